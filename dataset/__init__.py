@@ -1,0 +1,1 @@
+"""Raw catalogues and behaviour logs become canonical tables under contract."""

@@ -1,0 +1,1 @@
+"""One module per public raw format; each exposes ``load(folder) -> Tables``."""

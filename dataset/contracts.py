@@ -1,0 +1,152 @@
+"""The canonical tables: pyarrow schemas, vocabularies and the error every door raises.
+
+Everything downstream reads these tables and nothing else. Ids are int64 and never row numbers; the source's own
+id is kept in ``external_id``. Every time is UTC with microseconds (DuckDB refuses nanoseconds, and a naive
+datetime is the commonest silent leak).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+TIME = pa.timestamp("us", tz="UTC")
+
+ITEMS = pa.schema(
+    [
+        pa.field("item_id", pa.int64(), nullable=False),
+        pa.field("external_id", pa.string(), nullable=False),
+        pa.field("title", pa.string()),
+        pa.field("description", pa.string()),
+        pa.field("category", pa.list_(pa.string()), nullable=False),  # path, broadest first; may be empty
+        pa.field("attributes", pa.map_(pa.string(), pa.string()), nullable=False),
+        pa.field("price", pa.float32()),  # in the source's own unit
+        pa.field("spu", pa.int64(), nullable=False),  # product code: variants of one product share it
+        pa.field("image_id", pa.string()),  # content hash, key of IMAGES
+        pa.field("first_seen", TIME, nullable=False),
+    ]
+)
+IMAGES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),  # first 16 hex digits of the sha256 of ``bytes``
+        pa.field("bytes", pa.binary(), nullable=False),  # an encoded picture (JPEG or PNG)
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+    ]
+)
+USERS = pa.schema(
+    [
+        pa.field("user_id", pa.int64(), nullable=False),
+        pa.field("external_id", pa.string(), nullable=False),
+        pa.field("age", pa.float32()),  # years
+        pa.field("segment", pa.string()),  # the source's own grouping of users
+        pa.field("first_seen", TIME, nullable=False),
+    ]
+)
+EVENTS = pa.schema(
+    [
+        pa.field("event_id", pa.int64(), nullable=False),
+        pa.field("user_id", pa.int64(), nullable=False),
+        pa.field("item_id", pa.int64(), nullable=False),
+        pa.field("type", pa.string(), nullable=False),  # one of EVENT_TYPES
+        pa.field("event_time", TIME, nullable=False),
+        pa.field("available_time", TIME, nullable=False),  # when a system could first have known it; > event_time
+        pa.field("query_id", pa.int64()),
+        pa.field("position", pa.int32()),  # 0-based place in the slate of ``request_id``
+        pa.field("request_id", pa.int64()),
+        pa.field("value", pa.float32()),  # the rating, for ratings
+    ]
+)
+QUERIES = pa.schema(
+    [
+        pa.field("query_id", pa.int64(), nullable=False),
+        pa.field("text", pa.string()),
+        pa.field("image_id", pa.string()),  # an image search; key of IMAGES
+    ]
+)
+JUDGEMENTS = pa.schema(
+    [
+        pa.field("query_id", pa.int64(), nullable=False),
+        pa.field("item_id", pa.int64(), nullable=False),
+        pa.field("relevance", pa.float32(), nullable=False),  # 0 irrelevant .. 1 exactly what was asked for
+        pa.field("part", pa.string(), nullable=False),  # "train" or "test"
+    ]
+)
+QUARANTINE = pa.schema(
+    [
+        pa.field("table", pa.string(), nullable=False),
+        pa.field("rule", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),  # row number in the source table
+        pa.field("value", pa.string(), nullable=False),  # the offending value, as text
+    ]
+)
+SCHEMAS = {
+    "items": ITEMS,
+    "images": IMAGES,
+    "users": USERS,
+    "events": EVENTS,
+    "queries": QUERIES,
+    "judgements": JUDGEMENTS,
+}
+
+EVENT_TYPES = ("impression", "click", "cart", "purchase", "rating")
+LIKED_RATING = 4.0  # a rating of at least this counts as positive feedback
+# What a behaviour sequence remembers of an event. 0 is padding; impressions are not behaviour.
+BEHAVIOUR_CODES = {"click": 1, "cart": 2, "purchase": 3, "liked": 4, "disliked": 5}
+POSITIVE_CODES = (1, 2, 3, 4)
+
+
+class DataError(ValueError):
+    """Input that breaks the contract: what was expected, what came, how many, the first offenders, what to do."""
+
+
+def behaviour_codes(types: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Code each event for behaviour sequences; impressions get 0.
+
+    Args:
+        types: string, members of EVENT_TYPES.
+        values: float32, the rating of rating events, null elsewhere.
+
+    Returns:
+        int64 codes of BEHAVIOUR_CODES, same length.
+    """
+    kind = np.asarray(types.to_pylist(), dtype=object)
+    value = values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
+    codes = np.zeros(len(kind), dtype=np.int64)
+    for name in ("click", "cart", "purchase"):
+        codes[kind == name] = BEHAVIOUR_CODES[name]
+    rating = kind == "rating"
+    liked = rating & (np.nan_to_num(value.astype(np.float64), nan=0.0) >= LIKED_RATING)
+    codes[liked] = BEHAVIOUR_CODES["liked"]
+    codes[rating & ~liked] = BEHAVIOUR_CODES["disliked"]
+    return codes
+
+
+def content_hash(content: bytes) -> str:
+    """Identity of a picture: the first 16 hex digits of the sha256 of its bytes."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def stable_ids(external: Sequence[str]) -> np.ndarray:
+    """Map the source's string ids to int64, the same on every machine and in every run.
+
+    Ids that are decimal numbers keep their value (so an H&M article number stays readable); others get the
+    first 63 bits of their sha256.
+
+    Raises:
+        DataError: two different external ids map to the same int64.
+    """
+    unique = list(dict.fromkeys(external))
+    numeric = all(text.isascii() and text.isdigit() and len(text) <= 18 for text in unique)
+    if numeric:
+        mapped = {text: int(text) for text in unique}
+    else:
+        mapped = {
+            text: int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1 for text in unique
+        }
+    if len(set(mapped.values())) != len(unique):
+        raise DataError(f"{len(unique)} external ids map to {len(set(mapped.values()))} integers: ids collide")
+    return np.fromiter((mapped[text] for text in external), dtype=np.int64, count=len(external))

@@ -1,0 +1,1 @@
+"""An item (image, title, attributes) or a query becomes a vector: the MOON encoder."""

@@ -1,0 +1,1 @@
+"""Artifacts become numbers: textbook metrics, baselines, controls, the report."""

@@ -1,0 +1,51 @@
+"""The frame: what the models see, identical whether it was read offline (training) or online (serving)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class History:
+    """Behaviour sequences of R requests, oldest first, newest last, at most K each, all before the request.
+
+    Attributes:
+        offsets: int64 of shape (R + 1); request r owns rows offsets[r]:offsets[r + 1].
+        item_id: int64 of shape (T).
+        code: int64 of shape (T), values of ``dataset.contracts.BEHAVIOUR_CODES``.
+        time_us: int64 of shape (T), event time in microseconds since 1970 UTC.
+    """
+
+    offsets: np.ndarray
+    item_id: np.ndarray
+    code: np.ndarray
+    time_us: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
+class Frame:
+    """R requests and their C candidates with every stored feature the models read.
+
+    Attributes:
+        requests: R rows: request_id int64, user_id int64, time timestamp[us, UTC], query_id int64 (null: none),
+            then the user features (see ``feature_repo.views``).
+        candidates: C rows, grouped by request in the order of ``requests``: item_id int64, then the item
+            features; training frames also carry label float32 and position int64 (null when not logged).
+            Columns named ``match_*`` (float32) are retrieval scores of the (request, item) pair.
+        offsets: int64 of shape (R + 1); request r owns candidates offsets[r]:offsets[r + 1].
+        history: behaviour of each request's user before its time.
+    """
+
+    requests: pa.Table
+    candidates: pa.Table
+    offsets: np.ndarray
+    history: History
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1

@@ -1,0 +1,186 @@
+"""Artifacts: the only interface between stages.
+
+An artifact is a directory with a ``manifest.json`` naming its kind, configuration, parents and the sha256
+of every file. It is written under a temporary name, fsynced and renamed, so a half-written artifact does not
+exist; it is verified when opened, so a damaged one is refused with the command that makes it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class ArtifactError(RuntimeError):
+    """An artifact is missing, damaged, of the wrong kind, or made from other parents than expected."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artifact on disk.
+
+    Attributes:
+        path: its directory.
+        kind: what it holds, e.g. ``"embedding"``.
+        id: 16 hex digits over kind, configuration, parents and file hashes: equal ids mean equal content.
+        config: the complete configuration that made it (JSON values).
+        parents: role -> artifact id of everything it was made from.
+    """
+
+    path: Path
+    kind: str
+    id: str
+    config: dict[str, Any]
+    parents: dict[str, str]
+
+    def file(self, name: str) -> Path:
+        """Path of one of the artifact's files."""
+        return self.path / name
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _identity(manifest: Mapping[str, Any]) -> str:
+    canonical = json.dumps(
+        {key: manifest[key] for key in ("schema_version", "kind", "config", "parents", "files")}, sort_keys=True
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _rows(path: Path) -> int | None:
+    if path.suffix != ".parquet":
+        return None
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(path).num_rows)
+
+
+@contextlib.contextmanager
+def write_artifact(
+    path: Path, kind: str, config: Mapping[str, Any], parents: Mapping[str, Artifact] | None = None
+) -> Iterator[Path]:
+    """Yield an empty directory to fill; on a clean exit seal it with a manifest and rename it to ``path``.
+
+    An exception inside the block leaves whatever was at ``path`` untouched. An existing artifact is moved
+    aside first and removed last, so at every moment either the old or the new one can be opened.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    files: dict[str, dict[str, Any]] = {}
+    for file in sorted(p for p in temporary.rglob("*") if p.is_file()):
+        _fsync(file)
+        entry: dict[str, Any] = {"sha256": _sha256(file), "bytes": file.stat().st_size}
+        if (rows := _rows(file)) is not None:
+            entry["rows"] = rows
+        files[file.relative_to(temporary).as_posix()] = entry
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        "config": dict(config),
+        "parents": {role: parent.id for role, parent in (parents or {}).items()},
+        "files": files,
+    }
+    manifest["id"] = _identity(manifest)
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    _fsync(temporary / MANIFEST)
+    _fsync(temporary)
+    previous = path.with_name(path.name + ".previous")
+    if path.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        path.rename(previous)
+    temporary.rename(path)
+    _fsync(path.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def open_artifact(path: Path, kind: str, made_by: str) -> Artifact:
+    """Verify and open the artifact at ``path``.
+
+    Args:
+        path: its directory.
+        kind: the kind the caller can read.
+        made_by: the command that makes it, for the error message (``"moon embed"``).
+
+    Raises:
+        ArtifactError: missing, of another kind, a file missing, altered, or not in the manifest.
+    """
+    path = Path(path)
+    previous = path.with_name(path.name + ".previous")
+    if not path.exists() and previous.exists():
+        previous.rename(path)  # a kill between the two renames of write_artifact
+    again = f"Run '{made_by}' to make it again."
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: expected a {kind} artifact, found no {MANIFEST}. {again}") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path / MANIFEST}: not JSON ({error}). {again}") from None
+    expected_keys = {"schema_version", "kind", "config", "parents", "files", "id"}
+    if not isinstance(manifest, dict) or set(manifest) != expected_keys:
+        found = sorted(manifest) if isinstance(manifest, dict) else type(manifest).__name__
+        raise ArtifactError(f"{path / MANIFEST}: expected keys {sorted(expected_keys)}, found {found}. {again}")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path}: expected schema version {SCHEMA_VERSION}, found {manifest['schema_version']}. {again}"
+        )
+    if manifest["kind"] != kind:
+        raise ArtifactError(f"{path}: expected a {kind} artifact, found a {manifest['kind']} one. {again}")
+    present = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {MANIFEST}
+    listed = set(manifest["files"])
+    if present != listed:
+        raise ArtifactError(
+            f"{path}: {len(listed - present)} files missing {sorted(listed - present)[:3]}, "
+            f"{len(present - listed)} unknown {sorted(present - listed)[:3]}. {again}"
+        )
+    for name, entry in manifest["files"].items():
+        digest = _sha256(path / name)
+        if digest != entry["sha256"]:
+            raise ArtifactError(
+                f"{path / name}: expected sha256 {entry['sha256'][:12]}…, found {digest[:12]}…: "
+                f"the file changed after it was written. {again}"
+            )
+    if manifest["id"] != _identity(manifest):
+        raise ArtifactError(f"{path / MANIFEST}: its id does not match its content: it was edited. {again}")
+    return Artifact(path, kind, manifest["id"], manifest["config"], manifest["parents"])
+
+
+def require_parent(child: Artifact, role: str, parent: Artifact) -> None:
+    """Refuse a ``child`` that was made from another ``parent`` than the one at hand.
+
+    Raises:
+        ArtifactError: naming both ids; serving an index of one encoder with the ranker of another is silent
+            nonsense, so every consumer of two artifacts checks this.
+    """
+    if child.parents.get(role) != parent.id:
+        raise ArtifactError(
+            f"{child.path}: made from {role} {child.parents.get(role)}, but {parent.path} is {parent.id}. "
+            f"Run the later stage again so that both agree."
+        )

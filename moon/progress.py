@@ -1,0 +1,59 @@
+"""Progress of long work: a rich bar on a terminal, one line every ten seconds otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+LINE_EVERY_S = 10.0
+
+
+def track(items: Iterable[T], description: str, total: int | None = None, unit: str = "steps") -> Iterator[T]:
+    """Yield ``items`` while showing count, rate and time left.
+
+    Args:
+        items: what to iterate over.
+        description: the stage's verb, e.g. ``"embed items"``.
+        total: how many there will be; taken from ``len(items)`` when it has one.
+        unit: what is counted, for the rate.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    yield from _bar(items, description, total) if sys.stderr.isatty() else _lines(items, description, total, unit)
+
+
+def _bar(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total)
+        for item in items:
+            yield item
+            progress.advance(task)
+
+
+def _lines(items: Iterable[T], description: str, total: int | None, unit: str) -> Iterator[T]:
+    start = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if now - last >= LINE_EVERY_S:
+            last = now
+            _line(description, done, total, unit, now - start)
+    if done and time.monotonic() - start >= LINE_EVERY_S:
+        _line(description, done, total, unit, time.monotonic() - start)
+
+
+def _line(description: str, done: int, total: int | None, unit: str, elapsed_s: float) -> None:
+    rate = done / max(elapsed_s, 1e-9)
+    left = "" if total is None else f", {max(total - done, 0) / rate:.0f} s left"
+    of = "" if total is None else f"/{total}"
+    sys.stderr.write(f"  {description}: {done}{of} {unit}, {rate:.1f}/s{left}\n")
+    sys.stderr.flush()

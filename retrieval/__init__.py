@@ -1,0 +1,1 @@
+"""A request becomes candidates: exact and approximate search, item-to-item, query-to-item."""

@@ -1,0 +1,1 @@
+"""A request becomes an answer: candidates, features, one scoring function, HTTP."""
