@@ -55,7 +55,8 @@ def _sha256(path: Path) -> str:
 
 def _identity(manifest: Mapping[str, Any]) -> str:
     canonical = json.dumps(
-        {key: manifest[key] for key in ("schema_version", "kind", "config", "parents", "files")}, sort_keys=True
+        {key: manifest[key] for key in ("schema_version", "kind", "config", "parents", "files")},
+        sort_keys=True,
     )
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -146,7 +147,7 @@ def open_artifact(path: Path, kind: str, made_by: str) -> Artifact:
     expected_keys = {"schema_version", "kind", "config", "parents", "files", "id"}
     if not isinstance(manifest, dict) or set(manifest) != expected_keys:
         found = sorted(manifest) if isinstance(manifest, dict) else type(manifest).__name__
-        raise ArtifactError(f"{path / MANIFEST}: expected keys {sorted(expected_keys)}, found {found}. {again}")
+        raise ArtifactError(f"{path / MANIFEST}: expected {sorted(expected_keys)}, found {found}. {again}")
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise ArtifactError(
             f"{path}: expected schema version {SCHEMA_VERSION}, found {manifest['schema_version']}. {again}"

@@ -1,1 +1,141 @@
-"""placeholder written by the lead."""
+"""The command line: one verb per stage of the data's journey, and ``moon demo`` for all of them.
+
+raw catalogue + logs -> ``dataset`` -> tables under contract -> ``split`` -> ``store`` (feast apply)
+-> ``encoder`` (pretraining, post-training) -> ``embed`` -> ``item_embedding`` view -> ``materialize``
+-> ``retrieval`` (two-tower, co-occurrence, index) -> ``ranker`` (impressions -> point-in-time frame -> CTR model)
+-> ``evaluate`` -> ``serve``.
+
+Heavy imports live inside the commands, so that ``moon --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+OURS = {"moon", "dataset", "feature_repo", "encoder", "ranker", "retrieval", "serving", "evaluation"}
+
+app = typer.Typer(
+    help="Moon: a feature-store-centric multimodal recommender.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; default: the last one.")]
+DataOption = Annotated[str, typer.Option("--data", help="marketplace[:EVENTS] or FORMAT:FOLDER.")]
+SizeOption = Annotated[str | None, typer.Option("--size", help="nano, small or base; default: by the data.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]
+
+
+@app.command()
+def demo(
+    data: DataOption = "marketplace",
+    run: RunOption = None,
+    size: SizeOption = None,
+    seed: SeedOption = 0,
+    profile: ProfileOption = "embedded",
+) -> None:
+    """Run the whole journey on DATA, resuming where it was interrupted, and print what came out."""
+    from moon import journey, summary
+
+    settings = journey.start(data=data, folder=run, size_name=size, seed=seed, profile=profile)
+    journey.travel(settings)
+    typer.echo(summary.text(settings.folder))
+
+
+def _stage(verb: str, run: Path | None) -> None:
+    from moon import journey
+
+    journey.redo(journey.load(run), verb)
+
+
+@app.command()
+def dataset(
+    data: DataOption = "marketplace",
+    run: RunOption = None,
+    size: SizeOption = None,
+    seed: SeedOption = 0,
+    profile: ProfileOption = "embedded",
+) -> None:
+    """Simulate the marketplace or import real data into canonical tables."""
+    from moon import journey
+
+    journey.redo(journey.start(data=data, folder=run, size_name=size, seed=seed, profile=profile), "dataset")
+
+
+@app.command()
+def split(run: RunOption = None) -> None:
+    """Cut the log in time: what is learned from, what trains the ranker, what tests it."""
+    _stage("split", run)
+
+
+@app.command()
+def store(run: RunOption = None) -> None:
+    """Write the feature sources and apply the Feast repository."""
+    _stage("store", run)
+
+
+@app.command()
+def encoder(run: RunOption = None) -> None:
+    """Train the MOON encoder: pretraining, then post-training."""
+    _stage("encoder", run)
+
+
+@app.command()
+def embed(run: RunOption = None) -> None:
+    """Embed every item and query, and publish the vectors to the feature store."""
+    _stage("embed", run)
+
+
+@app.command()
+def materialize(run: RunOption = None) -> None:
+    """Load the latest features into the online store."""
+    _stage("materialize", run)
+
+
+@app.command()
+def retrieval(run: RunOption = None) -> None:
+    """Train the two-tower model, count co-occurrences, build the index."""
+    _stage("retrieval", run)
+
+
+@app.command()
+def ranker(run: RunOption = None) -> None:
+    """Train the ranker from point-in-time frames, with its ID-only and shuffled-embedding controls."""
+    _stage("ranker", run)
+
+
+@app.command()
+def evaluate(run: RunOption = None) -> None:
+    """Measure encoder, retrieval and ranking against named baselines; write metrics.json and report.html."""
+    _stage("evaluate", run)
+
+
+@app.command()
+def serve(
+    run: RunOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    profile: Annotated[str | None, typer.Option("--profile", help="embedded or redis.")] = None,
+) -> None:
+    """Answer /recommend, /search and /similar over HTTP from a finished run."""
+    from moon import journey
+
+    journey.serve(journey.load(run), host=host, port=port, profile=profile)
+
+
+def main() -> None:
+    """Entry point: errors of the four doors are printed as one message, not as a traceback."""
+    try:
+        app()
+    except (ValueError, RuntimeError, FileNotFoundError, PermissionError) as error:
+        if type(error).__module__.split(".")[0] not in OURS:
+            raise
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(1)

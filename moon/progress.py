@@ -22,7 +22,9 @@ def track(items: Iterable[T], description: str, total: int | None = None, unit: 
     """
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
-    yield from _bar(items, description, total) if sys.stderr.isatty() else _lines(items, description, total, unit)
+    yield from (
+        _bar(items, description, total) if sys.stderr.isatty() else _lines(items, description, total, unit)
+    )
 
 
 def _bar(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:

@@ -10,7 +10,7 @@ class Size:
     """Everything a size name fixes.
 
     Attributes:
-        name: ``nano`` (tests, the simulated marketplace), ``small`` (two CPU cores, real data), ``base`` (a GPU).
+        name: ``nano`` (tests, the simulated shop), ``small`` (two CPU cores, real data), ``base`` (a GPU).
         item_width: width of the item and query vectors written to the store (Matryoshka prefixes halve it).
         hidden: width of the multimodal backbone.
         layers: depth of its vision and of its language side.
@@ -41,9 +41,29 @@ class Size:
 SIZES = {
     size.name: size
     for size in (
-        Size("nano", item_width=64, hidden=96, layers=2, image_px=32, text_tokens=32, id_width=16, history=50),
-        Size("small", item_width=128, hidden=128, layers=2, image_px=64, text_tokens=48, id_width=32, history=100),
-        Size("base", item_width=256, hidden=768, layers=12, image_px=224, text_tokens=128, id_width=64, history=200),
+        Size(
+            "nano", item_width=64, hidden=96, layers=2, image_px=32, text_tokens=32, id_width=16, history=50
+        ),
+        Size(
+            "small",
+            item_width=128,
+            hidden=128,
+            layers=2,
+            image_px=64,
+            text_tokens=48,
+            id_width=32,
+            history=100,
+        ),
+        Size(
+            "base",
+            item_width=256,
+            hidden=768,
+            layers=12,
+            image_px=224,
+            text_tokens=128,
+            id_width=64,
+            history=200,
+        ),
     )
 }
 

@@ -1,0 +1,50 @@
+# Every target works from a clean clone; the first one sets up .venv from the pinned lock.
+PYTHON ?= python3.11
+LOCK ?= requirements/cpu.lock
+DATA ?= marketplace
+BIN := .venv/bin
+
+# One thread pool that sleeps between kernels: a spinning one is many times slower on a shared machine.
+export OMP_WAIT_POLICY = passive
+
+.PHONY: help setup demo test check fmt serve lock clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+# torch goes first and with its own dependencies, so that a CUDA build brings its libraries; everything else is
+# pinned and installed without dependency resolution, because torchrec asks for the CUDA fbgemm, which would
+# overwrite the CPU one.
+.venv/ready: $(LOCK) pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -E '^torch==' $(LOCK))"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+setup: .venv/ready  ## create .venv and install the pinned lock
+
+demo: .venv/ready  ## run the whole journey: make demo [DATA=hm_fashion:FOLDER]
+	$(BIN)/moon demo --data "$(DATA)"
+
+test: .venv/ready  ## run the tests
+	$(BIN)/python -m pytest
+
+check: .venv/ready  ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: .venv/ready  ## format and fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+serve: .venv/ready  ## answer requests from the last run
+	$(BIN)/moon serve
+
+lock: .venv/ready  ## write the lock from what is installed in .venv
+	$(BIN)/python requirements/write_lock.py > $(LOCK).new && mv $(LOCK).new $(LOCK)
+
+clean:  ## remove the environment and every run
+	rm -rf .venv runs feature_repo/data

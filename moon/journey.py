@@ -1,0 +1,203 @@
+"""The data's journey: the stages in order, where each left off, and how to go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from moon.sizes import Size, size
+
+RUNS = Path("runs")
+LAST = RUNS / "last.json"
+
+
+class JourneyError(ValueError):
+    """A stage was asked for before the one it needs, or a run folder holds another run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One journey: a folder and the four choices everything in it follows from.
+
+    Attributes:
+        folder: where every artifact of the run lives.
+        data: ``marketplace[:EVENTS]`` or ``FORMAT:FOLDER``.
+        size_name: the dial, see ``moon.sizes``.
+        seed: seed of everything random.
+        profile: online store, ``embedded`` (SQLite) or ``redis``.
+    """
+
+    folder: Path
+    data: str
+    size_name: str
+    seed: int
+    profile: str
+
+    @property
+    def size(self) -> Size:
+        """The size this run was started with."""
+        return size(self.size_name)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One arrow of the journey."""
+
+    verb: str
+    says: str
+    work: Callable[[Run], None]
+
+
+def stages() -> tuple[Stage, ...]:
+    """The stages in order; the verbs are the commands of ``moon``."""
+    from moon import stages as work
+
+    return (
+        Stage("dataset", "raw catalogue and logs -> canonical tables", work.dataset),
+        Stage("split", "events -> what is learned from, what trains the ranker, what tests it", work.split),
+        Stage("store", "tables -> Feast sources and registry (feast apply)", work.store),
+        Stage(
+            "encoder", "catalogue and behaviour -> MOON encoder (pretraining, post-training)", work.encoder
+        ),
+        Stage("embed", "items and queries -> versioned vectors in the store", work.embed),
+        Stage("materialize", "offline features -> online store (feast materialize)", work.materialize),
+        Stage("retrieval", "history -> candidates: co-occurrence, two-tower, index", work.retrieval),
+        Stage("ranker", "point-in-time frames -> CTR model and its controls", work.ranker),
+        Stage("evaluate", "artifacts -> metrics.json and report.html", work.evaluate),
+    )
+
+
+def start(data: str, folder: Path | None, size_name: str | None, seed: int, profile: str) -> Run:
+    """Create or reopen the run of ``data``.
+
+    Raises:
+        JourneyError: the folder already holds a run with other choices.
+        ValueError: unknown size or profile.
+    """
+    name = data.partition(":")[0]
+    if profile not in ("embedded", "redis"):
+        raise JourneyError(f"unknown profile {profile!r}: expected embedded or redis")
+    chosen = size(size_name or ("nano" if name == "marketplace" else "small"))
+    run = Run(folder or RUNS / name, data, chosen.name, seed, profile)
+    record = run.folder / "run.json"
+    if record.exists():
+        known = load(run.folder)
+        if known != run:
+            raise JourneyError(
+                f"{run.folder} holds the run {_choices(known)}, asked for {_choices(run)}. "
+                f"Choose another folder with --run, or remove this one."
+            )
+    run.folder.mkdir(parents=True, exist_ok=True)
+    _write_json(record, _choices(run))
+    RUNS.mkdir(exist_ok=True)
+    _write_json(LAST, {"folder": str(run.folder)})
+    return run
+
+
+def load(folder: Path | None) -> Run:
+    """Reopen a run; without a folder, the last one.
+
+    Raises:
+        JourneyError: there is none.
+    """
+    if folder is None:
+        if not LAST.exists():
+            raise JourneyError("no run yet: start one with 'moon demo'")
+        folder = Path(json.loads(LAST.read_text())["folder"])
+    record = folder / "run.json"
+    if not record.exists():
+        raise JourneyError(f"{folder} holds no run: start one with 'moon demo --run {folder}'")
+    return Run(folder=folder, **json.loads(record.read_text()))
+
+
+def travel(run: Run) -> None:
+    """Run every stage that is not done yet, in order; a finished one is not repeated."""
+    todo = stages()
+    for number, stage in enumerate(todo, start=1):
+        _say(f"[{number}/{len(todo)}] {stage.verb}: {stage.says}")
+        if _done(run, stage.verb):
+            _say("  already done")
+        else:
+            _work(run, stage)
+
+
+def redo(run: Run, verb: str) -> None:
+    """Run one stage now; what comes after it must be run again.
+
+    Raises:
+        JourneyError: an earlier stage is missing.
+    """
+    for stage in stages():
+        if stage.verb == verb:
+            for later in stages()[stages().index(stage) :]:
+                _stamp(run, later.verb).unlink(missing_ok=True)
+            _work(run, stage)
+            return
+        if not _done(run, stage.verb):
+            raise JourneyError(
+                f"{run.folder}: '{verb}' needs '{stage.verb}' first. "
+                f"Run 'moon {stage.verb}', or 'moon demo --data {run.data}' for everything."
+            )
+
+
+def timings(run: Run) -> dict[str, float]:
+    """Seconds each finished stage took."""
+    return {
+        stage.verb: float(json.loads(_stamp(run, stage.verb).read_text())["seconds"])
+        for stage in stages()
+        if _stamp(run, stage.verb).exists()
+    }
+
+
+def serve(run: Run, host: str, port: int, profile: str | None) -> None:
+    """Serve a finished run over HTTP until interrupted."""
+    from moon import stages as work
+
+    for stage in stages():
+        if not _done(run, stage.verb):
+            raise JourneyError(
+                f"{run.folder}: '{stage.verb}' is not done. Run 'moon demo --data {run.data}'."
+            )
+    work.serve(run, host, port, profile or run.profile)
+
+
+def _work(run: Run, stage: Stage) -> None:
+    began = time.monotonic()
+    stage.work(run)
+    seconds = time.monotonic() - began
+    _stamp(run, stage.verb).parent.mkdir(exist_ok=True)
+    _write_json(_stamp(run, stage.verb), {"key": _key(run, stage.verb), "seconds": round(seconds, 2)})
+    _say(f"  done in {seconds:.0f} s")
+
+
+def _stamp(run: Run, verb: str) -> Path:
+    return run.folder / "stages" / f"{verb}.json"
+
+
+def _done(run: Run, verb: str) -> bool:
+    stamp = _stamp(run, verb)
+    return stamp.exists() and json.loads(stamp.read_text())["key"] == _key(run, verb)
+
+
+def _key(run: Run, verb: str) -> str:
+    return hashlib.sha256(json.dumps([_choices(run), verb], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _choices(run: Run) -> dict[str, str | int]:
+    return {key: value for key, value in asdict(run).items() if key != "folder"}
+
+
+def _write_json(path: Path, content: dict) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.rename(path)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
