@@ -1,0 +1,346 @@
+"""The item index: inner-product search that is exact under every filter, and says so when it is not.
+
+Catalogues up to ``EXACT_LIMIT`` items are scanned; larger ones answer unfiltered queries from inverted lists
+whose recall was measured when they were built. A category is a path such as ``"Women > Shoes"``; items are
+sorted by path, so a category and all it contains is one slice, and a filtered query scans only that slice: an
+approximate index loses almost everything there, because the allowed items lie far from the query.
+
+Legend: B queries, N items, D width, k answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file, save_file
+
+from moon.artifacts import Artifact, open_artifact, write_artifact
+from retrieval.jagged import best_first
+
+EXACT_LIMIT = 300_000
+RECALL_GATE = 0.99
+SEPARATOR = " > "
+GATE_QUERIES = 256
+GATE_K = 10
+
+
+def category_path(parts: Sequence[str]) -> str:
+    """One string for a category path, broadest part first: ``["Women", "Shoes"]`` is ``"Women > Shoes"``."""
+    return SEPARATOR.join(parts)
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """Inverted lists over the whole catalogue, with the recall@10 measured against the exact answer."""
+
+    lists: Any  # faiss.IndexIVF; faiss types what its factory and reader return as plain Index
+    recall: float
+
+
+class ItemIndex:
+    """Items and their vectors, searchable by inner product.
+
+    Attributes:
+        ids: int64 [N] in storage order (category path, then id). Row numbers never leave this class.
+        matrix: float32 [N, D] in the same order.
+        paths: N category paths in the same order.
+        artifact: where it was opened from; None for one built in memory.
+    """
+
+    def __init__(
+        self,
+        ids: np.ndarray,
+        matrix: np.ndarray,
+        paths: Sequence[str],
+        approximation: Approximation | None = None,
+        artifact: Artifact | None = None,
+    ) -> None:
+        self.ids, self.matrix, self.paths = ids, matrix, list(paths)
+        self.approximation, self.artifact = approximation, artifact
+        self._by_id = np.argsort(ids, kind="stable")
+        self._slices = _slices(self.paths)
+        self._flat = faiss.IndexFlatIP(matrix.shape[1])
+        self._flat.add(matrix)
+        self._largest_norm = (
+            float(np.sqrt((matrix.astype(np.float64) ** 2).sum(1).max())) if len(ids) else 0.0
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def width(self) -> int:
+        """D, the width of the vectors."""
+        return int(self.matrix.shape[1])
+
+    @property
+    def categories(self) -> list[str]:
+        """Every path that can be asked for, broadest first, sorted."""
+        return sorted(self._slices)
+
+    @classmethod
+    def build(
+        cls,
+        ids: np.ndarray,
+        matrix: np.ndarray,
+        categories: Sequence[str] | None = None,
+        exact_limit: int = EXACT_LIMIT,
+    ) -> ItemIndex:
+        """Index ``matrix`` float32 [N, D] under ``ids`` int64 [N].
+
+        Args:
+            ids: the items' ids, any order, unique.
+            matrix: their vectors; unit norm makes the scores cosines.
+            categories: one path per item (see ``category_path``); None: no categories, ``""``: uncategorised.
+            exact_limit: catalogues larger than this also get inverted lists.
+
+        Raises:
+            ValueError: lengths differ, ids repeat or are negative, a vector is not finite.
+        """
+        ids = np.asarray(ids, dtype=np.int64)
+        matrix = np.ascontiguousarray(matrix, dtype=np.float32)
+        paths = [""] * len(ids) if categories is None else list(categories)
+        _check(ids, matrix, paths)
+        keys = [tuple(path.split(SEPARATOR)) for path in paths]
+        order = np.array(sorted(range(len(ids)), key=lambda row: (keys[row], ids[row])), dtype=np.int64)
+        matrix = matrix[order]
+        approximation = _approximate(matrix) if len(ids) > exact_limit else None
+        return cls(ids[order], matrix, [paths[row] for row in order], approximation)
+
+    def save(self, out: Path, parents: Mapping[str, Artifact]) -> Artifact:
+        """Write the index as an artifact of kind ``index``."""
+        config = {"items": len(self), "width": self.width, "recall": 1.0, "probes": 0}
+        if self.approximation is not None:
+            config |= {"recall": self.approximation.recall, "probes": self.approximation.lists.nprobe}
+        with write_artifact(out, "index", config, parents) as folder:
+            save_file({"item_id": self.ids, "vector": self.matrix}, folder / "items.safetensors")
+            pq.write_table(
+                pa.table({"item_id": self.ids, "category": self.paths}), folder / "categories.parquet"
+            )
+            if self.approximation is not None:
+                faiss.write_index(self.approximation.lists, str(folder / "lists.faiss"))
+        return open_artifact(out, "index", "moon index")
+
+    @classmethod
+    def open(cls, path: Path) -> ItemIndex:
+        """Open a saved index; its files are verified by their sha256, which faiss itself does not do.
+
+        Raises:
+            ArtifactError: missing, damaged or of another kind.
+        """
+        artifact = open_artifact(path, "index", "moon index")
+        tensors = load_file(artifact.file("items.safetensors"))
+        paths = pq.read_table(artifact.file("categories.parquet"))["category"].to_pylist()
+        approximation = None
+        if artifact.file("lists.faiss").exists():
+            lists = faiss.read_index(str(artifact.file("lists.faiss")))
+            approximation = Approximation(lists, float(artifact.config["recall"]))
+        return cls(tensors["item_id"], tensors["vector"], paths, approximation, artifact)
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Storage rows int64 of ``ids``, -1 where unknown, to align arrays with ``ids``."""
+        ids = np.asarray(ids, dtype=np.int64)
+        if len(self) == 0:
+            return np.full(len(ids), -1, dtype=np.int64)
+        place = np.searchsorted(self.ids, ids, sorter=self._by_id).clip(max=len(self) - 1)
+        rows = self._by_id[place]
+        return np.where(self.ids[rows] == ids, rows, -1)
+
+    def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors float32 [n, D] of ``ids`` (zeros where unknown) and which were found, bool [n]."""
+        rows = self.rows(ids)
+        found = rows >= 0
+        vectors = np.zeros((len(rows), self.width), dtype=np.float32)
+        vectors[found] = self.matrix[rows[found]]
+        return vectors, found
+
+    def contains(self, ids: np.ndarray, category: str | None = None) -> np.ndarray:
+        """Which ``ids`` are in the index (and in ``category``), bool [n]."""
+        start, stop = self._slice(category)
+        rows = self.rows(ids)
+        return (rows >= start) & (rows < stop)
+
+    def search(
+        self,
+        query: np.ndarray,
+        k: int,
+        category: str | None = None,
+        exclude: np.ndarray | None = None,
+        allowed: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k items of largest inner product with each query, score descending then id ascending.
+
+        Args:
+            query: float32 [D] or [B, D].
+            k: how many, at least 1.
+            category: only items whose path is, or starts with, this one; an unknown one has no items.
+            exclude: int64 ids never to answer; ids the index does not hold are no error.
+            allowed: int64 ids, the only ones that may be answered.
+
+        Returns:
+            ids int64 and scores float32, each of shape [k'] or [B, k'], where k' = min(k, items that pass the
+            filters). A score is the float64 inner product rounded once, so it does not depend on the batch.
+
+        Raises:
+            ValueError: k < 1, a query of another width or with a value that is not finite.
+        """
+        query = np.asarray(query, dtype=np.float32)
+        if k < 1:
+            raise ValueError(f"k is {k}: expected at least 1")
+        if query.ndim not in (1, 2) or query.shape[-1] != self.width:
+            raise ValueError(f"query of shape {query.shape}: expected [{self.width}] or [B, {self.width}]")
+        queries = np.ascontiguousarray(np.atleast_2d(query))
+        if not np.isfinite(queries).all():
+            bad = np.flatnonzero(~np.isfinite(queries).all(1))
+            raise ValueError(f"{len(bad)} of {len(queries)} queries are not finite (rows {bad[:3].tolist()})")
+        rows = self._passing(category, exclude, allowed)
+        k = min(k, len(self) if rows is None else len(rows))
+        if k == 0:
+            ids, scores = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+        elif rows is None and self.approximation is not None:
+            ids, scores = self._probe(queries, k)
+        else:
+            ids, scores = self._scan(queries, k, rows)
+        return (ids[0], scores[0]) if query.ndim == 1 else (ids, scores)
+
+    def _slice(self, category: str | None) -> tuple[int, int]:
+        return (0, len(self)) if category is None else self._slices.get(category, (0, 0))
+
+    def _passing(
+        self, category: str | None, exclude: np.ndarray | None, allowed: np.ndarray | None
+    ) -> np.ndarray | None:
+        """Storage rows that pass the filters, ascending; None when all do."""
+        start, stop = self._slice(category)
+        if allowed is not None:
+            rows = np.unique(self.rows(allowed))
+            rows = rows[(rows >= start) & (rows < stop)]
+        else:
+            rows = np.arange(start, stop, dtype=np.int64)
+        if exclude is not None and len(exclude):
+            rows = np.setdiff1d(rows, self.rows(exclude), assume_unique=False)
+        return None if len(rows) == len(self) else rows
+
+    def _scan(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Exact search among ``rows`` (None: all).
+
+        The scan's float32 sums depend on batch shape and row position, so rows that may belong to the answer
+        (within the rounding bound of the k-th) are scored again in float64; equal vectors then tie exactly.
+        """
+        count = len(self) if rows is None else len(rows)
+        selector = None if rows is None else self._selector(rows)
+        parameters = None if selector is None else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+        ids = np.empty((len(queries), k), np.int64)
+        scores = np.empty((len(queries), k), np.float32)
+        slack = (
+            2 * self.width * np.finfo(np.float32).eps * self._largest_norm * np.linalg.norm(queries, axis=1)
+        )
+        pending, fetch = np.arange(len(queries)), min(count, k + 8)
+        while len(pending):
+            rough, found = self._flat.search(queries[pending], fetch, params=parameters)
+            settled = np.full(len(pending), fetch == count) | (
+                rough[:, -1] < rough[:, k - 1] - slack[pending]
+            )
+            for place in np.flatnonzero(settled):
+                row = pending[place]
+                ids[row], scores[row] = self._rescored(queries[row], found[place], k)
+            pending, fetch = pending[~settled], min(count, fetch * 4)
+        return ids, scores
+
+    def _selector(self, rows: np.ndarray) -> faiss.IDSelector:
+        if rows[-1] - rows[0] + 1 == len(rows):
+            return faiss.IDSelectorRange(int(rows[0]), int(rows[-1]) + 1)
+        if len(rows) * 8 < len(self):
+            return faiss.IDSelectorArray(rows)
+        passing = np.zeros(len(self), dtype=bool)
+        passing[rows] = True
+        return faiss.IDSelectorBitmap(np.packbits(passing, bitorder="little"))  # type: ignore[call-arg, arg-type]
+
+    def _rescored(self, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        exact = self.matrix[rows].astype(np.float64) @ query.astype(np.float64)
+        return best_first(self.ids[rows], exact.astype(np.float32), k)
+
+    def _probe(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Approximate search; queries whose lists hold fewer than k items are scanned instead."""
+        assert self.approximation is not None
+        _, found = self.approximation.lists.search(queries, k)
+        ids, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+        short = (found < 0).any(1)
+        for row in np.flatnonzero(~short):
+            ids[row], scores[row] = self._rescored(queries[row], found[row], k)
+        if short.any():
+            ids[short], scores[short] = self._scan(queries[short], k, None)
+        return ids, scores
+
+
+def build_index(
+    ids: np.ndarray,
+    matrix: np.ndarray,
+    categories: Sequence[str] | None,
+    out: Path,
+    parents: Mapping[str, Artifact],
+) -> Artifact:
+    """Build an index and write it as an artifact (see ``ItemIndex.build``)."""
+    return ItemIndex.build(ids, matrix, categories).save(out, parents)
+
+
+def _check(ids: np.ndarray, matrix: np.ndarray, paths: Sequence[str]) -> None:
+    if matrix.ndim != 2 or not len(ids) == len(matrix) == len(paths):
+        raise ValueError(
+            f"{len(ids)} ids, vectors of shape {matrix.shape}, {len(paths)} categories: expected one each"
+        )
+    unique, counts = np.unique(ids, return_counts=True)
+    if len(unique) != len(ids) or (len(ids) and unique[0] < 0):
+        bad = unique[(counts > 1) | (unique < 0)]
+        raise ValueError(f"{len(bad)} of {len(unique)} item ids repeat or are negative ({bad[:3].tolist()})")
+    finite = np.isfinite(matrix).all(1)
+    if not finite.all():
+        bad = ids[~finite]
+        raise ValueError(
+            f"{len(bad)} of {len(ids)} vectors are not finite (item_id {bad[:3].tolist()}). Run 'moon embed'."
+        )
+
+
+def _slices(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """First and past-the-last row of every path and of every beginning of a path."""
+    slices: dict[str, tuple[int, int]] = {}
+    for row, path in enumerate(paths):
+        parts = path.split(SEPARATOR) if path else []
+        for depth in range(1, len(parts) + 1):
+            prefix = category_path(parts[:depth])
+            slices[prefix] = (slices.get(prefix, (row, row))[0], row + 1)
+    return slices
+
+
+def _approximate(matrix: np.ndarray) -> Approximation | None:
+    """Inverted lists that reach RECALL_GATE, or None when probing a quarter of them does not.
+
+    Held-out queries are averages of pairs of items, so that none is its own nearest neighbour.
+    """
+    count, width = matrix.shape
+    cells = max(1, int(4 * math.sqrt(count)))
+    lists: Any = faiss.index_factory(width, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
+    rng = np.random.default_rng(0)
+    lists.train(matrix[rng.choice(count, min(count, 40 * cells), replace=False)])
+    lists.add(matrix)
+    exact = faiss.IndexFlatIP(width)
+    exact.add(matrix)
+    pairs = rng.integers(0, count, size=(2, min(GATE_QUERIES, count)))
+    queries = (matrix[pairs[0]] + 0.25 * matrix[pairs[1]]).astype(np.float32)
+    _, truth = exact.search(queries, GATE_K)
+    probes = 8
+    while probes <= max(8, cells // 4):
+        lists.nprobe = probes
+        _, found = lists.search(queries, GATE_K)
+        hits = sum(len(np.intersect1d(row, wanted)) for row, wanted in zip(found, truth, strict=True))
+        if hits >= RECALL_GATE * truth.size:
+            return Approximation(lists, hits / truth.size)
+        probes *= 2
+    return None

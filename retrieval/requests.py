@@ -1,0 +1,206 @@
+"""What a request asks of retrieval: one at a time when serving, thousands at once when training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+
+from dataset.contracts import POSITIVE_CODES, TIME
+from feature_repo.frame import Frame, History
+
+HISTORY_ITEMS = 20  # the newest distinct items that speak for a user; older ones weigh less than 0.13
+RECENCY = 0.9  # weight of a behaviour relative to the next newer one
+
+NO_IDS = np.empty(0, dtype=np.int64)
+
+
+def history_of(item_ids: Sequence[int] | np.ndarray, code: int = 1) -> History:
+    """The history of one request from item ids alone, oldest first: a session that no store has seen."""
+    items = np.asarray(item_ids, dtype=np.int64)
+    return History(
+        offsets=np.array([0, len(items)], dtype=np.int64),
+        item_id=items,
+        code=np.full(len(items), code, dtype=np.int64),
+        time_us=np.zeros(len(items), dtype=np.int64),
+    )
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question: what should this user see now?
+
+    Attributes:
+        user_id: who asks.
+        history: behaviour of this one user, oldest first.
+        time: when, UTC.
+        query_vector: float32 [D] unit norm, the encoded text or picture of a search; None: no query.
+        category: only items under this path (see ``retrieval.index``); None: all.
+        exclude: int64 item ids never to answer.
+        user: one row of user features (``Frame.requests``), read by the two-tower source; None: unknown user.
+    """
+
+    user_id: int
+    history: History
+    time: datetime
+    query_vector: np.ndarray | None = None
+    category: str | None = None
+    exclude: np.ndarray = field(default_factory=lambda: NO_IDS)
+    user: pa.Table | None = None
+
+
+@dataclass(frozen=True)
+class Requests:
+    """R requests in columns.
+
+    Attributes:
+        history: behaviours of the R users.
+        query_vectors: float32 [R, D], rows of zeros where there is no query; None: nobody has one.
+        categories: R paths, None where any category will do.
+        exclude: R arrays of int64 item ids.
+        users: R rows of user features; None: the two-tower source answers nothing.
+    """
+
+    history: History
+    query_vectors: np.ndarray | None
+    categories: tuple[str | None, ...]
+    exclude: tuple[np.ndarray, ...]
+    users: pa.Table | None
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+    @classmethod
+    def of(cls, requests: Sequence[Request]) -> Requests:
+        """The same requests in columns. Users' features are kept when every request has them."""
+        histories = [request.history for request in requests]
+        counts = np.array([len(history.item_id) for history in histories], dtype=np.int64)
+        widths = {len(r.query_vector) for r in requests if r.query_vector is not None}
+        queries = None
+        if widths:
+            (width,) = widths
+            queries = np.zeros((len(requests), width), dtype=np.float32)
+            for row, request in enumerate(requests):
+                if request.query_vector is not None:
+                    queries[row] = request.query_vector
+        users = [request.user for request in requests if request.user is not None]
+        return cls(
+            history=History(
+                np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+                *(
+                    np.concatenate([getattr(h, name) for h in histories] or [NO_IDS])
+                    for name in ("item_id", "code", "time_us")
+                ),
+            ),
+            query_vectors=queries,
+            categories=tuple(request.category for request in requests),
+            exclude=tuple(request.exclude for request in requests),
+            users=pa.concat_tables(users) if requests and len(users) == len(requests) else None,
+        )
+
+    @classmethod
+    def from_frame(
+        cls, frame: Frame, query_vectors: np.ndarray | None = None, exclude_history: bool = False
+    ) -> Requests:
+        """The requests of a frame; its candidates are not looked at.
+
+        Args:
+            frame: R requests, offline or online.
+            query_vectors: float32 [R, D], zeros where a request has no query.
+            exclude_history: never answer what the user's history already holds.
+        """
+        bounds = frame.history.offsets
+        seen = [frame.history.item_id[bounds[r] : bounds[r + 1]] for r in range(len(frame))]
+        return cls(
+            history=frame.history,
+            query_vectors=query_vectors,
+            categories=(None,) * len(frame),
+            exclude=tuple(np.unique(items) for items in seen) if exclude_history else (NO_IDS,) * len(frame),
+            users=frame.requests,
+        )
+
+    def select(self, rows: np.ndarray) -> Requests:
+        """The requests at ``rows`` int64 [n], in that order."""
+        starts = self.history.offsets[rows]
+        counts = self.history.offsets[rows + 1] - starts
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        place = np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1])
+        return Requests(
+            history=History(
+                offsets,
+                self.history.item_id[place],
+                self.history.code[place],
+                self.history.time_us[place],
+            ),
+            query_vectors=None if self.query_vectors is None else self.query_vectors[rows],
+            categories=tuple(self.categories[row] for row in rows),
+            exclude=tuple(self.exclude[row] for row in rows),
+            users=None if self.users is None else self.users.take(pa.array(rows)),
+        )
+
+    def has_query(self) -> np.ndarray:
+        """Which requests carry a query vector, bool [R]."""
+        if self.query_vectors is None:
+            return np.zeros(len(self), dtype=bool)
+        return np.any(self.query_vectors != 0, axis=1)
+
+    def two_tower_frame(self) -> Frame:
+        """The users' side as a frame without candidates, for the two-tower model."""
+        assert self.users is not None
+        return Frame(
+            requests=self.users,
+            candidates=pa.table({"item_id": pa.array([], pa.int64())}),
+            offsets=np.zeros(len(self) + 1, dtype=np.int64),
+            history=self.history,
+        )
+
+
+@dataclass(frozen=True)
+class Interests:
+    """The items that speak for each user: distinct, positive, the newest HISTORY_ITEMS, newest first.
+
+    Attributes:
+        offsets: int64 of shape (R + 1).
+        item_id: int64 of shape (T).
+        weight: float32 of shape (T), RECENCY to the power of the item's rank from the newest.
+    """
+
+    offsets: np.ndarray
+    item_id: np.ndarray
+    weight: np.ndarray
+
+
+def interests(history: History) -> Interests:
+    """Weigh histories: an item counts once, at its newest positive behaviour; dislikes do not speak."""
+    counts = np.diff(history.offsets)
+    request = np.repeat(np.arange(len(history)), counts)
+    place = np.arange(len(history.item_id))
+    positive = np.isin(history.code, POSITIVE_CODES)
+    request, place, item_id = request[positive], place[positive], history.item_id[positive]
+    order = np.lexsort((-place, item_id, request))
+    request, place, item_id = request[order], place[order], item_id[order]
+    newest = np.ones(len(request), dtype=bool)
+    newest[1:] = (request[1:] != request[:-1]) | (item_id[1:] != item_id[:-1])
+    request, place, item_id = request[newest], place[newest], item_id[newest]
+    order = np.lexsort((-place, request))
+    request, item_id = request[order], item_id[order]
+    rank = np.arange(len(request)) - np.searchsorted(request, request)
+    kept = rank < HISTORY_ITEMS
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(request[kept], minlength=len(history)))])
+    weight = (RECENCY ** rank[kept]).astype(np.float32)
+    return Interests(offsets.astype(np.int64), item_id[kept], weight)
+
+
+def anonymous_user(user_id: int, time: datetime) -> pa.Table:
+    """The identifying columns of one request when no features could be read."""
+    return pa.table(
+        {
+            "request_id": pa.array([0], pa.int64()),
+            "user_id": pa.array([user_id], pa.int64()),
+            "time": pa.array([time], TIME),
+            "query_id": pa.array([None], pa.int64()),
+        }
+    )

@@ -1,0 +1,399 @@
+"""Where candidates come from: sources, their union, and the match scores the ranker reads.
+
+Every source can answer the same two questions: which items (``retrieve``), and how well does this pair match
+(``score``). The second one makes the ranker's ``match_*`` columns in training and in serving alike, for every
+candidate whoever proposed it, so the ranker never sees a number that serving would compute differently.
+
+Legend: R requests, C candidates, N items, D width, S sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from feature_repo.frame import Frame
+from retrieval.cooccurrence import Cooccurrence
+from retrieval.index import ItemIndex
+from retrieval.jagged import Retrieved, best_first, group_best, offsets_of, owners, stack
+from retrieval.requests import Interests, Request, Requests, interests
+
+CHUNK_REQUESTS = 4096
+CHUNK_PAIRS = 65_536
+FUSION = 60  # the constant of reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009)
+
+
+class VectorTable(Protocol):
+    """What sources need of ``feature_repo.vectors.Vectors``; an ``ItemIndex`` has it too."""
+
+    def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors float32 [n, D], zeros where unknown, and which were found, bool [n]."""
+        ...
+
+
+class UserTower(Protocol):
+    """What the two-tower source needs of ``ranker.two_tower.TwoTower``."""
+
+    def user_vectors(self, frame: Frame) -> np.ndarray:
+        """float32 [R, d] of unit norm."""
+        ...
+
+
+class Source(Protocol):
+    """A way to find items for a request."""
+
+    name: str
+
+    def retrieve_batch(self, requests: Requests, k: int) -> Retrieved:
+        """Each request's k best items, fewer when fewer exist or nothing is known about the request."""
+        ...
+
+    def score(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """How well each (request, item) pair matches, float32 [C]; 0 where the source has nothing to say."""
+        ...
+
+    def retrieve(self, request: Request, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """One request's ``(ids int64, scores float32)``, score descending then id ascending."""
+        return self.retrieve_batch(Requests.of([request]), k)[0]
+
+
+SideVectors = Callable[[Requests], tuple[np.ndarray, np.ndarray]]
+
+
+class VectorSource(Source):
+    """One vector per request, answered by the index: a mean history, a two-tower user, or a query.
+
+    Args:
+        name: what it is called in ``match_<name>``.
+        index: the items that may be answered, in the space of the vectors.
+        side: vectors float32 [R, D] of requests, and which requests have one, bool [R].
+    """
+
+    def __init__(self, name: str, index: ItemIndex, side: SideVectors) -> None:
+        self.name, self.index, self._side = name, index, side
+
+    def retrieve_batch(self, requests: Requests, k: int) -> Retrieved:
+        """Each request's k items of largest inner product; nothing for a request without a vector."""
+        return _filtered(requests, k, self._search)
+
+    def score(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Inner product of the request's and the item's vectors, float32 [C]."""
+        vectors, _ = self._side(requests)
+        request = owners(offsets)
+        out = np.zeros(len(item_id), dtype=np.float32)
+        for start in range(0, len(item_id), CHUNK_PAIRS):
+            rows = slice(start, start + CHUNK_PAIRS)
+            items, _ = self.index.gather(item_id[rows])
+            out[rows] = np.einsum("cd,cd->c", items, vectors[request[rows]])
+        return out
+
+    def _search(self, requests: Requests, k: int, category: str | None) -> Retrieved:
+        vectors, present = self._side(requests)
+        if not present.any():
+            return _nothing(len(requests))
+        ids, scores = self.index.search(vectors[present], k, category=category)
+        counts = np.where(present, ids.shape[1], 0)
+        return Retrieved(offsets_of(counts), ids.ravel(), scores.ravel())
+
+
+class SimilarSource(Source):
+    """Items like one of the user's latest: the largest recency-weighted cosine with any of them.
+
+    The k best of a maximum over history items are all among the k best of some history item, so merging one
+    index search per distinct item is exact whenever the index is.
+
+    Args:
+        index: the items that may be answered.
+        vectors: vectors of history items, which need not be answerable themselves.
+    """
+
+    name = "similar"
+
+    def __init__(self, index: ItemIndex, vectors: VectorTable) -> None:
+        self.index, self._vectors = index, vectors
+
+    def retrieve_batch(self, requests: Requests, k: int) -> Retrieved:
+        """Each request's k items of largest weighted cosine; nothing for an empty history."""
+        return _filtered(requests, k, self._search)
+
+    def score(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """The largest weighted cosine of the item with a history item, float32 [C]; 0 without history."""
+        spoken = interests(requests.history)
+        seen, found = self._vectors.gather(spoken.item_id)
+        seen *= spoken.weight[:, None]
+        spoken_kept = offsets_of(np.bincount(owners(spoken.offsets)[found], minlength=len(requests)))
+        seen = seen[found]
+        out = np.zeros(len(item_id), dtype=np.float32)
+        for request in np.flatnonzero((np.diff(spoken_kept) > 0) & (np.diff(offsets) > 0)):
+            rows = slice(offsets[request], offsets[request + 1])
+            items, known = self.index.gather(item_id[rows])
+            best = (seen[spoken_kept[request] : spoken_kept[request + 1]] @ items.T).max(axis=0)
+            out[rows] = np.where(known, best, 0)
+        return out
+
+    def _search(self, requests: Requests, k: int, category: str | None) -> Retrieved:
+        spoken = interests(requests.history)
+        items, place = np.unique(spoken.item_id, return_inverse=True)
+        vectors, found = self._vectors.gather(items)
+        if not found.any():
+            return _nothing(len(requests))
+        ids, scores = self.index.search(vectors[found], k, category=category)
+        row_of = np.cumsum(found) - 1
+        known = found[place]
+        kept = offsets_of(np.bincount(owners(spoken.offsets)[known], minlength=len(requests)))
+        return stack(self._merge(ids, scores, row_of[place][known], spoken.weight[known], kept, k))
+
+    def _merge(
+        self,
+        ids: np.ndarray,
+        scores: np.ndarray,
+        searches: np.ndarray,
+        weight: np.ndarray,
+        offsets: np.ndarray,
+        k: int,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Merge each request's searches, each times its weight, keeping an item's largest score."""
+        rows = self.index.rows(ids.ravel()).reshape(ids.shape)
+        best = np.full(len(self.index), -np.inf, dtype=np.float32)
+        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+            for search, factor in zip(searches[start:stop], weight[start:stop], strict=True):
+                touched = rows[search]
+                best[touched] = np.maximum(best[touched], scores[search] * factor)
+            reached = np.flatnonzero(best > -np.inf)
+            yield best_first(self.index.ids[reached], best[reached], k)
+            best[reached] = -np.inf
+
+
+class CooccurrenceSource(Source):
+    """Items that the same people act on as this user's latest.
+
+    Args:
+        cooccurrence: the neighbour graph.
+        index: the items that may be answered and their categories.
+    """
+
+    name = "cooccurrence"
+
+    def __init__(self, cooccurrence: Cooccurrence, index: ItemIndex) -> None:
+        self._graph, self.index = cooccurrence, index
+
+    def retrieve_batch(self, requests: Requests, k: int) -> Retrieved:
+        """Each request's k items of largest co-occurrence with its history."""
+        return _filtered(requests, k, self._search)
+
+    def score(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Summed co-occurrence of each pair, float32 [C]."""
+        return self._graph.score(requests.history, item_id, offsets)
+
+    def _search(self, requests: Requests, k: int, category: str | None) -> Retrieved:
+        allowed = self._graph.item_ids[self.index.contains(self._graph.item_ids, category)]
+        return self._graph.retrieve_batch(requests.history, k, keep=allowed)
+
+
+class PopularSource(Source):
+    """What most users act on, for those nothing is known about; items nobody acted on are not answered.
+
+    Args:
+        item_ids: int64 [I].
+        popularity: float32 [I], users who acted on each.
+        index: the items that may be answered and their categories.
+    """
+
+    name = "popular"
+
+    def __init__(self, item_ids: np.ndarray, popularity: np.ndarray, index: ItemIndex) -> None:
+        self.index = index
+        present = index.contains(item_ids)
+        order = np.argsort(item_ids[present])
+        self._item_ids, self._score = item_ids[present][order], np.log1p(popularity[present][order])
+
+    def retrieve_batch(self, requests: Requests, k: int) -> Retrieved:
+        """The same k items for every request of a category."""
+        return _filtered(requests, k, self._search)
+
+    def score(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """log(1 + users who acted on the item), float32 [C]."""
+        if not len(self._item_ids):
+            return np.zeros(len(item_id), dtype=np.float32)
+        place = np.searchsorted(self._item_ids, item_id).clip(max=len(self._item_ids) - 1)
+        return np.where(self._item_ids[place] == item_id, self._score[place], 0).astype(np.float32)
+
+    def _search(self, requests: Requests, k: int, category: str | None) -> Retrieved:
+        inside = self.index.contains(self._item_ids, category)
+        ids, scores = best_first(self._item_ids[inside], self._score[inside], k)
+        counts = np.full(len(requests), len(ids))
+        return Retrieved(offsets_of(counts), np.tile(ids, len(requests)), np.tile(scores, len(requests)))
+
+
+def profile_source(index: ItemIndex, vectors: VectorTable) -> VectorSource:
+    """Items like the recency-weighted mean of the user's latest: steadier than ``similar``, less varied."""
+
+    def side(requests: Requests) -> tuple[np.ndarray, np.ndarray]:
+        return _mean_vectors(interests(requests.history), vectors)
+
+    return VectorSource("profile", index, side)
+
+
+def query_source(index: ItemIndex) -> VectorSource:
+    """Items like the text or picture of the search."""
+
+    def side(requests: Requests) -> tuple[np.ndarray, np.ndarray]:
+        if requests.query_vectors is None:
+            return np.zeros((len(requests), index.width), np.float32), np.zeros(len(requests), bool)
+        return requests.query_vectors, requests.has_query()
+
+    return VectorSource("query", index, side)
+
+
+def two_tower_source(towers: UserTower, index: ItemIndex) -> VectorSource:
+    """Items near the user in the space of the two-tower model; ``index`` holds its item vectors."""
+
+    def side(requests: Requests) -> tuple[np.ndarray, np.ndarray]:
+        if requests.users is None:
+            return np.zeros((len(requests), index.width), np.float32), np.zeros(len(requests), bool)
+        vectors = np.asarray(towers.user_vectors(requests.two_tower_frame()), dtype=np.float32)
+        return vectors, np.ones(len(requests), bool)
+
+    return VectorSource("two_tower", index, side)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The union of what the sources proposed for R requests, best first.
+
+    Attributes:
+        retrieved: ids and fused scores, sum over sources of 1 / (60 + rank), rank counted from 1.
+        names: the S columns ``match_<source>``.
+        matches: float32 [C, S], each source's score of each candidate, whoever proposed it.
+    """
+
+    retrieved: Retrieved
+    names: tuple[str, ...]
+    matches: np.ndarray
+
+
+def union(sources: Sequence[Source], request: Request, k: int) -> Candidates:
+    """The candidates of one request: the k best of every source, without repeats."""
+    return union_batch(sources, Requests.of([request]), k)
+
+
+def union_batch(sources: Sequence[Source], requests: Requests, k: int) -> Candidates:
+    """The candidates of R requests: the k best of every source, without repeats (at most k x S each)."""
+    request, item_id, fused = [], [], []
+    for source in sources:
+        found = source.retrieve_batch(requests, k)
+        owner = owners(found.offsets)
+        rank = np.arange(len(owner)) - found.offsets[owner]
+        request.append(owner)
+        item_id.append(found.item_id)
+        fused.append(1.0 / (FUSION + 1 + rank))
+    retrieved = _fuse(np.concatenate(request), np.concatenate(item_id), np.concatenate(fused), requests)
+    names, matches = match_scores(sources, requests, retrieved.item_id, retrieved.offsets)
+    return Candidates(retrieved, names, matches)
+
+
+def match_scores(
+    sources: Sequence[Source], requests: Requests, item_id: np.ndarray, offsets: np.ndarray
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Every source's score of every (request, candidate) pair: the ranker's ``match_*`` columns.
+
+    Args:
+        sources: S sources.
+        requests: R requests.
+        item_id: int64 [C], grouped by request.
+        offsets: int64 [R + 1].
+
+    Returns:
+        names of the S columns and float32 [C, S].
+    """
+    names = tuple(f"match_{source.name}" for source in sources)
+    columns = [source.score(requests, item_id, offsets) for source in sources]
+    return names, np.stack(columns, axis=1) if columns else np.empty((len(item_id), 0), np.float32)
+
+
+def with_matches(frame: Frame, sources: Sequence[Source], query_vectors: np.ndarray | None = None) -> Frame:
+    """The same frame with a ``match_<source>`` column per source, as serving would compute it."""
+    requests = Requests.from_frame(frame, query_vectors)
+    names, matches = match_scores(sources, requests, frame.candidates["item_id"].to_numpy(), frame.offsets)
+    return add_matches(frame, names, matches)
+
+
+def add_matches(frame: Frame, names: Sequence[str], matches: np.ndarray) -> Frame:
+    """The same frame with the given match columns, float32 [C, S], in the order of its candidates."""
+    candidates = frame.candidates
+    for column, name in enumerate(names):
+        candidates = candidates.append_column(name, pa.array(np.ascontiguousarray(matches[:, column])))
+    return Frame(frame.requests, candidates, frame.offsets, frame.history)
+
+
+def _nothing(requests: int) -> Retrieved:
+    return Retrieved(np.zeros(requests + 1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+
+
+def _mean_vectors(spoken: Interests, vectors: VectorTable) -> tuple[np.ndarray, np.ndarray]:
+    """Recency-weighted means of unit norm, float32 [R, D], and which requests have one."""
+    seen, _ = vectors.gather(spoken.item_id)
+    seen *= spoken.weight[:, None]
+    means = np.zeros((len(spoken.offsets) - 1, seen.shape[1]), dtype=np.float32)
+    filled = np.flatnonzero(np.diff(spoken.offsets) > 0)
+    if len(filled):
+        means[filled] = np.add.reduceat(seen, spoken.offsets[filled], axis=0)
+    norms = np.linalg.norm(means, axis=1, keepdims=True)
+    present = norms[:, 0] > 1e-6
+    return np.where(norms > 1e-6, means / np.maximum(norms, 1e-6), 0).astype(np.float32), present
+
+
+def _fuse(request: np.ndarray, item_id: np.ndarray, fused: np.ndarray, requests: Requests) -> Retrieved:
+    order = np.lexsort((item_id, request))
+    request, item_id, fused = request[order], item_id[order], fused[order]
+    if not len(request):
+        return _nothing(len(requests))
+    first = np.flatnonzero(np.append(True, (request[1:] != request[:-1]) | (item_id[1:] != item_id[:-1])))
+    score = np.add.reduceat(fused, first).astype(np.float32)
+    return group_best(request[first], item_id[first], score, len(requests), len(item_id))
+
+
+def _filtered(
+    requests: Requests, k: int, search: Callable[[Requests, int, str | None], Retrieved]
+) -> Retrieved:
+    """Answer requests a chunk of one category at a time, then take out what each one excludes.
+
+    Excluding afterwards is exact: ``search`` is asked for as many more as the longest exclusion.
+    """
+    request, item_id, score = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    for category, rows in _chunks(requests):
+        part = requests if len(rows) == len(requests) else requests.select(rows)
+        longest = max((len(excluded) for excluded in part.exclude), default=0)
+        found = search(part, k + longest, category)
+        owner = owners(found.offsets)
+        kept = ~_excluded(part, owner, found.item_id)
+        request.append(rows[owner[kept]])
+        item_id.append(found.item_id[kept])
+        score.append(found.score[kept])
+    return group_best(
+        np.concatenate(request), np.concatenate(item_id), np.concatenate(score), len(requests), k
+    )
+
+
+def _chunks(requests: Requests) -> Iterator[tuple[str | None, np.ndarray]]:
+    by_category: dict[str | None, list[int]] = {}
+    for row, category in enumerate(requests.categories):
+        by_category.setdefault(category, []).append(row)
+    for category, rows in by_category.items():
+        for start in range(0, len(rows), CHUNK_REQUESTS):
+            yield category, np.array(rows[start : start + CHUNK_REQUESTS], dtype=np.int64)
+
+
+def _excluded(requests: Requests, owner: np.ndarray, item_id: np.ndarray) -> np.ndarray:
+    """Which (request, item) rows the request excludes, bool [T]."""
+    counts = np.array([len(excluded) for excluded in requests.exclude], dtype=np.int64)
+    if not counts.any():
+        return np.zeros(len(item_id), dtype=bool)
+    ids = np.concatenate([*requests.exclude, item_id])
+    distinct, code = np.unique(ids, return_inverse=True)
+    pair = np.concatenate([np.repeat(np.arange(len(counts)), counts), owner]) * len(distinct) + code
+    return np.isin(pair[counts.sum() :], pair[: counts.sum()])

@@ -1,0 +1,175 @@
+"""Co-occurrence equals its formula, counted by hand, and its batch, single and pair forms agree."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset.contracts import EVENTS
+from retrieval import cooccurrence as module
+from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
+from retrieval.requests import HISTORY_ITEMS, RECENCY, Request, Requests, history_of, interests
+
+
+def log_of(rows):
+    """Events from (user, item, type, second[, value])."""
+    columns = {name: [] for name in EVENTS.names}
+    for number, (user, item, kind, second, *value) in enumerate(rows):
+        values = {
+            "event_id": number,
+            "user_id": user,
+            "item_id": item,
+            "type": kind,
+            "event_time": second * 10**6,
+            "available_time": second * 10**6 + 1,
+            "value": value[0] if value else None,
+        }
+        for name in columns:
+            columns[name].append(values.get(name))
+    return pa.table(
+        {
+            f.name: pa.array(columns[f.name], pa.int64()).cast(f.type)
+            if f.name.endswith("time")
+            else pa.array(columns[f.name], f.type)
+            for f in EVENTS
+        },
+        schema=EVENTS,
+    )
+
+
+def by_hand(pairs):
+    """s(i -> j) from distinct (user, item) pairs with dictionaries alone."""
+    items_of = {u: {i for v, i in pairs if v == u} for u, _ in pairs}
+    users_of = {i: {u for u, j in pairs if j == i} for _, i in pairs}
+    return {
+        (i, j): sum(1 / math.log2(1 + len(items_of[u])) for u in users_of[i] & users_of[j])
+        / (len(users_of[i]) ** module.SEEN_EXPONENT * len(users_of[j]) ** module.CANDIDATE_EXPONENT)
+        for i, j in product(users_of, users_of)
+        if i != j and users_of[i] & users_of[j]
+    }
+
+
+def opened(tmp_path, log, **options):
+    build_cooccurrence(log, tmp_path / "cooccurrence", {}, **options)
+    return Cooccurrence.open(tmp_path / "cooccurrence")
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_scores_equal_the_formula_counted_by_hand(tmp_path_factory, seed):
+    rng = np.random.default_rng(seed)
+    users, items = rng.integers(0, 8, 60), rng.integers(100, 112, 60)
+    kinds = rng.choice(["click", "purchase", "impression", "rating"], 60)
+    log = log_of(
+        [
+            (int(u), int(i), str(kind), s, 5.0 if s % 2 else 2.0)
+            for s, (u, i, kind) in enumerate(zip(users, items, kinds, strict=True))
+        ]
+    )
+    positive = {
+        (int(u), int(i))
+        for s, (u, i, kind) in enumerate(zip(users, items, kinds, strict=True))
+        if kind in ("click", "purchase") or (kind == "rating" and s % 2)
+    }
+    wanted = by_hand(positive)
+    graph = opened(tmp_path_factory.mktemp("run"), log)
+    known = sorted({i for _, i in positive})
+    assert graph.item_ids.tolist() == known
+    assert graph.popularity.tolist() == [len({u for u, j in positive if j == i}) for i in known]
+    for item in known:
+        row = {j: s for (i, j), s in wanted.items() if i == item}
+        ids, scores = graph.retrieve([item], 50)
+        assert ids.tolist() == sorted(row, key=lambda j: (-np.float32(row[j]), j)) or np.allclose(
+            scores, sorted(row.values(), reverse=True), rtol=1e-6
+        )
+        for found, score in zip(ids, scores, strict=True):
+            assert score == pytest.approx(row[found], rel=1e-6)
+        assert len(ids) == len(row)
+
+
+def test_a_history_sums_its_items_by_recency_and_pairs_score_as_retrieved(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [(int(rng.integers(0, 40)), int(rng.integers(0, 30)), "click", s) for s in range(400)]
+    graph = opened(tmp_path, log_of(rows))
+    wanted = by_hand({(u, i) for u, i, *_ in rows})
+    history = [3, 9, 4, 3]  # 3 counts once, at its newest place
+    expected = {
+        j: sum(RECENCY**rank * wanted.get((i, j), 0) for rank, i in enumerate([3, 4, 9])) for j in range(30)
+    }
+    ids, scores = graph.retrieve(history, 30)
+    assert dict(zip(ids.tolist(), scores.tolist(), strict=True)) == pytest.approx(
+        {j: s for j, s in expected.items() if s > 0}, rel=1e-6
+    )
+    assert all(a >= b for a, b in zip(scores, scores[1:], strict=False))
+    histories = [history_of(history), history_of([]), history_of([999]), history_of([5])]
+    requests = Requests.of([Request(0, h, None) for h in histories])
+    candidates = np.array([0, 1, 2, 777, 4, 0, 1, 6, 7], dtype=np.int64)
+    offsets = np.array([0, 5, 6, 7, 9])
+    pairs = graph.score(requests.history, candidates, offsets)
+    np.testing.assert_allclose(pairs[:5], [expected.get(int(c), 0) for c in candidates[:5]], rtol=1e-6)
+    assert pairs[5] == pairs[6] == 0
+    np.testing.assert_allclose(pairs[7:], [wanted.get((5, 6), 0), wanted.get((5, 7), 0)], rtol=1e-6)
+    batch = graph.retrieve_batch(requests.history, 10)
+    for row, single in enumerate(histories):
+        for ours, theirs in zip(batch[row], graph.retrieve(single.item_id, 10), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_blocks_and_pruning_do_not_change_what_is_kept(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    log = log_of([(int(rng.integers(0, 40)), int(rng.integers(0, 30)), "click", s) for s in range(400)])
+    whole = opened(tmp_path, log)
+    monkeypatch.setattr(module, "BLOCK_ITEMS", 7)
+    monkeypatch.setattr(module, "BLOCK_REQUESTS", 2)
+    pruned = opened(tmp_path, log, neighbours=5)
+    for item in range(30):
+        ids, scores = whole.retrieve([item], 5)
+        for ours, theirs in zip((ids, scores), pruned.retrieve([item], 99), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    requests = Requests.of([Request(0, history_of([i, i + 1]), None) for i in range(9)])
+    for row in range(9):
+        np.testing.assert_array_equal(
+            pruned.retrieve_batch(requests.history, 4)[row][0], pruned.retrieve([row, row + 1], 4)[0]
+        )
+
+
+def test_even_users_like_even_items(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(60):
+        for item in rng.choice(np.arange(user % 2, 40, 2), 8, replace=False):
+            rows.append((user, int(item), "purchase", len(rows)))
+    graph = opened(tmp_path, log_of(rows))
+    for item in range(40):
+        ids, _ = graph.retrieve([item], 19)
+        assert len(ids) and (ids % 2 == item % 2).all() and item not in ids
+
+
+def test_robots_are_cut_to_their_newest_items(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOST_ITEMS", 3)
+    graph = opened(tmp_path, log_of([(1, item, "click", 100 - item) for item in range(10)]))
+    assert graph.item_ids.tolist() == [0, 1, 2]
+
+
+def test_a_log_without_behaviour_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="2 events, none of them"):
+        build_cooccurrence(log_of([(1, 1, "impression", 1), (1, 2, "rating", 2, 1.0)]), tmp_path / "c", {})
+
+
+def test_interests_are_distinct_positive_newest_first():
+    history = Requests.of(
+        [
+            Request(0, history_of([1, 2, 1, 3]), None),
+            Request(0, history_of([8, 9], code=5), None),
+            Request(0, history_of(range(50)), None),
+        ]
+    ).history
+    spoken = interests(history)
+    assert spoken.offsets.tolist() == [0, 3, 3, 3 + HISTORY_ITEMS]
+    assert spoken.item_id[:3].tolist() == [3, 1, 2]
+    np.testing.assert_allclose(spoken.weight[:3], [1, RECENCY, RECENCY**2], rtol=1e-6)
+    assert spoken.item_id[3:].tolist() == list(range(49, 49 - HISTORY_ITEMS, -1))

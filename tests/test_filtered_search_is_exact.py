@@ -1,0 +1,162 @@
+"""The index answers what brute force answers, under every filter, and never an id it does not hold."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moon.artifacts import ArtifactError
+from retrieval import index as index_module
+from retrieval.index import ItemIndex, build_index, category_path
+
+PATHS = ["", "a", "a > b", "a > b > c", "a > d", "ab", "e"]
+
+
+def brute(index_ids, matrix, paths, query, k, category=None, exclude=(), allowed=None):
+    rows = []
+    for row, item in enumerate(index_ids):
+        inside = category is None or paths[row] == category or paths[row].startswith(category + " > ")
+        if inside and item not in set(exclude) and (allowed is None or item in set(allowed)):
+            score = np.float32(matrix[row].astype(np.float64) @ query.astype(np.float64))
+            rows.append((-score, int(item)))
+    rows.sort()
+    return [item for _, item in rows[:k]], [-score for score, _ in rows[:k]]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_filters_equal_brute_force_ties_included(data):
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    count, width = data.draw(st.integers(1, 60)), data.draw(st.sampled_from([1, 3, 8]))
+    ids = rng.choice(10**12, size=count, replace=False)
+    distinct = data.draw(st.integers(1, count))  # few distinct vectors: many exact ties
+    matrix = rng.normal(size=(distinct, width)).astype(np.float32)[rng.integers(0, distinct, count)]
+    paths = [PATHS[i] for i in rng.integers(0, len(PATHS), count)]
+    queries = rng.normal(size=(data.draw(st.integers(1, 30)), width)).astype(np.float32)
+    k = data.draw(st.integers(1, 70))
+    category = data.draw(st.sampled_from([None, "a", "a > b", "e", "nowhere"]))
+    exclude = rng.choice(ids, data.draw(st.integers(0, count)), replace=False)
+    allowed = None
+    if data.draw(st.booleans()):
+        allowed = np.concatenate([rng.choice(ids, data.draw(st.integers(0, count))), [5, -1]])
+    index = ItemIndex.build(ids, matrix, paths)
+    found, scores = index.search(queries, k, category=category, exclude=exclude, allowed=allowed)
+    for row, query in enumerate(queries):
+        wanted, wanted_scores = brute(ids, matrix, paths, query, k, category, exclude, allowed)
+        assert found[row].tolist() == wanted
+        np.testing.assert_array_equal(scores[row], np.array(wanted_scores, np.float32))
+        single, single_scores = index.search(query, k, category=category, exclude=exclude, allowed=allowed)
+        np.testing.assert_array_equal(single, found[row])
+        np.testing.assert_array_equal(single_scores, scores[row])
+
+
+def test_fewer_than_k_when_fewer_exist_and_never_a_filler():
+    index = ItemIndex.build(np.array([7, 3]), np.eye(2, dtype=np.float32))
+    ids, scores = index.search(np.array([1, 0], np.float32), 10)
+    assert ids.tolist() == [7, 3] and scores.tolist() == [1, 0]
+    ids, scores = index.search(np.array([1, 0], np.float32), 10, allowed=np.array([99]))
+    assert len(ids) == len(scores) == 0
+    empty = ItemIndex.build(np.empty(0, np.int64), np.empty((0, 2), np.float32))
+    assert len(empty.search(np.array([1, 0], np.float32), 3)[0]) == 0
+
+
+def test_equal_vectors_answer_the_smaller_id_first_however_the_scan_adds_up():
+    rng = np.random.default_rng(0)
+    vector = rng.normal(size=64).astype(np.float32)
+    ids = rng.permutation(5000)
+    index = ItemIndex.build(ids, np.tile(vector, (5000, 1)))
+    queries = rng.normal(size=(40, 64)).astype(np.float32)
+    found, _ = index.search(queries, 5)
+    assert (found == np.arange(5)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_query_that_is_not_finite_is_refused(bad):
+    index = ItemIndex.build(np.array([1]), np.ones((1, 2), np.float32))
+    with pytest.raises(ValueError, match="not finite"):
+        index.search(np.array([bad, 0], np.float32), 1)
+
+
+def test_bad_catalogues_are_refused_with_the_offenders():
+    good = np.ones((3, 2), np.float32)
+    with pytest.raises(ValueError, match=r"repeat or are negative \(\[4\]\)"):
+        ItemIndex.build(np.array([4, 4, 5]), good)
+    with pytest.raises(ValueError, match=r"repeat or are negative \(\[-1\]\)"):
+        ItemIndex.build(np.array([4, -1, 5]), good)
+    with pytest.raises(ValueError, match=r"item_id \[5\]\). Run 'moon embed'"):
+        ItemIndex.build(np.array([3, 4, 5]), np.array([[1, 1], [1, 1], [np.nan, 1]], np.float32))
+    with pytest.raises(ValueError, match="expected one each"):
+        ItemIndex.build(np.array([3, 4]), good)
+    with pytest.raises(ValueError, match="at least 1"):
+        ItemIndex.build(np.array([3, 4, 5]), good).search(np.ones(2, np.float32), 0)
+    with pytest.raises(ValueError, match="shape"):
+        ItemIndex.build(np.array([3, 4, 5]), good).search(np.ones(3, np.float32), 1)
+
+
+def test_gather_and_contains_go_by_id():
+    index = ItemIndex.build(np.array([20, 10]), np.array([[1, 0], [0, 1]], np.float32), ["z", "a > b"])
+    vectors, found = index.gather(np.array([10, 99, 20, -1]))
+    assert vectors.tolist() == [[0, 1], [0, 0], [1, 0], [0, 0]]
+    assert found.tolist() == [True, False, True, False]
+    assert index.contains(np.array([10, 20, 99]), "a").tolist() == [True, False, False]
+    assert index.categories == ["a", "a > b", "z"]
+    assert category_path(["a", "b"]) == "a > b"
+
+
+def clustered(count, rng):
+    centres = rng.normal(size=(50, 16))
+    matrix = centres[rng.integers(0, 50, count)] + 0.3 * rng.normal(size=(count, 16))
+    return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_large_catalogues_pass_the_recall_gate_and_stay_exact_under_filters(tmp_path):
+    rng = np.random.default_rng(0)
+    matrix = clustered(4000, rng)
+    ids = rng.choice(10**9, 4000, replace=False)
+    paths = [PATHS[i] for i in rng.integers(0, len(PATHS), 4000)]
+    index = ItemIndex.build(ids, matrix, paths, exact_limit=1000)
+    exact = ItemIndex.build(ids, matrix, paths)
+    assert index.approximation is not None and index.approximation.recall >= 0.99
+    queries = matrix[:100] + 0.1 * rng.normal(size=(100, 16)).astype(np.float32)
+    found, _ = index.search(queries, 10)
+    truth, _ = exact.search(queries, 10)
+    assert np.mean([len(set(f) & set(t)) / 10 for f, t in zip(found, truth, strict=True)]) >= 0.97
+    for filters in ({"category": "a > b"}, {"exclude": ids[:7]}, {"allowed": ids[:900]}):
+        np.testing.assert_array_equal(
+            index.search(queries, 20, **filters)[0], exact.search(queries, 20, **filters)[0]
+        )
+    everything, _ = index.search(queries[0], 4000)  # more than the probed lists hold
+    assert sorted(everything) == sorted(ids)
+    saved = index.save(tmp_path / "index", {})
+    np.testing.assert_array_equal(ItemIndex.open(tmp_path / "index").search(queries, 10)[0], found)
+    assert saved.config["recall"] >= 0.99
+
+
+def test_a_catalogue_that_fails_the_gate_is_scanned(monkeypatch):
+    monkeypatch.setattr(index_module, "RECALL_GATE", 1.01)
+    rng = np.random.default_rng(0)
+    assert ItemIndex.build(np.arange(2000), clustered(2000, rng), exact_limit=1000).approximation is None
+
+
+def test_a_saved_index_answers_the_same_and_a_damaged_one_is_refused(tmp_path):
+    rng = np.random.default_rng(1)
+    ids, matrix = rng.choice(10**15, 300, replace=False), rng.normal(size=(300, 8)).astype(np.float32)
+    paths = [PATHS[i] for i in rng.integers(0, len(PATHS), 300)]
+    artifact = build_index(ids, matrix, paths, tmp_path / "index", {})
+    opened = ItemIndex.open(tmp_path / "index")
+    built = ItemIndex.build(ids, matrix, paths)
+    for category in (None, "a"):
+        for ours, theirs in zip(
+            opened.search(matrix[:5], 9, category=category),
+            built.search(matrix[:5], 9, category=category),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+    assert opened.artifact.id == artifact.id
+    file = tmp_path / "index" / "items.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(ArtifactError, match="sha256"):
+        ItemIndex.open(tmp_path / "index")
