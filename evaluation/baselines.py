@@ -1,0 +1,277 @@
+"""What the learned system must beat: popularity, chance, item-kNN, TF-IDF text, colour, and their tuned mix.
+
+A baseline scores every candidate for every request. Scores are float32 of shape (R, N) over the N candidates
+in ascending order of item id; larger is better, and ``-inf`` means "nothing speaks for it": never listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from evaluation.content import SparseRows
+from evaluation.metrics import PADDING, hits, recall_at
+
+CHUNK_FLOATS = 16_000_000  # floats of one dense block: about 64 MB
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What baselines know of R requests: the user's earlier items, oldest first.
+
+    Attributes:
+        offsets: int64 of shape (R + 1); request r owns history[offsets[r]:offsets[r + 1]].
+        history: int64 item ids.
+    """
+
+    offsets: np.ndarray
+    history: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, start: int, stop: int) -> Requests:
+        """The requests start .. stop - 1."""
+        offsets = self.offsets[start : stop + 1]
+        return Requests(offsets - offsets[0], self.history[offsets[0] : offsets[-1]])
+
+
+class Baseline(Protocol):
+    """Scores all candidates for some requests."""
+
+    candidates: np.ndarray  # int64 item ids of shape (N), ascending
+
+    def scores(self, requests: Requests) -> np.ndarray:
+        """float32 of shape (R, N)."""
+        ...
+
+
+class Popularity:
+    """Every user gets the items with most positive events in the log; an item without any is never listed."""
+
+    def __init__(self, candidates: np.ndarray, log_items: np.ndarray) -> None:
+        self.candidates = candidates
+        row = _rows(candidates, log_items)
+        count = np.bincount(row[row >= 0], minlength=len(candidates))
+        self._score = np.where(count > 0, count, -np.inf).astype(np.float32)
+
+    def scores(self, requests: Requests) -> np.ndarray:
+        """float32 of shape (R, N): the item's number of events, the same for every request."""
+        return np.broadcast_to(self._score, (len(requests), len(self.candidates)))
+
+
+class Chance:
+    """Every user gets a random order: the floor of every metric."""
+
+    def __init__(self, candidates: np.ndarray, seed: int = 0) -> None:
+        self.candidates = candidates
+        self._generator = np.random.default_rng(seed)
+
+    def scores(self, requests: Requests) -> np.ndarray:
+        """float32 of shape (R, N), uniform in [0, 1)."""
+        return self._generator.random((len(requests), len(self.candidates)), dtype=np.float32)
+
+
+class Similarity:
+    """Sum over the user's distinct items of their cosine with the candidate.
+
+    With rows of buyers this is the textbook item-kNN (Sarwar et al. 2001), with rows of TF-IDF terms or of
+    colours it is the content baseline of that name. The sum over a history is one vector, so many requests
+    cost one sparse product with the candidates, never an item-by-item matrix.
+
+    Args:
+        candidates: int64 item ids of shape (N), ascending.
+        item_ids: int64 of shape (M), ascending: the items that have a row (histories may name others).
+        rows: M unit rows.
+    """
+
+    def __init__(self, candidates: np.ndarray, item_ids: np.ndarray, rows: SparseRows | np.ndarray) -> None:
+        self.candidates = candidates
+        self._item_ids = item_ids
+        self._rows = rows
+        row = _rows(item_ids, candidates)
+        self._width = rows.width if isinstance(rows, SparseRows) else rows.shape[1]
+        self._candidate_rows = _tensor(rows, row)
+
+    def scores(self, requests: Requests) -> np.ndarray:
+        """float32 of shape (R, N); ``-inf`` where the history shares nothing with the candidate."""
+        out = np.empty((len(requests), len(self.candidates)), dtype=np.float32)
+        step = max(1, CHUNK_FLOATS // max(self._width, len(self.candidates)))
+        for start in range(0, len(requests), step):
+            part = requests.take(start, start + step)
+            out[start : start + step] = (self._candidate_rows @ self._profiles(part)).T.numpy()
+        out[out <= 0] = -np.inf
+        return out
+
+    def _profiles(self, requests: Requests) -> torch.Tensor:
+        """Sum of the rows of each request's distinct items, one request per column: shape (F, R)."""
+        count = len(requests)
+        request = np.repeat(np.arange(count), np.diff(requests.offsets))
+        row = _rows(self._item_ids, requests.history)
+        pair = np.unique(request[row >= 0] * len(self._item_ids) + row[row >= 0])
+        request, row = pair // max(len(self._item_ids), 1), pair % max(len(self._item_ids), 1)
+        if isinstance(self._rows, SparseRows):
+            taken = self._rows.take(row)
+            cell = taken.column * count + np.repeat(request, np.diff(taken.offsets))
+            summed = np.bincount(cell, weights=taken.value, minlength=self._width * count)
+            return torch.from_numpy(summed.astype(np.float32).reshape(self._width, count))
+        profile = torch.zeros(count, self._width)
+        return profile.index_add_(0, torch.from_numpy(request), torch.from_numpy(self._rows[row])).T
+
+
+class Mix:
+    """Weighted sum of baselines after scaling each request's scores to mean 0 and deviation 1.
+
+    Before scaling, "nothing speaks for it" counts as 0; a candidate that no part speaks for stays ``-inf``.
+    """
+
+    def __init__(self, parts: Mapping[str, Baseline], weights: Mapping[str, float]) -> None:
+        if set(parts) != set(weights):
+            raise ValueError(f"expected a weight for each of {sorted(parts)}, found {sorted(weights)}")
+        self.parts = dict(parts)
+        self.weights = dict(weights)
+        self.candidates = next(iter(self.parts.values())).candidates
+
+    def scores(self, requests: Requests) -> np.ndarray:
+        """float32 of shape (R, N)."""
+        return _weighted([part.scores(requests) for part in self.parts.values()], list(self.weights.values()))
+
+
+def tune_mix(
+    parts: Mapping[str, Baseline],
+    requests: Requests,
+    offsets: np.ndarray,
+    relevant: np.ndarray,
+    k: int = 20,
+    exclude_history: bool = False,
+    steps: int = 5,
+) -> Mix:
+    """The mix whose weights (multiples of 1 / steps that sum to 1) have the best recall@k on these requests.
+
+    Args:
+        parts: the baselines to mix.
+        requests: requests set apart for tuning, never those that are reported.
+        offsets: int64 of shape (R + 1), into ``relevant``.
+        relevant: int64 ids of the relevant items.
+        k: depth of the recall that is maximised; ties go to the first weights in grid order.
+        exclude_history: as in ``rank``, so that the weights fit what is reported.
+        steps: resolution of the grid.
+    """
+    grid = [w for w in product(range(steps + 1), repeat=len(parts)) if sum(w) == steps]
+    candidates = next(iter(parts.values())).candidates
+    total = np.zeros(len(grid))
+    for start, stop in _blocks(len(requests), len(candidates)):
+        block = requests.take(start, stop)
+        scores = [_scaled(part.scores(block)) for part in parts.values()]
+        own = offsets[start : stop + 1] - offsets[start]
+        ids = relevant[offsets[start] : offsets[stop]]
+        for place, weights in enumerate(grid):
+            ranked = top_k(_sum(scores, weights), candidates, k, block if exclude_history else None)
+            total[place] += recall_at(hits(ranked, own, ids), np.diff(own), k).sum()
+    best = grid[int(np.argmax(total))]
+    return Mix(parts, {name: weight / steps for name, weight in zip(parts, best, strict=True)})
+
+
+def rank(baseline: Baseline, requests: Requests, k: int, exclude_history: bool = False) -> np.ndarray:
+    """The k best candidates of each request.
+
+    Args:
+        baseline: scores the candidates.
+        requests: R requests.
+        k: length of the lists.
+        exclude_history: never list an item the user has had before.
+
+    Returns:
+        int64 item ids of shape (R, k), by score descending then id ascending, -1 where the list has ended.
+    """
+    lists = [np.empty((0, k), dtype=np.int64)]
+    for start, stop in _blocks(len(requests), len(baseline.candidates)):
+        block = requests.take(start, stop)
+        excluded = block if exclude_history else None
+        lists.append(top_k(baseline.scores(block), baseline.candidates, k, excluded))
+    return np.concatenate(lists)
+
+
+def top_k(scores: np.ndarray, candidates: np.ndarray, k: int, exclude: Requests | None = None) -> np.ndarray:
+    """Item ids of the k best scores of each row, by score descending then id ascending.
+
+    Args:
+        scores: float32 of shape (R, N); ``-inf`` is never listed.
+        candidates: int64 item ids of shape (N), ascending.
+        k: length of the lists.
+        exclude: requests whose history must not be listed.
+
+    Returns:
+        int64 of shape (R, k), -1 where the list has ended.
+    """
+    if exclude is not None:
+        scores = np.array(scores)
+        row = np.repeat(np.arange(len(exclude)), np.diff(exclude.offsets))
+        column = _rows(candidates, exclude.history)
+        scores[row[column >= 0], column[column >= 0]] = -np.inf
+    depth = min(k, scores.shape[1])
+    out = np.full((len(scores), k), PADDING, dtype=np.int64)
+    if depth == 0 or len(scores) == 0:
+        return out
+    worst = np.partition(scores, scores.shape[1] - depth, axis=1)[:, -depth, None]
+    above = scores > worst
+    tied = scores == worst
+    wanted = depth - above.sum(axis=1, keepdims=True)
+    column = np.nonzero(above | (tied & (np.cumsum(tied, axis=1) <= wanted)))[1].reshape(len(scores), depth)
+    value = np.take_along_axis(scores, column, axis=1)
+    order = np.argsort(-value, axis=1, kind="stable")  # columns ascend, so equal scores keep ids ascending
+    ids = candidates[np.take_along_axis(column, order, axis=1)]
+    listed = np.take_along_axis(value, order, axis=1) > -np.inf
+    out[:, :depth] = np.where(listed, ids, PADDING)
+    return out
+
+
+def _blocks(requests: int, candidates: int) -> Iterator[tuple[int, int]]:
+    step = max(1, CHUNK_FLOATS // max(candidates, 1))
+    for start in range(0, requests, step):
+        yield start, min(start + step, requests)
+
+
+def _rows(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Row of each wanted id among the ascending ``ids``, -1 where unknown."""
+    if len(ids) == 0:
+        return np.full(len(wanted), -1, dtype=np.int64)
+    row = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    return np.where(ids[row] == wanted, row, -1)
+
+
+def _tensor(rows: SparseRows | np.ndarray, wanted: np.ndarray) -> torch.Tensor:
+    """The wanted rows (-1: a row of zeros) as a matrix to multiply with."""
+    if isinstance(rows, SparseRows):
+        taken = rows.take(wanted)
+        entry = np.stack([np.repeat(np.arange(len(wanted)), np.diff(taken.offsets)), taken.column])
+        return torch.sparse_coo_tensor(
+            torch.from_numpy(entry),
+            torch.from_numpy(taken.value),
+            size=(len(wanted), rows.width),
+            is_coalesced=True,
+            check_invariants=True,
+        )
+    return torch.from_numpy(np.where((wanted >= 0)[:, None], rows[wanted], 0).astype(np.float32))
+
+
+def _scaled(scores: np.ndarray) -> np.ndarray:
+    """Each row to mean 0 and deviation 1, with -inf read as 0; a constant row becomes 0."""
+    finite = np.where(np.isfinite(scores), scores, np.float32(0))
+    deviation = finite.std(axis=1, keepdims=True)
+    return (finite - finite.mean(axis=1, keepdims=True)) / np.where(deviation > 0, deviation, 1)
+
+
+def _sum(scaled: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    return np.sum([np.float32(weight) * one for weight, one in zip(weights, scaled, strict=True)], axis=0)
+
+
+def _weighted(scores: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    mixed = _sum([_scaled(one) for one in scores], weights)
+    mixed[~np.any([np.isfinite(one) for one in scores], axis=0)] = -np.inf
+    return mixed

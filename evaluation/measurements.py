@@ -1,0 +1,56 @@
+"""Read and write metrics.json: {name: {"value": number, "n": rows, "split": part of the data}}."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from evaluation.metrics import Measurement
+
+
+def write_measurements(path: Path, measurements: Iterable[Measurement]) -> list[Measurement]:
+    """Write all measurements to ``path`` at once (temporary file, then rename) and return them.
+
+    Raises:
+        ValueError: a name occurs twice. (A value that is not finite cannot become a Measurement.)
+    """
+    kept = list(measurements)
+    content: dict[str, dict[str, float | int | str]] = {}
+    for one in kept:
+        if one.name in content:
+            raise ValueError(f"{path}: {one.name} was measured twice; names must be distinct")
+        content[one.name] = {"value": float(one.value), "n": int(one.n), "split": one.split}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+    return kept
+
+
+def read_measurements(path: Path) -> dict[str, Measurement]:
+    """The measurements of a metrics.json, by name.
+
+    Raises:
+        ValueError: not JSON, a name occurs twice, a value is not finite, or an entry has other keys than
+            value, n and split.
+    """
+    try:
+        content = json.loads(path.read_text(), object_pairs_hook=_distinct)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}. Run 'moon evaluate' to make it again.") from None
+    measurements = {}
+    for name, entry in content.items():
+        if not isinstance(entry, dict) or set(entry) != {"value", "n", "split"}:
+            raise ValueError(f"{path}: {name}: expected keys value, n, split, found {entry!r}")
+        measurements[name] = Measurement(name, float(entry["value"]), int(entry["n"]), str(entry["split"]))
+    return measurements
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"measured twice: {sorted({name for name in names if names.count(name) > 1})[:3]}")
+    return content

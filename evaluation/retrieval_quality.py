@@ -1,0 +1,134 @@
+"""How well ranked lists find what users took next: recall, NDCG, MRR, coverage, by slice of items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluation.metrics import Measurement, coverage_at, hits, ndcg_at, recall_at, reciprocal_rank
+
+RECALL_DEPTHS = (10, 20, 50)
+NDCG_DEPTH = 20
+COLD_EVENTS = 1  # an item with at most this many positive training events is cold
+TAIL_SHARE = 0.8  # the tail: items outside those that took this share of positive training events
+
+
+@dataclass(frozen=True)
+class Relevant:
+    """The relevant items of R requests.
+
+    Attributes:
+        offsets: int64 of shape (R + 1); request r owns item_id[offsets[r]:offsets[r + 1]].
+        item_id: int64, distinct within a request.
+    """
+
+    offsets: np.ndarray
+    item_id: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def only(self, items: np.ndarray) -> Relevant:
+        """The same requests with only those relevant items that are among ``items``."""
+        kept = np.isin(self.item_id, items)
+        running = np.concatenate([[0], np.cumsum(kept)])
+        return Relevant(running[self.offsets], self.item_id[kept])
+
+
+def item_slices(
+    item_ids: np.ndarray,
+    positive_items: np.ndarray,
+    first_seen_us: np.ndarray,
+    fit_until_us: int,
+    has_image: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The items on which retrieval is hard, by name of the slice.
+
+    Args:
+        item_ids: int64 of shape (N), the catalogue.
+        positive_items: int64, the item of each positive training event.
+        first_seen_us: int64 of shape (N), microseconds since 1970 UTC.
+        fit_until_us: end of the training log in the same unit.
+        has_image: bool of shape (N).
+
+    Returns:
+        ``cold``: at most one positive training event; ``new``: first seen at or after the end of training;
+        ``no_image``: no picture; ``tail``: not among the most bought items that together took 80 %
+        of positive training events. Each an int64 array of item ids.
+    """
+    ids, count = np.unique(positive_items, return_counts=True)
+    events = np.zeros(len(item_ids), dtype=np.int64)
+    if len(ids):
+        place = np.minimum(np.searchsorted(ids, item_ids), len(ids) - 1)
+        events = np.where(ids[place] == item_ids, count[place], 0)
+    order = np.lexsort((item_ids, -events))
+    before = np.cumsum(events[order]) - events[order]
+    tail = np.zeros(len(item_ids), dtype=bool)
+    tail[order] = before >= TAIL_SHARE * events.sum()
+    return {
+        "cold": item_ids[events <= COLD_EVENTS],
+        "new": item_ids[first_seen_us >= fit_until_us],
+        "no_image": item_ids[~has_image],
+        "tail": item_ids[tail],
+    }
+
+
+def retrieval_quality(
+    ranked: np.ndarray,
+    relevant: Relevant,
+    catalogue: int,
+    slices: Mapping[str, np.ndarray] | None = None,
+    split: str = "test",
+    prefix: str = "retrieval",
+    depths: Sequence[int] = RECALL_DEPTHS,
+) -> Iterator[Measurement]:
+    """Measure ranked lists against what the users took.
+
+    Args:
+        ranked: int64 item ids of shape (R, K), best first, -1 where a list has ended; K at least max(depths).
+        relevant: the relevant items of the same R requests. Requests without any do not count.
+        catalogue: number of items that could have been listed.
+        slices: name -> item ids. A slice counts only relevant items inside it, and requests that have one;
+            the list itself is the full one, so a slice shows what its items lose in competition.
+        split: the part the requests are from.
+        prefix: first part of the names, e.g. ``retrieval`` or ``retrieval/popularity``.
+        depths: the k of recall@k.
+
+    Yields:
+        recall@k, ndcg@20 and mrr with n = requests that count, coverage@20 with n = catalogue; then
+        ``prefix/slice/...`` recall@k and ndcg@20. What has no data is not yielded.
+
+    Raises:
+        ValueError: the lists are shorter than max(depths), are not one per request, or repeat an item.
+    """
+    if ranked.ndim != 2 or len(ranked) != len(relevant) or ranked.shape[1] < max(depths):
+        raise ValueError(
+            f"expected ranked ids of shape ({len(relevant)}, at least {max(depths)}), found {ranked.shape}"
+        )
+    yield from _measure(ranked, relevant, depths, split, prefix, whole=True)
+    if len(ranked) and catalogue:
+        yield Measurement(
+            f"{prefix}/coverage@{NDCG_DEPTH}", coverage_at(ranked, NDCG_DEPTH, catalogue), catalogue, split
+        )
+    for name, items in (slices or {}).items():
+        yield from _measure(ranked, relevant.only(items), depths, split, f"{prefix}/{name}", whole=False)
+
+
+def _measure(
+    ranked: np.ndarray, relevant: Relevant, depths: Sequence[int], split: str, prefix: str, whole: bool
+) -> Iterator[Measurement]:
+    count = np.diff(relevant.offsets)
+    counted = count > 0
+    requests = int(counted.sum())
+    if requests == 0:
+        return
+    hit = hits(ranked, relevant.offsets, relevant.item_id)[counted]
+    count = count[counted]
+    for k in depths:
+        yield Measurement(f"{prefix}/recall@{k}", float(recall_at(hit, count, k).mean()), requests, split)
+    ndcg = float(ndcg_at(hit, count, NDCG_DEPTH).mean())
+    yield Measurement(f"{prefix}/ndcg@{NDCG_DEPTH}", ndcg, requests, split)
+    if whole:
+        yield Measurement(f"{prefix}/mrr", float(reciprocal_rank(hit).mean()), requests, split)

@@ -1,0 +1,337 @@
+"""Metrics are the textbook's: equal to scikit-learn, to hand values and to slow twins, ties included."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss as sk_log_loss
+from sklearn.metrics import ndcg_score, roc_auc_score
+
+from evaluation.ctr_quality import ctr_quality, probabilities
+from evaluation.encoder_quality import Pool, anisotropy, effective_rank, encoder_quality
+from evaluation.measurements import read_measurements, write_measurements
+from evaluation.metrics import (
+    Measurement,
+    NoData,
+    auc,
+    calibration_ratio,
+    coverage_at,
+    expected_calibration_error,
+    gauc,
+    hits,
+    log_loss,
+    ndcg_at,
+    normalized_entropy,
+    recall_at,
+    reciprocal_rank,
+    reliability,
+)
+from evaluation.retrieval_quality import Relevant, item_slices, retrieval_quality
+
+rows = st.lists(st.tuples(st.booleans(), st.integers(0, 6), st.integers(0, 4)), min_size=2, max_size=60)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows)
+def test_auc_equals_sklearn_and_counting_pairs_with_ties(table):
+    label, score, _ = (np.array(column, dtype=np.float64) for column in zip(*table, strict=True))
+    if label.min() == label.max():
+        with pytest.raises(NoData):
+            auc(label, score)
+        return
+    pairs = [(p > n) + (p == n) / 2 for p in score[label == 1] for n in score[label == 0]]
+    assert auc(label, score) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert auc(label, score) == pytest.approx(roc_auc_score(label, score), abs=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows)
+def test_gauc_equals_weighted_mean_of_sklearn_auc_over_two_class_users(table):
+    label, score, user = (np.array(column, dtype=np.float64) for column in zip(*table, strict=True))
+    values, weights = [], []
+    for one in np.unique(user):
+        mine = user == one
+        if label[mine].min() < label[mine].max():
+            values.append(roc_auc_score(label[mine], score[mine]))
+            weights.append(mine.sum())
+    if not values:
+        with pytest.raises(NoData, match="both classes"):
+            gauc(label, score, user)
+        return
+    value, users = gauc(label, score, user)
+    assert value == pytest.approx(np.average(values, weights=weights), abs=1e-12)
+    assert users == len(values)
+
+
+def test_gauc_by_hand_weights_by_impressions_and_skips_one_class_users():
+    # user 7: perfect over 2 impressions; user 8: wrong over 4 (one pair of three right); user 9 never clicked
+    label = np.array([1, 0, 1, 0, 0, 0, 0, 0])
+    score = np.array([0.9, 0.1, 0.3, 0.5, 0.4, 0.2, 0.9, 0.8])
+    user = np.array([7, 7, 8, 8, 8, 8, 9, 9])
+    assert gauc(label, score, user) == (pytest.approx((2 * 1.0 + 4 * (1 / 3)) / 6), 2)
+
+
+def test_log_loss_and_normalized_entropy_equal_sklearn_and_definition():
+    generator = np.random.default_rng(0)
+    p = generator.uniform(0.01, 0.99, 500)
+    y = (generator.random(500) < p).astype(float)
+    assert log_loss(y, p) == pytest.approx(sk_log_loss(y, p))
+    base = np.full(500, y.mean())
+    assert normalized_entropy(y, base) == pytest.approx(1.0)
+    assert normalized_entropy(y, p) == pytest.approx(sk_log_loss(y, p) / sk_log_loss(y, base))
+    assert math.isfinite(log_loss(np.array([1.0, 0.0]), np.array([0.0, 1.0])))  # clipped, not infinite
+
+
+def test_calibration_by_hand():
+    y = np.array([1, 0, 0, 1])
+    p = np.array([0.8, 0.2, 0.2, 0.4])
+    assert calibration_ratio(y, p) == pytest.approx(1.6 / 2)
+    mean_p, mean_y, count = reliability(y, p, bins=2)
+    np.testing.assert_allclose(mean_p, [0.2, 0.6])
+    np.testing.assert_allclose(mean_y, [0.0, 1.0])
+    assert count.tolist() == [2, 2]
+    assert expected_calibration_error(y, p, bins=2) == pytest.approx((0.2 + 0.4) / 2)
+
+
+def test_reliability_never_splits_equal_probabilities_and_ignores_row_order():
+    generator = np.random.default_rng(1)
+    p = generator.choice([0.1, 0.2, 0.7], 300, p=[0.8, 0.15, 0.05])
+    y = generator.random(300) < p
+    mean_p, _, count = reliability(y, p, bins=10)
+    assert set(np.round(mean_p, 6)) == {0.1, 0.2, 0.7}
+    assert count.sum() == 300
+    shuffled = generator.permutation(300)
+    assert expected_calibration_error(y, p) == expected_calibration_error(y[shuffled], p[shuffled])
+
+
+ragged = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 12), unique=True, max_size=6),
+        st.lists(st.integers(0, 12), unique=True, min_size=1, max_size=5),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(ragged, st.integers(1, 6), st.sampled_from([0, 2**62]))
+def test_ranking_metrics_equal_the_slow_twin(table, k, shift):
+    ranked = np.full((len(table), 6), -1, dtype=np.int64)
+    for row, (ids, _) in enumerate(table):
+        ranked[row, : len(ids)] = np.array(ids, dtype=np.int64) + shift
+    count = np.array([len(wanted) for _, wanted in table])
+    offsets = np.concatenate([[0], np.cumsum(count)])
+    relevant = np.array([item for _, wanted in table for item in wanted], dtype=np.int64) + shift
+    hit = hits(ranked, offsets, relevant)
+    recall, ndcg, rank = recall_at(hit, count, k), ndcg_at(hit, count, k), reciprocal_rank(hit)
+    for row, (ids, wanted) in enumerate(table):
+        assert recall[row] == pytest.approx(len(set(ids[:k]) & set(wanted)) / len(wanted))
+        gain = sum(1 / math.log2(place + 2) for place, item in enumerate(ids[:k]) if item in wanted)
+        best = sum(1 / math.log2(place + 2) for place in range(min(k, len(wanted))))
+        assert ndcg[row] == pytest.approx(gain / best)
+        first = next((place for place, item in enumerate(ids) if item in wanted), None)
+        assert rank[row] == (0 if first is None else 1 / (first + 1))
+    shown = {item for ids, _ in table for item in ids[:k]}
+    assert coverage_at(ranked, k, 13) == pytest.approx(len(shown) / 13)
+
+
+def test_ndcg_equals_sklearn_on_full_rankings():
+    generator = np.random.default_rng(2)
+    score = generator.random((20, 30))
+    label = generator.random((20, 30)) < 0.2
+    label[:, 0] = True
+    ranked = np.argsort(-score, axis=1)
+    offsets = np.concatenate([[0], np.cumsum(label.sum(axis=1))])
+    hit = hits(ranked, offsets, np.nonzero(label)[1])
+    for k in (1, 5, 30):
+        ours = ndcg_at(hit, label.sum(axis=1), k).mean()
+        assert ours == pytest.approx(ndcg_score(label.astype(float), score, k=k))
+
+
+def test_a_list_that_repeats_an_item_is_refused():
+    ranked = np.array([[1, 2, -1, -1], [3, 3, -1, -1]])
+    with pytest.raises(ValueError, match=r"repeats in 1 of 2 \(rows \[1\]\)"):
+        hits(ranked, np.array([0, 1, 2]), np.array([1, 3]))
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda: auc(np.empty(0), np.empty(0)),
+        lambda: auc(np.ones(3), np.arange(3)),
+        lambda: gauc(np.empty(0), np.empty(0), np.empty(0)),
+        lambda: log_loss(np.empty(0), np.empty(0)),
+        lambda: normalized_entropy(np.zeros(3), np.full(3, 0.1)),
+        lambda: calibration_ratio(np.zeros(3), np.full(3, 0.1)),
+        lambda: expected_calibration_error(np.empty(0), np.empty(0)),
+        lambda: coverage_at(np.empty((0, 5), dtype=np.int64), 5, 10),
+        lambda: Measurement("a", 0.5, 0, "test"),
+    ],
+)
+def test_no_data_raises_and_is_never_zero(metric):
+    with pytest.raises(NoData):
+        metric()
+
+
+# --- evaluators ---
+
+
+def by_name(measurements):
+    return {one.name: one for one in measurements}
+
+
+def test_retrieval_quality_by_hand_with_slices():
+    ranked = np.full((3, 50), -1, dtype=np.int64)
+    ranked[0, :3] = [10, 11, 12]
+    ranked[1, :2] = [12, 10]
+    relevant = Relevant(np.array([0, 2, 3, 3]), np.array([10, 99, 10]))  # request 2 took nothing
+    found = by_name(
+        retrieval_quality(
+            ranked, relevant, catalogue=6, slices={"cold": np.array([99]), "new": np.array([5])}
+        )
+    )
+    assert found["retrieval/recall@10"] == Measurement("retrieval/recall@10", 0.75, 2, "test")
+    assert found["retrieval/mrr"].value == pytest.approx((1 + 1 / 2) / 2)
+    first = 1 / (1 + 1 / math.log2(3))
+    assert found["retrieval/ndcg@20"].value == pytest.approx((first + 1 / math.log2(3)) / 2)
+    assert found["retrieval/coverage@20"] == Measurement("retrieval/coverage@20", 0.5, 6, "test")
+    assert found["retrieval/cold/recall@20"] == Measurement("retrieval/cold/recall@20", 0.0, 1, "test")
+    assert not [name for name in found if name.startswith("retrieval/new")]  # no data: absent
+
+
+def test_retrieval_quality_refuses_lists_that_are_too_short():
+    with pytest.raises(ValueError, match="at least 50"):
+        list(
+            retrieval_quality(np.zeros((1, 20), dtype=np.int64), Relevant(np.array([0, 1]), np.array([1])), 5)
+        )
+
+
+def test_item_slices_by_hand():
+    bought = np.repeat([1, 2, 3], [8, 2, 1])
+    slices = item_slices(
+        np.array([1, 2, 3, 4]), bought, np.array([0, 0, 50, 100]), 50, np.array([True, False, True, True])
+    )
+    assert {name: ids.tolist() for name, ids in slices.items()} == {
+        "cold": [3, 4],
+        "new": [3, 4],
+        "no_image": [2],
+        "tail": [3, 4],  # 1 holds 8 of 11; 2 crosses 80 %
+    }
+
+
+def test_ctr_quality_names_values_and_absences():
+    generator = np.random.default_rng(3)
+    truth = generator.uniform(0.05, 0.6, 400)
+    label = (generator.random(400) < truth).astype(np.float32)
+    guess = probabilities(np.log(truth / (1 - truth)) + generator.normal(0, 0.5, 400))
+    user = generator.integers(0, 20, 400)
+    never = label == 0
+    found = by_name(ctr_quality(label, guess, user, {"cold": np.arange(400) < 100, "dull": never}, truth))
+    assert found["ctr/full/auc"].value == pytest.approx(roc_auc_score(label, guess))
+    assert found["ctr/full/cold/auc"].value == pytest.approx(roc_auc_score(label[:100], guess[:100]))
+    assert found["ctr/full/cold/auc"].n == 100
+    assert found["ctr/full/gauc"].n <= 20
+    assert found["ctr/full/auc_gap"].value == pytest.approx(
+        roc_auc_score(label, truth) - roc_auc_score(label, guess)
+    )
+    assert not [name for name in found if "/dull/" in name]
+
+
+def test_ctr_quality_refuses_logits():
+    with pytest.raises(ValueError, match=r"1 of 2 outside \(rows \[1\]"):
+        list(ctr_quality(np.array([0, 1]), np.array([0.2, 3.0]), np.array([1, 1])))
+    with pytest.raises(ValueError, match="1 of 2 outside"):
+        list(ctr_quality(np.array([0, 1]), np.array([0.2, np.nan]), np.array([1, 1])))
+
+
+def test_probabilities_are_the_logistic_function_without_overflow():
+    np.testing.assert_allclose(probabilities(np.array([0.0, 2.0])), [0.5, 1 / (1 + math.exp(-2))])
+    assert probabilities(np.array([-1e4, 1e4])).tolist() == [0.0, 1.0]
+
+
+def unit(matrix):
+    return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_encoder_quality_equals_brute_force():
+    generator = np.random.default_rng(4)
+    spu = generator.integers(0, 15, 40)
+    item, image, text = (unit(generator.normal(size=(40, 8))) for _ in range(3))
+    image[5] = 0  # no picture
+    found = by_name(encoder_quality(Pool(spu, item, image, text)))
+    for name, query, candidate, own in (
+        ("item_to_item", item, item, False),
+        ("image_to_item", image, item, False),
+        ("image_to_text", image, text, True),
+        ("text_to_image", text, image, True),
+    ):
+        values = []
+        for row in range(40):
+            pool = [other for other in range(40) if own or other != row]
+            group = [other for other in pool if (other == row if own else spu[other] == spu[row])]
+            group = [other for other in group if candidate[other].any()]
+            if not query[row].any() or not group:
+                continue
+            top = sorted(pool, key=lambda other, row=row: -float(query[row] @ candidate[other]))[:10]  # noqa: B023
+            values.append(len(set(top) & set(group)) / len(group))
+        measured = found[f"encoder/{name}/recall@10"]
+        assert measured.value == pytest.approx(np.mean(values), abs=1e-9)
+        assert measured.n == len(values)
+    assert found["encoder/chance/item_to_item/recall@10"].value == pytest.approx(10 / 39)
+
+
+def test_constant_vectors_score_as_chance_not_as_one():
+    same = np.ones((50, 4), dtype=np.float32) / 2
+    found = by_name(encoder_quality(Pool(np.arange(50), same, same, same)))
+    assert found["encoder/image_to_text/recall@1"].value == pytest.approx(1 / 50)
+    assert found["encoder/anisotropy"].value == pytest.approx(1.0)
+    assert found["encoder/effective_rank"].value == pytest.approx(1.0)
+    assert "encoder/item_to_item/recall@1" not in found  # no product has two items
+
+
+def test_anisotropy_and_effective_rank_by_hand():
+    axes = np.eye(6, dtype=np.float32)
+    assert anisotropy(axes) == pytest.approx(0.0)
+    assert effective_rank(axes) == pytest.approx(6.0)
+    generator = np.random.default_rng(5)
+    vectors = unit(generator.normal(size=(30, 5)) + 1)
+    cosine = vectors @ vectors.T
+    assert anisotropy(vectors) == pytest.approx(cosine[~np.eye(30, dtype=bool)].mean(), abs=1e-6)
+
+
+# --- metrics.json ---
+
+
+def test_measurements_round_trip(tmp_path):
+    written = [
+        Measurement("retrieval/recall@20", 0.25, 6000, "test"),
+        Measurement("ctr/full/auc", 0.7, 9, "valid"),
+    ]
+    write_measurements(tmp_path / "metrics.json", iter(written))
+    assert read_measurements(tmp_path / "metrics.json") == {one.name: one for one in written}
+    raw = json.loads((tmp_path / "metrics.json").read_text())
+    assert raw["ctr/full/auc"] == {"value": 0.7, "n": 9, "split": "valid"}
+
+
+def test_duplicate_names_and_not_a_number_are_refused(tmp_path):
+    path = tmp_path / "metrics.json"
+    one = Measurement("a", 0.5, 1, "test")
+    write_measurements(path, [one])
+    with pytest.raises(ValueError, match="a was measured twice"):
+        write_measurements(path, [one, one])
+    assert read_measurements(path) == {"a": one}  # what was stored is not lost
+    with pytest.raises(ValueError, match="finite"):
+        Measurement("a", float("nan"), 1, "test")
+    path.write_text('{"a": {"value": NaN, "n": 1, "split": "test"}}')
+    with pytest.raises(ValueError, match="finite"):
+        read_measurements(path)
+    path.write_text('{"a": {"value": 1, "n": 1, "split": "t"}, "a": {"value": 2, "n": 1, "split": "t"}}')
+    with pytest.raises(ValueError, match="twice"):
+        read_measurements(path)
+    path.write_text('{"a": {"value": 1, "n": 1}}')
+    with pytest.raises(ValueError, match="value, n, split"):
+        read_measurements(path)
