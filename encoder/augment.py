@@ -1,0 +1,37 @@
+"""Random crop, flip and colour of training pictures; a picture is never the same twice, its product is."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+SMALLEST_CROP = 0.75  # of a side
+COLOUR = 0.15  # largest relative change of brightness and of each channel
+
+
+def augment(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Crop and resize back, mirror half of them, change brightness and colour balance a little.
+
+    Args:
+        pixels: uint8 (N, S, S, 3).
+        rng: the only source of chance.
+
+    Returns:
+        float32 (N, S, S, 3), 0..255.
+    """
+    count = len(pixels)
+    scale = rng.uniform(SMALLEST_CROP, 1.0, size=(count, 1))
+    shift = rng.uniform(-1, 1, size=(count, 2)) * (1 - scale)
+    mirror = np.where(rng.random(count) < 0.5, -1.0, 1.0)
+    gain = rng.uniform(1 - COLOUR, 1 + COLOUR, size=(count, 1)) * rng.uniform(
+        1 - COLOUR, 1 + COLOUR, size=(count, 3)
+    )
+    affine = np.zeros((count, 2, 3), dtype=np.float32)
+    affine[:, 0, 0], affine[:, 1, 1] = scale[:, 0] * mirror, scale[:, 0]
+    affine[:, :, 2] = shift
+    picture = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    grid = F.affine_grid(torch.from_numpy(affine), list(picture.shape), align_corners=False)
+    cropped = F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    coloured = cropped * torch.from_numpy(gain.astype(np.float32))[:, :, None, None]
+    return coloured.clamp(0, 255).permute(0, 2, 3, 1).contiguous().numpy()

@@ -1,0 +1,133 @@
+"""Muon for the matrices, AdamW for the rest, one schedule for both, and the finite check before the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MUON_LR, MOMENTUM, ADAMW_LR = 0.02, 0.95, 2e-3
+CHECKPOINT_LR_SCALE = 0.02  # a pretrained checkpoint is nudged, not retrained: AdamW then runs at 4e-5
+WARM_UP_STEPS = 20
+FINAL_LR = 0.05  # share of the peak rate left at the end of the cosine
+CLIP_NORM = 1.0
+
+
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Bring the singular values of ``matrix`` near 1 (Newton-Schulz quintic of K. Jordan's Muon post)."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    if matrix.is_cuda:
+        wide = wide.bfloat16()
+    wide = wide / wide.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return (wide if matrix.shape[0] <= matrix.shape[1] else wide.T).to(matrix.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised, as ``torch.optim.Muon`` without weight decay.
+
+    torch's own runs Newton-Schulz in bfloat16 whatever the device, and on a CPU without bfloat16 arithmetic
+    one step at size small then takes 5.8 s instead of 0.13 s. A test holds this one equal to torch's.
+
+    Args:
+        params: matrices.
+        lr: step length; scaled by sqrt(rows / columns) where a matrix is taller than wide.
+        momentum: of the running mean of gradients.
+    """
+
+    def __init__(self, params: list[Tensor], lr: float = MUON_LR, momentum: float = MOMENTUM) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state = self.state[matrix]
+                if not state:
+                    state["momentum"] = torch.zeros_like(matrix)
+                state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
+                direction = orthogonalise(matrix.grad.lerp(state["momentum"], group["momentum"]))
+                rows, columns = matrix.shape
+                matrix.add_(direction, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
+
+
+class Optimizers:
+    """Muon on the hidden matrices and AdamW on embeddings, norms, biases, convolutions and the output.
+
+    Args:
+        model: what to train.
+        steps: length of the schedule: linear warm-up, then cosine to ``FINAL_LR``.
+        scale: factor on both peak rates.
+    """
+
+    def __init__(self, model: nn.Module, steps: int, scale: float = 1.0) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+        taken = {id(p) for p in matrices}
+        rest = [p for _, p in named if id(p) not in taken]
+        self.params = [p for _, p in named]
+        self.steps = steps
+        self.peaks = {"muon": MUON_LR * scale, "adamw": ADAMW_LR * scale}
+        self.parts: dict[str, torch.optim.Optimizer] = {
+            "muon": Muon(matrices, lr=self.peaks["muon"]),
+            "adamw": torch.optim.AdamW(rest, lr=self.peaks["adamw"], betas=(0.9, 0.98), weight_decay=0.01),
+        }
+
+    def share(self, step: int) -> float:
+        """Share of the peak rate at ``step`` (0-based)."""
+        warm = min(WARM_UP_STEPS, max(self.steps // 5, 1))
+        if step < warm:
+            return (step + 1) / warm
+        done = (step - warm) / max(self.steps - warm, 1)
+        return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def update(self, loss: Tensor, stage: str, step: int) -> None:
+        """Back-propagate and step, unless something is not finite.
+
+        Raises:
+            FloatingPointError: the loss or the gradient is not finite; no weight has been touched.
+        """
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"{stage} step {step}: expected a finite loss, found {loss.item()}; weights kept."
+            )
+        for part in self.parts.values():
+            part.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.params, CLIP_NORM)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"{stage} step {step}: the gradient norm is {norm.item()}; weights kept."
+            )
+        for name, part in self.parts.items():
+            for group in part.param_groups:
+                group["lr"] = self.peaks[name] * self.share(step)
+            part.step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every state tensor, by ``part.parameter.name``, for safetensors."""
+        return {
+            f"{name}.{index}.{key}": value.clone()
+            for name, part in self.parts.items()
+            for index, state in part.state_dict()["state"].items()
+            for key, value in state.items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``tensors`` gave."""
+        for name, part in self.parts.items():
+            state: dict[int, dict[str, Any]] = {}
+            for key, value in tensors.items():
+                owner, index, field = key.split(".")
+                if owner == name:
+                    state.setdefault(int(index), {})[field] = value
+            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})

@@ -1,0 +1,89 @@
+"""Positive pairs for post-training: what users did before the encoder's cut in time, and what judges said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.contracts import POSITIVE_CODES, behaviour_codes
+from encoder.corpus import Side
+
+WINDOW_US = 24 * 3600 * 1_000_000  # two behaviours of a user less than a day apart count as one shopping trip
+LAGS = 4  # each behaviour is paired with so many of the user's next ones
+RELEVANT = 0.5  # judgements above it are positives
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P positive pairs, as rows of the corpus.
+
+    Attributes:
+        anchor: int64 (P), rows of the queries or of the items.
+        item: int64 (P), rows of the items.
+    """
+
+    anchor: np.ndarray
+    item: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+
+def positive_log(log: pa.Table, until: datetime) -> pa.Table:
+    """Clicks, carts, purchases and liked ratings that were available before ``until``."""
+    before = log.filter(pc.less(log["available_time"], pa.scalar(until, type=log["available_time"].type)))
+    positive = np.isin(behaviour_codes(before["type"], before["value"]), POSITIVE_CODES)
+    return before.filter(pa.array(positive))
+
+
+def item_pairs(log: pa.Table, until: datetime, items: Side) -> Pairs:
+    """Items that one user clicked or bought within a day of each other, each as often as it happened.
+
+    Args:
+        log: EVENTS; what is available at ``until`` or later is ignored.
+        until: the encoder's cut.
+        items: to turn ids into rows; events of unknown items are ignored.
+    """
+    events = positive_log(log, until)
+    user, event_id = events["user_id"].to_numpy(), events["event_id"].to_numpy()
+    time = events["event_time"].cast(pa.int64()).to_numpy()
+    row = items.rows(events["item_id"].to_numpy())
+    order = np.lexsort((event_id, time, user))
+    order = order[row[order] >= 0]
+    user, time, row = user[order], time[order], row[order]
+    first, second = [], []
+    for lag in range(1, min(LAGS, len(row) - 1) + 1):
+        together = (
+            (user[:-lag] == user[lag:]) & (time[lag:] - time[:-lag] < WINDOW_US) & (row[:-lag] != row[lag:])
+        )
+        first.append(row[:-lag][together])
+        second.append(row[lag:][together])
+    empty = np.empty(0, dtype=np.int64)
+    return Pairs(np.concatenate([empty, *first]), np.concatenate([empty, *second]))
+
+
+def query_pairs(log: pa.Table, until: datetime, judgements: pa.Table, queries: Side, items: Side) -> Pairs:
+    """Distinct (query, item) pairs: the item was clicked or bought from that query, or judged relevant to it.
+
+    Args:
+        log: EVENTS; what is available at ``until`` or later is ignored.
+        until: the encoder's cut.
+        judgements: JUDGEMENTS; only part "train" is read.
+        queries, items: to turn ids into rows.
+    """
+    events = positive_log(log, until)
+    events = events.filter(pc.is_valid(events["query_id"]))
+    judged = judgements.filter(
+        pc.and_(pc.equal(judgements["part"], "train"), pc.greater(judgements["relevance"], RELEVANT))
+    )
+    anchor = queries.rows(
+        np.concatenate([t["query_id"].to_numpy() for t in (events, judged)]).astype(np.int64)
+    )
+    item = items.rows(np.concatenate([t["item_id"].to_numpy() for t in (events, judged)]).astype(np.int64))
+    known = (anchor >= 0) & (item >= 0)
+    both = np.unique(np.stack([anchor[known], item[known]], axis=1), axis=0)
+    return Pairs(both[:, 0], both[:, 1])

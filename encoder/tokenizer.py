@@ -1,0 +1,83 @@
+"""Byte-level BPE trained on the catalogue, for when there is no checkpoint with a tokenizer of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+PAD, END = "<|pad|>", "<|end|>"
+IMAGE, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
+# The last three are what MOON3.0's attribute chain is written with; they cost nothing until it is trained.
+SPECIALS = (PAD, END, IMAGE, VISION_START, VISION_END, "<think>", "</think>", "<|emb|>")
+VOCABULARY = 2048
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer; any string in any script encodes and decodes to itself (NFC).
+
+    Args:
+        texts: the catalogue's texts and the queries.
+        vocabulary: most tokens to make, specials and the 256 bytes included.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=list(SPECIALS[2:]),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Token ids that ``encoder.backbone.small_config`` asks for."""
+    names = {"pad": PAD, "image": IMAGE, "vision_start": VISION_START, "vision_end": VISION_END}
+    return {role: int(tokenizer.convert_tokens_to_ids(token)) for role, token in names.items()}
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder, ours or a published one."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends an answer; the padding token where a tokenizer names no end."""
+    return int(tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills a batch, masked everywhere; the end token where a tokenizer names no padding."""
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -> list[list[int]]:
+    """Token ids of each text, cut to ``limit``; words that spell a special token stay words.
+
+    Returns:
+        one list per text, empty for blank text.
+    """
+    stripped = [text.strip() for text in texts]
+    if not stripped:
+        return []
+    ids = tokenizer(
+        stripped,
+        add_special_tokens=False,
+        truncation=True,
+        max_length=limit,
+        split_special_tokens=True,
+        return_attention_mask=False,
+    )["input_ids"]
+    return [list(row) for row in ids]
