@@ -1,0 +1,124 @@
+"""The dataset artifact: canonical tables on disk, read when first used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moon.artifacts import Artifact, open_artifact, write_artifact
+
+MADE_BY = "moon dataset"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Canonical tables in memory; schemas in ``dataset.contracts``.
+
+    ``truth`` is known to the simulated marketplace only: event_id int64 of an impression and its true
+    click_probability float32.
+    """
+
+    items: pa.Table
+    images: pa.Table
+    users: pa.Table
+    events: pa.Table
+    queries: pa.Table
+    judgements: pa.Table
+    quarantine: pa.Table
+    truth: pa.Table | None = None
+
+
+def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artifact:
+    """Check the tables, move offending rows to quarantine, and write the artifact of kind "dataset".
+
+    Raises:
+        DataError: a schema is not met, or too much of a table would be quarantined.
+    """
+    from dataset.checks import check, quarantine_counts
+
+    checked = check(tables)
+    counts = {
+        name: getattr(checked, name).num_rows
+        for name in ("items", "images", "users", "events", "queries", "judgements")
+    }
+    complete = {**config, "rows": counts, "quarantined": quarantine_counts(checked.quarantine)}
+    with write_artifact(out, "dataset", complete) as folder:
+        for name in (*counts, "quarantine"):
+            pq.write_table(getattr(checked, name), folder / f"{name}.parquet", compression="zstd")
+        if checked.truth is not None:
+            pq.write_table(checked.truth, folder / "truth.parquet", compression="zstd")
+    return open_artifact(out, "dataset", MADE_BY)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened dataset artifact."""
+
+    artifact: Artifact
+
+    @classmethod
+    def open(cls, path: Path) -> Dataset:
+        """Open and verify the dataset at ``path``.
+
+        Raises:
+            ArtifactError: missing, damaged or not a dataset.
+        """
+        return cls(open_artifact(path, "dataset", MADE_BY))
+
+    def _read(self, name: str) -> pa.Table:
+        return pq.read_table(self.artifact.file(f"{name}.parquet"))
+
+    @cached_property
+    def items(self) -> pa.Table:
+        """The catalogue (ITEMS)."""
+        return self._read("items")
+
+    @cached_property
+    def images(self) -> pa.Table:
+        """Pictures by content hash (IMAGES)."""
+        return self._read("images")
+
+    @cached_property
+    def users(self) -> pa.Table:
+        """Users (USERS)."""
+        return self._read("users")
+
+    @cached_property
+    def events(self) -> pa.Table:
+        """Everything that happened (EVENTS)."""
+        return self._read("events")
+
+    @cached_property
+    def queries(self) -> pa.Table:
+        """Text and image searches (QUERIES)."""
+        return self._read("queries")
+
+    @cached_property
+    def judgements(self) -> pa.Table:
+        """Graded query-item relevance (JUDGEMENTS)."""
+        return self._read("judgements")
+
+    @cached_property
+    def quarantine(self) -> pa.Table:
+        """Refused rows and why (QUARANTINE)."""
+        return self._read("quarantine")
+
+    @cached_property
+    def truth(self) -> pa.Table | None:
+        """True click probability of each impression, known to the simulated marketplace only."""
+        return self._read("truth") if self.artifact.file("truth.parquet").exists() else None
+
+    @cached_property
+    def _image_rows(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.images.column("image_id").to_pylist())}
+
+    def image_bytes(self, image_id: str | None) -> bytes | None:
+        """The encoded picture called ``image_id``; None when there is none."""
+        row = self._image_rows.get(image_id) if image_id is not None else None
+        return None if row is None else self.images.column("bytes")[row].as_py()
