@@ -1,0 +1,103 @@
+"""Item and query vectors of one embedding version, read by id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from moon.artifacts import Artifact, ArtifactError
+
+UNIT_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class VectorTable:
+    """Unit vectors by id.
+
+    Attributes:
+        ids: int64 of shape (M), ascending.
+        matrix: float32 of shape (M, D), unit rows.
+    """
+
+    ids: np.ndarray
+    matrix: np.ndarray
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.matrix.shape[1])
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Row of each id, int64; -1 where unknown."""
+        wanted = np.asarray(ids, dtype=np.int64)
+        if not len(self.ids):
+            return np.full(len(wanted), -1, dtype=np.int64)
+        place = np.searchsorted(self.ids, wanted).clip(max=len(self.ids) - 1)
+        return np.where(self.ids[place] == wanted, place, -1)
+
+    def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors float32 [n, D] (zeros where unknown) and which were found, bool [n]."""
+        rows = self.rows(ids)
+        found = rows >= 0
+        out = np.zeros((len(rows), self.width), dtype=np.float32)
+        out[found] = self.matrix[rows[found]]
+        return out, found
+
+
+@dataclass(frozen=True)
+class Vectors(VectorTable):
+    """Item vectors of one embedding version, and its query vectors.
+
+    Attributes:
+        queries: the same for queries.
+        id: id of the embedding artifact: models record it, and refuse another one.
+    """
+
+    queries: VectorTable
+    id: str
+
+    @classmethod
+    def open(cls, artifact: Artifact) -> Vectors:
+        """Read an artifact of kind "embedding".
+
+        Raises:
+            ArtifactError: vectors not finite, not of unit norm, of another width, or ids not ascending.
+        """
+        width = int(artifact.config["width"])
+        items = _read(artifact.file("items.safetensors"), "item_id", width)
+        queries = _read(artifact.file("queries.safetensors"), "query_id", width)
+        return cls(items.ids, items.matrix, queries, artifact.id)
+
+
+def _read(path: Path, key: str, width: int) -> VectorTable:
+    tensors = load_file(path)
+    if set(tensors) != {key, "vector"}:
+        raise ArtifactError(
+            f"{path}: expected tensors {key} and vector, found {sorted(tensors)}. Run 'moon embed'."
+        )
+    ids, matrix = tensors[key], tensors["vector"]
+    if ids.dtype != np.int64 or matrix.dtype != np.float32 or matrix.shape != (len(ids), width):
+        raise ArtifactError(
+            f"{path}: expected int64 ids and float32 vectors of shape ({len(ids)}, {width}), "
+            f"found {ids.dtype} and {matrix.dtype} {matrix.shape}. Run 'moon embed'."
+        )
+    if (np.diff(ids) <= 0).any():
+        bad = ids[1:][np.diff(ids) <= 0]
+        raise ArtifactError(
+            f"{path}: expected ascending {key}s, found {len(bad)} out of place (first {bad[:3].tolist()}). "
+            f"Run 'moon embed'."
+        )
+    finite = np.isfinite(matrix).all(axis=1)
+    unit = np.zeros(len(ids), dtype=bool)
+    unit[finite] = np.abs(np.linalg.norm(matrix[finite], axis=1) - 1) <= UNIT_TOLERANCE
+    if not unit.all():
+        what = "finite" if not finite.all() else "of unit norm"
+        bad = ids[~finite] if not finite.all() else ids[~unit]
+        raise ArtifactError(
+            f"{path}: {len(bad)} of {len(ids)} vectors are not {what} ({key} {bad[:3].tolist()}). "
+            f"Run 'moon embed'."
+        )
+    return VectorTable(ids, matrix)
