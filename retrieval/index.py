@@ -86,6 +86,10 @@ class ItemIndex:
         """Every path that can be asked for, broadest first, sorted."""
         return sorted(self._slices)
 
+    def has_category(self, category: str) -> bool:
+        """Whether any item's path is, or starts with, this one."""
+        return category in self._slices
+
     @classmethod
     def build(
         cls,

@@ -1,0 +1,99 @@
+"""Everything retrieval needs of a run folder, opened and checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from feature_repo.vectors import Vectors
+from moon.artifacts import Artifact, ArtifactError, open_artifact, require_parent
+from retrieval.cooccurrence import Cooccurrence
+from retrieval.index import ItemIndex
+from retrieval.sources import (
+    CooccurrenceSource,
+    PopularSource,
+    SimilarSource,
+    Source,
+    VectorTable,
+    profile_source,
+    query_source,
+    two_tower_source,
+)
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """The sources of one run.
+
+    Attributes:
+        index: items that may be answered, in the encoder's space.
+        vectors: the embedding artifact's vectors, of every item.
+        personal: the sources that read a user's history or features, in the order of the ``match_*`` columns.
+        popular: what to answer when nothing is known.
+        query: what to answer to a text or a picture.
+        artifacts: role -> artifact of everything opened here.
+    """
+
+    index: ItemIndex
+    vectors: VectorTable
+    personal: tuple[Source, ...]
+    popular: Source
+    query: Source
+    artifacts: dict[str, Artifact]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All of them: the ranker reads one ``match_*`` column for each, whichever proposed a candidate."""
+        return (*self.personal, self.popular, self.query)
+
+    @classmethod
+    def open(cls, run: Path) -> Retriever:
+        """Open ``embedding``, ``index``, ``cooccurrence`` and, when trained, ``two_tower`` of a run folder.
+
+        Raises:
+            ArtifactError: one is missing or damaged, or they were not made from one another.
+        """
+        embedding = open_artifact(run / "embedding", "embedding", "moon embed")
+        vectors = Vectors.open(embedding)
+        index = ItemIndex.open(run / "index")
+        cooccurrence = Cooccurrence.open(run / "cooccurrence")
+        assert index.artifact is not None
+        artifacts = {"embedding": embedding, "index": index.artifact, "cooccurrence": cooccurrence.artifact}
+        require_parent(index.artifact, "embedding", embedding)
+        personal: list[Source] = [
+            SimilarSource(index, vectors),
+            profile_source(index, vectors),
+            CooccurrenceSource(cooccurrence, index),
+        ]
+        if (run / "two_tower").exists():
+            from ranker.two_tower import TwoTower
+
+            towers = open_artifact(run / "two_tower", "two_tower", "moon retrieval")
+            tower_index = ItemIndex.open(run / "two_tower_index")
+            assert tower_index.artifact is not None
+            require_parent(tower_index.artifact, "two_tower", towers)
+            artifacts |= {"two_tower": towers, "two_tower_index": tower_index.artifact}
+            personal.append(two_tower_source(TwoTower.open(run / "two_tower", vectors), tower_index))
+        require_agreement(artifacts)
+        popular = PopularSource(cooccurrence.item_ids, cooccurrence.popularity, index)
+        return cls(index, vectors, tuple(personal), popular, query_source(index), artifacts)
+
+
+def require_agreement(artifacts: dict[str, Artifact], required: Sequence[tuple[str, str]] = ()) -> None:
+    """Refuse artifacts that name another parent than the one opened beside them.
+
+    Args:
+        artifacts: role -> artifact.
+        required: (child role, parent role) pairs that must be recorded, not merely not contradicted.
+
+    Raises:
+        ArtifactError: naming the first pair that disagrees.
+    """
+    for child, parent in required:
+        if child not in artifacts or parent not in artifacts:
+            raise ArtifactError(f"expected the artifacts {child} and {parent}, found {sorted(artifacts)}")
+        require_parent(artifacts[child], parent, artifacts[parent])
+    for child in artifacts.values():
+        for role in child.parents.keys() & artifacts.keys():
+            require_parent(child, role, artifacts[role])

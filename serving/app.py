@@ -1,0 +1,230 @@
+"""The service: HTTP around ``serving.recommend``. ``create_app`` builds it; nothing happens at import.
+
+Handlers are coroutines that call straight into numpy and torch: one process per core, no thread hop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import faiss
+import torch
+import uvicorn
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from serving.page import render
+from serving.questions import (
+    RecommendQuestion,
+    Refused,
+    SearchForm,
+    SearchQuestion,
+    SimilarQuestion,
+    check_image,
+    decode_base64,
+)
+from serving.recommend import Answer, Recommender, UnknownCategory, UnknownItem
+from serving.settings import Settings
+from serving.telemetry import Telemetry
+
+log = logging.getLogger("moon.serving")
+
+
+def serve(settings: Settings) -> None:
+    """Serve a finished run until interrupted: one process, one thread per library.
+
+    Raises:
+        ArtifactError: the run's artifacts are missing, damaged or do not belong together.
+    """
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="info")
+
+
+def create_app(settings: Settings, recommender: Recommender | None = None) -> FastAPI:
+    """The application over one run.
+
+    Args:
+        settings: limits, and the run to open.
+        recommender: what to serve instead of opening ``settings.run``.
+
+    Raises:
+        ArtifactError: the run's artifacts are missing, damaged or do not belong together.
+    """
+    moon = recommender or Recommender.open(settings)
+    telemetry = Telemetry(len(moon.retriever.index), moon.artifacts)
+    app = FastAPI(title="Moon", max_body_size=settings.max_body_bytes, docs_url="/docs", redoc_url=None)
+    _refusals(app)
+    _counting(app, telemetry)
+    _answers(app, settings, moon, telemetry)
+    _operations(app, moon, telemetry)
+    return app
+
+
+def _answers(app: FastAPI, settings: Settings, moon: Recommender, telemetry: Telemetry) -> None:
+    def answered(endpoint: str, answer: Answer) -> JSONResponse:
+        telemetry.answered(endpoint, answer)
+        return JSONResponse(
+            _content(answer, moon.artifacts), headers={"Server-Timing": _server_timing(answer)}
+        )
+
+    @app.get("/recommend")
+    async def recommend(question: Annotated[RecommendQuestion, Query()]) -> JSONResponse:
+        """What this user should see now."""
+        answer = moon.recommend(question.user_id, question.k, question.category, session=question.session)
+        return answered("/recommend", answer)
+
+    @app.get("/similar")
+    async def similar(question: Annotated[SimilarQuestion, Query()]) -> JSONResponse:
+        """Items like this one."""
+        return answered("/similar", moon.similar(question.item_id, question.k))
+
+    @app.post("/search")
+    async def search(request: Request) -> JSONResponse:
+        """Items that answer a text, a picture or both: JSON (``image_base64``) or multipart (``image``)."""
+        text, image, user_id, k = await _asked(request, settings)
+        if image is not None:
+            image = check_image(image, settings.max_image_bytes, settings.max_image_pixels)
+        if image is None and not (text and text.strip()):
+            raise Refused(422, "expected a text, an image or both, found neither")
+        return answered("/search", moon.search(text, image, k, user_id))
+
+    @app.get("/image/{image_id}")
+    async def image(image_id: str) -> Response:
+        """The picture of an item."""
+        content = moon.catalogue.image_bytes(image_id)
+        if content is None:
+            raise Refused(404, "no such picture")
+        kind = "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
+        return Response(content, media_type=kind, headers={"Cache-Control": "public, max-age=86400"})
+
+    @app.get("/", response_class=HTMLResponse)
+    async def page(user_id: str = "", category: str = "", item_id: str = "", text: str = "") -> HTMLResponse:
+        """A page to look at."""
+        return HTMLResponse(render(moon, user_id, category, item_id, text))
+
+
+def _operations(app: FastAPI, moon: Recommender, telemetry: Telemetry) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process is alive."""
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """Artifacts agree, the index is loaded, the online store answers and knows its users."""
+        problems = moon.ready()
+        content = {
+            "status": "not ready" if problems else "ready",
+            "problems": problems,
+            "artifacts": moon.artifacts,
+        }
+        return JSONResponse(content, status_code=503 if problems else 200)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus text."""
+        return Response(telemetry.text(), media_type="text/plain; version=0.0.4")
+
+
+def _refusals(app: FastAPI) -> None:
+    """Every refusal is ``{"error": reason}``; none echoes the input, which may not be JSON itself (NaN)."""
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> JSONResponse:
+        return _error(error.status, error.reason)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return _error(422, _reasons(error.errors()))
+
+    @app.exception_handler(UnknownItem)
+    @app.exception_handler(UnknownCategory)
+    async def unknown(_: Request, error: LookupError) -> JSONResponse:
+        return _error(404, str(error.args[0]))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        return _error(error.status_code, str(error.detail))
+
+
+def _counting(app: FastAPI, telemetry: Telemetry) -> None:
+    @app.middleware("http")
+    async def count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        try:
+            response = await call_next(request)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.url.path)
+            response = _error(500, "the service failed; the reason is in its log")
+        route = request.scope.get("route")
+        telemetry.responded(getattr(route, "path", "unknown"), response.status_code)
+        return response
+
+
+async def _asked(request: Request, settings: Settings) -> tuple[str | None, bytes | None, int | None, int]:
+    """Text, picture, user and k of a search, from JSON or a form."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        if kind == "application/json":
+            body = await asyncio.wait_for(request.body(), settings.body_deadline_s)
+            asked = SearchQuestion.model_validate_json(body)
+            image = None if asked.image_base64 is None else decode_base64(asked.image_base64)
+            return asked.text, image, asked.user_id, asked.k
+        if kind == "multipart/form-data":
+            form = await asyncio.wait_for(request.form(max_files=1, max_fields=8), settings.body_deadline_s)
+            fields: dict[str, Any] = {name: value for name, value in form.items() if name != "image"}
+            upload = form.get("image")
+            if upload is not None and not isinstance(upload, UploadFile):
+                raise Refused(422, "image: expected a file")
+            filled = SearchForm.model_validate({name: value for name, value in fields.items() if value != ""})
+            image = await upload.read() if upload is not None else None
+            return filled.text, image or None, filled.user_id, filled.k
+    except TimeoutError:
+        raise Refused(408, f"the body did not arrive within {settings.body_deadline_s} s") from None
+    except ValidationError as error:
+        raise Refused(422, _reasons(error.errors(include_input=False))) from None
+    raise Refused(
+        415, f"expected application/json or multipart/form-data, found {kind or 'no content type'!r}"
+    )
+
+
+def _content(answer: Answer, artifacts: dict[str, str]) -> dict[str, Any]:
+    return {
+        "hits": [
+            {
+                "item_id": hit.card.item_id,
+                "score": hit.score,
+                "title": hit.card.title,
+                "category": hit.card.category,
+                "price": hit.card.price,
+                "image_id": hit.card.image_id,
+                "matches": hit.matches,
+            }
+            for hit in answer.hits
+        ],
+        "order": answer.order,
+        "fallbacks": list(answer.fallbacks),
+        "timings_ms": {stage: round(ms, 3) for stage, ms in answer.timings_ms.items()},
+        "artifacts": artifacts,
+    }
+
+
+def _server_timing(answer: Answer) -> str:
+    return ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in answer.timings_ms.items())
+
+
+def _reasons(errors: Any) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in error['loc']) or 'body'}: {error['msg']}" for error in errors
+    )
+
+
+def _error(status: int, reason: str) -> JSONResponse:
+    return JSONResponse({"error": reason}, status_code=status)

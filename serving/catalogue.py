@@ -1,0 +1,59 @@
+"""What people see of an item: its card, and its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from retrieval.index import category_path
+
+
+@dataclass(frozen=True)
+class Card:
+    """An item for display; fields the catalogue lacks are None or empty."""
+
+    item_id: int
+    title: str
+    category: str
+    price: float | None
+    image_id: str | None
+
+
+class Catalogue:
+    """Cards by item id.
+
+    Args:
+        items: the dataset's items table.
+        image_bytes: picture of an image id, None when there is none.
+    """
+
+    def __init__(self, items: pa.Table, image_bytes: Callable[[str], bytes | None]) -> None:
+        self._items = items.select(["item_id", "title", "category", "price", "image_id"])
+        self._row = {item_id: row for row, item_id in enumerate(items["item_id"].to_pylist())}
+        self.image_bytes = image_bytes
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def cards(self, item_ids: Sequence[int] | np.ndarray) -> list[Card]:
+        """One card per id, in order; an id the catalogue does not hold gets an empty card."""
+        ids = [int(item_id) for item_id in item_ids]
+        held = [self._row[item_id] for item_id in ids if item_id in self._row]
+        found = {row["item_id"]: row for row in self._items.take(pa.array(held, pa.int64())).to_pylist()}
+        return [_card(item_id, found.get(item_id)) for item_id in ids]
+
+
+def _card(item_id: int, row: dict | None) -> Card:
+    if row is None:
+        return Card(item_id, "", "", None, None)
+    price = row["price"]
+    return Card(
+        item_id=item_id,
+        title=row["title"] or "",
+        category=category_path(row["category"]),
+        price=price if price is not None and np.isfinite(price) else None,
+        image_id=row["image_id"],
+    )

@@ -1,0 +1,144 @@
+"""A page to look at: a user's history in pictures, and what is recommended, with scores and timings.
+
+Rendered here, without scripts or anything from elsewhere: item ids may exceed what a browser's numbers hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+from urllib.parse import urlencode
+
+from feature_repo.online import StoreUnavailable
+
+from serving.catalogue import Card
+from serving.recommend import Answer, Recommender, UnknownCategory, UnknownItem
+
+SHOWN = 24
+SHOWN_HISTORY = 12
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8889; --accent: #3b6fd4; }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 20px; }
+h1 { font-size: 22px; margin: 0 0 14px; } h1 small { font-weight: 400; color: var(--soft); font-size: 14px; }
+h2 { font-size: 16px; margin: 26px 0 10px; }
+form { display: inline-flex; gap: 8px; margin: 0 18px 10px 0; flex-wrap: wrap; }
+input, select, button { font: inherit; padding: 6px 10px; border: 1px solid var(--line); border-radius: 8px;
+  background: transparent; color: inherit; max-width: 240px; }
+button { background: var(--accent); color: #fff; border-color: transparent; cursor: pointer; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 12px; }
+.card { border: 1px solid var(--line); border-radius: 12px; padding: 8px; font-size: 12.5px; overflow: hidden;
+  color: inherit; text-decoration: none; display: block; }
+.card:hover { border-color: var(--accent); }
+.card .frame { height: 132px; display: flex; align-items: center; justify-content: center; background: #8881;
+  border-radius: 8px; margin-bottom: 6px; color: var(--soft); }
+.card img { max-width: 100%; max-height: 132px; border-radius: 8px; }
+.card b { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.soft, .card i { color: var(--soft); font-style: normal; }
+.bars { display: flex; gap: 14px; flex-wrap: wrap; }
+.flag { background: #d98a1b33; border-radius: 8px; padding: 6px 12px; display: inline-block; }
+code { font-size: 12px; }
+"""
+
+
+def render(moon: Recommender, user_id: str, category: str, item_id: str, text: str) -> str:
+    """The page for a user, an item or a text, in that order of preference; every argument may be empty."""
+    problem, history, answer, title = "", [], None, ""
+    try:
+        if text:
+            answer, title = moon.search(text, None, SHOWN), f"Found for “{text}”"
+        elif item_id:
+            answer, title = moon.similar(_number(item_id), SHOWN), f"Like item {item_id}"
+            history = moon.catalogue.cards([_number(item_id)])
+        elif user_id or moon.example_users:
+            user_id = user_id or str(moon.example_users[0])
+            answer = moon.recommend(_number(user_id), SHOWN, category or None)
+            title = f"Recommended to user {user_id}"
+            history = moon.history(_number(user_id))
+    except (ValueError, UnknownItem, UnknownCategory, StoreUnavailable) as error:
+        problem = str(error)
+    heading = "The item" if item_id and not text else "What the user did, newest first"
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Moon</title>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<style>{STYLE}</style></head><body>",
+        f"<h1>Moon <small>{len(moon.retriever.index)} items</small></h1>",
+        _forms(moon, user_id, category, text),
+        f"<p class='flag'>{escape(problem)}</p>" if problem else "",
+        _section(heading, history[:SHOWN_HISTORY], []),
+        _result(title, answer) if answer is not None else "",
+        _made_of(moon),
+        "</body></html>",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}|[0-8][0-9]{18}", text):
+        raise ValueError(f"{text!r} is not an id: expected a whole number")
+    return int(text)
+
+
+def _forms(moon: Recommender, user_id: str, category: str, text: str) -> str:
+    users = "".join(f"<option value='{user}'>" for user in moon.example_users)
+    categories = "".join(
+        f"<option value='{escape(path)}'{' selected' if path == category else ''}>{escape(path)}</option>"
+        for path in moon.retriever.index.categories
+    )
+    return (
+        f"<form><input name='user_id' list='users' placeholder='user' value='{escape(user_id)}'>"
+        f"<datalist id='users'>{users}</datalist>"
+        f"<select name='category'><option value=''>every category</option>{categories}</select>"
+        f"<button>Recommend</button></form>"
+        f"<form><input name='text' placeholder='search' value='{escape(text)}'><button>Search</button></form>"
+    )
+
+
+def _result(title: str, answer: Answer) -> str:
+    notes = [
+        " · ".join(f"{key.removeprefix('match_')} {value:.2f}" for key, value in hit.matches.items() if value)
+        for hit in answer.hits
+    ]
+    captions = [f"{hit.score:.3f}" for hit in answer.hits]
+    times = "".join(
+        f"<span>{escape(stage)} <b>{ms:.1f} ms</b></span>" for stage, ms in answer.timings_ms.items()
+    )
+    flags = "".join(f"<p class='flag'>{escape(name.replace('_', ' '))}</p> " for name in answer.fallbacks)
+    about = (
+        f"<div class='bars soft'><span>ordered by <b>{escape(answer.order)}</b></span>{times}</div>{flags}"
+    )
+    if not answer.hits:
+        return f"<h2>{escape(title)}</h2>{about}<p>Nothing fits.</p>"
+    return _section(title, [hit.card for hit in answer.hits], captions, notes, about)
+
+
+def _section(
+    title: str, cards: Sequence[Card], captions: Sequence[str], notes: Sequence[str] = (), about: str = ""
+) -> str:
+    if not cards:
+        return ""
+    tiles = [
+        _tile(card, captions[place] if captions else "", notes[place] if notes else "")
+        for place, card in enumerate(cards)
+    ]
+    return f"<h2>{escape(title)}</h2>{about}<div class='grid'>{''.join(tiles)}</div>"
+
+
+def _tile(card: Card, caption: str, note: str) -> str:
+    picture = (
+        f"<img src='/image/{escape(card.image_id)}' alt='' loading='lazy'>" if card.image_id else "no picture"
+    )
+    link = "/?" + urlencode({"item_id": card.item_id})
+    return (
+        f"<a class='card' href='{escape(link)}' title='{escape(note)}'><div class='frame'>{picture}</div>"
+        f"<b>{escape(card.title or str(card.item_id))}</b><i>{escape(card.category)}</i>"
+        f"{f'<div>{escape(caption)}</div>' if caption else ''}</a>"
+    )
+
+
+def _made_of(moon: Recommender) -> str:
+    made = " · ".join(
+        f"{escape(role)} <code>{escape(value)}</code>" for role, value in moon.artifacts.items()
+    )
+    return f"<h2>Made of</h2><p class='soft'>{made}</p>"

@@ -1,0 +1,115 @@
+"""What may be asked over HTTP: strict models, so no ``true``, ``"7"``, ``7.0`` or NaN passes for an id."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from typing import Annotated, Any
+
+import PIL.Image
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
+
+LARGEST_ID = 2**63 - 1
+MOST_HITS = 200
+MOST_TEXT = 1000
+MOST_SESSION = 100
+
+
+class Refused(Exception):
+    """A request that is refused with a status and a reason."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+def _whole_number(value: Any) -> int:
+    """Ids in addresses and forms arrive as text: digits and nothing else."""
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,19}", value):
+        raise ValueError("expected a whole number in decimal digits")
+    return int(value)
+
+
+TextId = Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=LARGEST_ID)]
+TextCount = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=MOST_HITS)]
+SearchText = Annotated[str, Field(max_length=MOST_TEXT)]
+
+
+class RecommendQuestion(BaseModel):
+    """``GET /recommend``: who asks, for how many, of which category, after seeing what in this visit."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user_id: TextId
+    k: TextCount = 20
+    category: Annotated[str, Field(min_length=1, max_length=MOST_TEXT)] | None = None
+    session: Annotated[list[TextId], Field(max_length=MOST_SESSION)] = Field(default_factory=list)
+
+
+class SimilarQuestion(BaseModel):
+    """``GET /similar``: like which item, and how many."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    item_id: TextId
+    k: TextCount = 20
+
+
+class SearchForm(BaseModel):
+    """The text fields of a multipart ``POST /search``; the picture travels beside them as ``image``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: SearchText | None = None
+    user_id: TextId | None = None
+    k: TextCount = 20
+
+
+class SearchQuestion(BaseModel):
+    """The JSON body of ``POST /search``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: SearchText | None = None
+    image_base64: str | None = None
+    user_id: Annotated[StrictInt, Field(ge=0, le=LARGEST_ID)] | None = None
+    k: Annotated[StrictInt, Field(ge=1, le=MOST_HITS)] = 20
+
+
+def decode_base64(text: str) -> bytes:
+    """The picture inside a JSON body.
+
+    Raises:
+        Refused: 422, not base64.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused(422, "image_base64 is not base64") from None
+
+
+def check_image(content: bytes, max_bytes: int, max_pixels: int) -> bytes:
+    """The same picture when it is small enough and decodes.
+
+    Raises:
+        Refused: 413, more than ``max_bytes``; 422, more than ``max_pixels`` or not a picture.
+    """
+    if len(content) > max_bytes:
+        raise Refused(413, f"the picture has {len(content)} bytes: at most {max_bytes} are read")
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as picture:
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise Refused(
+                    422, f"the picture has {width} x {height} pixels: at most {max_pixels} are read"
+                )
+            picture.load()
+    except Refused:
+        raise
+    except Exception as error:  # decoders raise whatever their format makes them
+        raise Refused(
+            422, f"the picture ({len(content)} bytes) cannot be decoded: {type(error).__name__}"
+        ) from None
+    return content

@@ -1,0 +1,428 @@
+"""A question in, an answer out: everything the service does, without HTTP.
+
+When something is missing the answer degrades in defined steps, each with a name that is answered and counted:
+
+    unknown_user       the store has no such user            -> popular items, of the category if asked
+    empty_history      a known user who has not acted yet    -> popular items, of the category if asked
+    store_unavailable  the online store does not answer      -> retrieval from the session, else popular items
+    ranker_error       the ranker raised or scored nonsense  -> retrieval order
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time as clock_module
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+import numpy as np
+import pyarrow.compute as pc
+from feature_repo.online import OnlineReader, StoreUnavailable
+from ranker.relevance import Relevance
+from ranker.score import Ranker
+
+from dataset.contracts import BEHAVIOUR_CODES
+from dataset.split import Split
+from dataset.tables import Dataset
+from encoder.encode import Content, Encoder
+from feature_repo.frame import Frame, History
+from moon.artifacts import Artifact, open_artifact
+from moon.sizes import size
+from retrieval.jagged import best_first
+from retrieval.requests import Request, Requests, history_of, interests
+from retrieval.retriever import Retriever, require_agreement
+from retrieval.sources import FUSION, Source, add_matches, match_scores, union
+from serving.catalogue import Card, Catalogue
+from serving.settings import Settings
+
+log = logging.getLogger("moon.serving")
+
+OWNED_CODES = tuple(BEHAVIOUR_CODES[name] for name in ("purchase", "liked", "disliked"))
+SEARCH_DEPTH = 100  # candidates of a search that are ordered again
+EXAMPLE_USERS = 50
+REQUIRED_PARENTS = (("embedding", "encoder"), ("index", "embedding"), ("ranker", "embedding"))
+
+
+class UnknownItem(LookupError):
+    """An item id that the index does not hold."""
+
+
+class UnknownCategory(LookupError):
+    """A category path that no item has."""
+
+
+class Reader(Protocol):
+    """The online side of the feature store (``feature_repo.online.OnlineReader``)."""
+
+    def read_user(self, user_id: int, time: datetime) -> Frame: ...  # noqa: D102
+
+    def read(self, user_id: int, item_ids: np.ndarray, time: datetime) -> Frame: ...  # noqa: D102
+
+
+class Scorer(Protocol):
+    """The ranker (``ranker.score.Ranker``)."""
+
+    def score(self, frame: Frame) -> np.ndarray: ...  # noqa: D102
+
+
+class ContentEncoder(Protocol):
+    """The encoder (``encoder.encode.Encoder``)."""
+
+    def encode(self, contents: Sequence[Content]) -> np.ndarray: ...  # noqa: D102
+
+
+class RelevanceHead(Protocol):
+    """The relevance model (``ranker.relevance.Relevance``)."""
+
+    def score(self, query_vector: np.ndarray, item_vectors: np.ndarray) -> np.ndarray: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answered item: its card, the score it was ordered by, and every source's score of it."""
+
+    card: Card
+    score: float
+    matches: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found, best first, how long each stage took, and what was missing.
+
+    Attributes:
+        hits: at most k, fewer when fewer exist.
+        timings_ms: stage -> milliseconds, in the order of the stages.
+        fallbacks: names of the steps down that were taken; empty when everything was there.
+        order: what the hits are ordered by: ``ranker``, ``retrieval``, ``popularity``, ``relevance``,
+            ``similarity`` or ``relevance+ranker``.
+    """
+
+    hits: list[Hit]
+    timings_ms: dict[str, float]
+    fallbacks: tuple[str, ...]
+    order: str
+
+
+@dataclass
+class Stages:
+    """Wall-clock milliseconds of the stages of one answer."""
+
+    ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside the block to ``stage``."""
+        began = clock_module.perf_counter()
+        try:
+            yield
+        finally:
+            self.ms[stage] = self.ms.get(stage, 0.0) + (clock_module.perf_counter() - began) * 1e3
+
+
+class Recommender:
+    """The whole serving path over one run.
+
+    Args:
+        retriever: the retrieval sources.
+        reader: the online store.
+        ranker: scores candidates.
+        encoder: turns searched text and pictures into vectors.
+        relevance: orders search results; None: by cosine.
+        catalogue: cards and pictures.
+        artifacts: role -> id of everything that makes the answers.
+        now: the time that requests without one are answered as of.
+        per_source: candidates asked of every source.
+        example_users: users worth looking at, for the page.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        reader: Reader,
+        ranker: Scorer,
+        encoder: ContentEncoder,
+        relevance: RelevanceHead | None,
+        catalogue: Catalogue,
+        artifacts: Mapping[str, str],
+        now: Callable[[], datetime],
+        per_source: int = 100,
+        example_users: Sequence[int] = (),
+    ) -> None:
+        self.retriever, self.reader, self.ranker, self.encoder = retriever, reader, ranker, encoder
+        self.relevance, self.catalogue, self.artifacts = relevance, catalogue, dict(artifacts)
+        self.now, self.per_source, self.example_users = now, per_source, tuple(example_users)
+        self.counts: Counter[str] = Counter()
+
+    @classmethod
+    def open(cls, settings: Settings) -> Recommender:
+        """Open a finished run, refuse artifacts that do not belong together, and answer once to warm up.
+
+        Raises:
+            ArtifactError: an artifact is missing, damaged, or made from another parent than the one here.
+            ValueError: the run was loaded into another online store than ``settings.profile``.
+        """
+        run = settings.run
+        recorded = json.loads((run / "run.json").read_text())
+        if recorded["profile"] != settings.profile:
+            raise ValueError(
+                f"{run} was loaded into the {recorded['profile']} store, asked to serve from "
+                f"{settings.profile}. Run 'moon demo' with that profile first."
+            )
+        dataset, split = Dataset.open(run / "dataset"), Split.open(run / "split")
+        retriever = Retriever.open(run)
+        artifacts = dict(retriever.artifacts) | {
+            "encoder": open_artifact(run / "encoder", "encoder", "moon encoder"),
+            "ranker": open_artifact(run / "ranker_full", "ranker", "moon ranker"),
+        }
+        if (run / "relevance").exists():
+            artifacts["relevance"] = open_artifact(run / "relevance", "relevance", "moon ranker")
+        require_agreement(
+            artifacts | {"dataset": dataset.artifact, "split": split.artifact}, REQUIRED_PARENTS
+        )
+        last = pc.max(split.log["available_time"]).as_py() + timedelta(seconds=1)
+        recommender = cls(
+            retriever=retriever,
+            reader=OnlineReader(run / "store", size(recorded["size_name"]).history),
+            ranker=Ranker.open(run / "ranker_full", retriever.vectors),
+            encoder=Encoder.open(artifacts["encoder"]),
+            relevance=Relevance.open(run / "relevance") if "relevance" in artifacts else None,
+            catalogue=Catalogue(dataset.items, dataset.image_bytes),
+            artifacts=_ids(artifacts),
+            now=(lambda: last) if settings.clock == "log" else (lambda: datetime.now(UTC)),
+            per_source=settings.per_source,
+            example_users=_example_users(split),
+        )
+        for user_id in recommender.example_users[:1]:
+            recommender.recommend(user_id, 10)
+        return recommender
+
+    def recommend(
+        self,
+        user_id: int,
+        k: int,
+        category: str | None = None,
+        time: datetime | None = None,
+        session: Sequence[int] = (),
+    ) -> Answer:
+        """The k items this user should see now, without what they already bought or rated.
+
+        Args:
+            user_id: any int64; an unknown one gets popular items.
+            k: at most how many.
+            category: only items under this path.
+            time: as of when; default ``now``.
+            session: item ids of this visit that the store may not know yet, oldest first.
+
+        Raises:
+            UnknownCategory: no item has this category.
+        """
+        self._require_category(category)
+        stages, fallbacks, time = Stages(), [], time or self.now()
+        with stages.time("features"):
+            user = self._read_user(user_id, time, fallbacks)
+        history = _with_session(user.history if user is not None else history_of(()), session)
+        personal = len(interests(history).item_id) > 0
+        if user is not None and not personal:
+            fallbacks.append("empty_history" if _known(user) else "unknown_user")
+        owned = history.item_id[np.isin(history.code, OWNED_CODES)]
+        request = Request(
+            user_id=user_id,
+            history=history,
+            time=time,
+            category=category,
+            exclude=np.union1d(owned, np.asarray(session, dtype=np.int64)),
+            user=user.requests if user is not None and _known(user) else None,
+        )
+        sources: Sequence[Source] = self.retriever.personal if personal else (self.retriever.popular,)
+        with stages.time("retrieve"):
+            found = union(sources, request, max(self.per_source, k))
+        order, ids, scores = "retrieval" if personal else "popularity", *found.retrieved[0]
+        if personal and user is not None and len(ids):
+            ranked = self._rank(request, ids, stages, fallbacks)
+            if ranked is not None:
+                order, (ids, scores) = "ranker", best_first(ids, ranked, k)
+        return self._answer(ids[:k], scores[:k], request, order, stages, fallbacks)
+
+    def search(
+        self,
+        text: str | None,
+        image: bytes | None,
+        k: int,
+        user_id: int | None = None,
+        time: datetime | None = None,
+    ) -> Answer:
+        """The k items that answer a text, a picture or both.
+
+        Ordered by relevance; for a known user the ranker's order of the same candidates is fused in by
+        reciprocal ranks, so that neither may push the other's favourites out of sight.
+        """
+        stages, fallbacks, time = Stages(), [], time or self.now()
+        with stages.time("encode"):
+            vector = self.encoder.encode([Content(image=image, text=text)])[0]
+        user = None
+        if user_id is not None:
+            with stages.time("features"):
+                user = self._read_user(user_id, time, fallbacks)
+            if user is not None and not _known(user):
+                fallbacks.append("unknown_user")
+                user = None
+        request = Request(
+            user_id=-1 if user_id is None else user_id,
+            history=user.history if user is not None else history_of(()),
+            time=time,
+            query_vector=vector,
+            user=user.requests if user is not None else None,
+        )
+        with stages.time("retrieve"):
+            ids, scores = self.retriever.query.retrieve(request, max(SEARCH_DEPTH, k))
+        order = "relevance"
+        if self.relevance is not None and len(ids):
+            with stages.time("relevance"):
+                vectors, _ = self.retriever.index.gather(ids)
+                judged = np.asarray(self.relevance.score(vector, vectors), dtype=np.float32)
+            ids, scores = best_first(ids, judged, len(ids))
+        if user is not None and len(ids):
+            ranked = self._rank(request, ids, stages, fallbacks)
+            if ranked is not None:
+                order, (ids, scores) = "relevance+ranker", _fused(ids, ranked)
+        return self._answer(ids[:k], scores[:k], request, order, stages, fallbacks)
+
+    def similar(self, item_id: int, k: int) -> Answer:
+        """The k items most like this one, by cosine of their vectors.
+
+        Raises:
+            UnknownItem: the index does not hold it.
+        """
+        stages = Stages()
+        vectors, found = self.retriever.index.gather(np.array([item_id], dtype=np.int64))
+        if not found[0]:
+            raise UnknownItem(f"no item {item_id}")
+        with stages.time("retrieve"):
+            ids, scores = self.retriever.index.search(
+                vectors[0], k, exclude=np.array([item_id], dtype=np.int64)
+            )
+        return self._answer(ids, scores, None, "similarity", stages, [])
+
+    def history(self, user_id: int) -> list[Card]:
+        """What the user acted on, newest first; empty for an unknown user.
+
+        Raises:
+            StoreUnavailable: the online store does not answer.
+        """
+        items = self.reader.read_user(user_id, self.now()).history.item_id
+        return self.catalogue.cards(items[::-1])
+
+    def ready(self) -> list[str]:
+        """What keeps the service from answering fully; empty when nothing does."""
+        problems = []
+        if not len(self.retriever.index):
+            problems.append("the index holds no item")
+        try:
+            for user_id in self.example_users[:1]:
+                if not _known(self.reader.read_user(user_id, self.now())):
+                    problems.append(f"the online store has no user {user_id}: run 'moon materialize'")
+        except StoreUnavailable as error:
+            problems.append(f"the online store does not answer: {error}")
+        return problems
+
+    def _require_category(self, category: str | None) -> None:
+        if category is not None and not self.retriever.index.has_category(category):
+            known = self.retriever.index.categories
+            raise UnknownCategory(f"no item has category {category!r}; {len(known)} have, e.g. {known[:3]}")
+
+    def _read_user(self, user_id: int, time: datetime, fallbacks: list[str]) -> Frame | None:
+        try:
+            return self.reader.read_user(user_id, time)
+        except StoreUnavailable as error:
+            log.warning("user %d: the online store does not answer: %s", user_id, error)
+            fallbacks.append("store_unavailable")
+            return None
+
+    def _rank(
+        self, request: Request, ids: np.ndarray, stages: Stages, fallbacks: list[str]
+    ) -> np.ndarray | None:
+        """The ranker's scores of ``ids``; None when there are none, with the reason in ``fallbacks``."""
+        try:
+            with stages.time("features"):
+                frame = self.reader.read(request.user_id, ids, request.time)
+        except StoreUnavailable as error:
+            log.warning("user %d: the online store does not answer: %s", request.user_id, error)
+            fallbacks.append("store_unavailable")
+            return None
+        with stages.time("rank"):
+            names, matches = self._matches(request, ids)
+            frame = add_matches(replace(frame, history=request.history), names, matches)
+            try:
+                scores = np.asarray(self.ranker.score(frame), dtype=np.float32)
+                if scores.shape != ids.shape or not np.isfinite(scores).all():
+                    raise ValueError(f"{len(ids)} candidates, scores of shape {scores.shape} or not finite")
+            except Exception:
+                log.exception("user %d: the ranker failed, answering in retrieval order", request.user_id)
+                fallbacks.append("ranker_error")
+                return None
+        return scores
+
+    def _matches(self, request: Request, ids: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+        offsets = np.array([0, len(ids)], dtype=np.int64)
+        return match_scores(self.retriever.sources, Requests.of([request]), ids, offsets)
+
+    def _answer(
+        self,
+        ids: np.ndarray,
+        scores: np.ndarray,
+        request: Request | None,
+        order: str,
+        stages: Stages,
+        fallbacks: list[str],
+    ) -> Answer:
+        names: tuple[str, ...] = ()
+        matches = np.empty((len(ids), 0), np.float32)
+        if request is not None:
+            names, matches = self._matches(request, ids)
+        hits = [
+            Hit(card, float(score), dict(zip(names, row, strict=True)))
+            for card, score, row in zip(self.catalogue.cards(ids), scores, matches.tolist(), strict=True)
+        ]
+        self.counts.update(dict.fromkeys(fallbacks, 1))
+        self.counts.update({"answers": 1, "empty": int(not hits)})
+        return Answer(hits, stages.ms, tuple(dict.fromkeys(fallbacks)), order)
+
+
+def _known(user: Frame) -> bool:
+    return bool(user.requests["user_found"][0].as_py())
+
+
+def _with_session(history: History, session: Sequence[int]) -> History:
+    """The stored history followed by this visit's items, as clicks."""
+    if not len(session):
+        return history
+    visit = history_of(session)
+    return History(
+        np.array([0, len(history.item_id) + len(session)], dtype=np.int64),
+        np.concatenate([history.item_id, visit.item_id]),
+        np.concatenate([history.code, visit.code]),
+        np.concatenate([history.time_us, visit.time_us + (history.time_us.max(initial=0))]),
+    )
+
+
+def _fused(ids: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reciprocal rank fusion of the given order of ``ids`` with the order by ``ranked``."""
+    rank = np.empty(len(ids), dtype=np.int64)
+    rank[np.lexsort((ids, -ranked))] = np.arange(len(ids))
+    fused = 1.0 / (FUSION + 1 + np.arange(len(ids))) + 1.0 / (FUSION + 1 + rank)
+    return best_first(ids, fused.astype(np.float32), len(ids))
+
+
+def _ids(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    return {role: artifact.id for role, artifact in sorted(artifacts.items())}
+
+
+def _example_users(split: Split) -> list[int]:
+    users = split.retrieval.filter(pc.equal(split.retrieval["part"], "test"))["user_id"].to_pylist()
+    return list(dict.fromkeys(users))[:EXAMPLE_USERS]

@@ -1,0 +1,71 @@
+"""What the service is told: one frozen dataclass, from the command line or from the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+PREFIX = "MOON_SERVE_"
+PROFILES = ("embedded", "redis")
+CLOCKS = ("log", "wall")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to serve one finished run.
+
+    Attributes:
+        run: the run folder.
+        profile: online store the run was loaded into, ``embedded`` or ``redis``; checked at the start.
+        host: address to listen on.
+        port: port to listen on.
+        clock: ``log`` answers as of the end of the run's log, so that a snapshot of an old shop still has
+            items of the right age; ``wall`` answers as of now.
+        per_source: candidates asked of every retrieval source.
+        max_body_bytes: larger requests get 413 before they are parsed.
+        max_image_bytes: larger pictures get 413.
+        max_image_pixels: larger pictures get 422; a small file can decode to gigabytes.
+        body_deadline_s: a body that arrives slower gets 408.
+    """
+
+    run: Path
+    profile: str = "embedded"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    clock: str = "log"
+    per_source: int = 100
+    max_body_bytes: int = 8 * 2**20
+    max_image_bytes: int = 5 * 2**20
+    max_image_pixels: int = 40_000_000
+    body_deadline_s: int = 10
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise ValueError(f"profile is {self.profile!r}: expected one of {', '.join(PROFILES)}")
+        if self.clock not in CLOCKS:
+            raise ValueError(f"clock is {self.clock!r}: expected one of {', '.join(CLOCKS)}")
+        for name in ("port", "per_source", "max_body_bytes", "max_image_bytes", "max_image_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Read ``MOON_SERVE_RUN``, ``MOON_SERVE_PORT``, ...: the fields above, upper case.
+
+        Raises:
+            ValueError: a ``MOON_SERVE_`` variable that is no field, no number where one is due, or no run.
+        """
+        given = {
+            name[len(PREFIX) :].lower(): value
+            for name, value in environment.items()
+            if name.startswith(PREFIX)
+        }
+        kinds = {field.name: {"Path": Path, "int": int, "str": str}[str(field.type)] for field in fields(cls)}
+        if unknown := sorted(set(given) - set(kinds)):
+            raise ValueError(
+                f"unknown {[PREFIX + name.upper() for name in unknown]}: you probably have a typo"
+            )
+        if "run" not in given:
+            raise ValueError(f"{PREFIX}RUN is not set: expected the folder of a finished run")
+        return cls(**{name: kinds[name](value) for name, value in given.items()})
