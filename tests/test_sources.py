@@ -1,0 +1,223 @@
+"""Every source: one request answers as in a batch, filters hold, and pairs score as they are retrieved."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from test_cooccurrence import log_of
+
+from dataset.contracts import TIME
+from feature_repo.frame import Frame
+from retrieval import sources as module
+from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
+from retrieval.index import ItemIndex
+from retrieval.requests import RECENCY, Request, Requests, history_of
+from retrieval.sources import (
+    CooccurrenceSource,
+    PopularSource,
+    SimilarSource,
+    profile_source,
+    query_source,
+    two_tower_source,
+    union,
+    union_batch,
+    with_matches,
+)
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+WIDTH = 6
+ITEMS = 80
+
+
+class Towers:
+    """A two-tower model whose user vector is read from the user's features."""
+
+    def user_vectors(self, frame: Frame) -> np.ndarray:
+        assert len(frame.candidates) == 0 and len(frame.history) == len(frame)
+        angle = frame.requests["angle"].to_numpy()
+        return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+
+def unit(matrix):
+    return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """Sources over 80 items, of which 70 may be answered; some share one vector."""
+    rng = np.random.default_rng(0)
+    ids = np.sort(rng.choice(10**12, ITEMS, replace=False))
+    matrix = unit(rng.normal(size=(ITEMS, WIDTH)))[rng.integers(0, 60, ITEMS)]
+    everything = ItemIndex.build(ids, matrix)
+    paths = [["a", "a > b", "c"][place] for place in rng.integers(0, 3, 70)]
+    index = ItemIndex.build(ids[:70], matrix[:70], paths)
+    tower_index = ItemIndex.build(ids[:70], unit(rng.normal(size=(70, 2))), paths)
+    path = tmp_path_factory.mktemp("run") / "cooccurrence"
+    build_cooccurrence(
+        log_of(
+            [(int(rng.integers(0, 50)), int(ids[rng.integers(0, ITEMS)]), "click", s) for s in range(600)]
+        ),
+        path,
+        {},
+    )
+    graph = Cooccurrence.open(path)
+    sources = (
+        SimilarSource(index, everything),
+        profile_source(index, everything),
+        CooccurrenceSource(graph, index),
+        two_tower_source(Towers(), tower_index),
+        PopularSource(graph.item_ids, graph.popularity, index),
+        query_source(index),
+    )
+    return ids, matrix, index, sources
+
+
+def requests_of(ids, count, seed=1, users=True):
+    rng = np.random.default_rng(seed)
+    out = []
+    for user in range(count):
+        query = unit(rng.normal(size=(1, WIDTH)))[0] if user % 3 == 0 else None
+        row = pa.table(
+            {"request_id": [user], "user_id": [user], "time": pa.array([NOW], TIME), "angle": [user * 0.7]}
+        )
+        out.append(
+            Request(
+                user_id=user,
+                history=history_of(rng.choice(ids, rng.integers(0, 30))),
+                time=NOW,
+                query_vector=query,
+                category=[None, "a", "a > b", "nowhere"][rng.integers(0, 4)],
+                exclude=rng.choice(ids, rng.integers(0, 20), replace=False),
+                user=row if users else None,
+            )
+        )
+    return out
+
+
+@pytest.mark.parametrize("chunk", [4096, 5])
+def test_one_request_answers_as_in_a_batch(shop, monkeypatch, chunk):
+    monkeypatch.setattr(module, "CHUNK_REQUESTS", chunk)
+    monkeypatch.setattr(module, "CHUNK_PAIRS", 64 if chunk == 5 else 65_536)
+    ids, _, _, sources = shop
+    requests = requests_of(ids, 40)
+    for source in sources:
+        batch = source.retrieve_batch(Requests.of(requests), 7)
+        assert len(batch) == 40
+        for request, (batch_ids, batch_scores) in zip(requests, batch, strict=True):
+            single_ids, single_scores = source.retrieve(request, 7)
+            np.testing.assert_array_equal(single_ids, batch_ids, source.name)
+            np.testing.assert_allclose(single_scores, batch_scores, atol=1e-6)
+    together = union_batch(sources, Requests.of(requests), 7)
+    for row, request in enumerate(requests):
+        alone = union(sources, request, 7)
+        np.testing.assert_array_equal(alone.retrieved.item_id, together.retrieved[row][0])
+        rows = slice(together.retrieved.offsets[row], together.retrieved.offsets[row + 1])
+        np.testing.assert_allclose(alone.matches, together.matches[rows], atol=1e-6)
+
+
+def test_filters_hold_and_answers_are_sorted_distinct_and_known(shop):
+    ids, _, index, sources = shop
+    for request in requests_of(ids, 60, seed=2):
+        for source in sources:
+            found, scores = source.retrieve(request, 9)
+            assert len(found) == len(scores) == len(set(found.tolist())) <= 9
+            assert index.contains(found, request.category).all()
+            assert not np.isin(found, request.exclude).any()
+            assert list(zip(-scores, found, strict=True)) == sorted(zip(-scores, found, strict=True))
+
+
+def test_every_item_that_scores_best_is_retrieved(shop):
+    """Retrieval equals scoring every allowed item and sorting: the slow twin of every source."""
+    ids, _, index, sources = shop
+    for request in requests_of(ids, 60, seed=3):
+        allowed = np.setdiff1d(
+            np.sort(index.ids[index.contains(index.ids, request.category)]), request.exclude
+        )
+        for source in sources:
+            scores = source.score(Requests.of([request]), allowed, np.array([0, len(allowed)]))
+            found, found_scores = source.retrieve(request, 8)
+            if source.name in ("cooccurrence", "popular"):
+                allowed_now, scores = allowed[scores > 0], scores[scores > 0]
+            elif not len(found):  # no history, or no query: nothing to go by
+                assert not scores.any()
+                continue
+            else:
+                allowed_now = allowed
+            best = np.sort(scores)[::-1][:8]
+            np.testing.assert_allclose(found_scores, best, atol=1e-6)
+            np.testing.assert_allclose(scores[np.searchsorted(allowed_now, found)], found_scores, atol=1e-6)
+
+
+def test_similar_is_the_largest_weighted_cosine_and_profile_the_mean(shop):
+    ids, matrix, _, sources = shop
+    history = ids[[3, 75, 11]]  # 75 may not be answered, but speaks
+    request = Request(0, history_of(history), NOW)
+    pairs = Requests.of([request]), ids[:70], np.array([0, 70])
+    weights = RECENCY ** np.array([2, 1, 0])
+    cosines = matrix[:70] @ matrix[[3, 75, 11]].T
+    np.testing.assert_allclose(sources[0].score(*pairs), (cosines * weights).max(1), atol=1e-6)
+    mean = weights @ matrix[[3, 75, 11]]
+    np.testing.assert_allclose(sources[1].score(*pairs), matrix[:70] @ mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_sources_with_nothing_to_go_by_answer_nothing(shop):
+    ids, _, _, sources = shop
+    stranger = Request(1, history_of([]), NOW)
+    names = [source.name for source in sources if len(source.retrieve(stranger, 5)[0])]
+    assert names == ["popular"]
+    found = union(sources, stranger, 5)
+    assert len(found.retrieved.item_id) == 5
+    unheard = Request(1, history_of([-5, 10**15]), NOW, category="nowhere")
+    assert len(union(sources, unheard, 5).retrieved.item_id) == 0
+
+
+def test_union_fuses_reciprocal_ranks_and_scores_all_by_all(shop):
+    ids, _, _, sources = shop
+    (request,) = [r for r in requests_of(ids, 1, seed=8)]
+    found = union(sources, request, 6)
+    fused = {}
+    for source in sources:
+        for rank, item in enumerate(source.retrieve(request, 6)[0].tolist()):
+            fused[item] = fused.get(item, 0) + 1 / (61 + rank)
+    best = sorted(fused, key=lambda item: (-np.float32(fused[item]), item))
+    assert found.retrieved.item_id.tolist() == best
+    assert found.names == tuple(f"match_{source.name}" for source in sources)
+    for column, source in enumerate(sources):
+        wanted = source.score(Requests.of([request]), found.retrieved.item_id, np.array([0, len(best)]))
+        np.testing.assert_array_equal(found.matches[:, column], wanted)
+
+
+def test_a_frame_gets_the_match_columns_that_serving_computes(shop):
+    ids, _, _, sources = shop
+    requests = requests_of(ids, 12, seed=5)
+    batch = Requests.of(requests)
+    candidates = np.random.default_rng(0).choice(ids, 36)
+    frame = Frame(batch.users, pa.table({"item_id": candidates}), np.arange(0, 37, 3), batch.history)
+    out = with_matches(frame, sources, batch.query_vectors)
+    assert out.candidates.column_names == ["item_id", *(f"match_{source.name}" for source in sources)]
+    for row, request in enumerate(requests):
+        for source in sources:
+            column = out.candidates[f"match_{source.name}"].to_numpy()[3 * row : 3 * row + 3]
+            alone = source.score(Requests.of([request]), candidates[3 * row : 3 * row + 3], np.array([0, 3]))
+            np.testing.assert_allclose(column, alone, atol=1e-6)
+
+
+def test_even_users_are_given_even_items(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(60):
+        for item in rng.choice(np.arange(user % 2, 40, 2), 8, replace=False):
+            rows.append((user, int(item), "purchase", len(rows)))
+    build_cooccurrence(log_of(rows), tmp_path / "c", {})
+    graph = Cooccurrence.open(tmp_path / "c")
+    matrix = 0.1 * rng.normal(size=(40, WIDTH))
+    matrix[np.arange(40), np.arange(40) % 2] += 1
+    index = ItemIndex.build(np.arange(40), unit(matrix))
+    sources = (SimilarSource(index, index), profile_source(index, index), CooccurrenceSource(graph, index))
+    for user in (0, 1):
+        history = np.arange(user, 10, 2)
+        request = Request(user, history_of(history), NOW, exclude=history)
+        for source in sources:
+            found, _ = source.retrieve(request, 15)
+            assert (found % 2 == user).all() and len(found) == 15, source.name
