@@ -44,7 +44,7 @@ def ctr_quality(
         prefix: first part of the names, e.g. ``ctr/full`` or ``ctr/id_only``.
 
     Yields:
-        auc, ne, calibration (sum p / sum y) and ece (10 bins of equal count), n = impressions; gauc, n = users
+        auc, ne, calibration (sum p / sum y), ece (10 bins of equal count), n = impressions; gauc, n = users
         with both classes; given ``truth`` also bayes_auc, auc_gap (Bayes AUC minus AUC) and ne_gap (NE minus
         the NE of the truth). Then auc, gauc and ne of each slice. What is undefined is not yielded.
 

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,9 +11,11 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from dataset.contracts import EVENTS, TIME
 from evaluation.baselines import Chance, Mix, Popularity, Requests, Similarity, rank, top_k, tune_mix
 from evaluation.content import SparseRows, buyers, colours, item_text, tf_idf
 from evaluation.metrics import hits, recall_at
+from evaluation.shop_baselines import relevant_of, requests_of, shop_baselines
 
 
 def dense(rows: SparseRows) -> np.ndarray:
@@ -176,3 +179,89 @@ def test_blocks_do_not_change_the_answer(monkeypatch):
     whole = rank(baseline, asked, 10)
     monkeypatch.setattr("evaluation.baselines.CHUNK_FLOATS", 150)
     np.testing.assert_array_equal(rank(baseline, asked, 10), whole)
+
+
+# --- the shop's own tables ---
+
+US = 1_000_000
+
+
+def events(*rows):
+    """(user, item, type, available second, value)"""
+    columns = {
+        "event_id": range(len(rows)),
+        "user_id": [row[0] for row in rows],
+        "item_id": [row[1] for row in rows],
+        "type": [row[2] for row in rows],
+        "event_time": [row[3] * US for row in rows],
+        "available_time": [row[3] * US for row in rows],
+        "value": [row[4] if len(row) > 4 else None for row in rows],
+    }
+    arrays = [
+        pa.array(list(columns[field.name]), field.type)
+        if field.name in columns
+        else pa.nulls(len(rows), field.type)
+        for field in EVENTS
+    ]
+    return pa.Table.from_arrays(arrays, schema=EVENTS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 4),
+            st.integers(10, 15),
+            st.sampled_from(["click", "impression", "rating"]),
+            st.integers(0, 6),
+            st.sampled_from([3.0, 4.5]),
+        ),
+        max_size=25,
+    ),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), min_size=1, max_size=6),
+)
+def test_histories_hold_what_was_liked_strictly_before_the_request(log, asked):
+    retrieval = pa.table(
+        {"user_id": pa.array([user for user, _ in asked]), "time": pa.array([t * US for _, t in asked], TIME)}
+    )
+    ours = requests_of(events(*log), retrieval)
+    for row, (user, time) in enumerate(asked):
+        expected = [
+            item
+            for _, (who, item, kind, when, value) in sorted(
+                enumerate(log), key=lambda pair: (pair[1][3], pair[0])
+            )
+            if who == user and when < time and (kind == "click" or (kind == "rating" and value >= 4))
+        ]
+        assert ours.history[ours.offsets[row] : ours.offsets[row + 1]].tolist() == expected
+
+
+def test_shop_baselines_read_the_canonical_tables():
+    red, red_again, blue = picture((200, 0, 0)), picture((190, 5, 5)), picture((0, 0, 200))
+    images = pa.table({"image_id": ["r", "s", "b"], "bytes": [red, red_again, blue]})
+    items = pa.table(
+        {
+            "item_id": [30, 10, 20, 40],
+            "title": ["wool hat", "red cup", "steel pan", "red jug"],
+            "description": [None] * 4,
+            "attributes": pa.array([[("fibre", "wool")], [], [], []], pa.map_(pa.string(), pa.string())),
+            "image_id": ["b", "r", None, "s"],
+        }
+    )
+    log = events((1, 10, "click", 1), (1, 20, "click", 2), (2, 10, "click", 3), (2, 30, "impression", 4))
+    found = shop_baselines(items, images, log, np.array([40, 20, 10, 30]))
+    assert set(found) == {"popularity", "chance", "item_knn", "tf_idf", "colour"}
+    first = {
+        name: rank(one, requests([10]), 4, exclude_history=True)[0].tolist() for name, one in found.items()
+    }
+    assert first["popularity"] == [20, -1, -1, -1]  # an impression is no vote
+    assert first["item_knn"] == [20, -1, -1, -1]
+    assert first["tf_idf"] == [40, -1, -1, -1]
+    assert first["colour"] == [40, 30, -1, -1]
+    assert "colour" not in shop_baselines(items, images.slice(0, 0), log, np.array([10]))
+
+
+def test_relevant_lists_become_ragged_arrays():
+    table = pa.table({"relevant": pa.chunked_array([pa.array([[5, 6], []]), pa.array([[7]])])})
+    found = relevant_of(table)
+    assert (found.offsets.tolist(), found.item_id.tolist()) == ([0, 2, 2, 3], [5, 6, 7])

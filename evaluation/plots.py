@@ -1,0 +1,112 @@
+"""Plots of the report as inline SVG that takes the page's text colour, so light and dark both work."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#010203"  # replaced by currentColor: the page decides
+PALETTE = ("#3b6ef6", "#e4803a", "#1f9d76", "#b657c9", "#8b8f98", "#c9a227", "#d1495b", "#4aa8c0")
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One named line: x and y of equal length."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def line_plot(curves: Sequence[Curve], xlabel: str, ylabel: str, markers: bool = False) -> str:
+    """The curves in one set of axes, the first (ours) drawn on top and widest.
+
+    Returns:
+        an ``<svg>`` element without links, ready to stand inside HTML.
+    """
+    with mpl.rc_context({**STYLE, "svg.hashsalt": f"{xlabel}|{ylabel}|{[c.name for c in curves]}"}):
+        figure, axes = _axes(xlabel, ylabel)
+        for place, curve in enumerate(curves):
+            axes.plot(
+                curve.x,
+                curve.y,
+                label=curve.name,
+                color=PALETTE[place % len(PALETTE)],
+                linewidth=2.2 if place == 0 else 1.4,
+                marker="o" if markers else None,
+                markersize=4,
+                zorder=len(curves) - place + 2,
+            )
+        if len(curves) > 1 or curves[0].name != ylabel:
+            axes.legend(loc="best")
+        return _svg(figure)
+
+
+def reliability_plot(mean_probability: np.ndarray, mean_label: np.ndarray, count: np.ndarray) -> str:
+    """Observed click rate against predicted probability; the dashed diagonal is perfect honesty.
+
+    Args:
+        mean_probability: float of shape (B), from ``metrics.reliability``.
+        mean_label: float of shape (B).
+        count: int of shape (B); a dot's area grows with it.
+    """
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "reliability"}):
+        figure, axes = _axes("predicted click probability", "observed click rate")
+        top = 1.08 * float(max(np.max(mean_probability), np.max(mean_label), 1e-3))
+        axes.plot([0, top], [0, top], linestyle=(0, (4, 4)), color=INK, linewidth=0.9, alpha=0.6)
+        axes.plot(mean_probability, mean_label, color=PALETTE[0], linewidth=1.6)
+        size = 20 + 60 * np.asarray(count) / np.max(count)
+        axes.scatter(mean_probability, mean_label, s=size, color=PALETTE[0], zorder=3)
+        axes.set_xlim(0, top)
+        axes.set_ylim(0, top)
+        return _svg(figure)
+
+
+def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(
+        r'\sxmlns(:\w+)?="[^"]*"', "", text
+    )  # inside HTML the parser knows; the page stays link-free
+    text = re.sub(r'(<svg[^>]*?)\s(?:width|height)="[^"]*"(?=[^>]*>)', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?)\s(?:width|height)="[^"]*"(?=[^>]*>)', r"\1", text, count=1)
+    text = re.sub(r"font:\s*([\d.]+)px[^;\"]*", r"font-size: \1px", text)  # the page's font, the plot's size
+    return text.replace(INK, "currentColor")

@@ -1,0 +1,222 @@
+"""One self-contained HTML page of a run: numbers against baselines, pictures, plots, provenance, limits."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image, UnidentifiedImageError
+
+from evaluation.metrics import Measurement
+from evaluation.plots import Curve, line_plot, reliability_plot
+
+TEMPLATE = Path(__file__).with_name("template.html")
+PICTURE_PX = 224  # longest side of an embedded picture
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One item as a picture with a title.
+
+    Attributes:
+        title: what the item is called; a text query is a tile without a picture.
+        picture: encoded picture, or None (drawn as an empty frame).
+        caption: a short second line, e.g. a score or a price.
+        hit: the user took it: drawn highlighted.
+    """
+
+    title: str
+    picture: bytes | None = None
+    caption: str = ""
+    hit: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One headline number of ours beside named baselines.
+
+    Attributes:
+        metric: the measurement's name.
+        value: ours.
+        baselines: name -> its value on the same rows; may be empty.
+        n: as in Measurement.
+        split: as in Measurement.
+        higher_is_better: False for losses and errors.
+        start: where the drawn bars begin, e.g. 0.5 for AUC; the page says so.
+    """
+
+    metric: str
+    value: float
+    baselines: Mapping[str, float]
+    n: int
+    split: str = "test"
+    higher_is_better: bool = True
+    start: float = 0.0
+
+    def bar(self, value: float) -> float:
+        """Length of a value's bar in per cent of the longest."""
+        longest = max(self.value, self.start, *self.baselines.values()) - self.start
+        return 100 * max(value - self.start, 0.0) / longest if longest > 0 else 0.0
+
+    @property
+    def best(self) -> str:
+        """Name of the strongest baseline."""
+        pick = max if self.higher_is_better else min
+        return pick(self.baselines, key=lambda name: self.baselines[name])
+
+    @property
+    def delta(self) -> float:
+        """Ours minus the strongest baseline."""
+        return self.value - self.baselines[self.best]
+
+    @property
+    def better(self) -> bool:
+        """Whether ours beats the strongest baseline."""
+        return self.delta > 0 if self.higher_is_better else self.delta < 0
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """A query (item, text or picture) and what was found for it, best first."""
+
+    query: Tile
+    found: Sequence[Tile]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One user: what they had before (oldest first), what was recommended, and what they then took."""
+
+    user: str
+    history: Sequence[Tile]
+    recommended: Sequence[Tile]
+    taken: Sequence[Tile]
+
+
+@dataclass(frozen=True)
+class Control:
+    """One ranker of the controls table: metric -> (mean, deviation over seeds or None)."""
+
+    name: str
+    values: Mapping[str, tuple[float, float | None]]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """The reliability diagram of ``metrics.reliability``."""
+
+    mean_probability: Sequence[float]
+    mean_label: Sequence[float]
+    count: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A named set of curves, e.g. recall over k, or a training loss over steps."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    curves: Sequence[Curve]
+    markers: bool = False
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """Everything the page shows, as plain data. An empty section is left out.
+
+    Attributes:
+        title: name of the run.
+        summary: one or two sentences under it.
+        measurements: every measurement of the run; all are listed.
+        headline: our numbers beside named baselines.
+        neighbours: query -> nearest neighbours, by picture.
+        visits: history, recommendations and what was then taken, per user.
+        controls: full, ID-only and shuffled-embedding rankers side by side.
+        reliability: calibration of the full ranker.
+        plots: recall curves, training curves.
+        stages: name -> milliseconds of one served example, in order.
+        dataset: facts, e.g. items, users, events, span.
+        quarantine: (table, rule, rows) of what was kept out.
+        artifacts: role -> artifact id.
+        limits: what these numbers do not show.
+    """
+
+    title: str
+    summary: str
+    measurements: Sequence[Measurement] = ()
+    headline: Sequence[Comparison] = ()
+    neighbours: Sequence[Neighbours] = ()
+    visits: Sequence[Visit] = ()
+    controls: Sequence[Control] = ()
+    reliability: Reliability | None = None
+    plots: Sequence[Plot] = ()
+    stages: Mapping[str, float] = field(default_factory=dict)
+    dataset: Mapping[str, str | int | float] = field(default_factory=dict)
+    quarantine: Sequence[tuple[str, str, int]] = ()
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    limits: Sequence[str] = ()
+
+
+def render_report(out: Path, content: ReportContent) -> Path:
+    """Write the page to ``out`` (temporary file, then rename) and return the path.
+
+    The page needs nothing else: pictures are data URIs of at most 224 px, plots are inline SVG, and text from
+    the data is escaped.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = number
+    environment.filters["data_uri"] = data_uri
+    # The SVG is ours; matplotlib escapes the names of curves in it.
+    plots = [
+        (plot.title, Markup(line_plot(plot.curves, plot.xlabel, plot.ylabel, plot.markers)))
+        for plot in content.plots
+        if plot.curves
+    ]  # noqa: S704
+    if content.reliability is not None:
+        one = content.reliability
+        svg = reliability_plot(
+            np.asarray(one.mean_probability), np.asarray(one.mean_label), np.asarray(one.count)
+        )
+        plots.append(("Calibration of the ranker", Markup(svg)))  # noqa: S704
+    page = environment.from_string(TEMPLATE.read_text()).render(
+        content=content,
+        plots=plots,
+        control_metrics=list(dict.fromkeys(name for one in content.controls for name in one.values)),
+        total_ms=sum(content.stages.values()),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.name + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, out)
+    return out
+
+
+def number(value: str | int | float) -> str:
+    """A number for reading: 12,044 for counts, four decimals for rates; text as it is."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) or float(value).is_integer() and abs(value) >= 1000:
+        return f"{int(value):,}"
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4f}"
+
+
+def data_uri(picture: bytes) -> str:
+    """The picture, shrunk to 224 px and embedded; "" when it cannot be decoded."""
+    try:
+        image = Image.open(io.BytesIO(picture))
+        image.thumbnail((PICTURE_PX, PICTURE_PX))
+        out = io.BytesIO()
+        image.convert("RGB").save(out, "JPEG", quality=85)
+    except (UnidentifiedImageError, OSError):
+        return ""
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

@@ -1,0 +1,97 @@
+"""The baselines of a shop's own tables: who bought what, what it is called, what colour it has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.contracts import POSITIVE_CODES, behaviour_codes
+from evaluation.baselines import Baseline, Chance, Popularity, Requests, Similarity
+from evaluation.content import buyers, colours, item_text, tf_idf
+from evaluation.retrieval_quality import Relevant
+
+
+def positive_events(log: pa.Table) -> pa.Table:
+    """The rows of an EVENTS table that say a user liked an item (click, cart, purchase, liked rating)."""
+    codes = behaviour_codes(log["type"], log["value"])
+    return log.filter(pa.array(np.isin(codes, POSITIVE_CODES)))
+
+
+def requests_of(log: pa.Table, retrieval: pa.Table) -> Requests:
+    """What each request's user liked strictly before the request's time, oldest first.
+
+    Args:
+        log: EVENTS rows, in any order; only positive ones count, known when available_time < request time.
+        retrieval: rows of user_id and time, one per request (a user may have several).
+
+    Returns:
+        Requests in the order of ``retrieval``.
+    """
+    events = positive_events(log).sort_by(
+        [("user_id", "ascending"), ("available_time", "ascending"), ("event_id", "ascending")]
+    )
+    user, item = events["user_id"].to_numpy(), events["item_id"].to_numpy()
+    available = pc.cast(events["available_time"], pa.int64()).to_numpy()
+    asked_by = retrieval["user_id"].to_numpy()
+    asked_at = pc.cast(pc.cast(retrieval["time"], pa.timestamp("us", tz="UTC")), pa.int64()).to_numpy()
+    # One search over (user, time) pairs: users are grouped, so ranks of both make one ascending key.
+    times = np.unique(available)
+    key = np.searchsorted(np.unique(user), user) * (len(times) + 1) + np.searchsorted(times, available)
+    known = np.isin(asked_by, user)
+    wanted = np.searchsorted(np.unique(user), asked_by) * (len(times) + 1) + np.searchsorted(times, asked_at)
+    start = np.searchsorted(user, asked_by, side="left")
+    length = np.where(known, np.searchsorted(key, wanted, side="left") - start, 0)
+    offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
+    row = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], length)
+    return Requests(offsets, item[row])
+
+
+def relevant_of(retrieval: pa.Table) -> Relevant:
+    """The ``relevant`` column (list of int64) of a retrieval table as ragged arrays."""
+    column = retrieval["relevant"].combine_chunks()
+    length = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
+    return Relevant(offsets, pc.list_flatten(column).to_numpy())
+
+
+def shop_baselines(
+    items: pa.Table, images: pa.Table, log: pa.Table, candidates: np.ndarray, seed: int = 0
+) -> dict[str, Baseline]:
+    """Every named baseline over the candidates.
+
+    Args:
+        items: ITEMS rows; histories may hold any of them.
+        images: IMAGES rows.
+        log: EVENTS rows that baselines may learn from; only positive ones count.
+        candidates: int64 item ids that may be recommended.
+        seed: of chance.
+
+    Returns:
+        popularity, chance, item_knn, tf_idf and, where the shop has pictures, colour. (``baselines.tune_mix``
+        makes the mix from the last three.)
+    """
+    items = items.sort_by("item_id")
+    item_ids = items["item_id"].to_numpy()
+    candidates = np.sort(candidates)
+    positive = positive_events(log)
+    users, bought = positive["user_id"].to_numpy(), positive["item_id"].to_numpy()
+    text = zip(
+        items["title"].to_pylist(),
+        items["description"].to_pylist(),
+        items["attributes"].to_pylist(),
+        strict=True,
+    )
+    baselines: dict[str, Baseline] = {
+        "popularity": Popularity(candidates, bought),
+        "chance": Chance(candidates, seed),
+        "item_knn": Similarity(candidates, item_ids, buyers(item_ids, users, bought)),
+        "tf_idf": Similarity(candidates, item_ids, tf_idf([item_text(*one) for one in text])),
+    }
+    if len(images):
+        row_of = {image_id: row for row, image_id in enumerate(images["image_id"].to_pylist())}
+        content = images["bytes"]
+        rows = [row_of.get(image_id) for image_id in items["image_id"].to_pylist()]
+        pictures = (None if row is None else content[row].as_py() for row in rows)
+        baselines["colour"] = Similarity(candidates, item_ids, colours(list(pictures)))
+    return baselines
