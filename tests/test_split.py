@@ -189,6 +189,30 @@ def test_ratings_are_requests_of_one_candidate(tmp_path: Path) -> None:
     assert {row["part"] for row in ranking} == {"train", "valid", "test"}
 
 
+def test_what_becomes_available_at_the_cut_is_not_fitted(tmp_path: Path) -> None:
+    rows = [{"user_id": 1, "item_id": n, "type": "click", "minute": n, "lag": 60} for n in range(100)]
+    split_dataset(
+        FakeDataset(events_table(rows), items_table(dict.fromkeys(range(100), True))), tmp_path / "s"
+    )
+    split = Split.open(tmp_path / "s")
+    assert split.fit_until == START + timedelta(minutes=60)
+    assert split.fit_log["item_id"].to_pylist() == list(
+        range(59)
+    )  # item 59 is known one minute later: at the cut
+
+
+def test_slates_of_the_same_moment_are_not_mixed(tmp_path: Path) -> None:
+    rows = [
+        {"user_id": request % 2, "item_id": place, "type": "impression", "minute": request // 2,
+         "request_id": request, "position": place}
+        for place in range(3)
+        for request in range(200)
+    ]  # fmt: skip
+    split_dataset(FakeDataset(events_table(rows), items_table(dict.fromkeys(range(3), True))), tmp_path / "s")
+    requests = Split.open(tmp_path / "s").ranking["request_id"].to_pylist()
+    assert requests == [request for request in range(120, 200) for _ in range(3)]
+
+
 def test_logs_without_impressions_have_no_ranking_rows(tmp_path: Path) -> None:
     rows = [{"user_id": n % 3, "item_id": n, "type": "click", "minute": n} for n in range(50)]
     split_dataset(
