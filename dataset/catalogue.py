@@ -33,8 +33,8 @@ MATERIALS_OF = {
 }
 MATERIALS = tuple(dict.fromkeys(name for names in MATERIALS_OF.values() for name in names))
 BRANDS = (
-    "Alder", "Brisa", "Corvo", "Dunmore", "Elsing", "Fjordal", "Gravina", "Hollis", "Ibex", "Juno",
-    "Kestrel", "Lumo", "Marlowe", "Norvik", "Orla", "Pembry", "Quill", "Rowan", "Solene", "Tavish",
+    "Alder", "Brisa", "Corvo", "Dunmore", "Elsing", "Fjordal", "Gravina", "Hollis", "Juno", "Kestrel", "Norvik",
+    "Solene",
 )  # fmt: skip
 STYLES = ("classic", "modern", "vintage", "sporty", "minimal", "bold")
 
@@ -147,7 +147,7 @@ def make_catalogue(items: int, rng: np.random.Generator) -> Catalogue:
     log_price = (
         rng.normal(3.2, 0.25, size=len(LEAVES))[leaf] + rng.normal(0, 0.35, size=len(BRANDS))[brand]
     )[product] + rng.normal(0, 0.15, size=n)
-    quality = rng.normal(0, 0.35, size=n)
+    quality = rng.normal(0, 0.3, size=n)
     facet = np.stack(
         [leaf[product], colour, pattern, material[product], brand[product], style[product]], axis=1
     )

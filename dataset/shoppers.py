@@ -12,14 +12,14 @@ SEGMENTS = ("homemaker", "fashion", "gift")  # weakly tied to the three top cate
 
 # facet -> (liked values, how much they are liked, spread of the rest), in log-odds
 TASTE = {
-    "leaf": (3, 1.3, 0.4),
-    "colour": (2, 0.9, 0.3),
+    "leaf": (3, 1.2, 0.3),
+    "colour": (2, 0.8, 0.2),
     "pattern": (1, 0.8, 0.25),
-    "material": (2, 1.2, 0.2),
-    "brand": (3, 1.2, 0.2),
+    "material": (2, 1.5, 0.2),
+    "brand": (3, 1.3, 0.2),
     "style": (1, 0.6, 0.2),
 }
-TRAIT_TASTE = (0.9, 0.9, 0.7, 0.8, 0.2)  # spread per trait; the backdrop's two make a preferred hue
+TRAIT_TASTE = (0.95, 0.95, 0.65, 0.75, 0.2)  # spread per trait; the backdrop's two are a preferred hue
 
 
 @dataclass(frozen=True)
