@@ -108,21 +108,20 @@ class Cooccurrence:
         """The k items that co-occur most with ``history_items`` (oldest first), best first."""
         return self.retrieve_batch(history_of(history_items), k)[0]
 
-    def retrieve_batch(self, history: History, k: int, keep: np.ndarray | None = None) -> Retrieved:
+    def retrieve_batch(self, history: History, k: int, answerable: np.ndarray | None = None) -> Retrieved:
         """The k best items of every history; items that co-occur with nothing in it are not answered.
 
         Args:
             history: R histories.
             k: how many at most.
-            keep: int64 ids, the only ones that may be answered; None: all.
+            answerable: bool [I], which of ``item_ids`` may be answered; None: all.
         """
-        kept = None if keep is None else np.isin(self.item_ids, keep)
         answers: list[tuple[np.ndarray, np.ndarray]] = []
         for start in range(0, len(history), BLOCK_REQUESTS):
             scores = self._scores(history, start, min(start + BLOCK_REQUESTS, len(history)))
             request, column, score = owners(scores.indptr), scores.indices, scores.data.astype(np.float32)
-            if kept is not None:
-                passing = kept[column]
+            if answerable is not None:
+                passing = answerable[column]
                 request, column, score = request[passing], column[passing], score[passing]
             answers.extend(group_best(request, self.item_ids[column], score, scores.shape[0], k))
         return stack(answers)

@@ -180,6 +180,7 @@ class CooccurrenceSource(Source):
 
     def __init__(self, cooccurrence: Cooccurrence, index: ItemIndex) -> None:
         self._graph, self.index = cooccurrence, index
+        self._answerable: dict[str | None, np.ndarray] = {}
 
     def retrieve_batch(self, requests: Requests, k: int) -> Retrieved:
         """Each request's k items of largest co-occurrence with its history."""
@@ -190,8 +191,9 @@ class CooccurrenceSource(Source):
         return self._graph.score(requests.history, item_id, offsets)
 
     def _search(self, requests: Requests, k: int, category: str | None) -> Retrieved:
-        allowed = self._graph.item_ids[self.index.contains(self._graph.item_ids, category)]
-        return self._graph.retrieve_batch(requests.history, k, keep=allowed)
+        if category not in self._answerable:
+            self._answerable[category] = self.index.contains(self._graph.item_ids, category)
+        return self._graph.retrieve_batch(requests.history, k, self._answerable[category])
 
 
 class PopularSource(Source):
@@ -210,6 +212,7 @@ class PopularSource(Source):
         present = index.contains(item_ids)
         order = np.argsort(item_ids[present])
         self._item_ids, self._score = item_ids[present][order], np.log1p(popularity[present][order])
+        self._best: dict[str | None, tuple[np.ndarray, np.ndarray]] = {}
 
     def retrieve_batch(self, requests: Requests, k: int) -> Retrieved:
         """The same k items for every request of a category."""
@@ -223,8 +226,10 @@ class PopularSource(Source):
         return np.where(self._item_ids[place] == item_id, self._score[place], 0).astype(np.float32)
 
     def _search(self, requests: Requests, k: int, category: str | None) -> Retrieved:
-        inside = self.index.contains(self._item_ids, category)
-        ids, scores = best_first(self._item_ids[inside], self._score[inside], k)
+        if category not in self._best:
+            inside = self.index.contains(self._item_ids, category)
+            self._best[category] = best_first(self._item_ids[inside], self._score[inside], int(inside.sum()))
+        ids, scores = (column[:k] for column in self._best[category])
         counts = np.full(len(requests), len(ids))
         return Retrieved(offsets_of(counts), np.tile(ids, len(requests)), np.tile(scores, len(requests)))
 
