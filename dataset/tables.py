@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataset.checks import check, quarantine_counts
+from dataset.contracts import SCHEMAS, DataError
 from moon.artifacts import Artifact, open_artifact, write_artifact
 
 MADE_BY = "moon dataset"
@@ -37,16 +39,22 @@ class Tables:
 def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artifact:
     """Check the tables, move offending rows to quarantine, and write the artifact of kind "dataset".
 
-    Raises:
-        DataError: a schema is not met, or too much of a table would be quarantined.
-    """
-    from dataset.checks import check, quarantine_counts
+    Args:
+        out: where to write.
+        tables: canonical tables.
+        config: "name", "protocol" ("time", "holdout" or "none": how the split treats the events), and what
+            else made them; completed here with the rows of each table and the quarantined rows by rule.
 
+    Raises:
+        DataError: a schema is not met, too much of a table would be quarantined, or nothing is left.
+    """
     checked = check(tables)
-    counts = {
-        name: getattr(checked, name).num_rows
-        for name in ("items", "images", "users", "events", "queries", "judgements")
-    }
+    if checked.events.num_rows == 0 and config["protocol"] != "none":
+        raise DataError(
+            f"events: expected some for protocol {config['protocol']!r}, found 0 rows. "
+            f"Give the source's behaviour, or use protocol 'none', then run 'moon dataset' again."
+        )
+    counts = {name: getattr(checked, name).num_rows for name in SCHEMAS}
     complete = {**config, "rows": counts, "quarantined": quarantine_counts(checked.quarantine)}
     with write_artifact(out, "dataset", complete) as folder:
         for name in (*counts, "quarantine"):

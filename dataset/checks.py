@@ -1,0 +1,182 @@
+"""The contract at the door: wrong columns and types are refused, wrong rows are counted into quarantine.
+
+No row disappears silently. A refused row is one entry of the quarantine table with the first rule it breaks;
+so is an optional cell (an item's missing picture, an impossible age) that had to be emptied.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.contracts import EVENT_TYPES, QUARANTINE, SCHEMAS, DataError
+from dataset.pictures import inspect_pictures
+from dataset.sieve import AGAIN, Sieve
+
+if TYPE_CHECKING:
+    from dataset.tables import Tables
+
+AHEAD = timedelta(days=1)  # how far in the future a clock may be wrong
+OLDEST = 150.0  # years
+
+
+def check(tables: Tables, now: datetime | None = None) -> Tables:
+    """Hold the tables against the contract.
+
+    Args:
+        tables: its ``quarantine`` is what the importer itself refused.
+        now: latest moment the data may know of, for the bounds of dates; default: the clock.
+
+    Returns:
+        Tables in which every row obeys every rule, columns in the order of the schema, and everything refused
+        in ``quarantine``. Clean rows keep their order and content.
+
+    Raises:
+        DataError: unknown, missing or mistyped columns; no items; more than half of a table refused.
+    """
+    latest = (now or datetime.now(UTC)) + AHEAD
+    sieve = {name: Sieve(name, conform(name, getattr(tables, name))) for name in SCHEMAS}
+    for one in sieve.values():
+        one.refuse_nulls()
+    _check_images(sieve["images"])
+    _check_items(sieve["items"], sieve["images"], latest)
+    _check_users(sieve["users"], latest)
+    _check_queries(sieve["queries"], sieve["images"])
+    _check_events(sieve["events"], sieve, latest)
+    _check_judgements(sieve["judgements"], sieve)
+
+    given = Counter(tables.quarantine.column("table").to_pylist())
+    for one in sieve.values():
+        one.require_most(given[one.name])
+    if sieve["items"].table.num_rows == 0:
+        raise DataError(f"items: expected at least one item, found 0 rows. {AGAIN}")
+    entries = [
+        tables.quarantine.cast(QUARANTINE),
+        *(entry for one in sieve.values() for entry in one.entries),
+    ]
+    kept = {name: one.kept() for name, one in sieve.items()}
+    truth = tables.truth
+    if truth is not None:
+        truth = truth.filter(pc.is_in(truth.column("event_id"), kept["events"].column("event_id")))
+    return replace(tables, **kept, quarantine=pa.concat_tables(entries).combine_chunks(), truth=truth)
+
+
+def quarantine_counts(quarantine: pa.Table) -> dict[str, dict[str, int]]:
+    """Entries by table and rule."""
+    counts: dict[str, dict[str, int]] = {}
+    pairs = zip(quarantine.column("table").to_pylist(), quarantine.column("rule").to_pylist(), strict=True)
+    for (table, rule), rows in sorted(Counter(pairs).items()):
+        counts.setdefault(table, {})[rule] = rows
+    return counts
+
+
+def conform(name: str, table: pa.Table) -> pa.Table:
+    """The table with its columns in the order of the schema called ``name``.
+
+    Raises:
+        DataError: columns unknown, missing, given twice or of another type; all of them in one message.
+    """
+    schema = SCHEMAS[name]
+    faults = []
+    if unknown := [column for column in table.column_names if column not in schema.names]:
+        faults.append(f"found {len(unknown)} unknown columns {unknown[:3]}")
+    if missing := [column for column in schema.names if column not in table.column_names]:
+        faults.append(f"found {len(missing)} missing columns {missing[:3]}")
+    if twice := [column for column, times in Counter(table.column_names).items() if times > 1]:
+        faults.append(f"found {len(twice)} columns more than once {twice[:3]}")
+    for column in schema:
+        if table.column_names.count(column.name) == 1 and table.field(column.name).type != column.type:
+            found = table.column(column.name)
+            first = [str(value)[:40] for value in found.slice(0, 3).to_pylist()]
+            faults.append(f"expected {column.name} to be {column.type}, found {found.type} {first}")
+    if faults:
+        raise DataError(f"{name}: expected columns {schema.names}; {'; '.join(faults)}. {AGAIN}")
+    return table.select(schema.names)
+
+
+def _check_images(images: Sieve) -> None:
+    contents = (scalar.as_py() or b"" for scalar in images.column("bytes"))
+    seen = list(inspect_pictures(contents, images.table.num_rows))
+    name = images.column("image_id")
+    problem = pa.array([one.problem for one in seen], pa.string())
+    shown = pc.binary_join_element_wise(name, problem, ": ")
+    images.refuse("broken or too large picture", problem.is_valid(), shown)
+    content_id = pa.array([one.image_id for one in seen], pa.string())
+    images.refuse("image_id is not the content hash", pc.not_equal(name, content_id), name)
+    for side in ("width", "height"):
+        found = pa.array([getattr(one, side) for one in seen], pa.int32())
+        images.refuse(f"wrong {side}", pc.not_equal(images.column(side), found), images.column(side))
+    images.refuse_repeats("image_id")
+
+
+def _check_items(items: Sieve, images: Sieve, latest: datetime) -> None:
+    items.refuse_negative_ids("item_id")
+    price = items.column("price")
+    items.refuse(
+        "price is negative or not a number", pc.or_(pc.less(price, 0), pc.invert(pc.is_finite(price))), price
+    )
+    items.refuse_dates("first_seen", latest)
+    for name in ("category", "attributes"):
+        items.refuse(f"null inside {name}", _holds_null(items.column(name)), items.column(name))
+    items.refuse_repeats("item_id")
+    items.empty("image_id without an image", items.dangling("image_id", images), "image_id")
+
+
+def _check_users(users: Sieve, latest: datetime) -> None:
+    users.refuse_negative_ids("user_id")
+    users.refuse_dates("first_seen", latest)
+    users.refuse_repeats("user_id")
+    age = users.column("age")
+    inside = pc.and_(pc.greater_equal(age, 0), pc.less_equal(age, OLDEST))
+    users.empty("age outside sane bounds", pc.invert(inside), "age")
+
+
+def _check_queries(queries: Sieve, images: Sieve) -> None:
+    queries.refuse_negative_ids("query_id")
+    queries.refuse_repeats("query_id")
+    queries.empty("image_id without an image", queries.dangling("image_id", images), "image_id")
+    nothing = pc.and_(queries.column("text").is_null(), queries.column("image_id").is_null())
+    queries.refuse("neither text nor image", nothing, queries.column("query_id"))
+
+
+def _check_events(events: Sieve, sieve: dict[str, Sieve], latest: datetime) -> None:
+    kind, value = events.column("type"), events.column("value")
+    events.refuse("unknown type", pc.invert(pc.is_in(kind, pa.array(EVENT_TYPES))), kind)
+    events.refuse_unknown("user_id", sieve["users"])
+    events.refuse_unknown("item_id", sieve["items"])
+    events.refuse_unknown("query_id", sieve["queries"])
+    events.refuse_dates("event_time", latest)
+    events.refuse_dates("available_time", latest)
+    early = pc.less_equal(events.column("available_time"), events.column("event_time"))
+    events.refuse("available_time not after event_time", early, events.column("available_time"))
+    no_number = pc.invert(pc.fill_null(pc.is_finite(value), False))
+    events.refuse("rating without a value", pc.and_(pc.equal(kind, "rating"), no_number), value)
+    events.refuse("negative position", pc.less(events.column("position"), 0), events.column("position"))
+    events.refuse_repeats("event_id")
+
+
+def _check_judgements(judgements: Sieve, sieve: dict[str, Sieve]) -> None:
+    judgements.refuse_unknown("query_id", sieve["queries"])
+    judgements.refuse_unknown("item_id", sieve["items"])
+    relevance, part = judgements.column("relevance"), judgements.column("part")
+    inside = pc.and_(pc.greater_equal(relevance, 0), pc.less_equal(relevance, 1))
+    judgements.refuse("relevance outside 0..1", pc.invert(inside), relevance)
+    judgements.refuse("unknown part", pc.invert(pc.is_in(part, pa.array(["train", "test"]))), part)
+    judgements.refuse_repeats("query_id", "item_id")
+
+
+def _holds_null(column: pa.ChunkedArray) -> np.ndarray:
+    """Whether each list, or each map's values, holds a null."""
+    found = []
+    for chunk in column.chunks:
+        values = chunk.items if pa.types.is_map(chunk.type) else chunk.values
+        nulls = np.concatenate([[0], np.cumsum(values.is_null().to_numpy(zero_copy_only=False))])
+        offsets = chunk.offsets.to_numpy()
+        found.append(nulls[offsets[1:]] > nulls[offsets[:-1]])
+    return np.concatenate(found) if found else np.zeros(0, dtype=bool)

@@ -1,0 +1,151 @@
+"""A sieve: one table on its way through its row rules, and the quarantine entries of what it held back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.contracts import QUARANTINE, SCHEMAS, TIME, DataError
+
+EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
+MOST_REFUSED = 0.5  # share of a table above which the source, not the row, is at fault
+AGAIN = "Correct the source or its importer, then run 'moon dataset' again."
+VALUE_LENGTH = 200  # characters kept of an offending value
+
+Column: TypeAlias = "pa.Array | pa.ChunkedArray"
+
+
+@dataclass
+class Sieve:
+    """One table on its way through its rules; ``alive`` marks the rows not refused so far."""
+
+    name: str
+    table: pa.Table
+    alive: np.ndarray = field(init=False)
+    entries: list[pa.Table] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.alive = np.ones(self.table.num_rows, dtype=bool)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column over all rows, refused ones included."""
+        return self.table.column(name)
+
+    def refuse(self, rule: str, bad: np.ndarray | Column, value: Column) -> None:
+        """Refuse the living rows that are ``bad``; ``value`` is what to show of them."""
+        self.alive = self.alive & ~self._enter(rule, bad, value)
+
+    def empty(self, rule: str, bad: np.ndarray | Column, name: str) -> None:
+        """Empty the cell in column ``name`` of the living rows that are ``bad``; the rows stay."""
+        hit = self._enter(rule, bad, self.column(name))
+        if hit.any():
+            column = self.column(name)
+            emptied = pc.if_else(pa.array(hit), pa.scalar(None, column.type), column)
+            place = self.table.column_names.index(name)
+            self.table = self.table.set_column(place, self.table.field(name), emptied)
+
+    def _enter(self, rule: str, bad: np.ndarray | Column, value: Column) -> np.ndarray:
+        mask = bad if isinstance(bad, np.ndarray) else pc.fill_null(bad, False).to_numpy(zero_copy_only=False)
+        hit = self.alive & mask.astype(bool)
+        rows = np.flatnonzero(hit)
+        if len(rows):
+            columns = [
+                pa.array([self.name]).take(pa.array(np.zeros(len(rows), np.int64))),
+                pa.array([rule]).take(pa.array(np.zeros(len(rows), np.int64))),
+                pa.array(rows),
+                _text(value.take(pa.array(rows))),
+            ]
+            self.entries.append(pa.table(columns, schema=QUARANTINE))
+        return hit
+
+    def refuse_nulls(self) -> None:
+        """Refuse rows without a value where the schema demands one."""
+        for column in SCHEMAS[self.name]:
+            if not column.nullable:
+                self.refuse(
+                    f"null {column.name}", self.column(column.name).is_null(), self.column(column.name)
+                )
+
+    def refuse_repeats(self, *names: str) -> None:
+        """Refuse living rows whose key, the columns ``names`` together, an earlier living row has."""
+        rows = np.flatnonzero(self.alive)
+        key = np.zeros(len(rows), dtype=np.int64)
+        for name in names:
+            codes = _codes(self.column(name).take(pa.array(rows)))
+            key = key * (codes.max(initial=0) + 1) + codes
+        repeated = np.zeros(len(self.alive), dtype=bool)
+        repeated[rows] = True
+        repeated[rows[np.unique(key, return_index=True)[1]]] = False
+        self.refuse(f"duplicate {' and '.join(names)}", repeated, self.column(names[0]))
+
+    def refuse_dates(self, name: str, latest: datetime) -> None:
+        """Refuse rows whose time is outside the bounds."""
+        self.refuse(
+            f"{name} outside sane bounds", pc.invert(sane(self.column(name), latest)), self.column(name)
+        )
+
+    def refuse_negative_ids(self, name: str) -> None:
+        """Refuse negative ids; consumers mark absence with them."""
+        self.refuse(f"negative {name}", pc.less(self.column(name), 0), self.column(name))
+
+    def refuse_unknown(self, name: str, parent: Sieve) -> None:
+        """Refuse rows whose id in column ``name`` no living row of ``parent`` has."""
+        self.refuse(f"unknown {name}", self.dangling(name, parent), self.column(name))
+
+    def dangling(self, name: str, parent: Sieve) -> Column:
+        """Whether the id in column ``name`` is given and no living row of ``parent`` has it."""
+        known = parent.column(name).filter(pa.array(parent.alive))
+        return pc.and_(self.column(name).is_valid(), pc.invert(pc.is_in(self.column(name), known)))
+
+    def require_most(self, given: int) -> None:
+        """Raise DataError when more than half of the rows are refused, ``given`` of them by the importer."""
+        entries = pa.concat_tables([QUARANTINE.empty_table(), *self.entries])
+        refused = given + len(np.unique(entries.column("row").to_numpy()))
+        total = given + self.table.num_rows
+        if refused <= MOST_REFUSED * total:
+            return
+        rules = ", ".join(
+            f"{rows} {rule}" for rule, rows in Counter(entries.column("rule").to_pylist()).most_common()
+        )
+        first = entries.slice(0, 3).select(["row", "rule", "value"]).to_pylist()
+        offenders = "; ".join(f"row {entry['row']}: {entry['rule']} {entry['value']}" for entry in first)
+        raise DataError(
+            f"{self.name}: expected at most {MOST_REFUSED:.0%} of the rows to break the contract, "
+            f"found {refused} of {total} ({rules or 'refused by the importer'}). First: {offenders}. {AGAIN}"
+        )
+
+    def kept(self) -> pa.Table:
+        """The living rows under the exact schema."""
+        table = self.table if self.alive.all() else self.table.filter(pa.array(self.alive))
+        return pa.table(table.columns, schema=SCHEMAS[self.name])
+
+
+def sane(times: Column, latest: datetime) -> Column:
+    """Whether each time is between 1990 and ``latest``; null where it is null."""
+    return pc.and_(
+        pc.greater_equal(times, pa.scalar(EARLIEST, TIME)), pc.less_equal(times, pa.scalar(latest, TIME))
+    )
+
+
+def _codes(keys: Column) -> np.ndarray:
+    """Number the distinct keys from 0, int64."""
+    encoded = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
+    return encoded.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _text(values: Column) -> pa.Array:
+    """Values as text, ``null`` for null, at most VALUE_LENGTH characters."""
+    if pa.types.is_nested(values.type):
+        text = pa.array([str(value) for value in values.to_pylist()], pa.string())
+    elif pa.types.is_binary(values.type):
+        text = pa.array([f"{len(value or b'')} bytes" for value in values.to_pylist()], pa.string())
+    else:
+        text = values.cast(pa.string())
+    joined = text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
+    return pc.utf8_slice_codeunits(pc.fill_null(joined, "null"), 0, VALUE_LENGTH)
