@@ -16,7 +16,7 @@ from dataset.drawing import COLOURS, PATTERNS, SIDE_PX, Camera, Look, draw
 from moon.progress import track
 
 DAY_US = 86_400_000_000
-START_US = 1_780_272_000_000_000  # 2026-06-01 00:00 UTC, a Monday: the first day of the log
+START_US = 1_748_822_400_000_000  # 2025-06-02 00:00 UTC, a Monday: the first day of the log
 DAYS = 30
 
 TREE = {

@@ -23,7 +23,7 @@ from dataset.catalogue import (
     make_catalogue,
     query_pictures,
 )
-from dataset.contracts import EVENTS, QUARANTINE, TIME, USERS, content_hash
+from dataset.contracts import EVENTS, QUARANTINE, TIME, USERS, DataError, content_hash
 from dataset.searches import find_searches, image_requests, judgements_table
 from dataset.shoppers import SEGMENTS, Shoppers, make_shoppers
 from dataset.tables import Tables
@@ -67,7 +67,7 @@ def _seeds(seed: int) -> dict[str, np.random.SeedSequence]:
 def play(events: int, seed: int) -> World:
     """Invent items and users and play all requests; the part of ``simulate`` before pictures and tables."""
     if events < SMALLEST:
-        raise ValueError(f"expected at least {SMALLEST} events, which fill every category; found {events}")
+        raise DataError(f"expected at least {SMALLEST} events, which fill every category; found {events}")
     rng = {name: np.random.default_rng(sequence) for name, sequence in _seeds(seed).items()}
     catalogue = make_catalogue(round(3000 * (events / 60_000) ** 0.6), rng["catalogue"])
     shoppers = make_shoppers(round(1000 * (events / 60_000) ** 0.8), rng["users"])
@@ -91,7 +91,7 @@ def simulate(events: int = 60_000, seed: int = 0) -> tuple[Tables, dict[str, Any
         against the clicks, which no model can beat but by chance.
 
     Raises:
-        ValueError: fewer than 500 events, which could not fill the categories.
+        DataError: fewer than 500 events, which could not fill the categories.
     """
     world = play(events, seed)
     catalogue, requests = world.catalogue, world.requests

@@ -21,7 +21,7 @@ from sklearn.model_selection import cross_val_predict
 
 from dataset import behaviour, shoppers
 from dataset.catalogue import DAYS, FACETS, NOISE, PIXEL_TRAITS, START_US, WORDS, Catalogue, make_catalogue
-from dataset.contracts import SCHEMAS, content_hash
+from dataset.contracts import SCHEMAS, DataError, content_hash
 from dataset.drawing import COLOURS, PATTERNS, SILHOUETTES, Camera, Look, draw
 from dataset.marketplace import World, play, preview, simulate
 from dataset.tables import Dataset, Tables, write_dataset
@@ -91,7 +91,7 @@ def test_one_argument_scales_everything(events: int) -> None:
 
 
 def test_too_few_events_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 500 events.*found 499"):
+    with pytest.raises(DataError, match="at least 500 events.*found 499"):
         simulate(499)
 
 
