@@ -33,8 +33,8 @@ MATERIALS_OF = {
 }
 MATERIALS = tuple(dict.fromkeys(name for names in MATERIALS_OF.values() for name in names))
 BRANDS = (
-    "Alder", "Brisa", "Corvo", "Dunmore", "Elsing", "Fjordal", "Gravina", "Hollis", "Juno", "Kestrel", "Norvik",
-    "Solene",
+    "Alder", "Brisa", "Corvo", "Dunmore", "Elsing", "Fjordal",
+    "Gravina", "Hollis", "Juno", "Kestrel", "Norvik", "Solene",
 )  # fmt: skip
 STYLES = ("classic", "modern", "vintage", "sporty", "minimal", "bold")
 
