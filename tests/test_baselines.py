@@ -61,6 +61,7 @@ def test_item_knn_equals_brute_force_cosine():
     candidates = items[::2]
     baseline = Similarity(candidates, items, buyers(items, log_users, log_items))
     histories = [generator.choice(items, n).tolist() for n in (1, 4, 0, 9)] + [[-5, 10**9]]
+    histories.append(histories[1] + histories[1][:2])  # bought again: counts once
     scores = baseline.scores(requests(*histories))
     bought = {item: set(log_users[log_items == item].tolist()) for item in items}
     for row, history in enumerate(histories):
@@ -165,6 +166,8 @@ def test_the_mix_is_the_weighted_sum_of_standardised_scores():
         score = np.nan_to_num(part.scores(asked), neginf=0)
         expected = expected + weight * (score - score.mean(1, keepdims=True)) / score.std(1, keepdims=True)
     np.testing.assert_allclose(mixed, expected, atol=1e-5)
+    unknown = {"words": Similarity(items, items, tf_idf(["hat", "hat", *["cup"] * 10]))}
+    assert Mix(unknown, {"words": 1.0}).scores(requests([0]))[0, 2] == -np.inf  # nothing speaks for a cup
     with pytest.raises(ValueError, match="a weight for each"):
         Mix(parts, {"content": 1.0})
 
