@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -24,6 +25,7 @@ from transformers import (
     PretrainedConfig,
     Qwen3VLConfig,
 )
+from transformers.utils.logging import disable_progress_bar
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 PREPROCESSOR = "preprocessor_config.json"
@@ -104,7 +106,13 @@ def token_positions(length: int, image_tokens: int) -> Tensor:
 
 
 def _equal_length_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention within each of many packed pictures (1, heads, tokens, width), in one kernel call.
 
@@ -112,17 +120,16 @@ def _equal_length_attention(
     """
     ends = kwargs["cu_seq_lens_q"].tolist()
     lengths = {stop - start for start, stop in zip(ends, ends[1:], strict=False)}
-    scale = kwargs.get("scaling")
     if len(lengths) == 1:
         length = lengths.pop()
         split = [x[0].unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value)]
         out = nn.functional.scaled_dot_product_attention(
-            *split, scale=scale
+            split[0], split[1], split[2], scale=scaling
         )  # pictures, heads, length, width
         return out.transpose(1, 2).flatten(0, 1).unsqueeze(0), None
     parts = [
         nn.functional.scaled_dot_product_attention(
-            query[:, :, start:stop], key[:, :, start:stop], value[:, :, start:stop], scale=scale
+            query[:, :, start:stop], key[:, :, start:stop], value[:, :, start:stop], scale=scaling
         ).transpose(1, 2)
         for start, stop in zip(ends, ends[1:], strict=False)
     ]
@@ -130,6 +137,7 @@ def _equal_length_attention(
 
 
 AttentionInterface.register(EQUAL_LENGTHS, _equal_length_attention)
+disable_progress_bar()  # a bar per save would be one per checkpoint
 
 
 class Backbone(nn.Module):
@@ -140,7 +148,7 @@ class Backbone(nn.Module):
         vision: how its pictures are cut.
     """
 
-    def __init__(self, model: nn.Module, vision: Vision) -> None:
+    def __init__(self, model: Any, vision: Vision) -> None:
         super().__init__()
         self.model = model
         self.vision = vision
@@ -275,11 +283,12 @@ def load_backbone(folder: Path, px: int) -> Backbone:
         raise BackboneError(f"{folder}: expected a model of {', '.join(FAMILIES)}, found {family!r}.")
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"{folder}: the weights do not load into a {family} model: {error}") from error
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise BackboneError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,8 +41,8 @@ class Muon(torch.optim.Optimizer):
         momentum: of the running mean of gradients.
     """
 
-    def __init__(self, params: list[Tensor], lr: float = MUON_LR, momentum: float = MOMENTUM) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    def __init__(self, params: Sequence[Tensor], lr: float = MUON_LR, momentum: float = MOMENTUM) -> None:
+        super().__init__(list(params), {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -102,13 +102,9 @@ def shown_modalities(side: Side, rows: np.ndarray, rng: np.random.Generator) -> 
 
 def augmented(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
     """The samples with every picture augmented."""
-    pictured = [place for place, sample in enumerate(samples) if sample.pixels is not None]
-    out = list(samples)
-    if pictured:
-        changed = augment(np.stack([samples[place].pixels for place in pictured]), rng)
-        for place, pixels in zip(pictured, changed, strict=True):
-            out[place] = replace(samples[place], pixels=pixels)
-    return out
+    pictures = [sample.pixels for sample in samples if sample.pixels is not None]
+    changed = iter(augment(np.stack(pictures), rng) if pictures else ())
+    return [s if s.pixels is None else replace(s, pixels=next(changed)) for s in samples]
 
 
 def _keys(corpus: Corpus, kind: str, anchor: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, ...]:

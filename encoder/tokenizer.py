@@ -45,7 +45,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTr
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Token ids that ``encoder.backbone.small_config`` asks for."""
     names = {"pad": PAD, "image": IMAGE, "vision_start": VISION_START, "vision_end": VISION_END}
-    return {role: int(tokenizer.convert_tokens_to_ids(token)) for role, token in names.items()}
+    return {role: tokenizer.get_vocab()[token] for role, token in names.items()}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -72,12 +72,6 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -
     stripped = [text.strip() for text in texts]
     if not stripped:
         return []
-    ids = tokenizer(
-        stripped,
-        add_special_tokens=False,
-        truncation=True,
-        max_length=limit,
-        split_special_tokens=True,
-        return_attention_mask=False,
-    )["input_ids"]
-    return [list(row) for row in ids]
+    # Cut here and not by the tokenizer: its truncation would be saved with it, as a setting.
+    encoded = tokenizer(stripped, add_special_tokens=False, split_special_tokens=True)
+    return [list(row[:limit]) for row in encoded["input_ids"]]
