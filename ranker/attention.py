@@ -1,0 +1,45 @@
+"""Target attention: what in a history speaks for a candidate.
+
+Grouped form: a history is projected once per request and all its candidates attend to it in one matrix
+product, instead of repeating the history for every candidate.
+
+Legend: R requests, N candidates, L behaviours, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def masked_softmax(score_RNL: Tensor, allowed_RL: Tensor) -> Tensor:
+    """Softmax over the allowed behaviours; all zeros where a request has none, never NaN."""
+    allowed = allowed_RL[:, None, :]
+    score = score_RNL.masked_fill(~allowed, torch.finfo(score_RNL.dtype).min)
+    return torch.softmax(score, dim=-1) * allowed if score.shape[-1] else score
+
+
+class TargetAttention(nn.Module):
+    """Cross-attention, query = candidate, keys = values = behaviours (DIN, KDD 2018, in dot form).
+
+    Args:
+        width: D of candidates and behaviours.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.query.weight)
+        nn.init.eye_(self.key.weight)
+
+    def forward(self, target_RND: Tensor, history_RLD: Tensor, allowed_RL: Tensor) -> Tensor:
+        """The interest of each request in the light of each candidate, float32 [R, N, D].
+
+        Args:
+            target_RND: candidate embeddings.
+            history_RLD: behaviour embeddings.
+            allowed_RL: bool, real behaviours.
+        """
+        score = self.query(target_RND) @ self.key(history_RLD).transpose(1, 2)
+        return masked_softmax(score / history_RLD.shape[-1] ** 0.5, allowed_RL) @ history_RLD

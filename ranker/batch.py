@@ -1,0 +1,60 @@
+"""A batch: what the ranker's models compute on. Torch only: no store, no files.
+
+Legend: R requests, N candidate slots per request, L history slots per request, V vector width, F numbers.
+A slot without a candidate or behaviour is an *empty bag*: the tables answer zeros for it, so padding needs no
+copy of any embedding. Candidates fill their row from the left; histories from the right, so the last slot is
+always the newest behaviour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """R requests with padded candidates and histories.
+
+    Attributes:
+        items: key ``item_id``, R·N candidate slots then R·L history slots.
+        candidates: keys ``inputs.CANDIDATE_IDS`` and ``attributes``, R·N slots.
+        requests: keys ``inputs.REQUEST_IDS``, R rows.
+        behaviours: keys ``code`` and ``age``, R·L slots.
+        candidate_numbers: float32 [R, N, F], standardised, zero in empty slots.
+        request_numbers: float32 [R, F].
+        filled: bool [R, N], slots that hold a candidate.
+        remembered: bool [R, L], slots that hold a behaviour.
+        target_content: float32 [R, N, V], unit norm, zeros where unknown; V = 0 without vectors.
+        target_known: bool [R, N].
+        history_content: float32 [R, L, V].
+        history_known: bool [R, L].
+        query_content: float32 [R, V].
+        query_known: bool [R].
+        position: int64 [R, N], place in the logged slate counted from 0, -1 when not logged.
+        label: float32 [R, N], zero when there is none.
+    """
+
+    items: KeyedJaggedTensor
+    candidates: KeyedJaggedTensor
+    requests: KeyedJaggedTensor
+    behaviours: KeyedJaggedTensor
+    candidate_numbers: Tensor
+    request_numbers: Tensor
+    filled: Tensor
+    remembered: Tensor
+    target_content: Tensor
+    target_known: Tensor
+    history_content: Tensor
+    history_known: Tensor
+    query_content: Tensor
+    query_known: Tensor
+    position: Tensor
+    label: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(R, N, L)."""
+        return self.filled.shape[0], self.filled.shape[1], self.remembered.shape[1]

@@ -1,0 +1,159 @@
+"""THE scoring function: training evaluation, offline evaluation and the service all call ``Ranker.score``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from feature_repo.frame import Frame
+from feature_repo.vectors import Vectors
+from moon.artifacts import Artifact, ArtifactError, open_artifact
+from ranker.batch import Batch
+from ranker.encode import AGE_BUCKETS, CODES, FrameEncoder, select_requests, size_groups
+from ranker.inputs import BAG, CANDIDATE_IDS, ITEM, REQUEST_IDS, REQUEST_NUMBERS, Inputs
+from ranker.model import ClickModel, ModelShape
+from ranker.weights import load_weights
+
+CONFIG = "config.json"
+MADE_BY = "moon ranker"
+SLOTS = 8192  # padded candidates scored at once
+
+
+@dataclass(frozen=True)
+class CtrConfig:
+    """A click model, completely.
+
+    Attributes:
+        inputs: how it reads a frame.
+        id_width: width of its id embeddings.
+        content_width: width of the item vectors; 0: the id-only control.
+        embedding_id: id of the embedding artifact it was trained with; None: id-only.
+        loss: ``pointwise`` (binary cross-entropy) or ``listwise`` (softmax over a request's candidates).
+        learning_rate: of AdamW on the dense weights.
+        table_learning_rate: of row-wise Adagrad on the tables.
+    """
+
+    inputs: Inputs
+    id_width: int
+    content_width: int
+    embedding_id: str | None
+    loss: str
+    learning_rate: float
+    table_learning_rate: float
+
+    @classmethod
+    def read(cls, path: Path) -> CtrConfig:
+        """Read ``config.json``.
+
+        Raises:
+            ArtifactError: keys missing or unknown.
+        """
+        content = json.loads(path.read_text())
+        try:
+            return cls(**{**content, "inputs": Inputs.from_json(content["inputs"])})
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"{path}: not a click model's configuration ({error}). Run '{MADE_BY}'."
+            ) from None
+
+    def to_json(self) -> Mapping:
+        """JSON values that ``read`` understands."""
+        return asdict(self)
+
+    def build(self) -> ClickModel:
+        """The untrained model."""
+        rows = self.inputs.rows
+        return ClickModel(
+            ModelShape(
+                item_rows={ITEM: rows[ITEM]},
+                candidate_rows={name: rows[name] for name in (*CANDIDATE_IDS, BAG)},
+                request_rows={name: rows[name] for name in REQUEST_IDS},
+                behaviour_rows={"code": CODES, "age": AGE_BUCKETS},
+                id_width=self.id_width,
+                content_width=self.content_width,
+                history=self.inputs.history,
+                candidate_numbers=len(self.inputs.candidate_numbers),
+                request_numbers=len(REQUEST_NUMBERS),
+                position_share=self.inputs.position_share,
+                table_learning_rate=self.table_learning_rate,
+            )
+        )
+
+
+def require_vectors(
+    where: Path, embedding_id: str | None, vectors: Vectors | None, made_by: str = MADE_BY
+) -> None:
+    """Refuse to combine a model with another embedding than the one it learned from.
+
+    Raises:
+        ArtifactError: naming both.
+    """
+    found = None if vectors is None else vectors.id
+    if found != embedding_id:
+        raise ArtifactError(
+            f"{where}: trained with embedding {embedding_id or 'none'}, given {found or 'none'}. "
+            f"Run '{made_by}' after 'moon embed'."
+        )
+
+
+class Ranker:
+    """A trained click model and the vectors it needs.
+
+    Attributes:
+        artifact: where it came from; None while it is being trained.
+    """
+
+    def __init__(self, model: ClickModel, encoder: FrameEncoder, artifact: Artifact | None = None) -> None:
+        self.model, self.encoder, self.artifact = model, encoder, artifact
+
+    @classmethod
+    def open(cls, path: Path, vectors: Vectors | None) -> Ranker:
+        """Open an artifact of kind "ranker".
+
+        Args:
+            path: the artifact.
+            vectors: the embedding it was trained with, None for an id-only one.
+
+        Raises:
+            ArtifactError: damaged, tensors missing or not finite, or trained with another embedding.
+        """
+        artifact = open_artifact(path, "ranker", MADE_BY)
+        config = CtrConfig.read(artifact.file(CONFIG))
+        require_vectors(path, config.embedding_id, vectors)
+        model = config.build()
+        load_weights(model, artifact.file("model.safetensors"), MADE_BY)
+        return cls(model.eval(), FrameEncoder(config.inputs, vectors), artifact)
+
+    def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
+        """Click logits without the effect of position, float32 [C], in the order of ``frame.candidates``.
+
+        A candidate's score does not depend on the other candidates or requests of the frame.
+
+        Args:
+            frame: requests with candidates, offline or online.
+            query_vectors: float32 [R, V] of searches without a ``query_id``, zeros where a request has none.
+
+        Raises:
+            DataError: the frame lacks columns or holds numbers that are not finite.
+        """
+        out = np.empty(int(frame.offsets[-1]), dtype=np.float32)
+        for place, batch in self._batches(frame, query_vectors):
+            with torch.no_grad():
+                out[place] = self.model(batch)[batch.filled].numpy()
+        return out
+
+    def _batches(self, frame: Frame, query_vectors: np.ndarray | None) -> Iterator[tuple[np.ndarray, Batch]]:
+        counts = np.diff(frame.offsets)
+        order = np.flatnonzero(counts > 0)
+        if len(frame) == len(order) == 1:
+            yield np.arange(counts[0]), self.encoder.batch(frame, query_vectors)
+            return
+        for rows in size_groups(counts, order, SLOTS):
+            given = None if query_vectors is None else query_vectors[rows]
+            place = np.concatenate([np.arange(frame.offsets[r], frame.offsets[r + 1]) for r in rows])
+            yield place, self.encoder.batch(select_requests(frame, rows), given)

@@ -1,0 +1,162 @@
+"""Train the click model from point-in-time frames."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from feature_repo.vectors import Vectors
+from moon.artifacts import Artifact, open_artifact, write_artifact
+from moon.sizes import Size
+from ranker.batch import Batch
+from ranker.encode import FrameEncoder, size_groups
+from ranker.fit import Plan, fit
+from ranker.inputs import TrainingRequests, learn_inputs
+from ranker.model import ClickModel
+from ranker.score import CONFIG, MADE_BY, CtrConfig
+from ranker.weights import save_weights
+
+EPOCHS = 6
+PATIENCE = 1
+LEARNING_RATE = 2e-3
+TABLE_LEARNING_RATE = 0.02
+POOL = 64  # batches are cut from pools of so many shuffled batches' requests, sorted by number of candidates
+VALID_REQUESTS = 512  # requests read at once when validating
+
+
+def train_ctr(
+    train: TrainingRequests,
+    valid: TrainingRequests,
+    vectors: Vectors | None,
+    size: Size,
+    out: Path,
+    parents: Mapping[str, Artifact],
+    seed: int = 0,
+    epochs: int | None = None,
+    loss: str = "pointwise",
+) -> Artifact:
+    """Train a click model and write an artifact of kind "ranker".
+
+    Args:
+        train: requests whose candidates carry ``label`` and, where logged, ``position``.
+        valid: requests whose loss stops training; none: all epochs are run.
+        vectors: the embedding; None trains the id-only control; ``controls.shuffled`` the other one.
+        size: fixes widths and history.
+        out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
+        parents: what it was made from, by role.
+        seed: equal seeds give equal weights.
+        epochs: at most so many passes, 6 by default.
+        loss: ``pointwise`` for logged impressions, ``listwise`` for one positive among sampled negatives.
+
+    Raises:
+        DataError: no training requests, or columns missing.
+        TrainingError: the loss or a gradient is not finite.
+        ValueError: unknown loss.
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"unknown loss {loss!r}: expected one of {', '.join(LOSSES)}")
+    inputs, counts = learn_inputs(train, size.history)
+    config = CtrConfig(
+        inputs=inputs,
+        id_width=size.id_width,
+        content_width=0 if vectors is None else vectors.width,
+        embedding_id=None if vectors is None else vectors.id,
+        loss=loss,
+        learning_rate=LEARNING_RATE,
+        table_learning_rate=TABLE_LEARNING_RATE,
+    )
+    plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, LEARNING_RATE, seed)
+    torch.manual_seed(seed)
+    model = config.build()
+    encoder = FrameEncoder(inputs, vectors)
+    identity = {
+        "config": config.to_json(),
+        "plan": asdict(plan) | {"epochs": None},
+        "requests": len(train),
+        "parents": {role: parent.id for role, parent in parents.items()},
+    }
+    partial = out.with_name(out.name + ".partial")
+    outcome = fit(
+        model,
+        plan,
+        batches=lambda epoch: _batches(train, counts, encoder, 32 * size.id_width, (seed, epoch)),
+        loss=lambda batch: training_loss(model, batch, loss),
+        validate=(lambda: _validate(model, valid, encoder, loss)) if len(valid) else None,
+        partial=partial,
+        identity=identity,
+        description=f"train {out.name}",
+    )
+    manifest: dict[str, Any] = {
+        "size": size.name,
+        "seed": seed,
+        "loss": loss,
+        "embedding_id": config.embedding_id,
+        "outcome": asdict(outcome),
+    }
+    with write_artifact(out, "ranker", manifest, parents) as folder:
+        save_weights(model, folder)
+        (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
+    shutil.rmtree(partial, ignore_errors=True)
+    return open_artifact(out, "ranker", MADE_BY)
+
+
+def training_loss(model: ClickModel, batch: Batch, loss: str) -> Tensor:
+    """Mean loss of a batch, with the effect of the logged position."""
+    return LOSSES[loss](model(batch) + model.position_logit(batch), batch.label, batch.filled)
+
+
+def pointwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
+    """Binary cross-entropy, mean over candidates."""
+    return functional.binary_cross_entropy_with_logits(logit_RN[filled_RN], label_RN[filled_RN])
+
+
+def listwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
+    """Softmax cross-entropy over each request's candidates, mean over the requests that have a positive."""
+    log_share = torch.log_softmax(logit_RN.masked_fill(~filled_RN, -1e9), dim=-1)
+    total = label_RN.sum(-1)
+    per_request = -(log_share * label_RN).sum(-1) / total.clamp(min=1e-9)
+    return per_request.sum() / (total > 0).sum().clamp(min=1)
+
+
+LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "pointwise": pointwise,
+    "listwise": listwise,
+}
+
+
+def _batches(
+    train: TrainingRequests,
+    counts: np.ndarray,
+    encoder: FrameEncoder,
+    slots_per_batch: int,
+    seed: tuple[int, int],
+) -> Iterator[Batch]:
+    draw = np.random.default_rng(seed)
+    order = draw.permutation(np.flatnonzero(counts > 0))
+    share = max(1, int(POOL * slots_per_batch / max(counts.mean(), 1)))
+    groups = [
+        rows for start in range(0, len(order), share)
+        for rows in size_groups(counts, order[start : start + share], slots_per_batch)
+    ]  # fmt: skip
+    for group in draw.permutation(len(groups)):
+        yield encoder.batch(train.select(groups[group]))
+
+
+def _validate(model: ClickModel, valid: TrainingRequests, encoder: FrameEncoder, loss: str) -> float:
+    total, weight = 0.0, 0
+    for start in range(0, len(valid), VALID_REQUESTS):
+        batch = encoder.batch(valid.take(start, min(start + VALID_REQUESTS, len(valid))))
+        with torch.no_grad():
+            value = float(training_loss(model, batch, loss))
+        units = int(batch.filled.sum()) if loss == "pointwise" else int((batch.label.sum(-1) > 0).sum())
+        total, weight = total + value * units, weight + units
+    return total / max(weight, 1)
