@@ -15,7 +15,6 @@ from retrieval.sources import (
     PopularSource,
     SimilarSource,
     Source,
-    VectorTable,
     profile_source,
     query_source,
     two_tower_source,
@@ -36,7 +35,7 @@ class Retriever:
     """
 
     index: ItemIndex
-    vectors: VectorTable
+    vectors: Vectors
     personal: tuple[Source, ...]
     popular: Source
     query: Source
@@ -94,6 +93,6 @@ def require_agreement(artifacts: dict[str, Artifact], required: Sequence[tuple[s
         if child not in artifacts or parent not in artifacts:
             raise ArtifactError(f"expected the artifacts {child} and {parent}, found {sorted(artifacts)}")
         require_parent(artifacts[child], parent, artifacts[parent])
-    for child in artifacts.values():
-        for role in child.parents.keys() & artifacts.keys():
-            require_parent(child, role, artifacts[role])
+    for artifact in artifacts.values():
+        for role in sorted(artifact.parents.keys() & artifacts.keys()):
+            require_parent(artifact, role, artifacts[role])

@@ -27,7 +27,7 @@ CHUNK_PAIRS = 65_536
 FUSION = 60  # the constant of reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009)
 
 
-class VectorTable(Protocol):
+class VectorLookup(Protocol):
     """What sources need of ``feature_repo.vectors.Vectors``; an ``ItemIndex`` has it too."""
 
     def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +113,7 @@ class SimilarSource(Source):
 
     name = "similar"
 
-    def __init__(self, index: ItemIndex, vectors: VectorTable) -> None:
+    def __init__(self, index: ItemIndex, vectors: VectorLookup) -> None:
         self.index, self._vectors = index, vectors
 
     def retrieve_batch(self, requests: Requests, k: int) -> Retrieved:
@@ -234,7 +234,7 @@ class PopularSource(Source):
         return Retrieved(offsets_of(counts), np.tile(ids, len(requests)), np.tile(scores, len(requests)))
 
 
-def profile_source(index: ItemIndex, vectors: VectorTable) -> VectorSource:
+def profile_source(index: ItemIndex, vectors: VectorLookup) -> VectorSource:
     """Items like the recency-weighted mean of the user's latest: steadier than ``similar``, less varied."""
 
     def side(requests: Requests) -> tuple[np.ndarray, np.ndarray]:
@@ -339,7 +339,7 @@ def _nothing(requests: int) -> Retrieved:
     return Retrieved(np.zeros(requests + 1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
 
-def _mean_vectors(spoken: Interests, vectors: VectorTable) -> tuple[np.ndarray, np.ndarray]:
+def _mean_vectors(spoken: Interests, vectors: VectorLookup) -> tuple[np.ndarray, np.ndarray]:
     """Recency-weighted means of unit norm, float32 [R, D], and which requests have one."""
     seen, _ = vectors.gather(spoken.item_id)
     seen *= spoken.weight[:, None]

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from serving.answer import Answer
 from serving.page import render
 from serving.questions import (
     RecommendQuestion,
@@ -30,7 +31,7 @@ from serving.questions import (
     check_image,
     decode_base64,
 )
-from serving.recommend import Answer, Recommender, UnknownCategory, UnknownItem
+from serving.recommend import Recommender, UnknownCategory, UnknownItem
 from serving.settings import Settings
 from serving.telemetry import Telemetry
 

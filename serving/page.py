@@ -11,9 +11,9 @@ from html import escape
 from urllib.parse import urlencode
 
 from feature_repo.online import StoreUnavailable
-
+from serving.answer import Answer
 from serving.catalogue import Card
-from serving.recommend import Answer, Recommender, UnknownCategory, UnknownItem
+from serving.recommend import Recommender, UnknownCategory, UnknownItem
 
 SHOWN = 24
 SHOWN_HISTORY = 12

@@ -12,31 +12,30 @@ from __future__ import annotations
 
 import json
 import logging
-import time as clock_module
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import numpy as np
 import pyarrow.compute as pc
-from feature_repo.online import OnlineReader, StoreUnavailable
 from ranker.relevance import Relevance
-from ranker.score import Ranker
 
 from dataset.contracts import BEHAVIOUR_CODES
 from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.encode import Content, Encoder
 from feature_repo.frame import Frame, History
+from feature_repo.online import OnlineReader, StoreUnavailable
 from moon.artifacts import Artifact, open_artifact
 from moon.sizes import size
+from ranker.score import Ranker
 from retrieval.jagged import best_first
 from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import Retriever, require_agreement
 from retrieval.sources import FUSION, Source, add_matches, match_scores, union
+from serving.answer import Answer, Hit, Stages
 from serving.catalogue import Card, Catalogue
 from serving.settings import Settings
 
@@ -80,49 +79,6 @@ class RelevanceHead(Protocol):
     """The relevance model (``ranker.relevance.Relevance``)."""
 
     def score(self, query_vector: np.ndarray, item_vectors: np.ndarray) -> np.ndarray: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One answered item: its card, the score it was ordered by, and every source's score of it."""
-
-    card: Card
-    score: float
-    matches: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was found, best first, how long each stage took, and what was missing.
-
-    Attributes:
-        hits: at most k, fewer when fewer exist.
-        timings_ms: stage -> milliseconds, in the order of the stages.
-        fallbacks: names of the steps down that were taken; empty when everything was there.
-        order: what the hits are ordered by: ``ranker``, ``retrieval``, ``popularity``, ``relevance``,
-            ``similarity`` or ``relevance+ranker``.
-    """
-
-    hits: list[Hit]
-    timings_ms: dict[str, float]
-    fallbacks: tuple[str, ...]
-    order: str
-
-
-@dataclass
-class Stages:
-    """Wall-clock milliseconds of the stages of one answer."""
-
-    ms: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside the block to ``stage``."""
-        began = clock_module.perf_counter()
-        try:
-            yield
-        finally:
-            self.ms[stage] = self.ms.get(stage, 0.0) + (clock_module.perf_counter() - began) * 1e3
 
 
 class Recommender:
@@ -223,8 +179,9 @@ class Recommender:
             UnknownCategory: no item has this category.
         """
         self._require_category(category)
-        stages, fallbacks, time = Stages(), [], time or self.now()
-        with stages.time("features"):
+        fallbacks: list[str] = []
+        stages, time = Stages(), time or self.now()
+        with stages.measure("features"):
             user = self._read_user(user_id, time, fallbacks)
         history = _with_session(user.history if user is not None else history_of(()), session)
         personal = len(interests(history).item_id) > 0
@@ -240,7 +197,7 @@ class Recommender:
             user=user.requests if user is not None and _known(user) else None,
         )
         sources: Sequence[Source] = self.retriever.personal if personal else (self.retriever.popular,)
-        with stages.time("retrieve"):
+        with stages.measure("retrieve"):
             found = union(sources, request, max(self.per_source, k))
         order, ids, scores = "retrieval" if personal else "popularity", *found.retrieved[0]
         if personal and user is not None and len(ids):
@@ -262,12 +219,13 @@ class Recommender:
         Ordered by relevance; for a known user the ranker's order of the same candidates is fused in by
         reciprocal ranks, so that neither may push the other's favourites out of sight.
         """
-        stages, fallbacks, time = Stages(), [], time or self.now()
-        with stages.time("encode"):
+        fallbacks: list[str] = []
+        stages, time = Stages(), time or self.now()
+        with stages.measure("encode"):
             vector = self.encoder.encode([Content(image=image, text=text)])[0]
         user = None
         if user_id is not None:
-            with stages.time("features"):
+            with stages.measure("features"):
                 user = self._read_user(user_id, time, fallbacks)
             if user is not None and not _known(user):
                 fallbacks.append("unknown_user")
@@ -279,11 +237,11 @@ class Recommender:
             query_vector=vector,
             user=user.requests if user is not None else None,
         )
-        with stages.time("retrieve"):
+        with stages.measure("retrieve"):
             ids, scores = self.retriever.query.retrieve(request, max(SEARCH_DEPTH, k))
         order = "relevance"
         if self.relevance is not None and len(ids):
-            with stages.time("relevance"):
+            with stages.measure("relevance"):
                 vectors, _ = self.retriever.index.gather(ids)
                 judged = np.asarray(self.relevance.score(vector, vectors), dtype=np.float32)
             ids, scores = best_first(ids, judged, len(ids))
@@ -303,7 +261,7 @@ class Recommender:
         vectors, found = self.retriever.index.gather(np.array([item_id], dtype=np.int64))
         if not found[0]:
             raise UnknownItem(f"no item {item_id}")
-        with stages.time("retrieve"):
+        with stages.measure("retrieve"):
             ids, scores = self.retriever.index.search(
                 vectors[0], k, exclude=np.array([item_id], dtype=np.int64)
             )
@@ -349,13 +307,13 @@ class Recommender:
     ) -> np.ndarray | None:
         """The ranker's scores of ``ids``; None when there are none, with the reason in ``fallbacks``."""
         try:
-            with stages.time("features"):
+            with stages.measure("features"):
                 frame = self.reader.read(request.user_id, ids, request.time)
         except StoreUnavailable as error:
             log.warning("user %d: the online store does not answer: %s", request.user_id, error)
             fallbacks.append("store_unavailable")
             return None
-        with stages.time("rank"):
+        with stages.measure("rank"):
             names, matches = self._matches(request, ids)
             frame = add_matches(replace(frame, history=request.history), names, matches)
             try:

@@ -1,58 +1,87 @@
-"""Numbers the service publishes at ``/metrics``, in a registry of their own so that two apps do not mix."""
+"""Numbers the service publishes at ``/metrics``.
+
+They are kept here rather than in prometheus_client's own counters: importing Feast switches those to files
+shared by the whole process, where two apps, or an app and the process before it, would add up.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
-from serving.recommend import Answer
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from serving.answer import Answer
 
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
-class Telemetry:
-    """Counters and histograms of one app."""
+class Telemetry(Collector):
+    """Counters and histograms of one app.
 
-    def __init__(self, items: int, artifacts: dict[str, str]) -> None:
-        self.registry = CollectorRegistry()
-        self._stage_s = Histogram(
-            "moon_stage_seconds",
-            "Time a stage took",
-            ["endpoint", "stage"],
-            registry=self.registry,
-            buckets=BUCKETS_S,
-        )
-        self._responses = Counter(
-            "moon_responses", "Responses by status", ["endpoint", "status"], registry=self.registry
-        )
-        self._fallbacks = Counter(
-            "moon_fallbacks",
-            "Answers that took a step down",
-            ["endpoint", "fallback"],
-            registry=self.registry,
-        )
-        self._empty = Counter(
-            "moon_empty_answers", "Answers without a hit", ["endpoint"], registry=self.registry
-        )
-        Gauge("moon_index_items", "Items in the index", registry=self.registry).set(items)
-        made_of = Gauge(
-            "moon_artifact", "Artifacts that make the answers", ["role", "id"], registry=self.registry
-        )
-        for role, artifact_id in artifacts.items():
-            made_of.labels(role, artifact_id).set(1)
+    Args:
+        items: how many the index holds.
+        artifacts: role -> id of what makes the answers.
+    """
+
+    def __init__(self, items: int, artifacts: Mapping[str, str]) -> None:
+        self._items, self._artifacts = items, dict(artifacts)
+        self._responses: Counter[tuple[str, str]] = Counter()
+        self._fallbacks: Counter[tuple[str, str]] = Counter()
+        self._empty: Counter[tuple[str]] = Counter()
+        self._stage_buckets: dict[tuple[str, str], list[int]] = {}
+        self._stage_s: Counter[tuple[str, str]] = Counter()
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
 
     def answered(self, endpoint: str, answer: Answer) -> None:
         """Count one answer and its stages."""
         for stage, ms in answer.timings_ms.items():
-            self._stage_s.labels(endpoint, stage).observe(ms / 1e3)
-        for fallback in answer.fallbacks:
-            self._fallbacks.labels(endpoint, fallback).inc()
+            buckets = self._stage_buckets.setdefault((endpoint, stage), [0] * (len(BUCKETS_S) + 1))
+            buckets[bisect_left(BUCKETS_S, ms / 1e3)] += 1
+            self._stage_s[endpoint, stage] += ms / 1e3  # type: ignore[assignment]
+        self._fallbacks.update((endpoint, fallback) for fallback in answer.fallbacks)
         if not answer.hits:
-            self._empty.labels(endpoint).inc()
+            self._empty[(endpoint,)] += 1
 
     def responded(self, endpoint: str, status: int) -> None:
         """Count one response, refusals included."""
-        self._responses.labels(endpoint, str(status)).inc()
+        self._responses[endpoint, str(status)] += 1
 
     def text(self) -> bytes:
         """Everything, in the Prometheus text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """The current values, for the registry."""
+        yield _counter("moon_responses", "Responses by status", ("endpoint", "status"), self._responses)
+        yield _counter(
+            "moon_fallbacks", "Answers that took a step down", ("endpoint", "fallback"), self._fallbacks
+        )
+        yield _counter("moon_empty_answers", "Answers without a hit", ("endpoint",), self._empty)
+        stages = HistogramMetricFamily(
+            "moon_stage_seconds", "Time a stage took", labels=("endpoint", "stage")
+        )
+        for labels, counts in sorted(self._stage_buckets.items()):
+            bounds = [*(str(bound) for bound in BUCKETS_S), "+Inf"]
+            below = [sum(counts[: place + 1]) for place in range(len(counts))]
+            stages.add_metric(labels, list(zip(bounds, below, strict=True)), self._stage_s[labels])
+        yield stages
+        yield GaugeMetricFamily("moon_index_items", "Items in the index", value=self._items)
+        made_of = GaugeMetricFamily("moon_artifact", "What makes the answers", labels=("role", "id"))
+        for role, artifact_id in self._artifacts.items():
+            made_of.add_metric((role, artifact_id), 1)
+        yield made_of
+
+
+def _counter(
+    name: str, about: str, labels: tuple[str, ...], counts: Mapping[tuple, int]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, about, labels=labels)
+    for values, count in sorted(counts.items()):
+        family.add_metric(values, count)
+    return family

@@ -1,0 +1,53 @@
+"""What the service answers with, and the clock of its stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from serving.catalogue import Card
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answered item: its card, the score it was ordered by, and every source's score of it."""
+
+    card: Card
+    score: float
+    matches: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found, best first, how long each stage took, and what was missing.
+
+    Attributes:
+        hits: at most k, fewer when fewer exist.
+        timings_ms: stage -> milliseconds, in the order of the stages.
+        fallbacks: names of the steps down that were taken; empty when everything was there.
+        order: what the hits are ordered by: ``ranker``, ``retrieval``, ``popularity``, ``relevance``,
+            ``similarity`` or ``relevance+ranker``.
+    """
+
+    hits: list[Hit]
+    timings_ms: dict[str, float]
+    fallbacks: tuple[str, ...]
+    order: str
+
+
+@dataclass
+class Stages:
+    """Wall-clock milliseconds of the stages of one answer."""
+
+    ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside the block to ``stage``."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.ms[stage] = self.ms.get(stage, 0.0) + (time.perf_counter() - began) * 1e3
