@@ -33,8 +33,8 @@ class Frame:
     """R requests and their C candidates with every stored feature the models read.
 
     Attributes:
-        requests: R rows: request_id int64, user_id int64, time timestamp[us, UTC], query_id int64 (null: none),
-            then the user features (see ``feature_repo.views``).
+        requests: R rows: request_id int64, user_id int64, time timestamp[us, UTC], query_id int64 (null:
+            none), then the user features (see ``feature_repo.features``).
         candidates: C rows, grouped by request in the order of ``requests``: item_id int64, then the item
             features; training frames also carry label float32 and position int64 (null when not logged).
             Columns named ``match_*`` (float32) are retrieval scores of the (request, item) pair.

@@ -1,0 +1,140 @@
+"""Feast's DuckDB offline store with two changes.
+
+A source's relative path belongs to the repository, not to the working directory, so a run folder can be
+moved and two runs can be open at once. And the behaviour histories that materialization writes are cut from
+the event log at the requested end, by the code that cuts them for training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ibis
+import pandas as pd
+from feast.data_source import DataSource
+from feast.feature_view import FeatureView
+from feast.infra.offline_stores import duckdb as feast_duckdb
+from feast.infra.offline_stores.file_source import FileSource
+from feast.infra.offline_stores.ibis import (
+    get_historical_features_ibis,
+    pull_all_from_table_or_query_ibis,
+    pull_latest_from_table_or_query_ibis,
+)
+from feast.infra.offline_stores.offline_store import RetrievalJob
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.repo_config import RepoConfig
+
+from feature_repo.event_log import EventLog
+from feature_repo.sources import DATA
+from feature_repo.views import HISTORY
+
+Reader = Callable[[DataSource, str], ibis.Table]
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+US = timedelta(microseconds=1)
+
+
+class DuckDBOfflineStoreConfig(feast_duckdb.DuckDBOfflineStoreConfig):
+    """The options of Feast's own store."""
+
+    type: str = "feature_repo.duckdb_store.DuckDBOfflineStore"
+
+
+class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
+    """Point-in-time joins over parquet files; every entity row comes back, slates and misses included."""
+
+    @staticmethod
+    def get_historical_features(
+        config: RepoConfig,
+        feature_views: list[FeatureView],
+        feature_refs: list[str],
+        entity_df: pd.DataFrame | str,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        filter_by_created_timestamp: bool = False,
+    ) -> RetrievalJob:
+        """The newest row of each view at or before each entity row's time."""
+        return get_historical_features_ibis(
+            config=config,
+            feature_views=feature_views,
+            feature_refs=feature_refs,
+            entity_df=entity_df,
+            registry=registry,
+            project=project,
+            full_feature_names=full_feature_names,
+            filter_by_created_timestamp=filter_by_created_timestamp,
+            **_readers(config, _read),
+        )
+
+    @staticmethod
+    def pull_latest_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None,
+        start_date: datetime,
+        end_date: datetime,
+    ) -> RetrievalJob:
+        """The newest row of each entity in [start_date, end_date]; histories as they were at end_date."""
+        cut = data_source.name == "user_history"
+        return pull_latest_from_table_or_query_ibis(
+            config=config,
+            data_source=data_source,
+            join_key_columns=join_key_columns,
+            feature_name_columns=feature_name_columns,
+            timestamp_field=timestamp_field,
+            created_timestamp_column=created_timestamp_column,
+            start_date=start_date,
+            end_date=end_date,
+            **_readers(config, partial(_read_history, until=end_date) if cut else _read),
+        )
+
+    @staticmethod
+    def pull_all_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+    ) -> RetrievalJob:
+        """Every row in [start_date, end_date]."""
+        return pull_all_from_table_or_query_ibis(
+            config=config,
+            data_source=data_source,
+            join_key_columns=join_key_columns,
+            feature_name_columns=feature_name_columns,
+            timestamp_field=timestamp_field,
+            created_timestamp_column=created_timestamp_column,
+            start_date=start_date,
+            end_date=end_date,
+            **_readers(config, _read),
+        )
+
+
+def _readers(config: RepoConfig, reader: Reader) -> dict[str, Any]:
+    return {
+        "data_source_reader": reader,
+        "data_source_writer": feast_duckdb._write_data_source,
+        "staging_location": config.offline_store.staging_location,
+        "staging_location_endpoint_override": config.offline_store.staging_location_endpoint_override,
+    }
+
+
+def _read(data_source: DataSource, repo_path: str) -> ibis.Table:
+    assert isinstance(data_source, FileSource)
+    return ibis.read_parquet(FileSource.get_uri_for_file_path(repo_path, data_source.path))
+
+
+def _read_history(data_source: DataSource, repo_path: str, until: datetime) -> ibis.Table:
+    log = EventLog.open(Path(repo_path) / DATA / "event_log")
+    end_us = (until.astimezone(UTC) - EPOCH) // US
+    return ibis.memtable(log.snapshot(before_us=end_us + 1, history=HISTORY))

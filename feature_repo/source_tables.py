@@ -1,0 +1,106 @@
+"""Canonical tables -> the rows of every feature source."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.contracts import TIME
+from feature_repo.event_log import EventLog
+from feature_repo.sources import TIMESTAMP
+from feature_repo.statistics import daily_stats
+from feature_repo.vectors import VectorTable
+from feature_repo.views import EmbeddingRecord
+
+
+def item_profile(items: pa.Table) -> pa.Table:
+    """One row per item, stamped with the moment it was first seen."""
+    path = items.column("category").combine_chunks()
+    attributes = items.column("attributes").combine_chunks()
+    named = pc.binary_join_element_wise(
+        attributes.keys, attributes.items, "=", null_handling="replace", null_replacement=""
+    )
+    return pa.table(
+        {
+            "item_id": items.column("item_id"),
+            "category": _level(path, -1),
+            "category_top": _level(path, 0),
+            "spu": items.column("spu"),
+            "price": items.column("price"),
+            "attributes": pa.ListArray.from_arrays(attributes.offsets, named),
+            "first_seen_us": items.column("first_seen").cast(pa.int64()),
+            TIMESTAMP: items.column("first_seen"),
+        }
+    )
+
+
+def user_profile(users: pa.Table) -> pa.Table:
+    """One row per user, stamped with the moment they were first seen."""
+    decade = pc.floor(pc.divide(users.column("age"), pa.scalar(10, pa.float32()))).cast(pa.int64())
+    return pa.table(
+        {
+            "user_id": users.column("user_id"),
+            "age_band": pc.fill_null(decade, -1),
+            "segment": pc.fill_null(users.column("segment"), ""),
+            TIMESTAMP: users.column("first_seen"),
+        }
+    )
+
+
+def user_events(log: EventLog) -> pa.Table:
+    """One row per (user, moment something became known): how many behaviours are known from then on."""
+    user = np.repeat(log.users, np.diff(log.starts))
+    position = np.arange(len(log)) - np.repeat(log.starts[:-1], np.diff(log.starts)) + 1
+    available = np.asarray(log.available_us)
+    last = np.append((user[1:] != user[:-1]) | (available[1:] != available[:-1]), True)[: len(log)]
+    return pa.table(
+        {
+            "user_id": pa.array(user[last], pa.int64()),
+            "position": pa.array(position[last], pa.int64()),
+            "log_version": pa.array(np.full(int(last.sum()), log.version), pa.string()),
+            TIMESTAMP: pa.array(available[last], pa.int64()).cast(TIME),
+        }
+    )
+
+
+def query_stats(log: pa.Table) -> pa.Table:
+    """``daily_stats`` of queries under the names of their view."""
+    stats = daily_stats(log, "query_id")
+    return stats.rename_columns(
+        [name if name in ("query_id", TIMESTAMP) else f"query_{name}" for name in stats.column_names]
+    )
+
+
+def item_embedding(vectors: VectorTable, record: EmbeddingRecord, stamp_us: np.ndarray) -> pa.Table:
+    """One row per item vector; ``stamp_us`` int64 (M): from when it may be used, microseconds since 1970."""
+    return _embedding(vectors, record, stamp_us, "item_id", prefix="")
+
+
+def query_embedding(vectors: VectorTable, record: EmbeddingRecord, stamp_us: np.ndarray) -> pa.Table:
+    """One row per query vector; ``stamp_us`` as in ``item_embedding``."""
+    return _embedding(vectors, record, stamp_us, "query_id", prefix="query_")
+
+
+def _embedding(
+    vectors: VectorTable, record: EmbeddingRecord, stamp_us: np.ndarray, key: str, prefix: str
+) -> pa.Table:
+    count = len(vectors.ids)
+    offsets = pa.array(np.arange(count + 1) * vectors.width, pa.int32())
+    vector = pa.ListArray.from_arrays(offsets, pa.array(vectors.matrix.reshape(-1), pa.float32()))
+    return pa.table(
+        {
+            key: pa.array(vectors.ids, pa.int64()),
+            f"{prefix}vector": vector,
+            f"{prefix}encoder_id": pa.array([record.encoder_id] * count, pa.string()),
+            f"{prefix}version": pa.array(np.full(count, record.version), pa.int64()),
+            TIMESTAMP: pa.array(stamp_us, pa.int64()).cast(TIME),
+        }
+    )
+
+
+def _level(path: pa.ListArray, level: int) -> pa.Array:
+    """The broadest (0) or finest (-1) name of each category path, "" where the path is empty."""
+    start, end = path.offsets.to_numpy()[:-1], path.offsets.to_numpy()[1:]
+    row = pa.array(start if level == 0 else end - 1, mask=start == end)
+    return pc.fill_null(path.values.take(row), "")

@@ -1,0 +1,23 @@
+"""Where the offline features are: one parquet file per view in the ``data`` folder of the store.
+
+Every file has its entity's key, ``event_timestamp`` (timestamp[us, UTC]: when a system could first have known
+the row) and no two rows with the same key and timestamp, so a point-in-time join has one answer.
+"""
+
+from __future__ import annotations
+
+from feast import FileSource
+from feast.data_format import ParquetFormat
+
+DATA = "data"
+TIMESTAMP = "event_timestamp"
+
+
+def source(view: str) -> FileSource:
+    """The source of ``view``; its path is relative to the repository (see ``feature_repo.duckdb_store``)."""
+    return FileSource(
+        name=view,
+        path=f"{DATA}/{view}.parquet",
+        timestamp_field=TIMESTAMP,
+        file_format=ParquetFormat(),
+    )

@@ -1,0 +1,241 @@
+"""The store of a run: write its sources, register its definitions, load the online store.
+
+Everything here is what the ``feast`` command does inside ``feature_repo/``, called from Python on the folder of
+any run: ``create_store`` is ``feast apply`` on freshly written sources, ``materialize`` is ``feast materialize``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+from feast import FeatureStore
+
+from dataset.contracts import TIME
+from feature_repo import source_tables
+from feature_repo.event_log import EventLog, write_event_log
+from feature_repo.services import definitions
+from feature_repo.sources import DATA, TIMESTAMP
+from feature_repo.statistics import daily_stats
+from feature_repo.vectors import Vectors, VectorTable
+from feature_repo.views import HISTORY, EmbeddingRecord, StoreError
+from moon.artifacts import Artifact
+from moon.progress import track
+
+if TYPE_CHECKING:
+    from dataset.split import Split
+    from dataset.tables import Dataset
+
+REPOSITORY = Path(__file__).parent
+PROFILES = {"embedded": REPOSITORY, "redis": REPOSITORY / "profiles" / "redis"}
+YAML = "feature_store.yaml"
+EVENT_LOG = "event_log"
+BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
+END = np.iinfo(np.int64).max
+US = timedelta(microseconds=1)
+
+
+def create_store(
+    store_dir: Path,
+    dataset: Dataset,
+    split: Split,
+    profile: str = "embedded",
+    redis_url: str | None = None,
+    *,
+    width: int,
+) -> FeatureStore:
+    """Write the sources of a run and register its definitions, replacing the store that was there.
+
+    Args:
+        store_dir: the repository folder to make.
+        dataset: items, users and queries.
+        split: its log is everything behaviour features may see.
+        profile: online store, "embedded" (SQLite) or "redis".
+        redis_url: ``redis://host:port/db``; the profile's own address by default.
+        width: of the vectors that ``publish_embedding`` will bring.
+
+    Raises:
+        StoreError: unknown profile or malformed address.
+    """
+    store_dir = Path(store_dir)
+    building = store_dir.with_name(store_dir.name + ".tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    data = building / DATA
+    data.mkdir(parents=True)
+    use_profile(building, profile, redis_url)
+    log = write_event_log(data / EVENT_LOG, split.log)
+    nothing = VectorTable(np.zeros(0, np.int64), np.zeros((0, width), np.float32))
+    unstamped = np.zeros(0, np.int64)
+    tables = {
+        "item_profile": source_tables.item_profile(dataset.items),
+        "item_stats": daily_stats(split.log, "item_id"),
+        "item_embedding": source_tables.item_embedding(nothing, EmbeddingRecord(width), unstamped),
+        "user_profile": source_tables.user_profile(dataset.users),
+        "user_events": source_tables.user_events(log),
+        "user_history": log.snapshot(before_us=END, history=HISTORY),
+        "query_embedding": source_tables.query_embedding(nothing, EmbeddingRecord(width), unstamped),
+        "query_stats": source_tables.query_stats(split.log),
+    }
+    for view, table in tables.items():
+        pq.write_table(table, data / f"{view}.parquet")
+    EmbeddingRecord(width).save(building)
+    _apply(building)
+    previous = store_dir.with_name(store_dir.name + ".previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if store_dir.exists():
+        store_dir.rename(previous)
+    building.rename(store_dir)
+    shutil.rmtree(previous, ignore_errors=True)
+    return open_store(store_dir)
+
+
+def open_store(store_dir: Path) -> FeatureStore:
+    """Open the store at ``store_dir``.
+
+    Raises:
+        StoreError: there is none.
+    """
+    EmbeddingRecord.load(Path(store_dir))
+    return FeatureStore(repo_path=str(store_dir))
+
+
+def use_profile(store_dir: Path, profile: str, redis_url: str | None = None) -> None:
+    """Choose the online store of ``store_dir``; materialize again to fill it.
+
+    Raises:
+        StoreError: unknown profile, or an address that is not ``redis://host:port/db``.
+    """
+    if profile not in PROFILES:
+        raise StoreError(f"unknown profile {profile!r}: expected one of {', '.join(PROFILES)}")
+    content = yaml.safe_load((PROFILES[profile] / YAML).read_text())
+    if redis_url is not None:
+        if profile != "redis":
+            raise StoreError(f"the address {redis_url!r} needs the profile redis, found {profile}")
+        content["online_store"]["connection_string"] = _connection_string(redis_url)
+    temporary = store_dir / (YAML + ".tmp")
+    temporary.write_text(yaml.safe_dump(content, sort_keys=False))
+    temporary.replace(store_dir / YAML)
+
+
+def activate(store_dir: Path) -> None:
+    """Make this store the one that ``feast`` acts on inside ``feature_repo/``.
+
+    Raises:
+        StoreError: ``feature_repo/data`` exists and is not a link.
+    """
+    link = REPOSITORY / DATA
+    if link.exists() and not link.is_symlink():
+        raise StoreError(f"{link}: expected a link to a run's store, found a folder. Move it away.")
+    temporary = link.with_name(DATA + ".tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to((Path(store_dir) / DATA).resolve(), target_is_directory=True)
+    temporary.replace(link)
+
+
+def publish_embedding(store_dir: Path, embedding: Artifact) -> None:
+    """Make the vectors of an artifact the store's item and query embedding.
+
+    Each vector is stamped with the artifact's ``as_of`` (the end of what its encoder learned from), or with
+    the moment its item was first seen when that is later. Materialize again to serve it.
+
+    Raises:
+        ArtifactError: damaged vectors.
+        StoreError: their width is not the store's.
+    """
+    store_dir = Path(store_dir)
+    record = EmbeddingRecord.load(store_dir)
+    vectors = Vectors.open(embedding)
+    if vectors.width != record.width:
+        raise StoreError(
+            f"{store_dir}: expected vectors of width {record.width}, found {vectors.width} in "
+            f"{embedding.path}. Run 'moon store' again for the other size."
+        )
+    if embedding.id != record.artifact_id:
+        record = EmbeddingRecord(
+            record.width, str(embedding.config["encoder_id"]), embedding.id, record.version + 1
+        )
+    as_of = datetime.fromisoformat(str(embedding.config["as_of"]))
+    as_of_us = pa.scalar(as_of, TIME).cast(pa.int64()).as_py()
+    profile = pq.read_table(store_dir / DATA / "item_profile.parquet", columns=["item_id", "first_seen_us"])
+    profile = profile.sort_by("item_id")
+    known = VectorTable(profile.column("item_id").to_numpy(), np.zeros((profile.num_rows, 0), np.float32))
+    row = known.rows(vectors.ids)
+    if (row < 0).any():
+        strangers = vectors.ids[row < 0]
+        raise StoreError(
+            f"{embedding.path}: {len(strangers)} of {len(row)} vectors are of items the store does not know "
+            f"(item_id {strangers[:3].tolist()}). Run 'moon embed' on this run's dataset."
+        )
+    stamp_us = np.maximum(profile.column("first_seen_us").to_numpy()[row], as_of_us)
+    query_stamp_us = np.full(len(vectors.queries.ids), as_of_us)
+    for view, table in (
+        ("item_embedding", source_tables.item_embedding(vectors, record, stamp_us)),
+        ("query_embedding", source_tables.query_embedding(vectors.queries, record, query_stamp_us)),
+    ):
+        temporary = store_dir / DATA / f"{view}.parquet.tmp"
+        pq.write_table(table, temporary)
+        temporary.replace(store_dir / DATA / f"{view}.parquet")
+    record.save(store_dir)
+    _apply(store_dir)
+
+
+def materialize(store_dir: Path, until: datetime) -> dict[str, int]:
+    """Load what was known strictly before ``until`` into the online store.
+
+    Views without any row by then are left alone. What is already online is overwritten, so afterwards every
+    entity with a row has its values as of ``until``; entities that became known later are not removed.
+
+    Returns:
+        rows written per view.
+
+    Raises:
+        StoreError: ``until`` has no time zone, or there is no store.
+    """
+    if until.tzinfo is None:
+        raise StoreError(f"expected a time with a zone, found {until.isoformat()}")
+    store = open_store(store_dir)
+    written = {}
+    for view in track(store.list_feature_views(), "materialize", unit="views"):
+        rows = _entities_before(Path(store_dir), view.name, view.join_keys[0], until)
+        if rows:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                store.materialize(BEGINNING, until - US, feature_views=[view.name])
+            written[view.name] = rows
+    return written
+
+
+def open_event_log(store_dir: Path) -> EventLog:
+    """The event log of the store at ``store_dir``."""
+    return EventLog.open(Path(store_dir) / DATA / EVENT_LOG)
+
+
+def _apply(store_dir: Path) -> None:
+    objects: list[Any] = list(definitions(EmbeddingRecord.load(store_dir)).values())
+    FeatureStore(repo_path=str(store_dir)).apply(objects)
+
+
+def _entities_before(store_dir: Path, view: str, key: str, until: datetime) -> int:
+    rows = pq.read_table(store_dir / DATA / f"{view}.parquet", columns=[key, TIMESTAMP])
+    if view == "user_history":  # its source holds the end of the log; what is written is cut at ``until``
+        rows = pq.read_table(store_dir / DATA / "user_events.parquet", columns=[key, TIMESTAMP])
+    known = rows.filter(pc.less(rows.column(TIMESTAMP), pa.scalar(until, TIME)))
+    return int(pc.count_distinct(known.column(key)).as_py())
+
+
+def _connection_string(redis_url: str) -> str:
+    url = urlsplit(redis_url)
+    database = url.path.strip("/") or "0"
+    if url.scheme != "redis" or not url.hostname or not database.isdigit():
+        raise StoreError(f"expected an address like redis://localhost:6379/0, found {redis_url!r}")
+    password = f",password={url.password}" if url.password else ""
+    return f"{url.hostname}:{url.port or 6379},db={database}{password}"

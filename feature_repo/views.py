@@ -1,0 +1,184 @@
+"""The feature views: what is stored about items, users and queries, with types, widths and versions.
+
+Rows are stamped with the time they could first have been known. Windows of statistics end at the row's stamp,
+which is a midnight UTC. ``user_events`` points into the immutable event log (``feature_repo.event_log``) so
+that training can rebuild any history length; ``user_history`` is its online twin, the last behaviours themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from feast import Entity, FeatureView, Field
+from feast.types import Array, FeastType, Float32, Int64, String
+
+from feature_repo.entities import item, query, user
+from feature_repo.sources import DATA, source
+from moon.sizes import SIZES
+
+HISTORY = max(size.history for size in SIZES.values())  # behaviours kept online; readers cut them shorter
+FOREVER = timedelta(0)
+EMBEDDING_RECORD = "embedding.json"
+
+ITEM_STATS = {
+    "shown_7d": Int64,
+    "positive_7d": Int64,
+    "shown_28d": Int64,
+    "positive_28d": Int64,
+    "shown_all": Int64,
+    "positive_all": Int64,
+    "rate_all": Float32,
+}
+
+
+class StoreError(RuntimeError):
+    """The store is not there or does not fit; says which command makes it."""
+
+
+@dataclass(frozen=True)
+class EmbeddingRecord:
+    """Which embedding the store holds; kept beside the sources because widths are part of the definitions.
+
+    Attributes:
+        width: of the vectors.
+        encoder_id: artifact id of the encoder that made them, empty before the first one.
+        artifact_id: id of the embedding artifact.
+        version: 0 before the first one, then counting up.
+    """
+
+    width: int
+    encoder_id: str = ""
+    artifact_id: str = ""
+    version: int = 0
+
+    @classmethod
+    def load(cls, repository: Path) -> EmbeddingRecord:
+        """Read the record of the store at ``repository``.
+
+        Raises:
+            StoreError: there is no store.
+        """
+        path = repository / DATA / EMBEDDING_RECORD
+        if not path.exists():
+            raise StoreError(
+                f"{path}: expected the feature store of a run, found none. Run 'moon demo' (or 'moon store')."
+            )
+        return cls(**json.loads(path.read_text()))
+
+    def save(self, repository: Path) -> None:
+        """Write the record, whole or not at all."""
+        path = repository / DATA / EMBEDDING_RECORD
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        temporary.replace(path)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the views' tags say about the vectors."""
+        return {"encoder_id": self.encoder_id, "version": str(self.version)}
+
+
+def _view(
+    name: str, entity: Entity, schema: dict[str, FeastType], says: str, tags: dict[str, str] | None = None
+) -> FeatureView:
+    fields = [Field(name=feature, dtype=dtype) for feature, dtype in schema.items()]
+    return FeatureView(
+        name=name,
+        entities=[entity],
+        ttl=FOREVER,
+        schema=[Field(name=entity.join_key, dtype=Int64), *fields],
+        source=source(name),
+        description=says,
+        tags=tags or {},
+    )
+
+
+def _vectors(view: FeatureView, feature: str, width: int) -> FeatureView:
+    for field in (*view.features, *view.schema):
+        if field.name == feature:  # Feast checks the width of what is written only where these are set
+            field.vector_index = True
+            field.vector_length = width
+            field.vector_search_metric = "cosine"
+    return view
+
+
+def views(embedding: EmbeddingRecord) -> dict[str, FeatureView]:
+    """Every view by name, fresh objects (Feast changes the ones it applies)."""
+    all_views = (
+        _view(
+            "item_profile",
+            item,
+            {
+                "category": String,
+                "category_top": String,
+                "spu": Int64,
+                "price": Float32,
+                "attributes": Array(String),
+                "first_seen_us": Int64,
+            },
+            "What the catalogue says about an item, known from the moment it was first seen.",
+        ),
+        _view(
+            "item_stats",
+            item,
+            ITEM_STATS,
+            "How often an item was shown and liked in the windows ending at the row's midnight.",
+        ),
+        _vectors(
+            _view(
+                "item_embedding",
+                item,
+                {"vector": Array(Float32), "encoder_id": String, "version": Int64},
+                "The item's picture and text as a unit vector, stamped with the end of its encoder's training log.",
+                embedding.tags,
+            ),
+            "vector",
+            embedding.width,
+        ),
+        _view(
+            "user_profile",
+            user,
+            {"age_band": Int64, "segment": String},
+            "What is known about a user: decade of age (-1 unknown) and the source's own grouping.",
+        ),
+        _view(
+            "user_events",
+            user,
+            {"position": Int64, "log_version": String},
+            "How many behaviours of the user the event log of this version held at the row's time.",
+        ),
+        _view(
+            "user_history",
+            user,
+            {
+                "recent_item_id": Array(Int64),
+                "recent_code": Array(Int64),
+                "recent_time_us": Array(Int64),
+                "recent_available_us": Array(Int64),
+                "recent_event_id": Array(Int64),
+                "recent_position": Int64,
+            },
+            f"The user's last {HISTORY} behaviours, newest last, and how many there were in all.",
+        ),
+        _vectors(
+            _view(
+                "query_embedding",
+                query,
+                {"query_vector": Array(Float32), "query_encoder_id": String, "query_version": Int64},
+                "The query's picture or text as a unit vector of the same space as the items.",
+                embedding.tags,
+            ),
+            "query_vector",
+            embedding.width,
+        ),
+        _view(
+            "query_stats",
+            query,
+            {f"query_{feature}": dtype for feature, dtype in ITEM_STATS.items()},
+            "How often the query's results were shown and liked in the windows ending at the row's midnight.",
+        ),
+    )
+    return {view.name: view for view in all_views}
