@@ -47,8 +47,12 @@ class Retriever:
         return (*self.personal, self.popular, self.query)
 
     @classmethod
-    def open(cls, run: Path) -> Retriever:
+    def open(cls, run: Path, cooccurrence: str = "cooccurrence") -> Retriever:
         """Open ``embedding``, ``index``, ``cooccurrence`` and, when trained, ``two_tower`` of a run folder.
+
+        Args:
+            run: the run folder.
+            cooccurrence: name of the co-occurrence artifact: training reads one counted from an earlier log.
 
         Raises:
             ArtifactError: one is missing or damaged, or they were not made from one another.
@@ -56,14 +60,14 @@ class Retriever:
         embedding = open_artifact(run / "embedding", "embedding", "moon embed")
         vectors = Vectors.open(embedding)
         index = ItemIndex.open(run / "index")
-        cooccurrence = Cooccurrence.open(run / "cooccurrence")
+        graph = Cooccurrence.open(run / cooccurrence)
         assert index.artifact is not None
-        artifacts = {"embedding": embedding, "index": index.artifact, "cooccurrence": cooccurrence.artifact}
+        artifacts = {"embedding": embedding, "index": index.artifact, "cooccurrence": graph.artifact}
         require_parent(index.artifact, "embedding", embedding)
         personal: list[Source] = [
             SimilarSource(index, vectors),
             profile_source(index, vectors),
-            CooccurrenceSource(cooccurrence, index),
+            CooccurrenceSource(graph, index),
         ]
         if (run / "two_tower").exists():
             from ranker.two_tower import TwoTower
@@ -75,7 +79,7 @@ class Retriever:
             artifacts |= {"two_tower": towers, "two_tower_index": tower_index.artifact}
             personal.append(two_tower_source(TwoTower.open(run / "two_tower", vectors), tower_index))
         require_agreement(artifacts)
-        popular = PopularSource(cooccurrence.item_ids, cooccurrence.popularity, index)
+        popular = PopularSource(graph.item_ids, graph.popularity, index)
         return cls(index, vectors, tuple(personal), popular, query_source(index), artifacts)
 
 
