@@ -68,6 +68,15 @@ def inspect_pictures(contents: Iterable[bytes], total: int) -> Iterator[Inspecti
             yield from threads.map(inspect_picture, block)
 
 
+def picture_size(content: bytes) -> tuple[int, int]:
+    """Width and height in pixels as the header says; (0, 0) when it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            return picture.size
+    except Exception:  # told, with its reason, by inspect_picture
+        return 0, 0
+
+
 def shrink(content: bytes) -> bytes:
     """The picture as a JPEG with a long side of LONG_SIDE pixels; unchanged when smaller or not usable.
 

@@ -1,1 +1,1 @@
-"""One module per public raw format; each exposes ``load(folder) -> Tables``."""
+"""One module per public format; each turns a folder into canonical tables and their configuration."""

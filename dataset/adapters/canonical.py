@@ -1,0 +1,244 @@
+"""Pieces every importer builds canonical tables from; whole columns at a time, nulls in, nulls out.
+
+What a source leaves open stays null here and is counted by ``dataset.checks``, never guessed or dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.contracts import (
+    EVENTS,
+    IMAGES,
+    ITEMS,
+    QUARANTINE,
+    TIME,
+    USERS,
+    DataError,
+    content_hash,
+    stable_ids,
+)
+from dataset.pictures import picture_size
+from dataset.sieve import Column, sane
+
+NO_CLOCK = datetime(2000, 1, 1, tzinfo=UTC)  # first_seen where the source knows no time at all
+SECOND_US = 1_000_000
+FAR_US = 200_000 * 365 * 86_400 * SECOND_US  # beyond every bound, within int64
+
+
+def flat(column: Column) -> pa.Array:
+    """The column as one array."""
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def ids_of(external: Column) -> pa.Array:
+    """Int64 ids of the source's string ids (``stable_ids``), null where they are null."""
+    encoded = flat(external).dictionary_encode()
+    return pa.array(stable_ids(encoded.dictionary.to_pylist()), pa.int64()).take(encoded.indices)
+
+
+def times(column: Column, per_second: int) -> pa.Array:
+    """Times from numbers since 1970 UTC, ``per_second`` of them a second; absurd ones stay absurd."""
+    unit_us = SECOND_US // per_second
+    number = flat(column).cast(pa.int64())
+    bound = FAR_US // unit_us
+    clipped = pc.max_element_wise(
+        pc.min_element_wise(number, bound, skip_nulls=False), -bound, skip_nulls=False
+    )
+    return pc.multiply(clipped, unit_us).cast(TIME)
+
+
+def after(moments: Column, seconds: int = 1) -> pa.Array:
+    """Each time some seconds later: when a system could have known, where the source does not say."""
+    return pc.add(flat(moments).cast(pa.int64()), seconds * SECOND_US).cast(TIME)
+
+
+def stable_hash(*columns: np.ndarray) -> np.ndarray:
+    """A uint64 that depends on the values of int64 columns only (splitmix64), alike on every machine."""
+    mixed = np.zeros(len(columns[0]), dtype=np.uint64)
+    for column in columns:
+        mixed = mixed + np.uint64(0x9E3779B97F4A7C15) + column.astype(np.int64).view(np.uint64)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed = mixed ^ (mixed >> np.uint64(31))
+    return mixed
+
+
+def paths(levels: Sequence[Column]) -> pa.Array:
+    """Category path of each row, one column a level, broadest first; empty levels are left out."""
+    offsets, _, values = _ragged(levels)
+    return pa.ListArray.from_arrays(offsets, values)
+
+
+def attributes(columns: Mapping[str, Column]) -> pa.Array:
+    """Attribute map of each row, from one column an attribute; nulls and empty strings are left out."""
+    offsets, source, values = _ragged(list(columns.values()))
+    return pa.MapArray.from_arrays(offsets, pa.array(list(columns), pa.string()).take(source), values)
+
+
+def _ragged(columns: Sequence[Column]) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """Row-wise non-empty cells: int32 offsets, the column each cell is from, and the cells."""
+    cells = pa.concat_arrays([flat(column).cast(pa.string()) for column in columns])
+    rows = len(cells) // len(columns)
+    order = np.arange(len(cells)).reshape(len(columns), rows).T.ravel()
+    full = pc.fill_null(pc.not_equal(cells, ""), False).to_numpy(zero_copy_only=False)
+    full = full[order]
+    lengths = full.reshape(rows, len(columns)).sum(axis=1)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    kept = order[full]
+    return offsets, pa.array(kept // max(rows, 1)), cells.take(pa.array(kept))
+
+
+def event_table(
+    kind: str,
+    user: Column,
+    item: Column,
+    time: Column,
+    request: Column | None = None,
+    value: Column | None = None,
+) -> pa.Table:
+    """EVENTS of one type by (time, user, item), numbered from 1, known a second after they happened."""
+    moments = flat(time)
+    keys = [flat(key).cast(pa.int64()).fill_null(-1).to_numpy() for key in (item, user, moments)]
+    order = pa.array(np.lexsort(keys))
+    rows = len(order)
+    moments = moments.take(order)
+    columns = {
+        "event_id": pa.array(np.arange(1, rows + 1)),
+        "user_id": flat(user).take(order),
+        "item_id": flat(item).take(order),
+        "type": pa.array([kind]).take(pa.array(np.zeros(rows, dtype=np.int64))),
+        "event_time": moments,
+        "available_time": after(moments),
+        "request_id": pa.nulls(rows, pa.int64()) if request is None else flat(request).take(order),
+        "value": pa.nulls(rows, pa.float32()) if value is None else flat(value).take(order),
+    }
+    return under(EVENTS, columns)
+
+
+def start_of(moments: Column) -> datetime:
+    """The earliest sane time, NO_CLOCK when there is none."""
+    kept = flat(moments).filter(sane(flat(moments), datetime.now(UTC) + timedelta(days=1)))
+    return pc.min(kept).as_py() if len(kept) else NO_CLOCK
+
+
+def first_seen(ids: Column, seen: Column, moments: Column) -> pa.Array:
+    """For each id the earliest sane time at which it was ``seen``; the earliest of all where it never was."""
+    moments = flat(moments)
+    known = sane(moments, datetime.now(UTC) + timedelta(days=1))
+    log = pa.table({"id": flat(seen), "time": moments}).filter(known)
+    first = log.group_by("id").aggregate([("time", "min")])
+    row = pc.index_in(flat(ids), value_set=flat(first.column("id")))
+    return pc.fill_null(flat(first.column("time_min")).take(row), pa.scalar(start_of(moments), TIME)).cast(
+        TIME
+    )
+
+
+def user_table(events: pa.Table, profiles: Mapping[str, Column] | None = None) -> pa.Table:
+    """USERS: everyone with a profile, then everyone else in ``events``, whose external id is the number.
+
+    Args:
+        events: EVENTS.
+        profiles: columns of USERS but first_seen; none when the source has no profiles.
+    """
+    active = pc.unique(events.column("user_id")).drop_null().sort()
+    columns = {"user_id": active, "external_id": active.cast(pa.string())}
+    parts = [under(USERS, columns)]
+    if profiles is not None:
+        parts = [under(USERS, profiles), *parts]
+        parts[1] = parts[1].filter(pc.invert(pc.is_in(active, flat(profiles["user_id"]))))
+    users = pa.concat_tables(parts)
+    seen = first_seen(users.column("user_id"), events.column("user_id"), events.column("event_time"))
+    return users.set_column(users.schema.get_field_index("first_seen"), USERS.field("first_seen"), seen)
+
+
+def under(schema: pa.Schema, columns: Mapping[str, Column]) -> pa.Table:
+    """A table of ``schema``; columns not given are null, or empty where they are an item's lists."""
+    rows = len(next(iter(columns.values())))
+    made = []
+    for field in schema:
+        if field.name in columns:
+            made.append(flat(columns[field.name]).cast(field.type))
+        elif schema is ITEMS and field.name in ("category", "attributes"):
+            made.append(pa.array([[]] * rows, field.type))
+        else:
+            made.append(pa.nulls(rows, field.type))
+    return pa.table(made, schema=schema)
+
+
+def refusals(table: str, rule: str, offenders: Iterable[tuple[int, str]]) -> pa.Table:
+    """QUARANTINE entries of rows, or of the n-th picture, that have no canonical row to be."""
+    found = list(offenders)
+    columns = [
+        pa.array([table] * len(found), pa.string()),
+        pa.array([rule] * len(found), pa.string()),
+        pa.array([row for row, _ in found], pa.int64()),
+        pa.array([value for _, value in found], pa.string()),
+    ]
+    return pa.table(columns, schema=QUARANTINE)
+
+
+def image_table(contents: Iterable[bytes]) -> pa.Table:
+    """IMAGES of distinct pictures, in order of first appearance."""
+    distinct = {content_hash(content): content for content in contents}
+    sizes = [picture_size(content) for content in distinct.values()]
+    columns = [
+        pa.array(list(distinct), pa.string()),
+        pa.array(list(distinct.values()), pa.binary()),
+        pa.array([width for width, _ in sizes], pa.int32()),
+        pa.array([height for _, height in sizes], pa.int32()),
+    ]
+    return pa.table(columns, schema=IMAGES)
+
+
+def attach_pictures(
+    keys: Sequence[str], pictures: Iterable[tuple[str, bytes | None]]
+) -> tuple[pa.Array, pa.Table, pa.Table]:
+    """Give each item its picture.
+
+    Args:
+        keys: the source's id of each item.
+        pictures: (id of the item, encoded bytes).
+
+    Returns:
+        image_id of each item, IMAGES, and QUARANTINE entries of pictures without an item, without bytes,
+        or of an item that already has one.
+    """
+    known, chosen = set(keys), {}
+    refused: dict[str, list[tuple[int, str]]] = {}
+    for number, (key, content) in enumerate(pictures):
+        if key not in known:
+            refused.setdefault("picture of an unknown item", []).append((number, key))
+        elif not content:
+            refused.setdefault("picture without bytes", []).append((number, key))
+        elif key in chosen:
+            refused.setdefault("second picture of an item", []).append((number, key))
+        else:
+            chosen[key] = content
+    entries = [refusals("images", rule, found) for rule, found in refused.items()]
+    names = {key: content_hash(content) for key, content in chosen.items()}
+    image_id = pa.array([names.get(key) for key in keys], pa.string())
+    return image_id, image_table(chosen.values()), pa.concat_tables([QUARANTINE.empty_table(), *entries])
+
+
+def numbers(column: Column, what: str) -> pa.Array:
+    """Int64 from decimal strings or integers.
+
+    Raises:
+        DataError: naming the first values that are no integers.
+    """
+    values = flat(column)
+    if pa.types.is_string(values.type):
+        bad = pc.and_(values.is_valid(), pc.invert(pc.match_substring_regex(values, r"^[0-9]{1,18}$")))
+        offenders = values.filter(bad)
+        if len(offenders):
+            raise DataError(
+                f"{what}: expected integers, found {len(offenders)} others, "
+                f"first {offenders[:3].to_pylist()}. Correct them, then run 'moon dataset' again."
+            )
+    return values.cast(pa.int64())

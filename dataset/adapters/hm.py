@@ -1,0 +1,194 @@
+"""H&M Personalized Fashion Recommendations: the research pack (parquet) and the raw competition layout (CSV).
+
+A purchase is dated by its day only and row order is not time, so the place of a purchase within its user's
+day is drawn by a stable hash: the log has one canonical order on every machine, and protocol "holdout" makes
+no claim about what came before what within a day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.adapters.canonical import (
+    SECOND_US,
+    attach_pictures,
+    attributes,
+    event_table,
+    flat,
+    ids_of,
+    numbers,
+    paths,
+    stable_hash,
+    start_of,
+    under,
+    user_table,
+)
+from dataset.adapters.source import choose_layout, read_csv, read_parquet
+from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES, TIME
+from dataset.pictures import shrink
+from dataset.tables import Tables
+from moon.progress import track
+
+PACK = ("items.parquet", "users.parquet", "transactions.parquet", "images.parquet")
+RAW = ("articles.csv", "customers.csv", "transactions_train.csv")
+DAY_US = 86_400 * SECOND_US
+NOON_US = DAY_US // 2
+
+TEXT, INTEGER, FLOAT, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+NAMES = (
+    "prod_name",
+    "product_type_name",
+    "product_group_name",
+    "graphical_appearance_name",
+    "colour_group_name",
+    "perceived_colour_value_name",
+    "perceived_colour_master_name",
+    "department_name",
+    "index_name",
+    "index_group_name",
+    "section_name",
+    "garment_group_name",
+    "detail_desc",
+)
+NUMBERS = (
+    "product_type_no",
+    "colour_group_code",
+    "graphical_appearance_no",
+    "perceived_colour_value_id",
+    "perceived_colour_master_id",
+    "department_no",
+    "index_group_no",
+    "section_no",
+    "garment_group_no",
+)
+ARTICLE = [("article_id", TEXT), ("product_code", INTEGER), *((name, TEXT) for name in NAMES)]
+PROFILE = [
+    ("FN", FLOAT),
+    ("Active", FLOAT),
+    ("club_member_status", TEXT),
+    ("fashion_news_frequency", TEXT),
+    ("age", FLOAT),
+]
+SALE = [("t_dat", pa.date32()), ("article_id", TEXT), ("price", FLOAT), ("sales_channel_id", INTEGER)]
+PACK_SCHEMAS = {
+    "items.parquet": pa.schema([*ARTICLE, ("has_image", FLAG), ("in_week", FLAG)]),
+    "users.parquet": pa.schema([("user_id", INTEGER), *PROFILE]),
+    "transactions.parquet": pa.schema([*SALE, ("user_id", INTEGER), ("has_image", FLAG)]),
+    "images.parquet": pa.schema(
+        [("article_id", TEXT), ("jpeg", pa.binary()), ("width", INTEGER), ("height", INTEGER)]
+    ),
+}
+RAW_SCHEMAS = {
+    "articles.csv": pa.schema([*ARTICLE, ("index_code", TEXT), *((name, INTEGER) for name in NUMBERS)]),
+    "customers.csv": pa.schema([("customer_id", TEXT), *PROFILE, ("postal_code", TEXT)]),
+    "transactions_train.csv": pa.schema([*SALE, ("customer_id", TEXT)]),
+}
+ATTRIBUTES = {
+    "colour": "colour_group_name",
+    "pattern": "graphical_appearance_name",
+    "colour_master": "perceived_colour_master_name",
+    "department": "department_name",
+    "section": "section_name",
+    "garment_group": "garment_group_name",
+}
+
+
+def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
+    """Purchases, articles with pictures, and customers.
+
+    An article's price is left out: the source knows it from sales only, so having one would tell a ranker
+    which articles sell. For the same reason every article counts as seen since the first day of the data.
+
+    Raises:
+        DataError: files, columns or types are not those of either layout.
+    """
+    layout = choose_layout(folder, {"pack": PACK, "raw": RAW})
+    if layout == "pack":
+        articles, customers, sales, pictures = (
+            read_parquet(folder / name, PACK_SCHEMAS[name]) for name in PACK
+        )
+        user, customer = sales.column("user_id"), customers.column("user_id")
+        shown: Iterator[tuple[str, bytes | None]] = zip(
+            pictures.column("article_id").to_pylist(), pictures.column("jpeg").to_pylist(), strict=True
+        )
+    else:
+        articles, customers, sales = (read_csv(folder / name, RAW_SCHEMAS[name]) for name in RAW)
+        user, customer = ids_of(sales.column("customer_id")), ids_of(customers.column("customer_id"))
+        shown = _picture_files(folder / "images")
+    item = numbers(sales.column("article_id"), "article_id of sales")
+    time = _moments(flat(user), item, sales.column("t_dat"))
+    events = event_table("purchase", user, item, time)
+    items, images, quarantine = _items(articles, shown, start_of(time))
+    tables = Tables(
+        items=items,
+        images=images,
+        users=user_table(events, _profiles(customers, flat(customer))),
+        events=events,
+        queries=QUERIES.empty_table(),
+        judgements=JUDGEMENTS.empty_table(),
+        quarantine=quarantine,
+    )
+    source = f"H&M Personalized Fashion Recommendations (Kaggle 2022), {layout} layout"
+    return tables, {"name": "hm_fashion", "source": source, "protocol": "holdout"}
+
+
+def _picture_files(folder: Path) -> Iterator[tuple[str, bytes | None]]:
+    """(article_id, bytes) of ``images/0xx/0xxxxxxxxx.jpg``, shrunk; the folder may be missing."""
+    for path in track(sorted(folder.glob("*/*.jpg")), "read pictures", unit="pictures"):
+        yield path.stem, shrink(path.read_bytes())
+
+
+def _moments(user: pa.Array, item: pa.Array, day: pa.ChunkedArray) -> pa.Array:
+    """Noon UTC of each purchase's day plus its place among its user's purchases of that day, in seconds."""
+    days = flat(day).cast(pa.int32())
+    user_id, item_id, number = (
+        column.cast(pa.int64()).fill_null(-1).to_numpy() for column in (user, item, days)
+    )
+    order = np.lexsort((stable_hash(user_id, item_id, number), number, user_id))
+    fresh = np.ones(len(order), dtype=bool)
+    fresh[1:] = (np.diff(user_id[order]) != 0) | (np.diff(number[order]) != 0)
+    start = np.flatnonzero(fresh)
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order)) - np.repeat(start, np.diff(np.append(start, len(order))))
+    times_us = number * DAY_US + NOON_US + place * SECOND_US
+    return pa.array(times_us, mask=days.is_null().to_numpy(zero_copy_only=False)).cast(TIME)
+
+
+def _items(
+    articles: pa.Table, shown: Iterator[tuple[str, bytes | None]], start: Any
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """ITEMS, IMAGES and what was refused of the pictures."""
+    image_id, images, quarantine = attach_pictures(articles.column("article_id").to_pylist(), shown)
+    levels = ("index_group_name", "product_group_name", "product_type_name")
+    columns = {
+        "item_id": numbers(articles.column("article_id"), "article_id of articles"),
+        "external_id": articles.column("article_id"),
+        "title": articles.column("prod_name"),
+        "description": articles.column("detail_desc"),
+        "category": paths([articles.column(name) for name in levels]),
+        "attributes": attributes({name: articles.column(source) for name, source in ATTRIBUTES.items()}),
+        "spu": articles.column("product_code"),
+        "image_id": image_id,
+        "first_seen": pa.array([start] * articles.num_rows, TIME),
+    }
+    return under(ITEMS, columns), images, quarantine
+
+
+def _profiles(customers: pa.Table, user_id: pa.Array) -> dict[str, pa.Array]:
+    """Profile columns; the segment is "club status / news frequency", null when neither is known."""
+    club, news = (flat(customers.column(name)) for name in ("club_member_status", "fashion_news_frequency"))
+    both = pc.binary_join_element_wise(club.fill_null("unknown"), news.fill_null("unknown"), " / ")
+    neither = pc.and_(club.is_null(), news.is_null())
+    external = customers.column("customer_id" if "customer_id" in customers.column_names else "user_id")
+    return {
+        "user_id": user_id,
+        "external_id": external,
+        "age": customers.column("age"),
+        "segment": pc.if_else(neither, pa.scalar(None, pa.string()), both),
+    }

@@ -1,0 +1,110 @@
+"""Doors to source files: which must exist, which columns they must have, what their values must be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from dataset.contracts import DataError
+
+NEXT = "Then run 'moon dataset' again."
+
+
+def has_files(folder: Path, names: Sequence[str]) -> bool:
+    """Whether every one of ``names`` is a file of ``folder``."""
+    return all((folder / name).is_file() for name in names)
+
+
+def choose_layout(folder: Path, layouts: dict[str, Sequence[str]]) -> str:
+    """The name of the first layout all of whose files are in ``folder``.
+
+    Args:
+        folder: the source.
+        layouts: name -> file names.
+
+    Raises:
+        DataError: no layout is complete; says which files were expected and which were found.
+    """
+    for layout, names in layouts.items():
+        if has_files(folder, names):
+            return layout
+    expected = " or ".join(f"{', '.join(names)} ({layout})" for layout, names in layouts.items())
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected a folder with {expected}, found no such folder. {NEXT}")
+    present = sorted(path.name for path in folder.iterdir())
+    missing = {name for names in layouts.values() for name in names if not (folder / name).is_file()}
+    raise DataError(
+        f"{folder}: expected {expected}, found {len(present)} files {present[:12]}; "
+        f"missing {sorted(missing)}. Put the missing files there. {NEXT}"
+    )
+
+
+def read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a parquet file that must have exactly the columns of ``schema``, and cast them without loss.
+
+    Raises:
+        DataError: damaged file, unknown or missing columns, or values of another type.
+    """
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: expected a parquet file, found: {_first_line(error)}. {NEXT}") from error
+    _require_columns(path, table.column_names, schema)
+    return pa.table([_cast(path, table.column(field.name), field) for field in schema], schema=schema)
+
+
+def read_csv(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a CSV file with a header that must name exactly the columns of ``schema``.
+
+    Raises:
+        DataError: unknown or missing columns, ragged rows, no UTF-8, or values of another type.
+    """
+    parse = pa.csv.ParseOptions(newlines_in_values=True)
+    convert = pa.csv.ConvertOptions(
+        column_types={field.name: field.type for field in schema}, strings_can_be_null=True, null_values=[""]
+    )
+    try:
+        with path.open("rb") as stream:
+            header = stream.readline()
+        names = pa.csv.read_csv(pa.BufferReader(header), parse_options=parse).column_names
+        _require_columns(path, names, schema)
+        table = pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: expected CSV of {_types(schema)}, found: {_first_line(error)}. {NEXT}"
+        ) from error
+    return pa.table([table.column(field.name) for field in schema], schema=schema)
+
+
+def _require_columns(path: Path, names: Sequence[str], schema: pa.Schema) -> None:
+    unknown = [name for name in names if name not in schema.names]
+    missing = [name for name in schema.names if name not in names]
+    if unknown or missing or len(set(names)) != len(names):
+        raise DataError(
+            f"{path}: expected columns {schema.names}, found {list(names)}: "
+            f"{len(unknown)} unknown {unknown[:3]}, {len(missing)} missing {missing[:3]}. "
+            f"Rename, add or drop them. {NEXT}"
+        )
+
+
+def _cast(path: Path, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    try:
+        return column.cast(field.type)
+    except pa.ArrowException as error:
+        first = [str(value)[:40] for value in column.slice(0, 3).to_pylist()]
+        raise DataError(
+            f"{path}: expected {field.name} to be {field.type}, found {column.type} such as {first}: "
+            f"{_first_line(error)}. {NEXT}"
+        ) from error
+
+
+def _types(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")
