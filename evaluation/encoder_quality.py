@@ -125,7 +125,7 @@ def recall(
                 found = np.clip((k - above) / tied, 0, 1)
                 total[column] += np.sum(found / size[block[place[pairs]]])
     for column, k in enumerate(DEPTHS):
-        yield Measurement(f"{prefix}/{name}/recall@{k}", total[column] / len(rows), len(rows), split)
+        yield Measurement(f"{prefix}/{name}/recall@{k}", float(total[column]) / len(rows), len(rows), split)
         yield Measurement(f"{prefix}/chance/{name}/recall@{k}", min(1.0, k / pool), len(rows), split)
 
 

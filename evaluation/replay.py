@@ -1,0 +1,135 @@
+"""Replay test requests through the serving path: the same sources, features and scoring function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.split import Split
+from feature_repo.offline import training_frame
+from feature_repo.vectors import Vectors
+from moon.sizes import Size
+from ranker.controls import shuffled
+from ranker.score import Ranker
+from retrieval.examples import MatchedFrames, chunks, example_rows, matched
+from retrieval.jagged import Retrieved, best_first, offsets_of
+from retrieval.ranking import PER_SOURCE, match_sources, requests_frame, retrieve
+from retrieval.retriever import Retriever
+from retrieval.sources import CooccurrenceSource, Source
+
+CONTROLS = ("full", "id_only", "shuffled")
+
+
+def open_rankers(folder: Path, vectors: Vectors, seed: int) -> dict[str, Ranker]:
+    """The ranker of a run and its controls, each with the vectors it was trained with."""
+    content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, seed)}
+    return {control: Ranker.open(folder / f"ranker_{control}", content[control]) for control in CONTROLS}
+
+
+@dataclass(frozen=True)
+class Impressions:
+    """Logged test impressions and what every ranker says of them.
+
+    Attributes:
+        item_id, user_id, event_id: int64 of shape (C).
+        label: float32 of shape (C), clicked.
+        known_user: bool of shape (C), the store knew behaviour of the user.
+        logits: ranker -> float32 of shape (C).
+    """
+
+    item_id: np.ndarray
+    user_id: np.ndarray
+    event_id: np.ndarray
+    label: np.ndarray
+    known_user: np.ndarray
+    logits: Mapping[str, np.ndarray]
+
+
+def score_impressions(
+    folder: Path, split: Split, size: Size, retriever: Retriever, rankers: Mapping[str, Ranker]
+) -> Impressions:
+    """Score the test impressions of a split that has some."""
+    rows = split.ranking.filter(pc.equal(split.ranking["part"], "test"))
+    stored = training_frame(folder / "store", rows.drop_columns(["part", "event_id"]), size.history)
+    frames = matched(stored, match_sources(retriever))
+    behaved = np.repeat(frames.stored.positions > 0, np.diff(stored.offsets))  # type: ignore[attr-defined]
+    return Impressions(
+        item_id=rows["item_id"].to_numpy(),
+        user_id=rows["user_id"].to_numpy(),
+        event_id=rows["event_id"].to_numpy(),
+        label=rows["label"].to_numpy(),
+        known_user=behaved,
+        logits=_scores(frames, rankers),
+    )
+
+
+def _scores(frames: MatchedFrames, rankers: Mapping[str, Ranker]) -> dict[str, np.ndarray]:
+    parts: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.float32)] for name in rankers}
+    for frame in chunks(frames, "score candidates"):
+        for name, ranker in rankers.items():
+            parts[name].append(ranker.score(frame))
+    return {name: np.concatenate(scores) for name, scores in parts.items()}
+
+
+def rank_requests(
+    folder: Path,
+    requests: pa.Table,
+    size: Size,
+    retriever: Retriever,
+    rankers: Mapping[str, Ranker],
+    k: int,
+    seed: int,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Answer retrieval requests by every way the system has, for comparison.
+
+    Args:
+        folder: of the run.
+        requests: RETRIEVAL rows, R of them.
+        size: fixes the length of histories.
+        retriever: the sources.
+        rankers: name -> ranker.
+        k: length of the lists.
+        seed: of nothing that matters when all candidates are kept; passed through.
+
+    Yields:
+        name and int64 item ids of shape (R, k), best first, -1 where a list has ended: ``source_<name>`` for
+        every source alone, ``without_<name>`` for the rest of them without it, ``candidates`` for their fused
+        union, then ``ranker_<name>`` for the candidates in the order of each ranker.
+    """
+    frames = requests_frame(folder, requests, size)
+    for source in retriever.personal:
+        yield f"source_{source.name}", lists(retrieve(frames, [source], max(k, PER_SOURCE)), k)
+    found = retrieve(frames, retriever.personal, PER_SOURCE)
+    yield "candidates", lists(found, k)
+    rows = example_rows(requests, found, None, seed, must_have=False)
+    scored = matched(training_frame(folder / "store", rows, size.history), match_sources(retriever))
+    item_id = rows["item_id"].to_numpy()
+    offsets = _offsets(requests, rows)
+    for name, scores in _scores(scored, rankers).items():
+        yield f"ranker_{name}", lists(Retrieved(offsets, item_id, scores), k)
+
+
+def behaviour_only(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    """The sources that know nothing of content."""
+    return tuple(source for source in sources if isinstance(source, CooccurrenceSource))
+
+
+def lists(retrieved: Retrieved, k: int) -> np.ndarray:
+    """The k best of each request as int64 of shape (R, k), -1 where a list has ended."""
+    out = np.full((len(retrieved), k), -1, dtype=np.int64)
+    for request, (ids, scores) in enumerate(retrieved):
+        best, _ = best_first(ids, scores, k)
+        out[request, : len(best)] = best
+    return out
+
+
+def _offsets(requests: pa.Table, rows: pa.Table) -> np.ndarray:
+    """Where each request's rows start; requests without rows own none."""
+    order = np.argsort(requests["request_id"].to_numpy(), kind="stable")
+    place = order[np.searchsorted(requests["request_id"].to_numpy()[order], rows["request_id"].to_numpy())]
+    return offsets_of(np.bincount(place, minlength=len(requests)))

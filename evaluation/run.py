@@ -1,0 +1,221 @@
+"""Measure a run: encoder, retrieval and ranking against named baselines and controls; metrics.json, report.html."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.split import Split
+from dataset.tables import Dataset
+from encoder.encode import Content, Encoder, item_content
+from evaluation.baselines import Mix, rank, tune_mix
+from evaluation.content import colours, item_text, tf_idf
+from evaluation.ctr_quality import ctr_quality, probabilities
+from evaluation.encoder_quality import Pool, encoder_quality
+from evaluation.metrics import Measurement
+from evaluation.measurements import write_measurements
+from evaluation.replay import Impressions, open_rankers, rank_requests, score_impressions
+from evaluation.retrieval_quality import Relevant, item_slices, retrieval_quality
+from evaluation.sheets import Evidence, write_report
+from evaluation.shop_baselines import positive_events, relevant_of, requests_of, shop_baselines
+from feature_repo.vectors import Vectors
+from moon.artifacts import open_artifact
+from moon.sizes import Size
+from retrieval.retriever import Retriever
+
+DEPTH = 50
+TUNING_REQUESTS = 2_000
+MIXED = ("item_knn", "tf_idf", "colour")
+
+
+def evaluate_run(
+    folder: Path, dataset: Dataset, split: Split, size: Size, seed: int, timings_s: Mapping[str, float]
+) -> None:
+    """Write ``metrics.json``, ``example.json`` and ``report.html`` of a run.
+
+    Args:
+        folder: of the run.
+        dataset, split: of the run.
+        size: of the run.
+        seed: of the shuffled control and of chance.
+        timings_s: stage -> seconds it took, for the report.
+    """
+    vectors = Vectors.open(open_artifact(folder / "embedding", "embedding", "moon embed"))
+    candidates = answerable(dataset, split)
+    retriever = Retriever.open(folder, only=candidates)
+    rankers = open_rankers(folder, vectors, seed)
+    evidence = Evidence(folder, dataset, split, vectors, timings_s)
+    measured = list(
+        chain(
+            _encoder(folder, dataset, split),
+            _retrieval(folder, dataset, split, size, seed, candidates, retriever, rankers, evidence),
+            _ctr(folder, dataset, split, size, retriever, rankers, evidence),
+        )
+    )
+    write_measurements(folder / "metrics.json", measured)
+    example = evidence.served_example()
+    (folder / "example.json").write_text(json.dumps(example, indent=2) + "\n")
+    write_report(folder / "report.html", evidence, measured, example)
+
+
+def answerable(dataset: Dataset, split: Split) -> np.ndarray:
+    """Items that may be answered when measuring, int64 ascending.
+
+    Protocol "time": those first seen before ``test_from``. Protocol "holdout": those with a picture that were
+    sold at all, the 12,044 candidates of the H&M pack.
+    """
+    items = dataset.items
+    if split.protocol == "time":
+        known = pc.less(items["first_seen"], pa.scalar(split.test_from, items["first_seen"].type))
+        return np.sort(items.filter(known)["item_id"].to_numpy())
+    sold = np.unique(dataset.events["item_id"].to_numpy())
+    pictured = items.filter(items["image_id"].is_valid())["item_id"].to_numpy()
+    return np.intersect1d(sold, pictured)
+
+
+def _encoder(folder: Path, dataset: Dataset, split: Split) -> Iterator[Measurement]:
+    """Cross-modal and same-product recall on the pool the encoder never learned from."""
+    chosen = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(split.pool))).to_pylist()
+    if len(chosen) < 2:
+        return
+    encoder = Encoder.open(open_artifact(folder / "encoder", "encoder", "moon encoder"))
+    pictures = [dataset.image_bytes(row["image_id"]) for row in chosen]
+    contents = [item_content(row, picture) for row, picture in zip(chosen, pictures, strict=True)]
+    spu = np.array([row["spu"] for row in chosen])
+    moon = Pool(
+        spu=spu,
+        item=encoder.encode(contents),
+        image=encoder.encode([Content(image=one.image, text=None) for one in contents]),
+        text=encoder.encode([Content(image=None, text=one.text) for one in contents]),
+    )
+    texts = [item_text(row["title"], row["description"], row["attributes"]) for row in chosen]
+    words = tf_idf(texts)
+    dense = np.zeros((len(chosen), words.width), dtype=np.float32)
+    dense[np.repeat(np.arange(len(chosen)), np.diff(words.offsets)), words.column] = words.value
+    colour = colours(pictures)
+    pools = {
+        "moon": moon,
+        "tf_idf": Pool(spu=spu, item=dense, text=dense),
+        "colour": Pool(spu=spu, item=colour, image=colour),
+    }
+    split_name = f"pool of {len(chosen)} unseen items"
+    for name, pool in pools.items():
+        for one in encoder_quality(pool, split=split_name, prefix=f"encoder/{name}"):
+            if "/chance/" not in one.name:
+                yield one
+            elif name == "moon":
+                yield Measurement(one.name.replace("moon/chance", "random"), one.value, one.n, one.split)
+
+
+def _retrieval(
+    folder: Path,
+    dataset: Dataset,
+    split: Split,
+    size: Size,
+    seed: int,
+    candidates: np.ndarray,
+    retriever: Retriever,
+    rankers: Mapping,
+    evidence: Evidence,
+) -> Iterator[Measurement]:
+    """Every baseline, every source, their union and every ranker on the same requests and candidates."""
+    parts = {
+        part: split.retrieval.filter(pc.equal(split.retrieval["part"], part)) for part in ("train", "test")
+    }
+    test = parts["test"]
+    relevant = relevant_of(test).only(candidates)
+    log = split.log.filter(
+        pc.less(split.log["available_time"], pa.scalar(split.test_from, split.log["available_time"].type))
+    )
+    slices = _slices(dataset, split, log)
+    named = dict(_baseline_lists(dataset, split, log, parts, candidates, seed))
+    named |= dict(rank_requests(folder, test, size, retriever, rankers, DEPTH, seed))
+    named["moon"] = named.pop("ranker_full")
+    for name, ranked in named.items():
+        shown = slices if name in ("moon", "item_knn", "mix", "ranker_id_only", "ranker_shuffled") else None
+        yield from retrieval_quality(
+            ranked, relevant, len(candidates), shown, split="test", prefix=f"retrieval/{name}"
+        )
+    evidence.retrieval(test, relevant, named)
+
+
+def _baseline_lists(
+    dataset: Dataset,
+    split: Split,
+    log: pa.Table,
+    parts: Mapping[str, pa.Table],
+    candidates: np.ndarray,
+    seed: int,
+) -> Iterator[tuple[str, np.ndarray]]:
+    tuning = parts["train"].slice(0, TUNING_REQUESTS)
+    wanted = relevant_of(tuning).only(candidates)
+    earlier = shop_baselines(dataset.items, dataset.images, split.fit_log, candidates, seed)
+    tuned = tune_mix(
+        {name: earlier[name] for name in MIXED if name in earlier},
+        requests_of(log, tuning),
+        wanted.offsets,
+        wanted.item_id,
+        exclude_history=True,
+    )
+    baselines = shop_baselines(dataset.items, dataset.images, log, candidates, seed)
+    baselines["mix"] = Mix({name: baselines[name] for name in tuned.parts}, tuned.weights)
+    requests = requests_of(log, parts["test"])
+    for name, baseline in baselines.items():
+        yield name, rank(baseline, requests, DEPTH, exclude_history=True)
+
+
+def _slices(dataset: Dataset, split: Split, log: pa.Table) -> dict[str, np.ndarray]:
+    items = dataset.items
+    return item_slices(
+        items["item_id"].to_numpy(),
+        positive_events(log)["item_id"].to_numpy(),
+        items["first_seen"].cast(pa.int64()).to_numpy(),
+        int(split.fit_until.timestamp() * 1e6),
+        items["image_id"].is_valid().to_numpy(),
+    )
+
+
+def _ctr(
+    folder: Path,
+    dataset: Dataset,
+    split: Split,
+    size: Size,
+    retriever: Retriever,
+    rankers: Mapping,
+    evidence: Evidence,
+) -> Iterator[Measurement]:
+    """Click prediction on logged test impressions: the ranker and its controls; nothing where none were logged."""
+    if not (pc.equal(split.ranking["part"], "test").to_numpy()).any():
+        return
+    scored = score_impressions(folder, split, size, retriever, rankers)
+    log = split.log.filter(
+        pc.less(split.log["available_time"], pa.scalar(split.test_from, split.log["available_time"].type))
+    )
+    slices = {name: np.isin(scored.item_id, ids) for name, ids in _slices(dataset, split, log).items()}
+    slices["new_user"] = ~scored.known_user
+    truth = _truth(dataset, scored)
+    for name, logits in scored.logits.items():
+        yield from ctr_quality(
+            scored.label,
+            probabilities(logits),
+            scored.user_id,
+            slices,
+            truth if name == "full" else None,
+            prefix=f"ctr/{name}",
+        )
+    evidence.clicks(scored)
+
+
+def _truth(dataset: Dataset, scored: Impressions) -> np.ndarray | None:
+    """The true click probability of each impression, where the world is simulated."""
+    if dataset.truth is None:
+        return None
+    event, probability = dataset.truth["event_id"].to_numpy(), dataset.truth["click_probability"].to_numpy()
+    order = np.argsort(event)
+    return probability[order[np.searchsorted(event[order], scored.event_id)]]
