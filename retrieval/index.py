@@ -149,6 +149,15 @@ class ItemIndex:
             approximation = Approximation(lists, float(artifact.config["recall"]))
         return cls(tensors["item_id"], tensors["vector"], paths, approximation, artifact)
 
+    def only(self, ids: np.ndarray | None) -> ItemIndex:
+        """An exact index of these items only; None: this one."""
+        if ids is None:
+            return self
+        kept = self.contains(ids)
+        rows = np.sort(self.rows(ids[kept]))
+        paths = [self.paths[row] for row in rows]
+        return ItemIndex(self.ids[rows], self.matrix[rows], paths, artifact=self.artifact)
+
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Storage rows int64 of ``ids``, -1 where unknown, to align arrays with ``ids``."""
         ids = np.asarray(ids, dtype=np.int64)

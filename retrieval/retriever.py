@@ -72,12 +72,13 @@ class Retriever:
         if (run / "two_tower").exists():
             from ranker.two_tower import TwoTower
 
-            towers = open_artifact(run / "two_tower", "two_tower", "moon retrieval")
+            tower_artifact = open_artifact(run / "two_tower", "two_tower", "moon retrieval")
             tower_index = ItemIndex.open(run / "two_tower_index")
             assert tower_index.artifact is not None
-            require_parent(tower_index.artifact, "two_tower", towers)
-            artifacts |= {"two_tower": towers, "two_tower_index": tower_index.artifact}
-            personal.append(two_tower_source(TwoTower.open(run / "two_tower", vectors), tower_index))
+            require_parent(tower_index.artifact, "two_tower", tower_artifact)
+            artifacts |= {"two_tower": tower_artifact, "two_tower_index": tower_index.artifact}
+            towers = TwoTower.open(run / "two_tower", vectors)
+            personal.append(two_tower_source(towers, tower_index.only(only)))
         require_agreement(artifacts)
         popular = PopularSource(graph.item_ids, graph.popularity, index)
         return cls(index, vectors, tuple(personal), popular, query_source(index), artifacts)

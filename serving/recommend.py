@@ -20,7 +20,6 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow.compute as pc
-from ranker.relevance import Relevance
 
 from dataset.contracts import BEHAVIOUR_CODES
 from dataset.split import Split
@@ -30,6 +29,7 @@ from feature_repo.frame import Frame, History
 from feature_repo.online import OnlineReader, StoreUnavailable
 from moon.artifacts import Artifact, open_artifact
 from moon.sizes import size
+from ranker.relevance import Relevance
 from ranker.score import Ranker
 from retrieval.jagged import best_first
 from retrieval.requests import Request, Requests, history_of, interests
@@ -66,7 +66,7 @@ class Reader(Protocol):
 class Scorer(Protocol):
     """The ranker (``ranker.score.Ranker``)."""
 
-    def score(self, frame: Frame) -> np.ndarray: ...  # noqa: D102
+    def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray: ...  # noqa: D102
 
 
 class ContentEncoder(Protocol):
@@ -317,7 +317,8 @@ class Recommender:
             names, matches = self._matches(request, ids)
             frame = add_matches(replace(frame, history=request.history), names, matches)
             try:
-                scores = np.asarray(self.ranker.score(frame), dtype=np.float32)
+                query = None if request.query_vector is None else request.query_vector[None]
+                scores = np.asarray(self.ranker.score(frame, query), dtype=np.float32)
                 if scores.shape != ids.shape or not np.isfinite(scores).all():
                     raise ValueError(f"{len(ids)} candidates, scores of shape {scores.shape} or not finite")
             except Exception:

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
-from feature_repo.online import StoreUnavailable
 from PIL import Image
 
 from dataset.contracts import ITEMS, TIME
 from feature_repo.frame import Frame, History
+from feature_repo.online import StoreUnavailable
 from retrieval.index import ItemIndex
 from retrieval.requests import history_of
 from retrieval.retriever import Retriever
@@ -104,8 +104,8 @@ class FakeRanker:
         self.fails = None
         self.frame = None
 
-    def score(self, frame):
-        self.frame = frame
+    def score(self, frame, query_vectors=None):
+        self.frame, self.query_vectors = frame, query_vectors
         if self.fails == "raises":
             raise RuntimeError("boom")
         scores = frame.candidates["item_id"].to_numpy() / 1e15

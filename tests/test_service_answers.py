@@ -147,6 +147,7 @@ def test_a_known_searcher_gets_the_rankers_opinion_and_an_unknown_one_does_not(c
     plain = client.post("/search", json={"text": "even", "k": 10})
     known = client.post("/search", json={"text": "even", "k": 10, "user_id": 4})
     assert known.json()["order"] == "relevance+ranker" and ids_of(known) != ids_of(plain)
+    np.testing.assert_array_equal(moon.ranker.query_vectors, [[1, 0, 0, 0]])
     stranger = client.post("/search", json={"text": "even", "k": 10, "user_id": 10**9})
     assert ids_of(stranger) == ids_of(plain) and stranger.json()["fallbacks"] == ["unknown_user"]
     moon.relevance = FakeRelevance()
