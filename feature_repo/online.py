@@ -51,7 +51,7 @@ class Stored:
     Attributes:
         columns: feature -> N values, null where nothing is stored.
         found: view -> bool of shape (N).
-        age_s: view -> float64 of shape (N), seconds from the stored row's stamp to the request; NaN: not found.
+        age_s: view -> float64 of shape (N), seconds from the row's stamp to the request; NaN: not found.
     """
 
     columns: dict[str, pa.Array]

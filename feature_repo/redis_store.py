@@ -1,8 +1,8 @@
 """Feast's Redis online store with the behaviour a serving path needs.
 
 Reads give up fast: one retry without backoff and short timeouts, where redis-py's default backs off for
-seconds and Feast's connection string cannot say otherwise. Writes are bulk loads and keep patient timeouts. An
-entity without a stored timestamp is reported as not found, where Feast reports it as present with empty values.
+seconds and Feast's connection string cannot say otherwise. Writes are bulk loads and keep patient timeouts.
+An entity without a stored timestamp is reported as not found, where Feast reports it as present and empty.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RedisOnlineStore(feast_redis.RedisOnlineStore):
 
     _bulk: Redis | None = None
 
-    def _get_client(self, online_store_config: RedisOnlineStoreConfig) -> Redis:
+    def _get_client(self, online_store_config: feast_redis.RedisOnlineStoreConfig) -> Any:
         if self._client is None:
             self._client = connect(online_store_config, READ_TIMEOUT_S)
         return self._client
@@ -66,7 +66,7 @@ class RedisOnlineStore(feast_redis.RedisOnlineStore):
         return super()._get_features_for_entity(values, feature_view, requested_features)
 
 
-def connect(online_store_config: RedisOnlineStoreConfig, timeout_s: float) -> Redis:
+def connect(online_store_config: feast_redis.RedisOnlineStoreConfig, timeout_s: float) -> Redis:
     """A connection that gives up after one retry of ``timeout_s``."""
     nodes, parameters = feast_redis.RedisOnlineStore._parse_connection_string(
         online_store_config.connection_string

@@ -1,7 +1,8 @@
 """The store of a run: write its sources, register its definitions, load the online store.
 
-Everything here is what the ``feast`` command does inside ``feature_repo/``, called from Python on the folder of
-any run: ``create_store`` is ``feast apply`` on freshly written sources, ``materialize`` is ``feast materialize``.
+Everything here is what the ``feast`` command does inside ``feature_repo/``, called from Python on the folder
+of any run: ``create_store`` is ``feast apply`` on freshly written sources, ``materialize`` is
+``feast materialize``.
 """
 
 from __future__ import annotations

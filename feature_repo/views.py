@@ -2,12 +2,13 @@
 
 Rows are stamped with the time they could first have been known. Windows of statistics end at the row's stamp,
 which is a midnight UTC. ``user_events`` points into the immutable event log (``feature_repo.event_log``) so
-that training can rebuild any history length; ``user_history`` is its online twin, the last behaviours themselves.
+that training can rebuild any history length; ``user_history`` is its online twin, the last behaviours.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -82,7 +83,7 @@ class EmbeddingRecord:
 
 
 def _view(
-    name: str, entity: Entity, schema: dict[str, FeastType], says: str, tags: dict[str, str] | None = None
+    name: str, entity: Entity, schema: Mapping[str, FeastType], says: str, tags: dict[str, str] | None = None
 ) -> FeatureView:
     fields = [Field(name=feature, dtype=dtype) for feature, dtype in schema.items()]
     return FeatureView(
@@ -132,7 +133,7 @@ def views(embedding: EmbeddingRecord) -> dict[str, FeatureView]:
                 "item_embedding",
                 item,
                 {"vector": Array(Float32), "encoder_id": String, "version": Int64},
-                "The item's picture and text as a unit vector, stamped with the end of its encoder's training log.",
+                "The item's picture and text as a unit vector, stamped with the end of its encoder's log.",
                 embedding.tags,
             ),
             "vector",

@@ -1,8 +1,8 @@
 """A small world every test can use, and a real Redis server.
 
 ``tiny_world`` is random but seeded and holds the awkward cases on purpose: several events known at the same
-microsecond, requests at exactly the time something became known, users and items without any event, missing ages,
-prices, categories and attributes.
+microsecond, requests at exactly the time something became known, users and items without any event, missing
+ages, prices, categories and attributes.
 """
 
 import shutil
