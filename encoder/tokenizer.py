@@ -50,7 +50,13 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder, ours or a published one."""
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for how_loaded in (
+        "is_local",
+        "local_files_only",
+    ):  # would be saved, and make equal tokenizers differ on disk
+        tokenizer.init_kwargs.pop(how_loaded, None)
+    return tokenizer
 
 
 def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
