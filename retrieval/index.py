@@ -154,7 +154,7 @@ class ItemIndex:
         if ids is None:
             return self
         kept = self.contains(ids)
-        rows = np.sort(self.rows(ids[kept]))
+        rows = np.unique(self.rows(ids[kept]))
         paths = [self.paths[row] for row in rows]
         return ItemIndex(self.ids[rows], self.matrix[rows], paths, artifact=self.artifact)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from feature_repo.vectors import Vectors
 from moon.artifacts import Artifact, ArtifactError, open_artifact, require_parent
 from retrieval.cooccurrence import Cooccurrence
@@ -47,19 +49,20 @@ class Retriever:
         return (*self.personal, self.popular, self.query)
 
     @classmethod
-    def open(cls, run: Path, cooccurrence: str = "cooccurrence") -> Retriever:
+    def open(cls, run: Path, cooccurrence: str = "cooccurrence", only: np.ndarray | None = None) -> Retriever:
         """Open ``embedding``, ``index``, ``cooccurrence`` and, when trained, ``two_tower`` of a run folder.
 
         Args:
             run: the run folder.
             cooccurrence: name of the co-occurrence artifact: training reads one counted from an earlier log.
+            only: int64 ids, the only items that may be answered; None: all of the index.
 
         Raises:
             ArtifactError: one is missing or damaged, or they were not made from one another.
         """
         embedding = open_artifact(run / "embedding", "embedding", "moon embed")
         vectors = Vectors.open(embedding)
-        index = ItemIndex.open(run / "index")
+        index = ItemIndex.open(run / "index").only(only)
         graph = Cooccurrence.open(run / cooccurrence)
         assert index.artifact is not None
         artifacts = {"embedding": embedding, "index": index.artifact, "cooccurrence": graph.artifact}

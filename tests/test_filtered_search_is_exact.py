@@ -160,3 +160,18 @@ def test_a_saved_index_answers_the_same_and_a_damaged_one_is_refused(tmp_path):
     file.write_bytes(bytes(content))
     with pytest.raises(ArtifactError, match="sha256"):
         ItemIndex.open(tmp_path / "index")
+
+
+def test_an_index_of_only_some_items_answers_as_if_they_were_all_that_is_allowed():
+    rng = np.random.default_rng(2)
+    ids, matrix = rng.choice(10**12, 50, replace=False), rng.normal(size=(50, 4)).astype(np.float32)
+    index = ItemIndex.build(ids, matrix, [PATHS[i] for i in rng.integers(0, len(PATHS), 50)])
+    some = np.concatenate([ids[:20], ids[:3], [-1, 5]])
+    assert index.only(None) is index and len(index.only(some)) == 20
+    for category in (None, "a"):
+        for ours, theirs in zip(
+            index.only(some).search(matrix, 9, category=category),
+            index.search(matrix, 9, category=category, allowed=some),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(ours, theirs)
