@@ -50,6 +50,7 @@ RETRIEVAL = pa.schema(
 FIT_SHARE, TEST_SHARE = 0.6, 0.8  # quantiles of the impression times at which the log is cut
 VALID_SHARE = 0.1  # last part of the ranker's training requests
 MOST = {"test": 6_000, "train": 12_000}  # retrieval requests
+POOL_ITEMS = 1_000  # at most so many items are kept from the encoder, to test it on
 PARTS = ("train", "valid", "test")
 MADE_BY = "moon split"
 
@@ -98,6 +99,19 @@ class Split:
     def retrieval(self) -> pa.Table:
         """One row per retrieval request (RETRIEVAL)."""
         return pq.read_table(self.artifact.file("retrieval.parquet"))
+
+    @cached_property
+    def pool(self) -> np.ndarray:
+        """Items the encoder is tested on and never learns from, int64 ascending.
+
+        Whole products (SPU) with picture and title that nobody acted on before ``fit_until``.
+        """
+        return pq.read_table(self.artifact.file("pool.parquet")).column("item_id").to_numpy()
+
+    def encoder_items(self, items: pa.Table) -> np.ndarray:
+        """Items the encoder may learn from, int64 ascending: known before ``fit_until``, not in the pool."""
+        known = pc.less(items.column("first_seen"), pa.scalar(self.fit_until, TIME))
+        return np.setdiff1d(items.filter(known).column("item_id").to_numpy(), self.pool)
 
     @cached_property
     def fit_log(self) -> pa.Table:
@@ -154,7 +168,23 @@ def split_dataset(dataset: Dataset, out: Path, seed: int = 0) -> Artifact:
         pq.write_table(kept.cast(EVENTS), folder / "log.parquet", compression="zstd")
         pq.write_table(ranking, folder / "ranking.parquet", compression="zstd")
         pq.write_table(retrieval, folder / "retrieval.parquet", compression="zstd")
+        pool = _pool(dataset.items, log.item[log.available_us < fit_us], rng)
+        pq.write_table(pa.table({"item_id": pool}), folder / "pool.parquet")
     return Split.open(out).artifact
+
+
+def _pool(items: pa.Table, acted_on: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Products nobody acted on, in random order until POOL_ITEMS; their items with picture and title."""
+    spu, item_id = items.column("spu").to_numpy(), items.column("item_id").to_numpy()
+    untouched = ~np.isin(spu, spu[np.isin(item_id, acted_on)])
+    whole = pc.and_(items.column("image_id").is_valid(), items.column("title").is_valid()).to_numpy()
+    products = rng.permutation(np.unique(spu[untouched & whole]))
+    place = np.full(len(spu), len(products))
+    order = np.argsort(products)
+    candidate = np.flatnonzero(untouched & whole)
+    place[candidate] = order[np.searchsorted(products[order], spu[candidate])]
+    candidate = candidate[np.argsort(place[candidate], kind="stable")]
+    return np.sort(item_id[candidate[:POOL_ITEMS]])
 
 
 def _cuts(log: Log, where: Path) -> tuple[int, int]:

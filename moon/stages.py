@@ -1,0 +1,146 @@
+"""The work of every stage: open the artifacts it needs, call the package that does it, leave one more artifact.
+
+Nothing here knows how a model works; every heavy import is inside the stage that needs it.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moon.artifacts import open_artifact
+
+if TYPE_CHECKING:
+    from dataset.split import Split
+    from dataset.tables import Dataset
+    from moon.journey import Run
+
+
+def dataset(run: Run) -> None:
+    """Simulate the marketplace, or import the folder named by the run's data."""
+    from dataset.importers import import_dataset
+    from dataset.marketplace import simulate
+    from dataset.tables import write_dataset
+
+    name, _, rest = run.data.partition(":")
+    out = run.folder / "dataset"
+    if name == "marketplace":
+        tables, config = simulate(events=int(rest), seed=run.seed) if rest else simulate(seed=run.seed)
+        write_dataset(out, tables, config)
+    else:
+        import_dataset(name, Path(rest).expanduser(), out)
+
+
+def split(run: Run) -> None:
+    """Cut the log in time."""
+    from dataset.split import split_dataset
+
+    split_dataset(_dataset(run), run.folder / "split", seed=run.seed)
+
+
+def store(run: Run) -> None:
+    """Write the feature sources, apply the repository, and make this run the active one of ``feature_repo/``."""
+    from feature_repo.store import activate, create_store
+
+    create_store(
+        run.folder / "store", _dataset(run), _split(run), profile=run.profile, width=run.size.item_width
+    )
+    activate(run.folder / "store")
+
+
+def encoder(run: Run) -> None:
+    """Train the encoder."""
+    from encoder.train import train_encoder
+
+    train_encoder(_dataset(run), _split(run), run.size, run.folder / "encoder", seed=run.seed)
+
+
+def embed(run: Run) -> None:
+    """Embed the catalogue and the queries, stamped with the end of what the encoder learned from."""
+    from encoder.embed import embed as embed_catalogue
+    from feature_repo.store import publish_embedding
+
+    cut = _split(run)
+    artifact = embed_catalogue(
+        open_artifact(run.folder / "encoder", "encoder", "moon encoder"),
+        _dataset(run),
+        as_of=cut.fit_until,
+        out=run.folder / "embedding",
+    )
+    publish_embedding(run.folder / "store", artifact)
+
+
+def materialize(run: Run) -> None:
+    """Load everything known at the end of the log into the online store."""
+    import pyarrow.compute as pc
+
+    from feature_repo.store import materialize as load_online
+
+    last = pc.max(_split(run).log["available_time"]).as_py()
+    load_online(run.folder / "store", until=last + timedelta(seconds=1))
+
+
+def retrieval(run: Run) -> None:
+    """Count co-occurrences, train the two-tower model, build the indexes."""
+    from retrieval.build import build_retrieval
+
+    build_retrieval(run.folder, _dataset(run), _split(run), run.size, seed=run.seed)
+
+
+def ranker(run: Run) -> None:
+    """Train the ranker and its two controls on the same frames, and the relevance head."""
+    from feature_repo.vectors import Vectors
+    from ranker.controls import shuffled
+    from ranker.relevance import train_relevance
+    from ranker.train import train_ctr
+    from retrieval.ranking import judged_pairs, ranker_frames
+
+    cut = _split(run)
+    embedding = open_artifact(run.folder / "embedding", "embedding", "moon embed")
+    vectors = Vectors.open(embedding)
+    train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed)
+    content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, run.seed)}
+    for control, table in content.items():
+        train_ctr(
+            train,
+            valid,
+            table,
+            run.size,
+            run.folder / f"ranker_{control}",
+            parents={"split": cut.artifact} | ({"embedding": embedding} if table is not None else {}),
+            seed=run.seed,
+            loss=loss,
+        )
+    query, item, relevance = judged_pairs(_dataset(run), vectors, "train", run.seed)
+    if len(relevance):
+        out = run.folder / "relevance"
+        train_relevance(query, item, relevance, out, parents={"embedding": embedding}, seed=run.seed)
+
+
+def evaluate(run: Run) -> None:
+    """Measure everything and write the report."""
+    from evaluation.run import evaluate_run
+    from moon.journey import timings
+
+    evaluate_run(run.folder, _dataset(run), _split(run), run.size, seed=run.seed, timings_s=timings(run))
+
+
+def serve(run: Run, host: str, port: int, profile: str) -> None:
+    """Answer requests over HTTP."""
+    from serving.app import serve as serve_http
+    from serving.settings import Settings
+
+    serve_http(Settings(run=run.folder, host=host, port=port, profile=profile))
+
+
+def _dataset(run: Run) -> Dataset:
+    from dataset.tables import Dataset
+
+    return Dataset.open(run.folder / "dataset")
+
+
+def _split(run: Run) -> Split:
+    from dataset.split import Split
+
+    return Split.open(run.folder / "split")

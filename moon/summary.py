@@ -1,0 +1,73 @@
+"""What a finished run came to, as plain text: headline metrics, one served example, where the report is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+# (row, column) -> metric name; a metric that was not measured for this data leaves its cell empty.
+TABLES: dict[str, dict[str, list[str]]] = {
+    "retrieval": {
+        "columns": ["recall@10", "recall@20", "recall@50", "ndcg@20", "coverage@20"],
+        "rows": ["popularity", "item_knn", "tfidf", "colour", "mix", "candidates", "moon"],
+    },
+    "ctr": {
+        "columns": ["auc", "gauc", "normalised_entropy", "calibration"],
+        "rows": ["id_only", "shuffled", "full", "bayes"],
+    },
+    "encoder": {
+        "columns": [
+            "image_to_item/recall@1",
+            "image_to_item/recall@10",
+            "text_to_item/recall@1",
+            "text_to_item/recall@10",
+            "item_to_item/recall@10",
+        ],
+        "rows": ["random", "colour", "tfidf", "moon"],
+    },
+}
+
+
+def text(folder: Path) -> str:
+    """The closing message of ``moon demo``, from ``metrics.json`` and ``example.json`` of the run in ``folder``."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    parts = [table(name, metrics) for name in TABLES]
+    example = folder / "example.json"
+    if example.exists():
+        parts.append(_example(json.loads(example.read_text())))
+    parts.append(f"metrics: {folder / 'metrics.json'}\nreport:  {folder / 'report.html'}")
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(name: str, metrics: dict[str, dict]) -> str:
+    """One table of TABLES as aligned text; empty when nothing of it was measured."""
+    columns, rows = TABLES[name]["columns"], TABLES[name]["rows"]
+    values = {
+        row: [metrics.get(f"{name}/{row}/{column}", {}).get("value") for column in columns] for row in rows
+    }
+    values = {row: cells for row, cells in values.items() if any(cell is not None for cell in cells)}
+    kept = [i for i in range(len(columns)) if any(cells[i] is not None for cells in values.values())]
+    if not kept:
+        return ""
+    heads = [columns[i].replace("/recall", " recall").replace("_to_", "→") for i in kept]
+    first = max(len(name), *(len(row) for row in values))
+    lines = [name.ljust(first) + "".join("  " + head.rjust(max(len(head), 7)) for head in heads)]
+    for row, cells in values.items():
+        shown = ["" if cells[i] is None else f"{cells[i]:.4f}" for i in kept]
+        lines.append(
+            row.ljust(first)
+            + "".join("  " + cell.rjust(max(len(head), 7)) for cell, head in zip(shown, heads, strict=True))
+        )
+    return "\n".join(lines)
+
+
+def _example(example: dict) -> str:
+    stages = ", ".join(
+        f"{stage} {milliseconds:.1f} ms" for stage, milliseconds in example["timings_ms"].items()
+    )
+    lines = [
+        f"served example: user {example['user_id']} ({stages})",
+        "  history: " + "; ".join(example["history"]),
+    ]
+    lines += [f"  {place}. {title}" for place, title in enumerate(example["recommended"], start=1)]
+    return "\n".join(lines)
