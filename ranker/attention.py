@@ -16,7 +16,7 @@ def masked_softmax(score_RNL: Tensor, allowed_RL: Tensor) -> Tensor:
     """Softmax over the allowed behaviours; all zeros where a request has none, never NaN."""
     allowed = allowed_RL[:, None, :]
     score = score_RNL.masked_fill(~allowed, torch.finfo(score_RNL.dtype).min)
-    return torch.softmax(score, dim=-1) * allowed if score.shape[-1] else score
+    return torch.softmax(score, dim=-1) * allowed
 
 
 class TargetAttention(nn.Module):

@@ -109,7 +109,5 @@ class Cube(nn.Module):
 def _summary(similarity_RNL: Tensor, weight_RNL: Tensor, known_RL: Tensor) -> Tensor:
     weighted = (weight_RNL * similarity_RNL).sum(-1)
     mean = similarity_RNL.sum(-1) / known_RL.sum(-1).clamp(min=1)[:, None]
-    if not known_RL.shape[-1]:
-        return torch.stack([weighted, mean, mean], dim=-1)
     largest = similarity_RNL.masked_fill(~known_RL[:, None], -1).amax(-1)
     return torch.stack([weighted, mean, largest * known_RL.any(-1)[:, None]], dim=-1)

@@ -178,8 +178,12 @@ def request_time_us(requests: pa.Table) -> np.ndarray:
 
 
 def slots(counts: np.ndarray, left: bool) -> np.ndarray:
-    """Which slots of a padded row hold something, bool [R, max(counts)], filled from the left or right."""
-    width = int(counts.max(initial=0))
+    """Which slots of a padded row hold something, filled from the left or right.
+
+    Returns:
+        bool [R, max(counts)], at least one slot wide: TorchRec cannot hold a jagged tensor without bags.
+    """
+    width = int(counts.max(initial=1))
     place = np.arange(width)
     return place < counts[:, None] if left else place >= width - counts[:, None]
 

@@ -1,0 +1,177 @@
+"""Frames become jagged tensors: nothing shifted, nothing read outside a slice, nothing silently absent."""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from ranker_world import NOW_US, Requests, make_frame, make_vectors
+
+from dataset.contracts import DataError
+from feature_repo.frame import Frame
+from ranker.encode import FrameEncoder, select_requests, size_groups, slots
+from ranker.hashing import hash_integers, hash_strings, table_rows
+from ranker.inputs import BAG, CANDIDATE_IDS, Inputs, learn_inputs
+
+VECTORS = make_vectors(40)
+
+
+def small_frame():
+    ids = VECTORS.ids
+    return make_frame(
+        user_id=[1, 2, 3],
+        history=[ids[:3].tolist(), [], ids[5:6].tolist()],
+        candidates=[ids[:2].tolist(), ids[2:7].tolist(), ids[9:10].tolist()],
+        labels=[[1, 0], [0, 0, 1, 0, 0], [1]],
+        query_id=[None, 2, 777],
+        positions=[[0, 1], [0, 1, 2, 3, 4], [0]],
+    )
+
+
+def encoder(frame=None, vectors=VECTORS):
+    return FrameEncoder(learn_inputs(Requests(frame or small_frame()), 50)[0], vectors)
+
+
+def test_hashes_are_the_same_in_every_run():
+    # the published first outputs of splitmix64 for the seeds 0, 1 and 2^64 - 1
+    splitmix = [16294208416658607535, 10451216379200822465, 16490336266968443936]
+    assert hash_integers(np.array([0, 1, -1])).tolist() == splitmix
+    red = int.from_bytes(hashlib.blake2b(b"colour=red", digest_size=8).digest(), "little")
+    assert red == 2968809934448323355
+    hashed = hash_strings(pa.array(["colour=red", None, "", "colour=red"])).tolist()
+    assert hashed[0] == hashed[3] == red
+    assert hashed[1] == hashed[2] != red
+
+
+def test_ids_spread_over_the_rows_of_a_table():
+    rows = hash_integers(np.arange(10_000) * 64) % table_rows(10_000)
+    assert len(np.unique(rows)) > 0.93 * 10_000
+
+
+@pytest.mark.parametrize("start,stop", [(0, 8), (2, 7), (7, 8)])
+def test_bags_of_a_sliced_arrow_column_are_the_slice(start, stop):
+    whole = small_frame().candidates
+    sliced = whole.slice(start, stop - start)
+    code = encoder()
+    everywhere = np.ones((1, stop - start), dtype=bool)
+    ids = code.candidate_ids(sliced, everywhere).to_dict()
+    assert list(ids) == [*CANDIDATE_IDS, BAG]
+    bags = [whole[BAG][row].as_py() for row in range(start, stop)]
+    expected = [
+        int(hash_strings(pa.array([text]))[0] % np.uint64(code.inputs.rows[BAG]))
+        for bag in bags
+        for text in bag
+    ]
+    assert ids[BAG].lengths().tolist() == [len(bag) for bag in bags]
+    assert ids[BAG].values().tolist() == expected
+    spu = [
+        int(hash_integers(np.array([v]))[0] % np.uint64(code.inputs.rows["spu"]))
+        for v in sliced["spu"].to_pylist()
+    ]
+    assert ids["spu"].values().tolist() == spu
+
+
+def test_null_and_empty_bags_are_empty():
+    frame = small_frame()
+    bags = pa.array([None, [], ["a"], None, ["a", "b"], [], [], []], pa.list_(pa.string()))
+    at = frame.candidates.column_names.index(BAG)
+    changed = frame.candidates.set_column(at, BAG, bags)
+    ids = encoder().candidate_ids(changed, np.ones((1, 8), dtype=bool)).to_dict()[BAG]
+    assert ids.lengths().tolist() == [0, 0, 1, 0, 2, 0, 0, 0]
+    assert len(ids.values()) == 3
+
+
+def test_candidates_fill_from_the_left_and_histories_from_the_right():
+    batch = encoder().batch(small_frame())
+    assert batch.filled.tolist() == [[1, 1, 0, 0, 0], [1] * 5, [1, 0, 0, 0, 0]]
+    assert batch.remembered.tolist() == [[1, 1, 1], [0, 0, 0], [0, 0, 1]]
+    assert batch.label.tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [1, 0, 0, 0, 0]]
+    assert batch.position[0].tolist() == [0, 1, -1, -1, -1]
+    assert (batch.history_content[2, 2].numpy() == VECTORS.matrix[5]).all()
+    assert (batch.target_content[1, 1].numpy() == VECTORS.matrix[3]).all()
+    assert not batch.target_content[2, 1:].any()
+    lengths = batch.items.lengths().tolist()
+    assert lengths == [*batch.filled.flatten().int().tolist(), *batch.remembered.flatten().int().tolist()]
+
+
+def test_queries_are_found_by_id_or_given():
+    batch = encoder().batch(small_frame())
+    assert batch.query_known.tolist() == [False, True, False]  # none, known, unknown
+    assert (batch.query_content[1].numpy() == VECTORS.queries.matrix[2]).all()
+    assert batch.requests.to_dict()["query_id"].lengths().tolist() == [0, 1, 1]
+    given = np.zeros((3, VECTORS.width), np.float32)
+    given[0, 0] = 1
+    assert encoder().batch(small_frame(), given).query_known.tolist() == [True, False, False]
+
+
+def test_numbers_are_standardised_over_the_training_rows():
+    frame = small_frame()
+    inputs = encoder().inputs
+    batch = encoder().batch(frame)
+    price = np.log1p(frame.candidates["price"].to_numpy())
+    column = inputs.candidate_numbers.index("price")
+    np.testing.assert_allclose(
+        batch.candidate_numbers[batch.filled][:, column], (price - price.mean()) / price.std(), atol=1e-5
+    )
+    assert inputs.scale["age_s"][1] == 1.0  # a constant column is not divided by zero
+
+
+def test_missing_columns_are_named_all_at_once():
+    frame = small_frame()
+    cut = Frame(frame.requests, frame.candidates.drop_columns(["price", "spu"]), frame.offsets, frame.history)
+    with pytest.raises(DataError, match=r"2 of \d+ expected columns are missing \(spu, price\)"):
+        encoder().batch(cut)
+
+
+def test_match_columns_are_found_and_then_required():
+    ids = VECTORS.ids
+    with_match = make_frame([1], [[]], [ids[:3].tolist()], matches={"match_two_tower": [0.1, 0.2, 0.3]})
+    inputs = learn_inputs(Requests(with_match), 50)[0]
+    assert inputs.matches == ("match_two_tower",)
+    with pytest.raises(DataError, match="match_two_tower"):
+        FrameEncoder(inputs, VECTORS).batch(make_frame([1], [[]], [ids[:3].tolist()]))
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    bad = make_frame([1], [[]], [VECTORS.ids[:3].tolist()], matches={"match_x": [0.1, np.nan, 0.3]})
+    with pytest.raises(DataError, match=r"match_x: 1 of 3 values are null or not finite \(rows \[1\]\)"):
+        learn_inputs(Requests(bad), 50)
+
+
+def test_longer_histories_than_in_training_are_refused():
+    inputs = learn_inputs(Requests(small_frame()), 2)[0]
+    with pytest.raises(DataError, match="at most 2 behaviours per request, found 3"):
+        FrameEncoder(inputs, VECTORS).batch(small_frame())
+
+
+def test_what_was_learned_survives_json():
+    import json
+    from dataclasses import asdict
+
+    inputs = encoder().inputs
+    assert Inputs.from_json(json.loads(json.dumps(asdict(inputs)))) == inputs
+    assert inputs.position_share == (3 / 8, 2 / 8, 1 / 8, 1 / 8, 1 / 8)
+
+
+def test_selected_requests_are_the_requests():
+    frame = small_frame()
+    chosen = select_requests(frame, np.array([2, 0]))
+    assert chosen.requests["user_id"].to_pylist() == [3, 1]
+    assert chosen.candidates["item_id"].to_pylist() == VECTORS.ids[[9, 0, 1]].tolist()
+    assert chosen.history.item_id.tolist() == VECTORS.ids[[5, 0, 1, 2]].tolist()
+    assert chosen.history.offsets.tolist() == [0, 1, 4]
+    assert (chosen.history.time_us < NOW_US).all()
+
+
+def test_groups_hold_every_request_once_within_the_budget():
+    draw = np.random.default_rng(0)
+    counts = draw.integers(1, 60, 500)
+    counts[7] = 1000
+    groups = list(size_groups(counts, draw.permutation(500), 256))
+    assert sorted(np.concatenate(groups)) == list(range(500))
+    assert all(len(g) == 1 or len(g) * counts[g].max() <= 256 for g in groups)
+    assert sum(len(g) * counts[g].max() for g in groups) < 1.15 * counts.sum()
+
+
+def test_no_history_at_all_is_one_empty_slot():
+    assert slots(np.zeros(3, dtype=np.int64), left=False).tolist() == [[False]] * 3
