@@ -51,13 +51,13 @@ def check(tables: Tables, now: datetime | None = None) -> Tables:
     _check_events(sieve["events"], sieve, latest)
     _check_judgements(sieve["judgements"], sieve)
 
-    given = Counter(tables.quarantine.column("table").to_pylist())
+    given = tables.quarantine.cast(QUARANTINE)
     for one in sieve.values():
-        one.require_most(given[one.name])
+        one.require_most(given.filter(pc.equal(given.column("table"), one.name)))
     if sieve["items"].table.num_rows == 0:
         raise DataError(f"items: expected at least one item, found 0 rows. {AGAIN}")
     entries = [
-        tables.quarantine.cast(QUARANTINE),
+        given,
         *(entry for one in sieve.values() for entry in one.entries),
     ]
     kept = {name: one.kept() for name, one in sieve.items()}

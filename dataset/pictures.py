@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
@@ -75,6 +76,23 @@ def picture_size(content: bytes) -> tuple[int, int]:
             return picture.size
     except Exception:  # told, with its reason, by inspect_picture
         return 0, 0
+
+
+def read_pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """(file name without its ending, picture shrunk to LONG_SIDE) of every file under ``folder``, by path.
+
+    A folder that does not exist holds none. No more is read of a file than tells that it is too large.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    waiting = track(files, "read pictures", unit="pictures")
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        while block := list(islice(waiting, BLOCK)):
+            yield from zip((path.stem for path in block), threads.map(_read, block), strict=True)
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return shrink(stream.read(MOST_BYTES + 1))
 
 
 def shrink(content: bytes) -> bytes:

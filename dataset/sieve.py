@@ -103,13 +103,18 @@ class Sieve:
         known = parent.column(name).filter(pa.array(parent.alive))
         return pc.and_(self.column(name).is_valid(), pc.invert(pc.is_in(self.column(name), known)))
 
-    def require_most(self, given: int) -> None:
-        """Raise DataError when more than half of the rows are refused, ``given`` of them by the importer."""
-        entries = pa.concat_tables([QUARANTINE.empty_table(), *self.entries])
-        refused = given + len(np.unique(entries.column("row").to_numpy()))
-        total = given + self.table.num_rows
+    def require_most(self, given: pa.Table) -> None:
+        """Raise DataError when more than half of the rows are refused.
+
+        Args:
+            given: QUARANTINE entries of the importer, of rows that are not in the table.
+        """
+        rows_refused = [entry.column("row").to_numpy() for entry in self.entries]
+        refused = given.num_rows + len(np.unique(np.concatenate([np.zeros(0, np.int64), *rows_refused])))
+        total = given.num_rows + self.table.num_rows
         if refused <= MOST_REFUSED * total:
             return
+        entries = pa.concat_tables([given, *self.entries])
         rules = ", ".join(
             f"{rows} {rule}" for rule, rows in Counter(entries.column("rule").to_pylist()).most_common()
         )
@@ -117,7 +122,7 @@ class Sieve:
         offenders = "; ".join(f"row {entry['row']}: {entry['rule']} {entry['value']}" for entry in first)
         raise DataError(
             f"{self.name}: expected at most {MOST_REFUSED:.0%} of the rows to break the contract, "
-            f"found {refused} of {total} ({rules or 'refused by the importer'}). First: {offenders}. {AGAIN}"
+            f"found {refused} of {total} ({rules}). First: {offenders}. {AGAIN}"
         )
 
     def kept(self) -> pa.Table:
@@ -142,7 +147,7 @@ def _codes(keys: Column) -> np.ndarray:
 def _text(values: Column) -> pa.Array:
     """Values as text, ``null`` for null, at most VALUE_LENGTH characters."""
     if pa.types.is_nested(values.type):
-        text = pa.array([str(value) for value in values.to_pylist()], pa.string())
+        text = pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
     elif pa.types.is_binary(values.type):
         text = pa.array([f"{len(value or b'')} bytes" for value in values.to_pylist()], pa.string())
     else:

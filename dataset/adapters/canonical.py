@@ -38,7 +38,7 @@ def flat(column: Column) -> pa.Array:
 
 def ids_of(external: Column) -> pa.Array:
     """Int64 ids of the source's string ids (``stable_ids``), null where they are null."""
-    encoded = flat(external).dictionary_encode()
+    encoded = flat(external.dictionary_encode())  # text of 30 million rows does not fit one array
     return pa.array(stable_ids(encoded.dictionary.to_pylist()), pa.int64()).take(encoded.indices)
 
 

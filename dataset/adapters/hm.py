@@ -7,7 +7,7 @@ no claim about what came before what within a day.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,8 @@ from dataset.adapters.canonical import (
 )
 from dataset.adapters.source import choose_layout, read_csv, read_parquet
 from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES, TIME
-from dataset.pictures import shrink
+from dataset.pictures import read_pictures
 from dataset.tables import Tables
-from moon.progress import track
 
 PACK = ("items.parquet", "users.parquet", "transactions.parquet", "images.parquet")
 RAW = ("articles.csv", "customers.csv", "transactions_train.csv")
@@ -114,13 +113,13 @@ def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
             read_parquet(folder / name, PACK_SCHEMAS[name]) for name in PACK
         )
         user, customer = sales.column("user_id"), customers.column("user_id")
-        shown: Iterator[tuple[str, bytes | None]] = zip(
+        shown: Iterable[tuple[str, bytes | None]] = zip(
             pictures.column("article_id").to_pylist(), pictures.column("jpeg").to_pylist(), strict=True
         )
     else:
         articles, customers, sales = (read_csv(folder / name, RAW_SCHEMAS[name]) for name in RAW)
         user, customer = ids_of(sales.column("customer_id")), ids_of(customers.column("customer_id"))
-        shown = _picture_files(folder / "images")
+        shown = read_pictures(folder / "images")
     item = numbers(sales.column("article_id"), "article_id of sales")
     time = _moments(flat(user), item, sales.column("t_dat"))
     events = event_table("purchase", user, item, time)
@@ -136,12 +135,6 @@ def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
     )
     source = f"H&M Personalized Fashion Recommendations (Kaggle 2022), {layout} layout"
     return tables, {"name": "hm_fashion", "source": source, "protocol": "holdout"}
-
-
-def _picture_files(folder: Path) -> Iterator[tuple[str, bytes | None]]:
-    """(article_id, bytes) of ``images/0xx/0xxxxxxxxx.jpg``, shrunk; the folder may be missing."""
-    for path in track(sorted(folder.glob("*/*.jpg")), "read pictures", unit="pictures"):
-        yield path.stem, shrink(path.read_bytes())
 
 
 def _moments(user: pa.Array, item: pa.Array, day: pa.ChunkedArray) -> pa.Array:
@@ -161,7 +154,7 @@ def _moments(user: pa.Array, item: pa.Array, day: pa.ChunkedArray) -> pa.Array:
 
 
 def _items(
-    articles: pa.Table, shown: Iterator[tuple[str, bytes | None]], start: Any
+    articles: pa.Table, shown: Iterable[tuple[str, bytes | None]], start: Any
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """ITEMS, IMAGES and what was refused of the pictures."""
     image_id, images, quarantine = attach_pictures(articles.column("article_id").to_pylist(), shown)

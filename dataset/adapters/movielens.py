@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ from dataset.adapters.canonical import (
 )
 from dataset.adapters.source import choose_layout, read_csv, read_parquet
 from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES
-from dataset.pictures import shrink
+from dataset.pictures import read_pictures
 from dataset.tables import Tables
-from moon.progress import track
 
 PACK = ("items.parquet", "ratings.parquet", "images.parquet")
 RAW = ("movies.csv", "ratings.csv")
@@ -63,12 +62,12 @@ def ml_posters(folder: Path) -> tuple[Tables, dict[str, Any]]:
     layout = choose_layout(folder, {"pack": PACK, "raw": RAW})
     if layout == "pack":
         movies, ratings, posters = (read_parquet(folder / name, PACK_SCHEMAS[name]) for name in PACK)
-        shown: Iterator[tuple[str, bytes | None]] = zip(
+        shown: Iterable[tuple[str, bytes | None]] = zip(
             posters.column("movieId").cast(TEXT).to_pylist(), posters.column("jpeg").to_pylist(), strict=True
         )
     else:
         movies, ratings = (read_csv(folder / name, RAW_SCHEMAS[name]) for name in RAW)
-        shown = _poster_files(folder / "posters")
+        shown = read_pictures(folder / "posters")
     events = event_table(
         "rating",
         ratings.column("userId"),
@@ -93,13 +92,8 @@ def ml_posters(folder: Path) -> tuple[Tables, dict[str, Any]]:
     }
 
 
-def _poster_files(folder: Path) -> Iterator[tuple[str, bytes | None]]:
-    for path in track(sorted(folder.glob("*.jpg")), "read posters", unit="pictures"):
-        yield path.stem, shrink(path.read_bytes())
-
-
 def _items(
-    movies: pa.Table, events: pa.Table, shown: Iterator[tuple[str, bytes | None]]
+    movies: pa.Table, events: pa.Table, shown: Iterable[tuple[str, bytes | None]]
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """ITEMS, IMAGES and what was refused of the posters."""
     movie = movies.column("movieId")
