@@ -52,7 +52,9 @@ def read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: expected a parquet file, found: {_first_line(error)}. {NEXT}") from error
+        raise DataError(
+            f"{path}: expected a parquet file, found: {_first_line(error)}. Correct the file. {NEXT}"
+        ) from error
     _require_columns(path, table.column_names, schema)
     return pa.table([_cast(path, table.column(field.name), field) for field in schema], schema=schema)
 
@@ -75,7 +77,7 @@ def read_csv(path: Path, schema: pa.Schema) -> pa.Table:
         table = pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path}: expected CSV of {_types(schema)}, found: {_first_line(error)}. {NEXT}"
+            f"{path}: expected CSV of {_types(schema)}, found: {_first_line(error)}. Correct the file. {NEXT}"
         ) from error
     return pa.table([table.column(field.name) for field in schema], schema=schema)
 
@@ -98,7 +100,7 @@ def _cast(path: Path, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArr
         first = [str(value)[:40] for value in column.slice(0, 3).to_pylist()]
         raise DataError(
             f"{path}: expected {field.name} to be {field.type}, found {column.type} such as {first}: "
-            f"{_first_line(error)}. {NEXT}"
+            f"{_first_line(error)}. Correct the file. {NEXT}"
         ) from error
 
 
