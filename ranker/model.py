@@ -18,6 +18,8 @@ from ranker.batch import Batch
 from ranker.cube import Content, Cube
 from ranker.embeddings import IdTables
 
+PLACE_SPEED = 10.0  # places learn so many times faster than other weights: one epoch must reach a logit of 2
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -106,7 +108,7 @@ class ClickModel(nn.Module):
         The average is taken out, so the position-free logit stays the log-odds at an average place.
         """
         share: Tensor = self.get_buffer("position_share")
-        bias = self.position - share @ self.position
+        bias = PLACE_SPEED * (self.position - share @ self.position)
         return bias[batch.position.clamp(0, len(bias) - 1)] * (batch.position >= 0)
 
     def _add_content(

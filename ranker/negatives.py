@@ -34,7 +34,7 @@ class Sample:
         ids: key ``item_id``: the behaviours' slots, then the sampled items.
         request: int64 [P], whose positive.
         positive: int64 [P], its column among the sampled items.
-        expected: float32 [M], how often each sampled item is expected in a batch.
+        chance: float32 [M], each sampled item's chance of being in a batch.
         excluded: bool [P, M], other positives of the same request.
     """
 
@@ -43,7 +43,7 @@ class Sample:
     ids: KeyedJaggedTensor
     request: Tensor
     positive: Tensor
-    expected: Tensor
+    chance: Tensor
     excluded: Tensor
 
 
@@ -73,6 +73,17 @@ def item_side(encoder: FrameEncoder, items: pa.Table) -> ItemSide:
     return ItemSide(encoder.candidate_ids(items, everywhere), content[0])
 
 
+def inclusion(positives: np.ndarray, requests: int) -> np.ndarray:
+    """Each item's chance of being in a batch of REQUESTS requests and UNIFORM even draws, float32 [N].
+
+    Args:
+        positives: int64 [N], how often each item is a training positive.
+        requests: how many training requests these came from.
+    """
+    missed = (1 - np.minimum(positives / requests, 1)) ** REQUESTS * (1 - 1 / len(positives)) ** UNIFORM
+    return (1 - missed).astype(np.float32)
+
+
 class Sampler:
     """Draws batches: requests with a positive, against the batch's and some of the catalogue's items.
 
@@ -83,8 +94,7 @@ class Sampler:
         seed: of the held-out users and of every draw.
 
     Attributes:
-        expected: float32 [N], how often each item is expected in a batch: REQUESTS x its positives per
-            training request + UNIFORM / N.
+        chance: float32 [N], each item's chance of being in a batch.
         learned: int64, requests to learn from.
         held_out: int64, requests of the users held out to stop training.
 
@@ -107,8 +117,7 @@ class Sampler:
             drawn += np.bincount(rows, minlength=len(drawn))
         if not drawn.sum():
             raise DataError(f"expected positives among {len(train)} training requests, found none")
-        per_batch = REQUESTS * drawn / max(int(has_positive.sum()), 1)
-        self.expected = (per_batch + UNIFORM / len(self.ids)).astype(np.float32)
+        self.chance = inclusion(drawn, max(int(has_positive.sum()), 1))
         known = np.unique(users)
         draw = np.random.default_rng((seed, 1))
         away = draw.choice(known, int(VALID_SHARE * len(known)), replace=False)
@@ -156,6 +165,6 @@ class Sampler:
             ids=self.encoder.item_ids(behaved, self.ids[sampled], remembered, everywhere),
             request=torch.from_numpy(request),
             positive=torch.from_numpy(positive),
-            expected=torch.from_numpy(self.expected[sampled]),
+            chance=torch.from_numpy(self.chance[sampled]),
             excluded=torch.from_numpy(excluded),
         )

@@ -145,20 +145,21 @@ class TwoTowerModel(nn.Module):
 
 
 def sampled_softmax(
-    score_PM: Tensor, positive_P: Tensor, expected_M: Tensor, excluded_PM: Tensor | None = None
+    score_PM: Tensor, positive_P: Tensor, chance_M: Tensor, excluded_PM: Tensor | None = None
 ) -> Tensor:
     """Softmax cross-entropy over sampled items, unbiased towards popular ones.
 
-    Every logit is lowered by the logarithm of how often its item is expected in the sample (Yi et al., RecSys
-    2019, section 3), so that scores come to rank by log p(item | user), not by its ratio to popularity.
+    Every logit is lowered by the logarithm of its item's chance of being in the sample (Yi et al., RecSys
+    2019, section 3), so that scores come to rank by log p(item | user), not by its ratio to popularity. The
+    sampled items are distinct, so that chance, not the number of draws, over-represents an item.
 
     Args:
         score_PM: float32, P positives against M sampled items.
         positive_P: int64, the column of each positive.
-        expected_M: float32 > 0, expected number of times each item is drawn.
+        chance_M: float32 in (0, 1], each sampled item's chance of being in a sample.
         excluded_PM: bool, columns that are positives of the same request in other rows.
     """
-    logit = score_PM - expected_M.log()
+    logit = score_PM - chance_M.log()
     if excluded_PM is not None:
         logit = logit.masked_fill(excluded_PM, torch.finfo(logit.dtype).min)
     return functional.cross_entropy(logit, positive_P)

@@ -185,7 +185,7 @@ def train_two_tower(
     """Train two towers and write an artifact of kind "two_tower" with the vectors of the whole catalogue.
 
     Negatives are the other positives of a batch and items drawn evenly from the catalogue; logits are
-    corrected by the expected number of draws of each item (see ``ranker.negatives``).
+    corrected by each item's chance of being drawn (see ``ranker.negatives``).
 
     Args:
         train: requests whose candidates with ``label`` > 0 are the positives; the others are not used.
@@ -254,7 +254,7 @@ def _loss(model: TwoTowerModel, sample: Sample) -> Tensor:
     users = model.user(sample.user, behaved)
     items = model.item(sample.item, ids[sample.user.remembered.numel() :])
     score = model.scale() * (users[sample.request] @ items.T)
-    return sampled_softmax(score, sample.positive, sample.expected, sample.excluded)
+    return sampled_softmax(score, sample.positive, sample.chance, sample.excluded)
 
 
 def _mean_loss(model: TwoTowerModel, sampler: Sampler) -> float:

@@ -1,0 +1,279 @@
+"""In a world whose click probabilities are known, the click model finds them; faults are refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranker_world import Requests, auc, make_frame, make_vectors, make_world
+from safetensors.torch import load_file, save_file
+
+from dataset.contracts import DataError
+from feature_repo.frame import Frame
+from moon.artifacts import Artifact, ArtifactError, write_artifact
+from moon.sizes import size
+from ranker import fit as fit_module
+from ranker.controls import shuffled
+from ranker.encode import select_requests
+from ranker.fit import TrainingError
+from ranker.model import PLACE_SPEED
+from ranker.score import Ranker
+from ranker.train import train_ctr
+
+NANO = size("nano")
+OLD, NEW = np.arange(0, 240), np.arange(240, 300)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world(requests=400, old_items=OLD)
+
+
+@pytest.fixture(scope="module")
+def valid():
+    return make_world(requests=80, old_items=OLD, seed=1)
+
+
+@pytest.fixture(scope="module")
+def full(world, valid, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "ranker_full"
+    return train_ctr(Requests(world.frame), Requests(valid.frame), world.vectors, NANO, out, {})
+
+
+def label(frame):
+    return frame.candidates["label"].to_numpy()
+
+
+def test_the_full_model_comes_within_three_points_of_the_best_possible_auc(full, world):
+    test = make_world(requests=200, old_items=OLD, seed=2)
+    best = auc(label(test.frame), test.probability)
+    found = auc(label(test.frame), Ranker.open(full.path, world.vectors).score(test.frame))
+    assert found > best - 0.03
+
+
+def unseen_items():
+    """Histories of items seen in training, candidates that nobody ever met, of the same users."""
+    old, new = (make_world(requests=200, old_items=pool, seed=3) for pool in (OLD, NEW))
+    row_of = {user: row for row, user in enumerate(old.frame.requests["user_id"].to_pylist())}
+    pairs = [(row_of[u], n) for n, u in enumerate(new.frame.requests["user_id"].to_pylist()) if u in row_of]
+    before, after = (np.array(rows) for rows in zip(*pairs, strict=True))
+    assert len(pairs) > 150
+    known, shown = select_requests(old.frame, before), select_requests(new.frame, after)
+    frame = Frame(known.requests, shown.candidates, shown.offsets, known.history)
+    return frame, new.probability.reshape(200, -1)[after].ravel()
+
+
+def test_unseen_items_are_ranked_by_content_and_not_by_ids(full, world, valid, tmp_path):
+    frame, probability = unseen_items()
+    best = auc(label(frame), probability)
+    assert auc(label(frame), Ranker.open(full.path, world.vectors).score(frame)) > best - 0.05
+    only = train_ctr(Requests(world.frame), Requests(valid.frame), None, NANO, tmp_path / "id_only", {})
+    assert abs(auc(label(frame), Ranker.open(only.path, None).score(frame)) - 0.5) < 0.06
+
+
+def test_shuffled_vectors_tell_nothing_about_unseen_items(world, valid, tmp_path):
+    control = shuffled(world.vectors, seed=0)
+    assert sorted(map(tuple, control.matrix)) == sorted(map(tuple, world.vectors.matrix))
+    assert not np.array_equal(control.matrix, world.vectors.matrix)
+    made = train_ctr(
+        Requests(world.frame), Requests(valid.frame), control, NANO, tmp_path / "r", {}, epochs=3
+    )
+    frame, _ = unseen_items()
+    assert abs(auc(label(frame), Ranker.open(made.path, control).score(frame)) - 0.5) < 0.07
+    with pytest.raises(ArtifactError, match="embedding-1-shuffled-0, given embedding-1"):
+        Ranker.open(made.path, world.vectors)
+
+
+def test_listwise_training_ranks_one_positive_above_sampled_negatives(world, valid, tmp_path):
+    draw = np.random.default_rng(5)
+
+    def one_positive(source):
+        f = source.frame
+        candidates, histories, labels = [], [], []
+        for r in range(len(f)):
+            span = slice(*f.offsets[r : r + 2])
+            share = source.probability[span] / source.probability[span].sum()
+            candidates.append(f.candidates["item_id"].to_numpy()[span].tolist())
+            labels.append(np.eye(len(share))[draw.choice(len(share), p=share)])
+            histories.append(f.history.item_id[slice(*f.history.offsets[r : r + 2])].tolist())
+        return make_frame(f.requests["user_id"].to_pylist(), histories, candidates, labels)
+
+    train, check = one_positive(world), one_positive(valid)
+    made = train_ctr(
+        Requests(train), Requests(check), world.vectors, NANO, tmp_path / "r", {}, loss="listwise"
+    )
+    assert made.config["loss"] == "listwise"
+    test = make_world(requests=100, old_items=OLD, seed=2)
+    score = Ranker.open(made.path, world.vectors).score(test.frame)
+    assert auc(label(test.frame), score) > auc(label(test.frame), test.probability) - 0.05
+
+
+def test_position_bias_is_learned_and_left_out_of_the_score(tmp_path):
+    """Clicks depend on the place alone: the position logits take it all and the score stays flat."""
+    draw = np.random.default_rng(0)
+    ids = make_vectors(50).ids
+    chance = np.array([0.6, 0.3, 0.15, 0.1, 0.05])
+    frame = make_frame(
+        [int(u) for u in draw.integers(0, 40, 500)],
+        [[]] * 500,
+        [draw.choice(ids, 5, replace=False).tolist() for _ in range(500)],
+        [draw.random(5) < chance for _ in range(500)],
+        positions=[np.arange(5)] * 500,
+    )
+    made = train_ctr(
+        Requests(frame), Requests(make_frame([], [], [])), None, NANO, tmp_path / "r", {}, epochs=10
+    )
+    ranker = Ranker.open(made.path, None)
+    learned = PLACE_SPEED * ranker.model.position.detach().numpy()
+    assert (np.diff(learned) < 0).all()
+    assert learned[0] - learned[-1] > 1.5  # the planted log-odds differ by 3.3
+    assert auc(label(frame), -np.tile(np.arange(5), 500)) > 0.75
+    places = ranker.score(frame).reshape(500, 5).mean(0)
+    assert np.ptp(places) < 0.3
+
+
+def test_equal_seeds_give_equal_bits_and_saving_loses_none(world, valid, full, tmp_path):
+    again = train_ctr(
+        Requests(world.frame), Requests(valid.frame), world.vectors, NANO, tmp_path / "ranker_full", {}
+    )
+    assert again.id == full.id
+    first = Ranker.open(full.path, world.vectors).score(valid.frame)
+    assert np.array_equal(first, Ranker.open(again.path, world.vectors).score(valid.frame))
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(world, valid, full, tmp_path, monkeypatch):
+    keep, kept = fit_module._keep, []
+
+    def killed(*arguments):
+        keep(*arguments)
+        kept.append(1)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    arguments = (
+        Requests(world.frame),
+        Requests(valid.frame),
+        world.vectors,
+        NANO,
+        tmp_path / "ranker_full",
+        {},
+    )
+    monkeypatch.setattr(fit_module, "_keep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_ctr(*arguments)
+    assert (tmp_path / "ranker_full.partial").exists()
+    assert not (tmp_path / "ranker_full").exists()
+    monkeypatch.setattr(fit_module, "_keep", keep)
+    assert train_ctr(*arguments).id == full.id
+    assert not (tmp_path / "ranker_full.partial").exists()
+
+
+def test_a_partial_run_of_other_inputs_is_not_resumed(world, valid, full, tmp_path):
+    partial = tmp_path / "ranker_full.partial"
+    partial.mkdir()
+    (partial / "progress.json").write_text(json.dumps({"identity": {"other": 1}}))
+    made = train_ctr(
+        Requests(world.frame), Requests(valid.frame), world.vectors, NANO, tmp_path / "ranker_full", {}
+    )
+    assert made.id == full.id
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_tables_learn_from_it(world, tmp_path, monkeypatch):
+    from ranker import train as train_module
+
+    seen = {}
+
+    def broken(model, batch, loss):
+        seen.setdefault("model", model)
+        seen.setdefault("before", {n: p.detach().clone() for n, p in model.named_parameters()})
+        return model(batch).sum() * float("nan")
+
+    monkeypatch.setattr(train_module, "training_loss", broken)
+    with pytest.raises(TrainingError, match="loss is nan in epoch 1, step 1"):
+        train_ctr(Requests(world.frame), Requests(world.frame), world.vectors, NANO, tmp_path / "r", {})
+    for name, parameter in seen["model"].named_parameters():
+        assert torch.equal(parameter, seen["before"][name]), name
+    assert not (tmp_path / "r").exists()
+
+
+def test_training_without_requests_or_with_an_unknown_loss_is_refused(world, tmp_path):
+    nobody = make_frame([], [], [])
+    with pytest.raises(DataError, match="expected training requests, found none"):
+        train_ctr(Requests(nobody), Requests(nobody), None, NANO, tmp_path / "r", {})
+    with pytest.raises(ValueError, match="pointwise, listwise"):
+        train_ctr(Requests(world.frame), Requests(nobody), None, NANO, tmp_path / "r", {}, loss="pairwise")
+
+
+def test_parents_are_recorded(world, valid, tmp_path):
+    parents = {"embedding": Artifact(Path("embedding"), "embedding", "embedding-1", {}, {})}
+    both = Requests(valid.frame)
+    made = train_ctr(both, both, world.vectors, NANO, tmp_path / "r", parents, epochs=1)
+    assert made.parents == {"embedding": "embedding-1"}
+    assert made.config["embedding_id"] == "embedding-1"
+
+
+@pytest.mark.parametrize("given", [None, make_vectors(300, vector_id="embedding-2")], ids=["none", "other"])
+def test_another_embedding_is_refused(full, given):
+    with pytest.raises(ArtifactError, match="trained with embedding embedding-1, given"):
+        Ranker.open(full.path, given)
+
+
+def rewritten(full, out, change):
+    """The artifact with its tensors or configuration changed, under a valid manifest."""
+    tensors = load_file(full.file("model.safetensors"))
+    config = json.loads(full.file("config.json").read_text())
+    change(tensors, config)
+    with write_artifact(out, "ranker", full.config) as folder:
+        save_file(tensors, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config))
+    return out
+
+
+def poison(tensors, config):
+    tensors["head.1.weight"][0, 0] = float("nan")
+
+
+def drop(tensors, config):
+    del tensors["head.1.weight"]
+
+
+def add(tensors, config):
+    tensors["tail"] = torch.zeros(1)
+
+
+def reshape(tensors, config):
+    tensors["head.1.weight"] = torch.zeros(3, 3)
+
+
+def typo(tensors, config):
+    config["id_widht"] = 1
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (poison, r"head.1.weight: 1 of \d+ weights are not finite"),
+        (drop, r"1 missing \['head.1.weight'\], 0 unexpected"),
+        (add, r"0 missing \[\], 1 unexpected \['tail'\]"),
+        (reshape, r"head.1.weight: expected .* found .*\(3, 3\)"),
+        (typo, "not a click model's configuration .*id_widht"),
+    ],
+)
+def test_damaged_rankers_are_refused(full, world, tmp_path, change, message):
+    with pytest.raises(ArtifactError, match=message):
+        Ranker.open(rewritten(full, tmp_path / "r", change), world.vectors)
+
+
+def test_an_untouched_copy_of_the_same_files_opens(full, world, tmp_path):
+    same = Ranker.open(rewritten(full, tmp_path / "r", lambda t, c: None), world.vectors)
+    one = make_frame([1], [world.vectors.ids[:4].tolist()], [world.vectors.ids[:9].tolist()])
+    assert np.array_equal(same.score(one), Ranker.open(full.path, world.vectors).score(one))

@@ -1,0 +1,202 @@
+"""Two towers find what a user truly likes, popular or not, known or cold."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from ranker_world import WIDTH, Requests, catalogue, make_frame, make_vectors, unit
+from safetensors.numpy import load_file
+
+from dataset.contracts import DataError
+from moon.artifacts import ArtifactError, write_artifact
+from moon.sizes import size
+from ranker import negatives
+from ranker.encode import select_requests
+from ranker.towers import sampled_softmax
+from ranker.two_tower import TwoTower, train_two_tower
+
+NANO = size("nano")
+ITEMS, COLD = 200, 40
+VECTORS = make_vectors(ITEMS + COLD)
+CATALOGUE = pa.table(catalogue(VECTORS.ids))
+TASTES = unit(np.random.default_rng(99).normal(size=(60, WIDTH)))
+CHANCE = np.exp(10 * TASTES @ VECTORS.matrix.T)
+
+
+def purchases(count, seed, pool):
+    """Each request: a history of 20 known items and the next one, drawn by taste from ``pool``."""
+    draw = np.random.default_rng(seed)
+    user = draw.integers(0, len(TASTES), count)
+    old = CHANCE[:, :ITEMS] / CHANCE[:, :ITEMS].sum(1, keepdims=True)
+    share = CHANCE[:, pool] / CHANCE[:, pool].sum(1, keepdims=True)
+    histories = [VECTORS.ids[draw.choice(ITEMS, 20, p=old[u])].tolist() for u in user]
+    bought = [pool[draw.choice(len(pool), p=share[u])] for u in user]
+    candidates = [[int(VECTORS.ids[b])] for b in bought]
+    return make_frame(user.tolist(), histories, candidates, [[1.0]] * count), user, np.array(bought)
+
+
+def recall(score, bought, k=10):
+    """Share of requests whose item is among the k best."""
+    best = np.argsort(-score, axis=1)[:, :k]
+    return float((best == bought[:, None]).any(1).mean())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    frame, _, _ = purchases(2000, 0, np.arange(ITEMS))
+    out = tmp_path_factory.mktemp("run") / "two_tower"
+    return train_two_tower(Requests(frame), VECTORS, CATALOGUE, NANO, out, {}, epochs=12)
+
+
+@pytest.fixture(scope="module")
+def towers(trained):
+    return TwoTower.open(trained.path, VECTORS)
+
+
+def test_recall_comes_near_that_of_the_true_tastes(towers):
+    frame, user, bought = purchases(400, 1, np.arange(ITEMS))
+    score = towers.user_vectors(frame) @ towers.item_vectors(CATALOGUE).T
+    best = recall(CHANCE[user][:, :ITEMS], bought)
+    assert best > 0.3
+    assert recall(score[:, :ITEMS], bought) > 0.8 * best
+
+
+def test_cold_items_are_found_by_content(towers):
+    frame, user, bought = purchases(400, 2, np.arange(ITEMS, ITEMS + COLD))
+    score = (towers.user_vectors(frame) @ towers.item_vectors(CATALOGUE).T)[:, ITEMS:]
+    best = recall(CHANCE[user][:, ITEMS:], bought - ITEMS, k=5)
+    assert recall(score, bought - ITEMS, k=5) > 0.75 * best
+
+
+def fitted_scores(correct):
+    """Free user-item scores fitted by in-batch sampled softmax to popularity-skewed choices."""
+    draw = np.random.default_rng(0)
+    users, items, batch = 4, 8, 32
+    popularity = 2.0 ** -np.arange(items)
+    affinity = np.exp(draw.normal(size=(users, items)))
+    chance = popularity * affinity
+    chance /= chance.sum(1, keepdims=True)
+    share = chance.mean(0)
+    score = torch.zeros(users, items, requires_grad=True)
+    optimizer = torch.optim.Adam([score], lr=0.03)
+    weight = torch.from_numpy(1 - (1 - share) ** batch if correct else np.ones(items)).float()
+    for _ in range(1500):
+        user = draw.integers(0, users, batch)
+        chosen = (chance[user].cumsum(1) > draw.random((batch, 1))).argmax(1)
+        sampled, positive = np.unique(chosen, return_inverse=True)
+        optimizer.zero_grad()
+        loss = sampled_softmax(
+            score[user][:, sampled], torch.from_numpy(positive), weight[torch.from_numpy(sampled)]
+        )
+        loss.backward()
+        optimizer.step()
+    return score.detach().numpy(), chance, share
+
+
+def error(score, truth):
+    """Largest difference of two tables of log-probabilities, each row up to a constant."""
+    gap = score - truth
+    return float(np.abs(gap - gap.mean(1, keepdims=True)).max())
+
+
+def test_the_correction_makes_scores_rank_by_probability_under_skewed_popularity():
+    corrected, chance, _ = fitted_scores(correct=True)
+    plain, _, _ = fitted_scores(correct=False)
+    assert error(corrected, np.log(chance)) < 0.6
+    assert error(plain, np.log(chance)) > 1.0
+
+
+def test_the_chance_of_being_in_a_batch_is_counted_by_drawing_batches():
+    draw = np.random.default_rng(0)
+    positives = np.array([4000, 300, 30, 3, 0] + [0] * 1995)
+    owner = np.repeat(np.arange(2000), positives)
+    hits = np.zeros(2000)
+    for _ in range(200):
+        both = [draw.choice(owner, negatives.REQUESTS), draw.integers(0, 2000, negatives.UNIFORM)]
+        hits[np.unique(np.concatenate(both))] += 1
+    expected = negatives.inclusion(positives, len(owner))
+    np.testing.assert_allclose(expected[:4], hits[:4] / 200, atol=0.1)
+    assert expected[4:].mean() == pytest.approx(hits[4:].mean() / 200, abs=0.01)
+
+
+def test_the_loss_is_the_textbook_corrected_softmax():
+    score = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 3.0]])
+    expected = torch.tensor([2.0, 0.5, 1.0])
+    excluded = torch.tensor([[False, False, True], [False, False, False]])
+    logit = score.numpy() - np.log(expected.numpy())
+    first = -logit[0, 0] + np.log(np.exp(logit[0, :2]).sum())
+    second = -logit[1, 1] + np.log(np.exp(logit[1]).sum())
+    loss = sampled_softmax(score, torch.tensor([0, 1]), expected, excluded)
+    assert float(loss) == pytest.approx((first + second) / 2, abs=1e-5)
+
+
+def test_vectors_have_unit_norm_and_do_not_depend_on_the_batch(towers):
+    frame, _, _ = purchases(30, 3, np.arange(ITEMS))
+    users, items = towers.user_vectors(frame), towers.item_vectors(CATALOGUE)
+    np.testing.assert_allclose(np.linalg.norm(users, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(items, axis=1), 1, atol=1e-5)
+    apart = [towers.user_vectors(select_requests(frame, np.array([r]))) for r in range(30)]
+    np.testing.assert_allclose(users, np.concatenate(apart), atol=1e-5)
+    np.testing.assert_allclose(items[7:9], towers.item_vectors(CATALOGUE.slice(7, 2)), atol=1e-5)
+
+
+def test_empty_histories_unknown_items_and_no_candidates_are_answered(towers):
+    nothing = make_frame([999_999, 1], [[], [5]], [[], []])
+    assert np.isfinite(towers.user_vectors(nothing)).all()
+    only_ids = type(nothing)(
+        nothing.requests,
+        pa.table({"item_id": pa.array([], pa.int64())}),
+        np.zeros(3, np.int64),
+        nothing.history,
+    )
+    np.testing.assert_array_equal(towers.user_vectors(only_ids), towers.user_vectors(nothing))
+    assert towers.item_vectors(CATALOGUE.slice(0, 0)).shape == (0, towers.width)
+
+
+def test_the_artifact_holds_the_whole_catalogue(trained, towers):
+    stored = load_file(trained.file("items.safetensors"))
+    assert stored["item_id"].tolist() == VECTORS.ids.tolist()
+    np.testing.assert_allclose(stored["vector"], towers.item_vectors(CATALOGUE), atol=1e-6)
+
+
+def test_a_query_moves_the_user(towers):
+    frame, _, _ = purchases(1, 4, np.arange(ITEMS))
+    asked = towers.user_vectors(frame, VECTORS.matrix[:1])
+    assert not np.allclose(asked, towers.user_vectors(frame))
+
+
+def test_positives_outside_the_catalogue_are_refused(tmp_path):
+    frame, _, bought = purchases(50, 0, np.arange(ITEMS))
+    first = int(VECTORS.ids[bought[0]])
+    short = CATALOGUE.filter(pa.compute.not_equal(CATALOGUE["item_id"], first))
+    with pytest.raises(
+        DataError, match=rf"found {int((bought == bought[0]).sum())} others .item_id .{first}"
+    ):
+        train_two_tower(Requests(frame), VECTORS, short, NANO, tmp_path / "t", {})
+
+
+def test_training_without_positives_is_refused(tmp_path):
+    frame = make_frame([1, 2], [[], []], [[1000], [1007]], [[0.0], [0.0]])
+    with pytest.raises(DataError, match="expected positives among 2 training requests, found none"):
+        train_two_tower(Requests(frame), VECTORS, CATALOGUE, NANO, tmp_path / "t", {})
+
+
+def test_other_vectors_and_edited_configurations_are_refused(trained, tmp_path):
+    with pytest.raises(ArtifactError, match="trained with embedding embedding-1, given none"):
+        TwoTower.open(trained.path, None)
+    config = json.loads(trained.file("config.json").read_text()) | {"colour": "red"}
+    with write_artifact(tmp_path / "t", "two_tower", trained.config) as folder:
+        (folder / "model.safetensors").write_bytes(trained.file("model.safetensors").read_bytes())
+        (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="colour"):
+        TwoTower.open(tmp_path / "t", VECTORS)
