@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from dataset.contracts import DataError
@@ -85,27 +86,34 @@ class Corpus:
         ]
 
 
-def catalogue_texts(dataset: Dataset) -> list[str]:
-    """Every text a tokenizer should know: items, then queries."""
-    texts = [item_text(row) or "" for row in dataset.items.to_pylist()]
+def catalogue_texts(dataset: Dataset, item_ids: np.ndarray) -> list[str]:
+    """Every text a tokenizer may know: of the items in ``item_ids``, then of the queries."""
+    items = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(item_ids)))
+    texts = [item_text(row) or "" for row in items.to_pylist()]
     return [text for text in [*texts, *(q or "" for q in dataset.queries["text"].to_pylist())] if text]
 
 
-def read_corpus(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, text_tokens: int, px: int) -> Corpus:
-    """Tokenise every text and decode every picture of a dataset.
+def read_corpus(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    text_tokens: int,
+    px: int,
+    item_ids: np.ndarray,
+) -> Corpus:
+    """Tokenise every text and decode every picture of some items and all queries of a dataset.
 
     Args:
         dataset: whose items and queries to read.
         tokenizer: of the backbone that will be trained.
         text_tokens: tokens kept of a text.
         px: side of a picture in pixels.
+        item_ids: int64, the items to read.
 
     Raises:
         DataError: a picture that an item or query names is missing or does not decode.
     """
-    items = dataset.items.select(
-        ["item_id", "title", "description", "category", "attributes", "spu", "image_id"]
-    )
+    items = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(item_ids)))
+    items = items.select(["item_id", "title", "description", "category", "attributes", "spu", "image_id"])
     records = items.to_pylist()
     item_images, query_images = items["image_id"].to_pylist(), dataset.queries["image_id"].to_pylist()
     wanted = sorted({name for name in [*item_images, *query_images] if name is not None})

@@ -31,6 +31,7 @@ from moon.progress import track
 from moon.sizes import Size
 
 CHECKPOINT_EVERY = 50  # steps
+CURVE_POINTS = 100
 STAGES = ("pretrain", "posttrain")
 MADE_BY = "moon encoder"
 
@@ -101,10 +102,11 @@ def train_encoder(
     }  # fmt: skip
     parents = {"dataset": dataset.artifact, "split": split.artifact}
     partial = Partial(out.with_name(out.name + ".partial"), config, parents)
-    tokenizer, backbone = _start(dataset, size, seed, checkpoint, partial)
+    learnable = split.encoder_items(dataset.items)
+    tokenizer, backbone = _start(dataset, learnable, size, seed, checkpoint, partial)
     torch.manual_seed(seed)
     model = EncoderModel(backbone, size.item_width, pad_id(tokenizer)).to(device())
-    corpus = read_corpus(dataset, tokenizer, size.text_tokens, backbone.vision.px)
+    corpus = read_corpus(dataset, tokenizer, size.text_tokens, backbone.vision.px, learnable)
     positives = Positives(
         own=own_pairs(corpus),
         query=query_pairs(split.log, split.fit_until, dataset.judgements, corpus.queries, corpus.items),
@@ -127,12 +129,12 @@ def train_encoder(
 
 
 def _start(
-    dataset: Dataset, size: Size, seed: int, checkpoint: Path | None, partial: Partial
+    dataset: Dataset, learnable: np.ndarray, size: Size, seed: int, checkpoint: Path | None, partial: Partial
 ) -> tuple[PreTrainedTokenizerBase, Backbone]:
     """Tokenizer and backbone: from the checkpoint folder, or trained on the catalogue and random."""
     if checkpoint is not None:
         return load_tokenizer(checkpoint), load_backbone(checkpoint, size.image_px)
-    tokenizer = partial.tokenizer() or train_tokenizer(catalogue_texts(dataset))
+    tokenizer = partial.tokenizer() or train_tokenizer(catalogue_texts(dataset, learnable))
     config = small_config(size.hidden, size.layers, size.image_px, len(tokenizer), special_ids(tokenizer))
     return tokenizer, build_backbone(config, size.image_px, seed)
 
@@ -147,8 +149,8 @@ def _train(
     partial: Partial,
     budget: float,
     pretrained: bool,
-) -> dict[str, float]:
-    """Both stages; returns the mean loss over the last tenth of each."""
+) -> dict[str, dict[str, list[float]]]:
+    """Both stages; returns the training curve of each."""
     plan = schedule(size, len(corpus.spu), budget)
 
     def asked(rng: np.random.Generator) -> Tensor:
@@ -178,7 +180,14 @@ def _train(
             curve.append(float(loss.detach()))
             if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
                 partial.save(model, optimizers, tokenizer, stage, step + 1, losses)
-    return {name: float(np.mean(curve[-max(len(curve) // 10, 1) :])) for name, curve in losses.items()}
+    return {name: _smooth(curve) for name, curve in losses.items()}
+
+
+def _smooth(losses: list[float]) -> dict[str, list[float]]:
+    """A training curve of at most CURVE_POINTS points: the mean loss around each step."""
+    parts = np.array_split(np.array(losses), min(len(losses), CURVE_POINTS))
+    ends = np.cumsum([len(part) for part in parts])
+    return {"step": ends.astype(float).tolist(), "loss": [float(part.mean()) for part in parts]}
 
 
 class Partial:

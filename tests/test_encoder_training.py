@@ -49,7 +49,7 @@ def test_unseen_combinations_of_colour_and_shape_are_found_by_their_words():
     unseen = [pairs[i * 6 + i % 6] for i in range(8)]
     shown = [p for p in pairs if p not in unseen]
     tokenizer = train_tokenizer([f"{c} {s}" for c, s in shown] * 5, vocabulary=320)
-    config = small_config(64, 2, 32, len(tokenizer), special_ids(tokenizer))
+    config = small_config(64, 1, 32, len(tokenizer), special_ids(tokenizer))
     backbone = build_backbone(config, 32, seed=0)
     torch.manual_seed(0)
     model = EncoderModel(backbone, 32, 0)
@@ -67,7 +67,7 @@ def test_unseen_combinations_of_colour_and_shape_are_found_by_their_words():
         )
         queries = QUERIES.empty_table()
 
-    corpus = read_corpus(Shop(), tokenizer, 8, 32)
+    corpus = read_corpus(Shop(), tokenizer, 8, 32, np.arange(len(rows)))
     none = Pairs(np.empty(0, np.int64), np.empty(0, np.int64))
     positives = Positives(own_pairs(corpus), none, none)
     optimizers = Optimizers(model, 80)
@@ -137,7 +137,10 @@ def test_the_artifact_is_verified_named_and_a_checkpoint_to_start_from(world, tr
     dataset, split = world
     assert open_artifact(trained.path, "encoder", "moon encoder").id == trained.id
     assert trained.parents == {"dataset": dataset.artifact.id, "split": split.artifact.id}
-    assert trained.config["pairs"]["own"] == 44 and min(trained.config["pairs"].values()) > 0
+    learnable = split.encoder_items(dataset.items)
+    assert len(learnable) < len(dataset.items)  # the evaluation pool is kept away from the encoder
+    assert trained.config["pairs"]["own"] == sum(item % 12 != 11 for item in learnable)
+    assert min(trained.config["pairs"].values()) > 0
     again = train_encoder(dataset, split, TINY, tmp_path / "tuned", checkpoint=trained.path, budget=0.04)
     before, after = Encoder.open(trained), Encoder.open(again)
     assert after.id != before.id
@@ -210,7 +213,7 @@ def test_each_missing_part_still_gives_a_unit_vector(trained):
 def test_every_anchor_shows_something_and_all_three_modalities_occur(world):
     dataset, _ = world
     tokenizer = train_tokenizer(["red disc"], vocabulary=270)
-    items = read_corpus(dataset, tokenizer, 8, 16).items
+    items = read_corpus(dataset, tokenizer, 8, 16, np.arange(48)).items
     rows = np.tile(np.arange(len(items.ids)), 20)
     text, image = shown_modalities(items, rows, np.random.default_rng(0))
     has_image = items.has_image[rows]
@@ -244,7 +247,7 @@ def test_pretraining_scores_the_answers_only(world):
     tokenizer = train_tokenizer([item_text(r) for r in dataset.items.to_pylist()], vocabulary=300)
     backbone = build_backbone(small_config(32, 1, 16, len(tokenizer), special_ids(tokenizer)), 16, 0)
     model = EncoderModel(backbone, 16, 0)
-    corpus = read_corpus(dataset, tokenizer, 8, 16)
+    corpus = read_corpus(dataset, tokenizer, 8, 16, np.arange(48))
     seen = []
     collate = model.collate
     model.collate = lambda samples: (seen.extend(samples), collate(samples))[1]
@@ -301,6 +304,7 @@ def test_nothing_to_learn_from_is_said(world, tmp_path):
 
     class Empty:
         artifact, fit_until, log = split.artifact, split.fit_until, split.log.slice(0, 0)
+        encoder_items = split.encoder_items
 
     with pytest.raises(DataError, match="nothing to learn from"):
         train_encoder(Bare(), Empty(), TINY, tmp_path / "e")
