@@ -7,6 +7,9 @@ the event log at the requested end, by the code that cuts them for training.
 
 from __future__ import annotations
 
+import atexit
+import gc
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -31,6 +34,9 @@ from feast.repo_config import RepoConfig
 from feature_repo.event_log import EventLog
 from feature_repo.sources import DATA
 from feature_repo.views import HISTORY
+
+# ibis 11 calls what DuckDB 2 has renamed, once per query.
+warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
 
 Reader = Callable[[DataSource, str], ibis.Table]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -138,3 +144,12 @@ def _read_history(data_source: DataSource, repo_path: str, until: datetime) -> i
     log = EventLog.open(Path(repo_path) / DATA / "event_log")
     end_us = (until.astimezone(UTC) - EPOCH) // US
     return ibis.memtable(log.snapshot(before_us=end_us + 1, history=HISTORY))
+
+
+@atexit.register
+def _close() -> None:
+    # Left to the interpreter, DuckDB 2 prints a page about leaked objects at exit.
+    if ibis.options.default_backend is not None:
+        ibis.options.default_backend.disconnect()
+        ibis.options.default_backend = None
+        gc.collect()

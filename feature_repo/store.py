@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,6 +37,11 @@ from moon.progress import track
 if TYPE_CHECKING:
     from dataset.split import Split
     from dataset.tables import Dataset
+
+# Feast says at every opening that the flag is for SQL registries; it keeps file registries serving as well.
+logging.getLogger("feast.repo_config").addFilter(
+    lambda record: "serve_features_while_materializing" not in record.getMessage()
+)
 
 REPOSITORY = Path(__file__).parent
 PROFILES = {"embedded": REPOSITORY, "redis": REPOSITORY / "profiles" / "redis"}

@@ -1,0 +1,130 @@
+"""The plain feast commands work inside the feature repository on the active run.
+
+Run: pytest tests/test_feast_commands.py
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import DAY, START, free_port
+
+from feature_repo.online import OnlineReader
+from feature_repo.store import DATA, REPOSITORY, StoreError, activate, create_store
+
+FEAST = [sys.executable, "-m", "feast.cli.cli"]
+WAIT_S = 120
+
+
+def test_only_the_definitions_are_read_by_feast():
+    modules = {path.name for path in REPOSITORY.glob("*.py")} - {"__init__.py"}
+    lines = (REPOSITORY / ".feastignore").read_text().splitlines()
+    ignored = {line for line in lines if line.endswith(".py") and not line.startswith("#")}
+    assert modules - ignored == {"definitions.py"} and ignored <= modules
+
+
+@pytest.fixture(scope="module")
+def repository(tiny_world, tmp_path_factory):
+    """A copy of the repository, so that the run active in this checkout stays active."""
+    folder = tmp_path_factory.mktemp("commands")
+    shutil.copytree(REPOSITORY, folder / "repository", ignore=shutil.ignore_patterns(DATA, "__pycache__"))
+    return folder / "repository"
+
+
+def feast(repository, *arguments):
+    result = subprocess.run(
+        [*FEAST, *arguments],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        env={**os.environ, "FEAST_USAGE": "False"},
+    )
+    return result.returncode, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_without_a_run_feast_says_how_to_make_one(repository):
+    code, output = feast(repository, "apply")
+    assert code != 0 and "moon demo" in output
+
+
+@pytest.mark.slow
+def test_apply_materialize_serve_and_ui_act_on_the_active_run(tiny_world, repository, monkeypatch):
+    run = repository.parent / "run" / "store"
+    create_store(run, tiny_world.dataset, tiny_world.split, width=8)
+    monkeypatch.setattr("feature_repo.store.REPOSITORY", repository)
+    activate(run)
+
+    code, output = feast(repository, "apply")
+    assert code == 0, output
+    assert "No changes to registry" in output, output  # both ways register the same definitions
+
+    end = START + 35 * DAY
+    code, output = feast(
+        repository, "materialize", START.isoformat()[:19], (end - DAY / 86_400).isoformat()[:19]
+    )
+    assert code == 0, output
+    user = int(tiny_world.user_ids[2])
+    frame = OnlineReader(run, 5).read(user, tiny_world.item_ids, end)
+    assert len(frame.history.item_id) == 5 and frame.requests.column("user_found").to_pylist() == [True]
+
+    with server(repository, "serve") as address:
+        body = {"features": ["user_history:recent_position"], "entities": {"user_id": [user]}}
+        answer = post(f"{address}/get-online-features", body)
+        served = dict(zip(answer["metadata"]["feature_names"], answer["results"], strict=True))
+        assert served["recent_position"]["values"] == frame.requests.column("user_events").to_pylist()
+    with server(repository, "ui") as address:
+        assert "<html" in urllib.request.urlopen(address, timeout=30).read().decode().lower()
+
+
+def test_a_folder_in_the_place_of_the_link_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / DATA).mkdir()
+    monkeypatch.setattr("feature_repo.store.REPOSITORY", tmp_path)
+    with pytest.raises(StoreError, match="expected a link"):
+        activate(tmp_path / "store")
+    assert (tmp_path / DATA).is_dir()
+
+
+class server:
+    """``feast serve`` or ``feast ui`` on a free port, until the end of the block."""
+
+    def __init__(self, repository: Path, command: str) -> None:
+        self.repository, self.command, self.port = repository, command, free_port()
+
+    def __enter__(self) -> str:
+        self.process = subprocess.Popen(
+            [*FEAST, self.command, "--host", "127.0.0.1", "--port", str(self.port)],
+            cwd=self.repository,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        address = f"http://127.0.0.1:{self.port}"
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"feast {self.command} ended"
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5)
+                return address
+            except urllib.error.HTTPError:
+                return address
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError(f"feast {self.command} did not answer in {WAIT_S} s")
+
+    def __exit__(self, *_: object) -> None:
+        os.killpg(self.process.pid, 9)
+        self.process.wait(10)
+
+
+def post(address, body):
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    return json.loads(urllib.request.urlopen(request, timeout=30).read())
