@@ -139,7 +139,8 @@ class FrameEncoder:
         if self.vectors is None:
             return torch.zeros(len(requests), 0), torch.zeros(len(requests), dtype=torch.bool)
         if given is not None:
-            return torch.from_numpy(given), torch.from_numpy(np.any(given != 0, axis=1))
+            content = np.ascontiguousarray(given, dtype=np.float32)
+            return torch.from_numpy(content), torch.from_numpy(np.any(content != 0, axis=1))
         column = one_array(requests["query_id"])
         asked = column.is_valid().to_numpy(zero_copy_only=False)
         content = np.zeros((len(requests), self.vectors.width), dtype=np.float32)

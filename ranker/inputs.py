@@ -30,8 +30,6 @@ CHUNK_REQUESTS = 8192
 class TrainingRequests(Protocol):
     """What training needs of ``feature_repo.offline.TrainingFrame``."""
 
-    num_candidates: int
-
     def __len__(self) -> int:
         """Number of requests."""
         ...

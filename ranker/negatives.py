@@ -18,7 +18,8 @@ from ranker.encode import FrameEncoder, behaviour_ids, request_time_us, slots
 from ranker.inputs import ITEM, REQUEST_IDS, REQUEST_NUMBERS, TrainingRequests, one_array, require_columns
 from ranker.towers import ItemSide, UserSide
 
-REQUESTS = 512  # per batch
+REQUESTS = 512  # per batch at most; small data get batches small enough for STEPS of them
+STEPS = 16
 UNIFORM = 512  # items drawn evenly from the catalogue beside a batch's own (mixed negatives, WWW 2020)
 VALID_SHARE = 0.05  # of the users, held out to stop training
 ROWS = 4096  # requests read at once
@@ -73,14 +74,15 @@ def item_side(encoder: FrameEncoder, items: pa.Table) -> ItemSide:
     return ItemSide(encoder.candidate_ids(items, everywhere), content[0])
 
 
-def inclusion(positives: np.ndarray, requests: int) -> np.ndarray:
-    """Each item's chance of being in a batch of REQUESTS requests and UNIFORM even draws, float32 [N].
+def inclusion(positives: np.ndarray, requests: int, per_batch: int) -> np.ndarray:
+    """Each item's chance of being in a batch of ``per_batch`` requests and UNIFORM even draws, float32 [N].
 
     Args:
         positives: int64 [N], how often each item is a training positive.
         requests: how many training requests these came from.
+        per_batch: how many of them a batch draws.
     """
-    missed = (1 - np.minimum(positives / requests, 1)) ** REQUESTS * (1 - 1 / len(positives)) ** UNIFORM
+    missed = (1 - np.minimum(positives / requests, 1)) ** per_batch * (1 - 1 / len(positives)) ** UNIFORM
     return (1 - missed).astype(np.float32)
 
 
@@ -94,6 +96,7 @@ class Sampler:
         seed: of the held-out users and of every draw.
 
     Attributes:
+        per_batch: requests of a batch.
         chance: float32 [N], each item's chance of being in a batch.
         learned: int64, requests to learn from.
         held_out: int64, requests of the users held out to stop training.
@@ -117,20 +120,21 @@ class Sampler:
             drawn += np.bincount(rows, minlength=len(drawn))
         if not drawn.sum():
             raise DataError(f"expected positives among {len(train)} training requests, found none")
-        self.chance = inclusion(drawn, max(int(has_positive.sum()), 1))
         known = np.unique(users)
         draw = np.random.default_rng((seed, 1))
         away = draw.choice(known, int(VALID_SHARE * len(known)), replace=False)
         held_out = np.isin(users, away)
         self.learned = np.flatnonzero(has_positive & ~held_out)
         self.held_out = np.flatnonzero(has_positive & held_out)
+        self.per_batch = int(np.clip(len(self.learned) // STEPS, 32, REQUESTS))
+        self.chance = inclusion(drawn, int(has_positive.sum()), self.per_batch)
 
     def batches(self, requests: np.ndarray, epoch: int) -> Iterator[Sample]:
         """All positives of ``requests`` in an order drawn from (seed, epoch)."""
         draw = np.random.default_rng((self.seed, 2, epoch))
         order = draw.permutation(requests)
-        for start in range(0, len(order), REQUESTS):
-            yield self._sample(self.train.select(order[start : start + REQUESTS]), draw)
+        for start in range(0, len(order), self.per_batch):
+            yield self._sample(self.train.select(order[start : start + self.per_batch]), draw)
 
     def _positives(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         """Request and catalogue row of every positive."""

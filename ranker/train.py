@@ -25,10 +25,10 @@ from ranker.model import ClickModel
 from ranker.score import CONFIG, MADE_BY, CtrConfig
 from ranker.weights import save_weights
 
-EPOCHS = 6
-PATIENCE = 1
+EPOCHS = 8
+PATIENCE = 2
 LEARNING_RATE = 2e-3
-TABLE_LEARNING_RATE = 0.02
+TABLE_LEARNING_RATE = 0.005  # 0.02 memorises ids before content is learned
 POOL = 64  # batches are cut from pools of so many shuffled batches' requests, sorted by number of candidates
 VALID_REQUESTS = 512  # requests read at once when validating
 
@@ -54,7 +54,7 @@ def train_ctr(
         out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
         parents: what it was made from, by role.
         seed: equal seeds give equal weights.
-        epochs: at most so many passes, 6 by default.
+        epochs: at most so many passes, 8 by default.
         loss: ``pointwise`` for logged impressions, ``listwise`` for one positive among sampled negatives.
 
     Raises:

@@ -43,8 +43,8 @@ from ranker.weights import load_weights, save_weights
 
 MADE_BY = "moon retrieval"
 PROFILE_IDS = ("age_band", "segment")
-EPOCHS = 5
-PATIENCE = 1
+EPOCHS = 10
+PATIENCE = 2
 LEARNING_RATE = 2e-3
 TABLE_LEARNING_RATE = 0.02
 ID_DROPOUT = 0.2
@@ -195,7 +195,7 @@ def train_two_tower(
         out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
         parents: what it was made from, by role.
         seed: equal seeds give equal weights.
-        epochs: at most so many passes, 5 by default.
+        epochs: at most so many passes, 10 by default.
 
     Raises:
         DataError: no positives, positives outside the catalogue, or columns missing.

@@ -55,7 +55,7 @@ def one_thread():
 def trained(tmp_path_factory):
     frame, _, _ = purchases(2000, 0, np.arange(ITEMS))
     out = tmp_path_factory.mktemp("run") / "two_tower"
-    return train_two_tower(Requests(frame), VECTORS, CATALOGUE, NANO, out, {}, epochs=12)
+    return train_two_tower(Requests(frame), VECTORS, CATALOGUE, NANO, out, {}, epochs=5)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_the_chance_of_being_in_a_batch_is_counted_by_drawing_batches():
     for _ in range(200):
         both = [draw.choice(owner, negatives.REQUESTS), draw.integers(0, 2000, negatives.UNIFORM)]
         hits[np.unique(np.concatenate(both))] += 1
-    expected = negatives.inclusion(positives, len(owner))
+    expected = negatives.inclusion(positives, len(owner), negatives.REQUESTS)
     np.testing.assert_allclose(expected[:4], hits[:4] / 200, atol=0.1)
     assert expected[4:].mean() == pytest.approx(hits[4:].mean() / 200, abs=0.01)
 
