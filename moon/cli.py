@@ -2,15 +2,18 @@
 
 raw catalogue + logs -> ``dataset`` -> tables under contract -> ``split`` -> ``store`` (feast apply)
 -> ``encoder`` (pretraining, post-training) -> ``embed`` -> ``item_embedding`` view -> ``materialize``
--> ``retrieval`` (two-tower, co-occurrence, index) -> ``ranker`` (impressions -> point-in-time frame -> CTR model)
--> ``evaluate`` -> ``serve``.
+-> ``retrieval`` (two-tower, co-occurrence, index) -> ``ranker`` (impressions -> point-in-time frame -> CTR
+model) -> ``evaluate`` -> ``serve``.
 
 Heavy imports live inside the commands, so that ``moon --help`` answers at once.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -132,10 +135,29 @@ def serve(
 
 def main() -> None:
     """Entry point: errors of the four doors are printed as one message, not as a traceback."""
+    _quiet()
+    code = 0
     try:
         app()
-    except (ValueError, RuntimeError, FileNotFoundError, PermissionError) as error:
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except KeyboardInterrupt:
+        typer.echo("interrupted: run the same command again to go on", err=True)
+        code = 130
+    except (ValueError, RuntimeError, OSError) as error:
         if type(error).__module__.split(".")[0] not in OURS:
             raise
         typer.echo(f"{type(error).__name__}: {error}", err=True)
-        sys.exit(1)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # DuckDB's bindings list every object alive at a normal exit; artifacts are on disk by now
+
+
+def _quiet() -> None:
+    """Keep libraries' notes to their developers off the user's terminal."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin starve their neighbours
+    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore", FutureWarning)
+    for name in ("feast", "torch.fx._symbolic_trace", "torchrec"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The work of every stage: open the artifacts it needs, call the package that does it, leave one more artifact.
+"""The work of every stage: open the artifacts it needs, call the package that does it, leave one more.
 
 Nothing here knows how a model works; every heavy import is inside the stage that needs it.
 """

@@ -10,9 +10,16 @@ from feature_repo.vectors import Vectors
 
 
 def shuffled(vectors: Vectors, seed: int) -> Vectors:
-    """The same item vectors handed out to the wrong items: equal capacity, no meaning.
+    """The same vectors handed out to the wrong items: equal capacity, no meaning.
 
-    Query vectors are kept; the id is another one, so a model trained on it refuses the real embedding.
+    Query vectors are shuffled among queries as well. The id is another one, so a model trained on it refuses the
+    real embedding.
     """
-    order = np.random.default_rng(seed).permutation(len(vectors.ids))
-    return replace(vectors, matrix=vectors.matrix[order], id=f"{vectors.id}-shuffled-{seed}")
+    rng = np.random.default_rng(seed)
+    queries = replace(vectors.queries, matrix=rng.permutation(vectors.queries.matrix))
+    return replace(
+        vectors,
+        matrix=rng.permutation(vectors.matrix),
+        queries=queries,
+        id=f"{vectors.id}-shuffled-{seed}",
+    )

@@ -137,7 +137,8 @@ class FrameEncoder:
     def queries(self, requests: pa.Table, given: np.ndarray | None) -> tuple[Tensor, Tensor]:
         """Query vectors float32 [R, V], and which requests have one."""
         if self.vectors is None:
-            return torch.zeros(len(requests), 0), torch.zeros(len(requests), dtype=torch.bool)
+            asked = one_array(requests["query_id"]).is_valid().to_numpy(zero_copy_only=False)
+            return torch.zeros(len(requests), 0), torch.from_numpy(asked)
         if given is not None:
             content = np.ascontiguousarray(given, dtype=np.float32)
             return torch.from_numpy(content), torch.from_numpy(np.any(content != 0, axis=1))

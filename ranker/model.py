@@ -69,13 +69,13 @@ class ClickModel(nn.Module):
         self.user_mix = nn.Linear(user_side, width)
         self.interest = TargetAttention(width)
         from_candidate = item_side + 3 * width + shape.candidate_numbers
-        from_request = user_side + shape.request_numbers
+        from_request = user_side + shape.request_numbers + 1
         self.cube: Cube | None = None
         if shape.content_width:
             self.cube = Cube(shape.history)
             self.content_mix = nn.Linear(shape.content_width, 2 * width)
             from_candidate += shape.history + 3 + 2 * width + 3 * 2 * width + 2
-            from_request += 2 * width + 1 + shape.history
+            from_request += 2 * width + shape.history
         hidden = 8 * width
         self.candidate_input = nn.Linear(from_candidate, hidden)
         self.request_input = nn.Linear(from_request, hidden, bias=False)
@@ -95,7 +95,8 @@ class ClickModel(nn.Module):
         interest = self.interest(target, history, batch.remembered)
         affinity = self.user_mix(user)[:, None] * self.item_mix(item)
         candidate = [item, interest, interest * target, affinity, batch.candidate_numbers]
-        request = [user, batch.request_numbers]
+        asked = batch.query_known[:, None].float()  # searchers click more: the controls may know that, too
+        request = [user, batch.request_numbers, asked]
         if self.cube is not None:
             self._add_content(self.cube, batch, target, history, candidate, request)
         first = self.candidate_input(torch.cat(candidate, dim=-1))
@@ -141,4 +142,4 @@ class ClickModel(nn.Module):
             batch.target_known[..., None].float(),
         ]
         asked = batch.query_known[:, None].float()
-        request += [self.content_mix(branch.query_RV) * asked, asked, branch.query_behaviour_RK]
+        request += [self.content_mix(branch.query_RV) * asked, branch.query_behaviour_RK]

@@ -1,0 +1,265 @@
+"""What the report shows of a run: pictures, curves and one served answer, gathered while it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.split import Split
+from dataset.tables import Dataset
+from evaluation.ctr_quality import probabilities
+from evaluation.metrics import Measurement, hits, recall_at, reliability
+from evaluation.plots import Curve
+from evaluation.replay import Impressions
+from evaluation.report import (
+    Comparison,
+    Control,
+    Neighbours,
+    Plot,
+    Reliability,
+    ReportContent,
+    Tile,
+    Visit,
+    render_report,
+)
+from evaluation.retrieval_quality import Relevant
+from evaluation.shop_baselines import positive_events
+from feature_repo.vectors import Vectors
+from moon.artifacts import ArtifactError, open_artifact
+from serving.recommend import Recommender
+from serving.settings import Settings
+
+SHEETS, NEIGHBOURS, VISITS, SHOWN = 6, 7, 4, 8
+BASELINES = ("popularity", "item_knn", "tf_idf", "colour", "mix")
+ARTIFACTS = {
+    "dataset": "dataset", "split": "split", "encoder": "encoder", "embedding": "embedding", "index": "index",
+    "cooccurrence": "cooccurrence", "two_tower": "two_tower", "ranker_full": "ranker",
+}  # fmt: skip
+LIMITS = {
+    "marketplace": (
+        "The shop is simulated: its users, pictures and clicks follow rules we wrote. It shows that the parts "
+        "work together and find planted tastes, not what they are worth in a real shop."
+    ),
+    "holdout": (
+        "The log is one week with day resolution and holds purchases only: there are no impressions, so no "
+        "click prediction is measured, and each user's last purchase stands for what they would take next."
+    ),
+    "time": "One cut in time, one seed: differences smaller than a few thousandths may be chance.",
+}
+
+
+@dataclass
+class Evidence:
+    """Pictures and curves of a run, collected by the evaluators."""
+
+    folder: Path
+    dataset: Dataset
+    split: Split
+    vectors: Vectors
+    timings_s: Mapping[str, float]
+    visits: list[Visit] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
+    reliability: Reliability | None = None
+
+    def tiles(self, item_ids: Sequence[int], hit: Sequence[int] = ()) -> list[Tile]:
+        """The pictures of these items, in order; those in ``hit`` are highlighted."""
+        found = self.dataset.items.filter(pc.is_in(self.dataset.items["item_id"], pa.array(list(item_ids))))
+        row = {one["item_id"]: one for one in found.select(["item_id", "title", "image_id"]).to_pylist()}
+        return [
+            Tile(
+                title=row[item_id]["title"] or "(no title)",
+                picture=self.dataset.image_bytes(row[item_id]["image_id"]),
+                hit=item_id in hit,
+            )
+            for item_id in item_ids
+        ]
+
+    def retrieval(self, requests: pa.Table, relevant: Relevant, named: Mapping[str, np.ndarray]) -> None:
+        """Keep recall curves, and a few users with what they had, were recommended and took."""
+        depths = [1, 2, 5, 10, 20, 30, 50]
+        count = np.diff(relevant.offsets)
+        curves = []
+        for name in ("moon", "candidates", *BASELINES):
+            if name in named:
+                hit = hits(named[name], relevant.offsets, relevant.item_id)[count > 0]
+                recall = [float(recall_at(hit, count[count > 0], k).mean()) for k in depths]
+                curves.append(Curve(name, depths, recall))
+        self.plots.append(Plot("Recall of what users took next", "list length k", "recall@k", curves, True))
+        shown = hits(named["moon"][:, :SHOWN], relevant.offsets, relevant.item_id).any(axis=1)
+        rng = np.random.default_rng(0)
+        hit_rows, missed = (
+            rng.permutation(np.flatnonzero((shown == was) & (count > 0))) for was in (True, False)
+        )
+        for row in [*hit_rows[: VISITS - 1], *missed[:1]]:
+            self.visits.append(self._visit(requests, int(row), relevant, named["moon"][row]))
+
+    def _visit(self, requests: pa.Table, row: int, relevant: Relevant, ranked: np.ndarray) -> Visit:
+        user, time = requests["user_id"][row].as_py(), requests["time"][row]
+        events = positive_events(self.split.log.filter(pc.equal(self.split.log["user_id"], user)))
+        before = events.filter(pc.less(events["available_time"], time)).sort_by("available_time")
+        taken = relevant.item_id[relevant.offsets[row] : relevant.offsets[row + 1]].tolist()
+        listed = [int(item) for item in ranked[:SHOWN] if item >= 0]
+        return Visit(
+            user=str(user),
+            history=self.tiles(before["item_id"].to_pylist()[-SHOWN:]),
+            recommended=self.tiles(listed, hit=taken),
+            taken=self.tiles(taken[:SHOWN]),
+        )
+
+    def clicks(self, scored: Impressions) -> None:
+        """Keep the calibration of the full ranker."""
+        mean_probability, mean_label, count = reliability(scored.label, probabilities(scored.logits["full"]))
+        self.reliability = Reliability(mean_probability.tolist(), mean_label.tolist(), count.tolist())
+
+    def neighbours(self) -> list[Neighbours]:
+        """A few pictured items and their nearest neighbours by MOON vector."""
+        pictured = self.dataset.items.filter(self.dataset.items["image_id"].is_valid())["item_id"].to_numpy()
+        chosen = np.random.default_rng(1).permutation(pictured)[:SHEETS]
+        sheets = []
+        for item_id in chosen.tolist():
+            vector, _ = self.vectors.gather(np.array([item_id]))
+            score = self.vectors.matrix @ vector[0]
+            order = [row for row in np.argsort(-score)[: NEIGHBOURS + 1] if self.vectors.ids[row] != item_id]
+            found = self.tiles([int(self.vectors.ids[row]) for row in order[:NEIGHBOURS]])
+            captioned = [
+                Tile(tile.title, tile.picture, f"cosine {score[row]:.2f}")
+                for tile, row in zip(found, order, strict=False)
+            ]
+            sheets.append(Neighbours(self.tiles([item_id])[0], captioned))
+        return sheets
+
+    def training_curves(self) -> list[Plot]:
+        """Loss of both stages of the encoder."""
+        curves = open_artifact(self.folder / "encoder", "encoder", "moon encoder").config["losses"]
+        return [
+            Plot(f"Encoder loss, {stage}", "step", "loss", [Curve(stage, curve["step"], curve["loss"])])
+            for stage, curve in curves.items()
+        ]
+
+    def served_example(self) -> dict[str, Any]:
+        """One user answered by the service's own code: history, recommendations, milliseconds per stage."""
+        profile = open_profile(self.folder)
+        recommender = Recommender.open(Settings(run=self.folder, profile=profile))
+        (user_id, *_) = recommender.example_users
+        answer = recommender.recommend(user_id, 5)
+        return {
+            "user_id": user_id,
+            "history": [card.title or "(no title)" for card in recommender.history(user_id)[:5]],
+            "recommended": [hit.card.title or "(no title)" for hit in answer.hits],
+            "timings_ms": {stage: round(value, 2) for stage, value in answer.timings_ms.items()},
+            "order": answer.order,
+            "fallbacks": list(answer.fallbacks),
+        }
+
+
+def open_profile(folder: Path) -> str:
+    """The online store the run was loaded into."""
+    import json
+
+    return str(json.loads((folder / "run.json").read_text())["profile"])
+
+
+def write_report(
+    out: Path, evidence: Evidence, measured: Sequence[Measurement], example: Mapping[str, Any]
+) -> Path:
+    """Render everything that was measured and gathered as one page."""
+    dataset, split = evidence.dataset, evidence.split
+    config = dataset.artifact.config
+    events = dataset.events["event_time"]
+    name = str(config["name"])
+    facts: dict[str, str | int | float] = {
+        "protocol": split.protocol,
+        **{table: int(rows) for table, rows in config["rows"].items()},
+        "first event": str(pc.min(events).as_py())[:19],
+        "last event": str(pc.max(events).as_py())[:19],
+        **{f"seconds: {stage}": seconds for stage, seconds in evidence.timings_s.items()},
+    }
+    limits = [LIMITS[key] for key in (name, split.protocol) if key in LIMITS]
+    content = ReportContent(
+        title=f"Moon on {name}",
+        summary="Items encoded by MOON, features and vectors served by Feast, candidates ranked by TorchRec.",
+        measurements=measured,
+        headline=_headline(measured),
+        neighbours=evidence.neighbours(),
+        visits=evidence.visits,
+        controls=_controls(measured),
+        reliability=evidence.reliability,
+        plots=[*evidence.plots, *evidence.training_curves()],
+        stages=example["timings_ms"],
+        dataset=facts,
+        quarantine=_quarantine(dataset),
+        artifacts=_artifact_ids(evidence.folder),
+        limits=limits,
+    )
+    return render_report(out, content)
+
+
+def _headline(measured: Sequence[Measurement]) -> list[Comparison]:
+    by_name = {one.name: one for one in measured}
+    found = []
+    for metric in ("recall@10", "recall@20", "ndcg@20", "cold/recall@20"):
+        ours = by_name.get(f"retrieval/moon/{metric}")
+        if ours is not None:
+            others = {
+                b: by_name[f"retrieval/{b}/{metric}"].value
+                for b in BASELINES
+                if f"retrieval/{b}/{metric}" in by_name
+            }
+            found.append(Comparison(ours.name, ours.value, others, ours.n, ours.split))
+    for metric in ("auc", "gauc"):
+        ours = by_name.get(f"ctr/full/{metric}")
+        if ours is not None:
+            others = {c: by_name[f"ctr/{c}/{metric}"].value for c in ("id_only", "shuffled")}
+            found.append(Comparison(ours.name, ours.value, others, ours.n, ours.split, start=0.5))
+    for direction in ("image_to_item", "text_to_item", "item_to_item", "image_to_text"):
+        ours = by_name.get(f"encoder/moon/{direction}/recall@10")
+        if ours is not None:
+            others = {
+                b: by_name[f"encoder/{b}/{direction}/recall@10"].value
+                for b in ("random", "colour", "tf_idf")
+                if f"encoder/{b}/{direction}/recall@10" in by_name
+            }
+            found.append(Comparison(ours.name, ours.value, others, ours.n, ours.split))
+    return found
+
+
+def _controls(measured: Sequence[Measurement]) -> list[Control]:
+    values = {one.name: one.value for one in measured}
+    found = []
+    for control in ("full", "id_only", "shuffled"):
+        ranker = "moon" if control == "full" else f"ranker_{control}"
+        names = {
+            "AUC": f"ctr/{control}/auc",
+            "GAUC": f"ctr/{control}/gauc",
+            "normalised entropy": f"ctr/{control}/ne",
+            "AUC, cold items": f"ctr/{control}/cold/auc",
+            "recall@20": f"retrieval/{ranker}/recall@20",
+            "recall@20, cold items": f"retrieval/{ranker}/cold/recall@20",
+        }
+        found.append(
+            Control(control, {label: (values[key], None) for label, key in names.items() if key in values})
+        )
+    return found
+
+
+def _quarantine(dataset: Dataset) -> list[tuple[str, str, int]]:
+    if not len(dataset.quarantine):
+        return []
+    counted = dataset.quarantine.group_by(["table", "rule"]).aggregate([("row", "count")]).to_pylist()
+    return [(one["table"], one["rule"], one["row_count"]) for one in counted]
+
+
+def _artifact_ids(folder: Path) -> dict[str, str]:
+    ids = {}
+    for name, kind in ARTIFACTS.items():
+        try:
+            ids[name] = open_artifact(folder / name, kind, f"moon {kind}").id
+        except ArtifactError:
+            continue
+    return ids
