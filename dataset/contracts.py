@@ -53,7 +53,9 @@ EVENTS = pa.schema(
         pa.field("item_id", pa.int64(), nullable=False),
         pa.field("type", pa.string(), nullable=False),  # one of EVENT_TYPES
         pa.field("event_time", TIME, nullable=False),
-        pa.field("available_time", TIME, nullable=False),  # when a system could first have known it; > event_time
+        pa.field(
+            "available_time", TIME, nullable=False
+        ),  # when a system could first have known it; > event_time
         pa.field("query_id", pa.int64()),
         pa.field("position", pa.int32()),  # 0-based place in the slate of ``request_id``
         pa.field("request_id", pa.int64()),
@@ -148,5 +150,7 @@ def stable_ids(external: Sequence[str]) -> np.ndarray:
             text: int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1 for text in unique
         }
     if len(set(mapped.values())) != len(unique):
-        raise DataError(f"{len(unique)} external ids map to {len(set(mapped.values()))} integers: ids collide")
+        raise DataError(
+            f"{len(unique)} external ids map to {len(set(mapped.values()))} integers: ids collide"
+        )
     return np.fromiter((mapped[text] for text in external), dtype=np.int64, count=len(external))

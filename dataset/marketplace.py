@@ -69,7 +69,7 @@ def play(events: int, seed: int) -> World:
     if events < SMALLEST:
         raise DataError(f"expected at least {SMALLEST} events, which fill every category; found {events}")
     rng = {name: np.random.default_rng(sequence) for name, sequence in _seeds(seed).items()}
-    catalogue = make_catalogue(round(3000 * (events / 60_000) ** 0.6), rng["catalogue"])
+    catalogue = make_catalogue(round(1000 * (events / 60_000) ** 0.6), rng["catalogue"])
     shoppers = make_shoppers(round(1000 * (events / 60_000) ** 0.8), rng["users"])
     shelf = Shelf(catalogue)
     requests = make_requests(round(events / SLATE), shoppers, rng["requests"])
@@ -78,7 +78,7 @@ def play(events: int, seed: int) -> World:
     return World(catalogue, shoppers, requests, slates)
 
 
-def simulate(events: int = 60_000, seed: int = 0) -> tuple[Tables, dict[str, Any]]:
+def simulate(events: int = 120_000, seed: int = 0) -> tuple[Tables, dict[str, Any]]:
     """Run the shop for 30 days.
 
     Args:
@@ -241,8 +241,10 @@ def preview(tables: Tables) -> str:
         query = visit[0]["query_id"]
         asks = "browses" if query is None else f"asks for {asked[query] or 'what a picture shows'}"
         lines.append(f"user {visit[0]['user_id']} {asks} at {visit[0]['event_time']:%Y-%m-%d %H:%M} and sees")
+        shown: dict[int, list[dict]] = {}
         for event in visit:
-            lines.append(
-                f"  {event['type']:<10} {event['position']}  {title[event['item_id']] or '(no title)'}"
-            )
+            shown.setdefault(event["position"], []).append(event)
+        for position, acts in sorted(shown.items()):
+            types = ", ".join(event["type"] for event in acts)
+            lines.append(f"  {position}  {title[acts[0]['item_id']] or '(no title)'}: {types}")
     return "\n".join(lines)
