@@ -3,6 +3,7 @@
 Each step draws one kind of pair, so that the negatives in its batch are of the same modality as the positive:
 
 - own: an item's picture to its own words;
+- part: half of an item's words, with or without its picture, to the full item;
 - query: a query to an item clicked or bought from it, or judged relevant;
 - item: an item, shown as words, picture or both, to the full item a user took on the same trip.
 
@@ -24,14 +25,19 @@ from encoder.losses import false_negatives, matryoshka_info_nce
 from encoder.model import EncoderModel, Sample
 from encoder.pairs import Pairs
 
-MIX = {"own": 0.4, "query": 0.3, "item": 0.3}  # shares of steps, renormalised over the kinds that have pairs
+# Shares of steps, renormalised over the kinds that have pairs.
+MIX = {"own": 0.35, "part": 0.2, "query": 0.25, "item": 0.2}
+# What users took together is a weak sign of likeness: at the temperature of an item's own halves the loss is
+# least when all vectors lie together, and the space collapses (LOG.md). A higher one asks for less contrast.
+TEMPERATURE = {"own": 0.05, "part": 0.05, "query": 0.1, "item": 0.2}
 
 
 @dataclass(frozen=True)
 class Positives:
-    """Pairs of each kind; see the module's docstring. ``own`` has the same item on both sides."""
+    """Pairs of each kind, see the module's docstring; ``own`` and ``part`` pair items with themselves."""
 
     own: Pairs
+    part: Pairs
     query: Pairs
     item: Pairs
 
@@ -43,6 +49,12 @@ class Positives:
 def own_pairs(corpus: Corpus) -> Pairs:
     """Every item with both a picture and words, paired with itself."""
     rows = np.flatnonzero(corpus.items.has_image & corpus.items.has_text)
+    return Pairs(rows, rows)
+
+
+def part_pairs(corpus: Corpus) -> Pairs:
+    """Every item with words, paired with itself."""
+    rows = np.flatnonzero(corpus.items.has_text)
     return Pairs(rows, rows)
 
 
@@ -77,6 +89,11 @@ def posttrain_loss(
     if kind == "own":
         left = corpus.samples(corpus.items, anchor, text=no, image=yes)
         right = corpus.samples(corpus.items, item, text=yes, image=no)
+    elif kind == "part":
+        left = halved(
+            corpus.samples(corpus.items, anchor, text=yes, image=rng.random(len(anchor)) < 0.5), rng
+        )
+        right = corpus.samples(corpus.items, item, text=yes, image=yes)
     else:
         side = corpus.queries if kind == "query" else corpus.items
         text, image = shown_modalities(side, anchor, rng) if kind == "item" else (yes, yes)
@@ -86,7 +103,19 @@ def posttrain_loss(
     masked = false_negatives(
         *(torch.from_numpy(key).to(vectors.device) for key in _keys(corpus, kind, anchor, item))
     )
-    return matryoshka_info_nce(vectors[: len(left)], vectors[len(left) :], masked, widths)
+    return matryoshka_info_nce(
+        vectors[: len(left)], vectors[len(left) :], masked, widths, temperature=TEMPERATURE[kind]
+    )
+
+
+def halved(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
+    """The samples with every other word or so left out, at least one kept."""
+    kept = []
+    for sample in samples:
+        shown = rng.random(len(sample.tokens)) < 0.5
+        shown[rng.integers(len(shown))] = True
+        kept.append(replace(sample, tokens=[t for t, yes in zip(sample.tokens, shown, strict=True) if yes]))
+    return kept
 
 
 def shown_modalities(side: Side, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -108,8 +137,8 @@ def augmented(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sampl
 
 
 def _keys(corpus: Corpus, kind: str, anchor: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Arguments of ``false_negatives``. Of own pairs, equal words are equal items."""
-    if kind == "own":
+    """Arguments of ``false_negatives``. Of an item's own halves, equal words are equal items."""
+    if kind in ("own", "part"):
         words: dict[tuple[int, ...], int] = {}
         text = np.array([words.setdefault(tuple(corpus.items.tokens[row]), row) for row in item.tolist()])
         return anchor, text, corpus.spu[item], corpus.spu[anchor]

@@ -23,7 +23,7 @@ from encoder.encode import device, save_encoder
 from encoder.model import EncoderModel
 from encoder.optim import CHECKPOINT_LR_SCALE, Optimizers
 from encoder.pairs import item_pairs, query_pairs
-from encoder.posttrain import Positives, own_pairs, posttrain_loss
+from encoder.posttrain import MIX, Positives, own_pairs, part_pairs, posttrain_loss
 from encoder.pretrain import pretrain_loss
 from encoder.tokenizer import load_tokenizer, pad_id, special_ids, train_tokenizer
 from moon.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
@@ -58,8 +58,8 @@ def schedule(size: Size, items: int, budget: float = 1.0) -> Schedule:
         budget: factor on the steps of both stages.
     """
     batch = {"nano": 96, "small": 128}.get(size.name, 256)
-    longest = {"nano": 400, "small": 520}.get(size.name, 20_000)
-    posttrain = min(max(round(8 * items / batch), 60), longest)
+    longest = {"nano": 500, "small": 600}.get(size.name, 20_000)
+    posttrain = min(max(round(24 * items / batch), 60), longest)
     return Schedule(
         pretrain_steps=max(round(posttrain * 0.2 * budget), 1),
         pretrain_batch=batch // 2,
@@ -109,6 +109,7 @@ def train_encoder(
     corpus = read_corpus(dataset, tokenizer, size.text_tokens, backbone.vision.px, learnable)
     positives = Positives(
         own=own_pairs(corpus),
+        part=part_pairs(corpus),
         query=query_pairs(split.log, split.fit_until, dataset.judgements, corpus.queries, corpus.items),
         item=item_pairs(split.log, split.fit_until, corpus.items),
     )
@@ -118,7 +119,7 @@ def train_encoder(
             f"bought together before {split.fit_until.isoformat()}; found none: nothing to learn from."
         )
     losses = _train(model, tokenizer, corpus, positives, size, seed, partial, budget, checkpoint is not None)
-    counts = {kind: len(getattr(positives, kind)) for kind in ("own", "query", "item")}
+    counts = {kind: len(getattr(positives, kind)) for kind in MIX}
     plan = asdict(schedule(size, len(corpus.spu), budget))
     with write_artifact(
         out, "encoder", {**config, "schedule": plan, "pairs": counts, "losses": losses}, parents

@@ -20,7 +20,6 @@ from retrieval.examples import MatchedFrames, chunks, example_rows, matched
 from retrieval.jagged import Retrieved, best_first, offsets_of
 from retrieval.ranking import PER_SOURCE, match_sources, requests_frame, retrieve
 from retrieval.retriever import Retriever
-from retrieval.sources import CooccurrenceSource, Source
 
 CONTROLS = ("full", "id_only", "shuffled")
 
@@ -37,6 +36,7 @@ class Impressions:
 
     Attributes:
         item_id, user_id, event_id: int64 of shape (C).
+        position: int64 of shape (C), place in the logged slate, 0 when not logged.
         label: float32 of shape (C), clicked.
         known_user: bool of shape (C), the store knew behaviour of the user.
         logits: ranker -> float32 of shape (C).
@@ -45,6 +45,7 @@ class Impressions:
     item_id: np.ndarray
     user_id: np.ndarray
     event_id: np.ndarray
+    position: np.ndarray
     label: np.ndarray
     known_user: np.ndarray
     logits: Mapping[str, np.ndarray]
@@ -57,11 +58,12 @@ def score_impressions(
     rows = split.ranking.filter(pc.equal(split.ranking["part"], "test"))
     stored = training_frame(folder / "store", rows.drop_columns(["part", "event_id"]), size.history)
     frames = matched(stored, match_sources(retriever))
-    behaved = np.repeat(frames.stored.positions > 0, np.diff(stored.offsets))  # type: ignore[attr-defined]
+    behaved = np.repeat(stored.positions > 0, np.diff(stored.offsets))
     return Impressions(
         item_id=rows["item_id"].to_numpy(),
         user_id=rows["user_id"].to_numpy(),
         event_id=rows["event_id"].to_numpy(),
+        position=rows["position"].fill_null(0).to_numpy(),
         label=rows["label"].to_numpy(),
         known_user=behaved,
         logits=_scores(frames, rankers),
@@ -83,7 +85,6 @@ def rank_requests(
     retriever: Retriever,
     rankers: Mapping[str, Ranker],
     k: int,
-    seed: int,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Answer retrieval requests by every way the system has, for comparison.
 
@@ -94,29 +95,23 @@ def rank_requests(
         retriever: the sources.
         rankers: name -> ranker.
         k: length of the lists.
-        seed: of nothing that matters when all candidates are kept; passed through.
 
     Yields:
         name and int64 item ids of shape (R, k), best first, -1 where a list has ended: ``source_<name>`` for
-        every source alone, ``without_<name>`` for the rest of them without it, ``candidates`` for their fused
-        union, then ``ranker_<name>`` for the candidates in the order of each ranker.
+        every source alone, ``candidates`` for their
+        fused union, then ``ranker_<name>`` for the candidates in the order of each ranker.
     """
     frames = requests_frame(folder, requests, size)
     for source in retriever.personal:
         yield f"source_{source.name}", lists(retrieve(frames, [source], max(k, PER_SOURCE)), k)
     found = retrieve(frames, retriever.personal, PER_SOURCE)
     yield "candidates", lists(found, k)
-    rows = example_rows(requests, found, None, seed, must_have=False)
+    rows = example_rows(requests, found, None, 0, must_have=False)
     scored = matched(training_frame(folder / "store", rows, size.history), match_sources(retriever))
     item_id = rows["item_id"].to_numpy()
     offsets = _offsets(requests, rows)
     for name, scores in _scores(scored, rankers).items():
         yield f"ranker_{name}", lists(Retrieved(offsets, item_id, scores), k)
-
-
-def behaviour_only(sources: tuple[Source, ...]) -> tuple[Source, ...]:
-    """The sources that know nothing of content."""
-    return tuple(source for source in sources if isinstance(source, CooccurrenceSource))
 
 
 def lists(retrieved: Retrieved, k: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Measure a run: encoder, retrieval and ranking against named baselines and controls; metrics.json, report.html."""
+"""Measure a run against named baselines and controls; write metrics.json, example.json and report.html."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataset.behaviour import EXAMINATION
+from dataset.contracts import TIME
 from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.encode import Content, Encoder, item_content
@@ -18,10 +20,10 @@ from evaluation.baselines import Mix, rank, tune_mix
 from evaluation.content import colours, item_text, tf_idf
 from evaluation.ctr_quality import ctr_quality, probabilities
 from evaluation.encoder_quality import Pool, encoder_quality
-from evaluation.metrics import Measurement
 from evaluation.measurements import write_measurements
+from evaluation.metrics import Measurement
 from evaluation.replay import Impressions, open_rankers, rank_requests, score_impressions
-from evaluation.retrieval_quality import Relevant, item_slices, retrieval_quality
+from evaluation.retrieval_quality import item_slices, retrieval_quality
 from evaluation.sheets import Evidence, write_report
 from evaluation.shop_baselines import positive_events, relevant_of, requests_of, shop_baselines
 from feature_repo.vectors import Vectors
@@ -135,7 +137,7 @@ def _retrieval(
     )
     slices = _slices(dataset, split, log)
     named = dict(_baseline_lists(dataset, split, log, parts, candidates, seed))
-    named |= dict(rank_requests(folder, test, size, retriever, rankers, DEPTH, seed))
+    named |= dict(rank_requests(folder, test, size, retriever, rankers, DEPTH))
     named["moon"] = named.pop("ranker_full")
     for name, ranked in named.items():
         shown = slices if name in ("moon", "item_knn", "mix", "ranker_id_only", "ranker_shuffled") else None
@@ -170,6 +172,11 @@ def _baseline_lists(
         yield name, rank(baseline, requests, DEPTH, exclude_history=True)
 
 
+def _known_log(split: Split) -> pa.Table:
+    """What was known when testing begins."""
+    return split.log.filter(pc.less(split.log["available_time"], pa.scalar(split.test_from, TIME)))
+
+
 def _slices(dataset: Dataset, split: Split, log: pa.Table) -> dict[str, np.ndarray]:
     items = dataset.items
     return item_slices(
@@ -199,23 +206,26 @@ def _ctr(
     )
     slices = {name: np.isin(scored.item_id, ids) for name, ids in _slices(dataset, split, log).items()}
     slices["new_user"] = ~scored.known_user
-    truth = _truth(dataset, scored)
     for name, logits in scored.logits.items():
-        yield from ctr_quality(
-            scored.label,
-            probabilities(logits),
-            scored.user_id,
-            slices,
-            truth if name == "full" else None,
-            prefix=f"ctr/{name}",
-        )
+        chance = probabilities(logits)
+        yield from ctr_quality(scored.label, chance, scored.user_id, slices, prefix=f"ctr/{name}")
+    for name, chance in _truth(dataset, scored):
+        for one in ctr_quality(scored.label, chance, scored.user_id, prefix=f"ctr/{name}"):
+            if name == "truth" or one.name.endswith("auc"):
+                yield one
     evidence.clicks(scored)
 
 
-def _truth(dataset: Dataset, scored: Impressions) -> np.ndarray | None:
-    """The true click probability of each impression, where the world is simulated."""
+def _truth(dataset: Dataset, scored: Impressions) -> Iterator[tuple[str, np.ndarray]]:
+    """The true click probabilities, where the world is simulated: what no ranker can beat.
+
+    Rankers do not see the position of a candidate, so their bound is ``truth_unplaced``: the probability that
+    the user clicks once they look at it.
+    """
     if dataset.truth is None:
-        return None
-    event, probability = dataset.truth["event_id"].to_numpy(), dataset.truth["click_probability"].to_numpy()
+        return
+    event, chance = dataset.truth["event_id"].to_numpy(), dataset.truth["click_probability"].to_numpy()
     order = np.argsort(event)
-    return probability[order[np.searchsorted(event[order], scored.event_id)]]
+    true = chance[order[np.searchsorted(event[order], scored.event_id)]]
+    yield "truth", true
+    yield "truth_unplaced", np.minimum(true / EXAMINATION[scored.position], 1)

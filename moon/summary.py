@@ -9,27 +9,27 @@ from pathlib import Path
 TABLES: dict[str, dict[str, list[str]]] = {
     "retrieval": {
         "columns": ["recall@10", "recall@20", "recall@50", "ndcg@20", "coverage@20"],
-        "rows": ["popularity", "item_knn", "tfidf", "colour", "mix", "candidates", "moon"],
+        "rows": ["popularity", "item_knn", "tf_idf", "colour", "mix", "candidates", "moon"],
     },
     "ctr": {
-        "columns": ["auc", "gauc", "normalised_entropy", "calibration"],
-        "rows": ["id_only", "shuffled", "full", "bayes"],
+        "columns": ["auc", "gauc", "ne", "calibration"],
+        "rows": ["id_only", "shuffled", "full", "truth_unplaced", "truth"],
     },
     "encoder": {
         "columns": [
-            "image_to_item/recall@1",
+            "image_to_text/recall@1",
+            "image_to_text/recall@10",
             "image_to_item/recall@10",
-            "text_to_item/recall@1",
             "text_to_item/recall@10",
             "item_to_item/recall@10",
         ],
-        "rows": ["random", "colour", "tfidf", "moon"],
+        "rows": ["random", "colour", "tf_idf", "moon"],
     },
 }
 
 
 def text(folder: Path) -> str:
-    """The closing message of ``moon demo``, from ``metrics.json`` and ``example.json`` of the run in ``folder``."""
+    """The closing message of ``moon demo``: metrics, the served example and where the report is."""
     metrics = json.loads((folder / "metrics.json").read_text())
     parts = [table(name, metrics) for name in TABLES]
     example = folder / "example.json"

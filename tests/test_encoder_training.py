@@ -69,7 +69,7 @@ def test_unseen_combinations_of_colour_and_shape_are_found_by_their_words():
 
     corpus = read_corpus(Shop(), tokenizer, 8, 32, np.arange(len(rows)))
     none = Pairs(np.empty(0, np.int64), np.empty(0, np.int64))
-    positives = Positives(own_pairs(corpus), none, none)
+    positives = Positives(own=own_pairs(corpus), part=none, query=none, item=none)
     optimizers = Optimizers(model, 80)
     for step in range(80):
         loss = posttrain_loss(model, corpus, positives, 48, (32, 16), np.random.default_rng((0, step)))
