@@ -115,7 +115,7 @@ def train_encoder(
     )
     if not positives.kinds():
         raise DataError(
-            f"{dataset.artifact.path}: expected items with picture and words, queries with clicks, or items "
+            f"{dataset.artifact.path}: expected items with words, queries with clicks, or items "
             f"bought together before {split.fit_until.isoformat()}; found none: nothing to learn from."
         )
     losses = _train(model, tokenizer, corpus, positives, size, seed, partial, budget, checkpoint is not None)

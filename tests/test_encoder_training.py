@@ -19,7 +19,7 @@ from encoder.encode import Encoder, save_encoder
 from encoder.model import EncoderModel, Sample
 from encoder.optim import Optimizers
 from encoder.pairs import Pairs
-from encoder.posttrain import Positives, augmented, own_pairs, posttrain_loss, shown_modalities
+from encoder.posttrain import Positives, augmented, halved, own_pairs, posttrain_loss, shown_modalities
 from encoder.pretrain import KINDS, pretrain_loss, question
 from encoder.tokenizer import special_ids, train_tokenizer
 from encoder.train import schedule, train_encoder
@@ -222,6 +222,15 @@ def test_every_anchor_shows_something_and_all_three_modalities_occur(world):
     assert seen == {(True, False), (False, True), (True, True)}
 
 
+def test_a_part_of_an_item_is_some_of_its_words_in_their_order():
+    samples = [Sample(list(range(n)), None) for n in (1, 2, 40)] * 10
+    parts = halved(samples, np.random.default_rng(0))
+    for whole, part in zip(samples, parts, strict=True):
+        assert part.tokens and part.tokens == sorted(set(part.tokens) & set(whole.tokens))
+    kept = [len(part.tokens) for part in parts[2::3]]
+    assert 10 <= np.mean(kept) <= 30 and len(set(kept)) > 1
+
+
 def test_questions_have_answers_from_the_item_and_none_is_invented():
     rng = np.random.default_rng(0)
     row = item_row(1, "red", "disc", None, description="Round and red.")
@@ -292,6 +301,7 @@ def test_augmentation_changes_pictures_and_nothing_else():
 
 def test_nothing_to_learn_from_is_said(world, tmp_path):
     dataset, split = world
+    wordless = {"title": None, "category": [], "attributes": [], "description": None}
 
     class Bare:
         artifact, images, judgements, queries = (
@@ -300,7 +310,7 @@ def test_nothing_to_learn_from_is_said(world, tmp_path):
             JUDGEMENTS.empty_table(),
             dataset.queries,
         )
-        items = pa.Table.from_pylist([{**r, "image_id": None} for r in dataset.items.to_pylist()], ITEMS)
+        items = pa.Table.from_pylist([{**r, **wordless} for r in dataset.items.to_pylist()], ITEMS)
 
     class Empty:
         artifact, fit_until, log = split.artifact, split.fit_until, split.log.slice(0, 0)
