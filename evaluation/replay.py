@@ -17,9 +17,10 @@ from moon.sizes import Size
 from ranker.controls import shuffled
 from ranker.score import Ranker
 from retrieval.examples import MatchedFrames, chunks, example_rows, matched
-from retrieval.jagged import Retrieved, best_first, offsets_of
+from retrieval.jagged import Retrieved, best_first, offsets_of, owners, stack
 from retrieval.ranking import PER_SOURCE, match_sources, requests_frame, retrieve
 from retrieval.retriever import Retriever
+from retrieval.sources import fuse_orders
 
 CONTROLS = ("full", "id_only", "shuffled")
 
@@ -98,8 +99,8 @@ def rank_requests(
 
     Yields:
         name and int64 item ids of shape (R, k), best first, -1 where a list has ended: ``source_<name>`` for
-        every source alone, ``candidates`` for their
-        fused union, then ``ranker_<name>`` for the candidates in the order of each ranker.
+        every source alone, ``candidates`` for their fused union, then ``ranker_<name>`` for what the service
+        would answer with each ranker.
     """
     frames = requests_frame(folder, requests, size)
     for source in retriever.personal:
@@ -110,8 +111,30 @@ def rank_requests(
     scored = matched(training_frame(folder / "store", rows, size.history), match_sources(retriever))
     item_id = rows["item_id"].to_numpy()
     offsets = _offsets(requests, rows)
+    order = found_order(found, offsets, item_id)
     for name, scores in _scores(scored, rankers).items():
-        yield f"ranker_{name}", lists(Retrieved(offsets, item_id, scores), k)
+        ranker = rankers[name]
+        assert ranker.artifact is not None
+        if ranker.artifact.config["loss"] == "pointwise":
+            yield f"ranker_{name}", lists(_fused(offsets, item_id, order, scores), k)
+        else:
+            yield f"ranker_{name}", lists(Retrieved(offsets, item_id, scores), k)
+
+
+def found_order(found: Retrieved, offsets: np.ndarray, item_id: np.ndarray) -> np.ndarray:
+    """Rows of the candidates, each request's in the order retrieval found them, int64 of shape (C)."""
+    request, rows = owners(offsets), np.empty(len(item_id), dtype=np.int64)
+    rows[np.lexsort((found.item_id, owners(found.offsets)))] = np.lexsort((item_id, request))
+    return rows
+
+
+def _fused(offsets: np.ndarray, item_id: np.ndarray, order: np.ndarray, scores: np.ndarray) -> Retrieved:
+    """As the service does for a ranker that learned from impressions."""
+    answers = []
+    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+        rows = order[start:stop]
+        answers.append(fuse_orders(item_id[rows], scores[rows]))
+    return stack(answers)
 
 
 def lists(retrieved: Retrieved, k: int) -> np.ndarray:

@@ -121,6 +121,14 @@ def evaluate(run: RunOption = None) -> None:
 
 
 @app.command()
+def seeds(run: RunOption = None) -> None:
+    """Train the ranker and its controls with three seeds; print mean and deviation of AUC, GAUC and NE."""
+    from moon import journey, summary
+
+    typer.echo(summary.seeds(journey.seeds(journey.load(run))))
+
+
+@app.command()
 def serve(
     run: RunOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from moon.sizes import Size, size
@@ -87,6 +87,8 @@ def start(data: str, folder: Path | None, size_name: str | None, seed: int, prof
     record = run.folder / "run.json"
     if record.exists():
         known = load(run.folder)
+        if known != run and replace(known, profile=profile) == run:
+            return switch(known, profile)
         if known != run:
             raise JourneyError(
                 f"{run.folder} holds the run {_choices(known)}, asked for {_choices(run)}. "
@@ -97,6 +99,18 @@ def start(data: str, folder: Path | None, size_name: str | None, seed: int, prof
     RUNS.mkdir(exist_ok=True)
     _write_json(LAST, {"folder": str(run.folder)})
     return run
+
+
+def switch(run: Run, profile: str) -> Run:
+    """The same run with another online store: a finished one is loaded into it."""
+    from moon import stages as work
+
+    if _stamp(run, "materialize").exists():
+        _say(f"load {run.folder} into the {profile} store")
+        work.switch_store(run, profile)
+    switched = replace(run, profile=profile)
+    _write_json(run.folder / "run.json", _choices(switched))
+    return switched
 
 
 def load(folder: Path | None) -> Run:
@@ -154,16 +168,30 @@ def timings(run: Run) -> dict[str, float]:
     }
 
 
+def seeds(run: Run) -> dict[str, dict[str, float | int]]:
+    """Measure the ranker and its controls over several seeds; see ``evaluation.seeds``."""
+    from moon import stages as work
+
+    _require_finished(run)
+    return work.seeds(run)
+
+
 def serve(run: Run, host: str, port: int, profile: str | None) -> None:
     """Serve a finished run over HTTP until interrupted."""
     from moon import stages as work
 
+    _require_finished(run)
+    if profile is not None and profile != run.profile:
+        run = switch(run, profile)
+    work.serve(run, host, port)
+
+
+def _require_finished(run: Run) -> None:
     for stage in stages():
         if not _done(run, stage.verb):
             raise JourneyError(
-                f"{run.folder}: '{stage.verb}' is not done. Run 'moon demo --data {run.data}'."
+                f"{run.folder}: '{stage.verb}' is not done. Run 'moon demo --data {run.data}' first."
             )
-    work.serve(run, host, port, profile or run.profile)
 
 
 def _work(run: Run, stage: Stage) -> None:
@@ -185,7 +213,8 @@ def _done(run: Run, verb: str) -> bool:
 
 
 def _key(run: Run, verb: str) -> str:
-    return hashlib.sha256(json.dumps([_choices(run), verb], sort_keys=True).encode()).hexdigest()[:16]
+    decided = [run.data, run.size_name, run.seed, verb]  # the online store can be switched at any time
+    return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:16]
 
 
 def _choices(run: Run) -> dict[str, str | int]:

@@ -126,12 +126,27 @@ def evaluate(run: Run) -> None:
     evaluate_run(run.folder, _dataset(run), _split(run), run.size, seed=run.seed, timings_s=timings(run))
 
 
-def serve(run: Run, host: str, port: int, profile: str) -> None:
+def seeds(run: Run) -> dict[str, dict[str, float | int]]:
+    """Measure the ranker and its controls over several seeds."""
+    from evaluation.seeds import measure_seeds
+
+    return measure_seeds(run.folder, _split(run), run.size)
+
+
+def switch_store(run: Run, profile: str) -> None:
+    """Point the run's store at another online store and load it."""
+    from feature_repo.store import use_profile
+
+    use_profile(run.folder / "store", profile)
+    materialize(run)
+
+
+def serve(run: Run, host: str, port: int) -> None:
     """Answer requests over HTTP."""
     from serving.app import serve as serve_http
     from serving.settings import Settings
 
-    serve_http(Settings(run=run.folder, host=host, port=port, profile=profile))
+    serve_http(Settings(run=run.folder, host=host, port=port, profile=run.profile))
 
 
 def _dataset(run: Run) -> Dataset:

@@ -61,6 +61,15 @@ def table(name: str, metrics: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def seeds(measured: dict[str, dict[str, float | int]]) -> str:
+    """Mean and deviation over seeds, a line per metric."""
+    width = max(len(name) for name in measured)
+    return "\n".join(
+        f"{name.ljust(width)}  {one['mean']:.4f} ± {one['sd']:.4f}  ({one['n']} seeds)"
+        for name, one in sorted(measured.items())
+    )
+
+
 def _example(example: dict) -> str:
     stages = ", ".join(
         f"{stage} {milliseconds:.1f} ms" for stage, milliseconds in example["timings_ms"].items()

@@ -27,7 +27,7 @@ class Answer:
         hits: at most k, fewer when fewer exist.
         timings_ms: stage -> milliseconds, in the order of the stages.
         fallbacks: names of the steps down that were taken; empty when everything was there.
-        order: what the hits are ordered by: ``ranker``, ``retrieval``, ``popularity``, ``relevance``,
+        order: by what: ``ranker``, ``retrieval+ranker``, ``retrieval``, ``popularity``, ``relevance``,
             ``similarity`` or ``relevance+ranker``.
     """
 

@@ -34,7 +34,7 @@ from ranker.score import Ranker
 from retrieval.jagged import best_first
 from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import Retriever, require_agreement
-from retrieval.sources import FUSION, Source, add_matches, match_scores, union
+from retrieval.sources import Source, add_matches, fuse_orders, match_scores, union
 from serving.answer import Answer, Hit, Stages
 from serving.catalogue import Card, Catalogue
 from serving.settings import Settings
@@ -95,6 +95,7 @@ class Recommender:
         now: the time that requests without one are answered as of.
         per_source: candidates asked of every source.
         example_users: users worth looking at, for the page.
+        fuse: the ranker learned from impressions only, so its order of candidates is fused with retrieval's.
     """
 
     def __init__(
@@ -109,10 +110,12 @@ class Recommender:
         now: Callable[[], datetime],
         per_source: int = 100,
         example_users: Sequence[int] = (),
+        fuse: bool = False,
     ) -> None:
         self.retriever, self.reader, self.ranker, self.encoder = retriever, reader, ranker, encoder
         self.relevance, self.catalogue, self.artifacts = relevance, catalogue, dict(artifacts)
         self.now, self.per_source, self.example_users = now, per_source, tuple(example_users)
+        self.fuse = fuse
         self.counts: Counter[str] = Counter()
 
     @classmethod
@@ -128,7 +131,7 @@ class Recommender:
         if recorded["profile"] != settings.profile:
             raise ValueError(
                 f"{run} was loaded into the {recorded['profile']} store, asked to serve from "
-                f"{settings.profile}. Run 'moon demo' with that profile first."
+                f"{settings.profile}. Run 'moon serve --profile {settings.profile}' to load it there."
             )
         dataset, split = Dataset.open(run / "dataset"), Split.open(run / "split")
         retriever = Retriever.open(run)
@@ -153,6 +156,7 @@ class Recommender:
             now=(lambda: last) if settings.clock == "log" else (lambda: datetime.now(UTC)),
             per_source=settings.per_source,
             example_users=_example_users(split),
+            fuse=artifacts["ranker"].config["loss"] == "pointwise",
         )
         for user_id in recommender.example_users[:1]:
             recommender.recommend(user_id, 10)
@@ -203,7 +207,10 @@ class Recommender:
         if personal and user is not None and len(ids):
             ranked = self._rank(request, ids, stages, fallbacks)
             if ranked is not None:
-                order, (ids, scores) = "ranker", best_first(ids, ranked, k)
+                if self.fuse:
+                    order, (ids, scores) = "retrieval+ranker", fuse_orders(ids, ranked)
+                else:
+                    order, (ids, scores) = "ranker", best_first(ids, ranked, k)
         return self._answer(ids[:k], scores[:k], request, order, stages, fallbacks)
 
     def search(
@@ -248,7 +255,7 @@ class Recommender:
         if user is not None and len(ids):
             ranked = self._rank(request, ids, stages, fallbacks)
             if ranked is not None:
-                order, (ids, scores) = "relevance+ranker", _fused(ids, ranked)
+                order, (ids, scores) = "relevance+ranker", fuse_orders(ids, ranked)
         return self._answer(ids[:k], scores[:k], request, order, stages, fallbacks)
 
     def similar(self, item_id: int, k: int) -> Answer:
@@ -368,14 +375,6 @@ def _with_session(history: History, session: Sequence[int]) -> History:
         np.concatenate([history.code, visit.code]),
         np.concatenate([history.time_us, visit.time_us + (history.time_us.max(initial=0))]),
     )
-
-
-def _fused(ids: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reciprocal rank fusion of the given order of ``ids`` with the order by ``ranked``."""
-    rank = np.empty(len(ids), dtype=np.int64)
-    rank[np.lexsort((ids, -ranked))] = np.arange(len(ids))
-    fused = 1.0 / (FUSION + 1 + np.arange(len(ids))) + 1.0 / (FUSION + 1 + rank)
-    return best_first(ids, fused.astype(np.float32), len(ids))
 
 
 def _ids(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
