@@ -17,10 +17,10 @@ from moon.sizes import Size
 from ranker.controls import shuffled
 from ranker.score import Ranker
 from retrieval.examples import MatchedFrames, chunks, example_rows, matched
+from retrieval.fusion import fuse_orders
 from retrieval.jagged import Retrieved, best_first, offsets_of, owners, stack
 from retrieval.ranking import PER_SOURCE, match_sources, requests_frame, retrieve
 from retrieval.retriever import Retriever
-from retrieval.sources import fuse_orders
 
 CONTROLS = ("full", "id_only", "shuffled")
 
@@ -105,7 +105,7 @@ def rank_requests(
     frames = requests_frame(folder, requests, size)
     for source in retriever.personal:
         yield f"source_{source.name}", lists(retrieve(frames, [source], max(k, PER_SOURCE)), k)
-    found = retrieve(frames, retriever.personal, PER_SOURCE)
+    found = retrieve(frames, retriever.recommending, PER_SOURCE)
     yield "candidates", lists(found, k)
     rows = example_rows(requests, found, None, 0, must_have=False)
     scored = matched(training_frame(folder / "store", rows, size.history), match_sources(retriever))

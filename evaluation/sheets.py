@@ -178,7 +178,7 @@ def write_report(
         **{table: int(rows) for table, rows in config["rows"].items()},
         "first event": str(pc.min(events).as_py())[:19],
         "last event": str(pc.max(events).as_py())[:19],
-        **{f"seconds: {stage}": seconds for stage, seconds in evidence.timings_s.items()},
+        **{f"{stage}, s": round(seconds) for stage, seconds in evidence.timings_s.items()},
     }
     limits = [LIMITS[key] for key in (name, split.protocol) if key in LIMITS]
     content = ReportContent(

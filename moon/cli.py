@@ -15,7 +15,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -165,7 +165,14 @@ def main() -> None:
 def _quiet() -> None:
     """Keep libraries' notes to their developers off the user's terminal."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin starve their neighbours
-    warnings.simplefilter("ignore", DeprecationWarning)
-    warnings.simplefilter("ignore", FutureWarning)
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
+        if not issubclass(
+            category, DeprecationWarning | FutureWarning
+        ):  # Feast resets the filters when imported
+            shown(message, category, *place, **rest)
+
+    warnings.showwarning = show
     for name in ("feast", "torch.fx._symbolic_trace", "torchrec"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -54,7 +54,7 @@ def ranker_frames(
         loss = "pointwise"
     else:
         requests = _part(split.retrieval, "train")
-        found = retrieve(requests_frame(folder, requests, size), retriever.personal, PER_SOURCE)
+        found = retrieve(requests_frame(folder, requests, size), retriever.recommending, PER_SOURCE)
         rows = example_rows(requests, found, NEGATIVES, seed, must_have=True)
         apart = np.isin(
             rows["request_id"].to_numpy(),

@@ -44,6 +44,11 @@ class Retriever:
     artifacts: dict[str, Artifact]
 
     @property
+    def recommending(self) -> tuple[Source, ...]:
+        """What proposes candidates to a user with a history: what is popular is worth a look for anyone."""
+        return (*self.personal, self.popular)
+
+    @property
     def sources(self) -> tuple[Source, ...]:
         """All of them: the ranker reads one ``match_*`` column for each, whichever proposed a candidate."""
         return (*self.personal, self.popular, self.query)

@@ -18,13 +18,13 @@ import pyarrow as pa
 
 from feature_repo.frame import Frame
 from retrieval.cooccurrence import Cooccurrence
+from retrieval.fusion import FUSION
 from retrieval.index import ItemIndex
 from retrieval.jagged import Retrieved, best_first, group_best, offsets_of, owners, stack
 from retrieval.requests import Interests, Request, Requests, interests
 
 CHUNK_REQUESTS = 4096
 CHUNK_PAIRS = 65_536
-FUSION = 60  # the constant of reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009)
 
 
 class VectorLookup(Protocol):
@@ -318,25 +318,6 @@ def match_scores(
     names = tuple(f"match_{source.name}" for source in sources)
     columns = [source.score(requests, item_id, offsets) for source in sources]
     return names, np.stack(columns, axis=1) if columns else np.empty((len(item_id), 0), np.float32)
-
-
-def fuse_orders(ids: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reciprocal rank fusion of two orders of the same items.
-
-    A ranker that learned from impressions knows what an earlier system showed; of items nobody showed it knows
-    less than the sources that proposed them (measured in LOG.md), so neither order may overrule the other.
-
-    Args:
-        ids: int64 [C], best first in the order of retrieval.
-        ranked: float32 [C], the ranker's scores of the same items.
-
-    Returns:
-        ids and fused scores, best first.
-    """
-    rank = np.empty(len(ids), dtype=np.int64)
-    rank[np.lexsort((ids, -ranked))] = np.arange(len(ids))
-    fused = 1.0 / (FUSION + 1 + np.arange(len(ids))) + 1.0 / (FUSION + 1 + rank)
-    return best_first(ids, fused.astype(np.float32), len(ids))
 
 
 def with_matches(frame: Frame, sources: Sequence[Source], query_vectors: np.ndarray | None = None) -> Frame:

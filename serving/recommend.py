@@ -31,10 +31,11 @@ from moon.artifacts import Artifact, open_artifact
 from moon.sizes import size
 from ranker.relevance import Relevance
 from ranker.score import Ranker
+from retrieval.fusion import fuse_orders
 from retrieval.jagged import best_first
 from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import Retriever, require_agreement
-from retrieval.sources import Source, add_matches, fuse_orders, match_scores, union
+from retrieval.sources import add_matches, match_scores, union
 from serving.answer import Answer, Hit, Stages
 from serving.catalogue import Card, Catalogue
 from serving.settings import Settings
@@ -200,7 +201,7 @@ class Recommender:
             exclude=np.union1d(owned, np.asarray(session, dtype=np.int64)),
             user=user.requests if user is not None and _known(user) else None,
         )
-        sources: Sequence[Source] = self.retriever.personal if personal else (self.retriever.popular,)
+        sources = self.retriever.recommending if personal else (self.retriever.popular,)
         with stages.measure("retrieve"):
             found = union(sources, request, max(self.per_source, k))
         order, ids, scores = "retrieval" if personal else "popularity", *found.retrieved[0]

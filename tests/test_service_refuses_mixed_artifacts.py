@@ -33,7 +33,7 @@ from serving.settings import Settings
 
 def write(run, name, kind, parents, seed=0):
     """A stand-in artifact that nobody reads the content of."""
-    with write_artifact(run / name, kind, {"seed": seed}, parents) as folder:
+    with write_artifact(run / name, kind, {"seed": seed, "loss": "listwise"}, parents) as folder:
         (folder / "weights.json").write_text(str(seed))
     return open_artifact(run / name, kind, "test")
 

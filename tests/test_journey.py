@@ -1,0 +1,107 @@
+"""The journey resumes where it stopped, refuses what does not fit, and says what to run."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from moon import journey, summary
+from moon.cli import app
+from moon.journey import JourneyError, Stage
+
+
+@pytest.fixture
+def walked(tmp_path, monkeypatch):
+    """Three stages that note that they ran; the second fails once when told to."""
+    monkeypatch.chdir(tmp_path)
+    ran, fail = [], set()
+
+    def work(verb):
+        def stage(run):
+            if verb in fail:
+                fail.discard(verb)
+                raise RuntimeError("killed")
+            ran.append(verb)
+
+        return stage
+
+    stages = tuple(Stage(verb, verb, work(verb)) for verb in ("dataset", "split", "store"))
+    monkeypatch.setattr(journey, "stages", lambda: stages)
+    return ran, fail
+
+
+def begin(**changes):
+    choices = {"data": "marketplace", "folder": None, "size_name": None, "seed": 0, "profile": "embedded"}
+    return journey.start(**{**choices, **changes})
+
+
+def test_a_finished_stage_is_not_repeated_and_an_interrupted_one_is(walked):
+    ran, fail = walked
+    fail.add("split")
+    with pytest.raises(RuntimeError):
+        journey.travel(begin())
+    assert ran == ["dataset"]
+    journey.travel(begin())
+    assert ran == ["dataset", "split", "store"]
+    journey.travel(begin())
+    assert ran == ["dataset", "split", "store"]
+
+
+def test_redoing_a_stage_undoes_what_came_after(walked):
+    ran, _ = walked
+    journey.travel(begin())
+    journey.redo(journey.load(None), "split")
+    assert ran == ["dataset", "split", "store", "split"]
+    journey.travel(begin())
+    assert ran[-1] == "store" and len(ran) == 5
+
+
+def test_a_stage_without_its_predecessor_says_which_command_to_run(walked):
+    run = begin()
+    with pytest.raises(JourneyError, match="'store' needs 'dataset' first. Run 'moon dataset'"):
+        journey.redo(run, "store")
+
+
+def test_a_folder_holds_one_run_only(walked):
+    begin()
+    with pytest.raises(JourneyError, match="Choose another folder"):
+        begin(folder=journey.RUNS / "marketplace", seed=1)
+
+
+def test_the_online_store_of_a_run_can_be_switched(walked):
+    run = begin()
+    assert begin(profile="redis").profile == "redis" == journey.load(run.folder).profile
+
+
+def test_unknown_choices_are_refused(walked):
+    with pytest.raises(JourneyError, match="unknown profile 'sqlite'"):
+        begin(profile="sqlite")
+    with pytest.raises(ValueError, match="unknown size 'huge': expected one of nano, small, base"):
+        begin(size_name="huge")
+    with pytest.raises(JourneyError, match="no run yet: start one with 'moon demo'"):
+        journey.LAST.unlink(missing_ok=True)
+        journey.load(None)
+
+
+def test_the_size_follows_the_data(walked):
+    assert begin().size_name == "nano"
+    assert begin(data="hm_fashion:somewhere").size_name == "small"
+
+
+def test_the_summary_shows_what_was_measured_and_nothing_else(tmp_path):
+    metrics = {
+        "retrieval/moon/recall@20": {"value": 0.25, "n": 10, "split": "test"},
+        "retrieval/mix/recall@20": {"value": 0.125, "n": 10, "split": "test"},
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    text = summary.text(tmp_path)
+    lines = text.splitlines()
+    assert lines[0].split() == ["retrieval", "recall@20"]
+    assert [line.split() for line in lines[1:3]] == [["mix", "0.1250"], ["moon", "0.2500"]]
+    assert "auc" not in text and "served example" not in text
+
+
+def test_stage_commands_are_the_stages():
+    verbs = {stage.verb for stage in journey.stages()}
+    result = CliRunner().invoke(app, ["--help"])
+    assert all(verb in result.output for verb in verbs | {"demo", "serve", "seeds"})

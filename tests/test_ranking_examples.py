@@ -1,0 +1,124 @@
+"""What the ranker learns from is labelled right, and the service's order is the one that is measured."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataset.contracts import TIME
+from evaluation.replay import found_order, lists
+from feature_repo.frame import Frame, History
+from retrieval.examples import MatchedFrames, example_rows
+from retrieval.fusion import FUSION, fuse_orders
+from retrieval.jagged import Retrieved
+
+AT = datetime(2025, 6, 1, tzinfo=UTC)
+
+
+def requests(relevant):
+    count = len(relevant)
+    return pa.table(
+        {
+            "request_id": pa.array(np.arange(count) * 10 + 7),
+            "user_id": pa.array(np.arange(count) + 100),
+            "time": pa.array([AT] * count, TIME),
+            "relevant": pa.array(relevant, pa.list_(pa.int64())),
+        }
+    )
+
+
+def retrieved(lists_of_ids):
+    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in lists_of_ids])]).astype(np.int64)
+    ids = np.array([i for ids in lists_of_ids for i in ids], dtype=np.int64)
+    return Retrieved(offsets, ids, -np.arange(len(ids), dtype=np.float32))
+
+
+catalogues = st.lists(st.integers(0, 30), unique=True, max_size=12)
+
+
+@given(st.lists(st.tuples(catalogues, catalogues.filter(bool)), min_size=1, max_size=5), st.integers(0, 4))
+def test_every_candidate_is_labelled_by_what_was_taken(pairs, negatives):
+    found, relevant = [list(f) for f, _ in pairs], [sorted(r) for _, r in pairs]
+    whole = example_rows(requests(relevant), retrieved(found), None, 0, must_have=False).to_pylist()
+    expected = {
+        (7 + 10 * r, item): float(item in relevant[r]) for r in range(len(pairs)) for item in found[r]
+    }
+    assert {(row["request_id"], row["item_id"]): row["label"] for row in whole} == expected
+    assert [row["request_id"] for row in whole] == sorted(row["request_id"] for row in whole)
+
+    drawn = example_rows(requests(relevant), retrieved(found), negatives, 0, must_have=True).to_pylist()
+    for r in range(len(pairs)):
+        mine = [row for row in drawn if row["request_id"] == 7 + 10 * r]
+        assert sorted(row["item_id"] for row in mine if row["label"]) == relevant[r], "all that was taken"
+        others = [row["item_id"] for row in mine if not row["label"]]
+        proposed = set(found[r]) - set(relevant[r])
+        assert len(others) == len(set(others)) == min(negatives, len(proposed))
+        assert set(others) <= proposed
+        assert all(row["user_id"] == 100 + r and row["time"] == AT for row in mine)
+
+
+def test_drawn_negatives_are_not_the_first_ones():
+    found = retrieved([list(range(100))] * 50)
+    rows = example_rows(requests([[0]] * 50), found, 10, 3, must_have=True)
+    drawn = rows.filter(pa.array(rows["label"].to_numpy() == 0))["item_id"].to_numpy()
+    assert 40 < drawn.mean() < 60
+
+
+def test_fusion_is_the_sum_of_reciprocal_ranks():
+    ids = np.array([5, 3, 9])
+    got, scores = fuse_orders(ids, np.array([0.1, 0.9, 0.5], dtype=np.float32))
+    worth = {
+        5: 1 / (FUSION + 1) + 1 / (FUSION + 3),
+        3: 1 / (FUSION + 2) + 1 / (FUSION + 1),
+        9: 2 / (FUSION + 2.5),
+    }
+    worth[9] = 1 / (FUSION + 3) + 1 / (FUSION + 2)
+    assert got.tolist() == sorted(worth, key=lambda i: (-worth[i], i))
+    assert np.allclose(scores, sorted(worth.values(), reverse=True))
+
+
+@given(st.lists(catalogues, min_size=1, max_size=5), st.randoms())
+def test_the_order_of_retrieval_survives_shuffled_rows(found, chance):
+    shuffled = [chance.sample(ids, len(ids)) for ids in found]
+    original, rows = retrieved(found), retrieved(shuffled)
+    order = found_order(original, rows.offsets, rows.item_id)
+    assert rows.item_id[order].tolist() == original.item_id.tolist()
+
+
+def test_lists_end_with_minus_one():
+    assert lists(retrieved([[4, 2], [], [1, 3, 5]]), 2).tolist() == [[4, 2], [-1, -1], [1, 3]]
+
+
+class Stored:
+    """Requests of one, two and three candidates, in memory."""
+
+    num_candidates = 6
+
+    def __len__(self):
+        return 3
+
+    def take(self, start, stop):
+        return self.select(np.arange(start, stop))
+
+    def select(self, rows):
+        ids = [[10], [20, 21], [30, 31, 32]]
+        chosen = [i for row in rows for i in ids[row]]
+        offsets = np.concatenate([[0], np.cumsum([len(ids[row]) for row in rows])])
+        nobody = np.zeros(0, np.int64)
+        history = History(np.zeros(len(rows) + 1, np.int64), nobody, nobody, nobody)
+        requests = pa.table({"request_id": pa.array(rows)})
+        return Frame(requests, pa.table({"item_id": chosen}), offsets, history)
+
+
+def test_match_columns_follow_their_candidates_in_any_order_of_requests():
+    by_item = {10: 0.1, 20: 0.2, 21: 0.21, 30: 0.3, 31: 0.31, 32: 0.32}
+    matches = np.array([[v, -v] for v in by_item.values()], dtype=np.float32)
+    frames = MatchedFrames(Stored(), ("match_a", "match_b"), matches, np.array([0, 1, 3, 6]))
+    for frame in (frames.select(np.array([2, 0, 1, 2])), frames.take(1, 3)):
+        for item, a, b in zip(
+            *(frame.candidates[name].to_pylist() for name in ("item_id", "match_a", "match_b")), strict=True
+        ):
+            assert np.allclose([a, b], [by_item[item], -by_item[item]])
+    assert frames.without("match_a").names == ("match_b",)
