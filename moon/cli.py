@@ -85,9 +85,16 @@ def store(run: RunOption = None) -> None:
 
 
 @app.command()
-def encoder(run: RunOption = None) -> None:
+def encoder(
+    run: RunOption = None,
+    backbone: Annotated[
+        Path | None, typer.Option(help="A local Hugging Face folder to start from, e.g. of Qwen3-VL.")
+    ] = None,
+) -> None:
     """Train the MOON encoder: pretraining, then post-training."""
-    _stage("encoder", run)
+    from moon import journey
+
+    journey.redo(journey.load(run), "encoder", backbone=backbone)
 
 
 @app.command()

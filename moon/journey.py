@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from moon.sizes import Size, size
 
@@ -50,7 +51,7 @@ class Stage:
 
     verb: str
     says: str
-    work: Callable[[Run], None]
+    work: Callable[..., None]
 
 
 def stages() -> tuple[Stage, ...]:
@@ -140,8 +141,8 @@ def travel(run: Run) -> None:
             _work(run, stage)
 
 
-def redo(run: Run, verb: str) -> None:
-    """Run one stage now; what comes after it must be run again.
+def redo(run: Run, verb: str, **options: Any) -> None:
+    """Run one stage now, with options of its own; what comes after it must be run again.
 
     Raises:
         JourneyError: an earlier stage is missing.
@@ -150,7 +151,7 @@ def redo(run: Run, verb: str) -> None:
         if stage.verb == verb:
             for later in stages()[stages().index(stage) :]:
                 _stamp(run, later.verb).unlink(missing_ok=True)
-            _work(run, stage)
+            _work(run, stage, **options)
             return
         if not _done(run, stage.verb):
             raise JourneyError(
@@ -194,9 +195,9 @@ def _require_finished(run: Run) -> None:
             )
 
 
-def _work(run: Run, stage: Stage) -> None:
+def _work(run: Run, stage: Stage, **options: Any) -> None:
     began = time.monotonic()
-    stage.work(run)
+    stage.work(run, **options)
     seconds = time.monotonic() - began
     _stamp(run, stage.verb).parent.mkdir(exist_ok=True)
     _write_json(_stamp(run, stage.verb), {"key": _key(run, stage.verb), "seconds": round(seconds, 2)})

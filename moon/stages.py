@@ -49,11 +49,12 @@ def store(run: Run) -> None:
     activate(run.folder / "store")
 
 
-def encoder(run: Run) -> None:
-    """Train the encoder."""
+def encoder(run: Run, backbone: Path | None = None) -> None:
+    """Train the encoder, from random weights or from a checkpoint folder."""
     from encoder.train import train_encoder
 
-    train_encoder(_dataset(run), _split(run), run.size, run.folder / "encoder", seed=run.seed)
+    out = run.folder / "encoder"
+    train_encoder(_dataset(run), _split(run), run.size, out, seed=run.seed, checkpoint=backbone)
 
 
 def embed(run: Run) -> None:

@@ -54,6 +54,6 @@ def _card(item_id: int, row: dict | None) -> Card:
         item_id=item_id,
         title=row["title"] or "",
         category=category_path(row["category"]),
-        price=price if price is not None and np.isfinite(price) else None,
+        price=round(price, 2) if price is not None and np.isfinite(price) else None,
         image_id=row["image_id"],
     )

@@ -33,7 +33,7 @@ button { background: var(--accent); color: #fff; border-color: transparent; curs
 .card:hover { border-color: var(--accent); }
 .card .frame { height: 132px; display: flex; align-items: center; justify-content: center; background: #8881;
   border-radius: 8px; margin-bottom: 6px; color: var(--soft); }
-.card img { max-width: 100%; max-height: 132px; border-radius: 8px; }
+.card img { width: 100%; height: 132px; object-fit: contain; border-radius: 8px; }
 .card b { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .soft, .card i { color: var(--soft); font-style: normal; }
 .bars { display: flex; gap: 14px; flex-wrap: wrap; }

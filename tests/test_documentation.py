@@ -56,7 +56,7 @@ def test_the_options_are_few_and_frozen():
         for parameter in command.params
         for option in parameter.opts
     }
-    assert options == {"--data", "--run", "--size", "--seed", "--profile", "--host", "--port"}
+    assert options == {"--data", "--run", "--size", "--seed", "--profile", "--backbone", "--host", "--port"}
 
 
 def test_every_number_of_the_readme_has_its_command():
