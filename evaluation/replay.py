@@ -17,7 +17,7 @@ from moon.sizes import Size
 from ranker.controls import shuffled
 from ranker.score import Ranker
 from retrieval.examples import MatchedFrames, chunks, example_rows, matched
-from retrieval.fusion import fuse_orders
+from retrieval.fusion import fuse, fuse_orders
 from retrieval.jagged import Retrieved, best_first, offsets_of, owners, stack
 from retrieval.ranking import PER_SOURCE, match_sources, requests_frame, retrieve
 from retrieval.retriever import Retriever
@@ -99,13 +99,16 @@ def rank_requests(
 
     Yields:
         name and int64 item ids of shape (R, k), best first, -1 where a list has ended: ``source_<name>`` for
-        every source alone, ``candidates`` for their fused union, then ``ranker_<name>`` for what the service
-        would answer with each ranker.
+        every source alone, ``without_<name>`` for all the others fused, ``candidates`` for all fused, then
+        ``ranker_<name>`` for what the service would answer with each ranker.
     """
     frames = requests_frame(folder, requests, size)
-    for source in retriever.personal:
-        yield f"source_{source.name}", lists(retrieve(frames, [source], max(k, PER_SOURCE)), k)
-    found = retrieve(frames, retriever.recommending, PER_SOURCE)
+    alone = {source.name: retrieve(frames, [source], PER_SOURCE) for source in retriever.recommending}
+    for name, answered in alone.items():
+        yield f"source_{name}", lists(answered, k)
+        others = [other for other in alone if other != name]
+        yield f"without_{name}", lists(fuse([alone[other] for other in others]), k)
+    found = fuse(list(alone.values()))
     yield "candidates", lists(found, k)
     rows = example_rows(requests, found, None, 0, must_have=False)
     scored = matched(training_frame(folder / "store", rows, size.history), match_sources(retriever))

@@ -1,10 +1,12 @@
-"""Reciprocal rank fusion: one order out of two whose scores have nothing in common."""
+"""Reciprocal rank fusion: one order out of several whose scores have nothing in common."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from retrieval.jagged import best_first
+from retrieval.jagged import Retrieved, best_first, group_best, owners
 
 FUSION = 60  # the constant of reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009)
 
@@ -26,3 +28,21 @@ def fuse_orders(ids: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.nda
     rank[np.lexsort((ids, -ranked))] = np.arange(len(ids))
     fused = 1.0 / (FUSION + 1 + np.arange(len(ids))) + 1.0 / (FUSION + 1 + rank)
     return best_first(ids, fused.astype(np.float32), len(ids))
+
+
+def fuse(answers: Sequence[Retrieved]) -> Retrieved:
+    """Fuse what several sources answered to the same R requests.
+
+    An item's score is the sum over the sources that answered it of 1 / (FUSION + rank), rank counted from 1.
+    """
+    owner = [owners(found.offsets) for found in answers]
+    rank = [np.arange(len(own)) - found.offsets[own] for own, found in zip(owner, answers, strict=True)]
+    request, item_id = np.concatenate(owner), np.concatenate([found.item_id for found in answers])
+    order = np.lexsort((item_id, request))
+    request, item_id = request[order], item_id[order]
+    fused = np.concatenate([1.0 / (FUSION + 1 + place) for place in rank])[order]
+    if not len(request):
+        return answers[0]
+    first = np.flatnonzero(np.append(True, (request[1:] != request[:-1]) | (item_id[1:] != item_id[:-1])))
+    score = np.add.reduceat(fused, first).astype(np.float32)
+    return group_best(request[first], item_id[first], score, len(answers[0]), len(item_id))

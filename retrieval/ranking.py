@@ -22,7 +22,7 @@ from retrieval.examples import MatchedFrames, chunks, example_rows, matched
 from retrieval.jagged import Retrieved, stack
 from retrieval.requests import Requests
 from retrieval.retriever import Retriever
-from retrieval.sources import CooccurrenceSource, PopularSource, Source, union_batch
+from retrieval.sources import CooccurrenceSource, PopularSource, Source, propose
 
 NEGATIVES = 50
 PER_SOURCE = 100
@@ -86,7 +86,7 @@ def retrieve(frames: TrainingFrame, sources: Sequence[Source], k: int) -> Retrie
     answers: list[tuple[np.ndarray, np.ndarray]] = []
     for frame in chunks(frames, "retrieve"):
         requests = Requests.from_frame(frame, exclude_history=True)
-        answers.extend(union_batch(sources, requests, k).retrieved)
+        answers.extend(propose(sources, requests, k))
     return stack(answers)
 
 

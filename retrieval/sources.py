@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from feature_repo.frame import Frame
 from retrieval.cooccurrence import Cooccurrence
-from retrieval.fusion import FUSION
+from retrieval.fusion import fuse
 from retrieval.index import ItemIndex
 from retrieval.jagged import Retrieved, best_first, group_best, offsets_of, owners, stack
 from retrieval.requests import Interests, Request, Requests, interests
@@ -287,18 +287,14 @@ def union(sources: Sequence[Source], request: Request, k: int) -> Candidates:
 
 
 def union_batch(sources: Sequence[Source], requests: Requests, k: int) -> Candidates:
-    """The candidates of R requests: the k best of every source, without repeats (at most k x S each)."""
-    request, item_id, fused = [], [], []
-    for source in sources:
-        found = source.retrieve_batch(requests, k)
-        owner = owners(found.offsets)
-        rank = np.arange(len(owner)) - found.offsets[owner]
-        request.append(owner)
-        item_id.append(found.item_id)
-        fused.append(1.0 / (FUSION + 1 + rank))
-    retrieved = _fuse(np.concatenate(request), np.concatenate(item_id), np.concatenate(fused), requests)
-    names, matches = match_scores(sources, requests, retrieved.item_id, retrieved.offsets)
-    return Candidates(retrieved, names, matches)
+    """The candidates of R requests with every source's score of each."""
+    retrieved = propose(sources, requests, k)
+    return Candidates(retrieved, *match_scores(sources, requests, retrieved.item_id, retrieved.offsets))
+
+
+def propose(sources: Sequence[Source], requests: Requests, k: int) -> Retrieved:
+    """The k best items of every source for R requests, without repeats (at most k x S each), fused by rank."""
+    return fuse([source.retrieve_batch(requests, k) for source in sources])
 
 
 def match_scores(
@@ -350,16 +346,6 @@ def _mean_vectors(spoken: Interests, vectors: VectorLookup) -> tuple[np.ndarray,
     norms = np.linalg.norm(means, axis=1, keepdims=True)
     present = norms[:, 0] > 1e-6
     return np.where(norms > 1e-6, means / np.maximum(norms, 1e-6), 0).astype(np.float32), present
-
-
-def _fuse(request: np.ndarray, item_id: np.ndarray, fused: np.ndarray, requests: Requests) -> Retrieved:
-    order = np.lexsort((item_id, request))
-    request, item_id, fused = request[order], item_id[order], fused[order]
-    if not len(request):
-        return _nothing(len(requests))
-    first = np.flatnonzero(np.append(True, (request[1:] != request[:-1]) | (item_id[1:] != item_id[:-1])))
-    score = np.add.reduceat(fused, first).astype(np.float32)
-    return group_best(request[first], item_id[first], score, len(requests), len(item_id))
 
 
 def _filtered(
