@@ -110,7 +110,7 @@ def rank_requests(
         yield f"without_{name}", lists(fuse([alone[other] for other in others]), k)
     found = fuse(list(alone.values()))
     yield "candidates", lists(found, k)
-    rows = example_rows(requests, found, None, 0, must_have=False)
+    rows = example_rows(requests, found)
     scored = matched(training_frame(folder / "store", rows, size.history), match_sources(retriever))
     item_id = rows["item_id"].to_numpy()
     offsets = _offsets(requests, rows)

@@ -24,6 +24,7 @@ CANDIDATE_NUMBERS = (
 )  # fmt: skip
 LINEAR = ("user_found", "item_found", "rate_all")  # all other numbers, but matches, enter as log(1 + x)
 MATCH = "match_"
+HEAVY_TAILED = {"match_cooccurrence": 1e-3}  # matches that enter as log(1 + x / unit); the others are bounded
 CHUNK_REQUESTS = 8192
 
 
@@ -96,6 +97,8 @@ def number(table: pa.Table, name: str) -> np.ndarray:
             f"frame column {name}: {len(bad)} of {len(values)} values are null or not finite "
             f"(rows {bad[:3].tolist()}). Check the store with 'moon store'."
         )
+    if name in HEAVY_TAILED:
+        return np.log1p(np.maximum(values, 0) / HEAVY_TAILED[name])
     if name in LINEAR or name.startswith(MATCH):
         return values
     return np.log1p(np.maximum(values, 0))

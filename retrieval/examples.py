@@ -108,48 +108,42 @@ def matched(stored: StoredRequests, sources: Sequence[Source]) -> MatchedFrames:
 
 
 def example_rows(
-    requests: pa.Table, retrieved: Retrieved, negatives: int | None, seed: int, must_have: bool
+    requests: pa.Table, retrieved: Retrieved, negatives: int | None = None, seed: int = 0
 ) -> pa.Table:
     """Rows of (request, candidate, label) out of retrieved candidates.
+
+    Relevant items that were not retrieved are not added: no source speaks for them, and a ranker that met them as
+    positives would learn that what no source speaks for is good (measured in LOG.md).
 
     Args:
         requests: R rows with request_id, user_id, time and relevant (list of the items taken next).
         retrieved: candidates of the same R requests.
         negatives: how many candidates that were not taken to keep of each request, drawn uniformly; None: all.
         seed: of the drawing.
-        must_have: also add relevant items that were not retrieved (in training; never when measuring).
 
     Returns:
         request_id, user_id, time, query_id (null), item_id, label float32; grouped by request, in order.
     """
     rng = np.random.default_rng(seed)
     request = owners(retrieved.offsets)
-    offsets = requests["relevant"].combine_chunks().offsets.to_numpy()
-    wanted = requests["relevant"].combine_chunks().flatten().to_numpy()
-    taken = owners(offsets - offsets[0])
-    both = np.concatenate([retrieved.item_id, wanted])
-    _, code = np.unique(both, return_inverse=True)
+    relevant = requests["relevant"].combine_chunks()
+    wanted = relevant.flatten().to_numpy()
+    taken = owners(relevant.offsets.to_numpy() - relevant.offsets[0].as_py())
+    _, code = np.unique(np.concatenate([retrieved.item_id, wanted]), return_inverse=True)
     pair = np.concatenate([request, taken]) * (code.max(initial=0) + 1) + code
     label = np.isin(pair[: len(request)], pair[len(request) :])
     order = np.lexsort((rng.random(len(request)), label, request))
     place = np.arange(len(order)) - retrieved.offsets[request[order]]
     kept = order if negatives is None else order[(place < negatives) | label[order]]
-    request, item_id, label = request[kept], retrieved.item_id[kept], label[kept]
-    if must_have:
-        missing = ~np.isin(pair[len(owners(retrieved.offsets)) :], pair[: len(owners(retrieved.offsets))])
-        request = np.concatenate([request, taken[missing]])
-        item_id = np.concatenate([item_id, wanted[missing]])
-        label = np.concatenate([label, np.ones(missing.sum(), dtype=bool)])
-    order = np.lexsort((rng.random(len(request)), request))
-    request, item_id, label = request[order], item_id[order], label[order]
-    rows = pa.array(request)
+    order = kept[np.lexsort((rng.random(len(kept)), request[kept]))]
+    rows = pa.array(request[order])
     return pa.table(
         {
             "request_id": requests["request_id"].take(rows),
             "user_id": requests["user_id"].take(rows),
             "time": requests["time"].take(rows).cast(TIME),
-            "query_id": pa.nulls(len(request), pa.int64()),
-            "item_id": pa.array(item_id),
-            "label": pa.array(label.astype(np.float32)),
+            "query_id": pa.nulls(len(order), pa.int64()),
+            "item_id": pa.array(retrieved.item_id[order]),
+            "label": pa.array(label[order].astype(np.float32)),
         }
     )

@@ -55,7 +55,7 @@ def ranker_frames(
     else:
         requests = _part(split.retrieval, "train")
         found = retrieve(requests_frame(folder, requests, size), retriever.recommending, PER_SOURCE)
-        rows = example_rows(requests, found, NEGATIVES, seed, must_have=True)
+        rows = example_rows(requests, found, NEGATIVES, seed)
         apart = np.isin(
             rows["request_id"].to_numpy(),
             requests["request_id"].to_numpy()[: int(VALID_SHARE * len(requests))],
