@@ -28,7 +28,8 @@ from ranker.weights import save_weights
 EPOCHS = 8
 PATIENCE = 2
 LEARNING_RATE = 2e-3
-TABLE_LEARNING_RATE = 0.005  # 0.02 memorises ids before content is learned
+# Faster tables memorise ids before content is learned; where each item is met a few times only, sooner (LOG.md).
+TABLE_LEARNING_RATE = {"pointwise": 0.005, "listwise": 0.0005}
 POOL = 64  # batches are cut from pools of so many shuffled batches' requests, sorted by number of candidates
 VALID_REQUESTS = 512  # requests read at once when validating
 
@@ -72,7 +73,7 @@ def train_ctr(
         embedding_id=None if vectors is None else vectors.id,
         loss=loss,
         learning_rate=LEARNING_RATE,
-        table_learning_rate=TABLE_LEARNING_RATE,
+        table_learning_rate=TABLE_LEARNING_RATE[loss],
     )
     plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, LEARNING_RATE, seed)
     torch.manual_seed(seed)

@@ -54,16 +54,28 @@ def ranker_frames(
         loss = "pointwise"
     else:
         requests = _part(split.retrieval, "train")
-        found = retrieve(requests_frame(folder, requests, size), retriever.recommending, PER_SOURCE)
-        rows = example_rows(requests, found, NEGATIVES, seed)
-        apart = np.isin(
-            rows["request_id"].to_numpy(),
-            requests["request_id"].to_numpy()[: int(VALID_SHARE * len(requests))],
-        )
+        found = retrieve(requests_frame(folder, requests, size), _unbiased(retriever), PER_SOURCE)
+        rows = _with_positive(example_rows(requests, found, NEGATIVES, seed))
+        chance = np.random.default_rng(seed).permutation(requests["request_id"].to_numpy())
+        apart = np.isin(rows["request_id"].to_numpy(), chance[: int(VALID_SHARE * len(chance))])
         train, valid = rows.filter(pa.array(~apart)), rows.filter(pa.array(apart))
         loss = "listwise"
     frames = [training_frame(folder / "store", rows, size.history) for rows in (train, valid)]
     return matched(frames[0], sources), matched(frames[1], sources), loss
+
+
+def _with_positive(rows: pa.Table) -> pa.Table:
+    """The requests whose next item was retrieved: from the others a softmax over candidates learns nothing."""
+    found = rows.filter(pc.greater(rows["label"], 0.5))["request_id"]
+    return rows.filter(pc.is_in(rows["request_id"], pc.unique(found)))
+
+
+def _unbiased(retriever: Retriever) -> tuple[Source, ...]:
+    """The sources that did not learn from the ranker's training requests: all but the two-tower model.
+
+    It would propose what these users took from memory, as it cannot for anyone else.
+    """
+    return tuple(source for source in retriever.recommending if source.name != "two_tower")
 
 
 def requests_frame(folder: Path, requests: pa.Table, size: Size) -> TrainingFrame:
