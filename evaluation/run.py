@@ -136,7 +136,7 @@ def _retrieval(
         pc.less(split.log["available_time"], pa.scalar(split.test_from, split.log["available_time"].type))
     )
     slices = _slices(dataset, split, log)
-    named = dict(_baseline_lists(dataset, split, log, parts, candidates, seed))
+    named = dict(baseline_lists(dataset, split, log, parts, candidates, seed))
     named |= dict(rank_requests(folder, test, size, retriever, rankers, DEPTH))
     named["moon"] = named.pop("ranker_full")
     for name, ranked in named.items():
@@ -147,7 +147,7 @@ def _retrieval(
     evidence.retrieval(test, relevant, named)
 
 
-def _baseline_lists(
+def baseline_lists(
     dataset: Dataset,
     split: Split,
     log: pa.Table,
@@ -155,6 +155,7 @@ def _baseline_lists(
     candidates: np.ndarray,
     seed: int,
 ) -> Iterator[tuple[str, np.ndarray]]:
+    """Every baseline's answers to the test requests, the mix tuned on train requests with what was known then."""
     tuning = parts["train"].slice(0, TUNING_REQUESTS)
     wanted = relevant_of(tuning).only(candidates)
     earlier = shop_baselines(dataset.items, dataset.images, split.fit_log, candidates, seed)

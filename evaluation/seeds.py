@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset.contracts import DataError
 from dataset.split import Split
+from dataset.tables import Dataset
 from evaluation.ctr_quality import ctr_quality, probabilities
-from evaluation.replay import CONTROLS, score_impressions
+from evaluation.replay import CONTROLS, rank_requests, score_impressions
+from evaluation.retrieval_quality import retrieval_quality
+from evaluation.run import DEPTH, answerable, baseline_lists
+from evaluation.shop_baselines import relevant_of
 from feature_repo.vectors import Vectors
 from moon.artifacts import open_artifact
 from moon.sizes import Size
@@ -23,45 +28,72 @@ from retrieval.retriever import Retriever
 
 SEEDS = (0, 1, 2)
 METRICS = ("auc", "gauc", "ne")
+REPLAYED = 2_000
 
 
-def measure_seeds(folder: Path, split: Split, size: Size) -> dict[str, dict[str, float | int]]:
-    """Train every control once per seed on the same frames and vectors, and measure it on the test impressions.
+def measure_seeds(
+    folder: Path, dataset: Dataset, split: Split, size: Size
+) -> dict[str, dict[str, float | int]]:
+    """Train every control once per seed on the same frames and vectors, and measure it.
+
+    Where impressions were logged, click prediction on the test impressions; where none were, recall of
+    ``REPLAYED`` test requests drawn at random, beside the tuned mix of baselines on the same requests.
 
     Returns:
-        ``ctr/<control>/<metric>`` -> mean, sd (over seeds, n - 1), n (seeds); also written to ``seeds.json``.
-
-    Raises:
-        DataError: the log has no impressions to measure on.
+        name -> mean, n (seeds) and, over several seeds, sd (n - 1); also written to ``seeds.json``.
     """
-    if not pc.any(pc.equal(split.ranking["part"], "test")).as_py():
-        raise DataError(
-            f"{folder}: expected logged impressions or ratings to test click prediction on, found none: "
-            f"this log holds positive events only. Run 'moon seeds' on another dataset."
-        )
     embedding = open_artifact(folder / "embedding", "embedding", "moon embed")
     vectors = Vectors.open(embedding)
     train, valid, loss = ranker_frames(folder, split, size, seed=0)
-    retriever = Retriever.open(folder)
-    found: dict[str, list[float]] = {}
+    rankers: dict[str, Ranker] = {}
     for seed in SEEDS:
         content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, seed)}
-        rankers: dict[str, Ranker] = {}
         for control in CONTROLS:
-            out, table = folder / "seeds" / f"{control}_{seed}", content[control]
+            name, table = f"{control}_{seed}", content[control]
             parents = {"split": split.artifact} | ({} if table is None else {"embedding": embedding})
-            train_ctr(train, valid, table, size, out, parents, seed=seed, loss=loss)
-            rankers[control] = Ranker.open(out, table)
-        scored = score_impressions(folder, split, size, retriever, rankers)
-        for control, logits in scored.logits.items():
-            for one in ctr_quality(
-                scored.label, probabilities(logits), scored.user_id, prefix=f"ctr/{control}"
-            ):
-                if one.name.rsplit("/", 1)[1] in METRICS:
-                    found.setdefault(one.name, []).append(one.value)
-    result: dict[str, dict[str, float | int]] = {
-        name: {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)), "n": len(values)}
-        for name, values in found.items()
-    }
+            train_ctr(train, valid, table, size, folder / "seeds" / name, parents, seed=seed, loss=loss)
+            rankers[name] = Ranker.open(folder / "seeds" / name, table)
+    logged = pc.any(pc.equal(split.ranking["part"], "test")).as_py()
+    measure = _clicks if logged else _recalls
+    found: dict[str, list[float]] = {}
+    for name, value in measure(folder, dataset, split, size, rankers):
+        found.setdefault(name, []).append(value)
+    result: dict[str, dict[str, float | int]] = {}
+    for name, values in found.items():
+        result[name] = {"mean": float(np.mean(values)), "n": len(values)}
+        if len(values) > 1:  # the mix has no seed
+            result[name]["sd"] = float(np.std(values, ddof=1))
     (folder / "seeds.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
     return result
+
+
+def _clicks(
+    folder: Path, dataset: Dataset, split: Split, size: Size, rankers: Mapping[str, Ranker]
+) -> Iterator[tuple[str, float]]:
+    scored = score_impressions(folder, split, size, Retriever.open(folder), rankers)
+    for name, logits in scored.logits.items():
+        prefix = f"ctr/{name.rsplit('_', 1)[0]}"
+        for one in ctr_quality(scored.label, probabilities(logits), scored.user_id, prefix=prefix):
+            if one.name.rsplit("/", 1)[1] in METRICS:
+                yield one.name, one.value
+
+
+def _recalls(
+    folder: Path, dataset: Dataset, split: Split, size: Size, rankers: Mapping[str, Ranker]
+) -> Iterator[tuple[str, float]]:
+    candidates = answerable(dataset, split)
+    parts = {
+        part: split.retrieval.filter(pc.equal(split.retrieval["part"], part)) for part in ("train", "test")
+    }
+    drawn = np.sort(np.random.default_rng(0).permutation(len(parts["test"]))[:REPLAYED])
+    parts["test"] = parts["test"].take(pa.array(drawn))
+    relevant = relevant_of(parts["test"]).only(candidates)
+    retriever = Retriever.open(folder, only=candidates)
+    answers = dict(rank_requests(folder, parts["test"], size, retriever, rankers, DEPTH))
+    answers["mix"] = dict(baseline_lists(dataset, split, split.log, parts, candidates, seed=0))["mix"]
+    for name, ranked in answers.items():
+        if name == "mix" or name.startswith("ranker_"):
+            way = name.removeprefix("ranker_").rsplit("_", 1)[0]
+            for one in retrieval_quality(ranked, relevant, len(candidates), prefix=f"retrieval/{way}"):
+                if one.name.endswith(("recall@20", "ndcg@20")):
+                    yield one.name, one.value

@@ -129,7 +129,7 @@ def evaluate(run: RunOption = None) -> None:
 
 @app.command()
 def seeds(run: RunOption = None) -> None:
-    """Train the ranker and its controls with three seeds; print mean and deviation of AUC, GAUC and NE."""
+    """Train the ranker and its controls with three seeds; print mean and deviation of what they reach."""
     from moon import journey, summary
 
     typer.echo(summary.seeds(journey.seeds(journey.load(run))))

@@ -131,7 +131,7 @@ def seeds(run: Run) -> dict[str, dict[str, float | int]]:
     """Measure the ranker and its controls over several seeds."""
     from evaluation.seeds import measure_seeds
 
-    return measure_seeds(run.folder, _split(run), run.size)
+    return measure_seeds(run.folder, _dataset(run), _split(run), run.size)
 
 
 def switch_store(run: Run, profile: str) -> None:

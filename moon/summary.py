@@ -65,7 +65,8 @@ def seeds(measured: dict[str, dict[str, float | int]]) -> str:
     """Mean and deviation over seeds, a line per metric."""
     width = max(len(name) for name in measured)
     return "\n".join(
-        f"{name.ljust(width)}  {one['mean']:.4f} ± {one['sd']:.4f}  ({one['n']} seeds)"
+        f"{name.ljust(width)}  {one['mean']:.4f}"
+        + (f" ± {one['sd']:.4f}  ({one['n']} seeds)" if "sd" in one else "")
         for name, one in sorted(measured.items())
     )
 
