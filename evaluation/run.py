@@ -21,7 +21,7 @@ from evaluation.content import colours, item_text, tf_idf
 from evaluation.ctr_quality import ctr_quality, probabilities
 from evaluation.encoder_quality import Pool, encoder_quality
 from evaluation.measurements import write_measurements
-from evaluation.metrics import Measurement
+from evaluation.metrics import Measurement, auc
 from evaluation.replay import Impressions, open_rankers, rank_requests, score_impressions
 from evaluation.retrieval_quality import item_slices, retrieval_quality
 from evaluation.sheets import Evidence, write_report
@@ -29,10 +29,13 @@ from evaluation.shop_baselines import positive_events, relevant_of, requests_of,
 from feature_repo.vectors import Vectors
 from moon.artifacts import open_artifact
 from moon.sizes import Size
+from ranker.relevance import Relevance
+from retrieval.ranking import judged_pairs
 from retrieval.retriever import Retriever
 
 DEPTH = 50
 TUNING_REQUESTS = 2_000
+RELEVANT = 0.5
 MIXED = ("item_knn", "tf_idf", "colour")
 
 
@@ -58,6 +61,7 @@ def evaluate_run(
             _encoder(folder, dataset, split),
             _retrieval(folder, dataset, split, size, seed, candidates, retriever, rankers, evidence),
             _ctr(folder, dataset, split, size, retriever, rankers, evidence),
+            _relevance(folder, dataset, vectors, seed),
         )
     )
     write_measurements(folder / "metrics.json", measured)
@@ -215,6 +219,20 @@ def _ctr(
             if name == "truth" or one.name.endswith("auc"):
                 yield one
     evidence.clicks(scored)
+
+
+def _relevance(folder: Path, dataset: Dataset, vectors: Vectors, seed: int) -> Iterator[Measurement]:
+    """Does the relevance head tell what judges call relevant from the rest, and does it beat the plain cosine?"""
+    query, item, judged = judged_pairs(dataset, vectors, "test", seed)
+    label = (judged > RELEVANT).astype(np.float32)
+    if not (folder / "relevance").exists() or len(np.unique(label)) < 2:
+        return
+    scores = {
+        "head": Relevance.open(folder / "relevance").score(query, item),
+        "cosine": np.einsum("pd,pd->p", query, item),
+    }
+    for name, values in scores.items():
+        yield Measurement(f"relevance/{name}/auc", auc(label, values), len(label), "test judgements")
 
 
 def _truth(dataset: Dataset, scored: Impressions) -> Iterator[tuple[str, np.ndarray]]:

@@ -15,6 +15,7 @@ TABLES: dict[str, dict[str, list[str]]] = {
         "columns": ["auc", "gauc", "ne", "calibration"],
         "rows": ["id_only", "shuffled", "full", "truth_unplaced", "truth"],
     },
+    "relevance": {"columns": ["auc"], "rows": ["cosine", "head"]},
     "encoder": {
         "columns": [
             "image_to_text/recall@1",
