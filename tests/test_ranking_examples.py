@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from dataset.contracts import TIME
 from evaluation.replay import found_order, lists
 from feature_repo.frame import Frame, History
+from ranker.inputs import HEAVY_TAILED, number
 from retrieval.examples import MatchedFrames, example_rows
-from retrieval.fusion import FUSION, fuse_orders
+from retrieval.fusion import FUSION, fuse, fuse_orders
 from retrieval.jagged import Retrieved
 
 AT = datetime(2025, 6, 1, tzinfo=UTC)
@@ -86,6 +87,34 @@ def test_the_order_of_retrieval_survives_shuffled_rows(found, chance):
     original, rows = retrieved(found), retrieved(shuffled)
     order = found_order(original, rows.offsets, rows.item_id)
     assert rows.item_id[order].tolist() == original.item_id.tolist()
+
+
+@given(
+    st.integers(1, 4).flatmap(
+        lambda r: st.lists(st.lists(catalogues, min_size=r, max_size=r), min_size=1, max_size=3)
+    )
+)
+def test_fusing_sources_equals_adding_reciprocal_ranks_one_by_one(sources):
+    got = fuse([retrieved(lists_of_ids) for lists_of_ids in sources])
+    for request in range(len(sources[0])):
+        worth: dict[int, float] = {}
+        for source in sources:
+            for place, item in enumerate(source[request]):
+                worth[item] = worth.get(item, 0) + 1 / (FUSION + 1 + place)
+        ids, scores = got[request]
+        assert {i: np.float32(s) for i, s in zip(ids.tolist(), scores, strict=True)} == {
+            i: np.float32(s) for i, s in worth.items()
+        }
+        assert (np.diff(scores) <= 0).all()
+
+
+def test_the_order_of_the_strongest_matches_survives():
+    scores = np.array([0, 1e-3, 0.5, 5.0, 50.0], dtype=np.float32)
+    table = pa.table({"match_cooccurrence": scores, "match_similar": scores})
+    assert np.allclose(
+        number(table, "match_cooccurrence"), np.log1p(scores / HEAVY_TAILED["match_cooccurrence"])
+    )
+    assert np.array_equal(number(table, "match_similar"), scores)
 
 
 def test_lists_end_with_minus_one():
