@@ -77,10 +77,14 @@ def start(data: str, folder: Path | None, size_name: str | None, seed: int, prof
     """Create or reopen the run of ``data``.
 
     Raises:
-        JourneyError: the folder already holds a run with other choices.
-        ValueError: unknown size or profile.
+        JourneyError: the folder already holds something made with other choices, or the data cannot be meant.
+        SizeError: unknown size.
     """
-    name = data.partition(":")[0]
+    name, _, rest = data.partition(":")
+    if name == "marketplace" and rest and not rest.isdigit():
+        raise JourneyError(
+            f"data {data!r}: expected marketplace or marketplace:EVENTS, e.g. marketplace:120000"
+        )
     if profile not in ("embedded", "redis"):
         raise JourneyError(f"unknown profile {profile!r}: expected embedded or redis")
     chosen = size(size_name or ("nano" if name == "marketplace" else "small"))
@@ -90,7 +94,7 @@ def start(data: str, folder: Path | None, size_name: str | None, seed: int, prof
         known = load(run.folder)
         if known != run and replace(known, profile=profile) == run:
             return switch(known, profile)
-        if known != run:
+        if known != run and (run.folder / "stages").exists():
             raise JourneyError(
                 f"{run.folder} holds the run {_choices(known)}, asked for {_choices(run)}. "
                 f"Choose another folder with --run, or remove this one."

@@ -68,12 +68,16 @@ SIZES = {
 }
 
 
+class SizeError(ValueError):
+    """A size nobody knows."""
+
+
 def size(name: str) -> Size:
     """The size called ``name``.
 
     Raises:
-        ValueError: unknown name, listing the known ones.
+        SizeError: unknown name, listing the known ones.
     """
     if name not in SIZES:
-        raise ValueError(f"unknown size {name!r}: expected one of {', '.join(SIZES)}")
+        raise SizeError(f"unknown size {name!r}: expected one of {', '.join(SIZES)}")
     return SIZES[name]

@@ -1,6 +1,8 @@
 """The journey resumes where it stopped, refuses what does not fit, and says what to run."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -8,6 +10,7 @@ from typer.testing import CliRunner
 from moon import journey, summary
 from moon.cli import app
 from moon.journey import JourneyError, Stage
+from moon.sizes import SizeError
 
 
 @pytest.fixture
@@ -63,7 +66,8 @@ def test_a_stage_without_its_predecessor_says_which_command_to_run(walked):
 
 
 def test_a_folder_holds_one_run_only(walked):
-    begin()
+    begin(seed=5)
+    journey.travel(begin())  # nothing had been made with the other seed
     with pytest.raises(JourneyError, match="Choose another folder"):
         begin(folder=journey.RUNS / "marketplace", seed=1)
 
@@ -76,7 +80,9 @@ def test_the_online_store_of_a_run_can_be_switched(walked):
 def test_unknown_choices_are_refused(walked):
     with pytest.raises(JourneyError, match="unknown profile 'sqlite'"):
         begin(profile="sqlite")
-    with pytest.raises(ValueError, match="unknown size 'huge': expected one of nano, small, base"):
+    with pytest.raises(JourneyError, match="expected marketplace or marketplace:EVENTS"):
+        begin(data="marketplace:many")
+    with pytest.raises(SizeError, match="unknown size 'huge': expected one of nano, small, base"):
         begin(size_name="huge")
     with pytest.raises(JourneyError, match="no run yet: start one with 'moon demo'"):
         journey.LAST.unlink(missing_ok=True)
@@ -105,3 +111,21 @@ def test_stage_commands_are_the_stages():
     verbs = {stage.verb for stage in journey.stages()}
     result = CliRunner().invoke(app, ["--help"])
     assert all(verb in result.output for verb in verbs | {"demo", "serve", "seeds"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["split"], "JourneyError: no run yet: start one with 'moon demo'"),
+        (["demo", "--size", "huge"], "SizeError: unknown size 'huge': expected one of nano, small, base"),
+        (
+            ["demo", "--data", "hm_fashion:nowhere"],
+            "DataError: nowhere: expected a folder with items.parquet",
+        ),
+    ],
+)
+def test_a_wrong_command_gets_one_message_and_no_traceback(tmp_path, arguments, message):
+    program = [sys.executable, "-c", "from moon.cli import main; main()", *arguments]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr and "Traceback" not in done.stderr
