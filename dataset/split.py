@@ -116,8 +116,15 @@ class Split:
     @cached_property
     def fit_log(self) -> pa.Table:
         """The log that was available before ``fit_until``, strictly."""
-        known = pc.less(self.log.column("available_time"), pa.scalar(self.fit_until, TIME))
-        return self.log.filter(known)
+        return self._known_before(self.fit_until)
+
+    @cached_property
+    def test_log(self) -> pa.Table:
+        """The log that was available before ``test_from``, strictly: what may answer test requests."""
+        return self._known_before(self.test_from)
+
+    def _known_before(self, moment: datetime) -> pa.Table:
+        return self.log.filter(pc.less(self.log.column("available_time"), pa.scalar(moment, TIME)))
 
 
 def _moment(time_us: int) -> datetime:

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.behaviour import EXAMINATION
-from dataset.contracts import TIME
 from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.encode import Content, Encoder, item_content
@@ -136,9 +135,7 @@ def _retrieval(
     }
     test = parts["test"]
     relevant = relevant_of(test).only(candidates)
-    log = split.log.filter(
-        pc.less(split.log["available_time"], pa.scalar(split.test_from, split.log["available_time"].type))
-    )
+    log = split.test_log
     slices = _slices(dataset, split, log)
     named = dict(baseline_lists(dataset, split, log, parts, candidates, seed))
     named |= dict(rank_requests(folder, test, size, retriever, rankers, DEPTH))
@@ -177,11 +174,6 @@ def baseline_lists(
         yield name, rank(baseline, requests, DEPTH, exclude_history=True)
 
 
-def _known_log(split: Split) -> pa.Table:
-    """What was known when testing begins."""
-    return split.log.filter(pc.less(split.log["available_time"], pa.scalar(split.test_from, TIME)))
-
-
 def _slices(dataset: Dataset, split: Split, log: pa.Table) -> dict[str, np.ndarray]:
     items = dataset.items
     return item_slices(
@@ -206,9 +198,7 @@ def _ctr(
     if not (pc.equal(split.ranking["part"], "test").to_numpy()).any():
         return
     scored = score_impressions(folder, split, size, retriever, rankers)
-    log = split.log.filter(
-        pc.less(split.log["available_time"], pa.scalar(split.test_from, split.log["available_time"].type))
-    )
+    log = split.test_log
     slices = {name: np.isin(scored.item_id, ids) for name, ids in _slices(dataset, split, log).items()}
     slices["new_user"] = ~scored.known_user
     for name, logits in scored.logits.items():

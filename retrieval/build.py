@@ -32,8 +32,7 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
     embedding = open_artifact(folder / "embedding", "embedding", "moon embed")
     vectors = Vectors.open(embedding)
     parents = {"split": split.artifact}
-    known = split.log.filter(pc.less(split.log["available_time"], pa.scalar(split.test_from, TIME)))
-    build_cooccurrence(known, folder / "cooccurrence", parents)
+    build_cooccurrence(split.test_log, folder / "cooccurrence", parents)
     build_cooccurrence(split.fit_log, folder / "cooccurrence_fit", parents)
 
     paths = _category_paths(dataset, vectors.ids)

@@ -9,7 +9,7 @@ from datetime import datetime
 import numpy as np
 import pyarrow as pa
 
-from dataset.contracts import POSITIVE_CODES, TIME
+from dataset.contracts import POSITIVE_CODES
 from feature_repo.frame import Frame, History
 
 HISTORY_ITEMS = 20  # the newest distinct items that speak for a user; older ones weigh less than 0.13
@@ -192,15 +192,3 @@ def interests(history: History) -> Interests:
     offsets = np.concatenate([[0], np.cumsum(np.bincount(request[kept], minlength=len(history)))])
     weight = (RECENCY ** rank[kept]).astype(np.float32)
     return Interests(offsets.astype(np.int64), item_id[kept], weight)
-
-
-def anonymous_user(user_id: int, time: datetime) -> pa.Table:
-    """The identifying columns of one request when no features could be read."""
-    return pa.table(
-        {
-            "request_id": pa.array([0], pa.int64()),
-            "user_id": pa.array([user_id], pa.int64()),
-            "time": pa.array([time], TIME),
-            "query_id": pa.array([None], pa.int64()),
-        }
-    )
