@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoder.augment import augment
-from encoder.corpus import Corpus, Side
-from encoder.losses import false_negatives, matryoshka_info_nce
+from encoder.examples.augment import augment
+from encoder.examples.corpus import Corpus, Side
+from encoder.examples.pairs import Pairs
+from encoder.losses.info_nce import false_negatives, matryoshka_info_nce
 from encoder.model import EncoderModel, Sample
-from encoder.pairs import Pairs
 
 # Shares of steps, renormalised over the kinds that have pairs.
 MIX = {"own": 0.35, "part": 0.2, "query": 0.25, "item": 0.2}

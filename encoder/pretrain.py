@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from encoder.augment import augment
 from encoder.content import attribute_pairs, item_text
-from encoder.corpus import NO_IMAGE, Corpus
+from encoder.examples.augment import augment
+from encoder.examples.corpus import NO_IMAGE, Corpus
 from encoder.model import EncoderModel, Sample
 from encoder.tokenizer import end_id, tokenize
 

@@ -18,11 +18,11 @@ from dataset.contracts import DataError
 from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.backbone import Backbone, build_backbone, load_backbone, small_config
-from encoder.corpus import Corpus, catalogue_texts, read_corpus
 from encoder.encode import device, save_encoder
+from encoder.examples.corpus import Corpus, catalogue_texts, read_corpus
+from encoder.examples.pairs import item_pairs, query_pairs
 from encoder.model import EncoderModel
 from encoder.optim import CHECKPOINT_LR_SCALE, Optimizers
-from encoder.pairs import item_pairs, query_pairs
 from encoder.posttrain import MIX, Positives, own_pairs, part_pairs, posttrain_loss
 from encoder.pretrain import pretrain_loss
 from encoder.tokenizer import load_tokenizer, pad_id, special_ids, train_tokenizer

@@ -10,10 +10,10 @@ import torch
 from encoder_world import START, event
 
 from dataset.contracts import EVENTS, JUDGEMENTS
-from encoder.corpus import Side
-from encoder.losses import false_negatives, info_nce, matryoshka_info_nce
+from encoder.examples.corpus import Side
+from encoder.examples.pairs import item_pairs, query_pairs
+from encoder.losses.info_nce import false_negatives, info_nce, matryoshka_info_nce
 from encoder.optim import Muon, Optimizers, orthogonalise
-from encoder.pairs import item_pairs, query_pairs
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,12 +13,12 @@ import encoder.train as train
 from dataset.contracts import IMAGES, ITEMS, JUDGEMENTS, QUERIES, DataError, content_hash
 from encoder.backbone import build_backbone, small_config
 from encoder.content import Content, item_text
-from encoder.corpus import read_corpus
 from encoder.embed import embed
 from encoder.encode import Encoder, save_encoder
+from encoder.examples.corpus import read_corpus
+from encoder.examples.pairs import Pairs
 from encoder.model import EncoderModel, Sample
 from encoder.optim import Optimizers
-from encoder.pairs import Pairs
 from encoder.posttrain import Positives, augmented, halved, own_pairs, posttrain_loss, shown_modalities
 from encoder.pretrain import KINDS, pretrain_loss, question
 from encoder.tokenizer import special_ids, train_tokenizer

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
-from encoder.corpus import Side
+from encoder.examples.corpus import Side
 
 WINDOW_US = 24 * 3600 * 1_000_000  # two behaviours of a user less than a day apart count as one shopping trip
 LAGS = 4  # each behaviour is paired with so many of the user's next ones

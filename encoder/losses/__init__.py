@@ -1,0 +1,1 @@
+"""What training minimises: contrastive losses, their negatives and weights; one formula per file."""

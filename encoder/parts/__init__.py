@@ -1,0 +1,1 @@
+"""What the papers add to a plain multimodal model; one part per file."""
