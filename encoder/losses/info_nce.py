@@ -1,11 +1,14 @@
-"""The contrastive objective: InfoNCE in batch, false negatives masked, summed over Matryoshka prefixes.
+"""The contrastive objective: InfoNCE in batch, false negatives masked, averaged over Matryoshka prefixes.
 
-Shapes: B pairs, D vector width.
+Negatives are the other items of the batch and, when given, further vectors shared by all anchors: hard
+negatives and the queue of earlier steps.
+
+Shapes: B pairs, D vector width, N further negatives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,22 +41,119 @@ def false_negatives(anchor_B: Tensor, item_B: Tensor, spu_B: Tensor, anchor_spu_
     return same & ~torch.eye(len(item_B), dtype=torch.bool, device=item_B.device)
 
 
+def false_extra_negatives(
+    anchor_B: Tensor,
+    item_B: Tensor,
+    spu_B: Tensor,
+    anchor_spu_B: Tensor,
+    negative_item_N: Tensor,
+    negative_spu_N: Tensor,
+) -> Tensor:
+    """Which of N further vectors must not be pushed away from which anchors.
+
+    As ``false_negatives``: an item or a variant of an item that any pair of the batch gives the same anchor
+    as its positive, or a variant of the anchor item itself.
+
+    Args:
+        anchor_B, item_B, spu_B, anchor_spu_B: int64, the keys of ``false_negatives``.
+        negative_item_N, negative_spu_N: int64, item and product code of each further vector.
+
+    Returns:
+        bool (B, N): [anchor, negative].
+    """
+    same_BN = (item_B[:, None] == negative_item_N) | (spu_B[:, None] == negative_spu_N)
+    anchors, row_B = torch.unique(anchor_B, return_inverse=True)
+    if len(anchors) < len(anchor_B):  # an anchor with several pairs: what is positive in one is in all
+        known = same_BN.new_zeros((len(anchors), same_BN.shape[1]), dtype=torch.uint8)
+        same_BN = known.index_reduce_(0, row_B, same_BN.byte(), "amax")[row_B].bool()
+    return same_BN | (anchor_spu_B[:, None] == negative_spu_N)
+
+
+def candidates(
+    anchor_BD: Tensor,
+    item_BD: Tensor,
+    masked_BB: Tensor,
+    negatives_ND: Tensor | None = None,
+    masked_negatives_BN: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cosine of every anchor with every item and every further negative, and which of them do not count.
+
+    Args:
+        anchor_BD, item_BD: float, any length; row b of both is a positive pair.
+        masked_BB: bool, true where ``item`` is no negative of ``anchor``; false on the diagonal.
+        negatives_ND: float, any length, negatives of every anchor.
+        masked_negatives_BN: bool, true where one is no negative of ``anchor``; None masks none.
+
+    Returns:
+        float and bool, both (B, B + N).
+    """
+    if negatives_ND is not None:
+        if masked_negatives_BN is None:
+            masked_negatives_BN = masked_BB.new_zeros((len(masked_BB), len(negatives_ND)))
+        item_BD = torch.cat([item_BD, negatives_ND])
+        masked_BB = torch.cat([masked_BB, masked_negatives_BN], 1)
+    return F.normalize(anchor_BD, dim=-1) @ F.normalize(item_BD, dim=-1).T, masked_BB
+
+
+def weighted_mean(loss_B: Tensor, weight_B: Tensor | None) -> Tensor:
+    """Mean of the pairs' losses, sum w L / sum w: its scale does not depend on how many pairs weigh little."""
+    return loss_B.mean() if weight_B is None else (weight_B * loss_B).sum() / weight_B.sum()
+
+
+def one_way_info_nce(
+    anchor_BD: Tensor,
+    item_BD: Tensor,
+    masked_BB: Tensor,
+    temperature: float = TEMPERATURE,
+    negatives_ND: Tensor | None = None,
+    masked_negatives_BN: Tensor | None = None,
+    weight_B: Tensor | None = None,
+) -> Tensor:
+    """Mean InfoNCE of anchors choosing their item (MOON Embedding §1.4, the formula as printed).
+
+    L = -log exp(s(q,p)/t) / (exp(s(q,p)/t) + sum over negatives n of exp(s(q,n)/t)), s the cosine.
+
+    Args:
+        anchor_BD, item_BD, masked_BB, negatives_ND, masked_negatives_BN: as in ``candidates``.
+        temperature: t.
+        weight_B: float, weight of each pair's own loss, not all 0; it stays a full negative of the others.
+    """
+    score, masked = candidates(anchor_BD, item_BD, masked_BB, negatives_ND, masked_negatives_BN)
+    score = (score / temperature).masked_fill(masked, float("-inf"))
+    target = torch.arange(len(score), device=score.device)
+    return weighted_mean(F.cross_entropy(score, target, reduction="none"), weight_B)
+
+
 def info_nce(
-    anchor_BD: Tensor, item_BD: Tensor, masked_BB: Tensor, temperature: float = TEMPERATURE
+    anchor_BD: Tensor,
+    item_BD: Tensor,
+    masked_BB: Tensor,
+    temperature: float = TEMPERATURE,
+    negatives_ND: Tensor | None = None,
+    masked_negatives_BN: Tensor | None = None,
+    weight_B: Tensor | None = None,
 ) -> Tensor:
     """Mean InfoNCE of anchors choosing their item and items choosing their anchor (MOON Embedding §1.4).
 
-    L = -log exp(s(q,p)/t) / (exp(s(q,p)/t) + sum over in-batch negatives n of exp(s(q,n)/t)), s the cosine.
+    Arguments as in ``one_way_info_nce``. Further negatives are items, so only anchors choose among them.
+    """
+    to_item = one_way_info_nce(
+        anchor_BD, item_BD, masked_BB, temperature, negatives_ND, masked_negatives_BN, weight_B
+    )
+    to_anchor = one_way_info_nce(item_BD, anchor_BD, masked_BB.T, temperature, weight_B=weight_B)
+    return (to_item + to_anchor) / 2
+
+
+def over_widths(loss_at: Callable[[int], Tensor], widths: Sequence[int]) -> Tensor:
+    """Matryoshka: mean of a loss over prefixes of the vectors (2205.13147; MOON Embedding §1.4).
+
+    L = sum_m c_m L(normalise(r[:m])) with equal weights c_m = 1/M: the paper's weights are not recovered.
 
     Args:
-        anchor_BD, item_BD: float, any length; compared by cosine.
-        masked_BB: bool, true where ``item`` is no negative of ``anchor``; false on the diagonal.
-        temperature: t.
+        loss_at: the loss with every vector cut to its first ``width`` numbers.
+        widths: M prefixes.
     """
-    score = F.normalize(anchor_BD, dim=-1) @ F.normalize(item_BD, dim=-1).T / temperature
-    score = score.masked_fill(masked_BB, float("-inf"))
-    target = torch.arange(len(score), device=score.device)
-    return (F.cross_entropy(score, target) + F.cross_entropy(score.T, target)) / 2
+    return torch.stack([loss_at(width) for width in widths]).mean()
 
 
 def matryoshka_info_nce(
@@ -62,10 +162,22 @@ def matryoshka_info_nce(
     masked_BB: Tensor,
     widths: Sequence[int],
     temperature: float = TEMPERATURE,
+    negatives_ND: Tensor | None = None,
+    masked_negatives_BN: Tensor | None = None,
+    weight_B: Tensor | None = None,
 ) -> Tensor:
-    """Mean of ``info_nce`` over the prefixes of ``widths``, each normalised as a vector of its own.
+    """``info_nce`` over the prefixes of ``widths``, each normalised as a vector of its own."""
 
-    L = sum_m c_m L(normalise(r[:m])) with equal weights c_m = 1/M: the paper's weights are not recovered.
-    """
-    losses = [info_nce(anchor_BD[:, :w], item_BD[:, :w], masked_BB, temperature) for w in widths]
-    return torch.stack(losses).mean()
+    def loss_at(width: int) -> Tensor:
+        extra = None if negatives_ND is None else negatives_ND[:, :width]
+        return info_nce(
+            anchor_BD[:, :width],
+            item_BD[:, :width],
+            masked_BB,
+            temperature,
+            extra,
+            masked_negatives_BN,
+            weight_B,
+        )
+
+    return over_widths(loss_at, widths)

@@ -1,0 +1,74 @@
+"""Circle loss: the second round of post-training (MOON Embedding §1.5; Sun et al., 2002.10857).
+
+Shapes: B pairs, D vector width, N further negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from encoder.losses.info_nce import candidates, over_widths, weighted_mean
+
+# MOON Embedding recovers neither. With these the slope on the decision circle, gamma / 2 = 32, and at the
+# optimum, gamma * m = 16, are those of InfoNCE at temperatures of .03 and .06, the range published encoders use.
+GAMMA, MARGIN = 64.0, 0.25
+
+
+def circle_loss(
+    anchor_BD: Tensor,
+    item_BD: Tensor,
+    masked_BB: Tensor,
+    negatives_ND: Tensor | None = None,
+    masked_negatives_BN: Tensor | None = None,
+    weight_B: Tensor | None = None,
+    gamma: float = GAMMA,
+    margin: float = MARGIN,
+) -> Tensor:
+    """Mean circle loss of anchors, each with its one positive (2002.10857 eq. 6; MOON Embedding §1.5).
+
+    L = log[1 + sum_j exp(g a_n^j (s_n^j - m)) exp(-g a_p (s_p - (1 - m)))], a_n = [s_n + m]_+,
+    a_p = [1 + m - s_p]_+, s the cosine. The weights a say how far a score is from its optimum (m below 0, m
+    above 1) and are constants to the gradient, as the original prescribes. Only anchors choose, as printed;
+    the direction from items to anchors has no counterpart in the formula.
+
+    Args:
+        anchor_BD, item_BD, masked_BB, negatives_ND, masked_negatives_BN: as in ``info_nce.candidates``.
+        weight_B: float, weight of each anchor's loss, not all 0.
+        gamma: g, the scale of the scores.
+        margin: m; scores settle within s_p > 1 - m and s_n < m.
+
+    Returns:
+        Scalar; an anchor without negatives contributes 0.
+    """
+    score, masked = candidates(anchor_BD, item_BD, masked_BB, negatives_ND, masked_negatives_BN)
+    positive_B = score.diagonal()
+    own = torch.eye(*score.shape, dtype=torch.bool, device=score.device)
+    far_B = (1 + margin - positive_B).detach().clamp(min=0)
+    near_BN = (score + margin).detach().clamp(min=0)
+    push_BN = (gamma * near_BN * (score - margin)).masked_fill(masked | own, float("-inf"))
+    pull_B = -gamma * far_B * (positive_B - (1 - margin))
+    return weighted_mean(F.softplus(push_BN.logsumexp(1) + pull_B), weight_B)
+
+
+def matryoshka_circle_loss(
+    anchor_BD: Tensor,
+    item_BD: Tensor,
+    masked_BB: Tensor,
+    widths: Sequence[int],
+    negatives_ND: Tensor | None = None,
+    masked_negatives_BN: Tensor | None = None,
+    weight_B: Tensor | None = None,
+) -> Tensor:
+    """``circle_loss`` over the prefixes of ``widths``, each normalised as a vector of its own."""
+
+    def loss_at(width: int) -> Tensor:
+        extra = None if negatives_ND is None else negatives_ND[:, :width]
+        return circle_loss(
+            anchor_BD[:, :width], item_BD[:, :width], masked_BB, extra, masked_negatives_BN, weight_B
+        )
+
+    return over_widths(loss_at, widths)
