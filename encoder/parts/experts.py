@@ -1,0 +1,186 @@
+"""Mixtures of experts in the place of one decoder layer's feed-forward block (MOON §2.1, MOON2.0 §3.2).
+
+Both mixtures are called alike, ``experts(hidden_TH, kinds_T)``, and start as the block they replace.
+
+Shapes: T packed tokens, H hidden width, Z experts, K experts per token, B sequences.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+CATEGORY, ATTRIBUTE = 1, 2  # kinds of token that MOON sends to an expert of their own; 0 is any other
+NOISE = 0.01  # standard deviation added to each copied matrix, as a share of the matrix's own
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What a mixture of experts made of its tokens.
+
+    Attributes:
+        hidden_TH: float, the mixture's output.
+        weight_TZ: float, the share of each expert in a token's output: rows sum to 1, zero where not chosen.
+        probability_TZ: float, softmax of the router over the experts it may choose; zero for other experts,
+            and for tokens whose expert was not the router's choice.
+    """
+
+    hidden_TH: Tensor
+    weight_TZ: Tensor
+    probability_TZ: Tensor
+
+
+class ModalityExperts(nn.Module):
+    """The modality-driven mixture of MOON2.0 §3.2: each token is the gated sum of its ``top`` experts.
+
+    G = softmax(W_g h); G~ is G over the ``top`` largest, renormalised; h^ = sum_z G~_z f_z(h).
+    Z, top and the start of the experts are not recovered. Every expert starts as a copy of the layer's own
+    block with 1 % noise ("upcycling"). As the weights G~ sum to 1, a checkpoint starts near itself, and one
+    rule serves models from scratch: their copies part ways as soon as they see different tokens.
+
+    Args:
+        feed_forward: the block to replace, (T, H) -> (T, H).
+        hidden: H.
+        experts: Z.
+        top: K, at least 2: a single renormalised weight is always 1 and would never teach the router.
+
+    Raises:
+        ValueError: ``top`` outside 2..experts.
+    """
+
+    def __init__(self, feed_forward: nn.Module, hidden: int, experts: int = 4, top: int = 2) -> None:
+        super().__init__()
+        if not 2 <= top <= experts:
+            raise ValueError(f"top: expected 2 to {experts}, one per expert, found {top}.")
+        self.experts = upcycle(feed_forward, experts)
+        self.router = nn.Linear(hidden, experts, bias=False)
+        self.top = top
+
+    def forward(self, hidden_TH: Tensor, kinds_T: Tensor | None = None) -> Routed:
+        """Route every token by its content; its kind plays no part."""
+        probability_TZ = self.router(hidden_TH).softmax(dim=-1)
+        best_TK, expert_TK = probability_TZ.topk(self.top, dim=-1)
+        weight_TK = best_TK / best_TK.sum(dim=-1, keepdim=True)
+        weight_TZ = torch.zeros_like(probability_TZ).scatter(1, expert_TK, weight_TK)
+        return Routed(dispatch(self.experts, hidden_TH, expert_TK, weight_TK), weight_TZ, probability_TZ)
+
+
+class GuidedExperts(nn.Module):
+    """The guided mixture of MOON §2.1: FFN_1..FFN_(Z-2), then FFN_cate and FFN_attr.
+
+    Tokens of the category go to FFN_cate and tokens of the attributes to FFN_attr; the router chooses one of
+    the others for the rest. Z, the number of choices and their weight are not recovered. The chosen expert's
+    output is multiplied by p / stop_gradient(p), p its probability: a factor of exactly 1, so an upcycled
+    layer starts as itself, through which the router still learns, as in Switch Transformers (§2.1 there).
+
+    Args:
+        feed_forward: the block to replace, (T, H) -> (T, H); copied as in ``ModalityExperts``.
+        hidden: H.
+        experts: Z, the two guided ones included.
+
+    Raises:
+        ValueError: fewer than 3 experts.
+    """
+
+    def __init__(self, feed_forward: nn.Module, hidden: int, experts: int = 4) -> None:
+        super().__init__()
+        if experts < 3:
+            raise ValueError(f"experts: expected category, attribute and at least one more, found {experts}.")
+        self.experts = upcycle(feed_forward, experts)
+        self.router = nn.Linear(hidden, experts - 2, bias=False)
+
+    def forward(self, hidden_TH: Tensor, kinds_T: Tensor | None = None) -> Routed:
+        """Send category and attribute tokens to their experts, the rest where the router says.
+
+        Args:
+            hidden_TH: float.
+            kinds_T: int64, 1 category, 2 attribute, 0 other (image tokens too); None when all are 0.
+        """
+        probability_TR = self.router(hidden_TH).softmax(dim=-1)
+        best_T, expert_T = probability_TR.max(dim=-1)
+        weight_T = best_T / best_T.detach()
+        if kinds_T is not None:
+            guided_T = (kinds_T == CATEGORY) | (kinds_T == ATTRIBUTE)
+            own_T = len(self.experts) - 3 + kinds_T  # the last two experts, in the order of the kinds
+            expert_T = torch.where(guided_T, own_T, expert_T)
+            weight_T = weight_T.masked_fill(guided_T, 1.0)
+            probability_TR = probability_TR.masked_fill(guided_T[:, None], 0.0)
+        probability_TZ = nn.functional.pad(probability_TR, (0, 2))
+        weight_TZ = torch.zeros_like(probability_TZ).scatter(1, expert_T[:, None], weight_T[:, None])
+        hidden = dispatch(self.experts, hidden_TH, expert_T[:, None], weight_T[:, None])
+        return Routed(hidden, weight_TZ, probability_TZ)
+
+
+def upcycle(feed_forward: nn.Module, count: int) -> nn.ModuleList:
+    """``count`` copies of a block, every matrix off by ``NOISE`` so that no two are the same.
+
+    The copies of sparse upcycling (Komatsuzaki et al., 2023) are exact; ours differ, as top-k breaks ties
+    between equal experts only through the gate. Draws from torch's generator: seed it for equal copies.
+    """
+    copies = nn.ModuleList(copy.deepcopy(feed_forward) for _ in range(count))
+    with torch.no_grad():
+        for matrix in copies.parameters():
+            if matrix.ndim > 1:
+                matrix.add_(torch.randn_like(matrix) * matrix.std(), alpha=NOISE)
+    return copies
+
+
+def dispatch(experts: nn.ModuleList, hidden_TH: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    """sum_k weight[t, k] * experts[expert[t, k]](hidden[t]), each expert run once on its own tokens only.
+
+    Args:
+        experts: Z blocks, (any, H) -> (any, H).
+        hidden_TH: float.
+        expert_TK: int64, the experts of each token, no expert twice.
+        weight_TK: float.
+
+    Returns:
+        float (T, H).
+    """
+    top = expert_TK.shape[1]
+    flat = expert_TK.flatten()
+    order = flat.argsort(stable=True)
+    token = order.div(top, rounding_mode="floor")
+    sizes = flat.bincount(minlength=len(experts)).tolist()
+    groups = hidden_TH.index_select(0, token).split(sizes)
+    # An expert without tokens runs on none: its gradient is then zero and not missing.
+    out = torch.cat([expert(group) for expert, group in zip(experts, groups, strict=True)])
+    weighted = out * weight_TK.flatten().index_select(0, order)[:, None]
+    summed = weighted.new_zeros(hidden_TH.shape).index_add(0, token, weighted)
+    return summed.to(hidden_TH.dtype)
+
+
+def load_balance(weight_TZ: Tensor, probability_TZ: Tensor) -> Tensor:
+    """The auxiliary loss of Switch Transformers §2.2 (MOON2.0's L_aux): Z sum_z f_z P_z.
+
+    f_z is the share of the router's choices that fell on expert z, P_z the mean probability it gave z. Z
+    counts the experts the router may choose, and only tokens it decided count. 1 when f and P are uniform,
+    towards Z / top when the same experts get every token, 0 when the router decided nothing.
+
+    Args:
+        weight_TZ, probability_TZ: as in ``Routed``.
+    """
+    open_Z = (probability_TZ > 0).any(dim=0)
+    routed_T = (probability_TZ > 0).any(dim=1)
+    chosen_TZ = (weight_TZ > 0) & routed_T[:, None]
+    share_Z = chosen_TZ.sum(dim=0) / chosen_TZ.sum().clamp(min=1)
+    mean_Z = probability_TZ.sum(dim=0) / routed_T.sum().clamp(min=1)
+    return open_Z.sum() * (share_Z * mean_Z).sum()
+
+
+def per_sequence(weight_TZ: Tensor, sequence_T: Tensor, count: int) -> Tensor:
+    """Mean weight of each expert over each sequence's tokens: the G~_(z,b) of MOON2.0 §3.2.
+
+    Args:
+        weight_TZ: as in ``Routed``.
+        sequence_T: int64, which of the ``count`` sequences a token is of; none of them empty.
+        count: B.
+
+    Returns:
+        float (B, Z), rows sum to 1.
+    """
+    total_BZ = weight_TZ.new_zeros(count, weight_TZ.shape[1]).index_add(0, sequence_T, weight_TZ)
+    return total_BZ / sequence_T.bincount(minlength=count)[:, None]

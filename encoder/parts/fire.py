@@ -1,0 +1,92 @@
+"""Fine-grained residual enhancement (FIRE) of MOON3.0 §4.1: early features kept alive on the way through.
+
+Shapes: P patches, V image tokens (P = V * merge^2), T packed tokens, H hidden width, F = merge^2 * Hv width of
+the merged patches of one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TAPS = 4  # vision layers read, evenly spaced up to the last; not recovered
+
+
+class Fire(nn.Module):
+    """Three kinds of residual, all exactly zero at the start, so that a checkpoint starts as itself.
+
+    1. ``embeddings``: vision layers l_1..l_k, each through a projector of its own, weighed by a gate with
+       learned W and added to the projector's output: sum_j softmax_j(w_j . x_j) P_j x_j, with x_j the merged
+       patches of layer l_j, normalised per token as Qwen's own merger does.
+    2. ``after``: Q_j x_j of the first of these layers is added to the image tokens after language layer 1,
+       of the second after layer 2.
+    3. ``skip``: the outputs of language layers 2 and 3 are added before the last two layers, scaled per channel.
+
+    P, Q and the scales of the skips start at zero and have a gradient from the first step; the gate has one
+    as soon as P moved. How many vision layers, the gate's formula and the scales are not recovered.
+
+    Models too shallow for the figure: 2. happens only where a layer follows (a sum after the last one would
+    be pooled unread); 3. moves its early ends down until each skips a layer, 0 layers up being the embeddings
+    that enter layer 1, and drops what still skips none. At 2 layers: after layer 1; embeddings to layer 2.
+    Qwen3-VL's DeepStack already adds vision layers after its first language layers: 2. comes on top of it.
+
+    Args:
+        vision_hidden: Hv.
+        hidden: H.
+        merge: patches per side of one token.
+        vision_layers: blocks of the vision side, the length of every ``features``.
+        layers: layers of the language side.
+
+    Attributes:
+        taps: vision blocks read, 0-based.
+        injected: language layer (0-based) to the vision block whose features are added after it.
+        carry_from: late language layer (0-based) to the early one whose output is added to its input; -1
+            stands for the embeddings.
+    """
+
+    def __init__(self, vision_hidden: int, hidden: int, merge: int, vision_layers: int, layers: int) -> None:
+        super().__init__()
+        self.token_width = merge**2 * vision_hidden
+        count = min(TAPS, vision_layers)
+        self.taps = tuple((j + 1) * vision_layers // count - 1 for j in range(count))
+        self.injected = dict(enumerate(self.taps[: min(2, layers - 1)]))
+        wanted = {layers - 2: min(1, layers - 4), layers - 1: min(2, layers - 3)}
+        self.carry_from = {late: early for late, early in wanted.items() if early >= -1}
+
+        self.projectors = nn.ModuleList(self._projector(hidden) for _ in self.taps)
+        self.gates = nn.ModuleList(nn.Linear(self.token_width, 1) for _ in self.taps)
+        self.injectors = nn.ModuleList(self._projector(hidden) for _ in self.injected)
+        self.scales = nn.ParameterDict({str(late): torch.zeros(hidden) for late in self.carry_from})
+
+    def _projector(self, hidden: int) -> nn.Linear:
+        projector = nn.Linear(self.token_width, hidden, bias=False)
+        nn.init.zeros_(projector.weight)
+        return projector
+
+    def _merged(self, patches: Tensor) -> Tensor:
+        """Normalised tokens (V, F) of patch features (P, Hv) in merge-block-major order."""
+        return F.layer_norm(patches.reshape(-1, self.token_width), (self.token_width,))
+
+    def embeddings(self, features: Sequence[Tensor]) -> Tensor:
+        """What to add to the image tokens' embeddings, float (V, H).
+
+        Args:
+            features: of every vision block its output (P, Hv), merge^2 consecutive patches to a token.
+        """
+        tokens = [self._merged(features[tap]) for tap in self.taps]
+        score_VK = torch.cat([gate(x) for gate, x in zip(self.gates, tokens, strict=True)], dim=1)
+        projected_VKH = torch.stack([p(x) for p, x in zip(self.projectors, tokens, strict=True)], dim=1)
+        return (score_VK.softmax(dim=1)[:, :, None] * projected_VKH).sum(dim=1)
+
+    def after(self, layer: int, features: Sequence[Tensor]) -> Tensor | None:
+        """What to add to the image tokens (V, H) after a language layer (0-based); None for most layers."""
+        if layer not in self.injected:
+            return None
+        return self.injectors[layer](self._merged(features[self.injected[layer]]))
+
+    def skip(self, layer: int, early_TH: Tensor) -> Tensor:
+        """What to add to the input of a late layer, a key of ``carry_from``, given the early output (T, H)."""
+        return self.scales[str(layer)] * early_TH
