@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from encoder.losses.info_nce import candidates, over_widths, weighted_mean
 
-# MOON Embedding recovers neither. With these the slope on the decision circle, gamma / 2 = 32, and at the
-# optimum, gamma * m = 16, are those of InfoNCE at temperatures of .03 and .06, the range published encoders use.
+# Neither is recovered. With these the slope where scores settle, gamma / 2 = 32 at s_n = m, and that between
+# unrelated vectors, gamma * m = 16 at s_n = 0, are InfoNCE's at temperatures of .03 and .06: the usual range.
 GAMMA, MARGIN = 64.0, 0.25
 
 

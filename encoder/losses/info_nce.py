@@ -63,9 +63,11 @@ def false_extra_negatives(
     """
     same_BN = (item_B[:, None] == negative_item_N) | (spu_B[:, None] == negative_spu_N)
     anchors, row_B = torch.unique(anchor_B, return_inverse=True)
-    if len(anchors) < len(anchor_B):  # an anchor with several pairs: what is positive in one is in all
-        known = same_BN.new_zeros((len(anchors), same_BN.shape[1]), dtype=torch.uint8)
-        same_BN = known.index_reduce_(0, row_B, same_BN.byte(), "amax")[row_B].bool()
+    if len(anchors) < len(anchor_B):  # an anchor with several pairs: what is positive in one is so in all
+        pair, negative = same_BN.nonzero(as_tuple=True)
+        known = same_BN.new_zeros((len(anchors), same_BN.shape[1]))
+        known[row_B[pair], negative] = True
+        same_BN = known[row_B]
     return same_BN | (anchor_spu_B[:, None] == negative_spu_N)
 
 
