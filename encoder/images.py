@@ -6,37 +6,47 @@ import io
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from dataset.contracts import DataError
+from dataset.pictures import MOST_PIXELS
 from moon.progress import track
 
 WHITE = (255, 255, 255)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # not all that Pillow reads: EPS would run an interpreter
 
 
 def decode_image(content: bytes, px: int) -> np.ndarray:
     """Decode a picture and fit it, undistorted and centred, on a white square.
 
     Args:
-        content: JPEG, PNG, WebP, GIF (first frame) or BMP, in any mode; EXIF rotation is applied and
-            transparency is laid over white.
+        content: JPEG, PNG, WebP, GIF or BMP, in any mode; of an animation the first frame; EXIF rotation is
+            applied and transparency is laid over white.
         px: side of the square in pixels.
 
     Returns:
         uint8 (px, px, 3).
 
     Raises:
-        DataError: the bytes are not a readable picture.
+        DataError: the bytes are not a readable picture, are cut short, or decode to more than MOST_PIXELS.
     """
     try:
-        with Image.open(io.BytesIO(content)) as opened:
-            opened.draft("RGB", (px, px))
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            opened.draft("RGB", (px, px))  # a large JPEG is decoded at a fraction of its size
+            _refuse_bomb(*opened.size)
             picture = _to_rgb(ImageOps.exif_transpose(opened))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise whatever their format makes them
+        reason = str(error).split(" <")[0] or type(error).__name__
         raise DataError(
-            f"expected a picture, found {len(content)} bytes that do not decode: {error}"
+            f"expected a picture, found {len(content)} bytes that do not decode: {reason}"
         ) from error
     return np.asarray(ImageOps.pad(picture, (px, px), Image.Resampling.BICUBIC, color=WHITE), dtype=np.uint8)
+
+
+def _refuse_bomb(width: int, height: int) -> None:
+    """Raise before a pixel is decoded: a megabyte of PNG can hold a gigabyte of white."""
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, at most {MOST_PIXELS} in all")
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

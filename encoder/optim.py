@@ -90,24 +90,28 @@ class Optimizers:
         done = (step - warm) / max(self.steps - warm, 1)
         return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * done))
 
-    def update(self, loss: Tensor, stage: str, step: int) -> None:
+    def update(self, loss: Tensor, stage: str, step: int, batch: Sequence[int] = ()) -> None:
         """Back-propagate and step, unless something is not finite.
 
+        Args:
+            loss: scalar.
+            stage, step: where training is, for the message.
+            batch: item ids the loss was computed from, for the message.
+
         Raises:
-            FloatingPointError: the loss or the gradient is not finite; no weight has been touched.
+            FloatingPointError: the loss or the gradient is not finite; no weight has been touched. Every item
+                of the batch is named: one of them, alone or beside another, is the cause.
         """
+        items = f", {len(batch)} items {list(map(int, batch))}" if len(batch) else ""
+        where = f"{stage} step {step}{items}"
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"{stage} step {step}: expected a finite loss, found {loss.item()}; weights kept."
-            )
+            raise FloatingPointError(f"{where}: expected a finite loss, found {loss.item()}; weights kept.")
         for part in self.parts.values():
             part.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.params, CLIP_NORM)
         if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"{stage} step {step}: the gradient norm is {norm.item()}; weights kept."
-            )
+            raise FloatingPointError(f"{where}: the gradient norm is {norm.item()}; weights kept.")
         for name, part in self.parts.items():
             for group in part.param_groups:
                 group["lr"] = self.peaks[name] * self.share(step)

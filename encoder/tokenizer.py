@@ -13,6 +13,7 @@ IMAGE, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision
 # The last three are what MOON3.0's attribute chain is written with; they cost nothing until it is trained.
 SPECIALS = (PAD, END, IMAGE, VISION_START, VISION_END, "<think>", "</think>", "<|emb|>")
 VOCABULARY = 2048
+LONGEST_TOKEN = 64  # characters; of a text no more is read than so many per token kept
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
@@ -72,10 +73,14 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -> list[list[int]]:
     """Token ids of each text, cut to ``limit``; words that spell a special token stay words.
 
+    Half of a surrogate pair, which JSON can carry and UTF-8 cannot, is read as a question mark.
+
     Returns:
         one list per text, empty for blank text.
     """
-    stripped = [text.strip() for text in texts]
+    # Cut before as well as after: a million letters without a space would take seconds to read.
+    short = (text.strip()[: LONGEST_TOKEN * limit] for text in texts)
+    stripped = [text.encode("utf-8", "replace").decode() for text in short]
     if not stripped:
         return []
     # Cut here and not by the tokenizer: its truncation would be saved with it, as a setting.
