@@ -3,14 +3,14 @@
 Encoder artifacts are ordinary checkpoint folders: ``load_backbone`` reads them and published ones alike.
 Every picture is a square of the same side: patches and positions have one shape per length, computed once.
 
-Shapes: B sequences, L tokens, N images, S image side in pixels, H hidden width.
+Shapes: B sequences, T packed tokens, N pictures, V image tokens, S image side in pixels, H hidden width.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,19 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModelForImageTextToText,
-    PretrainedConfig,
-    Qwen3VLConfig,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, Qwen3VLConfig
 from transformers.utils.logging import disable_progress_bar
+
+from encoder.attention import GROUPS, PICTURES
+from encoder.packing import Packed
+from encoder.parts.experts import Routed
+from encoder.parts.fire import Fire
+from encoder.vision import Vision
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 PREPROCESSOR = "preprocessor_config.json"
-EQUAL_LENGTHS = "flash_equal_lengths"  # the word "flash" is how transformers knows to hand over whole batches
+
+disable_progress_bar()  # a bar per save would be one per checkpoint
 
 
 class BackboneError(ValueError):
@@ -37,115 +38,43 @@ class BackboneError(ValueError):
 
 
 @dataclass(frozen=True)
-class Vision:
-    """How a square picture becomes tokens.
+class Seen:
+    """What the vision side makes of the pictures of a batch.
 
     Attributes:
-        px: side of the picture in pixels, a multiple of ``patch * merge``.
-        patch, temporal, merge: patch side, frames per patch, and patches merged per side into one token.
-        mean, std: per-channel normalisation of pixels in [0, 1].
+        tokens: float (V, H), the embeddings of the image tokens.
+        after: float (V, H) by language layer, added to the image tokens behind it (DeepStack).
+        layers: float (patches, vision width) of each vision layer; empty unless FIRE asks for them.
     """
 
-    px: int
-    patch: int
-    temporal: int
-    merge: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    @property
-    def grid(self) -> int:
-        """Patches per side."""
-        return self.px // self.patch
-
-    @property
-    def tokens(self) -> int:
-        """Image tokens one picture takes in a sequence."""
-        return (self.grid // self.merge) ** 2
-
-    def patchify(self, pixels: Tensor) -> Tensor:
-        """Cut pictures into patches in Qwen's order: merge blocks row by row, patches likewise in a block.
-
-        Args:
-            pixels: uint8 (N, S, S, 3), or float in the same 0..255 range.
-
-        Returns:
-            float32 (N * grid * grid, 3 * temporal * patch * patch), normalised.
-        """
-        count, blocks = len(pixels), self.grid // self.merge
-        mean = torch.tensor(self.mean, device=pixels.device) * 255
-        std = torch.tensor(self.std, device=pixels.device) * 255
-        normal = (pixels.float() - mean) / std
-        cut = normal.view(count, blocks, self.merge, self.patch, blocks, self.merge, self.patch, 3)
-        patches = cut.permute(0, 1, 4, 2, 5, 7, 3, 6).unsqueeze(
-            6
-        )  # N, rows, columns, m, m, channel, 1, patch, patch
-        repeated = patches.expand(*patches.shape[:6], self.temporal, self.patch, self.patch)
-        return repeated.reshape(count * self.grid**2, -1)
+    tokens: Tensor
+    after: Sequence[Tensor]
+    layers: Sequence[Tensor]
 
 
-@lru_cache(maxsize=256)
-def token_positions(length: int, image_tokens: int) -> Tensor:
-    """Temporal, row and column position of each token of a sequence that starts with a picture, or none.
+@dataclass(frozen=True)
+class Read:
+    """Last hidden states of packed sequences, and where experts sent the tokens.
 
-    Args:
-        length: tokens in the sequence.
-        image_tokens: tokens of the picture, which follow a single start token; 0 for text alone.
-
-    Returns:
-        int64 (3, length). After a picture, text goes on from its largest coordinate plus one (M-RoPE).
+    Attributes:
+        hidden_TH: float.
+        routes: one per layer with experts.
     """
-    if not image_tokens:
-        return torch.arange(length).expand(3, length)
-    side = round(image_tokens**0.5)
-    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    picture = 1 + torch.stack([torch.zeros(image_tokens, dtype=torch.int64), row.flatten(), column.flatten()])
-    rest = torch.arange(max(length - 1 - image_tokens, 0)) + 1 + side
-    whole = torch.cat([torch.zeros(3, 1, dtype=torch.int64), picture, rest.expand(3, -1)], dim=1)
-    return whole[:, :length]
 
-
-def _equal_length_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention within each of many packed pictures (1, heads, tokens, width), in one kernel call.
-
-    The model's own fallback calls the kernel once per picture: 14 % of a training step at size small.
-    """
-    ends = kwargs["cu_seq_lens_q"].tolist()
-    lengths = {stop - start for start, stop in zip(ends, ends[1:], strict=False)}
-    if len(lengths) == 1:
-        length = lengths.pop()
-        split = [x[0].unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value)]
-        out = nn.functional.scaled_dot_product_attention(
-            split[0], split[1], split[2], scale=scaling
-        )  # pictures, heads, length, width
-        return out.transpose(1, 2).flatten(0, 1).unsqueeze(0), None
-    parts = [
-        nn.functional.scaled_dot_product_attention(
-            query[:, :, start:stop], key[:, :, start:stop], value[:, :, start:stop], scale=scaling
-        ).transpose(1, 2)
-        for start, stop in zip(ends, ends[1:], strict=False)
-    ]
-    return torch.cat(parts, dim=1), None
-
-
-AttentionInterface.register(EQUAL_LENGTHS, _equal_length_attention)
-disable_progress_bar()  # a bar per save would be one per checkpoint
+    hidden_TH: Tensor
+    routes: tuple[Routed, ...]
 
 
 class Backbone(nn.Module):
-    """A Qwen-VL model with a causal and a bidirectional reading of the same weights.
+    """A Qwen-VL model, run layer by layer so that parts of the MOON papers can stand between its own.
 
     Args:
         model: what ``AutoModelForImageTextToText`` made.
         vision: how its pictures are cut.
+
+    Attributes:
+        experts: mixtures of experts by language layer, in place of its feed-forward block.
+        fire: fine-grained residual enhancement (MOON3.0 §4.1), or None.
     """
 
     def __init__(self, model: Any, vision: Vision) -> None:
@@ -153,7 +82,18 @@ class Backbone(nn.Module):
         self.model = model
         self.vision = vision
         self.config: Any = model.config
-        model.base_model.visual.config._attn_implementation = EQUAL_LENGTHS
+        self.experts = nn.ModuleDict()
+        self.fire: Fire | None = None
+        self._language.config._attn_implementation = GROUPS
+        self._visual.config._attn_implementation = PICTURES
+
+    @property
+    def _language(self) -> Any:
+        return self.model.base_model.language_model
+
+    @property
+    def _visual(self) -> Any:
+        return self.model.base_model.visual
 
     @property
     def hidden_size(self) -> int:
@@ -161,42 +101,108 @@ class Backbone(nn.Module):
         return int(self.config.text_config.hidden_size)
 
     @property
+    def vision_width(self) -> int:
+        """Width of the vision side's hidden states."""
+        config = self.config.vision_config
+        return int(getattr(config, "embed_dim", config.hidden_size))
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The language layers."""
+        return self._language.layers
+
+    @property
     def image_prefix(self) -> list[int]:
         """Token ids that stand for one picture at the start of a sequence."""
         start, end = self.config.vision_start_token_id, self.config.vision_end_token_id
         return [start, *[self.config.image_token_id] * self.vision.tokens, end]
 
-    def forward(self, ids: Tensor, mask: Tensor, pixels: Tensor | None, bidirectional: bool) -> Tensor:
-        """Last hidden states.
+    def forward(self, packed: Packed) -> Read:
+        """Last hidden states of packed sequences."""
+        x = self._language.embed_tokens(packed.ids)
+        seen, places = None, None
+        if packed.pixels is not None:
+            seen = self.see(packed.pixels)
+            places = (packed.ids == self.config.image_token_id).nonzero()[:, 0]
+            x = x.index_copy(0, places, seen.tokens.to(x.dtype))
+        hidden, routes = self.run(
+            x[None], self.rotary(packed.positions[:, None]), packed.kinds, seen, places, groups=packed.groups
+        )
+        return Read(hidden[0], routes)
+
+    def see(self, pixels: Tensor) -> Seen:
+        """Run the vision side.
 
         Args:
-            ids: int64 (B, L), right-padded; a sequence with a picture starts with ``image_prefix``.
-            mask: bool (B, L), true on real tokens.
-            pixels: uint8 or float (N, S, S, 3), 0..255, of the sequences with a picture, in order; or None.
-            bidirectional: whether every token sees the whole sequence (MOON Embedding §1.4) or only its past.
+            pixels: uint8 or float (N, S, S, 3), 0..255.
+        """
+        visual, layers = self._visual, []
+        grid = torch.tensor([[1, self.vision.grid, self.vision.grid]], device=pixels.device)
+        hooks = []
+        if self.fire is not None:
+            hooks = [b.register_forward_hook(lambda m, i, out: layers.append(out)) for b in visual.blocks]
+        patches = self.vision.patchify(pixels).to(visual.dtype)
+        out = visual(patches, grid_thw=grid.expand(len(pixels), 3), return_dict=True)
+        for hook in hooks:
+            hook.remove()
+        tokens = out.pooler_output
+        if self.fire is not None:
+            tokens = tokens + self.fire.embeddings(layers)
+        return Seen(tokens, getattr(out, "deepstack_features", None) or (), layers)
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine (b, L, width) of rotary positions (3, b, L)."""
+        return self._language.rotary_emb(self._language.norm.weight, positions)
+
+    def run(
+        self,
+        x_bLH: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        kinds: Tensor,
+        seen: Seen | None,
+        places: Tensor | None,
+        **attention: Any,
+    ) -> tuple[Tensor, tuple[Routed, ...]]:
+        """The language layers, ours between theirs; equal to the model's own loop where there are none.
+
+        Args:
+            x_bLH: token embeddings; packed sequences have b = 1.
+            rotary: of the tokens' positions.
+            kinds: int64 (b * L), for guided experts.
+            seen: what the vision side made of the pictures; None without any.
+            places: int64 (V), which tokens (of b * L) are image tokens; None without ``seen``.
+            attention: what the attention function needs: groups, or a mask and a cache.
 
         Returns:
-            float (B, L, H); rows under padding are meaningless.
+            last hidden states (b, L, H), and one ``Routed`` per layer with experts.
         """
-        length = ids.shape[1]
-        pictured = ids[:, 0] == self.config.vision_start_token_id
-        text, picture = (token_positions(length, n).to(ids.device) for n in (0, self.vision.tokens))
-        positions = torch.where(pictured[None, :, None], picture[:, None], text[:, None])
-        attention = mask[:, None, None, :].expand(-1, 1, length, -1)
-        if not bidirectional:
-            attention = attention & torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
-        inputs: dict[str, Any] = {}
-        if pixels is not None and len(pixels):
-            grid = torch.tensor([[1, self.vision.grid, self.vision.grid]], device=ids.device)
-            inputs = {
-                "pixel_values": self.vision.patchify(pixels),
-                "image_grid_thw": grid.expand(len(pixels), 3),
-            }
-        # A prepared 4-D mask is used as it is by every family; switches on the config are private to each.
-        out = self.model.base_model(
-            input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False, **inputs
-        )
-        return out.last_hidden_state
+        routes: list[Routed] = []
+        early = {-1: x_bLH}
+        x = x_bLH
+        attention.setdefault("attention_mask", None)
+        for number, layer in enumerate(self.layers):
+            if self.fire is not None and number in self.fire.carry_from:
+                x = x + self.fire.skip(number, early[self.fire.carry_from[number]])
+            attended = layer.self_attn(
+                hidden_states=layer.input_layernorm(x), position_embeddings=rotary, **attention
+            )[0]
+            x = x + attended
+            normed = layer.post_attention_layernorm(x)
+            if str(number) in self.experts:
+                routed = self.experts[str(number)](normed.flatten(0, -2), kinds)
+                routes.append(routed)
+                x = x + routed.hidden_TH.view_as(x)
+            else:
+                x = x + layer.mlp(normed)
+            if seen is not None and places is not None:
+                added = [seen.after[number]] if number < len(seen.after) else []
+                if self.fire is not None and (more := self.fire.after(number, seen.layers)) is not None:
+                    added.append(more)
+                for residual in added:
+                    x = x.flatten(0, -2).index_add(0, places, residual.to(x.dtype)).view_as(x)
+            if self.fire is not None:
+                early[number] = x
+        return self._language.norm(x), tuple(routes)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (..., vocabulary) of hidden states (..., H)."""

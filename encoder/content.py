@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from encoder.tokenizer import tokenize
+
+TITLE, CATEGORY, ATTRIBUTE, DESCRIPTION = 0, 1, 2, 3  # what a piece of an item's text is
 
 
 @dataclass(frozen=True)
 class Content:
-    """A picture and a text, either of which may be missing.
+    """A picture and words, either of which may be missing.
 
     Attributes:
         image: encoded picture (JPEG, PNG, ...); None when there is none.
-        text: None or blank when there is none.
+        text: a query's words, or an item's title.
+        category: an item's category path as words.
+        attributes: its attribute values.
+        description: its description.
     """
 
     image: bytes | None
-    text: str | None
+    text: str | None = None
+    category: str | None = None
+    attributes: str | None = None
+    description: str | None = None
+
+    @property
+    def fields(self) -> list[tuple[int, str]]:
+        """The texts there are, in the order they are read, each with what it is."""
+        parts = (
+            (TITLE, self.text),
+            (CATEGORY, self.category),
+            (ATTRIBUTE, self.attributes),
+            (DESCRIPTION, self.description),
+        )
+        return [(kind, text.strip()) for kind, text in parts if text and text.strip()]
+
+    @property
+    def words(self) -> str:
+        """All texts as one; empty when there is none."""
+        return ". ".join(text for _, text in self.fields)
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to encode."""
-        return self.image is None and not (self.text or "").strip()
+        return self.image is None and not self.fields
 
 
 def attribute_pairs(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -32,34 +60,44 @@ def attribute_pairs(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in pairs if name and value]
 
 
-def item_text(row: Mapping[str, Any]) -> str | None:
-    """Title, category path, attributes and description of an item, in this order, as one text.
-
-    Values are written without their attribute's name: names repeat in every item and would fill the few
-    tokens kept (``Size.text_tokens``) with what tells no two items apart.
-
-    Args:
-        row: a row of ``dataset.contracts.ITEMS`` as Python values; missing fields are left out.
-
-    Returns:
-        None when the item has no words at all.
-    """
-    values = " ".join(value for _, value in attribute_pairs(row))
-    fields = [row["title"], " ".join(row["category"] or []), values, row["description"]]
-    text = ". ".join(field.strip() for field in fields if field and field.strip())
-    return text or None
-
-
 def item_content(row: Mapping[str, Any], image: bytes | None = None) -> Content:
     """The content of an item: the same function for training, bulk embedding and serving.
+
+    Attribute values are written without their names: names repeat in every item and would fill the few tokens
+    kept (``Size.text_tokens``) with what tells no two items apart.
 
     Args:
         row: a row of ``dataset.contracts.ITEMS`` as Python values.
         image: the encoded picture that ``row["image_id"]`` names, if there is one.
     """
-    return Content(image=image, text=item_text(row))
+    return Content(
+        image=image,
+        text=row["title"],
+        category=" ".join(row["category"] or []),
+        attributes=" ".join(value for _, value in attribute_pairs(row)),
+        description=row["description"],
+    )
 
 
 def query_content(row: Mapping[str, Any], image: bytes | None = None) -> Content:
     """The content of a query, a row of ``dataset.contracts.QUERIES``: its words, its picture, or both."""
     return Content(image=image, text=row["text"])
+
+
+def tokenize_fields(
+    tokenizer: PreTrainedTokenizerBase, contents: Sequence[Content], limit: int
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids of each content's words with what each token is of, both cut to ``limit``."""
+    pieces, owner, kind = [], [], []
+    for place, content in enumerate(contents):
+        for number, (tells, text) in enumerate(content.fields):
+            pieces.append(". " + text if number else text)
+            owner.append(place)
+            kind.append(tells)
+    out: list[tuple[list[int], list[int]]] = [([], []) for _ in contents]
+    for place, tells, ids in zip(owner, kind, tokenize(tokenizer, pieces, limit), strict=True):
+        tokens, kinds = out[place]
+        room = ids[: limit - len(tokens)]
+        tokens.extend(room)
+        kinds.extend([tells] * len(room))
+    return out

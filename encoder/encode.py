@@ -8,20 +8,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from dataset.contracts import DataError
+from encoder.assemble import Parts, assemble
 from encoder.backbone import load_backbone
-from encoder.content import Content, item_content, query_content
+from encoder.content import Content, item_content, query_content, tokenize_fields
 from encoder.images import decode_image
-from encoder.model import EncoderModel, Sample
-from encoder.tokenizer import load_tokenizer, pad_id, tokenize
-from moon.artifacts import Artifact
+from encoder.model import EncoderModel
+from encoder.packing import Sample
+from encoder.parts.region import REGION_DETAIL, core_region
+from encoder.tokenizer import load_tokenizer
+from moon.artifacts import Artifact, ArtifactError
 
 __all__ = ["Content", "Encoder", "item_content", "query_content", "save_encoder"]
 
-HEAD = "head.safetensors"
+PARTS = "parts.safetensors"  # every weight that is not the backbone's
 
 
 def device() -> torch.device:
@@ -30,10 +34,15 @@ def device() -> torch.device:
 
 
 def save_encoder(model: EncoderModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write backbone, tokenizer and head: a Hugging Face checkpoint folder with one more file."""
+    """Write backbone, tokenizer and parts: a Hugging Face checkpoint folder with one more file."""
     model.backbone.save(folder)
     tokenizer.save_pretrained(folder)
-    save_file({"weight": model.head.weight.detach().cpu().contiguous()}, folder / HEAD)
+    save_file({name: p.detach().cpu().contiguous() for name, p in _own(model).items()}, folder / PARTS)
+
+
+def _own(model: EncoderModel) -> dict[str, Tensor]:
+    """The weights that the checkpoint folder of the backbone does not hold."""
+    return {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.model.")}
 
 
 class Encoder:
@@ -46,33 +55,44 @@ class Encoder:
     """
 
     def __init__(
-        self, artifact: Artifact, model: EncoderModel, tokenizer: PreTrainedTokenizerBase, text_tokens: int
+        self,
+        artifact: Artifact,
+        model: EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        text_tokens: int,
+        parts: Parts,
     ) -> None:
         self.id = artifact.id
-        self.width = int(model.head.out_features)
+        self.width = model.width
         self.widths = tuple(int(width) for width in artifact.config["widths"])
         self._model = model.to(device()).eval()
         self._tokenizer = tokenizer
         self._text_tokens = text_tokens
+        self._parts = parts
 
     @classmethod
     def open(cls, artifact: Artifact) -> Encoder:
         """Load the encoder of a verified artifact of kind ``encoder``."""
-        size = artifact.config["size"]
+        size, parts = artifact.config["size"], Parts(**artifact.config["parts"])
         tokenizer = load_tokenizer(artifact.path)
         backbone = load_backbone(artifact.path, size["image_px"])
-        head = load_file(artifact.file(HEAD))["weight"]
-        model = EncoderModel(backbone, width=len(head), pad=pad_id(tokenizer))
-        model.head.weight.data.copy_(head)
-        return cls(artifact, model, tokenizer, size["text_tokens"])
+        model = assemble(backbone, parts, size["item_width"], seed=0)
+        own = load_file(artifact.file(PARTS))
+        expected = set(_own(model))
+        if set(own) != expected:
+            raise ArtifactError(
+                f"{artifact.path / PARTS}: expected {len(expected)} tensors, found {len(own)}, differing in "
+                f"{sorted(expected ^ set(own))[:3]}. Run 'moon encoder train' again."
+            )
+        model.load_state_dict(own, strict=False)
+        return cls(artifact, model, tokenizer, size["text_tokens"], parts)
 
     @torch.inference_mode()
-    def encode(self, contents: Sequence[Content], batch: int = 64) -> np.ndarray:
-        """Unit vectors of contents.
+    def encode(self, contents: Sequence[Content]) -> np.ndarray:
+        """Unit vectors of contents; none depends on the others.
 
         Args:
-            contents: each with a picture, a text, or both; a missing part takes no tokens.
-            batch: most contents per forward pass; the result does not depend on it.
+            contents: each with a picture, words, or both; a missing part takes no tokens.
 
         Returns:
             float32 (n, D), unit norm.
@@ -88,10 +108,18 @@ class Encoder:
             )
         if not contents:
             return np.empty((0, self.width), dtype=np.float32)
-        px = self._model.backbone.vision.px
-        tokens = tokenize(self._tokenizer, [content.text or "" for content in contents], self._text_tokens)
+        texts = tokenize_fields(self._tokenizer, contents, self._text_tokens)
         samples = [
-            Sample(ids, None if content.image is None else decode_image(content.image, px))
-            for ids, content in zip(tokens, contents, strict=True)
+            Sample(tokens, self._pictures(content.image), kinds)
+            for content, (tokens, kinds) in zip(contents, texts, strict=True)
         ]
-        return F.normalize(self._model(samples, limit=batch), dim=-1).float().cpu().numpy()
+        return F.normalize(self._model.vectors(samples), dim=-1).cpu().numpy()
+
+    def _pictures(self, image: bytes | None) -> tuple[np.ndarray, ...]:
+        if image is None:
+            return ()
+        px = self._model.backbone.vision.px
+        whole = decode_image(image, px)
+        if not self._parts.region:
+            return (whole,)
+        return whole, core_region(decode_image(image, REGION_DETAIL * px), px)

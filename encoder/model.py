@@ -1,95 +1,121 @@
-"""Sequences in, vectors out: pooling and the linear head on top of the backbone.
+"""Samples in, vectors out: pooling and the linear head on top of the backbone.
 
-Shapes: B sequences, L tokens, D vector width, H hidden width.
+Shapes: B samples, T packed tokens, D vector width, H hidden width, Z experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from encoder.backbone import Backbone
+from encoder.backbone import Backbone, Read
+from encoder.packing import CHAIN, IMAGE, TEXT, Packed, Sample, pack
+from encoder.parts.experts import load_balance, per_sequence
+from encoder.parts.fusion import ModalityFusion
 
-LENGTH_RATIO = (
-    1.3  # sequences share a padded chunk while the longest is at most this much longer than the shortest
-)
+TOKENS_AT_ONCE = 16_384  # of a forward pass without gradients: bounds memory, changes no result
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One input.
+class Encoded:
+    """Vectors of samples, in the order given.
 
     Attributes:
-        tokens: text token ids, without the image prefix.
-        pixels: uint8 or float32 (S, S, 3), 0..255; None without a picture.
+        vector_BD: float, before normalisation.
+        gate_BZ: mean gate of each sample's tokens, over layers with experts; None without experts.
+        balance: mean load-balancing loss of those layers; None without experts.
     """
 
-    tokens: Sequence[int]
-    pixels: np.ndarray | None
+    vector_BD: Tensor
+    gate_BZ: Tensor | None = None
+    balance: Tensor | None = None
 
 
 class EncoderModel(nn.Module):
-    """Backbone, mean over real tokens, linear head (MOON Embedding §1.4).
+    """Backbone, then mean over tokens and a linear head (MOON Embedding §1.4), or fusion (MOON3.0 §4.1).
 
     Args:
         backbone: the multimodal model.
         width: D, the widest vector.
-        pad: token id that fills a chunk.
+        fusion: fuses pooled image, text and attribute chain instead of the mean; None: the mean.
     """
 
-    def __init__(self, backbone: Backbone, width: int, pad: int) -> None:
+    def __init__(self, backbone: Backbone, width: int, fusion: ModalityFusion | None = None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(backbone.hidden_size, width, bias=False)
-        self.pad = pad
+        self.width = width
+        self.fusion = fusion
+        self.head = None if fusion else nn.Linear(backbone.hidden_size, width, bias=False)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.head.weight.device
+        return next(self.parameters()).device
 
-    def collate(self, sequences: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Ids (B, L), mask (B, L) and pixels (N, S, S, 3) of sequences, right-padded to the longest."""
-        prefix = self.backbone.image_prefix
-        rows = [[*(prefix if s.pixels is not None else ()), *s.tokens] for s in sequences]
-        length = max(len(row) for row in rows)
-        ids = np.full((len(rows), length), self.pad, dtype=np.int64)
-        mask = np.zeros((len(rows), length), dtype=bool)
-        for place, row in enumerate(rows):
-            ids[place, : len(row)] = row
-            mask[place, : len(row)] = True
-        pictures = [s.pixels for s in sequences if s.pixels is not None]
-        pixels = torch.from_numpy(np.stack(pictures)).to(self.device) if pictures else None
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device), pixels
+    def pack(self, samples: Sequence[Sample], causal: bool = False) -> Packed:
+        """Put samples end to end for this model's backbone."""
+        return pack(samples, self.backbone.image_prefix, self.device, causal)
 
-    def forward(self, sequences: Sequence[Sample], limit: int = 256) -> Tensor:
-        """Vectors before normalisation, float (B, D), in the order given.
+    def forward(self, samples: Sequence[Sample]) -> Encoded:
+        """Vectors of samples, none of them empty."""
+        packed = self.pack(samples)
+        return self.encoded(packed, self.backbone(packed))
 
-        Args:
-            sequences: none of them empty.
-            limit: most sequences in one padded chunk.
-        """
-        order, parts = [], []
-        for chunk in self._chunks(sequences, limit):
-            ids, mask, pixels = self.collate([sequences[i] for i in chunk])
-            hidden = self.backbone(ids, mask, pixels, bidirectional=True)
-            weight = mask.to(hidden.dtype)[:, :, None]
-            parts.append(self.head((hidden * weight).sum(1) / weight.sum(1)))
-            order.extend(chunk)
-        return torch.cat(parts)[torch.from_numpy(np.argsort(np.array(order)))]
+    def encoded(self, packed: Packed, read: Read) -> Encoded:
+        """Vectors of sequences that have been read already, in the order of the samples."""
+        back = torch.argsort(packed.order)
+        vectors = self._pooled(packed, read.hidden_TH)[back]
+        if not read.routes:
+            return Encoded(vectors)
+        gates = [per_sequence(one.weight_TZ, packed.sequence, len(packed)) for one in read.routes]
+        balance = [load_balance(one.weight_TZ, one.probability_TZ) for one in read.routes]
+        return Encoded(vectors, torch.stack(gates).mean(0)[back], torch.stack(balance).mean())
 
-    def _chunks(self, sequences: Sequence[Sample], limit: int) -> Iterator[list[int]]:
-        """Row numbers in chunks of similar length: most padding is avoidable."""
-        prefix = len(self.backbone.image_prefix)
-        lengths = np.array([len(s.tokens) + (prefix if s.pixels is not None else 0) for s in sequences])
-        chunk: list[int] = []
-        for row in np.argsort(lengths, kind="stable").tolist():
-            if chunk and (len(chunk) == limit or lengths[row] > LENGTH_RATIO * lengths[chunk[0]] + 2):
-                yield chunk
-                chunk = []
-            chunk.append(row)
-        yield chunk
+    def vectors(self, samples: Sequence[Sample]) -> Tensor:
+        """Vectors without gradients, before normalisation, of any number of samples: float (B, D)."""
+        width = len(self.backbone.image_prefix)
+        length = [len(s.pictures) * width + len(s.tokens) + len(s.chain) for s in samples]
+        out = torch.empty(len(samples), self.width, device=self.device)
+        rows: list[int] = []
+        tokens = 0
+        with torch.no_grad():
+            for row in sorted(range(len(samples)), key=length.__getitem__):
+                if rows and tokens + length[row] > TOKENS_AT_ONCE:
+                    out[rows] = self([samples[r] for r in rows]).vector_BD.float()
+                    rows, tokens = [], 0
+                rows.append(row)
+                tokens += length[row]
+            if rows:
+                out[rows] = self([samples[r] for r in rows]).vector_BD.float()
+        return out
+
+    def _pooled(self, packed: Packed, hidden_TH: Tensor) -> Tensor:
+        """Vectors in packed order."""
+        if self.head is not None:
+            return self.head(_mean(hidden_TH, packed.sequence, len(packed))[0])
+        assert self.fusion is not None
+        sources, present = [], []
+        for part in (IMAGE, TEXT):
+            mine = packed.part == part
+            mean, found = _mean(hidden_TH[mine], packed.sequence[mine], len(packed))
+            sources.append(mean)
+            present.append(found)
+        chained = (packed.part == CHAIN).nonzero()[:, 0]
+        last = torch.full((len(packed),), -1, device=hidden_TH.device)
+        last = last.scatter_reduce(
+            0, packed.sequence[chained], chained, "amax"
+        )  # of <|emb|>, the chain's end
+        found = last >= 0
+        sources.append(torch.where(found[:, None], hidden_TH[last.clamp(min=0)], 0.0))
+        present.append(found)
+        return self.fusion(sources[0], sources[1], sources[2], torch.stack(present, dim=1))
+
+
+def _mean(hidden_TH: Tensor, sequence_T: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mean over the tokens of each sequence (count, H), and whether it has any."""
+    total = hidden_TH.new_zeros(count, hidden_TH.shape[1]).index_add(0, sequence_T, hidden_TH)
+    tokens = torch.bincount(sequence_T, minlength=count)
+    return total / tokens.clamp(min=1)[:, None], tokens > 0

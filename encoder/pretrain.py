@@ -1,24 +1,24 @@
 """Stage 1: next-token prediction on questions about catalogue items (MOON Embedding §1.3).
 
 The paper names four question kinds and gives neither templates, data volume nor schedule (not recovered); the
-templates below and ``encoder.train.schedule`` are ours.
+templates below and ``encoder.train.Schedule`` are ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
 
-from encoder.content import attribute_pairs, item_text
-from encoder.examples.augment import augment
-from encoder.examples.corpus import NO_IMAGE, Corpus
-from encoder.model import EncoderModel, Sample
+from dataset.contracts import DataError
+from encoder.content import attribute_pairs, item_content
+from encoder.examples.views import augmented
+from encoder.learner import Learner, Objective
+from encoder.packing import CHAIN, Sample
 from encoder.tokenizer import end_id, tokenize
 
 KINDS = ("description", "attribute", "title", "subject")
@@ -35,7 +35,7 @@ def question(row: Mapping[str, Any], kind: str, rng: np.random.Generator) -> tup
     attributes = attribute_pairs(row)
     values = " ".join(value for _, value in attributes)
     if kind == "description" and (row["description"] or row["title"]):
-        return "Describe the product.", row["description"] or item_text(row) or ""
+        return "Describe the product.", row["description"] or item_content(row).words
     if kind == "attribute" and attributes:
         name, value = attributes[int(rng.integers(len(attributes)))]
         return f"{row['title'] or ''} What is the {name}?", value
@@ -46,48 +46,79 @@ def question(row: Mapping[str, Any], kind: str, rng: np.random.Generator) -> tup
     return None
 
 
-def pretrain_loss(
-    model: EncoderModel,
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
-    batch: int,
-    text_tokens: int,
-    rng: np.random.Generator,
-) -> Tensor:
-    """Mean next-token loss over the answers of one random batch, reading causally.
+@dataclass(frozen=True)
+class Pretrain:
+    """The stage: questions and answers about catalogue items, read causally.
+
+    Attributes:
+        share: of the training budget; the paper's is not recovered.
+        name: of the stage.
+    """
+
+    share: float
+    name: str = "pretrain"
+
+    def begin(self, learner: Learner) -> Asking:
+        """Nothing to prepare."""
+        return Asking(learner)
+
+
+class Asking(Objective):
+    """Mean next-token loss over the answers of a batch of questions.
+
+    Raises:
+        DataError: no item has a word to answer with.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+        rng = np.random.default_rng(0)
+        if not any(question(row, kind, rng) for row in learner.corpus.records for kind in KINDS):
+            raise DataError(
+                f"pretrain: expected items with a title, category, attributes or description, found none among "
+                f"{len(learner.corpus.records)}. Use a recipe without questions."
+            )
+
+    def loss(self, rng: np.random.Generator, progress: float) -> Tensor:
+        """Loss of half a batch of questions: each brings a vocabulary of logits per token of its answer."""
+        model = self.learner.model
+        samples = questions(self.learner, max(self.learner.batch // 2, 1), rng)
+        packed = model.pack(samples, causal=True)
+        hidden = model.backbone(packed).hidden_TH
+        answered = (packed.part == CHAIN).nonzero()[:, 0]
+        return F.cross_entropy(model.backbone.logits(hidden[answered - 1]), packed.ids[answered])
+
+
+def questions(learner: Learner, count: int, rng: np.random.Generator) -> list[Sample]:
+    """Questions with the picture of their item, each followed by its answer.
 
     Args:
-        model: its backbone is trained; the pooling head is not used here.
-        corpus: where items come from.
-        tokenizer: of the backbone.
-        batch: questions to ask.
-        text_tokens: most tokens of a question and of an answer.
+        learner: whose items are asked about.
+        count: questions; an item that lacks the answer is asked nothing, so fewer may come.
         rng: the only source of chance.
+
+    Returns:
+        at least one sample.
     """
-    rows, questions, answers = [], [], []
-    for row in rng.integers(len(corpus.records), size=batch).tolist():
-        asked = question(corpus.records[row], KINDS[int(rng.integers(len(KINDS)))], rng)
-        if asked is not None:
-            rows.append(row)
-            questions.append(asked[0])
-            answers.append(asked[1])
-    if not rows:
-        return model.head.weight.sum() * 0.0
-    asked_tokens = tokenize(tokenizer, questions, text_tokens)
-    answer_tokens = [[*ids, end_id(tokenizer)] for ids in tokenize(tokenizer, answers, text_tokens)]
-    image = corpus.items.image[rows]
-    shown = (
-        iter(augment(corpus.pixels[image[image != NO_IMAGE]], rng)) if (image != NO_IMAGE).any() else iter(())
-    )
+    corpus, limit = learner.corpus, learner.size.text_tokens
+    rows, asked, answers = [], [], []
+    while not rows:
+        for row in rng.integers(len(corpus.records), size=count).tolist():
+            pair = question(corpus.records[row], KINDS[int(rng.integers(len(KINDS)))], rng)
+            if pair is not None:
+                rows.append(row)
+                asked.append(pair[0])
+                answers.append(pair[1])
     samples = [
-        Sample([*asks, *tells], next(shown) if picture != NO_IMAGE else None)
-        for asks, tells, picture in zip(asked_tokens, answer_tokens, image.tolist(), strict=True)
+        Sample(
+            tokens, corpus.pictures(int(corpus.items.image[row])), chain=[*answer, end_id(learner.tokenizer)]
+        )
+        for row, tokens, answer in zip(
+            rows,
+            tokenize(learner.tokenizer, asked, limit),
+            tokenize(learner.tokenizer, answers, limit),
+            strict=True,
+        )
     ]
-    ids, mask, pixels = model.collate(samples)
-    hidden = model.backbone(ids, mask, pixels, bidirectional=False)
-    end = mask.sum(1)
-    start = end - torch.tensor([len(tells) for tells in answer_tokens], device=ids.device)
-    place = torch.arange(ids.shape[1], device=ids.device)
-    answered = (place >= start[:, None]) & (place < end[:, None])
-    logits = model.backbone.logits(hidden[:, :-1][answered[:, 1:]])
-    return F.cross_entropy(logits, ids[:, 1:][answered[:, 1:]])
+    return augmented(samples, rng)

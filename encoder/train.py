@@ -1,71 +1,63 @@
-"""Train the encoder: stage 1 pretraining, then stage 2a post-training; resumable at every checkpoint."""
+"""Train an encoder by a recipe, stage after stage; resumable at every checkpoint."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dataset.contracts import DataError
 from dataset.split import Split
 from dataset.tables import Dataset
+from encoder.assemble import assemble
 from encoder.backbone import Backbone, build_backbone, load_backbone, small_config
 from encoder.encode import device, save_encoder
-from encoder.examples.corpus import Corpus, catalogue_texts, read_corpus
-from encoder.examples.pairs import item_pairs, query_pairs
+from encoder.examples.corpus import catalogue_texts, read_corpus
+from encoder.examples.pairs import read_relations
+from encoder.learner import Learner, Objective
 from encoder.model import EncoderModel
 from encoder.optim import CHECKPOINT_LR_SCALE, Optimizers
-from encoder.posttrain import MIX, Positives, own_pairs, part_pairs, posttrain_loss
-from encoder.pretrain import pretrain_loss
-from encoder.tokenizer import load_tokenizer, pad_id, special_ids, train_tokenizer
+from encoder.recipes import Recipe, ours
+from encoder.tokenizer import load_tokenizer, special_ids, train_tokenizer
 from moon.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 from moon.progress import track
 from moon.sizes import Size
 
 CHECKPOINT_EVERY = 50  # steps
 CURVE_POINTS = 100
-STAGES = ("pretrain", "posttrain")
-MADE_BY = "moon encoder"
+TIMED_STEPS = 3  # of each stage, to find how many fit into a time
+MADE_BY = "moon encoder train"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps and batch of both stages."""
-
-    pretrain_steps: int
-    pretrain_batch: int
-    posttrain_steps: int
-    posttrain_batch: int
-
-
-def schedule(size: Size, items: int, budget: float = 1.0) -> Schedule:
     """How long to train, from the size and the number of items; the same on every machine.
 
-    The papers give no schedule (not recovered). Batches grow with the model; post-training sees each item a
-    fixed number of times, within bounds that keep two CPU cores inside the demo's time.
+    The papers give no schedule (not recovered). Batches grow with the model; training sees each item a fixed
+    number of times, within bounds that keep two CPU cores inside the demo's time.
 
-    Args:
-        size: the dial.
-        items: in the catalogue.
-        budget: factor on the steps of both stages.
+    Attributes:
+        batch: pairs per step.
+        steps: of all stages together, before the recipe's shares.
     """
-    batch = {"nano": 96, "small": 128}.get(size.name, 256)
-    longest = {"nano": 500, "small": 600}.get(size.name, 20_000)
-    posttrain = min(max(round(24 * items / batch), 60), longest)
-    return Schedule(
-        pretrain_steps=max(round(posttrain * 0.2 * budget), 1),
-        pretrain_batch=batch // 2,
-        posttrain_steps=max(round(posttrain * budget), 1),
-        posttrain_batch=batch,
-    )
+
+    batch: int
+    steps: int
+
+    @classmethod
+    def of(cls, size: Size, items: int, budget: float = 1.0) -> Schedule:
+        """The schedule of a catalogue, its steps multiplied by ``budget``."""
+        batch = {"nano": 96, "small": 128}.get(size.name, 256)
+        longest = {"nano": 500, "small": 600}.get(size.name, 20_000)
+        steps = min(max(round(24 * items / batch), 60), longest)
+        return cls(batch, max(round(steps * budget), 1))
 
 
 def train_encoder(
@@ -74,8 +66,10 @@ def train_encoder(
     size: Size,
     out: Path,
     seed: int = 0,
+    recipe: Recipe | None = None,
     checkpoint: Path | None = None,
     budget: float = 1.0,
+    cpu_seconds: float | None = None,
 ) -> Artifact:
     """Train an encoder on a dataset and write it as an artifact of kind ``encoder``.
 
@@ -87,16 +81,21 @@ def train_encoder(
         size: width, depth and lengths; a checkpoint keeps its own width and depth.
         out: directory of the artifact.
         seed: of weights, batches and augmentation.
+        recipe: what to train; ``recipes.ours()`` unless given.
         checkpoint: a Qwen-VL folder to start from instead of random weights.
         budget: factor on the number of steps.
+        cpu_seconds: train about so many seconds of CPU time instead, shared among the stages by their cost
+            per step, measured at the start: for comparing recipes at equal compute.
 
     Raises:
         DataError: nothing to learn from: no kind of pair occurs twice.
         BackboneError: the checkpoint folder cannot be used.
-        FloatingPointError: training diverged, naming the step.
+        FloatingPointError: training diverged, naming stage, step and batch.
     """
+    recipe = recipe or ours()
     config = {
         "size": asdict(size), "widths": list(size.matryoshka), "seed": seed, "budget": budget,
+        "recipe": recipe.name, "parts": asdict(recipe.parts), "cpu_seconds": cpu_seconds,
         "checkpoint": None if checkpoint is None else Path(checkpoint).name,
         "fit_until": split.fit_until.isoformat(),
     }  # fmt: skip
@@ -104,26 +103,23 @@ def train_encoder(
     partial = Partial(out.with_name(out.name + ".partial"), config, parents)
     learnable = split.encoder_items(dataset.items)
     tokenizer, backbone = _start(dataset, learnable, size, seed, checkpoint, partial)
-    torch.manual_seed(seed)
-    model = EncoderModel(backbone, size.item_width, pad_id(tokenizer)).to(device())
-    corpus = read_corpus(dataset, tokenizer, size.text_tokens, backbone.vision.px, learnable)
-    positives = Positives(
-        own=own_pairs(corpus),
-        part=part_pairs(corpus),
-        query=query_pairs(split.log, split.fit_until, dataset.judgements, corpus.queries, corpus.items),
-        item=item_pairs(split.log, split.fit_until, corpus.items),
+    model = assemble(backbone, recipe.parts, size.item_width, seed).to(device())
+    corpus = read_corpus(
+        dataset, tokenizer, size.text_tokens, backbone.vision.px, learnable, recipe.parts.region
     )
-    if not positives.kinds():
-        raise DataError(
-            f"{dataset.artifact.path}: expected items with words, queries with clicks, or items "
-            f"bought together before {split.fit_until.isoformat()}; found none: nothing to learn from."
-        )
-    losses = _train(model, tokenizer, corpus, positives, size, seed, partial, budget, checkpoint is not None)
-    counts = {kind: len(getattr(positives, kind)) for kind in MIX}
-    plan = asdict(schedule(size, len(corpus.spu), budget))
-    with write_artifact(
-        out, "encoder", {**config, "schedule": plan, "pairs": counts, "losses": losses}, parents
-    ) as to:
+    plan = Schedule.of(size, len(corpus.spu), budget)
+    learner = Learner(
+        model=model,
+        tokenizer=tokenizer,
+        corpus=corpus,
+        relations=read_relations(split.log, split.fit_until, dataset.judgements, corpus),
+        purchases=read_relations(split.log, split.fit_until, dataset.judgements, corpus, purchases=True),
+        size=size,
+        batch=plan.batch,
+        seed=seed,
+    )
+    done = _train(learner, recipe, plan, partial, cpu_seconds, checkpoint is not None)
+    with write_artifact(out, "encoder", {**config, "batch": plan.batch, **done}, parents) as to:
         save_encoder(model, tokenizer, to)
     partial.remove()
     return open_artifact(out, "encoder", MADE_BY)
@@ -140,48 +136,75 @@ def _start(
     return tokenizer, build_backbone(config, size.image_px, seed)
 
 
+class Trained(nn.Module):
+    """What a stage trains: the model, and what its objective brings of its own."""
+
+    def __init__(self, model: EncoderModel, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+
 def _train(
-    model: EncoderModel,
-    tokenizer: PreTrainedTokenizerBase,
-    corpus: Corpus,
-    positives: Positives,
-    size: Size,
-    seed: int,
+    learner: Learner,
+    recipe: Recipe,
+    plan: Schedule,
     partial: Partial,
-    budget: float,
+    cpu_seconds: float | None,
     pretrained: bool,
-) -> dict[str, dict[str, list[float]]]:
-    """Both stages; returns the training curve of each."""
-    plan = schedule(size, len(corpus.spu), budget)
-
-    def asked(rng: np.random.Generator) -> Tensor:
-        return pretrain_loss(model, corpus, tokenizer, plan.pretrain_batch, size.text_tokens, rng)
-
-    def contrasted(rng: np.random.Generator) -> Tensor:
-        return posttrain_loss(model, corpus, positives, plan.posttrain_batch, size.matryoshka, rng)
-
-    stages: tuple[tuple[int, Callable[[np.random.Generator], Tensor]], ...] = (
-        (plan.pretrain_steps, asked),
-        (plan.posttrain_steps, contrasted),
-    )
-    stage_done, step_done, losses = partial.position()
-    model.train()
-    for stage, (steps, loss_of) in enumerate(stages):
-        if stage < stage_done:
+) -> dict[str, Any]:
+    """All stages; returns each one's steps, training curve and facts, and the CPU time of all steps."""
+    position = partial.position()
+    scale = CHECKPOINT_LR_SCALE if pretrained else 1.0
+    learner.model.train()
+    for number, stage in enumerate(recipe.stages):
+        if number < position.stage:
             continue
-        optimizers = Optimizers(model, steps, CHECKPOINT_LR_SCALE if pretrained else 1.0)
+        resumed = number == position.stage and position.step > 0
+        if resumed:
+            partial.restore_model(learner.model)
+        objective = stage.begin(learner)
+        trained = Trained(learner.model, objective)
+        name = f"{number}.{stage.name}"
+        if name not in position.steps:
+            position.steps[name] = (
+                max(round(plan.steps * stage.share), 1)
+                if cpu_seconds is None
+                else _steps_in(cpu_seconds * stage.share, objective, trained, learner.seed)
+            )
+        steps = position.steps[name]
+        optimizers = Optimizers(trained, steps, scale)
         first = 0
-        if stage == stage_done and step_done:
-            partial.restore(model, optimizers)
-            first = step_done
-        curve = losses.setdefault(STAGES[stage], [])
-        for step in track(range(first, steps), f"{STAGES[stage]} encoder"):
-            loss = loss_of(np.random.default_rng((seed, stage, step)))
-            optimizers.update(loss, STAGES[stage], step)
+        if resumed:
+            partial.restore(objective, optimizers)
+            first = position.step
+        curve = position.losses.setdefault(name, [])
+        started = time.process_time()
+        for step in track(range(first, steps), f"{recipe.name}: {stage.name}"):
+            loss = objective.loss(np.random.default_rng((learner.seed, number, step)), step / steps)
+            optimizers.update(loss, stage.name, step)
             curve.append(float(loss.detach()))
             if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
-                partial.save(model, optimizers, tokenizer, stage, step + 1, losses)
-    return {name: _smooth(curve) for name, curve in losses.items()}
+                position.cpu_seconds += time.process_time() - started
+                started = time.process_time()
+                position.facts[name] = objective.facts()
+                position.stage, position.step = number, step + 1
+                partial.save(trained, optimizers, learner.tokenizer, position)
+    return {
+        "steps": position.steps,
+        "losses": {name: _smooth(curve) for name, curve in position.losses.items()},
+        "facts": position.facts,
+        "trained_cpu_seconds": position.cpu_seconds,
+    }
+
+
+def _steps_in(seconds: float, objective: Objective, trained: Trained, seed: int) -> int:
+    """How many steps of an objective fit into so much CPU time; nothing is learned while measuring."""
+    started = time.process_time()
+    for step in range(TIMED_STEPS):
+        objective.loss(np.random.default_rng((seed, 0, step)), 0.0).backward()
+        trained.zero_grad(set_to_none=True)
+    return max(round(seconds * TIMED_STEPS / (time.process_time() - started)), 1)
 
 
 def _smooth(losses: list[float]) -> dict[str, list[float]]:
@@ -189,6 +212,26 @@ def _smooth(losses: list[float]) -> dict[str, list[float]]:
     parts = np.array_split(np.array(losses), min(len(losses), CURVE_POINTS))
     ends = np.cumsum([len(part) for part in parts])
     return {"step": ends.astype(float).tolist(), "loss": [float(part.mean()) for part in parts]}
+
+
+@dataclass
+class Position:
+    """Where training is.
+
+    Attributes:
+        stage, step: steps done in the stage.
+        steps: planned for each stage begun.
+        losses: of every step, by stage.
+        facts: of each objective.
+        cpu_seconds: of all steps so far.
+    """
+
+    stage: int
+    step: int
+    steps: dict[str, int]
+    losses: dict[str, list[float]]
+    facts: dict[str, dict[str, object]]
+    cpu_seconds: float
 
 
 class Partial:
@@ -211,36 +254,42 @@ class Partial:
         )
         self._found = found if ours else None
 
-    def position(self) -> tuple[int, int, dict[str, list[float]]]:
-        """Stage, steps done in it, and the losses so far."""
+    def position(self) -> Position:
+        """Where the run stopped; the start of a new one."""
         if self._found is None:
-            return 0, 0, {}
-        config = self._found.config
-        return config["stage"], config["step"], config["losses"]
+            return Position(0, 0, {}, {}, {}, 0.0)
+        return Position(**self._found.config["position"])
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer trained at the start of the run, so that a resumed run reads the same tokens."""
         return None if self._found is None else load_tokenizer(self._found.path)
 
-    def restore(self, model: EncoderModel, optimizers: Optimizers) -> None:
-        """Put weights and optimizer state back."""
-        if self._found is not None:
-            load_model(model, self._found.file("weights.safetensors"), device=str(model.device))
-            optimizers.load(load_file(self._found.file("optimizer.safetensors"), device=str(model.device)))
+    def restore_model(self, model: EncoderModel) -> None:
+        """Put the model's weights back, before a stage looks at them."""
+        model.load_state_dict(self._tensors("weights", model.device))
+
+    def restore(self, objective: Objective, optimizers: Optimizers) -> None:
+        """Put back what the objective and the optimizers had."""
+        objective.restore(self._tensors("objective", torch.device("cpu")))
+        optimizers.load(self._tensors("optimizer", optimizers.params[0].device))
+
+    def _tensors(self, name: str, where: torch.device) -> dict[str, torch.Tensor]:
+        assert self._found is not None
+        return load_file(self._found.file(f"{name}.safetensors"), device=str(where))
 
     def save(
         self,
-        model: EncoderModel,
+        trained: Trained,
         optimizers: Optimizers,
         tokenizer: PreTrainedTokenizerBase,
-        stage: int,
-        step: int,
-        losses: dict[str, list[float]],
+        position: Position,
     ) -> None:
         """Replace what is there by the present state."""
-        state = {"run": self.config, "stage": stage, "step": step, "losses": losses}
+        state = {"run": self.config, "position": asdict(position)}
         with write_artifact(self.path, "encoder-partial", state, self.parents) as folder:
-            save_model(model, str(folder / "weights.safetensors"))
+            tensors = {"weights": trained.model.state_dict(), "objective": trained.objective.tensors()}
+            for name, named in tensors.items():  # cloned: tied weights share memory, which safetensors refuses
+                save_file({key: value.clone() for key, value in named.items()}, folder / f"{name}.safetensors")
             save_file(optimizers.tensors(), folder / "optimizer.safetensors")
             tokenizer.save_pretrained(folder)
 

@@ -5,7 +5,7 @@ Rows are positions in this corpus only; they never leave the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from dataset.contracts import DataError
 from dataset.tables import Dataset
-from encoder.content import item_text
-from encoder.images import decode_images
-from encoder.model import Sample
-from encoder.tokenizer import tokenize
+from encoder.content import Content, item_content, query_content, tokenize_fields
+from encoder.images import decode_image, decode_images
+from encoder.packing import Sample
+from encoder.parts.region import REGION_DETAIL, core_region
+from moon.progress import track
 
 NO_IMAGE = -1
 
@@ -31,11 +32,13 @@ class Side:
     Attributes:
         ids: int64 (M), as in the dataset.
         tokens: text tokens of each row, at most ``Size.text_tokens``, empty without words.
+        kinds: what each token is of: title, category, attribute, description (``encoder.content``).
         image: int64 (M), rows of ``Corpus.pixels``, ``NO_IMAGE`` without a picture.
     """
 
     ids: np.ndarray
     tokens: list[list[int]]
+    kinds: list[list[int]]
     image: np.ndarray
 
     @property
@@ -67,6 +70,7 @@ class Corpus:
         spu: int64, product code of each item.
         records: each item's fields as Python values, for the question-answer templates.
         pixels: uint8 (N, S, S, 3), the distinct pictures of both sides.
+        regions: uint8 (N, S, S, 3), the core region of each picture; None where the recipe uses none.
     """
 
     items: Side
@@ -74,22 +78,31 @@ class Corpus:
     spu: np.ndarray
     records: list[dict[str, Any]]
     pixels: np.ndarray
+    regions: np.ndarray | None = None
 
     def samples(self, side: Side, rows: np.ndarray, text: np.ndarray, image: np.ndarray) -> list[Sample]:
         """Inputs for ``rows``, each showing its text and its picture where asked for and present."""
         return [
             Sample(
                 tokens=side.tokens[row] if with_text else [],
-                pixels=self.pixels[side.image[row]] if with_image and side.image[row] != NO_IMAGE else None,
+                pictures=self.pictures(int(side.image[row])) if with_image else (),
+                kinds=side.kinds[row] if with_text else None,
             )
             for row, with_text, with_image in zip(rows.tolist(), text.tolist(), image.tolist(), strict=True)
         ]
+
+    def pictures(self, image: int) -> tuple[np.ndarray, ...]:
+        """The picture in row ``image`` of ``pixels`` and its core region if that is used; none for NO_IMAGE."""
+        if image == NO_IMAGE:
+            return ()
+        whole = self.pixels[image]
+        return (whole,) if self.regions is None else (whole, self.regions[image])
 
 
 def catalogue_texts(dataset: Dataset, item_ids: np.ndarray) -> list[str]:
     """Every text a tokenizer may know: of the items in ``item_ids``, then of the queries."""
     items = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(item_ids)))
-    texts = [item_text(row) or "" for row in items.to_pylist()]
+    texts = [item_content(row).words for row in items.to_pylist()]
     return [text for text in [*texts, *(q or "" for q in dataset.queries["text"].to_pylist())] if text]
 
 
@@ -99,6 +112,7 @@ def read_corpus(
     text_tokens: int,
     px: int,
     item_ids: np.ndarray,
+    regions: bool = False,
 ) -> Corpus:
     """Tokenise every text and decode every picture of some items and all queries of a dataset.
 
@@ -108,31 +122,45 @@ def read_corpus(
         text_tokens: tokens kept of a text.
         px: side of a picture in pixels.
         item_ids: int64, the items to read.
+        regions: find the core region of every picture too (MOON §2.1).
 
     Raises:
         DataError: a picture that an item or query names is missing or does not decode.
     """
     items = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(item_ids)))
     items = items.select(["item_id", "title", "description", "category", "attributes", "spu", "image_id"])
-    records = items.to_pylist()
-    item_images, query_images = items["image_id"].to_pylist(), dataset.queries["image_id"].to_pylist()
-    wanted = sorted({name for name in [*item_images, *query_images] if name is not None})
-    pixels = decode_images(_image_bytes(dataset.images, wanted), wanted, px)
+    records, queries = items.to_pylist(), dataset.queries.to_pylist()
+    wanted = sorted({row["image_id"] for row in [*records, *queries] if row["image_id"] is not None})
+    contents = _image_bytes(dataset.images, wanted)
+    pixels = decode_images(contents, wanted, px)
     place = {name: row for row, name in enumerate(wanted)}
 
-    def side(ids: pa.ChunkedArray, texts: list[str], images: Sequence[str | None]) -> Side:
-        rows = np.array([NO_IMAGE if name is None else place[name] for name in images], dtype=np.int64)
-        return Side(ids.to_numpy(), tokenize(tokenizer, texts, text_tokens), rows)
+    def side(key: str, rows: list[dict[str, Any]], content_of: Callable[[dict[str, Any]], Content]) -> Side:
+        texts = tokenize_fields(tokenizer, [content_of(row) for row in rows], text_tokens)
+        image = [NO_IMAGE if row["image_id"] is None else place[row["image_id"]] for row in rows]
+        return Side(
+            ids=np.array([row[key] for row in rows], dtype=np.int64),
+            tokens=[tokens for tokens, _ in texts],
+            kinds=[kinds for _, kinds in texts],
+            image=np.array(image, dtype=np.int64),
+        )
 
     return Corpus(
-        items=side(items["item_id"], [item_text(row) or "" for row in records], item_images),
-        queries=side(
-            dataset.queries["query_id"], [t or "" for t in dataset.queries["text"].to_pylist()], query_images
-        ),
+        items=side("item_id", records, item_content),
+        queries=side("query_id", queries, query_content),
         spu=items["spu"].to_numpy(),
         records=records,
         pixels=pixels,
+        regions=_regions(contents, wanted, px) if regions else None,
     )
+
+
+def _regions(contents: Mapping[str, bytes], wanted: Sequence[str], px: int) -> np.ndarray:
+    """The core region of each picture, found and cut at the detail that ``encoder.encode`` uses."""
+    out = np.empty((len(wanted), px, px, 3), dtype=np.uint8)
+    for row, name in enumerate(track(wanted, "core regions", unit="pictures")):
+        out[row] = core_region(decode_image(contents[name], REGION_DETAIL * px), px)
+    return out
 
 
 def _image_bytes(images: pa.Table, wanted: Sequence[str]) -> Mapping[str, bytes]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
-from encoder.examples.corpus import Side
+from encoder.examples.corpus import Corpus, Side
 
 WINDOW_US = 24 * 3600 * 1_000_000  # two behaviours of a user less than a day apart count as one shopping trip
 LAGS = 4  # each behaviour is paired with so many of the user's next ones
@@ -87,3 +87,69 @@ def query_pairs(log: pa.Table, until: datetime, judgements: pa.Table, queries: S
     known = (anchor >= 0) & (item >= 0)
     both = np.unique(np.stack([anchor[known], item[known]], axis=1), axis=0)
     return Pairs(both[:, 0], both[:, 1])
+
+
+def own_pairs(items: Side) -> Pairs:
+    """Every item with something to show, paired with itself."""
+    rows = np.flatnonzero(items.has_text | items.has_image)
+    return Pairs(rows, rows)
+
+
+def variant_pairs(spu: np.ndarray) -> Pairs:
+    """Every two items of one product, both ways round; items of large products are paired with the next few.
+
+    Args:
+        spu: int64, product code of each row.
+    """
+    order = np.argsort(spu, kind="stable")
+    first, second = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for lag in range(1, LAGS + 1):
+        left, right = order[:-lag], order[lag:]
+        same = spu[left] == spu[right]
+        first += [left[same], right[same]]
+        second += [right[same], left[same]]
+    return Pairs(np.concatenate(first), np.concatenate(second))
+
+
+@dataclass(frozen=True)
+class Relations:
+    """All pairs there are, by what relates the two.
+
+    Attributes:
+        own: an item with itself, seen twice.
+        variant: two items of one product.
+        query: a query with an item clicked or bought from it, or judged relevant.
+        bought: two items that one user took on one trip.
+    """
+
+    own: Pairs
+    variant: Pairs
+    query: Pairs
+    bought: Pairs
+
+    def counts(self) -> dict[str, int]:
+        """Pairs of each relation."""
+        return {name: len(getattr(self, name)) for name in ("own", "variant", "query", "bought")}
+
+
+def read_relations(
+    log: pa.Table, until: datetime, judgements: pa.Table, corpus: Corpus, purchases: bool = False
+) -> Relations:
+    """All pairs of a corpus.
+
+    Args:
+        log: EVENTS; what is available at ``until`` or later is ignored.
+        until: the encoder's cut.
+        judgements: JUDGEMENTS; only part "train" is read.
+        corpus: to turn ids into rows.
+        purchases: only purchases count as behaviour, where the log has any.
+    """
+    if purchases:
+        bought = log.filter(pc.equal(log["type"], "purchase"))
+        log = bought if len(bought) else log
+    return Relations(
+        own=own_pairs(corpus.items),
+        variant=variant_pairs(corpus.spu),
+        query=query_pairs(log, until, judgements, corpus.queries, corpus.items),
+        bought=item_pairs(log, until, corpus.items),
+    )

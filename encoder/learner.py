@@ -1,0 +1,88 @@
+"""What a stage of training is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from encoder.examples.corpus import Corpus
+from encoder.examples.pairs import Relations
+from encoder.model import EncoderModel
+from moon.sizes import Size
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A model and all it learns from.
+
+    Attributes:
+        model: trained whole.
+        tokenizer: of its backbone.
+        corpus: the catalogue and the queries.
+        relations: which of them belong together, and how.
+        purchases: the same with purchases as the only behaviour, where there are any.
+        size: the dial.
+        batch: pairs per step.
+        seed: of what a stage draws once.
+    """
+
+    model: EncoderModel
+    tokenizer: PreTrainedTokenizerBase
+    corpus: Corpus
+    relations: Relations
+    purchases: Relations
+    size: Size
+    batch: int
+    seed: int
+
+
+class Objective(nn.Module):
+    """The loss of one stage; its parameters are trained and saved with the model's."""
+
+    def loss(self, rng: np.random.Generator, progress: float) -> Tensor:
+        """Loss of one random batch.
+
+        Args:
+            rng: the only source of chance.
+            progress: share of the stage that is done, 0 to 1.
+        """
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a resumed run must put back, for safetensors."""
+        return dict(self.state_dict())
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``tensors`` gave."""
+        self.load_state_dict(dict(tensors))
+
+    def facts(self) -> dict[str, object]:
+        """What is worth keeping in the manifest, e.g. how many pairs there were."""
+        return {}
+
+
+class Stage(Protocol):
+    """A stage of a recipe: a frozen dataclass."""
+
+    @property
+    def name(self) -> str:
+        """What progress lines and curves call it."""
+        ...
+
+    @property
+    def share(self) -> float:
+        """Its share of the training budget."""
+        ...
+
+    def begin(self, learner: Learner) -> Objective:
+        """Prepare the objective.
+
+        Raises:
+            DataError: the data has nothing that this stage could learn from.
+        """
+        ...

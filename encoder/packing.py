@@ -1,0 +1,139 @@
+"""Sequences end to end without padding: what a batch looks like to the backbone.
+
+Shapes: B sequences, T tokens of all of them, N pictures, S picture side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IMAGE, TEXT, CHAIN = 0, 1, 2  # which part of its sequence a token belongs to
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One input.
+
+    Attributes:
+        tokens: text token ids, without the image prefix.
+        pictures: uint8 or float32 (S, S, 3), 0..255: the whole picture, then its core region if there is one.
+        kinds: what each text token tells of (``encoder.content``), for guided experts; None: nothing special.
+        chain: token ids after the text that are read causally: an answer, or an attribute chain.
+    """
+
+    tokens: Sequence[int]
+    pictures: tuple[np.ndarray, ...] = ()
+    kinds: Sequence[int] | None = None
+    chain: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Packed:
+    """B sequences end to end; those of equal length and prefix are neighbours.
+
+    Attributes:
+        ids: int64 (T).
+        positions: int64 (3, T), see ``token_positions``.
+        groups: (sequences, length, prefix) of each run of alike sequences, in order. The first ``prefix``
+            tokens of a sequence see each other; every later one sees all before it and itself.
+        order: int64 (B), the sample that stands at each place.
+        sequence: int64 (T), the place of each token's sequence.
+        part: int64 (T), IMAGE (markers included), TEXT or CHAIN.
+        kinds: int64 (T), see ``Sample.kinds``; 0 outside text.
+        pixels: uint8 or float (N, S, S, 3), the pictures in order; None without any.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    groups: tuple[tuple[int, int, int], ...]
+    order: Tensor
+    sequence: Tensor
+    part: Tensor
+    kinds: Tensor
+    pixels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+@lru_cache(maxsize=4096)
+def token_positions(length: int, pictures: int, image_tokens: int) -> np.ndarray:
+    """Temporal, row and column position of each token of a sequence that starts with pictures, or none.
+
+    Args:
+        length: tokens in the sequence.
+        pictures: how many stand at its start, each as a start token, its image tokens and an end token.
+        image_tokens: tokens of one picture, a square.
+
+    Returns:
+        int64 (3, length). Text goes on from the largest coordinate of what is before it, plus one (M-RoPE).
+    """
+    side = round(image_tokens**0.5)
+    row, column = np.divmod(np.arange(image_tokens), side) if image_tokens else (np.arange(0),) * 2
+    parts, start = [np.zeros((3, 0), dtype=np.int64)], 0
+    for _ in range(pictures):
+        end = start + 1 + side
+        parts += [
+            np.full((3, 1), start),
+            start + 1 + np.stack([np.zeros_like(row), row, column]),
+            np.full((3, 1), end),
+        ]
+        start = end + 1
+    rest = length - sum(part.shape[1] for part in parts)
+    parts.append(np.broadcast_to(np.arange(start, start + rest), (3, rest)))
+    return np.concatenate(parts, axis=1)
+
+
+def pack(
+    samples: Sequence[Sample], image_prefix: Sequence[int], device: torch.device, causal: bool = False
+) -> Packed:
+    """Put samples end to end, alike ones together.
+
+    Args:
+        samples: none of them empty.
+        image_prefix: token ids that stand for one picture: start, image tokens, end.
+        device: of the tensors.
+        causal: every token sees only its past; otherwise all but the chain see each other.
+    """
+    width = len(image_prefix)
+    prefix = [len(s.pictures) * width + len(s.tokens) for s in samples]
+    key = [(n + len(s.chain), 0 if causal else n) for s, n in zip(samples, prefix, strict=True)]
+    order = sorted(range(len(samples)), key=lambda row: (*key[row], len(samples[row].pictures)))
+    ids: list[int] = []
+    kinds: list[int] = []
+    positions, lengths, parts = [], [], []
+    for row in order:
+        sample, length = samples[row], key[row][0]
+        pictured = len(sample.pictures) * width
+        ids += [*image_prefix] * len(sample.pictures)
+        ids += sample.tokens
+        ids += sample.chain
+        kinds += [0] * pictured
+        kinds += [0] * len(sample.tokens) if sample.kinds is None else sample.kinds
+        kinds += [0] * len(sample.chain)
+        positions.append(token_positions(length, len(sample.pictures), width - 2))
+        lengths.append(length)
+        parts += [pictured, len(sample.tokens), len(sample.chain)]
+    pictures = [picture for row in order for picture in samples[row].pictures]
+    count = np.array(lengths)
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
+    return Packed(
+        ids=tensor(np.array(ids, dtype=np.int64)),
+        positions=tensor(np.concatenate(positions, axis=1)),
+        groups=tuple((len(list(run)), *alike) for alike, run in groupby(key[row] for row in order)),
+        order=tensor(np.array(order)),
+        sequence=tensor(np.repeat(np.arange(len(order)), count)),
+        part=tensor(np.repeat(np.tile([IMAGE, TEXT, CHAIN], len(order)), parts)),
+        kinds=tensor(np.array(kinds, dtype=np.int64)),
+        pixels=tensor(np.stack(pictures)) if pictures else None,
+    )

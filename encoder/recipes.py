@@ -1,0 +1,78 @@
+"""The papers as recipes: each function returns one complete encoder, and reading it tells what the paper is.
+
+A variation is a line: ``replace(moon2(), parts=replace(moon2().parts, experts="none"))``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from encoder.align import Align
+from encoder.assemble import Parts
+from encoder.contrast import BOUGHT, NINE_KINDS, OWN, PART, QUERY, THREE_QUERIES, Contrast
+from encoder.learner import Stage
+from encoder.pretrain import Pretrain
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One encoder: what it is made of and how it learns.
+
+    Attributes:
+        name: under which it is compared.
+        parts: what stands between the backbone's layers and behind them.
+        stages: in order; each takes its share of the training budget.
+    """
+
+    name: str
+    parts: Parts
+    stages: tuple[Stage, ...]
+
+
+def moon_embedding() -> Recipe:
+    """MOON Embedding (2511.11305): a plain multimodal model, questions, then two rounds of contrast (§1)."""
+    return Recipe(
+        "moon_embedding",
+        Parts(),
+        (
+            Pretrain(share=0.1),
+            Contrast(share=0.6, kinds=NINE_KINDS),
+            Contrast(
+                share=0.3,
+                kinds=NINE_KINDS,
+                loss="circle",
+                purchases=True,
+                cleaned=True,
+                hard=True,
+                queue=4096,
+            ),
+        ),
+    )
+
+
+def moon() -> Recipe:
+    """MOON (2508.11999): the product's region beside its picture, guided experts, more negatives (§2)."""
+    return Recipe(
+        "moon",
+        Parts(region=True, experts="guided"),
+        (Contrast(share=1.0, kinds=THREE_QUERIES, purchases=True, hard=True, queue=4096),),
+    )
+
+
+def moon2() -> Recipe:
+    """MOON2.0 (2511.12449): experts by modality, alignment between and within products, augmentation (§3)."""
+    return Recipe(
+        "moon2",
+        Parts(experts="modality"),
+        (Align(share=1.0, intra=True, augmented=True, filtered=True),),
+    )
+
+
+def dual() -> Recipe:
+    """A CLIP-style baseline (2103.00020): two towers, a picture chooses its words and words their picture."""
+    return Recipe("dual", Parts(dual=True), (Contrast(share=1.0, kinds=(OWN,)),))
+
+
+def ours() -> Recipe:
+    """What measured best at the small size: own halves, parts, queries and trips, a temperature each (LOG.md)."""
+    return Recipe("ours", Parts(), (Contrast(share=1.0, kinds=(OWN, PART, QUERY, BOUGHT)),))
