@@ -1,0 +1,114 @@
+"""Rows of the encoder table that no model made: chance, colours, words. Each encodes contents like an encoder.
+
+What a row cannot see (a histogram of a text, TF-IDF of a picture) is a row of zeros, which the tasks leave out.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from encoder.content import Content
+from evaluation.content import WORD, colours
+
+HUE_BINS, SATURATION_BINS, VALUE_BINS = 12, 4, 4
+RANDOM_WIDTH = 128
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Each row at length 1; rows of zeros stay."""
+    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(norm > 0, norm, 1)).astype(np.float32)
+
+
+def random_vectors(seed: int) -> Callable[[Sequence[Content]], np.ndarray]:
+    """A fresh direction for every content it is given: what chance reaches in each task."""
+    rng = np.random.default_rng(seed)
+    return lambda contents: unit(rng.standard_normal((len(contents), RANDOM_WIDTH)))
+
+
+def histogram(contents: Sequence[Content]) -> np.ndarray:
+    """Joint HSV histogram of the whole picture, 12 x 4 x 4 bins, unit rows: float32 (n, 192).
+
+    Nothing of where a colour is: the classic "colour histogram" (Swain and Ballard 1991, here in HSV and with
+    cosine instead of intersection).
+    """
+    out = np.zeros((len(contents), HUE_BINS * SATURATION_BINS * VALUE_BINS))
+    for row, content in enumerate(contents):
+        if content.image is None:
+            continue
+        picture = Image.open(io.BytesIO(content.image)).convert("RGB").convert("HSV")
+        hue, saturation, value = np.moveaxis(np.asarray(picture, dtype=np.int64), -1, 0)
+        cell = hue * HUE_BINS // 256 * SATURATION_BINS + saturation * SATURATION_BINS // 256
+        cell = cell * VALUE_BINS + value * VALUE_BINS // 256
+        out[row] = np.bincount(cell.reshape(-1), minlength=out.shape[1])
+    return unit(out)
+
+
+def thumbnail(contents: Sequence[Content]) -> np.ndarray:
+    """``evaluation.content.colours``: a 12 x 16 thumbnail with a little of the histogram."""
+    return colours([content.image for content in contents])
+
+
+@dataclass(frozen=True)
+class TfIdf:
+    """Unit rows of the words that occur in the training items' texts.
+
+    Equal to scikit-learn's ``TfidfVectorizer(token_pattern="[a-z0-9]+")`` fitted on those texts: count times
+    ln((1 + M) / (1 + df)) + 1. Words never seen in training are left out.
+
+    Attributes:
+        column: word -> column.
+        idf: float64 (V).
+    """
+
+    column: dict[str, int]
+    idf: np.ndarray
+
+    @classmethod
+    def fit(cls, contents: Sequence[Content]) -> TfIdf:
+        """Learn words and their document frequencies from the training items."""
+        words = [set(WORD.findall(content.words.lower())) for content in contents]
+        frequency = Counter(word for one in words for word in one)
+        column = {word: place for place, word in enumerate(sorted(frequency))}
+        counts = np.array([frequency[word] for word in column], dtype=np.float64)
+        return cls(column, np.log((1 + len(contents)) / (1 + counts)) + 1)
+
+    def __call__(self, contents: Sequence[Content]) -> np.ndarray:
+        """float32 (n, V), unit rows."""
+        out = np.zeros((len(contents), len(self.column)))
+        for row, content in enumerate(contents):
+            for word, times in Counter(WORD.findall(content.words.lower())).items():
+                if word in self.column:
+                    out[row, self.column[word]] = times * self.idf[self.column[word]]
+        return unit(out)
+
+
+def both(
+    first: Callable[[Sequence[Content]], np.ndarray], second: Callable[[Sequence[Content]], np.ndarray]
+) -> Callable[[Sequence[Content]], np.ndarray]:
+    """Two encoders side by side at equal weight: the cosine is the mean of theirs where both see something."""
+    return lambda contents: unit(np.concatenate([first(contents), second(contents)], axis=1))
+
+
+def model_free(learnable: Sequence[Content], seed: int = 0) -> dict[str, Callable]:
+    """The model-free rows of the table by name.
+
+    Args:
+        learnable: whole training items, whose words TF-IDF may know.
+        seed: of the random vectors.
+    """
+    words = TfIdf.fit(learnable)
+    return {
+        "random": random_vectors(seed),
+        "colour_histogram": histogram,
+        "colour_thumbnail": thumbnail,
+        "tf_idf": words,
+        "colour_tf_idf": both(thumbnail, words),
+        "histogram_tf_idf": both(histogram, words),
+    }
