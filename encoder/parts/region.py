@@ -4,12 +4,13 @@ MOON §2.1 asks a frozen grounding model for the box of the product that the tit
 beside the whole picture. ``Grounder`` is that question; a grounding vision-language model implements it.
 ``SaliencyGrounder`` answers it without weights and without reading the title, in well under a millisecond:
 
-- plain surroundings (packshots): a plane of colour is fitted to the border; all that departs from it is product;
+- plain surroundings (packshots): a quadratic surface of colour is fitted to the border, which follows uneven
+  light; all that departs from it is product, in however many pieces;
 - cluttered surroundings (photos): colours commoner in the middle than in the rim are product (centre-surround
   histograms, Liu et al., CVPR 2007), under a centre prior: photographers aim;
 - nothing departs: the whole picture.
 
-Shapes: N pictures, H rows, W columns, P border pixels.
+Shapes: N pictures, H rows, W columns, X = H W pixels, P of them on the border, Q terms of the surface.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from encoder.images import WHITE
 REGION_DETAIL = 2  # regions are found and cut from pictures this many times the side of the model's
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom exclusive
 
-GRID = 48  # saliency is computed at this many pixels on the longer side
+GRID = 40  # saliency is computed at this many pixels on the longer side
 BORDER = 0.04  # of a side: what is taken for surroundings
-FIT_ROUNDS = 6  # of reweighted least squares
-PLAIN = 0.6  # share of the border that must be one plane of colour for the surroundings to count as plain
+FIT_ROUNDS = 4  # of reweighted least squares
+PLAIN = 0.6  # share of the border that must lie on the surface for the surroundings to count as plain
 NOISE = 4.0  # a pixel departs when it is so many standard deviations from the surroundings
 FAINTEST, LOUDEST = 10.0, 25.0  # ... held between so many levels (of 255, Euclidean in RGB): JPEG noise is
 # below the first, surroundings that vary beyond the second are clutter
@@ -40,7 +41,7 @@ TRIM = 0.005  # share of the salient mass left outside on each side: specks do n
 CENTRE = 0.5  # width of the centre prior, in half sides
 COLOUR_STEP = 32  # levels of a channel that share a bin in the colour histograms of middle and rim
 UNSEEN = 0.3  # pixels added to each of their bins
-MARGIN = 0.04  # added on each side of the box, in sides of the box
+MARGIN = 0.02  # added on each side of the box, in sides of the box
 
 
 class Grounder(Protocol):
@@ -64,17 +65,18 @@ class SaliencyGrounder:
             small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
         distance, limit, plain = (x[0] for x in departures(small[None]))
         if plain:
-            rows, columns = _extent(distance > limit)
+            rows, columns = _extent(_unspeckled(distance > limit))
         else:
             rows, columns = _stand_out(small)
         return _with_margin(rows, columns, small.shape[:2], (height, width))
 
 
 def departures(pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How far each pixel is from the plane of colour that the picture's border shows.
+    """How far each pixel is from the surface of colour that the picture's border shows.
 
-    Least squares of colour on place over the border; pixels far off (the product reaches the border) are left
-    out of the next round.
+    Least squares of colour on 1, x, y, x^2, xy, y^2 over the border, reweighted by 1 / (1 + (d / FAINTEST)^2) with
+    d the distance in the last round (Cauchy's weights): a product may reach the border. It must not fill a third
+    of it where the light is very uneven.
 
     Returns:
         float32 (N, H, W), Euclidean distance in RGB levels; float32 (N), the distance beyond which a pixel
@@ -84,13 +86,13 @@ def departures(pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     terms = place_XQ.shape[1]
     flat_NX3 = pixels_NHW3.reshape(len(pixels_NHW3), -1, 3)
     colour_NP3, place_PQ = flat_NX3[:, edge_P].astype(np.float32), place_XQ[edge_P]
-    weight_NP = np.ones(colour_NP3.shape[:2], dtype=np.float32)
+    off_NP = _length(colour_NP3 - np.median(colour_NP3, axis=1, keepdims=True))
     ridge = RIDGE * np.eye(terms, dtype=np.float32)
     for _ in range(FIT_ROUNDS):
+        weight_NP = 1 / (1 + (off_NP / FAINTEST) ** 2)
         normal_NQQ = (weight_NP @ outer_PQQ).reshape(-1, terms, terms) + ridge
         surface_NQ3 = np.linalg.solve(normal_NQQ, place_PQ.T @ (colour_NP3 * weight_NP[:, :, None]))
         off_NP = _length(colour_NP3 - place_PQ @ surface_NQ3)
-        weight_NP = 1 / np.maximum(off_NP, 1)
     median_N = np.partition(off_NP, len(edge_P) // 2, axis=1)[:, len(edge_P) // 2]
     limit_N = (median_N * (NOISE / CHI_MEDIAN)).clip(FAINTEST, LOUDEST)
     plain_N = (off_NP <= limit_N[:, None]).mean(1) >= PLAIN
@@ -104,10 +106,10 @@ def _length(vectors: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _border(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of pictures of one size: (1, x, y) of each pixel, the flat places of the border, and its normal matrices.
+    """Of pictures of one size: the Q = 6 terms of each pixel, the border's pixels, and their normal matrices.
 
     Returns:
-        float32 (H W, 3); int64 (P); float32 (P, 9).
+        float32 (H W, Q); int64 (P); float32 (P, Q Q).
     """
     thick = max(1, round(BORDER * max(height, width)))
     y, x = np.mgrid[0:height, 0:width]
@@ -155,6 +157,12 @@ def _extent(departs: np.ndarray) -> tuple[Span, Span]:
     if departs.mean() < LEAST:
         return (0, departs.shape[0]), (0, departs.shape[1])
     return _between(departs.sum(1)), _between(departs.sum(0))
+
+
+def _unspeckled(departs: np.ndarray) -> np.ndarray:
+    """Without pixels that have fewer than two such neighbours: a chain one pixel wide stays, noise goes."""
+    around = Image.fromarray(departs * np.uint8(9 * 28)).filter(ImageFilter.BoxBlur(1))  # 28 for each of nine
+    return departs & (np.asarray(around) > 2.5 * 28)
 
 
 def _between(mass: np.ndarray) -> Span:
