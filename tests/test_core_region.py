@@ -1,11 +1,14 @@
 """The core region holds the product: planted shapes are found, nothing breaks on arbitrary pictures."""
 
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from encoder.images import decode_image
 from encoder.parts.region import SaliencyGrounder, core_region, crop, departures
 
 BOX = (30, 24, 86, 100)
@@ -90,6 +93,29 @@ def test_in_clutter_the_region_is_what_the_middle_is_made_of():
         found = SaliencyGrounder().box(picture)
         assert overlap(found, (52, 44, 108, 108)) > overlap(nothing, (52, 44, 108, 108)) + 0.1
         assert found[0] < 56 and found[1] < 48 and found[2] > 104 and found[3] > 104
+
+
+@pytest.mark.parametrize("kind", ["plain", "gradient", "clutter"])
+@pytest.mark.parametrize("size", [(85, 128), (128, 90)])
+def test_the_white_bars_that_square_a_picture_change_nothing(kind, size):
+    """Both ways of reading a picture, as stored and as ``decode_image`` squares it, show the same region."""
+    width, height = size
+    if kind == "clutter":
+        picture = np.random.default_rng(0).integers(0, 255, size=(height, width, 3), dtype=np.uint8)
+    else:
+        picture = planted(kind, "ellipse", (20, 30, 60, 80), (30, 60, 90), width, height)
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="PNG")
+    square = decode_image(stream.getvalue(), 128)
+    dx, dy = (129 - width) // 2, (129 - height) // 2
+    left, top, right, bottom = SaliencyGrounder().box(picture)
+    assert SaliencyGrounder().box(square) == (left + dx, top + dy, right + dx, bottom + dy)
+
+
+def test_a_product_centred_on_pure_white_is_not_taken_for_padding():
+    picture = np.full((128, 128, 3), 255, dtype=np.uint8)
+    picture[20:108, 40:88] = np.random.default_rng(0).integers(0, 200, size=(88, 48, 3))
+    assert overlap(SaliencyGrounder().box(picture), (40, 20, 88, 108)) >= 0.8
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])

@@ -57,6 +57,8 @@ class SaliencyGrounder:
 
     def box(self, image: np.ndarray, title: str = "") -> Box:
         """Box of what stands out of ``image``, uint8 (H, W, 3); the whole picture when nothing does."""
+        low, left, high, right = _unpadded(image)
+        image = image[low:high, left:right]
         height, width = image.shape[:2]
         scale = max(1.0, max(height, width) / GRID)
         small = image
@@ -64,11 +66,9 @@ class SaliencyGrounder:
             size = max(1, round(width / scale)), max(1, round(height / scale))
             small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
         distance, limit, plain = (x[0] for x in departures(small[None]))
-        if plain:
-            rows, columns = _extent(_unspeckled(distance > limit))
-        else:
-            rows, columns = _stand_out(small)
-        return _with_margin(rows, columns, small.shape[:2], (height, width))
+        rows, columns = _extent(_unspeckled(distance > limit)) if plain else _stand_out(small)
+        box = _with_margin(rows, columns, small.shape[:2], (height, width))
+        return box[0] + left, box[1] + low, box[2] + left, box[3] + low
 
 
 def departures(pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -147,6 +147,29 @@ def core_region(image: np.ndarray, px: int, title: str = "", grounder: Grounder 
         grounder: ``SaliencyGrounder`` unless given.
     """
     return crop(image, (grounder or SaliencyGrounder()).box(image, title), px)
+
+
+def _unpadded(image: np.ndarray) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right without the white bars by which ``decode_image`` makes a picture square.
+
+    Padding is equally wide on two opposite sides and absent on the others; a white packshot has white all round.
+    """
+    height, width = image.shape[:2]
+    top, bottom = _white_lines(image), _white_lines(image[::-1])
+    left, right = (_white_lines(side.swapaxes(0, 1)) for side in (image, image[:, ::-1]))
+    if top + bottom == 0 and left > 0 and abs(left - right) <= 1 and left + right < width:
+        return 0, left, height, width - right
+    if left + right == 0 and top > 0 and abs(top - bottom) <= 1 and top + bottom < height:
+        return top, 0, height - bottom, width
+    return 0, 0, height, width
+
+
+def _white_lines(image: np.ndarray) -> int:
+    """How many of the first lines are white throughout."""
+    if image[0].min() < 255:
+        return 0
+    white = image.min(axis=(1, 2)) == 255
+    return len(white) if white.all() else int(np.argmin(white))
 
 
 Span = tuple[float, float]
