@@ -189,7 +189,7 @@ def read_chain(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> dic
     marks = chain_marks(tokenizer)
     if len(tokens) < 3 or (tokens[0], tokens[-2], tokens[-1]) != (marks.think, marks.end_think, marks.emb):
         return None
-    body = tokenizer.decode(tokens[1:-2], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    body = tokenizer.decode(list(tokens[1:-2]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return parse_chain(f"{THINK}{body}{END_THINK}{EMB}")
 
 
