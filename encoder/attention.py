@@ -58,22 +58,22 @@ def grouped_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, is_causal=False, **kwargs
         )
-    parts, start = [], 0
-    for count, length, prefix in groups:
-        stop = start + count * length
-        split = [
-            x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value)
-        ]
+    # Split, not sliced: the gradient of a slice is a whole zero tensor per group, 15 % of a training step.
+    sizes = [count * length for count, length, _ in groups]
+    parts = []
+    for (count, length, prefix), *split in zip(
+        groups, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True
+    ):
+        q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in split)
         out = scaled_dot_product_attention(
-            split[0],
-            split[1],
-            split[2],
+            q,
+            k,
+            v,
             attn_mask=prefix_mask(length, prefix, query.device),
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )  # count, heads, length, width
         parts.append(out.transpose(1, 2).flatten(0, 1))
-        start = stop
     return torch.cat(parts).unsqueeze(0), None
 
 

@@ -8,6 +8,7 @@ Shapes: B sequences, T packed tokens, N pictures, V image tokens, S image side i
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -262,7 +263,7 @@ def build_backbone(config: PretrainedConfig, px: int, seed: int) -> Backbone:
     """A freshly initialised backbone for square pictures of ``px`` pixels; equal seeds give equal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForImageTextToText.from_config(config)
+        model = AutoModelForImageTextToText.from_config(copy.deepcopy(config))  # it is written to
     half = (0.5, 0.5, 0.5)
     return Backbone(model, _vision(config, px, half, half))
 

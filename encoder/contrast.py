@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataset.contracts import DataError
+from encoder.examples.cleaning import CatalogueEntities, clean, entity_counts
 from encoder.examples.corpus import Corpus
+from encoder.examples.negatives import CategoryNegatives, deepest_categories
 from encoder.examples.pairs import Pairs, Relations
 from encoder.examples.views import View, can_show, show
 from encoder.learner import Learner, Objective
@@ -26,6 +28,8 @@ from encoder.losses.circle import matryoshka_circle_loss
 from encoder.losses.gather import gather_keys, gather_with_gradient
 from encoder.losses.info_nce import false_extra_negatives, false_negatives, matryoshka_info_nce
 from encoder.losses.queue import VectorQueue, false_queue_negatives
+
+CLEANED = 6_000  # pairs of one kind that the cleaning rules look at, at most
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,6 @@ class Contrasting(Objective):
         self.stage, self.learner = stage, learner
         corpus = learner.corpus
         relations = learner.purchases if stage.purchases else learner.relations
-        rng = np.random.default_rng((learner.seed, 1))
         self.kept: dict[str, Mapping[str, int]] = {}
         self.kinds: list[tuple[Kind, Pairs]] = []
         for kind in stage.kinds:
@@ -125,9 +128,8 @@ class Contrasting(Objective):
                 continue
             relation, pairs = found
             if stage.cleaned and relation != "own":  # an item and itself: nothing to clean
-                pairs, self.kept[f"{relation} {kind.query}>{kind.item}"] = clean(
-                    learner, kind, relation, pairs, rng
-                )
+                name = f"{relation}: {kind.query} > {kind.item}"
+                pairs, self.kept[name] = cleaned(learner, replace(kind, relation=(relation,)), pairs)
             if len(pairs) > 1:
                 self.kinds.append((replace(kind, relation=(relation,)), pairs))
         if not self.kinds:
@@ -152,6 +154,7 @@ class Contrasting(Objective):
         relation = kind.relation[0]
         chosen = rng.choice(len(pairs), size=min(learner.batch, len(pairs)), replace=False)
         anchor, item = pairs.anchor[chosen], pairs.item[chosen]
+        self.seen = corpus.items.ids[item]
         if relation == "bought":
             swap = rng.random(len(anchor)) < 0.5
             anchor, item = np.where(swap, item, anchor), np.where(swap, anchor, item)
@@ -163,7 +166,7 @@ class Contrasting(Objective):
         ]
         negative = np.empty(0, dtype=np.int64)
         if self.hard is not None:
-            negative = self.hard.draw(item, rng)[:, 0]
+            negative = self.hard.draw(item, rng, anchor=None if relation == "query" else anchor)[:, 0]
             negative = negative[negative >= 0]
             negative = negative[self.showable[kind.item][negative]]
         samples += show(corpus, corpus.items, negative, kind.item, rng)
@@ -211,6 +214,40 @@ class Contrasting(Objective):
         """Pairs of each kind, and what each cleaning rule left of them."""
         pairs = {f"{k.relation[0]}: {k.query} > {k.item}": len(p) for k, p in self.kinds}
         return {"pairs": pairs, **({"cleaned": self.kept} if self.kept else {})}
+
+
+def cleaned(learner: Learner, kind: Kind, pairs: Pairs) -> tuple[Pairs, dict[str, int]]:
+    """What the four rules of §1.5 leave of pairs, judged by the model as it is now.
+
+    Of more pairs than ``CLEANED`` so many are drawn first: each costs two vectors.
+
+    Returns:
+        the pairs kept, and how many were left after each rule.
+    """
+    corpus, rng = learner.corpus, np.random.default_rng((learner.seed, 1))
+    chosen = np.sort(rng.permutation(len(pairs))[:CLEANED])
+    pairs = Pairs(pairs.anchor[chosen], pairs.item[chosen])
+    side = corpus.queries if kind.relation == ("query",) else corpus.items
+    views: tuple[View, View] = ("all" if side is corpus.queries else kind.query, kind.item)
+    vectors = []
+    for of, rows, view in ((side, pairs.anchor, views[0]), (corpus.items, pairs.item, views[1])):
+        distinct, place = np.unique(rows, return_inverse=True)
+        vectors.append(
+            F.normalize(learner.model.vectors(show(corpus, of, distinct, view, rng)), dim=-1)[place]
+        )
+    category = deepest_categories([row["category"] for row in corpus.records])
+    finder = CatalogueEntities(corpus.records)
+    titles = entity_counts([row["title"] for row in corpus.records], finder)
+    return clean(
+        pairs,
+        similarity_P=(vectors[0] * vectors[1]).sum(1).cpu().numpy(),
+        spu=corpus.spu,
+        category=category,
+        exposure=np.bincount(category, weights=learner.shown).astype(np.float64),
+        anchor_entities=entity_counts(corpus.asked, finder) if side is corpus.queries else titles,
+        item_entities=titles,
+        rng=rng,
+    )
 
 
 def _pairs_of(kind: Kind, relations: Relations, corpus: Corpus) -> tuple[str, Pairs] | None:

@@ -16,12 +16,14 @@ from dataset.contracts import DataError
 from encoder.assemble import Parts, assemble
 from encoder.backbone import load_backbone
 from encoder.content import Content, item_content, query_content, tokenize_fields
+from encoder.dual import DualModel
 from encoder.images import decode_image
 from encoder.model import EncoderModel
 from encoder.packing import Sample
 from encoder.parts.region import REGION_DETAIL, core_region
-from encoder.tokenizer import load_tokenizer
+from encoder.tokenizer import end_id, load_tokenizer
 from moon.artifacts import Artifact, ArtifactError
+from moon.sizes import Size
 
 __all__ = ["Content", "Encoder", "item_content", "query_content", "save_encoder"]
 
@@ -35,7 +37,8 @@ def device() -> torch.device:
 
 def save_encoder(model: EncoderModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write backbone, tokenizer and parts: a Hugging Face checkpoint folder with one more file."""
-    model.backbone.save(folder)
+    if not isinstance(model, DualModel):
+        model.backbone.save(folder)
     tokenizer.save_pretrained(folder)
     save_file({name: p.detach().cpu().contiguous() for name, p in _own(model).items()}, folder / PARTS)
 
@@ -73,10 +76,13 @@ class Encoder:
     @classmethod
     def open(cls, artifact: Artifact) -> Encoder:
         """Load the encoder of a verified artifact of kind ``encoder``."""
-        size, parts = artifact.config["size"], Parts(**artifact.config["parts"])
+        size, parts = Size(**artifact.config["size"]), Parts(**artifact.config["parts"])
         tokenizer = load_tokenizer(artifact.path)
-        backbone = load_backbone(artifact.path, size["image_px"])
-        model = assemble(backbone, parts, size["item_width"], seed=0)
+        if parts.dual:
+            model: EncoderModel = DualModel(size, len(tokenizer), end_id(tokenizer))
+        else:
+            backbone = load_backbone(artifact.path, size.image_px)
+            model = assemble(backbone, parts, size.item_width, seed=0)
         own = load_file(artifact.file(PARTS))
         expected = set(_own(model))
         if set(own) != expected:
@@ -85,7 +91,7 @@ class Encoder:
                 f"{sorted(expected ^ set(own))[:3]}. Run 'moon encoder train' again."
             )
         model.load_state_dict(own, strict=False)
-        return cls(artifact, model, tokenizer, size["text_tokens"], parts)
+        return cls(artifact, model, tokenizer, size.text_tokens, parts)
 
     @torch.inference_mode()
     def encode(self, contents: Sequence[Content]) -> np.ndarray:
@@ -118,7 +124,7 @@ class Encoder:
     def _pictures(self, image: bytes | None) -> tuple[np.ndarray, ...]:
         if image is None:
             return ()
-        px = self._model.backbone.vision.px
+        px = self._model.px
         whole = decode_image(image, px)
         if not self._parts.region:
             return (whole,)

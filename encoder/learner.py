@@ -26,6 +26,7 @@ class Learner:
         corpus: the catalogue and the queries.
         relations: which of them belong together, and how.
         purchases: the same with purchases as the only behaviour, where there are any.
+        shown: int64 (M), how often each item was shown, as far as the log tells.
         size: the dial.
         batch: pairs per step.
         seed: of what a stage draws once.
@@ -36,13 +37,20 @@ class Learner:
     corpus: Corpus
     relations: Relations
     purchases: Relations
+    shown: np.ndarray
     size: Size
     batch: int
     seed: int
 
 
 class Objective(nn.Module):
-    """The loss of one stage; its parameters are trained and saved with the model's."""
+    """The loss of one stage; its parameters are trained and saved with the model's.
+
+    Attributes:
+        seen: int64, ids of the items in the last batch, to name them when something goes wrong.
+    """
+
+    seen: np.ndarray = np.empty(0, dtype=np.int64)
 
     def loss(self, rng: np.random.Generator, progress: float) -> Tensor:
         """Loss of one random batch.

@@ -55,6 +55,11 @@ class EncoderModel(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    @property
+    def px(self) -> int:
+        """Side of its pictures in pixels."""
+        return self.backbone.vision.px
+
     def pack(self, samples: Sequence[Sample], causal: bool = False) -> Packed:
         """Put samples end to end for this model's backbone."""
         return pack(samples, self.backbone.image_prefix, self.device, causal)

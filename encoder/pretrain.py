@@ -83,14 +83,15 @@ class Asking(Objective):
     def loss(self, rng: np.random.Generator, progress: float) -> Tensor:
         """Loss of half a batch of questions: each brings a vocabulary of logits per token of its answer."""
         model = self.learner.model
-        samples = questions(self.learner, max(self.learner.batch // 2, 1), rng)
+        rows, samples = questions(self.learner, max(self.learner.batch // 2, 1), rng)
+        self.seen = self.learner.corpus.items.ids[rows]
         packed = model.pack(samples, causal=True)
         hidden = model.backbone(packed).hidden_TH
         answered = (packed.part == CHAIN).nonzero()[:, 0]
         return F.cross_entropy(model.backbone.logits(hidden[answered - 1]), packed.ids[answered])
 
 
-def questions(learner: Learner, count: int, rng: np.random.Generator) -> list[Sample]:
+def questions(learner: Learner, count: int, rng: np.random.Generator) -> tuple[list[int], list[Sample]]:
     """Questions with the picture of their item, each followed by its answer.
 
     Args:
@@ -99,7 +100,7 @@ def questions(learner: Learner, count: int, rng: np.random.Generator) -> list[Sa
         rng: the only source of chance.
 
     Returns:
-        at least one sample.
+        rows of the items, at least one, and a sample of each.
     """
     corpus, limit = learner.corpus, learner.size.text_tokens
     rows, asked, answers = [], [], []
@@ -121,4 +122,4 @@ def questions(learner: Learner, count: int, rng: np.random.Generator) -> list[Sa
             strict=True,
         )
     ]
-    return augmented(samples, rng)
+    return rows, augmented(samples, rng)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from encoder.align import Align
 from encoder.assemble import Parts
 from encoder.contrast import BOUGHT, NINE_KINDS, OWN, PART, QUERY, THREE_QUERIES, Contrast
 from encoder.learner import Stage
@@ -36,7 +35,7 @@ def moon_embedding() -> Recipe:
         Parts(),
         (
             Pretrain(share=0.1),
-            Contrast(share=0.6, kinds=NINE_KINDS),
+            Contrast(share=0.6, kinds=NINE_KINDS, name="round1"),
             Contrast(
                 share=0.3,
                 kinds=NINE_KINDS,
@@ -45,6 +44,7 @@ def moon_embedding() -> Recipe:
                 cleaned=True,
                 hard=True,
                 queue=4096,
+                name="round2",
             ),
         ),
     )
@@ -61,6 +61,8 @@ def moon() -> Recipe:
 
 def moon2() -> Recipe:
     """MOON2.0 (2511.12449): experts by modality, alignment between and within products, augmentation (§3)."""
+    from encoder.align import Align
+
     return Recipe(
         "moon2",
         Parts(experts="modality"),

@@ -17,15 +17,17 @@ from transformers import PreTrainedTokenizerBase
 from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.assemble import assemble
-from encoder.backbone import Backbone, build_backbone, load_backbone, small_config
+from encoder.backbone import build_backbone, load_backbone, small_config
+from encoder.dual import DualModel
 from encoder.encode import device, save_encoder
+from encoder.examples.cleaning import exposures
 from encoder.examples.corpus import catalogue_texts, read_corpus
 from encoder.examples.pairs import read_relations
 from encoder.learner import Learner, Objective
 from encoder.model import EncoderModel
 from encoder.optim import CHECKPOINT_LR_SCALE, Optimizers
 from encoder.recipes import Recipe, ours
-from encoder.tokenizer import load_tokenizer, special_ids, train_tokenizer
+from encoder.tokenizer import end_id, load_tokenizer, special_ids, train_tokenizer
 from moon.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 from moon.progress import track
 from moon.sizes import Size
@@ -102,11 +104,9 @@ def train_encoder(
     parents = {"dataset": dataset.artifact, "split": split.artifact}
     partial = Partial(out.with_name(out.name + ".partial"), config, parents)
     learnable = split.encoder_items(dataset.items)
-    tokenizer, backbone = _start(dataset, learnable, size, seed, checkpoint, partial)
-    model = assemble(backbone, recipe.parts, size.item_width, seed).to(device())
-    corpus = read_corpus(
-        dataset, tokenizer, size.text_tokens, backbone.vision.px, learnable, recipe.parts.region
-    )
+    tokenizer = _tokenizer(dataset, learnable, checkpoint, partial)
+    model = _model(recipe, tokenizer, size, seed, checkpoint).to(device())
+    corpus = read_corpus(dataset, tokenizer, size.text_tokens, model.px, learnable, recipe.parts.region)
     plan = Schedule.of(size, len(corpus.spu), budget)
     learner = Learner(
         model=model,
@@ -114,6 +114,9 @@ def train_encoder(
         corpus=corpus,
         relations=read_relations(split.log, split.fit_until, dataset.judgements, corpus),
         purchases=read_relations(split.log, split.fit_until, dataset.judgements, corpus, purchases=True),
+        shown=exposures(
+            split.log, split.fit_until, corpus.items, np.arange(len(corpus.spu)), len(corpus.spu)
+        ),
         size=size,
         batch=plan.batch,
         seed=seed,
@@ -125,15 +128,29 @@ def train_encoder(
     return open_artifact(out, "encoder", MADE_BY)
 
 
-def _start(
-    dataset: Dataset, learnable: np.ndarray, size: Size, seed: int, checkpoint: Path | None, partial: Partial
-) -> tuple[PreTrainedTokenizerBase, Backbone]:
-    """Tokenizer and backbone: from the checkpoint folder, or trained on the catalogue and random."""
+def _tokenizer(
+    dataset: Dataset, learnable: np.ndarray, checkpoint: Path | None, partial: Partial
+) -> PreTrainedTokenizerBase:
+    """The checkpoint's, or one trained on the catalogue; a resumed run reads the same tokens as before."""
     if checkpoint is not None:
-        return load_tokenizer(checkpoint), load_backbone(checkpoint, size.image_px)
-    tokenizer = partial.tokenizer() or train_tokenizer(catalogue_texts(dataset, learnable))
-    config = small_config(size.hidden, size.layers, size.image_px, len(tokenizer), special_ids(tokenizer))
-    return tokenizer, build_backbone(config, size.image_px, seed)
+        return load_tokenizer(checkpoint)
+    return partial.tokenizer() or train_tokenizer(catalogue_texts(dataset, learnable))
+
+
+def _model(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, size: Size, seed: int, checkpoint: Path | None
+) -> EncoderModel:
+    """The untrained model of a recipe."""
+    if recipe.parts.dual:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return DualModel(size, len(tokenizer), end_id(tokenizer))
+    if checkpoint is not None:
+        backbone = load_backbone(checkpoint, size.image_px)
+    else:
+        config = small_config(size.hidden, size.layers, size.image_px, len(tokenizer), special_ids(tokenizer))
+        backbone = build_backbone(config, size.image_px, seed)
+    return assemble(backbone, recipe.parts, size.item_width, seed)
 
 
 class Trained(nn.Module):
@@ -163,14 +180,16 @@ def _train(
         resumed = number == position.stage and position.step > 0
         if resumed:
             partial.restore_model(learner.model)
+        started = time.process_time()
         objective = stage.begin(learner)
         trained = Trained(learner.model, objective)
+        begun = time.process_time() - started
         name = f"{number}.{stage.name}"
         if name not in position.steps:
             position.steps[name] = (
                 max(round(plan.steps * stage.share), 1)
                 if cpu_seconds is None
-                else _steps_in(cpu_seconds * stage.share, objective, trained, learner.seed)
+                else _steps_in(cpu_seconds * stage.share - begun, objective, trained, learner.seed)
             )
         steps = position.steps[name]
         optimizers = Optimizers(trained, steps, scale)
@@ -179,10 +198,11 @@ def _train(
             partial.restore(objective, optimizers)
             first = position.step
         curve = position.losses.setdefault(name, [])
+        position.cpu_seconds += begun
         started = time.process_time()
         for step in track(range(first, steps), f"{recipe.name}: {stage.name}"):
             loss = objective.loss(np.random.default_rng((learner.seed, number, step)), step / steps)
-            optimizers.update(loss, stage.name, step)
+            optimizers.update(loss, stage.name, step, objective.seen)
             curve.append(float(loss.detach()))
             if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
                 position.cpu_seconds += time.process_time() - started
@@ -288,8 +308,13 @@ class Partial:
         state = {"run": self.config, "position": asdict(position)}
         with write_artifact(self.path, "encoder-partial", state, self.parents) as folder:
             tensors = {"weights": trained.model.state_dict(), "objective": trained.objective.tensors()}
-            for name, named in tensors.items():  # cloned: tied weights share memory, which safetensors refuses
-                save_file({key: value.clone() for key, value in named.items()}, folder / f"{name}.safetensors")
+            for (
+                name,
+                named,
+            ) in tensors.items():  # cloned: tied weights share memory, which safetensors refuses
+                save_file(
+                    {key: value.clone() for key, value in named.items()}, folder / f"{name}.safetensors"
+                )
             save_file(optimizers.tensors(), folder / "optimizer.safetensors")
             tokenizer.save_pretrained(folder)
 

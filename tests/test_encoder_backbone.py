@@ -12,17 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from encoder.backbone import (
-    BackboneError,
-    Vision,
-    build_backbone,
-    load_backbone,
-    small_config,
-    token_positions,
-)
+from encoder.attention import prefix_mask
+from encoder.backbone import BackboneError, build_backbone, load_backbone, small_config
 from encoder.images import decode_image
-from encoder.model import EncoderModel, Sample
+from encoder.model import EncoderModel
+from encoder.packing import Sample, pack, token_positions
 from encoder.tokenizer import special_ids, tokenize, train_tokenizer
+from encoder.vision import Vision
 
 TOKENIZER = train_tokenizer(["red disc", "blue square"] * 20, vocabulary=280)
 SPECIAL = special_ids(TOKENIZER)
@@ -73,10 +69,10 @@ def samples(px, texts=("red disc", "blue square in blue", "red")):
     pictures = [decode_image(png(c, s), px) for c, s in (("red", "disc"), ("blue", "square"))]
     tokens = tokenize(TOKENIZER, list(texts), 32)
     return [
-        Sample(tokens[0], pictures[0]),
-        Sample(tokens[1], pictures[1]),
-        Sample(tokens[2], None),
-        Sample([], pictures[1]),
+        Sample(tokens[0], (pictures[0],)),
+        Sample(tokens[1], (pictures[1],)),
+        Sample(tokens[2]),
+        Sample([], (pictures[1],)),
     ]
 
 
@@ -96,86 +92,108 @@ def test_patches_equal_those_of_the_published_image_processor(patch, temporal):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_states_equal_the_published_models_own_forward_pass(family, tmp_path):
-    """Our mask, positions and picture attention against what the model computes by itself, causally."""
+    """Our layer loop, packing, positions and attention against what the model computes by itself, causally."""
     reference = checkpoint(family, tmp_path).eval()
     backbone = load_backbone(tmp_path, px=50).eval()
     assert backbone.vision.px % (backbone.vision.patch * 2) == 0 and backbone.vision.px >= 50
-    model = EncoderModel(backbone, 16, pad=0)
-    for sample in samples(backbone.vision.px):
-        ids, mask, pixels = model.collate([sample])
-        inputs = {}
-        if pixels is not None:
+    several = samples(backbone.vision.px)
+    packed = pack(several, backbone.image_prefix, torch.device("cpu"), causal=True)
+    with torch.no_grad():
+        found = backbone(packed).hidden_TH
+    for place, row in enumerate(packed.order.tolist()):
+        mine = packed.sequence == place
+        ids, inputs = packed.ids[mine][None], {}
+        if several[row].pictures:
+            pixels = torch.from_numpy(several[row].pictures[0])[None]
             grid = torch.tensor([[1, backbone.vision.grid, backbone.vision.grid]])
             inputs = {"pixel_values": backbone.vision.patchify(pixels), "image_grid_thw": grid,
                       "mm_token_type_ids": (ids == SPECIAL["image"]).int()}  # fmt: skip
         with torch.no_grad():
             wanted = reference.base_model(
-                input_ids=ids, attention_mask=mask.long(), use_cache=False, **inputs
+                input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **inputs
             )
-            found = backbone(ids, mask, pixels, bidirectional=False)
         reference.base_model.rope_deltas = None
-        torch.testing.assert_close(found, wanted.last_hidden_state, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(found[mine], wanted.last_hidden_state[0], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_future_is_seen_only_when_bidirectional(family, tmp_path):
+def test_the_future_is_seen_unless_it_is_a_chain_or_all_is_causal(family, tmp_path):
     checkpoint(family, tmp_path)
     backbone = load_backbone(tmp_path, px=28).eval()
-    model = EncoderModel(backbone, 16, pad=0)
-    ids, mask, pixels = model.collate(samples(backbone.vision.px)[:2])
-    changed = ids.clone()
-    changed[:, -1] = 20
-    last = mask.shape[1] - 1
-    with torch.no_grad():
-        for bidirectional in (False, True):
-            before, after = (backbone(x, mask, pixels, bidirectional)[1, : last - 1] for x in (ids, changed))
-            assert mask[1].all() and torch.equal(before, after) != bidirectional
+    pixels = samples(backbone.vision.px)[0].pictures
+    for text, chain, causal, sees in (
+        ([30, 31], [], False, True), ([30, 31], [], True, False), ([30], [31], False, False),
+    ):  # fmt: skip
+        states = []
+        for last in (31, 20):
+            tokens, answer = (text, [last]) if chain else ([*text[:-1], last], [])
+            sample = Sample(tokens, pixels, chain=answer)
+            with torch.no_grad():
+                states.append(backbone(pack([sample], backbone.image_prefix, torch.device("cpu"), causal)))
+        before, after = (state.hidden_TH[:-1] for state in states)
+        assert torch.equal(before, after) != sees
+
+
+def test_the_prefix_mask_is_its_definition():
+    for length, prefix in ((5, 3), (4, 0), (3, 1)):
+        mask = prefix_mask(length, prefix, torch.device("cpu"))
+        assert mask.tolist() == [[to < prefix or to <= at for to in range(length)] for at in range(length)]
+    assert prefix_mask(4, 4, torch.device("cpu")) is None
+
+
+def test_two_pictures_stand_one_after_the_other():
+    """Start, 2 x 2 tokens and end of the first, of the second, then a word; M-RoPE goes on after each."""
+    assert token_positions(13, 2, 4).tolist() == [
+        [0, 1, 1, 1, 1, 3, 4, 5, 5, 5, 5, 7, 8],
+        [0, 1, 1, 2, 2, 3, 4, 5, 5, 6, 6, 7, 8],
+        [0, 1, 2, 1, 2, 3, 4, 5, 6, 5, 6, 7, 8],
+    ]
 
 
 def test_positions_go_on_after_a_picture():
-    positions = token_positions(8, 4)  # start, 2 x 2 picture, end, two words
+    positions = token_positions(8, 1, 4)  # start, 2 x 2 picture, end, two words
     assert positions.tolist() == [
         [0, 1, 1, 1, 1, 3, 4, 5],
         [0, 1, 1, 2, 2, 3, 4, 5],
         [0, 1, 2, 1, 2, 3, 4, 5],
     ]
-    assert token_positions(3, 0).tolist() == [[0, 1, 2]] * 3
+    assert token_positions(3, 0, 4).tolist() == [[0, 1, 2]] * 3
 
 
 def small_model(width=16):
     backbone = build_backbone(small_config(32, 2, 32, len(TOKENIZER), SPECIAL), 32, seed=0)
-    return EncoderModel(backbone, width, SPECIAL["pad"]).eval()
+    return EncoderModel(backbone, width).eval()
 
 
-def test_a_vector_does_not_depend_on_its_batch():
+def test_a_vector_does_not_depend_on_its_batch(monkeypatch):
     model = small_model()
     rng = np.random.default_rng(0)
-    mixed = [*samples(32), *(Sample(rng.integers(10, 200, size=n).tolist(), None) for n in (1, 3, 9, 30))]
+    mixed = [*samples(32), *(Sample(rng.integers(10, 200, size=n).tolist()) for n in (1, 3, 9, 30))]
     with torch.no_grad():
-        together = model(mixed)
-        for limit in (1, 3):
-            torch.testing.assert_close(model(mixed, limit=limit), together, atol=1e-5, rtol=0)
+        together = model(mixed).vector_BD
+        alone = torch.cat([model([sample]).vector_BD for sample in mixed])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
         order = rng.permutation(len(mixed))
-        torch.testing.assert_close(model([mixed[i] for i in order]), together[order], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            model([mixed[i] for i in order]).vector_BD, together[order], atol=1e-5, rtol=0
+        )
+    for limit in (1, 40):
+        monkeypatch.setattr("encoder.model.TOKENS_AT_ONCE", limit)
+        torch.testing.assert_close(model.vectors(mixed), together, atol=1e-5, rtol=0)
 
 
-def test_padding_is_not_pooled():
+def test_the_mean_is_over_every_token_of_the_sample():
     model = small_model()
     sample = samples(32)[0]
-    ids, mask, pixels = model.collate([sample])
     with torch.no_grad():
-        hidden = model.backbone(ids, mask, pixels, bidirectional=True)
-        wanted = model.head(hidden[0, : mask.sum()].mean(0))
-        longer = model.collate([sample, Sample([30] * 40, None)])
-        padded = model.backbone(*longer, bidirectional=True)[0]
-    torch.testing.assert_close(model([sample])[0], wanted, atol=1e-5, rtol=0)
-    torch.testing.assert_close(padded[: mask.sum()], hidden[0], atol=1e-5, rtol=0)
+        packed = model.pack([sample])
+        wanted = model.head(model.backbone(packed).hidden_TH.mean(0))
+        torch.testing.assert_close(model([sample]).vector_BD[0], wanted, atol=1e-5, rtol=0)
 
 
 def test_a_missing_picture_takes_no_tokens():
-    model = small_model()
-    ids, mask, pixels = model.collate([Sample([30, 31], None)])
-    assert ids.tolist() == [[30, 31]] and mask.all() and pixels is None
+    packed = small_model().pack([Sample([30, 31])])
+    assert packed.ids.tolist() == [30, 31] and packed.pixels is None
 
 
 def test_equal_seeds_give_equal_weights_and_leave_the_callers_chance_alone():
@@ -195,14 +213,10 @@ def test_what_is_saved_loads_to_the_same_states(tmp_path):
     model.backbone.save(tmp_path)
     again = load_backbone(tmp_path, 32)
     assert again.vision == model.backbone.vision
-    batch = model.collate(samples(32))
+    packed = model.pack(samples(32))
     with torch.no_grad():
-        torch.testing.assert_close(
-            again.eval()(*batch, bidirectional=True),
-            model.backbone(*batch, bidirectional=True),
-            atol=0,
-            rtol=0,
-        )
+        found, wanted = (one(packed).hidden_TH for one in (again.eval(), model.backbone))
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
 
 
 def test_a_folder_that_is_no_such_checkpoint_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset.contracts import DataError
-from encoder.content import Content, item_content, item_text, query_content
+from encoder.content import TITLE, Content, item_content, query_content, tokenize_fields
 from encoder.images import decode_image, decode_images
 from encoder.tokenizer import SPECIALS, special_ids, tokenize, train_tokenizer
 
@@ -84,17 +84,31 @@ def test_a_broken_picture_is_named():
         decode_images({"abc": b"junk"}, ["abc"], 16)
 
 
-def test_item_text_keeps_what_there_is_in_order():
+def test_the_words_of_an_item_are_what_there_is_in_order():
     row = item_row(1, "red", "disc", None, description="A disc.", category=["toys", "discs"])
-    assert item_text(row) == "red disc. toys discs. red. A disc."
-    assert item_text({**row, "title": None, "attributes": []}) == "toys discs. A disc."
-    assert (
-        item_text({**row, "title": " ", "attributes": {"size": "L"}, "category": [], "description": ""})
-        == "L"
-    )
+    assert item_content(row).words == "red disc. toys discs. red. A disc."
+    assert item_content({**row, "title": None, "attributes": []}).words == "toys discs. A disc."
+    bare = {**row, "title": " ", "attributes": {"size": "L"}, "category": [], "description": ""}
+    assert item_content(bare).words == "L"
     empty = {**row, "title": None, "attributes": [], "category": [], "description": None}
-    assert item_text(empty) is None
+    assert item_content(empty).words == ""
     assert item_content(empty).is_empty and not item_content(empty, b"x").is_empty
+
+
+def test_every_token_knows_which_field_it_is_of():
+    contents = [
+        item_content(item_row(1, "red", "disc", None, description="A disc.")),
+        Content(None, "blue"),
+        Content(b"x"),
+    ]
+    tokenizer = train_tokenizer(["red disc shapes"] * 9, vocabulary=300)
+    (tokens, kinds), query, nothing = tokenize_fields(tokenizer, contents, 40)
+    fields = [[t for t, k in zip(tokens, kinds, strict=True) if k == kind] for kind in range(4)]
+    assert [tokenizer.decode(ids) for ids in fields] == ["red disc", ". shapes disc", ". red", ". A disc."]
+    assert kinds == sorted(kinds)
+    assert tokenizer.decode(query[0]) == "blue" and set(query[1]) == {TITLE} and nothing == ([], [])
+    for limit in range(len(tokens)):
+        assert tokenize_fields(tokenizer, contents[:1], limit)[0] == (tokens[:limit], kinds[:limit])
 
 
 def test_a_query_is_its_words_and_picture():

@@ -11,20 +11,24 @@ from safetensors.numpy import load_file
 
 import encoder.train as train
 from dataset.contracts import IMAGES, ITEMS, JUDGEMENTS, QUERIES, DataError, content_hash
+from encoder.assemble import Parts, assemble
 from encoder.backbone import build_backbone, small_config
-from encoder.content import Content, item_text
+from encoder.content import Content, item_content
+from encoder.contrast import OWN, Contrast
 from encoder.embed import embed
 from encoder.encode import Encoder, save_encoder
 from encoder.examples.corpus import read_corpus
-from encoder.examples.pairs import Pairs
-from encoder.model import EncoderModel, Sample
+from encoder.examples.pairs import Pairs, Relations, own_pairs
+from encoder.examples.views import augmented, can_show, halved, show
+from encoder.learner import Learner
 from encoder.optim import Optimizers
-from encoder.posttrain import Positives, augmented, halved, own_pairs, posttrain_loss, shown_modalities
-from encoder.pretrain import KINDS, pretrain_loss, question
+from encoder.packing import Sample
+from encoder.pretrain import KINDS, Pretrain, question, questions
+from encoder.recipes import Recipe, dual, moon, moon2, moon_embedding
 from encoder.tokenizer import special_ids, train_tokenizer
-from encoder.train import schedule, train_encoder
+from encoder.train import Schedule, train_encoder
 from moon.artifacts import open_artifact
-from moon.sizes import size
+from moon.sizes import Size, size
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,6 +47,14 @@ def trained(world, tmp_path_factory):
     return train_encoder(dataset, split, TINY, tmp_path_factory.mktemp("run") / "encoder", budget=0.2)
 
 
+def learner(model, tokenizer, corpus, dial, batch):
+    """A learner that knows nothing but that each item is itself."""
+    none = Pairs(np.empty(0, np.int64), np.empty(0, np.int64))
+    relations = Relations(own=own_pairs(corpus.items), variant=none, query=none, bought=none)
+    shown = np.zeros(len(corpus.spu), dtype=np.int64)
+    return Learner(model, tokenizer, corpus, relations, relations, shown, dial, batch, seed=0)
+
+
 def test_unseen_combinations_of_colour_and_shape_are_found_by_their_words():
     """Every colour and every shape is trained on, eight pairings never; their words find their picture."""
     pairs = [(c, s) for c in COLOURS for s in SHAPES]
@@ -50,9 +62,7 @@ def test_unseen_combinations_of_colour_and_shape_are_found_by_their_words():
     shown = [p for p in pairs if p not in unseen]
     tokenizer = train_tokenizer([f"{c} {s}" for c, s in shown] * 5, vocabulary=320)
     config = small_config(64, 1, 32, len(tokenizer), special_ids(tokenizer))
-    backbone = build_backbone(config, 32, seed=0)
-    torch.manual_seed(0)
-    model = EncoderModel(backbone, 32, 0)
+    model = assemble(build_backbone(config, 32, seed=0), Parts(), 32, seed=0)
     pictures = [png(c, s, jitter=j) for c, s in shown for j in (-2, 0, 2)]
     rows = [
         item_row(n, *shown[n // 3], picture, spu=n // 3, attributes=[], category=[])
@@ -68,14 +78,14 @@ def test_unseen_combinations_of_colour_and_shape_are_found_by_their_words():
         queries = QUERIES.empty_table()
 
     corpus = read_corpus(Shop(), tokenizer, 8, 32, np.arange(len(rows)))
-    none = Pairs(np.empty(0, np.int64), np.empty(0, np.int64))
-    positives = Positives(own=own_pairs(corpus), part=none, query=none, item=none)
+    dial = Size("nano", 32, 64, 1, 32, 8, 8, 10)
+    objective = Contrast(1.0, (OWN,)).begin(learner(model, tokenizer, corpus, dial, batch=48))
     optimizers = Optimizers(model, 80)
     for step in range(80):
-        loss = posttrain_loss(model, corpus, positives, 48, (32, 16), np.random.default_rng((0, step)))
-        optimizers.update(loss, "posttrain", step)
+        optimizers.update(objective.loss(np.random.default_rng((0, step)), step / 80), "contrast", step)
     encode = Encoder.__new__(Encoder)
     encode.width, encode._model, encode._tokenizer, encode._text_tokens = 32, model.eval(), tokenizer, 8
+    encode._parts = Parts()
     words = encode.encode([Content(None, f"{c} {s}") for c, s in unseen])
     seen = encode.encode([Content(png(c, s, jitter=1), None) for c, s in pairs])
     found = [pairs[best] for best in (words @ seen.T).argmax(1)]
@@ -84,34 +94,55 @@ def test_unseen_combinations_of_colour_and_shape_are_found_by_their_words():
     )
 
 
-def test_interrupted_training_continues_to_the_same_bits(world, tmp_path, monkeypatch):
+@pytest.mark.parametrize("recipe", [moon_embedding(), moon2()], ids=lambda recipe: recipe.name)
+def test_interrupted_training_continues_to_the_same_bits(world, tmp_path, monkeypatch, recipe):
+    """Weights, optimizer, queue and the objective's own weights: whatever is forgotten changes a bit."""
     dataset, split = world
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
-    whole = train_encoder(dataset, split, TINY, tmp_path / "whole", budget=0.3)
-    for stop in (("pretrain", 3), ("posttrain", 3)):  # a step after a save, so that one step is repeated
-        update = Optimizers.update
+    whole = train_encoder(dataset, split, TINY, tmp_path / "whole", recipe=recipe, budget=0.5)
+    update = Optimizers.update
+    for name in [stage.name for stage in recipe.stages]:
 
-        def killed(self, loss, stage, step, update=update, stop=stop):
-            if (stage, step) == stop:
+        def killed(self, loss, stage, step, batch=(), name=name):
+            if (stage, step) == (name, 3):  # a step after a save, so that one step is repeated
                 raise KeyboardInterrupt
-            update(self, loss, stage, step)
+            update(self, loss, stage, step, batch)
 
         monkeypatch.setattr(Optimizers, "update", killed)
         with pytest.raises(KeyboardInterrupt):
-            train_encoder(dataset, split, TINY, tmp_path / "parts", budget=0.3)
+            train_encoder(dataset, split, TINY, tmp_path / "parts", recipe=recipe, budget=0.5)
         assert not (tmp_path / "parts").exists()
         monkeypatch.setattr(Optimizers, "update", update)
     assert (tmp_path / "parts.partial" / "weights.safetensors").exists()
     steps = []
-    monkeypatch.setattr(
-        Optimizers,
-        "update",
-        lambda self, loss, stage, step: (steps.append((stage, step)), update(self, loss, stage, step)),
-    )
-    parts = train_encoder(dataset, split, TINY, tmp_path / "parts", budget=0.3)
-    assert steps[0] == ("posttrain", 2)
-    assert parts.id == whole.id  # the id covers the hash of every weight
+
+    def counted(self, loss, stage, step, batch=()):
+        steps.append((stage, step))
+        update(self, loss, stage, step, batch)
+
+    monkeypatch.setattr(Optimizers, "update", counted)
+    parts = train_encoder(dataset, split, TINY, tmp_path / "parts", recipe=recipe, budget=0.5)
+    assert steps[0] == (recipe.stages[-1].name, 2)
+    for name in ("model.safetensors", "parts.safetensors"):
+        assert (parts.path / name).read_bytes() == (whole.path / name).read_bytes()
+    assert parts.config["losses"] == whole.config["losses"]
     assert not (tmp_path / "parts.partial").exists()
+
+
+@pytest.mark.parametrize("recipe", [moon(), dual()], ids=lambda recipe: recipe.name)
+def test_every_recipe_trains_and_what_it_saved_encodes_the_same(world, tmp_path, recipe):
+    dataset, split = world
+    artifact = train_encoder(dataset, split, TINY, tmp_path / "e", recipe=recipe, budget=0.04)
+    encoder = Encoder.open(artifact)
+    contents = [
+        item_content(row, dataset.image_bytes(row["image_id"])) for row in dataset.items.to_pylist()[:12]
+    ]
+    contents += [Content(contents[0].image), Content(None, "red")]
+    vectors = encoder.encode(contents)
+    assert vectors.shape == (14, 32) and np.isfinite(vectors).all()
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    alone = np.concatenate([encoder.encode([one]) for one in contents])
+    np.testing.assert_allclose(vectors, alone, atol=1e-5)
 
 
 def test_a_partial_of_another_run_is_not_continued(world, tmp_path, monkeypatch):
@@ -119,10 +150,10 @@ def test_a_partial_of_another_run_is_not_continued(world, tmp_path, monkeypatch)
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", 1)
     update = Optimizers.update
 
-    def killed(self, loss, stage, step):
+    def killed(self, loss, stage, step, batch=()):
         if step == 1:
             raise KeyboardInterrupt
-        update(self, loss, stage, step)
+        update(self, loss, stage, step, batch)
 
     monkeypatch.setattr(Optimizers, "update", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -130,7 +161,7 @@ def test_a_partial_of_another_run_is_not_continued(world, tmp_path, monkeypatch)
     monkeypatch.setattr(Optimizers, "update", update)
     fresh = train_encoder(dataset, split, TINY, tmp_path / "other", seed=2, budget=0.04)
     over = train_encoder(dataset, split, TINY, tmp_path / "e", seed=2, budget=0.04)
-    assert over.id == fresh.id
+    assert (over.path / "model.safetensors").read_bytes() == (fresh.path / "model.safetensors").read_bytes()
 
 
 def test_the_artifact_is_verified_named_and_a_checkpoint_to_start_from(world, trained, tmp_path):
@@ -139,8 +170,9 @@ def test_the_artifact_is_verified_named_and_a_checkpoint_to_start_from(world, tr
     assert trained.parents == {"dataset": dataset.artifact.id, "split": split.artifact.id}
     learnable = split.encoder_items(dataset.items)
     assert len(learnable) < len(dataset.items)  # the evaluation pool is kept away from the encoder
-    assert trained.config["pairs"]["own"] == sum(item % 12 != 11 for item in learnable)
-    assert min(trained.config["pairs"].values()) > 0
+    pairs = trained.config["facts"]["0.contrast"]["pairs"]
+    assert pairs["own: image > words"] == sum(item % 12 != 11 for item in learnable)
+    assert pairs["own: half > all"] == len(learnable) and len(pairs) == 4 and min(pairs.values()) > 0
     again = train_encoder(dataset, split, TINY, tmp_path / "tuned", checkpoint=trained.path, budget=0.04)
     before, after = Encoder.open(trained), Encoder.open(again)
     assert after.id != before.id
@@ -176,7 +208,7 @@ def test_bulk_embedding_equals_encoding_one_by_one_and_leaves_out_what_has_no_co
     encoder = Encoder.open(trained)
     for place in (0, 11, 30):  # item 11 has no picture
         row = rows[place]
-        alone = encoder.encode([Content(dataset.image_bytes(row["image_id"]), item_text(row))])[0]
+        alone = encoder.encode([item_content(row, dataset.image_bytes(row["image_id"]))])[0]
         np.testing.assert_allclose(items["vector"][place], alone, atol=1e-5)
     assert queries["query_id"].tolist() == list(range(8))
     np.testing.assert_allclose(queries["vector"][2], encoder.encode([Content(None, "blue")])[0], atol=1e-5)
@@ -210,20 +242,34 @@ def test_each_missing_part_still_gives_a_unit_vector(trained):
     )
 
 
-def test_every_anchor_shows_something_and_all_three_modalities_occur(world):
+def test_every_view_shows_what_its_name_says(world):
     dataset, _ = world
     tokenizer = train_tokenizer(["red disc"], vocabulary=270)
-    items = read_corpus(dataset, tokenizer, 8, 16, np.arange(48)).items
+    corpus = read_corpus(dataset, tokenizer, 40, 16, np.arange(48))
+    items, rng = corpus.items, np.random.default_rng(0)
+    expected = {"title": (True, False), "details": (True, False), "words": (True, False), "image": (False, True),
+                "title+image": (True, True), "details+image": (True, True), "all": (True, True)}  # fmt: skip
+    for view, modalities in expected.items():
+        rows = np.flatnonzero(can_show(items, view) & items.has_image)
+        for row, sample in zip(rows, show(corpus, items, rows, view, rng), strict=True):
+            assert (bool(sample.tokens), bool(sample.pictures)) == modalities
+            title = [t for t, k in zip(items.tokens[row], items.kinds[row], strict=True) if k == 0]
+            rest = items.tokens[row][len(title) :]
+            assert list(sample.tokens) == {"t": title, "d": rest, "i": []}.get(view[0], items.tokens[row])
+    assert can_show(items, "image").sum() == 44 and can_show(items, "all").all()
     rows = np.tile(np.arange(len(items.ids)), 20)
-    text, image = shown_modalities(items, rows, np.random.default_rng(0))
-    has_image = items.has_image[rows]
-    assert (text | image).all() and text[~has_image].all()
-    seen = {(bool(t), bool(i)) for t, i in zip(text[has_image], image[has_image], strict=True)}
+    shown = show(corpus, items, rows, "any", rng)
+    seen = {
+        (bool(s.tokens), bool(s.pictures)) for s, has in zip(shown, items.has_image[rows], strict=True) if has
+    }
     assert seen == {(True, False), (False, True), (True, True)}
+    assert all(
+        s.tokens and not s.pictures for s, has in zip(shown, items.has_image[rows], strict=True) if not has
+    )
 
 
 def test_a_part_of_an_item_is_some_of_its_words_in_their_order():
-    samples = [Sample(list(range(n)), None) for n in (1, 2, 40)] * 10
+    samples = [Sample(list(range(n))) for n in (1, 2, 40)] * 10
     parts = halved(samples, np.random.default_rng(0))
     for whole, part in zip(samples, parts, strict=True):
         assert part.tokens and part.tokens == sorted(set(part.tokens) & set(whole.tokens))
@@ -253,38 +299,31 @@ def test_questions_have_answers_from_the_item_and_none_is_invented():
 def test_pretraining_scores_the_answers_only(world):
     """The loss equals the mean negative log-probability of answer tokens, taken one sequence at a time."""
     dataset, _ = world
-    tokenizer = train_tokenizer([item_text(r) for r in dataset.items.to_pylist()], vocabulary=300)
+    tokenizer = train_tokenizer([item_content(r).words for r in dataset.items.to_pylist()], vocabulary=300)
     backbone = build_backbone(small_config(32, 1, 16, len(tokenizer), special_ids(tokenizer)), 16, 0)
-    model = EncoderModel(backbone, 16, 0)
+    model = assemble(backbone, Parts(), 16, seed=0)
     corpus = read_corpus(dataset, tokenizer, 8, 16, np.arange(48))
-    seen = []
-    collate = model.collate
-    model.collate = lambda samples: (seen.extend(samples), collate(samples))[1]
-    loss = float(pretrain_loss(model, corpus, tokenizer, 6, 8, np.random.default_rng(3)).detach())
-    rng = np.random.default_rng(3)
-    lengths = []
-    for row in rng.integers(len(corpus.records), size=6).tolist():
-        asked = question(corpus.records[row], KINDS[int(rng.integers(len(KINDS)))], rng)
-        if asked is not None:
-            lengths.append(len(tokenizer(asked[1])["input_ids"][:8]) + 1)
+    mine = learner(model, tokenizer, corpus, TINY, batch=12)
+    loss = float(Pretrain(1.0).begin(mine).loss(np.random.default_rng(3), 0.0).detach())
     terms = []
-    for sample, length in zip(seen, lengths, strict=True):
-        ids, mask, pixels = collate([sample])
-        logp = backbone.logits(backbone(ids, mask, pixels, bidirectional=False)).log_softmax(-1)[0]
+    for sample in questions(mine, 6, np.random.default_rng(3))[1]:
+        packed = model.pack([sample], causal=True)
+        logp = backbone.logits(backbone(packed).hidden_TH).log_softmax(-1)
+        length = len(packed.ids)
         terms += [
-            -float(logp[place - 1, ids[0, place]]) for place in range(ids.shape[1] - length, ids.shape[1])
+            -float(logp[place - 1, packed.ids[place]]) for place in range(length - len(sample.chain), length)
         ]
-        assert int(ids[0, -1]) == tokenizer.eos_token_id
+        assert sample.chain[-1] == tokenizer.eos_token_id and len(sample.pictures) <= 1
     assert loss == pytest.approx(np.mean(terms), rel=1e-4)
 
 
 def test_augmentation_changes_pictures_and_nothing_else():
     pixels = np.full((16, 16, 3), 255, np.uint8)
     pixels[4:12, 2:8] = (200, 40, 40)
-    samples = [Sample([1], pixels), Sample([2], None)] * 20
+    samples = [Sample([1], (pixels,)), Sample([2])] * 20
     changed = augmented(samples, np.random.default_rng(0))
     assert [s.tokens for s in changed] == [s.tokens for s in samples]
-    pictures = np.stack([s.pixels for s in changed if s.pixels is not None])
+    pictures = np.stack([s.pictures[0] for s in changed if s.pictures])
     assert len(pictures) == 20 and pictures.min() >= 0 and pictures.max() <= 255
     assert (pictures.reshape(20, -1).std(axis=0) > 0).any()
     redder = pictures[..., 0].mean(axis=(1, 2)) - pictures[..., 1].mean(axis=(1, 2))
@@ -293,9 +332,9 @@ def test_augmentation_changes_pictures_and_nothing_else():
     assert 3 < left.sum() < 17  # mirrored about half of the time
     again = augmented(samples, np.random.default_rng(0))
     assert all(
-        np.array_equal(a.pixels, b.pixels)
+        np.array_equal(a.pictures[0], b.pictures[0])
         for a, b in zip(changed, again, strict=True)
-        if a.pixels is not None
+        if a.pictures
     )
 
 
@@ -316,18 +355,25 @@ def test_nothing_to_learn_from_is_said(world, tmp_path):
         artifact, fit_until, log = split.artifact, split.fit_until, split.log.slice(0, 0)
         encoder_items = split.encoder_items
 
-    with pytest.raises(DataError, match="nothing to learn from"):
-        train_encoder(Bare(), Empty(), TINY, tmp_path / "e")
+    with pytest.raises(DataError, match="Nothing to learn from"):
+        train_encoder(
+            Bare(), Empty(), TINY, tmp_path / "e", recipe=Recipe("own", Parts(), (Contrast(1.0, (OWN,)),))
+        )
 
 
 def test_the_schedule_is_a_function_of_size_items_and_budget_only():
-    small = schedule(size("small"), 19_500)
-    assert small == schedule(size("small"), 19_500)
-    assert schedule(size("small"), 10**6) == small  # bounded: two cores must finish
-    assert schedule(size("small"), 19_500, 0.5).posttrain_steps == pytest.approx(
-        small.posttrain_steps / 2, abs=1
-    )
-    assert schedule(size("nano"), 3_000).posttrain_steps < small.posttrain_steps
+    small = Schedule.of(size("small"), 19_500)
+    assert small == Schedule.of(size("small"), 19_500)
+    assert Schedule.of(size("small"), 10**6) == small  # bounded: two cores must finish
+    assert Schedule.of(size("small"), 19_500, 0.5).steps == pytest.approx(small.steps / 2, abs=1)
+    assert Schedule.of(size("nano"), 3_000).steps < small.steps
+
+
+def test_training_by_time_takes_about_that_time(world, tmp_path):
+    dataset, split = world
+    artifact = train_encoder(dataset, split, TINY, tmp_path / "e", recipe=dual(), cpu_seconds=2.0)
+    assert artifact.config["trained_cpu_seconds"] == pytest.approx(2.0, rel=0.7)
+    assert artifact.config["steps"]["0.contrast"] > 3
 
 
 def test_saved_twice_is_the_same_bytes(trained, tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,12 @@ class Side:
     kinds: list[list[int]]
     image: np.ndarray
 
-    @property
+    @cached_property
     def has_text(self) -> np.ndarray:
         """bool (M)."""
         return np.array([bool(row) for row in self.tokens], dtype=bool)
 
-    @property
+    @cached_property
     def has_image(self) -> np.ndarray:
         """bool (M)."""
         return self.image != NO_IMAGE
@@ -69,6 +70,7 @@ class Corpus:
         items, queries: the two sides.
         spu: int64, product code of each item.
         records: each item's fields as Python values, for the question-answer templates.
+        asked: each query's words.
         pixels: uint8 (N, S, S, 3), the distinct pictures of both sides.
         regions: uint8 (N, S, S, 3), the core region of each picture; None where the recipe uses none.
     """
@@ -77,6 +79,7 @@ class Corpus:
     queries: Side
     spu: np.ndarray
     records: list[dict[str, Any]]
+    asked: list[str | None]
     pixels: np.ndarray
     regions: np.ndarray | None = None
 
@@ -150,6 +153,7 @@ def read_corpus(
         queries=side("query_id", queries, query_content),
         spu=items["spu"].to_numpy(),
         records=records,
+        asked=[row["text"] for row in queries],
         pixels=pixels,
         regions=_regions(contents, wanted, px) if regions else None,
     )
