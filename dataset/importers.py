@@ -10,6 +10,7 @@ from dataset.adapters.globo import scale_globo
 from dataset.adapters.grocery import grocery_store
 from dataset.adapters.hm import hm_fashion
 from dataset.adapters.homedepot import homedepot_relevance
+from dataset.adapters.mbe import mbe, mbe2
 from dataset.adapters.movielens import ml_posters
 from dataset.contracts import DataError
 from dataset.tables import Tables, write_dataset
@@ -22,6 +23,8 @@ IMPORTERS: dict[str, Callable[[Path], tuple[Tables, dict[str, Any]]]] = {
     "homedepot_relevance": homedepot_relevance,
     "grocery_store": grocery_store,
     "scale_globo": scale_globo,
+    "mbe": mbe,
+    "mbe2": mbe2,
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-STRENGTH = 1e-4  # weight of the penalty; on unit vectors of a few thousand items flat from 1e-5 to 1e-3
+STRENGTH = 1e-4  # of the penalty; on 4,000 items of H&M 1e-5 is as good and 1e-3 worse, for colours and words
 MOST_STEPS = 200
 
 
@@ -72,7 +72,9 @@ class LinearProbe:
         centre = vectors_ND.mean(axis=0)
         spread = float(np.mean(np.sum((vectors_ND - centre) ** 2, axis=1)))
         scale = spread**-0.5 if spread > 0 else 1.0
-        x = torch.from_numpy(((vectors_ND - centre) * scale).astype(np.float32))
+        centred = vectors_ND - centre
+        varying = np.flatnonzero(centred.any(axis=0))  # words that occur in no title would only cost time
+        x = torch.from_numpy((centred[:, varying] * scale).astype(np.float32))
         y = torch.from_numpy(label_N.astype(np.int64))
         weight = torch.zeros(classes, x.shape[1], requires_grad=True)
         bias = torch.zeros(classes, requires_grad=True)
@@ -85,7 +87,9 @@ class LinearProbe:
             return loss
 
         solver.step(objective)  # type: ignore[arg-type]
-        return cls(centre, scale, weight.detach().numpy(), bias.detach().numpy())
+        whole = np.zeros((classes, vectors_ND.shape[1]), dtype=np.float32)
+        whole[:, varying] = weight.detach().numpy()
+        return cls(centre, scale, whole, bias.detach().numpy())
 
     def predict(self, vectors_ND: np.ndarray) -> np.ndarray:
         """The likeliest class of each vector, int64 (N)."""

@@ -1,0 +1,146 @@
+"""Row files of a layout that is only partly known, and pictures beside them: what the MBE importers read from."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from dataset.adapters.source import NEXT
+from dataset.contracts import DataError
+from dataset.pictures import shrink
+
+ENDINGS = (".parquet", ".jsonl", ".json", ".csv")
+PARTS = {
+    "train": "train",
+    "test": "test",
+    "eval": "test",
+    "valid": "train",
+    "val": "train",
+    "validation": "train",
+}
+JSON_BLOCK = 256 * 1024 * 1024  # bytes; the longest row with a picture in base64 must fit
+
+
+@dataclass
+class Source:
+    """The files of a folder, row by row, and the pictures beside them.
+
+    Attributes:
+        folder: where they are.
+        unread: columns that are not known to us.
+        missing: pictures that rows name and the folder does not have.
+    """
+
+    folder: Path
+    unread: set[str] = field(default_factory=set)
+    missing: int = 0
+
+    def rows(
+        self, known: tuple[str, ...], needed: tuple[tuple[str, ...], ...]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(part, row) of every file, in the order of names; of each tuple in ``needed`` one column must exist."""
+        files = sorted(
+            path
+            for path in (*self.folder.glob("*"), *self.folder.glob("data/*"))
+            if path.suffix in ENDINGS and path.is_file()
+        )
+        if not files:
+            found = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else None
+            what = "no such folder" if found is None else f"{len(found)} files {found[:12]}"
+            raise DataError(
+                f"{self.folder}: expected files ending in {', '.join(ENDINGS)}, found {what}. {NEXT}"
+            )
+        for path in files:
+            table = _read(path)
+            lacking = [" or ".join(names) for names in needed if not set(names) & set(table.column_names)]
+            if lacking:
+                raise DataError(
+                    f"{path}: expected columns {list(known)}, at least {' and '.join(lacking)}; "
+                    f"found {table.column_names}. Rename them. {NEXT}"
+                )
+            self.unread.update(set(table.column_names) - set(known))
+            named = [PARTS[word] for word in re.split(r"[^a-z]+", path.stem.lower()) if word in PARTS]
+            for row in table.select([name for name in table.column_names if name in known]).to_pylist():
+                said = str(row.get("split") or "").strip().lower()
+                part = PARTS.get(said) if said else (named[0] if named else None)
+                if part is None:
+                    raise DataError(
+                        f"{path}: expected split to be one of {list(PARTS)}, in a column or in the file's "
+                        f"name, found {said!r} in the column. {NEXT}"
+                    )
+                yield part, row
+
+    @cached_property
+    def _shelf(self) -> dict[str, Path]:
+        """Pictures under images/ by name and by name without ending."""
+        files = sorted(path for path in (self.folder / "images").rglob("*") if path.is_file())
+        return {path.stem: path for path in files} | {path.name: path for path in files}
+
+    def picture(self, value: Any, key: str | None) -> bytes | None:
+        """The picture a cell means; None where it means none, or one that is not there (then counted)."""
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        if value is None or value == "" or value == b"":
+            return None
+        content = value if isinstance(value, bytes) else self._found(str(value), key)
+        if content is None:
+            self.missing += 1
+            return None
+        return shrink(content)
+
+    def _found(self, text: str, key: str | None) -> bytes | None:
+        """Bytes of a path, an address or base64."""
+        if text.startswith("data:"):
+            return _base64(text.partition(",")[2])
+        name = PurePosixPath(urlsplit(text).path).name if len(text) < 2048 else ""
+        if name:
+            inside = (self.folder / text).resolve()
+            if inside.is_relative_to(self.folder.resolve()) and inside.is_file():
+                return inside.read_bytes()
+            for candidate in (key, name, PurePosixPath(name).stem):
+                if candidate is not None and candidate in self._shelf:
+                    return self._shelf[candidate].read_bytes()
+        return None if "://" in text or text.startswith("//") else _base64(text)
+
+
+def _base64(text: str) -> bytes | None:
+    """Decoded base64 that is long enough to be a picture, else None."""
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return content if len(content) > 32 else None
+
+
+def _read(path: Path) -> pa.Table:
+    """A data file of any of the endings.
+
+    Raises:
+        DataError: it is damaged or holds no table.
+    """
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path)
+        if path.suffix == ".csv":
+            return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(newlines_in_values=True))
+        with path.open("rb") as stream:
+            is_list = stream.read(1) == b"["
+        if is_list:
+            return pa.Table.from_pylist(json.loads(path.read_text()))
+        return pa.json.read_json(path, pa.json.ReadOptions(block_size=JSON_BLOCK))
+    except (pa.ArrowException, OSError, ValueError, AttributeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataError(f"{path}: expected a table, found: {first}. Correct the file. {NEXT}") from error
