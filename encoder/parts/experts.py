@@ -61,7 +61,7 @@ class ModalityExperts(nn.Module):
 
     def forward(self, hidden_TH: Tensor, kinds_T: Tensor | None = None) -> Routed:
         """Route every token by its content; its kind plays no part."""
-        probability_TZ = self.router(hidden_TH).softmax(dim=-1)
+        probability_TZ = choose(self.router, hidden_TH)
         best_TK, expert_TK = probability_TZ.topk(self.top, dim=-1)
         weight_TK = best_TK / best_TK.sum(dim=-1, keepdim=True)
         weight_TZ = torch.zeros_like(probability_TZ).scatter(1, expert_TK, weight_TK)
@@ -99,7 +99,7 @@ class GuidedExperts(nn.Module):
             hidden_TH: float.
             kinds_T: int64, 1 category, 2 attribute, 0 other (image tokens too); None when all are 0.
         """
-        probability_TR = self.router(hidden_TH).softmax(dim=-1)
+        probability_TR = choose(self.router, hidden_TH)
         best_T, expert_T = probability_TR.max(dim=-1)
         weight_T = best_T / best_T.detach()
         if kinds_T is not None:
@@ -128,8 +128,16 @@ def upcycle(feed_forward: nn.Module, count: int) -> nn.ModuleList:
     return copies
 
 
+def choose(router: nn.Linear, hidden_TH: Tensor) -> Tensor:
+    """softmax(W_g h), at least in float32 (selective precision, Switch Transformers §2.4)."""
+    score_TZ = router(hidden_TH)
+    return score_TZ.softmax(dim=-1, dtype=torch.promote_types(score_TZ.dtype, torch.float32))
+
+
 def dispatch(experts: nn.ModuleList, hidden_TH: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
     """sum_k weight[t, k] * experts[expert[t, k]](hidden[t]), each expert run once on its own tokens only.
+
+    The group sizes are read by the host: one wait for the device per call.
 
     Args:
         experts: Z blocks, (any, H) -> (any, H).

@@ -28,10 +28,11 @@ class Fire(nn.Module):
     P, Q and the scales of the skips start at zero and have a gradient from the first step; the gate has one
     as soon as P moved. How many vision layers, the gate's formula and the scales are not recovered.
 
-    Models too shallow for the figure: 2. happens only where a layer follows (a sum after the last one would
-    be pooled unread); 3. moves its early ends down until each skips a layer, 0 layers up being the embeddings
-    that enter layer 1, and drops what still skips none. At 2 layers: after layer 1; embeddings to layer 2.
-    Qwen3-VL's DeepStack already adds vision layers after its first language layers: 2. comes on top of it.
+    Models shallower than 5 language layers do not fit the figure. There 2. happens only where a layer follows
+    to read it, and in 3. the early end moves down until the skip passes over at least one layer, as far as
+    the embeddings that enter the first; a skip that cannot is dropped. With 2 layers: vision features after
+    the first, embeddings to the second. Qwen3-VL's DeepStack also adds vision layers after its first language
+    layers: 2. comes on top of it.
 
     Args:
         vision_hidden: Hv.
@@ -53,7 +54,7 @@ class Fire(nn.Module):
         count = min(TAPS, vision_layers)
         self.taps = tuple((j + 1) * vision_layers // count - 1 for j in range(count))
         self.injected = dict(enumerate(self.taps[: min(2, layers - 1)]))
-        wanted = {layers - 2: min(1, layers - 4), layers - 1: min(2, layers - 3)}
+        wanted = {layers - 2: min(1, layers - 4), layers - 1: min(2, layers - 3)}  # early <= late - 2
         self.carry_from = {late: early for late, early in wanted.items() if early >= -1}
 
         self.projectors = nn.ModuleList(self._projector(hidden) for _ in self.taps)

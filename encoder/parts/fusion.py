@@ -64,14 +64,7 @@ class ModalityFusion(nn.Module):
         # Not -inf: with no source at all the softmax must stay a number, and every value it weighs is zero.
         score_BSK = score_BSK.masked_fill(~present_B3[:, :, None], torch.finfo(score_BSK.dtype).min)
         fused_BD = (score_BSK.softmax(dim=1)[:, :, None] * value_BSWK).sum(dim=1).flatten(1)
-        image_BD, text_BD = (
-            _unit(unit(h), present_B3[:, s])
-            for s, (unit, h) in enumerate(zip(self.units, sources[:2], strict=True))
-        )
+        units = [F.normalize(unit(h), dim=-1) for unit, h in zip(self.units, sources[:2], strict=True)]
         count_B1 = present_B3[:, :2].sum(dim=1, keepdim=True).clamp(min=1)
-        return _unit(fused_BD, present_B3.any(dim=1)) + (image_BD + text_BD) / count_B1
-
-
-def _unit(x_BD: Tensor, present_B: Tensor) -> Tensor:
-    """Rows of length 1, and zero rows without a gradient where nothing is present."""
-    return torch.where(present_B[:, None], F.normalize(x_BD, dim=-1), 0.0)
+        # The zero row of an absent source stays zero when normalised.
+        return F.normalize(fused_BD, dim=-1) + (units[0] + units[1]) / count_B1
