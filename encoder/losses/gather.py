@@ -27,8 +27,9 @@ def gather_keys(key_B: Tensor) -> Tensor:
     """Keys, masks or weights of all ranks, (W * B, ...) in order of rank, without gradient."""
     if ranks() == 1:
         return key_B
-    parts = [torch.empty_like(key_B, memory_format=torch.contiguous_format) for _ in range(ranks())]
-    dist.all_gather(parts, key_B.contiguous())
+    key_B = key_B.contiguous()  # NCCL takes nothing else
+    parts = [torch.empty_like(key_B) for _ in range(ranks())]
+    dist.all_gather(parts, key_B)
     return torch.cat(parts)
 
 

@@ -49,6 +49,7 @@ class VectorQueue:
         """
         size = len(self.item_S)
         end = self.pushed + len(item_B)
+        # No slot is written twice: on a GPU such writes have no order.
         slot = torch.arange(max(self.pushed, end - size), end, device=self.item_S.device) % size
         self.vector_SD[slot] = vector_BD[-len(slot) :].to(self.vector_SD)
         self.item_S[slot] = item_B[-len(slot) :].to(self.item_S)
