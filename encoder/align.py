@@ -98,14 +98,14 @@ class Aligning(Objective):
         if len(mixtures):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(learner.seed)
-                gates = next(iter(mixtures.values())).router.out_features
-                self.alignment = DualAlignment(int(gates)).to(learner.model.device)
+                experts = len(next(iter(mixtures.values())).experts)
+                self.alignment = DualAlignment(experts).to(learner.model.device)
         self.coaugmented = Coaugmented(learner) if stage.augmented else None
         self.omega: list[dict[str, float]] = []
 
     def loss(self, rng: np.random.Generator, progress: float) -> Tensor:
         """L_total of one random batch of triplets of one random relation."""
-        corpus, model = self.learner.corpus, self.learner.model
+        corpus = self.learner.corpus
         share = np.array([RELATIONS[name][0] for name in self.pairs])
         relation = list(self.pairs)[int(rng.choice(len(self.pairs), p=share / share.sum()))]
         pairs, temperature = self.pairs[relation], RELATIONS[relation][1]
@@ -130,7 +130,7 @@ class Aligning(Objective):
                 both = np.flatnonzero(self.has_both[rows])
                 batch.add(f"{role} text", both, show(corpus, corpus.items, rows[both], "words", rng))
                 batch.add(f"{role} image", both, show(corpus, corpus.items, rows[both], "image", rng))
-        encoded = model(batch.samples)
+        encoded = self.learner.encode(batch.samples)
         device = encoded.vector_BD.device
         keys = [torch.from_numpy(key).to(device) for key in pair_keys(corpus, relation, anchor, item)]
         rows_N, spu_N = (torch.from_numpy(key).to(device) for key in (negative, corpus.spu[negative]))
@@ -173,7 +173,8 @@ class Aligning(Objective):
                 self.learner.size.matryoshka,
             )
             if encoded.gate_BZ is not None:
-                gates[role] = encoded.gate_BZ[batch.at[f"{role} image"]]
+                both_at = np.concatenate([batch.at[f"{role} image"], batch.at[f"{role} text"]])
+                gates[role] = encoded.gate_BZ[both_at]
         return self._total(losses, gates, encoded.balance)
 
     def _total(self, losses: dict[str, Tensor], gates: dict[str, Tensor], balance: Tensor | None) -> Tensor:

@@ -170,7 +170,7 @@ class Contrasting(Objective):
             negative = negative[negative >= 0]
             negative = negative[self.showable[kind.item][negative]]
         samples += show(corpus, corpus.items, negative, kind.item, rng)
-        encoded = learner.model(samples)
+        encoded = learner.encode(samples)
         vector = encoded.vector_BD
         count = len(item)
         keys = [

@@ -85,7 +85,7 @@ def _vectors(
             first = [rows[kept[place]][key] for place in bad[:3].tolist()]
             raise DataError(
                 f"{len(bad)} of {len(vectors)} vectors are not finite ({key} {first}). "
-                "Run 'moon encoder' again."
+                "Run 'moon encoder train' again."
             )
         ids.extend(rows[place][key] for place in kept)
         parts.append(vectors)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from encoder.examples.corpus import Corpus
 from encoder.examples.pairs import Relations
-from encoder.model import EncoderModel
+from encoder.losses.grad_cache import cached
+from encoder.model import Encoded, EncoderModel
+from encoder.packing import Sample
 from moon.sizes import Size
 
 
@@ -30,6 +33,7 @@ class Learner:
         size: the dial.
         batch: pairs per step.
         seed: of what a stage draws once.
+        chunk: most samples whose graph is held at once; None: all of a batch.
     """
 
     model: EncoderModel
@@ -41,6 +45,25 @@ class Learner:
     size: Size
     batch: int
     seed: int
+    chunk: int | None = None
+
+    def encode(self, samples: Sequence[Sample]) -> Encoded:
+        """Vectors of a batch, with gradients: in one pass, or by GradCache when the batch exceeds ``chunk``."""
+        if self.chunk is None or len(samples) <= self.chunk:
+            return self.model(samples)
+        width = self.model.width
+        rows = cached(lambda part: _columns(self.model(part)), samples, self.chunk)
+        if rows.shape[1] == width:
+            return Encoded(rows)
+        return Encoded(rows[:, :width], rows[:, width:-1], rows[:, -1].mean())
+
+
+def _columns(encoded: Encoded) -> Tensor:
+    """Vectors with gates and balance, where there are any, as further columns."""
+    if encoded.gate_BZ is None or encoded.balance is None:
+        return encoded.vector_BD
+    balance = encoded.balance.expand(len(encoded.vector_BD), 1)
+    return torch.cat([encoded.vector_BD, encoded.gate_BZ, balance], dim=1)
 
 
 class Objective(nn.Module):

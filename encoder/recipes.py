@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from encoder.align import Align
 from encoder.assemble import Parts
 from encoder.contrast import BOUGHT, NINE_KINDS, OWN, PART, QUERY, THREE_QUERIES, Contrast
 from encoder.learner import Stage
 from encoder.pretrain import Pretrain
+from encoder.reason import Reason, Reinforce
+
+
+class RecipeError(ValueError):
+    """A recipe nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,19 @@ def moon() -> Recipe:
 
 def moon2() -> Recipe:
     """MOON2.0 (2511.12449): experts by modality, alignment between and within products, augmentation (§3)."""
-    from encoder.align import Align
-
     return Recipe(
         "moon2",
         Parts(experts="modality"),
         (Align(share=1.0, intra=True, augmented=True, filtered=True),),
+    )
+
+
+def moon3() -> Recipe:
+    """MOON3.0 (2604.00513): attributes written down before embedding, fused modalities, FIRE, then RL (§4)."""
+    return Recipe(
+        "moon3",
+        Parts(fire=True, fusion=True, chain=True),
+        (Reason(share=0.8), Reinforce(share=0.2)),
     )
 
 
@@ -78,3 +91,15 @@ def dual() -> Recipe:
 def ours() -> Recipe:
     """What measured best at the small size: own halves, parts, queries and trips, a temperature each (LOG.md)."""
     return Recipe("ours", Parts(), (Contrast(share=1.0, kinds=(OWN, PART, QUERY, BOUGHT)),))
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe called ``name``.
+
+    Raises:
+        RecipeError: unknown name, listing the known ones.
+    """
+    known = {one.name: one for one in (moon_embedding(), moon(), moon2(), moon3(), dual(), ours())}
+    if name not in known:
+        raise RecipeError(f"unknown recipe {name!r}: expected one of {', '.join(known)}")
+    return known[name]

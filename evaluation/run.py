@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -89,15 +90,15 @@ def _encoder(folder: Path, dataset: Dataset, split: Split) -> Iterator[Measureme
     chosen = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(split.pool))).to_pylist()
     if len(chosen) < 2:
         return
-    encoder = Encoder.open(open_artifact(folder / "encoder", "encoder", "moon encoder"))
+    encoder = Encoder.open(open_artifact(folder / "encoder", "encoder", "moon encoder train"))
     pictures = [dataset.image_bytes(row["image_id"]) for row in chosen]
     contents = [item_content(row, picture) for row, picture in zip(chosen, pictures, strict=True)]
     spu = np.array([row["spu"] for row in chosen])
     moon = Pool(
         spu=spu,
         item=encoder.encode(contents),
-        image=encoder.encode([Content(image=one.image, text=None) for one in contents]),
-        text=encoder.encode([Content(image=None, text=one.text) for one in contents]),
+        image=encoder.encode([Content(image=one.image) for one in contents]),
+        text=encoder.encode([replace(one, image=None) for one in contents]),
     )
     texts = [item_text(row["title"], row["description"], row["attributes"]) for row in chosen]
     words = tf_idf(texts)

@@ -136,7 +136,7 @@ class Evidence:
 
     def training_curves(self) -> list[Plot]:
         """Loss of both stages of the encoder."""
-        curves = open_artifact(self.folder / "encoder", "encoder", "moon encoder").config["losses"]
+        curves = open_artifact(self.folder / "encoder", "encoder", "moon encoder train").config["losses"]
         return [
             Plot(f"Encoder loss, {stage}", "step", "loss", [Curve(stage, curve["step"], curve["loss"])])
             for stage, curve in curves.items()

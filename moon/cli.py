@@ -84,17 +84,49 @@ def store(run: RunOption = None) -> None:
     _stage("store", run)
 
 
-@app.command()
-def encoder(
+encoders = typer.Typer(help="Train the MOON encoder, or compare its recipes.", no_args_is_help=True)
+app.add_typer(encoders, name="encoder")
+bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@encoders.command("train")
+def encoder_train(
     run: RunOption = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="moon_embedding, moon, moon2, moon3, dual or ours; default: ours.")
+    ] = None,
     backbone: Annotated[
         Path | None, typer.Option(help="A local Hugging Face folder to start from, e.g. of Qwen3-VL.")
     ] = None,
 ) -> None:
-    """Train the MOON encoder: pretraining, then post-training."""
+    """Train the encoder of a run by a recipe, from random weights or from a checkpoint."""
     from moon import journey
 
-    journey.redo(journey.load(run), "encoder", backbone=backbone)
+    journey.redo(journey.load(run), "encoder", recipe=recipe, backbone=backbone)
+
+
+@encoders.command("compare")
+def encoder_compare(
+    run: RunOption = None,
+    seconds: Annotated[float, typer.Option(help="CPU seconds of training for each encoder.")] = 60.0,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Leave each idea out as well.")] = False,
+) -> None:
+    """Train every recipe with three seeds at equal compute on held-out products; write a table and a report."""
+    from moon import journey
+
+    typer.echo(journey.compare_encoders(journey.load(run), seconds, ablations))
+
+
+@bench.command("encoder")
+def bench_encoder(
+    json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
+) -> None:
+    """Measure training and embedding speed beside a plain transformers loop."""
+    from evaluation import bench_encoder
+
+    lines = bench_encoder.bench_encoder()
+    typer.echo(bench_encoder.to_json(lines) if json else bench_encoder.to_text(lines))
 
 
 @app.command()

@@ -53,6 +53,11 @@ class Stage:
     says: str
     work: Callable[..., None]
 
+    @property
+    def command(self) -> str:
+        """What to type to run it alone."""
+        return "moon encoder train" if self.verb == "encoder" else f"moon {self.verb}"
+
 
 def stages() -> tuple[Stage, ...]:
     """The stages in order; the verbs are the commands of ``moon``."""
@@ -160,7 +165,7 @@ def redo(run: Run, verb: str, **options: Any) -> None:
         if not _done(run, stage.verb):
             raise JourneyError(
                 f"{run.folder}: '{verb}' needs '{stage.verb}' first. "
-                f"Run 'moon {stage.verb}', or 'moon demo --data {run.data}' for everything."
+                f"Run '{stage.command}', or 'moon demo --data {run.data}' for everything."
             )
 
 
@@ -179,6 +184,19 @@ def seeds(run: Run) -> dict[str, dict[str, float | int]]:
 
     _require_finished(run)
     return work.seeds(run)
+
+
+def compare_encoders(run: Run, seconds: float, ablated: bool) -> str:
+    """Train and examine every recipe on the run's dataset; see ``evaluation.compare_encoders``.
+
+    Raises:
+        JourneyError: the dataset is not there yet.
+    """
+    from moon import stages as work
+
+    if not _done(run, "dataset"):
+        raise JourneyError(f"{run.folder}: 'encoder compare' needs 'dataset' first. Run 'moon dataset'.")
+    return work.compare_encoders(run, seconds, ablated)
 
 
 def serve(run: Run, host: str, port: int, profile: str | None) -> None:

@@ -49,12 +49,31 @@ def store(run: Run) -> None:
     activate(run.folder / "store")
 
 
-def encoder(run: Run, backbone: Path | None = None) -> None:
-    """Train the encoder, from random weights or from a checkpoint folder."""
+def encoder(run: Run, recipe: str | None = None, backbone: Path | None = None) -> None:
+    """Train the encoder by a recipe, from random weights or from a checkpoint folder."""
+    from encoder.recipes import ours
+    from encoder.recipes import recipe as named
     from encoder.train import train_encoder
 
-    out = run.folder / "encoder"
-    train_encoder(_dataset(run), _split(run), run.size, out, seed=run.seed, checkpoint=backbone)
+    train_encoder(
+        _dataset(run),
+        _split(run),
+        run.size,
+        run.folder / "encoder",
+        seed=run.seed,
+        recipe=ours() if recipe is None else named(recipe),
+        checkpoint=backbone,
+    )
+
+
+def compare_encoders(run: Run, seconds: float, ablated: bool) -> str:
+    """Every recipe at equal compute, over three seeds."""
+    from evaluation.compare_encoders import COLUMNS, ablations, compare, papers
+
+    recipes = papers() | (ablations() if ablated else {})
+    out = run.folder / "encoders"
+    table = compare(run.folder / "dataset", out, run.size, recipes, cpu_seconds=seconds)
+    return f"{table.markdown(COLUMNS)}\n{out / 'table.md'}"
 
 
 def embed(run: Run) -> None:
@@ -64,7 +83,7 @@ def embed(run: Run) -> None:
 
     cut = _split(run)
     artifact = embed_catalogue(
-        open_artifact(run.folder / "encoder", "encoder", "moon encoder"),
+        open_artifact(run.folder / "encoder", "encoder", "moon encoder train"),
         _dataset(run),
         as_of=cut.fit_until,
         out=run.folder / "embedding",

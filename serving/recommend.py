@@ -137,7 +137,7 @@ class Recommender:
         dataset, split = Dataset.open(run / "dataset"), Split.open(run / "split")
         retriever = Retriever.open(run)
         artifacts = dict(retriever.artifacts) | {
-            "encoder": open_artifact(run / "encoder", "encoder", "moon encoder"),
+            "encoder": open_artifact(run / "encoder", "encoder", "moon encoder train"),
             "ranker": open_artifact(run / "ranker_full", "ranker", "moon ranker"),
         }
         if (run / "relevance").exists():

@@ -11,9 +11,9 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from encoder.losses import grad_cache
 from encoder.losses.circle import circle_loss
 from encoder.losses.gather import gather_keys, gather_with_gradient, ranks
-from encoder.losses.grad_cache import cached_backward
 from encoder.losses.info_nce import (
     false_extra_negatives,
     false_negatives,
@@ -26,6 +26,13 @@ from encoder.losses.queue import EMPTY, VectorQueue, false_queue_negatives
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+def cached_backward(encode, samples, loss_of, chunk):
+    """Back-propagate a loss of all rows with the graph of one chunk at a time; returns the loss."""
+    loss = loss_of(grad_cache.cached(encode, samples, chunk))
+    loss.backward()
+    return loss.detach()
 
 
 # Queue: shapes S slots, D width

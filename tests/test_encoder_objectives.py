@@ -76,7 +76,8 @@ def test_false_negatives_are_copies_variants_other_positives_and_the_anchor_itse
     anchor_spu = torch.tensor([-1, -2, -3, 102, -5])
     found = false_negatives(anchor, item, spu, anchor_spu).tolist()
     wanted = [[False] * 5 for _ in range(5)]
-    for i, j in ((0, 1), (1, 0), (0, 2), (2, 0), (3, 4), (4, 3), (3, 2)):
+    # (2, 1): item 10 is a positive of anchor 1 in another pair, so no copy of it is a negative of that anchor
+    for i, j in ((0, 1), (1, 0), (0, 2), (2, 0), (3, 4), (4, 3), (3, 2), (2, 1)):
         wanted[i][j] = True
     assert found == wanted
 
@@ -140,7 +141,7 @@ def test_the_rate_warms_up_then_falls_to_a_twentieth():
 
 
 def side(ids):
-    return Side(np.array(ids), [[1]] * len(ids), np.full(len(ids), -1))
+    return Side(np.array(ids), [[1]] * len(ids), [[0]] * len(ids), np.full(len(ids), -1))
 
 
 def log(*events):

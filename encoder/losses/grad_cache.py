@@ -10,7 +10,7 @@ Shapes: B sequences, D columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,48 +18,49 @@ from torch import Tensor
 Input = TypeVar("Input")
 
 
-def cached_backward(
-    encode: Callable[[Sequence[Input]], Tensor],
-    samples: Sequence[Input],
-    loss_of: Callable[[Tensor], Tensor],
-    chunk: int,
-) -> Tensor:
-    """Add the gradient of ``loss_of(encode(samples))`` to the ``.grad`` of all that ``encode`` uses.
+def cached(encode: Callable[[Sequence[Input]], Tensor], samples: Sequence[Input], chunk: int) -> Tensor:
+    """``encode(samples)`` whose backward pass encodes again, chunk by chunk, so that no graph is kept.
 
-    Equal to the plain backward when the row of a sample does not depend on the samples beside it. Dropout may
-    be on: the second pass of a chunk draws what its first pass drew.
+    Gradients equal the plain ones when the row of a sample does not depend on the samples beside it. Dropout
+    may be on: the second pass of a chunk draws what its first pass drew.
 
-    What the loss needs besides vectors goes into further columns, e.g. the gates of the experts. A balance
-    loss of experts, one number per call of ``encode``, can ride along in a column of equal entries; it is then
-    the mean of the chunks' balances, which is not the balance of the batch, being a product of means.
+    What a loss needs besides vectors goes into further columns, e.g. the gates of the experts. A balance loss
+    of experts, one number per call of ``encode``, can ride along in a column of equal entries; it is then the
+    mean of the chunks' balances, which is not the balance of the batch, being a product of means.
 
-    ``loss_of`` runs once and may hold parameters of its own and gather from other ranks. When ``encode`` is
-    data-parallel, its gradients must be averaged after this function, not chunk by chunk.
+    When ``encode`` is data-parallel, its gradients must be averaged after the backward pass, not chunk by chunk.
 
     Args:
         encode: float (b, D) rows of b samples, in their order.
         samples: B, at least one.
-        loss_of: scalar loss of all rows (B, D).
         chunk: most samples whose graph is held at once.
 
     Returns:
-        The loss, detached.
+        float (B, D).
     """
-    chunks = [samples[start : start + chunk] for start in range(0, len(samples), chunk)]
-    states, parts = [], []
-    with torch.no_grad():
-        for part in chunks:
-            states.append(_random_state())
+    return _Cached.apply(torch.zeros((), requires_grad=True), encode, samples, chunk)
+
+
+class _Cached(torch.autograd.Function):
+    """Forward without a graph; backward adds to the ``.grad`` of all that ``encode`` uses."""
+
+    @staticmethod
+    def forward(ctx: Any, switch: Tensor, encode: Callable, samples: Sequence, chunk: int) -> Tensor:
+        ctx.encode, ctx.chunk, ctx.states = encode, chunk, []
+        ctx.chunks = [samples[start : start + chunk] for start in range(0, len(samples), chunk)]
+        parts = []
+        for part in ctx.chunks:  # autograd functions run without a graph
+            ctx.states.append(_random_state())
             parts.append(encode(part))
-    rows = torch.cat(parts).requires_grad_()
-    loss = loss_of(rows)
-    loss.backward()
-    assert rows.grad is not None
-    with torch.random.fork_rng(_devices()):
-        for part, state, gradient in zip(chunks, states, rows.grad.split(chunk), strict=True):
-            _set_random_state(state)
-            encode(part).backward(gradient)
-    return loss.detach()
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:  # type: ignore[override]
+        with torch.random.fork_rng(_devices()), torch.enable_grad():
+            for part, state, its in zip(ctx.chunks, ctx.states, gradient.split(ctx.chunk), strict=True):
+                _set_random_state(state)
+                ctx.encode(part).backward(its)
+        return None, None, None, None
 
 
 def _devices() -> list[int]:

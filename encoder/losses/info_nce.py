@@ -21,7 +21,8 @@ def false_negatives(anchor_B: Tensor, item_B: Tensor, spu_B: Tensor, anchor_spu_
     """Which in-batch items must not be pushed away from which anchors.
 
     An item is no negative of an anchor when it is the anchor's own positive shown again, a variant of it
-    (same SPU), a positive of the same anchor in another pair, or a variant of the anchor item itself.
+    (same SPU), a positive of the same anchor in another pair, a variant of one, or a variant of the anchor
+    item itself.
 
     Args:
         anchor_B: int64, identity of each pair's anchor (query or item).
@@ -32,12 +33,7 @@ def false_negatives(anchor_B: Tensor, item_B: Tensor, spu_B: Tensor, anchor_spu_
     Returns:
         bool (B, B): [anchor, item]; false on the diagonal, which is the positive.
     """
-    same = (
-        (item_B[:, None] == item_B[None])
-        | (spu_B[:, None] == spu_B[None])
-        | (anchor_B[:, None] == anchor_B[None])
-        | (anchor_spu_B[:, None] == spu_B[None])
-    )
+    same = false_extra_negatives(anchor_B, item_B, spu_B, anchor_spu_B, item_B, spu_B)
     return same & ~torch.eye(len(item_B), dtype=torch.bool, device=item_B.device)
 
 

@@ -1,0 +1,208 @@
+"""Recipes side by side at equal compute: trained on one benchmark split, examined alike, several seeds each.
+
+Every (recipe, seed) is a job of its own that leaves a file of measurements; a job whose file exists is not
+repeated, so an interrupted comparison goes on where it stopped. Jobs run one per CPU core, one thread each.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.tables import Dataset
+from encoder.content import item_content
+from encoder.recipes import Recipe, dual, moon, moon2, moon3, moon_embedding, ours
+from evaluation.benchmark_split import BenchmarkSplit, hold_out
+from evaluation.encoder_benchmark import Exam, run_benchmark
+from evaluation.encoder_table import EncoderTable
+from evaluation.measurements import write_measurements
+from evaluation.metrics import Measurement
+from evaluation.model_free import model_free
+from moon.artifacts import ArtifactError, open_artifact
+from moon.sizes import Size, size
+
+COLUMNS = {
+    "encoder/image_to_text/own/recall@10": "image→text @10",
+    "encoder/text_to_image/own/recall@10": "text→image @10",
+    "encoder/image_to_image/variants/recall@10": "image→variant @10",
+    "encoder/title_to_item/own/recall@10": "title→item @10",
+    "encoder/item_to_item/variants/recall@10": "item→variant @10",
+    "encoder/item_to_item/bought_together/recall@10": "item→bought together @10",
+    "encoder/category_3/probe/accuracy": "category",
+    "encoder/attributes/probe/accuracy": "attributes",
+    "encoder/anisotropy": "mean cosine",
+    "encoder/effective_rank": "effective rank",
+}
+MADE_BY = "moon encoder compare"
+
+
+def papers() -> dict[str, Recipe]:
+    """The baseline, the four papers, and what we ship."""
+    return {recipe.name: recipe for recipe in (dual(), moon_embedding(), moon(), moon2(), moon3(), ours())}
+
+
+def ablations() -> dict[str, Recipe]:
+    """Each paper's own table: one idea left out at a time."""
+    found = [
+        _without("moon", "region", moon(), region=False),
+        _without("moon", "guided experts", moon(), experts="none"),
+        _changed("moon", "more negatives", moon(), hard=False, queue=0),
+        _without("moon2", "experts", moon2(), experts="none"),
+        _changed("moon2", "alignment within products", moon2(), intra=False),
+        _changed("moon2", "co-augmentation", moon2(), augmented=False),
+        _changed("moon2", "filtering", moon2(), filtered=False),
+        _without("moon3", "fusion", moon3(), fusion=False),
+        _without("moon3", "FIRE", moon3(), fire=False),
+        replace(moon3(), name="moon3 without RL", stages=(replace(moon3().stages[0], share=1.0),)),
+        _changed("moon_embedding", "questions", moon_embedding(), stage="pretrain", share=0.0),
+        _changed("moon_embedding", "circle loss", moon_embedding(), stage="round2", loss="info_nce"),
+        _changed("moon_embedding", "cleaning", moon_embedding(), stage="round2", cleaned=False),
+    ]
+    return {recipe.name: recipe for recipe in found}
+
+
+def _without(paper: str, what: str, recipe: Recipe, **parts: object) -> Recipe:
+    return replace(recipe, name=f"{paper} without {what}", parts=replace(recipe.parts, **parts))
+
+
+def _changed(paper: str, what: str, recipe: Recipe, stage: str = "", **fields: object) -> Recipe:
+    """The recipe with fields of one stage, or of all, replaced; a stage without a share is left out."""
+    stages = [replace(s, **fields) if stage in ("", s.name) else s for s in recipe.stages]
+    return replace(recipe, name=f"{paper} without {what}", stages=tuple(s for s in stages if s.share > 0))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One encoder to train and examine.
+
+    Attributes:
+        dataset, split, out: paths of the dataset, of the benchmark split, and of the comparison.
+        recipe: what to train.
+        size_name: the dial.
+        seed: of training; the split is the same for all.
+        cpu_seconds: of training.
+    """
+
+    dataset: Path
+    split: Path
+    out: Path
+    recipe: Recipe
+    size_name: str
+    seed: int
+    cpu_seconds: float
+
+    @property
+    def file(self) -> Path:
+        """Where its measurements go."""
+        return _file(self.out, self.recipe.name, self.seed)
+
+
+def compare(
+    data: Path,
+    out: Path,
+    dial: Size,
+    recipes: dict[str, Recipe],
+    seeds: tuple[int, ...] = (0, 1, 2),
+    cpu_seconds: float = 60.0,
+) -> EncoderTable:
+    """Train and examine every recipe with every seed, and the model-free rows; write ``table.md`` and ``table.json``.
+
+    Args:
+        data: path of a dataset artifact.
+        out: folder of the comparison.
+        dial: size of all models.
+        recipes: by name.
+        seeds: of training.
+        cpu_seconds: training time of each, see ``encoder.train.train_encoder``.
+    """
+    dataset = Dataset.open(data)
+    out.mkdir(parents=True, exist_ok=True)
+    _split(dataset, out / "split")
+    plain = _model_free(dataset, out)
+    jobs = [
+        Job(data, out / "split", out, recipe, dial.name, seed, cpu_seconds)
+        for seed in seeds
+        for recipe in recipes.values()
+    ]
+    todo = [job for job in jobs if not job.file.exists()]
+    workers = os.cpu_count() or 1
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(work, job) for job in todo]
+        for number, one in enumerate(as_completed(running), start=1):
+            sys.stderr.write(f"[{number}/{len(todo)}] {one.result()}\n")
+            sys.stderr.flush()
+    table = EncoderTable.read(
+        {name: [_file(out, name, 0)] for name in plain}
+        | {name: [_file(out, name, seed) for seed in seeds] for name in recipes}
+    )
+    (out / "table.md").write_text(table.markdown(COLUMNS))
+    (out / "table.json").write_text(table.to_json())
+    return table
+
+
+def work(job: Job) -> str:
+    """Train and examine one encoder in this process; returns a line about it."""
+    import torch
+
+    from encoder.encode import Encoder
+    from encoder.train import train_encoder
+
+    torch.set_num_threads(1)
+    dataset = Dataset.open(job.dataset)
+    bench = BenchmarkSplit.open(job.split, dataset)
+    folder = job.out / "encoders" / f"{_slug(job.recipe.name)}.{job.seed}"
+    dial = size(job.size_name)
+    artifact = train_encoder(
+        dataset, bench.split, dial, folder, seed=job.seed, recipe=job.recipe, cpu_seconds=job.cpu_seconds
+    )
+    encoder = Encoder.open(artifact)
+    widths = dial.matryoshka[1:] if job.recipe.name in papers() else ()
+    found = run_benchmark(encoder.encode, Exam.of(dataset, bench), widths)
+    spent, steps = artifact.config["trained_cpu_seconds"], sum(artifact.config["steps"].values())
+    found.append(Measurement("encoder/trained_cpu_seconds", spent, steps, "training"))
+    write_measurements(job.file, found)
+    values = {one.name: one.value for one in found}
+    shown = ", ".join(
+        f"{label} {values[name]:.3f}" for name, label in list(COLUMNS.items())[:3] if name in values
+    )
+    return f"{job.recipe.name}, seed {job.seed}: {steps} steps in {spent:.0f} CPU-s, {shown}"
+
+
+def _model_free(dataset: Dataset, out: Path) -> list[str]:
+    """Examine what needs no training; returns the names of the rows."""
+    bench = BenchmarkSplit.open(out / "split", dataset)
+    known = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(bench.train_items)))
+    rows = model_free([item_content(row) for row in known.to_pylist()])
+    todo = [name for name in rows if not _file(out, name, 0).exists()]
+    exam = Exam.of(dataset, bench) if todo else None
+    for name in todo:
+        assert exam is not None
+        write_measurements(_file(out, name, 0), run_benchmark(rows[name], exam))
+    return list(rows)
+
+
+def _split(dataset: Dataset, path: Path) -> None:
+    """Hold the benchmark's items out, once; a split of another dataset is replaced."""
+    try:
+        if open_artifact(path, "split", MADE_BY).parents["dataset"] == dataset.artifact.id:
+            return
+    except ArtifactError:
+        pass
+    shutil.rmtree(path, ignore_errors=True)
+    hold_out(dataset, path)
+
+
+def _file(out: Path, name: str, seed: int) -> Path:
+    return out / "measurements" / f"{_slug(name)}.{seed}.json"
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "_")
