@@ -1,6 +1,7 @@
-"""The generative multimodal backbone: a Qwen-VL model, small from our own config or loaded from a folder.
+"""The generative multimodal backbone: small from our own config, or loaded from a checkpoint folder.
 
-Encoder artifacts are ordinary checkpoint folders: ``load_backbone`` reads them and published ones alike.
+Encoder artifacts are ordinary checkpoint folders: ``load_backbone`` reads them and published ones alike, of
+Qwen-VL, and of InternVL and SmolVLM without what leans on Qwen's vision layers (FIRE).
 Every picture is a square of the same side: patches and positions have one shape per length, computed once.
 
 Shapes: B sequences, T packed tokens, N pictures, V image tokens, S image side in pixels, H hidden width.
@@ -17,25 +18,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, Qwen3VLConfig
+from transformers import AutoModelForImageTextToText, PretrainedConfig, Qwen3VLConfig
 from transformers.utils.logging import disable_progress_bar
 
 from encoder.attention import GROUPS, PICTURES
+from encoder.checkpoints import PREPROCESSOR, BackboneError, image_markers, read_checkpoint
 from encoder.packing import Packed
 from encoder.parts.experts import Routed
 from encoder.parts.fire import Fire
-from encoder.vision import Vision
+from encoder.quicken import quicken
+from encoder.vision import Vision, WholeVision
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
-PREPROCESSOR = "preprocessor_config.json"
+__all__ = ["Backbone", "BackboneError", "build_backbone", "load_backbone", "small_config"]
 
 disable_progress_bar()  # a bar per save would be one per checkpoint
-
-
-class BackboneError(ValueError):
-    """A checkpoint folder cannot be used: what was expected, what was found, what to do."""
 
 
 @dataclass(frozen=True)
@@ -67,34 +64,38 @@ class Read:
 
 
 class Backbone(nn.Module):
-    """A Qwen-VL model, run layer by layer so that parts of the MOON papers can stand between its own.
+    """A model run layer by layer, so that parts of the MOON papers can stand between its own.
 
     Args:
         model: what ``AutoModelForImageTextToText`` made.
-        vision: how its pictures are cut.
+        vision: how it sees pictures.
 
     Attributes:
         experts: mixtures of experts by language layer, in place of its feed-forward block.
         fire: fine-grained residual enhancement (MOON3.0 §4.1), or None.
     """
 
-    def __init__(self, model: Any, vision: Vision) -> None:
+    def __init__(self, model: Any, vision: Vision | WholeVision) -> None:
         super().__init__()
+        quicken(model)
         self.model = model
         self.vision = vision
         self.config: Any = model.config
         self.experts = nn.ModuleDict()
         self.fire: Fire | None = None
         self._language.config._attn_implementation = GROUPS
-        self._visual.config._attn_implementation = PICTURES
+        if isinstance(vision, Vision):
+            model.base_model.visual.config._attn_implementation = PICTURES
 
     @property
     def _language(self) -> Any:
-        return self.model.base_model.language_model
+        base = self.model.base_model
+        return base.text_model if hasattr(base, "text_model") else base.language_model
 
     @property
-    def _visual(self) -> Any:
-        return self.model.base_model.visual
+    def rows_and_columns(self) -> bool:
+        """Whether image tokens have positions by row and column (M-RoPE), or by order like words."""
+        return isinstance(self.vision, Vision)
 
     @property
     def hidden_size(self) -> int:
@@ -115,8 +116,11 @@ class Backbone(nn.Module):
     @property
     def image_prefix(self) -> list[int]:
         """Token ids that stand for one picture at the start of a sequence."""
-        start, end = self.config.vision_start_token_id, self.config.vision_end_token_id
-        return [start, *[self.config.image_token_id] * self.vision.tokens, end]
+        if isinstance(self.vision, Vision):
+            before, after = [self.config.vision_start_token_id], [self.config.vision_end_token_id]
+        else:
+            before, after = list(self.vision.before), list(self.vision.after)
+        return [*before, *[self.config.image_token_id] * self.vision.tokens, *after]
 
     def forward(self, packed: Packed) -> Read:
         """Last hidden states of packed sequences."""
@@ -137,7 +141,9 @@ class Backbone(nn.Module):
         Args:
             pixels: uint8 or float (N, S, S, 3), 0..255.
         """
-        visual, layers = self._visual, []
+        if isinstance(self.vision, WholeVision):
+            return self._see_whole(pixels, self.vision)
+        visual, layers = self.model.base_model.visual, []
         grid = torch.tensor([[1, self.vision.grid, self.vision.grid]], device=pixels.device)
         hooks = []
         if self.fire is not None:
@@ -151,9 +157,17 @@ class Backbone(nn.Module):
             tokens = tokens + self.fire.embeddings(layers)
         return Seen(tokens, getattr(out, "deepstack_features", None) or (), layers)
 
+    def _see_whole(self, pixels: Tensor, vision: WholeVision) -> Seen:
+        whole = vision.normalise(pixels)
+        if self.config.model_type == "smolvlm":
+            whole = whole[:, None]  # it takes several pictures of each of its sequences
+        out = self.model.base_model.get_image_features(whole, return_dict=True)
+        return Seen(torch.cat(list(out.pooler_output)), (), ())
+
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine (b, L, width) of rotary positions (3, b, L)."""
-        return self._language.rotary_emb(self._language.norm.weight, positions)
+        known = positions if self.rows_and_columns else positions[0]
+        return self._language.rotary_emb(self._language.norm.weight, known)
 
     def run(
         self,
@@ -213,13 +227,13 @@ class Backbone(nn.Module):
         """Write an ordinary Hugging Face checkpoint folder, which ``load_backbone`` reads."""
         self.model.save_pretrained(folder)
         vision = self.vision
-        settings = {
-            "patch_size": vision.patch,
-            "temporal_patch_size": vision.temporal,
-            "merge_size": vision.merge,
-            "image_mean": list(vision.mean),
-            "image_std": list(vision.std),
-        }
+        settings: dict[str, Any] = {"image_mean": list(vision.mean), "image_std": list(vision.std)}
+        if isinstance(vision, Vision):
+            settings |= {
+                "patch_size": vision.patch,
+                "temporal_patch_size": vision.temporal,
+                "merge_size": vision.merge,
+            }
         (folder / PREPROCESSOR).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
@@ -269,41 +283,26 @@ def build_backbone(config: PretrainedConfig, px: int, seed: int) -> Backbone:
 
 
 def load_backbone(folder: Path, px: int) -> Backbone:
-    """Load a Qwen-VL checkpoint folder: a published one, or one of our encoder artifacts.
+    """Load a checkpoint folder: a published one, or one of our encoder artifacts.
 
     Args:
         folder: with ``config.json``, ``*.safetensors`` and ``preprocessor_config.json``.
-        px: wanted side of a picture; rounded up to a multiple of the checkpoint's ``patch * merge``.
+        px: wanted side of a picture; rounded up to a multiple of what one of the checkpoint's tokens covers.
 
     Raises:
-        BackboneError: a file is missing, another model family, or tensors missing from the weights.
+        BackboneError: the folder is not a complete checkpoint of a known family, see ``read_checkpoint``.
     """
-    folder = Path(folder)
-    for name in ("config.json", PREPROCESSOR):
-        if not (folder / name).is_file():
-            raise BackboneError(
-                f"{folder}: expected a Hugging Face checkpoint of {', '.join(FAMILIES)}, found no {name}. "
-                "Give the folder that 'save_pretrained' wrote, processor included."
-            )
-    family = json.loads((folder / "config.json").read_text()).get("model_type")
-    if family not in FAMILIES:
-        raise BackboneError(f"{folder}: expected a model of {', '.join(FAMILIES)}, found {family!r}.")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise BackboneError(f"{folder}: the weights do not load into a {family} model: {error}") from error
-    model, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise BackboneError(
-            f"{folder}: {len(missing)} tensors missing from the weights, first {missing[:3]}. "
-            "They would be random: download or export the checkpoint again."
-        )
-    settings = json.loads((folder / PREPROCESSOR).read_text())
-    return Backbone(model, _vision(config, px, tuple(settings["image_mean"]), tuple(settings["image_std"])))
+    model, settings = read_checkpoint(folder)
+    mean, std = tuple(settings["image_mean"]), tuple(settings["image_std"])
+    config = model.config
+    if config.model_type == "internvl":
+        cell = round(config.vision_config.patch_size[0] / config.downsample_ratio)
+    elif config.model_type == "smolvlm":
+        cell = config.vision_config.patch_size * config.scale_factor
+    else:
+        return Backbone(model, _vision(config, px, mean, std))
+    before, after = image_markers(folder, config.model_type)
+    return Backbone(model, WholeVision(int(np.ceil(px / cell)) * cell, cell, mean, std, before, after))
 
 
 def _vision(config: Any, px: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Vision:

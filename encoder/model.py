@@ -62,7 +62,8 @@ class EncoderModel(nn.Module):
 
     def pack(self, samples: Sequence[Sample], causal: bool = False) -> Packed:
         """Put samples end to end for this model's backbone."""
-        return pack(samples, self.backbone.image_prefix, self.device, causal)
+        backbone = self.backbone
+        return pack(samples, backbone.image_prefix, self.device, causal, backbone.rows_and_columns)
 
     def forward(self, samples: Sequence[Sample]) -> Encoded:
         """Vectors of samples, none of them empty."""

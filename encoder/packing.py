@@ -92,7 +92,11 @@ def token_positions(length: int, pictures: int, image_tokens: int) -> np.ndarray
 
 
 def pack(
-    samples: Sequence[Sample], image_prefix: Sequence[int], device: torch.device, causal: bool = False
+    samples: Sequence[Sample],
+    image_prefix: Sequence[int],
+    device: torch.device,
+    causal: bool = False,
+    rows_and_columns: bool = True,
 ) -> Packed:
     """Put samples end to end, alike ones together.
 
@@ -101,6 +105,7 @@ def pack(
         image_prefix: token ids that stand for one picture: start, image tokens, end.
         device: of the tensors.
         causal: every token sees only its past; otherwise all but the chain see each other.
+        rows_and_columns: whether image tokens have positions by row and column, as in Qwen-VL, or by order.
     """
     width = len(image_prefix)
     prefix = [len(s.pictures) * width + len(s.tokens) for s in samples]
@@ -118,7 +123,8 @@ def pack(
         kinds += [0] * pictured
         kinds += [0] * len(sample.tokens) if sample.kinds is None else sample.kinds
         kinds += [0] * len(sample.chain)
-        positions.append(token_positions(length, len(sample.pictures), width - 2))
+        squares = len(sample.pictures) if rows_and_columns else 0
+        positions.append(token_positions(length, squares, width - 2))
         lengths.append(length)
         parts += [pictured, len(sample.tokens), len(sample.chain)]
     pictures = [picture for row in order for picture in samples[row].pictures]

@@ -181,7 +181,8 @@ def _read_prefixes(
     backbone: Backbone, samples: Sequence[Sample], room: int, copies: int, device: torch.device
 ) -> tuple[_Growing, Tensor]:
     """Keys and values of every rollout's prefix, with room for its chain; and which are real, bool (R, P)."""
-    packed = pack([replace(s, chain=()) for s in samples], backbone.image_prefix, device)
+    bare = [replace(s, chain=()) for s in samples]
+    packed = pack(bare, backbone.image_prefix, device, rows_and_columns=backbone.rows_and_columns)
     x_TH, seen, places = backbone.model.get_input_embeddings()(packed.ids), None, None
     if packed.pixels is not None:
         seen = backbone.see(packed.pixels)
@@ -220,6 +221,7 @@ def _chain_positions(
     positions = []
     for sample in samples:
         start = len(sample.pictures) * width + len(sample.tokens)
-        whole = token_positions(start + longest, len(sample.pictures), width - 2)
+        squares = len(sample.pictures) if backbone.rows_and_columns else 0
+        whole = token_positions(start + longest, squares, width - 2)
         positions.append(torch.from_numpy(whole[:, start:].copy()))
     return torch.stack(positions, dim=1).to(device).repeat_interleave(copies, dim=1)

@@ -26,12 +26,13 @@ def block_layers(model: nn.Module) -> list[str]:
 
     A tower keeps its blocks in a ``ModuleList`` in every family; what is outside of them (embeddings, patch
     projection, next-token output) belongs to the vocabulary or to the pixels and is left as it was trained.
+    So is a layer that is frozen already: experts stand in its place.
     """
-    blocks = [f"{name}." for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
+    blocks = tuple(f"{name}." for name, part in model.named_modules() if isinstance(part, nn.ModuleList))
     return [
         name
         for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and name.startswith(tuple(blocks))
+        if isinstance(part, nn.Linear) and name.startswith(blocks) and part.weight.requires_grad
     ]
 
 
@@ -39,8 +40,8 @@ def add_lora(model: nn.Module, rank: int = RANK, alpha: float = ALPHA, within: s
     """Freeze ``model`` and put trainable adapters on the linear layers of its blocks, in place.
 
     Its outputs are those it had before, to the bit, until the first step. A is drawn from torch's generator:
-    seed it first. Adapters are float32 whatever the model's weights are. Parts put into the model later, such
-    as experts, are trained whole.
+    seed it first. Call it on the backbone's own model when the parts of the recipe stand: they are not in it and
+    are trained whole.
 
     Args:
         model: what ``AutoModelForImageTextToText`` made.
@@ -56,9 +57,6 @@ def add_lora(model: nn.Module, rank: int = RANK, alpha: float = ALPHA, within: s
     if not wanted:
         raise ValueError(f"expected linear layers within {within!r}, found {len(names)} others: {names[:3]}.")
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=wanted), model)
-    for part in model.parameters():
-        if part.requires_grad:
-            part.data = part.data.float()
     return model
 
 
