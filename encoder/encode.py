@@ -20,7 +20,10 @@ from encoder.dual import DualModel
 from encoder.images import decode_image
 from encoder.model import EncoderModel
 from encoder.packing import Sample
+from encoder.parts.chain import chain_marks
+from encoder.parts.generate import write_chains
 from encoder.parts.region import REGION_DETAIL, core_region
+from encoder.reason import with_chains
 from encoder.tokenizer import end_id, load_tokenizer
 from moon.artifacts import Artifact, ArtifactError
 from moon.sizes import Size
@@ -119,6 +122,10 @@ class Encoder:
             Sample(tokens, self._pictures(content.image), kinds)
             for content, (tokens, kinds) in zip(contents, texts, strict=True)
         ]
+        if self._parts.chain:  # written greedily, so that a content always has the same vector
+            marks = chain_marks(self._tokenizer)
+            chains = write_chains(self._model.backbone, samples, marks, self._text_tokens)
+            samples = with_chains(samples, chains, marks)
         return F.normalize(self._model.vectors(samples), dim=-1).cpu().numpy()
 
     def _pictures(self, image: bytes | None) -> tuple[np.ndarray, ...]:

@@ -26,6 +26,7 @@ from encoder.examples.pairs import read_relations
 from encoder.learner import Learner, Objective
 from encoder.model import EncoderModel
 from encoder.optim import CHECKPOINT_LR_SCALE, Optimizers
+from encoder.parts.chain import add_chain_marks
 from encoder.recipes import Recipe, ours
 from encoder.tokenizer import end_id, load_tokenizer, special_ids, train_tokenizer
 from moon.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
@@ -150,6 +151,8 @@ def _model(
     else:
         config = small_config(size.hidden, size.layers, size.image_px, len(tokenizer), special_ids(tokenizer))
         backbone = build_backbone(config, size.image_px, seed)
+    if recipe.parts.chain:
+        add_chain_marks(tokenizer, backbone.model)
     return assemble(backbone, recipe.parts, size.item_width, seed)
 
 
