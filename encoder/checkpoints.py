@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -49,8 +50,8 @@ def read_checkpoint(folder: Path) -> tuple[Any, dict[str, Any]]:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise BackboneError(f"{folder}: the weights do not load into a {family} model: {error}") from error
+    except (OSError, RuntimeError, ValueError, StrictDataclassError, SafetensorError) as error:
+        raise BackboneError(f"{folder}: config or weights do not make a {family} model: {error}") from error
     model, report = loaded
     _refuse(folder, sorted(report["missing_keys"]), "missing from the weights", "They would be random")
     left = sorted(name for name in report["unexpected_keys"] if not name.endswith(COMPUTED))

@@ -14,6 +14,8 @@ CHECKPOINT_LR_SCALE = 0.02  # a pretrained checkpoint is nudged, not retrained: 
 WARM_UP_STEPS = 20
 FINAL_LR = 0.05  # share of the peak rate left at the end of the cosine
 CLIP_NORM = 1.0
+# Not for Muon: tables, the output, and W* of MOON2.0, which orthogonal steps drive to one objective (LOG.md).
+APART = ("embed", "lm_head", "affinity")
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -71,16 +73,19 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, steps: int, scale: float = 1.0) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+        matrices = [p for name, p in named if p.ndim == 2 and not any(word in name for word in APART)]
         taken = {id(p) for p in matrices}
         rest = [p for _, p in named if id(p) not in taken]
         self.params = [p for _, p in named]
         self.steps = steps
         self.peaks = {"muon": MUON_LR * scale, "adamw": ADAMW_LR * scale}
-        self.parts: dict[str, torch.optim.Optimizer] = {
-            "muon": Muon(matrices, lr=self.peaks["muon"]),
-            "adamw": torch.optim.AdamW(rest, lr=self.peaks["adamw"], betas=(0.9, 0.98), weight_decay=0.01),
-        }
+        self.parts: dict[str, torch.optim.Optimizer] = {}
+        if matrices:
+            self.parts["muon"] = Muon(matrices, lr=self.peaks["muon"])
+        if rest:  # none when only adapters learn
+            self.parts["adamw"] = torch.optim.AdamW(
+                rest, lr=self.peaks["adamw"], betas=(0.9, 0.98), weight_decay=0.01
+            )
 
     def share(self, step: int) -> float:
         """Share of the peak rate at ``step`` (0-based)."""
