@@ -14,6 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from encoder.kernels import norm_and_rotate, rotate
+
 PICTURES = "flash_pictures"  # the word "flash" is how transformers knows to hand over whole batches
 GROUPS = "groups"
 
@@ -104,6 +106,87 @@ def picture_attention(
         count = groups.pop()[0] + 1 if groups and groups[-1][1] == length else 1
         groups.append((count, length, length))
     return grouped_attention(module, query, key, value, None, scaling, groups=tuple(groups))
+
+
+class TextAttention(nn.Module):
+    """The attention of Qwen3's language layers, with its own weights and ``norm_and_rotate``.
+
+    Args:
+        own: the module it stands for.
+    """
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = own.q_proj, own.k_proj, own.v_proj, own.o_proj
+        self.q_norm, self.k_norm = own.q_norm, own.k_norm
+        self.layer_idx, self.head_dim, self.scaling = own.layer_idx, own.head_dim, own.scaling
+        self.num_key_value_groups = own.num_key_value_groups
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As the module it stands for.
+
+        Args:
+            hidden_states: float (b, L, H).
+            position_embeddings: cosine and sine, float (b, L, width).
+            attention_mask: see ``grouped_attention``.
+            past_key_values: a cache that keeps keys and values of earlier calls; None: none.
+            kwargs: passed on.
+        """
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key = (
+            norm_and_rotate(
+                project(hidden_states).view(heads), norm.weight, norm.variance_epsilon, *position_embeddings
+            ).transpose(1, 2)
+            for project, norm in ((self.q_proj, self.q_norm), (self.k_proj, self.k_norm))
+        )
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        out, weights = grouped_attention(self, query, key, value, attention_mask, self.scaling, **kwargs)
+        return self.o_proj(out.flatten(2)), weights
+
+
+class VisionAttention(nn.Module):
+    """The attention of Qwen's vision layers, with its own weights and ``rotate``.
+
+    Args:
+        own: the module it stands for.
+    """
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        self.qkv, self.proj = own.qkv, own.proj
+        self.num_heads, self.scaling = own.num_heads, own.scaling
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        cu_seqlens: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        **kwargs: Any,
+    ) -> Tensor:
+        """As the module it stands for.
+
+        Args:
+            hidden_states: float (patches, H).
+            cu_seqlens: where each picture begins and ends.
+            position_embeddings: cosine and sine, float (patches, width).
+            kwargs: not needed.
+        """
+        query, key, value = self.qkv(hidden_states).unflatten(1, (3, self.num_heads, -1)).unbind(1)
+        query, key, value = (
+            x.transpose(0, 1).unsqueeze(0)
+            for x in (rotate(query, *position_embeddings), rotate(key, *position_embeddings), value)
+        )
+        out, _ = picture_attention(self, query, key, value, None, self.scaling, cu_seq_lens_q=cu_seqlens)
+        return self.proj(out[0].flatten(1))
 
 
 AttentionInterface.register(PICTURES, picture_attention)

@@ -1,0 +1,212 @@
+"""The elementwise steps of a transformer layer in few passes over memory, forward and backward.
+
+On a CPU autograd spends about half of a training step at size small on them: it runs each formula as many small
+operations and reads and writes whole tensors for each. Here one function is one node of the graph, with its
+gradient written out. Beside each stands its plain twin, the formula as transformers writes it; a test holds
+both equal, forward and gradient. The fast one runs in float32 on a CPU, the plain one everywhere else.
+
+Shapes: T tokens of any leading shape, H width, N heads, W head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def _is_fast(x: Tensor) -> bool:
+    return x.dtype is torch.float32 and x.device.type == "cpu"
+
+
+def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32 (1910.07467, equation 4)."""
+    wide = x.to(torch.float32)
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
+
+
+def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions: pair (i, i + W/2) of each head turned by its angle (2104.09864, §3.4.2).
+
+    Args:
+        x: float (T, N, W).
+        cos, sin: float (T, W), both halves alike.
+    """
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (x * cos.unsqueeze(-2) + turned * sin.unsqueeze(-2)).to(x.dtype)
+
+
+def plain_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (2002.05202, equation 6)."""
+    return F.silu(gate) * up
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``plain_rms_norm`` in 2 passes forward and 4 backward."""
+    return _RMSNorm.apply(x, weight, eps) if _is_fast(x) else plain_rms_norm(x, weight, eps)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``plain_rotate`` without the turned copy."""
+    return _Rotate.apply(x, cos, sin) if _is_fast(x) else plain_rotate(x, cos, sin)
+
+
+def norm_and_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """``plain_rms_norm`` of each head, then ``plain_rotate``: what Qwen3 does to queries and keys.
+
+    Args:
+        x: float (T, N, W).
+        weight: float (W).
+        eps: of the norm.
+        cos, sin: float (T, W), both halves alike.
+    """
+    if _is_fast(x):
+        return _NormAndRotate.apply(x, weight, eps, cos, sin)
+    return plain_rotate(plain_rms_norm(x, weight, eps), cos, sin)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """``plain_swiglu`` with one exponential per number instead of two."""
+    return _SwiGLU.apply(gate, up) if _is_fast(gate) else plain_swiglu(gate, up)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm, and 1 / sqrt(mean(x^2) + eps) per row."""
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+    scale = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * scale).mul_(weight), scale
+
+
+def _norm_gradients(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and weight.
+
+    torch has a one-pass gradient of LayerNorm: s (gw - mean(gw) - x^ mean(gw x^)) with x^ = (x - m) s. With
+    m = 0 and our s it is that of RMSNorm but for the term mean(gw), which is put back.
+    """
+    width = x.shape[-1]
+    of_x, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
+        grad, x, [width], torch.zeros_like(scale), scale, weight, None, [True, True, False]
+    )
+    mean = torch.mv(grad.reshape(-1, width), weight).view_as(scale).div_(width)
+    return of_x.add_(mean.mul_(scale)), of_weight
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    """x turned by its angles, or back with ``sign`` -1."""
+    half = x.shape[-1] // 2
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)[..., :half]
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin, value=-sign)
+    out[..., half:].addcmul_(x[..., :half], sin, value=sign)
+    return out
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out, scale = _normed(x, weight, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_norm_gradients(grad.contiguous(), *ctx.saved_tensors), None)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, sin, -1), None, None
+
+
+class _NormAndRotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+        normed, scale = _normed(x, weight, eps)
+        ctx.save_for_backward(x, weight, scale, cos, sin)
+        return _rotated(normed, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale, cos, sin = ctx.saved_tensors
+        grad = _rotated(grad, cos, sin, -1).contiguous()
+        return (*_norm_gradients(grad, x, weight, scale), None, None, None)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        share = torch.sigmoid(gate)
+        active = gate * share
+        ctx.save_for_backward(share, active, up)
+        return active * up
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        share, active, up = ctx.saved_tensors
+        slope = torch.addcmul(active + share, active, share, value=-1)  # of silu: s + a - a s, with a = x s
+        return slope.mul_(grad).mul_(up), active * grad
+
+
+class RMSNorm(nn.Module):
+    """``rms_norm`` with the weight of a model's own norm.
+
+    Args:
+        own: the module it stands for.
+    """
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        self.weight = own.weight
+        self.variance_epsilon = own.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm over the last dimension."""
+        return rms_norm(x, self.weight, self.variance_epsilon)
+
+
+class SwiGLU(nn.Module):
+    """A gated feed-forward block with the layers of a model's own.
+
+    Args:
+        own: the module it stands for.
+    """
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = own.gate_proj, own.up_proj, own.down_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., H) to (..., H)."""
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class PatchProjection(nn.Module):
+    """The convolution of non-overlapping patches as what it is, a product of two matrices.
+
+    Args:
+        own: the convolution it stands for; its stride is its kernel.
+    """
+
+    def __init__(self, own: nn.Conv3d) -> None:
+        super().__init__()
+        self.weight, self.bias = own.weight, own.bias
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(N, channels, frames, side, side), each of the size of the kernel, to (N, H)."""
+        return F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
