@@ -36,7 +36,7 @@ def block_layers(model: nn.Module) -> list[str]:
     ]
 
 
-def add_lora(model: nn.Module, rank: int = RANK, alpha: float = ALPHA, within: str = "") -> nn.Module:
+def add_lora(model: nn.Module, rank: int = RANK, alpha: int = ALPHA, within: str = "") -> nn.Module:
     """Freeze ``model`` and put trainable adapters on the linear layers of its blocks, in place.
 
     Its outputs are those it had before, to the bit, until the first step. A is drawn from torch's generator:
