@@ -29,6 +29,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and
 
 GRID = 40  # saliency is computed at this many pixels on the longer side
 BORDER = 0.04  # of a side: what is taken for surroundings
+BORDER_PIXELS = 200  # of them, at most: enough for a surface of six terms
 FIT_ROUNDS = 4  # of reweighted least squares
 PLAIN = 0.6  # share of the border that must lie on the surface for the surroundings to count as plain
 NOISE = 4.0  # a pixel departs when it is so many standard deviations from the surroundings
@@ -57,8 +58,8 @@ class SaliencyGrounder:
 
     def box(self, image: np.ndarray, title: str = "") -> Box:
         """Box of what stands out of ``image``, uint8 (H, W, 3); the whole picture when nothing does."""
-        low, left, high, right = _unpadded(image)
-        image = image[low:high, left:right]
+        left, top, right, bottom = unpadded(image[None])[0].tolist()
+        image = image[top:bottom, left:right]
         height, width = image.shape[:2]
         scale = max(1.0, max(height, width) / GRID)
         small = image
@@ -68,7 +69,7 @@ class SaliencyGrounder:
         distance, limit, plain = (x[0] for x in departures(small[None]))
         rows, columns = _extent(_unspeckled(distance > limit)) if plain else _stand_out(small)
         box = _with_margin(rows, columns, small.shape[:2], (height, width))
-        return box[0] + left, box[1] + low, box[2] + left, box[3] + low
+        return box[0] + left, box[1] + top, box[2] + left, box[3] + top
 
 
 def departures(pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -82,43 +83,50 @@ def departures(pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
         float32 (N, H, W), Euclidean distance in RGB levels; float32 (N), the distance beyond which a pixel
         departs from noise; bool (N), whether the surroundings are plain.
     """
-    place_XQ, edge_P, outer_PQQ = _border(*pixels_NHW3.shape[1:3])
-    terms = place_XQ.shape[1]
+    place_QX, edge_P, outer_PQQ = _border(*pixels_NHW3.shape[1:3])
+    place_QP, terms = place_QX[:, edge_P], len(place_QX)
     flat_NX3 = pixels_NHW3.reshape(len(pixels_NHW3), -1, 3)
-    colour_NP3, place_PQ = flat_NX3[:, edge_P].astype(np.float32), place_XQ[edge_P]
-    off_NP = _length(colour_NP3 - np.median(colour_NP3, axis=1, keepdims=True))
+    colour_NP3 = flat_NX3[:, edge_P].astype(np.float32)
+    off_NP = _distance(colour_NP3, np.median(colour_NP3, axis=1)[:, None], place_QP[:1])
     ridge = RIDGE * np.eye(terms, dtype=np.float32)
     for _ in range(FIT_ROUNDS):
         weight_NP = 1 / (1 + (off_NP / FAINTEST) ** 2)
         normal_NQQ = (weight_NP @ outer_PQQ).reshape(-1, terms, terms) + ridge
-        surface_NQ3 = np.linalg.solve(normal_NQQ, place_PQ.T @ (colour_NP3 * weight_NP[:, :, None]))
-        off_NP = _length(colour_NP3 - place_PQ @ surface_NQ3)
+        target_NQ3 = np.stack([(weight_NP * colour_NP3[..., c]) @ place_QP.T for c in range(3)], axis=-1)
+        surface_NQ3 = np.linalg.solve(normal_NQQ, target_NQ3)
+        off_NP = _distance(colour_NP3, surface_NQ3, place_QP)
     median_N = np.partition(off_NP, len(edge_P) // 2, axis=1)[:, len(edge_P) // 2]
     limit_N = (median_N * (NOISE / CHI_MEDIAN)).clip(FAINTEST, LOUDEST)
     plain_N = (off_NP <= limit_N[:, None]).mean(1) >= PLAIN
-    distance_NX = _length(flat_NX3 - place_XQ @ surface_NQ3)
-    return distance_NX.reshape(pixels_NHW3.shape[:3]), limit_N, plain_N
+    return _distance(flat_NX3, surface_NQ3, place_QX).reshape(pixels_NHW3.shape[:3]), limit_N, plain_N
 
 
-def _length(vectors: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.einsum("...c,...c->...", vectors, vectors))
+def _distance(colour_NX3: np.ndarray, surface_NQ3: np.ndarray, place_QX: np.ndarray) -> np.ndarray:
+    """Euclidean distance of colours from a surface at their places, float32 (N, X)."""
+    total_NX = np.zeros(colour_NX3.shape[:2], dtype=np.float32)
+    for channel in range(3):
+        off_NX = surface_NQ3[..., channel] @ place_QX
+        off_NX -= colour_NX3[..., channel]
+        off_NX *= off_NX
+        total_NX += off_NX
+    return np.sqrt(total_NX)
 
 
 @lru_cache(maxsize=64)
 def _border(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of pictures of one size: the Q = 6 terms of each pixel, the border's pixels, and their normal matrices.
+    """Of pictures of one size: the Q = 6 terms of each pixel, P pixels of the border, their normal matrices.
 
     Returns:
-        float32 (H W, Q); int64 (P); float32 (P, Q Q).
+        float32 (Q, H W); int64 (P), at most BORDER_PIXELS, a fixed random part of the border; float32 (P, Q Q).
     """
     thick = max(1, round(BORDER * max(height, width)))
     y, x = np.mgrid[0:height, 0:width]
     edge = (np.minimum(x, width - 1 - x) < thick) | (np.minimum(y, height - 1 - y) < thick)
     x, y = 2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1
-    place_XQ = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1).reshape(-1, 6).astype(np.float32)
-    edge_P = np.flatnonzero(edge)
-    outer = place_XQ[edge_P, :, None] * place_XQ[edge_P, None, :]
-    return place_XQ, edge_P, outer.reshape(len(edge_P), -1)
+    place = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y]).reshape(6, -1).astype(np.float32)
+    edge_P = np.random.default_rng(0).permutation(np.flatnonzero(edge))[:BORDER_PIXELS]
+    outer = place[:, None, edge_P] * place[None, :, edge_P]
+    return place, edge_P, np.ascontiguousarray(outer.reshape(-1, len(edge_P)).T)
 
 
 def crop(image: np.ndarray, box: Box, px: int) -> np.ndarray:
@@ -149,27 +157,23 @@ def core_region(image: np.ndarray, px: int, title: str = "", grounder: Grounder 
     return crop(image, (grounder or SaliencyGrounder()).box(image, title), px)
 
 
-def _unpadded(image: np.ndarray) -> tuple[int, int, int, int]:
-    """Top, left, bottom and right without the white bars by which ``decode_image`` makes a picture square.
+def unpadded(pixels_NHW3: np.ndarray) -> np.ndarray:
+    """Boxes of pictures without the white bars by which ``decode_image`` makes them square, int64 (N, 4).
 
     Padding is equally wide on two opposite sides and absent on the others; a white packshot has white all round.
     """
-    height, width = image.shape[:2]
-    top, bottom = _white_lines(image), _white_lines(image[::-1])
-    left, right = (_white_lines(side.swapaxes(0, 1)) for side in (image, image[:, ::-1]))
-    if top + bottom == 0 and left > 0 and abs(left - right) <= 1 and left + right < width:
-        return 0, left, height, width - right
-    if left + right == 0 and top > 0 and abs(top - bottom) <= 1 and top + bottom < height:
-        return top, 0, height - bottom, width
-    return 0, 0, height, width
-
-
-def _white_lines(image: np.ndarray) -> int:
-    """How many of the first lines are white throughout."""
-    if image[0].min() < 255:
-        return 0
-    white = image.min(axis=(1, 2)) == 255
-    return len(white) if white.all() else int(np.argmin(white))
+    count, height, width, _ = pixels_NHW3.shape
+    lightest = pixels_NHW3[..., 0] & pixels_NHW3[..., 1] & pixels_NHW3[..., 2]
+    white = lightest == 255
+    rows, columns = white.all(2), white.all(1)
+    top, left, bottom, right = (
+        np.where(side.all(1), 0, side.argmin(1)) for side in (rows, columns, rows[:, ::-1], columns[:, ::-1])
+    )
+    across = (top + bottom == 0) & (left > 0) & (np.abs(left - right) <= 1)
+    along = (left + right == 0) & (top > 0) & (np.abs(top - bottom) <= 1)
+    return np.stack(
+        [left * across, top * along, width - right * across, height - bottom * along], axis=1
+    ).astype(np.int64)
 
 
 Span = tuple[float, float]
