@@ -3,10 +3,12 @@
 import doctest
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from encoder_world import START, event, item_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,9 +25,20 @@ from encoder.examples.cleaning import (
     like_exposure,
     one_per_product,
 )
+from encoder.examples.coaugment import (
+    Coaugmented,
+    ProceduralVariants,
+    TemplateEnricher,
+    _homographies,
+    _warped,
+    consistent,
+    product_opacity,
+    strong,
+)
 from encoder.examples.corpus import Side
 from encoder.examples.negatives import CategoryNegatives, deepest_categories
 from encoder.examples.pairs import Pairs
+from encoder.packing import Sample
 
 
 def pairs(*rows):
@@ -276,3 +289,190 @@ def test_the_same_seed_draws_the_same_negatives_fast():
         negatives.draw(batch, rng)
         times.append(time.perf_counter() - started)
     assert min(times) < 2e-3  # 1 ms on an idle core
+
+
+# co-augmentation
+
+
+class Finder:
+    def entities(self, text):
+        return {word for word in ("zip", "hood", "red") if word in text.lower()}
+
+
+RECORD = item_row(
+    1, "red", "x", None, title="Red jacket", description="A red jacket with a zip and a hood.",
+    category=["Men", "Coats"], attributes=[("main_colour", "Red"), ("fabric", "Wool")],
+)  # fmt: skip
+
+
+def test_enriched_titles_say_what_is_known_of_the_item_in_changing_words():
+    enricher = TemplateEnricher(Finder())
+    texts = [enricher.enrich(RECORD, np.random.default_rng(seed)) for seed in range(200)]
+    assert texts == [enricher.enrich(RECORD, np.random.default_rng(seed)) for seed in range(200)]
+    assert len(set(texts)) > 150
+    known = set("red jacket with hood zip men coats main colour: colour red wool fabric: fabric".split())
+    spoken = {word.strip(",").lower() for text in texts for word in text.split()}
+    assert spoken == known
+    assert 0.85 < np.mean(["jacket" in text for text in texts]) < 0.97  # a word is lost one time in ten
+    assert 0.4 < np.mean(["hood" in text for text in texts]) < 0.75  # the description is read for entities
+    blank = item_row(2, "", "", None, title=None, category=[], attributes=[])
+    assert enricher.enrich(blank, np.random.default_rng(0)) == ""
+
+
+def shirt(surroundings, px=64):
+    """A dark product with a hole of the surroundings' colour, and its mask."""
+    picture = np.full((px, px, 3), surroundings, dtype=np.uint8)
+    picture[16:48, 20:44] = (120, 20, 30)
+    picture[28:34, 28:34] = surroundings
+    mask = np.zeros((px, px), dtype=bool)
+    mask[16:48, 20:44] = True
+    return picture, mask
+
+
+def test_the_product_is_told_from_plain_surroundings_without_holes_and_not_from_clutter():
+    clutter = np.random.default_rng(0).integers(0, 255, size=(64, 64, 3), dtype=np.uint8)
+    picture, mask = shirt((230, 232, 228))
+    opacity = product_opacity(np.stack([picture, clutter, np.full_like(picture, 200)]))
+    assert np.array_equal(opacity[0] > 0.5, mask)
+    assert (opacity[1] == 1).all() and (opacity[2] == 0).all()
+
+
+def test_each_edit_changes_what_it_is_for_and_keeps_the_product():
+    picture, mask = shirt((230, 232, 228))
+    pixels = np.stack([picture] * 80)
+    varied = ProceduralVariants().vary(pixels, [""] * 80, np.random.default_rng(5))
+    edit = np.random.default_rng(5).integers(4, size=80)
+    assert varied.shape == pixels.shape and varied.dtype == np.float32
+    assert varied.min() >= 0 and varied.max() <= 255 and np.bincount(edit).min() > 5
+    main, background, view, detail = (varied[edit == kind] for kind in range(4))
+    body = mask.copy()
+    body[28:34, 28:34] = False
+    for edited in (main, background):
+        np.testing.assert_allclose(
+            edited[:, body], np.broadcast_to(picture[body], edited[:, body].shape), atol=1
+        )
+    assert (main[:, ~mask] == 255).all()
+    assert (np.abs(background[:, ~mask] - picture[~mask]).mean((1, 2)) > 10).mean() > 0.9
+    assert len({tuple(one[0, 0].round()) for one in background}) > len(background) // 2
+    reddish = (detail[..., 0] - detail[..., 1] > 60).mean((1, 2))
+    assert (reddish > 1.5 * body.mean()).mean() > 0.8  # magnified
+    assert np.ptp(view.mean((1, 2, 3))) > 20  # light
+    assert (np.abs(view - picture).mean((1, 2, 3)) > 3).all()
+    assert np.array_equal(varied, ProceduralVariants().vary(pixels, [""] * 80, np.random.default_rng(5)))
+
+
+def test_bars_of_a_squared_picture_become_surroundings():
+    tall = np.full((64, 64, 3), 255, dtype=np.uint8)
+    tall[:, 11:53] = (200, 205, 210)
+    tall[20:40, 24:40] = (10, 60, 20)
+    varied = ProceduralVariants().vary(np.stack([tall] * 40), [""] * 40, np.random.default_rng(0))
+    edit = np.random.default_rng(0).integers(4, size=40)
+    outside = np.abs(varied[edit == 1][:, 30, 2] - varied[edit == 1][:, 30, 14]).max()
+    assert outside < 60  # one background across the bar's edge
+    assert (varied[edit == 0][:, 30, 14] == 255).all()
+
+
+def test_maps_move_pictures_as_they_say():
+    picture = torch.zeros(1, 3, 8, 8)
+    picture[0, :, 2, 5] = 9
+    still = _homographies(np.zeros(1), np.ones((1, 2)), np.zeros(1), np.zeros((1, 2)), np.zeros((1, 2)))
+    assert torch.allclose(_warped(picture, still), picture, atol=1e-4)
+    moved = _homographies(
+        np.zeros(1), np.ones((1, 2)), np.zeros(1), np.array([[0.5, 0.25]]), np.zeros((1, 2))
+    )
+    wanted = torch.zeros(1, 3, 8, 8)
+    wanted[0, :, 1, 3] = 9  # two columns and one row up: -1..1 is eight pixels
+    assert torch.allclose(_warped(picture, moved), wanted, atol=1e-4)
+    mirrored = _homographies(
+        np.zeros(1), np.array([[-1.0, 1.0]]), np.zeros(1), np.zeros((1, 2)), np.zeros((1, 2))
+    )
+    assert torch.allclose(_warped(picture, mirrored), picture.flip(-1), atol=1e-4)
+
+
+def test_strong_augmentation_changes_every_picture_and_follows_its_seed():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, size=(60, 32, 32, 3), dtype=np.uint8)
+    changed = strong(pixels, np.random.default_rng(1))
+    assert changed.shape == pixels.shape and changed.dtype == np.float32
+    assert changed.min() >= 0 and changed.max() <= 255
+    assert (np.abs(changed - pixels).mean((1, 2, 3)) > 10).all()
+    assert np.array_equal(changed, strong(pixels, np.random.default_rng(1)))
+    assert not np.array_equal(changed, strong(pixels, np.random.default_rng(2)))
+    flat = strong(np.full((200, 32, 32, 3), 128, dtype=np.uint8), np.random.default_rng(3))
+    pieces = np.array([len(np.unique(one.reshape(-1, 3).round(), axis=0)) for one in flat])
+    assert set(pieces.tolist()) == {1, 2} and 0.35 < (pieces == 2).mean() < 0.65  # cut out of half of them
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_a_few_pictures_or_none_are_no_special_case(count):
+    pixels = np.stack([shirt((230, 232, 228), px=64)[0]] * 3)[:count]
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        assert ProceduralVariants().vary(pixels, [""] * count, rng).shape == pixels.shape
+        assert strong(pixels, rng).shape == pixels.shape
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.0, 0.05, 0.5]))
+@settings(max_examples=30, deadline=None)
+def test_consistency_is_the_loss_of_cosine_in_a_plain_loop(seed, tolerance):
+    variant, original, title = np.random.default_rng(seed).normal(size=(3, 9, 5))
+
+    def cosine(a, b):
+        return a @ b / np.sqrt((a @ a) * (b @ b))
+
+    wanted = [
+        cosine(v, t) >= cosine(o, t) - tolerance for v, o, t in zip(variant, original, title, strict=True)
+    ]
+    assert consistent(variant, original, title, tolerance).tolist() == wanted
+
+
+def test_products_carry_an_enriched_title_and_the_variants_their_title_agrees_with():
+    class Words:
+        pad_token_id, eos_token_id = 0, 0
+
+        def __call__(self, texts, **_):
+            return {"input_ids": [[100 + len(word) for word in text.split()] for text in texts]}
+
+    class Enricher:
+        def enrich(self, record, rng):
+            return "rich " + record["title"]
+
+    class Darken:
+        """Every second variant is black: nothing like a bright title."""
+
+        def vary(self, pixels, titles, rng):
+            assert pixels.dtype == np.uint8 and titles == ["rich a", "rich b", "rich c"]
+            return pixels * np.array([1.0, 0.0, 0.0], dtype=np.float32)[:, None, None, None]
+
+    class Model:
+        """Bright pictures and words point one way, dark pictures another."""
+
+        def vectors(self, samples):
+            bright = [bool(s.tokens) or s.pictures[0].mean() > 50 for s in samples]
+            return torch.tensor([[1.0, 0.0] if one else [0.0, 1.0] for one in bright])
+
+    side = Side(
+        ids=np.arange(4),
+        tokens=[[1, 2], [3], [], [4]],
+        kinds=[[1, 0], [2], [], [0]],
+        image=np.array([0, 1, 2, -1]),
+    )
+    records = [{"title": title} for title in "abcd"]
+    pixels = np.full((3, 8, 8, 3), 200, dtype=np.uint8)
+    learner = SimpleNamespace(
+        corpus=SimpleNamespace(items=side, records=records, pixels=pixels),
+        tokenizer=Words(),
+        size=SimpleNamespace(text_tokens=16),
+        model=Model(),
+    )
+    coaugmented = Coaugmented(learner, Enricher(), Darken())
+    given = [
+        Sample(side.tokens[row], (pixels[row],) if row < 3 else (), side.kinds[row] if row else None)
+        for row in range(4)
+    ]
+    out = coaugmented(np.arange(4), given, np.random.default_rng(0))
+    assert [list(s.tokens) for s in out] == [[1, 2, 104, 101], [3, 104, 101], [104, 101], [4, 104, 101]]
+    assert [list(s.kinds) for s in out] == [[0, 0, 0, 0], [2, 0, 0], [0, 0], [0, 0, 0]]
+    assert [len(s.pictures) for s in out] == [2, 1, 2, 0]  # b's variant contradicts its words; c has none
+    assert (out[0].pictures[0] == 200).all() and (out[2].pictures[1] == 0).all()
+    assert (coaugmented.made, coaugmented.kept) == (3, 2)

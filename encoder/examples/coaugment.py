@@ -300,7 +300,7 @@ def _warped(picture: Tensor, map_N33: np.ndarray) -> Tensor:
     place = (np.arange(px) * 2 + 1) / px - 1
     new = np.stack([*np.meshgrid(place, place), np.ones((px, px))], axis=-1).reshape(1, -1, 3)
     old = new.astype(np.float32) @ map_N33.swapaxes(1, 2).astype(np.float32)
-    grid = torch.from_numpy(old[..., :2] / old[..., 2:]).reshape(-1, px, px, 2)
+    grid = torch.from_numpy(old[..., :2] / old[..., 2:]).reshape(len(map_N33), px, px, 2)
     return F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -85,13 +85,14 @@ def departures(pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     """
     place_QX, edge_P, outer_PQQ = _border(*pixels_NHW3.shape[1:3])
     place_QP, terms = place_QX[:, edge_P], len(place_QX)
-    flat_NX3 = pixels_NHW3.reshape(len(pixels_NHW3), -1, 3)
+    count, pixels = len(pixels_NHW3), place_QX.shape[1]
+    flat_NX3 = pixels_NHW3.reshape(count, pixels, 3)
     colour_NP3 = flat_NX3[:, edge_P].astype(np.float32)
     off_NP = _distance(colour_NP3, np.median(colour_NP3, axis=1)[:, None], place_QP[:1])
     ridge = RIDGE * np.eye(terms, dtype=np.float32)
     for _ in range(FIT_ROUNDS):
         weight_NP = 1 / (1 + (off_NP / FAINTEST) ** 2)
-        normal_NQQ = (weight_NP @ outer_PQQ).reshape(-1, terms, terms) + ridge
+        normal_NQQ = (weight_NP @ outer_PQQ).reshape(count, terms, terms) + ridge
         target_NQ3 = np.stack([(weight_NP * colour_NP3[..., c]) @ place_QP.T for c in range(3)], axis=-1)
         surface_NQ3 = np.linalg.solve(normal_NQQ, target_NQ3)
         off_NP = _distance(colour_NP3, surface_NQ3, place_QP)
