@@ -27,6 +27,7 @@ from encoder.learner import Learner, Objective
 from encoder.model import EncoderModel
 from encoder.optim import CHECKPOINT_LR_SCALE, Optimizers
 from encoder.parts.chain import add_chain_marks
+from encoder.parts.lora import add_lora, merge
 from encoder.recipes import Recipe, ours
 from encoder.tokenizer import end_id, load_tokenizer, special_ids, train_tokenizer
 from moon.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
@@ -73,6 +74,7 @@ def train_encoder(
     checkpoint: Path | None = None,
     budget: float = 1.0,
     cpu_seconds: float | None = None,
+    lora: int = 0,
 ) -> Artifact:
     """Train an encoder on a dataset and write it as an artifact of kind ``encoder``.
 
@@ -85,10 +87,11 @@ def train_encoder(
         out: directory of the artifact.
         seed: of weights, batches and augmentation.
         recipe: what to train; ``recipes.ours()`` unless given.
-        checkpoint: a Qwen-VL folder to start from instead of random weights.
+        checkpoint: a folder of ``checkpoints.FAMILIES`` to start from instead of random weights.
         budget: factor on the number of steps.
         cpu_seconds: train about so many seconds of CPU time instead, shared among the stages by their cost
             per step, measured at the start: for comparing recipes at equal compute.
+        lora: rank of the adapters that learn instead of the backbone's own weights; 0: all weights learn.
 
     Raises:
         DataError: nothing to learn from: no kind of pair occurs twice.
@@ -98,7 +101,7 @@ def train_encoder(
     recipe = recipe or ours()
     config = {
         "size": asdict(size), "widths": list(size.matryoshka), "seed": seed, "budget": budget,
-        "recipe": recipe.name, "parts": asdict(recipe.parts), "cpu_seconds": cpu_seconds,
+        "recipe": recipe.name, "parts": asdict(recipe.parts), "cpu_seconds": cpu_seconds, "lora": lora,
         "checkpoint": None if checkpoint is None else Path(checkpoint).name,
         "fit_until": split.fit_until.isoformat(),
     }  # fmt: skip
@@ -106,7 +109,7 @@ def train_encoder(
     partial = Partial(out.with_name(out.name + ".partial"), config, parents)
     learnable = split.encoder_items(dataset.items)
     tokenizer = _tokenizer(dataset, learnable, checkpoint, partial)
-    model = _model(recipe, tokenizer, size, seed, checkpoint).to(device())
+    model = _model(recipe, tokenizer, size, seed, checkpoint, lora).to(device())
     corpus = read_corpus(dataset, tokenizer, size.text_tokens, model.px, learnable, recipe.parts.region)
     plan = Schedule.of(size, len(corpus.spu), budget)
     learner = Learner(
@@ -123,6 +126,8 @@ def train_encoder(
         seed=seed,
     )
     done = _train(learner, recipe, plan, partial, cpu_seconds, checkpoint is not None)
+    if lora:
+        merge(model.backbone.model)
     with write_artifact(out, "encoder", {**config, "batch": plan.batch, **done}, parents) as to:
         save_encoder(model, tokenizer, to)
     partial.remove()
@@ -139,10 +144,17 @@ def _tokenizer(
 
 
 def _model(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, size: Size, seed: int, checkpoint: Path | None
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    size: Size,
+    seed: int,
+    checkpoint: Path | None,
+    lora: int,
 ) -> EncoderModel:
     """The untrained model of a recipe."""
     if recipe.parts.dual:
+        if checkpoint is not None or lora:
+            raise ValueError("the dual encoder is trained from nothing: no checkpoint, no adapters")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return DualModel(size, len(tokenizer), end_id(tokenizer))
@@ -153,7 +165,14 @@ def _model(
         backbone = build_backbone(config, size.image_px, seed)
     if recipe.parts.chain:
         add_chain_marks(tokenizer, backbone.model)
-    return assemble(backbone, recipe.parts, size.item_width, seed)
+    model = assemble(backbone, recipe.parts, size.item_width, seed)
+    if lora:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            add_lora(backbone.model, rank=lora, alpha=2 * lora)
+        if recipe.parts.chain:  # its marks are new words
+            backbone.model.get_input_embeddings().requires_grad_(True)
+    return model
 
 
 class Trained(nn.Module):

@@ -3,23 +3,29 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from encoder_world import COLOURS, SHAPES, png
+from encoder_world import COLOURS, SHAPES, TINY, png, shop
 from safetensors.torch import load_file, save_file
 from test_encoder_backbone import SPECIAL, TOKENIZER, checkpoint, samples
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, InternVLConfig, PreTrainedTokenizerFast, SmolVLMConfig
 
+import encoder.backbone
 from encoder.assemble import Parts, assemble
 from encoder.backbone import BackboneError, load_backbone
 from encoder.checkpoints import MARKERS
+from encoder.content import Content
+from encoder.encode import Encoder
 from encoder.images import decode_image
 from encoder.optim import Optimizers
 from encoder.packing import Sample, pack
 from encoder.parts.lora import add_lora, block_layers, merge, trainable_parameters
+from encoder.recipes import dual, ours
 from encoder.tokenizer import SPECIALS, tokenize
+from encoder.train import train_encoder
 
 QWEN = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
 WHOLE = {
@@ -131,7 +137,7 @@ def learn(model, steps=4):
     optimizers = Optimizers(model, steps)
     losses = []
     for step in range(steps):
-        left, right = model(words).vector_BD.float(), model(pictures).vector_BD.float()
+        left, right = model(words).vector_BD, model(pictures).vector_BD
         loss = F.cross_entropy(F.normalize(left, dim=1) @ F.normalize(right, dim=1).T / 0.1, torch.arange(6))
         optimizers.update(loss, "test", step)
         losses.append(float(loss.detach()))
@@ -201,19 +207,26 @@ def test_adapters_go_where_they_are_asked_to_and_nowhere_is_an_error(tmp_path):
     assert any(name.startswith("backbone.experts") for name in learning)
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
-def test_bfloat16_arithmetic_keeps_the_direction_of_every_vector_and_learns(family, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "parts"),
+    [
+        ("qwen3_vl", {}),
+        ("internvl", {}),
+        ("qwen3_vl", {"experts": "guided"}),
+        ("qwen3_vl", {"experts": "modality", "fire": True, "fusion": True}),
+    ],
+)
+def test_bfloat16_keeps_the_direction_of_every_vector_and_learns(family, parts, tmp_path, monkeypatch):
     made(family, tmp_path)
-    model = model_of(tmp_path)
+    model = model_of(tmp_path, **parts)
     several = samples(model.px)
     with torch.no_grad():
         exact = model(several).vector_BD
-        with torch.autocast("cpu", torch.bfloat16):
-            rounded = model(several).vector_BD
-    assert not torch.equal(exact, rounded.float())
-    assert float(F.cosine_similarity(exact, rounded.float()).min()) > 1 - 2e-2
-    with torch.autocast("cpu", torch.bfloat16):
-        losses = learn(model, 12)
+        monkeypatch.setattr(encoder.backbone, "ROUNDED", ("cpu",))
+        rounded = model(several).vector_BD
+    assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
+    assert float(F.cosine_similarity(exact, rounded).min()) > 1 - 2e-2
+    losses = learn(model, 12)
     assert losses[-1] < losses[0] < float("inf")
     assert all(part.dtype == torch.float32 for part in model.parameters())
 
@@ -272,3 +285,30 @@ def test_a_config_of_another_family_or_shape_is_refused(folder):
         (folder / "config.json").write_text(json.dumps({**config, **changed}))
         with pytest.raises(BackboneError):
             load_backbone(folder, 28)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
+def test_training_with_adapters_from_a_folder_ends_in_a_folder(family, world, tmp_path):
+    """Another family's folder in, an encoder out that is that family's folder again, nudged in its blocks only."""
+    made(family, tmp_path / "base")
+    tuned = train_encoder(
+        *world, TINY, tmp_path / "tuned", recipe=ours(), checkpoint=tmp_path / "base", budget=0.04, lora=4
+    )
+    assert tuned.config["lora"] == 4 and not (tmp_path / "tuned.partial").exists()
+    before, after = (load_backbone(path, 28).model.state_dict() for path in (tmp_path / "base", tuned.path))
+    assert before.keys() == after.keys()
+    moved = {name.removesuffix(".weight") for name in before if not torch.equal(before[name], after[name])}
+    assert moved and moved <= set(block_layers(load_backbone(tmp_path / "base", 28).model))
+    encoder = Encoder.open(tuned)
+    vectors = encoder.encode([Content(png("red", "disc"), None), Content(None, "red disc")])
+    assert vectors.shape == (2, 32) and vectors.dtype == np.float32
+
+
+def test_the_dual_encoder_takes_no_checkpoint(world, tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint, no adapters"):
+        train_encoder(*world, TINY, tmp_path / "e", recipe=dual(), lora=4)

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 RANK, ALPHA = 16, 32
@@ -52,6 +50,11 @@ def add_lora(model: nn.Module, rank: int = RANK, alpha: int = ALPHA, within: str
     Raises:
         ValueError: no linear layer is called so.
     """
+    from peft import (
+        LoraConfig,
+        inject_adapter_in_model,
+    )  # takes seconds, which training without it need not wait
+
     names = block_layers(model)
     wanted = [name for name in names if within in name]
     if not wanted:
@@ -66,6 +69,8 @@ def merge(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: a merged weight would not be finite.
     """
+    from peft.tuners.lora import LoraLayer
+
     adapted: list[tuple[str, Any]] = [
         (name, part) for name, part in model.named_modules() if isinstance(part, LoraLayer)
     ]
