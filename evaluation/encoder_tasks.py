@@ -157,7 +157,8 @@ def pool_retrieval(
 
     ``image_to_item``: only the picture is shown; find the item itself (``own``) or, itself left out, the other
     items of its product (``variants``). ``text_to_item``: only its words (title, category, attributes,
-    description); ``title_to_item``: only its title, as a shopper would type it; truths as before.
+    description); ``title_to_item``: only its title, as a shopper would type it; truths as before. ``own`` shows the
+    very picture that is in the item, so whoever sees nothing but pictures finds it always.
     ``item_to_item``: the whole item is shown; find the other items of its product (``variants``), or the items
     that people bought along with it (``bought_together``), two truths that are never mixed.
     ``image_to_image/variants``: only pictures on both sides. ``image_to_text``, ``text_to_image``: only the

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +15,7 @@ from encoder_world import COLOURS, SHAPES, START, event, item_row, png
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from dataset.contracts import EVENTS, IMAGES, ITEMS, JUDGEMENTS, QUARANTINE, QUERIES, USERS, content_hash
+from dataset.importers import import_dataset
 from dataset.split import Split
 from dataset.tables import Dataset, Tables, write_dataset
 from encoder.content import Content
@@ -22,6 +26,8 @@ from evaluation.measurements import write_measurements
 from evaluation.metrics import Measurement
 from evaluation.model_free import TfIdf, both, histogram, model_free, random_vectors, thumbnail, unit
 
+DATA = Path(os.environ.get("MOON_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
+GROCERY = DATA / "grocery_store"
 ITEM_ROWS = 96
 NAMES = list(COLOURS)
 
@@ -175,14 +181,20 @@ def test_questions_are_category_levels_and_attributes(shop):
     assert set(asked["attribute_colour"]) <= set(NAMES)
 
 
-def knowing(contents: list[Content]) -> np.ndarray:
-    """An encoder that reads colour and shape off words and pictures alike."""
-    pictures = {
+@cache
+def drawn() -> dict[bytes, tuple[str, str]]:
+    """What every picture of the shop shows."""
+    return {
         png(colour, shape, jitter=jitter): (colour, shape)
         for colour in NAMES
         for shape in SHAPES
         for jitter in (-1, 0, 1)
     }
+
+
+def knowing(contents: list[Content]) -> np.ndarray:
+    """An encoder that reads colour and shape off words and pictures alike."""
+    pictures = drawn()
     out = np.zeros((len(contents), len(NAMES) + len(SHAPES)), dtype=np.float32)
     for row, content in enumerate(contents):
         assert not content.is_empty
@@ -257,6 +269,19 @@ def test_without_a_log_the_sources_own_division_holds(tmp_path):
     assert found["encoder/query_to_item/text/recall@1"].value == 1.0
     assert found["encoder/chance/query_to_item/image/recall@1"].value == pytest.approx(1 / 6)
     assert found["encoder/query_to_item/image/recall@1"].split == "test queries among 6 items"
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not GROCERY.is_dir(), reason="the real data packs are not here")
+def test_grocery_store_is_held_out_by_its_photos(tmp_path):
+    import_dataset("grocery_store", GROCERY, tmp_path / "dataset")
+    dataset = Dataset.open(tmp_path / "dataset")
+    bench = hold_out(dataset, tmp_path / "split")
+    assert len(bench.train_items) == 81 and len(bench.pool_items) == 0
+    exam = Exam.of(dataset, bench)
+    assert (len(exam.queries), len(exam.candidates), set(exam.kind)) == (2485, 81, {"image"})
+    found = {one.name: one for one in run_benchmark(histogram, exam)}
+    assert found["encoder/query_to_item/image/recall@1"].value == pytest.approx(0.074, abs=0.002)
 
 
 def test_words_are_those_of_scikit_learn():

@@ -245,6 +245,8 @@ def test_classification_of_planted_classes_and_its_chance():
     assert not any("zero_shot" in name for name in unseen), "a name nobody can see is no prototype"
     assert not any("zero_shot" in name for name in values(classification(question, train, test, None, "t")))
     assert values(classification(question, train, 0 * test, None, "test")) == {}
+    blind = np.where((question.train == 2)[:, None], 0, train)
+    assert values(classification(question, blind, test, None, "test")) == {}, "a class nobody saw examples of"
 
 
 def test_random_vectors_classify_no_better_than_chance():
