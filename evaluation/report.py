@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from evaluation.metrics import Measurement
 from evaluation.plots import Curve, line_plot, reliability_plot
 
-TEMPLATE = Path(__file__).with_name("template.html")
 PICTURE_PX = 224  # longest side of an embedded picture
 
 
@@ -171,11 +170,6 @@ def render_report(out: Path, content: ReportContent) -> Path:
     The page needs nothing else: pictures are data URIs of at most 224 px, plots are inline SVG, and text from
     the data is escaped.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = number
-    environment.filters["data_uri"] = data_uri
     # The SVG is ours; matplotlib escapes the names of curves in it.
     plots = [
         (plot.title, Markup(line_plot(plot.curves, plot.xlabel, plot.ylabel, plot.markers)))
@@ -188,12 +182,34 @@ def render_report(out: Path, content: ReportContent) -> Path:
             np.asarray(one.mean_probability), np.asarray(one.mean_label), np.asarray(one.count)
         )
         plots.append(("Calibration of the ranker", Markup(svg)))  # noqa: S704
-    page = environment.from_string(TEMPLATE.read_text()).render(
+    return render_page(
+        out,
+        "template.html",
         content=content,
         plots=plots,
         control_metrics=list(dict.fromkeys(name for one in content.controls for name in one.values)),
         total_ms=sum(content.stages.values()),
     )
+
+
+def render_page(out: Path, template: str, **shown: object) -> Path:
+    """Fill a template of this folder and write it to ``out`` (temporary file, then rename); returns the path.
+
+    Args:
+        out: the page.
+        template: a file that extends ``page.html``, the house look, with tiles from ``tiles.html``.
+        shown: what the template names; a name it does not find is an error.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.filters["data_uri"] = data_uri
+    page = environment.get_template(template).render(**shown)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
     temporary.write_text(page, encoding="utf-8")
@@ -210,11 +226,11 @@ def number(value: str | int | float) -> str:
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4f}"
 
 
-def data_uri(picture: bytes) -> str:
-    """The picture, shrunk to 224 px and embedded; "" when it cannot be decoded."""
+def data_uri(picture: bytes, px: int = PICTURE_PX) -> str:
+    """The picture, its longest side shrunk to ``px`` and embedded; "" when it cannot be decoded."""
     try:
         image = Image.open(io.BytesIO(picture))
-        image.thumbnail((PICTURE_PX, PICTURE_PX))
+        image.thumbnail((px, px))
         out = io.BytesIO()
         image.convert("RGB").save(out, "JPEG", quality=85)
     except (UnidentifiedImageError, OSError):

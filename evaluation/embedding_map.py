@@ -1,0 +1,77 @@
+"""Item vectors on a plane, neighbours kept: t-SNE (van der Maaten and Hinton 2008), exact, for a few thousand points.
+
+Shapes: N items, D vector width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+PERPLEXITY = 30.0  # neighbours each item has a feeling for; the paper's 5 to 50
+STEPS, EXAGGERATED, EXAGGERATION = 500, 250, 12.0
+SPREAD = 1e-4  # deviation of the start: small, so that the gradient and not the start places the items
+
+
+def tsne(vectors_ND: np.ndarray, perplexity: float = PERPLEXITY, steps: int = STEPS) -> np.ndarray:
+    """Place items so that near ones stay near; the same vectors always give the same map.
+
+    Minimises KL(P || Q) by gradient descent with momentum: P from ``affinities`` made symmetric, Q from the
+    Student t kernel on the plane (§3 of the paper). Starts from the two main directions of the vectors; the step
+    is N / EXAGGERATION / 4, at least 50 (Belkina et al. 2019).
+
+    Args:
+        vectors_ND: float, more than three rows.
+        perplexity: lowered to (N - 1) / 3 for few items.
+        steps: of the descent.
+
+    Returns:
+        float64 (N, 2) within 0..1, the longer side filling it.
+    """
+    count = len(vectors_ND)
+    near = affinities(vectors_ND, min(perplexity, (count - 1) / 3))
+    near = ((near + near.T) / (2 * count)).astype(np.float32)
+    middle = vectors_ND - vectors_ND.mean(axis=0)
+    plane = np.linalg.svd(middle, full_matrices=False)[0][:, :2]
+    plane *= np.sign(plane[np.abs(plane).argmax(axis=0), [0, 1]])  # of either sign otherwise
+    place = (SPREAD * plane / plane.std(axis=0)).astype(np.float32)
+    speed = np.zeros_like(place)
+    rate = max(count / EXAGGERATION / 4, 50.0)
+    for step in range(steps):
+        close = 1 / (1 + squared_distances(place))
+        np.fill_diagonal(close, 0)
+        pull = near * (EXAGGERATION if step < EXAGGERATED else 1.0)
+        force = (pull - close / close.sum()) * close
+        gradient = 4 * (force.sum(axis=1)[:, None] * place - force @ place)
+        speed = (0.5 if step < EXAGGERATED else 0.8) * speed - rate * gradient
+        place = place + speed
+    place = place.astype(np.float64) - place.min(axis=0)
+    return place / place.max()
+
+
+def affinities(vectors_ND: np.ndarray, perplexity: float) -> np.ndarray:
+    """p(j | i): how likely item i would pick j, Gaussian in their distance, as wide as the perplexity asks.
+
+    Each row's precision is found by bisection, so that 2 to the row's entropy in bits is ``perplexity``.
+
+    Returns:
+        float64 (N, N), rows add up to 1, the diagonal is 0.
+    """
+    distance = squared_distances(vectors_ND.astype(np.float64))
+    np.fill_diagonal(distance, np.inf)
+    distance -= distance.min(axis=1, keepdims=True)
+    low, high = np.zeros(len(distance)), np.full(len(distance), np.inf)
+    precision = np.ones(len(distance))
+    for _ in range(64):
+        weight = np.exp(-distance * precision[:, None])
+        share = weight / weight.sum(axis=1, keepdims=True)
+        entropy = -np.sum(share * np.log(np.maximum(share, 1e-300)), axis=1)
+        flat = entropy > np.log(perplexity)
+        low, high = np.where(flat, precision, low), np.where(flat, high, precision)
+        precision = np.where(np.isinf(high), 2 * precision, (low + np.where(np.isinf(high), 0, high)) / 2)
+    return share
+
+
+def squared_distances(vectors_ND: np.ndarray) -> np.ndarray:
+    """(N, N), never negative."""
+    square = np.sum(vectors_ND**2, axis=1)
+    return np.maximum(square[:, None] + square[None] - 2 * vectors_ND @ vectors_ND.T, 0)
