@@ -110,6 +110,8 @@ def test_the_split_is_fixed_by_its_seed(shop, tmp_path):
     other = hold_out(dataset, tmp_path / "other", seed=4, items=24)
     assert again.split.artifact.id == bench.split.artifact.id
     assert other.pool_items.tolist() != bench.pool_items.tolist()
+    odd = hold_out(dataset, tmp_path / "odd", items=25)
+    assert len(odd.pool_items) == 24, "products of two items never fill 25 places, and never exceed them"
 
 
 def test_a_product_brings_the_product_bought_along_with_it(shop):
