@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import nn
 
-from encoder.backbone import Backbone
+from encoder.backbone import Backbone, BackboneError
 from encoder.model import EncoderModel
 from encoder.parts.experts import GuidedExperts, ModalityExperts
 from encoder.parts.fire import Fire
 from encoder.parts.fusion import ModalityFusion
+from encoder.vision import Vision
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ def assemble(backbone: Backbone, parts: Parts, width: int, seed: int) -> Encoder
         parts: of the recipe.
         width: D of the vectors.
         seed: of the new weights.
+
+    Raises:
+        BackboneError: FIRE with a family whose vision layers it cannot read.
     """
     hidden = backbone.hidden_size
     with torch.random.fork_rng(devices=[]):
@@ -58,6 +62,10 @@ def assemble(backbone: Backbone, parts: Parts, width: int, seed: int) -> Encoder
                     False
                 )  # experts stand in its place; it stays in the checkpoint folder
         if parts.fire:
+            if not isinstance(backbone.vision, Vision):
+                raise BackboneError(
+                    f"FIRE reads the vision layers of Qwen-VL, found {backbone.config.model_type}: leave it out."
+                )
             vision = backbone.config.vision_config
             backbone.fire = Fire(
                 vision_hidden=backbone.vision_width,

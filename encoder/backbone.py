@@ -200,6 +200,7 @@ class Backbone(nn.Module):
         early = {-1: x_bLH}
         x = x_bLH
         attention.setdefault("attention_mask", None)
+        layer: Any
         for number, layer in enumerate(self.layers):
             if self.fire is not None and number in self.fire.carry_from:
                 x = x + self.fire.skip(number, early[self.fire.carry_from[number]])

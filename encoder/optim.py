@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -95,7 +96,7 @@ class Optimizers:
         done = (step - warm) / max(self.steps - warm, 1)
         return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * done))
 
-    def update(self, loss: Tensor, stage: str, step: int, batch: Sequence[int] = ()) -> None:
+    def update(self, loss: Tensor, stage: str, step: int, batch: Sequence[int] | np.ndarray = ()) -> None:
         """Back-propagate and step, unless something is not finite.
 
         Args:

@@ -19,6 +19,7 @@ from encoder.backbone import BackboneError, load_backbone
 from encoder.checkpoints import MARKERS
 from encoder.content import Content
 from encoder.encode import Encoder
+from encoder.gpu_run import gpu_run, recall
 from encoder.images import decode_image
 from encoder.optim import Optimizers
 from encoder.packing import Sample, pack
@@ -26,6 +27,7 @@ from encoder.parts.lora import add_lora, block_layers, merge, trainable_paramete
 from encoder.recipes import dual, ours
 from encoder.tokenizer import SPECIALS, tokenize
 from encoder.train import train_encoder
+from moon.artifacts import open_artifact
 
 QWEN = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
 WHOLE = {
@@ -126,6 +128,13 @@ def test_a_picture_of_another_family_stands_between_its_own_markers(family, tmp_
 
 def model_of(folder, **parts):
     return assemble(load_backbone(folder, 28), Parts(**parts), 16, seed=0)
+
+
+@pytest.mark.parametrize("family", WHOLE)
+def test_what_leans_on_qwens_vision_layers_says_so(family, tmp_path):
+    whole_checkpoint(family, tmp_path)
+    with pytest.raises(BackboneError, match=f"Qwen-VL, found {family}"):
+        model_of(tmp_path, fire=True)
 
 
 def learn(model, steps=4):
@@ -312,3 +321,26 @@ def test_training_with_adapters_from_a_folder_ends_in_a_folder(family, world, tm
 def test_the_dual_encoder_takes_no_checkpoint(world, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint, no adapters"):
         train_encoder(*world, TINY, tmp_path / "e", recipe=dual(), lora=4)
+
+
+def test_recall_counts_ties_against_itself():
+    asked, found = np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32)
+    found[1] = found[0]  # row 0 ties with row 1; row 1 is beaten by none but scores what 2 and 3 score
+    assert [recall(asked, found, depth) for depth in (1, 2, 4)] == [0.5, 0.75, 1.0]
+
+
+def test_the_gpu_command_measures_speed_memory_and_recall_on_any_machine(world, tmp_path):
+    checkpoint("qwen3_vl", tmp_path / "base")
+    dataset, split = world
+    lines = {
+        line.name: line for line in gpu_run(dataset, split, tmp_path / "base", tmp_path / "e", TINY, 4, 0.04)
+    }
+    assert 0 < lines["trained parameters"].value < lines["parameters"].value
+    for what in ("training", "embedding"):
+        assert lines[f"{what} speed"].value > 0 and 0 < lines[f"{what} memory"].value < 64
+    pool = lines["image to text recall@1"].n
+    assert 0 < pool <= len(split.pool)
+    for way in ("image to text", "text to image"):
+        shares = [lines[f"{way} recall@{depth}"].value for depth in (1, 5, 10)]
+        assert shares == sorted(shares) and 0 <= shares[0] and shares[-1] <= 1
+    assert Encoder.open(open_artifact(tmp_path / "e", "encoder", "moon encoder train")).width == 32
