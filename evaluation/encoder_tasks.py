@@ -233,7 +233,8 @@ class Labels:
 def labels(name: str, train: Sequence[str | None], test: Sequence[str | None]) -> Labels | None:
     """The question over the answers at least ``FEWEST`` training items have; None when fewer than two remain.
 
-    The same items are asked of every classifier and every encoder: those whose answer can be learned.
+    The same items are asked of every classifier: those whose answer can be learned. An encoder that sees nothing
+    of an item (TF-IDF of a title of unknown words) is not asked about it; n tells.
     """
     known, count = np.unique([answer for answer in train if answer is not None], return_counts=True)
     classes = [str(answer) for answer in known[count >= FEWEST]]
