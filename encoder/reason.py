@@ -37,7 +37,7 @@ from encoder.losses.rewards import (
     retrieval_reward,
 )
 from encoder.model import Encoded, EncoderModel
-from encoder.packing import Sample
+from encoder.packing import Packed, Sample
 from encoder.parts.chain import Marks, chain_fields, chain_marks, chain_tokens, chain_values, read_chain
 from encoder.parts.generate import Rollouts, chain_log_probabilities, write_chains
 
@@ -228,9 +228,8 @@ class Reasoning(Chaining):
         """L_SFT of one random batch: vectors and next tokens from one reading."""
         model = self.learner.model
         drawn = self.draw(self.learner.batch, rng)
-        packed = model.pack(
-            [*self.told(drawn.left, drawn.left_row), *self.told(drawn.right, drawn.right_row)]
-        )
+        samples = [*self.told(drawn.left, drawn.left_row), *self.told(drawn.right, drawn.right_row)]
+        packed = model.pack(samples)
         read = model.backbone(packed)
         encoded = model.encoded(packed, read)
         left, right = encoded.vector_BD.chunk(2)
@@ -256,18 +255,22 @@ class Reinforcing(Chaining):
 
     def loss(self, rng: np.random.Generator, progress: float) -> Tensor:
         """L_RL of one random batch."""
-        stage, model, marks = self.stage, self.learner.model, self.chains.marks
-        drawn = self.draw(max(self.learner.batch // 2, 2), rng)
+        stage, learner, model = self.stage, self.learner, self.learner.model
+        marks, copies = self.chains.marks, self.stage.rollouts
+        drawn = self.draw(max(learner.batch // 2, 2), rng)
+        both, pairs = [*drawn.left, *drawn.right], len(drawn.left)
         generator = torch.Generator(model.device).manual_seed(int(rng.integers(2**62)))
-        limit, copies = self.learner.size.text_tokens, stage.rollouts
-        asked = write_chains(model.backbone, drawn.left, marks, limit, copies, generator)
-        answered = write_chains(model.backbone, drawn.right, marks, limit, 1, generator)
-        samples = [
-            *with_chains(drawn.left, asked, marks),
-            *with_chains(drawn.right, answered, marks),
-            *(self.told(drawn.left, drawn.left_row) if stage.told else ()),
-        ]
-        rollouts, pairs = len(asked.chains), len(drawn.right)
+        written = write_chains(
+            model.backbone,
+            both,
+            marks,
+            learner.size.text_tokens,
+            [copies] * pairs + [1] * pairs,
+            generator,
+        )
+        samples, rollouts = written.chained(both, marks), copies * pairs
+        if stage.told:
+            samples += self.told(drawn.left, drawn.left_row)
         packed = model.pack(samples)
         read = model.backbone(packed)
         encoded = model.encoded(packed, read)
@@ -275,7 +278,7 @@ class Reinforcing(Chaining):
         item_BD = encoded.vector_BD[rollouts : rollouts + pairs]
         each = [self.contrast(query_RD[g::copies], item_BD, drawn) for g in range(copies)]
         loss = stage.contrast * torch.stack(each).mean()
-        parts = self.rewards(asked, query_RD, item_BD, drawn)
+        parts = self.rewards(written.chains[:rollouts], query_RD, item_BD, drawn)
         self.earned.append(tuple(float(parts[field.name].mean()) for field in fields(RewardWeights)))
         if stage.grpo or stage.told:
             chance = chain_log_probabilities(model.backbone, packed, read.hidden_TH)
@@ -284,32 +287,38 @@ class Reinforcing(Chaining):
                     chance[rollouts + pairs :], samples[rollouts + pairs :]
                 )
             if stage.grpo:
-                length = asked.drawn_RL.shape[1]
-                policy_RL = reference_RL = chance[:rollouts, :length]
-                if self.reference:
-                    backbone = self.reference[0].backbone
-                    with torch.no_grad():
-                        hidden_TH = backbone(packed).hidden_TH
-                        reference_RL = chain_log_probabilities(backbone, packed, hidden_TH)[
-                            :rollouts, :length
-                        ]
-                advantage = group_advantages(stage.rewards.total(parts).view(-1, copies)).flatten()
-                loss = loss + stage.grpo * grpo_loss(
-                    policy_RL,
-                    asked.log_probability_RL,
-                    reference_RL,
-                    advantage,
-                    asked.drawn_RL,
-                    kl_weight=stage.kl,
-                )
+                loss = loss + stage.grpo * self.policy_loss(packed, chance, written, parts)
         return _balanced(loss, encoded)
 
-    def rewards(self, asked: Rollouts, query_RD: Tensor, item_BD: Tensor, drawn: Drawn) -> dict[str, Tensor]:
-        """The four rewards of each rollout, float (R) each."""
+    def policy_loss(
+        self, packed: Packed, chance_BL: Tensor, written: Rollouts, parts: Mapping[str, Tensor]
+    ) -> Tensor:
+        """L_GRPO of the chains of the queries, which come first in what was packed and written."""
+        rollouts, length = len(parts["format"]), written.drawn_RL.shape[1]
+        policy_RL = reference_RL = chance_BL[:rollouts, :length]
+        if self.reference:
+            backbone = self.reference[0].backbone
+            with torch.no_grad():
+                told_BL = chain_log_probabilities(backbone, packed, backbone(packed).hidden_TH)
+            reference_RL = told_BL[:rollouts, :length]
+        reward_BG = self.stage.rewards.total(parts).view(-1, self.stage.rollouts)
+        return grpo_loss(
+            policy_RL,
+            written.log_probability_RL[:rollouts],
+            reference_RL,
+            group_advantages(reward_BG).flatten(),
+            written.drawn_RL[:rollouts],
+            kl_weight=self.stage.kl,
+        )
+
+    def rewards(
+        self, written: Sequence[Sequence[int]], query_RD: Tensor, item_BD: Tensor, drawn: Drawn
+    ) -> dict[str, Tensor]:
+        """The four rewards of each chain of the queries, float (R) each."""
         copies, chains, device = self.stage.rollouts, self.chains, query_RD.device
-        said = [read_chain(self.learner.tokenizer, chain) for chain in asked.chains]
+        said = [read_chain(self.learner.tokenizer, chain) for chain in written]
         true = [chains.values[row] for row in drawn.left_row.tolist() for _ in range(copies)]
-        lengths = asked.drawn_RL.sum(1).tolist()
+        lengths = [len(chain) - 1 for chain in written]
         same = false_negatives(*(torch.from_numpy(key).to(device) for key in drawn.keys))
         own = torch.arange(len(item_BD), device=device)
         parts = {
@@ -347,10 +356,3 @@ class Reinforcing(Chaining):
             **self.pairs.facts(), "fields": list(self.chains.names), "weights": weights,
             "rewards": earned if self.earned else {},
         }  # fmt: skip
-
-
-def with_chains(samples: Sequence[Sample], rollouts: Rollouts, marks: Marks) -> list[Sample]:
-    """Samples with the chains written for them, every rollout of a sample in turn."""
-    copies = len(rollouts.chains) // max(len(samples), 1)
-    sealed = rollouts.sealed(marks)
-    return [replace(samples[row // copies], chain=chain) for row, chain in enumerate(sealed)]

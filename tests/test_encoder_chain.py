@@ -142,7 +142,7 @@ def test_the_fields_do_not_depend_on_the_order_of_the_catalogue():
 
 def model_of(parts=None, layers=3, seed=0):
     config = small_config(32, layers, PX, len(TOKENIZER), special_ids(TOKENIZER))
-    model = assemble(build_backbone(config, PX, seed), parts or Parts(), 16, seed).double()
+    model = assemble(build_backbone(config, PX, seed), parts or Parts(), 16, seed)
     with torch.no_grad():  # far from its start, so that every part has a say and argmax is not one word
         for number, parameter in enumerate(model.parameters()):
             torch.manual_seed(number)
@@ -189,37 +189,35 @@ def test_greedy_decoding_equals_reading_everything_again_at_each_step(parts):
             slow = slow_logits(model, sample, chain[:step]).log_softmax(-1)
             assert int(slow.argmax()) == chain[step]
             assert float(rollouts.log_probability_RL[row, step - 1]) == pytest.approx(
-                float(slow[chain[step]]), abs=1e-5
+                float(slow[chain[step]]), abs=1e-4
             )
 
 
 @pytest.mark.parametrize("parts", PARTS, ids=str)
 @torch.no_grad()
 def test_sampled_log_probabilities_equal_those_of_the_packed_reading(parts):
-    model, samples, copies = model_of(parts), inputs(), 3
+    model, samples, copies = model_of(parts), inputs(), [2, 1, 3, 1, 1]
     rollouts = write_chains(model.backbone, samples, MARKS, 9, copies, torch.Generator().manual_seed(1))
-    assert len(rollouts.chains) == copies * len(samples)
-    chained = [
-        replace(samples[row // copies], chain=chain) for row, chain in enumerate(rollouts.sealed(MARKS))
-    ]
-    packed = model.pack(chained)
+    assert rollouts.inputs == [0, 0, 1, 2, 2, 2, 3, 4]
+    packed = model.pack(rollouts.chained(samples, MARKS))
     again = chain_log_probabilities(model.backbone, packed, model.backbone(packed).hidden_TH)
     again = again[:, : rollouts.drawn_RL.shape[1]].masked_fill(~rollouts.drawn_RL, 0)
-    assert torch.allclose(again, rollouts.log_probability_RL, atol=1e-5)
+    assert torch.allclose(again, rollouts.log_probability_RL, atol=1e-4)
     assert (rollouts.log_probability_RL[rollouts.drawn_RL] < 0).all()
 
 
 @torch.no_grad()
 def test_chains_stop_at_their_end_and_are_cut_at_the_longest():
     model = model_of()
-    free = write_chains(model.backbone, inputs(), MARKS, 6, 40, torch.Generator().manual_seed(2))
+    free = write_chains(model.backbone, inputs(), MARKS, 6, [40] * 5, torch.Generator().manual_seed(2))
     ended = [chain for chain in free.chains if chain[-1] == MARKS.emb]
     cut = [chain for chain in free.chains if chain[-1] != MARKS.emb]
     assert ended and cut
     assert all(MARKS.emb not in chain[:-1] for chain in free.chains)
     assert all(len(chain) == 7 for chain in cut)
     assert free.drawn_RL.sum(1).tolist() == [len(chain) - 1 for chain in free.chains]
-    assert all(chain[-1] == MARKS.emb and chain.count(MARKS.emb) == 1 for chain in free.sealed(MARKS))
+    chained = [sample.chain for sample in free.chained(inputs(), MARKS)]
+    assert all(chain[-1] == MARKS.emb and chain.count(MARKS.emb) == 1 for chain in chained)
     assert not free.log_probability_RL[~free.drawn_RL].any()
 
 
@@ -227,7 +225,7 @@ def test_chains_stop_at_their_end_and_are_cut_at_the_longest():
 def test_samples_are_drawn_with_the_policy_s_own_probabilities():
     model, sample = model_of(seed=3), inputs()[0]
     wanted = slow_logits(model, sample, [MARKS.think]).softmax(-1)
-    drawn = write_chains(model.backbone, [sample], MARKS, 1, 4000, torch.Generator().manual_seed(3))
+    drawn = write_chains(model.backbone, [sample], MARKS, 1, [4000], torch.Generator().manual_seed(3))
     counts = torch.bincount(torch.tensor([chain[1] for chain in drawn.chains]), minlength=len(wanted))
     likely = wanted > 0.02
     assert likely.sum() > 2
@@ -249,7 +247,7 @@ def test_a_chain_never_says_a_picture():
     model = model_of()
     config = model.backbone.config
     never = [config.image_token_id, config.video_token_id, config.vision_start_token_id]
-    logits = policy_logits(model.backbone, torch.randn(3, 32, dtype=torch.float64))
+    logits = policy_logits(model.backbone, torch.randn(3, 32))
     assert (logits[:, never] == float("-inf")).all() and (logits == float("-inf")).sum() == 3 * len(
         set(never)
     )

@@ -28,18 +28,23 @@ class Rollouts:
     """R chains that the model wrote; those of one input are neighbours, in the order of the inputs.
 
     Attributes:
+        inputs: which input each chain is of.
         chains: token ids from ``<think>``, which is given, to ``<|emb|>``, or to where the chain was cut.
         log_probability_RL: float, of each token drawn, under the policy that drew it; 0 elsewhere.
         drawn_RL: bool, true on drawn tokens: column t is token t + 1 of the chain.
     """
 
+    inputs: list[int]
     chains: list[list[int]]
     log_probability_RL: Tensor
     drawn_RL: Tensor
 
-    def sealed(self, marks: Marks) -> list[list[int]]:
-        """The chains, each with its ``<|emb|>``: one that was cut gets it, for there its vector is read."""
-        return [chain if chain[-1] == marks.emb else [*chain, marks.emb] for chain in self.chains]
+    def chained(self, samples: Sequence[Sample], marks: Marks) -> list[Sample]:
+        """The input of each chain followed by it; a chain that was cut gets ``<|emb|>``, to be embedded there."""
+        return [
+            replace(samples[row], chain=chain if chain[-1] == marks.emb else [*chain, marks.emb])
+            for row, chain in zip(self.inputs, self.chains, strict=True)
+        ]
 
 
 def policy_logits(backbone: Backbone, hidden: Tensor) -> Tensor:
@@ -56,7 +61,7 @@ def write_chains(
     samples: Sequence[Sample],
     marks: Marks,
     longest: int,
-    copies: int = 1,
+    copies: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
 ) -> Rollouts:
     """Let the model write chains, greedily or by chance.
@@ -66,16 +71,20 @@ def write_chains(
         samples: with a picture, words or both; chains they may have are ignored.
         marks: of the tokenizer.
         longest: most tokens to draw; a chain that has not ended by then is cut.
-        copies: G.
+        copies: chains of each sample; None writes one of each.
         generator: of the chance; None takes the likeliest token at every step.
     """
-    at_once = max(AT_ONCE // copies, 1)
-    parts = [
-        _write(backbone, samples[start : start + at_once], marks, longest, copies, generator)
-        for start in range(0, len(samples), at_once)
-    ]
+    copies = [1] * len(samples) if copies is None else copies
+    parts, start = [], 0
+    while start < len(samples):
+        stop = start + 1
+        while stop < len(samples) and sum(copies[start : stop + 1]) <= AT_ONCE:
+            stop += 1
+        parts.append(_write(backbone, samples[start:stop], marks, longest, copies[start:stop], generator))
+        start = stop
     width = max((part.drawn_RL.shape[1] for part in parts), default=0)
     return Rollouts(
+        [row for row, count in enumerate(copies) for _ in range(count)],
         [chain for part in parts for chain in part.chains],
         torch.cat([F.pad(p.log_probability_RL, (0, width - p.log_probability_RL.shape[1])) for p in parts]),
         torch.cat([F.pad(p.drawn_RL, (0, width - p.drawn_RL.shape[1])) for p in parts]),
@@ -135,14 +144,15 @@ def _write(
     samples: Sequence[Sample],
     marks: Marks,
     longest: int,
-    copies: int,
+    copies: Sequence[int],
     generator: torch.Generator | None,
 ) -> Rollouts:
     embed = backbone.model.get_input_embeddings()
     device = embed.weight.device
-    cache, seen_RP = _read_prefixes(backbone, samples, longest, copies, device)
-    positions_3RL = _chain_positions(backbone, samples, longest, copies, device)
-    rows, start = len(samples) * copies, cache.filled
+    inputs_R = torch.arange(len(samples)).repeat_interleave(torch.tensor(copies)).to(device)
+    cache, seen_RP = _read_prefixes(backbone, samples, longest, inputs_R)
+    positions_3RL = _chain_positions(backbone, samples, longest)[:, inputs_R]
+    rows, start = len(inputs_R), cache.filled
     seen_RP = F.pad(seen_RP, (0, longest), value=True)  # a chain sees all of itself so far
     token = torch.full((rows,), marks.think, device=device)
     kinds = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -163,7 +173,7 @@ def _write(
         if generator is None:
             token = chance_RY.argmax(-1)
         else:
-            token = torch.multinomial(chance_RY.exp(), 1, generator=generator)[:, 0]
+            token = _draw(chance_RY, generator)
         drawn.append(~ended)
         tokens.append(token)
         chances.append(chance_RY.gather(1, token[:, None])[:, 0].masked_fill(ended, 0))
@@ -174,13 +184,21 @@ def _write(
     lengths = (1 + drawn_RL.sum(1)).tolist()
     written = torch.stack(tokens, dim=1).tolist()
     chains = [chain[:length] for chain, length in zip(written, lengths, strict=True)]
-    return Rollouts(chains, torch.stack(chances, dim=1), drawn_RL)
+    return Rollouts(inputs_R.tolist(), chains, torch.stack(chances, dim=1), drawn_RL)
+
+
+def _draw(chance_RY: Tensor, generator: torch.Generator) -> Tensor:
+    """One token of each row: where a random height falls on the summed probabilities."""
+    summed_RY = chance_RY.exp().cumsum(-1)
+    height = torch.rand(len(chance_RY), 1, generator=generator, device=chance_RY.device) * summed_RY[:, -1:]
+    return torch.searchsorted(summed_RY, height, right=True)[:, 0]
 
 
 def _read_prefixes(
-    backbone: Backbone, samples: Sequence[Sample], room: int, copies: int, device: torch.device
+    backbone: Backbone, samples: Sequence[Sample], room: int, inputs_R: Tensor
 ) -> tuple[_Growing, Tensor]:
     """Keys and values of every rollout's prefix, with room for its chain; and which are real, bool (R, P)."""
+    device = inputs_R.device
     bare = [replace(s, chain=()) for s in samples]
     packed = pack(bare, backbone.image_prefix, device, rows_and_columns=backbone.rows_and_columns)
     x_TH, seen, places = backbone.model.get_input_embeddings()(packed.ids), None, None
@@ -200,7 +218,7 @@ def _read_prefixes(
     )
     lengths = torch.bincount(packed.sequence, minlength=len(packed))
     place = torch.arange(len(packed.ids), device=device) - (lengths.cumsum(0) - lengths)[packed.sequence]
-    row_R = torch.argsort(packed.order).repeat_interleave(copies)
+    row_R = torch.argsort(packed.order)[inputs_R]
     prefix = int(lengths.max())
 
     def spread(packed_1ATW: Tensor) -> Tensor:
@@ -213,10 +231,8 @@ def _read_prefixes(
     return _Growing(layers, prefix), torch.arange(prefix, device=device) < lengths[row_R][:, None]
 
 
-def _chain_positions(
-    backbone: Backbone, samples: Sequence[Sample], longest: int, copies: int, device: torch.device
-) -> Tensor:
-    """Rotary positions of the tokens of every rollout's chain, int64 (3, R, L)."""
+def _chain_positions(backbone: Backbone, samples: Sequence[Sample], longest: int) -> Tensor:
+    """Rotary positions of the tokens of every input's chain, int64 (3, B, L)."""
     width = len(backbone.image_prefix)
     positions = []
     for sample in samples:
@@ -224,4 +240,4 @@ def _chain_positions(
         squares = len(sample.pictures) if backbone.rows_and_columns else 0
         whole = token_positions(start + longest, squares, width - 2)
         positions.append(torch.from_numpy(whole[:, start:].copy()))
-    return torch.stack(positions, dim=1).to(device).repeat_interleave(copies, dim=1)
+    return torch.stack(positions, dim=1).to(backbone.model.device)

@@ -1,0 +1,237 @@
+"""MOON3.0's two stages on the shop of shapes: losses as their parts restated, a reference that stays, a gain."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from encoder_world import TINY, item_row, shop
+
+from dataset.contracts import DataError
+from encoder.assemble import Parts, assemble
+from encoder.backbone import build_backbone, small_config
+from encoder.contrast import OWN
+from encoder.examples.corpus import catalogue_texts, read_corpus
+from encoder.examples.pairs import read_relations
+from encoder.learner import Learner
+from encoder.losses.grpo import group_advantages, grpo_loss
+from encoder.losses.rewards import RewardWeights, attribute_reward
+from encoder.optim import Optimizers
+from encoder.parts.chain import chain_fields, chain_text, read_chain
+from encoder.parts.generate import chain_log_probabilities, policy_logits, write_chains
+from encoder.reason import Reason, Reinforce, TrueChains
+from encoder.tokenizer import special_ids, train_tokenizer
+
+SIZE = replace(TINY, text_tokens=20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    dataset, split = shop(tmp_path_factory.mktemp("shop"), items=96)
+    ids = dataset.items["item_id"].to_numpy()
+    records = dataset.items.to_pylist()
+    names = chain_fields(records)
+    bodies = [chain_text(record, names)[7:-15] for record in records]
+    tokenizer = train_tokenizer([*catalogue_texts(dataset, ids), *bodies], vocabulary=400)
+    corpus = read_corpus(dataset, tokenizer, SIZE.text_tokens, SIZE.image_px, ids)
+    relations = read_relations(split.log, split.fit_until, dataset.judgements, corpus)
+    return tokenizer, corpus, relations
+
+
+def learner_of(world, parts=None, batch=8, seed=0):
+    tokenizer, corpus, relations = world
+    config = small_config(SIZE.hidden, 2, SIZE.image_px, len(tokenizer), special_ids(tokenizer))
+    model = assemble(
+        build_backbone(config, SIZE.image_px, seed), parts or Parts(fusion=True), SIZE.item_width, seed
+    )
+    return Learner(
+        model=model, tokenizer=tokenizer, corpus=corpus, relations=relations, purchases=relations,
+        shown=np.ones(len(corpus.spu)), size=SIZE, batch=batch, seed=seed,
+    )  # fmt: skip
+
+
+def test_the_true_chains_are_those_of_the_catalogue(world):
+    tokenizer, corpus, _ = world
+    assert chain_fields(corpus.records) == ("category", "colour")
+    chains = TrueChains.of(tokenizer, corpus.records, ("category", "colour"))
+    assert chains.values[9] == {"category": "square", "colour": "green"}
+    lengths = [len(tokens) - 1 for tokens in chains.tokens]
+    assert (chains.shortest, chains.longest) == (min(lengths), max(lengths))
+    assert max(lengths) <= SIZE.text_tokens
+
+
+def plain_next_token(model, samples):
+    """Each sequence alone, each token of its chain in turn."""
+    losses = []
+    for sample in samples:
+        packed = model.pack([sample])
+        chances = policy_logits(model.backbone, model.backbone(packed).hidden_TH).log_softmax(-1)
+        start = len(packed.ids) - len(sample.chain)
+        losses += [-chances[start + n - 1, token] for n, token in enumerate(sample.chain) if n]
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("told", [0.0, 0.7])
+def test_the_supervised_loss_is_contrast_plus_next_tokens_of_the_true_chains(world, told):
+    learner = learner_of(world)
+    stage = Reason(1.0, told=told).begin(learner)
+    got = stage.loss(np.random.default_rng(5), 0.0)
+    drawn = stage.draw(learner.batch, np.random.default_rng(5))
+    left, right = stage.told(drawn.left, drawn.left_row), stage.told(drawn.right, drawn.right_row)
+    for sample, row in zip(left, drawn.left_row, strict=True):
+        assert sample.chain == stage.chains.tokens[row]
+    one, other = (torch.cat([learner.model([s]).vector_BD for s in side]) for side in (left, right))
+    wanted = stage.contrast(one, other, drawn) + told * plain_next_token(learner.model, [*left, *right])
+    assert float(got.detach()) == pytest.approx(float(wanted.detach()), abs=1e-4)
+
+
+def rolled(stage, seed):
+    """The batch, the chains and the chained samples (queries, items) of one step, drawn again."""
+    rng, learner = np.random.default_rng(seed), stage.learner
+    drawn = stage.draw(learner.batch // 2, rng)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    both, pairs, copies = [*drawn.left, *drawn.right], len(drawn.left), stage.stage.rollouts
+    backbone, marks = learner.model.backbone, stage.chains.marks
+    counts = [copies] * pairs + [1] * pairs
+    written = write_chains(backbone, both, marks, SIZE.text_tokens, counts, generator)
+    chained = written.chained(both, marks)
+    return drawn, written, chained[: pairs * copies], chained[pairs * copies :]
+
+
+def vectors(model, samples):
+    return torch.cat([model([sample]).vector_BD for sample in samples])
+
+
+def test_the_loss_of_reinforcement_is_contrast_on_own_chains_plus_grpo(world):
+    learner = learner_of(world)
+    stage = Reinforce(1.0, contrast=0.5, grpo=2.0, told=0.3, rollouts=3, kl=0.1).begin(learner)
+    with torch.no_grad():  # away from the reference, so that the divergence has a say
+        for parameter in learner.model.parameters():
+            parameter.add_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.02
+            )
+    got = stage.loss(np.random.default_rng(6), 0.0)
+    drawn, written, queries, items = rolled(stage, 6)
+    count = len(queries)
+    mask, sampled = written.drawn_RL[:count], written.log_probability_RL[:count]
+    query, item = vectors(learner.model, queries), vectors(learner.model, items)
+    wanted = 0.5 * sum(stage.contrast(query[g::3], item, drawn) for g in range(3)) / 3
+
+    def chances(model):
+        rows = []
+        for sample in queries:
+            packed = model.pack([sample])
+            rows.append(chain_log_probabilities(model.backbone, packed, model.backbone(packed).hidden_TH)[0])
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)[:, : mask.shape[1]]
+
+    parts = stage.rewards(written.chains[:count], query, item, drawn)
+    advantage = group_advantages(RewardWeights().total(parts).view(-1, 3)).flatten()
+    policy, reference = chances(learner.model), chances(stage.reference[0])
+    assert not torch.allclose(policy, reference, atol=1e-2)
+    wanted = wanted + 2.0 * grpo_loss(policy, sampled, reference, advantage, mask, kl_weight=0.1)
+    wanted = wanted + 0.3 * plain_next_token(learner.model, stage.told(drawn.left, drawn.left_row))
+    assert float(got.detach()) == pytest.approx(float(wanted.detach()), abs=1e-3)
+
+
+def test_the_rewards_are_those_of_the_chains_written(world):
+    learner = learner_of(world, batch=12)
+    stage = Reinforce(1.0, kinds=(OWN,), rollouts=2).begin(learner)
+    drawn, written, queries, items = rolled(stage, 1)
+    chains, asked = stage.chains, written.chains[: len(queries)]
+    rows = drawn.left_row.repeat(2)
+    asked[0] = chains.tokens[rows[0]]  # one rollout says the truth
+    query, item = vectors(learner.model, queries), vectors(learner.model, items)
+    parts = stage.rewards(asked, query, item, drawn)
+    said = [learner.tokenizer.decode(chain).replace(" ", "") for chain in asked]
+    true = [learner.tokenizer.decode(chains.tokens[row]).replace(" ", "") for row in rows]
+    assert parts["attributes"][0] == parts["format"][0] == 1.0
+    for n in range(1, len(said)):
+        if said[n] != true[n]:
+            assert parts["attributes"][n] < 1.0
+    score = torch.nn.functional.normalize(query.detach()) @ torch.nn.functional.normalize(item.detach()).T
+    same = torch.tensor(chains_of_equal_words(learner, drawn))
+    for n in range(len(query)):
+        rivals = [score[n, b] for b in range(len(item)) if b != n // 2 and not same[n // 2, b]]
+        rank = 1 + sum(float(rival > score[n, n // 2]) for rival in rivals)
+        assert float(parts["retrieval"][n]) == pytest.approx(1 / rank)
+
+
+def chains_of_equal_words(learner, drawn):
+    """Items of equal words are no competitors of each other."""
+    words = [tuple(learner.corpus.items.tokens[row]) for row in drawn.right_row]
+    return [[one == other for other in words] for one in words]
+
+
+def train(learner, stage, steps, scale=1.0):
+    objective = stage.begin(learner)
+    optimizers = Optimizers(learner.model, steps, scale)
+    for step in range(steps):
+        optimizers.update(objective.loss(np.random.default_rng((3, step)), step / steps), "test", step)
+    return objective
+
+
+def test_without_reward_the_policy_s_words_get_no_gradient_from_the_chains(world):
+    learner = learner_of(world)
+    head = learner.model.backbone.model.get_output_embeddings().weight
+    assert Reinforce(1.0, grpo=0.0).begin(learner).reference == ()
+    loss = Reinforce(1.0, grpo=0.0, contrast=0.0).begin(learner).loss(np.random.default_rng(0), 0.0)
+    loss.backward()
+    assert head.grad is None or not head.grad.any()
+
+
+def test_a_resumed_stage_has_the_reference_it_began_with(world):
+    learner = learner_of(world)
+    stage = Reinforce(1.0, rollouts=2).begin(learner)
+    stage.loss(np.random.default_rng(0), 0.0)
+    kept = {name: tensor.clone() for name, tensor in stage.tensors().items()}
+    began = copy.deepcopy(learner.model.state_dict())
+    with torch.no_grad():
+        for parameter in learner.model.parameters():
+            parameter.add_(1.0)
+    resumed = Reinforce(1.0, rollouts=2).begin(learner)
+    resumed.restore(kept)
+    for name, tensor in resumed.reference[0].state_dict().items():
+        assert torch.equal(tensor, began[name])
+    assert np.allclose(resumed.earned, stage.earned) and len(resumed.earned) == 1
+    assert not list(resumed.parameters())  # the reference is not trained
+    assert set(resumed.facts()["rewards"]) == {"format", "length", "retrieval", "attributes"}
+
+
+def test_items_without_fields_cannot_be_reasoned_about(world):
+    learner = learner_of(world)
+    bare = [
+        item_row(n, "red", "disc", None, category=[], attributes=[]) for n in range(len(learner.corpus.spu))
+    ]
+    with pytest.raises(DataError, match="category or attributes"):
+        Reason(1.0).begin(replace(learner, corpus=replace(learner.corpus, records=bare)))
+
+
+def test_the_model_learns_to_write_what_it_sees_and_rewards_make_it_surer(world):
+    learner = learner_of(world, batch=24)
+    train(learner, Reason(1.0, kinds=(OWN,)), 40)
+    before = attributes_seen(learner)
+    train(learner, Reinforce(1.0, kinds=(OWN,), rollouts=6), 15)
+    after = attributes_seen(learner)
+    assert before > 0.3  # by chance: a sixth of the shapes, an eighth of the colours
+    assert after > before + 0.05
+
+
+def attributes_seen(learner):
+    """Mean share of the true fields in chains sampled from pictures alone."""
+    corpus = learner.corpus
+    chains = TrueChains.of(learner.tokenizer, corpus.records, ("category", "colour"))
+    rows = np.flatnonzero(corpus.items.has_image)
+    shown = corpus.samples(corpus.items, rows, np.zeros(len(rows), bool), np.ones(len(rows), bool))
+    generator = torch.Generator().manual_seed(0)
+    drawn = write_chains(
+        learner.model.backbone, shown, chains.marks, SIZE.text_tokens, [4] * len(rows), generator
+    )
+    said = [read_chain(learner.tokenizer, chain) for chain in drawn.chains]
+    true = [chains.values[row] for row in rows.repeat(4)]
+    return float(np.mean([attribute_reward(one, other) for one, other in zip(said, true, strict=True)]))
