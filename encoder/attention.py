@@ -60,11 +60,11 @@ def grouped_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, is_causal=False, **kwargs
         )
-    # Split, not sliced: the gradient of a slice is a whole zero tensor per group, 15 % of a training step.
+    # Split, not sliced: the gradient of a slice is a whole tensor of zeros per group, 15 % of a training step.
     sizes = [count * length for count, length, _ in groups]
     parts = []
     for (count, length, prefix), *split in zip(
-        groups, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True
+        groups, *(x.squeeze(0).split(sizes, dim=1) for x in (query, key, value)), strict=True
     ):
         q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in split)
         out = scaled_dot_product_attention(
@@ -186,7 +186,7 @@ class VisionAttention(nn.Module):
             for x in (rotate(query, *position_embeddings), rotate(key, *position_embeddings), value)
         )
         out, _ = picture_attention(self, query, key, value, None, self.scaling, cu_seq_lens_q=cu_seqlens)
-        return self.proj(out[0].flatten(1))
+        return self.proj(out.squeeze(0).flatten(1))
 
 
 AttentionInterface.register(PICTURES, picture_attention)

@@ -138,7 +138,7 @@ class Backbone(nn.Module):
                 x = x.index_copy(0, places, seen.tokens.to(x.dtype))
             rotary = self.rotary(packed.positions[:, None])
             hidden, routes = self.run(x[None], rotary, packed.kinds, seen, places, groups=packed.groups)
-        return Read(hidden[0].float(), routes)
+        return Read(hidden.squeeze(0).float(), routes)
 
     def see(self, pixels: Tensor) -> Seen:
         """Run the vision side.
@@ -154,7 +154,8 @@ class Backbone(nn.Module):
         if self.fire is not None:
             hooks = [b.register_forward_hook(lambda m, i, out: layers.append(out)) for b in visual.blocks]
         patches = self.vision.patchify(pixels).to(visual.dtype)
-        out = visual(patches, grid_thw=grid.expand(len(pixels), 3), return_dict=True)
+        tables = self.vision.tables(visual, len(pixels), pixels.device)
+        out = visual(patches, grid_thw=grid.expand(len(pixels), 3), return_dict=True, **tables)
         for hook in hooks:
             hook.remove()
         tokens = out.pooler_output
