@@ -70,6 +70,10 @@ def test_specks_do_not_widen_the_region():
     picture = planted("plain", "rectangle", BOX, (0, 0, 0)).copy()
     picture[4, 4] = picture[120, 126] = 0
     assert overlap(SaliencyGrounder().box(picture), BOX) >= 0.7
+    labelled = planted("plain", "rectangle", (4, 4, 34, 34), (0, 0, 0), 40, 40).copy()
+    labelled[38:, 38:] = 0
+    assert overlap(SaliencyGrounder().box(labelled), (4, 4, 34, 34)) >= 0.85
+    assert overlap(SaliencyGrounder().box(labelled[::-1, ::-1]), (6, 6, 36, 36)) >= 0.85
 
 
 def test_uneven_light_is_no_product():

@@ -116,7 +116,7 @@ def like_exposure(
         ::-1
     ]  # exposure of a category and all with more pairs for theirs
     decisive = fewest_first[np.flatnonzero(reached >= MATCHED)[-1]]
-    wanted = np.minimum(have, np.round(share * have[decisive] / share[decisive])).astype(np.int64)
+    wanted = np.round(share * have[decisive] / share[decisive])
     order = rng.permutation(len(pairs))
     order = order[np.argsort(category[pairs.item[order]], kind="stable")]
     label = category[pairs.item[order]]

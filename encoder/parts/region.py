@@ -38,7 +38,7 @@ FAINTEST, LOUDEST = 10.0, 25.0  # ... held between so many levels (of 255, Eucli
 CHI_MEDIAN = 1.538  # median length of a 3-vector of unit normals: the median distance of noise, in deviations
 RIDGE = 1e-3  # defines the surface where the border is a single line
 LEAST = 0.004  # share of the picture that must be salient for a region to exist
-TRIM = 0.005  # share of the salient mass left outside on each side: specks do not widen the box
+TRIM = 0.005  # share of the salient mass left outside on each side: a label in the corner is no product
 CENTRE = 0.5  # width of the centre prior, in half sides
 COLOUR_STEP = 32  # levels of a channel that share a bin in the colour histograms of middle and rim
 UNSEEN = 0.3  # pixels added to each of their bins
@@ -187,15 +187,15 @@ def _extent(departs: np.ndarray) -> tuple[Span, Span]:
     return _between(departs.sum(1)), _between(departs.sum(0))
 
 
+def _between(mass: np.ndarray) -> Span:
+    share = np.cumsum(mass) / mass.sum()
+    return int(np.argmax(share > TRIM)), int(np.argmax(share >= 1 - TRIM)) + 1
+
+
 def _unspeckled(departs: np.ndarray) -> np.ndarray:
     """Without pixels that have fewer than two such neighbours: a chain one pixel wide stays, noise goes."""
     around = Image.fromarray(departs * np.uint8(9 * 28)).filter(ImageFilter.BoxBlur(1))  # 28 for each of nine
     return departs & (np.asarray(around) > 2.5 * 28)
-
-
-def _between(mass: np.ndarray) -> Span:
-    share = np.cumsum(mass) / mass.sum()
-    return int(np.argmax(share > TRIM)), int(np.argmax(share >= 1 - TRIM)) + 1
 
 
 def _stand_out(small: np.ndarray) -> tuple[Span, Span]:
@@ -243,7 +243,8 @@ def _with_margin(rows: Span, columns: Span, small: tuple[int, int], full: tuple[
     edges = []
     for (low, high), length, size in zip((rows, columns), small, full, strict=True):
         margin, scale = MARGIN * (high - low), size / length
-        first = min(max(0, math.floor((low - margin) * scale)), size - 1)
-        edges.append((first, max(first + 1, min(size, math.ceil((high + margin) * scale)))))
+        edges.append(
+            (max(0, math.floor((low - margin) * scale)), min(size, math.ceil((high + margin) * scale)))
+        )
     (top, bottom), (left, right) = edges
     return left, top, right, bottom
