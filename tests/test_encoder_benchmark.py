@@ -144,7 +144,7 @@ def test_truths_are_what_was_planted(shop):
     }  # fmt: skip
 
 
-def test_a_pair_one_user_bought_is_not_bought_together(tmp_path):
+def test_a_pair_one_user_bought_and_another_looked_at_is_not_bought_together(tmp_path):
     rows, images = [], {}
     for item_id in range(4):
         picture = png(NAMES[item_id], "disc")
@@ -155,7 +155,8 @@ def test_a_pair_one_user_bought_is_not_bought_together(tmp_path):
         event(n, user, item, START + timedelta(days=day, seconds=n))
         for n, (user, item, day) in enumerate(log)
     ]
-    dataset = written(tmp_path / "dataset", rows, images, events)
+    looks = [event(90 + n, 2, 2 + n, START + timedelta(days=1, seconds=n), type="click") for n in range(2)]
+    dataset = written(tmp_path / "dataset", rows, images, [*events, *looks])
     exam = Exam.of(dataset, hold_out(dataset, tmp_path / "split", items=4))
     assert exam.sizes["bought_together_pairs"] == 1 and exam.bought.queries == 2
 
