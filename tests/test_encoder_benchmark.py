@@ -257,6 +257,8 @@ def photos(folder):
     queries.append({"query_id": 99, "text": "pink disc", "image_id": None})
     judgements.append({"query_id": 99, "item_id": 5, "relevance": 1.0, "part": "test"})
     judgements.append({"query_id": 99, "item_id": 1, "relevance": 0.5, "part": "test"})
+    rows.append(item_row(6, "", "", None, title=None, category=[], attributes=[]))  # nothing to encode
+    judgements.append({"query_id": 99, "item_id": 6, "relevance": 0.0, "part": "test"})
     return written(folder, rows, images, (), queries, judgements, protocol="none")
 
 
@@ -265,13 +267,13 @@ def test_without_a_log_the_sources_own_division_holds(tmp_path):
     bench = hold_out(dataset, tmp_path / "split")
     assert bench.pool_items.tolist() == [5] and bench.train_items.tolist() == [0, 1, 2, 3, 4]
     exam = Exam.of(dataset, bench)
-    assert len(exam.candidates) == 6 and sorted(exam.kind) == ["image"] * 6 + ["text"]
+    assert len(exam.candidates) == 7 and sorted(exam.kind) == ["image"] * 6 + ["text"]
     found = {one.name: one for one in run_benchmark(knowing, exam)}
     assert found["encoder/query_to_item/image/recall@1"].value == 1.0
     assert found["encoder/query_to_item/image/recall@1"].n == 6
     assert found["encoder/query_to_item/text/recall@1"].value == 1.0
-    assert found["encoder/chance/query_to_item/image/recall@1"].value == pytest.approx(1 / 6)
-    assert found["encoder/query_to_item/image/recall@1"].split == "test queries among 6 items"
+    assert found["encoder/chance/query_to_item/image/recall@1"].value == pytest.approx(1 / 7)
+    assert found["encoder/query_to_item/image/recall@1"].split == "test queries among 7 items"
 
 
 @pytest.mark.real
