@@ -50,10 +50,12 @@ class Schedule:
     Attributes:
         batch: pairs per step.
         steps: of all stages together, before the recipe's shares.
+        chunk: most samples whose graph is held at once (GradCache); None: a whole batch fits.
     """
 
     batch: int
     steps: int
+    chunk: int | None = None
 
     @classmethod
     def of(cls, size: Size, items: int, budget: float = 1.0) -> Schedule:
@@ -61,7 +63,7 @@ class Schedule:
         batch = {"nano": 96, "small": 128}.get(size.name, 256)
         longest = {"nano": 500, "small": 600}.get(size.name, 20_000)
         steps = min(max(round(24 * items / batch), 60), longest)
-        return cls(batch, max(round(steps * budget), 1))
+        return cls(batch, max(round(steps * budget), 1), 64 if size.name == "base" else None)
 
 
 def train_encoder(
@@ -124,6 +126,7 @@ def train_encoder(
         size=size,
         batch=plan.batch,
         seed=seed,
+        chunk=plan.chunk,
     )
     done = _train(learner, recipe, plan, partial, cpu_seconds, checkpoint is not None)
     if lora:
@@ -242,11 +245,14 @@ def _train(
 
 def _steps_in(seconds: float, objective: Objective, trained: Trained, seed: int) -> int:
     """How many steps of an objective fit into so much CPU time; nothing is learned while measuring."""
+    before = objective.tensors()
     started = time.process_time()
     for step in range(TIMED_STEPS):
         objective.loss(np.random.default_rng((seed, 0, step)), 0.0).backward()
         trained.zero_grad(set_to_none=True)
-    return max(round(seconds * TIMED_STEPS / (time.process_time() - started)), 1)
+    cost = (time.process_time() - started) / TIMED_STEPS
+    objective.restore(before)
+    return max(round(seconds / cost), 1)
 
 
 def _smooth(losses: list[float]) -> dict[str, list[float]]:

@@ -99,11 +99,12 @@ def encoder_train(
     backbone: Annotated[
         Path | None, typer.Option(help="A local Hugging Face folder to start from, e.g. of Qwen3-VL.")
     ] = None,
+    lora: Annotated[int, typer.Option(help="Rank of adapters to train instead of all weights; 0: all.")] = 0,
 ) -> None:
     """Train the encoder of a run by a recipe, from random weights or from a checkpoint."""
     from moon import journey
 
-    journey.redo(journey.load(run), "encoder", recipe=recipe, backbone=backbone)
+    journey.redo(journey.load(run), "encoder", recipe=recipe, backbone=backbone, lora=lora)
 
 
 @encoders.command("compare")

@@ -49,7 +49,7 @@ def store(run: Run) -> None:
     activate(run.folder / "store")
 
 
-def encoder(run: Run, recipe: str | None = None, backbone: Path | None = None) -> None:
+def encoder(run: Run, recipe: str | None = None, backbone: Path | None = None, lora: int = 0) -> None:
     """Train the encoder by a recipe, from random weights or from a checkpoint folder."""
     from encoder.recipes import ours
     from encoder.recipes import recipe as named
@@ -63,6 +63,7 @@ def encoder(run: Run, recipe: str | None = None, backbone: Path | None = None) -
         seed=run.seed,
         recipe=ours() if recipe is None else named(recipe),
         checkpoint=backbone,
+        lora=lora,
     )
 
 
