@@ -113,7 +113,7 @@ class Aligning(Objective):
         chosen = rng.choice(len(pairs), size=count, replace=False)
         anchor, item = pairs.anchor[chosen], pairs.item[chosen]
         self.seen = corpus.items.ids[item]
-        negative = self.hard.draw(item, rng)[:, 0]
+        negative = self.hard.draw(item, rng, anchor=None if relation == "query" else anchor)[:, 0]
         negative = np.where(negative >= 0, negative, rng.permutation(item))
         side = corpus.queries if relation == "query" else corpus.items
 

@@ -23,7 +23,6 @@ from encoder.packing import Sample
 from encoder.parts.chain import chain_marks
 from encoder.parts.generate import write_chains
 from encoder.parts.region import REGION_DETAIL, core_region
-from encoder.reason import with_chains
 from encoder.tokenizer import end_id, load_tokenizer
 from moon.artifacts import Artifact, ArtifactError
 from moon.sizes import Size
@@ -124,8 +123,8 @@ class Encoder:
         ]
         if self._parts.chain:  # written greedily, so that a content always has the same vector
             marks = chain_marks(self._tokenizer)
-            chains = write_chains(self._model.backbone, samples, marks, self._text_tokens)
-            samples = with_chains(samples, chains, marks)
+            written = write_chains(self._model.backbone, samples, marks, self._text_tokens)
+            samples = written.chained(samples, marks)
         return F.normalize(self._model.vectors(samples), dim=-1).cpu().numpy()
 
     def _pictures(self, image: bytes | None) -> tuple[np.ndarray, ...]:
