@@ -69,6 +69,16 @@ def ablations() -> dict[str, Recipe]:
     return {recipe.name: recipe for recipe in found}
 
 
+def negatives() -> dict[str, Recipe]:
+    """One recipe with more and more queued negatives, for the curve over their number."""
+    return {
+        f"sweep_queue_{slots}": Recipe(
+            f"sweep_queue_{slots}", Parts(), (Contrast(share=1.0, kinds=(OWN,), queue=slots),)
+        )
+        for slots in (0, 512, 4096, 16384)
+    }
+
+
 def _without(paper: str, what: str, recipe: Recipe, **parts: object) -> Recipe:
     return replace(recipe, name=f"{paper} without {what}", parts=replace(recipe.parts, **parts))
 
@@ -110,6 +120,7 @@ def compare(
     out: Path,
     dial: Size,
     recipes: dict[str, Recipe],
+    sweep: dict[str, Recipe],
     seeds: tuple[int, ...] = (0, 1, 2),
     cpu_seconds: float = 60.0,
 ) -> EncoderTable:
@@ -119,7 +130,8 @@ def compare(
         data: path of a dataset artifact.
         out: folder of the comparison.
         dial: size of all models.
-        recipes: by name.
+        recipes: by name, a row each.
+        sweep: more of them, measured alike for a curve and left out of the table.
         seeds: of training.
         cpu_seconds: training time of each, see ``encoder.train.train_encoder``.
     """
@@ -130,7 +142,7 @@ def compare(
     jobs = [
         Job(data, out / "split", out, recipe, dial.name, seed, cpu_seconds)
         for seed in seeds
-        for recipe in recipes.values()
+        for recipe in [*recipes.values(), *sweep.values()]
     ]
     todo = [job for job in jobs if not job.file.exists()]
     workers = os.cpu_count() or 1

@@ -69,11 +69,17 @@ def encoder(run: Run, recipe: str | None = None, backbone: Path | None = None, l
 
 def compare_encoders(run: Run, seconds: float, ablated: bool) -> str:
     """Every recipe at equal compute, over three seeds."""
-    from evaluation.compare_encoders import COLUMNS, ablations, compare, papers
+    from evaluation.compare_encoders import COLUMNS, ablations, compare, negatives, papers
 
-    recipes = papers() | (ablations() if ablated else {})
     out = run.folder / "encoders"
-    table = compare(run.folder / "dataset", out, run.size, recipes, cpu_seconds=seconds)
+    table = compare(
+        run.folder / "dataset",
+        out,
+        run.size,
+        papers() | (ablations() if ablated else {}),
+        sweep=negatives() if ablated else {},
+        cpu_seconds=seconds,
+    )
     return f"{table.markdown(COLUMNS)}\n{out / 'table.md'}"
 
 
