@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dataset.contracts import DataError
+from encoder.backbone import Read
 from encoder.contrast import BOUGHT, OWN, PART, QUERY, Contrast, Contrasting, Kind, pair_keys
 from encoder.examples.views import View, show
 from encoder.learner import Learner, Objective
@@ -37,8 +38,9 @@ from encoder.losses.rewards import (
     retrieval_reward,
 )
 from encoder.model import Encoded, EncoderModel
-from encoder.packing import Packed, Sample
+from encoder.packing import CHAIN, Packed, Sample
 from encoder.parts.chain import Marks, chain_fields, chain_marks, chain_tokens, chain_values, read_chain
+from encoder.parts.experts import Routed
 from encoder.parts.generate import Rollouts, chain_log_probabilities, write_chains
 
 # L^i, L^t and L^mm of the paper, by what the query shows: picture, words, both. One is drawn per step, so the
@@ -86,16 +88,22 @@ class TrueChains:
 class Reason:
     """The supervised stage: L_SFT = w^i L^i + w^t L^t + w^mm L^mm + w^a L^a_NTP (§4.2).
 
+    The paper's figure has the chain among the inputs that are contrasted. Here that is a leak: query and item
+    then show the same true chain, and the vector learns to read nothing else (LOG.md). By default contrast
+    therefore sees picture and words only, and chains enter the vector in ``Reinforce``.
+
     Attributes:
         share: of the training budget.
         kinds: of pairs; their shares are w^i, w^t and w^mm.
         told: w^a, the weight of next-token prediction on the true chains.
+        leak: contrast sees the true chains.
         name: of the stage.
     """
 
     share: float
     kinds: tuple[Kind, ...] = KINDS
     told: float = 1.0
+    leak: bool = False
     name: str = "reason"
 
     def begin(self, learner: Learner) -> Reasoning:
@@ -217,6 +225,18 @@ def _balanced(loss: Tensor, encoded: Encoded) -> Tensor:
     return loss if encoded.balance is None else loss + RHO * encoded.balance
 
 
+def unchained(packed: Packed, read: Read) -> tuple[Packed, Read]:
+    """Sequences that have been read, without their chains: what comes before a chain does not see it."""
+    before = packed.part != CHAIN
+    routes = tuple(
+        Routed(one.hidden_TH[before], one.weight_TZ[before], one.probability_TZ[before])
+        for one in read.routes
+    )
+    rest = {name: getattr(packed, name)[before] for name in ("ids", "sequence", "part", "kinds")}
+    bare = replace(packed, positions=packed.positions[:, before], groups=(), **rest)
+    return bare, Read(read.hidden_TH[before], routes)
+
+
 class Reasoning(Chaining):
     """The loss of ``Reason``."""
 
@@ -231,7 +251,7 @@ class Reasoning(Chaining):
         samples = [*self.told(drawn.left, drawn.left_row), *self.told(drawn.right, drawn.right_row)]
         packed = model.pack(samples)
         read = model.backbone(packed)
-        encoded = model.encoded(packed, read)
+        encoded = model.encoded(packed, read) if self.stage.leak else model.encoded(*unchained(packed, read))
         left, right = encoded.vector_BD.chunk(2)
         told = _next_token(chain_log_probabilities(model.backbone, packed, read.hidden_TH), samples)
         return _balanced(self.contrast(left, right, drawn) + self.stage.told * told, encoded)
@@ -264,7 +284,7 @@ class Reinforcing(Chaining):
             model.backbone,
             both,
             marks,
-            learner.size.text_tokens,
+            self.chains.longest,
             [copies] * pairs + [1] * pairs,
             generator,
         )

@@ -15,6 +15,7 @@ from encoder.contrast import OWN
 from encoder.examples.corpus import catalogue_texts, read_corpus
 from encoder.examples.pairs import read_relations
 from encoder.learner import Learner
+from encoder.losses.alignment import RHO
 from encoder.losses.grpo import group_advantages, grpo_loss
 from encoder.losses.rewards import RewardWeights
 from encoder.optim import Optimizers
@@ -77,17 +78,21 @@ def plain_next_token(model, samples):
     return torch.stack(losses).mean()
 
 
-@pytest.mark.parametrize("told", [0.0, 0.7])
-def test_the_supervised_loss_is_contrast_plus_next_tokens_of_the_true_chains(world, told):
-    learner = learner_of(world)
-    stage = Reason(1.0, told=told).begin(learner)
+@pytest.mark.parametrize("leak", [False, True])
+@pytest.mark.parametrize("parts", [Parts(fusion=True), Parts(experts="modality")], ids=["fusion", "experts"])
+def test_the_supervised_loss_is_contrast_plus_next_tokens_of_the_true_chains(world, parts, leak):
+    learner, told = learner_of(world, parts), 0.7
+    stage = Reason(1.0, told=told, leak=leak).begin(learner)
     got = stage.loss(np.random.default_rng(5), 0.0)
     drawn = stage.draw(learner.batch, np.random.default_rng(5))
     left, right = stage.told(drawn.left, drawn.left_row), stage.told(drawn.right, drawn.right_row)
     for sample, row in zip(left, drawn.left_row, strict=True):
         assert sample.chain == stage.chains.tokens[row]
-    one, other = (torch.cat([learner.model([s]).vector_BD for s in side]) for side in (left, right))
+    seen = [*left, *right] if leak else [*drawn.left, *drawn.right]
+    one, other = vectors(learner.model, seen).chunk(2)
     wanted = stage.contrast(one, other, drawn) + told * plain_next_token(learner.model, [*left, *right])
+    if parts.experts != "none":
+        wanted = wanted + RHO * learner.model(seen).balance
     assert float(got.detach()) == pytest.approx(float(wanted.detach()), abs=1e-4)
 
 
@@ -99,7 +104,7 @@ def rolled(stage, seed):
     both, pairs, copies = [*drawn.left, *drawn.right], len(drawn.left), stage.stage.rollouts
     backbone, marks = learner.model.backbone, stage.chains.marks
     counts = [copies] * pairs + [1] * pairs
-    written = write_chains(backbone, both, marks, SIZE.text_tokens, counts, generator)
+    written = write_chains(backbone, both, marks, stage.chains.longest, counts, generator)
     chained = written.chained(both, marks)
     return drawn, written, chained[: pairs * copies], chained[pairs * copies :]
 
