@@ -18,7 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.tables import Dataset
+from encoder.assemble import Parts
 from encoder.content import item_content
+from encoder.contrast import OWN, Contrast
 from encoder.recipes import Recipe, dual, moon, moon2, moon3, moon_embedding, ours
 from evaluation.benchmark_split import BenchmarkSplit, hold_out
 from evaluation.encoder_benchmark import Exam, run_benchmark
