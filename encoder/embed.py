@@ -1,30 +1,71 @@
-"""Bulk embedding: every item and query of a dataset to one vector each, written as an artifact."""
+"""Bulk embedding: every item and query of a dataset to one vector each, written as an artifact.
+
+Work is cut into chunks of the sorted tables. A chunk is encoded by itself, so its vectors are the same bits in an
+interrupted run, in a shard and in one go.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors.numpy import save_file
 
 from dataset.contracts import DataError
 from dataset.tables import Dataset
+from encoder.chunks import HASH_BYTES, TABLES, Embedded, FinishedChunks, Pictures, content_digest
 from encoder.content import Content, item_content, query_content
 from encoder.encode import Encoder
-from moon.artifacts import Artifact, open_artifact, write_artifact
+from moon.artifacts import Artifact, ArtifactError, open_artifact, require_parent, write_artifact
 from moon.progress import track
 
 CHUNK = (
-    1024  # contents sorted by length together: enough to leave little padding, few enough to show progress
+    1024  # contents encoded together: enough to find equals in length, few enough to lose when interrupted
 )
+WHOLE = (1, 1)
+RUN = ("encoder_id", "width", "widths", "as_of")  # what all shards have in common
+CONTENT: dict[str, Callable[[Mapping[str, Any], bytes | None], Content]] = {
+    "items": item_content,
+    "queries": query_content,
+}
 
 
-def embed(encoder: Artifact, dataset: Dataset, as_of: datetime, out: Path) -> Artifact:
-    """Embed all items and queries of a dataset.
+def parse_shard(text: str) -> tuple[int, int]:
+    """The shard that ``"2/4"`` names: the second of four.
+
+    Raises:
+        DataError: not two numbers, or no such shard.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if not match:
+        raise DataError(f"shard: expected a number and how many, as in 1/4, found {text!r}.")
+    shard = int(match[1]), int(match[2])
+    _check_shard(shard)
+    return shard
+
+
+def _check_shard(shard: tuple[int, int]) -> None:
+    number, count = shard
+    if not 1 <= number <= count:
+        raise DataError(f"shard: expected a number from 1 to how many there are, found {number}/{count}.")
+
+
+def embed(
+    encoder: Artifact,
+    dataset: Dataset,
+    as_of: datetime,
+    out: Path,
+    shard: tuple[int, int] = WHOLE,
+    previous: Artifact | None = None,
+) -> Artifact:
+    """Embed all items and queries of a dataset, or one shard of them.
+
+    Interrupted, it goes on from ``<out>.partial``; the result is the same, bit for bit.
 
     Args:
         encoder: artifact of kind ``encoder``.
@@ -32,61 +73,157 @@ def embed(encoder: Artifact, dataset: Dataset, as_of: datetime, out: Path) -> Ar
             in the manifest (``items_without_content``) and unknown to ``feature_repo.vectors``.
         as_of: UTC time from which the vectors may be used: after everything the encoder learned from.
         out: directory of the artifact, kind ``embedding``: ``items.safetensors`` {item_id int64 (M)
-            ascending, vector float32 (M, D) unit norm}, ``queries.safetensors`` {query_id, vector} likewise.
+            ascending, vector float32 (M, D) unit norm}, ``queries.safetensors`` {query_id, vector} likewise,
+            and the hash of each one's content beside them in ``*_content.safetensors``.
+        shard: (number from 1, how many): which part of the work to do; the artifact is then of kind
+            ``embedding-shard``, for ``merge_shards``.
+        previous: an embedding by the same encoder: what has the same content keeps its vector and is not
+            encoded again (``items_unchanged`` in the manifest).
 
     Raises:
-        DataError: ``as_of`` is naive, or a vector is not finite.
+        DataError: ``as_of`` is naive, there is no such shard, or a vector is not finite.
+        ArtifactError: ``previous`` is of another encoder.
     """
     if as_of.tzinfo is None:
         raise DataError(f"as_of: expected a time with a zone, found {as_of.isoformat()}. Use UTC.")
+    _check_shard(shard)
     model = Encoder.open(encoder)
-    images = dict(
-        zip(dataset.images["image_id"].to_pylist(), dataset.images["bytes"].to_pylist(), strict=True)
-    )
-    items, no_item = _vectors(model, dataset.items, "item_id", item_content, images)
-    queries, no_query = _vectors(model, dataset.queries, "query_id", query_content, images)
-    config = {
+    parents = {"dataset": dataset.artifact, "encoder": encoder}
+    if previous is not None:
+        require_parent(previous, "encoder", encoder)
+        parents["previous"] = previous
+    run = {
         "encoder_id": encoder.id,
         "width": model.width,
         "widths": list(model.widths),
         "as_of": as_of.astimezone(UTC).isoformat(),
-        "items_without_content": no_item,
-        "queries_without_content": no_query,
     }
-    with write_artifact(
-        out, "embedding", config, {"dataset": dataset.artifact, "encoder": encoder}
-    ) as folder:
-        save_file(items, folder / "items.safetensors")
-        save_file(queries, folder / "queries.safetensors")
-    return open_artifact(out, "embedding", "moon embed")
+    partial = out.with_name(out.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    finished = FinishedChunks(partial, {**run, "shard": list(shard), "chunk": CHUNK}, parents)
+    pictures = Pictures(dataset.artifact.file("images.parquet"), partial / "pictures.arrow")
+    done = {
+        name: _embed_table(model, name, table, pictures, shard, previous, finished)
+        for name, table in (("items", dataset.items), ("queries", dataset.queries))
+    }
+    config = {**run, **({} if shard == WHOLE else {"shard": list(shard)})}
+    artifact = _write(out, "embedding" if shard == WHOLE else "embedding-shard", config, parents, done)
+    shutil.rmtree(partial)
+    return artifact
 
 
-def _vectors(
-    model: Encoder,
-    table: pa.Table,
-    key: str,
-    content: Callable[[Mapping[str, Any], bytes | None], Content],
-    images: Mapping[str, bytes],
-) -> tuple[dict[str, np.ndarray], int]:
-    """Ids ascending with their vectors, and how many rows had no content."""
-    table = table.sort_by(key)
-    ids: list[int] = []
-    parts = [np.empty((0, model.width), dtype=np.float32)]
-    chunks = track(
-        range(0, len(table), CHUNK), f"embed {key.removesuffix('_id')} chunks of {CHUNK}", unit="chunks"
-    )
-    for start in chunks:
-        rows = table.slice(start, CHUNK).to_pylist()
-        contents = [content(row, images.get(row["image_id"])) for row in rows]
-        kept = [place for place, one in enumerate(contents) if not one.is_empty]
-        vectors = model.encode([contents[place] for place in kept])
-        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-        if len(bad):
-            first = [rows[kept[place]][key] for place in bad[:3].tolist()]
-            raise DataError(
-                f"{len(bad)} of {len(vectors)} vectors are not finite ({key} {first}). "
-                "Run 'moon encoder train' again."
+def merge_shards(shards: Sequence[Artifact], parents: Mapping[str, Artifact], out: Path) -> Artifact:
+    """Join the shards of an embedding: the artifact that ``embed`` makes in one go, bit for bit.
+
+    Args:
+        shards: all of them, in any order, artifacts of kind ``embedding-shard``.
+        parents: dataset, encoder and, if one was used, previous embedding of all of them.
+        out: directory of the artifact.
+
+    Raises:
+        DataError: a shard is missing, there twice, or of another embedding.
+        ArtifactError: a shard was made from other parents.
+    """
+    places = [tuple(shard.config["shard"]) for shard in shards]
+    count = places[0][1] if places else 1
+    if sorted(places) != [(number, count) for number in range(1, count + 1)]:
+        found = ", ".join(f"{number}/{of}" for number, of in sorted(places)) or "none"
+        raise DataError(f"expected every shard of {count} once, found {found}. Run 'moon embed --shard'.")
+    for shard in shards:
+        for role, parent in parents.items():
+            require_parent(shard, role, parent)
+        if shard.parents.keys() != parents.keys():
+            raise ArtifactError(
+                f"{shard.path}: expected parents {sorted(parents)}, found {sorted(shard.parents)}. "
+                "Embed all shards alike."
             )
-        ids.extend(rows[place][key] for place in kept)
-        parts.append(vectors)
-    return {key: np.array(ids, dtype=np.int64), "vector": np.concatenate(parts)}, len(table) - len(ids)
+    runs = [{key: shard.config[key] for key in RUN} for shard in shards]
+    if any(run != runs[0] for run in runs):
+        raise DataError(
+            f"expected shards of one embedding, found {len(shards)} that differ in as_of or width."
+        )
+    ordered = [shard for _, shard in sorted(zip(places, shards, strict=True), key=lambda pair: pair[0])]
+    done = {
+        name: Embedded.join([Embedded.open(shard, name) for shard in ordered], runs[0]["width"])
+        for name in TABLES
+    }
+    return _write(out, "embedding", runs[0], parents, done)
+
+
+def _write(
+    out: Path,
+    kind: str,
+    config: dict[str, Any],
+    parents: Mapping[str, Artifact],
+    done: Mapping[str, Embedded],
+) -> Artifact:
+    for name, table in done.items():
+        config |= table.counts(name)
+    with write_artifact(out, kind, config, parents) as folder:
+        for name, table in done.items():
+            table.save(folder, name)
+    return open_artifact(out, kind, "moon embed")
+
+
+def _embed_table(
+    model: Encoder,
+    name: str,
+    table: pa.Table,
+    pictures: Pictures,
+    shard: tuple[int, int],
+    previous: Artifact | None,
+    finished: FinishedChunks,
+) -> Embedded:
+    """The shard's chunks of a table, those already finished read back."""
+    table = table.sort_by(TABLES[name])
+    chunks = -(-len(table) // CHUNK)
+    number, count = shard
+    mine = range(chunks * (number - 1) // count, chunks * number // count)
+    known: dict[bytes, np.ndarray] = {}
+    if previous is not None:
+        earlier = Embedded.open(previous, name)
+        known = {key.tobytes(): vector for key, vector in zip(earlier.hashes, earlier.vectors, strict=True)}
+    parts = []
+    for chunk in track(mine, f"embed {name}, chunks of {CHUNK}", unit="chunks"):
+        part = finished.find(name, chunk)
+        if part is None:
+            rows = table.slice(chunk * CHUNK, CHUNK).to_pylist()
+            part = _embed_rows(model, name, rows, pictures, known)
+            finished.keep(name, chunk, part)
+        parts.append(part)
+    return Embedded.join(parts, model.width)
+
+
+def _embed_rows(
+    model: Encoder,
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    pictures: Pictures,
+    known: Mapping[bytes, np.ndarray],
+) -> Embedded:
+    """Vectors of the rows that have content; each distinct content that is not known is encoded once."""
+    key = TABLES[name]
+    images = pictures.read(row["image_id"] for row in rows)
+    contents = [CONTENT[name](row, image) for row, image in zip(rows, images, strict=True)]
+    kept = [place for place, content in enumerate(contents) if not content.is_empty]
+    digests = [content_digest(contents[place]) for place in kept]
+    new = {
+        digest: contents[place] for digest, place in zip(digests, kept, strict=True) if digest not in known
+    }
+    encoded = dict(zip(new, model.encode(list(new.values())), strict=True))
+    vectors = np.empty((len(kept), model.width), dtype=np.float32)
+    for row, digest in enumerate(digests):
+        vectors[row] = encoded[digest] if digest in encoded else known[digest]
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        first = [rows[kept[place]][key] for place in bad[:3].tolist()]
+        raise DataError(
+            f"{len(bad)} of {len(vectors)} vectors are not finite ({key} {first}). Run 'moon encoder train' again."
+        )
+    return Embedded(
+        ids=np.array([rows[place][key] for place in kept], dtype=np.int64),
+        vectors=vectors,
+        hashes=np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, HASH_BYTES),
+        empty=len(rows) - len(kept),
+        unchanged=sum(digest not in encoded for digest in digests),
+    )

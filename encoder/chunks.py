@@ -1,0 +1,142 @@
+"""Bulk embedding piece by piece: pictures read from disk, contents by hash, finished chunks kept.
+
+Shapes: n contents of a chunk, M rows of an embedding, D vector width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file, save_file
+
+from encoder.content import Content
+from moon.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
+
+HASH_BYTES = 32
+TABLES = {"items": "item_id", "queries": "query_id"}  # file name -> its key
+
+
+def content_digest(content: Content) -> bytes:
+    """sha256 over the bytes of the picture and every text: equal digests are equal contents."""
+    digest = hashlib.sha256()
+    for part in (content.image, content.text, content.category, content.attributes, content.description):
+        value = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(b"-" if value is None else b"%d:" % len(value))  # lengths: "ab", "c" is not "a", "bc"
+        digest.update(value or b"")
+    return digest.digest()
+
+
+class Pictures:
+    """The pictures of a dataset on disk, a few at a time in memory.
+
+    Parquet cannot be read here and there, and a million pictures do not fit in memory: they are copied once,
+    row group by row group, into an Arrow file that is mapped.
+
+    Args:
+        images: the dataset's ``images.parquet``.
+        copy: where to put the Arrow file.
+    """
+
+    def __init__(self, images: Path, copy: Path) -> None:
+        source = pq.ParquetFile(images)
+        schema = pa.schema([source.schema_arrow.field("image_id"), source.schema_arrow.field("bytes")])
+        with pa.OSFile(str(copy), "wb") as stream, pa.ipc.new_file(stream, schema) as to:
+            for batch in source.iter_batches(batch_size=1024, columns=schema.names):
+                to.write_batch(batch)
+        self._table = pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
+
+    def read(self, image_ids: Iterable[str | None]) -> list[bytes | None]:
+        """The encoded picture of each id; None where there is none."""
+        rows = pc.index_in(pa.array(image_ids, pa.string()), value_set=self._table["image_id"])
+        return self._table["bytes"].take(rows).to_pylist()
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors of contents with their hashes.
+
+    Attributes:
+        ids: int64 (M), ascending.
+        vectors: float32 (M, D).
+        hashes: uint8 (M, 32), ``content_digest`` of what each was made from.
+        empty: rows that had nothing to embed.
+        unchanged: rows whose vector was taken from an earlier embedding.
+    """
+
+    ids: np.ndarray
+    vectors: np.ndarray
+    hashes: np.ndarray
+    empty: int
+    unchanged: int
+
+    @classmethod
+    def join(cls, parts: Sequence[Embedded], width: int) -> Embedded:
+        """Parts in order as one."""
+        return cls(
+            np.concatenate([np.empty(0, np.int64), *(part.ids for part in parts)]),
+            np.concatenate([np.empty((0, width), np.float32), *(part.vectors for part in parts)]),
+            np.concatenate([np.empty((0, HASH_BYTES), np.uint8), *(part.hashes for part in parts)]),
+            sum(part.empty for part in parts),
+            sum(part.unchanged for part in parts),
+        )
+
+    def save(self, folder: Path, table: str) -> None:
+        """Write vectors by id, and hashes in a file of their own that only a later embedding reads."""
+        save_file({TABLES[table]: self.ids, "vector": self.vectors}, folder / f"{table}.safetensors")
+        save_file({TABLES[table]: self.ids, "sha256": self.hashes}, folder / f"{table}_content.safetensors")
+
+    @classmethod
+    def open(cls, artifact: Artifact, table: str) -> Embedded:
+        """Read what ``save`` wrote into an artifact.
+
+        Raises:
+            ArtifactError: an embedding from before contents were hashed.
+        """
+        hashes = artifact.file(f"{table}_content.safetensors")
+        if not hashes.exists():
+            raise ArtifactError(f"{hashes}: not found, so what changed is unknown. Run 'moon embed' afresh.")
+        vectors, content = load_file(artifact.file(f"{table}.safetensors")), load_file(hashes)
+        empty, unchanged = (artifact.config[f"{table}_{what}"] for what in ("without_content", "unchanged"))
+        return cls(vectors[TABLES[table]], vectors["vector"], content["sha256"], empty, unchanged)
+
+    def counts(self, table: str) -> dict[str, int]:
+        """What the manifest tells of a table."""
+        return {f"{table}_without_content": self.empty, f"{table}_unchanged": self.unchanged}
+
+
+class FinishedChunks:
+    """Chunks of an embedding under way, each sealed on its own; those of another run are made again.
+
+    Args:
+        folder: ``<out>.partial``.
+        run: configuration of the embedding.
+        parents: artifacts it is made from.
+    """
+
+    def __init__(self, folder: Path, run: dict[str, object], parents: dict[str, Artifact]) -> None:
+        self.folder, self.run, self.parents = folder, run, parents
+
+    def _path(self, table: str, number: int) -> Path:
+        return self.folder / f"{table}-{number:06d}"
+
+    def find(self, table: str, number: int) -> Embedded | None:
+        """The chunk, if it was finished in this run and is undamaged."""
+        try:
+            found = open_artifact(self._path(table, number), "embedding-chunk", "moon embed")
+        except ArtifactError:
+            return None
+        ours = found.parents == {role: parent.id for role, parent in self.parents.items()}
+        return Embedded.open(found, table) if ours and found.config["run"] == self.run else None
+
+    def keep(self, table: str, number: int, chunk: Embedded) -> None:
+        """Seal a finished chunk."""
+        config = {"run": self.run, **chunk.counts(table)}
+        with write_artifact(self._path(table, number), "embedding-chunk", config, self.parents) as folder:
+            chunk.save(folder, table)
