@@ -150,9 +150,10 @@ def test_pictures_as_bytes_and_structs(tmp_path: Path) -> None:
 
 def test_a_path_cannot_leave_the_folder(tmp_path: Path) -> None:
     put(tmp_path / "secret.png", RED)
-    lines(tmp_path / "raw/train.jsonl", [row("1", "../secret.png"), row("2", str(tmp_path / "secret.png"))])
+    cells = ["../secret.png", str(tmp_path / "secret.png"), "nofile12"]  # the last is valid base64 of 6 bytes
+    lines(tmp_path / "raw/train.jsonl", [row(str(number), cell) for number, cell in enumerate(cells)])
     artifact = import_dataset("mbe", tmp_path / "raw", tmp_path / "dataset")
-    assert artifact.config["pictures_missing"] == 2 and artifact.config["rows"]["images"] == 0
+    assert artifact.config["pictures_missing"] == 3 and artifact.config["rows"]["images"] == 0
 
 
 def triplet(number: int, **more: object) -> dict:
