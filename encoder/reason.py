@@ -15,21 +15,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from dataset.contracts import DataError
-from encoder.backbone import Read
-from encoder.contrast import BOUGHT, OWN, PART, QUERY, Contrast, Contrasting, Kind, pair_keys
-from encoder.examples.views import View, show
-from encoder.learner import Learner, Objective
-from encoder.losses.alignment import RHO
+from encoder.chaining import KINDS, Chaining, Drawn, balanced, next_token, unchained
+from encoder.contrast import Kind
+from encoder.learner import Learner
 from encoder.losses.grpo import KL_WEIGHT, group_advantages, grpo_loss
-from encoder.losses.info_nce import false_negatives, matryoshka_info_nce
+from encoder.losses.info_nce import false_negatives
 from encoder.losses.rewards import (
     RewardWeights,
     attribute_reward,
@@ -37,51 +33,10 @@ from encoder.losses.rewards import (
     length_reward,
     retrieval_reward,
 )
-from encoder.model import Encoded, EncoderModel
-from encoder.packing import CHAIN, Packed, Sample
-from encoder.parts.chain import Marks, chain_fields, chain_marks, chain_tokens, chain_values, read_chain
-from encoder.parts.experts import Routed
+from encoder.model import EncoderModel
+from encoder.packing import Packed
+from encoder.parts.chain import read_chain
 from encoder.parts.generate import Rollouts, chain_log_probabilities, write_chains
-
-# L^i, L^t and L^mm of the paper, by what the query shows: picture, words, both. One is drawn per step, so the
-# shares of these kinds of pair are the weights w^i, w^t and w^mm.
-KINDS = (OWN, PART, QUERY, BOUGHT)
-
-
-@dataclass(frozen=True)
-class TrueChains:
-    """The chains that the items of a corpus should get.
-
-    Attributes:
-        names: fields asked for.
-        values: of each item, its true fields among them.
-        tokens: of each item, marks included.
-        marks: of the tokenizer.
-        shortest, longest: tokens of a chain, ``<think>`` not counted: bounds of the length reward.
-    """
-
-    names: tuple[str, ...]
-    values: list[dict[str, str]]
-    tokens: list[list[int]]
-    marks: Marks
-    shortest: int
-    longest: int
-
-    @classmethod
-    def of(
-        cls, tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, object]], names: Sequence[str]
-    ) -> TrueChains:
-        """The chains of items.
-
-        Args:
-            tokenizer: with the marks.
-            records: rows of ``dataset.contracts.ITEMS`` as Python values.
-            names: fields to ask for, see ``encoder.parts.chain.chain_fields``.
-        """
-        values = [chain_values(record, names) for record in records]
-        tokens = chain_tokens(tokenizer, values)
-        lengths = [len(chain) - 1 for chain in tokens]
-        return cls(tuple(names), values, tokens, chain_marks(tokenizer), min(lengths), max(lengths))
 
 
 @dataclass(frozen=True)
@@ -142,106 +97,11 @@ class Reinforce:
         return Reinforcing(self, learner)
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """B pairs of one kind.
-
-    Attributes:
-        left, right: samples of the queries and of the items, without chains.
-        left_row, right_row: int64 (B), the item whose chain each should get.
-        keys: arguments of ``false_negatives``.
-        temperature: of InfoNCE.
-    """
-
-    left: list[Sample]
-    right: list[Sample]
-    left_row: np.ndarray
-    right_row: np.ndarray
-    keys: tuple[np.ndarray, ...]
-    temperature: float
-
-
-class Chaining(Objective):
-    """What both stages share: pairs, true chains, and the contrastive loss.
-
-    Raises:
-        DataError: no kind has two pairs, or the items have no field a chain could tell.
-    """
-
-    def __init__(self, stage: Reason | Reinforce, learner: Learner) -> None:
-        super().__init__()
-        self.learner = learner
-        self.pairs = Contrasting(Contrast(stage.share, stage.kinds, name=stage.name), learner)
-        records = learner.corpus.records
-        names = chain_fields(records)
-        if not names:
-            raise DataError(
-                f"{stage.name}: expected a category or attributes that repeat among {len(records)} items, found "
-                "none to write a chain of. Use a recipe without chains."
-            )
-        self.chains = TrueChains.of(learner.tokenizer, records, names)
-
-    def draw(self, count: int, rng: np.random.Generator) -> Drawn:
-        """A random batch of at most ``count`` pairs of one random kind."""
-        corpus = self.learner.corpus
-        kind, pairs = self.pairs.kinds[int(rng.choice(len(self.pairs.kinds), p=self.pairs.share))]
-        relation = kind.relation[0]
-        chosen = rng.choice(len(pairs), size=min(count, len(pairs)), replace=False)
-        anchor, item = pairs.anchor[chosen], pairs.item[chosen]
-        if relation == "bought":
-            swap = rng.random(len(anchor)) < 0.5
-            anchor, item = np.where(swap, item, anchor), np.where(swap, anchor, item)
-        searched = relation == "query"
-        view: View = "all" if searched else kind.query
-        self.seen = corpus.items.ids[item]
-        return Drawn(
-            left=show(corpus, corpus.queries if searched else corpus.items, anchor, view, rng),
-            right=show(corpus, corpus.items, item, kind.item, rng),
-            left_row=item if searched else anchor,
-            right_row=item,
-            keys=pair_keys(corpus, relation, anchor, item),
-            temperature=kind.temperature,
-        )
-
-    def told(self, samples: Sequence[Sample], rows: np.ndarray) -> list[Sample]:
-        """The samples with the true chains of items."""
-        chains = self.chains.tokens
-        return [replace(s, chain=chains[row]) for s, row in zip(samples, rows.tolist(), strict=True)]
-
-    def contrast(self, query_BD: Tensor, item_BD: Tensor, drawn: Drawn) -> Tensor:
-        """Matryoshka InfoNCE of a batch."""
-        same = false_negatives(*(torch.from_numpy(key).to(query_BD.device) for key in drawn.keys))
-        widths = self.learner.size.matryoshka
-        return matryoshka_info_nce(query_BD, item_BD, same, widths, drawn.temperature)
-
-
-def _next_token(chance_BL: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """Minus the mean log-probability of the chains of some samples, ``<think>`` not counted."""
-    return -chance_BL.sum() / sum(len(sample.chain) - 1 for sample in samples)
-
-
-def _balanced(loss: Tensor, encoded: Encoded) -> Tensor:
-    """The loss with that of unevenly used experts, where there are experts."""
-    return loss if encoded.balance is None else loss + RHO * encoded.balance
-
-
-def unchained(packed: Packed, read: Read) -> tuple[Packed, Read]:
-    """Sequences that have been read, without their chains: what comes before a chain does not see it."""
-    before = packed.part != CHAIN
-    routes = tuple(
-        Routed(one.hidden_TH[before], one.weight_TZ[before], one.probability_TZ[before])
-        for one in read.routes
-    )
-    rest = {name: getattr(packed, name)[before] for name in ("ids", "sequence", "part", "kinds")}
-    bare = replace(packed, positions=packed.positions[:, before], groups=(), **rest)
-    return bare, Read(read.hidden_TH[before], routes)
-
-
 class Reasoning(Chaining):
     """The loss of ``Reason``."""
 
     def __init__(self, stage: Reason, learner: Learner) -> None:
-        super().__init__(stage, learner)
+        super().__init__(stage.name, stage.kinds, learner)
         self.stage = stage
 
     def loss(self, rng: np.random.Generator, progress: float) -> Tensor:
@@ -253,8 +113,8 @@ class Reasoning(Chaining):
         read = model.backbone(packed)
         encoded = model.encoded(packed, read) if self.stage.leak else model.encoded(*unchained(packed, read))
         left, right = encoded.vector_BD.chunk(2)
-        told = _next_token(chain_log_probabilities(model.backbone, packed, read.hidden_TH), samples)
-        return _balanced(self.contrast(left, right, drawn) + self.stage.told * told, encoded)
+        told = next_token(chain_log_probabilities(model.backbone, packed, read.hidden_TH), samples)
+        return balanced(self.contrast(left, right, drawn) + self.stage.told * told, encoded)
 
     def facts(self) -> dict[str, object]:
         """Pairs of each kind, and the fields of a chain."""
@@ -265,7 +125,7 @@ class Reinforcing(Chaining):
     """The loss of ``Reinforce``; one step per batch of rollouts, so the policy is the one that drew them."""
 
     def __init__(self, stage: Reinforce, learner: Learner) -> None:
-        super().__init__(stage, learner)
+        super().__init__(stage.name, stage.kinds, learner)
         self.stage = stage
         # In a tuple, so that torch takes it for no part of what is trained.
         self.reference: tuple[EncoderModel, ...] = ()
@@ -303,12 +163,10 @@ class Reinforcing(Chaining):
         if stage.grpo or stage.told:
             chance = chain_log_probabilities(model.backbone, packed, read.hidden_TH)
             if stage.told:
-                loss = loss + stage.told * _next_token(
-                    chance[rollouts + pairs :], samples[rollouts + pairs :]
-                )
+                loss = loss + stage.told * next_token(chance[rollouts + pairs :], samples[rollouts + pairs :])
             if stage.grpo:
                 loss = loss + stage.grpo * self.policy_loss(packed, chance, written, parts)
-        return _balanced(loss, encoded)
+        return balanced(loss, encoded)
 
     def policy_loss(
         self, packed: Packed, chance_BL: Tensor, written: Rollouts, parts: Mapping[str, Tensor]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from encoder.chaining import TrueChains
 from encoder.examples.corpus import Corpus
 from encoder.learner import Learner, Stage
 from encoder.losses.rewards import (
@@ -29,7 +30,7 @@ from encoder.optim import Optimizers
 from encoder.packing import Sample
 from encoder.parts.chain import chain_fields, read_chain
 from encoder.parts.generate import write_chains
-from encoder.reason import Reason, Reinforce, TrueChains
+from encoder.reason import Reason, Reinforce
 from evaluation.encoder_tasks import own, recall
 from evaluation.metrics import Measurement
 

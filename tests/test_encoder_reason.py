@@ -11,6 +11,7 @@ from encoder_world import TINY, item_row, shop
 from dataset.contracts import DataError
 from encoder.assemble import Parts, assemble
 from encoder.backbone import build_backbone, small_config
+from encoder.chaining import TrueChains
 from encoder.contrast import OWN
 from encoder.examples.corpus import catalogue_texts, read_corpus
 from encoder.examples.pairs import read_relations
@@ -21,7 +22,7 @@ from encoder.losses.rewards import RewardWeights
 from encoder.optim import Optimizers
 from encoder.parts.chain import chain_fields, chain_text, read_chain
 from encoder.parts.generate import chain_log_probabilities, policy_logits, write_chains
-from encoder.reason import Reason, Reinforce, Reinforcing, TrueChains
+from encoder.reason import Reason, Reinforce, Reinforcing
 from encoder.tokenizer import special_ids, train_tokenizer
 
 SIZE = replace(TINY, text_tokens=20)

@@ -1,0 +1,161 @@
+"""What both stages of MOON3.0 share: the chains items should get, pairs of contents, next tokens and contrast.
+
+Shapes: B pairs, L tokens of the longest chain, D vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dataset.contracts import DataError
+from encoder.backbone import Read
+from encoder.contrast import BOUGHT, OWN, PART, QUERY, Contrast, Contrasting, Kind, pair_keys
+from encoder.examples.views import View, show
+from encoder.learner import Learner, Objective
+from encoder.losses.alignment import RHO
+from encoder.losses.info_nce import false_negatives, matryoshka_info_nce
+from encoder.model import Encoded
+from encoder.packing import CHAIN, Packed, Sample
+from encoder.parts.chain import Marks, chain_fields, chain_marks, chain_tokens, chain_values
+from encoder.parts.experts import Routed
+
+# L^i, L^t and L^mm of the paper, by what the query shows: picture, words, both. One is drawn per step, so the
+# shares of these kinds of pair are the weights w^i, w^t and w^mm.
+KINDS = (OWN, PART, QUERY, BOUGHT)
+
+
+@dataclass(frozen=True)
+class TrueChains:
+    """The chains that the items of a corpus should get.
+
+    Attributes:
+        names: fields asked for.
+        values: of each item, its true fields among them.
+        tokens: of each item, marks included.
+        marks: of the tokenizer.
+        shortest, longest: tokens of a chain, ``<think>`` not counted: bounds of the length reward.
+    """
+
+    names: tuple[str, ...]
+    values: list[dict[str, str]]
+    tokens: list[list[int]]
+    marks: Marks
+    shortest: int
+    longest: int
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, object]], names: Sequence[str]
+    ) -> TrueChains:
+        """The chains of items.
+
+        Args:
+            tokenizer: with the marks.
+            records: rows of ``dataset.contracts.ITEMS`` as Python values.
+            names: fields to ask for, see ``encoder.parts.chain.chain_fields``.
+        """
+        values = [chain_values(record, names) for record in records]
+        tokens = chain_tokens(tokenizer, values)
+        lengths = [len(chain) - 1 for chain in tokens]
+        return cls(tuple(names), values, tokens, chain_marks(tokenizer), min(lengths), max(lengths))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """B pairs of one kind.
+
+    Attributes:
+        left, right: samples of the queries and of the items, without chains.
+        left_row, right_row: int64 (B), the item whose chain each should get.
+        keys: arguments of ``false_negatives``.
+        temperature: of InfoNCE.
+    """
+
+    left: list[Sample]
+    right: list[Sample]
+    left_row: np.ndarray
+    right_row: np.ndarray
+    keys: tuple[np.ndarray, ...]
+    temperature: float
+
+
+class Chaining(Objective):
+    """What both stages share: pairs, true chains, and the contrastive loss.
+
+    Raises:
+        DataError: no kind has two pairs, or the items have no field a chain could tell.
+    """
+
+    def __init__(self, name: str, kinds: tuple[Kind, ...], learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+        self.pairs = Contrasting(Contrast(1.0, kinds, name=name), learner)
+        records = learner.corpus.records
+        names = chain_fields(records)
+        if not names:
+            raise DataError(
+                f"{name}: expected a category or attributes that repeat among {len(records)} items, found "
+                "none to write a chain of. Use a recipe without chains."
+            )
+        self.chains = TrueChains.of(learner.tokenizer, records, names)
+
+    def draw(self, count: int, rng: np.random.Generator) -> Drawn:
+        """A random batch of at most ``count`` pairs of one random kind."""
+        corpus = self.learner.corpus
+        kind, pairs = self.pairs.kinds[int(rng.choice(len(self.pairs.kinds), p=self.pairs.share))]
+        relation = kind.relation[0]
+        chosen = rng.choice(len(pairs), size=min(count, len(pairs)), replace=False)
+        anchor, item = pairs.anchor[chosen], pairs.item[chosen]
+        if relation == "bought":
+            swap = rng.random(len(anchor)) < 0.5
+            anchor, item = np.where(swap, item, anchor), np.where(swap, anchor, item)
+        searched = relation == "query"
+        view: View = "all" if searched else kind.query
+        self.seen = corpus.items.ids[item]
+        return Drawn(
+            left=show(corpus, corpus.queries if searched else corpus.items, anchor, view, rng),
+            right=show(corpus, corpus.items, item, kind.item, rng),
+            left_row=item if searched else anchor,
+            right_row=item,
+            keys=pair_keys(corpus, relation, anchor, item),
+            temperature=kind.temperature,
+        )
+
+    def told(self, samples: Sequence[Sample], rows: np.ndarray) -> list[Sample]:
+        """The samples with the true chains of items."""
+        chains = self.chains.tokens
+        return [replace(s, chain=chains[row]) for s, row in zip(samples, rows.tolist(), strict=True)]
+
+    def contrast(self, query_BD: Tensor, item_BD: Tensor, drawn: Drawn) -> Tensor:
+        """Matryoshka InfoNCE of a batch."""
+        same = false_negatives(*(torch.from_numpy(key).to(query_BD.device) for key in drawn.keys))
+        widths = self.learner.size.matryoshka
+        return matryoshka_info_nce(query_BD, item_BD, same, widths, drawn.temperature)
+
+
+def next_token(chance_BL: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """Minus the mean log-probability of the chains of some samples, ``<think>`` not counted."""
+    return -chance_BL.sum() / sum(len(sample.chain) - 1 for sample in samples)
+
+
+def balanced(loss: Tensor, encoded: Encoded) -> Tensor:
+    """The loss with that of unevenly used experts, where there are experts."""
+    return loss if encoded.balance is None else loss + RHO * encoded.balance
+
+
+def unchained(packed: Packed, read: Read) -> tuple[Packed, Read]:
+    """Sequences that have been read, without their chains: what comes before a chain does not see it."""
+    before = packed.part != CHAIN
+    routes = tuple(
+        Routed(one.hidden_TH[before], one.weight_TZ[before], one.probability_TZ[before])
+        for one in read.routes
+    )
+    rest = {name: getattr(packed, name)[before] for name in ("ids", "sequence", "part", "kinds")}
+    bare = replace(packed, positions=packed.positions[:, before], groups=(), **rest)
+    return bare, Read(read.hidden_TH[before], routes)
