@@ -13,7 +13,7 @@ from encoder.assemble import Parts, assemble
 from encoder.backbone import build_backbone, small_config
 from encoder.chaining import TrueChains
 from encoder.contrast import OWN
-from encoder.examples.corpus import catalogue_texts, read_corpus
+from encoder.examples.corpus import Side, catalogue_texts, read_corpus
 from encoder.examples.pairs import read_relations
 from encoder.learner import Learner
 from encoder.losses.alignment import RHO
@@ -24,6 +24,7 @@ from encoder.parts.chain import chain_fields, chain_text, read_chain
 from encoder.parts.generate import chain_log_probabilities, policy_logits, write_chains
 from encoder.reason import Reason, Reinforce, Reinforcing
 from encoder.tokenizer import special_ids, train_tokenizer
+from evaluation.reasoning import reasoning_arms
 
 SIZE = replace(TINY, text_tokens=20)
 
@@ -238,3 +239,24 @@ def test_supervision_teaches_the_form_and_a_reward_changes_what_is_said(world, m
     assert formed[0] > 0.5  # before the first step of reinforcement
     assert reds[:3].mean() < 0.25  # an eighth of the items are red
     assert reds[-3:].mean() > 0.6
+
+
+def test_every_arm_starts_from_the_same_model_and_is_measured_on_the_same_items(world):
+    learner = learner_of(world)
+    held = learner.corpus
+    kept = [row for row in range(len(held.records)) if held.items.has_image[row]][:12]
+    side = Side(*(np.array(x)[kept] if isinstance(x, np.ndarray) else [x[row] for row in kept] for x in (
+        held.items.ids, held.items.tokens, held.items.kinds, held.items.image)))  # fmt: skip
+    held = replace(held, items=side, records=[held.records[row] for row in kept], spu=held.spu[kept])
+    began = copy.deepcopy(learner.model.state_dict())
+    arms = {"before": None, "again": None, "own chains": Reinforce(1.0, grpo=0.0, rollouts=2)}
+    measured = {arm: {} for arm in arms}
+    for arm, one in reasoning_arms(learner, held, 0.01, arms):
+        measured[arm][one.name] = one.value
+        assert one.n == (1 if one.name.endswith("steps") else 12)
+    assert measured["before"] == measured["again"] != measured["own chains"]
+    assert measured["own chains"]["reasoning/steps"] == 1
+    for name, tensor in learner.model.state_dict().items():
+        assert torch.equal(tensor, began[name])
+    for name in ("image/greedy/colour", "words/sampled/attributes", "image-words/true chain/recall@10"):
+        assert 0 <= measured["before"][f"reasoning/{name}"] <= 1
