@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from encoder.learner import Learner, Objective
 from encoder.losses.alignment import inter_loss, intra_loss, total
 from encoder.losses.filtering import triplet_weights
 from encoder.losses.info_nce import false_extra_negatives, false_negatives, over_widths
+from encoder.model import Encoded
 from encoder.packing import Sample
 from encoder.parts.modality import OBJECTIVES, DualAlignment
 
@@ -39,6 +41,8 @@ READ: dict[str, tuple[View, View, View]] = {
     "query": ("words", "image", "all"),
     "bought": ("words", "image", "all"),
 }
+QUERY_ROLES = ("text", "image", "both")
+ITEM_ROLES = {"positive": "item", "negative": "negative"}  # objective -> field of Triplets
 
 
 @dataclass(frozen=True)
@@ -98,95 +102,125 @@ class Aligning(Objective):
         if len(mixtures):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(learner.seed)
-                experts = len(next(iter(mixtures.values())).experts)
-                self.alignment = DualAlignment(experts).to(learner.model.device)
+                mixture: Any = next(iter(mixtures.values()))
+                self.alignment = DualAlignment(len(mixture.experts)).to(learner.model.device)
         self.coaugmented = Coaugmented(learner) if stage.augmented else None
         self.omega: list[dict[str, float]] = []
 
     def loss(self, rng: np.random.Generator, progress: float) -> Tensor:
         """L_total of one random batch of triplets of one random relation."""
+        drawn = self._draw(rng)
+        batch = self._batch(drawn, rng)
+        encoded = self.learner.encode(batch.samples)
+        losses = self._inter(drawn, batch, encoded, progress)
+        if self.stage.intra:
+            losses |= self._intra(drawn, batch, encoded)
+        return self._total(losses, batch, encoded)
+
+    def _draw(self, rng: np.random.Generator) -> Triplets:
+        """Half a batch of triplets: each takes up to nine sequences where a pair takes two."""
         corpus = self.learner.corpus
         share = np.array([RELATIONS[name][0] for name in self.pairs])
         relation = list(self.pairs)[int(rng.choice(len(self.pairs), p=share / share.sum()))]
-        pairs, temperature = self.pairs[relation], RELATIONS[relation][1]
-        count = min(self.learner.batch // 2, len(pairs))
-        chosen = rng.choice(len(pairs), size=count, replace=False)
+        pairs = self.pairs[relation]
+        chosen = rng.choice(len(pairs), size=min(self.learner.batch // 2, len(pairs)), replace=False)
         anchor, item = pairs.anchor[chosen], pairs.item[chosen]
         self.seen = corpus.items.ids[item]
         negative = self.hard.draw(item, rng, anchor=None if relation == "query" else anchor)[:, 0]
-        negative = np.where(negative >= 0, negative, rng.permutation(item))
-        side = corpus.queries if relation == "query" else corpus.items
+        return Triplets(relation, anchor, item, np.where(negative >= 0, negative, rng.permutation(item)))
 
-        batch = Batch()
-        for role, view in zip(("text", "image", "both"), READ[relation], strict=True):
-            rows = np.flatnonzero(self.readable[relation, view][anchor])
-            batch.add(role, rows, show(corpus, side, anchor[rows], view, rng))
-        for role, rows in (("positive", item), ("negative", negative)):
-            whole = show(corpus, corpus.items, rows, "all", rng)
+    def _batch(self, drawn: Triplets, rng: np.random.Generator) -> Batch:
+        """The query in three readings; positive and negative whole and, for L_intra, as text and as image."""
+        corpus, batch = self.learner.corpus, Batch()
+        side = corpus.queries if drawn.relation == "query" else corpus.items
+        for role, view in zip(QUERY_ROLES, READ[drawn.relation], strict=True):
+            rows = np.flatnonzero(self.readable[drawn.relation, view][drawn.anchor])
+            batch.add(role, rows, show(corpus, side, drawn.anchor[rows], view, rng))
+        for role, of in ITEM_ROLES.items():
+            items: np.ndarray = getattr(drawn, of)
+            whole = show(corpus, corpus.items, items, "all", rng)
             if self.coaugmented is not None and role == "positive":
-                whole = self.coaugmented(rows, whole, rng)
-            batch.add(role, np.arange(count), whole)
+                whole = self.coaugmented(items, whole, rng)
+            batch.add(role, np.arange(len(items)), whole)
             if self.stage.intra:
-                both = np.flatnonzero(self.has_both[rows])
-                batch.add(f"{role} text", both, show(corpus, corpus.items, rows[both], "words", rng))
-                batch.add(f"{role} image", both, show(corpus, corpus.items, rows[both], "image", rng))
-        encoded = self.learner.encode(batch.samples)
-        device = encoded.vector_BD.device
-        keys = [torch.from_numpy(key).to(device) for key in pair_keys(corpus, relation, anchor, item)]
-        rows_N, spu_N = (torch.from_numpy(key).to(device) for key in (negative, corpus.spu[negative]))
-        same, same_N = false_negatives(*keys), false_extra_negatives(*keys, rows_N, spu_N)
-        positive_BD, negative_ND = (encoded.vector_BD[batch.at[role]] for role in ("positive", "negative"))
+                both = np.flatnonzero(self.has_both[items])
+                batch.add(f"{role} text", both, show(corpus, corpus.items, items[both], "words", rng))
+                batch.add(f"{role} image", both, show(corpus, corpus.items, items[both], "image", rng))
+        return batch
 
-        losses: dict[str, Tensor] = {}
-        gates: dict[str, Tensor] = {}
-        for role in ("text", "image", "both"):
-            at = batch.at[role]
+    def _inter(self, drawn: Triplets, batch: Batch, encoded: Encoded, progress: float) -> dict[str, Tensor]:
+        """L^t, L^i and L^mm: each reading of the query chooses its whole positive."""
+        corpus, vector = self.learner.corpus, encoded.vector_BD
+        keys = _tensors(pair_keys(corpus, drawn.relation, drawn.anchor, drawn.item), vector.device)
+        further = _tensors((drawn.negative, corpus.spu[drawn.negative]), vector.device)
+        same, same_N = false_negatives(*keys), false_extra_negatives(*keys, *further)
+        positive_BD, negative_ND = vector[batch.at["positive"]], vector[batch.at["negative"]]
+        temperature, losses = RELATIONS[drawn.relation][1], {}
+        for role in QUERY_ROLES:
+            at, rows = batch.at[role], torch.from_numpy(batch.rows[role]).to(vector.device)
             if len(at) < 2:
                 continue
-            rows = torch.from_numpy(batch.rows[role]).to(device)
-            query_BD, mine_BD = encoded.vector_BD[at], positive_BD[rows]
-            weight = None
+            query_BD, mine_BD = vector[at], positive_BD[rows]
+            weight_B = None
             if self.stage.filtered:
-                weight = triplet_weights(
-                    F.cosine_similarity(query_BD, mine_BD),
-                    F.cosine_similarity(query_BD, negative_ND[rows]),
-                    progress,
-                )
-            losses[role] = over_widths(
-                lambda w, q=query_BD, p=mine_BD, r=rows, x=weight: inter_loss(
-                    q[:, :w], p[:, :w], same[r][:, r], negative_ND[:, :w], same_N[r], x, temperature
-                ),
-                self.learner.size.matryoshka,
+                right = F.cosine_similarity(query_BD, mine_BD)
+                weight_B = triplet_weights(right, F.cosine_similarity(query_BD, negative_ND[rows]), progress)
+            losses[role] = self._query_loss(
+                (query_BD, mine_BD, negative_ND), same[rows][:, rows], same_N[rows], weight_B, temperature
             )
-            if encoded.gate_BZ is not None:
-                gates[role] = encoded.gate_BZ[at]
-        for role, rows in (("positive", item), ("negative", negative)) if self.stage.intra else ():
-            text_BD, image_BD = (encoded.vector_BD[batch.at[f"{role} {part}"]] for part in ("text", "image"))
-            if len(text_BD) < 2:
-                continue
-            both = rows[batch.rows[f"{role} text"]]
-            fits = false_negatives(
-                *(torch.from_numpy(k).to(device) for k in pair_keys(corpus, "own", both, both))
-            )
-            losses[role] = over_widths(
-                lambda w, i=image_BD, t=text_BD, f=fits: intra_loss(i[:, :w], t[:, :w], f),
-                self.learner.size.matryoshka,
-            )
-            if encoded.gate_BZ is not None:
-                both_at = np.concatenate([batch.at[f"{role} image"], batch.at[f"{role} text"]])
-                gates[role] = encoded.gate_BZ[both_at]
-        return self._total(losses, gates, encoded.balance)
+        return losses
 
-    def _total(self, losses: dict[str, Tensor], gates: dict[str, Tensor], balance: Tensor | None) -> Tensor:
-        some = next(iter(losses.values()))
-        zero = some.new_zeros(())
-        if self.alignment is None or balance is None:
-            omega = {name: some.new_tensor(1 / len(OBJECTIVES)) for name in losses}
-            return total(losses, omega, balance if balance is not None else zero, zero)
-        none = some.new_zeros(0, self.alignment.affinity_ZM.shape[0])
-        weight_M = self.alignment.objective_weights([gates.get(name, none) for name in OBJECTIVES])
+    def _query_loss(
+        self,
+        vectors: tuple[Tensor, Tensor, Tensor],
+        same_BB: Tensor,
+        same_BN: Tensor,
+        weight_B: Tensor | None,
+        temperature: float,
+    ) -> Tensor:
+        """``inter_loss`` over the Matryoshka prefixes of queries, positives and negatives."""
+
+        def loss_at(width: int) -> Tensor:
+            query, positive, negative = (one[:, :width] for one in vectors)
+            return inter_loss(query, positive, same_BB, negative, same_BN, weight_B, temperature)
+
+        return over_widths(loss_at, self.learner.size.matryoshka)
+
+    def _intra(self, drawn: Triplets, batch: Batch, encoded: Encoded) -> dict[str, Tensor]:
+        """L^pos and L^neg: the picture of an item chooses the words of the same item."""
+        losses = {}
+        for role, of in ITEM_ROLES.items():
+            text, image = (encoded.vector_BD[batch.at[f"{role} {part}"]] for part in ("text", "image"))
+            if len(text) > 1:
+                items = getattr(drawn, of)[batch.rows[f"{role} text"]]
+                fits = false_negatives(
+                    *_tensors(pair_keys(self.learner.corpus, "own", items, items), text.device)
+                )
+                losses[role] = self._item_loss(image, text, fits)
+        return losses
+
+    def _item_loss(self, image_BD: Tensor, text_BD: Tensor, fits_BB: Tensor) -> Tensor:
+        """``intra_loss`` over the Matryoshka prefixes."""
+        return over_widths(
+            lambda width: intra_loss(image_BD[:, :width], text_BD[:, :width], fits_BB),
+            self.learner.size.matryoshka,
+        )
+
+    def _total(self, losses: dict[str, Tensor], batch: Batch, encoded: Encoded) -> Tensor:
+        """The losses weighed by the experts that answered, with balance and sparsity."""
+        zero = encoded.vector_BD.new_zeros(())
+        if self.alignment is None or encoded.gate_BZ is None or encoded.balance is None:
+            omega = {name: zero + 1 / len(OBJECTIVES) for name in losses}
+            return total(losses, omega, zero, zero)
+        gates = []
+        for name in OBJECTIVES:  # an objective without a loss in this batch has no sequences
+            roles = (f"{name} image", f"{name} text") if name in ITEM_ROLES else (name,)
+            places = [batch.at[role] for role in roles] if name in losses else [np.empty(0, dtype=np.int64)]
+            gates.append(encoded.gate_BZ[np.concatenate(places)])
+        weight_M = self.alignment.objective_weights(gates)
         self.omega.append(self.alignment.watch(weight_M))
-        return total(losses, dict(zip(OBJECTIVES, weight_M, strict=True)), balance, self.alignment.sparsity())
+        omega = dict(zip(OBJECTIVES, weight_M, strict=True))
+        return total(losses, omega, encoded.balance, self.alignment.sparsity())
 
     def facts(self) -> dict[str, object]:
         """Triplets of each relation, and how the objectives weighed over the last steps."""
@@ -195,6 +229,23 @@ class Aligning(Objective):
             {name: float(np.mean([one[name] for one in recent])) for name in recent[-1]} if recent else {}
         )
         return {"triplets": {name: len(pairs) for name, pairs in self.pairs.items()}, "omega": weights}
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """B triplets of one relation.
+
+    Attributes:
+        relation: of query and positive.
+        anchor: int64 (B), rows of the queries or of the items that stand for queries.
+        item: int64 (B), the positives.
+        negative: int64 (B), an item of each positive's category.
+    """
+
+    relation: str
+    anchor: np.ndarray
+    item: np.ndarray
+    negative: np.ndarray
 
 
 class Batch:
@@ -216,6 +267,10 @@ class Batch:
         self.at[role] = np.arange(len(self.samples), len(self.samples) + len(samples))
         self.rows[role] = rows
         self.samples.extend(samples)
+
+
+def _tensors(keys: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    return [torch.from_numpy(key).to(device) for key in keys]
 
 
 def _showable(learner: Learner, relation: str) -> Pairs:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from encoder.backbone import Backbone, BackboneError
 from encoder.model import EncoderModel
@@ -56,7 +55,7 @@ def assemble(backbone: Backbone, parts: Parts, width: int, seed: int) -> Encoder
         if parts.experts != "none":
             mixture = GuidedExperts if parts.experts == "guided" else ModalityExperts
             for number in range(len(backbone.layers) - 1, -1, -2):
-                layer = backbone.layers[number]
+                layer: Any = backbone.layers[number]
                 backbone.experts[str(number)] = mixture(layer.mlp, hidden)
                 layer.mlp.requires_grad_(
                     False
@@ -74,5 +73,5 @@ def assemble(backbone: Backbone, parts: Parts, width: int, seed: int) -> Encoder
                 vision_layers=vision.depth,
                 layers=len(backbone.layers),
             )
-        fusion: nn.Module | None = ModalityFusion(hidden, width) if parts.fusion else None
+        fusion = ModalityFusion(hidden, width) if parts.fusion else None
         return EncoderModel(backbone, width, fusion)

@@ -173,10 +173,11 @@ class Contrasting(Objective):
         encoded = learner.encode(samples)
         vector = encoded.vector_BD
         count = len(item)
-        keys = [
+        anchor_B, item_B, spu_B, anchor_spu_B = (
             gather_keys(torch.from_numpy(key).to(vector.device))
             for key in pair_keys(corpus, relation, anchor, item)
-        ]
+        )
+        keys = (anchor_B, item_B, spu_B, anchor_spu_B)
         left, right = (gather_with_gradient(vector[at : at + count]) for at in (0, count))
         extra, masked = [], []
         if len(negative):
@@ -189,7 +190,7 @@ class Contrasting(Objective):
         if self.queue is not None:
             extra.append(self.queue.vector_SD.clone())
             masked.append(false_queue_negatives(self.queue, *keys))
-            self.queue.push(F.normalize(right.detach(), dim=-1), keys[1], keys[2])
+            self.queue.push(F.normalize(right.detach(), dim=-1), item_B, spu_B)
         negatives = {
             "negatives_ND": torch.cat(extra) if extra else None,
             "masked_negatives_BN": torch.cat(masked, dim=1) if masked else None,

@@ -9,6 +9,7 @@ Shapes: B samples, D vector width, L tokens of the longest text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,14 +35,14 @@ class DualModel(EncoderModel):
 
     def __init__(self, size: Size, vocabulary: int, end: int) -> None:
         nn.Module.__init__(self)
-        shape = {
+        shape: dict[str, Any] = {
             "hidden_size": size.hidden,
             "intermediate_size": 2 * size.hidden,
             "num_hidden_layers": size.layers + MORE_LAYERS,
             "num_attention_heads": size.hidden // 32,
         }
-        tokens = {"vocab_size": vocabulary, "max_position_embeddings": size.text_tokens + 1}
-        markers = {"eos_token_id": end, "bos_token_id": end, "pad_token_id": end}
+        tokens: dict[str, Any] = {"vocab_size": vocabulary, "max_position_embeddings": size.text_tokens + 1}
+        markers: dict[str, Any] = {"eos_token_id": end, "bos_token_id": end, "pad_token_id": end}
         self.words: nn.Module = CLIPTextModel(CLIPTextConfig(**shape, **tokens, **markers))
         self.picture: nn.Module = CLIPVisionModel(
             CLIPVisionConfig(**shape, image_size=size.image_px, patch_size=min(16, size.image_px // 4))
@@ -59,7 +60,7 @@ class DualModel(EncoderModel):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.heads[0].weight.device
+        return next(self.parameters()).device
 
     def forward(self, samples: Sequence[Sample]) -> Encoded:
         """Vectors of samples, none of them empty."""

@@ -103,7 +103,9 @@ def questions(learner: Learner, count: int, rng: np.random.Generator) -> tuple[l
         rows of the items, at least one, and a sample of each.
     """
     corpus, limit = learner.corpus, learner.size.text_tokens
-    rows, asked, answers = [], [], []
+    rows: list[int] = []
+    asked: list[str] = []
+    answers: list[str] = []
     while not rows:
         for row in rng.integers(len(corpus.records), size=count).tolist():
             pair = question(corpus.records[row], KINDS[int(rng.integers(len(KINDS)))], rng)

@@ -13,6 +13,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,7 +64,7 @@ def ablations() -> dict[str, Recipe]:
         _changed("moon2", "filtering", moon2(), filtered=False),
         _without("moon3", "fusion", moon3(), fusion=False),
         _without("moon3", "FIRE", moon3(), fire=False),
-        replace(moon3(), name="moon3 without RL", stages=(replace(moon3().stages[0], share=1.0),)),
+        replace(moon3(), name="moon3 without RL", stages=(replace(cast(Any, moon3().stages[0]), share=1.0),)),
         _changed("moon_embedding", "questions", moon_embedding(), stage="pretrain", share=0.0),
         _changed("moon_embedding", "circle loss", moon_embedding(), stage="round2", loss="info_nce"),
         _changed("moon_embedding", "cleaning", moon_embedding(), stage="round2", cleaned=False),
@@ -81,14 +82,16 @@ def negatives() -> dict[str, Recipe]:
     }
 
 
-def _without(paper: str, what: str, recipe: Recipe, **parts: object) -> Recipe:
+def _without(paper: str, what: str, recipe: Recipe, **parts: Any) -> Recipe:
     return replace(recipe, name=f"{paper} without {what}", parts=replace(recipe.parts, **parts))
 
 
-def _changed(paper: str, what: str, recipe: Recipe, stage: str = "", **fields: object) -> Recipe:
+def _changed(paper: str, what: str, recipe: Recipe, stage: str = "", **fields: Any) -> Recipe:
     """The recipe with fields of one stage, or of all, replaced; a stage without a share is left out."""
-    stages = [replace(s, **fields) if stage in ("", s.name) else s for s in recipe.stages]
-    return replace(recipe, name=f"{paper} without {what}", stages=tuple(s for s in stages if s.share > 0))
+    changed: list[Any] = [
+        replace(cast(Any, s), **fields) if stage in ("", s.name) else s for s in recipe.stages
+    ]
+    return replace(recipe, name=f"{paper} without {what}", stages=tuple(s for s in changed if s.share > 0))
 
 
 @dataclass(frozen=True)
