@@ -131,9 +131,16 @@ def bench_encoder(
 
 
 @app.command()
-def embed(run: RunOption = None) -> None:
+def embed(
+    run: RunOption = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Only part I of N, as 1/4; the last one joins them.")
+    ] = None,
+) -> None:
     """Embed every item and query, and publish the vectors to the feature store."""
-    _stage("embed", run)
+    from moon import journey
+
+    journey.embed(journey.load(run), shard)
 
 
 @app.command()

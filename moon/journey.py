@@ -182,8 +182,25 @@ def seeds(run: Run) -> dict[str, dict[str, float | int]]:
     """Measure the ranker and its controls over several seeds; see ``evaluation.seeds``."""
     from moon import stages as work
 
-    _require_finished(run)
+    _require(run)
     return work.seeds(run)
+
+
+def embed(run: Run, shard: str | None) -> None:
+    """Embed the catalogue, or one shard of it; when none is missing, join and publish them.
+
+    Raises:
+        JourneyError: an earlier stage is missing.
+    """
+    from moon import stages as work
+
+    if shard is not None:
+        _require(run, until="embed")
+        missing = work.embed_shard(run, shard)
+        if missing:
+            _say(f"{missing} shards are missing: run 'moon embed --shard' for each")
+            return
+    redo(run, "embed")
 
 
 def compare_encoders(run: Run, seconds: float, ablated: bool) -> str:
@@ -203,14 +220,17 @@ def serve(run: Run, host: str, port: int, profile: str | None) -> None:
     """Serve a finished run over HTTP until interrupted."""
     from moon import stages as work
 
-    _require_finished(run)
+    _require(run)
     if profile is not None and profile != run.profile:
         run = switch(run, profile)
     work.serve(run, host, port)
 
 
-def _require_finished(run: Run) -> None:
+def _require(run: Run, until: str | None = None) -> None:
+    """Every stage, or every one before ``until``, is done."""
     for stage in stages():
+        if stage.verb == until:
+            return
         if not _done(run, stage.verb):
             raise JourneyError(
                 f"{run.folder}: '{stage.verb}' is not done. Run 'moon demo --data {run.data}' first."

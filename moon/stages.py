@@ -5,11 +5,12 @@ Nothing here knows how a model works; every heavy import is inside the stage tha
 
 from __future__ import annotations
 
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moon.artifacts import open_artifact
+from moon.artifacts import Artifact, open_artifact
 
 if TYPE_CHECKING:
     from dataset.split import Split
@@ -86,16 +87,35 @@ def compare_encoders(run: Run, seconds: float, ablated: bool) -> str:
 def embed(run: Run) -> None:
     """Embed the catalogue and the queries, stamped with the end of what the encoder learned from."""
     from encoder.embed import embed as embed_catalogue
+    from encoder.embed import merge_shards
     from feature_repo.store import publish_embedding
 
-    cut = _split(run)
-    artifact = embed_catalogue(
-        open_artifact(run.folder / "encoder", "encoder", "moon encoder train"),
-        _dataset(run),
-        as_of=cut.fit_until,
-        out=run.folder / "embedding",
-    )
+    out, dataset, encoder = run.folder / "embedding", _dataset(run), _encoder(run)
+    shards = sorted((run.folder / "shards").glob("*"))
+    if shards:
+        parts = [open_artifact(path, "embedding-shard", "moon embed --shard") for path in shards]
+        artifact = merge_shards(parts, {"dataset": dataset.artifact, "encoder": encoder}, out)
+        shutil.rmtree(run.folder / "shards")
+    else:
+        artifact = embed_catalogue(encoder, dataset, as_of=_split(run).fit_until, out=out)
     publish_embedding(run.folder / "store", artifact)
+
+
+def embed_shard(run: Run, shard: str) -> int:
+    """Embed one shard of the catalogue; returns how many shards are still missing."""
+    from encoder.embed import embed as embed_catalogue
+    from encoder.embed import parse_shard
+
+    number, count = parse_shard(shard)
+    folder = run.folder / "shards"
+    embed_catalogue(
+        _encoder(run),
+        _dataset(run),
+        as_of=_split(run).fit_until,
+        out=folder / f"{number}-of-{count}",
+        shard=(number, count),
+    )
+    return sum(not (folder / f"{one}-of-{count}").exists() for one in range(1, count + 1))
 
 
 def materialize(run: Run) -> None:
@@ -174,6 +194,10 @@ def serve(run: Run, host: str, port: int) -> None:
     from serving.settings import Settings
 
     serve_http(Settings(run=run.folder, host=host, port=port, profile=run.profile))
+
+
+def _encoder(run: Run) -> Artifact:
+    return open_artifact(run.folder / "encoder", "encoder", "moon encoder train")
 
 
 def _dataset(run: Run) -> Dataset:

@@ -129,3 +129,22 @@ def test_a_wrong_command_gets_one_message_and_no_traceback(tmp_path, arguments, 
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_shards_are_joined_when_none_is_missing(walked, monkeypatch):
+    from moon import stages as work
+
+    ran, _ = walked
+    run = begin()
+    stages = (*journey.stages(), Stage("embed", "embed", lambda run: ran.append("embed")))
+    monkeypatch.setattr(journey, "stages", lambda: stages)
+    done = []
+    monkeypatch.setattr(work, "embed_shard", lambda run, shard: done.append(shard) or 2 - len(done))
+    with pytest.raises(JourneyError, match="'dataset' is not done"):
+        journey.embed(run, "1/2")
+    for verb in ("dataset", "split", "store"):
+        journey.redo(run, verb)
+    journey.embed(run, "1/2")
+    assert "embed" not in ran
+    journey.embed(run, "2/2")
+    assert ran[-1] == "embed" and done == ["1/2", "2/2"]
