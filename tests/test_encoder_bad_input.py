@@ -174,7 +174,7 @@ def train_shop(folder, out, steps):
 
     Optimizers.update = counted
     dataset, split = Dataset.open(folder / "dataset"), Split.open(folder / "split")
-    encoder.train.train_encoder(dataset, split, TINY, out, budget=0.3)
+    encoder.train.train_encoder(dataset, split, TINY, out, budget=0.4)
 
 
 @pytest.mark.slow
@@ -184,15 +184,15 @@ def test_a_kill_at_any_moment_costs_one_step_and_no_bit(tmp_path):
     processes = multiprocessing.get_context(
         "forkserver"
     )  # torch is imported once, in a process that only forks
-    processes.set_forkserver_preload(["encoder.train", "hypothesis", "pytest"])
+    processes.set_forkserver_preload(["encoder.train", "pytest"])
     steps = processes.RawValue("i", 0)
 
-    def live(out, seconds=None):
-        """Train until done, or killed so long after the first step; how the process ended."""
+    def live(out, more=None, seconds=None):
+        """Train until done, or killed so long after so many more steps; how the process ended."""
         before = steps.value
         child = processes.Process(target=train_shop, args=(tmp_path, out, steps))
         child.start()
-        while seconds is not None and child.is_alive() and steps.value == before:
+        while more is not None and child.is_alive() and steps.value < before + more:
             time.sleep(0.001)
         child.join(seconds)
         if child.is_alive():
@@ -202,11 +202,11 @@ def test_a_kill_at_any_moment_costs_one_step_and_no_bit(tmp_path):
 
     assert live(tmp_path / "whole") == 0
     needed, steps.value = steps.value, 0
-    moments = np.random.default_rng().uniform(0, 0.15, size=4)
-    ends = [live(tmp_path / "parts", seconds) for seconds in moments]
-    assert ends.count(-signal.SIGKILL) >= 3, (ends, needed, steps.value)
+    rng = np.random.default_rng()
+    ends = [live(tmp_path / "parts", int(rng.integers(3, 6)), rng.uniform(0, 0.15)) for _ in range(3)]
+    assert ends.count(-signal.SIGKILL) >= 2, (ends, needed, steps.value)
     assert live(tmp_path / "parts") == 0
-    assert needed <= steps.value <= needed + len(ends), (moments, needed, steps.value)
+    assert needed <= steps.value <= needed + len(ends), (ends, needed, steps.value)
     whole, parts = (open_artifact(tmp_path / name, "encoder", "moon encoder") for name in ("whole", "parts"))
     for file in sorted(path.name for path in whole.path.iterdir() if path.name != "manifest.json"):
         assert whole.file(file).read_bytes() == parts.file(file).read_bytes(), file
