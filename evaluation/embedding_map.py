@@ -5,19 +5,76 @@ Shapes: N items, D vector width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from evaluation.encoder_tasks import Labels
+
+NEIGHBOURS = 10  # of an item, among which its category is looked for
+COLOURED = 7  # categories with a colour of their own
 PERPLEXITY = 30.0  # neighbours each item has a feeling for; the paper's 5 to 50
 STEPS, EXAGGERATED, EXAGGERATION = 500, 250, 12.0
 SPREAD = 1e-4  # deviation of the start: small, so that the gradient and not the start places the items
+
+
+@dataclass(frozen=True)
+class Map:
+    """Items on a plane, coloured by category.
+
+    Attributes:
+        name: of the encoder.
+        points: (x, y, category) with x, y in 0..1 and the category's place in ``categories``.
+        categories: the commonest; points of others have the place behind the last.
+        agreement: how often one of an item's nearest neighbours by vector is of its category, and how often
+            a random item is.
+    """
+
+    name: str
+    points: list[tuple[float, float, int]]
+    categories: list[str]
+    agreement: tuple[float, float]
+
+    @property
+    def others(self) -> bool:
+        """Whether there are points of other categories."""
+        return any(code == len(self.categories) for _, _, code in self.points)
+
+
+def embedding_map(name: str, vectors_ND: np.ndarray, question: Labels) -> Map:
+    """The pool by t-SNE, coloured by the answers to a question about it.
+
+    Args:
+        name: of the encoder.
+        vectors_ND: float32, unit rows.
+        question: the category of each item.
+    """
+    label = question.test
+    known = label >= 0
+    counted = np.bincount(label[known], minlength=len(question.classes))
+    commonest = np.argsort(-counted, kind="stable")[:COLOURED]
+    colour = {int(code): place for place, code in enumerate(commonest)}
+    place_N2 = tsne(vectors_ND)
+    points = [
+        (float(x), float(y), colour.get(int(code), len(commonest)))
+        for (x, y), code in zip(place_N2, label, strict=True)
+    ]
+    score = vectors_ND[known] @ vectors_ND[known].T
+    np.fill_diagonal(score, -np.inf)
+    nearest = np.argsort(-score, axis=1)[:, :NEIGHBOURS]
+    same = float((label[known][nearest] == label[known][:, None]).mean())
+    items = int(known.sum())
+    chance = float((counted * (counted - 1)).sum() / (items * (items - 1)))
+    return Map(name, points, [question.classes[code] for code in commonest], (same, chance))
 
 
 def tsne(vectors_ND: np.ndarray, perplexity: float = PERPLEXITY, steps: int = STEPS) -> np.ndarray:
     """Place items so that near ones stay near; the same vectors always give the same map.
 
     Minimises KL(P || Q) by gradient descent with momentum: P from ``affinities`` made symmetric, Q from the
-    Student t kernel on the plane (§3 of the paper). Starts from the two main directions of the vectors; the step
-    is N / EXAGGERATION / 4, at least 50 (Belkina et al. 2019).
+    Student t kernel on the plane (§3 of the paper); steps grow while they go on downhill and shrink where they
+    turn (Jacobs 1988). Starts from the two main directions of the vectors; the first step is
+    N / EXAGGERATION / 4, at least 50 (Belkina et al. 2019).
 
     Args:
         vectors_ND: float, more than three rows.
@@ -34,7 +91,7 @@ def tsne(vectors_ND: np.ndarray, perplexity: float = PERPLEXITY, steps: int = ST
     plane = np.linalg.svd(middle, full_matrices=False)[0][:, :2]
     plane *= np.sign(plane[np.abs(plane).argmax(axis=0), [0, 1]])  # of either sign otherwise
     place = (SPREAD * plane / plane.std(axis=0)).astype(np.float32)
-    speed = np.zeros_like(place)
+    speed, gain = np.zeros_like(place), np.ones_like(place)
     rate = max(count / EXAGGERATION / 4, 50.0)
     for step in range(steps):
         close = 1 / (1 + squared_distances(place))
@@ -42,7 +99,8 @@ def tsne(vectors_ND: np.ndarray, perplexity: float = PERPLEXITY, steps: int = ST
         pull = near * (EXAGGERATION if step < EXAGGERATED else 1.0)
         force = (pull - close / close.sum()) * close
         gradient = 4 * (force.sum(axis=1)[:, None] * place - force @ place)
-        speed = (0.5 if step < EXAGGERATED else 0.8) * speed - rate * gradient
+        gain = np.where(speed * gradient < 0, gain + 0.2, gain * 0.8).clip(0.01)
+        speed = (0.5 if step < EXAGGERATED else 0.8) * speed - rate * gain * gradient
         place = place + speed
     place = place.astype(np.float64) - place.min(axis=0)
     return place / place.max()

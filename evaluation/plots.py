@@ -45,17 +45,26 @@ class Curve:
     y: Sequence[float]
 
 
-def line_plot(curves: Sequence[Curve], xlabel: str, ylabel: str, markers: bool = False) -> str:
+def line_plot(
+    curves: Sequence[Curve], xlabel: str, ylabel: str, markers: bool = False, steps: bool = False
+) -> str:
     """The curves in one set of axes, the first (ours) drawn on top and widest.
+
+    Args:
+        curves: at least one.
+        xlabel, ylabel: names of the axes.
+        markers: a dot at every value.
+        steps: the values of x stand evenly apart, each named: for sizes that double from one to the next.
 
     Returns:
         an ``<svg>`` element without links, ready to stand inside HTML.
     """
     with mpl.rc_context({**STYLE, "svg.hashsalt": f"{xlabel}|{ylabel}|{[c.name for c in curves]}"}):
         figure, axes = _axes(xlabel, ylabel)
+        stops = sorted({x for curve in curves for x in curve.x}) if steps else []
         for place, curve in enumerate(curves):
             axes.plot(
-                curve.x,
+                [stops.index(x) for x in curve.x] if steps else curve.x,
                 curve.y,
                 label=curve.name,
                 color=PALETTE[place % len(PALETTE)],
@@ -64,6 +73,8 @@ def line_plot(curves: Sequence[Curve], xlabel: str, ylabel: str, markers: bool =
                 markersize=4,
                 zorder=len(curves) - place + 2,
             )
+        if steps:
+            axes.set_xticks(range(len(stops)), [f"{x:,}" for x in stops])
         if len(curves) > 1 or curves[0].name != ylabel:
             axes.legend(loc="best")
         return _svg(figure)

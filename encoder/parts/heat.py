@@ -25,7 +25,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedTokenizerBase
 
+from encoder.content import Content, tokenize_fields
+from encoder.encode import Encoder
 from encoder.model import EncoderModel
 from encoder.packing import Sample
 from encoder.vision import Vision, WholeVision
@@ -46,6 +49,17 @@ class Heat:
     tokens: np.ndarray
     region: float
     markers: float
+
+
+@dataclass(frozen=True)
+class ContentHeat(Heat):
+    """The same, its text tokens gathered into words.
+
+    Attributes:
+        words: (word, what it tells of, share) in the order read; kinds as in ``encoder.content``.
+    """
+
+    words: list[tuple[str, int, float]]
 
 
 def plain_attention(
@@ -138,6 +152,33 @@ def read_heat(model: EncoderModel, sample: Sample) -> Heat:
         region=float(images[len(own) :].sum()),
         markers=float(pictured[~shown].sum()),
     )
+
+
+def content_heat(encoder: Encoder, content: Content) -> ContentHeat:
+    """Where the vector of a content takes its mean from; of a reasoning model, before it has written its chain.
+
+    Args:
+        encoder: any but the dual baseline, whose towers have no tokens in common.
+        content: with a picture, words, or both.
+    """
+    tokenizer = encoder._tokenizer
+    ((tokens, kinds),) = tokenize_fields(tokenizer, [content], encoder._text_tokens)
+    heat = read_heat(encoder._model, Sample(tokens, encoder._pictures(content.image), kinds))
+    return ContentHeat(**vars(heat), words=_words(tokenizer, tokens, kinds, heat.tokens))
+
+
+def _words(
+    tokenizer: PreTrainedTokenizerBase, tokens: list[int], kinds: list[int], share: np.ndarray
+) -> list[tuple[str, int, float]]:
+    """Words by white space with the shares of their pieces added; a word is of its first piece's kind."""
+    words = str(tokenizer.decode(tokens)).split()
+    total, kind, at = [0.0] * len(words), [0] * len(words), -1
+    for place in range(len(tokens)):
+        begun = min(len(str(tokenizer.decode(tokens[: place + 1])).split()), len(words)) - 1
+        if begun > at:
+            at, kind[begun] = begun, kinds[place]
+        total[max(at, 0)] += float(share[place])
+    return list(zip(words, kind, total, strict=True))
 
 
 def _patches(vision: Vision | WholeVision, image_V: np.ndarray, layers: list[Tensor]) -> np.ndarray:
