@@ -44,6 +44,7 @@ COLUMNS = {
     "encoder/anisotropy": "mean cosine",
     "encoder/effective_rank": "effective rank",
 }
+PLAIN = ("random", "colour_histogram", "colour_thumbnail", "tf_idf", "colour_tf_idf")  # of ``model_free``
 MADE_BY = "moon encoder compare"
 
 
@@ -143,7 +144,6 @@ def compare(
     dataset = Dataset.open(data)
     out.mkdir(parents=True, exist_ok=True)
     _split(dataset, out / "split")
-    plain = _model_free(dataset, out)
     jobs = [
         Job(data, out / "split", out, recipe, dial.name, seed, cpu_seconds)
         for seed in seeds
@@ -153,11 +153,12 @@ def compare(
     workers = os.cpu_count() or 1
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         running = [pool.submit(work, job) for job in todo]
+        running += [pool.submit(work_plain, data, out, n) for n in PLAIN if not _file(out, n, 0).exists()]
         for number, one in enumerate(as_completed(running), start=1):
-            sys.stderr.write(f"[{number}/{len(todo)}] {one.result()}\n")
+            sys.stderr.write(f"[{number}/{len(running)}] {one.result()}\n")
             sys.stderr.flush()
     table = EncoderTable.read(
-        {name: [_file(out, name, 0)] for name in plain}
+        {name: [_file(out, name, 0)] for name in PLAIN}
         | {name: [_file(out, name, seed) for seed in seeds] for name in recipes}
     )
     (out / "table.md").write_text(table.markdown(COLUMNS))
@@ -193,17 +194,14 @@ def work(job: Job) -> str:
     return f"{job.recipe.name}, seed {job.seed}: {steps} steps in {spent:.0f} CPU-s, {shown}"
 
 
-def _model_free(dataset: Dataset, out: Path) -> list[str]:
-    """Examine what needs no training; returns the names of the rows."""
+def work_plain(data: Path, out: Path, name: str) -> str:
+    """Examine what needs no training in this process; returns a line about it."""
+    dataset = Dataset.open(data)
     bench = BenchmarkSplit.open(out / "split", dataset)
     known = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(bench.train_items)))
-    rows = model_free([item_content(row) for row in known.to_pylist()])
-    todo = [name for name in rows if not _file(out, name, 0).exists()]
-    exam = Exam.of(dataset, bench) if todo else None
-    for name in todo:
-        assert exam is not None
-        write_measurements(_file(out, name, 0), run_benchmark(rows[name], exam))
-    return list(rows)
+    encode = model_free([item_content(row) for row in known.to_pylist()])[name]
+    write_measurements(_file(out, name, 0), run_benchmark(encode, Exam.of(dataset, bench)))
+    return name
 
 
 def _split(dataset: Dataset, path: Path) -> None:

@@ -71,6 +71,7 @@ def encoder(run: Run, recipe: str | None = None, backbone: Path | None = None, l
 def compare_encoders(run: Run, seconds: float, ablated: bool) -> str:
     """Every recipe at equal compute, over three seeds."""
     from evaluation.compare_encoders import COLUMNS, ablations, compare, negatives, papers
+    from evaluation.encoder_report import render_encoder_report
 
     out = run.folder / "encoders"
     table = compare(
@@ -81,7 +82,8 @@ def compare_encoders(run: Run, seconds: float, ablated: bool) -> str:
         sweep=negatives() if ablated else {},
         cpu_seconds=seconds,
     )
-    return f"{table.markdown(COLUMNS)}\n{out / 'table.md'}"
+    page = render_encoder_report(out, _dataset(run), COLUMNS)
+    return f"{table.markdown(COLUMNS)}\ntable:  {out / 'table.md'}\nreport: {page}"
 
 
 def embed(run: Run) -> None:
