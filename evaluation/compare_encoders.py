@@ -6,6 +6,7 @@ repeated, so an interrupted comparison goes on where it stopped. Jobs run one pe
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -46,6 +47,10 @@ COLUMNS = {
 }
 PLAIN = ("random", "colour_histogram", "colour_thumbnail", "tf_idf", "colour_tf_idf")  # of ``model_free``
 MADE_BY = "moon encoder compare"
+
+
+class ComparisonError(ValueError):
+    """A comparison cannot go on: what is there, what was asked for, what to do."""
 
 
 def papers() -> dict[str, Recipe]:
@@ -140,9 +145,15 @@ def compare(
         sweep: more of them, measured alike for a curve and left out of the table.
         seeds: of training.
         cpu_seconds: training time of each, see ``encoder.train.train_encoder``.
+
+    Raises:
+        ComparisonError: the folder holds a comparison on other terms.
     """
     dataset = Dataset.open(data)
     out.mkdir(parents=True, exist_ok=True)
+    _same_terms(
+        out / "terms.json", {"dataset": dataset.artifact.id, "size": dial.name, "seconds": cpu_seconds}
+    )
     _split(dataset, out / "split")
     jobs = [
         Job(data, out / "split", out, recipe, dial.name, seed, cpu_seconds)
@@ -192,6 +203,15 @@ def work(job: Job) -> str:
         f"{label} {values[name]:.3f}" for name, label in list(COLUMNS.items())[:3] if name in values
     )
     return f"{job.recipe.name}, seed {job.seed}: {steps} steps in {spent:.0f} CPU-s, {shown}"
+
+
+def _same_terms(path: Path, terms: dict[str, Any]) -> None:
+    """Rows of one table are measured on the same terms, however often the comparison was interrupted."""
+    if path.exists() and (known := json.loads(path.read_text())) != terms:
+        raise ComparisonError(
+            f"{path.parent} holds a comparison with {known}, asked for {terms}. Remove it, or ask for the same."
+        )
+    path.write_text(json.dumps(terms, indent=2) + "\n")
 
 
 def work_plain(data: Path, out: Path, name: str) -> str:
