@@ -10,12 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from dataset.contracts import content_hash
 from moon.progress import track
 
 FORMATS = ("JPEG", "PNG")
+WHITE = (255, 255, 255)
 MOST_BYTES = 20 * 1024 * 1024
 MOST_PIXELS = 50_000_000
 LONG_SIDE = 256  # kept of a larger source picture, in pixels; the largest encoder reads 224
@@ -105,8 +107,19 @@ def shrink(content: bytes) -> bytes:
         return content
     with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
         picture.draft("RGB", (2 * LONG_SIDE, 2 * LONG_SIDE))
-        small = picture.convert("RGB")
+        small = to_rgb(picture)
         small.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
         out = io.BytesIO()
         small.save(out, "JPEG", quality=90)
     return out.getvalue()
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode in RGB: upright as its EXIF says, transparency laid over white."""
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        above = upright.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", above.size, (*WHITE, 255)), above).convert("RGB")
+    if upright.mode.startswith("I;16"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
+        return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
+    return upright.convert("RGB")

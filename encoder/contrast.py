@@ -129,9 +129,9 @@ class Contrasting(Objective):
             relation, pairs = found
             if stage.cleaned and relation != "own":  # an item and itself: nothing to clean
                 name = f"{relation}: {kind.query} > {kind.item}"
-                pairs, self.kept[name] = cleaned(learner, replace(kind, relation=(relation,)), pairs)
-            if len(pairs) > 1:
-                self.kinds.append((replace(kind, relation=(relation,)), pairs))
+                left, self.kept[name] = cleaned(learner, replace(kind, relation=(relation,)), pairs)
+                pairs = left if len(left) > 1 else pairs  # rules that leave nothing are not for this data
+            self.kinds.append((replace(kind, relation=(relation,)), pairs))
         if not self.kinds:
             raise DataError(
                 f"{stage.name}: expected items with words, queries with clicks, or items taken together; found "
@@ -203,13 +203,22 @@ class Contrasting(Objective):
         return contrasted if encoded.balance is None else contrasted + RHO * encoded.balance
 
     def tensors(self) -> dict[str, Tensor]:
-        """The queue, if there is one."""
-        return {} if self.queue is None else self.queue.tensors()
+        """The queue, and the pairs that the model of this stage's beginning chose."""
+        pairs = {
+            f"pairs.{number}.{side}": torch.from_numpy(np.ascontiguousarray(getattr(chosen, side)))
+            for number, (_, chosen) in enumerate(self.kinds)
+            for side in ("anchor", "item")
+        }
+        return pairs if self.queue is None else pairs | self.queue.tensors()
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put the queue back."""
+        """Put the queue and the pairs back."""
+        self.kinds = [
+            (kind, Pairs(*(tensors[f"pairs.{number}.{side}"].numpy() for side in ("anchor", "item"))))
+            for number, (kind, _) in enumerate(self.kinds)
+        ]
         if self.queue is not None:
-            self.queue.load(tensors)
+            self.queue.load({k: v for k, v in tensors.items() if not k.startswith("pairs.")})
 
     def facts(self) -> dict[str, object]:
         """Pairs of each kind, and what each cleaning rule left of them."""

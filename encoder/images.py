@@ -9,10 +9,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dataset.contracts import DataError
-from dataset.pictures import MOST_PIXELS
+from dataset.pictures import MOST_PIXELS, WHITE, to_rgb
 from moon.progress import track
 
-WHITE = (255, 255, 255)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # not all that Pillow reads: EPS would run an interpreter
 
 
@@ -34,7 +33,7 @@ def decode_image(content: bytes, px: int) -> np.ndarray:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             opened.draft("RGB", (px, px))  # a large JPEG is decoded at a fraction of its size
             _refuse_bomb(*opened.size)
-            picture = _to_rgb(ImageOps.exif_transpose(opened))
+            picture = to_rgb(opened)
     except Exception as error:  # decoders raise whatever their format makes them
         reason = str(error).split(" <")[0] or type(error).__name__
         raise DataError(
@@ -47,15 +46,6 @@ def _refuse_bomb(width: int, height: int) -> None:
     """Raise before a pixel is decoded: a megabyte of PNG can hold a gigabyte of white."""
     if width * height > MOST_PIXELS:
         raise ValueError(f"{width} x {height} pixels, at most {MOST_PIXELS} in all")
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        above = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", above.size, (*WHITE, 255)), above).convert("RGB")
-    if picture.mode.startswith("I;16"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    return picture.convert("RGB")
 
 
 def decode_images(contents: Mapping[str, bytes], image_ids: Iterable[str], px: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from encoder.assemble import Parts
 from encoder.content import item_content
 from encoder.contrast import OWN, Contrast
 from encoder.recipes import Recipe, dual, moon, moon2, moon3, moon_embedding, ours
-from evaluation.benchmark_split import BenchmarkSplit, hold_out
+from evaluation.benchmark_split import POOL_ITEMS, BenchmarkSplit, hold_out, whole_items
 from evaluation.encoder_benchmark import Exam, run_benchmark
 from evaluation.encoder_table import EncoderTable
 from evaluation.measurements import write_measurements
@@ -232,7 +232,8 @@ def _split(dataset: Dataset, path: Path) -> None:
     except ArtifactError:
         pass
     shutil.rmtree(path, ignore_errors=True)
-    hold_out(dataset, path)
+    most = len(whole_items(dataset.items)) // 5  # of a small catalogue most is still to learn from
+    hold_out(dataset, path, items=min(POOL_ITEMS, most))
 
 
 def _file(out: Path, name: str, seed: int) -> Path:

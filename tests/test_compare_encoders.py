@@ -15,7 +15,7 @@ from moon.sizes import size
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
-    dataset, _ = shop(folder, items=96)
+    dataset, _ = shop(folder, items=400)
     terms = {
         "data": dataset.artifact.path,
         "out": folder / "encoders",

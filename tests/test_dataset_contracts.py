@@ -477,3 +477,34 @@ def test_three_million_events_are_checked_in_seconds(clean: Tables) -> None:
     checked = check(replace(clean, events=pa.table(columns, schema=SCHEMAS["events"])))
     assert checked.events.num_rows == rows_n
     assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "I;16", "CMYK"])
+def test_a_large_picture_of_any_mode_is_shrunk_to_what_one_sees(mode):
+    """A grey square, transparent or deep or subtractive, stays a grey square on white, upright."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from dataset.pictures import LONG_SIDE, shrink
+
+    large = Image.new("RGB", (600, 300), "white")
+    large.paste((128, 128, 128), (0, 0, 150, 300))
+    stream, exif = io.BytesIO(), Image.Exif()
+    if mode == "RGBA":
+        clear = Image.new("RGBA", large.size, (0, 0, 0, 0))
+        clear.paste((128, 128, 128, 255), (0, 0, 150, 300))
+        clear.save(stream, "PNG")
+    elif mode == "I;16":
+        deep = np.asarray(large.convert("L")).astype(np.uint16) * 257
+        Image.fromarray(deep).save(stream, "PNG")
+    elif mode == "CMYK":
+        exif[0x0112] = 3  # turned by 180 degrees
+        large.convert("CMYK").rotate(180).save(stream, "JPEG", exif=exif, quality=95)
+    else:
+        large.convert("P").save(stream, "PNG")
+    with Image.open(io.BytesIO(shrink(stream.getvalue()))) as small:
+        pixels = np.asarray(small.convert("RGB")).astype(int)
+    assert max(pixels.shape[:2]) == LONG_SIDE
+    assert abs(pixels[:, :50] - 128).max() < 12 and pixels[:, -50:].min() > 243
