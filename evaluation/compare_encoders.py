@@ -196,7 +196,8 @@ def work(job: Job) -> str:
     widths = dial.matryoshka[1:] if job.recipe.name in papers() else ()
     found = run_benchmark(encoder.encode, Exam.of(dataset, bench), widths)
     spent, steps = artifact.config["trained_cpu_seconds"], sum(artifact.config["steps"].values())
-    found.append(Measurement("encoder/trained_cpu_seconds", spent, steps, "training"))
+    found.append(Measurement("encoder/trained_cpu_seconds", spent, 1, "training"))
+    found.append(Measurement("encoder/steps", steps, 1, "training"))
     write_measurements(job.file, found)
     values = {one.name: one.value for one in found}
     shown = ", ".join(
