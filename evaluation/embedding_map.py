@@ -14,7 +14,7 @@ from evaluation.encoder_tasks import Labels
 NEIGHBOURS = 10  # of an item, among which its category is looked for
 COLOURED = 7  # categories with a colour of their own
 PERPLEXITY = 30.0  # neighbours each item has a feeling for; the paper's 5 to 50
-STEPS, EXAGGERATED, EXAGGERATION = 500, 250, 12.0
+STEPS, EXAGGERATED, EXAGGERATION = 1000, 250, 12.0
 SPREAD = 1e-4  # deviation of the start: small, so that the gradient and not the start places the items
 
 

@@ -253,12 +253,13 @@ def test_a_map_keeps_planted_groups_together_and_is_the_same_every_time():
     np.testing.assert_array_equal(place, tsne(vectors, perplexity=10))
 
 
-def test_a_map_is_as_good_as_scikit_learns():
-    """The same objective, KL(P || Q), from the same start; ours fills 0..1, so its scale is looked for."""
-    rng = np.random.default_rng(1)
-    vectors = rng.standard_normal((8, 12))[rng.integers(0, 8, 150)] * 2 + rng.standard_normal((150, 12))
-    near = affinities(vectors, 20)
-    near = (near + near.T) / 300
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_a_map_is_as_good_as_scikit_learns(seed):
+    """KL(P || Q), from the same start; ours fills 0..1, so its scale is looked for. Minima are local: 10 %."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((8, 12))[rng.integers(0, 8, 80)] * 2 + rng.standard_normal((80, 12))
+    near = affinities(vectors, 10)
+    near = (near + near.T) / 160
 
     def divergence(place):
         close = 1 / (1 + squared_distances(place))
@@ -267,9 +268,10 @@ def test_a_map_is_as_good_as_scikit_learns():
         held = near > 0
         return np.sum(near[held] * np.log(near[held] / far[held]))
 
-    theirs = divergence(TSNE(perplexity=20, method="exact", init="pca").fit_transform(vectors))
-    ours = min(divergence(tsne(vectors, 20) * scale) for scale in np.geomspace(2, 200, 60))
-    assert ours < 1.05 * theirs
+    theirs = divergence(TSNE(perplexity=10, method="exact", init="pca").fit_transform(vectors))
+    place = tsne(vectors, 10)
+    ours = min(divergence(place * scale) for scale in np.geomspace(2, 200, 60))
+    assert ours < 1.1 * theirs
 
 
 def test_agreement_of_a_map_is_counted_by_hand():
