@@ -57,6 +57,7 @@ class Encoder:
         id: id of its artifact.
         width: D, width of a vector.
         widths: Matryoshka prefixes that are vectors of their own once normalised.
+        model, tokenizer: what it is made of.
     """
 
     def __init__(
@@ -70,8 +71,8 @@ class Encoder:
         self.id = artifact.id
         self.width = model.width
         self.widths = tuple(int(width) for width in artifact.config["widths"])
-        self._model = model.to(device()).eval()
-        self._tokenizer = tokenizer
+        self.model = model.to(device()).eval()
+        self.tokenizer = tokenizer
         self._text_tokens = text_tokens
         self._parts = parts
 
@@ -116,21 +117,25 @@ class Encoder:
             )
         if not contents:
             return np.empty((0, self.width), dtype=np.float32)
-        texts = tokenize_fields(self._tokenizer, contents, self._text_tokens)
-        samples = [
+        samples = self.samples(contents)
+        if self._parts.chain:  # written greedily, so that a content always has the same vector
+            marks = chain_marks(self.tokenizer)
+            written = write_chains(self.model.backbone, samples, marks, self._text_tokens)
+            samples = written.chained(samples, marks)
+        return F.normalize(self.model.vectors(samples), dim=-1).cpu().numpy()
+
+    def samples(self, contents: Sequence[Content]) -> list[Sample]:
+        """What the model reads of contents, tokens and pixels; without attribute chains."""
+        texts = tokenize_fields(self.tokenizer, contents, self._text_tokens)
+        return [
             Sample(tokens, self._pictures(content.image), kinds)
             for content, (tokens, kinds) in zip(contents, texts, strict=True)
         ]
-        if self._parts.chain:  # written greedily, so that a content always has the same vector
-            marks = chain_marks(self._tokenizer)
-            written = write_chains(self._model.backbone, samples, marks, self._text_tokens)
-            samples = written.chained(samples, marks)
-        return F.normalize(self._model.vectors(samples), dim=-1).cpu().numpy()
 
     def _pictures(self, image: bytes | None) -> tuple[np.ndarray, ...]:
         if image is None:
             return ()
-        px = self._model.px
+        px = self.model.px
         whole = decode_image(image, px)
         if not self._parts.region:
             return (whole,)

@@ -211,11 +211,11 @@ def test_before_training_is_the_model_training_starts_from(trained, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         split = hold_out(dataset, folder / "again", items=14).split
         train_encoder(dataset, split, TINY, folder / "stopped", recipe=moon(), budget=0.02)
-    fresh = untrained(artifact)._model.state_dict()
+    fresh = untrained(artifact).model.state_dict()
     assert fresh.keys() == begun.keys()
     for name, value in begun.items():
         assert torch.equal(fresh[name], value), name
-    after = Encoder.open(artifact)._model.state_dict()
+    after = Encoder.open(artifact).model.state_dict()
     assert any(not torch.equal(fresh[name], value) for name, value in after.items())
 
 

@@ -18,9 +18,11 @@ from encoder.packing import Sample
 
 View = Literal["title", "details", "words", "image", "title+image", "details+image", "all", "half", "any"]
 
+LEFT_OUT = 0.3  # of the words: without it words are learned by heart within a few hundred steps (LOG.md)
+
 
 def show(corpus: Corpus, side: Side, rows: np.ndarray, view: View, rng: np.random.Generator) -> list[Sample]:
-    """Samples of rows, their pictures augmented.
+    """Samples of rows, their pictures augmented and their words thinned.
 
     Args:
         corpus: where contents come from.
@@ -33,19 +35,18 @@ def show(corpus: Corpus, side: Side, rows: np.ndarray, view: View, rng: np.rando
     count = len(rows)
     yes, no = np.ones(count, dtype=bool), np.zeros(count, dtype=bool)
     if view == "half":
-        return augmented(halved(corpus.samples(side, rows, yes, rng.random(count) < 0.5), rng), rng)
+        return augmented(thinned(corpus.samples(side, rows, yes, rng.random(count) < 0.5), 0.5, rng), rng)
+    text = no if view == "image" else yes
+    image = yes if view == "all" or "image" in view else no
     if view == "any":
         draw = rng.integers(3, size=count)
-        text = (draw != 1) | ~side.has_image[rows]
-        return augmented(corpus.samples(side, rows, text, (draw != 0) | ~side.has_text[rows]), rng)
-    samples = corpus.samples(side, rows, no if view == "image" else yes, yes if "image" in view else no)
-    if view == "all":
-        samples = corpus.samples(side, rows, yes, yes)
+        text, image = (draw != 1) | ~side.has_image[rows], (draw != 0) | ~side.has_text[rows]
+    samples = corpus.samples(side, rows, text, image)
     if view.startswith("title"):
         samples = [_keep(sample, lambda kind: kind == TITLE) for sample in samples]
     elif view.startswith("details"):
         samples = [_keep(sample, lambda kind: kind != TITLE) for sample in samples]
-    return augmented(samples, rng)
+    return augmented(thinned(samples, LEFT_OUT, rng), rng)
 
 
 def can_show(side: Side, view: View) -> np.ndarray:
@@ -65,12 +66,13 @@ def can_show(side: Side, view: View) -> np.ndarray:
     }[view]
 
 
-def halved(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
-    """The samples with every other word or so left out, at least one kept."""
+def thinned(samples: Sequence[Sample], share: float, rng: np.random.Generator) -> list[Sample]:
+    """The samples with each token left out with probability ``share``, at least one kept of those with any."""
     kept = []
     for sample in samples:
-        shown = rng.random(len(sample.tokens)) < 0.5
-        shown[rng.integers(len(shown))] = True
+        shown = rng.random(len(sample.tokens)) >= share
+        if len(shown):
+            shown[rng.integers(len(shown))] = True
         kept.append(_choose(sample, shown.tolist()))
     return kept
 

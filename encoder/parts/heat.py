@@ -27,7 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedTokenizerBase
 
-from encoder.content import Content, tokenize_fields
+from encoder.content import Content
 from encoder.encode import Encoder
 from encoder.model import EncoderModel
 from encoder.packing import Sample
@@ -161,10 +161,10 @@ def content_heat(encoder: Encoder, content: Content) -> ContentHeat:
         encoder: any but the dual baseline, whose towers have no tokens in common.
         content: with a picture, words, or both.
     """
-    tokenizer = encoder._tokenizer
-    ((tokens, kinds),) = tokenize_fields(tokenizer, [content], encoder._text_tokens)
-    heat = read_heat(encoder._model, Sample(tokens, encoder._pictures(content.image), kinds))
-    return ContentHeat(**vars(heat), words=_words(tokenizer, tokens, kinds, heat.tokens))
+    (sample,) = encoder.samples([content])
+    heat = read_heat(encoder.model, sample)
+    tokens, kinds = list(sample.tokens), list(sample.kinds or ())
+    return ContentHeat(**vars(heat), words=_words(encoder.tokenizer, tokens, kinds, heat.tokens))
 
 
 def _words(
