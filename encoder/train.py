@@ -109,41 +109,54 @@ def train_encoder(
     }  # fmt: skip
     parents = {"dataset": dataset.artifact, "split": split.artifact}
     partial = Partial(out.with_name(out.name + ".partial"), config, parents)
+    learner = new_learner(dataset, split, size, recipe, seed, checkpoint, lora, partial.tokenizer())
+    plan = Schedule.of(size, len(learner.corpus.spu), budget)
+    done = _train(learner, recipe, plan, partial, cpu_seconds, checkpoint is not None)
+    if lora:
+        merge(learner.model.backbone.model)
+    with write_artifact(out, "encoder", {**config, "batch": plan.batch, **done}, parents) as to:
+        save_encoder(learner.model, learner.tokenizer, to)
+    partial.remove()
+    return open_artifact(out, "encoder", MADE_BY)
+
+
+def new_learner(
+    dataset: Dataset,
+    split: Split,
+    size: Size,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: Path | None = None,
+    lora: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Learner:
+    """An untrained model of a recipe with all it may learn from.
+
+    Args:
+        dataset, split, size, recipe, seed, checkpoint, lora: as in ``train_encoder``.
+        tokenizer: of a run that is resumed; None: the checkpoint's, or one trained on the catalogue.
+    """
     learnable = split.encoder_items(dataset.items)
-    tokenizer = _tokenizer(dataset, learnable, checkpoint, partial)
+    if tokenizer is None:
+        tokenizer = (
+            load_tokenizer(checkpoint) if checkpoint else train_tokenizer(catalogue_texts(dataset, learnable))
+        )
     model = _model(recipe, tokenizer, size, seed, checkpoint, lora).to(device())
     corpus = read_corpus(dataset, tokenizer, size.text_tokens, model.px, learnable, recipe.parts.region)
-    plan = Schedule.of(size, len(corpus.spu), budget)
-    learner = Learner(
+    rows = np.arange(len(corpus.spu))
+    plan = Schedule.of(size, len(rows))
+    return Learner(
         model=model,
         tokenizer=tokenizer,
         corpus=corpus,
         relations=read_relations(split.log, split.fit_until, dataset.judgements, corpus),
         purchases=read_relations(split.log, split.fit_until, dataset.judgements, corpus, purchases=True),
-        shown=exposures(
-            split.log, split.fit_until, corpus.items, np.arange(len(corpus.spu)), len(corpus.spu)
-        ),
+        shown=exposures(split.log, split.fit_until, corpus.items, rows, len(rows)),
         size=size,
         batch=plan.batch,
         seed=seed,
         chunk=plan.chunk,
     )
-    done = _train(learner, recipe, plan, partial, cpu_seconds, checkpoint is not None)
-    if lora:
-        merge(model.backbone.model)
-    with write_artifact(out, "encoder", {**config, "batch": plan.batch, **done}, parents) as to:
-        save_encoder(model, tokenizer, to)
-    partial.remove()
-    return open_artifact(out, "encoder", MADE_BY)
-
-
-def _tokenizer(
-    dataset: Dataset, learnable: np.ndarray, checkpoint: Path | None, partial: Partial
-) -> PreTrainedTokenizerBase:
-    """The checkpoint's, or one trained on the catalogue; a resumed run reads the same tokens as before."""
-    if checkpoint is not None:
-        return load_tokenizer(checkpoint)
-    return partial.tokenizer() or train_tokenizer(catalogue_texts(dataset, learnable))
 
 
 def _model(

@@ -18,18 +18,23 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from dataset.tables import Dataset
 from encoder.assemble import Parts
 from encoder.content import item_content
 from encoder.contrast import OWN, Contrast
+from encoder.encode import Encoder
+from encoder.examples.corpus import read_corpus
 from encoder.recipes import Recipe, dual, moon, moon2, moon3, moon_embedding, ours
+from encoder.train import new_learner, train_encoder
 from evaluation.benchmark_split import POOL_ITEMS, BenchmarkSplit, hold_out, whole_items
 from evaluation.encoder_benchmark import Exam, run_benchmark
 from evaluation.encoder_table import EncoderTable
 from evaluation.measurements import write_measurements
 from evaluation.metrics import Measurement
 from evaluation.model_free import model_free
+from evaluation.reasoning import ARMS, reasoning_arms, train_stage
 from moon.artifacts import ArtifactError, open_artifact
 from moon.sizes import Size, size
 
@@ -164,6 +169,11 @@ def compare(
     workers = os.cpu_count() or 1
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         running = [pool.submit(work, job) for job in todo]
+        running += [
+            pool.submit(work_reasoning, replace(job, recipe=moon3()))
+            for job in {one.seed: one for one in jobs if one.recipe.name == "moon3"}.values()
+            if not all(_arm(out, arm, job.seed).exists() for arm in ARMS)
+        ]
         running += [pool.submit(work_plain, data, out, n) for n in PLAIN if not _file(out, n, 0).exists()]
         for number, one in enumerate(as_completed(running), start=1):
             sys.stderr.write(f"[{number}/{len(running)}] {one.result()}\n")
@@ -179,11 +189,6 @@ def compare(
 
 def work(job: Job) -> str:
     """Train and examine one encoder in this process; returns a line about it."""
-    import torch
-
-    from encoder.encode import Encoder
-    from encoder.train import train_encoder
-
     torch.set_num_threads(1)
     dataset = Dataset.open(job.dataset)
     bench = BenchmarkSplit.open(job.split, dataset)
@@ -204,6 +209,25 @@ def work(job: Job) -> str:
         f"{label} {values[name]:.3f}" for name, label in list(COLUMNS.items())[:3] if name in values
     )
     return f"{job.recipe.name}, seed {job.seed}: {steps} steps in {spent:.0f} CPU-s, {shown}"
+
+
+def work_reasoning(job: Job) -> str:
+    """What reinforcement adds to ``job.recipe``'s supervised stage, in this process; returns a line about it."""
+    torch.set_num_threads(1)
+    dataset = Dataset.open(job.dataset)
+    bench = BenchmarkSplit.open(job.split, dataset)
+    dial, parts = size(job.size_name), job.recipe.parts
+    learner = new_learner(dataset, bench.split, dial, job.recipe, job.seed)
+    train_stage(learner, job.recipe.stages[0], job.cpu_seconds)
+    held = read_corpus(
+        dataset, learner.tokenizer, dial.text_tokens, learner.model.px, bench.pool_items, parts.region
+    )
+    found: dict[str, list[Measurement]] = {}
+    for arm, measured in reasoning_arms(learner, held, job.cpu_seconds):
+        found.setdefault(arm, []).append(measured)
+    for arm, measurements in found.items():
+        write_measurements(_arm(job.out, arm, job.seed), measurements)
+    return f"reasoning, seed {job.seed}: {', '.join(found)}"
 
 
 def _same_terms(path: Path, terms: dict[str, Any]) -> None:
@@ -239,6 +263,10 @@ def _split(dataset: Dataset, path: Path) -> None:
 
 def _file(out: Path, name: str, seed: int) -> Path:
     return out / "measurements" / f"{_slug(name)}.{seed}.json"
+
+
+def _arm(out: Path, arm: str, seed: int) -> Path:
+    return out / "reasoning" / f"{_slug(arm)}.{seed}.json"
 
 
 def _slug(name: str) -> str:
