@@ -29,6 +29,7 @@ from encoder.losses.gather import gather_keys, gather_with_gradient
 from encoder.losses.info_nce import false_extra_negatives, false_negatives, matryoshka_info_nce
 from encoder.losses.queue import VectorQueue, false_queue_negatives
 
+PLENTY = 1_000  # pairs of a kind; of fewer each would be seen more often than is good for it
 CLEANED = 6_000  # pairs of one kind that the cleaning rules look at, at most
 
 
@@ -39,7 +40,7 @@ class Kind:
     Attributes:
         relation: what relates the two: the first of these that the data has (``pairs.Relations``).
         query, item: what is shown of each.
-        share: of the steps, relative to the other kinds that have pairs.
+        share: of the steps, relative to the other kinds; less where there are fewer than ``PLENTY`` pairs.
         temperature: of InfoNCE.
     """
 
@@ -137,7 +138,7 @@ class Contrasting(Objective):
                 f"{stage.name}: expected items with words, queries with clicks, or items taken together; found "
                 f"{relations.counts()} pairs, none of which the recipe can show. Nothing to learn from."
             )
-        share = np.array([kind.share for kind, _ in self.kinds])
+        share = np.array([kind.share * min(len(pairs), PLENTY) for kind, pairs in self.kinds])
         self.share = share / share.sum()
         self.queue = VectorQueue(stage.queue, learner.size.item_width) if stage.queue else None
         self.hard = None

@@ -163,3 +163,10 @@ def test_an_ablation_leaves_out_one_thing():
             f.name for f in fields(Parts) if getattr(whole.parts, f.name) != getattr(ablated.parts, f.name)
         ]
         assert len(parts) + (whole.stages != ablated.stages) == 1, name
+
+
+def test_a_kind_with_few_pairs_is_drawn_less(learner):
+    kinds = (replace(OWN, share=1.0), Kind(("query",), "all", "all", 1.0))
+    objective = Contrast(1.0, kinds).begin(learner)
+    counts = [len(pairs) for _, pairs in objective.kinds]
+    assert objective.share.tolist() == pytest.approx([count / sum(counts) for count in counts])
