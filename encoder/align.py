@@ -54,6 +54,7 @@ class Align:
         intra: image and text of one product are aligned too (§3.3); False leaves the query-to-item part only.
         augmented: positives are shown with enriched text and varied pictures (§3.4).
         filtered: triplets the model finds implausible weigh less (§3.5).
+        rate: factor on the peak learning rates.
         name: of the stage.
     """
 
@@ -61,6 +62,7 @@ class Align:
     intra: bool = True
     augmented: bool = True
     filtered: bool = True
+    rate: float = 1.0
     name: str = "align"
 
     def begin(self, learner: Learner) -> Objective:

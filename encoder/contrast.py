@@ -92,6 +92,7 @@ class Contrast:
         cleaned: pairs pass the four cleaning rules of §1.5 first.
         hard: another item of each positive's category is a negative of the whole batch (§1.5).
         queue: item vectors of earlier steps kept as negatives (§1.5); 0 keeps none.
+        rate: factor on the peak learning rates.
         name: of the round.
     """
 
@@ -102,6 +103,7 @@ class Contrast:
     cleaned: bool = False
     hard: bool = False
     queue: int = 0
+    rate: float = 1.0
     name: str = "contrast"
 
     def begin(self, learner: Learner) -> Contrasting:

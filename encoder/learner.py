@@ -110,6 +110,11 @@ class Stage(Protocol):
         """Its share of the training budget."""
         ...
 
+    @property
+    def rate(self) -> float:
+        """Factor on the peak learning rates."""
+        ...
+
     def begin(self, learner: Learner) -> Objective:
         """Prepare the objective.
 

@@ -52,10 +52,12 @@ class Pretrain:
 
     Attributes:
         share: of the training budget; the paper's is not recovered.
+        rate: factor on the peak learning rates.
         name: of the stage.
     """
 
     share: float
+    rate: float = 1.0
     name: str = "pretrain"
 
     def begin(self, learner: Learner) -> Asking:

@@ -52,6 +52,7 @@ class Reason:
         kinds: of pairs; their shares are w^i, w^t and w^mm.
         told: w^a, the weight of next-token prediction on the true chains.
         leak: contrast sees the true chains.
+        rate: factor on the peak learning rates.
         name: of the stage.
     """
 
@@ -59,6 +60,7 @@ class Reason:
     kinds: tuple[Kind, ...] = KINDS
     told: float = 1.0
     leak: bool = False
+    rate: float = 1.0
     name: str = "reason"
 
     def begin(self, learner: Learner) -> Reasoning:
@@ -79,6 +81,7 @@ class Reinforce:
         rollouts: G.
         rewards: weights of the four rewards.
         kl: weight of the divergence from the model that the stage began with.
+        rate: factor on the peak learning rates.
         name: of the stage.
     """
 
@@ -90,6 +93,7 @@ class Reinforce:
     rollouts: int = 4
     rewards: RewardWeights = RewardWeights()
     kl: float = KL_WEIGHT
+    rate: float = 0.5
     name: str = "reinforce"
 
     def begin(self, learner: Learner) -> Reinforcing:

@@ -79,7 +79,7 @@ def moon3() -> Recipe:
     return Recipe(
         "moon3",
         Parts(fire=True, fusion=True, chain=True),
-        (Reason(share=0.8), Reinforce(share=0.2)),
+        (Reason(share=0.8), Reinforce(share=0.2, told=1.0)),
     )
 
 

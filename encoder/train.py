@@ -138,9 +138,8 @@ def new_learner(
     """
     learnable = split.encoder_items(dataset.items)
     if tokenizer is None:
-        tokenizer = (
-            load_tokenizer(checkpoint) if checkpoint else train_tokenizer(catalogue_texts(dataset, learnable))
-        )
+        texts = catalogue_texts(dataset, learnable, recipe.parts.chain)
+        tokenizer = load_tokenizer(checkpoint) if checkpoint else train_tokenizer(texts)
     model = _model(recipe, tokenizer, size, seed, checkpoint, lora).to(device())
     corpus = read_corpus(dataset, tokenizer, size.text_tokens, model.px, learnable, recipe.parts.region)
     rows = np.arange(len(corpus.spu))
@@ -230,7 +229,7 @@ def _train(
                 else _steps_in(cpu_seconds * stage.share - begun, objective, trained, learner.seed)
             )
         steps = position.steps[name]
-        optimizers = Optimizers(trained, steps, scale)
+        optimizers = Optimizers(trained, steps, scale * stage.rate)
         first = 0
         if resumed:
             partial.restore(objective, optimizers)

@@ -1,7 +1,7 @@
 """What reinforcement adds to MOON3.0's reasoning (§4.2): arms of equal compute from one supervised model.
 
 Arms: the model before; supervised training continued; contrast on the model's own chains without any reward (the
-control); contrast and rewards together. All are measured on the same held-out items.
+control); contrast and rewards together; rewards alone. All are measured on the same held-out items.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ from evaluation.metrics import Measurement
 
 ARMS: Mapping[str, Stage | None] = {
     "before": None,
-    "supervised": Reason(share=1.0),
-    "own chains": Reinforce(share=1.0, grpo=0.0),
-    "reinforced": Reinforce(share=1.0),
+    "supervised": Reason(share=1.0, rate=0.5),
+    "own chains": Reinforce(share=1.0, grpo=0.0, told=1.0),
+    "reinforced": Reinforce(share=1.0, told=1.0),
+    "rewards alone": Reinforce(share=1.0, contrast=0.0, told=0.0),
 }
 TIMED_STEPS = 3
 ROLLOUTS = 4  # sampled chains per held-out item
@@ -68,7 +69,7 @@ def reasoning_arms(
             yield arm, measured
 
 
-def train_stage(learner: Learner, stage: Stage, cpu_seconds: float, scale: float = 1.0) -> int:
+def train_stage(learner: Learner, stage: Stage, cpu_seconds: float) -> int:
     """Train a learner's model by one stage for about so much CPU time; returns the steps made."""
     objective = stage.begin(learner)
     learner.model.train()
@@ -77,7 +78,7 @@ def train_stage(learner: Learner, stage: Stage, cpu_seconds: float, scale: float
         objective.loss(np.random.default_rng((learner.seed, 0, step)), 0.0).backward()
         learner.model.zero_grad(set_to_none=True)
     steps = max(round(cpu_seconds * TIMED_STEPS / (time.process_time() - started)), 1)
-    optimizers = Optimizers(learner.model, steps, scale)
+    optimizers = Optimizers(learner.model, steps, stage.rate)
     for step in range(steps):
         loss = objective.loss(np.random.default_rng((learner.seed, 1, step)), step / steps)
         optimizers.update(loss, stage.name, step)

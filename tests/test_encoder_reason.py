@@ -222,7 +222,7 @@ def test_items_without_fields_cannot_be_reasoned_about(world):
 @pytest.mark.slow
 def test_supervision_teaches_the_form_and_a_reward_changes_what_is_said(world, monkeypatch):
     learner = learner_of(world, batch=16)
-    train(learner, Reason(1.0, kinds=(OWN,)), 100, scale=4.0)
+    train(learner, Reason(1.0, kinds=(OWN,)), 180, scale=4.0)
     shares = []
 
     def red(self, written, *_):

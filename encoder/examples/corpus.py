@@ -20,6 +20,7 @@ from dataset.tables import Dataset
 from encoder.content import Content, item_content, query_content, tokenize_fields
 from encoder.images import decode_image, decode_images
 from encoder.packing import Sample
+from encoder.parts.chain import chain_body, chain_fields, chain_values
 from encoder.parts.region import REGION_DETAIL, core_region
 from moon.progress import track
 
@@ -102,10 +103,19 @@ class Corpus:
         return (whole,) if self.regions is None else (whole, self.regions[image])
 
 
-def catalogue_texts(dataset: Dataset, item_ids: np.ndarray) -> list[str]:
-    """Every text a tokenizer may know: of the items in ``item_ids``, then of the queries."""
-    items = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(item_ids)))
-    texts = [item_content(row).words for row in items.to_pylist()]
+def catalogue_texts(dataset: Dataset, item_ids: np.ndarray, chains: bool = False) -> list[str]:
+    """Every text a tokenizer may know: of the items in ``item_ids``, then of the queries.
+
+    Args:
+        dataset: whose texts.
+        item_ids: int64, items that may be learned from.
+        chains: the items' attribute chains too, so that they take few tokens to write.
+    """
+    items = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(item_ids))).to_pylist()
+    texts = [item_content(row).words for row in items]
+    if chains:
+        names = chain_fields(items)
+        texts += [chain_body(chain_values(row, names)) for row in items]
     return [text for text in [*texts, *(q or "" for q in dataset.queries["text"].to_pylist())] if text]
 
 

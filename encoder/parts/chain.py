@@ -90,7 +90,7 @@ def chain_values(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, s
 
 def chain_text(record: Mapping[str, Any], names: Sequence[str]) -> str:
     """The true chain of an item as text; ``<think></think><|emb|>`` when it has none of the fields."""
-    return THINK + _body(chain_values(record, names)) + END_THINK + EMB
+    return THINK + chain_body(chain_values(record, names)) + END_THINK + EMB
 
 
 def parse_chain(text: str) -> dict[str, str] | None:
@@ -173,7 +173,7 @@ def chain_tokens(tokenizer: PreTrainedTokenizerBase, chains: Sequence[Mapping[st
     if not chains:
         return []
     bodies = tokenizer(
-        [_body(chain) for chain in chains], add_special_tokens=False, split_special_tokens=True
+        [chain_body(chain) for chain in chains], add_special_tokens=False, split_special_tokens=True
     )["input_ids"]
     return [[marks.think, *body, marks.end_think, marks.emb] for body in bodies]
 
@@ -193,7 +193,8 @@ def read_chain(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> dic
     return parse_chain(f"{THINK}{body}{END_THINK}{EMB}")
 
 
-def _body(fields: Mapping[str, str]) -> str:
+def chain_body(fields: Mapping[str, str]) -> str:
+    """What stands between the marks of a chain."""
     return "; ".join(f"{name}: {value}" for name, value in fields.items())
 
 
