@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from dataset.contracts import DataError
 from encoder.backbone import Read
 from encoder.contrast import BOUGHT, OWN, PART, QUERY, Contrast, Contrasting, Kind, pair_keys
-from encoder.examples.views import View, show
 from encoder.learner import Learner, Objective
 from encoder.losses.alignment import RHO
 from encoder.losses.info_nce import false_negatives, matryoshka_info_nce
@@ -67,7 +66,7 @@ class TrueChains:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Asked:
     """B pairs of one kind.
 
     Attributes:
@@ -105,26 +104,18 @@ class Chaining(Objective):
             )
         self.chains = TrueChains.of(learner.tokenizer, records, names)
 
-    def draw(self, count: int, rng: np.random.Generator) -> Drawn:
-        """A random batch of at most ``count`` pairs of one random kind."""
-        corpus = self.learner.corpus
-        kind, pairs = self.pairs.kinds[int(rng.choice(len(self.pairs.kinds), p=self.pairs.share))]
-        relation = kind.relation[0]
-        chosen = rng.choice(len(pairs), size=min(count, len(pairs)), replace=False)
-        anchor, item = pairs.anchor[chosen], pairs.item[chosen]
-        if relation == "bought":
-            swap = rng.random(len(anchor)) < 0.5
-            anchor, item = np.where(swap, item, anchor), np.where(swap, anchor, item)
-        searched = relation == "query"
-        view: View = "all" if searched else kind.query
-        self.seen = corpus.items.ids[item]
-        return Drawn(
-            left=show(corpus, corpus.queries if searched else corpus.items, anchor, view, rng),
-            right=show(corpus, corpus.items, item, kind.item, rng),
-            left_row=item if searched else anchor,
-            right_row=item,
-            keys=pair_keys(corpus, relation, anchor, item),
-            temperature=kind.temperature,
+    def draw(self, count: int, rng: np.random.Generator) -> Asked:
+        """A random batch of at most ``count`` pairs of one random kind; a query gets the chain of its item."""
+        drawn = self.pairs.draw(count, rng)
+        relation = drawn.kind.relation[0]
+        self.seen = self.learner.corpus.items.ids[drawn.item]
+        return Asked(
+            left=drawn.left,
+            right=drawn.right,
+            left_row=drawn.item if relation == "query" else drawn.anchor,
+            right_row=drawn.item,
+            keys=pair_keys(self.learner.corpus, relation, drawn.anchor, drawn.item),
+            temperature=drawn.kind.temperature,
         )
 
     def told(self, samples: Sequence[Sample], rows: np.ndarray) -> list[Sample]:
@@ -132,7 +123,7 @@ class Chaining(Objective):
         chains = self.chains.tokens
         return [replace(s, chain=chains[row]) for s, row in zip(samples, rows.tolist(), strict=True)]
 
-    def contrast(self, query_BD: Tensor, item_BD: Tensor, drawn: Drawn) -> Tensor:
+    def contrast(self, query_BD: Tensor, item_BD: Tensor, drawn: Asked) -> Tensor:
         """Matryoshka InfoNCE of a batch."""
         same = false_negatives(*(torch.from_numpy(key).to(query_BD.device) for key in drawn.keys))
         widths = self.learner.size.matryoshka

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from encoder.losses.circle import matryoshka_circle_loss
 from encoder.losses.gather import gather_keys, gather_with_gradient
 from encoder.losses.info_nce import false_extra_negatives, false_negatives, matryoshka_info_nce
 from encoder.losses.queue import VectorQueue, false_queue_negatives
+from encoder.packing import Sample
 
 PLENTY = 1_000  # pairs of a kind; of fewer each would be seen more often than is good for it
 CLEANED = 6_000  # pairs of one kind that the cleaning rules look at, at most
@@ -111,6 +112,24 @@ class Contrast:
         return Contrasting(self, learner)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """B pairs of one kind.
+
+    Attributes:
+        kind: of which.
+        anchor: int64 (B), rows of the queries or of the items, by the kind's relation.
+        item: int64 (B), rows of the items.
+        left, right: samples of both.
+    """
+
+    kind: Kind
+    anchor: np.ndarray
+    item: np.ndarray
+    left: list[Sample]
+    right: list[Sample]
+
+
 class Contrasting(Objective):
     """The loss of ``Contrast``.
 
@@ -150,23 +169,29 @@ class Contrasting(Objective):
             bought = relations.bought
             self.hard = CategoryNegatives(categories, corpus.spu, (bought.anchor, bought.item))
 
-    def loss(self, rng: np.random.Generator, progress: float) -> Tensor:
-        """Matryoshka loss of one random batch of one random kind."""
-        learner, stage, corpus = self.learner, self.stage, self.learner.corpus
+    def draw(self, count: int, rng: np.random.Generator) -> Drawn:
+        """A random batch of at most ``count`` pairs of one random kind."""
+        corpus = self.learner.corpus
         kind, pairs = self.kinds[int(rng.choice(len(self.kinds), p=self.share))]
         relation = kind.relation[0]
-        chosen = rng.choice(len(pairs), size=min(learner.batch, len(pairs)), replace=False)
+        chosen = rng.choice(len(pairs), size=min(count, len(pairs)), replace=False)
         anchor, item = pairs.anchor[chosen], pairs.item[chosen]
-        self.seen = corpus.items.ids[item]
         if relation == "bought":
             swap = rng.random(len(anchor)) < 0.5
             anchor, item = np.where(swap, item, anchor), np.where(swap, anchor, item)
-        side = corpus.queries if relation == "query" else corpus.items
-        query_view: View = "all" if relation == "query" else kind.query
-        samples = [
-            *show(corpus, side, anchor, query_view, rng),
-            *show(corpus, corpus.items, item, kind.item, rng),
-        ]
+        searched = relation == "query"
+        side, view = (corpus.queries, "all") if searched else (corpus.items, kind.query)
+        left = show(corpus, side, anchor, cast(View, view), rng)
+        return Drawn(kind, anchor, item, left, show(corpus, corpus.items, item, kind.item, rng))
+
+    def loss(self, rng: np.random.Generator, progress: float) -> Tensor:
+        """Matryoshka loss of one random batch of one random kind."""
+        learner, stage, corpus = self.learner, self.stage, self.learner.corpus
+        drawn = self.draw(learner.batch, rng)
+        kind, anchor, item = drawn.kind, drawn.anchor, drawn.item
+        relation = kind.relation[0]
+        self.seen = corpus.items.ids[item]
+        samples = [*drawn.left, *drawn.right]
         negative = np.empty(0, dtype=np.int64)
         if self.hard is not None:
             negative = self.hard.draw(item, rng, anchor=None if relation == "query" else anchor)[:, 0]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoder.chaining import KINDS, Chaining, Drawn, balanced, next_token, unchained
+from encoder.chaining import KINDS, Asked, Chaining, balanced, next_token, unchained
 from encoder.contrast import Kind
 from encoder.learner import Learner
 from encoder.losses.grpo import KL_WEIGHT, group_advantages, grpo_loss
@@ -194,7 +194,7 @@ class Reinforcing(Chaining):
         )
 
     def rewards(
-        self, written: Sequence[Sequence[int]], query_RD: Tensor, item_BD: Tensor, drawn: Drawn
+        self, written: Sequence[Sequence[int]], query_RD: Tensor, item_BD: Tensor, drawn: Asked
     ) -> dict[str, Tensor]:
         """The four rewards of each chain of the queries, float (R) each."""
         copies, chains, device = self.stage.rollouts, self.chains, query_RD.device
