@@ -325,8 +325,8 @@ class Partial:
         return None if self._found is None else load_tokenizer(self._found.path)
 
     def restore_model(self, model: EncoderModel) -> None:
-        """Put the model's weights back, before a stage looks at them."""
-        model.load_state_dict(self._tensors("weights", model.device))
+        """Put the weights that learn back, before a stage looks at them; fixed ones are as they were made."""
+        model.load_state_dict(self._tensors("weights", model.device), strict=False)
 
     def restore(self, objective: Objective, optimizers: Optimizers) -> None:
         """Put back what the objective and the optimizers had."""
@@ -347,7 +347,9 @@ class Partial:
         """Replace what is there by the present state."""
         state = {"run": self.config, "position": asdict(position)}
         with write_artifact(self.path, "encoder-partial", state, self.parents) as folder:
-            tensors = {"weights": trained.model.state_dict(), "objective": trained.objective.tensors()}
+            fixed = {name for name, p in trained.model.named_parameters() if not p.requires_grad}
+            learned = {k: v for k, v in trained.model.state_dict().items() if k not in fixed}
+            tensors = {"weights": learned, "objective": trained.objective.tensors()}
             for (
                 name,
                 named,
