@@ -22,6 +22,7 @@ from encoder.kernels import (
     rotate,
     swiglu,
 )
+from encoder.optim import Muon, Optimizers, orthogonalise
 from encoder.packing import Sample, pack
 
 
@@ -156,3 +157,51 @@ def test_a_saved_quickened_model_loads_into_the_published_class(tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(tmp_path)
     for name, weight in copy.deepcopy(backbone.model.state_dict()).items():
         assert torch.equal(model.state_dict()[name], weight), name
+
+
+def plain_newton_schulz(matrix):
+    """K. Jordan's iteration on one matrix."""
+    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = x / x.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (12, 4), (4, 12)])
+def test_matrices_orthogonalised_together_are_those_orthogonalised_alone(shape):
+    torch.manual_seed(0)
+    matrices = torch.randn(5, *shape) * torch.logspace(-3, 3, 5)[:, None, None]
+    for found, matrix in zip(orthogonalise(matrices), matrices, strict=True):
+        torch.testing.assert_close(found, plain_newton_schulz(matrix), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        orthogonalise(matrices[0]), plain_newton_schulz(matrices[0]), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_matrices_side_by_side_take_the_steps_of_separate_ones():
+    torch.manual_seed(0)
+    start, gradients = torch.randn(8, 8), torch.randn(3, 8, 8)
+    whole = torch.nn.Parameter(start.clone())
+    parts = [torch.nn.Parameter(part.clone()) for part in start.chunk(4, dim=1)]
+    one, many = Muon([whole], side_by_side={whole: 4}), Muon(parts)
+    for gradient in gradients:
+        whole.grad = gradient.clone()
+        for part, piece in zip(parts, gradient.chunk(4, dim=1), strict=True):
+            part.grad = piece.clone()
+        one.step()
+        many.step()
+    torch.testing.assert_close(whole.detach(), torch.cat([part.detach() for part in parts], dim=1))
+
+
+def test_patch_mergers_are_four_matrices_to_the_optimizer(monkeypatch):
+    seen = []
+    monkeypatch.setattr("encoder.optim.orthogonalise", lambda x: seen.append(tuple(x.shape)) or x)
+    backbone = small()
+    optimizers = Optimizers(backbone, steps=10)
+    packed = pack(mixed(), backbone.image_prefix, torch.device("cpu"))
+    optimizers.update(backbone(packed).hidden_TH.square().mean(), "test", 0)
+    assert (8, 256, 64) in seen and not any(
+        shape[1:] == (256, 256) for shape in seen
+    )  # two mergers of width 64
