@@ -46,9 +46,7 @@ def test_what_is_measured_is_not_measured_again(compared):
     lost = next(path for path in files if path.name == "ours.1.json")
     lost.unlink()
     compare(**terms)
-    changed = [
-        path.name for path, time in zip(files, before, strict=True) if path.stat().st_mtime_ns != time
-    ]
+    changed = [path.name for path, time in zip(files, before, strict=True) if path.stat().st_mtime_ns != time]
     assert changed == ["ours.1.json"]
 
 

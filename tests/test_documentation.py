@@ -63,7 +63,15 @@ def test_the_tree_of_the_readme_is_the_tree():
 def test_the_options_are_few_and_frozen():
     options = {option for command in COMMANDS.values() for one in command.params for option in one.opts}
     journey = {"--data", "--run", "--size", "--seed", "--profile", "--host", "--port"}
-    assert options == journey | {"--recipe", "--backbone", "--lora", "--seconds", "--ablations", "--shard", "--json"}
+    assert options == journey | {
+        "--recipe",
+        "--backbone",
+        "--lora",
+        "--seconds",
+        "--ablations",
+        "--shard",
+        "--json",
+    }
 
 
 def test_every_number_of_the_readme_has_its_command():
