@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from test_encoder_backbone import FAMILIES, checkpoint
+from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText
 
 from encoder.attention import TextAttention, VisionAttention
 from encoder.backbone import build_backbone, load_backbone, small_config
+from encoder.examples.augment import COLOUR, SMALLEST_CROP, augment
 from encoder.kernels import (
     PatchProjection,
     RMSNorm,
@@ -205,3 +207,24 @@ def test_patch_mergers_are_four_matrices_to_the_optimizer(monkeypatch):
     assert (8, 256, 64) in seen and not any(
         shape[1:] == (256, 256) for shape in seen
     )  # two mergers of width 64
+
+
+def plain_augment(pixels, rng):
+    """The same draws through an affine grid of every pixel."""
+    count = len(pixels)
+    scale = rng.uniform(SMALLEST_CROP, 1.0, size=(count, 1))
+    shift = rng.uniform(-1, 1, size=(count, 2)) * (1 - scale)
+    mirror = np.where(rng.random(count) < 0.5, -1.0, 1.0)
+    gain = rng.uniform(1 - COLOUR, 1 + COLOUR, (count, 1)) * rng.uniform(1 - COLOUR, 1 + COLOUR, (count, 3))
+    affine = np.zeros((count, 2, 3))
+    affine[:, 0, 0], affine[:, 1, 1], affine[:, :, 2] = scale[:, 0] * mirror, scale[:, 0], shift
+    picture = torch.from_numpy(pixels).permute(0, 3, 1, 2).double()
+    grid = F.affine_grid(torch.from_numpy(affine), list(picture.shape), align_corners=False)
+    cropped = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
+    return (cropped * torch.from_numpy(gain)[:, :, None, None]).clamp(0, 255).permute(0, 2, 3, 1).numpy()
+
+
+def test_augmented_pictures_are_those_of_an_affine_grid():
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 24, 24, 3), dtype=np.uint8)
+    found = augment(pixels, np.random.default_rng(1))
+    np.testing.assert_allclose(found, plain_augment(pixels, np.random.default_rng(1)), atol=0.01)

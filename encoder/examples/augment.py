@@ -27,11 +27,20 @@ def augment(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     gain = rng.uniform(1 - COLOUR, 1 + COLOUR, size=(count, 1)) * rng.uniform(
         1 - COLOUR, 1 + COLOUR, size=(count, 3)
     )
-    affine = np.zeros((count, 2, 3), dtype=np.float32)
-    affine[:, 0, 0], affine[:, 1, 1] = scale[:, 0] * mirror, scale[:, 0]
-    affine[:, :, 2] = shift
+    side = pixels.shape[1]
+    line = (2 * np.arange(side) + 1) / side - 1  # pixel centres, -1..1
+    across = (line * scale * mirror[:, None] + shift[:, :1]).astype(np.float32)
+    down = (line * scale + shift[:, 1:]).astype(np.float32)
+    # A crop has a place per column and one per row: a third of the time of an affine grid, a place per pixel.
+    whole = (count, side, side)
+    grid = torch.stack(
+        [
+            torch.from_numpy(across)[:, None].expand(whole),
+            torch.from_numpy(down)[:, :, None].expand(whole),
+        ],
+        dim=-1,
+    )
     picture = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-    grid = F.affine_grid(torch.from_numpy(affine), list(picture.shape), align_corners=False)
     cropped = F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    coloured = cropped * torch.from_numpy(gain.astype(np.float32))[:, :, None, None]
-    return coloured.clamp(0, 255).permute(0, 2, 3, 1).contiguous().numpy()
+    coloured = cropped.mul_(torch.from_numpy(gain.astype(np.float32))[:, :, None, None])
+    return coloured.clamp_(0, 255).permute(0, 2, 3, 1).contiguous().numpy()
