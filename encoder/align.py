@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset.contracts import DataError
 from encoder.contrast import pair_keys
 from encoder.examples.coaugment import Coaugmented
 from encoder.examples.negatives import CategoryNegatives, deepest_categories
 from encoder.examples.pairs import Pairs
 from encoder.examples.views import View, can_show, show
-from encoder.learner import Learner, Objective
+from encoder.learner import Learner, NothingToLearn, Objective
 from encoder.losses.alignment import inter_loss, intra_loss, total
 from encoder.losses.filtering import triplet_weights
 from encoder.losses.info_nce import false_extra_negatives, false_negatives, over_widths
@@ -76,7 +75,7 @@ class Aligning(Objective):
     Without experts the objectives weigh the same, 1/M each: then there is nothing for W* to route.
 
     Raises:
-        DataError: no relation has two pairs.
+        NothingToLearn: no relation has two pairs.
     """
 
     def __init__(self, stage: Align, learner: Learner) -> None:
@@ -86,7 +85,7 @@ class Aligning(Objective):
         self.pairs = {name: _showable(learner, name) for name in RELATIONS}
         self.pairs = {name: pairs for name, pairs in self.pairs.items() if len(pairs) > 1}
         if not self.pairs:
-            raise DataError(
+            raise NothingToLearn(
                 f"{stage.name}: expected pairs of items, or of queries and items; found "
                 f"{learner.relations.counts()}. Nothing to learn from."
             )

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dataset.contracts import DataError
 from encoder.backbone import Read
 from encoder.contrast import BOUGHT, OWN, PART, QUERY, Contrast, Contrasting, Kind, pair_keys
-from encoder.learner import Learner, Objective
+from encoder.learner import Learner, NothingToLearn, Objective
 from encoder.losses.alignment import RHO
 from encoder.losses.info_nce import false_negatives, matryoshka_info_nce
 from encoder.model import Encoded
@@ -88,7 +87,7 @@ class Chaining(Objective):
     """What both stages share: pairs, true chains, and the contrastive loss.
 
     Raises:
-        DataError: no kind has two pairs, or the items have no field a chain could tell.
+        NothingToLearn: no kind has two pairs, or the items have no field a chain could tell.
     """
 
     def __init__(self, name: str, kinds: tuple[Kind, ...], learner: Learner) -> None:
@@ -98,7 +97,7 @@ class Chaining(Objective):
         records = learner.corpus.records
         names = chain_fields(records)
         if not names:
-            raise DataError(
+            raise NothingToLearn(
                 f"{name}: expected a category or attributes that repeat among {len(records)} items, found "
                 "none to write a chain of. Use a recipe without chains."
             )

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset.contracts import DataError
 from encoder.examples.cleaning import CatalogueEntities, clean, entity_counts
 from encoder.examples.corpus import Corpus
 from encoder.examples.negatives import CategoryNegatives, deepest_categories
 from encoder.examples.pairs import Pairs, Relations
 from encoder.examples.views import View, can_show, show
-from encoder.learner import Learner, Objective
+from encoder.learner import Learner, NothingToLearn, Objective
 from encoder.losses.alignment import RHO
 from encoder.losses.circle import matryoshka_circle_loss
 from encoder.losses.gather import gather_keys, gather_with_gradient
@@ -54,10 +53,10 @@ class Kind:
 
 # What users took together is a weak sign of likeness: at the temperature of an item's own halves the loss is
 # least when all vectors lie together, and the space collapses (LOG.md). A higher one asks for less contrast.
-OWN = Kind(("own",), "image", "words", 0.35)
+OWN = Kind(("own",), "image", "words", 0.6)
 PART = Kind(("own",), "half", "all", 0.2)
 QUERY = Kind(("query",), "all", "all", 0.25, 0.1)
-BOUGHT = Kind(("bought",), "any", "all", 0.2, 0.2)
+BOUGHT = Kind(("bought",), "all", "all", 0.2, 0.2)
 
 # MOON Embedding §1.4, Table 2, by samples in billions. The paper's queries are typed or photographed; where a
 # log has none, a title stands for a typed query and another picture of the product for a photographed one.
@@ -134,7 +133,7 @@ class Contrasting(Objective):
     """The loss of ``Contrast``.
 
     Raises:
-        DataError: no kind has two pairs: fewer have no negatives.
+        NothingToLearn: no kind has two pairs: fewer have no negatives.
     """
 
     def __init__(self, stage: Contrast, learner: Learner) -> None:
@@ -155,7 +154,7 @@ class Contrasting(Objective):
                 pairs = left if len(left) > 1 else pairs  # rules that leave nothing are not for this data
             self.kinds.append((replace(kind, relation=(relation,)), pairs))
         if not self.kinds:
-            raise DataError(
+            raise NothingToLearn(
                 f"{stage.name}: expected items with words, queries with clicks, or items taken together; found "
                 f"{relations.counts()} pairs, none of which the recipe can show. Nothing to learn from."
             )

@@ -39,7 +39,9 @@ def decode_image(content: bytes, px: int) -> np.ndarray:
         raise DataError(
             f"expected a picture, found {len(content)} bytes that do not decode: {reason}"
         ) from error
-    return np.asarray(ImageOps.pad(picture, (px, px), Image.Resampling.BICUBIC, color=WHITE), dtype=np.uint8)
+    if picture.size != (px, px):  # a draft often has the size already
+        picture = ImageOps.pad(picture, (px, px), Image.Resampling.BICUBIC, color=WHITE)
+    return np.asarray(picture, dtype=np.uint8)
 
 
 def _refuse_bomb(width: int, height: int) -> None:

@@ -11,12 +11,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from dataset.contracts import DataError
 from encoder.examples.corpus import Corpus
 from encoder.examples.pairs import Relations
 from encoder.losses.grad_cache import cached
 from encoder.model import Encoded, EncoderModel
 from encoder.packing import Sample
 from moon.sizes import Size
+
+
+class NothingToLearn(DataError):
+    """The data has nothing that a stage could learn from; other stages may find something."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,6 @@ class Stage(Protocol):
         """Prepare the objective.
 
         Raises:
-            DataError: the data has nothing that this stage could learn from.
+            NothingToLearn: the data has nothing that this stage could learn from.
         """
         ...

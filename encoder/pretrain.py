@@ -14,10 +14,9 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset.contracts import DataError
 from encoder.content import attribute_pairs, item_content
 from encoder.examples.views import augmented
-from encoder.learner import Learner, Objective
+from encoder.learner import Learner, NothingToLearn, Objective
 from encoder.packing import CHAIN, Sample
 from encoder.tokenizer import end_id, tokenize
 
@@ -69,7 +68,7 @@ class Asking(Objective):
     """Mean next-token loss over the answers of a batch of questions.
 
     Raises:
-        DataError: no item has a word to answer with.
+        NothingToLearn: no item has a word to answer with.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -77,7 +76,7 @@ class Asking(Objective):
         self.learner = learner
         rng = np.random.default_rng(0)
         if not any(question(row, kind, rng) for row in learner.corpus.records for kind in KINDS):
-            raise DataError(
+            raise NothingToLearn(
                 f"pretrain: expected items with a title, category, attributes or description, found none among "
                 f"{len(learner.corpus.records)}. Use a recipe without questions."
             )

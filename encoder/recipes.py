@@ -89,8 +89,20 @@ def dual() -> Recipe:
 
 
 def ours() -> Recipe:
-    """What measured best at the small size: own halves, parts, queries and trips, a temperature each (LOG.md)."""
-    return Recipe("ours", Parts(), (Contrast(share=1.0, kinds=(OWN, PART, QUERY, BOUGHT)),))
+    """What measured best at the small size (LOG.md): first an item's picture and words
+    and what was asked for, then what was taken together.
+
+    What users took together pulls together what tells two items apart, so it comes last, gently, and among more
+    of what came before.
+    """
+    return Recipe(
+        "ours",
+        Parts(),
+        (
+            Contrast(share=0.7, kinds=(OWN, QUERY), name="halves"),
+            Contrast(share=0.3, kinds=(OWN, PART, QUERY, BOUGHT), rate=0.3, name="relations"),
+        ),
+    )
 
 
 def recipe(name: str) -> Recipe:

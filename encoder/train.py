@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from encoder.encode import device, save_encoder
 from encoder.examples.cleaning import exposures
 from encoder.examples.corpus import catalogue_texts, read_corpus
 from encoder.examples.pairs import read_relations
-from encoder.learner import Learner, Objective
+from encoder.learner import Learner, NothingToLearn, Objective
 from encoder.model import EncoderModel
 from encoder.optim import CHECKPOINT_LR_SCALE, Optimizers
 from encoder.parts.chain import add_chain_marks
@@ -218,10 +219,17 @@ def _train(
         if resumed:
             partial.restore_model(learner.model)
         started = time.process_time()
-        objective = stage.begin(learner)
+        name = f"{number}.{stage.name}"
+        try:
+            objective = stage.begin(learner)
+        except NothingToLearn as nothing:
+            position.steps[name] = 0
+            if not any(position.steps.values()) and stage is recipe.stages[-1]:
+                raise
+            sys.stderr.write(f"  stage left out: {nothing}\n")
+            continue
         trained = Trained(learner.model, objective)
         begun = time.process_time() - started
-        name = f"{number}.{stage.name}"
         if name not in position.steps:
             position.steps[name] = (
                 max(round(plan.steps * stage.share), 1)

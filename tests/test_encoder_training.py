@@ -15,7 +15,7 @@ from dataset.contracts import IMAGES, ITEMS, JUDGEMENTS, QUERIES, DataError, con
 from encoder.assemble import Parts, assemble
 from encoder.backbone import build_backbone, small_config
 from encoder.content import Content, item_content
-from encoder.contrast import OWN, Contrast
+from encoder.contrast import OWN, Contrast, Kind
 from encoder.embed import embed
 from encoder.encode import Encoder, save_encoder
 from encoder.examples.corpus import read_corpus
@@ -159,10 +159,10 @@ def test_a_partial_of_another_run_is_not_continued(world, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Optimizers, "update", killed)
     with pytest.raises(KeyboardInterrupt):
-        train_encoder(dataset, split, TINY, tmp_path / "e", seed=1, budget=0.04)
+        train_encoder(dataset, split, TINY, tmp_path / "e", seed=1, budget=0.1)
     monkeypatch.setattr(Optimizers, "update", update)
-    fresh = train_encoder(dataset, split, TINY, tmp_path / "other", seed=2, budget=0.04)
-    over = train_encoder(dataset, split, TINY, tmp_path / "e", seed=2, budget=0.04)
+    fresh = train_encoder(dataset, split, TINY, tmp_path / "other", seed=2, budget=0.1)
+    over = train_encoder(dataset, split, TINY, tmp_path / "e", seed=2, budget=0.1)
     assert (over.path / "model.safetensors").read_bytes() == (fresh.path / "model.safetensors").read_bytes()
 
 
@@ -172,7 +172,7 @@ def test_the_artifact_is_verified_named_and_a_checkpoint_to_start_from(world, tr
     assert trained.parents == {"dataset": dataset.artifact.id, "split": split.artifact.id}
     learnable = split.encoder_items(dataset.items)
     assert len(learnable) < len(dataset.items)  # the evaluation pool is kept away from the encoder
-    pairs = trained.config["facts"]["0.contrast"]["pairs"]
+    pairs = trained.config["facts"]["1.relations"]["pairs"]
     assert pairs["own: image > words"] == sum(item % 12 != 11 for item in learnable)
     assert pairs["own: half > all"] == len(learnable) and len(pairs) == 4 and min(pairs.values()) > 0
     again = train_encoder(dataset, split, TINY, tmp_path / "tuned", checkpoint=trained.path, budget=0.04)
@@ -363,6 +363,21 @@ def test_nothing_to_learn_from_is_said(world, tmp_path):
         train_encoder(
             Bare(), Empty(), TINY, tmp_path / "e", recipe=Recipe("own", Parts(), (Contrast(1.0, (OWN,)),))
         )
+
+
+def test_a_stage_without_pairs_is_left_out(world, tmp_path, capsys):
+    """This shop has no product with variants: the stage that asks for them is skipped, the other is not."""
+    dataset, split = world
+    variants = Kind(("variant",), "image", "image", 1.0)
+    recipe = Recipe(
+        "two", Parts(), (Contrast(0.5, (variants,), name="alike"), Contrast(0.5, (OWN,), name="own"))
+    )
+    artifact = train_encoder(dataset, split, TINY, tmp_path / "e", recipe=recipe, budget=0.1)
+    assert artifact.config["steps"] == {"0.alike": 0, "1.own": 3}
+    assert "stage left out: alike" in capsys.readouterr().err
+    nothing = Recipe("none", Parts(), (Contrast(1.0, (variants,), name="alike"),))
+    with pytest.raises(DataError, match="Nothing to learn from"):
+        train_encoder(dataset, split, TINY, tmp_path / "none", recipe=nothing, budget=0.1)
 
 
 def test_the_schedule_is_a_function_of_size_items_and_budget_only():
