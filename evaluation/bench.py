@@ -1,0 +1,57 @@
+"""What a speed benchmark prints: one line per number, as text or JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measured number.
+
+    Attributes:
+        name: what was measured, with its unit.
+        value: the median where there are several measurements.
+        goal: the least it should be; None where there is no goal.
+        met: whether it is; None without a goal.
+        n: how many measurements.
+    """
+
+    name: str
+    value: float
+    goal: float | None
+    met: bool | None
+    n: int
+
+
+def line(name: str, values: Sequence[float], goal: float | None = None) -> Line:
+    """The median of some measurements as a line."""
+    middle = float(median(values))
+    return Line(name, middle, goal, None if goal is None else middle >= goal, len(values))
+
+
+def cpu_seconds(call: Callable[[], object]) -> float:
+    """CPU time of one call, in all threads of this process."""
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
+def to_json(lines: Sequence[Line]) -> str:
+    """A JSON list with an object per line."""
+    return json.dumps([asdict(one) for one in lines], indent=2)
+
+
+def to_text(lines: Sequence[Line]) -> str:
+    """A table with a row per line."""
+    wide = max((len(one.name) for one in lines), default=0)
+    rows = [f"{'':{wide}}  {'value':>9}  {'goal':>6}  {'met':>3}  {'n':>2}"]
+    for one in lines:
+        goal = "" if one.goal is None else f"{one.goal:g}"
+        met = "" if one.met is None else "yes" if one.met else "no"
+        rows.append(f"{one.name:{wide}}  {one.value:9.4g}  {goal:>6}  {met:>3}  {one.n:>2}")
+    return "\n".join(rows)
