@@ -19,6 +19,7 @@ from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.assemble import assemble
 from encoder.backbone import build_backbone, load_backbone, small_config
+from encoder.decoded import decoded
 from encoder.dual import DualModel
 from encoder.encode import device, save_encoder
 from encoder.examples.cleaning import exposures
@@ -142,7 +143,10 @@ def new_learner(
         texts = catalogue_texts(dataset, learnable, recipe.parts.chain)
         tokenizer = load_tokenizer(checkpoint) if checkpoint else train_tokenizer(texts)
     model = _model(recipe, tokenizer, size, seed, checkpoint, lora).to(device())
-    corpus = read_corpus(dataset, tokenizer, size.text_tokens, model.px, learnable, recipe.parts.region)
+    corpus = read_corpus(
+        dataset, tokenizer, size.text_tokens, model.px, learnable, recipe.parts.region,
+        decoded(dataset, model.px),
+    )  # fmt: skip
     rows = np.arange(len(corpus.spu))
     plan = Schedule.of(size, len(rows))
     return Learner(

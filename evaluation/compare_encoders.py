@@ -24,6 +24,7 @@ from dataset.tables import Dataset
 from encoder.assemble import Parts
 from encoder.content import item_content
 from encoder.contrast import OWN, Contrast
+from encoder.decoded import decoded
 from encoder.encode import Encoder
 from encoder.examples.corpus import read_corpus
 from encoder.recipes import Recipe, dual, moon, moon2, moon3, moon_embedding, ours
@@ -160,6 +161,7 @@ def compare(
         out / "terms.json", {"dataset": dataset.artifact.id, "size": dial.name, "seconds": cpu_seconds}
     )
     _split(dataset, out / "split")
+    decoded(dataset, dial.image_px)  # once for all
     jobs = [
         Job(data, out / "split", out, recipe, dial.name, seed, cpu_seconds)
         for seed in seeds

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from dataset.contracts import DataError
 from dataset.tables import Dataset
 from encoder.content import Content, item_content, query_content, tokenize_fields
+from encoder.decoded import Decoded
 from encoder.images import decode_image, decode_images
 from encoder.packing import Sample
 from encoder.parts.chain import chain_body, chain_fields, chain_values
@@ -72,8 +73,8 @@ class Corpus:
         spu: int64, product code of each item.
         records: each item's fields as Python values, for the question-answer templates.
         asked: each query's words.
-        pixels: uint8 (N, S, S, 3), the distinct pictures of both sides.
-        regions: uint8 (N, S, S, 3), the core region of each picture; None where the recipe uses none.
+        pixels: uint8 (N, S, S, 3), pictures, those of both sides among them.
+        regions: uint8 (N, S, S, 3), the core region of each of both sides' pictures; None where the recipe uses none.
     """
 
     items: Side
@@ -126,6 +127,7 @@ def read_corpus(
     px: int,
     item_ids: np.ndarray,
     regions: bool = False,
+    decoded: Decoded | None = None,
 ) -> Corpus:
     """Tokenise every text and decode every picture of some items and all queries of a dataset.
 
@@ -136,6 +138,7 @@ def read_corpus(
         px: side of a picture in pixels.
         item_ids: int64, the items to read.
         regions: find the core region of every picture too (MOON §2.1).
+        decoded: the dataset's pictures at ``px``; None: decode those that are wanted.
 
     Raises:
         DataError: a picture that an item or query names is missing or does not decode.
@@ -145,8 +148,9 @@ def read_corpus(
     records, queries = items.to_pylist(), dataset.queries.to_pylist()
     wanted = sorted({row["image_id"] for row in [*records, *queries] if row["image_id"] is not None})
     contents = _image_bytes(dataset.images, wanted)
-    pixels = decode_images(contents, wanted, px)
-    place = {name: row for row, name in enumerate(wanted)}
+    if decoded is None:
+        decoded = Decoded(wanted, decode_images(contents, wanted, px))
+    place = {name: row for row, name in enumerate(decoded.image_ids)}
 
     def side(key: str, rows: list[dict[str, Any]], content_of: Callable[[dict[str, Any]], Content]) -> Side:
         texts = tokenize_fields(tokenizer, [content_of(row) for row in rows], text_tokens)
@@ -164,16 +168,17 @@ def read_corpus(
         spu=items["spu"].to_numpy(),
         records=records,
         asked=[row["text"] for row in queries],
-        pixels=pixels,
-        regions=_regions(contents, wanted, px) if regions else None,
+        pixels=decoded.pixels,
+        regions=_regions(contents, decoded, px) if regions else None,
     )
 
 
-def _regions(contents: Mapping[str, bytes], wanted: Sequence[str], px: int) -> np.ndarray:
-    """The core region of each picture, found and cut at the detail that ``encoder.encode`` uses."""
-    out = np.empty((len(wanted), px, px, 3), dtype=np.uint8)
-    for row, name in enumerate(track(wanted, "core regions", unit="pictures")):
-        out[row] = core_region(decode_image(contents[name], REGION_DETAIL * px), px)
+def _regions(contents: Mapping[str, bytes], decoded: Decoded, px: int) -> np.ndarray:
+    """The core region of each wanted picture, found and cut at the detail that ``encoder.encode`` uses."""
+    out = np.zeros_like(decoded.pixels)
+    for row, name in enumerate(track(decoded.image_ids, "core regions", unit="pictures")):
+        if name in contents:
+            out[row] = core_region(decode_image(contents[name], REGION_DETAIL * px), px)
     return out
 
 
@@ -185,4 +190,4 @@ def _image_bytes(images: pa.Table, wanted: Sequence[str]) -> Mapping[str, bytes]
             f"images: expected {len(wanted)} pictures named by items and queries, "
             f"{len(missing)} are missing, first {missing[:3]}. Run 'moon import' again."
         )
-    return contents
+    return {name: contents[name] for name in wanted}

@@ -1,0 +1,59 @@
+"""Decoded pictures kept beside a dataset: the same pixels, made once, made again when the dataset changes."""
+
+import numpy as np
+import pytest
+from encoder_world import shop
+
+from encoder import decoded as module
+from encoder.decoded import decoded
+from encoder.examples.corpus import catalogue_texts, read_corpus
+from encoder.images import decode_images
+from encoder.tokenizer import train_tokenizer
+
+PX = 16
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return shop(tmp_path)[0]
+
+
+def plain(dataset):
+    ids = dataset.images["image_id"].to_pylist()
+    return decode_images(dict(zip(ids, dataset.images["bytes"].to_pylist(), strict=True)), ids, PX)
+
+
+def refuse(*_):
+    raise AssertionError("decoded again")
+
+
+def test_what_is_kept_is_what_is_decoded_and_is_decoded_once(dataset, monkeypatch):
+    first = decoded(dataset, PX)
+    monkeypatch.setattr(module, "decode_images", refuse)
+    again = decoded(dataset, PX)
+    assert list(again.image_ids) == dataset.images["image_id"].to_pylist()
+    np.testing.assert_array_equal(first.pixels, plain(dataset))
+    np.testing.assert_array_equal(again.pixels, plain(dataset))
+
+
+def test_damaged_or_other_pictures_are_decoded_again(dataset, monkeypatch):
+    decoded(dataset, PX)
+    kept = dataset.artifact.path.with_name(dataset.artifact.path.name + f".pixels_{PX}") / "pixels.npy"
+    kept.write_bytes(kept.read_bytes()[:-1] + b"?")
+    np.testing.assert_array_equal(decoded(dataset, PX).pixels, plain(dataset))
+    object.__setattr__(dataset.artifact, "id", "another dataset")
+    monkeypatch.setattr(module, "decode_images", refuse)
+    with pytest.raises(AssertionError, match="decoded again"):
+        decoded(dataset, PX)
+
+
+def test_a_corpus_reads_the_same_from_both(dataset):
+    ids = dataset.items["item_id"].to_numpy()[::2]
+    tokenizer = train_tokenizer(catalogue_texts(dataset, ids))
+    alone = read_corpus(dataset, tokenizer, 16, PX, ids, regions=True)
+    kept = read_corpus(dataset, tokenizer, 16, PX, ids, regions=True, decoded=decoded(dataset, PX))
+    for one, other in ((alone.items, kept.items), (alone.queries, kept.queries)):
+        for left, right in zip(one.image.tolist(), other.image.tolist(), strict=True):
+            assert len(alone.pictures(left)) == len(kept.pictures(right))
+            for a, b in zip(alone.pictures(left), kept.pictures(right), strict=True):
+                np.testing.assert_array_equal(a, b)
