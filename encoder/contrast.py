@@ -30,7 +30,7 @@ from encoder.losses.queue import VectorQueue, false_queue_negatives
 from encoder.packing import Sample
 
 PLENTY = 1_000  # pairs of a kind; of fewer each would be seen more often than is good for it
-CLEANED = 6_000  # pairs of one kind that the cleaning rules look at, at most
+CLEANED = 2_000  # pairs of one kind that the cleaning rules look at, at most
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from moon.sizes import Size
 
 CHECKPOINT_EVERY = 50  # steps
 CURVE_POINTS = 100
-TIMED_STEPS = 3  # of each stage, to find how many fit into a time
+TIMED_STEPS = 5  # of each stage, to find how many fit into a time
 MADE_BY = "moon encoder train"
 
 
@@ -216,6 +216,7 @@ def _train(
     position = partial.position()
     scale = CHECKPOINT_LR_SCALE if pretrained else 1.0
     learner.model.train()
+    until = np.cumsum([stage.share for stage in recipe.stages])  # of the budget, at the end of each stage
     for number, stage in enumerate(recipe.stages):
         if number < position.stage:
             continue
@@ -234,11 +235,12 @@ def _train(
             continue
         trained = Trained(learner.model, objective)
         begun = time.process_time() - started
+        spent = position.cpu_seconds
         if name not in position.steps:
             position.steps[name] = (
                 max(round(plan.steps * stage.share), 1)
                 if cpu_seconds is None
-                else _steps_in(cpu_seconds * stage.share - begun, objective, trained, learner.seed)
+                else _steps_in(cpu_seconds * until[number] - spent - begun, objective, trained, learner.seed)
             )
         steps = position.steps[name]
         optimizers = Optimizers(trained, steps, scale * stage.rate)

@@ -53,6 +53,9 @@ COLUMNS = {
 }
 PLAIN = ("random", "colour_histogram", "colour_thumbnail", "tf_idf", "colour_tf_idf")  # of ``model_free``
 MADE_BY = "moon encoder compare"
+SUPERVISED = (
+    3  # times the budget, before reinforcement: who writes no chain yet has nothing to be rewarded for
+)
 
 
 class ComparisonError(ValueError):
@@ -140,6 +143,7 @@ def compare(
     sweep: dict[str, Recipe],
     seeds: tuple[int, ...] = (0, 1, 2),
     cpu_seconds: float = 60.0,
+    reasoning: bool = True,
 ) -> EncoderTable:
     """Train and examine every recipe with every seed, and the model-free rows; write ``table.md`` and ``table.json``.
 
@@ -151,6 +155,7 @@ def compare(
         sweep: more of them, measured alike for a curve and left out of the table.
         seeds: of training.
         cpu_seconds: training time of each, see ``encoder.train.train_encoder``.
+        reasoning: measure what reinforcement adds to MOON3.0 as well, see ``evaluation.reasoning``.
 
     Raises:
         ComparisonError: the folder holds a comparison on other terms.
@@ -173,8 +178,8 @@ def compare(
         running = [pool.submit(work, job) for job in todo]
         running += [
             pool.submit(work_reasoning, replace(job, recipe=moon3()))
-            for job in {one.seed: one for one in jobs if one.recipe.name == "moon3"}.values()
-            if not all(_arm(out, arm, job.seed).exists() for arm in ARMS)
+            for job in {one.seed: one for one in jobs}.values()
+            if reasoning and not all(_arm(out, arm, job.seed).exists() for arm in ARMS)
         ]
         running += [pool.submit(work_plain, data, out, n) for n in PLAIN if not _file(out, n, 0).exists()]
         for number, one in enumerate(as_completed(running), start=1):
@@ -220,7 +225,7 @@ def work_reasoning(job: Job) -> str:
     bench = BenchmarkSplit.open(job.split, dataset)
     dial, parts = size(job.size_name), job.recipe.parts
     learner = new_learner(dataset, bench.split, dial, job.recipe, job.seed)
-    train_stage(learner, job.recipe.stages[0], job.cpu_seconds)
+    train_stage(learner, job.recipe.stages[0], SUPERVISED * job.cpu_seconds)
     held = read_corpus(
         dataset, learner.tokenizer, dial.text_tokens, learner.model.px, bench.pool_items, parts.region
     )

@@ -111,7 +111,9 @@ def encoder_train(
 def encoder_compare(
     run: RunOption = None,
     seconds: Annotated[float, typer.Option(help="CPU seconds of training for each encoder.")] = 60.0,
-    ablations: Annotated[bool, typer.Option("--ablations", help="Leave each idea out as well.")] = False,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="Leave each idea out, and reinforce, as well.")
+    ] = False,
 ) -> None:
     """Train every recipe with three seeds at equal compute on held-out products; write a table and a report."""
     from moon import journey

@@ -81,6 +81,7 @@ def compare_encoders(run: Run, seconds: float, ablated: bool) -> str:
         papers() | (ablations() if ablated else {}),
         sweep=negatives() if ablated else {},
         cpu_seconds=seconds,
+        reasoning=ablated,
     )
     page = render_encoder_report(out, _dataset(run), COLUMNS)
     return f"{table.markdown(COLUMNS)}\ntable:  {out / 'table.md'}\nreport: {page}"

@@ -24,6 +24,7 @@ def compared(tmp_path_factory):
         "sweep": {},
         "seeds": (0, 1),
         "cpu_seconds": 1.0,
+        "reasoning": False,
     }
     return dataset, terms, compare(**terms)
 
