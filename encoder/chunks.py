@@ -6,7 +6,7 @@ Shapes: n contents of a chunk, M rows of an embedding, D vector width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from encoder.content import Content
+from encoder.decoded import Decoded
 from moon.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 
 HASH_BYTES = 32
@@ -42,20 +43,26 @@ class Pictures:
     Args:
         images: the dataset's ``images.parquet``.
         copy: where to put the Arrow file.
+        decoded: those that training has decoded already; None: none.
     """
 
-    def __init__(self, images: Path, copy: Path) -> None:
+    def __init__(self, images: Path, copy: Path, decoded: Decoded | None = None) -> None:
         source = pq.ParquetFile(images)
         schema = pa.schema([source.schema_arrow.field("image_id"), source.schema_arrow.field("bytes")])
         with pa.OSFile(str(copy), "wb") as stream, pa.ipc.new_file(stream, schema) as to:
             for batch in source.iter_batches(batch_size=1024, columns=schema.names):
                 to.write_batch(batch)
         self._table = pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
+        self._decoded = decoded
 
-    def read(self, image_ids: Iterable[str | None]) -> list[bytes | None]:
-        """The encoded picture of each id; None where there is none."""
+    def read(self, image_ids: Sequence[str | None]) -> tuple[list[bytes | None], list[np.ndarray | None]]:
+        """The encoded picture of each id, None where there is none, and its pixels, None where not decoded yet."""
         rows = pc.index_in(pa.array(image_ids, pa.string()), value_set=self._table["image_id"])
-        return self._table["bytes"].take(rows).to_pylist()
+        images = self._table["bytes"].take(rows).to_pylist()
+        if self._decoded is None:
+            return images, [None] * len(images)
+        place = [None if one is None else self._decoded.rows.get(one) for one in image_ids]
+        return images, [None if row is None else self._decoded.pixels[row] for row in place]
 
 
 @dataclass(frozen=True)

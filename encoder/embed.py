@@ -20,6 +20,7 @@ from dataset.contracts import DataError
 from dataset.tables import Dataset
 from encoder.chunks import HASH_BYTES, TABLES, Embedded, FinishedChunks, Pictures, content_digest
 from encoder.content import Content, item_content, query_content
+from encoder.decoded import kept
 from encoder.encode import Encoder
 from moon.artifacts import Artifact, ArtifactError, open_artifact, require_parent, write_artifact
 from moon.progress import track
@@ -101,7 +102,8 @@ def embed(
     partial = out.with_name(out.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     finished = FinishedChunks(partial, {**run, "shard": list(shard), "chunk": CHUNK}, parents)
-    pictures = Pictures(dataset.artifact.file("images.parquet"), partial / "pictures.arrow")
+    before = kept(dataset, model.model.px)
+    pictures = Pictures(dataset.artifact.file("images.parquet"), partial / "pictures.arrow", before)
     done = {
         name: _embed_table(model, name, table, pictures, shard, previous, finished)
         for name, table in (("items", dataset.items), ("queries", dataset.queries))
@@ -203,27 +205,26 @@ def _embed_rows(
 ) -> Embedded:
     """Vectors of the rows that have content; each distinct content that is not known is encoded once."""
     key = TABLES[name]
-    images = pictures.read(row["image_id"] for row in rows)
+    images, pixels = pictures.read([row["image_id"] for row in rows])
     contents = [CONTENT[name](row, image) for row, image in zip(rows, images, strict=True)]
-    kept = [place for place, content in enumerate(contents) if not content.is_empty]
-    digests = [content_digest(contents[place]) for place in kept]
-    new = {
-        digest: contents[place] for digest, place in zip(digests, kept, strict=True) if digest not in known
-    }
-    encoded = dict(zip(new, model.encode(list(new.values())), strict=True))
-    vectors = np.empty((len(kept), model.width), dtype=np.float32)
+    full = [place for place, content in enumerate(contents) if not content.is_empty]
+    digests = [content_digest(contents[place]) for place in full]
+    new = {digest: place for digest, place in zip(digests, full, strict=True) if digest not in known}
+    unseen = [contents[place] for place in new.values()], [pixels[place] for place in new.values()]
+    encoded = dict(zip(new, model.encode(*unseen), strict=True))
+    vectors = np.empty((len(full), model.width), dtype=np.float32)
     for row, digest in enumerate(digests):
         vectors[row] = encoded[digest] if digest in encoded else known[digest]
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
-        first = [rows[kept[place]][key] for place in bad[:3].tolist()]
+        first = [rows[full[place]][key] for place in bad[:3].tolist()]
         raise DataError(
             f"{len(bad)} of {len(vectors)} vectors are not finite ({key} {first}). Run 'moon encoder train' again."
         )
     return Embedded(
-        ids=np.array([rows[place][key] for place in kept], dtype=np.int64),
+        ids=np.array([rows[place][key] for place in full], dtype=np.int64),
         vectors=vectors,
         hashes=np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, HASH_BYTES),
-        empty=len(rows) - len(kept),
+        empty=len(rows) - len(full),
         unchanged=sum(digest not in encoded for digest in digests),
     )

@@ -97,11 +97,14 @@ class Encoder:
         return cls(artifact, model, tokenizer, size.text_tokens, parts)
 
     @torch.inference_mode()
-    def encode(self, contents: Sequence[Content]) -> np.ndarray:
+    def encode(
+        self, contents: Sequence[Content], pixels: Sequence[np.ndarray | None] | None = None
+    ) -> np.ndarray:
         """Unit vectors of contents; none depends on the others.
 
         Args:
             contents: each with a picture, words, or both; a missing part takes no tokens.
+            pixels: what ``decode_image`` makes of each one's picture, where that is known already.
 
         Returns:
             float32 (n, D), unit norm.
@@ -117,26 +120,30 @@ class Encoder:
             )
         if not contents:
             return np.empty((0, self.width), dtype=np.float32)
-        samples = self.samples(contents)
+        samples = self.samples(contents, pixels)
         if self._parts.chain:  # written greedily, so that a content always has the same vector
             marks = chain_marks(self.tokenizer)
             written = write_chains(self.model.backbone, samples, marks, self._text_tokens)
             samples = written.chained(samples, marks)
         return F.normalize(self.model.vectors(samples), dim=-1).cpu().numpy()
 
-    def samples(self, contents: Sequence[Content]) -> list[Sample]:
+    def samples(
+        self, contents: Sequence[Content], pixels: Sequence[np.ndarray | None] | None = None
+    ) -> list[Sample]:
         """What the model reads of contents, tokens and pixels; without attribute chains."""
         texts = tokenize_fields(self.tokenizer, contents, self._text_tokens)
+        known = [None] * len(contents) if pixels is None else pixels
         return [
-            Sample(tokens, self._pictures(content.image), kinds)
-            for content, (tokens, kinds) in zip(contents, texts, strict=True)
+            Sample(tokens, self._pictures(content.image, whole), kinds)
+            for content, whole, (tokens, kinds) in zip(contents, known, texts, strict=True)
         ]
 
-    def _pictures(self, image: bytes | None) -> tuple[np.ndarray, ...]:
+    def _pictures(self, image: bytes | None, whole: np.ndarray | None) -> tuple[np.ndarray, ...]:
         if image is None:
             return ()
         px = self.model.px
-        whole = decode_image(image, px)
+        if whole is None:
+            whole = decode_image(image, px)
         if not self._parts.region:
             return (whole,)
         return whole, core_region(decode_image(image, REGION_DETAIL * px), px)

@@ -36,15 +36,34 @@ def test_what_is_kept_is_what_is_decoded_and_is_decoded_once(dataset, monkeypatc
     np.testing.assert_array_equal(again.pixels, plain(dataset))
 
 
-def test_damaged_or_other_pictures_are_decoded_again(dataset, monkeypatch):
+def test_damaged_pictures_are_decoded_again(dataset, monkeypatch):
     decoded(dataset, PX)
     kept = dataset.artifact.path.with_name(dataset.artifact.path.name + f".pixels_{PX}") / "pixels.npy"
     kept.write_bytes(kept.read_bytes()[:-1] + b"?")
     np.testing.assert_array_equal(decoded(dataset, PX).pixels, plain(dataset))
-    object.__setattr__(dataset.artifact, "id", "another dataset")
+    (kept.parent / "manifest.json").unlink()
     monkeypatch.setattr(module, "decode_images", refuse)
     with pytest.raises(AssertionError, match="decoded again"):
         decoded(dataset, PX)
+
+
+def test_of_another_dataset_only_what_is_new_is_decoded(dataset, monkeypatch):
+    everything = plain(dataset)
+    images = dataset.images
+    object.__setattr__(dataset, "images", images.slice(0, len(images) - 3))
+    decoded(dataset, PX)
+    object.__setattr__(dataset, "images", images.take(np.arange(len(images))[::-1]))
+    object.__setattr__(dataset.artifact, "id", "another dataset")
+    assert module.kept(dataset, PX) is None
+    asked = []
+
+    def watched(contents, image_ids, px):
+        asked.extend(image_ids)
+        return decode_images(contents, image_ids, px)
+
+    monkeypatch.setattr(module, "decode_images", watched)
+    np.testing.assert_array_equal(decoded(dataset, PX).pixels, everything[::-1])
+    assert sorted(asked) == sorted(images["image_id"].to_pylist()[-3:])
 
 
 def test_a_corpus_reads_the_same_from_both(dataset):

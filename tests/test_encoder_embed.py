@@ -15,6 +15,7 @@ from dataset.contracts import IMAGES, ITEMS, DataError, content_hash
 from encoder import embed as embedding
 from encoder.chunks import Pictures, content_digest
 from encoder.content import Content, item_content
+from encoder.decoded import Decoded
 from encoder.embed import embed, merge_shards, parse_shard
 from encoder.encode import Encoder
 from encoder.train import train_encoder
@@ -51,9 +52,9 @@ def encoded(monkeypatch):
     calls = []
     encode = Encoder.encode
 
-    def counted(self, contents):
+    def counted(self, contents, pixels=None):
         calls.append(list(contents))
-        return encode(self, contents)
+        return encode(self, contents, pixels)
 
     monkeypatch.setattr(Encoder, "encode", counted)
     return calls
@@ -76,11 +77,11 @@ def test_an_interrupted_embedding_goes_on_and_ends_with_the_same_bytes(world, tr
     whole = embed(trained, dataset, AS_OF, tmp_path / "whole")
     encode, calls = Encoder.encode, []
 
-    def killed(self, contents):
+    def killed(self, contents, *pixels):
         calls.append(len(contents))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return encode(self, contents)
+        return encode(self, contents, *pixels)
 
     monkeypatch.setattr(Encoder, "encode", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -236,7 +237,22 @@ def test_pictures_by_id_in_the_order_asked(tmp_path):
     pa.parquet.write_table(pa.Table.from_pylist(rows, IMAGES), tmp_path / "images.parquet", row_group_size=2)
     pictures = Pictures(tmp_path / "images.parquet", tmp_path / "copy.arrow")
     ids = [*bytes_of, None, "unknown", next(iter(bytes_of))]
-    assert pictures.read(ids) == [bytes_of.get(key) for key in ids]
+    assert pictures.read(ids) == ([bytes_of.get(key) for key in ids], [None] * len(ids))
+    decoded = Decoded([ids[2], ids[0]], np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3))
+    _, pixels = Pictures(tmp_path / "images.parquet", tmp_path / "copy.arrow", decoded).read(ids)
+    assert [one is not None for one in pixels] == [True, False, True, False, False, True]
+    np.testing.assert_array_equal(np.stack([pixels[2], pixels[0]]), decoded.pixels)
+
+
+def test_pictures_that_training_decoded_are_not_decoded_again(trained, world, tmp_path, monkeypatch):
+    dataset, _ = world
+    again = embed(trained, dataset, AS_OF, tmp_path / "again")
+    monkeypatch.setattr("encoder.encode.decode_image", lambda *_: 1 / 0)
+    kept = embed(trained, dataset, AS_OF, tmp_path / "kept")
+    assert kept.id == again.id
+    shutil.rmtree(dataset.artifact.path.with_name(f"{dataset.artifact.path.name}.pixels_{TINY.image_px}"))
+    with pytest.raises(ZeroDivisionError):
+        embed(trained, dataset, AS_OF, tmp_path / "new")
 
 
 def test_a_digest_tells_contents_apart_field_by_field():

@@ -150,7 +150,7 @@ def read_corpus(
     contents = _image_bytes(dataset.images, wanted)
     if decoded is None:
         decoded = Decoded(wanted, decode_images(contents, wanted, px))
-    place = {name: row for row, name in enumerate(decoded.image_ids)}
+    place = decoded.rows
 
     def side(key: str, rows: list[dict[str, Any]], content_of: Callable[[dict[str, Any]], Content]) -> Side:
         texts = tokenize_fields(tokenizer, [content_of(row) for row in rows], text_tokens)
