@@ -11,6 +11,7 @@ from encoder.align import Align
 from encoder.assemble import Parts
 from encoder.contrast import BOUGHT, NINE_KINDS, OWN, PART, QUERY, THREE_QUERIES, Contrast
 from encoder.learner import Stage
+from encoder.photos import Photos
 from encoder.pretrain import Pretrain
 from encoder.reason import Reason, Reinforce
 
@@ -105,13 +106,18 @@ def ours() -> Recipe:
     )
 
 
+def photos() -> Recipe:
+    """For photo search in a catalogue of few products with many photos of each (LOG.md)."""
+    return Recipe("photos", Parts(), (Photos(share=1.0),))
+
+
 def recipe(name: str) -> Recipe:
     """The recipe called ``name``.
 
     Raises:
         RecipeError: unknown name, listing the known ones.
     """
-    known = {one.name: one for one in (moon_embedding(), moon(), moon2(), moon3(), dual(), ours())}
+    known = {one.name: one for one in (moon_embedding(), moon(), moon2(), moon3(), dual(), ours(), photos())}
     if name not in known:
         raise RecipeError(f"unknown recipe {name!r}: expected one of {', '.join(known)}")
     return known[name]

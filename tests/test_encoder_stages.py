@@ -15,7 +15,7 @@ from encoder.contrast import NINE_KINDS, OWN, THREE_QUERIES, Contrast, Kind
 from encoder.examples.corpus import read_corpus
 from encoder.examples.pairs import Pairs, read_relations, variant_pairs
 from encoder.learner import Learner
-from encoder.recipes import RecipeError, dual, moon, moon2, moon3, moon_embedding, ours, recipe
+from encoder.recipes import RecipeError, dual, moon, moon2, moon3, moon_embedding, ours, photos, recipe
 from encoder.tokenizer import special_ids, train_tokenizer
 from evaluation.compare_encoders import ablations
 
@@ -149,7 +149,7 @@ def test_implausible_triplets_weigh_less_only_when_filtered(learner, monkeypatch
 
 
 def test_recipes_are_found_by_name_and_differ():
-    known = (moon_embedding(), moon(), moon2(), moon3(), dual(), ours())
+    known = (moon_embedding(), moon(), moon2(), moon3(), dual(), ours(), photos())
     assert all(recipe(one.name) == one for one in known)
     with pytest.raises(RecipeError, match="expected one of moon_embedding, moon"):
         recipe("moon4")

@@ -16,12 +16,11 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from encoder.content import TITLE, attribute_pairs
 from encoder.examples.cleaning import CatalogueEntities, EntityFinder
+from encoder.examples.warp import channels_first, channels_last, homographies, warped
 from encoder.learner import Learner
 from encoder.packing import Sample
 from encoder.parts.region import departures, unpadded
@@ -100,7 +99,7 @@ class ProceduralVariants:
         behind[len(main) :] = backgrounds(len(background), pixels.shape[1], rng)
         out[masked] = behind + product_opacity(filled)[..., None] * (filled - behind)
         maps = np.concatenate([_views(len(view), rng), _magnified(len(detail), rng)])
-        out[moved] = _channels_last(_warped(_channels_first(pixels[moved]), maps))
+        out[moved] = channels_last(warped(channels_first(pixels[moved]), maps))
         out[view] = _lit(out[view], rng)
         return out
 
@@ -134,44 +133,10 @@ def backgrounds(count: int, px: int, rng: np.random.Generator) -> np.ndarray:
     down, right = (rng.uniform(-50, 50, size=(2, count, 1, 1, 3)) * (kind == 1)).astype(np.float32)
     ramp = np.linspace(-1, 1, px, dtype=np.float32)[:, None]
     grain = (rng.normal(0, 30, size=(count, GRAIN, GRAIN, 3)) * (kind == 2)).astype(np.float32)
-    texture = F.interpolate(_channels_first(grain), size=(px, px), mode="bilinear", align_corners=False)
-    out = _channels_last(texture)
+    texture = F.interpolate(channels_first(grain), size=(px, px), mode="bilinear", align_corners=False)
+    out = channels_last(texture)
     out += (colour + ramp[:, None] * down) + ramp * right
     return out.clip(0, 255, out=out)
-
-
-def strong(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Heavy augmentation for few photos: random resized crop, mirror, rotation, colour jitter, cutout.
-
-    Args:
-        pixels: uint8 (N, S, S, 3).
-        rng: the only source of chance.
-
-    Returns:
-        float32 (N, S, S, 3), 0..255.
-    """
-    count, px = len(pixels), pixels.shape[1]
-    area, aspect = rng.uniform(0.25, 1, size=count), np.exp(rng.uniform(-0.3, 0.3, size=count))
-    side = np.sqrt(area)[:, None] * np.stack([aspect**0.5, aspect**-0.5], axis=1)
-    side = side.clip(max=1)
-    shift = rng.uniform(-1, 1, size=(count, 2)) * (1 - side)
-    side[:, 0] *= rng.choice([-1, 1], size=count)
-    turn = rng.normal(0, np.deg2rad(10), size=count)
-    map_N33 = _homographies(turn, side, np.zeros(count), shift, np.zeros((count, 2)))
-    picture = _warped(_channels_first(pixels), map_N33)
-    bright, contrast, colourful = (_per_picture(rng.uniform(0.6, 1.4, size=count)) for _ in range(3))
-    tint = torch.from_numpy(rng.uniform(0.85, 1.15, size=(count, 3, 1, 1)).astype(np.float32))
-    grey = picture.mean(1, keepdim=True)
-    picture = grey + (picture - grey) * colourful
-    mean = picture.mean((1, 2, 3), keepdim=True)
-    out = _channels_last((mean + (picture - mean) * contrast) * bright * tint)
-    size = (rng.uniform(0.15, 0.45, size=(count, 2)) * px).astype(np.int64)
-    low = (rng.random((count, 2)) * (px - size)).astype(np.int64)
-    place = np.arange(px)
-    row, column = ((place >= low[:, i, None]) & (place < (low + size)[:, i, None]) for i in range(2))
-    cut = row[:, :, None] & column[:, None, :] & (rng.random(count) < 0.5)[:, None, None]
-    out[cut] = np.repeat(rng.uniform(0, 255, size=(count, 3)), cut.sum((1, 2)), axis=0)
-    return out.clip(0, 255)
 
 
 def consistent(
@@ -267,7 +232,7 @@ def _bars_filled(pixels: np.ndarray) -> np.ndarray:
 
 def _views(count: int, rng: np.random.Generator) -> np.ndarray:
     """Small changes of viewpoint as maps from the new picture's coordinates to the old one's."""
-    return _homographies(
+    return homographies(
         turn=rng.uniform(-0.2, 0.2, size=count),
         side=rng.uniform(0.9, 1.2, size=(count, 2)),
         shear=rng.uniform(-0.15, 0.15, size=count),
@@ -280,28 +245,7 @@ def _magnified(count: int, rng: np.random.Generator) -> np.ndarray:
     """A part of .45 to .75 of the side near the middle of the picture, where products are."""
     side = rng.uniform(0.45, 0.75, size=(count, 1)).repeat(2, axis=1)
     shift = rng.uniform(-0.25, 0.25, size=(count, 2))
-    return _homographies(np.zeros(count), side, np.zeros(count), shift, np.zeros((count, 2)))
-
-
-def _homographies(
-    turn: np.ndarray, side: np.ndarray, shear: np.ndarray, shift: np.ndarray, tilt: np.ndarray
-) -> np.ndarray:
-    """Maps (N, 3, 3) of (x, y, 1), -1..1: scaled by ``side``, sheared, turned (radians), shifted, tilted."""
-    cos, sin, out = np.cos(turn), np.sin(turn), np.zeros((len(turn), 3, 3))
-    out[:, 0, 0], out[:, 0, 1] = cos * side[:, 0], (cos * shear - sin) * side[:, 1]
-    out[:, 1, 0], out[:, 1, 1] = sin * side[:, 0], (sin * shear + cos) * side[:, 1]
-    out[:, :2, 2], out[:, 2, :2], out[:, 2, 2] = shift, tilt, 1
-    return out
-
-
-def _warped(picture: Tensor, map_N33: np.ndarray) -> Tensor:
-    """Pictures (N, 3, S, S) seen through maps from new to old coordinates; beyond the edge the edge goes on."""
-    px = picture.shape[-1]
-    place = (np.arange(px) * 2 + 1) / px - 1
-    new = np.stack([*np.meshgrid(place, place), np.ones((px, px))], axis=-1).reshape(1, -1, 3)
-    old = new.astype(np.float32) @ map_N33.swapaxes(1, 2).astype(np.float32)
-    grid = torch.from_numpy(old[..., :2] / old[..., 2:]).reshape(len(map_N33), px, px, 2)
-    return F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return homographies(np.zeros(count), side, np.zeros(count), shift, np.zeros((count, 2)))
 
 
 def _lit(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -311,15 +255,3 @@ def _lit(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     warm = rng.uniform(-0.12, 0.12, size=count).astype(np.float32)
     gain = np.stack([1 + warm, np.ones_like(warm), 1 - warm], axis=1)[:, None, None]
     return (255 * (pixels / 255).clip(0, 1) ** gamma * gain).clip(0, 255)
-
-
-def _per_picture(value: np.ndarray) -> Tensor:
-    return torch.from_numpy(value.astype(np.float32))[:, None, None, None]
-
-
-def _channels_first(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float()
-
-
-def _channels_last(picture: Tensor) -> np.ndarray:
-    return picture.permute(0, 2, 3, 1).contiguous().numpy()

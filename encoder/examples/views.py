@@ -77,10 +77,14 @@ def thinned(samples: Sequence[Sample], share: float, rng: np.random.Generator) -
     return kept
 
 
-def augmented(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
-    """The samples with every picture augmented."""
+def augmented(
+    samples: Sequence[Sample],
+    rng: np.random.Generator,
+    change: Callable[[np.ndarray, np.random.Generator], np.ndarray] = augment,
+) -> list[Sample]:
+    """The samples with every picture changed."""
     pictures = [picture for sample in samples for picture in sample.pictures]
-    changed = iter(augment(np.stack(pictures), rng) if pictures else ())
+    changed = iter(change(np.stack(pictures), rng) if pictures else ())
     return [
         replace(s, pictures=tuple(next(changed) for _ in s.pictures)) if s.pictures else s for s in samples
     ]
