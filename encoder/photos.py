@@ -1,8 +1,9 @@
 """Photos choose their product: for a catalogue of few products with many photos of each, such as Grocery Store.
 
 A batch holds as many photos as its pairs would hold photos and products, and each of their products once: with 81
-products a batch of pairs shows each of them several times over. Two photos laid over each other choose both of their
-products (mixup, 1710.09412), without which photos are learned by heart (LOG.md).
+products a batch of pairs shows each of them several times over. So that photos are not learned by heart (LOG.md),
+photos of one product are to be alike as well (supervised contrast, 2004.11362), and in some batches two photos laid
+over each other choose both of their products (mixup, 1710.09412).
 
 Shapes: B photos, K products, D vector width.
 """
@@ -24,7 +25,8 @@ from encoder.losses.info_nce import over_widths
 from encoder.packing import Sample
 
 PHOTOS = 2  # photos per step, times the learner's batch
-MIXED = 0.8  # of the batches
+MIXED = 0.4  # of the batches
+MOSTLY = 0.7  # weight from which a mixed photo counts as one of its product
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,15 @@ class Photos:
     Attributes:
         share: of the training budget.
         temperature: of the softmax over products.
+        alike: weight of supervised contrast among photos.
         mix: both parameters of the Beta distribution of a photo's weight in a mixture.
         rate: factor on the peak learning rates.
         name: of the stage.
     """
 
     share: float
-    temperature: float = 0.1
+    temperature: float = 0.15
+    alike: float = 0.3
     mix: float = 0.3
     rate: float = 1.0
     name: str = "photos"
@@ -84,15 +88,19 @@ class Photographs(Objective):
         items = corpus.samples(corpus.items, item, *_show(len(item), text=True))
         items = augmented(thinned(items, LEFT_OUT, rng), rng, photographed)
         vector = learner.encode([*photos, *items]).vector_BD
-        target, spu = torch.from_numpy(product).to(vector.device), torch.from_numpy(corpus.spu[item])
-        variant_KK = (spu[:, None] == spu).to(vector.device) & ~torch.eye(
-            len(spu), dtype=torch.bool, device=vector.device
+        first_B, spu_K = (torch.from_numpy(key).to(vector.device) for key in (product, corpus.spu[item]))
+        second_B = first_B[torch.from_numpy(other).to(vector.device)]
+        variant_KK = (spu_K[:, None] == spu_K) & ~torch.eye(
+            len(spu_K), dtype=torch.bool, device=vector.device
         )
+        mostly_B = first_B if weight >= MOSTLY else second_B if weight <= 1 - MOSTLY else None
 
         def loss_at(width: int) -> Tensor:
             unit = F.normalize(vector[:, :width], dim=-1)
-            score_BK = unit[: len(photos)] @ unit[len(photos) :].T / stage.temperature
-            return mixed_choice(score_BK, target, target[torch.from_numpy(other)], weight, variant_KK)
+            photo_BD, item_KD = unit[: len(photos)], unit[len(photos) :]
+            score_BK = photo_BD @ item_KD.T / stage.temperature
+            chosen = mixed_choice(score_BK, first_B, second_B, weight, variant_KK)
+            return chosen if mostly_B is None else chosen + stage.alike * alike(photo_BD, mostly_B)
 
         return over_widths(loss_at, learner.size.matryoshka)
 
@@ -117,6 +125,22 @@ def mixed_choice(
         return F.cross_entropy(score_BK.masked_fill(variant_KK[target_B], float("-inf")), target_B)
 
     return loss(first_B) if weight == 1 else weight * loss(first_B) + (1 - weight) * loss(second_B)
+
+
+def alike(unit_BD: Tensor, product_B: Tensor, temperature: float = 0.1) -> Tensor:
+    """Supervised contrast: photos of one product choose each other among all photos (2004.11362, equation 2).
+
+    Args:
+        unit_BD: float, unit norm.
+        product_B: int64; a photo without another of its product does not count, but stays a negative.
+        temperature: the paper's.
+    """
+    self_BB = torch.eye(len(unit_BD), dtype=torch.bool, device=unit_BD.device)
+    score_BB = (unit_BD @ unit_BD.T / temperature).masked_fill(self_BB, -1e9)
+    same_BB = (product_B[:, None] == product_B) & ~self_BB
+    others_B = same_BB.sum(1)
+    loss_B = -(score_BB.log_softmax(1) * same_BB).sum(1) / others_B.clamp(min=1)
+    return loss_B.sum() / (others_B > 0).sum().clamp(min=1)
 
 
 def laid_over(samples: list[Sample], other: np.ndarray, weight: float) -> list[Sample]:

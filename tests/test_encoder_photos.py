@@ -17,7 +17,7 @@ from encoder.images import decode_image
 from encoder.learner import Learner, NothingToLearn
 from encoder.optim import Optimizers
 from encoder.packing import Sample
-from encoder.photos import Photos, laid_over, mixed_choice
+from encoder.photos import Photos, alike, laid_over, mixed_choice
 from encoder.tokenizer import special_ids, tokenize, train_tokenizer
 
 PX = 32
@@ -75,6 +75,24 @@ def test_a_variant_is_no_negative():
     assert float(found) == pytest.approx(math.log(1 + math.e), abs=1e-6)
 
 
+def test_photos_of_one_product_choose_each_other():
+    generator = torch.Generator().manual_seed(0)
+    unit = F.normalize(torch.randn(6, 4, generator=generator), dim=1)
+    product = [0, 1, 0, 2, 0, 1]
+    losses = []
+    for one in range(6):
+        others = [two for two in range(6) if two != one]
+        whole = sum(math.exp(float(unit[one] @ unit[two]) / 0.1) for two in others)
+        same = [two for two in others if product[two] == product[one]]
+        if same:
+            losses.append(
+                -np.mean([math.log(math.exp(float(unit[one] @ unit[two]) / 0.1) / whole) for two in same])
+            )
+    assert len(losses) == 5
+    assert float(alike(unit, torch.tensor(product))) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(alike(unit, torch.arange(6))) == 0
+
+
 def test_photos_are_laid_over_by_weight():
     samples = [Sample([], (np.full((2, 2, 3), value, np.uint8),)) for value in (0, 100)]
     mixed = laid_over(samples, np.array([1, 0]), 0.75)
@@ -98,9 +116,9 @@ def test_photos_of_one_product_teach_nothing(learner):
 
 def test_new_photos_find_their_product(learner):
     objective = Photos(1.0).begin(learner)
-    optimizers = Optimizers(learner.model, 100)
-    for step in range(100):
-        optimizers.update(objective.loss(np.random.default_rng((0, step)), step / 100), "photos", step)
+    optimizers = Optimizers(learner.model, 160)
+    for step in range(160):
+        optimizers.update(objective.loss(np.random.default_rng((0, step)), step / 160), "photos", step)
     corpus, model = learner.corpus, learner.model.eval()
     photos = [Sample([], (photo(*one, 0),)) for one in PRODUCTS]
     words = [Sample(tokens) for tokens in corpus.items.tokens]
