@@ -157,6 +157,10 @@ class Contest:
         """All contents, as bulk embedding does it behind training: from the pictures that that has decoded."""
         return self.encoder.encode(self.shown, list(self.pixels))
 
+    def vectors(self) -> Tensor:
+        """The products of ``embed_ours`` where torch can count them: not in inference mode."""
+        return self.ours.vectors(self.encoder.samples(self.shown, list(self.pixels)))
+
     def embed_new(self) -> np.ndarray:
         """All contents, as bulk embedding does it with pictures it has never seen."""
         return self.encoder.encode(self.shown)
@@ -206,19 +210,18 @@ def _lines(contest: Contest, repeats: int) -> Iterator[Line]:
     yield line(f"training {px}: items per CPU-second", ours)
     yield line(f"training {px}: items per CPU-second, plain loop", plain)
     yield _ratio(f"training {px}: times the plain loop", ours, plain, TRAINING_GOAL)
-    rate = matmul_rate()
-    reached = _operations(contest) / median(took[0])
-    yield line(f"training {px}: GFLOP/s", [reached / 1e9])
-    yield line(f"training {px}: share of the matmul rate of {rate / 1e9:.0f} GFLOP/s", [reached / rate])
+    yield from _reached(f"training {px}", contest.train_ours, took[0])
     parts = _where(contest, repeats)
     whole = sum(median(seconds) for seconds in parts.values())
     for name, seconds in parts.items():
         yield line(f"training {px}: share of {name}", [one / whole for one in seconds])
     took = _turns(contest.embed_ours, contest.embed_plain, repeats)
+    seconds = took[0]
     ours, plain = ([len(contest.shown) / seconds for seconds in column] for column in took)
     yield line(f"embedding {px}: items per CPU-second", ours)
     yield line(f"embedding {px}: items per CPU-second, plain loop", plain)
     yield _ratio(f"embedding {px}: times the plain loop", ours, plain, EMBEDDING_GOAL)
+    yield from _reached(f"embedding {px}", contest.vectors, seconds)
     took = _turns(contest.embed_new, contest.embed_plain, repeats)
     ours, plain = ([len(contest.shown) / seconds for seconds in column] for column in took)
     yield _ratio(f"embedding {px}, new pictures: times the plain loop", ours, plain, EMBEDDING_GOAL)
@@ -280,8 +283,13 @@ def _where(contest: Contest, repeats: int) -> dict[str, list[float]]:
     return {name: [cpu_seconds(part) for _ in range(repeats)] for name, part in parts.items()}
 
 
-def _operations(contest: Contest) -> int:
-    """Floating point operations of the matrix products of one training step, attention left out."""
+def _reached(what: str, call: Callable[[], object], took: list[float]) -> Iterator[Line]:
+    """How near the matrix products of a call, attention left out, bring it to what the machine can do.
+
+    Time over this share is what the call would take if nothing but its products took any.
+    """
     with FlopCounterMode(display=False) as counter:
-        contest.train_ours()
-    return counter.get_total_flops()
+        call()
+    rate, reached = matmul_rate(), counter.get_total_flops() / median(took)
+    yield line(f"{what}: GFLOP/s", [reached / 1e9])
+    yield line(f"{what}: share of the matmul rate of {rate / 1e9:.0f} GFLOP/s", [reached / rate])
