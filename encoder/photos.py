@@ -25,7 +25,7 @@ from encoder.losses.info_nce import over_widths
 from encoder.packing import Sample
 
 PHOTOS = 2  # photos per step, times the learner's batch
-MIXED = 0.4  # of the batches
+MIXED = 0.7  # of the batches
 MOSTLY = 0.7  # weight from which a mixed photo counts as one of its product
 
 
@@ -43,8 +43,8 @@ class Photos:
     """
 
     share: float
-    temperature: float = 0.15
-    alike: float = 0.3
+    temperature: float = 0.2
+    alike: float = 0.5
     mix: float = 0.3
     rate: float = 1.0
     name: str = "photos"

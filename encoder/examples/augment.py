@@ -52,7 +52,8 @@ def augment(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def photographed(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As if another hand had taken the photo: nearer, off centre, turned, in other light; half of them mirrored.
+    """As if another hand had taken the photo: nearer, off centre, turned, in other light, half of them mirrored
+    and half of them with something before the product.
 
     Colour balance changes by 8 % at most: an orange is told from a grapefruit by it.
 
@@ -74,4 +75,11 @@ def photographed(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     bright, contrast = (per_picture(rng.uniform(0.75, 1.25, size=count)) for _ in range(2))
     balance = torch.from_numpy(rng.uniform(0.92, 1.08, size=(count, 3, 1, 1)).astype(np.float32))
     mean = picture.mean((1, 2, 3), keepdim=True)
-    return channels_last(((mean + (picture - mean) * contrast) * bright * balance).clamp_(0, 255))
+    out = channels_last(((mean + (picture - mean) * contrast) * bright * balance).clamp_(0, 255))
+    px = pixels.shape[1]
+    size = (rng.uniform(0.15, 0.45, size=(count, 2)) * px).astype(int)
+    corner = (rng.random((count, 2)) * (px - size)).astype(int)
+    for row in np.flatnonzero(rng.random(count) < 0.5):
+        (top, left), (bottom, right) = corner[row], corner[row] + size[row]
+        out[row, top:bottom, left:right] = rng.uniform(0, 255, 3)
+    return out
