@@ -46,6 +46,8 @@ COLUMNS = {
     "encoder/title_to_item/own/recall@10": "title→item @10",
     "encoder/item_to_item/variants/recall@10": "item→variant @10",
     "encoder/item_to_item/bought_together/recall@10": "item→bought together @10",
+    "encoder/query_to_item/image/recall@1": "photo→item @1",
+    "encoder/query_to_item/image/recall@10": "photo→item @10",
     "encoder/category_3/probe/accuracy": "category",
     "encoder/attributes/probe/accuracy": "attributes",
     "encoder/anisotropy": "mean cosine",

@@ -150,7 +150,8 @@ def render_encoder_report(
     order = [name for name in dict.fromkeys((shipped, baseline, *rows)) if name in rows and name in encoders]
     trained = {name: encoders[name][0] for name in order}
     efforts = {name: Effort.of(encoders[name]) for name in order}
-    better = {name: label for name, label in columns.items() if name not in SHAPE}
+    measured = {name for cells in rows.values() for name in cells}
+    better = {name: label for name, label in columns.items() if name in measured and name not in SHAPE}
     drawn = dict([pair for pair in better.items() if "recall" in pair[0]][:DRAWN])
     arms = read_arms(folder / "reasoning")
     page = EncoderPage(

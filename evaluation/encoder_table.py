@@ -76,8 +76,10 @@ class EncoderTable:
         """A Markdown table with the encoders in their order; ``–`` where a task does not apply.
 
         Args:
-            columns: measurement -> its heading.
+            columns: measurement -> its heading; one that no encoder has is left out.
         """
+        measured = {name for seeds in self.rows.values() for one in seeds for name in one}
+        columns = {name: label for name, label in columns.items() if name in measured}
         lines = [
             "| encoder | " + " | ".join(columns.values()) + " |",
             "|---|" + "---|" * len(columns),

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+COLUMNS = 3  # of a legend
 INK = "#010203"  # replaced by currentColor: the page decides
 PALETTE = ("#3b6ef6", "#e4803a", "#1f9d76", "#b657c9", "#8b8f98", "#c9a227", "#d1495b", "#4aa8c0")
 STYLE: dict[Any, Any] = {
@@ -76,7 +77,7 @@ def line_plot(
         if steps:
             axes.set_xticks(range(len(stops)), [f"{x:,}" for x in stops])
         if len(curves) > 1 or curves[0].name != ylabel:
-            axes.legend(loc="best")
+            figure.legend(loc="outside upper left", ncols=COLUMNS)  # never over a curve
         return _svg(figure)
 
 

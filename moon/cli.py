@@ -114,11 +114,12 @@ def encoder_compare(
     ablations: Annotated[
         bool, typer.Option("--ablations", help="Leave each idea out, and reinforce, as well.")
     ] = False,
+    recipe: Annotated[str | None, typer.Option(help="Only this recipe, see encoder/recipes.py.")] = None,
 ) -> None:
     """Train every recipe with three seeds at equal compute on held-out products; write a table and a report."""
     from moon import journey
 
-    typer.echo(journey.compare_encoders(journey.load(run), seconds, ablations))
+    typer.echo(journey.compare_encoders(journey.load(run), seconds, ablations, recipe))
 
 
 @bench.command("encoder")

@@ -203,8 +203,8 @@ def embed(run: Run, shard: str | None) -> None:
     redo(run, "embed")
 
 
-def compare_encoders(run: Run, seconds: float, ablated: bool) -> str:
-    """Train and examine every recipe on the run's dataset; see ``evaluation.compare_encoders``.
+def compare_encoders(run: Run, seconds: float, ablated: bool, recipe: str | None = None) -> str:
+    """Train and examine every recipe, or one, on the run's dataset; see ``evaluation.compare_encoders``.
 
     Raises:
         JourneyError: the dataset is not there yet.
@@ -213,7 +213,7 @@ def compare_encoders(run: Run, seconds: float, ablated: bool) -> str:
 
     if not _done(run, "dataset"):
         raise JourneyError(f"{run.folder}: 'encoder compare' needs 'dataset' first. Run 'moon dataset'.")
-    return work.compare_encoders(run, seconds, ablated)
+    return work.compare_encoders(run, seconds, ablated, recipe)
 
 
 def serve(run: Run, host: str, port: int, profile: str | None) -> None:

@@ -68,8 +68,9 @@ def encoder(run: Run, recipe: str | None = None, backbone: Path | None = None, l
     )
 
 
-def compare_encoders(run: Run, seconds: float, ablated: bool) -> str:
-    """Every recipe at equal compute, over three seeds."""
+def compare_encoders(run: Run, seconds: float, ablated: bool, recipe: str | None = None) -> str:
+    """Every recipe, or one, at equal compute, over three seeds."""
+    from encoder.recipes import recipe as named
     from evaluation.compare_encoders import COLUMNS, ablations, compare, negatives, papers
     from evaluation.encoder_report import render_encoder_report
 
@@ -78,7 +79,7 @@ def compare_encoders(run: Run, seconds: float, ablated: bool) -> str:
         run.folder / "dataset",
         out,
         run.size,
-        papers() | (ablations() if ablated else {}),
+        (papers() if recipe is None else {recipe: named(recipe)}) | (ablations() if ablated else {}),
         sweep=negatives() if ablated else {},
         cpu_seconds=seconds,
         reasoning=ablated,
