@@ -28,6 +28,7 @@ from encoder.examples.pairs import read_relations
 from encoder.learner import Learner, NothingToLearn, Objective
 from encoder.model import EncoderModel
 from encoder.optim import CHECKPOINT_LR_SCALE, Optimizers
+from encoder.pace import Pace
 from encoder.parts.chain import add_chain_marks
 from encoder.parts.lora import add_lora, merge
 from encoder.recipes import Recipe, ours
@@ -38,7 +39,6 @@ from moon.sizes import Size
 
 CHECKPOINT_EVERY = 50  # steps
 CURVE_POINTS = 100
-TIMED_STEPS = 5  # of each stage, to find how many fit into a time
 MADE_BY = "moon encoder train"
 
 
@@ -93,8 +93,8 @@ def train_encoder(
         recipe: what to train; ``recipes.ours()`` unless given.
         checkpoint: a folder of ``checkpoints.FAMILIES`` to start from instead of random weights.
         budget: factor on the number of steps.
-        cpu_seconds: train about so many seconds of CPU time instead, shared among the stages by their cost
-            per step, measured at the start: for comparing recipes at equal compute.
+        cpu_seconds: train so many seconds of CPU time instead, shared among the stages: for comparing recipes
+            at equal compute. How many steps that is depends on the machine, and so does the result.
         lora: rank of the adapters that learn instead of the backbone's own weights; 0: all weights learn.
 
     Raises:
@@ -235,50 +235,38 @@ def _train(
             continue
         trained = Trained(learner.model, objective)
         begun = time.process_time() - started
-        spent = position.cpu_seconds
-        if name not in position.steps:
-            position.steps[name] = (
-                max(round(plan.steps * stage.share), 1)
-                if cpu_seconds is None
-                else _steps_in(cpu_seconds * until[number] - spent - begun, objective, trained, learner.seed)
-            )
-        steps = position.steps[name]
-        optimizers = Optimizers(trained, steps, scale * stage.rate)
-        first = 0
+        position.cpu_seconds += begun
+        left = None if cpu_seconds is None else cpu_seconds * until[number] - position.cpu_seconds
+        first = position.step if resumed else 0
+        planned = position.steps.get(name, max(round(plan.steps * stage.share), 1))
+        pace = Pace(planned, left, first)
+        optimizers = Optimizers(trained, planned, scale * stage.rate)
         if resumed:
             partial.restore(objective, optimizers)
-            first = position.step
         curve = position.losses.setdefault(name, [])
-        position.cpu_seconds += begun
         started = time.process_time()
-        for step in track(range(first, steps), f"{recipe.name}: {stage.name}"):
-            loss = objective.loss(np.random.default_rng((learner.seed, number, step)), step / steps)
+        label, total = f"{recipe.name}: {stage.name}", planned - first if left is None else None
+        for step in track(pace, label, total):
+            optimizers.steps = pace.steps
+            loss = objective.loss(np.random.default_rng((learner.seed, number, step)), step / pace.steps)
             optimizers.update(loss, stage.name, step, objective.seen)
             curve.append(float(loss.detach()))
-            if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
-                position.cpu_seconds += time.process_time() - started
-                started = time.process_time()
-                position.facts[name] = objective.facts()
+            if (step + 1) % CHECKPOINT_EVERY == 0:
+                now = time.process_time()
+                position.cpu_seconds, started = position.cpu_seconds + now - started, now
+                position.facts[name], position.steps[name] = objective.facts(), pace.steps
                 position.stage, position.step = number, step + 1
                 partial.save(trained, optimizers, learner.tokenizer, position)
+        position.cpu_seconds += time.process_time() - started
+        position.facts[name], position.steps[name] = objective.facts(), pace.steps
+        position.stage, position.step = number, pace.steps
+        partial.save(trained, optimizers, learner.tokenizer, position)
     return {
         "steps": position.steps,
         "losses": {name: _smooth(curve) for name, curve in position.losses.items()},
         "facts": position.facts,
         "trained_cpu_seconds": position.cpu_seconds,
     }
-
-
-def _steps_in(seconds: float, objective: Objective, trained: Trained, seed: int) -> int:
-    """How many steps of an objective fit into so much CPU time; nothing is learned while measuring."""
-    before = objective.tensors()
-    started = time.process_time()
-    for step in range(TIMED_STEPS):
-        objective.loss(np.random.default_rng((seed, 0, step)), 0.0).backward()
-        trained.zero_grad(set_to_none=True)
-    cost = (time.process_time() - started) / TIMED_STEPS
-    objective.restore(before)
-    return max(round(seconds / cost), 1)
 
 
 def _smooth(losses: list[float]) -> dict[str, list[float]]:

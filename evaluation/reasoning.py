@@ -7,7 +7,6 @@ control); contrast and rewards together; rewards alone. All are measured on the 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -27,6 +26,7 @@ from encoder.losses.rewards import (
 )
 from encoder.model import EncoderModel
 from encoder.optim import Optimizers
+from encoder.pace import Pace
 from encoder.packing import Sample
 from encoder.parts.chain import chain_fields, read_chain
 from encoder.parts.generate import write_chains
@@ -41,7 +41,7 @@ ARMS: Mapping[str, Stage | None] = {
     "reinforced": Reinforce(share=1.0, told=1.0),
     "rewards alone": Reinforce(share=1.0, contrast=0.0, told=0.0),
 }
-TIMED_STEPS = 3
+FIRST_GUESS = 100  # steps of an arm, before one has been timed
 ROLLOUTS = 4  # sampled chains per held-out item
 
 
@@ -70,19 +70,16 @@ def reasoning_arms(
 
 
 def train_stage(learner: Learner, stage: Stage, cpu_seconds: float) -> int:
-    """Train a learner's model by one stage for about so much CPU time; returns the steps made."""
+    """Train a learner's model by one stage for so much CPU time; returns the steps made."""
     objective = stage.begin(learner)
     learner.model.train()
-    started = time.process_time()
-    for step in range(TIMED_STEPS):
-        objective.loss(np.random.default_rng((learner.seed, 0, step)), 0.0).backward()
-        learner.model.zero_grad(set_to_none=True)
-    steps = max(round(cpu_seconds * TIMED_STEPS / (time.process_time() - started)), 1)
-    optimizers = Optimizers(learner.model, steps, stage.rate)
-    for step in range(steps):
-        loss = objective.loss(np.random.default_rng((learner.seed, 1, step)), step / steps)
+    pace = Pace(FIRST_GUESS, cpu_seconds)
+    optimizers = Optimizers(learner.model, FIRST_GUESS, stage.rate)
+    for step in pace:
+        optimizers.steps = pace.steps
+        loss = objective.loss(np.random.default_rng((learner.seed, 1, step)), step / pace.steps)
         optimizers.update(loss, stage.name, step)
-    return steps
+    return pace.steps
 
 
 @torch.no_grad()
