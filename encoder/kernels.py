@@ -71,8 +71,10 @@ def norm_and_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Ten
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """``plain_swiglu`` with one exponential per number instead of two."""
-    return _SwiGLU.apply(gate, up) if _is_fast(gate) else plain_swiglu(gate, up)
+    """``plain_swiglu`` with one exponential per number instead of two, or in place where no gradient is wanted."""
+    if not _is_fast(gate):
+        return plain_swiglu(gate, up)
+    return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -83,6 +83,11 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -
     stripped = [text.encode("utf-8", "replace").decode() for text in short]
     if not stripped:
         return []
-    # Cut here and not by the tokenizer: its truncation would be saved with it, as a setting.
-    encoded = tokenizer(stripped, add_special_tokens=False, split_special_tokens=True)
-    return [list(row[:limit]) for row in encoded["input_ids"]]
+    # Cut here and not by the tokenizer: its truncation would be saved with it, as a setting. Categories and
+    # attributes come again and again: each distinct text is read once.
+    distinct = list(dict.fromkeys(stripped))
+    encoded = tokenizer(
+        distinct, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+    )
+    tokens = dict(zip(distinct, encoded["input_ids"], strict=True))
+    return [list(tokens[text][:limit]) for text in stripped]

@@ -178,7 +178,7 @@ def test_a_vector_does_not_depend_on_its_batch(monkeypatch):
             model([mixed[i] for i in order]).vector_BD, together[order], atol=1e-5, rtol=0
         )
     for limit in (1, 40):
-        monkeypatch.setattr("encoder.model.TOKENS_AT_ONCE", limit)
+        monkeypatch.setattr("encoder.model.TOKENS_AT_ONCE", {"cpu": limit})
         torch.testing.assert_close(model.vectors(mixed), together, atol=1e-5, rtol=0)
 
 

@@ -68,6 +68,9 @@ def test_a_kernel_equals_its_plain_twin_forward_and_gradient(name, strided):
     out, expected = fast(*found, *more), plain(*wanted, *more)
     assert out.grad_fn.name() != expected.grad_fn.name(), "the fast path was not taken"
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(*found, *more), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found, wanted, atol=0, rtol=0)  # nothing was changed in place
     grad = torch.randn_like(expected)
     out.backward(grad)
     expected.backward(grad)
