@@ -43,7 +43,7 @@ class Photos:
     """
 
     share: float
-    temperature: float = 0.2
+    temperature: float = 0.17
     alike: float = 0.5
     mix: float = 0.3
     rate: float = 1.0
