@@ -214,9 +214,8 @@ def work(job: Job) -> str:
     found.append(Measurement("encoder/steps", steps, 1, "training"))
     write_measurements(job.file, found)
     values = {one.name: one.value for one in found}
-    shown = ", ".join(
-        f"{label} {values[name]:.3f}" for name, label in list(COLUMNS.items())[:3] if name in values
-    )
+    measured = [f"{label} {values[name]:.3f}" for name, label in COLUMNS.items() if name in values]
+    shown = ", ".join(measured[:3])
     return f"{job.recipe.name}, seed {job.seed}: {steps} steps in {spent:.0f} CPU-s, {shown}"
 
 
