@@ -75,7 +75,9 @@ def photographed(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     bright, contrast = (per_picture(rng.uniform(0.75, 1.25, size=count)) for _ in range(2))
     balance = torch.from_numpy(rng.uniform(0.92, 1.08, size=(count, 3, 1, 1)).astype(np.float32))
     mean = picture.mean((1, 2, 3), keepdim=True)
-    picture.sub_(mean).mul_(contrast).add_(mean).mul_(bright * balance).clamp_(0, 255)  # in place: half the time
+    picture.sub_(mean).mul_(contrast).add_(mean).mul_(bright * balance).clamp_(
+        0, 255
+    )  # in place: half the time
     out = channels_last(picture)
     px = pixels.shape[1]
     size = (rng.uniform(0.15, 0.45, size=(count, 2)) * px).astype(int)
