@@ -211,4 +211,5 @@ def test_a_kill_at_any_moment_costs_one_step_and_no_bit(tmp_path):
     for file in sorted(path.name for path in whole.path.iterdir() if path.name != "manifest.json"):
         assert whole.file(file).read_bytes() == parts.file(file).read_bytes(), file
     assert whole.config["losses"] == parts.config["losses"]
-    assert {path.name for path in tmp_path.iterdir()} == {"dataset", "split", "whole", "parts"}
+    kept = {"dataset", "dataset.pixels_16", "split", "whole", "parts"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
