@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
@@ -44,10 +45,9 @@ def decoded(dataset: Dataset, px: int) -> Decoded:
     Raises:
         DataError: a picture does not decode, naming its id.
     """
-    found = kept(dataset, px)
-    if found is not None:
-        return found
     earlier = _find(_place(dataset, px))
+    if _is_of(earlier, dataset):
+        return _open(earlier)
     before = Decoded([], np.empty((0, px, px, 3), np.uint8)) if earlier is None else _open(earlier)
     image_ids = dataset.images["image_id"].to_pylist()
     contents = dict(zip(image_ids, dataset.images["bytes"].to_pylist(), strict=True))
@@ -67,7 +67,7 @@ def decoded(dataset: Dataset, px: int) -> Decoded:
 def kept(dataset: Dataset, px: int) -> Decoded | None:
     """What ``decoded`` has left for this dataset; None when there is nothing, or it is of another dataset."""
     found = _find(_place(dataset, px))
-    return None if found is None or found.parents["dataset"] != dataset.artifact.id else _open(found)
+    return _open(found) if _is_of(found, dataset) else None
 
 
 def _place(dataset: Dataset, px: int) -> Path:
@@ -79,6 +79,10 @@ def _find(path: Path) -> Artifact | None:
         return open_artifact(path, "pixels", MADE_BY)
     except ArtifactError:
         return None  # absent or damaged
+
+
+def _is_of(artifact: Artifact | None, dataset: Dataset) -> TypeGuard[Artifact]:
+    return artifact is not None and artifact.parents["dataset"] == dataset.artifact.id
 
 
 def _open(artifact: Artifact) -> Decoded:

@@ -18,8 +18,7 @@ from encoder.parts.fusion import ModalityFusion
 
 # Of a forward pass without gradients. Bounds memory and changes no result; on a CPU what fits into its caches is an
 # eighth faster than eight times as much (LOG.md).
-TOKENS_AT_ONCE = {"cpu": 2_048}
-OTHERWISE_AT_ONCE = 16_384
+TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384}
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class EncoderModel(nn.Module):
         length = [len(s.pictures) * width + len(s.tokens) + len(s.chain) for s in samples]
         out = torch.empty(len(samples), self.width, device=self.device)
         rows: list[int] = []
-        tokens, most = 0, TOKENS_AT_ONCE.get(self.device.type, OTHERWISE_AT_ONCE)
+        tokens, most = 0, TOKENS_AT_ONCE[self.device.type]
         with torch.no_grad():
             for row in sorted(range(len(samples)), key=length.__getitem__):
                 if rows and tokens + length[row] > most:

@@ -252,14 +252,9 @@ def _train(
             optimizers.update(loss, stage.name, step, objective.seen)
             curve.append(float(loss.detach()))
             if (step + 1) % CHECKPOINT_EVERY == 0:
-                now = time.process_time()
-                position.cpu_seconds, started = position.cpu_seconds + now - started, now
-                position.facts[name], position.steps[name] = objective.facts(), pace.steps
-                position.stage, position.step = number, step + 1
+                started = position.reach(number, step + 1, name, pace.steps, objective.facts(), started)
                 partial.save(trained, optimizers, learner.tokenizer, position)
-        position.cpu_seconds += time.process_time() - started
-        position.facts[name], position.steps[name] = objective.facts(), pace.steps
-        position.stage, position.step = number, pace.steps
+        position.reach(number, pace.steps, name, pace.steps, objective.facts(), started)
         partial.save(trained, optimizers, learner.tokenizer, position)
     return {
         "steps": position.steps,
@@ -294,6 +289,15 @@ class Position:
     losses: dict[str, list[float]]
     facts: dict[str, dict[str, object]]
     cpu_seconds: float
+
+    def reach(
+        self, stage: int, step: int, name: str, steps: int, facts: dict[str, object], since: float
+    ) -> float:
+        """Note how far stage ``name`` is, and the CPU time since ``since``; returns the CPU time now."""
+        now = time.process_time()
+        self.stage, self.step, self.steps[name], self.facts[name] = stage, step, steps, facts
+        self.cpu_seconds += now - since
+        return now
 
 
 class Partial:

@@ -45,10 +45,10 @@ def augment(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         ],
         dim=-1,
     )
-    picture = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    picture = channels_first(pixels)
     cropped = F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
     coloured = cropped.mul_(torch.from_numpy(gain.astype(np.float32))[:, :, None, None])
-    return coloured.clamp_(0, 255).permute(0, 2, 3, 1).contiguous().numpy()
+    return channels_last(coloured.clamp_(0, 255))
 
 
 def photographed(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -75,10 +75,8 @@ def photographed(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     bright, contrast = (per_picture(rng.uniform(0.75, 1.25, size=count)) for _ in range(2))
     balance = torch.from_numpy(rng.uniform(0.92, 1.08, size=(count, 3, 1, 1)).astype(np.float32))
     mean = picture.mean((1, 2, 3), keepdim=True)
-    picture.sub_(mean).mul_(contrast).add_(mean).mul_(bright * balance).clamp_(
-        0, 255
-    )  # in place: half the time
-    out = channels_last(picture)
+    picture.sub_(mean).mul_(contrast).add_(mean).mul_(bright * balance)
+    out = channels_last(picture.clamp_(0, 255))
     px = pixels.shape[1]
     size = (rng.uniform(0.15, 0.45, size=(count, 2)) * px).astype(int)
     corner = (rng.random((count, 2)) * (px - size)).astype(int)
