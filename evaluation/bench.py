@@ -16,7 +16,7 @@ class Line:
     Attributes:
         name: what was measured, with its unit.
         value: the median where there are several measurements.
-        goal: the least it should be; None where there is no goal.
+        goal: the least it should be, or the most where less is better; None where there is no goal.
         met: whether it is; None without a goal.
         n: how many measurements.
     """
@@ -29,9 +29,21 @@ class Line:
 
 
 def line(name: str, values: Sequence[float], goal: float | None = None) -> Line:
-    """The median of some measurements as a line."""
+    """The median of some measurements as a line; more is better."""
     middle = float(median(values))
     return Line(name, middle, goal, None if goal is None else middle >= goal, len(values))
+
+
+def line_below(name: str, values: Sequence[float], goal: float) -> Line:
+    """The median of some measurements as a line; less is better."""
+    middle = float(median(values))
+    return Line(name, middle, goal, middle <= goal, len(values))
+
+
+def ratio(name: str, more: Sequence[float], less: Sequence[float], goal: float) -> Line:
+    """How many times the one is the other, by their medians, as a line."""
+    times = median(more) / median(less)
+    return Line(name, times, goal, times >= goal, min(len(more), len(less)))
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:

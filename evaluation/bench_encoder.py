@@ -36,7 +36,7 @@ from encoder.optim import CLIP_NORM, Optimizers
 from encoder.packing import Sample
 from encoder.tokenizer import special_ids, train_tokenizer
 from encoder.vision import Vision
-from evaluation.bench import Line, cpu_seconds, line, to_json, to_text
+from evaluation.bench import Line, cpu_seconds, line, ratio, to_json, to_text
 from evaluation.plain_loop import PlainModel
 from moon.artifacts import Artifact
 from moon.sizes import Size, size
@@ -209,7 +209,7 @@ def _lines(contest: Contest, repeats: int) -> Iterator[Line]:
     plain = [contest.batch / seconds for seconds in took[1]]
     yield line(f"training {px}: items per CPU-second", ours)
     yield line(f"training {px}: items per CPU-second, plain loop", plain)
-    yield _ratio(f"training {px}: times the plain loop", ours, plain, TRAINING_GOAL)
+    yield ratio(f"training {px}: times the plain loop", ours, plain, TRAINING_GOAL)
     yield from _reached(f"training {px}", contest.train_ours, took[0])
     parts = _where(contest, repeats)
     whole = sum(median(seconds) for seconds in parts.values())
@@ -220,16 +220,11 @@ def _lines(contest: Contest, repeats: int) -> Iterator[Line]:
     ours, plain = ([len(contest.shown) / seconds for seconds in column] for column in took)
     yield line(f"embedding {px}: items per CPU-second", ours)
     yield line(f"embedding {px}: items per CPU-second, plain loop", plain)
-    yield _ratio(f"embedding {px}: times the plain loop", ours, plain, EMBEDDING_GOAL)
+    yield ratio(f"embedding {px}: times the plain loop", ours, plain, EMBEDDING_GOAL)
     yield from _reached(f"embedding {px}", contest.vectors, seconds)
     took = _turns(contest.embed_new, contest.embed_plain, repeats)
     ours, plain = ([len(contest.shown) / seconds for seconds in column] for column in took)
-    yield _ratio(f"embedding {px}, new pictures: times the plain loop", ours, plain, EMBEDDING_GOAL)
-
-
-def _ratio(name: str, ours: list[float], plain: list[float], goal: float) -> Line:
-    ratio = median(ours) / median(plain)
-    return Line(name, ratio, goal, ratio >= goal, len(ours))
+    yield ratio(f"embedding {px}, new pictures: times the plain loop", ours, plain, EMBEDDING_GOAL)
 
 
 def _turns(

@@ -133,6 +133,17 @@ def bench_encoder(
     typer.echo(bench_encoder.to_json(lines) if json else bench_encoder.to_text(lines))
 
 
+@bench.command("store")
+def bench_store(
+    json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
+) -> None:
+    """Measure the feature store beside stock Feast and beside the floor of this machine."""
+    from evaluation import bench, bench_store
+
+    lines = bench_store.bench_store()
+    typer.echo(bench.to_json(lines) if json else bench.to_text(lines))
+
+
 @app.command()
 def embed(
     run: RunOption = None,

@@ -1,0 +1,38 @@
+"""The benchmark of the store: both sides give one answer, and a lost process is an error, not a number."""
+
+import os
+
+import pytest
+
+from evaluation.apart import apart
+from evaluation.bench import line_below, ratio
+from evaluation.bench_join import bench_join
+
+
+def test_the_join_is_measured_on_both_sides(tmp_path):
+    lines = list(bench_join(tmp_path, rows=200, events=2000, repeats=1))
+    assert [one.goal for one in lines] == [None, None, 20.0, None, 1024.0]
+    assert all(one.value > 0 for one in lines)
+    stock, ours, times = (one.value for one in lines[:3])
+    assert times == pytest.approx(stock / ours)
+
+
+def test_less_is_better_where_the_goal_is_a_limit():
+    assert line_below("memory", [3.0, 1.0, 2.0], 2.0).met
+    assert not line_below("memory", [3.0, 1.0, 2.0], 1.9).met
+    assert ratio("times", [6.0, 1.0, 8.0], [2.0], 3.0).met
+
+
+def _dies():
+    return lambda: os._exit(7)
+
+
+def _answers(value):
+    return lambda: value + 1
+
+
+def test_a_call_apart_gives_its_answer_or_says_that_it_died():
+    cost = apart(_answers, 4)
+    assert cost.answer == 5 and cost.peak_mb > 1
+    with pytest.raises(RuntimeError, match="_dies: the process ended with code 7"):
+        apart(_dies)
