@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from evaluation.bench import Line
 from evaluation.bench_join import bench_join
+from evaluation.bench_read import bench_read
+from evaluation.local_redis import local_redis
 
 
-def bench_store() -> list[Line]:
-    """Measure the store's joins."""
-    with tempfile.TemporaryDirectory(prefix="moon_bench_") as folder:
-        return list(bench_join(Path(folder)))
+def bench_store() -> Iterator[Line]:
+    """Measure joins, and online reads where redis-server is installed."""
+    with tempfile.TemporaryDirectory(prefix="moon_bench_") as name, local_redis() as port:
+        folder = Path(name)
+        yield from bench_join(folder)
+        if port is not None:
+            yield from bench_read(folder, port)

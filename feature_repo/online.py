@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import redis
-from feast.online_response import OnlineResponse
 
 from dataset.contracts import TIME, DataError, behaviour_codes
 from feature_repo.event_log import COLUMNS
@@ -23,10 +22,10 @@ from feature_repo.features import (
     USER_FEATURES,
     Features,
     item_columns,
-    references,
     user_columns,
 )
 from feature_repo.frame import Frame, History
+from feature_repo.matrix import Matrix, Reader, matrix_reader, to_arrow
 from feature_repo.store import open_store
 from feature_repo.views import HISTORY
 
@@ -112,6 +111,7 @@ class OnlineReader:
             raise ValueError(f"expected a history of 1 to {HISTORY} behaviours, found {history}")
         self.history = history
         self._store = open_store(store_dir)
+        self._readers: dict[tuple[str, ...], Reader] = {}
 
     def read(
         self,
@@ -213,12 +213,17 @@ class OnlineReader:
             none = {view: np.zeros(0) for view in views}
             return Stored(empty, {view: np.zeros(0, bool) for view in views}, none)
         try:
-            response = self._store.get_online_features(
-                features=references(features), entity_rows=[{key: entity} for entity in ids.tolist()]
-            )
+            matrices = self._reader(features)(ids)
         except UNREACHABLE as error:
             raise StoreUnavailable(f"the online store does not answer: {error}") from error
-        return _unpack(response, features, _us(time))
+        return _unpack(matrices, features, _us(time))
+
+    def _reader(self, features: Features) -> Reader:
+        key = tuple(features)
+        if key not in self._readers:
+            asked = [(self._store.get_feature_view(view), names) for view, names in _views(features).items()]
+            self._readers[key] = matrix_reader(self._store, asked)
+        return self._readers[key]
 
     def _write(self, view: str, columns: dict[str, Any]) -> None:
         try:
@@ -246,32 +251,21 @@ def int64_ids(ids: Sequence[int] | np.ndarray, name: str) -> np.ndarray:
     return np.array(good, dtype=np.int64)
 
 
-def _unpack(response: OnlineResponse, features: Features, time_us: int) -> Stored:
-    """Columns by name: the order of features in a response differs between processes."""
+def _views(features: Features) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name, (view, _, _) in features.items():
+        names.setdefault(view, []).append(name)
+    return names
+
+
+def _unpack(matrices: Sequence[Matrix], features: Features, time_us: int) -> Stored:
     columns, found, age_s = {}, {}, {}
-    for name, vector in zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True):
-        if name not in features:
-            continue
-        view, dtype, _ = features[name]
-        if view not in found:
-            stamp_us = np.array([stamp.ToMicroseconds() for stamp in vector.event_timestamps], np.int64)
-            found[view] = stamp_us != 0  # the one sign of a stored row that holds for every store
-            age_s[view] = np.where(found[view], (time_us - stamp_us) / 1e6, np.nan)
-        columns[name] = _column(vector.values, dtype)
+    for view, matrix in zip(_views(features), matrices, strict=True):
+        found[view] = matrix.found
+        age_s[view] = np.where(matrix.found, (time_us - matrix.event_us) / 1e6, np.nan)
+        for name, column in matrix.columns.items():
+            columns[name] = to_arrow(column, features[name][1])
     return Stored(columns, found, age_s)
-
-
-def _column(values: Any, dtype: pa.DataType) -> pa.Array:
-    plain = [_python(value) for value in values]
-    return pa.array(plain, dtype)
-
-
-def _python(value: Any) -> Any:
-    kind = value.WhichOneof("val")
-    if kind is None or kind == "null_val":
-        return None
-    content = getattr(value, kind)
-    return list(content.val) if kind.endswith("_list_val") else content
 
 
 def _behaviours(stored: Stored) -> list[Behaviour]:

@@ -140,7 +140,7 @@ def bench_store(
     """Measure the feature store beside stock Feast and beside the floor of this machine."""
     from evaluation import bench, bench_store
 
-    lines = bench_store.bench_store()
+    lines = list(bench_store.bench_store())
     typer.echo(bench.to_json(lines) if json else bench.to_text(lines))
 
 

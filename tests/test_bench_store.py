@@ -7,6 +7,7 @@ import pytest
 from evaluation.apart import apart
 from evaluation.bench import line_below, ratio
 from evaluation.bench_join import bench_join
+from evaluation.bench_read import bench_read
 
 
 def test_the_join_is_measured_on_both_sides(tmp_path):
@@ -15,6 +16,13 @@ def test_the_join_is_measured_on_both_sides(tmp_path):
     assert all(one.value > 0 for one in lines)
     stock, ours, times = (one.value for one in lines[:3])
     assert times == pytest.approx(stock / ours)
+
+
+@pytest.mark.redis
+def test_reads_are_measured_beside_feasts_client_and_the_floor(tmp_path, redis_server):
+    lines = list(bench_read(tmp_path, redis_server.port, items=600, repeats=2))
+    assert [one.goal for one in lines] == [None, None, 20.0, None, None, 2.0, None, None, 1.5]
+    assert all(one.value > 0 for one in lines)
 
 
 def test_less_is_better_where_the_goal_is_a_limit():

@@ -63,9 +63,10 @@ def test_apply_materialize_serve_and_ui_act_on_the_active_run(tiny_world, reposi
     monkeypatch.setattr("feature_repo.store.REPOSITORY", repository)
     activate(run)
 
+    code, output = feast(repository, "plan")
+    assert "No changes to registry" in output, output  # both ways register the same definitions
     code, output = feast(repository, "apply")
     assert code == 0, output
-    assert "No changes to registry" in output, output  # both ways register the same definitions
 
     end = START + 35 * DAY
     code, output = feast(

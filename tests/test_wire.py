@@ -1,0 +1,92 @@
+"""Bytes of an online store are decoded to what protobuf says they are."""
+
+import numpy as np
+import pytest
+from feast.protos.feast.types import Value_pb2 as proto
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feature_repo.wire import Cells, by_protobuf, decode, decode_stamps
+
+INT64 = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 300)
+ELEMENTS = {
+    "int32": st.integers(-(2**31), 2**31 - 1),
+    "int64": INT64,
+    "bool": st.booleans(),
+    "unix_timestamp": INT64,
+    "float": st.floats(width=32),
+    "double": st.floats(),
+    "string": st.text(max_size=200),
+    "bytes": st.binary(max_size=200),
+}
+LISTS = {
+    "int32": proto.Int32List,
+    "int64": proto.Int64List,
+    "bool": proto.BoolList,
+    "unix_timestamp": proto.Int64List,
+    "float": proto.FloatList,
+    "double": proto.DoubleList,
+    "string": proto.StringList,
+}
+
+
+def serialized(kind, content):
+    if content is None:
+        return None
+    if content == "null":
+        return b""
+    if content == "explicit null":
+        return proto.Value(null_val=proto.NULL).SerializeToString()
+    if kind.endswith("_list"):
+        content = LISTS[kind.removesuffix("_list")](val=content)
+    return proto.Value(**{f"{kind}_val": content}).SerializeToString()
+
+
+def columns(kind):
+    element = ELEMENTS[kind.removesuffix("_list")]
+    content = st.lists(element, max_size=30) if kind.endswith("_list") else element
+    return st.lists(st.none() | st.sampled_from(["null", "explicit null"]) | content, max_size=12)
+
+
+def same(left, right):
+    assert left.valid.tolist() == right.valid.tolist()
+    assert left.values.dtype == right.values.dtype and left.values.shape == right.values.shape
+    for one, other in zip(left.values, right.values, strict=True):
+        if isinstance(one, str | bytes) or one.dtype == object:
+            assert np.array_equal(one, other)
+        else:
+            assert np.asarray(one).tobytes() == np.asarray(other).tobytes()  # NaN and -0.0 included
+
+
+@pytest.mark.parametrize("kind", [*ELEMENTS, *(f"{kind}_list" for kind in LISTS)])
+def test_decodes_what_protobuf_decodes(kind):
+    @given(columns(kind))
+    def check(contents):
+        cells = Cells.of([serialized(kind, content) for content in contents])
+        same(decode(cells, kind), by_protobuf(cells, kind))
+
+    check()
+
+
+@pytest.mark.parametrize("width", [1, 31, 128, 5000])
+def test_equal_widths_become_a_matrix(width):
+    vectors = np.random.default_rng(0).normal(size=(7, width)).astype(np.float32)
+    cells = Cells.of([serialized("float_list", vector.tolist()) for vector in vectors])
+    assert decode(cells, "float_list").values.tobytes() == vectors.tobytes()
+    missing = Cells.of([None, *(serialized("float_list", vector.tolist()) for vector in vectors)])
+    column = decode(missing, "float_list")
+    assert column.values.shape == (8, width) and not column.values[0].any() and not column.valid[0]
+
+
+def test_a_value_of_another_type_is_refused():
+    cells = Cells.of([serialized("string", "7")])
+    with pytest.raises(ValueError, match="expected a stored value of type int64, found string"):
+        decode(cells, "int64")
+
+
+@given(st.lists(st.none() | st.tuples(st.integers(0, 2**33), st.integers(0, 999_999)), max_size=12))
+def test_stamps(moments):
+    stamps = [None if m is None else Timestamp(seconds=m[0], nanos=m[1] * 1000) for m in moments]
+    cells = Cells.of([None if stamp is None else stamp.SerializeToString() for stamp in stamps])
+    assert decode_stamps(cells).tolist() == [0 if s is None else s.ToMicroseconds() for s in stamps]
