@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import resource
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -55,8 +57,9 @@ def apart(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> Cost:
 def _measure(
     sender: Connection, prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]
 ) -> None:
-    call = prepare(*arguments)
-    cpu, wall = time.process_time(), time.perf_counter()
-    answer = call()
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    with redirect_stdout(io.StringIO()):  # ours belongs to the one who asked
+        call = prepare(*arguments)
+        cpu, wall = time.process_time(), time.perf_counter()
+        answer = call()
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     sender.send(Cost(cpu, wall, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, answer))

@@ -12,13 +12,16 @@ import atexit
 import gc
 import logging
 import warnings
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import duckdb
 import ibis
 import pandas as pd
+import pyarrow as pa
 from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
 from feast.feature_view import FeatureView
@@ -33,8 +36,10 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
+from feast.saved_dataset import SavedDatasetStorage
 
 from feature_repo.asof import Reader, asof_job, lookup, why_not
+from feature_repo.batch import CLOCK_SKEW
 from feature_repo.event_log import EventLog
 from feature_repo.sources import DATA
 from feature_repo.views import HISTORY, StoreError
@@ -115,8 +120,26 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
         start_date: datetime,
         end_date: datetime,
     ) -> RetrievalJob:
-        """The newest row of each entity in [start_date, end_date]; histories as they were at end_date."""
+        """The newest row of each entity in [start_date, end_date]; histories as they were at end_date.
+
+        Of a parquet source also the rows that are nobody's newest because their key or time is null, or their time
+        is in the future: whoever writes them has to see them (``feature_repo.batch.sift``).
+        """
+        columns = [*join_key_columns, *feature_name_columns, timestamp_field]
+        columns += [created_timestamp_column] if created_timestamp_column else []
         cut = data_source.name == "user_history"
+        if not cut and isinstance(data_source, FileSource) and _is_parquet(data_source):
+            path = FileSource.get_uri_for_file_path(str(config.repo_path), data_source.path)
+            query = newest_rows(
+                path,
+                columns,
+                join_key_columns,
+                timestamp_field,
+                created_timestamp_column,
+                start_date,
+                end_date,
+            )
+            return StreamJob(query)
         return pull_latest_from_table_or_query_ibis(
             config=config,
             data_source=data_source,
@@ -152,6 +175,72 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
             end_date=end_date,
             **_readers(config, _read),
         )
+
+
+class StreamJob(RetrievalJob):
+    """The rows of a DuckDB query, all at once or as they come."""
+
+    full_feature_names = False
+    on_demand_feature_views: ClassVar[list[OnDemandFeatureView]] = []
+    metadata = None
+
+    def __init__(self, query: str) -> None:
+        super().__init__()
+        self._query = query
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """The rows, at most so many at a time."""
+        with duckdb.connect() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            yield from connection.sql(self._query).to_arrow_reader(rows)
+
+    def persist(
+        self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None
+    ) -> None:
+        """Not for what is on its way online."""
+        raise NotImplementedError("rows to materialize are not a dataset to save")
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        with duckdb.connect() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            return connection.sql(self._query).to_arrow_table()
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._to_arrow_internal(timeout).to_pandas()
+
+
+def newest_rows(
+    path: str,
+    columns: Sequence[str],
+    keys: Sequence[str],
+    time: str,
+    created: str | None,
+    start: datetime,
+    end: datetime,
+) -> str:
+    """The query for the newest row of each key of a parquet file, and for those with a null or a future.
+
+    Which rows these are is found by key and time alone; the wide columns are then read once, in a stream.
+    """
+    now = _literal(datetime.now(UTC) + CLOCK_SKEW)
+    stamp = f"{_name(time)}::TIMESTAMPTZ"
+    inside = f"{stamp} BETWEEN {_literal(start)} AND {_literal(end)}"
+    order = stamp if not created else f"row({stamp}, coalesce({_name(created)}::TIMESTAMPTZ, '-infinity'))"
+    source = f"read_parquet('{path.replace(chr(39), chr(39) * 2)}', file_row_number = true)"
+    null = " OR ".join(f"{_name(column)} IS NULL" for column in (*keys, time))
+    return (
+        f"SELECT {', '.join(map(_name, columns))} FROM {source} WHERE ({inside} OR {stamp} IS NULL) AND "
+        f"({null} OR {stamp} > {now} OR file_row_number IN (SELECT arg_max(file_row_number, {order}) FROM {source} "
+        f"WHERE {inside} AND {stamp} <= {now} GROUP BY {', '.join(map(_name, keys))}))"
+    )
+
+
+def _literal(moment: datetime) -> str:
+    return f"TIMESTAMPTZ '{moment.astimezone(UTC).isoformat()}'"
+
+
+def _name(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
 
 
 def _readers(config: RepoConfig, reader: Reader) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Feast's Redis online store with the behaviour a serving path needs.
 
 Reads give up fast: one retry without backoff and short timeouts, where redis-py's default backs off for
-seconds and Feast's connection string cannot say otherwise. Writes are bulk loads and keep patient timeouts.
+seconds and Feast's connection string cannot say otherwise. Writes are bulk loads and keep patient timeouts; an older
+row never replaces a newer one (``feature_repo.redis_write``).
 An entity without a stored timestamp is reported as not found, where Feast reports it as present and empty.
 """
 
@@ -12,17 +13,23 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores import redis as feast_redis
 from feast.infra.online_stores.helpers import _mmh3, _redis_key
 from feast.infra.online_stores.redis import _versioned_fv_name
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
+from feast.utils import make_tzaware
+from google.protobuf.timestamp_pb2 import Timestamp
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from feature_repo.batch import Batch, refuse_future
+from feature_repo.encode import encode, encode_stamps
 from feature_repo.matrix import Asked, Matrix, Reader, entity_key, kinds
+from feature_repo.redis_write import Rows, write
 from feature_repo.resp import Address, Hmgets, Wire
 from feature_repo.wire import decode, decode_stamps
 
@@ -31,14 +38,9 @@ WRITE_TIMEOUT_S = 30.0
 
 
 class RedisOnlineStoreConfig(feast_redis.RedisOnlineStoreConfig):
-    """The options of Feast's own store.
-
-    ``skip_dedup`` is on by default: a materialization is the truth as of its end and overwrites, so that a
-    correction with an unchanged timestamp or a newly added feature does arrive, as it does on SQLite.
-    """
+    """The options of Feast's own store. ``skip_dedup`` has no effect: older rows never replace newer ones."""
 
     type: str = "feature_repo.redis_store.RedisOnlineStore"  # type: ignore[assignment]
-    skip_dedup: bool = True
 
 
 class RedisOnlineStore(feast_redis.RedisOnlineStore):
@@ -90,12 +92,44 @@ class RedisOnlineStore(feast_redis.RedisOnlineStore):
         data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Write rows with the patient connection."""
+        """Write rows that are not older than the stored ones, with the patient connection.
+
+        Raises:
+            DataError: a row claims to be of the future; none is written.
+        """
+        refuse_future(table.name, [stamp for _, _, stamp, _ in data])
+        names = list(data[0][1]) if data else []
+        version = config.entity_key_serialization_version
+        rows = Rows(
+            [_redis_key(config.project, key, version) for key, _, _, _ in data],
+            [_stamp(stamp) for _, _, stamp, _ in data],
+            [b"" if created is None else _stamp(created) for _, _, _, created in data],
+            [_mmh3(f"{_versioned_fv_name(table, config)}:{name}") for name in names],
+            [[values[name].SerializeToString() for _, values, _, _ in data] for name in names],
+        )
+        self._write(config, table, rows)
+        if progress:
+            progress(len(data))
+
+    def write_columns(self, config: RepoConfig, view: FeatureView, batch: Batch) -> int:
+        """Write the rows of a batch that are not older than the stored ones; how many that was."""
+        name = _versioned_fv_name(view, config)
+        kind = kinds(view)
+        rows = Rows(
+            _keys(config, view, batch),
+            encode_stamps(batch.event_us),
+            [b""] * len(batch) if batch.created_us is None else encode_stamps(batch.created_us),
+            [_mmh3(f"{name}:{feature}") for feature in batch.features],
+            [encode(column, kind[feature]) for feature, column in batch.features.items()],
+        )
+        return self._write(config, view, rows)
+
+    def _write(self, config: RepoConfig, view: FeatureView, rows: Rows) -> int:
         if self._bulk is None:
             self._bulk = connect(config.online_store, WRITE_TIMEOUT_S)
-        writer = feast_redis.RedisOnlineStore()
-        writer._client = self._bulk
-        writer.online_write_batch(config, table, data, progress)
+        return write(
+            self._bulk, _versioned_fv_name(view, config), rows, config.online_store.key_ttl_seconds or 0
+        )
 
     def _get_features_for_entity(
         self, values: Sequence[ByteString | None], feature_view: str, requested_features: list[str]
@@ -103,6 +137,22 @@ class RedisOnlineStore(feast_redis.RedisOnlineStore):
         if values[requested_features.index(f"_ts:{feature_view}")] is None:
             return None, None
         return super()._get_features_for_entity(values, feature_view, requested_features)
+
+
+def _stamp(moment: datetime) -> bytes:
+    stamp = Timestamp()
+    stamp.FromDatetime(make_tzaware(moment))
+    return stamp.SerializeToString()
+
+
+def _keys(config: RepoConfig, view: FeatureView, batch: Batch) -> list[bytes]:
+    """Redis keys: all alike but for the eight bytes of an int64 id; other keys one by one."""
+    version = config.entity_key_serialization_version
+    if len(batch.keys) == 1 and batch.keys[0].type == pa.int64():
+        before, after = _redis_key(config.project, entity_key(view, 0), version).rsplit(bytes(8), 1)
+        ids = batch.keys[0].to_numpy().astype("<i8").tobytes()
+        return [before + ids[at : at + 8] + after for at in range(0, len(ids), 8)]
+    return [_redis_key(config.project, key, version) for key in batch.entity_keys(view)]
 
 
 def address_of(online_store_config: feast_redis.RedisOnlineStoreConfig) -> Address | None:

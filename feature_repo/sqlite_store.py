@@ -1,4 +1,4 @@
-"""Feast's SQLite online store, which also reads columns.
+"""Feast's SQLite online store, which also reads and writes columns, and keeps the newest row.
 
 Feast's reader fetches every feature of a view whichever are asked for, and makes a time of every value's stamp. This
 one leaves the others' bytes in the file and makes one per entity; the tables are the same. Feast keeps event times
@@ -7,17 +7,36 @@ to the second here.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from itertools import chain, repeat
+from typing import Any
 
 import numpy as np
 from feast import FeatureView, RepoConfig
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores import sqlite as feast_sqlite
+from feast.infra.online_stores.helpers import extract_text_and_num
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.utils import to_naive_utc
 
+from feature_repo.batch import Batch, refuse_future
+from feature_repo.encode import encode
 from feature_repo.matrix import Asked, Matrix, Reader, entity_key, kinds
 from feature_repo.wire import Cells, decode
 
 AT_ONCE = 10_000  # entities of a query; SQLite takes 32,766 parameters
+TEXT = ("string", "int32", "int64", "float", "double", "bool")  # types that Feast keeps as text as well
+UPSERT = """
+INSERT INTO {table} AS stored (entity_key, feature_name, value, value_text, event_ts, created_ts)
+VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (entity_key, feature_name) DO UPDATE SET
+    value = excluded.value, value_text = excluded.value_text,
+    event_ts = excluded.event_ts, created_ts = excluded.created_ts
+WHERE excluded.event_ts > stored.event_ts
+   OR excluded.event_ts = stored.event_ts AND coalesce(excluded.created_ts, 0) >= coalesce(stored.created_ts, 0)
+"""
 
 
 class SqliteOnlineStoreConfig(feast_sqlite.SqliteOnlineStoreConfig):
@@ -40,15 +59,93 @@ class SqliteOnlineStore(feast_sqlite.SqliteOnlineStore):
 
         return read
 
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Write rows that are not older than the stored ones.
+
+        Raises:
+            DataError: a row claims to be of the future; none is written.
+        """
+        refuse_future(table.name, [stamp for _, _, stamp, _ in data])
+        if _more(config):
+            super().online_write_batch(config, table, data, progress)
+            return
+        version = config.entity_key_serialization_version
+        rows = (
+            (
+                serialize_entity_key(key, version),
+                name,
+                value.SerializeToString(),
+                _text(value),
+                *_stamps(stamp, created),
+            )
+            for key, values, stamp, created in data
+            for name, value in values.items()
+        )
+        self._write(config, table, rows)
+        if progress:
+            progress(len(data))
+
+    def write_columns(self, config: RepoConfig, view: FeatureView, batch: Batch) -> int:
+        """Write the rows of a batch that are not older than the stored ones; how many that was."""
+        version = config.entity_key_serialization_version
+        keys = [serialize_entity_key(key, version) for key in batch.entity_keys(view)]
+        event = [_stored(stamp) for stamp in batch.event_us.tolist()]
+        created: list[int | None] = [None] * len(keys)
+        if batch.created_us is not None:
+            created = [_stored(stamp) for stamp in batch.created_us.tolist()]
+        kind = kinds(view)
+        values = {name: encode(column, kind[name]) for name, column in batch.features.items()}
+        if _more(config):
+            self._by_feast(config, view, batch, values)
+            return len(batch)
+        texts = {
+            name: [_text(Value.FromString(one)) for one in column]
+            if kind[name] in TEXT
+            else [None] * len(keys)
+            for name, column in values.items()
+        }
+        columns = (zip(keys, repeat(name), values[name], texts[name], event, created) for name in values)
+        return self._write(config, view, chain.from_iterable(columns)) // max(len(values), 1)
+
+    def _by_feast(
+        self, config: RepoConfig, view: FeatureView, batch: Batch, values: dict[str, list[bytes]]
+    ) -> None:
+        event = map(_moment, batch.event_us.tolist())
+        created = repeat(None) if batch.created_us is None else map(_moment, batch.created_us.tolist())
+        columns = zip(*values.values(), strict=True)
+        rows = zip(batch.entity_keys(view), columns, event, created, strict=False)  # created may be endless
+        data = [
+            (key, {name: Value.FromString(one) for name, one in zip(values, row, strict=True)}, at, since)
+            for key, row, at, since in rows
+        ]
+        super().online_write_batch(config, view, data, None)
+
+    def _write(self, config: RepoConfig, view: FeatureView, rows: Iterable[tuple[Any, ...]]) -> int:
+        table = feast_sqlite._quote_id(self._table(config, view))
+        connection = self._get_conn(config)
+        with connection:
+            cursor = connection.executemany(UPSERT.format(table=table), rows)
+        return cursor.rowcount
+
+    def _table(self, config: RepoConfig, view: FeatureView) -> str:
+        name: str = feast_sqlite._table_id(
+            config.project, view, config.registry.enable_online_feature_view_versioning
+        )
+        return name
+
     def _read(
         self, config: RepoConfig, view: FeatureView, features: list[str], ids: np.ndarray, row: np.ndarray
     ) -> Matrix:
         version = config.entity_key_serialization_version
         keys = [serialize_entity_key(entity_key(view, one), version) for one in ids.tolist()]
         place = {key: number for number, key in enumerate(keys)}
-        table = feast_sqlite._table_id(
-            config.project, view, config.registry.enable_online_feature_view_versioning
-        )
+        table = self._table(config, view)
         values: dict[str, list[bytes | None]] = {name: [None] * len(keys) for name in features}
         stamps: list[int | None] = [None] * len(keys)
         wanted = ",".join("?" * len(features))
@@ -76,3 +173,26 @@ class SqliteOnlineStore(feast_sqlite.SqliteOnlineStore):
 def _event_us(stamp: int) -> int:
     # Feast writes UTC's clock as if it were the local one, and reads it back so.
     return int(datetime.fromtimestamp(stamp).replace(tzinfo=UTC).timestamp()) * 1_000_000
+
+
+def _moment(event_us: int) -> datetime:
+    return datetime.fromtimestamp(event_us / 1e6, UTC)
+
+
+def _stored(event_us: int) -> int:
+    return int(datetime.fromtimestamp(event_us // 1_000_000, UTC).replace(tzinfo=None).timestamp())
+
+
+def _stamps(event: datetime, created: datetime | None) -> tuple[int, int | None]:
+    seconds = int(to_naive_utc(event).timestamp())
+    return seconds, None if created is None else int(to_naive_utc(created).timestamp())
+
+
+def _text(value: Value) -> str | None:
+    text: str | None = extract_text_and_num(value, False)[0]
+    return text
+
+
+def _more(config: RepoConfig) -> bool:
+    """Whether Feast is to keep vectors or numbers in columns of their own as well."""
+    return config.online_store.vector_enabled or config.online_store.enable_openai_compatible_store

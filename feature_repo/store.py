@@ -18,21 +18,20 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from feast import FeatureStore
 
 from dataset.contracts import TIME
 from feature_repo import source_tables
+from feature_repo.engine import Report
 from feature_repo.event_log import EventLog, write_event_log
 from feature_repo.services import definitions
-from feature_repo.sources import DATA, TIMESTAMP
+from feature_repo.sources import DATA
 from feature_repo.statistics import daily_stats
 from feature_repo.vectors import Vectors, VectorTable
 from feature_repo.views import HISTORY, EmbeddingRecord, StoreError
 from moon.artifacts import Artifact
-from moon.progress import track
 
 if TYPE_CHECKING:
     from dataset.split import Split
@@ -196,14 +195,13 @@ def publish_embedding(store_dir: Path, embedding: Artifact) -> None:
     _apply(store_dir)
 
 
-def materialize(store_dir: Path, until: datetime) -> dict[str, int]:
+def materialize(store_dir: Path, until: datetime) -> dict[str, Report]:
     """Load what was known strictly before ``until`` into the online store.
 
-    Views without any row by then are left alone. What is already online is overwritten, so afterwards every
-    entity with a row has its values as of ``until``; entities that became known later are not removed.
+    A row replaces the stored one unless it is older: what became known later stays, and entities are not removed.
 
     Returns:
-        rows written per view.
+        what became of the rows of each view, by name.
 
     Raises:
         StoreError: ``until`` has no time zone, or there is no store.
@@ -211,14 +209,12 @@ def materialize(store_dir: Path, until: datetime) -> dict[str, int]:
     if until.tzinfo is None:
         raise StoreError(f"expected a time with a zone, found {until.isoformat()}")
     store = open_store(store_dir)
-    written = {}
-    for view in track(store.list_feature_views(), "materialize", unit="views"):
-        rows = _entities_before(Path(store_dir), view.name, view.join_keys[0], until)
-        if rows:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                store.materialize(BEGINNING, until - US, feature_views=[view.name])
-            written[view.name] = rows
-    return written
+    reports = {}
+    for view in sorted(store.list_feature_views(), key=lambda view: str(view.name)):
+        with contextlib.redirect_stdout(io.StringIO()):  # Feast's headlines
+            store.materialize(BEGINNING, until - US, feature_views=[view.name])
+        reports[view.name] = Report.load(Path(store_dir), view.name)
+    return reports
 
 
 def open_event_log(store_dir: Path) -> EventLog:
@@ -229,14 +225,6 @@ def open_event_log(store_dir: Path) -> EventLog:
 def _apply(store_dir: Path) -> None:
     objects: list[Any] = list(definitions(EmbeddingRecord.load(store_dir)).values())
     FeatureStore(repo_path=str(store_dir)).apply(objects)
-
-
-def _entities_before(store_dir: Path, view: str, key: str, until: datetime) -> int:
-    rows = pq.read_table(store_dir / DATA / f"{view}.parquet", columns=[key, TIMESTAMP])
-    if view == "user_history":  # its source holds the end of the log; what is written is cut at ``until``
-        rows = pq.read_table(store_dir / DATA / "user_events.parquet", columns=[key, TIMESTAMP])
-    known = rows.filter(pc.less(rows.column(TIMESTAMP), pa.scalar(until, TIME)))
-    return int(pc.count_distinct(known.column(key)).as_py())
 
 
 def _connection_string(redis_url: str) -> str:

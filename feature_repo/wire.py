@@ -169,13 +169,13 @@ def _stamps(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _scalars(cells: Cells, kind: str) -> Column:
     dtype = (NUMBERS | FIXED)[kind]
     values, valid = np.zeros(len(cells), dtype), np.zeros(len(cells), bool)
-    tag = _tag(kind)
+    first = tag(kind)
     for rows, matrix in cells.groups():
         if kind in FIXED:
-            good = matrix.shape[1] == 1 + np.dtype(dtype).itemsize and bool((matrix[:, 0] == tag[0]).all())
+            good = matrix.shape[1] == 1 + np.dtype(dtype).itemsize and bool((matrix[:, 0] == first[0]).all())
             found = np.ascontiguousarray(matrix[:, 1:]).view(dtype)[:, 0] if good else None
         else:
-            good = bool((matrix[:, 0] == tag[0]).all()) and _one_varint(matrix[:, 1:])
+            good = bool((matrix[:, 0] == first[0]).all()) and _one_varint(matrix[:, 1:])
             found = _varint(matrix[:, 1:]).astype(dtype) if good else None
         if found is None:
             slow = by_protobuf(cells.part(rows), kind)
@@ -188,11 +188,11 @@ def _scalars(cells: Cells, kind: str) -> Column:
 def _strings(cells: Cells) -> Column:
     values = np.full(len(cells), "", object)
     valid = cells.length > 0
-    tag = _tag("string")[0]
+    first = tag("string")[0]
     view = memoryview(cells.buffer)  # type: ignore[arg-type]
     for row in np.flatnonzero(valid).tolist():
         at, length = int(cells.start[row]), int(cells.length[row])
-        if view[at] == tag and view[at + 1] == length - 2 < 128:
+        if view[at] == first and view[at + 1] == length - 2 < 128:
             values[row] = str(view[at + 2 : at + length], "utf-8")
         else:
             one = _value(cells.bytes(row), "string")
@@ -207,7 +207,7 @@ def _lists(cells: Cells, kind: str) -> Column:
     size = np.dtype(dtype).itemsize
     for rows, matrix in cells.groups():
         length = matrix.shape[1]
-        header = _list_header(kind, length)
+        header = _list_header_of(kind, length)
         found: np.ndarray | list[np.ndarray] | None = None
         if header is not None and (matrix[:, : len(header)] == header).all():
             content = np.ascontiguousarray(matrix[:, len(header) :])
@@ -283,26 +283,33 @@ def _varints(content: np.ndarray, dtype: Any) -> list[np.ndarray]:
 
 
 @cache
-def _tag(kind: str) -> bytes:
+def tag(kind: str) -> bytes:
+    """What a ``Value`` of this type begins with: field number and wire type."""
     field = Value.DESCRIPTOR.fields_by_name[f"{kind}_val"]
     wire_type = {"float": 5, "double": 1}.get(kind, 0 if kind in NUMBERS else 2)
-    return _encoded_varint(field.number << 3 | wire_type)
+    return encoded_varint(field.number << 3 | wire_type)
 
 
 @cache
-def _list_header(kind: str, length: int) -> np.ndarray | None:
-    """What precedes the packed numbers of a list whose value has ``length`` bytes; None: no such value."""
-    tag = _tag(kind)
+def list_header(kind: str, content: int) -> bytes:
+    """What precedes the ``content`` bytes of packed numbers of a list."""
     packed = bytes([FloatList.DESCRIPTOR.fields_by_name["val"].number << 3 | 2])
-    for numbers in range(max(length - len(tag) - 22, 0), length):
-        inner = packed + _encoded_varint(numbers) if numbers else b""
-        header = tag + _encoded_varint(len(inner) + numbers) + inner
-        if len(header) + numbers == length:
+    inner = packed + encoded_varint(content) if content else b""
+    return tag(kind) + encoded_varint(len(inner) + content) + inner
+
+
+@cache
+def _list_header_of(kind: str, length: int) -> np.ndarray | None:
+    """The header of a list whose value has ``length`` bytes in all; None: no such value."""
+    for content in range(max(length - 24, 0), length):  # two varints and two tags take less
+        header = list_header(kind, content)
+        if len(header) + content == length:
             return np.frombuffer(header, np.uint8)
     return None
 
 
-def _encoded_varint(number: int) -> bytes:
+def encoded_varint(number: int) -> bytes:
+    """A number of seven bits a byte, the low ones first."""
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)

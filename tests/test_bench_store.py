@@ -7,7 +7,9 @@ import pytest
 from evaluation.apart import apart
 from evaluation.bench import line_below, ratio
 from evaluation.bench_join import bench_join
+from evaluation.bench_materialize import bench_materialize
 from evaluation.bench_read import bench_read
+from evaluation.local_redis import local_redis
 
 
 def test_the_join_is_measured_on_both_sides(tmp_path):
@@ -22,6 +24,14 @@ def test_the_join_is_measured_on_both_sides(tmp_path):
 def test_reads_are_measured_beside_feasts_client_and_the_floor(tmp_path, redis_server):
     lines = list(bench_read(tmp_path, redis_server.port, items=600, repeats=2))
     assert [one.goal for one in lines] == [None, None, 20.0, None, None, 2.0, None, None, 1.5]
+    assert all(one.value > 0 for one in lines)
+
+
+@pytest.mark.redis
+def test_materialization_is_measured_on_three_sides_that_store_the_same(tmp_path):
+    with local_redis() as port:
+        lines = list(bench_materialize(tmp_path, port, rows=400, repeats=1))
+    assert [one.goal for one in lines] == [None, None, None, 8.0, 3.5, None, 1.25]
     assert all(one.value > 0 for one in lines)
 
 

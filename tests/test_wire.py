@@ -1,12 +1,16 @@
-"""Bytes of an online store are decoded to what protobuf says they are."""
+"""Bytes of an online store are decoded to what protobuf says they are, and encoded as Feast does it."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from feast.protos.feast.types import Value_pb2 as proto
+from feast.type_map import python_values_to_proto_values
+from feast.value_type import ValueType
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feature_repo.encode import ARROW, encode, encode_stamps
 from feature_repo.wire import Cells, by_protobuf, decode, decode_stamps
 
 INT64 = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 300)
@@ -90,3 +94,44 @@ def test_stamps(moments):
     stamps = [None if m is None else Timestamp(seconds=m[0], nanos=m[1] * 1000) for m in moments]
     cells = Cells.of([None if stamp is None else stamp.SerializeToString() for stamp in stamps])
     assert decode_stamps(cells).tolist() == [0 if s is None else s.ToMicroseconds() for s in stamps]
+
+
+@pytest.mark.parametrize("kind", [*ARROW, *(f"{kind}_list" for kind in ARROW)])
+def test_encodes_what_feast_encodes(kind):
+    def filled(contents):
+        return [None if content in ("null", "explicit null") else content for content in contents]
+
+    element = ARROW[kind.removesuffix("_list")]
+    dtype = pa.list_(element) if kind.endswith("_list") else element
+
+    @given(columns(kind))
+    def check(contents):
+        column = pa.array(filled(contents), dtype)
+        expected = [
+            proto.Value() if value is None or value != value else value_of(kind, value)
+            for value in column.to_pylist()
+        ]
+        assert encode(column, kind) == [value.SerializeToString() for value in expected]
+
+    check()
+
+
+def value_of(kind, content):
+    return proto.Value.FromString(serialized(kind, content))
+
+
+def test_what_feast_makes_of_a_column_is_what_we_make_of_it():
+    column = pa.array([1.5, None, float("nan"), -0.0], pa.float64())
+    feasts = python_values_to_proto_values(column.to_pandas().tolist(), ValueType.FLOAT)
+    assert encode(column, "float")[0] == feasts[0].SerializeToString()
+    assert encode(column, "float")[1:3] == [b"", b""]
+    lists = pa.array([[1, 2**40], [], None], pa.list_(pa.int64()))
+    feasts = python_values_to_proto_values(lists.to_pylist(), ValueType.INT64_LIST)
+    assert encode(lists, "int64_list") == [value.SerializeToString() for value in feasts]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**33), st.integers(0, 999_999)), max_size=12))
+def test_stamps_are_encoded(moments):
+    stamps = [Timestamp(seconds=s, nanos=us * 1000) for s, us in moments]
+    event_us = np.array([s * 1_000_000 + us for s, us in moments], np.int64)
+    assert encode_stamps(event_us) == [stamp.SerializeToString() for stamp in stamps]
