@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from feast import FeatureView
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.type_map import python_values_to_proto_values
 from feast.utils import make_tzaware
+from feast.value_type import ValueType
 
 from dataset.contracts import DataError
 from feature_repo.encode import ARROW
@@ -78,7 +80,8 @@ def sift(view: FeatureView, rows: pa.Table, now: datetime) -> Sifted:
 
     A row is refused whose key or event time is null, whose event time is before 1970 or more than ``CLOCK_SKEW``
     ahead of ``now``, whose vector has another width than its view declares, that has NaN, infinity or null inside a
-    list of numbers, an infinite number, or an integer that a float cannot hold.
+    list of numbers, an infinite number, text that is not the number it should be, an integer that a float cannot
+    hold, or a key that is not an integer though its entity's are.
 
     Args:
         view: with names, types and widths.
@@ -94,8 +97,16 @@ def sift(view: FeatureView, rows: pa.Table, now: datetime) -> Sifted:
     stamp = rows.column(source.timestamp_field).combine_chunks().cast(STAMP)
     reason = np.full(rows.num_rows, "", object)
     keys = [rows.column(name).combine_chunks() for name in view.join_keys]
-    for name, key in zip(view.join_keys, keys, strict=True):
-        _mark(reason, pc.is_null(key), f"{name} is null")
+    whole = {column.name for column in view.entity_columns if column.dtype.to_value_type() == ValueType.INT64}
+    for place, name in enumerate(view.join_keys):
+        _mark(reason, pc.is_null(keys[place]), f"{name} is null")
+        if name in whole and not pa.types.is_integer(
+            keys[place].type
+        ):  # Feast would read "7", 7.9 and true as ids
+            _mark(reason, np.ones(len(reason), bool), f"{name} is {keys[place].type}, not an integer")
+            keys[place] = pa.nulls(len(reason), pa.int64())
+        elif name in whole:
+            keys[place] = keys[place].cast(pa.int64())
     event_us = stamp.cast(pa.int64()).fill_null(0).to_numpy()
     _mark(reason, pc.is_null(stamp), f"{source.timestamp_field} is null")
     _mark(reason, event_us < 0, f"{source.timestamp_field} is before 1970")
@@ -103,8 +114,8 @@ def sift(view: FeatureView, rows: pa.Table, now: datetime) -> Sifted:
     _mark(reason, event_us > latest, f"{source.timestamp_field} is in the future")
     features = {}
     for field in view.features:
-        column = rows.column(field.name).combine_chunks()
         kind = kinds(view)[field.name]
+        column = _numbers(reason, field.name, rows.column(field.name).combine_chunks(), kind)
         _check(reason, field.name, column, kind, field.vector_length if field.vector_index else 0)
         features[field.name] = column
     good = pa.array(reason == "")
@@ -135,6 +146,21 @@ def refuse_future(view: str, stamps: Sequence[datetime]) -> None:
             f"{view}: expected event times by now, found {len(late)} of {len(stamps)} in the future "
             f"(first {late[0].isoformat()}). Check the sender's clock."
         )
+
+
+def _numbers(reason: np.ndarray, name: str, column: pa.Array, kind: str) -> pa.Array:
+    """A column of numbers written as text, as numbers; what is none is marked."""
+    dtype = ARROW.get(kind)
+    if dtype is None or pa.types.is_string(dtype) or not pa.types.is_string(column.type):
+        return column
+    found: list[Any] = []
+    for row, text in enumerate(column.to_pylist()):
+        try:
+            found.append(None if text is None else pa.scalar(text).cast(dtype).as_py())
+        except pa.ArrowInvalid:
+            found.append(None)
+            reason[row] = reason[row] or f"{name} is not a number"
+    return pa.array(found, dtype)
 
 
 def _check(reason: np.ndarray, name: str, column: pa.Array, kind: str, width: int) -> None:

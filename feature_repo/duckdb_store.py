@@ -22,6 +22,7 @@ import duckdb
 import ibis
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
 from feast.feature_view import FeatureView
@@ -130,6 +131,7 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
         cut = data_source.name == "user_history"
         if not cut and isinstance(data_source, FileSource) and _is_parquet(data_source):
             path = FileSource.get_uri_for_file_path(str(config.repo_path), data_source.path)
+            _check_columns(path, columns)
             query = newest_rows(
                 path,
                 columns,
@@ -174,6 +176,20 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
             start_date=start_date,
             end_date=end_date,
             **_readers(config, _read),
+        )
+
+
+def _check_columns(path: str, columns: Sequence[str]) -> None:
+    if not Path(path).exists():
+        raise StoreError(
+            f"{path}: expected the source of a view, found no file. What is online stays as it is."
+        )
+    there = set(pq.read_schema(path).names) if Path(path).is_file() else set(columns)
+    missing = [name for name in columns if name not in there]
+    if missing:
+        raise StoreError(
+            f"{path}: expected the columns {', '.join(columns)}, found none called {', '.join(missing)} "
+            f"among {', '.join(sorted(there))}. Write them, or take them out of the view and run 'feast apply'."
         )
 
 

@@ -16,6 +16,7 @@ from feast import FeatureStore, FeatureView, RepoConfig
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 
+from feature_repo.freshness import is_fresh
 from feature_repo.wire import Cells, Column, by_protobuf
 
 Asked = Sequence[tuple[FeatureView, Sequence[str]]]
@@ -41,6 +42,12 @@ class Matrix:
     def __getitem__(self, feature: str) -> np.ndarray:
         """The values of one feature; zeros, "" or empty arrays where there are none."""
         return self.columns[feature].values
+
+    def fresh(self, view: FeatureView) -> Matrix:
+        """Without the rows that are older than the view's time to live."""
+        good = self.found & is_fresh(view, self.event_us)
+        columns = {name: column.where(good) for name, column in self.columns.items()}
+        return Matrix(columns, good, np.where(good, self.event_us, 0))
 
 
 Reader = Callable[[np.ndarray], list[Matrix]]
@@ -72,9 +79,11 @@ def matrix_reader(store: FeatureStore, asked: Asked) -> Reader:
             raise KeyError(f"{view.name} has no features {sorted(missing)}")
     online = store._get_provider().online_store  # type: ignore[attr-defined]
     reader = online.matrix_reader(store.config, asked) if isinstance(online, MatrixStore) else None
-    if reader is not None:
+    if reader is None:
+        return lambda ids: [by_feast(store, view, ids, features) for view, features in asked]
+    if not any(view.ttl for view, _ in asked):
         return reader
-    return lambda ids: [by_feast(store, view, ids, features) for view, features in asked]
+    return lambda ids: [one.fresh(view) for one, (view, _) in zip(reader(ids), asked, strict=True)]
 
 
 def read_matrix(store: FeatureStore, view: str, ids: np.ndarray, features: Sequence[str]) -> Matrix:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores import redis as feast_redis
 from feast.infra.online_stores.helpers import _mmh3, _redis_key
+from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.redis import _versioned_fv_name
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
@@ -28,6 +29,7 @@ from redis.retry import Retry
 
 from feature_repo.batch import Batch, refuse_future
 from feature_repo.encode import encode, encode_stamps
+from feature_repo.freshness import Row, fresh_rows
 from feature_repo.matrix import Asked, Matrix, Reader, entity_key, kinds
 from feature_repo.redis_write import Rows, write
 from feature_repo.resp import Address, Hmgets, Wire
@@ -79,6 +81,18 @@ class RedisOnlineStore(feast_redis.RedisOnlineStore):
             return matrices
 
         return read
+
+    _read_features_per_fv = OnlineStore._read_features_per_fv  # by ``online_read``, view by view
+
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[Row]:
+        """What is stored and has not expired."""
+        return fresh_rows(table, super().online_read(config, table, entity_keys, requested_features))
 
     def _get_client(self, online_store_config: feast_redis.RedisOnlineStoreConfig) -> Any:
         if self._client is None:

@@ -98,6 +98,13 @@ class Column:
         """These rows, in this order."""
         return Column(self.values[rows], self.valid[rows])
 
+    def where(self, good: np.ndarray) -> Column:
+        """With nothing where not ``good``."""
+        values = self.values.copy()
+        for row in np.flatnonzero(~good).tolist():
+            values[row] = values[row][:0] if values.dtype == object else 0
+        return Column(values, self.valid & good)
+
 
 def decode(cells: Cells, kind: str) -> Column:
     """Decode a column.

@@ -6,6 +6,7 @@ Nothing here knows how a model works; every heavy import is inside the stage tha
 from __future__ import annotations
 
 import shutil
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,7 +130,13 @@ def materialize(run: Run) -> None:
     from feature_repo.store import materialize as load_online
 
     last = pc.max(_split(run).log["available_time"]).as_py()
-    load_online(run.folder / "store", until=last + timedelta(seconds=1))
+    reports = load_online(run.folder / "store", until=last + timedelta(seconds=1))
+    for report in reports.values():
+        if report.refused:
+            why = ", ".join(f"{reason}: {count}" for reason, count in report.refused.items())
+            sys.stderr.write(
+                f"  {report.view}: set aside {why}; see {run.folder / 'store' / report.dead_letter}\n"
+            )
 
 
 def retrieval(run: Run) -> None:

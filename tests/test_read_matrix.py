@@ -102,7 +102,7 @@ def random_rows(rng, ids):
             "names": holes([[f"n{k}" for k in range(int(k))] for k in rng.integers(0, 4, n)]),
             "seen": pd.to_datetime(rng.integers(0, 2**31, n), unit="s", utc=True),
             "event_timestamp": pd.to_datetime(
-                rng.choice([10**9, 1_700_000_000_123_456, 2**32 * 10**6], n), unit="us", utc=True
+                rng.choice([10**9, 1_700_000_000_123_456, 2**28 * 10**6], n), unit="us", utc=True
             ),
         }
     )

@@ -1,0 +1,34 @@
+"""Time to live at reading: Feast declares it, and then serves a row of any age."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+from feast import FeatureView
+from feast.protos.feast.types.Value_pb2 import Value
+
+US = timedelta(microseconds=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+Row = tuple[datetime | None, dict[str, Value] | None]
+
+
+def oldest(view: FeatureView) -> datetime | None:
+    """The event time before which a row of ``view`` is as good as none; None: rows are good for ever."""
+    return datetime.now(UTC) - view.ttl if view.ttl else None
+
+
+def fresh_rows(view: FeatureView, rows: Sequence[Row]) -> list[Row]:
+    """What Feast's reader found, without what has expired."""
+    limit = oldest(view)
+    return [
+        (None, None) if limit is not None and stamp is not None and stamp < limit else (stamp, values)
+        for stamp, values in rows
+    ]
+
+
+def is_fresh(view: FeatureView, event_us: np.ndarray) -> np.ndarray:
+    """bool (N): whether rows with these event times have not expired."""
+    limit = oldest(view)
+    return np.ones(len(event_us), bool) if limit is None else event_us >= (limit - EPOCH) // US

@@ -1,0 +1,208 @@
+"""What Feast lets through, and readers stumble over, is refused, set aside or reported, on SQLite and on Redis.
+
+The cases are those where stock Feast 0.67 gives another entity's values, nothing, or an answer that looks right.
+
+Run: pytest tests/test_store_bad_input.py
+"""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
+from store_world import (
+    END,
+    HOUR,
+    SCHEMA,
+    START,
+    WIDTH,
+    load,
+    online,
+    open_store,
+    source_rows,
+    stored,
+    write_source,
+)
+
+from feature_repo.matrix import read_matrix
+from feature_repo.views import StoreError
+
+__all__ = ["online"]
+FEATURES = [f"item:{name}" for name in SCHEMA]
+
+
+def rows_of(count, **changed):
+    """One row for each of ``count`` items, with some columns replaced."""
+    table = source_rows(np.random.default_rng(0), count, entities=count, hours=1).sort_by("item_id")
+    for name, values in changed.items():
+        table = table.set_column(table.schema.get_field_index(name), name, values)
+    return table
+
+
+def statuses(store, ids):
+    rows = [{"item_id": one} for one in ids]
+    proto = store.get_online_features(features=FEATURES, entity_rows=rows).proto
+    names = proto.metadata.feature_names.val
+    return {tuple(v.statuses) for name, v in zip(names, proto.results, strict=True) if name != "item_id"}
+
+
+NOT_FOUND, PRESENT = FieldStatus.NOT_FOUND, FieldStatus.PRESENT
+
+
+def test_an_unknown_entity_is_not_found(online, tmp_path):
+    write_source(tmp_path, rows_of(2))
+    store = open_store(tmp_path, online())
+    load(store)
+    assert statuses(store, [0, 99]) == {(PRESENT, NOT_FOUND)}
+    assert read_matrix(store, "item", np.array([0, 99]), ["price"]).found.tolist() == [True, False]
+
+
+def test_a_null_is_there_but_not_valid(online, tmp_path):
+    price = pa.array([None, float("nan"), 2.0], pa.float32())
+    lists = pa.array([None, [], [1]], pa.list_(pa.int64()))
+    write_source(tmp_path, rows_of(3, price=price, recent=lists))
+    store = open_store(tmp_path, online())
+    load(store)
+    matrix = read_matrix(store, "item", np.arange(3), ["price", "recent"])
+    assert matrix.found.all()
+    assert matrix.columns["price"].valid.tolist() == [False, False, True]
+    assert matrix.columns["recent"].valid.tolist() == [False, True, True]
+
+
+def test_a_row_past_its_time_to_live_is_not_found(online, tmp_path):
+    now = datetime.now(UTC)
+    ages = [timedelta(days=19), timedelta(hours=1)]
+    stamps = pa.array([now - age for age in ages], pa.timestamp("us", "UTC"))
+    write_source(tmp_path, rows_of(2, event_timestamp=stamps))
+    store = open_store(tmp_path, online(), ttl=timedelta(days=1))
+    load(store, now - timedelta(days=30), now)
+    assert statuses(store, [0, 1]) == {(NOT_FOUND, PRESENT)}
+    matrix = read_matrix(store, "item", np.arange(2), ["price", "title", "vector"])
+    assert (
+        matrix.found.tolist() == [False, True] and not matrix["vector"][0].any() and matrix["title"][0] == ""
+    )
+    forever = open_store(tmp_path, online())
+    load(forever, now - timedelta(days=30), now)
+    assert statuses(forever, [0, 1]) == {(PRESENT, PRESENT)}
+
+
+def test_no_ids_is_no_rows(online, tmp_path):
+    write_source(tmp_path, rows_of(1))
+    matrix = read_matrix(open_store(tmp_path, online()), "item", np.array([], np.int64), ["price", "vector"])
+    assert len(matrix) == len(matrix["price"]) == len(matrix["vector"]) == 0
+
+
+@pytest.mark.parametrize(
+    "ids, says",
+    [
+        (pa.array(["0", "1", "2"]), "item_id is string, not an integer"),
+        (pa.array([0.0, 1.0, 1.9]), "item_id is double, not an integer"),
+        (pa.array([True, False, True]), "item_id is bool, not an integer"),
+    ],
+)
+def test_an_id_of_another_type_is_not_taken_for_a_number(online, tmp_path, ids, says):
+    write_source(tmp_path, rows_of(3, item_id=ids))
+    store = open_store(tmp_path, online())
+    report = load(store)
+    assert set(report.refused) == {says} and report.written == 0
+    assert not read_matrix(store, "item", np.arange(3), ["price"]).found.any()
+
+
+def test_small_ids_are_the_same_ids(online, tmp_path):
+    write_source(tmp_path, rows_of(3, item_id=pa.array([0, 1, 2], pa.int32())))
+    store = open_store(tmp_path, online())
+    assert load(store).written == 3
+    assert read_matrix(store, "item", np.arange(3), ["price"]).found.all()
+
+
+def test_text_that_is_no_number_is_set_aside_alone(online, tmp_path):
+    write_source(tmp_path, rows_of(3, price=pa.array(["1.5", "cheap", None])))
+    store = open_store(tmp_path, online())
+    assert load(store).refused == {"price is not a number": 1}
+    assert stored(store, range(3))["price"] == [1.5, None, None]
+
+
+def test_an_integer_that_a_float_cannot_hold_is_set_aside(online, tmp_path):
+    write_source(tmp_path, rows_of(3, price=pa.array([2**24, 2**24 + 1, 3])))
+    store = open_store(tmp_path, online())
+    assert load(store).refused == {"price does not fit a float": 1}
+    assert stored(store, range(3))["price"] == [2.0**24, None, 3.0]
+
+
+def test_doubles_in_a_list_are_cast(online, tmp_path):
+    vector = pa.array(np.full((2, WIDTH), 0.1).tolist(), pa.list_(pa.float64()))
+    write_source(tmp_path, rows_of(2, vector=vector))
+    store = open_store(tmp_path, online())
+    assert load(store).written == 2
+    assert read_matrix(store, "item", np.arange(2), ["vector"])["vector"].dtype == np.float32
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "ns"])
+def test_times_of_another_unit_are_the_same_times(online, tmp_path, unit):
+    table = rows_of(3)
+    write_source(tmp_path, table)
+    store = open_store(tmp_path, online())
+    load(store)
+    stamps = table.column("event_timestamp").cast(pa.timestamp(unit, "UTC"))
+    write_source(tmp_path, rows_of(3, event_timestamp=stamps))
+    other = open_store(tmp_path, online())
+    assert load(other).written == 3 and stored(other, range(3)) == stored(store, range(3))
+    both = [read_matrix(one, "item", np.arange(3), ["price"]).event_us.tolist() for one in (store, other)]
+    assert both[0] == both[1]
+
+
+def test_a_feature_that_is_new_is_filled_in_and_a_correction_arrives(online, tmp_path):
+    write_source(tmp_path, rows_of(2, title=pa.nulls(2, pa.string())))
+    store = open_store(tmp_path, online())
+    load(store)
+    write_source(tmp_path, rows_of(2, title=pa.array(["new", "corrected"])))
+    load(store)
+    assert stored(store, range(2))["title"] == ["new", "corrected"]
+
+
+def test_of_rows_in_one_push_the_newest_wins(online, tmp_path):
+    write_source(tmp_path, rows_of(1))
+    store = open_store(tmp_path, online())
+    frame = rows_of(1).to_pandas()
+    frame = pd.concat([frame] * 3, ignore_index=True)
+    frame["event_timestamp"] = [START + hour * HOUR for hour in (20, 19, 20)]
+    frame["number"] = [1, 2, 3]
+    frame["vector"] = [np.zeros(WIDTH, np.float32)] * 3
+    store.write_to_online_store("item", df=frame.drop(columns="created"))
+    assert stored(store, [0])["number"] == [3]
+
+
+def test_rows_after_the_end_stay_offline(online, tmp_path):
+    write_source(
+        tmp_path, rows_of(2, event_timestamp=pa.array([START, END + HOUR], pa.timestamp("us", "UTC")))
+    )
+    store = open_store(tmp_path, online())
+    assert load(store).written == 1
+    assert read_matrix(store, "item", np.arange(2), ["price"]).found.tolist() == [True, False]
+
+
+def test_a_lost_column_or_source_is_named_and_what_is_online_stays(online, tmp_path):
+    write_source(tmp_path, rows_of(2))
+    store = open_store(tmp_path, online())
+    load(store)
+    before = stored(store, range(2))
+    write_source(tmp_path, rows_of(2).drop_columns(["price"]))
+    with pytest.raises(StoreError, match=r"found none called price among .*'feast apply'"):
+        load(store)
+    (tmp_path / "data" / "item.parquet").unlink()
+    with pytest.raises(StoreError, match="item.parquet: expected the source of a view, found no file"):
+        load(store)
+    assert stored(store, range(2)) == before
+
+
+def test_duplicates_in_a_request_are_answered_each(online, tmp_path):
+    write_source(tmp_path, rows_of(3))
+    store = open_store(tmp_path, online())
+    load(store)
+    vectors = pq.read_table(tmp_path / "data" / "item.parquet").column("vector").to_pylist()
+    asked = np.array([2, 0, 2, 2])
+    found = read_matrix(store, "item", asked, ["vector"])["vector"]
+    np.testing.assert_array_equal(found, np.array(vectors, np.float32)[asked])
