@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evaluation.bench import Line
+from evaluation.bench_frame import bench_frame
 from evaluation.bench_join import bench_join
 from evaluation.bench_materialize import bench_materialize
 from evaluation.bench_read import bench_read
@@ -14,10 +15,11 @@ from evaluation.local_redis import local_redis
 
 
 def bench_store() -> Iterator[Line]:
-    """Measure joins, and materialization and online reads where redis-server is installed."""
+    """Measure joins and training frames, and materialization and online reads where redis-server is installed."""
     with tempfile.TemporaryDirectory(prefix="moon_bench_") as name, local_redis() as port:
         folder = Path(name)
         yield from bench_join(folder)
+        yield from bench_frame(folder)
         if port is not None:
             yield from bench_materialize(folder, port)
             yield from bench_read(folder, port)

@@ -110,14 +110,14 @@ def training_frame(store_dir: Path, rows: pa.Table, history: int) -> TrainingFra
     item = rows.column("item_id").to_numpy()
 
     users, user_time_us, user_row = _distinct(user, row_time_us[first])
-    stored = _join(store, "user_id", users, user_time_us, {**USER_FEATURES, **POINTER})
+    stored = join_features(store, "user_id", users, user_time_us, {**USER_FEATURES, **POINTER})
     _check_version(stored["log_version"], log, store_dir)
     position = stored["position"].fill_null(0).to_numpy()
     user_features = pa.table(user_columns(stored, position)).take(user_row)
 
     items, item_time_us, item_row = _distinct(item, row_time_us)
     item_features = pa.table(
-        item_columns(_join(store, "item_id", items, item_time_us, ITEM_FEATURES), item_time_us)
+        item_columns(join_features(store, "item_id", items, item_time_us, ITEM_FEATURES), item_time_us)
     )
 
     requests = rows.select(REQUEST_COLUMNS).take(first)
@@ -174,10 +174,20 @@ def _distinct(ids: np.ndarray, time_us: np.ndarray) -> tuple[np.ndarray, np.ndar
     return sorted_ids[new], sorted_time[new], pair
 
 
-def _join(
+def join_features(
     store: FeatureStore, key: str, ids: np.ndarray, time_us: np.ndarray, features: Features
 ) -> dict[str, pa.Array]:
-    """Point-in-time values strictly before ``time_us``, in the order given; null where there are none."""
+    """Point-in-time values strictly before ``time_us``, in the order given; null where there are none.
+
+    Args:
+        store: an open feature store.
+        key: join key of the entity the features are of.
+        ids, time_us: int64 (N), of each row; microseconds since 1970 UTC.
+        features: to read.
+
+    Raises:
+        StoreError: the store returned other rows than were asked for.
+    """
     if not len(ids):
         return {name: pa.array([], dtype) for name, (_, dtype, _) in features.items()}
     asked = pd.DataFrame(

@@ -6,6 +6,7 @@ import pytest
 
 from evaluation.apart import apart
 from evaluation.bench import line_below, ratio
+from evaluation.bench_frame import bench_frame
 from evaluation.bench_join import bench_join
 from evaluation.bench_materialize import bench_materialize
 from evaluation.bench_read import bench_read
@@ -18,6 +19,12 @@ def test_the_join_is_measured_on_both_sides(tmp_path):
     assert all(one.value > 0 for one in lines)
     stock, ours, times = (one.value for one in lines[:3])
     assert times == pytest.approx(stock / ours)
+
+
+def test_frames_are_measured_and_agree_with_feasts_plan(tmp_path):
+    lines = list(bench_frame(tmp_path, clicks=3000, sizes=(100, 3000)))
+    assert [one.goal for one in lines if one.goal] == [60.0, 6144.0, 1.3]
+    assert all(one.value > 0 for one in lines)
 
 
 @pytest.mark.redis
