@@ -23,9 +23,11 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.utils import make_tzaware
 from google.protobuf.timestamp_pb2 import Timestamp
-from redis import Redis
+from redis import Redis, RedisCluster
 from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from feature_repo.batch import Batch, refuse_future
 from feature_repo.encode import encode, encode_stamps
@@ -46,9 +48,9 @@ class RedisOnlineStoreConfig(feast_redis.RedisOnlineStoreConfig):
 
 
 class RedisOnlineStore(feast_redis.RedisOnlineStore):
-    """One Redis server: the same bytes as Feast's store, with deadlines."""
+    """Redis: the same bytes as Feast's store, with deadlines."""
 
-    _bulk: Redis | None = None
+    _bulk: Redis | RedisCluster | None = None
     _wire: Wire | None = None
 
     def matrix_reader(self, config: RepoConfig, asked: Asked) -> Reader | None:
@@ -182,15 +184,21 @@ def address_of(online_store_config: feast_redis.RedisOnlineStoreConfig) -> Addre
     return Address(nodes[0]["host"], int(nodes[0]["port"]), int(options.get("db", 0)), **words)
 
 
-def connect(online_store_config: feast_redis.RedisOnlineStoreConfig, timeout_s: float) -> Redis:
-    """A connection that gives up after one retry of ``timeout_s``."""
-    nodes, parameters = feast_redis.RedisOnlineStore._parse_connection_string(
+def connect(
+    online_store_config: feast_redis.RedisOnlineStoreConfig, timeout_s: float
+) -> Redis | RedisCluster:
+    """A client that gives up after one retry of ``timeout_s``: of a server, a sentinel's master or a cluster."""
+    nodes, options = feast_redis.RedisOnlineStore._parse_connection_string(
         online_store_config.connection_string
     )
-    timeouts = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
-    return Redis(
-        host=nodes[0]["host"],
-        port=int(nodes[0]["port"]),
-        retry=Retry(NoBackoff(), 1),
-        **{**timeouts, **parameters},
-    )
+    options = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, **options}
+    places = [(node["host"], int(node["port"])) for node in nodes]
+    kind = online_store_config.redis_type
+    if kind == feast_redis.RedisType.redis_cluster:
+        return RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in places], **options)
+    options["retry"] = Retry(NoBackoff(), 1)
+    if kind == feast_redis.RedisType.redis_sentinel:
+        master: Redis = Sentinel(places, **options).master_for(online_store_config.sentinel_master, **options)
+        return master
+    host, port = places[0]
+    return Redis(host=host, port=port, **options)

@@ -7,10 +7,12 @@ or one that is killed and started again, leave what the newest rows say, whateve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from redis import Redis
+from redis import Redis, RedisCluster
+from redis.crc import key_slot
 from redis.exceptions import NoScriptError
 
 ROWS_AT_ONCE = 500  # the server answers nobody else during a call: a few milliseconds
@@ -71,6 +73,7 @@ for row, key in ipairs(KEYS) do
 end
 return written
 """
+SHA = hashlib.sha1(SCRIPT.encode()).hexdigest()  # how Redis names it
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,15 @@ class Rows:
     values: Sequence[Sequence[bytes]]
 
 
-def write(client: Redis, view: str, rows: Rows, expires_s: int = 0) -> int:
+def write(client: Redis | RedisCluster, view: str, rows: Rows, expires_s: int = 0) -> int:
     """Write what is not older than what is stored; how many rows that was.
 
     Args:
-        client: of one server.
+        client: of one server, or of a cluster, where the keys of a call have to share a slot.
         view: name of the view, which the event time's field bears.
         rows: may hold a key more than once.
         expires_s: seconds after which Redis forgets the entities; 0: never.
     """
-    sha = client.script_load(SCRIPT)
     head = [
         b"%d" % len(rows.fields),
         b"%d" % expires_s,
@@ -109,16 +111,52 @@ def write(client: Redis, view: str, rows: Rows, expires_s: int = 0) -> int:
         b"_created:" + view.encode(),
     ]
     head += rows.fields
+    columns = [rows.stamps, rows.created, *rows.values]
+
+    def arguments(some: Sequence[int]) -> list[bytes]:
+        keys = [rows.keys[row] for row in some]
+        return [*keys, *head, *(column[row] for row in some for column in columns)]
+
     written = 0
-    for start in range(0, len(rows.keys), ROWS_AT_ONCE):
-        some = slice(start, start + ROWS_AT_ONCE)
-        columns = [rows.stamps[some], rows.created[some]]
-        columns += [values[some] for values in rows.values]
-        arguments = [piece for row in zip(*columns, strict=True) for piece in row]
-        keys = rows.keys[some]
+    for server, groups in _calls(client, rows.keys):
+        calls = [(len(some), arguments(some)) for some in groups]
         try:
-            written += int(client.evalsha(sha, len(keys), *keys, *head, *arguments))  # type: ignore[arg-type]
-        except NoScriptError:  # the server was restarted since
-            client.script_load(SCRIPT)
-            written += int(client.evalsha(sha, len(keys), *keys, *head, *arguments))  # type: ignore[arg-type]
+            written += _call(server, calls)
+        except NoScriptError:  # the server has never seen it, or was restarted since
+            server.script_load(SCRIPT)
+            written += _call(server, calls)
     return written
+
+
+def _call(server: Redis, calls: Sequence[tuple[int, list[bytes]]]) -> int:
+    with server.pipeline(transaction=False) as pipe:
+        for count, arguments in calls:
+            pipe.evalsha(SHA, count, *arguments)  # type: ignore[arg-type]
+        return sum(pipe.execute())
+
+
+def _calls(
+    client: Redis | RedisCluster, keys: Sequence[bytes]
+) -> Iterator[tuple[Redis, list[Sequence[int]]]]:
+    """Rows to send to a server at once, in groups of one call each; rows of one key stay in order."""
+    if not isinstance(client, RedisCluster):
+        for start in range(0, len(keys), ROWS_AT_ONCE):
+            yield client, [range(start, min(start + ROWS_AT_ONCE, len(keys)))]
+        return
+    slots: dict[int, list[int]] = {}
+    for row, key in enumerate(keys):
+        slots.setdefault(key_slot(key), []).append(row)
+    servers: dict[str, list[Sequence[int]]] = {}
+    for slot, some in slots.items():
+        node = client.nodes_manager.get_node_from_slot(slot)
+        servers.setdefault(node.name, []).append(some)
+    for name, groups in servers.items():
+        server = client.get_redis_connection(client.get_node(node_name=name))
+        waiting: list[Sequence[int]] = []
+        for group in groups:
+            waiting.append(group)
+            if sum(map(len, waiting)) >= ROWS_AT_ONCE:
+                yield server, waiting
+                waiting = []
+        if waiting:
+            yield server, waiting

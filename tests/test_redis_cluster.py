@@ -1,0 +1,110 @@
+"""A Redis Cluster of three real nodes holds and serves what one server does.
+
+Run: pytest tests/test_redis_cluster.py
+"""
+
+import shutil
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import redis
+from conftest import free_port
+from feast.infra.online_stores.redis import RedisType
+from redis.crc import key_slot
+from store_world import WIDTH, load, open_store, source_rows, stored, write_source
+
+from feature_repo.matrix import read_matrix
+from feature_repo.redis_store import RedisOnlineStoreConfig
+from feature_repo.sqlite_store import SqliteOnlineStoreConfig
+
+pytestmark = pytest.mark.redis
+SLOTS, NODES, READY_S = 16384, 3, 30
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Ports of three nodes that share the slots among them."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("redis-server is not installed: see .ci/run")
+    ports, buses, processes = [free_port() for _ in range(NODES)], [free_port() for _ in range(NODES)], []
+    for port, bus in zip(ports, buses, strict=True):
+        options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        options += ["--cluster-enabled", "yes", "--cluster-port", str(bus)]
+        options += ["--dir", str(tmp_path_factory.mktemp("node"))]
+        processes.append(
+            subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        )
+    try:
+        clients = [redis.Redis(port=port) for port in ports]
+        _until(lambda: all(_answers(client) for client in clients))
+        for number, client in enumerate(clients):
+            first, last = SLOTS * number // NODES, SLOTS * (number + 1) // NODES - 1
+            client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+            client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+        for port, bus in zip(ports[1:], buses[1:], strict=True):
+            clients[0].execute_command("CLUSTER MEET", "127.0.0.1", port, bus)
+        _until(lambda: all(_formed(client) for client in clients))
+        yield ports
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _answers(client):
+    try:
+        return client.ping()
+    except redis.exceptions.ConnectionError:
+        return False
+
+
+def _formed(client):
+    info = client.execute_command("CLUSTER INFO")
+    text = info if isinstance(info, dict) else dict(line.split(":") for line in info.decode().split())
+    return text["cluster_state"] == "ok" and int(text["cluster_known_nodes"]) == NODES
+
+
+def _until(true):
+    deadline = time.monotonic() + READY_S
+    while not true():
+        assert time.monotonic() < deadline, f"the cluster was not ready within {READY_S} s"
+        time.sleep(0.1)
+
+
+def test_every_node_holds_its_share_and_reads_are_whole(cluster, tmp_path):
+    write_source(tmp_path, source_rows(np.random.default_rng(0), 2500, entities=2000))
+    address = ",".join(f"127.0.0.1:{port}" for port in cluster)
+    online = RedisOnlineStoreConfig(redis_type=RedisType.redis_cluster, connection_string=address)
+    store = open_store(tmp_path, online)
+    report = load(store)
+    one = open_store(tmp_path, SqliteOnlineStoreConfig(path=str(tmp_path / "one.db")))
+    assert load(one).written == report.written > 1000
+    assert stored(store, range(0, 2000, 3)) == stored(one, range(0, 2000, 3))
+    ids = np.random.default_rng(1).permutation(2000)
+    many, single = (read_matrix(each, "item", ids, ["vector", "title", "number"]) for each in (store, one))
+    assert many["vector"].shape == (2000, WIDTH) and many.found.tolist() == single.found.tolist()
+    for name in ("vector", "title", "number"):
+        assert many[name].tolist() == single[name].tolist()
+    shares = []
+    for number, port in enumerate(cluster):
+        keys = redis.Redis(port=port).keys("*")
+        first, last = SLOTS * number // NODES, SLOTS * (number + 1) // NODES - 1
+        assert all(first <= key_slot(key) <= last for key in keys)
+        shares.append(len(keys))
+    assert sum(shares) == report.written and min(shares) > 0.8 * report.written / NODES
+
+
+def test_a_second_load_changes_nothing_and_a_restarted_script_cache_is_filled(cluster, tmp_path):
+    write_source(tmp_path, source_rows(np.random.default_rng(2), 300, entities=200))
+    address = ",".join(f"127.0.0.1:{port}" for port in cluster)
+    online = RedisOnlineStoreConfig(redis_type=RedisType.redis_cluster, connection_string=address)
+    store = open_store(tmp_path, online)
+    load(store)
+    before = stored(store, range(200))
+    for port in cluster:
+        redis.Redis(port=port).script_flush()
+    load(store)
+    assert stored(store, range(200)) == before
