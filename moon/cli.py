@@ -90,6 +90,22 @@ bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
 
+features = typer.Typer(help="Examine the feature store of a run.", no_args_is_help=True)
+app.add_typer(features, name="features")
+
+
+@features.command("check")
+def features_check(run: RunOption = None) -> None:
+    """Coverage, parity, freshness, nulls and drift of every view; exit code 1 where one is beyond its limit."""
+    from feature_repo.check import check_store, to_text
+    from moon import journey
+
+    findings = check_store(journey.load(run).folder / "store")
+    typer.echo(to_text(findings))
+    if any(one.problems for one in findings):
+        raise typer.Exit(1)
+
+
 @encoders.command("train")
 def encoder_train(
     run: RunOption = None,

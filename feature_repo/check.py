@@ -1,0 +1,240 @@
+"""Is the store fit to serve? Coverage, freshness, nulls, drift and online/offline parity of every view.
+
+What is online is compared with what a load of the same interval would write now, bit by bit, for a sample of
+entities. A row that is newer online (an event that was pushed since) is counted, not held against the view. A check
+without problems is what the next one measures drift from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast import FeatureStore, FeatureView
+from feast.utils import _get_column_names
+
+from feature_repo.batch import Batch, sift
+from feature_repo.encode import encode
+from feature_repo.engine import Report
+from feature_repo.matrix import Matrix, kinds, read_matrix
+from feature_repo.sources import DATA
+from feature_repo.store import BEGINNING, open_store
+from feature_repo.wire import Cells, Column, decode
+
+SAMPLE = 1000  # entities of a view that are compared
+COVERAGE, PARITY, NULLS, DRIFT = 0.99, 1.0, 0.9, 0.25  # the least, the least, the most, the most
+BINS = 10
+LEAST_ROWS = 500  # for drift to be more than chance
+CHECKS = "checks"  # folder of the baselines
+Baseline = dict[str, dict[str, list[float]]]  # feature -> edges and shares of its bins
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One view's state.
+
+    Attributes:
+        view: its name.
+        entities: with a row offline by the end of the last load.
+        coverage: share of the sampled ones that are online.
+        parity: share of those found, and not newer online, whose every value is what it should be.
+        newer: of the sampled ones, how many were pushed since.
+        age_hours: from the newest event time to the end of the last load.
+        nulls: the largest share of nulls, and whose it is.
+        drift: the largest population stability index of a number since the last check without problems, and
+            whose; None where there was none or rows are too few.
+        wrong: features that differ, with how many rows.
+        problems: what is beyond its limit, in words.
+    """
+
+    view: str
+    entities: int
+    coverage: float | None = None
+    parity: float | None = None
+    newer: int = 0
+    age_hours: float | None = None
+    nulls: tuple[float, str] | None = None
+    drift: tuple[float, str] | None = None
+    wrong: dict[str, int] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+
+def check_store(store_dir: Path, seed: int = 0) -> list[Finding]:
+    """Examine every view of the store at ``store_dir`` as of its last load.
+
+    Args:
+        store_dir: the run's store.
+        seed: of the sample.
+
+    Raises:
+        StoreError: there is no store.
+        redis.exceptions.RedisError, sqlite3.Error: the online store does not answer.
+    """
+    store = open_store(store_dir)
+    return [
+        _examine(store, view, seed) for view in sorted(store.list_feature_views(), key=lambda v: str(v.name))
+    ]
+
+
+def to_text(findings: list[Finding]) -> str:
+    """A table with a row per view, and its problems below."""
+    head = ("view", "entities", "coverage", "parity", "newer", "age h", "most nulls", "most drift")
+    rows = [head, *((f.view, f"{f.entities:,}", *_cells(f)) for f in findings)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    problems = [f"{one.view}: {problem}" for one in findings for problem in one.problems]
+    return "\n".join([*lines, "", *(problems or ["no problems"])])
+
+
+def _cells(one: Finding) -> Iterator[str]:
+    yield "-" if one.coverage is None else f"{one.coverage:.3f}"
+    yield "-" if one.parity is None else f"{one.parity:.3f}"
+    yield str(one.newer)
+    yield "-" if one.age_hours is None else f"{one.age_hours:.1f}"
+    for pair in (one.nulls, one.drift):
+        yield "-" if pair is None else f"{pair[0]:.2f} {pair[1]}"
+
+
+def _examine(store: FeatureStore, view: FeatureView, seed: int) -> Finding:
+    repository = Path(store.config.repo_path or ".")
+    try:
+        end = datetime.fromisoformat(Report.load(repository, view.name).end)
+    except FileNotFoundError:
+        return Finding(view.name, 0, problems=("never loaded: run 'moon materialize'",))
+    path = repository / DATA / CHECKS / f"{view.name}.json"
+    batch = sift(view, _offline(store, view, end), datetime.now(UTC)).batch
+    if not len(batch):
+        return Finding(view.name, 0)
+    rows = np.random.default_rng(seed).permutation(len(batch))[:SAMPLE]
+    ids = batch.keys[0].to_numpy()[rows]
+    online = read_matrix(store, view.name, ids, list(batch.features))
+    expected = {
+        name: _through(column.take(rows), kinds(view)[name]) for name, column in batch.features.items()
+    }
+    offline_us = batch.event_us[rows]
+    newer = online.found & (online.event_us // 1_000_000 > offline_us // 1_000_000)
+    same, wrong = _compare(online, expected, online.found & ~newer)
+    compared = int((online.found & ~newer).sum())
+    finding = Finding(
+        view=view.name,
+        entities=len(batch),
+        coverage=float(online.found.mean()),
+        parity=float(same.sum() / compared) if compared else None,
+        newer=int(newer.sum()),
+        age_hours=(end.timestamp() - batch.event_us.max() / 1e6) / 3600,
+        nulls=max(((column.null_count / len(column), name) for name, column in batch.features.items())),
+        drift=_drift(_load(path), batch),
+        wrong=wrong,
+    )
+    problems = tuple(_problems(view, finding))
+    if not problems:
+        _save(path, _baseline(batch))
+    return replace(finding, problems=problems)
+
+
+def _load(path: Path) -> Baseline:
+    found: Baseline = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _save(path: Path, baseline: Baseline) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(baseline) + "\n")
+    temporary.replace(path)
+
+
+def _offline(store: FeatureStore, view: FeatureView, end: datetime) -> pa.Table:
+    """What a load up to ``end`` would read."""
+    entities = [store.get_entity(name) for name in view.entities]
+    keys, features, stamp, created = _get_column_names(view, entities)
+    source = view.batch_source
+    assert source is not None
+    job = store._get_provider().offline_store.pull_latest_from_table_or_query(  # type: ignore[attr-defined]
+        store.config, source, keys, features, stamp, created, BEGINNING, end
+    )
+    table: pa.Table = job.to_arrow()
+    return table.rename_columns([source.field_mapping.get(name, name) for name in table.column_names])
+
+
+def _through(column: pa.Array, kind: str) -> Column:
+    """A column as it would come back from an online store."""
+    return decode(Cells.of(encode(column, kind)), kind)
+
+
+def _compare(
+    online: Matrix, expected: dict[str, Column], rows: np.ndarray
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Which of ``rows`` (a mask) are right in every feature, and how many are wrong in which."""
+    right, wrong = rows.copy(), {}
+    for name, column in expected.items():
+        found = online.columns[name]
+        same = found.valid == column.valid
+        for row in np.flatnonzero(rows & found.valid & column.valid).tolist():
+            one, other = np.asarray(found.values[row]), np.asarray(column.values[row])
+            same[row] = one.shape == other.shape and (
+                np.array_equal(one, other) if one.dtype.kind in "OUS" else one.tobytes() == other.tobytes()
+            )
+        if (rows & ~same).any():
+            wrong[name] = int((rows & ~same).sum())
+        right &= same
+    return right, wrong
+
+
+def _drift(before: Baseline, batch: Batch) -> tuple[float, str] | None:
+    """The largest population stability index between the last sound check and now.
+
+    PSI = sum over bins of (p - q) ln(p / q), the bins being the deciles of then, each share at least 1e-4; above .25
+    is by custom a changed population.
+    """
+    found = []
+    for name, values in _numbers(batch):
+        if name in before and len(values) >= LEAST_ROWS:
+            edges, q = np.array(before[name]["edges"]), np.array(before[name]["shares"])
+            p = _shares(values, edges)
+            found.append((float(((p - q) * np.log(p / q)).sum()), name))
+    return max(found, default=None)
+
+
+def _baseline(batch: Batch) -> Baseline:
+    """Deciles of every number, and the share of each bin between them."""
+    found: Baseline = {}
+    for name, values in _numbers(batch):
+        if len(values) >= LEAST_ROWS:
+            edges = np.unique(np.quantile(values, np.arange(1, BINS) / BINS))
+            found[name] = {"edges": edges.tolist(), "shares": _shares(values, edges).tolist()}
+    return found
+
+
+def _numbers(batch: Batch) -> Iterator[tuple[str, np.ndarray]]:
+    for name, column in batch.features.items():
+        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+            values = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy()
+            yield name, values[np.isfinite(values)]
+
+
+def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    counts = np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)
+    return np.maximum(counts / len(values), 1e-4)
+
+
+def _problems(view: FeatureView, found: Finding) -> Iterator[str]:
+    if found.coverage is not None and found.coverage < COVERAGE:
+        yield f"{found.coverage:.1%} of the entities are online, expected {COVERAGE:.0%}: run 'moon materialize'"
+    if found.parity is not None and found.parity < PARITY:
+        features = ", ".join(f"{name} ({count})" for name, count in found.wrong.items())
+        yield f"{1 - found.parity:.1%} of the rows differ from offline, in {features}: run 'moon materialize'"
+    if view.ttl and found.age_hours is not None and found.age_hours * 3600 > view.ttl.total_seconds():
+        yield f"the newest row is {found.age_hours:.0f} hours old, its time to live is {view.ttl}"
+    if found.nulls is not None and found.nulls[0] > NULLS:
+        yield f"{found.nulls[0]:.0%} of {found.nulls[1]} are null"
+    if found.drift is not None and found.drift[0] > DRIFT:
+        yield f"{found.drift[1]} has drifted: stability index {found.drift[0]:.2f}, expected at most {DRIFT}"

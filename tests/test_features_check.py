@@ -1,0 +1,111 @@
+"""A check of the store finds what is wrong with it, and says so by its exit code.
+
+Run: pytest tests/test_features_check.py
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import DAY, START, make_world
+from typer.testing import CliRunner
+
+from feature_repo.batch import Batch
+from feature_repo.check import _drift, _shares, check_store, to_text
+from feature_repo.online import OnlineReader
+from feature_repo.store import create_store, materialize, open_store
+from moon.cli import app
+
+MOMENT = START + 40 * DAY
+
+
+@pytest.fixture
+def loaded(tiny_world, tmp_path):
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, width=8)
+    materialize(tmp_path / "store", MOMENT)
+    return tmp_path / "store"
+
+
+def by_view(findings):
+    return {one.view: one for one in findings}
+
+
+def test_a_loaded_store_has_no_problems(loaded):
+    findings = by_view(check_store(loaded))
+    assert not any(one.problems for one in findings.values())
+    for view in ("item_profile", "item_stats", "user_history", "user_events"):
+        assert findings[view].coverage == findings[view].parity == 1.0 and findings[view].entities > 5
+    assert findings["item_embedding"].entities == 0 and "no problems" in to_text(list(findings.values()))
+
+
+def test_a_store_that_was_never_loaded_says_so(tiny_world, tmp_path):
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, width=8)
+    problems = {problem for one in check_store(tmp_path / "store") for problem in one.problems}
+    assert problems == {"never loaded: run 'moon materialize'"}
+
+
+def test_what_differs_and_what_is_missing_is_named(loaded):
+    store = open_store(loaded)
+    connection = store._get_provider().online_store._get_conn(store.config)
+    with connection:
+        connection.execute("UPDATE moon_item_profile SET value = X'3500000000' WHERE feature_name = 'price'")
+        connection.execute("DELETE FROM moon_user_profile")
+    findings = by_view(check_store(loaded))
+    assert findings["item_profile"].parity < 0.5 and set(findings["item_profile"].wrong) == {"price"}
+    assert findings["user_profile"].coverage == 0.0 and findings["user_profile"].parity is None
+    text = to_text(list(findings.values()))
+    assert "item_profile: " in text and "differ from offline, in price" in text
+    assert "user_profile: 0.0% of the entities are online, expected 99%" in text
+
+
+def test_a_pushed_event_is_newer_not_wrong(tiny_world, loaded):
+    later = make_world(seed=1).split.log
+    known = later.column("available_time").to_pylist()
+    rows = [row for row, when in enumerate(known) if when >= MOMENT]
+    OnlineReader(loaded, 5).push_events(later.take(rows))
+    history = by_view(check_store(loaded))["user_history"]
+    assert history.newer > 0 and not history.problems
+
+
+def priced(values):
+    count = len(values)
+    return Batch([pa.array(np.arange(count))], {"price": pa.array(values)}, np.zeros(count, np.int64), None)
+
+
+def test_drift_is_the_stability_index():
+    old, new = np.random.default_rng(0).normal(size=(2, 5000))
+    edges = np.quantile(old, np.arange(1, 10) / 10)
+    p, q = _shares(new + 0.5, edges), _shares(old, edges)
+    by_hand = sum((a - b) * np.log(a / b) for a, b in zip(p, q, strict=True))
+    before = {"price": {"edges": edges.tolist(), "shares": q.tolist()}}
+    index, name = _drift(before, priced(new + 0.5))
+    assert name == "price" and index == pytest.approx(by_hand) and 0.15 < index < 0.35
+    assert _drift(before, priced(new))[0] < 0.01
+
+
+def test_prices_that_drift_are_reported_against_the_last_sound_check(tmp_path):
+    world = make_world(seed=3, items=900, events=50)
+    create_store(tmp_path / "store", world.dataset, world.split, width=8)
+    materialize(tmp_path / "store", MOMENT)
+    assert not any(one.problems for one in check_store(tmp_path / "store"))
+    path = tmp_path / "store" / "data" / "item_profile.parquet"
+    table = pq.read_table(path)
+    dearer = np.nan_to_num(table.column("price").to_numpy()) * 3 + 100
+    place = table.schema.get_field_index("price")
+    pq.write_table(table.set_column(place, table.schema.field(place), [dearer.astype(np.float32)]), path)
+    materialize(tmp_path / "store", MOMENT)
+    profile = by_view(check_store(tmp_path / "store"))["item_profile"]
+    assert profile.parity == 1.0 and profile.drift[1] == "price"
+    assert any("price has drifted" in problem for problem in profile.problems)
+
+
+def test_the_command_prints_the_table_and_fails_where_something_is_wrong(tiny_world, tmp_path):
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, width=8)
+    (tmp_path / "run.json").write_text(
+        '{"data": "marketplace", "size_name": "nano", "seed": 0, "profile": "embedded"}'
+    )
+    result = CliRunner().invoke(app, ["features", "check", "--run", str(tmp_path)])
+    assert result.exit_code == 1 and "never loaded" in result.output
+    materialize(tmp_path / "store", MOMENT)
+    result = CliRunner().invoke(app, ["features", "check", "--run", str(tmp_path)])
+    assert result.exit_code == 0 and "item_profile" in result.output
