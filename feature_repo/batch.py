@@ -22,6 +22,7 @@ from feature_repo.matrix import kinds
 
 CLOCK_SKEW = timedelta(minutes=5)  # how far ahead of ours another clock may be
 STAMP = pa.timestamp("us", "UTC")
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 EXACT = {"float": 2**24, "double": 2**53}  # integers beyond are rounded
 
 
@@ -96,17 +97,7 @@ def sift(view: FeatureView, rows: pa.Table, now: datetime) -> Sifted:
     rows = rows.combine_chunks()
     stamp = rows.column(source.timestamp_field).combine_chunks().cast(STAMP)
     reason = np.full(rows.num_rows, "", object)
-    keys = [rows.column(name).combine_chunks() for name in view.join_keys]
-    whole = {column.name for column in view.entity_columns if column.dtype.to_value_type() == ValueType.INT64}
-    for place, name in enumerate(view.join_keys):
-        _mark(reason, pc.is_null(keys[place]), f"{name} is null")
-        if name in whole and not pa.types.is_integer(
-            keys[place].type
-        ):  # Feast would read "7", 7.9 and true as ids
-            _mark(reason, np.ones(len(reason), bool), f"{name} is {keys[place].type}, not an integer")
-            keys[place] = pa.nulls(len(reason), pa.int64())
-        elif name in whole:
-            keys[place] = keys[place].cast(pa.int64())
+    keys = _keys(reason, view, rows)
     event_us = stamp.cast(pa.int64()).fill_null(0).to_numpy()
     _mark(reason, pc.is_null(stamp), f"{source.timestamp_field} is null")
     _mark(reason, event_us < 0, f"{source.timestamp_field} is before 1970")
@@ -148,6 +139,20 @@ def refuse_future(view: str, stamps: Sequence[datetime]) -> None:
         )
 
 
+def _keys(reason: np.ndarray, view: FeatureView, rows: pa.Table) -> list[pa.Array]:
+    """The join keys; rows are marked whose key is null, or is none: Feast would read "7", 7.9 and true as ids."""
+    keys = []
+    kind = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
+    for name in view.join_keys:
+        key = rows.column(name).combine_chunks()
+        _mark(reason, pc.is_null(key), f"{name} is null")
+        if kind[name] == ValueType.INT64 and not pa.types.is_integer(key.type):
+            _mark(reason, np.ones(len(key), bool), f"{name} is {key.type}, not an integer")
+            key = pa.nulls(len(key), pa.int64())
+        keys.append(key.cast(pa.int64()) if kind[name] == ValueType.INT64 else key)
+    return keys
+
+
 def _numbers(reason: np.ndarray, name: str, column: pa.Array, kind: str) -> pa.Array:
     """A column of numbers written as text, as numbers; what is none is marked."""
     dtype = ARROW.get(kind)
@@ -164,11 +169,7 @@ def _numbers(reason: np.ndarray, name: str, column: pa.Array, kind: str) -> pa.A
 
 
 def _check(reason: np.ndarray, name: str, column: pa.Array, kind: str, width: int) -> None:
-    if (
-        pa.types.is_list(column.type)
-        or pa.types.is_fixed_size_list(column.type)
-        or pa.types.is_large_list(column.type)
-    ):
+    if any(is_list(column.type) for is_list in LISTS):
         if width:
             length = pc.list_value_length(column)
             _mark(reason, pc.fill_null(pc.not_equal(length, width), False), f"{name} is not of width {width}")
