@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLUMNS = 3  # of a legend
+COLUMNS, LETTERS = 3, 42  # of a legend: at most so many, of names so long in all
 INK = "#010203"  # replaced by currentColor: the page decides
 PALETTE = ("#3b6ef6", "#e4803a", "#1f9d76", "#b657c9", "#8b8f98", "#c9a227", "#d1495b", "#4aa8c0")
 STYLE: dict[Any, Any] = {
@@ -77,7 +77,9 @@ def line_plot(
         if steps:
             axes.set_xticks(range(len(stops)), [f"{x:,}" for x in stops])
         if len(curves) > 1 or curves[0].name != ylabel:
-            figure.legend(loc="outside upper left", ncols=COLUMNS)  # never over a curve
+            longest = max(len(curve.name) for curve in curves)
+            columns = max(min(COLUMNS, LETTERS // longest), 1)
+            figure.legend(loc="outside upper left", ncols=columns)  # never over a curve
         return _svg(figure)
 
 
