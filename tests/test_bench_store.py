@@ -59,5 +59,7 @@ def _answers(value):
 def test_a_call_apart_gives_its_answer_or_says_that_it_died():
     cost = apart(_answers, 4)
     assert cost.answer == 5 and cost.peak_mb > 1
+    held = b"x" * (1 << 30)  # a gigabyte of the parent is none of the child's
+    assert apart(_answers, 4).peak_mb < 1024 and len(held) == 1 << 30
     with pytest.raises(RuntimeError, match="_dies: the process ended with code 7"):
         apart(_dies)
