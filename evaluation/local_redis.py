@@ -11,7 +11,42 @@ from contextlib import contextmanager
 
 import redis
 
-START_S = 20.0
+BINARY, START_S = "redis-server", 20.0
+
+
+def start_redis(port: int, *options: str) -> subprocess.Popen[bytes]:
+    """A server on this machine that keeps nothing, once it answers.
+
+    Args:
+        port: a free one.
+        options: more of redis-server's.
+
+    Raises:
+        FileNotFoundError: redis-server is not installed.
+        RuntimeError: it does not answer.
+    """
+    command = [
+        BINARY,
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        *options,
+    ]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        try:
+            redis.Redis(port=port).ping()
+            return server
+        except redis.exceptions.ConnectionError:
+            time.sleep(0.05)
+    server.kill()
+    raise RuntimeError(f"redis-server did not answer on port {port} within {START_S:g} s")
 
 
 @contextmanager
@@ -21,29 +56,15 @@ def local_redis() -> Iterator[int | None]:
     Raises:
         RuntimeError: it does not answer.
     """
-    binary = shutil.which("redis-server")
-    if binary is None:
+    if shutil.which(BINARY) is None:
         yield None
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    server = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = start_redis(port)
     try:
-        _wait(port)
         yield port
     finally:
         server.kill()
         server.wait()
-
-
-def _wait(port: int) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        try:
-            redis.Redis(port=port).ping()
-            return
-        except redis.exceptions.ConnectionError:
-            time.sleep(0.05)
-    raise RuntimeError(f"redis-server did not answer on port {port} within {START_S:g} s")

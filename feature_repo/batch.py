@@ -103,11 +103,10 @@ def sift(view: FeatureView, rows: pa.Table, now: datetime) -> Sifted:
     _mark(reason, event_us < 0, f"{source.timestamp_field} is before 1970")
     latest = int((now + CLOCK_SKEW).timestamp() * 1e6)
     _mark(reason, event_us > latest, f"{source.timestamp_field} is in the future")
-    features = {}
+    features, kind = {}, kinds(view)
     for field in view.features:
-        kind = kinds(view)[field.name]
-        column = _numbers(reason, field.name, rows.column(field.name).combine_chunks(), kind)
-        _check(reason, field.name, column, kind, field.vector_length if field.vector_index else 0)
+        column = _numbers(reason, field.name, rows.column(field.name).combine_chunks(), kind[field.name])
+        _check(reason, field.name, column, kind[field.name], field.vector_length if field.vector_index else 0)
         features[field.name] = column
     good = pa.array(reason == "")
     created = source.created_timestamp_column

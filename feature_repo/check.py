@@ -17,11 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView
-from feast.utils import _get_column_names
 
 from feature_repo.batch import Batch, sift
 from feature_repo.encode import encode
-from feature_repo.engine import Report
+from feature_repo.engine import Report, newest
 from feature_repo.matrix import Matrix, kinds, read_matrix
 from feature_repo.sources import DATA
 from feature_repo.store import BEGINNING, open_store
@@ -110,15 +109,19 @@ def _examine(store: FeatureStore, view: FeatureView, seed: int) -> Finding:
     except FileNotFoundError:
         return Finding(view.name, 0, problems=("never loaded: run 'moon materialize'",))
     path = repository / DATA / CHECKS / f"{view.name}.json"
-    batch = sift(view, _offline(store, view, end), datetime.now(UTC)).batch
+    entities = [store.get_entity(name) for name in view.entities]
+    offline = store._get_provider().offline_store  # type: ignore[attr-defined]
+    tables = list(newest(store.config, offline, view, entities, BEGINNING, end))
+    if not tables:
+        return Finding(view.name, 0)
+    batch = sift(view, pa.concat_tables(tables), datetime.now(UTC)).batch
     if not len(batch):
         return Finding(view.name, 0)
     rows = np.random.default_rng(seed).permutation(len(batch))[:SAMPLE]
     ids = batch.keys[0].to_numpy()[rows]
     online = read_matrix(store, view.name, ids, list(batch.features))
-    expected = {
-        name: _through(column.take(rows), kinds(view)[name]) for name, column in batch.features.items()
-    }
+    kind = kinds(view)
+    expected = {name: _through(column.take(rows), kind[name]) for name, column in batch.features.items()}
     offline_us = batch.event_us[rows]
     newer = online.found & (online.event_us // 1_000_000 > offline_us // 1_000_000)
     same, wrong = _compare(online, expected, online.found & ~newer)
@@ -150,19 +153,6 @@ def _save(path: Path, baseline: Baseline) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(baseline) + "\n")
     temporary.replace(path)
-
-
-def _offline(store: FeatureStore, view: FeatureView, end: datetime) -> pa.Table:
-    """What a load up to ``end`` would read."""
-    entities = [store.get_entity(name) for name in view.entities]
-    keys, features, stamp, created = _get_column_names(view, entities)
-    source = view.batch_source
-    assert source is not None
-    job = store._get_provider().offline_store.pull_latest_from_table_or_query(  # type: ignore[attr-defined]
-        store.config, source, keys, features, stamp, created, BEGINNING, end
-    )
-    table: pa.Table = job.to_arrow()
-    return table.rename_columns([source.field_mapping.get(name, name) for name in table.column_names])
 
 
 def _through(column: pa.Array, kind: str) -> Column:

@@ -13,7 +13,7 @@ import gc
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,6 +42,7 @@ from feast.saved_dataset import SavedDatasetStorage
 from feature_repo.asof import Reader, asof_job, lookup, why_not
 from feature_repo.batch import CLOCK_SKEW
 from feature_repo.event_log import EventLog
+from feature_repo.freshness import EPOCH, US
 from feature_repo.sources import DATA
 from feature_repo.views import HISTORY, StoreError
 
@@ -49,8 +50,6 @@ from feature_repo.views import HISTORY, StoreError
 warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
 
 log = logging.getLogger(__name__)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-US = timedelta(microseconds=1)
 
 
 class DuckDBOfflineStoreConfig(feast_duckdb.DuckDBOfflineStoreConfig):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,10 +19,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from feast import FeatureView, RepoConfig
+from feast import Entity, FeatureView, RepoConfig
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine, LocalComputeEngineConfig
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
+from feast.infra.offline_stores.offline_store import OfflineStore
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.utils import _get_column_names
 
@@ -120,7 +121,9 @@ class ArrowComputeEngine(LocalComputeEngine):
         report = Report(view.name, start.isoformat(), task.end_time.isoformat())
         dead = DeadLetters(repository / DATA / DEAD_LETTER / f"{view.name}.parquet")
         with dead:
-            for rows in track(self._rows(registry, task, start), view.name, unit=f"x {ROWS_AT_ONCE:,} rows"):
+            entities = [registry.get_entity(name, task.project) for name in view.entities]
+            batches = newest(self.repo_config, self.offline_store, view, entities, start, task.end_time)
+            for rows in track(batches, view.name, unit=f"x {ROWS_AT_ONCE:,} rows"):
                 sifted = sift(view, rows, datetime.now(UTC))
                 dead.add(sifted.refused)
                 for reason, count in sifted.reasons.items():
@@ -132,19 +135,25 @@ class ArrowComputeEngine(LocalComputeEngine):
         report.seconds = time.monotonic() - began
         report.save(repository)
 
-    def _rows(self, registry: BaseRegistry, task: MaterializationTask, start: datetime) -> Iterator[pa.Table]:
-        view = task.feature_view
-        entities = [registry.get_entity(name, task.project) for name in view.entities]
-        keys, features, stamp, created = _get_column_names(view, entities)
-        source = view.batch_source
-        assert source is not None
-        job = self.offline_store.pull_latest_from_table_or_query(
-            self.repo_config, source, keys, features, stamp, created, start, task.end_time
-        )
-        for batch in _batches(job):
-            table = pa.Table.from_batches([batch])
-            names = [source.field_mapping.get(name, name) for name in table.column_names]
-            yield table.rename_columns(names)
+
+def newest(
+    config: RepoConfig,
+    offline_store: OfflineStore,
+    view: FeatureView,
+    entities: Sequence[Entity],
+    start: datetime,
+    end: datetime,
+) -> Iterator[pa.Table]:
+    """What a load reads: the newest row of each entity in [start, end], by the names of the view."""
+    keys, features, stamp, created = _get_column_names(view, list(entities))
+    source = view.batch_source
+    assert source is not None
+    job = offline_store.pull_latest_from_table_or_query(
+        config, source, keys, features, stamp, created, start, end
+    )
+    for batch in _batches(job):
+        table = pa.Table.from_batches([batch])
+        yield table.rename_columns([source.field_mapping.get(name, name) for name in table.column_names])
 
 
 class DeadLetters:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
-from feast import FeatureView
+from feast import FeatureView, RepoConfig
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 
 US = timedelta(microseconds=1)
@@ -32,3 +34,18 @@ def is_fresh(view: FeatureView, event_us: np.ndarray) -> np.ndarray:
     """bool (N): whether rows with these event times have not expired."""
     limit = oldest(view)
     return np.ones(len(event_us), bool) if limit is None else event_us >= (limit - EPOCH) // US
+
+
+class FreshReads(OnlineStore):
+    """Put before a store of Feast's: its reader, without what has expired."""
+
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[Row]:
+        """What is stored and has not expired."""
+        rows = super().online_read(config, table, entity_keys, requested_features)  # type: ignore[safe-super]
+        return fresh_rows(table, rows)

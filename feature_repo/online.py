@@ -6,7 +6,7 @@ import operator
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import redis
 
 from dataset.contracts import TIME, DataError, behaviour_codes
+from feature_repo.batch import CLOCK_SKEW
 from feature_repo.event_log import COLUMNS
 from feature_repo.features import (
     ITEM_FEATURES,
@@ -25,6 +26,7 @@ from feature_repo.features import (
     user_columns,
 )
 from feature_repo.frame import Frame, History
+from feature_repo.freshness import EPOCH, US
 from feature_repo.matrix import Matrix, Reader, matrix_reader, to_arrow
 from feature_repo.store import open_store
 from feature_repo.views import HISTORY
@@ -34,9 +36,6 @@ BEHAVIOURS: Features = {
     **{f"recent_{name}": ("user_history", pa.list_(pa.int64()), []) for name in COLUMNS},
     "recent_position": ("user_history", pa.int64(), 0),
 }
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-US = timedelta(microseconds=1)
-CLOCK_SKEW = timedelta(minutes=5)
 
 
 class StoreUnavailable(ConnectionError):

@@ -32,7 +32,7 @@ from redis.sentinel import Sentinel
 
 from feature_repo.batch import Batch, refuse_future
 from feature_repo.encode import encode, encode_stamps
-from feature_repo.freshness import Row, fresh_rows
+from feature_repo.freshness import FreshReads, Row
 from feature_repo.matrix import Asked, Matrix, Reader, entity_key, kinds
 from feature_repo.redis_write import Rows, write
 from feature_repo.resp import Address, Hmgets, Wire
@@ -48,7 +48,7 @@ class RedisOnlineStoreConfig(feast_redis.RedisOnlineStoreConfig):
     type: str = "feature_repo.redis_store.RedisOnlineStore"  # type: ignore[assignment]
 
 
-class RedisOnlineStore(feast_redis.RedisOnlineStore):
+class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
     """Redis: the same bytes as Feast's store, with deadlines."""
 
     _bulk: Redis | RedisCluster | None = None
@@ -88,16 +88,6 @@ class RedisOnlineStore(feast_redis.RedisOnlineStore):
     # By ``online_read``, view by view: Feast's own for Redis goes past it.
     _read_features_per_fv = OnlineStore._read_features_per_fv
     _read_features_per_fv_async = OnlineStore._read_features_per_fv_async
-
-    def online_read(
-        self,
-        config: RepoConfig,
-        table: FeatureView,
-        entity_keys: list[EntityKey],
-        requested_features: list[str] | None = None,
-    ) -> list[Row]:
-        """What is stored and has not expired."""
-        return fresh_rows(table, super().online_read(config, table, entity_keys, requested_features))
 
     async def online_read_async(
         self,

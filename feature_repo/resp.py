@@ -97,10 +97,8 @@ class Wire:
             if link is not None:
                 try:
                     return self._talk(link, message, until)
-                except (
-                    exceptions.ConnectionError
-                ):  # the server closed it while it was idle: the others are stale too
-                    self.close()
+                except exceptions.ConnectionError:
+                    self.close()  # the server closed it while it was idle: the others are stale too
             return self._talk(self._enter(until), message, until)
         except exceptions.TimeoutError:
             self._hung = True

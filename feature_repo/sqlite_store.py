@@ -23,7 +23,7 @@ from feast.utils import to_naive_utc
 
 from feature_repo.batch import Batch, refuse_future
 from feature_repo.encode import encode
-from feature_repo.freshness import Row, fresh_rows
+from feature_repo.freshness import FreshReads
 from feature_repo.matrix import Asked, Matrix, Reader, entity_key, kinds
 from feature_repo.wire import Cells, decode
 
@@ -46,7 +46,7 @@ class SqliteOnlineStoreConfig(feast_sqlite.SqliteOnlineStoreConfig):
     type: str = "feature_repo.sqlite_store.SqliteOnlineStore"  # type: ignore[assignment]
 
 
-class SqliteOnlineStore(feast_sqlite.SqliteOnlineStore):
+class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
     """One file: the embedded default."""
 
     def matrix_reader(self, config: RepoConfig, asked: Asked) -> Reader | None:
@@ -59,16 +59,6 @@ class SqliteOnlineStore(feast_sqlite.SqliteOnlineStore):
             return [self._read(config, view, list(features), unique, row) for view, features in asked]
 
         return read
-
-    def online_read(
-        self,
-        config: RepoConfig,
-        table: FeatureView,
-        entity_keys: list[EntityKey],
-        requested_features: list[str] | None = None,
-    ) -> list[Row]:
-        """What is stored and has not expired."""
-        return fresh_rows(table, super().online_read(config, table, entity_keys, requested_features))
 
     def online_write_batch(
         self,

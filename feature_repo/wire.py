@@ -158,8 +158,8 @@ def _stamps(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shape = matrix[0] > 127
     if ((matrix > 127) != shape).any():  # varints of different lengths that add up to the same
         for row in range(len(matrix)):
-            for tag, one in zip(parts, _stamps(matrix[row : row + 1]), strict=True):
-                parts[tag][row] = one[0]
+            for mark, one in zip(parts, _stamps(matrix[row : row + 1]), strict=True):
+                parts[mark][row] = one[0]
         return parts[8], parts[16]
     at = 0
     while at < matrix.shape[1]:
@@ -167,8 +167,8 @@ def _stamps(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         while shape[end]:
             end += 1
         number = _varint(matrix[:, at + 1 : end + 1])
-        for tag, part in parts.items():
-            part[matrix[:, at] == tag] = number[matrix[:, at] == tag]
+        for mark, part in parts.items():
+            part[matrix[:, at] == mark] = number[matrix[:, at] == mark]
         at = end + 1
     return parts[8], parts[16]
 

@@ -8,7 +8,6 @@ ages, prices, categories and attributes.
 import shutil
 import socket
 import subprocess
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -20,6 +19,7 @@ import pytest
 
 from dataset import contracts
 from dataset.contracts import TIME
+from evaluation import local_redis
 from moon.artifacts import open_artifact, write_artifact
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -186,31 +186,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_redis(port: int, folder: Path) -> subprocess.Popen:
-    import redis
-
-    binary = shutil.which("redis-server")
-    if binary is None:
+def start_redis(port: int, *options: str) -> subprocess.Popen:
+    if shutil.which(local_redis.BINARY) is None:
         pytest.skip("redis-server is not installed: see .ci/run")
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    process = subprocess.Popen(
-        [binary, *options, "--dir", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            redis.Redis(port=port).ping()
-            return process
-        except redis.exceptions.ConnectionError:
-            time.sleep(0.05)
-    process.kill()
-    raise RuntimeError(f"redis-server did not answer on port {port}")
+    return local_redis.start_redis(port, *options)
 
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory):
     port = free_port()
-    process = start_redis(port, tmp_path_factory.mktemp("redis"))
+    process = start_redis(port, "--dir", str(tmp_path_factory.mktemp("redis")))
     yield RedisServer(process, port)
     process.terminate()
     process.wait(10)

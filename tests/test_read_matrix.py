@@ -219,7 +219,7 @@ def test_the_message_is_one_command_after_the_other():
 @pytest.mark.redis
 def test_a_stale_connection_is_replaced_and_a_hanging_server_costs_little(tmp_path):
     port = free_port()
-    process = start_redis(port, tmp_path)
+    process = start_redis(port, "--dir", str(tmp_path))
     wire = Wire(Address("127.0.0.1", port), 0.1)
     ping = command(b"PING")
     try:

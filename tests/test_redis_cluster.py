@@ -3,14 +3,12 @@
 Run: pytest tests/test_redis_cluster.py
 """
 
-import shutil
-import subprocess
 import time
 
 import numpy as np
 import pytest
 import redis
-from conftest import free_port
+from conftest import free_port, start_redis
 from feast.infra.online_stores.redis import RedisType
 from redis.crc import key_slot
 from store_world import WIDTH, load, open_store, source_rows, stored, write_source
@@ -26,20 +24,12 @@ SLOTS, NODES, READY_S = 16384, 3, 30
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """Ports of three nodes that share the slots among them."""
-    binary = shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("redis-server is not installed: see .ci/run")
     ports, buses, processes = [free_port() for _ in range(NODES)], [free_port() for _ in range(NODES)], []
     for port, bus in zip(ports, buses, strict=True):
-        options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        options += ["--cluster-enabled", "yes", "--cluster-port", str(bus)]
-        options += ["--dir", str(tmp_path_factory.mktemp("node"))]
-        processes.append(
-            subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        )
+        options = ["--cluster-enabled", "yes", "--cluster-port", str(bus)]
+        processes.append(start_redis(port, *options, "--dir", str(tmp_path_factory.mktemp("node"))))
     try:
         clients = [redis.Redis(port=port) for port in ports]
-        _until(lambda: all(_answers(client) for client in clients))
         for number, client in enumerate(clients):
             first, last = SLOTS * number // NODES, SLOTS * (number + 1) // NODES - 1
             client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
@@ -52,13 +42,6 @@ def cluster(tmp_path_factory):
         for process in processes:
             process.kill()
             process.wait()
-
-
-def _answers(client):
-    try:
-        return client.ping()
-    except redis.exceptions.ConnectionError:
-        return False
 
 
 def _formed(client):

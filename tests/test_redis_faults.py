@@ -21,7 +21,7 @@ FAST_S = 0.5
 def served(tiny_world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
     port = free_port()
-    process = start_redis(port, folder)
+    process = start_redis(port, "--dir", str(folder))
     create_store(
         folder / "store",
         tiny_world.dataset,
@@ -69,7 +69,7 @@ def test_a_refusing_redis_is_reported_fast_and_read_again_when_it_is_back(tiny_w
     process.wait(10)
     assert_unavailable_fast(lambda: reader.read(user, items, MOMENT))
     assert_unavailable_fast(lambda: reader.read_user(user, MOMENT))
-    again = start_redis(port, tmp_path)
+    again = start_redis(port, "--dir", str(tmp_path))
     try:
         empty = reader.read(user, items, MOMENT)
         assert not any(empty.candidates.column("item_found").to_pylist())
