@@ -41,9 +41,8 @@ from feast.saved_dataset import SavedDatasetStorage
 
 from feature_repo.asof import Reader, asof_job, lookup, why_not
 from feature_repo.batch import CLOCK_SKEW
-from feature_repo.event_log import EventLog
+from feature_repo.event_log import open_event_log
 from feature_repo.freshness import EPOCH, US
-from feature_repo.sources import DATA
 from feature_repo.views import HISTORY, StoreError
 
 # ibis 11 calls what DuckDB 2 has renamed, once per query.
@@ -284,7 +283,7 @@ def _is_parquet(source: FileSource) -> bool:
 
 
 def _read_history(data_source: DataSource, repo_path: str, until: datetime) -> ibis.Table:
-    log = EventLog.open(Path(repo_path) / DATA / "event_log")
+    log = open_event_log(Path(repo_path))
     end_us = (until.astimezone(UTC) - EPOCH) // US
     return ibis.memtable(log.snapshot(before_us=end_us + 1, history=HISTORY))
 

@@ -7,18 +7,21 @@ integer instead of a copy of the sequence, and any history length can be cut fro
 from __future__ import annotations
 
 import hashlib
-import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dataset.contracts import TIME, behaviour_codes
 from feature_repo.frame import History
+from feature_repo.sources import DATA
 
 COLUMNS = ("item_id", "code", "time_us", "available_us", "event_id")
-VERSION = "version.json"
+FOLDER, POINTERS = "event_log", "user_events.parquet"
+LOG_VERSION = "log_version"  # what the pointers call the version they point into
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,12 @@ class EventLog:
 
     @classmethod
     def open(cls, folder: Path) -> EventLog:
-        """Map the log at ``folder`` into memory."""
+        """Map the log at ``folder``, which bears the name of its version, into memory."""
         arrays = {
             name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             for name in ("users", "starts", *COLUMNS)
         }
-        return cls(**arrays, version=json.loads((folder / VERSION).read_text())["version"])
+        return cls(**arrays, version=folder.name)
 
     def __len__(self) -> int:
         return len(self.item_id)
@@ -104,8 +107,20 @@ class EventLog:
         return np.repeat(begin - offsets[:-1], length) + np.arange(offsets[-1]), offsets
 
 
+def open_event_log(store_dir: Path, version: str | None = None) -> EventLog:
+    """A version of the event log of the store at ``store_dir``; None: the one that its pointers point into."""
+    data = Path(store_dir) / DATA
+    return EventLog.open(data / FOLDER / (version or log_version(data) or ""))
+
+
+def log_version(data: Path) -> str | None:
+    """The version of the event log that the pointers in the folder ``data`` point into; None: there are none."""
+    path = data / POINTERS
+    return pq.read_schema(path).metadata[LOG_VERSION.encode()].decode() if path.exists() else None
+
+
 def write_event_log(folder: Path, log: pa.Table) -> EventLog:
-    """Write the behaviours of an EVENTS table as an event log at ``folder`` and open it."""
+    """Write the behaviours of an EVENTS table beside the other versions in ``folder`` and open them."""
     code = behaviour_codes(log.column("type"), log.column("value"))
     keep = code > 0
     columns = {
@@ -124,10 +139,15 @@ def write_event_log(folder: Path, log: pa.Table) -> EventLog:
         "starts": np.append(first, len(order)).astype(np.int64),
         **{name: columns[name] for name in COLUMNS},
     }
-    folder.mkdir(parents=True)
     digest = hashlib.sha256()
-    for name, values in arrays.items():
-        np.save(folder / f"{name}.npy", values, allow_pickle=False)
+    for values in arrays.values():
         digest.update(np.ascontiguousarray(values).tobytes())
-    (folder / VERSION).write_text(json.dumps({"version": digest.hexdigest()[:16]}) + "\n")
-    return EventLog.open(folder)
+    version = folder / digest.hexdigest()[:16]
+    if not version.exists():
+        building = folder / (version.name + ".tmp")
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        for name, values in arrays.items():
+            np.save(building / f"{name}.npy", values, allow_pickle=False)
+        building.rename(version)
+    return EventLog.open(version)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from feast import FeatureStore
 
 from dataset.contracts import TIME, DataError
-from feature_repo.event_log import EventLog
+from feature_repo.event_log import EventLog, open_event_log
 from feature_repo.features import (
     ITEM_FEATURES,
     USER_FEATURES,
@@ -25,7 +25,7 @@ from feature_repo.features import (
     user_columns,
 )
 from feature_repo.frame import Frame
-from feature_repo.store import open_event_log, open_store
+from feature_repo.store import open_store
 from feature_repo.views import StoreError
 
 POINTER: Features = {
@@ -103,7 +103,7 @@ def training_frame(store_dir: Path, rows: pa.Table, history: int) -> TrainingFra
         DataError: a column is missing, a request is not contiguous or has two users or times.
         StoreError: there is no store, or it returned other rows than were asked for.
     """
-    store, log = open_store(store_dir), open_event_log(store_dir)
+    store = open_store(store_dir)
     first, offsets = _requests(rows)
     user = rows.column("user_id").to_numpy()[first]
     row_time_us = rows.column("time").cast(TIME).cast(pa.int64()).to_numpy()
@@ -111,7 +111,7 @@ def training_frame(store_dir: Path, rows: pa.Table, history: int) -> TrainingFra
 
     users, user_time_us, user_row = _distinct(user, row_time_us[first])
     stored = join_features(store, "user_id", users, user_time_us, {**USER_FEATURES, **POINTER})
-    _check_version(stored["log_version"], log, store_dir)
+    log = open_event_log(store_dir, _version(stored["log_version"], store_dir))
     position = stored["position"].fill_null(0).to_numpy()
     user_features = pa.table(user_columns(stored, position)).take(user_row)
 
@@ -205,13 +205,15 @@ def join_features(
     }
 
 
-def _check_version(versions: pa.Array, log: EventLog, store_dir: Path) -> None:
-    found = set(versions.drop_null().unique().to_pylist()) - {log.version}
-    if found:
+def _version(versions: pa.Array, store_dir: Path) -> str | None:
+    """The one version of the event log that the pointers of a join point into; None: no user has any."""
+    found = versions.drop_null().unique().to_pylist()
+    if len(found) > 1:
         raise StoreError(
-            f"{store_dir}: pointers into event log {sorted(found)[:3]}, but the log is {log.version}. "
+            f"{store_dir}: expected pointers into one event log, found some into {len(found)}: {sorted(found)[:3]}. "
             f"Run 'moon store' again."
         )
+    return found[0] if found else None
 
 
 def _given(rows: pa.Table) -> pa.Table:

@@ -6,18 +6,15 @@ import operator
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import redis
 
-from dataset.contracts import TIME, DataError, behaviour_codes
-from feature_repo.batch import CLOCK_SKEW
-from feature_repo.event_log import COLUMNS
+from dataset.contracts import TIME
+from feature_repo.behaviour import BEHAVIOURS, behaviours
 from feature_repo.features import (
     ITEM_FEATURES,
     USER_FEATURES,
@@ -32,10 +29,6 @@ from feature_repo.store import open_store
 from feature_repo.views import HISTORY
 
 UNREACHABLE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, sqlite3.OperationalError)
-BEHAVIOURS: Features = {
-    **{f"recent_{name}": ("user_history", pa.list_(pa.int64()), []) for name in COLUMNS},
-    "recent_position": ("user_history", pa.int64(), 0),
-}
 
 
 class StoreUnavailable(ConnectionError):
@@ -57,44 +50,8 @@ class Stored:
     age_s: dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Behaviour:
-    """One user's stored behaviours, ordered by (available_us, event_id), and how many there were in all.
-
-    Attributes:
-        rows: int64 of shape (5, n): item_id, code, time_us, available_us, event_id.
-        position: count of all behaviours, those no longer stored included.
-    """
-
-    rows: np.ndarray
-    position: int
-
-    def before(self, time_us: int) -> Behaviour:
-        """What was available strictly before ``time_us``."""
-        known = self.rows[3] < time_us
-        return Behaviour(self.rows[:, known], self.position - int((~known).sum()))
-
-    def last(self, history: int) -> np.ndarray:
-        """The newest ``history`` rows."""
-        return self.rows[:, max(self.rows.shape[1] - history, 0) :]
-
-    def merged(self, new: np.ndarray) -> Behaviour:
-        """With ``new`` rows added, each event once.
-
-        An event that sorts before a full window is taken as one that was counted and has left it.
-        """
-        fresh = new[:, ~np.isin(new[4], self.rows[4])]
-        if self.position > self.rows.shape[1]:
-            oldest = tuple(self.rows[3:, 0])
-            fresh = fresh[:, [tuple(row) > oldest for row in fresh[3:].T]]
-        _, once = np.unique(fresh[4], return_index=True)
-        rows = np.concatenate([self.rows, fresh[:, once]], axis=1)
-        rows = rows[:, np.lexsort((rows[4], rows[3]))]
-        return Behaviour(rows[:, -HISTORY:], self.position + len(once))
-
-
 class OnlineReader:
-    """Reads frames from a run's online store, and writes users' newest behaviours to it.
+    """Reads frames from a run's online store.
 
     Args:
         store_dir: the run's store.
@@ -139,8 +96,8 @@ class OnlineReader:
         """The frame of a request without candidates yet; raises like ``read``."""
         users = int64_ids([user_id], "user_id")
         queries = [None if query_id is None else int(int64_ids([query_id], "query_id")[0])]
-        stored = self._read("user_id", users, {**USER_FEATURES, **BEHAVIOURS}, time)
-        known = _behaviours(stored)[0].before(_us(time))
+        stored = self.stored("user_id", users, {**USER_FEATURES, **BEHAVIOURS}, time)
+        known = behaviours(stored.columns)[0].before(_us(time))
         item_id, code, time_us, _, _ = known.last(self.history)
         requests = pa.table(
             {
@@ -157,55 +114,10 @@ class OnlineReader:
 
     def read_items(self, item_ids: np.ndarray, time: datetime) -> Stored:
         """What is stored about N items, with found masks and ages per view; raises like ``read``."""
-        return self._read("item_id", item_ids, ITEM_FEATURES, time)
+        return self.stored("item_id", item_ids, ITEM_FEATURES, time)
 
-    def push_events(self, events: pa.Table) -> None:
-        """Add behaviours to their users' online histories; an event already there changes nothing.
-
-        Args:
-            events: EVENTS rows; impressions are ignored. One writer per user at a time.
-
-        Raises:
-            DataError: an event claims to have become available more than five minutes from now, which would
-                hide later ones.
-            StoreUnavailable: the store does not answer.
-        """
-        code = behaviour_codes(events.column("type"), events.column("value"))
-        available_us = events.column("available_time").cast(pa.int64()).to_numpy()
-        limit = _us(datetime.now(UTC) + CLOCK_SKEW)
-        if (available_us > limit).any():
-            late = events.column("event_id").to_numpy()[available_us > limit]
-            raise DataError(
-                f"expected events known by now, found {len(late)} of the future "
-                f"(event_id {late[:3].tolist()}). Check the sender's clock."
-            )
-        rows = np.stack(
-            [
-                events.column("item_id").to_numpy(),
-                code,
-                events.column("event_time").cast(pa.int64()).to_numpy(),
-                available_us,
-                events.column("event_id").to_numpy(),
-            ]
-        )[:, code > 0]
-        user = events.column("user_id").to_numpy()[code > 0]
-        users = np.unique(user)
-        if not len(users):
-            return
-        stored = self._read("user_id", users, BEHAVIOURS, EPOCH)
-        merged = [
-            known.merged(rows[:, user == user_id])
-            for user_id, known in zip(users, _behaviours(stored), strict=True)
-        ]
-        stamp = pd.to_datetime([int(known.rows[3, -1]) for known in merged], unit="us", utc=True)
-        position = [known.position for known in merged]
-        arrays = {f"recent_{name}": [known.rows[row] for known in merged] for row, name in enumerate(COLUMNS)}
-        self._write(
-            "user_history",
-            {"user_id": users, **arrays, "recent_position": position, "event_timestamp": stamp},
-        )
-
-    def _read(self, key: str, ids: np.ndarray, features: Features, time: datetime) -> Stored:
+    def stored(self, key: str, ids: np.ndarray, features: Features, time: datetime) -> Stored:
+        """Some features of N entities as they are stored; raises like ``read``."""
         if not len(ids):
             views = {view for view, _, _ in features.values()}
             empty = {name: pa.array([], dtype) for name, (_, dtype, _) in features.items()}
@@ -223,12 +135,6 @@ class OnlineReader:
             asked = [(self._store.get_feature_view(view), names) for view, names in _views(features).items()]
             self._readers[key] = matrix_reader(self._store, asked)
         return self._readers[key]
-
-    def _write(self, view: str, columns: dict[str, Any]) -> None:
-        try:
-            self._store.write_to_online_store(view, df=pd.DataFrame(columns))
-        except UNREACHABLE as error:
-            raise StoreUnavailable(f"the online store does not answer: {error}") from error
 
 
 def int64_ids(ids: Sequence[int] | np.ndarray, name: str) -> np.ndarray:
@@ -265,15 +171,6 @@ def _unpack(matrices: Sequence[Matrix], features: Features, time_us: int) -> Sto
         for name, column in matrix.columns.items():
             columns[name] = to_arrow(column, features[name][1])
     return Stored(columns, found, age_s)
-
-
-def _behaviours(stored: Stored) -> list[Behaviour]:
-    positions = stored.columns["recent_position"].fill_null(0).to_pylist()
-    lists = [stored.columns[f"recent_{name}"].to_pylist() for name in COLUMNS]
-    return [
-        Behaviour(np.array([column[user] or [] for column in lists], dtype=np.int64), position)
-        for user, position in enumerate(positions)
-    ]
 
 
 def _no_items() -> dict[str, pa.Array]:

@@ -34,11 +34,12 @@ from feature_repo.batch import Batch, refuse_future
 from feature_repo.encode import encode, encode_stamps
 from feature_repo.freshness import FreshReads, Row
 from feature_repo.matrix import Asked, Matrix, Reader, entity_key, kinds
-from feature_repo.redis_write import Rows, write
+from feature_repo.redis_write import Rows, swap, write
 from feature_repo.resp import Address, Hmgets, Wire
 from feature_repo.wire import decode, decode_stamps
 
 READ_TIMEOUT_S = 0.1
+SWAP_TIMEOUT_S = 1.0
 WRITE_TIMEOUT_S = 30.0
 
 
@@ -52,6 +53,7 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
     """Redis: the same bytes as Feast's store, with deadlines."""
 
     _bulk: Redis | RedisCluster | None = None
+    _swapping: Redis | RedisCluster | None = None
     _wire: Wire | None = None
 
     def matrix_reader(self, config: RepoConfig, asked: Asked) -> Reader | None:
@@ -142,16 +144,18 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
 
     def write_columns(self, config: RepoConfig, view: FeatureView, batch: Batch) -> int:
         """Write the rows of a batch that are not older than the stored ones; how many that was."""
+        return self._write(config, view, _rows(config, view, batch))
+
+    def swap_columns(
+        self, config: RepoConfig, view: FeatureView, batch: Batch, guard: str, before: list[bytes]
+    ) -> np.ndarray:
+        """Write the rows whose stored ``guard`` is still ``before`` (see ``feature_repo.behaviour``)."""
+        if self._swapping is None:
+            self._swapping = connect(config.online_store, SWAP_TIMEOUT_S)
         name = _versioned_fv_name(view, config)
-        kind = kinds(view)
-        rows = Rows(
-            _keys(config, view, batch),
-            encode_stamps(batch.event_us),
-            [b""] * len(batch) if batch.created_us is None else encode_stamps(batch.created_us),
-            [_mmh3(f"{name}:{feature}") for feature in batch.features],
-            [encode(column, kind[feature]) for feature, column in batch.features.items()],
-        )
-        return self._write(config, view, rows)
+        expires_s = config.online_store.key_ttl_seconds or 0
+        field = _mmh3(f"{name}:{guard}")
+        return swap(self._swapping, name, _rows(config, view, batch), field, before, expires_s)
 
     def _write(self, config: RepoConfig, view: FeatureView, rows: Rows) -> int:
         if self._bulk is None:
@@ -172,6 +176,18 @@ def _stamp(moment: datetime) -> bytes:
     stamp = Timestamp()
     stamp.FromDatetime(make_tzaware(moment))
     return stamp.SerializeToString()
+
+
+def _rows(config: RepoConfig, view: FeatureView, batch: Batch) -> Rows:
+    name = _versioned_fv_name(view, config)
+    kind = kinds(view)
+    return Rows(
+        _keys(config, view, batch),
+        encode_stamps(batch.event_us),
+        [b""] * len(batch) if batch.created_us is None else encode_stamps(batch.created_us),
+        [_mmh3(f"{name}:{feature}") for feature in batch.features],
+        [encode(column, kind[feature]) for feature, column in batch.features.items()],
+    )
 
 
 def _keys(config: RepoConfig, view: FeatureView, batch: Batch) -> list[bytes]:

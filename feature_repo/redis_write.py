@@ -8,9 +8,11 @@ or one that is killed and started again, leave what the newest rows say, whateve
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from redis import Redis, RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import NoScriptError
@@ -73,7 +75,25 @@ for row, key in ipairs(KEYS) do
 end
 return written
 """
-SHA = hashlib.sha1(SCRIPT.encode()).hexdigest()  # how Redis names it
+SWAP = """
+local width, expires, stamp_field, guard = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local written = {}
+for row, key in ipairs(KEYS) do
+  local at = 4 + width + (row - 1) * (width + 2)
+  written[row] = 0
+  if (redis.call('HGET', key, guard) or '') == ARGV[at + 2] then
+    local fields = {stamp_field, ARGV[at + 1]}
+    for number = 1, width do
+      fields[#fields + 1] = ARGV[4 + number]
+      fields[#fields + 1] = ARGV[at + 2 + number]
+    end
+    redis.call('HSET', key, unpack(fields))
+    if expires > 0 then redis.call('EXPIRE', key, expires) end
+    written[row] = 1
+  end
+end
+return written
+"""
 
 
 @dataclass(frozen=True)
@@ -117,22 +137,71 @@ def write(client: Redis | RedisCluster, view: str, rows: Rows, expires_s: int = 
         keys = [rows.keys[row] for row in some]
         return [*keys, *head, *(column[row] for row in some for column in columns)]
 
-    written = 0
-    for server, groups in _calls(client, rows.keys):
-        calls = [(len(some), arguments(some)) for some in groups]
-        try:
-            written += _call(server, calls)
-        except NoScriptError:  # the server has never seen it, or was restarted since
-            server.script_load(SCRIPT)
-            written += _call(server, calls)
+    return sum(answer for _, answer in run(client, SCRIPT, rows.keys, arguments))
+
+
+def swap(
+    client: Redis | RedisCluster,
+    view: str,
+    rows: Rows,
+    guard: bytes,
+    before: Sequence[bytes],
+    expires_s: int = 0,
+) -> np.ndarray:
+    """Write the rows whose stored field ``guard`` is still what it was when they were made.
+
+    Args:
+        client, view, expires_s: as for ``write``.
+        rows: of distinct keys.
+        guard: a field of the hash.
+        before: its serialized values, empty where there was none.
+
+    Returns:
+        bool (N): which were written.
+    """
+    head = [b"%d" % len(rows.fields), b"%d" % expires_s, b"_ts:" + view.encode(), guard, *rows.fields]
+    columns = [rows.stamps, before, *rows.values]
+
+    def arguments(some: Sequence[int]) -> list[bytes]:
+        keys = [rows.keys[row] for row in some]
+        return [*keys, *head, *(column[row] for row in some for column in columns)]
+
+    written = np.zeros(len(rows.keys), bool)
+    for some, answer in run(client, SWAP, rows.keys, arguments):
+        written[list(some)] = np.array(answer, bool)
     return written
 
 
-def _call(server: Redis, calls: Sequence[tuple[int, list[bytes]]]) -> int:
+def run(
+    client: Redis | RedisCluster,
+    script: str,
+    keys: Sequence[bytes],
+    arguments: Callable[[Sequence[int]], list[bytes]],
+) -> Iterator[tuple[Sequence[int], Any]]:
+    """Run a script on some rows at a time: the rows and what it answered.
+
+    Args:
+        client: as for ``write``.
+        script: in Lua.
+        keys: one per row.
+        arguments: of some rows: their keys, then the rest.
+    """
+    sha = hashlib.sha1(script.encode()).hexdigest()  # how Redis names it
+    for server, groups in _calls(client, keys):
+        calls = [(len(some), arguments(some)) for some in groups]
+        try:
+            answers = _call(server, sha, calls)
+        except NoScriptError:  # the server has never seen it, or was restarted since
+            server.script_load(script)
+            answers = _call(server, sha, calls)
+        yield from zip(groups, answers, strict=True)
+
+
+def _call(server: Redis, sha: str, calls: Sequence[tuple[int, list[bytes]]]) -> list[Any]:
     with server.pipeline(transaction=False) as pipe:
         for count, arguments in calls:
-            pipe.evalsha(SHA, count, *arguments)  # type: ignore[arg-type]
-        return sum(pipe.execute())
+            pipe.evalsha(sha, count, *arguments)  # type: ignore[arg-type]
+        return pipe.execute()
 
 
 def _calls(

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import TIME
-from feature_repo.event_log import EventLog
+from feature_repo.event_log import LOG_VERSION, EventLog
 from feature_repo.sources import TIMESTAMP
 from feature_repo.statistics import daily_stats
 from feature_repo.vectors import VectorTable
@@ -49,7 +49,10 @@ def user_profile(users: pa.Table) -> pa.Table:
 
 
 def user_events(log: EventLog) -> pa.Table:
-    """One row per (user, moment something became known): how many behaviours are known from then on."""
+    """One row per (user, moment something became known): how many behaviours are known from then on.
+
+    The version of the log that the rows point into is in the metadata of the table as well.
+    """
     user = np.repeat(log.users, np.diff(log.starts))
     position = np.arange(len(log)) - np.repeat(log.starts[:-1], np.diff(log.starts)) + 1
     available = np.asarray(log.available_us)
@@ -61,7 +64,7 @@ def user_events(log: EventLog) -> pa.Table:
             "log_version": pa.array(np.full(int(last.sum()), log.version), pa.string()),
             TIMESTAMP: pa.array(available[last], pa.int64()).cast(TIME),
         }
-    )
+    ).replace_schema_metadata({LOG_VERSION: log.version})
 
 
 def query_stats(log: pa.Table) -> pa.Table:

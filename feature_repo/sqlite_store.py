@@ -7,9 +7,9 @@ to the second here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import chain, repeat
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -94,29 +94,35 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
 
     def write_columns(self, config: RepoConfig, view: FeatureView, batch: Batch) -> int:
         """Write the rows of a batch that are not older than the stored ones; how many that was."""
-        version = config.entity_key_serialization_version
-        keys = [serialize_entity_key(key, version) for key in batch.entity_keys(view)]
-        event = [_stored(stamp) for stamp in batch.event_us.tolist()]
-        created: list[int | None] = [None] * len(keys)
-        if batch.created_us is not None:
-            created = [_stored(stamp) for stamp in batch.created_us.tolist()]
+        if _more(config):
+            self._by_feast(config, view, batch)
+            return len(batch)
+        cells = _cells(config, view, batch)
+        return self._write(config, view, cells) // max(len(batch.features), 1)
+
+    def swap_columns(
+        self, config: RepoConfig, view: FeatureView, batch: Batch, guard: str, before: list[bytes]
+    ) -> np.ndarray:
+        """Write the rows whose stored ``guard`` is still ``before`` (see ``feature_repo.behaviour``)."""
+        table = feast_sqlite._quote_id(self._table(config, view))
+        connection = self._get_conn(config)
+        keys = _keys(config, view, batch)
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")  # nobody else writes between the look and the write
+            query = f"SELECT value FROM {table} WHERE entity_key = ? AND feature_name = ?"
+            found = [connection.execute(query, (key, guard)).fetchone() for key in keys]
+            same = np.array(
+                [(row[0] if row else b"") == then for row, then in zip(found, before, strict=True)], bool
+            )
+            cells = _cells(config, view, batch)
+            count = len(batch)
+            some = (cell for place, cell in enumerate(cells) if same[place % count])
+            connection.executemany(UPSERT.format(table=table), some)
+        return same
+
+    def _by_feast(self, config: RepoConfig, view: FeatureView, batch: Batch) -> None:
         kind = kinds(view)
         values = {name: encode(column, kind[name]) for name, column in batch.features.items()}
-        if _more(config):
-            self._by_feast(config, view, batch, values)
-            return len(batch)
-        texts = {
-            name: [_text(Value.FromString(one)) for one in column]
-            if kind[name] in TEXT
-            else [None] * len(keys)
-            for name, column in values.items()
-        }
-        columns = (zip(keys, repeat(name), values[name], texts[name], event, created) for name in values)
-        return self._write(config, view, chain.from_iterable(columns)) // max(len(values), 1)
-
-    def _by_feast(
-        self, config: RepoConfig, view: FeatureView, batch: Batch, values: dict[str, list[bytes]]
-    ) -> None:
         event = map(_moment, batch.event_us.tolist())
         created = repeat(None) if batch.created_us is None else map(_moment, batch.created_us.tolist())
         columns = zip(*values.values(), strict=True)
@@ -169,6 +175,25 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
         kind = kinds(view)
         columns = {name: decode(Cells.of(values[name]), kind[name]).take(row) for name in features}
         return Matrix(columns, found[row], event_us[row])
+
+
+def _keys(config: RepoConfig, view: FeatureView, batch: Batch) -> list[bytes]:
+    version = config.entity_key_serialization_version
+    return [serialize_entity_key(key, version) for key in batch.entity_keys(view)]
+
+
+def _cells(config: RepoConfig, view: FeatureView, batch: Batch) -> Iterator[tuple[Any, ...]]:
+    """Rows of the table: every entity's value of the first feature, of the second, ..."""
+    keys = _keys(config, view, batch)
+    event = [_stored(stamp) for stamp in batch.event_us.tolist()]
+    created: list[int | None] = [None] * len(keys)
+    if batch.created_us is not None:
+        created = [_stored(stamp) for stamp in batch.created_us.tolist()]
+    kind = kinds(view)
+    for name, column in batch.features.items():
+        values = encode(column, kind[name])
+        texts = [_text(Value.FromString(one)) if kind[name] in TEXT else None for one in values]
+        yield from zip(keys, repeat(name), values, texts, event, created, strict=False)
 
 
 def _event_us(stamp: int) -> int:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from feast import FeatureStore
@@ -25,12 +26,12 @@ from feast import FeatureStore
 from dataset.contracts import TIME
 from feature_repo import source_tables
 from feature_repo.engine import Report
-from feature_repo.event_log import EventLog, write_event_log
+from feature_repo.fold import write_behaviour
+from feature_repo.journal import LOG
 from feature_repo.services import definitions
 from feature_repo.sources import DATA
-from feature_repo.statistics import daily_stats
 from feature_repo.vectors import Vectors, VectorTable
-from feature_repo.views import HISTORY, EmbeddingRecord, StoreError
+from feature_repo.views import EmbeddingRecord, StoreError
 from moon.artifacts import Artifact
 
 if TYPE_CHECKING:
@@ -45,9 +46,7 @@ logging.getLogger("feast.repo_config").addFilter(
 REPOSITORY = Path(__file__).parent
 PROFILES = {"embedded": REPOSITORY, "redis": REPOSITORY / "profiles" / "redis"}
 YAML = "feature_store.yaml"
-EVENT_LOG = "event_log"
 BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
-END = np.iinfo(np.int64).max
 US = timedelta(microseconds=1)
 
 
@@ -79,18 +78,14 @@ def create_store(
     data = building / DATA
     data.mkdir(parents=True)
     use_profile(building, profile, redis_url)
-    log = write_event_log(data / EVENT_LOG, split.log)
+    write_behaviour(data, split.log)
     nothing = VectorTable(np.zeros(0, np.int64), np.zeros((0, width), np.float32))
     unstamped = np.zeros(0, np.int64)
     tables = {
         "item_profile": source_tables.item_profile(dataset.items),
-        "item_stats": daily_stats(split.log, "item_id"),
         "item_embedding": source_tables.item_embedding(nothing, EmbeddingRecord(width), unstamped),
         "user_profile": source_tables.user_profile(dataset.users),
-        "user_events": source_tables.user_events(log),
-        "user_history": log.snapshot(before_us=END, history=HISTORY),
         "query_embedding": source_tables.query_embedding(nothing, EmbeddingRecord(width), unstamped),
-        "query_stats": source_tables.query_stats(split.log),
     }
     for view, table in tables.items():
         pq.write_table(table, data / f"{view}.parquet")
@@ -217,9 +212,11 @@ def materialize(store_dir: Path, until: datetime) -> dict[str, Report]:
     return reports
 
 
-def open_event_log(store_dir: Path) -> EventLog:
-    """The event log of the store at ``store_dir``."""
-    return EventLog.open(Path(store_dir) / DATA / EVENT_LOG)
+def known_until(store_dir: Path) -> datetime:
+    """A second after the last event of the offline log became available: as of when to materialize all of it."""
+    stamps = pq.read_table(Path(store_dir) / DATA / LOG, columns=["available_time"]).column(0)
+    last: datetime = pc.max(stamps).as_py() or BEGINNING
+    return last + timedelta(seconds=1)
 
 
 def _apply(store_dir: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,12 +124,10 @@ def embed_shard(run: Run, shard: str) -> int:
 
 def materialize(run: Run) -> None:
     """Load everything known at the end of the log into the online store."""
-    import pyarrow.compute as pc
-
+    from feature_repo.store import known_until
     from feature_repo.store import materialize as load_online
 
-    last = pc.max(_split(run).log["available_time"]).as_py()
-    reports = load_online(run.folder / "store", until=last + timedelta(seconds=1))
+    reports = load_online(run.folder / "store", until=known_until(run.folder / "store"))
     for report in reports.values():
         if report.refused:
             why = ", ".join(f"{reason}: {count}" for reason, count in report.refused.items())

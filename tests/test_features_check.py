@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from feature_repo.batch import Batch
 from feature_repo.check import _drift, _shares, check_store, to_text
-from feature_repo.online import OnlineReader
+from feature_repo.ingest import HistoryWriter
 from feature_repo.store import create_store, materialize, open_store
 from moon.cli import app
 
@@ -62,7 +62,7 @@ def test_a_pushed_event_is_newer_not_wrong(tiny_world, loaded):
     later = make_world(seed=1).split.log
     known = later.column("available_time").to_pylist()
     rows = [row for row, when in enumerate(known) if when >= MOMENT]
-    OnlineReader(loaded, 5).push_events(later.take(rows))
+    HistoryWriter(loaded).push(later.take(rows))
     history = by_view(check_store(loaded))["user_history"]
     assert history.newer > 0 and not history.problems
 

@@ -13,6 +13,7 @@ from conftest import DAY, START, TinySplit, make_world, write_embedding
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
 from dataset.contracts import TIME, DataError
+from feature_repo.ingest import HistoryWriter
 from feature_repo.offline import training_frame
 from feature_repo.online import OnlineReader
 from feature_repo.store import (
@@ -132,9 +133,10 @@ def test_pushed_behaviour_equals_a_later_materialization(profile, request, tmp_p
     )
     assert new.num_rows > 20
     shuffled = new.take(np.random.default_rng(0).permutation(new.num_rows))
-    reader.push_events(shuffled.slice(0, 25))
-    reader.push_events(shuffled)  # the first ones again
-    reader.push_events(shuffled.slice(3, 9))
+    writer = HistoryWriter(tmp_path / "store")
+    writer.push(shuffled.slice(0, 25))
+    writer.push(shuffled)  # the first ones again
+    writer.push(shuffled.slice(3, 9))
     users = world.user_ids.tolist()
     for when in (later, MOMENT):
         for user, offline in zip(users, offline_frames(tmp_path / "store", users, [1], when), strict=True):
@@ -150,8 +152,8 @@ def test_an_event_of_the_future_is_refused(tiny_world, store):
     future = pa.array([datetime.now(UTC) + timedelta(days=2)], TIME)
     wrong = event.set_column(event.schema.get_field_index("available_time"), "available_time", future)
     before = reader.read_user(user, MOMENT)
-    with pytest.raises(DataError, match="1 of the future"):
-        reader.push_events(wrong)
+    with pytest.raises(DataError, match="1 of 1 in the future"):
+        HistoryWriter(store).push(wrong)
     assert reader.read_user(user, MOMENT).requests.equals(before.requests)
 
 

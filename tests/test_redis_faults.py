@@ -9,6 +9,7 @@ import time
 import pytest
 from conftest import DAY, START, free_port, start_redis
 
+from feature_repo.ingest import HistoryWriter
 from feature_repo.online import OnlineReader, StoreUnavailable
 from feature_repo.store import create_store, materialize
 
@@ -46,13 +47,13 @@ def assert_unavailable_fast(call):
 
 def test_a_hanging_redis_is_reported_fast_and_read_again_when_it_wakes(tiny_world, served):
     store, _, process = served
-    reader = OnlineReader(store, 5)
+    reader, writer = OnlineReader(store, 5), HistoryWriter(store)
     user, items = int(tiny_world.user_ids[0]), tiny_world.item_ids
     before = reader.read(user, items, MOMENT)
     process.send_signal(signal.SIGSTOP)
     try:
         assert_unavailable_fast(lambda: reader.read(user, items, MOMENT))
-        assert_unavailable_fast(lambda: reader.push_events(tiny_world.split.log))
+        assert_unavailable_fast(lambda: writer.push(tiny_world.split.log))
         assert_unavailable_fast(lambda: OnlineReader(store, 5).read_user(user, MOMENT))
     finally:
         process.send_signal(signal.SIGCONT)
