@@ -8,10 +8,14 @@ the wall at which it was set; from there both run on.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from feature_repo.freshness import EPOCH
+from feature_repo.journal import Journal
 from feature_repo.sources import DATA
+from feature_repo.store import known_until
 
 CLOCK = "clock.json"
 
@@ -50,3 +54,27 @@ class ShopClock:
             self._ahead = datetime.fromisoformat(kept["shop"]) - datetime.fromisoformat(kept["wall"])
             self._read_at = changed
         return wall() + self._ahead
+
+
+def shop_clock(store_dir: Path, clock: str, anew: bool = False) -> Callable[[], datetime]:
+    """The time that a store is served as of, and that its events come at.
+
+    Args:
+        store_dir: the run's store.
+        clock: ``wall``: now; ``log``: as if the newest event the store holds had come a second before the clock was
+            set.
+        anew: set it, whoever has set it before.
+
+    Raises:
+        ValueError: another clock.
+    """
+    if clock == "wall":
+        return wall
+    if clock != "log":
+        raise ValueError(f"clock is {clock!r}: expected log or wall")
+    newest = EPOCH + timedelta(microseconds=Journal(store_dir).newest_us(), seconds=1)
+    start = max(known_until(store_dir), newest)
+    shop = ShopClock(store_dir, start)
+    if anew:
+        shop.set(start)
+    return shop

@@ -1,8 +1,8 @@
 """The journal becomes part of the offline log: what training reads is then what serving saw.
 
-The log's events are kept whole (``data/events/log.parquet``), and everything that follows from them is made again beside
-what is there and put in its place: the event log that histories are cut from, the pointers into it, the histories,
-and the counts of items and queries. Whatever is killed in between is made good by doing it again.
+The log's events are kept whole (``data/events/log.parquet``), and everything that follows from them is made again
+beside what is there and put in its place: the event log that histories are cut from, the pointers into it, the
+histories, and the counts of items and queries. Whatever is killed in between is made good by doing it again.
 """
 
 from __future__ import annotations

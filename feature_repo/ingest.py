@@ -80,13 +80,15 @@ class HistoryWriter:
             ]
         )[:, code > 0]
         user = events.column("user_id").to_numpy()[code > 0]
+        if not len(user):
+            return
         order = np.argsort(user, kind="stable")
         users, first = np.unique(user[order], return_index=True)
         new = dict(zip(users.tolist(), np.split(rows[:, order], first[1:], axis=1), strict=True))
         for _ in range(TRIES):
+            users = self._merge(users, new)
             if not len(users):
                 return
-            users = self._merge(users, new)
         raise StoreUnavailable(f"{len(users)} histories changed {TRIES} times while they were written")
 
     def _merge(self, users: np.ndarray, new: dict[int, np.ndarray]) -> np.ndarray:
@@ -123,6 +125,10 @@ class Ingested:
     new: int
     known: int
     late: int
+
+    def plus(self, other: Ingested) -> Ingested:
+        """Both together."""
+        return Ingested(self.new + other.new, self.known + other.known, self.late + other.late)
 
 
 class Ingestor:

@@ -180,6 +180,33 @@ def materialize(run: RunOption = None) -> None:
 
 
 @app.command()
+def ingest(
+    source: Annotated[
+        str, typer.Argument(help="redis://HOST:PORT/DB/STREAM, or a file with an event as JSON on each line.")
+    ],
+    run: RunOption = None,
+    consumer: Annotated[
+        str | None, typer.Option(help="Name in the stream's consumer group; default: of this machine.")
+    ] = None,
+    clock: Annotated[
+        str, typer.Option(help="log: as if the run's log had just ended, as 'moon serve'; wall: now.")
+    ] = "log",
+) -> None:
+    """Take events into users' online histories and the journal: from a stream until interrupted, or from a file."""
+    from moon import journey
+
+    typer.echo(journey.ingest(journey.load(run), source, consumer, clock))
+
+
+@app.command()
+def fold(run: RunOption = None) -> None:
+    """Make what was ingested part of the offline log, which training frames are cut from."""
+    from moon import journey
+
+    typer.echo(journey.fold(journey.load(run)))
+
+
+@app.command()
 def retrieval(run: RunOption = None) -> None:
     """Train the two-tower model, count co-occurrences, build the index."""
     _stage("retrieval", run)

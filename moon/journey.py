@@ -203,6 +203,22 @@ def embed(run: Run, shard: str | None) -> None:
     redo(run, "embed")
 
 
+def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
+    """Take in events of a stream until interrupted, or of a file; what became of them."""
+    from moon import stages as work
+
+    _require(run, until="encoder")
+    return work.ingest(run, source, consumer, clock)
+
+
+def fold(run: Run) -> str:
+    """Make what was ingested part of the offline log; what to run next."""
+    from moon import stages as work
+
+    _require(run, until="encoder")
+    return f"{work.fold(run)} events joined the offline log. Run 'moon materialize' for counts of items and queries."
+
+
 def compare_encoders(run: Run, seconds: float, ablated: bool, recipe: str | None = None) -> str:
     """Train and examine every recipe, or one, on the run's dataset; see ``evaluation.compare_encoders``.
 

@@ -5,6 +5,7 @@ Nothing here knows how a model works; every heavy import is inside the stage tha
 
 from __future__ import annotations
 
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -134,6 +135,33 @@ def materialize(run: Run) -> None:
             sys.stderr.write(
                 f"  {report.view}: set aside {why}; see {run.folder / 'store' / report.dead_letter}\n"
             )
+
+
+def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
+    """Take in events of a stream until interrupted, or of a file."""
+    from feature_repo.clock import shop_clock
+    from feature_repo.ingest import Ingested, Ingestor
+    from feature_repo.stream import EventFile, RedisStream, consume
+    from moon.progress import track
+
+    store_dir = run.folder / "store"
+    ingestor = Ingestor(store_dir, shop_clock(store_dir, clock))
+    reader: RedisStream | EventFile
+    if source.startswith("redis://"):
+        reader = RedisStream(source, consumer or platform.node())
+    else:
+        reader = EventFile(Path(source))
+    total = Ingested(0, 0, 0)
+    for found in track(consume(reader, ingestor, store_dir), "ingest", unit="deliveries"):
+        total = total.plus(found)
+    return f"{total.new} events are new, {total.known} were known"
+
+
+def fold(run: Run) -> int:
+    """Make what was ingested part of the offline log."""
+    from feature_repo.fold import fold as fold_journal
+
+    return fold_journal(run.folder / "store")
 
 
 def retrieval(run: Run) -> None:

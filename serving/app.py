@@ -20,7 +20,12 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from dataset.contracts import DataError
+from feature_repo.arrivals import parse_events
+from feature_repo.clock import shop_clock
+from feature_repo.online import StoreUnavailable
 from serving.answer import Answer
+from serving.intake import Intake
 from serving.page import render
 from serving.questions import (
     RecommendQuestion,
@@ -49,22 +54,30 @@ def serve(settings: Settings) -> None:
     uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="info")
 
 
-def create_app(settings: Settings, recommender: Recommender | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, recommender: Recommender | None = None, intake: Intake | None = None
+) -> FastAPI:
     """The application over one run.
 
     Args:
         settings: limits, and the run to open.
         recommender: what to serve instead of opening ``settings.run``.
+        intake: where events go when ``recommender`` is given; None: they are refused.
 
     Raises:
         ArtifactError: the run's artifacts are missing, damaged or do not belong together.
     """
-    moon = recommender or Recommender.open(settings)
+    moon = recommender
+    if moon is None:
+        moon = Recommender.open(settings)
+        moon.now = shop_clock(settings.run / "store", settings.clock, anew=True)
+        intake = Intake(settings.run / "store", moon.now)
     telemetry = Telemetry(len(moon.retriever.index), moon.artifacts)
     app = FastAPI(title="Moon", max_body_size=settings.max_body_bytes, docs_url="/docs", redoc_url=None)
     _refusals(app)
     _counting(app, telemetry)
     _answers(app, settings, moon, telemetry)
+    _arrivals(app, settings, intake, telemetry)
     _operations(app, moon, telemetry)
     return app
 
@@ -112,6 +125,17 @@ def _answers(app: FastAPI, settings: Settings, moon: Recommender, telemetry: Tel
         return HTMLResponse(render(moon, user_id, category, item_id, text))
 
 
+def _arrivals(app: FastAPI, settings: Settings, intake: Intake | None, telemetry: Telemetry) -> None:
+    @app.post("/events")
+    async def events(request: Request) -> JSONResponse:
+        """What users did: a JSON list of events, each kept once however often it is told of."""
+        if intake is None:
+            raise Refused(503, "this service takes no events")
+        found = await intake.take(parse_events(await _body(request, settings)))
+        telemetry.ingested(found)
+        return JSONResponse({"new": found.new, "known": found.known})
+
+
 def _operations(app: FastAPI, moon: Recommender, telemetry: Telemetry) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -151,6 +175,14 @@ def _refusals(app: FastAPI) -> None:
     async def unknown(_: Request, error: LookupError) -> JSONResponse:
         return _error(404, str(error.args[0]))
 
+    @app.exception_handler(DataError)
+    async def unfit(_: Request, error: DataError) -> JSONResponse:
+        return _error(422, str(error))
+
+    @app.exception_handler(StoreUnavailable)
+    async def unavailable(_: Request, error: StoreUnavailable) -> JSONResponse:
+        return _error(503, f"{error}; what was told is kept, telling it again is safe")
+
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
         return _error(error.status_code, str(error.detail))
@@ -169,13 +201,23 @@ def _counting(app: FastAPI, telemetry: Telemetry) -> None:
         return response
 
 
+async def _body(request: Request, settings: Settings) -> bytes:
+    try:
+        return await asyncio.wait_for(request.body(), settings.body_deadline_s)
+    except TimeoutError:
+        raise _too_slow(settings) from None
+
+
+def _too_slow(settings: Settings) -> Refused:
+    return Refused(408, f"the body did not arrive within {settings.body_deadline_s} s")
+
+
 async def _asked(request: Request, settings: Settings) -> tuple[str | None, bytes | None, int | None, int]:
     """Text, picture, user and k of a search, from JSON or a form."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "application/json":
-            body = await asyncio.wait_for(request.body(), settings.body_deadline_s)
-            asked = SearchQuestion.model_validate_json(body)
+            asked = SearchQuestion.model_validate_json(await _body(request, settings))
             image = None if asked.image_base64 is None else decode_base64(asked.image_base64)
             return asked.text, image, asked.user_id, asked.k
         if kind == "multipart/form-data":
@@ -188,7 +230,7 @@ async def _asked(request: Request, settings: Settings) -> tuple[str | None, byte
             image = await upload.read() if upload is not None else None
             return filled.text, image or None, filled.user_id, filled.k
     except TimeoutError:
-        raise Refused(408, f"the body did not arrive within {settings.body_deadline_s} s") from None
+        raise _too_slow(settings) from None
     except ValidationError as error:
         raise Refused(422, _reasons(error.errors(include_input=False))) from None
     raise Refused(

@@ -15,7 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import numpy as np
@@ -123,6 +123,8 @@ class Recommender:
     def open(cls, settings: Settings) -> Recommender:
         """Open a finished run, refuse artifacts that do not belong together, and answer once to warm up.
 
+        Its time stands still at the end of the log, until ``now`` is set.
+
         Raises:
             ArtifactError: an artifact is missing, damaged, or made from another parent than the one here.
             ValueError: the run was loaded into another online store than ``settings.profile``.
@@ -154,7 +156,7 @@ class Recommender:
             relevance=Relevance.open(run / "relevance") if "relevance" in artifacts else None,
             catalogue=Catalogue(dataset.items, dataset.image_bytes),
             artifacts=_ids(artifacts),
-            now=(lambda: last) if settings.clock == "log" else (lambda: datetime.now(UTC)),
+            now=lambda: last,
             per_source=settings.per_source,
             example_users=_example_users(split),
             fuse=artifacts["ranker"].config["loss"] == "pointwise",

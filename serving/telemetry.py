@@ -9,12 +9,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from feature_repo.ingest import Ingested
 from serving.answer import Answer
 
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -33,6 +35,7 @@ class Telemetry(Collector):
         self._responses: Counter[tuple[str, str]] = Counter()
         self._fallbacks: Counter[tuple[str, str]] = Counter()
         self._empty: Counter[tuple[str]] = Counter()
+        self._events: Counter[tuple[str]] = Counter({("new",): 0, ("known",): 0, ("late",): 0})
         self._stage_buckets: dict[tuple[str, str], list[int]] = {}
         self._stage_s: Counter[tuple[str, str]] = Counter()
         self._registry = CollectorRegistry()
@@ -47,6 +50,10 @@ class Telemetry(Collector):
         self._fallbacks.update((endpoint, fallback) for fallback in answer.fallbacks)
         if not answer.hits:
             self._empty[(endpoint,)] += 1
+
+    def ingested(self, found: Ingested) -> None:
+        """Count the events of one request."""
+        self._events.update({(name,): count for name, count in asdict(found).items()})
 
     def responded(self, endpoint: str, status: int) -> None:
         """Count one response, refusals included."""
@@ -63,6 +70,9 @@ class Telemetry(Collector):
             "moon_fallbacks", "Answers that took a step down", ("endpoint", "fallback"), self._fallbacks
         )
         yield _counter("moon_empty_answers", "Answers without a hit", ("endpoint",), self._empty)
+        yield _counter(
+            "moon_events", "Events ingested; late: online after they were available", ("what",), self._events
+        )
         stages = HistogramMetricFamily(
             "moon_stage_seconds", "Time a stage took", labels=("endpoint", "stage")
         )

@@ -1,0 +1,29 @@
+"""Events over HTTP: a thread of their own, so that a slow disk or store keeps no request waiting for an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+
+from feature_repo.arrivals import Event
+from feature_repo.ingest import Ingested, Ingestor
+
+
+class Intake:
+    """Takes events into the store at ``store_dir``, one request after the other.
+
+    Args:
+        store_dir: the run's store.
+        now: the time in the shop.
+    """
+
+    def __init__(self, store_dir: Path, now: Callable[[], datetime]) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="intake")
+        self._ingestor = self._thread.submit(Ingestor, store_dir, now).result()
+
+    async def take(self, events: Sequence[Event]) -> Ingested:
+        """See ``feature_repo.ingest.Ingestor.ingest``."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._ingestor.ingest, events)
