@@ -49,6 +49,13 @@ def start_redis(port: int, *options: str) -> subprocess.Popen[bytes]:
     raise RuntimeError(f"redis-server did not answer on port {port} within {START_S:g} s")
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def local_redis() -> Iterator[int | None]:
     """The port of a running server; None where redis-server is not installed.
@@ -59,9 +66,7 @@ def local_redis() -> Iterator[int | None]:
     if shutil.which(BINARY) is None:
         yield None
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     server = start_redis(port)
     try:
         yield port

@@ -6,7 +6,6 @@ ages, prices, categories and attributes.
 """
 
 import shutil
-import socket
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,6 +19,7 @@ import pytest
 from dataset import contracts
 from dataset.contracts import TIME
 from evaluation import local_redis
+from evaluation.local_redis import free_port
 from moon.artifacts import open_artifact, write_artifact
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -178,12 +178,6 @@ class RedisServer:
 
     def url(self, database: int = 0) -> str:
         return f"redis://127.0.0.1:{self.port}/{database}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start_redis(port: int, *options: str) -> subprocess.Popen:
