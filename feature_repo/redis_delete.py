@@ -28,7 +28,7 @@ def delete_fields(client: Redis | RedisCluster, before: bytes, after: bytes, fie
     while keys := list(islice(found, KEYS_AT_ONCE)):
         with client.pipeline(transaction=False) as pipe:
             for key in keys:
-                pipe.hdel(key, *fields)
+                pipe.hdel(key, *fields)  # type: ignore[arg-type]
             deleted += sum(pipe.execute())
     return deleted
 
