@@ -82,11 +82,18 @@ def embed(
             encoded again (``items_unchanged`` in the manifest).
 
     Raises:
-        DataError: ``as_of`` is naive, there is no such shard, or a vector is not finite.
+        DataError: ``as_of`` is naive or before what the encoder learned from, there is no such shard, or a vector
+            is not finite.
         ArtifactError: ``previous`` is of another encoder.
     """
     if as_of.tzinfo is None:
         raise DataError(f"as_of: expected a time with a zone, found {as_of.isoformat()}. Use UTC.")
+    learned = datetime.fromisoformat(encoder.config["fit_until"])
+    if learned > as_of:
+        raise DataError(
+            f"as_of: the encoder learned from events until {learned.isoformat()}, expected that or later, found "
+            f"{as_of.isoformat()}. Run 'moon encoder train' on this data."
+        )
     _check_shard(shard)
     model = Encoder.open(encoder)
     parents = {"dataset": dataset.artifact, "encoder": encoder}

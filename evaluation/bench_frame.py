@@ -79,7 +79,7 @@ def bench_frame(folder: Path, clicks: int = CLICKS, sizes: tuple[int, ...] = SIZ
         sizes: impressions of a frame, ascending; the middle one has goals.
     """
     shop = simulated(clicks)
-    create_store(folder / "store", shop, shop, width=8)  # type: ignore[arg-type]
+    create_store(folder / "store", shop, shop)  # type: ignore[arg-type]
     costs = {size: apart(_frame, folder / "store", clicks, size) for size in sizes}
     for size, cost in costs.items():
         yield line(f"training frame of {size:,} impressions: CPU-seconds", [cost.cpu_s])

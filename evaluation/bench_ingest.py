@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import redis
@@ -50,7 +51,7 @@ def bench_ingest(folder: Path, seconds: float = SECONDS, backlog: int = BACKLOG)
     address = f"redis://127.0.0.1:{port}/0"
     try:
         store_dir, shop = folder / "ingest_store", simulated(CLICKS)
-        create_store(store_dir, shop, shop, "redis", address, width=8)  # type: ignore[arg-type]
+        create_store(store_dir, shop, shop, "redis", address)  # type: ignore[arg-type]
         past, now = datetime(2020, 1, 1, tzinfo=UTC), wall()
         open_store(store_dir).materialize(past, now, feature_views=["user_history", "user_profile"])
         users = int(shop.users.num_rows)
@@ -122,7 +123,7 @@ def _seen(client: redis.Redis, reader: OnlineReader, users: int, count: int, rat
 
 def _left(client: redis.Redis) -> bool:
     """Whether the group has something to read or to acknowledge."""
-    groups = client.xinfo_groups(STREAM)
+    groups: Any = client.xinfo_groups(STREAM)
     return bool(groups[0]["pending"]) or groups[0]["lag"] != 0
 
 

@@ -145,7 +145,7 @@ class Evidence:
     def served_example(self) -> dict[str, Any]:
         """One user answered by the service's own code: history, recommendations, milliseconds per stage."""
         profile = open_profile(self.folder)
-        recommender = Recommender.open(Settings(run=self.folder, profile=profile))
+        recommender = Recommender.open(Settings(run=self.folder, profile=profile), self.folder)
         (user_id, *_) = recommender.example_users
         answer = recommender.recommend(user_id, 5)
         return {

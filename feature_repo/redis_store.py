@@ -22,6 +22,7 @@ from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.redis import _versioned_fv_name
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
+from feast.types import Int64
 from feast.utils import make_tzaware
 from google.protobuf.timestamp_pb2 import Timestamp
 from redis import Redis, RedisCluster
@@ -34,6 +35,7 @@ from feature_repo.batch import Batch, refuse_future
 from feature_repo.encode import encode, encode_stamps
 from feature_repo.freshness import FreshReads, Row
 from feature_repo.matrix import Asked, Matrix, Reader, entity_key, kinds
+from feature_repo.redis_delete import delete_fields
 from feature_repo.redis_write import Rows, swap, write
 from feature_repo.resp import Address, Hmgets, Wire
 from feature_repo.wire import decode, decode_stamps
@@ -157,12 +159,26 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
         field = _mmh3(f"{name}:{guard}")
         return swap(self._swapping, name, _rows(config, view, batch), field, before, expires_s)
 
+    def delete_table(self, config: RepoConfig, table: FeatureView) -> None:
+        """Delete the rows of a view; the other views of its entities stay."""
+        keys = table.entity_columns
+        if len(keys) != 1 or keys[0].dtype != Int64:
+            super().delete_table(config, table)
+            return
+        name = _versioned_fv_name(table, config)
+        before, after = _around_id(config, table)
+        fields = [_mmh3(f"{name}:{feature.name}") for feature in table.features]
+        fields += [f"{stamp}:{name}".encode() for stamp in ("_ts", "_created")]
+        delete_fields(self._patient(config), before, after, fields)
+
     def _write(self, config: RepoConfig, view: FeatureView, rows: Rows) -> int:
+        expires_s = config.online_store.key_ttl_seconds or 0
+        return write(self._patient(config), _versioned_fv_name(view, config), rows, expires_s)
+
+    def _patient(self, config: RepoConfig) -> Redis | RedisCluster:
         if self._bulk is None:
             self._bulk = connect(config.online_store, WRITE_TIMEOUT_S)
-        return write(
-            self._bulk, _versioned_fv_name(view, config), rows, config.online_store.key_ttl_seconds or 0
-        )
+        return self._bulk
 
     def _get_features_for_entity(
         self, values: Sequence[ByteString | None], feature_view: str, requested_features: list[str]
@@ -192,12 +208,19 @@ def _rows(config: RepoConfig, view: FeatureView, batch: Batch) -> Rows:
 
 def _keys(config: RepoConfig, view: FeatureView, batch: Batch) -> list[bytes]:
     """Redis keys: all alike but for the eight bytes of an int64 id; other keys one by one."""
-    version = config.entity_key_serialization_version
     if len(batch.keys) == 1 and batch.keys[0].type == pa.int64():
-        before, after = _redis_key(config.project, entity_key(view, 0), version).rsplit(bytes(8), 1)
+        before, after = _around_id(config, view)
         ids = batch.keys[0].to_numpy().astype("<i8").tobytes()
         return [before + ids[at : at + 8] + after for at in range(0, len(ids), 8)]
+    version = config.entity_key_serialization_version
     return [_redis_key(config.project, key, version) for key in batch.entity_keys(view)]
+
+
+def _around_id(config: RepoConfig, view: FeatureView) -> tuple[bytes, bytes]:
+    """What all Redis keys of a view by one int64 id have before and after its eight bytes."""
+    version = config.entity_key_serialization_version
+    before, after = _redis_key(config.project, entity_key(view, 0), version).rsplit(bytes(8), 1)
+    return before, after
 
 
 def address_of(online_store_config: feast_redis.RedisOnlineStoreConfig) -> Address | None:

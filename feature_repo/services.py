@@ -5,12 +5,12 @@ from __future__ import annotations
 from feast import Entity, FeatureService, FeatureView
 
 from feature_repo.entities import ENTITIES
-from feature_repo.views import EmbeddingRecord, views
+from feature_repo.views import ITEM_EMBEDDING, QUERY_EMBEDDING, EmbeddingRecord, views
 
 SERVICES = {
-    "retrieval_v1": ("user_profile", "user_events", "user_history", "item_profile", "item_embedding"),
-    "relevance_v1": ("item_profile", "item_embedding", "query_embedding", "query_stats"),
-    "ctr_v1": ("user_profile", "user_events", "user_history", "item_profile", "item_stats", "item_embedding"),
+    "retrieval_v1": ("user_profile", "user_events", "user_history", "item_profile", ITEM_EMBEDDING),
+    "relevance_v1": ("item_profile", ITEM_EMBEDDING, QUERY_EMBEDDING, "query_stats"),
+    "ctr_v1": ("user_profile", "user_events", "user_history", "item_profile", "item_stats", ITEM_EMBEDDING),
 }
 MODELS = {
     "retrieval_v1": "The two-tower model: a user's profile and history against items.",
@@ -19,12 +19,22 @@ MODELS = {
 }
 
 
-def definitions(embedding: EmbeddingRecord) -> dict[str, Entity | FeatureView | FeatureService]:
-    """Everything ``feast apply`` registers, by name."""
-    every_view = views(embedding)
+def definitions(record: EmbeddingRecord) -> dict[str, Entity | FeatureView | FeatureService]:
+    """Everything ``feast apply`` registers, by name.
+
+    A service that reads vectors reads those of the active embedding, and none before the first.
+    """
+    every_view = views(record)
+    active = f"_v{record.active}"
+
+    def named(member: str) -> str:
+        return member + active if member in (ITEM_EMBEDDING, QUERY_EMBEDDING) else member
+
     services = {
         name: FeatureService(
-            name=name, features=[every_view[view] for view in members], description=MODELS[name]
+            name=name,
+            features=[every_view[named(view)] for view in members if named(view) in every_view],
+            description=MODELS[name],
         )
         for name, members in SERVICES.items()
     }

@@ -11,7 +11,7 @@ from feature_repo.event_log import LOG_VERSION, EventLog
 from feature_repo.sources import TIMESTAMP
 from feature_repo.statistics import daily_stats
 from feature_repo.vectors import VectorTable
-from feature_repo.views import EmbeddingRecord
+from feature_repo.views import Embedding
 
 
 def item_profile(items: pa.Table) -> pa.Table:
@@ -75,18 +75,18 @@ def query_stats(log: pa.Table) -> pa.Table:
     )
 
 
-def item_embedding(vectors: VectorTable, record: EmbeddingRecord, stamp_us: np.ndarray) -> pa.Table:
+def item_embedding(vectors: VectorTable, embedding: Embedding, stamp_us: np.ndarray) -> pa.Table:
     """One row per item vector; ``stamp_us`` int64 (M): from when it may be used, microseconds since 1970."""
-    return _embedding(vectors, record, stamp_us, "item_id", prefix="")
+    return _embedding(vectors, embedding, stamp_us, "item_id", prefix="")
 
 
-def query_embedding(vectors: VectorTable, record: EmbeddingRecord, stamp_us: np.ndarray) -> pa.Table:
+def query_embedding(vectors: VectorTable, embedding: Embedding, stamp_us: np.ndarray) -> pa.Table:
     """One row per query vector; ``stamp_us`` as in ``item_embedding``."""
-    return _embedding(vectors, record, stamp_us, "query_id", prefix="query_")
+    return _embedding(vectors, embedding, stamp_us, "query_id", prefix="query_")
 
 
 def _embedding(
-    vectors: VectorTable, record: EmbeddingRecord, stamp_us: np.ndarray, key: str, prefix: str
+    vectors: VectorTable, embedding: Embedding, stamp_us: np.ndarray, key: str, prefix: str
 ) -> pa.Table:
     count = len(vectors.ids)
     offsets = pa.array(np.arange(count + 1) * vectors.width, pa.int32())
@@ -95,8 +95,8 @@ def _embedding(
         {
             key: pa.array(vectors.ids, pa.int64()),
             f"{prefix}vector": vector,
-            f"{prefix}encoder_id": pa.array([record.encoder_id] * count, pa.string()),
-            f"{prefix}version": pa.array(np.full(count, record.version), pa.int64()),
+            f"{prefix}encoder_id": pa.array([embedding.encoder_id] * count, pa.string()),
+            f"{prefix}version": pa.array(np.full(count, embedding.version), pa.int64()),
             TIMESTAMP: pa.array(stamp_us, pa.int64()).cast(TIME),
         }
     )

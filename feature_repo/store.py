@@ -11,28 +11,24 @@ import contextlib
 import io
 import logging
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from feast import FeatureStore
 
-from dataset.contracts import TIME
 from feature_repo import source_tables
 from feature_repo.engine import Report
 from feature_repo.fold import write_behaviour
 from feature_repo.journal import LOG
 from feature_repo.services import definitions
 from feature_repo.sources import DATA
-from feature_repo.vectors import Vectors, VectorTable
 from feature_repo.views import EmbeddingRecord, StoreError
-from moon.artifacts import Artifact
 
 if TYPE_CHECKING:
     from dataset.split import Split
@@ -56,8 +52,6 @@ def create_store(
     split: Split,
     profile: str = "embedded",
     redis_url: str | None = None,
-    *,
-    width: int,
 ) -> FeatureStore:
     """Write the sources of a run and register its definitions, replacing the store that was there.
 
@@ -67,7 +61,6 @@ def create_store(
         split: its log is everything behaviour features may see.
         profile: online store, "embedded" (SQLite) or "redis".
         redis_url: ``redis://host:port/db``; the profile's own address by default.
-        width: of the vectors that ``publish_embedding`` will bring.
 
     Raises:
         StoreError: unknown profile or malformed address.
@@ -79,18 +72,14 @@ def create_store(
     data.mkdir(parents=True)
     use_profile(building, profile, redis_url)
     write_behaviour(data, split.log)
-    nothing = VectorTable(np.zeros(0, np.int64), np.zeros((0, width), np.float32))
-    unstamped = np.zeros(0, np.int64)
     tables = {
         "item_profile": source_tables.item_profile(dataset.items),
-        "item_embedding": source_tables.item_embedding(nothing, EmbeddingRecord(width), unstamped),
         "user_profile": source_tables.user_profile(dataset.users),
-        "query_embedding": source_tables.query_embedding(nothing, EmbeddingRecord(width), unstamped),
     }
     for view, table in tables.items():
         pq.write_table(table, data / f"{view}.parquet")
-    EmbeddingRecord(width).save(building)
-    _apply(building)
+    EmbeddingRecord().save(building)
+    apply_definitions(building)
     previous = store_dir.with_name(store_dir.name + ".previous")
     shutil.rmtree(previous, ignore_errors=True)
     if store_dir.exists():
@@ -143,57 +132,15 @@ def activate(store_dir: Path) -> None:
     temporary.replace(link)
 
 
-def publish_embedding(store_dir: Path, embedding: Artifact) -> None:
-    """Make the vectors of an artifact the store's item and query embedding.
-
-    Each vector is stamped with the artifact's ``as_of`` (the end of what its encoder learned from), or with
-    the moment its item was first seen when that is later. Materialize again to serve it.
-
-    Raises:
-        ArtifactError: damaged vectors.
-        StoreError: their width is not the store's.
-    """
-    store_dir = Path(store_dir)
-    record = EmbeddingRecord.load(store_dir)
-    vectors = Vectors.open(embedding)
-    if vectors.width != record.width:
-        raise StoreError(
-            f"{store_dir}: expected vectors of width {record.width}, found {vectors.width} in "
-            f"{embedding.path}. Run 'moon store' again for the other size."
-        )
-    if embedding.id != record.artifact_id:
-        record = EmbeddingRecord(
-            record.width, str(embedding.config["encoder_id"]), embedding.id, record.version + 1
-        )
-    as_of = datetime.fromisoformat(str(embedding.config["as_of"]))
-    as_of_us = pa.scalar(as_of, TIME).cast(pa.int64()).as_py()
-    profile = pq.read_table(store_dir / DATA / "item_profile.parquet", columns=["item_id", "first_seen_us"])
-    profile = profile.sort_by("item_id")
-    known = VectorTable(profile.column("item_id").to_numpy(), np.zeros((profile.num_rows, 0), np.float32))
-    row = known.rows(vectors.ids)
-    if (row < 0).any():
-        strangers = vectors.ids[row < 0]
-        raise StoreError(
-            f"{embedding.path}: {len(strangers)} of {len(row)} vectors are of items the store does not know "
-            f"(item_id {strangers[:3].tolist()}). Run 'moon embed' on this run's dataset."
-        )
-    stamp_us = np.maximum(profile.column("first_seen_us").to_numpy()[row], as_of_us)
-    query_stamp_us = np.full(len(vectors.queries.ids), as_of_us)
-    for view, table in (
-        ("item_embedding", source_tables.item_embedding(vectors, record, stamp_us)),
-        ("query_embedding", source_tables.query_embedding(vectors.queries, record, query_stamp_us)),
-    ):
-        temporary = store_dir / DATA / f"{view}.parquet.tmp"
-        pq.write_table(table, temporary)
-        temporary.replace(store_dir / DATA / f"{view}.parquet")
-    record.save(store_dir)
-    _apply(store_dir)
-
-
-def materialize(store_dir: Path, until: datetime) -> dict[str, Report]:
+def materialize(store_dir: Path, until: datetime, only: Sequence[str] = ()) -> dict[str, Report]:
     """Load what was known strictly before ``until`` into the online store.
 
     A row replaces the stored one unless it is older: what became known later stays, and entities are not removed.
+
+    Args:
+        store_dir: the run's store.
+        until: UTC.
+        only: names of views; empty: all of them.
 
     Returns:
         what became of the rows of each view, by name.
@@ -205,10 +152,10 @@ def materialize(store_dir: Path, until: datetime) -> dict[str, Report]:
         raise StoreError(f"expected a time with a zone, found {until.isoformat()}")
     store = open_store(store_dir)
     reports = {}
-    for view in sorted(store.list_feature_views(), key=lambda view: str(view.name)):
+    for view in only or sorted(str(view.name) for view in store.list_feature_views()):
         with contextlib.redirect_stdout(io.StringIO()):  # Feast's headlines
-            store.materialize(BEGINNING, until - US, feature_views=[view.name])
-        reports[view.name] = Report.load(Path(store_dir), view.name)
+            store.materialize(BEGINNING, until - US, feature_views=[view])
+        reports[view] = Report.load(Path(store_dir), view)
     return reports
 
 
@@ -219,9 +166,16 @@ def known_until(store_dir: Path) -> datetime:
     return last + timedelta(seconds=1)
 
 
-def _apply(store_dir: Path) -> None:
-    objects: list[Any] = list(definitions(EmbeddingRecord.load(store_dir)).values())
-    FeatureStore(repo_path=str(store_dir)).apply(objects)
+def apply_definitions(store_dir: Path) -> None:
+    """Register what the store holds, and take out of registry and online store what it holds no more.
+
+    What ``feast apply`` does inside ``feature_repo/``. Repeating it changes nothing.
+    """
+    objects: dict[str, Any] = dict(definitions(EmbeddingRecord.load(store_dir)))
+    store = FeatureStore(repo_path=str(store_dir))
+    gone: list[Any] = [view for view in store.list_feature_views() if view.name not in objects]
+    gone += [view.batch_source for view in gone]
+    store.apply(list(objects.values()), objects_to_delete=gone, partial=False)
 
 
 def _connection_string(redis_url: str) -> str:

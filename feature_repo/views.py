@@ -8,9 +8,10 @@ that training can rebuild any history length; ``user_history`` is its online twi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 
 from feast import Entity, FeatureView, Field
@@ -23,6 +24,7 @@ from moon.sizes import SIZES
 HISTORY = max(size.history for size in SIZES.values())  # behaviours kept online; readers cut them shorter
 FOREVER = timedelta(0)
 EMBEDDING_RECORD = "embedding.json"
+ITEM_EMBEDDING, QUERY_EMBEDDING = "item_embedding", "query_embedding"
 
 ITEM_STATS = {
     "shown_7d": Int64,
@@ -40,34 +42,68 @@ class StoreError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class EmbeddingRecord:
-    """Which embedding the store holds; kept beside the sources because widths are part of the definitions.
+class Embedding:
+    """One embedding in the store: a pair of views of its own, beside those of the others.
 
     Attributes:
+        version: from 1, never given twice.
         width: of the vectors.
-        encoder_id: artifact id of the encoder that made them, empty before the first one.
+        encoder_id: artifact id of the encoder that made them.
         artifact_id: id of the embedding artifact.
-        version: 0 before the first one, then counting up.
     """
 
+    version: int
     width: int
-    encoder_id: str = ""
-    artifact_id: str = ""
-    version: int = 0
+    encoder_id: str
+    artifact_id: str
+
+    @property
+    def item_view(self) -> str:
+        """Name of the view of the items' vectors."""
+        return f"{ITEM_EMBEDDING}_v{self.version}"
+
+    @property
+    def query_view(self) -> str:
+        """Name of the view of the queries' vectors."""
+        return f"{QUERY_EMBEDDING}_v{self.version}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the views' tags say about the vectors."""
+        return {"encoder_id": self.encoder_id, "version": str(self.version)}
+
+
+@dataclass(frozen=True)
+class EmbeddingRecord:
+    """Which embeddings the store holds; kept beside the sources because they are part of the definitions.
+
+    Attributes:
+        embeddings: oldest first.
+        active: version of the one that the feature services read; 0 before the first.
+        last: the highest version ever given.
+    """
+
+    embeddings: tuple[Embedding, ...] = ()
+    active: int = 0
+    last: int = 0
 
     @classmethod
     def load(cls, repository: Path) -> EmbeddingRecord:
         """Read the record of the store at ``repository``.
 
         Raises:
-            StoreError: there is no store.
+            StoreError: there is no store, or one of a Moon that kept a single embedding.
         """
         path = repository / DATA / EMBEDDING_RECORD
         if not path.exists():
             raise StoreError(
                 f"{path}: expected the feature store of a run, found none. Run 'moon demo' (or 'moon store')."
             )
-        return cls(**json.loads(path.read_text()))
+        content = json.loads(path.read_text())
+        if set(content) != {"embeddings", "active", "last"}:
+            raise StoreError(f"{path}: found {sorted(content)}, of an earlier Moon. Run 'moon store' again.")
+        embeddings = tuple(Embedding(**one) for one in content["embeddings"])
+        return cls(embeddings, content["active"], content["last"])
 
     def save(self, repository: Path) -> None:
         """Write the record, whole or not at all."""
@@ -76,10 +112,9 @@ class EmbeddingRecord:
         temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
         temporary.replace(path)
 
-    @property
-    def tags(self) -> dict[str, str]:
-        """What the views' tags say about the vectors."""
-        return {"encoder_id": self.encoder_id, "version": str(self.version)}
+    def find(self, artifact_id: str) -> Embedding | None:
+        """The one made of this artifact."""
+        return next((one for one in self.embeddings if one.artifact_id == artifact_id), None)
 
 
 def _view(
@@ -106,7 +141,7 @@ def _vectors(view: FeatureView, feature: str, width: int) -> FeatureView:
     return view
 
 
-def views(embedding: EmbeddingRecord) -> dict[str, FeatureView]:
+def views(record: EmbeddingRecord) -> dict[str, FeatureView]:
     """Every view by name, fresh objects (Feast changes the ones it applies)."""
     all_views = (
         _view(
@@ -127,17 +162,6 @@ def views(embedding: EmbeddingRecord) -> dict[str, FeatureView]:
             item,
             ITEM_STATS,
             "How often an item was shown and liked in the windows ending at the row's midnight.",
-        ),
-        _vectors(
-            _view(
-                "item_embedding",
-                item,
-                {"vector": Array(Float32), "encoder_id": String, "version": Int64},
-                "The item's picture and text as a unit vector, stamped with the end of its encoder's log.",
-                embedding.tags,
-            ),
-            "vector",
-            embedding.width,
         ),
         _view(
             "user_profile",
@@ -164,22 +188,31 @@ def views(embedding: EmbeddingRecord) -> dict[str, FeatureView]:
             },
             f"The user's last {HISTORY} behaviours, newest last, and how many there were in all.",
         ),
-        _vectors(
-            _view(
-                "query_embedding",
-                query,
-                {"query_vector": Array(Float32), "query_encoder_id": String, "query_version": Int64},
-                "The query's picture or text as a unit vector of the same space as the items.",
-                embedding.tags,
-            ),
-            "query_vector",
-            embedding.width,
-        ),
         _view(
             "query_stats",
             query,
             {f"query_{feature}": dtype for feature, dtype in ITEM_STATS.items()},
             "How often the query's results were shown and liked in the windows ending at the row's midnight.",
         ),
+        *chain.from_iterable(_embedding_views(one) for one in record.embeddings),
     )
     return {view.name: view for view in all_views}
+
+
+def _embedding_views(embedding: Embedding) -> Iterator[FeatureView]:
+    item_vectors = _view(
+        embedding.item_view,
+        item,
+        {"vector": Array(Float32), "encoder_id": String, "version": Int64},
+        "The item's picture and text as a unit vector, stamped with the end of its encoder's log.",
+        embedding.tags,
+    )
+    yield _vectors(item_vectors, "vector", embedding.width)
+    query_vectors = _view(
+        embedding.query_view,
+        query,
+        {"query_vector": Array(Float32), "query_encoder_id": String, "query_version": Int64},
+        "The query's picture or text as a unit vector of the same space as the items.",
+        embedding.tags,
+    )
+    yield _vectors(query_vectors, "query_vector", embedding.width)

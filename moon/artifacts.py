@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,3 +185,22 @@ def require_parent(child: Artifact, role: str, parent: Artifact) -> None:
             f"{child.path}: made from {role} {child.parents.get(role)}, but {parent.path} is {parent.id}. "
             f"Run the later stage again so that both agree."
         )
+
+
+def require_agreement(artifacts: Mapping[str, Artifact], required: Sequence[tuple[str, str]] = ()) -> None:
+    """Refuse artifacts that name another parent than the one opened beside them.
+
+    Args:
+        artifacts: role -> artifact.
+        required: (child role, parent role) pairs that must be recorded, not merely not contradicted.
+
+    Raises:
+        ArtifactError: naming the first pair that disagrees.
+    """
+    for child, parent in required:
+        if child not in artifacts or parent not in artifacts:
+            raise ArtifactError(f"expected the artifacts {child} and {parent}, found {sorted(artifacts)}")
+        require_parent(artifacts[child], parent, artifacts[parent])
+    for artifact in artifacts.values():
+        for role in sorted(artifact.parents.keys() & artifacts.keys()):
+            require_parent(artifact, role, artifacts[role])

@@ -1,9 +1,9 @@
 """The command line: one verb per stage of the data's journey, and ``moon demo`` for all of them.
 
 raw catalogue + logs -> ``dataset`` -> tables under contract -> ``split`` -> ``store`` (feast apply)
--> ``encoder`` (pretraining, post-training) -> ``embed`` -> ``item_embedding`` view -> ``materialize``
+-> ``encoder`` (pretraining, post-training) -> ``embed`` -> ``item_embedding`` views -> ``materialize``
 -> ``retrieval`` (two-tower, co-occurrence, index) -> ``ranker`` (impressions -> point-in-time frame -> CTR
-model) -> ``evaluate`` -> ``serve``.
+model) -> ``evaluate`` -> ``publish`` (a generation that is active) -> ``serve``.
 
 Heavy imports live inside the commands, so that ``moon --help`` answers at once.
 """
@@ -86,6 +86,11 @@ def store(run: RunOption = None) -> None:
 
 encoders = typer.Typer(help="Train the MOON encoder, or compare its recipes.", no_args_is_help=True)
 app.add_typer(encoders, name="encoder")
+generations = typer.Typer(
+    help="Publish a generation of encoder, vectors and what was trained on them; switch, go back, clear away.",
+    no_args_is_help=True,
+)
+app.add_typer(generations, name="embeddings")
 bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
@@ -171,6 +176,58 @@ def embed(
     from moon import journey
 
     journey.embed(journey.load(run), shard)
+
+
+@generations.command("publish")
+def embeddings_publish(
+    run: RunOption = None,
+    activate: Annotated[bool, typer.Option("--activate", help="And let it serve.")] = False,
+) -> None:
+    """Examine the run's vectors, load them beside the old ones, and keep what was trained on them with them."""
+    from moon import embeddings, journey
+
+    folder = journey.load(run).folder
+    number = embeddings.publish(folder).number
+    if activate:
+        embeddings.activate(folder, number)
+    typer.echo(embeddings.table(folder))
+
+
+@generations.command("activate")
+def embeddings_activate(
+    generation: Annotated[int, typer.Argument(help="Its number, see 'moon embeddings list'.")],
+    run: RunOption = None,
+) -> None:
+    """Let a published generation serve; a running service follows without a failed request."""
+    from moon import embeddings, journey
+
+    embeddings.activate(journey.load(run).folder, generation)
+    typer.echo(f"generation {generation} serves")
+
+
+@generations.command("rollback")
+def embeddings_rollback(run: RunOption = None) -> None:
+    """Let the generation serve that did before the active one."""
+    from moon import embeddings, journey
+
+    typer.echo(f"generation {embeddings.rollback(journey.load(run).folder).number} serves")
+
+
+@generations.command("list")
+def embeddings_list(run: RunOption = None) -> None:
+    """All generations: encoder, items, coverage, spread, overlap with the one before, and which serves."""
+    from moon import embeddings, journey
+
+    typer.echo(embeddings.table(journey.load(run).folder))
+
+
+@generations.command("gc")
+def embeddings_gc(run: RunOption = None) -> None:
+    """Remove all but the active generation and the one a rollback returns to, with their vectors."""
+    from moon import embeddings, journey
+
+    removed = embeddings.collect(journey.load(run).folder)
+    typer.echo("\n".join(f"removed {one}" for one in removed) or "nothing to remove")
 
 
 @app.command()

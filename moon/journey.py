@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moon import generations
 from moon.sizes import Size, size
 
 RUNS = Path("runs")
 LAST = RUNS / "last.json"
+COMMANDS = {"encoder": "moon encoder train", "publish": "moon embeddings publish --activate"}
 
 
 class JourneyError(ValueError):
@@ -56,7 +58,7 @@ class Stage:
     @property
     def command(self) -> str:
         """What to type to run it alone."""
-        return "moon encoder train" if self.verb == "encoder" else f"moon {self.verb}"
+        return COMMANDS.get(self.verb, f"moon {self.verb}")
 
 
 def stages() -> tuple[Stage, ...]:
@@ -75,6 +77,7 @@ def stages() -> tuple[Stage, ...]:
         Stage("retrieval", "history -> candidates: co-occurrence, two-tower, index", work.retrieval),
         Stage("ranker", "point-in-time frames -> CTR model and its controls", work.ranker),
         Stage("evaluate", "artifacts -> metrics.json and report.html", work.evaluate),
+        Stage("publish", "encoder, vectors, index, ranker -> a generation that serves", work.publish),
     )
 
 
@@ -115,7 +118,7 @@ def switch(run: Run, profile: str) -> Run:
     """The same run with another online store: a finished one is loaded into it."""
     from moon import stages as work
 
-    if _stamp(run, "materialize").exists():
+    if _stamp(run, "materialize").exists() or generations.current(run.folder) is not None:
         _say(f"load {run.folder} into the {profile} store")
         work.switch_store(run, profile)
     switched = replace(run, profile=profile)
@@ -182,20 +185,25 @@ def seeds(run: Run) -> dict[str, dict[str, float | int]]:
     """Measure the ranker and its controls over several seeds; see ``evaluation.seeds``."""
     from moon import stages as work
 
-    _require(run)
+    _require(run, until="publish")
     return work.seeds(run)
 
 
 def embed(run: Run, shard: str | None) -> None:
     """Embed the catalogue, or one shard of it; when none is missing, join and publish them.
 
+    The dataset may have changed since the encoder was trained: its vectors of what has not are kept.
+
     Raises:
         JourneyError: an earlier stage is missing.
     """
     from moon import stages as work
 
+    _require(run, until="encoder")
+    if not _done(run, "encoder"):
+        _say(f"  with encoder {work.keep_encoder(run)} as it is; 'moon encoder train' makes a new one")
+        _stamp_done(run, "encoder", 0.0)
     if shard is not None:
-        _require(run, until="embed")
         missing = work.embed_shard(run, shard)
         if missing:
             _say(f"{missing} shards are missing: run 'moon embed --shard' for each")
@@ -233,10 +241,19 @@ def compare_encoders(run: Run, seconds: float, ablated: bool, recipe: str | None
 
 
 def serve(run: Run, host: str, port: int, profile: str | None) -> None:
-    """Serve a finished run over HTTP until interrupted."""
+    """Serve the active generation over HTTP until interrupted, whatever else is being made in the run folder.
+
+    Raises:
+        GenerationError: none is active.
+    """
     from moon import stages as work
 
-    _require(run)
+    active = generations.find(run.folder, generations.serving(run.folder).generation)
+    if newer := generations.newer(run.folder, active):
+        _say(
+            f"serving generation {active.number}; {run.folder} holds another {', '.join(newer)}: run "
+            f"'moon embeddings publish --activate' to serve it"
+        )
     if profile is not None and profile != run.profile:
         run = switch(run, profile)
     work.serve(run, host, port)
@@ -257,9 +274,13 @@ def _work(run: Run, stage: Stage, **options: Any) -> None:
     began = time.monotonic()
     stage.work(run, **options)
     seconds = time.monotonic() - began
-    _stamp(run, stage.verb).parent.mkdir(exist_ok=True)
-    _write_json(_stamp(run, stage.verb), {"key": _key(run, stage.verb), "seconds": round(seconds, 2)})
+    _stamp_done(run, stage.verb, seconds)
     _say(f"  done in {seconds:.0f} s")
+
+
+def _stamp_done(run: Run, verb: str, seconds: float) -> None:
+    _stamp(run, verb).parent.mkdir(exist_ok=True)
+    _write_json(_stamp(run, verb), {"key": _key(run, verb), "seconds": round(seconds, 2)})
 
 
 def _stamp(run: Run, verb: str) -> Path:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moon import generations
 from moon.artifacts import Artifact, open_artifact
 
 if TYPE_CHECKING:
@@ -45,9 +47,7 @@ def store(run: Run) -> None:
     """Write the feature sources, apply the repository, and make this run the active one of ``feature_repo/``."""
     from feature_repo.store import activate, create_store
 
-    create_store(
-        run.folder / "store", _dataset(run), _split(run), profile=run.profile, width=run.size.item_width
-    )
+    create_store(run.folder / "store", _dataset(run), _split(run), profile=run.profile)
     activate(run.folder / "store")
 
 
@@ -90,19 +90,29 @@ def compare_encoders(run: Run, seconds: float, ablated: bool, recipe: str | None
 
 
 def embed(run: Run) -> None:
-    """Embed the catalogue and the queries, stamped with the end of what the encoder learned from."""
+    """Embed the catalogue and the queries, stamped with the end of what the encoder learned from.
+
+    What the encoder has embedded before is not encoded again, unless its content changed.
+    """
     from encoder.embed import embed as embed_catalogue
     from encoder.embed import merge_shards
-    from feature_repo.store import publish_embedding
+    from feature_repo.embeddings import publish_embedding
 
     out, dataset, encoder = run.folder / "embedding", _dataset(run), _encoder(run)
+    previous, as_of = _previous(run, encoder), _split(run).fit_until
     shards = sorted((run.folder / "shards").glob("*"))
     if shards:
         parts = [open_artifact(path, "embedding-shard", "moon embed --shard") for path in shards]
-        artifact = merge_shards(parts, {"dataset": dataset.artifact, "encoder": encoder}, out)
+        parents = {"dataset": dataset.artifact, "encoder": encoder}
+        artifact = merge_shards(parts, parents | ({} if previous is None else {"previous": previous}), out)
         shutil.rmtree(run.folder / "shards")
+    elif previous is not None and previous.path == out and _is_of(previous, dataset, as_of):
+        artifact = previous
+        sys.stderr.write("  every vector is there already\n")
     else:
-        artifact = embed_catalogue(encoder, dataset, as_of=_split(run).fit_until, out=out)
+        artifact = embed_catalogue(encoder, dataset, as_of=as_of, out=out, previous=previous)
+    if artifact is not previous:
+        _say_embedded(dataset, artifact)
     publish_embedding(run.folder / "store", artifact)
 
 
@@ -112,13 +122,14 @@ def embed_shard(run: Run, shard: str) -> int:
     from encoder.embed import parse_shard
 
     number, count = parse_shard(shard)
-    folder = run.folder / "shards"
+    folder, encoder = run.folder / "shards", _encoder(run)
     embed_catalogue(
-        _encoder(run),
+        encoder,
         _dataset(run),
         as_of=_split(run).fit_until,
         out=folder / f"{number}-of-{count}",
         shard=(number, count),
+        previous=_previous(run, encoder),
     )
     return sum(not (folder / f"{one}-of-{count}").exists() for one in range(1, count + 1))
 
@@ -127,14 +138,9 @@ def materialize(run: Run) -> None:
     """Load everything known at the end of the log into the online store."""
     from feature_repo.store import known_until
     from feature_repo.store import materialize as load_online
+    from moon.embeddings import tell
 
-    reports = load_online(run.folder / "store", until=known_until(run.folder / "store"))
-    for report in reports.values():
-        if report.refused:
-            why = ", ".join(f"{reason}: {count}" for reason, count in report.refused.items())
-            sys.stderr.write(
-                f"  {report.view}: set aside {why}; see {run.folder / 'store' / report.dead_letter}\n"
-            )
+    tell(run.folder, load_online(run.folder / "store", known_until(run.folder / "store")))
 
 
 def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
@@ -230,6 +236,46 @@ def serve(run: Run, host: str, port: int) -> None:
     from serving.settings import Settings
 
     serve_http(Settings(run=run.folder, host=host, port=port, profile=run.profile))
+
+
+def publish(run: Run) -> None:
+    """Keep what was trained as a generation, and let it serve."""
+    from moon import embeddings
+
+    embeddings.activate(run.folder, embeddings.publish(run.folder).number)
+
+
+def keep_encoder(run: Run) -> str:
+    """Id of the encoder that is there, which learned from an earlier dataset."""
+    return _encoder(run).id
+
+
+def _previous(run: Run, encoder: Artifact) -> Artifact | None:
+    """An embedding by the same encoder: the run's, or that of the generation that serves."""
+    now = generations.current(run.folder)
+    folders = [run.folder, *([] if now is None else [generations.folder_of(run.folder, now.generation)])]
+    for folder in folders:
+        if (folder / "embedding").exists():
+            found = open_artifact(folder / "embedding", "embedding", "moon embed")
+            if found.parents["encoder"] == encoder.id:
+                return found
+    return None
+
+
+def _is_of(embedding: Artifact, dataset: Dataset, as_of: datetime) -> bool:
+    return (
+        embedding.parents["dataset"] == dataset.artifact.id
+        and datetime.fromisoformat(embedding.config["as_of"]) == as_of
+    )
+
+
+def _say_embedded(dataset: Dataset, embedding: Artifact) -> None:
+    words = []
+    for name, table in (("items", dataset.items), ("queries", dataset.queries)):
+        kept = embedding.config[f"{name}_unchanged"]
+        encoded = len(table) - embedding.config[f"{name}_without_content"] - kept
+        words.append(f"{encoded:,} {name} embedded, {kept:,} kept")
+    sys.stderr.write(f"  {'; '.join(words)}\n")
 
 
 def _encoder(run: Run) -> Artifact:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from feature_repo.vectors import Vectors
-from moon.artifacts import Artifact, ArtifactError, open_artifact, require_parent
+from moon.artifacts import Artifact, open_artifact, require_agreement, require_parent
 from retrieval.cooccurrence import Cooccurrence
 from retrieval.index import ItemIndex
 from retrieval.sources import (
@@ -90,22 +89,3 @@ class Retriever:
         require_agreement(artifacts)
         popular = PopularSource(graph.item_ids, graph.popularity, index)
         return cls(index, vectors, tuple(personal), popular, query_source(index), artifacts)
-
-
-def require_agreement(artifacts: dict[str, Artifact], required: Sequence[tuple[str, str]] = ()) -> None:
-    """Refuse artifacts that name another parent than the one opened beside them.
-
-    Args:
-        artifacts: role -> artifact.
-        required: (child role, parent role) pairs that must be recorded, not merely not contradicted.
-
-    Raises:
-        ArtifactError: naming the first pair that disagrees.
-    """
-    for child, parent in required:
-        if child not in artifacts or parent not in artifacts:
-            raise ArtifactError(f"expected the artifacts {child} and {parent}, found {sorted(artifacts)}")
-        require_parent(artifacts[child], parent, artifacts[parent])
-    for artifact in artifacts.values():
-        for role in sorted(artifact.parents.keys() & artifacts.keys()):
-            require_parent(artifact, role, artifacts[role])

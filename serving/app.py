@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import faiss
@@ -22,10 +23,10 @@ from starlette.exceptions import HTTPException
 
 from dataset.contracts import DataError
 from feature_repo.arrivals import parse_events
-from feature_repo.clock import shop_clock
 from feature_repo.online import StoreUnavailable
 from serving.answer import Answer
 from serving.intake import Intake
+from serving.live import Live
 from serving.page import render
 from serving.questions import (
     RecommendQuestion,
@@ -44,10 +45,11 @@ log = logging.getLogger("moon.serving")
 
 
 def serve(settings: Settings) -> None:
-    """Serve a finished run until interrupted: one process, one thread per library.
+    """Serve a run's active generation until interrupted: one process, one thread per library.
 
     Raises:
-        ArtifactError: the run's artifacts are missing, damaged or do not belong together.
+        GenerationError: none is active.
+        ArtifactError: its artifacts are missing, damaged or do not belong together.
     """
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
@@ -60,30 +62,46 @@ def create_app(
     """The application over one run.
 
     Args:
-        settings: limits, and the run to open.
-        recommender: what to serve instead of opening ``settings.run``.
+        settings: limits, and the run whose active generation serves.
+        recommender: what to serve instead, whatever happens to ``settings.run``.
         intake: where events go when ``recommender`` is given; None: they are refused.
 
     Raises:
-        ArtifactError: the run's artifacts are missing, damaged or do not belong together.
+        GenerationError: none is active.
+        ArtifactError: its artifacts are missing, damaged or do not belong together.
     """
-    moon = recommender
-    if moon is None:
-        moon = Recommender.open(settings)
-        moon.now = shop_clock(settings.run / "store", settings.clock, anew=True)
-        intake = Intake(settings.run / "store", moon.now)
-    telemetry = Telemetry(len(moon.retriever.index), moon.artifacts)
-    app = FastAPI(title="Moon", max_body_size=settings.max_body_bytes, docs_url="/docs", redoc_url=None)
+    if recommender is None:
+        live = Live.open(settings)
+        intake = Intake(settings.run / "store", live.current.now)
+    else:
+        live = Live(recommender)
+    telemetry = Telemetry(live)
+
+    @asynccontextmanager
+    async def following(_: FastAPI) -> AsyncIterator[None]:
+        live.start()
+        yield
+        live.stop()
+
+    app = FastAPI(
+        title="Moon",
+        max_body_size=settings.max_body_bytes,
+        docs_url="/docs",
+        redoc_url=None,
+        lifespan=following,
+    )
     _refusals(app)
     _counting(app, telemetry)
-    _answers(app, settings, moon, telemetry)
+    _answers(app, settings, live, telemetry)
     _arrivals(app, settings, intake, telemetry)
-    _operations(app, moon, telemetry)
+    _operations(app, live, telemetry)
     return app
 
 
-def _answers(app: FastAPI, settings: Settings, moon: Recommender, telemetry: Telemetry) -> None:
-    def answered(endpoint: str, answer: Answer) -> JSONResponse:
+def _answers(app: FastAPI, settings: Settings, live: Live, telemetry: Telemetry) -> None:
+    """Every handler takes ``live.current`` once: what answers may be replaced at any moment."""
+
+    def answered(endpoint: str, answer: Answer, moon: Recommender) -> JSONResponse:
         telemetry.answered(endpoint, answer)
         return JSONResponse(
             _content(answer, moon.artifacts), headers={"Server-Timing": _server_timing(answer)}
@@ -92,13 +110,15 @@ def _answers(app: FastAPI, settings: Settings, moon: Recommender, telemetry: Tel
     @app.get("/recommend")
     async def recommend(question: Annotated[RecommendQuestion, Query()]) -> JSONResponse:
         """What this user should see now."""
+        moon = live.current
         answer = moon.recommend(question.user_id, question.k, question.category, session=question.session)
-        return answered("/recommend", answer)
+        return answered("/recommend", answer, moon)
 
     @app.get("/similar")
     async def similar(question: Annotated[SimilarQuestion, Query()]) -> JSONResponse:
         """Items like this one."""
-        return answered("/similar", moon.similar(question.item_id, question.k))
+        moon = live.current
+        return answered("/similar", moon.similar(question.item_id, question.k), moon)
 
     @app.post("/search")
     async def search(request: Request) -> JSONResponse:
@@ -108,12 +128,13 @@ def _answers(app: FastAPI, settings: Settings, moon: Recommender, telemetry: Tel
             image = check_image(image, settings.max_image_bytes, settings.max_image_pixels)
         if image is None and not (text and text.strip()):
             raise Refused(422, "expected a text, an image or both, found neither")
-        return answered("/search", moon.search(text, image, k, user_id))
+        moon = live.current
+        return answered("/search", moon.search(text, image, k, user_id), moon)
 
     @app.get("/image/{image_id}")
     async def image(image_id: str) -> Response:
         """The picture of an item."""
-        content = moon.catalogue.image_bytes(image_id)
+        content = live.current.catalogue.image_bytes(image_id)
         if content is None:
             raise Refused(404, "no such picture")
         kind = "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
@@ -122,7 +143,7 @@ def _answers(app: FastAPI, settings: Settings, moon: Recommender, telemetry: Tel
     @app.get("/", response_class=HTMLResponse)
     async def page(user_id: str = "", category: str = "", item_id: str = "", text: str = "") -> HTMLResponse:
         """A page to look at."""
-        return HTMLResponse(render(moon, user_id, category, item_id, text))
+        return HTMLResponse(render(live.current, user_id, category, item_id, text))
 
 
 def _arrivals(app: FastAPI, settings: Settings, intake: Intake | None, telemetry: Telemetry) -> None:
@@ -136,7 +157,7 @@ def _arrivals(app: FastAPI, settings: Settings, intake: Intake | None, telemetry
         return JSONResponse({"new": found.new, "known": found.known})
 
 
-def _operations(app: FastAPI, moon: Recommender, telemetry: Telemetry) -> None:
+def _operations(app: FastAPI, live: Live, telemetry: Telemetry) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The process is alive."""
@@ -144,12 +165,17 @@ def _operations(app: FastAPI, moon: Recommender, telemetry: Telemetry) -> None:
 
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
-        """Artifacts agree, the index is loaded, the online store answers and knows its users."""
+        """Artifacts agree, the index is loaded, the online store answers and knows its users.
+
+        A generation that cannot be opened is named, and no reason to send users elsewhere: the one before it serves.
+        """
+        moon = live.current
         problems = moon.ready()
         content = {
             "status": "not ready" if problems else "ready",
             "problems": problems,
             "artifacts": moon.artifacts,
+            "generation": {"served": moon.generation, "asked": live.asked, "problem": live.problem},
         }
         return JSONResponse(content, status_code=503 if problems else 200)
 

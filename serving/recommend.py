@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -28,13 +29,14 @@ from encoder.encode import Content, Encoder
 from feature_repo.frame import Frame, History
 from feature_repo.online import OnlineReader, StoreUnavailable
 from moon.artifacts import Artifact, open_artifact
+from moon.generations import require_whole
 from moon.sizes import size
 from ranker.relevance import Relevance
 from ranker.score import Ranker
 from retrieval.fusion import fuse_orders
 from retrieval.jagged import best_first
 from retrieval.requests import Request, Requests, history_of, interests
-from retrieval.retriever import Retriever, require_agreement
+from retrieval.retriever import Retriever
 from retrieval.sources import add_matches, match_scores, union
 from serving.answer import Answer, Hit, Stages
 from serving.catalogue import Card, Catalogue
@@ -45,7 +47,6 @@ log = logging.getLogger("moon.serving")
 OWNED_CODES = tuple(BEHAVIOUR_CODES[name] for name in ("purchase", "liked", "disliked"))
 SEARCH_DEPTH = 100  # candidates of a search that are ordered again
 EXAMPLE_USERS = 50
-REQUIRED_PARENTS = (("embedding", "encoder"), ("index", "embedding"), ("ranker", "embedding"))
 
 
 class UnknownItem(LookupError):
@@ -83,7 +84,7 @@ class RelevanceHead(Protocol):
 
 
 class Recommender:
-    """The whole serving path over one run.
+    """The whole serving path over one generation: nothing in it changes once it is open.
 
     Args:
         retriever: the retrieval sources.
@@ -97,6 +98,7 @@ class Recommender:
         per_source: candidates asked of every source.
         example_users: users worth looking at, for the page.
         fuse: the ranker learned from impressions only, so its order of candidates is fused with retrieval's.
+        generation: number of the generation; None: artifacts that are none.
     """
 
     def __init__(
@@ -112,16 +114,22 @@ class Recommender:
         per_source: int = 100,
         example_users: Sequence[int] = (),
         fuse: bool = False,
+        generation: int | None = None,
     ) -> None:
         self.retriever, self.reader, self.ranker, self.encoder = retriever, reader, ranker, encoder
         self.relevance, self.catalogue, self.artifacts = relevance, catalogue, dict(artifacts)
         self.now, self.per_source, self.example_users = now, per_source, tuple(example_users)
-        self.fuse = fuse
+        self.fuse, self.generation = fuse, generation
         self.counts: Counter[str] = Counter()
 
     @classmethod
-    def open(cls, settings: Settings) -> Recommender:
-        """Open a finished run, refuse artifacts that do not belong together, and answer once to warm up.
+    def open(cls, settings: Settings, folder: Path, generation: int | None = None) -> Recommender:
+        """Open a generation, refuse artifacts that do not belong together, and answer once to warm up.
+
+        Args:
+            settings: name the run, whose dataset, split and store are read.
+            folder: where the artifacts are: of a generation, or the run folder itself.
+            generation: its number, if it is one.
 
         Its time stands still at the end of the log, until ``now`` is set.
 
@@ -137,29 +145,28 @@ class Recommender:
                 f"{settings.profile}. Run 'moon serve --profile {settings.profile}' to load it there."
             )
         dataset, split = Dataset.open(run / "dataset"), Split.open(run / "split")
-        retriever = Retriever.open(run)
+        retriever = Retriever.open(folder)
         artifacts = dict(retriever.artifacts) | {
-            "encoder": open_artifact(run / "encoder", "encoder", "moon encoder train"),
-            "ranker": open_artifact(run / "ranker_full", "ranker", "moon ranker"),
+            "encoder": open_artifact(folder / "encoder", "encoder", "moon encoder train"),
+            "ranker": open_artifact(folder / "ranker_full", "ranker", "moon ranker"),
         }
-        if (run / "relevance").exists():
-            artifacts["relevance"] = open_artifact(run / "relevance", "relevance", "moon ranker")
-        require_agreement(
-            artifacts | {"dataset": dataset.artifact, "split": split.artifact}, REQUIRED_PARENTS
-        )
+        if (folder / "relevance").exists():
+            artifacts["relevance"] = open_artifact(folder / "relevance", "relevance", "moon ranker")
+        require_whole(artifacts, {"dataset": dataset.artifact, "split": split.artifact})
         last = pc.max(split.log["available_time"]).as_py() + timedelta(seconds=1)
         recommender = cls(
             retriever=retriever,
             reader=OnlineReader(run / "store", size(recorded["size_name"]).history),
-            ranker=Ranker.open(run / "ranker_full", retriever.vectors),
+            ranker=Ranker.open(folder / "ranker_full", retriever.vectors),
             encoder=Encoder.open(artifacts["encoder"]),
-            relevance=Relevance.open(run / "relevance") if "relevance" in artifacts else None,
+            relevance=Relevance.open(folder / "relevance") if "relevance" in artifacts else None,
             catalogue=Catalogue(dataset.items, dataset.image_bytes),
             artifacts=_ids(artifacts),
             now=lambda: last,
             per_source=settings.per_source,
             example_users=_example_users(split),
             fuse=artifacts["ranker"].config["loss"] == "pointwise",
+            generation=generation,
         )
         for user_id in recommender.example_users[:1]:
             recommender.recommend(user_id, 10)

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from feature_repo.ingest import Ingested
 from serving.answer import Answer
+from serving.live import Live
 
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -26,12 +27,11 @@ class Telemetry(Collector):
     """Counters and histograms of one app.
 
     Args:
-        items: how many the index holds.
-        artifacts: role -> id of what makes the answers.
+        live: what makes the answers.
     """
 
-    def __init__(self, items: int, artifacts: Mapping[str, str]) -> None:
-        self._items, self._artifacts = items, dict(artifacts)
+    def __init__(self, live: Live) -> None:
+        self._live = live
         self._responses: Counter[tuple[str, str]] = Counter()
         self._fallbacks: Counter[tuple[str, str]] = Counter()
         self._empty: Counter[tuple[str]] = Counter()
@@ -81,11 +81,26 @@ class Telemetry(Collector):
             below = [sum(counts[: place + 1]) for place in range(len(counts))]
             stages.add_metric(labels, list(zip(bounds, below, strict=True)), self._stage_s[labels])
         yield stages
-        yield GaugeMetricFamily("moon_index_items", "Items in the index", value=self._items)
+        moon, live = self._live.current, self._live
+        yield GaugeMetricFamily("moon_index_items", "Items in the index", value=len(moon.retriever.index))
         made_of = GaugeMetricFamily("moon_artifact", "What makes the answers", labels=("role", "id"))
-        for role, artifact_id in self._artifacts.items():
+        for role, artifact_id in moon.artifacts.items():
             made_of.add_metric((role, artifact_id), 1)
         yield made_of
+        numbers = GaugeMetricFamily(
+            "moon_generation", "Generation that serves, and that should", labels=("is",)
+        )
+        for name, number in (("served", moon.generation), ("asked", live.asked)):
+            if number is not None:
+                numbers.add_metric((name,), number)
+        yield numbers
+        yield CounterMetricFamily("moon_switches", "Generations that took over", value=live.switches)
+        refused = GaugeMetricFamily(
+            "moon_generation_refused", "The generation asked for cannot be opened", labels=("reason",)
+        )
+        if live.problem:
+            refused.add_metric((live.problem,), 1)
+        yield refused
 
 
 def _counter(

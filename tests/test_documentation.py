@@ -71,6 +71,7 @@ def test_the_options_are_few_and_frozen():
         "--ablations",
         "--shard",
         "--json",
+        "--activate",
     }
 
 

@@ -59,7 +59,7 @@ def test_without_a_run_feast_says_how_to_make_one(repository):
 @pytest.mark.slow
 def test_apply_materialize_serve_and_ui_act_on_the_active_run(tiny_world, repository, monkeypatch):
     run = repository.parent / "run" / "store"
-    create_store(run, tiny_world.dataset, tiny_world.split, width=8)
+    create_store(run, tiny_world.dataset, tiny_world.split)
     monkeypatch.setattr("feature_repo.store.REPOSITORY", repository)
     activate(run)
 

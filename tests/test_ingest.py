@@ -51,7 +51,7 @@ def store(request, tiny_world, tmp_path):
 
         url = request.getfixturevalue("redis_server").url(7)
         redis.Redis.from_url(url).flushdb()
-    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, request.param, url, width=8)
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, request.param, url)
     open_store(tmp_path / "store").materialize(START, END, feature_views=["user_history", "user_profile"])
     return tmp_path / "store"
 
@@ -356,7 +356,7 @@ def test_two_clocks_of_a_shop_agree_and_run(tmp_path):
 
 def test_a_world_without_events_takes_its_first(tmp_path):
     world = make_world(seed=4, events=0)
-    create_store(tmp_path / "store", world.dataset, world.split, width=8)
+    create_store(tmp_path / "store", world.dataset, world.split)
     materialize(tmp_path / "store", known_until(tmp_path / "store"))
     clock = Clock(datetime(2026, 3, 1, tzinfo=END.tzinfo))
     Ingestor(tmp_path / "store", clock).ingest(some_events(world, 20))

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moon import journey, summary
+from moon.artifacts import ArtifactError
 from moon.cli import app
 from moon.journey import JourneyError, Stage
 from moon.sizes import SizeError
@@ -136,15 +137,37 @@ def test_shards_are_joined_when_none_is_missing(walked, monkeypatch):
 
     ran, _ = walked
     run = begin()
-    stages = (*journey.stages(), Stage("embed", "embed", lambda run: ran.append("embed")))
+    later = (Stage(verb, verb, lambda run, verb=verb: ran.append(verb)) for verb in ("encoder", "embed"))
+    stages = (*journey.stages(), *later)
     monkeypatch.setattr(journey, "stages", lambda: stages)
     done = []
     monkeypatch.setattr(work, "embed_shard", lambda run, shard: done.append(shard) or 2 - len(done))
     with pytest.raises(JourneyError, match="'dataset' is not done"):
         journey.embed(run, "1/2")
-    for verb in ("dataset", "split", "store"):
+    for verb in ("dataset", "split", "store", "encoder"):
         journey.redo(run, verb)
     journey.embed(run, "1/2")
     assert "embed" not in ran
     journey.embed(run, "2/2")
     assert ran[-1] == "embed" and done == ["1/2", "2/2"]
+
+
+def test_a_changed_dataset_is_embedded_with_the_encoder_that_is_there(walked, monkeypatch, capsys):
+    from moon import stages as work
+
+    ran, _ = walked
+    run = begin()
+    later = (Stage(verb, verb, lambda run, verb=verb: ran.append(verb)) for verb in ("encoder", "embed"))
+    stages = (*journey.stages(), *later)
+    monkeypatch.setattr(journey, "stages", lambda: stages)
+    journey.travel(run)
+    for verb in ("dataset", "split", "store"):
+        journey.redo(run, verb)
+    with pytest.raises(ArtifactError, match="Run 'moon encoder train'"):
+        journey.embed(run, None)  # there is none
+    monkeypatch.setattr(work, "keep_encoder", lambda run: "abc")
+    ran.clear()
+    journey.embed(run, None)
+    assert ran == ["embed"] and "with encoder abc as it is" in capsys.readouterr().err
+    journey.travel(run)
+    assert ran == ["embed"]

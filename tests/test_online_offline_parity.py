@@ -9,24 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from conftest import DAY, START, TinySplit, make_world, write_embedding
+from conftest import DAY, START, TinySplit, make_world
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
 from dataset.contracts import TIME, DataError
 from feature_repo.ingest import HistoryWriter
 from feature_repo.offline import training_frame
 from feature_repo.online import OnlineReader
-from feature_repo.store import (
-    StoreError,
-    create_store,
-    materialize,
-    open_store,
-    publish_embedding,
-    use_profile,
-)
-from feature_repo.vectors import Vectors
+from feature_repo.store import StoreError, create_store, materialize, open_store, use_profile
 
-WIDTH, HISTORY = 8, 7
+HISTORY = 7
 MOMENT = START + 35 * DAY
 UNKNOWN_USER, UNKNOWN_ITEM = 77, 99
 
@@ -35,8 +27,7 @@ UNKNOWN_USER, UNKNOWN_ITEM = 77, 99
 def store(request, tiny_world, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     url = request.getfixturevalue("redis_server").url(1) if request.param == "redis" else None
-    create_store(folder / "store", tiny_world.dataset, tiny_world.split, request.param, url, width=WIDTH)
-    publish_embedding(folder / "store", write_embedding(folder / "e", tiny_world, WIDTH, START + 10 * DAY))
+    create_store(folder / "store", tiny_world.dataset, tiny_world.split, request.param, url)
     materialize(folder / "store", MOMENT)
     return folder / "store"
 
@@ -120,7 +111,7 @@ def test_an_unknown_entity_is_reported_as_not_found(tiny_world, store):
 def test_pushed_behaviour_equals_a_later_materialization(profile, request, tmp_path):
     world = make_world(seed=2, events=900)
     url = request.getfixturevalue("redis_server").url(2) if profile == "redis" else None
-    create_store(tmp_path / "store", world.dataset, world.split, profile, url, width=WIDTH)
+    create_store(tmp_path / "store", world.dataset, world.split, profile, url)
     materialize(tmp_path / "store", MOMENT)
     reader = OnlineReader(tmp_path / "store", HISTORY)
     log = world.split.log
@@ -173,37 +164,9 @@ def test_a_time_without_a_zone_is_refused(tiny_world, store):
         materialize(store, datetime(2026, 1, 1))
 
 
-def test_a_corrected_embedding_with_the_same_stamp_goes_online(tiny_world, store, tmp_path):
-    def served():
-        rows = [{"item_id": int(tiny_world.item_ids[0])}]
-        answer = open_store(store).get_online_features(
-            features=["item_embedding:vector", "item_embedding:version"], entity_rows=rows
-        )
-        return answer.to_dict()
-
-    as_of = START + 30 * DAY
-    for seed in (5, 6):
-        artifact = write_embedding(tmp_path / f"e{seed}", tiny_world, WIDTH, as_of, seed)
-        publish_embedding(store, artifact)
-        assert materialize(store, MOMENT)["item_embedding"].written == len(tiny_world.item_ids)
-    np.testing.assert_array_equal(served()["vector"][0], Vectors.open(artifact).matrix[0])
-    view = open_store(store).get_feature_view("item_embedding")
-    assert view.tags == {"encoder_id": "encoder6", "version": str(served()["version"][0])}
-    vector = next(field for field in view.features if field.name == "vector")
-    assert vector.vector_index and vector.vector_length == WIDTH
-
-
-def test_vectors_of_another_width_are_refused_and_the_old_ones_stay(tiny_world, store, tmp_path):
-    before = (store / "data" / "item_embedding.parquet").read_bytes()
-    wrong = write_embedding(tmp_path / "e", tiny_world, WIDTH * 2, START)
-    with pytest.raises(StoreError, match=f"width {WIDTH}, found {WIDTH * 2}"):
-        publish_embedding(store, wrong)
-    assert (store / "data" / "item_embedding.parquet").read_bytes() == before
-
-
 def test_a_store_of_an_empty_log_materializes_what_there_is(tiny_world, tmp_path):
     nothing = TinySplit(tiny_world.split.log.slice(0, 0))
-    create_store(tmp_path / "store", tiny_world.dataset, nothing, width=WIDTH)
+    create_store(tmp_path / "store", tiny_world.dataset, nothing)
     reports = materialize(tmp_path / "store", MOMENT)
     assert {view for view, report in reports.items() if report.written} == {"item_profile", "user_profile"}
     frame = OnlineReader(tmp_path / "store", HISTORY).read(

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset.contracts import BEHAVIOUR_CODES, TIME, DataError
+from feature_repo.embeddings import publish_embedding
 from feature_repo.event_log import write_event_log
 from feature_repo.offline import training_frame
 from feature_repo.statistics import daily_stats
-from feature_repo.store import create_store, publish_embedding
+from feature_repo.store import create_store
 
 WIDTH = 8
 US = timedelta(microseconds=1)
@@ -110,7 +111,7 @@ START_US = pa.scalar(START, TIME).cast(pa.int64()).as_py()
 @pytest.fixture(scope="module")
 def store(tiny_world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "store"
-    create_store(folder, tiny_world.dataset, tiny_world.split, width=WIDTH)
+    create_store(folder, tiny_world.dataset, tiny_world.split)
     return folder
 
 
@@ -120,7 +121,7 @@ def store(tiny_world, tmp_path_factory):
 )
 def test_a_frame_equals_the_nested_loop(tmp_path, seed, events, history):
     world = make_world(seed, events=events)
-    create_store(tmp_path / "store", world.dataset, world.split, width=WIDTH)
+    create_store(tmp_path / "store", world.dataset, world.split)
     rows = make_requests(world, seed)
     frame = training_frame(tmp_path / "store", rows, history)
     assert_equals_nested_loop(world, frame.take(0, len(frame)), rows, history)
@@ -145,7 +146,7 @@ def test_deleting_everything_after_a_moment_changes_nothing_known_at_it(tiny_wor
         pc.less(tiny_world.split.log.column("available_time"), pa.scalar(moment, TIME))
     )
     assert 0 < past.num_rows < tiny_world.split.log.num_rows
-    create_store(tmp_path / "store", tiny_world.dataset, TinySplit(past), width=WIDTH)
+    create_store(tmp_path / "store", tiny_world.dataset, TinySplit(past))
     whole, shifted = training_frame(store, rows, 6), training_frame(tmp_path / "store", rows, 6)
     one, other = whole.take(0, len(whole)), shifted.take(0, len(shifted))
     assert one.requests.equals(other.requests) and one.candidates.equals(other.candidates)
@@ -236,7 +237,7 @@ def test_the_log_cuts_any_history_a_loop_would_cut(tiny_world, tmp_path):
 def test_vectors_are_stamped_with_what_their_encoder_knew(tiny_world, store, tmp_path):
     as_of = START + 10 * DAY
     publish_embedding(store, write_embedding(tmp_path / "e", tiny_world, WIDTH, as_of))
-    rows = pq.read_table(store / "data" / "item_embedding.parquet").to_pylist()
+    rows = pq.read_table(store / "data" / "item_embedding_v1.parquet").to_pylist()
     seen = {i["item_id"]: i["first_seen"] for i in tiny_world.dataset.items.to_pylist()}
     assert len(rows) == len(seen)
     assert all(row["event_timestamp"] == max(as_of, seen[row["item_id"]]) for row in rows)

@@ -29,7 +29,6 @@ def served(tiny_world, tmp_path_factory):
         tiny_world.split,
         "redis",
         f"redis://127.0.0.1:{port}/0",
-        width=8,
     )
     materialize(folder / "store", MOMENT)
     yield folder / "store", port, process

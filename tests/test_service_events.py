@@ -23,7 +23,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture()
 def shop(tiny_world, tmp_path):
-    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, width=8)
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
     clock = Clock()
     app = create_app(Settings(run=tmp_path), recommender(), Intake(tmp_path / "store", clock))
     return TestClient(app, raise_server_exceptions=False), tmp_path / "store", clock
@@ -80,7 +80,7 @@ def test_events_are_kept_while_redis_is_gone_and_online_when_it_is_back(tiny_wor
     port = free_port()
     server = start_redis(port, "--dir", str(tmp_path))
     url = f"redis://127.0.0.1:{port}/0"
-    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, "redis", url, width=8)
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, "redis", url)
     clock = Clock()
     app = create_app(Settings(run=tmp_path), recommender(), Intake(tmp_path / "store", clock))
     client = TestClient(app, raise_server_exceptions=False)

@@ -22,12 +22,11 @@ from safetensors.numpy import save_file
 from test_cooccurrence import log_of
 
 from dataset.contracts import TIME
-from moon.artifacts import ArtifactError, open_artifact, write_artifact
+from moon.artifacts import ArtifactError, open_artifact, require_agreement, write_artifact
 from retrieval.cooccurrence import build_cooccurrence
 from retrieval.index import build_index
-from retrieval.retriever import Retriever, require_agreement
+from retrieval.retriever import Retriever
 from serving import recommend
-from serving.app import create_app
 from serving.settings import Settings
 
 
@@ -84,7 +83,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_a_whole_run_starts_warms_up_and_names_its_artifacts(run):
-    moon = recommend.Recommender.open(Settings(run=run))
+    moon = recommend.Recommender.open(Settings(run=run), run)
     assert moon.example_users == (4,) and moon.counts["answers"] == 1 and moon.ready() == []
     assert set(moon.artifacts) == {"embedding", "index", "cooccurrence", "encoder", "ranker"}
     assert moon.artifacts["index"] == open_artifact(run / "index", "index", "test").id
@@ -127,14 +126,14 @@ def count_another_split(run):
 def test_artifacts_that_do_not_belong_together_are_refused_at_the_start(run, change, named):
     change(run)
     with pytest.raises(ArtifactError, match=named):
-        create_app(Settings(run=run))
+        recommend.Recommender.open(Settings(run=run), run)
 
 
 @pytest.mark.parametrize("name", ["index", "embedding", "cooccurrence", "ranker_full", "encoder"])
 def test_a_missing_artifact_is_refused_at_the_start_with_the_command(run, name):
     (run / name).rename(run / "elsewhere")
     with pytest.raises(ArtifactError, match=f"{name}.*Run 'moon "):
-        create_app(Settings(run=run))
+        recommend.Recommender.open(Settings(run=run), run)
 
 
 def test_a_damaged_index_is_refused_at_the_start(run):
@@ -148,7 +147,7 @@ def test_a_damaged_index_is_refused_at_the_start(run):
 
 def test_a_run_loaded_into_another_store_is_refused(run):
     with pytest.raises(ValueError, match="loaded into the embedded store, asked to serve from redis"):
-        create_app(Settings(run=run, profile="redis"))
+        recommend.Recommender.open(Settings(run=run, profile="redis"), run)
 
 
 def test_agreement_needs_both_sides():

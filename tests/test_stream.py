@@ -35,7 +35,7 @@ STREAM = "events"
 @pytest.fixture()
 def shop(tiny_world, tmp_path, redis_server):
     """A store on SQLite, and a stream on an empty database of Redis."""
-    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, width=8)
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
     client = redis.Redis.from_url(redis_server.url(8))
     client.flushdb()
     return tmp_path / "store", client, f"{redis_server.url(8)}/{STREAM}"
@@ -116,12 +116,7 @@ def test_entries_wait_while_the_store_does_not_answer(tiny_world, tmp_path, redi
     port = free_port()
     server = start_redis(port, "--dir", str(tmp_path))
     create_store(
-        tmp_path / "store",
-        tiny_world.dataset,
-        tiny_world.split,
-        "redis",
-        f"redis://127.0.0.1:{port}/0",
-        width=8,
+        tmp_path / "store", tiny_world.dataset, tiny_world.split, "redis", f"redis://127.0.0.1:{port}/0"
     )
     client = redis.Redis.from_url(redis_server.url(9))
     client.flushdb()
@@ -192,7 +187,7 @@ def test_kill_9_of_the_consumer_or_of_redis_loses_nothing_and_counts_nothing_twi
     server = start_redis(port, *options)
     address = f"redis://127.0.0.1:{port}"
     store = tmp_path / "run" / "store"
-    create_store(store, world.dataset, world.split, "redis", f"{address}/0", width=8)
+    create_store(store, world.dataset, world.split, "redis", f"{address}/0")
     materialize(store, known_until(store))
     (tmp_path / "run" / "run.json").write_text(
         json.dumps({"data": "marketplace", "size_name": "nano", "seed": 0, "profile": "redis"})

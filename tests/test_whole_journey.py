@@ -73,5 +73,5 @@ def test_nothing_but_ours_reaches_the_terminal(run):
 def test_a_finished_run_is_not_repeated(run):
     _, first, again = run
     assert again.returncode == 0
-    assert again.stderr.count("already done") == 9
+    assert again.stderr.count("already done") == 10
     assert again.stdout == first.stdout

@@ -1,0 +1,162 @@
+"""Are vectors fit to serve? Coverage, width, spread, and whether they still know their neighbours.
+
+That they are finite and of unit norm is checked wherever vectors are read (``feature_repo.vectors``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_repo.vectors import VectorTable
+
+# The limits are ours. Sound spaces here had a mean cosine of .26 and .5, damaged ones that still found something .86;
+# chance is what vectors shuffled among the items reach.
+COVERAGE, ANISOTROPY, TIMES_CHANCE = 0.99, 0.95, 3.0
+NEIGHBOURS = 10
+LEAST_COMMON = 1000  # items, for the overlap to be more than chance
+QUERIES, POOL = 1000, 10_000  # at most, drawn among the common items
+
+
+class EmbeddingError(ValueError):
+    """Vectors that may not serve."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was measured of the item vectors of an embedding.
+
+    Attributes:
+        items: how many have a vector.
+        width: of the vectors.
+        coverage: share of the items with content that have one.
+        anisotropy: mean cosine of two different items; 1: all point the same way.
+        common: items that the embedding before has as well; None: there is none before.
+        overlap: mean share of an item's 10 nearest neighbours that were among them before; None with fewer
+            than 1,000 common items.
+        chance: what ``overlap`` would be by chance.
+    """
+
+    items: int
+    width: int
+    coverage: float
+    anisotropy: float
+    common: int | None = None
+    overlap: float | None = None
+    chance: float | None = None
+
+    def figures(self) -> dict[str, float | int | None]:
+        """The attributes by name."""
+        return asdict(self)
+
+
+def examine(
+    vectors: VectorTable, expected: np.ndarray, width: int, before: VectorTable | None, seed: int = 0
+) -> Examined:
+    """Measure the item vectors of an embedding that is to serve.
+
+    Args:
+        vectors: of the items.
+        expected: int64, the items that should have one (``with_content``).
+        width: of the encoder.
+        before: what serves now, of any width.
+        seed: of the sample of items whose neighbours are compared.
+
+    Raises:
+        EmbeddingError: a figure is beyond its limit; names all of them, with the first offenders.
+    """
+    missing = expected[vectors.rows(expected) < 0]
+    coverage = 1 - len(missing) / max(len(expected), 1)
+    found = Examined(len(vectors.ids), vectors.width, coverage, anisotropy(vectors.matrix))
+    problems = []
+    if coverage < COVERAGE:
+        problems.append(
+            f"{len(missing)} of {len(expected)} items with content have no vector (item_id {missing[:3].tolist()}): "
+            f"coverage {coverage:.4f}, expected at least {COVERAGE}"
+        )
+    if vectors.width != width:
+        problems.append(f"vectors of width {vectors.width}, expected {width}, the encoder's")
+    if found.anisotropy > ANISOTROPY:
+        problems.append(
+            f"the space has collapsed: mean cosine of two items {found.anisotropy:.4f}, expected at most {ANISOTROPY}"
+        )
+    if before is not None:
+        ids = np.intersect1d(vectors.ids, before.ids)
+        found = replace(found, common=len(ids))
+        if len(ids) >= LEAST_COMMON:
+            asked, kept, chance = overlap(vectors, before, ids, seed)
+            found = replace(found, overlap=float(kept.mean()), chance=chance)
+            if kept.mean() < TIMES_CHANCE * chance:
+                lost = asked[kept == 0]
+                problems.append(
+                    f"items have other neighbours than before: {len(lost)} of {len(asked)} kept none (item_id "
+                    f"{lost[:3].tolist()}), overlap {kept.mean():.4f}, expected at least {TIMES_CHANCE * chance:.4f}"
+                )
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise EmbeddingError(f"{len(vectors.ids)} vectors may not serve:{listed}\nRun 'moon embed' again.")
+    return found
+
+
+def with_content(items: pa.Table) -> np.ndarray:
+    """Ids of the items that have a picture or words, int64: those that an encoder makes vectors of.
+
+    Args:
+        items: rows of ``dataset.contracts.ITEMS``.
+    """
+    full = items["image_id"].is_valid()
+    words = (items["title"], items["description"], pc.binary_join(items["category"], " "))
+    for column in words:
+        full = pc.or_(full, pc.fill_null(_said(column), False))
+    attributes = items["attributes"].combine_chunks()
+    row = np.repeat(np.arange(len(items)), np.diff(attributes.offsets.to_numpy()))
+    named = pc.and_(pc.greater(pc.binary_length(attributes.keys), 0), _said(attributes.items))
+    first = attributes.offsets[0].as_py()
+    said = pc.fill_null(named, False).to_numpy(zero_copy_only=False)[first : first + len(row)]
+    has = full.to_numpy() | np.isin(np.arange(len(items)), row[said])
+    return items["item_id"].to_numpy()[has]
+
+
+def anisotropy(matrix: np.ndarray) -> float:
+    """Mean cosine of two different rows of unit vectors float32 (M, D), over all pairs; 0 with fewer than two."""
+    count = len(matrix)
+    if count < 2:
+        return 0.0
+    total = matrix.sum(axis=0, dtype=np.float64)
+    return float((total @ total - count) / (count * (count - 1)))
+
+
+def overlap(
+    one: VectorTable, other: VectorTable, ids: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """How many of an item's nearest neighbours two embeddings agree on.
+
+    Args:
+        one, other: embeddings, of any widths.
+        ids: int64 ascending, items of both.
+        seed: of the sample.
+
+    Returns:
+        the items asked about int64 (Q), the share of their 10 nearest that agree float64 (Q), and the share
+        that would agree by chance.
+    """
+    rng = np.random.default_rng(seed)
+    pool = rng.permutation(ids)[:POOL]
+    asked = min(QUERIES, len(pool))
+    near = [_nearest(table.gather(pool)[0], asked) for table in (one, other)]
+    agree = (near[0][:, :, None] == near[1][:, None, :]).any(axis=2).mean(axis=1)
+    return pool[:asked], agree, NEIGHBOURS / (len(pool) - 1)
+
+
+def _nearest(matrix: np.ndarray, asked: int) -> np.ndarray:
+    """Rows of the 10 nearest of each of the first ``asked`` rows, itself left out: int64 (asked, 10)."""
+    cosine = matrix[:asked] @ matrix.T
+    cosine[np.arange(asked), np.arange(asked)] = -np.inf
+    return np.argpartition(cosine, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS:]
+
+
+def _said(words: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    return pc.greater(pc.binary_length(pc.utf8_trim_whitespace(words)), 0)

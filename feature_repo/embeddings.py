@@ -1,0 +1,105 @@
+"""The embeddings of a store: each version beside the others, one of them what the feature services read.
+
+Every step leaves the store whole: files first, then the record that names them, then Feast's registry, which is made
+to say what the record says. A step that was killed is repeated and goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataset.contracts import TIME
+from feature_repo import source_tables
+from feature_repo.sources import DATA
+from feature_repo.store import apply_definitions
+from feature_repo.vectors import Vectors, VectorTable
+from feature_repo.views import ITEM_EMBEDDING, QUERY_EMBEDDING, Embedding, EmbeddingRecord, StoreError
+from moon.artifacts import Artifact
+
+
+def publish_embedding(store_dir: Path, artifact: Artifact) -> Embedding:
+    """Put the vectors of an artifact into the store as a new version; one that is there keeps its own.
+
+    Each vector is stamped with the artifact's ``as_of`` (the end of what its encoder learned from), or with
+    the moment its item was first seen when that is later. The first version is active at once. Materialize its
+    views to have them online.
+
+    Raises:
+        ArtifactError: damaged vectors.
+        StoreError: vectors of items that the store does not know.
+    """
+    record = EmbeddingRecord.load(store_dir)
+    embedding = record.find(artifact.id)
+    if embedding is None:
+        vectors = Vectors.open(artifact)
+        embedding = Embedding(record.last + 1, vectors.width, str(artifact.config["encoder_id"]), artifact.id)
+        _write(store_dir, embedding, vectors, artifact)
+        version = embedding.version
+        EmbeddingRecord((*record.embeddings, embedding), record.active or version, version).save(store_dir)
+    apply_definitions(store_dir)
+    return embedding
+
+
+def activate_embedding(store_dir: Path, artifact_id: str) -> Embedding:
+    """Have the feature services read the version made of this artifact.
+
+    Raises:
+        StoreError: the store does not hold it.
+    """
+    record = EmbeddingRecord.load(store_dir)
+    embedding = record.find(artifact_id)
+    if embedding is None:
+        known = [one.artifact_id for one in record.embeddings]
+        raise StoreError(f"{store_dir}: expected one of the embeddings {known}, found {artifact_id}")
+    replace(record, active=embedding.version).save(store_dir)
+    apply_definitions(store_dir)
+    return embedding
+
+
+def drop_embeddings(store_dir: Path, keep: Collection[str]) -> list[Embedding]:
+    """Remove every version but the active one and those of the artifacts ``keep``: registry, online rows, files.
+
+    Returns:
+        what was removed.
+    """
+    record = EmbeddingRecord.load(store_dir)
+    kept = tuple(one for one in record.embeddings if one.artifact_id in keep or one.version == record.active)
+    replace(record, embeddings=kept).save(store_dir)
+    apply_definitions(store_dir)
+    views = {view for one in kept for view in (one.item_view, one.query_view)}
+    for name in (ITEM_EMBEDDING, QUERY_EMBEDDING):
+        for path in (store_dir / DATA).rglob(f"{name}_v*"):  # the source, dead letters, reports, checks
+            if path.name.partition(".")[0] not in views:
+                path.unlink()
+    return [one for one in record.embeddings if one not in kept]
+
+
+def _write(store_dir: Path, embedding: Embedding, vectors: Vectors, artifact: Artifact) -> None:
+    as_of = datetime.fromisoformat(str(artifact.config["as_of"]))
+    as_of_us = pa.scalar(as_of, TIME).cast(pa.int64()).as_py()
+    profile = pq.read_table(store_dir / DATA / "item_profile.parquet", columns=["item_id", "first_seen_us"])
+    profile = profile.sort_by("item_id")
+    known = VectorTable(profile.column("item_id").to_numpy(), np.zeros((profile.num_rows, 0), np.float32))
+    row = known.rows(vectors.ids)
+    if (row < 0).any():
+        strangers = vectors.ids[row < 0]
+        raise StoreError(
+            f"{artifact.path}: {len(strangers)} of {len(row)} vectors are of items the store does not know "
+            f"(item_id {strangers[:3].tolist()}). Run 'moon embed' on this run's dataset."
+        )
+    stamp_us = np.maximum(profile.column("first_seen_us").to_numpy()[row], as_of_us)
+    query_stamp_us = np.full(len(vectors.queries.ids), as_of_us)
+    for view, table in (
+        (embedding.item_view, source_tables.item_embedding(vectors, embedding, stamp_us)),
+        (embedding.query_view, source_tables.query_embedding(vectors.queries, embedding, query_stamp_us)),
+    ):
+        temporary = store_dir / DATA / f"{view}.parquet.tmp"
+        pq.write_table(table, temporary)
+        temporary.replace(store_dir / DATA / f"{view}.parquet")
