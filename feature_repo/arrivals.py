@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Annotated, Literal
 
 import pyarrow as pa
@@ -19,9 +18,8 @@ from pydantic import (
 
 from dataset.contracts import EVENT_TYPES, EVENTS, DataError
 from feature_repo.batch import CLOCK_SKEW
-from feature_repo.freshness import EPOCH
+from feature_repo.freshness import EPOCH, US
 
-US = timedelta(microseconds=1)
 Id = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 
 
@@ -69,7 +67,7 @@ def parse_event(text: bytes | str) -> Event:
     try:
         return Event.model_validate_json(text)
     except ValidationError as error:
-        raise DataError(f"expected an event, found {_first(error)}") from None
+        raise DataError(f"expected an event, found {first_error(error)}") from None
 
 
 def parse_events(text: bytes | str) -> list[Event]:
@@ -83,7 +81,7 @@ def parse_events(text: bytes | str) -> list[Event]:
     except ValidationError as error:
         wrong = {one["loc"][0] for one in error.errors() if one["loc"]}
         raise DataError(
-            f"expected a list of events, found {len(wrong) or 'no'} wrong ones: {_first(error)}"
+            f"expected a list of events, found {len(wrong) or 'no'} wrong ones: {first_error(error)}"
         ) from None
 
 
@@ -130,7 +128,8 @@ def table_of(columns: dict[str, list]) -> pa.Table:
     )
 
 
-def _first(error: ValidationError) -> str:
+def first_error(error: ValidationError) -> str:
+    """The first thing that is wrong, and where, without what was given."""
     one = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(map(str, one["loc"]))
     return f"{place}: {one['msg']}" if place else str(one["msg"])

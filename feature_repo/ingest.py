@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import behaviour_codes
-from feature_repo.arrivals import US, Event
+from feature_repo.arrivals import Event
 from feature_repo.batch import refuse_future
 from feature_repo.behaviour import BEHAVIOURS, POSITION, VIEW, SwapStore, behaviours, history_batch
 from feature_repo.clock import wall
 from feature_repo.encode import encode
-from feature_repo.freshness import EPOCH
+from feature_repo.freshness import EPOCH, US
 from feature_repo.journal import Journal
 from feature_repo.online import UNREACHABLE, OnlineReader, StoreUnavailable
 from feature_repo.store import open_store

@@ -25,6 +25,7 @@ from feature_repo.sources import DATA
 
 JOURNAL, LOG, LOCK = "events", "events/log.parquet", "lock"
 FIRST = "00000001.jsonl"
+NEW_ITEMS = "new_items"  # folder of what else came in, see feature_repo.new_items
 
 
 class Journal:

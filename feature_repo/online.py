@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -50,12 +52,22 @@ class Stored:
     age_s: dict[str, np.ndarray]
 
 
+class Items(Protocol):
+    """A snapshot of what is stored about items."""
+
+    def read(self, item_ids: np.ndarray, time: datetime) -> Stored:
+        """What is stored about N items."""
+
+
 class OnlineReader:
     """Reads frames from a run's online store.
 
     Args:
         store_dir: the run's store.
         history: K, most behaviours in a frame's history; at most ``views.HISTORY``.
+
+    Attributes:
+        store: the open feature store.
 
     Raises:
         StoreError: there is no store.
@@ -66,8 +78,9 @@ class OnlineReader:
         if not 0 < history <= HISTORY:
             raise ValueError(f"expected a history of 1 to {HISTORY} behaviours, found {history}")
         self.history = history
-        self._store = open_store(store_dir)
+        self.store = open_store(store_dir)
         self._readers: dict[tuple[str, ...], Reader] = {}
+        self._items: Items | None = None
 
     def read(
         self,
@@ -114,7 +127,15 @@ class OnlineReader:
 
     def read_items(self, item_ids: np.ndarray, time: datetime) -> Stored:
         """What is stored about N items, with found masks and ages per view; raises like ``read``."""
+        if self._items is not None:
+            return self._items.read(item_ids, time)
         return self.stored("item_id", item_ids, ITEM_FEATURES, time)
+
+    def with_items(self, items: Items | None) -> OnlineReader:
+        """A reader that takes what is stored about items from a snapshot (``feature_repo.item_matrix``)."""
+        other = copy.copy(self)
+        other._items = items
+        return other
 
     def stored(self, key: str, ids: np.ndarray, features: Features, time: datetime) -> Stored:
         """Some features of N entities as they are stored; raises like ``read``."""
@@ -132,8 +153,8 @@ class OnlineReader:
     def _reader(self, features: Features) -> Reader:
         key = tuple(features)
         if key not in self._readers:
-            asked = [(self._store.get_feature_view(view), names) for view, names in _views(features).items()]
-            self._readers[key] = matrix_reader(self._store, asked)
+            asked = [(self.store.get_feature_view(view), names) for view, names in _views(features).items()]
+            self._readers[key] = matrix_reader(self.store, asked)
         return self._readers[key]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
@@ -25,7 +26,7 @@ from feast import FeatureStore
 from feature_repo import source_tables
 from feature_repo.engine import Report
 from feature_repo.fold import write_behaviour
-from feature_repo.journal import LOG
+from feature_repo.journal import LOG, NEW_ITEMS, Journal
 from feature_repo.services import definitions
 from feature_repo.sources import DATA
 from feature_repo.views import EmbeddingRecord, StoreError
@@ -63,9 +64,11 @@ def create_store(
         redis_url: ``redis://host:port/db``; the profile's own address by default.
 
     Raises:
-        StoreError: unknown profile or malformed address.
+        StoreError: unknown profile or malformed address, or the store that is there holds events or items that came
+            in since it was made.
     """
     store_dir = Path(store_dir)
+    _refuse_to_lose(store_dir, split.log)
     building = store_dir.with_name(store_dir.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
     data = building / DATA
@@ -87,6 +90,23 @@ def create_store(
     building.rename(store_dir)
     shutil.rmtree(previous, ignore_errors=True)
     return open_store(store_dir)
+
+
+def _refuse_to_lose(store_dir: Path, log: pa.Table) -> None:
+    """What came in since is nowhere else."""
+    if not (store_dir / DATA / LOG).exists():
+        return
+    folded = pq.read_table(store_dir / DATA / LOG, columns=["event_id"]).column(0)
+    events = (
+        Journal(store_dir).table().num_rows
+        + pc.sum(pc.invert(pc.is_in(folded, value_set=log.column("event_id")))).as_py()
+    )
+    items = len(list((store_dir / DATA / NEW_ITEMS).glob("*.json")))
+    if events or items:
+        raise StoreError(
+            f"{store_dir}: expected a store to replace, found {events} events and {items} items in it that came in "
+            f"since. Import them with the dataset, or move the folder away, and run this again."
+        )
 
 
 def open_store(store_dir: Path) -> FeatureStore:

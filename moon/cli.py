@@ -257,7 +257,7 @@ def ingest(
 
 @app.command()
 def fold(run: RunOption = None) -> None:
-    """Make what was ingested part of the offline log, which training frames are cut from."""
+    """Make events and items that came in part of the offline log, which training frames are cut from."""
     from moon import journey
 
     typer.echo(journey.fold(journey.load(run)))

@@ -220,11 +220,13 @@ def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
 
 
 def fold(run: Run) -> str:
-    """Make what was ingested part of the offline log; what to run next."""
+    """Make what came in part of the offline log; what to run next."""
     from moon import stages as work
 
     _require(run, until="encoder")
-    return f"{work.fold(run)} events joined the offline log. Run 'moon materialize' for counts of items and queries."
+    events, items = work.fold(run)
+    joined = f"{events} events and {items} items joined the offline log"
+    return f"{joined}. Run 'moon materialize' to count them."
 
 
 def compare_encoders(run: Run, seconds: float, ablated: bool, recipe: str | None = None) -> str:

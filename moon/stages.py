@@ -163,11 +163,16 @@ def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
     return f"{total.new} events are new, {total.known} were known"
 
 
-def fold(run: Run) -> int:
-    """Make what was ingested part of the offline log."""
+def fold(run: Run) -> tuple[int, int]:
+    """Make what came in part of the offline sources: how many events and items that was."""
     from feature_repo.fold import fold as fold_journal
+    from feature_repo.new_items import fold_items
+    from feature_repo.store import open_store
+    from feature_repo.views import EmbeddingRecord
 
-    return fold_journal(run.folder / "store")
+    store_dir = run.folder / "store"
+    embeddings = EmbeddingRecord.load(store_dir).embeddings
+    return fold_journal(store_dir), fold_items(open_store(store_dir), embeddings)
 
 
 def retrieval(run: Run) -> None:

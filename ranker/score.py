@@ -129,6 +129,16 @@ class Ranker:
         load_weights(model, artifact.file("model.safetensors"), MADE_BY)
         return cls(model.eval(), FrameEncoder(config.inputs, vectors), artifact)
 
+    def with_vectors(self, vectors: Vectors) -> Ranker:
+        """The same model, reading vectors of the same embedding: of more items than when it was trained.
+
+        Raises:
+            ArtifactError: they are of another embedding.
+        """
+        assert self.artifact is not None and self.encoder.vectors is not None
+        require_vectors(self.artifact.path, self.encoder.vectors.id, vectors)
+        return Ranker(self.model, FrameEncoder(self.encoder.inputs, vectors), self.artifact)
+
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
         """Click logits without the effect of position, float32 [C], in the order of ``frame.candidates``.
 

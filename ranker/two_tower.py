@@ -122,6 +122,10 @@ class TwoTower:
         """Width of user and item vectors."""
         return self.model.width
 
+    def with_vectors(self, vectors: Vectors) -> TwoTower:
+        """The same towers, reading vectors of the same embedding: of more items than when they were trained."""
+        return TwoTower(self.model, FrameEncoder(self.encoder.inputs, vectors), self.artifact)
+
     def user_vectors(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
         """Users as of their requests, float32 [R, E], unit norm; the frame's candidates are not looked at.
 

@@ -39,10 +39,17 @@ def category_path(parts: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Approximation:
-    """Inverted lists over the whole catalogue, with the recall@10 measured against the exact answer."""
+    """Inverted lists over the whole catalogue, with the recall@10 measured against the exact answer.
 
-    lists: Any  # faiss.IndexIVF; faiss types what its factory and reader return as plain Index
+    Attributes:
+        lists: faiss.IndexIVF (faiss types what its factory and reader return as plain Index).
+        recall: of the catalogue they were trained on.
+        ids: int64, the item that each number in the lists stands for.
+    """
+
+    lists: Any
     recall: float
+    ids: np.ndarray
 
 
 class ItemIndex:
@@ -116,8 +123,28 @@ class ItemIndex:
         keys = [tuple(path.split(SEPARATOR)) for path in paths]
         order = np.array(sorted(range(len(ids)), key=lambda row: (keys[row], ids[row])), dtype=np.int64)
         matrix = matrix[order]
-        approximation = _approximate(matrix) if len(ids) > exact_limit else None
+        approximation = _approximate(matrix, ids[order]) if len(ids) > exact_limit else None
         return cls(ids[order], matrix, [paths[row] for row in order], approximation)
+
+    def with_items(self, ids: np.ndarray, matrix: np.ndarray, categories: Sequence[str]) -> ItemIndex:
+        """An index that also holds these items, or holds them instead of what it holds of the same ids.
+
+        Inverted lists are kept and added to: their cells stay those of the items they were trained on.
+
+        Args:
+            ids, matrix, categories: as for ``build``.
+        """
+        kept = ~np.isin(self.ids, ids)
+        exact = ItemIndex.build(
+            np.concatenate([self.ids[kept], ids]),
+            np.concatenate([self.matrix[kept], matrix]),
+            [path for path, keep in zip(self.paths, kept.tolist(), strict=True) if keep] + list(categories),
+            exact_limit=len(self) + len(ids),
+        )
+        exact.artifact = self.artifact
+        if self.approximation is not None:
+            exact.approximation = _added(self.approximation, np.asarray(ids, np.int64), matrix)
+        return exact
 
     def save(self, out: Path, parents: Mapping[str, Artifact]) -> Artifact:
         """Write the index as an artifact of kind ``index``."""
@@ -146,7 +173,7 @@ class ItemIndex:
         approximation = None
         if artifact.file("lists.faiss").exists():
             lists = faiss.read_index(str(artifact.file("lists.faiss")))
-            approximation = Approximation(lists, float(artifact.config["recall"]))
+            approximation = Approximation(lists, float(artifact.config["recall"]), tensors["item_id"])
         return cls(tensors["item_id"], tensors["vector"], paths, approximation, artifact)
 
     def only(self, ids: np.ndarray | None) -> ItemIndex:
@@ -283,7 +310,10 @@ class ItemIndex:
     def _probe(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Approximate search; queries whose lists hold fewer than k items are scanned instead."""
         assert self.approximation is not None
-        _, found = self.approximation.lists.search(queries, k)
+        _, numbers = self.approximation.lists.search(queries, k)
+        found = np.where(
+            numbers < 0, -1, self.rows(self.approximation.ids[numbers].ravel()).reshape(numbers.shape)
+        )
         ids, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         short = (found < 0).any(1)
         for row in np.flatnonzero(~short):
@@ -332,7 +362,18 @@ def _slices(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
     return slices
 
 
-def _approximate(matrix: np.ndarray) -> Approximation | None:
+def _added(lists: Approximation, ids: np.ndarray, matrix: np.ndarray) -> Approximation:
+    """The same lists with some items more, or anew."""
+    copy: Any = faiss.clone_index(lists.lists)
+    replaced = np.flatnonzero(np.isin(lists.ids, ids))
+    if len(replaced):
+        copy.remove_ids(faiss.IDSelectorBatch(replaced))
+    numbers = np.arange(len(lists.ids), len(lists.ids) + len(ids))
+    copy.add_with_ids(np.ascontiguousarray(matrix, np.float32), numbers)
+    return Approximation(copy, lists.recall, np.concatenate([lists.ids, ids]))
+
+
+def _approximate(matrix: np.ndarray, ids: np.ndarray) -> Approximation | None:
     """Inverted lists that reach RECALL_GATE, or None when probing a quarter of them does not.
 
     Held-out queries are averages of pairs of items, so that none is its own nearest neighbour.
@@ -354,6 +395,6 @@ def _approximate(matrix: np.ndarray) -> Approximation | None:
         _, found = lists.search(queries, GATE_K)
         hits = sum(len(np.intersect1d(row, wanted)) for row, wanted in zip(found, truth, strict=True))
         if hits >= RECALL_GATE * truth.size:
-            return Approximation(lists, hits / truth.size)
+            return Approximation(lists, hits / truth.size, ids)
         probes *= 2
     return None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from feature_repo.vectors import Vectors
 from moon.artifacts import Artifact, open_artifact, require_agreement, require_parent
@@ -21,6 +24,23 @@ from retrieval.sources import (
     two_tower_source,
 )
 
+if TYPE_CHECKING:
+    from ranker.two_tower import TwoTower
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the sources of a run are made of, besides the index and the vectors.
+
+    Attributes:
+        graph: the co-occurrence graph.
+        towers, tower_index: the two-tower model and the items in its space; None where none was trained.
+    """
+
+    graph: Cooccurrence
+    towers: TwoTower | None
+    tower_index: ItemIndex | None
+
 
 @dataclass(frozen=True)
 class Retriever:
@@ -33,6 +53,7 @@ class Retriever:
         popular: what to answer when nothing is known.
         query: what to answer to a text or a picture.
         artifacts: role -> artifact of everything opened here.
+        parts: what the sources are made of; None: they were made by hand.
     """
 
     index: ItemIndex
@@ -41,6 +62,7 @@ class Retriever:
     popular: Source
     query: Source
     artifacts: dict[str, Artifact]
+    parts: Parts | None = None
 
     @property
     def recommending(self) -> tuple[Source, ...]:
@@ -71,11 +93,7 @@ class Retriever:
         assert index.artifact is not None
         artifacts = {"embedding": embedding, "index": index.artifact, "cooccurrence": graph.artifact}
         require_parent(index.artifact, "embedding", embedding)
-        personal: list[Source] = [
-            SimilarSource(index, vectors),
-            profile_source(index, vectors),
-            CooccurrenceSource(graph, index),
-        ]
+        towers, tower_index = None, None
         if (run / "two_tower").exists():
             from ranker.two_tower import TwoTower
 
@@ -85,7 +103,43 @@ class Retriever:
             require_parent(tower_index.artifact, "two_tower", tower_artifact)
             artifacts |= {"two_tower": tower_artifact, "two_tower_index": tower_index.artifact}
             towers = TwoTower.open(run / "two_tower", vectors)
-            personal.append(two_tower_source(towers, tower_index.only(only)))
+            tower_index = tower_index.only(only)
         require_agreement(artifacts)
-        popular = PopularSource(graph.item_ids, graph.popularity, index)
-        return cls(index, vectors, tuple(personal), popular, query_source(index), artifacts)
+        return cls._of(index, vectors, Parts(graph, towers, tower_index), artifacts)
+
+    @classmethod
+    def _of(
+        cls, index: ItemIndex, vectors: Vectors, parts: Parts, artifacts: dict[str, Artifact]
+    ) -> Retriever:
+        personal: list[Source] = [
+            SimilarSource(index, vectors),
+            profile_source(index, vectors),
+            CooccurrenceSource(parts.graph, index),
+        ]
+        if parts.towers is not None and parts.tower_index is not None:
+            personal.append(two_tower_source(parts.towers, parts.tower_index))
+        popular = PopularSource(parts.graph.item_ids, parts.graph.popularity, index)
+        return cls(index, vectors, tuple(personal), popular, query_source(index), artifacts, parts)
+
+    def with_vectors(self, vectors: Vectors) -> Retriever:
+        """A retriever that reads vectors of the same embedding from here; it answers with what it did."""
+        assert self.parts is not None
+        parts = self.parts
+        if parts.towers is not None:
+            parts = replace(parts, towers=parts.towers.with_vectors(vectors))
+        return self._of(self.index, vectors, parts, self.artifacts)
+
+    def with_items(self, items: pa.Table, categories: Sequence[str]) -> Retriever:
+        """A retriever that also answers with these items, or with them as they are now.
+
+        Args:
+            items: what serving reads of them, as in ``Frame.candidates``; ``vectors`` has theirs.
+            categories: one path per item (see ``retrieval.index``).
+        """
+        assert self.parts is not None
+        ids, parts = items["item_id"].to_numpy(), self.parts
+        index = self.index.with_items(ids, self.vectors.gather(ids)[0], categories)
+        if parts.towers is not None and parts.tower_index is not None:
+            placed = parts.towers.item_vectors(items)
+            parts = replace(parts, tower_index=parts.tower_index.with_items(ids, placed, categories))
+        return self._of(index, self.vectors, parts, self.artifacts)

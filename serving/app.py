@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 
 from dataset.contracts import DataError
 from feature_repo.arrivals import parse_events
+from feature_repo.new_items import parse_item
 from feature_repo.online import StoreUnavailable
 from serving.answer import Answer
 from serving.intake import Intake
@@ -150,11 +151,19 @@ def _arrivals(app: FastAPI, settings: Settings, intake: Intake | None, telemetry
     @app.post("/events")
     async def events(request: Request) -> JSONResponse:
         """What users did: a JSON list of events, each kept once however often it is told of."""
-        if intake is None:
-            raise Refused(503, "this service takes no events")
-        found = await intake.take(parse_events(await _body(request, settings)))
+        found = await _taken(intake).take(parse_events(await _body(request, settings)))
         telemetry.ingested(found)
         return JSONResponse({"new": found.new, "known": found.known})
+
+    @app.post("/items", status_code=202)
+    async def items(request: Request) -> JSONResponse:
+        """An item that is new or has changed, as JSON: answered with within seconds, see ``/similar``."""
+        item = parse_item(await _body(request, settings))
+        if item.image_base64 is not None:
+            image = decode_base64(item.image_base64)
+            check_image(image, settings.max_image_bytes, settings.max_image_pixels)
+        await _taken(intake).keep(item)
+        return JSONResponse({"item_id": item.item_id}, status_code=202)
 
 
 def _operations(app: FastAPI, live: Live, telemetry: Telemetry) -> None:
@@ -176,6 +185,10 @@ def _operations(app: FastAPI, live: Live, telemetry: Telemetry) -> None:
             "problems": problems,
             "artifacts": moon.artifacts,
             "generation": {"served": moon.generation, "asked": live.asked, "problem": live.problem},
+            "items": {
+                "loaded_until": moon.items.loaded_until if moon.items is not None else None,
+                "problem": live.behind,
+            },
         }
         return JSONResponse(content, status_code=503 if problems else 200)
 
@@ -225,6 +238,12 @@ def _counting(app: FastAPI, telemetry: Telemetry) -> None:
         route = request.scope.get("route")
         telemetry.responded(getattr(route, "path", "unknown"), response.status_code)
         return response
+
+
+def _taken(intake: Intake | None) -> Intake:
+    if intake is None:
+        raise Refused(503, "this service takes in nothing")
+    return intake
 
 
 async def _body(request: Request, settings: Settings) -> bytes:

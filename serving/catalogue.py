@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from retrieval.index import category_path
 
@@ -37,6 +38,16 @@ class Catalogue:
 
     def __len__(self) -> int:
         return len(self._row)
+
+    def with_items(self, items: pa.Table, pictures: Mapping[str, bytes]) -> Catalogue:
+        """A catalogue that also holds these items, or holds them instead; ``pictures`` by image id."""
+        columns = items.select(self._items.column_names)
+        kept = pc.invert(pc.is_in(self._items["item_id"], value_set=columns["item_id"]))
+        image_bytes = self.image_bytes
+        return Catalogue(
+            pa.concat_tables([self._items.filter(kept), columns]),
+            lambda image_id: pictures[image_id] if image_id in pictures else image_bytes(image_id),
+        )
 
     def cards(self, item_ids: Sequence[int] | np.ndarray) -> list[Card]:
         """One card per id, in order; an id the catalogue does not hold gets an empty card."""

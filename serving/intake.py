@@ -1,4 +1,4 @@
-"""Events over HTTP: a thread of their own, so that a slow disk or store keeps no request waiting for an answer."""
+"""Events and items over HTTP: in a thread of their own, so that a slow disk or store keeps no answer waiting."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from feature_repo.arrivals import Event
 from feature_repo.ingest import Ingested, Ingestor
+from feature_repo.new_items import Item, keep_item
 
 
 class Intake:
@@ -22,8 +23,14 @@ class Intake:
 
     def __init__(self, store_dir: Path, now: Callable[[], datetime]) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="intake")
+        self._store_dir, self._now = store_dir, now
         self._ingestor = self._thread.submit(Ingestor, store_dir, now).result()
 
     async def take(self, events: Sequence[Event]) -> Ingested:
         """See ``feature_repo.ingest.Ingestor.ingest``."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._ingestor.ingest, events)
+
+    async def keep(self, item: Item) -> None:
+        """Keep an item for whoever serves the store (``feature_repo.new_items``)."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, keep_item, self._store_dir, item, self._now())

@@ -1,22 +1,31 @@
-"""What serves now, and the watch for what is to serve next.
+"""What serves now, and the watch for what is to serve next: another generation, another load, new items.
 
-A generation is opened beside the one that serves and takes its place by one assignment: every request takes the
-recommender once, so that no answer is made of two. One that cannot be opened is reported and changes nothing.
+It is made beside what serves and takes its place by one assignment: every request takes the recommender once, so
+that no answer is made of two. What cannot be opened is reported and changes nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
 
+from dataset.contracts import DataError
+from feature_repo import new_items
 from feature_repo.clock import shop_clock
+from feature_repo.item_matrix import embedding_of, matrix_key, open_item_matrix
+from feature_repo.online import StoreUnavailable
+from feature_repo.store import open_store
+from feature_repo.views import StoreError
 from moon.generations import Current, current, folder_of, serving
 from serving.recommend import Recommender
+from serving.refresh import refreshed
 from serving.settings import Settings
 
 log = logging.getLogger("moon.serving")
 
 EVERY_S = 0.2
+State = tuple[str, tuple[tuple[str, int], ...]]
 
 
 class Live:
@@ -24,23 +33,26 @@ class Live:
 
     Args:
         recommender: what answers first.
-        settings: of the run whose ``generations/current.json`` is followed; None: nothing is.
-        every_s: seconds between two looks at it.
+        settings: of the run whose ``generations/current.json`` and store are followed; None: nothing is.
+        every_s: seconds between two looks at them.
 
     Attributes:
         current: what answers now; take it once per request.
         asked: number of the generation that should serve, None where nothing is followed.
         problem: why it does not, empty when it does.
+        behind: why ``current`` does not know what the store holds now, empty when it does.
         switches: how often another recommender took over.
     """
 
     def __init__(
         self, recommender: Recommender, settings: Settings | None = None, every_s: float = EVERY_S
     ) -> None:
-        self.current, self.problem, self.switches = recommender, "", 0
+        self.current, self.problem, self.behind, self.switches = recommender, "", "", 0
         self.asked = recommender.generation
         self._settings, self._every_s = settings, every_s
+        self._opened = recommender
         self._seen: Current | None = None
+        self._state: State | None = None  # of the store that ``current`` knows
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -54,7 +66,9 @@ class Live:
         """
         first = _open(settings, serving(settings.run).generation)
         first.now = shop_clock(settings.run / "store", settings.clock, anew=True)
-        return cls(first, settings)
+        live = cls(first, settings)
+        live.look()
+        return live
 
     def replace(self, recommender: Recommender) -> None:
         """Answer with another recommender from the next request on; the old one ends with its last request."""
@@ -62,35 +76,57 @@ class Live:
         self.switches += 1
 
     def look(self) -> None:
-        """Follow ``current.json`` if it has changed: open what it names, and let it take over.
+        """Follow the generation that is to serve, and what the store holds, if one of them has changed."""
+        if self._settings is not None:
+            self._follow_generation(self._settings)
+            self._follow_store(self._settings.run / "store")
+
+    def _follow_generation(self, settings: Settings) -> None:
+        """Open what ``current.json`` names; it takes over once it knows what the store holds.
 
         What fails is tried again when the file changes: ``moon embeddings activate`` writes it anew.
         """
-        if self._settings is None:
-            return
-        asked = current(self._settings.run)
+        asked = current(settings.run)
         if asked is None or asked == self._seen:
             return
-        self._seen, self.asked = asked, asked.generation
-        if asked.generation == self.current.generation:
-            self.problem = ""
+        self._seen, self.asked, self.problem = asked, asked.generation, ""
+        if asked.generation == self._opened.generation:
             return
-        served = self.current.generation
         try:
-            recommender = _open(self._settings, asked.generation)
+            opened = _open(settings, asked.generation)
         except Exception as error:
-            log.exception("generation %s cannot be opened, serving %s", asked.generation, served)
+            log.exception(
+                "generation %s cannot be opened, serving %s", asked.generation, self._opened.generation
+            )
             self.problem = f"{type(error).__name__}: {error}"
             return
-        recommender.now = self.current.now
-        self.replace(recommender)
-        self.problem = ""
-        log.info("generation %s serves, after %s", asked.generation, served)
+        opened.now = self._opened.now
+        self._opened, self._state = opened, None
+        self._follow_store(settings.run / "store")
+        if self.current.generation != opened.generation:  # then it reads candidates one by one, for now
+            self.replace(opened)
+        log.info("generation %s serves", asked.generation)
+
+    def _follow_store(self, store_dir: Path) -> None:
+        """Bring what was opened up to date; what fails is tried again at the next look."""
+        try:
+            embedding = embedding_of(store_dir, self._opened.artifacts["embedding"])
+            state = (matrix_key(store_dir, embedding), new_items.state(store_dir))
+            if state == self._state:
+                return
+            store = open_store(store_dir)
+            matrix, items = open_item_matrix(store, embedding), new_items.new_items(store_dir)
+            self.replace(refreshed(self._opened, store, matrix, items))
+            self._state, self.behind = state, ""
+        except (StoreError, StoreUnavailable, DataError) as error:
+            if str(error) != self.behind:
+                log.warning("not up to date: %s", error)
+            self.behind = str(error)
 
     def start(self) -> None:
         """Look again and again, in a thread that ends with the process."""
         self._stop.clear()
-        self._thread = threading.Thread(target=self._follow, name="generations", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name="live", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -103,7 +139,7 @@ class Live:
         while not self._stop.wait(self._every_s):
             try:
                 self.look()
-            except Exception:  # the file itself cannot be read
+            except Exception:  # a file cannot be read: what answers goes on
                 log.exception("%s cannot be followed", self._settings and self._settings.run)
 
 

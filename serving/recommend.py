@@ -27,7 +27,9 @@ from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.encode import Content, Encoder
 from feature_repo.frame import Frame, History
+from feature_repo.item_matrix import ItemMatrix
 from feature_repo.online import OnlineReader, StoreUnavailable
+from feature_repo.vectors import Vectors
 from moon.artifacts import Artifact, open_artifact
 from moon.generations import require_whole
 from moon.sizes import size
@@ -64,11 +66,15 @@ class Reader(Protocol):
 
     def read(self, user_id: int, item_ids: np.ndarray, time: datetime) -> Frame: ...  # noqa: D102
 
+    def with_items(self, items: ItemMatrix) -> Reader: ...  # noqa: D102
+
 
 class Scorer(Protocol):
     """The ranker (``ranker.score.Ranker``)."""
 
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray: ...  # noqa: D102
+
+    def with_vectors(self, vectors: Vectors) -> Scorer: ...  # noqa: D102
 
 
 class ContentEncoder(Protocol):
@@ -99,6 +105,9 @@ class Recommender:
         example_users: users worth looking at, for the page.
         fuse: the ranker learned from impressions only, so its order of candidates is fused with retrieval's.
         generation: number of the generation; None: artifacts that are none.
+
+    Attributes:
+        items: the snapshot that candidates' features come from (``serving.refresh``); None: the online store.
     """
 
     def __init__(
@@ -120,6 +129,7 @@ class Recommender:
         self.relevance, self.catalogue, self.artifacts = relevance, catalogue, dict(artifacts)
         self.now, self.per_source, self.example_users = now, per_source, tuple(example_users)
         self.fuse, self.generation = fuse, generation
+        self.items: ItemMatrix | None = None
         self.counts: Counter[str] = Counter()
 
     @classmethod

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from datetime import datetime
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -83,6 +84,13 @@ class Telemetry(Collector):
         yield stages
         moon, live = self._live.current, self._live
         yield GaugeMetricFamily("moon_index_items", "Items in the index", value=len(moon.retriever.index))
+        if moon.items is not None and moon.items.loaded_until:
+            until = datetime.fromisoformat(moon.items.loaded_until).timestamp()
+            yield GaugeMetricFamily(
+                "moon_items_loaded_until_seconds", "End of the items' last load", value=until
+            )
+        behind = float(bool(live.behind))
+        yield GaugeMetricFamily("moon_items_behind", "Whether answers lag behind the store", value=behind)
         made_of = GaugeMetricFamily("moon_artifact", "What makes the answers", labels=("role", "id"))
         for role, artifact_id in moon.artifacts.items():
             made_of.add_metric((role, artifact_id), 1)
@@ -94,7 +102,9 @@ class Telemetry(Collector):
             if number is not None:
                 numbers.add_metric((name,), number)
         yield numbers
-        yield CounterMetricFamily("moon_switches", "Generations that took over", value=live.switches)
+        yield CounterMetricFamily(
+            "moon_switches", "Generations, loads and items followed", value=live.switches
+        )
         refused = GaugeMetricFamily(
             "moon_generation_refused", "The generation asked for cannot be opened", labels=("reason",)
         )

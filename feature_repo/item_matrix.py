@@ -1,0 +1,237 @@
+"""What the online store holds about every item, in memory: candidates cost no round trip.
+
+A matrix is a snapshot of one embedding and one load (``ItemMatrix.key``): files beside the sources, written by the
+first process that needs them and mapped by the others, never changed. After a load, or with another embedding, there
+is another matrix, and whoever reads takes one as a whole; how old it is is part of it. Items that came in since are
+laid over it (``over``). Its slow twin is ``OnlineReader.read_items``.
+
+Legend: M items, D width.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from feast import FeatureStore
+
+from feature_repo.engine import REPORTS, Report
+from feature_repo.features import ITEM_FEATURES
+from feature_repo.freshness import EPOCH, US
+from feature_repo.matrix import Matrix, Reader, matrix_reader, to_arrow
+from feature_repo.new_items import new_items
+from feature_repo.online import UNREACHABLE, Stored, StoreUnavailable
+from feature_repo.sources import DATA
+from feature_repo.vectors import VectorTable
+from feature_repo.views import Embedding, EmbeddingRecord, StoreError
+from moon.progress import track
+
+FOLDER, ITEMS, VECTORS, ABOUT = "item_matrix", "items.arrow", "vectors.arrow", "about.json"
+VIEWS = ("item_profile", "item_stats")
+AT_ONCE = 10_000  # items of one read
+
+
+@dataclass(frozen=True)
+class ItemMatrix:
+    """A snapshot of M items.
+
+    Attributes:
+        key: of the embedding and the load it is of.
+        embedding: whose vectors these are.
+        loaded_until: end of the last load of the items' views, ISO 8601: how fresh it is.
+        items: item_id, ITEM_FEATURES (null where nothing is stored) and <view>_us, the event time of the row of each
+            view in microseconds since 1970 UTC, 0 where there is none; a later row of an item replaces earlier ones.
+        vectors: of those items that have one.
+    """
+
+    key: str
+    embedding: Embedding
+    loaded_until: str
+    items: pa.Table
+    vectors: VectorTable
+
+    def __post_init__(self) -> None:
+        ids = self.items.column("item_id").to_numpy()
+        order = np.argsort(ids, kind="stable")
+        object.__setattr__(self, "_ids", ids[order])
+        object.__setattr__(self, "_order", order)
+
+    def __len__(self) -> int:
+        return self.items.num_rows
+
+    def rows(self, item_ids: np.ndarray) -> np.ndarray:
+        """Row of each id, int64; -1 where unknown."""
+        ids, order = self._ids, self._order  # type: ignore[attr-defined]
+        if not len(ids):
+            return np.full(len(item_ids), -1, np.int64)
+        place = np.searchsorted(ids, item_ids, side="right") - 1
+        return np.where((place >= 0) & (ids[place] == item_ids), order[place], -1)
+
+    def read(self, item_ids: np.ndarray, time: datetime) -> Stored:
+        """What is stored about N items; the same as ``OnlineReader.read_items`` right after the load."""
+        rows = self.rows(item_ids)
+        take = pa.array(rows, mask=rows < 0)
+        columns = {name: _one(self.items.column(name).take(take)) for name in ITEM_FEATURES}
+        found, age_s = {}, {}
+        for view in VIEWS:
+            event_us = _one(self.items.column(f"{view}_us").take(take)).fill_null(0).to_numpy()
+            found[view] = event_us > 0
+            age_s[view] = np.where(found[view], ((time - EPOCH) // US - event_us) / 1e6, np.nan)
+        return Stored(columns, found, age_s)
+
+    def over(self, other: ItemMatrix) -> ItemMatrix:
+        """This one laid over another of the same embedding: what both hold is as it is here."""
+        kept = ~np.isin(other.vectors.ids, self.vectors.ids)
+        ids = np.concatenate([other.vectors.ids[kept], self.vectors.ids])
+        matrix = np.concatenate([other.vectors.matrix[kept], self.vectors.matrix])
+        order = np.argsort(ids)
+        return replace(
+            other,
+            items=pa.concat_tables([other.items, self.items]),
+            vectors=VectorTable(ids[order], matrix[order]),
+        )
+
+
+def matrix_key(store_dir: Path, embedding: Embedding) -> str:
+    """Changes with the embedding and with every load of one of the items' views."""
+    reports = [Path(store_dir) / DATA / REPORTS / f"{view}.json" for view in (*VIEWS, embedding.item_view)]
+    loads = [path.stat().st_mtime_ns if path.exists() else 0 for path in reports]
+    return f"v{embedding.version}-" + hashlib.sha256(json.dumps(loads).encode()).hexdigest()[:16]
+
+
+def embedding_of(store_dir: Path, artifact_id: str) -> Embedding:
+    """The embedding of the store that was made of this artifact.
+
+    Raises:
+        StoreError: the store does not hold it.
+    """
+    found = EmbeddingRecord.load(Path(store_dir)).find(artifact_id)
+    if found is None:
+        raise StoreError(
+            f"{store_dir}: expected the vectors of embedding {artifact_id}, found none. "
+            f"Run 'moon embeddings activate' with the number of its generation."
+        )
+    return found
+
+
+def open_item_matrix(store: FeatureStore, embedding: Embedding) -> ItemMatrix:
+    """The snapshot of the last load; the first process to ask makes it, the others map it.
+
+    Raises:
+        StoreUnavailable: it is not there yet, and the online store does not answer.
+    """
+    store_dir = Path(store.config.repo_path or ".")
+    folder = store_dir / DATA / FOLDER
+    folder.mkdir(exist_ok=True)
+    with _locked(folder):
+        key = matrix_key(store_dir, embedding)
+        if not (folder / key).exists():
+            _write(
+                folder / key, _loaded_until(store_dir), read_now(store, embedding, _known_ids(store_dir), key)
+            )
+            others = {
+                f"v{one.version}" for one in EmbeddingRecord.load(store_dir).embeddings if one != embedding
+            }
+            for old in folder.glob("v*"):
+                if old.name != key and old.name.split("-")[0] not in others:
+                    shutil.rmtree(old)  # whoever has mapped it keeps it
+    about = json.loads((folder / key / ABOUT).read_text())
+    items, vectors = (
+        pa.ipc.open_file(pa.memory_map(str(folder / key / name))).read_all() for name in (ITEMS, VECTORS)
+    )
+    return ItemMatrix(key, embedding, about["loaded_until"], items, _table(vectors, embedding.width))
+
+
+def read_now(store: FeatureStore, embedding: Embedding, item_ids: np.ndarray, key: str = "") -> ItemMatrix:
+    """What the online store holds about some items at this moment.
+
+    Raises:
+        StoreUnavailable: it does not answer.
+    """
+    names = {view: [name for name, of in ITEM_FEATURES.items() if of[0] == view] for view in VIEWS}
+    asked = [*names.items(), (embedding.item_view, ["vector"])]
+    reader = matrix_reader(store, [(store.get_feature_view(view), features) for view, features in asked])
+    starts = range(0, max(len(item_ids), 1), AT_ONCE)
+    parts = [
+        _read(reader, item_ids[start : start + AT_ONCE], names) for start in track(starts, "item matrix")
+    ]
+    vectors = _table(pa.concat_tables([vectors for _, vectors in parts]), embedding.width)
+    return ItemMatrix(key, embedding, "", pa.concat_tables([items for items, _ in parts]), vectors)
+
+
+def _read(reader: Reader, ids: np.ndarray, names: dict[str, list[str]]) -> tuple[pa.Table, pa.Table]:
+    try:
+        *views, vectors = reader(ids)
+    except UNREACHABLE as error:
+        raise StoreUnavailable(f"the online store does not answer: {error}") from error
+    columns = {"item_id": pa.array(ids, pa.int64())}
+    for view, matrix in zip(names, views, strict=True):
+        for name in names[view]:
+            columns[name] = to_arrow(matrix.columns[name], ITEM_FEATURES[name][1])
+        columns[f"{view}_us"] = pa.array(matrix.event_us, pa.int64())
+    return pa.table(columns), _vectors(ids, vectors)
+
+
+def _vectors(ids: np.ndarray, matrix: Matrix) -> pa.Table:
+    found = np.flatnonzero(matrix.columns["vector"].valid)
+    values: Sequence[np.ndarray] = [matrix["vector"][row] for row in found.tolist()]
+    return pa.table(
+        {"item_id": pa.array(ids[found], pa.int64()), "vector": pa.array(values, pa.list_(pa.float32()))}
+    )
+
+
+def _table(vectors: pa.Table, width: int) -> VectorTable:
+    ids = _one(vectors.column("item_id")).to_numpy()
+    flat = _one(vectors.column("vector")).flatten().to_numpy()
+    return VectorTable(ids, flat.reshape(len(ids), width))
+
+
+def _write(folder: Path, loaded_until: str, matrix: ItemMatrix) -> None:
+    building = folder.with_suffix(".tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    ids, flat = matrix.vectors.ids, pa.array(matrix.vectors.matrix.reshape(-1), pa.float32())
+    vectors = pa.table(
+        {"item_id": ids, "vector": pa.FixedSizeListArray.from_arrays(flat, matrix.embedding.width)}
+    )
+    for name, table in ((ITEMS, matrix.items), (VECTORS, vectors)):
+        with pa.ipc.new_file(building / name, table.schema) as file:
+            file.write_table(table.combine_chunks())
+    (building / ABOUT).write_text(json.dumps({"loaded_until": loaded_until}) + "\n")
+    building.rename(folder)
+
+
+def _known_ids(store_dir: Path) -> np.ndarray:
+    """Ids of the catalogue and of what came in since, int64, ascending."""
+    profile = pq.read_table(store_dir / DATA / "item_profile.parquet", columns=["item_id"])
+    new = [one.item.item_id for one in new_items(store_dir)]
+    return np.unique(np.append(profile.column(0).to_numpy(), np.array(new, np.int64)))
+
+
+def _loaded_until(store_dir: Path) -> str:
+    try:
+        return max(Report.load(store_dir, view).end for view in VIEWS)
+    except FileNotFoundError:
+        return ""
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    pieces = column.combine_chunks()
+    return pieces if isinstance(pieces, pa.Array) else pa.concat_arrays(pieces.chunks)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
