@@ -5,8 +5,10 @@ microsecond, requests at exactly the time something became known, users and item
 ages, prices, categories and attributes.
 """
 
+import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -22,6 +24,7 @@ from evaluation import local_redis
 from evaluation.local_redis import free_port
 from moon.artifacts import open_artifact, write_artifact
 
+ROOT = Path(__file__).resolve().parents[1]
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 
@@ -193,3 +196,23 @@ def redis_server(tmp_path_factory):
     yield RedisServer(process, port)
     process.terminate()
     process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A finished run of a small shop (copy it before changing it), what it printed, and what it printed again."""
+    link = ROOT / "feature_repo" / "data"
+    active = os.readlink(link) if link.is_symlink() else None
+    folder = tmp_path_factory.mktemp("journey")
+    code = "from moon.cli import main; main()"
+    command = [sys.executable, "-c", code, "demo", "--data", "marketplace:3000"]
+    try:
+        done = [
+            subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=900)
+            for _ in range(2)
+        ]
+    finally:
+        link.unlink(missing_ok=True)
+        if active is not None:
+            link.symlink_to(active, target_is_directory=True)
+    return folder / "runs" / "marketplace", *done

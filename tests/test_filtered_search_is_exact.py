@@ -175,3 +175,56 @@ def test_an_index_of_only_some_items_answers_as_if_they_were_all_that_is_allowed
             strict=True,
         ):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def added_world(seed, limit):
+    """An index, items that are added or replaced in it, and the index built of all of them at once."""
+    rng = np.random.default_rng(seed)
+    matrix = rng.normal(size=(900, 16)).astype(np.float32)
+    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+    ids = rng.permutation(5000)[:900].astype(np.int64)
+    paths = [["Women", "Women > Shoes", "Men", ""][row % 4] for row in range(900)]
+    old = ItemIndex.build(ids[:800], matrix[:800], paths[:800], exact_limit=limit)
+    changed = np.append(np.arange(800, 900), np.arange(0, 800, 40))  # new ones, and some that were there
+    fresh = rng.normal(size=(len(changed), 16)).astype(np.float32)
+    fresh /= np.linalg.norm(fresh, axis=1, keepdims=True)
+    names = ["Men > Hats"] * len(changed)
+    new = old.with_items(ids[changed], fresh, names)
+    whole, all_paths = matrix.copy(), list(paths)
+    whole[changed] = fresh
+    for row, name in zip(changed.tolist(), names, strict=True):
+        all_paths[row] = name
+    return (
+        old,
+        new,
+        ItemIndex.build(ids, whole, all_paths),
+        rng.normal(size=(40, 16)).astype(np.float32),
+        ids[changed],
+    )
+
+
+def test_an_index_with_items_added_and_replaced_is_the_index_of_all_of_them():
+    old, new, whole, queries, changed = added_world(0, limit=10_000)
+    before = [old.search(query, 10)[0].tolist() for query in queries]
+    for filters in ({}, {"category": "Men"}, {"category": "Men > Hats"}, {"exclude": changed[:30]}):
+        for query in queries:
+            for ours, theirs in zip(
+                new.search(query, 10, **filters), whole.search(query, 10, **filters), strict=True
+            ):
+                assert ours.tolist() == theirs.tolist()
+    assert len(new) == len(whole) == 900 and new.categories == whole.categories
+    assert [old.search(query, 10)[0].tolist() for query in queries] == before
+
+
+def test_inverted_lists_hold_what_was_added_and_forget_what_was_replaced():
+    old, new, whole, queries, changed = added_world(1, limit=100)
+    assert old.approximation is not None and new.approximation is not None
+    vectors, _ = new.gather(changed)
+    for item_id, vector in zip(changed.tolist(), vectors, strict=True):
+        ids, scores = new.search(vector, 5)
+        assert ids[0] == item_id and scores[0] == pytest.approx(1.0, abs=1e-6)
+        assert len(set(ids.tolist())) == 5
+    hits = sum(len(np.intersect1d(new.search(query, 10)[0], whole.search(query, 10)[0])) for query in queries)
+    assert hits >= 0.95 * 10 * len(queries)
+    again = new.with_items(changed[:3], vectors[:3], ["Men"] * 3)
+    assert len(again) == 900 and again.search(vectors[0], 1)[0][0] == changed[0]

@@ -1,0 +1,234 @@
+"""An item that comes in is encoded, stored, indexed and recommended within seconds, by every service, for good.
+
+Run: pytest tests/test_new_items.py
+"""
+
+import base64
+import io
+import shutil
+import time
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from dataset.contracts import TIME, DataError
+from feature_repo.check import check_store
+from feature_repo.matrix import read_matrix
+from feature_repo.new_items import Item, fold_items, keep_item, new_items, parse_item, state
+from feature_repo.offline import training_frame
+from feature_repo.online import OnlineReader
+from feature_repo.store import StoreError, create_store, known_until, materialize, open_store
+from feature_repo.views import EmbeddingRecord
+from moon.sizes import size
+from serving.app import create_app
+from serving.live import Live
+from serving.settings import Settings
+
+NEW, SOON_S = 10**15 + 1, 10.0
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """A run of its own."""
+    shutil.copytree(finished_run[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def known_item(run):
+    """A catalogue row with a title and its picture."""
+    items = pq.read_table(run / "dataset" / "items.parquet").to_pylist()
+    images = pq.read_table(run / "dataset" / "images.parquet").to_pylist()
+    content = {one["image_id"]: one["bytes"] for one in images}
+    row = next(one for one in items if one["title"] and one["image_id"] in content)
+    return row, content[row["image_id"]]
+
+
+def like(row, image, **changes):
+    """What is told of an item like this one."""
+    told = {
+        "item_id": NEW,
+        "title": row["title"],
+        "description": row["description"],
+        "category": row["category"],
+        "attributes": dict(row["attributes"]),
+        "price": 12.5,
+        "image_base64": base64.b64encode(image).decode(),
+    }
+    return {name: value for name, value in (told | changes).items() if value is not None}
+
+
+def until_found(client, item_id):
+    began = time.monotonic()
+    while (answer := client.get(f"/similar?item_id={item_id}&k=5")).status_code != 200:
+        assert time.monotonic() - began < SOON_S, client.get("/readyz").json()
+        time.sleep(0.02)
+    return answer.json()["hits"]
+
+
+@pytest.mark.slow
+def test_a_pushed_item_is_found_searched_and_recommended_without_a_restart(run):
+    row, image = known_item(run)
+    with TestClient(create_app(Settings(run=run))) as client:
+        assert client.get(f"/similar?item_id={NEW}").status_code == 404
+        assert client.post("/items", json=like(row, image)).status_code == 202
+        hits = until_found(client, NEW)
+        assert (
+            hits[0]["item_id"] == row["item_id"] and hits[0]["score"] > 0.999
+        )  # the same content, the same vector
+        found = client.post("/search", json={"text": row["title"], "k": 200}).json()["hits"]
+        assert NEW in [hit["item_id"] for hit in found]
+        session = client.get(f"/recommend?user_id=1&k=200&session={row['item_id']}").json()
+        card = next(hit for hit in session["hits"] if hit["item_id"] == NEW)
+        assert card["title"] == row["title"] and card["price"] == 12.5
+        assert session["fallbacks"] == [] and card["matches"]["match_similar"] > 0.99
+        assert client.get(f"/image/{card['image_id']}").content == image
+        asked = {"user_id": 1, "k": 200, "session": row["item_id"], "category": " > ".join(row["category"])}
+        inside = client.get("/recommend", params=asked).json()["hits"]
+        assert NEW in [hit["item_id"] for hit in inside]
+        ready = client.get("/readyz").json()
+        assert ready["items"]["problem"] == "" and ready["status"] == "ready"
+        before = ready["generation"]["served"]
+    with TestClient(create_app(Settings(run=run))) as client:  # another service, or the same one later
+        assert client.get(f"/similar?item_id={NEW}&k=5").json()["hits"] == hits
+        assert client.get("/readyz").json()["generation"]["served"] == before
+        assert "moon_items_behind 0.0" in client.get("/metrics").text
+
+
+@pytest.mark.slow
+def test_an_item_that_comes_again_is_replaced(run):
+    row, image = known_item(run)
+    live = Live.open(Settings(run=run))
+    keep_item(run / "store", Item(**like(row, image)), live.current.now())
+    live.look()
+    assert live.behind == "" and live.current.similar(NEW, 1).hits[0].card.item_id == row["item_id"]
+    before = live.current.items.vectors.gather(np.array([NEW]))[0]
+    other = io.BytesIO()
+    Image.new("RGB", (40, 40), "magenta").save(other, "PNG")
+    changed = like(row, other.getvalue(), title="Something else entirely", category=["Elsewhere"], price=1.0)
+    keep_item(run / "store", Item(**changed), live.current.now() + SECOND)
+    held = live.current
+    live.look()
+    after = live.current.items.vectors.gather(np.array([NEW]))[0]
+    assert float((before @ after.T)[0, 0]) < 0.99
+    assert live.current.catalogue.cards([NEW])[0].title == "Something else entirely"
+    assert live.current.retriever.index.has_category("Elsewhere")
+    assert held.catalogue.cards([NEW])[0].title == row["title"]  # a request under way keeps what it had
+    assert len(live.current.retriever.index) == len(held.retriever.index)
+    existing = Item(**like(row, image, item_id=row["item_id"], title="Renamed"))
+    keep_item(run / "store", existing, live.current.now() + SECOND)
+    live.look()
+    assert live.current.catalogue.cards([row["item_id"]])[0].title == "Renamed"
+    assert len(live.current.retriever.index) == len(held.retriever.index)
+
+
+@pytest.mark.slow
+def test_what_training_reads_of_it_is_what_serving_read(run):
+    row, image = known_item(run)
+    store_dir, live = run / "store", Live.open(Settings(run=run))
+    keep_item(store_dir, Item(**like(row, image)), live.current.now())
+    live.look()
+    when, history = live.current.now() + SECOND, size("nano").history
+    served = live.current.reader.read(1, np.array([NEW, row["item_id"]]), when)
+    by_one = OnlineReader(store_dir, history).read(1, [NEW, row["item_id"]], when)
+    assert served.candidates.equals(by_one.candidates)
+    record = EmbeddingRecord.load(store_dir)
+    assert fold_items(open_store(store_dir), record.embeddings) == 1
+    assert fold_items(open_store(store_dir), record.embeddings) == 0
+    rows = pa.table(
+        {
+            "request_id": [0, 0],
+            "user_id": [1, 1],
+            "time": pa.array([when] * 2, TIME),
+            "query_id": pa.nulls(2, pa.int64()),
+            "item_id": [NEW, row["item_id"]],
+        }
+    )
+    frame = training_frame(store_dir, rows, history).take(0, 1)
+    assert frame.candidates.to_pylist() == served.candidates.to_pylist()
+    assert frame.candidates["item_found"].to_pylist() == [True, True]
+    early = training_frame(
+        store_dir, rows.set_column(2, "time", pa.array([when - 2 * SECOND] * 2, TIME)), history
+    ).take(0, 1)
+    assert early.candidates["item_found"].to_pylist() == [False, True]
+    view = record.embeddings[0].item_view
+    online = read_matrix(open_store(store_dir), view, np.array([NEW]), ["vector"])["vector"][0]
+    offline = pq.read_table(store_dir / "data" / f"{view}.parquet").to_pylist()
+    assert next(one for one in offline if one["item_id"] == NEW)["vector"] == online.tolist()
+    materialize(store_dir, known_until(store_dir) + timedelta(days=1))
+    assert not [one.problems for one in check_store(store_dir) if one.problems]
+    live.look()
+    assert live.behind == "" and NEW in live.current.retriever.index.ids
+
+
+@pytest.mark.slow
+def test_vectors_that_are_not_online_are_missed_and_the_service_goes_on(run):
+    import sqlite3
+
+    with sqlite3.connect(run / "store" / "data" / "online.db") as connection:
+        connection.execute("DELETE FROM moon_item_embedding_v1 WHERE rowid % 2")
+    live = Live.open(Settings(run=run))
+    assert "moon materialize" in live.behind and live.current.items is None
+    assert live.current.recommend(1, 5).hits
+    materialize(run / "store", known_until(run / "store"))
+    live.look()
+    assert live.behind == "" and live.current.items is not None
+
+
+def test_a_store_with_what_came_in_is_not_replaced(tiny_world, tmp_path):
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
+    keep_item(tmp_path / "store", Item(item_id=NEW, title="x"), tiny_world.end)
+    with pytest.raises(StoreError, match="0 events and 1 items"):
+        create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
+    assert len(new_items(tmp_path / "store")) == 1
+
+
+def test_an_item_is_kept_whole_and_the_state_changes_with_it(tiny_world, tmp_path):
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
+    assert state(tmp_path / "store") == () and new_items(tmp_path / "store") == []
+    item = Item(item_id=NEW, title="x", attributes={"colour": "red"}, category=["a", "b"])
+    keep_item(tmp_path / "store", item, tiny_world.end)
+    before = state(tmp_path / "store")
+    (one,) = new_items(tmp_path / "store")
+    assert one.item == item and one.row["spu"] == NEW and one.row["attributes"] == [("colour", "red")]
+    keep_item(tmp_path / "store", item, tiny_world.end + SECOND)
+    assert state(tmp_path / "store") != before and len(new_items(tmp_path / "store")) == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({}, "item_id"),
+        ({"item_id": 1}, "a title, a picture or both"),
+        ({"item_id": 1, "title": "  "}, "a title, a picture or both"),
+        ({"item_id": "1", "title": "x"}, "item_id"),
+        ({"item_id": -1, "title": "x"}, "item_id"),
+        ({"item_id": 1, "title": "x", "price": -1}, "price"),
+        ({"item_id": 1, "title": "x", "price": "NaN"}, "price"),
+        ({"item_id": 1, "title": "x", "category": "a"}, "category"),
+        ({"item_id": 1, "title": "x", "category": [""]}, "category.0"),
+        ({"item_id": 1, "title": "x" * 10_001}, "title"),
+        ({"item_id": 1, "title": "x", "colour": "red"}, "colour"),
+    ],
+)
+def test_what_is_no_item_is_refused(told, says):
+    import json
+
+    with pytest.raises(DataError, match=says):
+        parse_item(json.dumps(told))
+
+
+@pytest.mark.slow
+def test_a_picture_that_is_none_is_refused_at_the_door(run):
+    with TestClient(create_app(Settings(run=run)), raise_server_exceptions=False) as client:
+        for image, status in (("!!", 422), (base64.b64encode(b"no picture").decode(), 422)):
+            answer = client.post("/items", json={"item_id": 1, "title": "x", "image_base64": image})
+            assert answer.status_code == status and answer.json()["error"]
+        assert client.post("/items", content=b"{").status_code == 422
+    assert new_items(run / "store") == []
