@@ -56,7 +56,9 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", str(REPOSITORY.parent))  # the workers' path to our online store
-        ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            "local", num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False
+        )
         yield
         shutdown_ray()
 
