@@ -7,11 +7,11 @@ BIN := .venv/bin
 # One thread pool that sleeps between kernels: a spinning one is many times slower on a shared machine.
 export OMP_WAIT_POLICY = passive
 
-.PHONY: help setup demo test check fmt serve lock clean
+.PHONY: help setup setup-ray demo test check fmt serve lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # torch goes first and with its own dependencies, so that a CUDA build brings its libraries; everything else is
 # pinned and installed without dependency resolution, because torchrec asks for the CUDA fbgemm, which would
@@ -24,6 +24,9 @@ help:  ## show this list
 	touch $@
 
 setup: .venv/ready  ## create .venv and install the pinned lock
+
+setup-ray: .venv/ready  ## add what the Ray profile needs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/ray.lock
 
 demo: .venv/ready  ## run the whole journey: make demo [DATA=hm_fashion:FOLDER]
 	$(BIN)/moon demo --data "$(DATA)"

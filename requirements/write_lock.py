@@ -1,7 +1,8 @@
-"""Print the lock of the environment this runs in: exact versions, no index, no local version labels."""
+"""Print the lock of the environment this runs in: exact versions, no index, no local version labels, no Ray."""
 
 import sys
 from importlib.metadata import distributions
+from pathlib import Path
 
 HEADER = """\
 # Full pinned environment for Python 3.11. Install torch first, then this file with --no-deps (see the Makefile):
@@ -9,16 +10,19 @@ HEADER = """\
 # Written by 'make lock'.
 """
 NOT_PINNED = {"pip", "moon", "uv"}
+RAY = Path(__file__).with_name("ray.lock")  # has a lock of its own
 
 
 def main() -> None:
     """Write one ``name==version`` line per installed distribution to stdout."""
+    elsewhere = {line.split("==")[0] for line in RAY.read_text().splitlines() if "==" in line}
     pins = {
         dist.metadata["Name"].lower().replace("_", "-"): dist.version.split("+")[0]
         for dist in distributions()
         if dist.metadata["Name"].lower() not in NOT_PINNED
     }
-    sys.stdout.write(HEADER + "".join(f"{name}=={version}\n" for name, version in sorted(pins.items())))
+    lines = (f"{name}=={version}\n" for name, version in sorted(pins.items()) if name not in elsewhere)
+    sys.stdout.write(HEADER + "".join(lines))
 
 
 if __name__ == "__main__":
