@@ -24,7 +24,7 @@ from feature_repo.engine import Report, newest
 from feature_repo.matrix import Matrix, kinds, read_matrix
 from feature_repo.sources import DATA
 from feature_repo.store import BEGINNING, open_store
-from feature_repo.wire import Cells, Column, decode
+from feature_repo.wire import Column, decode
 
 SAMPLE = 1000  # entities of a view that are compared
 COVERAGE, PARITY, NULLS, DRIFT = 0.99, 1.0, 0.9, 0.25  # the least, the least, the most, the most
@@ -157,7 +157,7 @@ def _save(path: Path, baseline: Baseline) -> None:
 
 def _through(column: pa.Array, kind: str) -> Column:
     """A column as it would come back from an online store."""
-    return decode(Cells.of(encode(column, kind)), kind)
+    return decode(encode(column, kind), kind)
 
 
 def _compare(

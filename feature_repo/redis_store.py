@@ -75,12 +75,12 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
         kind = [kinds(view) for view, _ in asked]
 
         def read(ids: np.ndarray) -> list[Matrix]:
-            found = iter(commands.cells(wire.ask(commands.message(ids)), len(ids)))
+            found = iter(commands.columns(wire.ask(commands.message(ids)), len(ids)))
             matrices = []
             for (_, features), of in zip(asked, kind, strict=True):
                 columns = {feature: decode(next(found), of[feature]) for feature in features}
-                stamps = next(found)
-                matrices.append(Matrix(columns, stamps.length > 0, decode_stamps(stamps)))
+                event_us = decode_stamps(next(found))
+                matrices.append(Matrix(columns, event_us != 0, event_us))
             return matrices
 
         return read

@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import hiredis
 import numpy as np
 from redis import exceptions
 
-from feature_repo.wire import Cells
+from feature_repo.wire import Cells, Values
 
 NONCE = secrets.token_hex(16).encode()  # no stored value ends like this by chance or on purpose
 SENTINEL = b"*2\r\n$4\r\nECHO\r\n$%d\r\n%s\r\n" % (len(NONCE), NONCE)
@@ -28,7 +30,7 @@ UNREADY = (b"-LOADING", b"-MASTERDOWN", b"-CLUSTERDOWN", b"-TRYAGAIN")
 LEAST_BUFFER = 1 << 14  # bytes
 MAX_IDLE = 16  # connections kept open
 PROBE_S = 0.01  # how long a server that hung a moment ago gets to show that it is back
-FEW = 8  # rows that are taken apart faster one by one
+FEW = 8  # rows that hiredis takes apart faster
 MOST_DIGITS = 10  # of a length, with its sign: Redis values end at 512 MB
 
 
@@ -186,18 +188,19 @@ class Hmgets:
 
     def message(self, ids: np.ndarray) -> bytes:
         """One HMGET per id, int64 (N)."""
-        matrix = np.tile(self._template, (len(ids), 1))
+        matrix = np.empty((len(ids), len(self._template)), np.uint8)
+        matrix[:] = self._template
         matrix[:, self._at : self._at + 8] = ids.astype("<i8").view(np.uint8).reshape(-1, 8)
         return matrix.tobytes()
 
-    def cells(self, reply: np.ndarray, rows: int) -> list[Cells]:
+    def columns(self, reply: np.ndarray, rows: int) -> Sequence[Cells | Values]:
         """The replies to ``rows`` HMGETs, by field.
 
         Raises:
             redis.exceptions.ResponseError: the reply is anything else.
         """
         if rows <= FEW:
-            found = one_by_one(reply, rows, self.fields)
+            found: Sequence[Cells | Values] | None = by_hiredis(reply, rows, self.fields)
         else:
             found = all_alike(reply, rows, self.fields) or all_together(reply, rows, self.fields)
         if found is None:
@@ -206,12 +209,21 @@ class Hmgets:
         return found
 
 
-def one_by_one(reply: np.ndarray, rows: int, fields: int) -> list[Cells] | None:
-    """Replies by field, value after value: the slow twin of the other two, and the fastest for few.
+def by_hiredis(reply: np.ndarray, rows: int, fields: int) -> list[Values] | None:
+    """Replies by field, a Python object per value: the fastest for few rows; None: this is not what HMGET answers."""
+    reader = hiredis.Reader()
+    reader.feed(reply.tobytes())
+    try:
+        answers: list[Any] = [reader.gets() for _ in range(rows)]
+    except hiredis.ProtocolError:
+        return None
+    if reader.has_data() or not all(isinstance(one, list) and len(one) == fields for one in answers):
+        return None
+    return [[one[field] for one in answers] for field in range(fields)]
 
-    Returns:
-        None: this is not what HMGET answers.
-    """
+
+def one_by_one(reply: np.ndarray, rows: int, fields: int) -> list[Cells] | None:
+    """Replies by field, value after value: the slow twin of the other two; None: this is not what HMGET answers."""
     text = reply.tobytes()
     start, length = np.zeros((2, fields, rows), np.int64)
     header, at = b"*%d\r\n" % fields, 0

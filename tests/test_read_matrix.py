@@ -24,7 +24,16 @@ from hypothesis import strategies as st
 from feature_repo.duckdb_store import DuckDBOfflineStoreConfig
 from feature_repo.matrix import by_feast, matrix_reader, read_matrix
 from feature_repo.redis_store import RedisOnlineStoreConfig, address_of
-from feature_repo.resp import Address, Hmgets, Wire, all_alike, all_together, command, one_by_one
+from feature_repo.resp import (
+    Address,
+    Hmgets,
+    Wire,
+    all_alike,
+    all_together,
+    by_hiredis,
+    command,
+    one_by_one,
+)
 from feature_repo.sqlite_store import SqliteOnlineStoreConfig
 
 ITEM = Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)
@@ -180,9 +189,11 @@ def test_replies_are_taken_apart_whatever_the_values_hold(rows):
     ]
     reply = np.frombuffer(b"".join(parts), np.uint8)
     for apart in (one_by_one, all_together):
-        for place, field in enumerate(apart(reply, len(rows), 2)):
-            found = [None if field.length[row] < 0 else field.bytes(row) for row in range(len(rows))]
-            assert found == [row[place] for row in rows]
+        found = [field.values() for field in apart(reply, len(rows), 2)]
+        assert found == [[row[place] for row in rows] for place in range(2)]
+    found = by_hiredis(reply, len(rows), 2)
+    assert [list(field) for field in found] == [[row[place] for row in rows] for place in range(2)]
+    for apart in (one_by_one, all_together, by_hiredis):
         for wrong in (reply[:-3], reply[4:], np.append(reply, reply), reply[:0]):
             assert apart(wrong, len(rows), 2) is None
 
@@ -205,7 +216,7 @@ def test_anything_else_is_refused():
         with pytest.raises(
             redis.exceptions.ResponseError, match="expected . answers of 2 values, found '-ERR"
         ):
-            Hmgets(lambda one: one.to_bytes(8, "little", signed=True), [b"a", b"b"]).cells(reply, rows)
+            Hmgets(lambda one: one.to_bytes(8, "little", signed=True), [b"a", b"b"]).columns(reply, rows)
 
 
 def test_the_message_is_one_command_after_the_other():
