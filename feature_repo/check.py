@@ -21,6 +21,7 @@ from feast import FeatureStore, FeatureView
 from feature_repo.batch import Batch, sift
 from feature_repo.encode import encode
 from feature_repo.engine import Report, newest
+from feature_repo.freshness import EPOCH, as_of
 from feature_repo.matrix import Matrix, kinds, read_matrix
 from feature_repo.sources import DATA
 from feature_repo.store import BEGINNING, open_store
@@ -119,7 +120,8 @@ def _examine(store: FeatureStore, view: FeatureView, seed: int) -> Finding:
         return Finding(view.name, 0)
     rows = np.random.default_rng(seed).permutation(len(batch))[:SAMPLE]
     ids = batch.keys[0].to_numpy()[rows]
-    online = read_matrix(store, view.name, ids, list(batch.features))
+    with as_of(EPOCH):  # whatever its age
+        online = read_matrix(store, view.name, ids, list(batch.features))
     kind = kinds(view)
     expected = {name: _through(column.take(rows), kind[name]) for name, column in batch.features.items()}
     offline_us = batch.event_us[rows]
