@@ -31,11 +31,12 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from feature_repo.batch import Batch, refuse_future
+from feature_repo.connection import Address, Wire
 from feature_repo.encode import encode, encode_stamps
 from feature_repo.freshness import FreshReads, Row
 from feature_repo.matrix import Asked, Matrix, Reader, entity_key, kinds
 from feature_repo.redis_write import Rows, write
-from feature_repo.resp import Address, Hmgets, Wire
+from feature_repo.resp import Hmgets
 from feature_repo.wire import decode, decode_stamps
 
 READ_TIMEOUT_S = 0.1
