@@ -21,10 +21,11 @@ from feast import FeatureStore, FeatureView
 from feature_repo.batch import Batch, sift
 from feature_repo.encode import encode
 from feature_repo.engine import newest
+from feature_repo.freshness import EPOCH, as_of
 from feature_repo.matrix import Matrix, kinds, read_matrix
 from feature_repo.sources import DATA
 from feature_repo.store import BEGINNING, open_store
-from feature_repo.wire import Cells, Column, decode
+from feature_repo.wire import Column, decode
 
 SAMPLE = 1000  # entities of a view that are compared
 COVERAGE, PARITY, NULLS, DRIFT = 0.99, 1.0, 0.9, 0.25  # the least, the least, the most, the most
@@ -118,7 +119,8 @@ def _examine(store: FeatureStore, view: FeatureView, seed: int) -> Finding:
         return Finding(view.name, 0)
     rows = np.random.default_rng(seed).permutation(len(batch))[:SAMPLE]
     ids = batch.keys[0].to_numpy()[rows]
-    online = read_matrix(store, view.name, ids, list(batch.features))
+    with as_of(EPOCH):  # whatever its age
+        online = read_matrix(store, view.name, ids, list(batch.features))
     kind = kinds(view)
     expected = {name: _through(column.take(rows), kind[name]) for name, column in batch.features.items()}
     offline_us = batch.event_us[rows]
@@ -156,7 +158,7 @@ def _save(path: Path, baseline: Baseline) -> None:
 
 def _through(column: pa.Array, kind: str) -> Column:
     """A column as it would come back from an online store."""
-    return decode(Cells.of(encode(column, kind)), kind)
+    return decode(encode(column, kind), kind)
 
 
 def _compare(

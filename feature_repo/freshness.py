@@ -1,8 +1,14 @@
-"""Time to live at reading: Feast declares it, and then serves a row of any age."""
+"""Time to live at reading: Feast declares it, and then serves a row of any age.
+
+Feast's joins measure it against each row's own time; online the only time it knows is now. A service that answers as
+of another time says so with ``as_of``, and reads online what a join at that time would give.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -14,11 +20,22 @@ from feast.protos.feast.types.Value_pb2 import Value
 US = timedelta(microseconds=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Row = tuple[datetime | None, dict[str, Value] | None]
+_time: ContextVar[datetime | None] = ContextVar("time", default=None)
+
+
+@contextmanager
+def as_of(time: datetime) -> Iterator[None]:
+    """Reads inside measure ages against ``time``, not now; as of ``EPOCH`` nothing has expired."""
+    token = _time.set(time)
+    try:
+        yield
+    finally:
+        _time.reset(token)
 
 
 def oldest(view: FeatureView) -> datetime | None:
     """The event time before which a row of ``view`` is as good as none; None: rows are good for ever."""
-    return datetime.now(UTC) - view.ttl if view.ttl else None
+    return (_time.get() or datetime.now(UTC)) - view.ttl if view.ttl else None
 
 
 def fresh_rows(view: FeatureView, rows: Sequence[Row]) -> list[Row]:

@@ -22,12 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from feast import FeatureStore
+from feast import FeatureStore, FeatureView
 
 from feature_repo.engine import REPORTS, Report
 from feature_repo.features import ITEM_FEATURES
-from feature_repo.freshness import EPOCH, US
+from feature_repo.freshness import EPOCH, US, as_of, is_fresh
 from feature_repo.matrix import Matrix, Reader, matrix_reader, to_arrow
 from feature_repo.new_items import new_items
 from feature_repo.online import UNREACHABLE, Stored, StoreUnavailable
@@ -52,6 +53,7 @@ class ItemMatrix:
         items: item_id, ITEM_FEATURES (null where nothing is stored) and <view>_us, the event time of the row of each
             view in microseconds since 1970 UTC, 0 where there is none; a later row of an item replaces earlier ones.
         vectors: of those items that have one.
+        views: VIEWS, whose times to live count at reading.
     """
 
     key: str
@@ -59,6 +61,7 @@ class ItemMatrix:
     loaded_until: str
     items: pa.Table
     vectors: VectorTable
+    views: dict[str, FeatureView]
 
     def __post_init__(self) -> None:
         ids = self.items.column("item_id").to_numpy()
@@ -83,10 +86,17 @@ class ItemMatrix:
         take = pa.array(rows, mask=rows < 0)
         columns = {name: _one(self.items.column(name).take(take)) for name in ITEM_FEATURES}
         found, age_s = {}, {}
-        for view in VIEWS:
-            event_us = _one(self.items.column(f"{view}_us").take(take)).fill_null(0).to_numpy()
-            found[view] = event_us > 0
-            age_s[view] = np.where(found[view], ((time - EPOCH) // US - event_us) / 1e6, np.nan)
+        for name, view in self.views.items():
+            event_us = _one(self.items.column(f"{name}_us").take(take)).fill_null(0).to_numpy()
+            with as_of(time - US):  # as ``OnlineReader`` does
+                found[name] = (event_us > 0) & is_fresh(view, event_us)
+            age_s[name] = np.where(found[name], ((time - EPOCH) // US - event_us) / 1e6, np.nan)
+            if view.ttl:
+                gone = pa.array(~found[name])
+                for feature in (feature for feature, of in ITEM_FEATURES.items() if of[0] == name):
+                    columns[feature] = pc.if_else(
+                        gone, pa.scalar(None, columns[feature].type), columns[feature]
+                    )
         return Stored(columns, found, age_s)
 
     def over(self, other: ItemMatrix) -> ItemMatrix:
@@ -149,7 +159,8 @@ def open_item_matrix(store: FeatureStore, embedding: Embedding) -> ItemMatrix:
     items, vectors = (
         pa.ipc.open_file(pa.memory_map(str(folder / key / name))).read_all() for name in (ITEMS, VECTORS)
     )
-    return ItemMatrix(key, embedding, about["loaded_until"], items, _table(vectors, embedding.width))
+    views = {view: store.get_feature_view(view) for view in VIEWS}
+    return ItemMatrix(key, embedding, about["loaded_until"], items, _table(vectors, embedding.width), views)
 
 
 def read_now(store: FeatureStore, embedding: Embedding, item_ids: np.ndarray, key: str = "") -> ItemMatrix:
@@ -159,19 +170,21 @@ def read_now(store: FeatureStore, embedding: Embedding, item_ids: np.ndarray, ke
         StoreUnavailable: it does not answer.
     """
     names = {view: [name for name, of in ITEM_FEATURES.items() if of[0] == view] for view in VIEWS}
-    asked = [*names.items(), (embedding.item_view, ["vector"])]
-    reader = matrix_reader(store, [(store.get_feature_view(view), features) for view, features in asked])
+    views = {view: store.get_feature_view(view) for view in VIEWS}
+    asked = [(views[view], features) for view, features in names.items()]
+    reader = matrix_reader(store, [*asked, (store.get_feature_view(embedding.item_view), ["vector"])])
     starts = range(0, max(len(item_ids), 1), AT_ONCE)
     parts = [
         _read(reader, item_ids[start : start + AT_ONCE], names) for start in track(starts, "item matrix")
     ]
     vectors = _table(pa.concat_tables([vectors for _, vectors in parts]), embedding.width)
-    return ItemMatrix(key, embedding, "", pa.concat_tables([items for items, _ in parts]), vectors)
+    return ItemMatrix(key, embedding, "", pa.concat_tables([items for items, _ in parts]), vectors, views)
 
 
 def _read(reader: Reader, ids: np.ndarray, names: dict[str, list[str]]) -> tuple[pa.Table, pa.Table]:
     try:
-        *views, vectors = reader(ids)
+        with as_of(EPOCH):  # of any age: that is for those who read the snapshot
+            *views, vectors = reader(ids)
     except UNREACHABLE as error:
         raise StoreUnavailable(f"the online store does not answer: {error}") from error
     columns = {"item_id": pa.array(ids, pa.int64())}

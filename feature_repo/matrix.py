@@ -17,7 +17,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 
 from feature_repo.freshness import is_fresh
-from feature_repo.wire import Cells, Column, by_protobuf
+from feature_repo.wire import Column, by_protobuf
 
 Asked = Sequence[tuple[FeatureView, Sequence[str]]]
 
@@ -116,8 +116,7 @@ def by_feast(store: FeatureStore, view: FeatureView, ids: np.ndarray, features: 
     """The slow twin: Feast's reader, a protobuf object per value."""
     of = kinds(view)
     if not len(ids):
-        nothing = Cells.of([])
-        empty = {name: by_protobuf(nothing, of[name]) for name in features}
+        empty = {name: by_protobuf([], of[name]) for name in features}
         return Matrix(empty, np.zeros(0, bool), np.zeros(0, np.int64))
     response = store.get_online_features(
         features=[f"{view.name}:{name}" for name in features],
@@ -128,7 +127,7 @@ def by_feast(store: FeatureStore, view: FeatureView, ids: np.ndarray, features: 
     for name, vector in zip(response.metadata.feature_names.val, response.results, strict=True):
         if name in of:
             values: list[Any] = [value.SerializeToString() for value in vector.values]
-            columns[name] = by_protobuf(Cells.of(values), of[name])
+            columns[name] = by_protobuf(values, of[name])
             stamps = np.array([stamp.ToMicroseconds() for stamp in vector.event_timestamps], np.int64)
     return Matrix({name: columns[name] for name in features}, stamps != 0, stamps)
 

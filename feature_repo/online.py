@@ -25,7 +25,7 @@ from feature_repo.features import (
     user_columns,
 )
 from feature_repo.frame import Frame, History
-from feature_repo.freshness import EPOCH, US
+from feature_repo.freshness import EPOCH, US, as_of
 from feature_repo.matrix import Matrix, Reader, matrix_reader, to_arrow
 from feature_repo.store import open_store
 from feature_repo.views import HISTORY
@@ -92,7 +92,8 @@ class OnlineReader:
         """The frame of one request: a user and N candidate items at ``time``.
 
         Unknown users and items get the defaults of ``feature_repo.features`` and false found columns.
-        ``request_id`` is 0. Behaviours available at or after ``time`` are left out.
+        ``request_id`` is 0. Behaviours available at or after ``time`` are left out. What is older at ``time`` than
+        its view's time to live is as good as unknown.
 
         Raises:
             StoreUnavailable: the store does not answer.
@@ -145,7 +146,8 @@ class OnlineReader:
             none = {view: np.zeros(0) for view in views}
             return Stored(empty, {view: np.zeros(0, bool) for view in views}, none)
         try:
-            matrices = self._reader(features)(ids)
+            with as_of(time - US):  # when the training frame's join would look
+                matrices = self._reader(features)(ids)
         except UNREACHABLE as error:
             raise StoreUnavailable(f"the online store does not answer: {error}") from error
         return _unpack(matrices, features, _us(time))

@@ -32,12 +32,13 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from feature_repo.batch import Batch, refuse_future
+from feature_repo.connection import Address, Wire
 from feature_repo.encode import encode, encode_stamps
 from feature_repo.freshness import FreshReads, Row
 from feature_repo.matrix import Asked, Matrix, Reader, entity_key, kinds
 from feature_repo.redis_delete import delete_fields
 from feature_repo.redis_write import Rows, swap, write
-from feature_repo.resp import Address, Hmgets, Wire
+from feature_repo.resp import Hmgets
 from feature_repo.wire import decode, decode_stamps
 
 READ_TIMEOUT_S = 0.1
@@ -79,12 +80,12 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
         kind = [kinds(view) for view, _ in asked]
 
         def read(ids: np.ndarray) -> list[Matrix]:
-            found = iter(commands.cells(wire.ask(commands.message(ids)), len(ids)))
+            found = iter(commands.columns(wire.ask(commands.message(ids)), len(ids)))
             matrices = []
             for (_, features), of in zip(asked, kind, strict=True):
                 columns = {feature: decode(next(found), of[feature]) for feature in features}
-                stamps = next(found)
-                matrices.append(Matrix(columns, stamps.length > 0, decode_stamps(stamps)))
+                event_us = decode_stamps(next(found))
+                matrices.append(Matrix(columns, event_us != 0, event_us))
             return matrices
 
         return read

@@ -25,7 +25,7 @@ from feature_repo.batch import Batch, refuse_future
 from feature_repo.encode import encode
 from feature_repo.freshness import FreshReads
 from feature_repo.matrix import Asked, Matrix, Reader, entity_key, kinds
-from feature_repo.wire import Cells, decode
+from feature_repo.wire import decode
 
 AT_ONCE = 10_000  # entities of a query; SQLite takes 32,766 parameters
 TEXT = ("string", "int32", "int64", "float", "double", "bool")  # types that Feast keeps as text as well
@@ -173,7 +173,7 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
         found = np.array([stamp is not None for stamp in stamps], bool)
         event_us = np.array([0 if stamp is None else _event_us(stamp) for stamp in stamps], np.int64)
         kind = kinds(view)
-        columns = {name: decode(Cells.of(values[name]), kind[name]).take(row) for name in features}
+        columns = {name: decode(values[name], kind[name]).take(row) for name in features}
         return Matrix(columns, found[row], event_us[row])
 
 

@@ -23,6 +23,9 @@ from moon.sizes import SIZES
 
 HISTORY = max(size.history for size in SIZES.values())  # behaviours kept online; readers cut them shorter
 FOREVER = timedelta(0)
+# The oldest statistics that count, at the time of a request, in training and serving alike. A row is written when a
+# count changes, so an old one is exact while the log goes on; a limit under 28 days takes it from quiet items.
+STATISTICS_TTL = FOREVER
 EMBEDDING_RECORD = "embedding.json"
 ITEM_EMBEDDING, QUERY_EMBEDDING = "item_embedding", "query_embedding"
 
@@ -118,13 +121,18 @@ class EmbeddingRecord:
 
 
 def _view(
-    name: str, entity: Entity, schema: Mapping[str, FeastType], says: str, tags: dict[str, str] | None = None
+    name: str,
+    entity: Entity,
+    schema: Mapping[str, FeastType],
+    says: str,
+    tags: dict[str, str] | None = None,
+    ttl: timedelta = FOREVER,
 ) -> FeatureView:
     fields = [Field(name=feature, dtype=dtype) for feature, dtype in schema.items()]
     return FeatureView(
         name=name,
         entities=[entity],
-        ttl=FOREVER,
+        ttl=ttl,
         schema=[Field(name=entity.join_key, dtype=Int64), *fields],
         source=source(name),
         description=says,
@@ -162,6 +170,7 @@ def views(record: EmbeddingRecord) -> dict[str, FeatureView]:
             item,
             ITEM_STATS,
             "How often an item was shown and liked in the windows ending at the row's midnight.",
+            ttl=STATISTICS_TTL,
         ),
         _view(
             "user_profile",
@@ -193,6 +202,7 @@ def views(record: EmbeddingRecord) -> dict[str, FeatureView]:
             query,
             {f"query_{feature}": dtype for feature, dtype in ITEM_STATS.items()},
             "How often the query's results were shown and liked in the windows ending at the row's midnight.",
+            ttl=STATISTICS_TTL,
         ),
         *chain.from_iterable(_embedding_views(one) for one in record.embeddings),
     )

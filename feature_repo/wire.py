@@ -2,7 +2,8 @@
 
 Every value in an online store is a serialized ``feast.types.Value``: a tag that says which type, then the content.
 Values of one column and one length have their bytes in the same places, so they are decoded together; what does
-not look as expected is left to protobuf, value by value. The twin of everything here is ``Value.FromString``.
+not look as expected is left to protobuf, value by value, and so are few values and lists of integers, whose bytes
+are in no fixed places. The twin of everything here is ``Value.FromString``.
 
 Shapes: N rows, L bytes of a value, W numbers of a list.
 """
@@ -20,7 +21,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 NUMBERS = {"int32": np.int32, "int64": np.int64, "bool": np.bool_, "unix_timestamp": np.int64}
 FIXED = {"float": np.float32, "double": np.float64}
+DTYPES = NUMBERS | FIXED
 Rows = np.ndarray | slice
+Values = Sequence[bytes | None]  # None: there is none
 SHORT = 64  # bytes; longer values are copied one by one rather than byte by byte
 FEW = 4  # rows that protobuf decodes faster
 
@@ -45,7 +48,7 @@ class Cells:
         return len(self.start)
 
     @classmethod
-    def of(cls, values: Sequence[bytes | None]) -> Cells:
+    def of(cls, values: Values) -> Cells:
         """Cells of separate byte strings."""
         length = np.array([-1 if value is None else len(value) for value in values], dtype=np.int64)
         end = np.cumsum(np.maximum(length, 0))
@@ -55,6 +58,10 @@ class Cells:
     def bytes(self, row: int) -> bytes:
         """One value."""
         return self.buffer[self.start[row] : self.start[row] + self.length[row]].tobytes()
+
+    def values(self) -> Values:
+        """The values one by one."""
+        return [None if self.length[row] < 0 else self.bytes(row) for row in range(len(self))]
 
     def part(self, rows: Rows) -> Cells:
         """Some of the values."""
@@ -106,32 +113,30 @@ class Column:
         return Column(values, self.valid & good)
 
 
-def decode(cells: Cells, kind: str) -> Column:
+def decode(stored: Cells | Values, kind: str) -> Column:
     """Decode a column.
 
     Args:
-        cells: serialized values.
+        stored: serialized values.
         kind: the field of ``Value`` without "_val": int64, float, string, float_list, ...
     """
-    if len(cells) <= FEW:
-        return by_protobuf(cells, kind)
-    if kind in NUMBERS or kind in FIXED:
-        return _scalars(cells, kind)
-    if kind == "string":
-        return _strings(cells)
-    if kind.endswith("_list") and kind[:-5] in NUMBERS | FIXED:
-        return _lists(cells, kind)
-    return by_protobuf(cells, kind)
+    if len(stored) > FEW:
+        cells = stored if isinstance(stored, Cells) else Cells.of(stored)
+        if kind in NUMBERS or kind in FIXED:
+            return _scalars(cells, kind)
+        if kind == "string":
+            return _strings(cells)
+        if kind.endswith("_list") and kind[:-5] in FIXED:
+            return _lists(cells, kind)
+    return by_protobuf(stored.values() if isinstance(stored, Cells) else stored, kind)
 
 
-def by_protobuf(cells: Cells, kind: str) -> Column:
+def by_protobuf(values: Values, kind: str) -> Column:
     """The slow twin of ``decode``: one ``Value`` per value."""
-    objects: list[Any] = [
-        _value(cells.bytes(row), kind) if cells.length[row] > 0 else None for row in range(len(cells))
-    ]
+    objects: list[Any] = [_value(value, kind) if value else None for value in values]
     valid = np.array([value is not None for value in objects], dtype=bool)
     element = kind.removesuffix("_list")
-    dtype = (NUMBERS | FIXED).get(element)
+    dtype = DTYPES.get(element)
     if kind.endswith("_list"):
         arrays: list[np.ndarray] = [np.array([] if one is None else one, dtype or object) for one in objects]
         return Column(_stacked(arrays, valid, dtype or object), valid)
@@ -139,13 +144,14 @@ def by_protobuf(cells: Cells, kind: str) -> Column:
     return Column(np.array([empty if one is None else one for one in objects], dtype or object), valid)
 
 
-def decode_stamps(cells: Cells) -> np.ndarray:
+def decode_stamps(stored: Cells | Values) -> np.ndarray:
     """int64 (N): serialized ``Timestamp`` values as microseconds since 1970; 0 where there is none."""
+    if len(stored) <= FEW:
+        values = stored.values() if isinstance(stored, Cells) else stored
+        stamps = [Timestamp.FromString(value or b"") for value in values]
+        return np.array([one.seconds * 1_000_000 + one.nanos // 1000 for one in stamps], np.int64)
+    cells = stored if isinstance(stored, Cells) else Cells.of(stored)
     out = np.zeros(len(cells), np.int64)
-    if len(cells) <= FEW:
-        for row in np.flatnonzero(cells.length > 0).tolist():
-            out[row] = Timestamp.FromString(cells.bytes(row)).ToMicroseconds()
-        return out
     for rows, matrix in cells.groups():
         seconds, nanos = _stamps(matrix)
         out[rows] = seconds * 1_000_000 + nanos // 1000
@@ -174,7 +180,7 @@ def _stamps(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scalars(cells: Cells, kind: str) -> Column:
-    dtype = (NUMBERS | FIXED)[kind]
+    dtype = DTYPES[kind]
     values, valid = np.zeros(len(cells), dtype), np.zeros(len(cells), bool)
     first = tag(kind)
     for rows, matrix in cells.groups():
@@ -185,7 +191,7 @@ def _scalars(cells: Cells, kind: str) -> Column:
             good = bool((matrix[:, 0] == first[0]).all()) and _one_varint(matrix[:, 1:])
             found = _varint(matrix[:, 1:]).astype(dtype) if good else None
         if found is None:
-            slow = by_protobuf(cells.part(rows), kind)
+            slow = by_protobuf(cells.part(rows).values(), kind)
             values[rows], valid[rows] = slow.values, slow.valid
         else:
             values[rows], valid[rows] = found, True
@@ -208,22 +214,16 @@ def _strings(cells: Cells) -> Column:
 
 
 def _lists(cells: Cells, kind: str) -> Column:
-    dtype = (NUMBERS | FIXED)[kind.removesuffix("_list")]
+    dtype = FIXED[kind.removesuffix("_list")]
     arrays: list[np.ndarray] = [np.zeros(0, dtype)] * len(cells)
     valid = np.zeros(len(cells), bool)
     size = np.dtype(dtype).itemsize
     for rows, matrix in cells.groups():
-        length = matrix.shape[1]
-        header = _list_header_of(kind, length)
+        header = _list_header_of(kind, matrix.shape[1])
         found: np.ndarray | list[np.ndarray] | None = None
         if header is not None and (matrix[:, : len(header)] == header).all():
             content = np.ascontiguousarray(matrix[:, len(header) :])
-            if kind == "bool_list":
-                found = content.astype(np.bool_)
-            elif kind.removesuffix("_list") in FIXED:
-                found = content.view(dtype) if content.shape[1] % size == 0 else None
-            else:
-                found = _varints(content, dtype)
+            found = content.view(dtype) if content.shape[1] % size == 0 else None
         if found is None:
             slow = [_value(one.tobytes(), kind) for one in matrix]
             valid[rows] = [one is not None for one in slow]
@@ -239,6 +239,8 @@ def _lists(cells: Cells, kind: str) -> Column:
 
 def _stacked(arrays: list[np.ndarray], valid: np.ndarray, dtype: Any) -> np.ndarray:
     """(N, W) where the valid ones agree on W, else (N) of arrays."""
+    if len(arrays) == 1 and dtype is not object:
+        return arrays[0][None]
     widths = {len(one) for one, there in zip(arrays, valid.tolist(), strict=True) if there}
     if len(widths) == 1 and dtype is not object:
         nothing = np.zeros(widths.pop(), dtype)
@@ -258,7 +260,7 @@ def _value(content: bytes, kind: str) -> Any:
     if which != f"{kind}_val":
         raise ValueError(f"expected a stored value of type {kind}, found {which.removesuffix('_val')}")
     found = getattr(value, which)
-    return list(found.val) if kind.endswith("_list") else found
+    return found.val if kind.endswith("_list") else found  # numpy copies it without an object per number
 
 
 def _one_varint(matrix: np.ndarray) -> bool:
@@ -271,22 +273,6 @@ def _varint(matrix: np.ndarray) -> np.ndarray:
     for place in range(matrix.shape[1]):
         out |= (matrix[:, place] & np.uint8(127)).astype(np.uint64) << np.uint64(7 * place)
     return out.view(np.int64)
-
-
-def _varints(content: np.ndarray, dtype: Any) -> list[np.ndarray]:
-    """The packed varints of each row."""
-    flat = content.reshape(-1)
-    last = np.flatnonzero(flat < 128)
-    first = np.append(0, last[:-1] + 1)[: len(last)]
-    place = np.arange(len(flat)) - np.repeat(first, last - first + 1)
-    shifted = (flat & np.uint8(127)).astype(np.uint64) << (7 * place).astype(np.uint64)
-    numbers = (
-        np.bitwise_or.reduceat(shifted, first).view(np.int64).astype(dtype)
-        if len(flat)
-        else flat.astype(dtype)
-    )
-    counts = (content < 128).sum(axis=1)
-    return np.split(numbers, np.cumsum(counts)[:-1])
 
 
 @cache

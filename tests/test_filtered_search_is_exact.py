@@ -177,16 +177,16 @@ def test_an_index_of_only_some_items_answers_as_if_they_were_all_that_is_allowed
             np.testing.assert_array_equal(ours, theirs)
 
 
-def added_world(seed, limit):
+def added_world(seed, limit, width=16):
     """An index, items that are added or replaced in it, and the index built of all of them at once."""
     rng = np.random.default_rng(seed)
-    matrix = rng.normal(size=(900, 16)).astype(np.float32)
+    matrix = rng.normal(size=(900, width)).astype(np.float32)
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     ids = rng.permutation(5000)[:900].astype(np.int64)
     paths = [["Women", "Women > Shoes", "Men", ""][row % 4] for row in range(900)]
     old = ItemIndex.build(ids[:800], matrix[:800], paths[:800], exact_limit=limit)
     changed = np.append(np.arange(800, 900), np.arange(0, 800, 40))  # new ones, and some that were there
-    fresh = rng.normal(size=(len(changed), 16)).astype(np.float32)
+    fresh = rng.normal(size=(len(changed), width)).astype(np.float32)
     fresh /= np.linalg.norm(fresh, axis=1, keepdims=True)
     names = ["Men > Hats"] * len(changed)
     new = old.with_items(ids[changed], fresh, names)
@@ -198,7 +198,7 @@ def added_world(seed, limit):
         old,
         new,
         ItemIndex.build(ids, whole, all_paths),
-        rng.normal(size=(40, 16)).astype(np.float32),
+        rng.normal(size=(40, width)).astype(np.float32),
         ids[changed],
     )
 
@@ -217,7 +217,7 @@ def test_an_index_with_items_added_and_replaced_is_the_index_of_all_of_them():
 
 
 def test_inverted_lists_hold_what_was_added_and_forget_what_was_replaced():
-    old, new, whole, queries, changed = added_world(1, limit=100)
+    old, new, whole, queries, changed = added_world(1, limit=100, width=3)
     assert old.approximation is not None and new.approximation is not None
     vectors, _ = new.gather(changed)
     for item_id, vector in zip(changed.tolist(), vectors, strict=True):

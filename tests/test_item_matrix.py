@@ -9,6 +9,7 @@ from conftest import DAY, START, free_port, start_redis, write_embedding
 
 from feature_repo import item_matrix
 from feature_repo.embeddings import publish_embedding
+from feature_repo.freshness import US
 from feature_repo.item_matrix import embedding_of, matrix_key, open_item_matrix
 from feature_repo.online import OnlineReader, StoreUnavailable
 from feature_repo.store import create_store, materialize, open_store
@@ -74,6 +75,20 @@ def test_a_frame_is_the_same_with_it_and_without(tiny_world, shop):
     for user in tiny_world.user_ids.tolist():
         one, other = (each.read(user, items, EARLY) for each in (reader, snapshot))
         assert one.candidates.equals(other.candidates) and one.requests.equals(other.requests)
+
+
+def test_a_time_to_live_counts_at_the_time_of_the_request(tiny_world, tmp_path, monkeypatch):
+    monkeypatch.setattr("feature_repo.views.STATISTICS_TTL", DAY)
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
+    artifact = write_embedding(tmp_path / "e", tiny_world, WIDTH, START + 10 * DAY)
+    publish_embedding(tmp_path / "store", artifact)
+    materialize(tmp_path / "store", EARLY)
+    matrix, reader = opened(tmp_path / "store", artifact), OnlineReader(tmp_path / "store", HISTORY)
+    counts = []
+    for when in (EARLY, EARLY + US, EARLY + DAY, EARLY + 30 * DAY):
+        assert_reads_alike(reader, matrix, tiny_world.item_ids, when)
+        counts.append(int(matrix.read(tiny_world.item_ids, when).found["item_stats"].sum()))
+    assert counts[0] >= counts[1] > 0 == counts[3]
 
 
 def test_it_is_made_once_and_mapped_after_that(shop, monkeypatch):

@@ -8,11 +8,13 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from conftest import DAY, START, TinySplit, make_world
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
 from dataset.contracts import TIME, DataError
+from feature_repo.freshness import US
 from feature_repo.ingest import HistoryWriter
 from feature_repo.offline import training_frame
 from feature_repo.online import OnlineReader
@@ -97,6 +99,32 @@ def test_ages_and_found_masks_say_what_is_stored(tiny_world, store):
     expected = [(MOMENT - when).total_seconds() if when < MOMENT else np.nan for when in seen] + [np.nan]
     np.testing.assert_array_equal(stored.age_s["item_profile"], expected)
     np.testing.assert_array_equal(stored.found["item_profile"], ~np.isnan(expected))
+
+
+@pytest.mark.parametrize("profile", ["embedded", pytest.param("redis", marks=pytest.mark.redis)])
+def test_statistics_beyond_their_time_to_live_count_neither_online_nor_offline(
+    profile, request, tiny_world, tmp_path, monkeypatch
+):
+    server = request.getfixturevalue("redis_server") if profile == "redis" else None
+    user, items = int(tiny_world.user_ids[0]), tiny_world.item_ids.tolist()
+    counted = []
+    # Rows are of midnights, and so is the request: one microsecond decides.
+    for database, ttl in ((6, DAY), (7, DAY - US)):
+        monkeypatch.setattr("feature_repo.views.STATISTICS_TTL", ttl)
+        store = tmp_path / f"{ttl.total_seconds()}"
+        url = server and server.url(database)
+        create_store(store, tiny_world.dataset, tiny_world.split, profile, url)
+        stamps = pq.read_table(store / "data" / "item_stats.parquet").to_pylist()
+        for when in (MOMENT, MOMENT + US):
+            materialize(store, when)
+            online = OnlineReader(store, HISTORY).read(user, items, when)
+            assert_same(online, offline_frames(store, [user], items, when)[0])
+            alive = {row["item_id"] for row in stamps if when - US - ttl <= row["event_timestamp"] < when}
+            columns = (online.candidates.column(name).to_pylist() for name in ("shown_all", "positive_all"))
+            known = {item for item, *counts in zip(items, *columns, strict=True) if any(counts)}
+            assert known == alive and all(online.candidates.column("item_found").to_pylist()[:-1])
+            counted.append(len(known))
+    assert 0 < counted[3] < counted[1] < len(items)
 
 
 def test_an_unknown_entity_is_reported_as_not_found(tiny_world, store):

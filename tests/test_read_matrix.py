@@ -3,10 +3,6 @@
 Run: pytest tests/test_read_matrix.py
 """
 
-import signal
-import socket
-import threading
-import time
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -14,17 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import redis
-from conftest import free_port, start_redis
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from feast.value_type import ValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from feature_repo.connection import Address, command
 from feature_repo.duckdb_store import DuckDBOfflineStoreConfig
 from feature_repo.matrix import by_feast, matrix_reader, read_matrix
 from feature_repo.redis_store import RedisOnlineStoreConfig, address_of
-from feature_repo.resp import Address, Hmgets, Wire, all_alike, all_together, command, one_by_one
+from feature_repo.resp import Hmgets, all_alike, all_together, by_hiredis, one_by_one
 from feature_repo.sqlite_store import SqliteOnlineStoreConfig
 
 ITEM = Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)
@@ -180,9 +176,11 @@ def test_replies_are_taken_apart_whatever_the_values_hold(rows):
     ]
     reply = np.frombuffer(b"".join(parts), np.uint8)
     for apart in (one_by_one, all_together):
-        for place, field in enumerate(apart(reply, len(rows), 2)):
-            found = [None if field.length[row] < 0 else field.bytes(row) for row in range(len(rows))]
-            assert found == [row[place] for row in rows]
+        found = [field.values() for field in apart(reply, len(rows), 2)]
+        assert found == [[row[place] for row in rows] for place in range(2)]
+    found = by_hiredis(reply, len(rows), 2)
+    assert [list(field) for field in found] == [[row[place] for row in rows] for place in range(2)]
+    for apart in (one_by_one, all_together, by_hiredis):
         for wrong in (reply[:-3], reply[4:], np.append(reply, reply), reply[:0]):
             assert apart(wrong, len(rows), 2) is None
 
@@ -205,7 +203,7 @@ def test_anything_else_is_refused():
         with pytest.raises(
             redis.exceptions.ResponseError, match="expected . answers of 2 values, found '-ERR"
         ):
-            Hmgets(lambda one: one.to_bytes(8, "little", signed=True), [b"a", b"b"]).cells(reply, rows)
+            Hmgets(lambda one: one.to_bytes(8, "little", signed=True), [b"a", b"b"]).columns(reply, rows)
 
 
 def test_the_message_is_one_command_after_the_other():
@@ -214,57 +212,3 @@ def test_the_message_is_one_command_after_the_other():
     commands = Hmgets(lambda one: b"k" + one.to_bytes(8, "little", signed=True) + b"p", [b"a", b"bc"])
     sent = commands.message(ids)
     assert sent == b"".join(command(b"HMGET", key, b"a", b"bc") for key in keys)
-
-
-@pytest.mark.redis
-def test_a_stale_connection_is_replaced_and_a_hanging_server_costs_little(tmp_path):
-    port = free_port()
-    process = start_redis(port, "--dir", str(tmp_path))
-    wire = Wire(Address("127.0.0.1", port), 0.1)
-    ping = command(b"PING")
-    try:
-        assert wire.ask(ping).tobytes() == b"+PONG\r\n"
-        client = redis.Redis(port=port)
-        client.client_kill_filter(_type="normal", skipme=True)
-        assert wire.ask(ping).tobytes() == b"+PONG\r\n"
-        process.send_signal(signal.SIGSTOP)
-        waits = []
-        for _ in range(3):
-            began = time.monotonic()
-            with pytest.raises(redis.exceptions.TimeoutError):
-                wire.ask(ping)
-            waits.append(time.monotonic() - began)
-        assert waits[0] < 0.15 and max(waits[1:]) < 0.05
-        process.send_signal(signal.SIGCONT)
-        time.sleep(0.05)
-        assert wire.ask(ping).tobytes() == b"+PONG\r\n"
-    finally:
-        process.send_signal(signal.SIGCONT)
-        process.kill()
-        process.wait(10)
-    began = time.monotonic()
-    with pytest.raises(redis.exceptions.ConnectionError):
-        wire.ask(ping)
-    assert time.monotonic() - began < 0.02
-
-
-def test_a_server_that_is_loading_or_wants_a_password_is_named():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer(reply):
-            link, _ = server.accept()
-            with link:
-                text = link.recv(1 << 16)
-                link.sendall(reply + b"$32\r\n" + text[-34:])
-
-        address = Address("127.0.0.1", server.getsockname()[1])
-        secret = Address("127.0.0.1", server.getsockname()[1], password="wrong")
-        for where, reply, error, says in (
-            (address, b"-LOADING Redis is loading\r\n", redis.exceptions.ConnectionError, "LOADING"),
-            (secret, b"-WRONGPASS no\r\n", redis.exceptions.ResponseError, "WRONGPASS"),
-        ):
-            thread = threading.Thread(target=answer, args=(reply,))
-            thread.start()
-            with pytest.raises(error, match=says):
-                Wire(where, 1.0).ask(command(b"PING"))
-            thread.join()

@@ -4,11 +4,18 @@ Run: pytest tests/test_redis_faults.py
 """
 
 import signal
+import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
+import redis
 from conftest import DAY, START, free_port, start_redis
 
+from feature_repo import connection
+from feature_repo.connection import Address, Wire, command
 from feature_repo.ingest import HistoryWriter
 from feature_repo.online import OnlineReader, StoreUnavailable
 from feature_repo.store import create_store, materialize
@@ -16,6 +23,7 @@ from feature_repo.store import create_store, materialize
 pytestmark = pytest.mark.redis
 MOMENT = START + 35 * DAY
 FAST_S = 0.5
+PING, PONG = command(b"PING"), b"+PONG\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +86,137 @@ def test_a_refusing_redis_is_reported_fast_and_read_again_when_it_is_back(tiny_w
     finally:
         again.kill()
         again.wait(10)
+
+
+@pytest.fixture
+def wire(tmp_path):
+    """Connections to a server of our own, and the server."""
+    port = free_port()
+    process = start_redis(port, "--dir", str(tmp_path))
+    yield Wire(Address("127.0.0.1", port), 0.1), process
+    process.send_signal(signal.SIGCONT)
+    process.kill()
+    process.wait(10)
+
+
+@contextmanager
+def hanging(process):
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def failing_s(wire, error=redis.exceptions.TimeoutError):
+    """How long a question takes that fails."""
+    began = time.monotonic()
+    with pytest.raises(error):
+        wire.ask(PING)
+    return time.monotonic() - began
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """Every address that is connected to, in order."""
+    made = []
+
+    def connect(address, until, real=connection.connect):
+        made.append(address)
+        return real(address, until)
+
+    monkeypatch.setattr(connection, "connect", connect)
+    return made
+
+
+def test_a_stale_connection_is_replaced(wire):
+    wire, _ = wire
+    assert wire.ask(PING).tobytes() == PONG
+    redis.Redis(port=wire.address.port).client_kill_filter(_type="normal", skipme=True)
+    assert wire.ask(PING).tobytes() == PONG
+
+
+def test_a_hanging_server_costs_its_deadline_once_and_then_next_to_nothing(wire):
+    wire, process = wire
+    with hanging(process):
+        assert failing_s(wire) < 0.15
+        waits = sorted(failing_s(wire) for _ in range(20))
+        assert waits[10] < 0.01 and waits[-1] < 0.05  # a look, and at times a new probe
+    assert wire.ask(PING).tobytes() == PONG
+    assert not wire._breaker.open
+
+
+def test_one_probe_at_a_time_asks_whether_a_hanging_server_is_back(wire, connections):
+    wire, process = wire
+    with hanging(process):
+        failing_s(wire)
+        connections.clear()
+        with ThreadPoolExecutor(20) as pool:
+            waits = list(pool.map(lambda _: failing_s(wire), range(100)))
+        assert len(connections) <= 2 and max(waits) < 0.1  # a second one after half a second
+    with ThreadPoolExecutor(20) as pool:
+        assert {reply.tobytes() for reply in pool.map(lambda _: wire.ask(PING), range(100))} == {PONG}
+
+
+@pytest.mark.parametrize("questions", [1, 2])  # before the probe, and while it is on its way
+def test_a_server_that_hangs_and_then_dies_refuses_and_is_used_again_when_it_is_back(
+    wire, tmp_path, questions
+):
+    wire, process = wire
+    with hanging(process):
+        for _ in range(questions):
+            failing_s(wire)
+        process.kill()
+    process.wait(10)
+    for _ in range(3):
+        assert failing_s(wire, redis.exceptions.ConnectionError) < 0.02
+    again = start_redis(wire.address.port, "--dir", str(tmp_path))
+    try:
+        assert wire.ask(PING).tobytes() == PONG
+    finally:
+        again.kill()
+        again.wait(10)
+
+
+def test_a_refused_question_takes_one_connect(wire, connections):
+    wire, process = wire
+    assert wire.ask(PING).tobytes() == PONG
+    process.kill()
+    process.wait(10)
+    for _ in range(3):
+        connections.clear()
+        assert failing_s(wire, redis.exceptions.ConnectionError) < 0.02
+        assert len(connections) == 1
+
+
+def test_a_server_with_a_password_is_probed_and_used_again(wire):
+    wire, process = wire
+    redis.Redis(port=wire.address.port).config_set("requirepass", "secret")
+    secret = Wire(Address("127.0.0.1", wire.address.port, 1, password="secret"), 0.1)
+    assert secret.ask(PING).tobytes() == PONG
+    with hanging(process):
+        failing_s(secret)
+        failing_s(secret)
+    assert secret.ask(PING).tobytes() == PONG
+
+
+def test_a_server_that_is_loading_or_wants_a_password_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer(reply):
+            link, _ = server.accept()
+            with link:
+                text = link.recv(1 << 16)
+                link.sendall(reply + b"$32\r\n" + text[-34:])
+
+        address = Address("127.0.0.1", server.getsockname()[1])
+        secret = Address("127.0.0.1", server.getsockname()[1], password="wrong")
+        for where, reply, error, says in (
+            (address, b"-LOADING Redis is loading\r\n", redis.exceptions.ConnectionError, "LOADING"),
+            (secret, b"-WRONGPASS no\r\n", redis.exceptions.ResponseError, "WRONGPASS"),
+        ):
+            thread = threading.Thread(target=answer, args=(reply,))
+            thread.start()
+            with pytest.raises(error, match=says):
+                Wire(where, 1.0).ask(PING)
+            thread.join()
