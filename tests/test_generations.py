@@ -6,6 +6,7 @@ Run: pytest tests/test_generations.py
 """
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -286,6 +287,25 @@ def test_a_killed_activation_leaves_the_old_generation_serving_and_is_repeated(r
             for one in open_store(run / "store").get_feature_service("ctr_v1").feature_view_projections
         }
         assert f"item_embedding_v{record.active}" in names
+
+
+def test_the_switch_is_the_replacement_of_one_file(run, monkeypatch):
+    go_live(run, 1)
+    train(run, 2)
+    embeddings.publish(run)
+    before, replaced = generations.current(run), []
+    real = Path.replace
+
+    def replace(self, target):
+        if Path(target).name == generations.CURRENT:
+            replaced.append(generations.current(run))
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        embeddings.activate(run, 2)
+    assert replaced == [before] == [generations.current(run)]
 
 
 def failing(step):
