@@ -91,3 +91,18 @@ def test_a_second_load_changes_nothing_and_a_restarted_script_cache_is_filled(cl
         redis.Redis(port=port).script_flush()
     load(store)
     assert stored(store, range(200)) == before
+
+
+def test_a_view_is_taken_out_of_every_node(cluster, tmp_path):
+    write_source(tmp_path, source_rows(np.random.default_rng(3), 300, entities=200))
+    address = ",".join(f"127.0.0.1:{port}" for port in cluster)
+    online = RedisOnlineStoreConfig(redis_type=RedisType.redis_cluster, connection_string=address)
+    kept, gone = (open_store(tmp_path, online, created=True) for _ in range(2))
+    load(kept)
+    load(gone)
+    before = stored(kept, range(200))
+    sizes = [redis.Redis(port=port).dbsize() for port in cluster]
+    found = len(read_matrix(gone, "item", np.arange(200), ["number"]).found.nonzero()[0])
+    gone.apply([], objects_to_delete=gone.list_feature_views(), partial=False)
+    assert stored(kept, range(200)) == before
+    assert sum(sizes) - sum(redis.Redis(port=port).dbsize() for port in cluster) == found > 100

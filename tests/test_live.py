@@ -1,0 +1,129 @@
+"""The service follows the active generation: it takes over whole, and one that cannot be opened changes nothing.
+
+Run: pytest tests/test_live.py
+"""
+
+import time
+
+import pytest
+from fastapi.testclient import TestClient
+from test_service_refuses_mixed_artifacts import run, write  # noqa: F401  (the fixture)
+
+from moon import generations
+from moon.artifacts import open_artifact
+from moon.generations import GenerationError
+from serving.app import create_app
+from serving.live import Live
+from serving.settings import Settings
+
+
+def seal(folder, seed):
+    """A generation whose ranker is another."""
+    parents = {name: open_artifact(folder / name, name, "test") for name in ("split", "embedding")}
+    write(folder, "ranker_full", "ranker", parents, seed)
+    return generations.seal(folder, generations.open_parts(folder), {})
+
+
+@pytest.fixture
+def two(run):  # noqa: F811
+    """A run of two generations, the first of them active."""
+    sealed = [seal(run, 1), seal(run, 2)]
+    generations.point(run, 1)
+    return run, [one.artifacts["ranker_full"] for one in sealed]
+
+
+def ready(client):
+    response = client.get("/readyz")
+    return response.status_code, response.json()
+
+
+def test_without_an_active_generation_nothing_is_served(run):  # noqa: F811
+    with pytest.raises(GenerationError, match="no generation is active. Run 'moon demo'"):
+        create_app(Settings(run=run))
+
+
+def test_what_is_activated_takes_over_and_goes_back(two):
+    run, rankers = two  # noqa: F811
+    live = Live.open(Settings(run=run))
+    first = live.current
+    live.look()
+    assert live.current is first and (live.asked, live.problem, live.switches) == (1, "", 0)
+    generations.point(run, 2)
+    live.look()
+    assert live.current.artifacts["ranker"] == rankers[1] and live.current.generation == live.asked == 2
+    assert (
+        first.artifacts["ranker"] == rankers[0] and first.recommend(4, 3).hits
+    )  # requests under way end with it
+    generations.point_back(run)
+    live.look()
+    assert live.current.artifacts["ranker"] == rankers[0] and live.switches == 2
+
+
+def test_a_generation_that_cannot_be_opened_is_reported_and_the_old_one_serves_on(two):
+    run, rankers = two  # noqa: F811
+    weights = generations.folder_of(run, 2) / "ranker_full" / "weights.json"
+    weights.unlink()
+    weights.write_text("damaged")
+    with TestClient(create_app(Settings(run=run))) as client:
+        assert ready(client)[1]["generation"] == {"served": 1, "asked": 1, "problem": ""}
+        generations.point(run, 2)
+        wait_for(lambda: ready(client)[1]["generation"]["problem"])
+        status, body = ready(client)
+        assert status == 200 and body["status"] == "ready" and body["artifacts"]["ranker"] == rankers[0]
+        assert body["generation"]["served"] == 1 and body["generation"]["asked"] == 2
+        assert "ArtifactError" in body["generation"]["problem"] and "sha256" in body["generation"]["problem"]
+        metrics = client.get("/metrics").text
+        assert 'moon_generation{is="served"} 1.0' in metrics and 'moon_generation{is="asked"} 2.0' in metrics
+        assert "moon_generation_refused{reason=" in metrics
+        answer = client.get("/recommend?user_id=4&k=3").json()
+        assert answer["artifacts"]["ranker"] == rankers[0] and answer["order"] == "ranker"
+        weights.write_text("2")
+        generations.point_back(run)
+        generations.point(run, 2)  # asked for again, it is tried again
+        wait_for(lambda: ready(client)[1]["generation"]["served"] == 2)
+        assert ready(client)[1]["generation"]["problem"] == ""
+        assert client.get("/recommend?user_id=4&k=3").json()["artifacts"]["ranker"] == rankers[1]
+        assert "moon_generation_refused{" not in client.get("/metrics").text
+
+
+def test_a_mixture_is_not_served(two):
+    run, _ = two  # noqa: F811
+    other = {"embedding": write(run, "other", "embedding", {}, 5)}
+    write(generations.folder_of(run, 2), "ranker_full", "ranker", other, 5)
+    live = Live.open(Settings(run=run))
+    generations.point(run, 2)
+    live.look()
+    assert live.current.generation == 1 and "ranker_full: made from embedding" in live.problem
+
+
+def test_the_thread_looks_and_ends(two):
+    run, rankers = two  # noqa: F811
+    live = Live(Live.open(Settings(run=run)).current, Settings(run=run), every_s=0.01)
+    live.start()
+    generations.point(run, 2)
+    wait_for(lambda: live.current.artifacts["ranker"] == rankers[1])
+    (run / "generations" / "current.json").write_text("not JSON")
+    time.sleep(0.05)  # which the thread survives
+    (run / "generations" / "current.json").unlink()
+    generations.point(run, 1)
+    wait_for(lambda: live.current.artifacts["ranker"] == rankers[0])
+    live.stop()
+    assert not live._thread.is_alive()
+
+
+def test_a_recommender_given_by_hand_stays_until_it_is_replaced(two):
+    run, _ = two  # noqa: F811
+    live = Live(Live.open(Settings(run=run)).current)
+    generations.point(run, 2)
+    live.look()
+    assert live.current.generation == 1
+    other = Live.open(Settings(run=run)).current
+    live.replace(other)
+    assert live.current is other and live.switches == 1
+
+
+def wait_for(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
