@@ -174,6 +174,20 @@ def embed(
 
 
 @app.command()
+def frame(
+    run: RunOption = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Only part I of N, as 1/4; the last one joins them.")
+    ] = None,
+    by: Annotated[str, typer.Option("--by", help="What a shard is: users, or a stretch of time.")] = "users",
+) -> None:
+    """Write the logged requests, joined with what the store knew before each, for any trainer to open."""
+    from moon import journey
+
+    typer.echo(journey.frame(journey.load(run), shard, by))
+
+
+@app.command()
 def materialize(run: RunOption = None) -> None:
     """Load the latest features into the online store."""
     _stage("materialize", run)
