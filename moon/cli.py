@@ -153,11 +153,14 @@ def bench_encoder(
 def bench_store(
     json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
 ) -> None:
-    """Measure the feature store beside stock Feast and beside the floor of this machine."""
+    """Measure the feature store beside stock Feast and beside the floor of this machine; write runs/store.html."""
     from evaluation import bench, bench_store
+    from evaluation.store_report import render_store_report
+    from moon.journey import RUNS
 
     lines = list(bench_store.bench_store())
     typer.echo(bench.to_json(lines) if json else bench.to_text(lines))
+    typer.echo(f"report: {render_store_report(RUNS / 'store.html', lines)}", err=True)
 
 
 @app.command()
