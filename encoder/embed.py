@@ -6,7 +6,6 @@ interrupted run, in a shard and in one go.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,11 +23,11 @@ from encoder.decoded import kept
 from encoder.encode import Encoder
 from moon.artifacts import Artifact, ArtifactError, open_artifact, require_parent, write_artifact
 from moon.progress import track
+from moon.shards import WHOLE, Shard, check_complete, check_shard
 
 CHUNK = (
     1024  # contents encoded together: enough to find equals in length, few enough to lose when interrupted
 )
-WHOLE = (1, 1)
 RUN = ("encoder_id", "width", "widths", "as_of")  # what all shards have in common
 CONTENT: dict[str, Callable[[Mapping[str, Any], bytes | None], Content]] = {
     "items": item_content,
@@ -36,32 +35,12 @@ CONTENT: dict[str, Callable[[Mapping[str, Any], bytes | None], Content]] = {
 }
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    """The shard that ``"2/4"`` names: the second of four.
-
-    Raises:
-        DataError: not two numbers, or no such shard.
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-    if not match:
-        raise DataError(f"shard: expected a number and how many, as in 1/4, found {text!r}.")
-    shard = int(match[1]), int(match[2])
-    _check_shard(shard)
-    return shard
-
-
-def _check_shard(shard: tuple[int, int]) -> None:
-    number, count = shard
-    if not 1 <= number <= count:
-        raise DataError(f"shard: expected a number from 1 to how many there are, found {number}/{count}.")
-
-
 def embed(
     encoder: Artifact,
     dataset: Dataset,
     as_of: datetime,
     out: Path,
-    shard: tuple[int, int] = WHOLE,
+    shard: Shard = WHOLE,
     previous: Artifact | None = None,
 ) -> Artifact:
     """Embed all items and queries of a dataset, or one shard of them.
@@ -82,8 +61,8 @@ def embed(
             encoded again (``items_unchanged`` in the manifest).
 
     Raises:
-        DataError: ``as_of`` is naive or before what the encoder learned from, there is no such shard, or a vector
-            is not finite.
+        DataError: ``as_of`` is naive or before what the encoder learned from, or a vector is not finite.
+        ShardError: there is no such shard.
         ArtifactError: ``previous`` is of another encoder.
     """
     if as_of.tzinfo is None:
@@ -94,7 +73,7 @@ def embed(
             f"as_of: the encoder learned from events until {learned.isoformat()}, expected that or later, found "
             f"{as_of.isoformat()}. Run 'moon encoder train' on this data."
         )
-    _check_shard(shard)
+    check_shard(shard)
     model = Encoder.open(encoder)
     parents = {"dataset": dataset.artifact, "encoder": encoder}
     if previous is not None:
@@ -130,14 +109,12 @@ def merge_shards(shards: Sequence[Artifact], parents: Mapping[str, Artifact], ou
         out: directory of the artifact.
 
     Raises:
-        DataError: a shard is missing, there twice, or of another embedding.
+        ShardError: a shard is missing or there twice.
+        DataError: one is of another embedding.
         ArtifactError: a shard was made from other parents.
     """
-    places = [tuple(shard.config["shard"]) for shard in shards]
-    count = places[0][1] if places else 1
-    if sorted(places) != [(number, count) for number in range(1, count + 1)]:
-        found = ", ".join(f"{number}/{of}" for number, of in sorted(places)) or "none"
-        raise DataError(f"expected every shard of {count} once, found {found}. Run 'moon embed --shard'.")
+    places: list[Shard] = [tuple(shard.config["shard"]) for shard in shards]
+    check_complete(places, "moon embed --shard")
     for shard in shards:
         for role, parent in parents.items():
             require_parent(shard, role, parent)
@@ -179,7 +156,7 @@ def _embed_table(
     name: str,
     table: pa.Table,
     pictures: Pictures,
-    shard: tuple[int, int],
+    shard: Shard,
     previous: Artifact | None,
     finished: FinishedChunks,
 ) -> Embedded:

@@ -8,6 +8,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 
+OURS, FEAST = "ours", "Feast"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Where a number stands on a page, beside others of the same measure.
+
+    Attributes:
+        measure: what is compared, with its unit.
+        side: whose number it is: ours, Feast's, or the floor's.
+        x: how much work it was, of a point of a curve; None for a bar.
+        higher_is_better: False for what things cost.
+    """
+
+    measure: str
+    side: str
+    x: float | None = None
+    higher_is_better: bool = False
+
 
 @dataclass(frozen=True)
 class Line:
@@ -19,6 +38,7 @@ class Line:
         goal: the least it should be, or the most where less is better; None where there is no goal.
         met: whether it is; None without a goal.
         n: how many measurements.
+        drawn: where it stands on the page of the benchmark, if it is drawn.
     """
 
     name: str
@@ -26,18 +46,19 @@ class Line:
     goal: float | None
     met: bool | None
     n: int
+    drawn: Drawn | None = None
 
 
-def line(name: str, values: Sequence[float], goal: float | None = None) -> Line:
+def line(name: str, values: Sequence[float], goal: float | None = None, drawn: Drawn | None = None) -> Line:
     """The median of some measurements as a line; more is better."""
     middle = float(median(values))
-    return Line(name, middle, goal, None if goal is None else middle >= goal, len(values))
+    return Line(name, middle, goal, None if goal is None else middle >= goal, len(values), drawn)
 
 
-def line_below(name: str, values: Sequence[float], goal: float) -> Line:
+def line_below(name: str, values: Sequence[float], goal: float, drawn: Drawn | None = None) -> Line:
     """The median of some measurements as a line; less is better."""
     middle = float(median(values))
-    return Line(name, middle, goal, middle <= goal, len(values))
+    return Line(name, middle, goal, middle <= goal, len(values), drawn)
 
 
 def ratio(name: str, more: Sequence[float], less: Sequence[float], goal: float) -> Line:
@@ -53,9 +74,17 @@ def cpu_seconds(call: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
+def goal_of(one: Line) -> tuple[str, str]:
+    """A line's goal and whether it is met, in words; empty without one."""
+    if one.goal is None:
+        return "", ""
+    return f"{one.goal:g}", "yes" if one.met else "no"
+
+
 def to_json(lines: Sequence[Line]) -> str:
-    """A JSON list with an object per line."""
-    return json.dumps([asdict(one) for one in lines], indent=2)
+    """A JSON list with an object per line; ``drawn`` is in those that are."""
+    rows = [{name: value for name, value in asdict(one).items() if name != "drawn" or value} for one in lines]
+    return json.dumps(rows, indent=2)
 
 
 def to_text(lines: Sequence[Line]) -> str:
@@ -63,7 +92,6 @@ def to_text(lines: Sequence[Line]) -> str:
     wide = max((len(one.name) for one in lines), default=0)
     rows = [f"{'':{wide}}  {'value':>9}  {'goal':>6}  {'met':>3}  {'n':>2}"]
     for one in lines:
-        goal = "" if one.goal is None else f"{one.goal:g}"
-        met = "" if one.met is None else "yes" if one.met else "no"
+        goal, met = goal_of(one)
         rows.append(f"{one.name:{wide}}  {one.value:9.4g}  {goal:>6}  {met:>3}  {one.n:>2}")
     return "\n".join(rows)

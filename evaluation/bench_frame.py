@@ -21,13 +21,13 @@ from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig as StockC
 from dataset import contracts
 from dataset.contracts import TIME
 from evaluation.apart import apart
-from evaluation.bench import Line, line, line_below
+from evaluation.bench import FEAST, OURS, Drawn, Line, line, line_below
 from feature_repo.features import ITEM_FEATURES
 from feature_repo.offline import POINTER, join_features, training_frame
 from feature_repo.store import create_store, open_store
 
 CLICKS, USERS, ITEMS, DAYS = 3_000_000, 322_897, 46_033, 16
-SIZES = (100_000, 1_000_000, 3_000_000)
+SIZES = (100_000, 300_000, 1_000_000, 3_000_000)
 HISTORY, AT_ONCE = 200, 4096
 WALL_GOAL, MEMORY_GOAL, LINEAR_GOAL = (
     60.0,
@@ -82,7 +82,8 @@ def bench_frame(folder: Path, clicks: int = CLICKS, sizes: tuple[int, ...] = SIZ
     create_store(folder / "store", shop, shop)  # type: ignore[arg-type]
     costs = {size: apart(_frame, folder / "store", clicks, size) for size in sizes}
     for size, cost in costs.items():
-        yield line(f"training frame of {size:,} impressions: CPU-seconds", [cost.cpu_s])
+        point = Drawn("training frame, CPU-seconds", OURS, x=size)
+        yield line(f"training frame of {size:,} impressions: CPU-seconds", [cost.cpu_s], drawn=point)
     middle, most = sizes[len(sizes) // 2], sizes[-1]
     title = f"training frame of {middle:,} impressions"
     yield line_below(f"{title}: wall seconds", [costs[middle].wall_s], WALL_GOAL)
@@ -97,10 +98,11 @@ def bench_frame(folder: Path, clicks: int = CLICKS, sizes: tuple[int, ...] = SIZ
     ours, stock = (apart(_joined, folder / "store", clicks, least, of) for of in (False, True))
     assert ours.answer == stock.answer
     title = f"joins of {least:,} impressions"
-    yield line(f"{title}: CPU-seconds", [ours.cpu_s])
-    yield line(f"{title}: CPU-seconds, Feast's own plan", [stock.cpu_s])
-    yield line(f"{title}: peak MiB", [ours.peak_mb])
-    yield line(f"{title}: peak MiB, Feast's own plan", [stock.peak_mb])
+    cpu, peak = f"{title}, CPU-seconds", f"{title}, peak MiB"
+    yield line(f"{title}: CPU-seconds", [ours.cpu_s], drawn=Drawn(cpu, OURS))
+    yield line(f"{title}: CPU-seconds, Feast's own plan", [stock.cpu_s], drawn=Drawn(cpu, FEAST))
+    yield line(f"{title}: peak MiB", [ours.peak_mb], drawn=Drawn(peak, OURS))
+    yield line(f"{title}: peak MiB, Feast's own plan", [stock.peak_mb], drawn=Drawn(peak, FEAST))
 
 
 def _frame(store_dir: Path, clicks: int, size: int) -> Callable[[], int]:

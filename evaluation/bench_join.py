@@ -17,7 +17,7 @@ from feast.types import Float32, Int64
 from feast.value_type import ValueType
 
 from evaluation.apart import apart
-from evaluation.bench import Line, line, line_below, ratio
+from evaluation.bench import FEAST, OURS, Drawn, Line, line, line_below, ratio
 from feature_repo.duckdb_store import DuckDBOfflineStoreConfig
 
 ROWS, EVENTS, PER_KEY = 100_000, 1_000_000, 500
@@ -52,13 +52,14 @@ def bench_join(folder: Path, rows: int = ROWS, events: int = EVENTS, repeats: in
     for cost in (*ours, *stock):
         np.testing.assert_array_equal(cost.answer, stock[0].answer)
     title = f"point-in-time join of {rows:,} rows with {events:,} events"
-    yield line(f"{title}: CPU-seconds, Feast's own plan", [cost.cpu_s for cost in stock])
-    yield line(f"{title}: CPU-seconds", [cost.cpu_s for cost in ours])
-    yield ratio(
-        f"{title}: times less CPU", [cost.cpu_s for cost in stock], [cost.cpu_s for cost in ours], JOIN_GOAL
-    )
-    yield line(f"{title}: peak MiB, Feast's own plan", [cost.peak_mb for cost in stock])
-    yield line_below(f"{title}: peak MiB", [cost.peak_mb for cost in ours], MEMORY_GOAL)
+    cpu, peak = f"{title}, CPU-seconds", f"{title}, peak MiB"
+    own_cpu, stock_cpu = ([cost.cpu_s for cost in costs] for costs in (ours, stock))
+    own_peak, stock_peak = ([cost.peak_mb for cost in costs] for costs in (ours, stock))
+    yield line(f"{title}: CPU-seconds, Feast's own plan", stock_cpu, drawn=Drawn(cpu, FEAST))
+    yield line(f"{title}: CPU-seconds", own_cpu, drawn=Drawn(cpu, OURS))
+    yield ratio(f"{title}: times less CPU", stock_cpu, own_cpu, JOIN_GOAL)
+    yield line(f"{title}: peak MiB, Feast's own plan", stock_peak, drawn=Drawn(peak, FEAST))
+    yield line_below(f"{title}: peak MiB", own_peak, MEMORY_GOAL, drawn=Drawn(peak, OURS))
 
 
 def _join(folder: Path, stock: bool) -> Callable[[], Any]:

@@ -20,7 +20,7 @@ from feast.infra.online_stores.helpers import _redis_key
 from feast.types import Array, FeastType, Float32, Int64
 from feast.value_type import ValueType
 
-from evaluation.bench import Line, line, line_below, ratio
+from evaluation.bench import FEAST, OURS, Drawn, Line, line, line_below, ratio
 from feature_repo.matrix import entity_key, matrix_reader
 from feature_repo.redis_store import RedisOnlineStoreConfig
 
@@ -77,11 +77,13 @@ def bench_read(folder: Path, port: int, items: int = ITEMS, repeats: int = 100) 
         np.testing.assert_array_equal(side(asked[0]), packed[asked[0]])
     own, stock, least = _turns((ours, feast, floor), asked)
     title = f"Redis, {ASKED} items of {WIDTH} floats and {len(SCALARS)} scalars"
-    yield line(f"{title}: client CPU ms", own.cpu_ms)
-    yield line(f"{title}: client CPU ms, Feast's client", stock.cpu_ms)
+    cpu, wall = f"{title}, client CPU ms", f"{title}, wall ms"
+    yield line(f"{title}: client CPU ms", own.cpu_ms, drawn=Drawn(cpu, OURS))
+    yield line(f"{title}: client CPU ms, Feast's client", stock.cpu_ms, drawn=Drawn(cpu, FEAST))
     yield ratio(f"{title}: times less client CPU", stock.cpu_ms, own.cpu_ms, CPU_GOAL)
-    yield line(f"{title}: wall ms", own.wall_ms)
-    yield line(f"{title}: wall ms, MGET of packed bytes", least.wall_ms)
+    yield line(f"{title}: wall ms", own.wall_ms, drawn=Drawn(wall, OURS))
+    mget = Drawn(wall, "MGET, the floor")
+    yield line(f"{title}: wall ms, MGET of packed bytes", least.wall_ms, drawn=mget)
     yield line_below(f"{title}: wall, times the MGET", own.times(least), ITEM_WALL_GOAL)
     yield from _user(store, client, rng, repeats)
 
@@ -105,8 +107,9 @@ def _user(store: FeatureStore, client: redis.Redis, rng: np.random.Generator, re
     assert len(floor(one)) == len(SEQUENCES) + 1
     own, least = _turns((ours, floor), [one] * repeats)
     title = f"Redis, a user's {len(SEQUENCES)} sequences of {HISTORY}"
-    yield line(f"{title}: wall ms", own.wall_ms)
-    yield line(f"{title}: wall ms, HGETALL", least.wall_ms)
+    wall = f"{title}, wall ms"
+    yield line(f"{title}: wall ms", own.wall_ms, drawn=Drawn(wall, OURS))
+    yield line(f"{title}: wall ms, HGETALL", least.wall_ms, drawn=Drawn(wall, "HGETALL, the floor"))
     yield line_below(f"{title}: wall, times the HGETALL", own.times(least), USER_WALL_GOAL)
 
 

@@ -39,11 +39,12 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """One named line: x and y of equal length."""
+    """One named line: x and y of equal length; dashed and without dots if it was fitted, not measured."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    fitted: bool = False
 
 
 def line_plot(
@@ -70,8 +71,9 @@ def line_plot(
                 label=curve.name,
                 color=PALETTE[place % len(PALETTE)],
                 linewidth=2.2 if place == 0 else 1.4,
-                marker="o" if markers else None,
+                marker="o" if markers and not curve.fitted else None,
                 markersize=4,
+                linestyle=(0, (4, 4)) if curve.fitted else "-",
                 zorder=len(curves) - place + 2,
             )
         if steps:

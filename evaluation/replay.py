@@ -19,7 +19,7 @@ from ranker.score import Ranker
 from retrieval.examples import MatchedFrames, chunks, example_rows, matched
 from retrieval.fusion import fuse, fuse_orders
 from retrieval.jagged import Retrieved, best_first, offsets_of, owners, stack
-from retrieval.ranking import PER_SOURCE, match_sources, requests_frame, retrieve
+from retrieval.ranking import PER_SOURCE, logged_frames, match_sources, requests_frame, retrieve
 from retrieval.retriever import Retriever
 
 CONTROLS = ("full", "id_only", "shuffled")
@@ -57,7 +57,7 @@ def score_impressions(
 ) -> Impressions:
     """Score the test impressions of a split that has some."""
     rows = split.ranking.filter(pc.equal(split.ranking["part"], "test"))
-    stored = training_frame(folder / "store", rows.drop_columns(["part", "event_id"]), size.history)
+    (stored,) = logged_frames(folder, split, size, ("test",))
     frames = matched(stored, match_sources(retriever))
     behaved = np.repeat(stored.positions > 0, np.diff(stored.offsets))
     return Impressions(

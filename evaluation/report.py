@@ -218,12 +218,12 @@ def render_page(out: Path, template: str, **shown: object) -> Path:
 
 
 def number(value: str | int | float) -> str:
-    """A number for reading: 12,044 for counts, four decimals for rates; text as it is."""
+    """A number for reading: 12,044 for counts, four decimals for rates, fewer above ten; text as it is."""
     if isinstance(value, str):
         return value
     if isinstance(value, int) or float(value).is_integer() and abs(value) >= 1000:
         return f"{int(value):,}"
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4f}"
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
 
 
 def data_uri(picture: bytes, px: int = PICTURE_PX) -> str:

@@ -6,7 +6,7 @@ because Feast's join includes equal times; behaviour sequences are gathered from
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,12 +72,29 @@ class TrainingFrame:
         """The frame of requests start:stop."""
         return self.select(np.arange(start, min(stop, len(self))))
 
+    def candidates_of(self, request_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The candidates of these requests, request after request, and how they are grouped, int64."""
+        length = self.offsets[request_rows + 1] - self.offsets[request_rows]
+        offsets = np.append(0, np.cumsum(length)).astype(np.int64)
+        first = np.repeat(self.offsets[request_rows] - offsets[:-1], length)
+        return first + np.arange(offsets[-1]), offsets
+
+    def only(self, request_rows: np.ndarray) -> TrainingFrame:
+        """These requests, in this order."""
+        candidate, offsets = self.candidates_of(request_rows)
+        return replace(
+            self,
+            requests=self.requests.take(request_rows),
+            given=self.given.take(candidate),
+            item_row=self.item_row[candidate],
+            offsets=offsets,
+            positions=self.positions[request_rows],
+        )
+
     def select(self, request_rows: np.ndarray) -> Frame:
         """The frame of these requests, in this order."""
         rows = np.asarray(request_rows, dtype=np.int64)
-        length = self.offsets[rows + 1] - self.offsets[rows]
-        offsets = np.append(0, np.cumsum(length)).astype(np.int64)
-        candidate = np.repeat(self.offsets[rows] - offsets[:-1], length) + np.arange(offsets[-1])
+        candidate, offsets = self.candidates_of(rows)
         candidates = self.given.take(candidate)
         features = self.items.take(self.item_row[candidate])
         for name in features.column_names:
@@ -109,13 +126,13 @@ def training_frame(store_dir: Path, rows: pa.Table, history: int) -> TrainingFra
     row_time_us = rows.column("time").cast(TIME).cast(pa.int64()).to_numpy()
     item = rows.column("item_id").to_numpy()
 
-    users, user_time_us, user_row = _distinct(user, row_time_us[first])
+    users, user_time_us, user_row = distinct(user, row_time_us[first])
     stored = join_features(store, "user_id", users, user_time_us, {**USER_FEATURES, **POINTER})
     log = open_event_log(store_dir, _version(stored["log_version"], store_dir))
     position = stored["position"].fill_null(0).to_numpy()
     user_features = pa.table(user_columns(stored, position)).take(user_row)
 
-    items, item_time_us, item_row = _distinct(item, row_time_us)
+    items, item_time_us, item_row = distinct(item, row_time_us)
     item_features = pa.table(
         item_columns(join_features(store, "item_id", items, item_time_us, ITEM_FEATURES), item_time_us)
     )
@@ -138,18 +155,11 @@ def training_frame(store_dir: Path, rows: pa.Table, history: int) -> TrainingFra
 
 def _requests(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """First row of each request, int64 (R), and offsets, int64 (R + 1)."""
-    missing = [name for name in (*REQUEST_COLUMNS, "item_id") if name not in rows.column_names]
-    if missing:
-        raise DataError(f"expected request rows with {', '.join(missing)}, found {rows.column_names}")
+    check_columns(rows)
     request = rows.column("request_id").to_numpy()
     new = np.append(True, request[1:] != request[:-1])[: len(request)]
     first = np.flatnonzero(new)
-    again, count = np.unique(request[first], return_counts=True)
-    if (count > 1).any():
-        raise DataError(
-            f"expected rows grouped by request_id, found {int((count > 1).sum())} requests in several places "
-            f"(first {again[count > 1][:3].tolist()}). Sort the rows by request_id."
-        )
+    check_grouped(request[first])
     number = np.cumsum(new) - 1
     for name in ("user_id", "time"):
         values = rows.column(name).cast(pa.int64()).to_numpy()
@@ -162,7 +172,35 @@ def _requests(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     return first, np.append(first, len(request)).astype(np.int64)
 
 
-def _distinct(ids: np.ndarray, time_us: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def check_columns(rows: pa.Table) -> None:
+    """Refuse request rows that lack a column.
+
+    Raises:
+        DataError: naming it.
+    """
+    missing = [name for name in (*REQUEST_COLUMNS, "item_id") if name not in rows.column_names]
+    if missing:
+        raise DataError(f"expected request rows with {', '.join(missing)}, found {rows.column_names}")
+
+
+def check_grouped(request_ids: np.ndarray) -> None:
+    """Refuse requests whose rows do not follow each other.
+
+    Args:
+        request_ids: of the first row of each stretch of one request.
+
+    Raises:
+        DataError: a request is there twice.
+    """
+    again, count = np.unique(request_ids, return_counts=True)
+    if (count > 1).any():
+        raise DataError(
+            f"expected rows grouped by request_id, found {int((count > 1).sum())} requests in several places "
+            f"(first {again[count > 1][:3].tolist()}). Sort the rows by request_id."
+        )
+
+
+def distinct(ids: np.ndarray, time_us: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distinct (id, time) pairs and, for each input row, its pair."""
     order = np.lexsort((time_us, ids))
     sorted_ids, sorted_time = ids[order], time_us[order]

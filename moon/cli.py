@@ -158,11 +158,14 @@ def bench_encoder(
 def bench_store(
     json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
 ) -> None:
-    """Measure the feature store beside stock Feast and beside the floor of this machine."""
+    """Measure the feature store beside stock Feast and beside the floor of this machine; write runs/store.html."""
     from evaluation import bench, bench_store
+    from evaluation.store_report import render_store_report
+    from moon.journey import RUNS
 
     lines = list(bench_store.bench_store())
     typer.echo(bench.to_json(lines) if json else bench.to_text(lines))
+    typer.echo(f"report: {render_store_report(RUNS / 'store.html', lines)}", err=True)
 
 
 @app.command()
@@ -228,6 +231,20 @@ def embeddings_gc(run: RunOption = None) -> None:
 
     removed = embeddings.collect(journey.load(run).folder)
     typer.echo("\n".join(f"removed {one}" for one in removed) or "nothing to remove")
+
+
+@app.command()
+def frame(
+    run: RunOption = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Only part I of N, as 1/4; the last one joins them.")
+    ] = None,
+    by: Annotated[str, typer.Option("--by", help="What a shard is: users, or a stretch of time.")] = "users",
+) -> None:
+    """Write the logged requests, joined with what the store knew before each, for any trainer to open."""
+    from moon import journey
+
+    typer.echo(journey.frame(journey.load(run), shard, by))
 
 
 @app.command()

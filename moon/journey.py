@@ -229,6 +229,18 @@ def fold(run: Run) -> str:
     return f"{joined}. Run 'moon materialize' to count them."
 
 
+def frame(run: Run, shard: str | None, by: str) -> str:
+    """Write the run's logged requests as a training frame, or one shard of it; when none is missing, join them.
+
+    Raises:
+        JourneyError: the store is not there yet.
+    """
+    from moon import stages as work
+
+    _require(run, until="encoder")
+    return work.frame(run, shard, by)
+
+
 def compare_encoders(run: Run, seconds: float, ablated: bool, recipe: str | None = None) -> str:
     """Train and examine every recipe, or one, on the run's dataset; see ``evaluation.compare_encoders``.
 

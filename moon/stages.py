@@ -119,7 +119,7 @@ def embed(run: Run) -> None:
 def embed_shard(run: Run, shard: str) -> int:
     """Embed one shard of the catalogue; returns how many shards are still missing."""
     from encoder.embed import embed as embed_catalogue
-    from encoder.embed import parse_shard
+    from moon.shards import parse_shard
 
     number, count = parse_shard(shard)
     folder, encoder = run.folder / "shards", _encoder(run)
@@ -132,6 +132,21 @@ def embed_shard(run: Run, shard: str) -> int:
         previous=_previous(run, encoder),
     )
     return sum(not (folder / f"{one}-of-{count}").exists() for one in range(1, count + 1))
+
+
+def frame(run: Run, shard: str | None, by: str) -> str:
+    """Write the run's logged requests as a training frame, or one shard of it; the last shard joins them."""
+    from feature_repo.frame_shards import write_frame, write_or_join
+    from moon.shards import parse_shard
+    from retrieval.ranking import LOGGED, logged_source
+
+    source, out = logged_source(run.folder, _split(run), run.size), run.folder / LOGGED
+    if shard is None:
+        return f"frame: {write_frame(source, out).path}"
+    missing = write_or_join(source, out, parse_shard(shard), by)
+    if missing:
+        return f"still missing: {', '.join(missing)}"
+    return f"frame: {out}"
 
 
 def materialize(run: Run) -> None:

@@ -41,7 +41,7 @@ class Live:
         asked: number of the generation that should serve, None where nothing is followed.
         problem: why it does not, empty when it does.
         behind: why ``current`` does not know what the store holds now, empty when it does.
-        switches: how often another recommender took over.
+        switches: how often another generation took over.
     """
 
     def __init__(
@@ -79,7 +79,8 @@ class Live:
         """Follow the generation that is to serve, and what the store holds, if one of them has changed."""
         if self._settings is not None:
             self._follow_generation(self._settings)
-            self._follow_store(self._settings.run / "store")
+            newer = self._up_to_date(self._settings.run / "store")
+            self.current = newer or self.current
 
     def _follow_generation(self, settings: Settings) -> None:
         """Open what ``current.json`` names; it takes over once it knows what the store holds.
@@ -102,26 +103,27 @@ class Live:
             return
         opened.now = self._opened.now
         self._opened, self._state = opened, None
-        self._follow_store(settings.run / "store")
-        if self.current.generation != opened.generation:  # then it reads candidates one by one, for now
-            self.replace(opened)
+        # Without what the store holds in memory it asks the store for every candidate, until the next look.
+        self.replace(self._up_to_date(settings.run / "store") or opened)
         log.info("generation %s serves", asked.generation)
 
-    def _follow_store(self, store_dir: Path) -> None:
-        """Bring what was opened up to date; what fails is tried again at the next look."""
+    def _up_to_date(self, store_dir: Path) -> Recommender | None:
+        """What was opened, with what the store holds now; None: ``current`` is that, or it fails for now."""
         try:
             embedding = embedding_of(store_dir, self._opened.artifacts["embedding"])
             state = (matrix_key(store_dir, embedding), new_items.state(store_dir))
             if state == self._state:
-                return
+                return None
             store = open_store(store_dir)
             matrix, items = open_item_matrix(store, embedding), new_items.new_items(store_dir)
-            self.replace(refreshed(self._opened, store, matrix, items))
+            newer = refreshed(self._opened, store, matrix, items)
             self._state, self.behind = state, ""
+            return newer
         except (StoreError, StoreUnavailable, DataError) as error:
             if str(error) != self.behind:
                 log.warning("not up to date: %s", error)
             self.behind = str(error)
+            return None
 
     def start(self) -> None:
         """Look again and again, in a thread that ends with the process."""

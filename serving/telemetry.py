@@ -102,9 +102,7 @@ class Telemetry(Collector):
             if number is not None:
                 numbers.add_metric((name,), number)
         yield numbers
-        yield CounterMetricFamily(
-            "moon_switches", "Generations, loads and items followed", value=live.switches
-        )
+        yield CounterMetricFamily("moon_switches", "Generations that took over", value=live.switches)
         refused = GaugeMetricFamily(
             "moon_generation_refused", "The generation asked for cannot be opened", labels=("reason",)
         )

@@ -1,16 +1,21 @@
 """The benchmark of the store: both sides give one answer, and a lost process is an error, not a number."""
 
+import json
 import os
 
 import pytest
+from markupsafe import escape
+from typer.testing import CliRunner
 
 from evaluation.apart import apart
-from evaluation.bench import line_below, ratio
+from evaluation.bench import Drawn, line, line_below, ratio
 from evaluation.bench_frame import bench_frame
 from evaluation.bench_join import bench_join
 from evaluation.bench_materialize import bench_materialize
 from evaluation.bench_read import bench_read
 from evaluation.local_redis import local_redis
+from evaluation.store_report import comparisons, growths, render_store_report, times
+from moon.cli import app
 
 
 def test_the_join_is_measured_on_both_sides(tmp_path):
@@ -22,9 +27,67 @@ def test_the_join_is_measured_on_both_sides(tmp_path):
 
 
 def test_frames_are_measured_and_agree_with_feasts_plan(tmp_path):
-    lines = list(bench_frame(tmp_path, clicks=3000, sizes=(100, 3000)))
+    lines = list(bench_frame(tmp_path, clicks=3000, sizes=(100, 1000, 3000)))
     assert [one.goal for one in lines if one.goal] == [60.0, 6144.0, 1.3]
+    assert "1,000" in next(one.name for one in lines if one.goal)
     assert all(one.value > 0 for one in lines)
+    points = [(one.drawn.x, one.value) for one in lines if one.drawn and one.drawn.x]
+    assert [x for x, _ in points] == [100, 1000, 3000]
+    ((plot, _),) = growths(lines)
+    assert plot.curves[0].y == [value for _, value in points]
+    assert [(one.n, len(one.baselines)) for one in comparisons(lines)] == [(1, 1), (1, 1)]
+    page = render_store_report(tmp_path / "runs" / "store.html", lines).read_text()
+    assert page.count("<svg") == 1 and all(str(escape(one.name)) in page for one in lines)
+
+
+SIDES = ("ours", "Feast", "MGET, the floor")
+LINES = [
+    *(
+        line(f"frame of {x}", [cost], drawn=Drawn("frame, s", "ours", x))
+        for x, cost in ((1e6, 3.0), (3e6, 7.0))
+    ),
+    *(
+        line(f"read, {s}", [v], drawn=Drawn("read, ms", s))
+        for s, v in zip(SIDES, (2.0, 60.0, 1.0), strict=True)
+    ),
+    line("rows, ours", [9.0], drawn=Drawn("rows a second", "ours", higher_is_better=True)),
+    line("rows, Feast", [3.0], drawn=Drawn("rows a second", "Feast", higher_is_better=True)),
+    line("times <less>", [0.5], goal=20.0),
+    line_below("peak", [0.5], 1.0),
+]
+
+
+def test_the_page_holds_every_line_the_curve_with_its_line_and_the_bars(tmp_path):
+    page = render_store_report(tmp_path / "runs" / "store.html", LINES).read_text()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["store.html"]
+    for one in LINES:
+        assert f"<td>{escape(one.name)}</td>" in page
+    assert '<span class="badge good">yes</span>' in page and '<span class="badge bad">no</span>' in page
+    assert "1 of 2" in page and "<less>" not in page
+    assert (
+        page.count("<svg") == 1 and page.count('class="track ours"') == 2 and page.count('class="track"') == 3
+    )
+    ((plot, said),) = growths(LINES)
+    measured, fitted = plot.curves
+    assert (measured.x, measured.y) == ([1.0, 3.0], [3.0, 7.0]) and fitted.fitted
+    assert fitted.y == pytest.approx([0, 3 * 2.4])  # (1 * 3 + 3 * 7) / (1 + 9)
+    assert "2.4 for a million" in said and "1,000,000, by +0.6" in said
+    read, rows = comparisons(LINES)
+    assert (read.best, read.better, times(read)) == ("MGET, the floor", False, "2 times more")
+    assert (rows.best, rows.better, times(rows)) == ("Feast", True, "3 times more")
+
+
+def test_the_command_prints_the_lines_and_leaves_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("evaluation.bench_store.bench_store", lambda: iter(LINES))
+    shown = CliRunner().invoke(app, ["bench", "store", "--json"])
+    assert [one["name"] for one in json.loads(shown.stdout)] == [one.name for one in LINES]
+    assert json.loads(shown.stdout)[0]["drawn"]["x"] == 1e6
+    assert (
+        "runs/store.html" in shown.stderr and "read, Feast" in (tmp_path / "runs" / "store.html").read_text()
+    )
+    shown = CliRunner().invoke(app, ["bench", "store"])
+    assert len(shown.stdout.splitlines()) == len(LINES) + 1 and "runs/store.html" in shown.stderr
 
 
 @pytest.mark.redis

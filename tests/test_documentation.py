@@ -76,6 +76,7 @@ def test_the_options_are_few_and_frozen():
         "--seconds",
         "--ablations",
         "--shard",
+        "--by",
         "--json",
         "--activate",
     }

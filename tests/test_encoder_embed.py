@@ -16,11 +16,12 @@ from encoder import embed as embedding
 from encoder.chunks import Pictures, content_digest
 from encoder.content import Content, item_content
 from encoder.decoded import Decoded
-from encoder.embed import embed, merge_shards, parse_shard
+from encoder.embed import embed, merge_shards
 from encoder.encode import Encoder
 from encoder.train import train_encoder
 from feature_repo.vectors import Vectors
 from moon.artifacts import ArtifactError, open_artifact
+from moon.shards import ShardError, parse_shard
 
 AS_OF = START + timedelta(days=9)
 
@@ -137,11 +138,11 @@ def test_shards_that_do_not_make_a_whole_are_refused(world, trained, tmp_path):
         embed(trained, dataset, AS_OF, tmp_path / f"shard-{number}", shard=(number, 2)) for number in (1, 2)
     )
     later = embed(trained, dataset, AS_OF + timedelta(days=1), tmp_path / "later", shard=(2, 2))
-    with pytest.raises(DataError, match="every shard of 2 once, found 1/2"):
+    with pytest.raises(ShardError, match="every shard of 2 once, found 1/2: missing 2/2"):
         merge_shards([first], parents, tmp_path / "out")
-    with pytest.raises(DataError, match="found 1/2, 1/2"):
+    with pytest.raises(ShardError, match="found 1/2, 1/2: missing 2/2, surplus 1/2"):
         merge_shards([first, first], parents, tmp_path / "out")
-    with pytest.raises(DataError, match="found none"):
+    with pytest.raises(ShardError, match="found none"):
         merge_shards([], parents, tmp_path / "out")
     with pytest.raises(DataError, match="differ in as_of"):
         merge_shards([first, later], parents, tmp_path / "out")
@@ -209,13 +210,13 @@ def test_an_embedding_without_hashes_is_no_previous_one(world, trained, tmp_path
 
 @pytest.mark.parametrize("text", ["3/2", "0/2", "1/0", "1", "a/b", "-1/2", "1/2/3", ""])
 def test_a_shard_that_does_not_exist_is_refused(text):
-    with pytest.raises(DataError, match="shard"):
+    with pytest.raises(ShardError, match="shard"):
         parse_shard(text)
 
 
 def test_a_shard_is_a_number_and_how_many(world, trained, tmp_path):
     assert parse_shard(" 2/4") == (2, 4)
-    with pytest.raises(DataError, match="found 3/2"):
+    with pytest.raises(ShardError, match="found 3/2"):
         embed(trained, world[0], AS_OF, tmp_path / "out", shard=(3, 2))
 
 

@@ -3,12 +3,14 @@
 Run: pytest tests/test_live.py
 """
 
+import shutil
 import time
 
 import pytest
 from fastapi.testclient import TestClient
 from test_service_refuses_mixed_artifacts import run, write  # noqa: F401  (the fixture)
 
+from feature_repo.store import create_store
 from moon import generations
 from moon.artifacts import open_artifact
 from moon.generations import GenerationError
@@ -24,9 +26,17 @@ def seal(folder, seed):
     return generations.seal(folder, generations.open_parts(folder), {})
 
 
+@pytest.fixture(scope="module")
+def some_store(tiny_world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("live") / "store"
+    create_store(folder, tiny_world.dataset, tiny_world.split)
+    return folder
+
+
 @pytest.fixture
-def two(run):  # noqa: F811
-    """A run of two generations, the first of them active."""
+def two(run, some_store):  # noqa: F811
+    """A run of two generations, the first of them active, and a store that holds the vectors of neither."""
+    shutil.copytree(some_store, run / "store")
     sealed = [seal(run, 1), seal(run, 2)]
     generations.point(run, 1)
     return run, [one.artifacts["ranker_full"] for one in sealed]
@@ -65,7 +75,11 @@ def test_a_generation_that_cannot_be_opened_is_reported_and_the_old_one_serves_o
     weights.unlink()
     weights.write_text("damaged")
     with TestClient(create_app(Settings(run=run))) as client:
-        assert ready(client)[1]["generation"] == {"served": 1, "asked": 1, "problem": ""}
+        body = ready(client)[1]
+        assert body["generation"] == {"served": 1, "asked": 1, "problem": ""}
+        assert (
+            body["items"]["loaded_until"] is None and "moon embeddings activate" in body["items"]["problem"]
+        )
         generations.point(run, 2)
         wait_for(lambda: ready(client)[1]["generation"]["problem"])
         status, body = ready(client)

@@ -67,7 +67,7 @@ def cluster():
 def embedded(tiny_world, tmp_path_factory):
     """The folder of a store, not loaded."""
     folder = tmp_path_factory.mktemp("ray")
-    create_store(folder / "store", tiny_world.dataset, tiny_world.split, width=WIDTH)
+    create_store(folder / "store", tiny_world.dataset, tiny_world.split)
     publish_embedding(folder / "store", write_embedding(folder / "e", tiny_world, WIDTH, START + 10 * DAY))
     return folder / "store"
 
