@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evaluation.bench import Line
 from evaluation.bench_frame import bench_frame
+from evaluation.bench_ingest import bench_ingest
 from evaluation.bench_join import bench_join
 from evaluation.bench_materialize import bench_materialize
 from evaluation.bench_read import bench_read
@@ -15,7 +16,7 @@ from evaluation.local_redis import local_redis
 
 
 def bench_store() -> Iterator[Line]:
-    """Measure joins and training frames, and materialization and online reads where redis-server is installed."""
+    """Measure joins and training frames, and, where redis-server is installed, loads, online reads and events."""
     with tempfile.TemporaryDirectory(prefix="moon_bench_") as name, local_redis() as port:
         folder = Path(name)
         yield from bench_join(folder)
@@ -23,3 +24,4 @@ def bench_store() -> Iterator[Line]:
         if port is not None:
             yield from bench_materialize(folder, port)
             yield from bench_read(folder, port)
+            yield from bench_ingest(folder)

@@ -168,6 +168,20 @@ def bench_store(
     typer.echo(f"report: {render_store_report(RUNS / 'store.html', lines)}", err=True)
 
 
+@bench.command("serving")
+def bench_serving(
+    run: RunOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
+) -> None:
+    """Measure the service of a run: an answer's time, and how soon a new item is recommended."""
+    from evaluation import bench
+    from evaluation import bench_serving as serving
+    from moon import journey
+
+    lines = list(serving.bench_serving(journey.load(run).folder))
+    typer.echo(bench.to_json(lines) if json else bench.to_text(lines))
+
+
 @app.command()
 def embed(
     run: RunOption = None,
