@@ -99,12 +99,16 @@ class OnlineReader:
             StoreUnavailable: the store does not answer.
             ValueError: an id is not an integer of 64 bits, or ``time`` has no zone.
         """
-        user_frame = self.read_user(user_id, time, query_id)
+        return self.with_candidates(self.read_user(user_id, time, query_id), item_ids)
+
+    def with_candidates(self, user: Frame, item_ids: Sequence[int] | np.ndarray) -> Frame:
+        """The frame of a request that was read without candidates (``read_user``) with N; raises like ``read``."""
         ids = int64_ids(item_ids, "item_id")
+        time = user.requests.column("time")[0].as_py()
         stored = self.read_items(ids, time)
         columns = item_columns(stored.columns, np.full(len(ids), _us(time)))
         candidates = pa.table({"item_id": pa.array(ids, pa.int64()), **columns})
-        return Frame(user_frame.requests, candidates, np.array([0, len(ids)]), user_frame.history)
+        return Frame(user.requests, candidates, np.array([0, len(ids)]), user.history)
 
     def read_user(self, user_id: int, time: datetime, query_id: int | None = None) -> Frame:
         """The frame of a request without candidates yet; raises like ``read``."""

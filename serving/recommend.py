@@ -64,7 +64,7 @@ class Reader(Protocol):
 
     def read_user(self, user_id: int, time: datetime) -> Frame: ...  # noqa: D102
 
-    def read(self, user_id: int, item_ids: np.ndarray, time: datetime) -> Frame: ...  # noqa: D102
+    def with_candidates(self, user: Frame, item_ids: np.ndarray) -> Frame: ...  # noqa: D102
 
     def with_items(self, items: ItemMatrix) -> Reader: ...  # noqa: D102
 
@@ -225,7 +225,7 @@ class Recommender:
             found = union(sources, request, max(self.per_source, k))
         order, ids, scores = "retrieval" if personal else "popularity", *found.retrieved[0]
         if personal and user is not None and len(ids):
-            ranked = self._rank(request, ids, stages, fallbacks)
+            ranked = self._rank(request, user, ids, stages, fallbacks)
             if ranked is not None:
                 if self.fuse:
                     order, (ids, scores) = "retrieval+ranker", fuse_orders(ids, ranked)
@@ -273,7 +273,7 @@ class Recommender:
                 judged = np.asarray(self.relevance.score(vector, vectors), dtype=np.float32)
             ids, scores = best_first(ids, judged, len(ids))
         if user is not None and len(ids):
-            ranked = self._rank(request, ids, stages, fallbacks)
+            ranked = self._rank(request, user, ids, stages, fallbacks)
             if ranked is not None:
                 order, (ids, scores) = "relevance+ranker", fuse_orders(ids, ranked)
         return self._answer(ids[:k], scores[:k], request, order, stages, fallbacks)
@@ -330,12 +330,12 @@ class Recommender:
             return None
 
     def _rank(
-        self, request: Request, ids: np.ndarray, stages: Stages, fallbacks: list[str]
+        self, request: Request, user: Frame, ids: np.ndarray, stages: Stages, fallbacks: list[str]
     ) -> np.ndarray | None:
         """The ranker's scores of ``ids``; None when there are none, with the reason in ``fallbacks``."""
         try:
             with stages.measure("features"):
-                frame = self.reader.read(request.user_id, ids, request.time)
+                frame = self.reader.with_candidates(user, ids)
         except StoreUnavailable as error:
             log.warning("user %d: the online store does not answer: %s", request.user_id, error)
             fallbacks.append("store_unavailable")

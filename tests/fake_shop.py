@@ -72,13 +72,8 @@ class FakeReader:
 
     def __init__(self):
         self.available = True
-        self.reads = 0
 
     def read_user(self, user_id, time):
-        return self.read(user_id, np.empty(0, np.int64), time)
-
-    def read(self, user_id, item_ids, time):
-        self.reads += 1
         if not self.available:
             raise StoreUnavailable("refused")
         liked = (EVEN if user_id % 2 == 0 else ODD)[:3] if user_id < 10 else []
@@ -91,10 +86,14 @@ class FakeReader:
                 "user_found": [user_id < 10 or user_id == 50],
             }
         )
+        nothing = pa.table({"item_id": pa.array([], pa.int64())})
+        return Frame(requests, nothing, np.zeros(2, np.int64), history_of(liked, code=3))
+
+    def with_candidates(self, user, item_ids):
+        if not self.available:
+            raise StoreUnavailable("refused")
         offsets = np.array([0, len(item_ids)], dtype=np.int64)
-        return Frame(
-            requests, pa.table({"item_id": np.asarray(item_ids)}), offsets, history_of(liked, code=3)
-        )
+        return Frame(user.requests, pa.table({"item_id": np.asarray(item_ids)}), offsets, user.history)
 
 
 class FakeRanker:
