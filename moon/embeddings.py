@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from moon.artifacts import Artifact, open_artifact
 from moon.generations import Generation
 
 if TYPE_CHECKING:
+    from dataset.split import Split
     from feature_repo.engine import Report
 
 COLUMNS: dict[str, Callable[[Generation], Any]] = {
@@ -144,11 +145,12 @@ def put_online(run: Path, embedding: Artifact) -> None:
     tell(run, reports)
 
 
-def end_of(split: Any) -> Any:
+def end_of(split: Split) -> datetime:
     """The moment everything in the log is known."""
     import pyarrow.compute as pc
 
-    return pc.max(split.log["available_time"]).as_py() + timedelta(seconds=1)
+    last: datetime = pc.max(split.log["available_time"]).as_py()
+    return last + timedelta(seconds=1)
 
 
 def tell(run: Path, reports: dict[str, Report]) -> None:

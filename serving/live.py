@@ -100,7 +100,7 @@ class Live:
             try:
                 self.look()
             except Exception:  # the file itself cannot be read
-                log.exception("%s cannot be followed", self._settings and self._settings.run)
+                log.exception("the active generation cannot be read")
 
 
 def _open(settings: Settings, number: int) -> Recommender:
