@@ -142,7 +142,7 @@ class Live:
             try:
                 self.look()
             except Exception:  # a file cannot be read: what answers goes on
-                log.exception("%s cannot be followed", self._settings and self._settings.run)
+                log.exception("what is to serve cannot be read")
 
 
 def _open(settings: Settings, number: int) -> Recommender:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from encoder_world import shop
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
 from dataset.split import Split
 from dataset.tables import Dataset
@@ -22,6 +23,7 @@ from feature_repo.vectors import Vectors
 from feature_repo.views import EmbeddingRecord
 from moon import embeddings, generations, journey
 from moon.artifacts import ArtifactError, open_artifact, write_artifact
+from moon.cli import app
 from moon.generations import GenerationError
 
 ITEMS, WIDTH = 1040, 16
@@ -438,3 +440,24 @@ def test_a_service_starts_while_an_encoder_is_trained_and_says_what_waits(run, m
     assert (
         len(served) == 2 and "serving generation 1" in said and "holds another encoder: run 'moon emb" in said
     )
+
+
+def test_the_commands_publish_switch_go_back_and_clear_away(run):
+    (run / "run.json").write_text('{"data": "shapes", "size_name": "nano", "seed": 0, "profile": "embedded"}')
+
+    def moon(*words):
+        done = CliRunner().invoke(app, ["embeddings", *words, "--run", str(run)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    train(run, 1)
+    assert moon("publish").splitlines()[1].startswith("1 ") and generations.current(run) is None
+    assert moon("publish", "--activate").splitlines()[1].endswith("active")
+    train(run, 2)
+    moon("publish")
+    assert generations.serving(run).generation == 1
+    assert moon("activate", "2") == "generation 2 serves\n"
+    assert moon("rollback") == "generation 1 serves\n"
+    assert len(moon("list").splitlines()) == 3
+    assert moon("gc").splitlines() == ["removed generation 2"]  # its vectors are still the run folder's own
+    assert moon("gc") == "nothing to remove\n"
