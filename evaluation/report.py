@@ -117,6 +117,26 @@ class Reliability:
 
 
 @dataclass(frozen=True)
+class StoreCheck:
+    """What ``moon features check`` says of the store.
+
+    Attributes:
+        head: headings of the table; the first column is the view.
+        rows: each view's cells, and its problems in words.
+        unanswered: why the store could not be examined; empty if it was.
+    """
+
+    head: Sequence[str] = ()
+    rows: Sequence[tuple[Sequence[str], Sequence[str]]] = ()
+    unanswered: str = ""
+
+    @property
+    def problems(self) -> int:
+        """How many there are."""
+        return sum(len(problems) for _, problems in self.rows)
+
+
+@dataclass(frozen=True)
 class Plot:
     """A named set of curves, e.g. recall over k, or a training loss over steps."""
 
@@ -147,6 +167,7 @@ class ReportContent:
         reliability: calibration of the full ranker.
         plots: recall curves, training curves.
         stages: name -> milliseconds of one served example, in order.
+        store: coverage, parity, freshness, nulls and drift of every view.
         dataset: facts, e.g. items, users, events, span.
         quarantine: (table, rule, rows) of what was kept out.
         artifacts: role -> artifact id.
@@ -163,6 +184,7 @@ class ReportContent:
     reliability: Reliability | None = None
     plots: Sequence[Plot] = ()
     stages: Mapping[str, float] = field(default_factory=dict)
+    store: StoreCheck | None = None
     dataset: Mapping[str, str | int | float] = field(default_factory=dict)
     quarantine: Sequence[tuple[str, str, int]] = ()
     artifacts: Mapping[str, str] = field(default_factory=dict)

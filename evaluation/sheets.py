@@ -24,12 +24,15 @@ from evaluation.report import (
     Plot,
     Reliability,
     ReportContent,
+    StoreCheck,
     Tile,
     Visit,
     render_report,
 )
 from evaluation.retrieval_quality import Relevant
 from evaluation.shop_baselines import positive_events
+from feature_repo.check import HEAD, cells, check_store
+from feature_repo.online import StoreUnavailable
 from feature_repo.vectors import Vectors
 from moon.artifacts import ArtifactError, open_artifact
 from serving.recommend import Recommender
@@ -150,12 +153,20 @@ class Evidence:
         answer = recommender.recommend(user_id, 5)
         return {
             "user_id": user_id,
-            "history": [card.title or "(no title)" for card in recommender.history(user_id)[:5]],
+            "history": _titles(recommender, user_id)[:5],
             "recommended": [hit.card.title or "(no title)" for hit in answer.hits],
             "timings_ms": {stage: round(value, 2) for stage, value in answer.timings_ms.items()},
             "order": answer.order,
             "fallbacks": list(answer.fallbacks),
         }
+
+
+def _titles(recommender: Recommender, user_id: int) -> list[str]:
+    """What the user acted on; nothing where the store does not answer, which the answer's fallbacks say."""
+    try:
+        return [card.title or "(no title)" for card in recommender.history(user_id)]
+    except StoreUnavailable:
+        return []
 
 
 def open_profile(folder: Path) -> str:
@@ -192,12 +203,22 @@ def write_report(
         reliability=evidence.reliability,
         plots=[*evidence.plots, *evidence.training_curves()],
         stages=example["timings_ms"],
+        store=store_check(evidence.folder / "store"),
         dataset=facts,
         quarantine=_quarantine(dataset),
         artifacts=_artifact_ids(evidence.folder),
         limits=limits,
     )
     return render_report(out, content)
+
+
+def store_check(store_dir: Path) -> StoreCheck:
+    """The state of the run's views, or that the online store does not answer."""
+    try:
+        findings = check_store(store_dir)
+    except StoreUnavailable as error:
+        return StoreCheck(unanswered=str(error))
+    return StoreCheck(HEAD, [(tuple(cells(one)), one.problems) for one in findings])
 
 
 def _headline(measured: Sequence[Measurement]) -> list[Comparison]:

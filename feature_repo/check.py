@@ -23,6 +23,7 @@ from feature_repo.encode import encode
 from feature_repo.engine import newest
 from feature_repo.freshness import EPOCH, as_of
 from feature_repo.matrix import Matrix, kinds, read_matrix
+from feature_repo.online import UNREACHABLE, StoreUnavailable
 from feature_repo.sources import DATA
 from feature_repo.store import BEGINNING, open_store
 from feature_repo.wire import Column, decode
@@ -31,6 +32,7 @@ SAMPLE = 1000  # entities of a view that are compared
 COVERAGE, PARITY, NULLS, DRIFT = 0.99, 1.0, 0.9, 0.25  # the least, the least, the most, the most
 BINS = 10
 LEAST_ROWS = 500  # for drift to be more than chance
+HEAD = ("view", "entities", "coverage", "parity", "newer", "age h", "most nulls", "most drift")
 CHECKS = "checks"  # folder of the baselines
 Baseline = dict[str, dict[str, list[float]]]  # feature -> edges and shares of its bins
 
@@ -74,19 +76,20 @@ def check_store(store_dir: Path, seed: int = 0) -> list[Finding]:
 
     Raises:
         StoreError: there is no store.
-        redis.exceptions.RedisError, sqlite3.Error: the online store does not answer.
+        StoreUnavailable: the online store does not answer.
     """
     store = open_store(store_dir)
-    return [
-        _examine(store, view, seed) for view in sorted(store.list_feature_views(), key=lambda v: str(v.name))
-    ]
+    views = sorted(store.list_feature_views(), key=lambda view: str(view.name))
+    try:
+        return [_examine(store, view, seed) for view in views]
+    except UNREACHABLE as error:
+        raise StoreUnavailable(f"the online store does not answer: {error}") from error
 
 
 def to_text(findings: list[Finding]) -> str:
     """A table with a row per view, and its problems below."""
-    head = ("view", "entities", "coverage", "parity", "newer", "age h", "most nulls", "most drift")
-    rows = [head, *((f.view, f"{f.entities:,}", *_cells(f)) for f in findings)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    rows = [HEAD, *(tuple(cells(one)) for one in findings)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
@@ -94,7 +97,10 @@ def to_text(findings: list[Finding]) -> str:
     return "\n".join([*lines, "", *(problems or ["no problems"])])
 
 
-def _cells(one: Finding) -> Iterator[str]:
+def cells(one: Finding) -> Iterator[str]:
+    """A view's row of the table, in the order of ``HEAD``."""
+    yield one.view
+    yield f"{one.entities:,}"
     yield "-" if one.coverage is None else f"{one.coverage:.3f}"
     yield "-" if one.parity is None else f"{one.parity:.3f}"
     yield str(one.newer)

@@ -3,17 +3,23 @@
 Run: pytest tests/test_features_check.py
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import DAY, START, make_world
+from conftest import DAY, START, free_port, make_world
+from fake_shop import recommender
 from typer.testing import CliRunner
 
+from evaluation.report import ReportContent, render_report
+from evaluation.sheets import Evidence, store_check
 from feature_repo.batch import Batch
 from feature_repo.check import _drift, _shares, check_store, to_text
 from feature_repo.ingest import HistoryWriter
-from feature_repo.store import create_store, materialize, open_store
+from feature_repo.online import StoreUnavailable
+from feature_repo.store import create_store, materialize, open_store, use_profile
 from moon.cli import app
 
 MOMENT = START + 40 * DAY
@@ -97,6 +103,42 @@ def test_prices_that_drift_are_reported_against_the_last_sound_check(tmp_path):
     profile = by_view(check_store(tmp_path / "store"))["item_profile"]
     assert profile.parity == 1.0 and profile.drift[1] == "price"
     assert any("price has drifted" in problem for problem in profile.problems)
+
+
+def test_the_report_of_a_run_holds_the_problems_of_its_store(loaded, tmp_path):
+    def shown():
+        content = ReportContent("Run", "A run.", store=store_check(loaded))
+        return render_report(tmp_path / "report.html", content).read_text()
+
+    assert "no problems</span>" in shown() and "item_profile" in shown()
+    store = open_store(loaded)
+    connection = store._get_provider().online_store._get_conn(store.config)
+    with connection:
+        connection.execute("UPDATE moon_item_profile SET value = X'3500000000' WHERE feature_name = 'price'")
+    page = shown()
+    assert "1 problem</span>" in page
+    assert (
+        "differ from offline, in price" in page.split('<span class="badge bad">item_profile</span>')[1][:100]
+    )
+
+
+def test_a_store_that_does_not_answer_is_left_out_of_the_report(loaded, tmp_path):
+    use_profile(loaded, "redis", f"redis://127.0.0.1:{free_port()}/0")
+    with pytest.raises(StoreUnavailable, match="the online store does not answer"):
+        check_store(loaded)
+    content = ReportContent("Run", "A run.", store=store_check(loaded))
+    page = render_report(tmp_path / "report.html", content).read_text()
+    assert "Not examined: the online store does not answer" in page and "item_profile" not in page
+
+
+def test_a_run_is_reported_though_its_store_does_not_answer(tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text('{"profile": "redis"}')
+    moon = recommender()
+    moon.reader.available = False
+    monkeypatch.setattr("evaluation.sheets.Recommender", SimpleNamespace(open=lambda _: moon))
+    example = Evidence(tmp_path, None, None, None, {}).served_example()
+    assert example["history"] == [] and example["fallbacks"] == ["store_unavailable"]
+    assert len(example["recommended"]) == 5
 
 
 def test_the_command_prints_the_table_and_fails_where_something_is_wrong(tiny_world, tmp_path):

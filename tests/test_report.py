@@ -19,6 +19,7 @@ from evaluation.report import (
     Plot,
     Reliability,
     ReportContent,
+    StoreCheck,
     Tile,
     Visit,
     data_uri,
@@ -60,6 +61,9 @@ def content(**changes):
             )
         ],
         "stages": {"retrieval": 4.5, "ranking": 5.5},
+        "store": StoreCheck(
+            ("view", "coverage"), [(("item_profile", "0.500"), ()), (("user_profile", "0.000"), (EVIL,))]
+        ),
         "dataset": {"items": 12044, "span": "one week"},
         "quarantine": [("images", "broken_jpeg", 3)],
         "artifacts": {"encoder": "0123456789abcdef"},
@@ -139,13 +143,24 @@ def test_a_hit_is_marked_and_a_missing_picture_is_said(page):
 
 
 @pytest.mark.parametrize(
-    "part", ["headline", "neighbours", "visits", "controls", "stages", "measurements", "limits"]
+    "part", ["headline", "neighbours", "visits", "controls", "stages", "store", "measurements", "limits"]
 )
 def test_an_empty_section_is_left_out(part):
     assert f'id="{part}"' in _render(content())
-    without = _render(content(**{part: {} if part == "stages" else ()}))
+    without = _render(content(**{part: {"stages": {}, "store": None}.get(part, ())}))
     assert f'id="{part}"' not in without
     assert f'href="#{part}"' not in without
+
+
+def test_the_store_has_a_row_per_view_with_its_problems_or_says_why_not():
+    page = _render(content())
+    section = page[page.index('<section id="store">') :].split("</section>")[0]
+    assert '<td>item_profile</td><td class="num">0.500</td>' in section and "1 problem<" in section
+    assert '<span class="badge bad">user_profile</span> &lt;script&gt;' in section
+    sound = _render(content(store=StoreCheck(("view",), [(("item_profile",), ())])))
+    assert '<span class="badge good">no problems</span>' in sound
+    silent = _render(content(store=StoreCheck(unanswered="refused")))
+    assert "Not examined: refused." in silent and "item_profile" not in silent
 
 
 def test_the_smallest_report_has_no_sections():
@@ -174,7 +189,7 @@ def test_a_comparison_names_the_strongest_baseline_in_both_directions():
 
 
 def test_a_comparison_without_baselines_has_no_badge():
-    assert 'class="badge' not in _render(content(headline=[Comparison("x", 0.5, {}, 9)]))
+    assert 'class="badge' not in _render(content(headline=[Comparison("x", 0.5, {}, 9)], store=None))
 
 
 def test_numbers_read_well():
