@@ -14,6 +14,13 @@ import redis
 BINARY, START_S = "redis-server", 20.0
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def start_redis(port: int, *options: str) -> subprocess.Popen[bytes]:
     """A server on this machine that keeps nothing, once it answers.
 
@@ -59,9 +66,7 @@ def local_redis() -> Iterator[int | None]:
     if shutil.which(BINARY) is None:
         yield None
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     server = start_redis(port)
     try:
         yield port
