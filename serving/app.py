@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import faiss
@@ -48,14 +49,19 @@ def serve(settings: Settings) -> None:
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     app = create_app(settings)
-    keep_loaded()
-    uvicorn.run(app, host=settings.host, port=settings.port, log_level="info")
+    with spared():
+        uvicorn.run(app, host=settings.host, port=settings.port, log_level="info")
 
 
-def keep_loaded() -> None:
-    """Spare the garbage collector what is loaded: to go through all of it takes some request a few hundred ms."""
+@contextmanager
+def spared() -> Iterator[None]:
+    """Keep the garbage collector from what is loaded: going through it takes some request a few hundred ms."""
     gc.collect()
     gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def create_app(settings: Settings, recommender: Recommender | None = None) -> FastAPI:
