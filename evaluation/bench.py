@@ -61,6 +61,12 @@ def line_below(name: str, values: Sequence[float], goal: float, drawn: Drawn | N
     return Line(name, middle, goal, middle <= goal, len(values), drawn)
 
 
+def worst(name: str, values: Sequence[float], goal: float) -> Line:
+    """The largest of some measurements as a line; less is better."""
+    most = float(max(values))
+    return Line(name, most, goal, most <= goal, len(values))
+
+
 def ratio(name: str, more: Sequence[float], less: Sequence[float], goal: float) -> Line:
     """How many times the one is the other, by their medians, as a line."""
     times = median(more) / median(less)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evaluation.bench import Line
+from evaluation.bench_faults import bench_faults
 from evaluation.bench_frame import bench_frame
 from evaluation.bench_ingest import bench_ingest
 from evaluation.bench_join import bench_join
@@ -24,4 +25,5 @@ def bench_store() -> Iterator[Line]:
         if port is not None:
             yield from bench_materialize(folder, port)
             yield from bench_read(folder, port)
+            yield from bench_faults(folder)
             yield from bench_ingest(folder)

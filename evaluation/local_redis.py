@@ -14,6 +14,13 @@ import redis
 BINARY, START_S = "redis-server", 20.0
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def start_redis(port: int, *options: str) -> subprocess.Popen[bytes]:
     """A server on this machine that keeps nothing, once it answers.
 
@@ -47,13 +54,6 @@ def start_redis(port: int, *options: str) -> subprocess.Popen[bytes]:
             time.sleep(0.05)
     server.kill()
     raise RuntimeError(f"redis-server did not answer on port {port} within {START_S:g} s")
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from markupsafe import escape
 from typer.testing import CliRunner
 
 from evaluation.apart import apart
-from evaluation.bench import Drawn, line, line_below, ratio
+from evaluation.bench import Drawn, line, line_below, ratio, worst
+from evaluation.bench_faults import bench_faults
 from evaluation.bench_frame import bench_frame
 from evaluation.bench_join import bench_join
 from evaluation.bench_materialize import bench_materialize
@@ -105,9 +106,20 @@ def test_materialization_is_measured_on_three_sides_that_store_the_same(tmp_path
     assert all(one.value > 0 for one in lines)
 
 
+@pytest.mark.redis
+def test_faults_are_measured_through_the_whole_service(tmp_path):
+    with local_redis() as port:
+        if port is None:
+            pytest.skip("redis-server is not installed: see .ci/run")
+    lines = list(bench_faults(tmp_path, clicks=300, rounds=1))
+    assert [one.goal for one in lines] == [None, 150.0, 150.0, None, 300.0, 150.0, 20.0, 150.0]
+    assert all(one.value > 0 for one in lines)
+
+
 def test_less_is_better_where_the_goal_is_a_limit():
     assert line_below("memory", [3.0, 1.0, 2.0], 2.0).met
     assert not line_below("memory", [3.0, 1.0, 2.0], 1.9).met
+    assert worst("wait", [3.0, 1.0], 3.0).met and not worst("wait", [3.0, 1.0], 2.9).met
     assert ratio("times", [6.0, 1.0, 8.0], [2.0], 3.0).met
 
 
