@@ -135,7 +135,7 @@ def test_a_run_is_reported_though_its_store_does_not_answer(tmp_path, monkeypatc
     (tmp_path / "run.json").write_text('{"profile": "redis"}')
     moon = recommender()
     moon.reader.available = False
-    monkeypatch.setattr("evaluation.sheets.Recommender", SimpleNamespace(open=lambda _: moon))
+    monkeypatch.setattr("evaluation.sheets.Recommender", SimpleNamespace(open=lambda *_: moon))
     example = Evidence(tmp_path, None, None, None, {}).served_example()
     assert example["history"] == [] and example["fallbacks"] == ["store_unavailable"]
     assert len(example["recommended"]) == 5
