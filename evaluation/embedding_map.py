@@ -86,11 +86,12 @@ def tsne(vectors_ND: np.ndarray, perplexity: float = PERPLEXITY, steps: int = ST
     """
     count = len(vectors_ND)
     near = affinities(vectors_ND, min(perplexity, (count - 1) / 3))
-    near = ((near + near.T) / (2 * count)).astype(np.float32)
-    middle = vectors_ND - vectors_ND.mean(axis=0)
+    near = (near + near.T) / (2 * count)
+    # In double precision: how a processor rounds single precision decided which minimum was found.
+    middle = vectors_ND.astype(np.float64) - vectors_ND.mean(axis=0)
     plane = np.linalg.svd(middle, full_matrices=False)[0][:, :2]
     plane *= np.sign(plane[np.abs(plane).argmax(axis=0), [0, 1]])  # of either sign otherwise
-    place = (SPREAD * plane / plane.std(axis=0)).astype(np.float32)
+    place = SPREAD * plane / plane.std(axis=0)
     speed, gain = np.zeros_like(place), np.ones_like(place)
     rate = max(count / EXAGGERATION / 4, 50.0)
     for step in range(steps):
@@ -102,7 +103,7 @@ def tsne(vectors_ND: np.ndarray, perplexity: float = PERPLEXITY, steps: int = ST
         gain = np.where(speed * gradient < 0, gain + 0.2, gain * 0.8).clip(0.01)
         speed = (0.5 if step < EXAGGERATED else 0.8) * speed - rate * gain * gradient
         place = place + speed
-    place = place.astype(np.float64) - place.min(axis=0)
+    place = place - place.min(axis=0)
     return place / place.max()
 
 
