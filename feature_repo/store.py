@@ -68,7 +68,7 @@ def create_store(
             in since it was made.
     """
     store_dir = Path(store_dir)
-    _refuse_to_lose(store_dir, split.log)
+    _refuse_to_lose(store_dir, dataset.items, split.log)
     building = store_dir.with_name(store_dir.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
     data = building / DATA
@@ -92,20 +92,19 @@ def create_store(
     return open_store(store_dir)
 
 
-def _refuse_to_lose(store_dir: Path, log: pa.Table) -> None:
-    """What came in since is nowhere else."""
+def _refuse_to_lose(store_dir: Path, items: pa.Table, log: pa.Table) -> None:
+    """What came in since the store was made, and is not in the data now, is nowhere else."""
     if not (store_dir / DATA / LOG).exists():
         return
-    folded = pq.read_table(store_dir / DATA / LOG, columns=["event_id"]).column(0)
-    events = (
-        Journal(store_dir).table().num_rows
-        + pc.sum(pc.invert(pc.is_in(folded, value_set=log.column("event_id")))).as_py()
-    )
-    items = len(list((store_dir / DATA / NEW_ITEMS).glob("*.json")))
-    if events or items:
+    folded = pq.read_table(store_dir / DATA / LOG, columns=["event_id"]).column(0).to_numpy()
+    came = np.append(folded, Journal(store_dir).table().column("event_id").to_numpy())
+    events = int((~np.isin(came, log.column("event_id").to_numpy())).sum())
+    ids = [int(path.stem) for path in (store_dir / DATA / NEW_ITEMS).glob("*.json")]
+    others = int((~np.isin(np.array(ids, np.int64), items.column("item_id").to_numpy())).sum())
+    if events or others:
         raise StoreError(
-            f"{store_dir}: expected a store to replace, found {events} events and {items} items in it that came in "
-            f"since. Import them with the dataset, or move the folder away, and run this again."
+            f"{store_dir}: expected a store to replace, found {events} events and {others} items in it that came in "
+            f"since and are not in the dataset. Import them with it, or move the folder away, and run this again."
         )
 
 

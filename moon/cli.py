@@ -33,6 +33,9 @@ RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; defau
 DataOption = Annotated[str, typer.Option("--data", help="marketplace[:EVENTS] or FORMAT:FOLDER.")]
 SizeOption = Annotated[str | None, typer.Option("--size", help="nano, small or base; default: by the data.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+ClockOption = Annotated[
+    str, typer.Option("--clock", help="log: as if the run's log had just ended; wall: the time of day.")
+]
 ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]
 
 
@@ -276,9 +279,7 @@ def ingest(
     consumer: Annotated[
         str | None, typer.Option(help="Name in the stream's consumer group; default: of this machine.")
     ] = None,
-    clock: Annotated[
-        str, typer.Option(help="log: as if the run's log had just ended, as 'moon serve'; wall: now.")
-    ] = "log",
+    clock: ClockOption = "log",
 ) -> None:
     """Take events into users' online histories and the journal: from a stream until interrupted, or from a file."""
     from moon import journey
@@ -326,11 +327,12 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     profile: Annotated[str | None, typer.Option("--profile", help="embedded or redis.")] = None,
+    clock: ClockOption = "log",
 ) -> None:
     """Answer /recommend, /search and /similar over HTTP from a finished run."""
     from moon import journey
 
-    journey.serve(journey.load(run), host=host, port=port, profile=profile)
+    journey.serve(journey.load(run), host=host, port=port, profile=profile, clock=clock)
 
 
 def main() -> None:

@@ -254,7 +254,7 @@ def compare_encoders(run: Run, seconds: float, ablated: bool, recipe: str | None
     return work.compare_encoders(run, seconds, ablated, recipe)
 
 
-def serve(run: Run, host: str, port: int, profile: str | None) -> None:
+def serve(run: Run, host: str, port: int, profile: str | None, clock: str) -> None:
     """Serve the active generation over HTTP until interrupted, whatever else is being made in the run folder.
 
     Raises:
@@ -270,7 +270,7 @@ def serve(run: Run, host: str, port: int, profile: str | None) -> None:
         )
     if profile is not None and profile != run.profile:
         run = switch(run, profile)
-    work.serve(run, host, port)
+    work.serve(run, host, port, clock)
 
 
 def _require(run: Run, until: str | None = None) -> None:

@@ -250,12 +250,12 @@ def switch_store(run: Run, profile: str) -> None:
     materialize(run)
 
 
-def serve(run: Run, host: str, port: int) -> None:
+def serve(run: Run, host: str, port: int, clock: str) -> None:
     """Answer requests over HTTP."""
     from serving.app import serve as serve_http
     from serving.settings import Settings
 
-    serve_http(Settings(run=run.folder, host=host, port=port, profile=run.profile))
+    serve_http(Settings(run=run.folder, host=host, port=port, profile=run.profile, clock=clock))
 
 
 def publish(run: Run) -> None:

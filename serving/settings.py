@@ -20,8 +20,8 @@ class Settings:
         profile: online store the run was loaded into, ``embedded`` or ``redis``; checked at the start.
         host: address to listen on.
         port: port to listen on.
-        clock: ``log`` answers as of the end of the run's log, so that a snapshot of an old shop still has
-            items of the right age; ``wall`` answers as of now.
+        clock: ``log`` answers as if the run's log had ended when the service started, so that a snapshot of an old
+            shop still has items of the right age; ``wall`` answers as of now.
         per_source: candidates asked of every retrieval source.
         max_body_bytes: larger requests get 413 before they are parsed.
         max_image_bytes: larger pictures get 413.

@@ -79,6 +79,8 @@ def test_the_options_are_few_and_frozen():
         "--by",
         "--json",
         "--activate",
+        "--consumer",
+        "--clock",
     }
 
 

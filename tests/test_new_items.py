@@ -13,11 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import TinyDataset, TinySplit
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from dataset.contracts import TIME, DataError
+from dataset.contracts import EVENTS, ITEMS, TIME, DataError
+from feature_repo.arrivals import Event
 from feature_repo.check import check_store
+from feature_repo.ingest import Ingestor
 from feature_repo.matrix import read_matrix
 from feature_repo.new_items import Item, fold_items, keep_item, new_items, parse_item, state
 from feature_repo.offline import training_frame
@@ -187,6 +190,19 @@ def test_a_store_with_what_came_in_is_not_replaced(tiny_world, tmp_path):
     with pytest.raises(StoreError, match="0 events and 1 items"):
         create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
     assert len(new_items(tmp_path / "store")) == 1
+    Ingestor(tmp_path / "store").ingest([Event(event_id=NEW, user_id=1, item_id=1, type="click")])
+    with pytest.raises(StoreError, match="1 events and 1 items"):
+        create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
+    row = tiny_world.dataset.items.slice(0, 1).set_column(0, "item_id", pa.array([NEW]))
+    event = tiny_world.split.log.slice(0, 1).set_column(0, "event_id", pa.array([NEW]))
+    imported = TinyDataset(
+        pa.concat_tables([tiny_world.dataset.items, row.cast(ITEMS)]),
+        tiny_world.dataset.users,
+        tiny_world.dataset.queries,
+    )
+    log = TinySplit(pa.concat_tables([tiny_world.split.log, event.cast(EVENTS)]))
+    create_store(tmp_path / "store", imported, log)
+    assert new_items(tmp_path / "store") == []
 
 
 def test_an_item_is_kept_whole_and_the_state_changes_with_it(tiny_world, tmp_path):
