@@ -195,11 +195,8 @@ def test_a_store_with_what_came_in_is_not_replaced(tiny_world, tmp_path):
         create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
     row = tiny_world.dataset.items.slice(0, 1).set_column(0, "item_id", pa.array([NEW]))
     event = tiny_world.split.log.slice(0, 1).set_column(0, "event_id", pa.array([NEW]))
-    imported = TinyDataset(
-        pa.concat_tables([tiny_world.dataset.items, row.cast(ITEMS)]),
-        tiny_world.dataset.users,
-        tiny_world.dataset.queries,
-    )
+    items = pa.concat_tables([tiny_world.dataset.items, row.cast(ITEMS)])
+    imported = TinyDataset(items, tiny_world.dataset.users, tiny_world.dataset.queries)
     log = TinySplit(pa.concat_tables([tiny_world.split.log, event.cast(EVENTS)]))
     create_store(tmp_path / "store", imported, log)
     assert new_items(tmp_path / "store") == []
