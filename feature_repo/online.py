@@ -31,7 +31,13 @@ from feature_repo.matrix import Matrix, Reader, matrix_reader, to_arrow
 from feature_repo.store import open_store
 from feature_repo.views import HISTORY
 
-UNREACHABLE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, sqlite3.OperationalError)
+UNREACHABLE = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ClusterError,
+    redis.exceptions.RedisClusterException,
+    sqlite3.OperationalError,
+)
 BEHAVIOURS: Features = {
     **{f"recent_{name}": ("user_history", pa.list_(pa.int64()), []) for name in COLUMNS},
     "recent_position": ("user_history", pa.int64(), 0),
