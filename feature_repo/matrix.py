@@ -1,7 +1,8 @@
 """What the online store holds about N entities as numpy columns: the read that serving is made of.
 
-``read_matrix`` decodes the bytes that Feast wrote; where a store cannot be read like that (another store, a Redis
-Cluster, TLS, several join keys) it asks Feast's own reader, which is also the slow twin the tests compare with.
+``read_matrix`` decodes the bytes that Feast wrote; where a store cannot be read like that (another store, a sentinel,
+TLS, several join keys, a Redis Cluster while it changes) it asks Feast's own reader, which is also the slow twin the
+tests compare with.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pyarrow as pa
 from feast import FeatureStore, FeatureView, RepoConfig
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
+from redis.exceptions import ClusterError
 
 from feature_repo.freshness import is_fresh
 from feature_repo.wire import Column, by_protobuf
@@ -81,9 +83,15 @@ def matrix_reader(store: FeatureStore, asked: Asked) -> Reader:
     reader = online.matrix_reader(store.config, asked) if isinstance(online, MatrixStore) else None
     if reader is None:
         return lambda ids: [by_feast(store, view, ids, features) for view, features in asked]
-    if not any(view.ttl for view, _ in asked):
-        return reader
-    return lambda ids: [one.fresh(view) for one, (view, _) in zip(reader(ids), asked, strict=True)]
+
+    def read(ids: np.ndarray) -> list[Matrix]:
+        try:
+            found = reader(ids)
+        except ClusterError:
+            return [by_feast(store, view, ids, features) for view, features in asked]
+        return [one.fresh(view) if view.ttl else one for one, (view, _) in zip(found, asked, strict=True)]
+
+    return read
 
 
 def read_matrix(store: FeatureStore, view: str, ids: np.ndarray, features: Sequence[str]) -> Matrix:

@@ -30,7 +30,13 @@ from feature_repo.matrix import Matrix, Reader, matrix_reader, to_arrow
 from feature_repo.store import open_store
 from feature_repo.views import HISTORY
 
-UNREACHABLE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, sqlite3.OperationalError)
+UNREACHABLE = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ClusterError,
+    redis.exceptions.RedisClusterException,
+    sqlite3.OperationalError,
+)
 
 
 class StoreUnavailable(ConnectionError):

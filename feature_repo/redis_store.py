@@ -32,6 +32,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from feature_repo.batch import Batch, refuse_future
+from feature_repo.cluster import ClusterWire
 from feature_repo.connection import Address, Wire
 from feature_repo.encode import encode, encode_stamps
 from feature_repo.freshness import FreshReads, Row
@@ -39,7 +40,7 @@ from feature_repo.matrix import Asked, Matrix, Reader, entity_key, kinds
 from feature_repo.redis_delete import delete_fields
 from feature_repo.redis_write import Rows, swap, write
 from feature_repo.resp import Hmgets
-from feature_repo.wire import decode, decode_stamps
+from feature_repo.wire import Cells, Values, decode, decode_stamps
 
 READ_TIMEOUT_S = 0.1
 SWAP_TIMEOUT_S = 1.0
@@ -57,19 +58,21 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
 
     _bulk: Redis | RedisCluster | None = None
     _swapping: Redis | RedisCluster | None = None
-    _wire: Wire | None = None
+    _wire: Wire | ClusterWire | None = None
 
     def matrix_reader(self, config: RepoConfig, asked: Asked) -> Reader | None:
-        """Reads several views of N entities in one round trip (see ``feature_repo.matrix``).
+        """Reads several views of N entities in one round trip to each server (see ``feature_repo.matrix``).
 
         Returns:
-            None where the server is a cluster, behind a sentinel or TLS, or the views have several join keys.
+            None where the server is behind a sentinel or TLS, or the views have several join keys.
         """
         address = address_of(config.online_store)
         keys = {tuple(view.join_keys) for view, _ in asked}
         if address is None or len(keys) != 1 or len(keys.pop()) != 1:
             return None
-        if self._wire is None:
+        if self._wire is None and config.online_store.redis_type == feast_redis.RedisType.redis_cluster:
+            self._wire = ClusterWire(self._get_client(config.online_store), address, READ_TIMEOUT_S)
+        elif self._wire is None:
             self._wire = Wire(address, READ_TIMEOUT_S)
         wire, first, version = self._wire, asked[0][0], config.entity_key_serialization_version
         fields: list[bytes] = []
@@ -80,12 +83,17 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
         kind = [kinds(view) for view, _ in asked]
 
         def read(ids: np.ndarray) -> list[Matrix]:
-            found = iter(commands.columns(wire.ask(commands.message(ids)), len(ids)))
+            columns: Sequence[Cells | Values] = (
+                wire.columns(commands, ids, _id_keys(config, first, ids))
+                if isinstance(wire, ClusterWire)
+                else commands.columns(wire.ask(commands.message(ids)), len(ids))
+            )
+            found = iter(columns)
             matrices = []
             for (_, features), of in zip(asked, kind, strict=True):
-                columns = {feature: decode(next(found), of[feature]) for feature in features}
+                decoded = {feature: decode(next(found), of[feature]) for feature in features}
                 event_us = decode_stamps(next(found))
-                matrices.append(Matrix(columns, event_us != 0, event_us))
+                matrices.append(Matrix(decoded, event_us != 0, event_us))
             return matrices
 
         return read
@@ -210,11 +218,15 @@ def _rows(config: RepoConfig, view: FeatureView, batch: Batch) -> Rows:
 def _keys(config: RepoConfig, view: FeatureView, batch: Batch) -> list[bytes]:
     """Redis keys: all alike but for the eight bytes of an int64 id; other keys one by one."""
     if len(batch.keys) == 1 and batch.keys[0].type == pa.int64():
-        before, after = _around_id(config, view)
-        ids = batch.keys[0].to_numpy().astype("<i8").tobytes()
-        return [before + ids[at : at + 8] + after for at in range(0, len(ids), 8)]
+        return _id_keys(config, view, batch.keys[0].to_numpy())
     version = config.entity_key_serialization_version
     return [_redis_key(config.project, key, version) for key in batch.entity_keys(view)]
+
+
+def _id_keys(config: RepoConfig, view: FeatureView, ids: np.ndarray) -> list[bytes]:
+    before, after = _around_id(config, view)
+    packed = ids.astype("<i8").tobytes()
+    return [before + packed[at : at + 8] + after for at in range(0, len(packed), 8)]
 
 
 def _around_id(config: RepoConfig, view: FeatureView) -> tuple[bytes, bytes]:
@@ -225,13 +237,16 @@ def _around_id(config: RepoConfig, view: FeatureView) -> tuple[bytes, bytes]:
 
 
 def address_of(online_store_config: feast_redis.RedisOnlineStoreConfig) -> Address | None:
-    """The one plain server the store is on; None where it is not one, or not plain."""
+    """The plain server or the first node of the plain cluster the store is on; None where it is neither."""
     nodes, options = feast_redis.RedisOnlineStore._parse_connection_string(
         online_store_config.connection_string
     )
-    plain = set(options) <= {"db", "password", "username"}
-    single = online_store_config.redis_type == feast_redis.RedisType.redis and len(nodes) == 1
-    if not (plain and single and online_store_config.client == feast_redis.RedisClient.redis):
+    kind, client = online_store_config.redis_type, online_store_config.client
+    single = kind == feast_redis.RedisType.redis and len(nodes) == 1
+    known = {"db", "password", "username"} if single else {"password", "username"}
+    if client != feast_redis.RedisClient.redis or not set(options) <= known:
+        return None
+    if not (single or kind == feast_redis.RedisType.redis_cluster):
         return None
     words = {name: str(options[name]) for name in ("username", "password") if name in options}
     return Address(nodes[0]["host"], int(nodes[0]["port"]), int(options.get("db", 0)), **words)
@@ -247,9 +262,9 @@ def connect(
     options = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, **options}
     places = [(node["host"], int(node["port"])) for node in nodes]
     kind = online_store_config.redis_type
+    options["retry"] = Retry(NoBackoff(), 1)
     if kind == feast_redis.RedisType.redis_cluster:
         return RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in places], **options)
-    options["retry"] = Retry(NoBackoff(), 1)
     if kind == feast_redis.RedisType.redis_sentinel:
         master: Redis = Sentinel(places, **options).master_for(online_store_config.sentinel_master, **options)
         return master

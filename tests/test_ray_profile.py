@@ -16,6 +16,7 @@ from conftest import DAY, START, make_requests, write_embedding
 from feast import FeatureStore
 
 from feature_repo.check import check_store
+from feature_repo.embeddings import publish_embedding
 from feature_repo.services import definitions
 from feature_repo.sources import DATA, TIMESTAMP
 from feature_repo.store import (
@@ -25,7 +26,6 @@ from feature_repo.store import (
     create_store,
     materialize,
     open_store,
-    publish_embedding,
 )
 from feature_repo.views import EmbeddingRecord
 
@@ -45,7 +45,7 @@ SCALARS = (
     "item_stats:shown_all",
     "item_stats:rate_all",
 )
-LISTS = ("item_profile:attributes", "item_embedding:vector", "user_history:recent_item_id")
+LISTS = ("item_profile:attributes", "item_embedding_v1:vector", "user_history:recent_item_id")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -149,7 +149,7 @@ def test_lists_are_the_embedded_answer_but_a_missing_one_is_empty(tiny_world, em
 def test_known_difference_rows_of_one_key_and_time_collapse(tiny_world, embedded):
     """Where the rows of a view, sorted by key, are sorted by time as well; elsewhere Feast's fast path raises."""
     asked = at(LATE, query_id=[1, 1, 1, 2], item_id=tiny_world.item_ids[:4])
-    features = ["query_embedding:query_version"]
+    features = ["query_embedding_v1:query_version"]
     assert sorted(answers(open_store(embedded), asked, features)) == [0, 1, 2, 3]
     assert sorted(answers(with_ray(embedded), asked, features)) == [2, 3]
 
@@ -178,9 +178,9 @@ def test_known_difference_times_are_cut_to_the_second(embedded, tmp_path):
 
 def test_known_difference_a_view_without_rows_raises(tiny_world, embedded, tmp_path):
     folder = copy(embedded, tmp_path)
-    change(folder, "item_embedding", lambda rows: [])
+    change(folder, "item_embedding_v1", lambda rows: [])
     asked = at(LATE, item_id=tiny_world.item_ids[:3])
-    features = ["item_stats:shown_all", "item_embedding:version"]
+    features = ["item_stats:shown_all", "item_embedding_v1:version"]
     assert len(answers(open_store(folder), asked, features)) == 3
     with pytest.raises(Exception, match="Timestamp field 'event_timestamp' not found"):
         answers(with_ray(folder), asked, features)
@@ -237,10 +237,10 @@ def test_known_difference_a_bad_row_takes_its_block_along_in_silence_and_the_che
 ):
     ours, rays = shutil.copytree(embedded, tmp_path / "ours"), copy(embedded, tmp_path)
     for folder in (ours, rays):
-        change(folder, "item_embedding", lambda rows: [{**rows[0], "vector": [0.0]}, *rows[1:]])
-    report = materialize(ours, tiny_world.end)["item_embedding"]
+        change(folder, "item_embedding_v1", lambda rows: [{**rows[0], "vector": [0.0]}, *rows[1:]])
+    report = materialize(ours, tiny_world.end)["item_embedding_v1"]
     assert (report.rows, report.written) == (20, 19)
-    with_ray(rays).materialize(BEGINNING, tiny_world.end - US, feature_views=["item_embedding"])
-    (found,) = (one for one in check_store(rays) if one.view == "item_embedding")
+    with_ray(rays).materialize(BEGINNING, tiny_world.end - US, feature_views=["item_embedding_v1"])
+    (found,) = (one for one in check_store(rays) if one.view == "item_embedding_v1")
     assert found.entities == 19 and 0 < found.coverage < 1  # of the good ones
     assert "of the entities are online, expected 99%" in found.problems[0]

@@ -3,6 +3,8 @@
 Run: pytest tests/test_redis_cluster.py
 """
 
+import os
+import signal
 import time
 
 import numpy as np
@@ -13,7 +15,9 @@ from feast.infra.online_stores.redis import RedisType
 from redis.crc import key_slot
 from store_world import WIDTH, load, open_store, source_rows, stored, write_source
 
-from feature_repo.matrix import read_matrix
+from feature_repo import matrix
+from feature_repo.matrix import by_feast as by_feasts
+from feature_repo.matrix import matrix_reader, read_matrix
 from feature_repo.redis_store import RedisOnlineStoreConfig
 from feature_repo.sqlite_store import SqliteOnlineStoreConfig
 
@@ -66,6 +70,8 @@ def test_every_node_holds_its_share_and_reads_are_whole(cluster, tmp_path):
     one = open_store(tmp_path, SqliteOnlineStoreConfig(path=str(tmp_path / "one.db")))
     assert load(one).written == report.written > 1000
     assert stored(store, range(0, 2000, 3)) == stored(one, range(0, 2000, 3))
+    view = store.get_feature_view("item")
+    assert store._get_provider().online_store.matrix_reader(store.config, [(view, ["number"])]) is not None
     ids = np.random.default_rng(1).permutation(2000)
     many, single = (read_matrix(each, "item", ids, ["vector", "title", "number"]) for each in (store, one))
     assert many["vector"].shape == (2000, WIDTH) and many.found.tolist() == single.found.tolist()
@@ -106,3 +112,63 @@ def test_a_view_is_taken_out_of_every_node(cluster, tmp_path):
     gone.apply([], objects_to_delete=gone.list_feature_views(), partial=False)
     assert stored(kept, range(200)) == before
     assert sum(sizes) - sum(redis.Redis(port=port).dbsize() for port in cluster) == found > 100
+
+
+def served(store, ids):
+    found = matrix_reader(store, [(store.get_feature_view("item"), ["number", "title"])])(ids)[0]
+    return found["number"].tolist(), found["title"].tolist(), found.found.tolist()
+
+
+def test_a_slot_that_moves_is_read_by_feasts_client_and_then_where_it_went(cluster, tmp_path, monkeypatch):
+    write_source(tmp_path, source_rows(np.random.default_rng(3), 300, entities=200))
+    address = ",".join(f"127.0.0.1:{port}" for port in cluster)
+    online = RedisOnlineStoreConfig(redis_type=RedisType.redis_cluster, connection_string=address)
+    store = open_store(tmp_path, online)
+    load(store)
+    ids, by_feast = np.arange(200), []
+    monkeypatch.setattr(matrix, "by_feast", lambda *args, real=by_feasts: by_feast.append(1) or real(*args))
+    before = served(store, ids)
+    assert sum(before[2]) > 100 and not by_feast
+    clients = [redis.Redis(port=port) for port in cluster]
+    names = [client.execute_command("CLUSTER MYID").decode() for client in clients]
+    slot = key_slot(next(key for key in clients[0].keys("*") if store.project.encode() in key))
+    keys = clients[0].execute_command("CLUSTER GETKEYSINSLOT", slot, 1000)
+    clients[1].execute_command("CLUSTER SETSLOT", slot, "IMPORTING", names[0])
+    clients[0].execute_command("CLUSTER SETSLOT", slot, "MIGRATING", names[1])
+    clients[0].execute_command("MIGRATE", "127.0.0.1", cluster[1], "", 0, 5000, "KEYS", *keys)
+    assert served(store, ids) == before and by_feast  # on its way
+    for client in clients:
+        client.execute_command("CLUSTER SETSLOT", slot, "NODE", names[1])
+    assert served(store, ids) == before
+    by_feast.clear()
+    assert served(store, ids) == before and not by_feast
+
+
+def test_a_node_that_hangs_is_reported_fast_and_the_others_answer(cluster, tmp_path):
+    write_source(tmp_path, source_rows(np.random.default_rng(4), 300, entities=200))
+    address = ",".join(f"127.0.0.1:{port}" for port in cluster)
+    online = RedisOnlineStoreConfig(redis_type=RedisType.redis_cluster, connection_string=address)
+    store = open_store(tmp_path, online)
+    load(store)
+    ids = np.arange(200)
+    read = matrix_reader(store, [(store.get_feature_view("item"), ["number"])])
+    before = read(ids)[0]["number"].tolist()
+    process = redis.Redis(port=cluster[1]).info()["process_id"]
+    os.kill(process, signal.SIGSTOP)
+    try:
+        waits, answered = [], 0
+        for _ in range(3):
+            began = time.monotonic()
+            with pytest.raises(redis.exceptions.TimeoutError):
+                read(ids)
+            waits.append(time.monotonic() - began)
+        for one in ids:
+            try:
+                answered += read(ids[one : one + 1])[0]["number"].tolist() == before[one : one + 1]
+            except redis.exceptions.TimeoutError:
+                pass
+        assert waits[0] < 0.15 and max(waits[1:]) < 0.1 and answered > 100
+    finally:
+        os.kill(process, signal.SIGCONT)
+    redis.Redis(port=cluster[1]).ping()
+    assert read(ids)[0]["number"].tolist() == before
