@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import pyarrow as pa
 from pydantic import (
@@ -56,18 +56,20 @@ class Event(BaseModel):
 
 assert set(Event.model_fields["type"].annotation.__args__) == set(EVENT_TYPES)  # type: ignore[union-attr]
 SOME = TypeAdapter(list[Event])
+Told = TypeVar("Told", bound=BaseModel)
 
 
-def parse_event(text: bytes | str) -> Event:
-    """One event from JSON.
+def parsed(model: type[Told], text: bytes | str) -> Told:
+    """One event, or one of whatever else is told of, from JSON.
 
     Raises:
         DataError: it is none.
     """
     try:
-        return Event.model_validate_json(text)
+        return model.model_validate_json(text)
     except ValidationError as error:
-        raise DataError(f"expected an event, found {first_error(error)}") from None
+        what = model.__name__.lower()
+        raise DataError(f"expected an {what}, found {first_error(error)}") from None
 
 
 def parse_events(text: bytes | str) -> list[Event]:

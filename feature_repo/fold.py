@@ -38,8 +38,7 @@ def fold(store_dir: Path) -> int:
     added = len(events) - len(log)
     if added:
         write_behaviour(data, events)
-    for path in sealed:
-        path.unlink()
+    journal.archive(sealed)
     return added
 
 

@@ -2,7 +2,7 @@
 
 The journal is a folder of files, one JSON object a line. An event is in it for good once ``append`` returns: its
 first arrival decides when it became available, however often it is told of again, by whichever process. ``seal``
-starts a new file, so that the earlier ones can be made part of the offline log (``feature_repo.fold``) and removed.
+starts a new file, so that the earlier ones can be made part of the offline log (``feature_repo.fold``) and put away.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 from dataset.contracts import EVENTS
 from feature_repo.arrivals import Event, arrived, table_of
 from feature_repo.sources import DATA
+from moon.artifacts import fsync
 
 JOURNAL, LOG, LOCK = "events", "events/log.parquet", "lock"
-FIRST = "00000001.jsonl"
+FIRST, FOLDED = "00000001.jsonl", "folded"
 NEW_ITEMS = "new_items"  # folder of what else came in, see feature_repo.new_items
 
 
@@ -90,8 +91,20 @@ class Journal:
             if sealed:
                 following = self._folder / f"{int(sealed[-1].stem) + 1:08}.jsonl"
                 following.touch()
-                _sync(self._folder)
+                fsync(self._folder)
         return sealed
+
+    def archive(self, sealed: Sequence[Path]) -> None:
+        """Put files away that the offline log holds."""
+        folded = self._folder / FOLDED
+        folded.mkdir(exist_ok=True)
+        for path in sealed:
+            path.rename(folded / path.name)
+
+    def told(self) -> np.ndarray:
+        """Ids of all events that ever came in, int64."""
+        paths = [*(self._folder / FOLDED).glob("*.jsonl"), *self.files()]
+        return np.array([row["event_id"] for path in paths for row in _lines(path.read_bytes())], np.int64)
 
     def newest_us(self) -> int:
         """When the last event became available, microseconds since 1970 UTC; 0 without any."""
@@ -147,7 +160,7 @@ class Journal:
             os.fsync(stream.fileno())
             self._read[path.name] = stream.tell()
         if not files:
-            _sync(self._folder)
+            fsync(self._folder)
         for row in rows:
             self._known[row["event_id"]] = row["available_time"]
             self._newest = max(self._newest, row["available_time"])
@@ -162,11 +175,3 @@ class Journal:
 def _lines(content: bytes) -> Iterator[dict[str, Any]]:
     whole = content[: content.rfind(b"\n") + 1]
     return (json.loads(line) for line in whole.splitlines())
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

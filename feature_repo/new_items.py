@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast import FeatureStore
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dataset.contracts import ITEMS, DataError, content_hash
+from dataset.contracts import ITEMS, content_hash
 from feature_repo import source_tables
-from feature_repo.arrivals import Id, first_error
+from feature_repo.arrivals import Id
 from feature_repo.batch import sift
 from feature_repo.engine import ColumnStore
 from feature_repo.freshness import EPOCH, US
@@ -66,18 +66,6 @@ class Item(BaseModel):
         if self.image_base64 is None and not (self.title or "").strip():
             raise ValueError("expected a title, a picture or both")
         return self
-
-
-def parse_item(text: bytes | str) -> Item:
-    """One item from JSON.
-
-    Raises:
-        DataError: it is none.
-    """
-    try:
-        return Item.model_validate_json(text)
-    except ValidationError as error:
-        raise DataError(f"expected an item, found {first_error(error)}") from None
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,7 @@ def _refuse_to_lose(store_dir: Path, items: pa.Table, log: pa.Table) -> None:
     """What came in since the store was made, and is not in the data now, is nowhere else."""
     if not (store_dir / DATA / LOG).exists():
         return
-    folded = pq.read_table(store_dir / DATA / LOG, columns=["event_id"]).column(0).to_numpy()
-    came = np.append(folded, Journal(store_dir).table().column("event_id").to_numpy())
-    events = int((~np.isin(came, log.column("event_id").to_numpy())).sum())
+    events = int((~np.isin(Journal(store_dir).told(), log.column("event_id").to_numpy())).sum())
     ids = [int(path.stem) for path in (store_dir / DATA / NEW_ITEMS).glob("*.json")]
     others = int((~np.isin(np.array(ids, np.int64), items.column("item_id").to_numpy())).sum())
     if events or others:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import redis
 
 from dataset.contracts import DataError
-from feature_repo.arrivals import Event, parse_event
+from feature_repo.arrivals import Event, parsed
 from feature_repo.engine import DEAD_LETTER
 from feature_repo.ingest import Ingested, Ingestor
 from feature_repo.online import StoreUnavailable
@@ -199,7 +199,7 @@ def _parsed(entries: Sequence[Entry]) -> tuple[list[Event], list[dict[str, str]]
     good, bad = [], []
     for name, text in entries:
         try:
-            good.append(parse_event(text))
+            good.append(parsed(Event, text))
         except DataError as error:
             bad.append({"entry": str(name), "reason": str(error), "event": text.decode(errors="replace")})
     return good, bad

@@ -61,7 +61,8 @@ def _identity(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have what was written to a file, or which files a folder holds, survive a loss of power."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -97,7 +98,7 @@ def write_artifact(
         raise
     files: dict[str, dict[str, Any]] = {}
     for file in sorted(p for p in temporary.rglob("*") if p.is_file()):
-        _fsync(file)
+        fsync(file)
         entry: dict[str, Any] = {"sha256": _sha256(file), "bytes": file.stat().st_size}
         if (rows := _rows(file)) is not None:
             entry["rows"] = rows
@@ -111,14 +112,14 @@ def write_artifact(
     }
     manifest["id"] = _identity(manifest)
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-    _fsync(temporary / MANIFEST)
-    _fsync(temporary)
+    fsync(temporary / MANIFEST)
+    fsync(temporary)
     previous = path.with_name(path.name + ".previous")
     if path.exists():
         shutil.rmtree(previous, ignore_errors=True)
         path.rename(previous)
     temporary.rename(path)
-    _fsync(path.parent)
+    fsync(path.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
 

@@ -23,8 +23,8 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from dataset.contracts import DataError
-from feature_repo.arrivals import parse_events
-from feature_repo.new_items import parse_item
+from feature_repo.arrivals import parse_events, parsed
+from feature_repo.new_items import Item
 from feature_repo.online import StoreUnavailable
 from serving.answer import Answer
 from serving.intake import Intake
@@ -172,7 +172,7 @@ def _arrivals(app: FastAPI, settings: Settings, intake: Intake | None, telemetry
     @app.post("/items", status_code=202)
     async def items(request: Request) -> JSONResponse:
         """An item that is new or has changed, as JSON: answered with within seconds, see ``/similar``."""
-        item = parse_item(await _body(request, settings))
+        item = parsed(Item, await _body(request, settings))
         if item.image_base64 is not None:
             image = decode_base64(item.image_base64)
             check_image(image, settings.max_image_bytes, settings.max_image_pixels)

@@ -104,14 +104,14 @@ def test_kill_at_any_fsync_leaves_old_or_new(tmp_path, calls_before_death):
     program = f"""
 import os, moon.artifacts as artifacts
 left = {calls_before_death}
-real = artifacts._fsync
+real = artifacts.fsync
 def fsync(path):
     global left
     if left == 0:
         os._exit(137)
     left -= 1
     real(path)
-artifacts._fsync = fsync
+artifacts.fsync = fsync
 from pathlib import Path
 with artifacts.write_artifact(Path({str(tmp_path / "a")!r}), "thing", {{"value": 2}}) as folder:
     (folder / "x").write_text("x")

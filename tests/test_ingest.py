@@ -14,7 +14,7 @@ import pytest
 from conftest import DAY, START, make_world
 
 from dataset.contracts import TIME, DataError
-from feature_repo.arrivals import Event, parse_event, parse_events
+from feature_repo.arrivals import Event, parse_events, parsed
 from feature_repo.clock import ShopClock
 from feature_repo.fold import fold
 from feature_repo.ingest import VISIBLE_AFTER, HistoryWriter, Ingested, Ingestor
@@ -49,7 +49,7 @@ def store(request, tiny_world, tmp_path):
     if request.param == "redis":
         import redis
 
-        url = request.getfixturevalue("redis_server").url(7)
+        url = request.getfixturevalue("redis_server").url(12)
         redis.Redis.from_url(url).flushdb()
     create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, request.param, url)
     open_store(tmp_path / "store").materialize(START, END, feature_views=["user_history", "user_profile"])
@@ -319,10 +319,10 @@ BAD = [
 def test_a_wrong_event_is_refused_with_its_place(wrong, says):
     good = {"event_id": 1, "user_id": 2, "item_id": 3, "type": "click"}
     with pytest.raises(DataError, match=says):
-        parse_event(json.dumps(good | wrong))
+        parsed(Event, json.dumps(good | wrong))
     with pytest.raises(DataError, match=r"1 wrong ones: 1[.:]"):
         parse_events(json.dumps([good, good | wrong]))
-    assert parse_events(json.dumps([good])) == [parse_event(json.dumps(good))]
+    assert parse_events(json.dumps([good])) == [parsed(Event, json.dumps(good))]
 
 
 def test_an_event_of_the_future_is_refused_and_nothing_is_kept(tiny_world, store):

@@ -18,11 +18,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from dataset.contracts import EVENTS, ITEMS, TIME, DataError
-from feature_repo.arrivals import Event
+from feature_repo.arrivals import Event, parsed
 from feature_repo.check import check_store
 from feature_repo.ingest import Ingestor
 from feature_repo.matrix import read_matrix
-from feature_repo.new_items import Item, fold_items, keep_item, new_items, parse_item, state
+from feature_repo.new_items import Item, fold_items, keep_item, new_items, state
 from feature_repo.offline import training_frame
 from feature_repo.online import OnlineReader
 from feature_repo.store import StoreError, create_store, known_until, materialize, open_store
@@ -234,7 +234,7 @@ def test_what_is_no_item_is_refused(told, says):
     import json
 
     with pytest.raises(DataError, match=says):
-        parse_item(json.dumps(told))
+        parsed(Item, json.dumps(told))
 
 
 @pytest.mark.slow

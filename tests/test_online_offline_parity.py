@@ -109,7 +109,7 @@ def test_statistics_beyond_their_time_to_live_count_neither_online_nor_offline(
     user, items = int(tiny_world.user_ids[0]), tiny_world.item_ids.tolist()
     counted = []
     # Rows are of midnights, and so is the request: one microsecond decides.
-    for database, ttl in ((6, DAY), (7, DAY - US)):
+    for database, ttl in ((13, DAY), (14, DAY - US)):
         monkeypatch.setattr("feature_repo.views.STATISTICS_TTL", ttl)
         store = tmp_path / f"{ttl.total_seconds()}"
         url = server and server.url(database)
