@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import subprocess
 import time
@@ -56,6 +57,7 @@ def bench_faults(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> It
     Raises:
         AssertionError: a request is not answered, or not as it should be.
     """
+    logging.getLogger("moon.serving").setLevel(logging.ERROR)  # that Redis does not answer is the point
     port = free_port()
     server = start_redis(port, "--dir", str(folder))
     try:

@@ -11,7 +11,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from feature_repo.arrivals import Event
 from feature_repo.clock import wall
 from feature_repo.ingest import Ingestor
 from feature_repo.online import OnlineReader
-from feature_repo.store import create_store, open_store
+from feature_repo.store import create_store, materialize
 from feature_repo.stream import RedisStream, consume, send
 from feature_repo.views import HISTORY
 
@@ -52,8 +51,7 @@ def bench_ingest(folder: Path, seconds: float = SECONDS, backlog: int = BACKLOG)
     try:
         store_dir, shop = folder / "ingest_store", simulated(CLICKS)
         create_store(store_dir, shop, shop, "redis", address)  # type: ignore[arg-type]
-        past, now = datetime(2020, 1, 1, tzinfo=UTC), wall()
-        open_store(store_dir).materialize(past, now, feature_views=["user_history", "user_profile"])
+        materialize(store_dir, wall(), ("user_history", "user_profile"))
         users = int(shop.users.num_rows)
         client = redis.Redis(port=port)
         consumer = multiprocessing.get_context("spawn").Process(

@@ -325,7 +325,7 @@ class Recommender:
         try:
             return self.reader.read_user(user_id, time)
         except StoreUnavailable as error:
-            log.warning("user %d: the online store does not answer: %s", user_id, error)
+            log.warning("user %d: %s", user_id, error)
             fallbacks.append("store_unavailable")
             return None
 
@@ -337,7 +337,7 @@ class Recommender:
             with stages.measure("features"):
                 frame = self.reader.with_candidates(user, ids)
         except StoreUnavailable as error:
-            log.warning("user %d: the online store does not answer: %s", request.user_id, error)
+            log.warning("user %d: %s", request.user_id, error)
             fallbacks.append("store_unavailable")
             return None
         with stages.measure("rank"):
