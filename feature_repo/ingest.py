@@ -120,15 +120,22 @@ class Ingested:
         new: told of for the first time.
         known: told of before, or twice now.
         late: of the new ones, those that were online only after they had become available.
+        refused: what was no event, and is set aside.
     """
 
     new: int
     known: int
     late: int
+    refused: int = 0
 
     def plus(self, other: Ingested) -> Ingested:
         """Both together."""
-        return Ingested(self.new + other.new, self.known + other.known, self.late + other.late)
+        return Ingested(
+            self.new + other.new,
+            self.known + other.known,
+            self.late + other.late,
+            self.refused + other.refused,
+        )
 
 
 class Ingestor:

@@ -69,7 +69,7 @@ def create_store(
             in since it was made.
     """
     store_dir = Path(store_dir)
-    _refuse_to_lose(store_dir, dataset.items, split.log)
+    refuse_to_lose(store_dir, dataset.items, split.log)
     building = store_dir.with_name(store_dir.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
     data = building / DATA
@@ -93,8 +93,16 @@ def create_store(
     return open_store(store_dir)
 
 
-def _refuse_to_lose(store_dir: Path, items: pa.Table, log: pa.Table) -> None:
-    """What came in since the store was made, and is not in the data now, is nowhere else."""
+def refuse_to_lose(store_dir: Path, items: pa.Table, log: pa.Table) -> None:
+    """Refuse to replace a store: what came in since it was made, and is not in the data now, is nowhere else.
+
+    Args:
+        store_dir: the store.
+        items, log: of the data it would be made of.
+
+    Raises:
+        StoreError: how much that is.
+    """
     if not (store_dir / DATA / LOG).exists():
         return
     events = int((~np.isin(Journal(store_dir).told(), log.column("event_id").to_numpy())).sum())

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -188,7 +189,7 @@ def consume(
             found = _ingested(ingestor, good, bad)
             _set_aside(dead, bad)
             source.acknowledge([name for name, _ in entries])
-            yield found
+            yield replace(found, refused=len(bad))
         except (StoreUnavailable, *UNREACHABLE) as error:
             log.warning("waiting: %s", error)
             source.again()

@@ -54,6 +54,9 @@ class Stage:
     verb: str
     says: str
     work: Callable[..., None]
+    refuse: Callable[[Run], None] | None = (
+        None  # raises, before anything is touched, where it may not be repeated
+    )
 
     @property
     def command(self) -> str:
@@ -68,7 +71,9 @@ def stages() -> tuple[Stage, ...]:
     return (
         Stage("dataset", "raw catalogue and logs -> canonical tables", work.dataset),
         Stage("split", "events -> what is learned from, what trains the ranker, what tests it", work.split),
-        Stage("store", "tables -> Feast sources and registry (feast apply)", work.store),
+        Stage(
+            "store", "tables -> Feast sources and registry (feast apply)", work.store, work.nothing_is_lost
+        ),
         Stage(
             "encoder", "catalogue and behaviour -> MOON encoder (pretraining, post-training)", work.encoder
         ),
@@ -161,6 +166,8 @@ def redo(run: Run, verb: str, **options: Any) -> None:
     """
     for stage in stages():
         if stage.verb == verb:
+            if stage.refuse is not None:
+                stage.refuse(run)
             for later in stages()[stages().index(stage) :]:
                 _stamp(run, later.verb).unlink(missing_ok=True)
             _work(run, stage, **options)

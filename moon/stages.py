@@ -43,6 +43,13 @@ def split(run: Run) -> None:
     split_dataset(_dataset(run), run.folder / "split", seed=run.seed)
 
 
+def nothing_is_lost(run: Run) -> None:
+    """Refuse to make the store anew where it holds events or items that the data lacks."""
+    from feature_repo.store import refuse_to_lose
+
+    refuse_to_lose(run.folder / "store", _dataset(run).items, _split(run).log)
+
+
 def store(run: Run) -> None:
     """Write the feature sources, apply the repository, and make this run the active one of ``feature_repo/``."""
     from feature_repo.store import activate, create_store
@@ -161,8 +168,10 @@ def materialize(run: Run) -> None:
 def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
     """Take in events of a stream until interrupted, or of a file."""
     from feature_repo.clock import shop_clock
+    from feature_repo.engine import DEAD_LETTER
     from feature_repo.ingest import Ingested, Ingestor
-    from feature_repo.stream import EventFile, RedisStream, consume
+    from feature_repo.sources import DATA
+    from feature_repo.stream import DEAD, EventFile, RedisStream, consume
     from moon.progress import track
 
     store_dir = run.folder / "store"
@@ -175,7 +184,8 @@ def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
     total = Ingested(0, 0, 0)
     for found in track(consume(reader, ingestor, store_dir), "ingest", unit="deliveries"):
         total = total.plus(found)
-    return f"{total.new} events are new, {total.known} were known"
+    aside = f"; {total.refused} set aside in {store_dir / DATA / DEAD_LETTER / DEAD}" if total.refused else ""
+    return f"new events: {total.new}, known before: {total.known}{aside}"
 
 
 def fold(run: Run) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from feature_repo.offline import training_frame
 from feature_repo.online import OnlineReader
 from feature_repo.store import StoreError, create_store, known_until, materialize, open_store
 from feature_repo.views import EmbeddingRecord
+from moon import journey
 from moon.sizes import size
 from serving.app import create_app
 from serving.live import Live
@@ -200,6 +201,15 @@ def test_a_store_with_what_came_in_is_not_replaced(tiny_world, tmp_path):
     log = TinySplit(pa.concat_tables([tiny_world.split.log, event.cast(EVENTS)]))
     create_store(tmp_path / "store", imported, log)
     assert new_items(tmp_path / "store") == []
+
+
+@pytest.mark.slow
+def test_a_store_that_may_not_be_replaced_leaves_the_run_finished(run):
+    keep_item(run / "store", Item(item_id=NEW, title="x"), known_until(run / "store"))
+    before = sorted(path.name for path in (run / "stages").iterdir())
+    with pytest.raises(StoreError, match="0 events and 1 items"):
+        journey.redo(journey.load(run), "store")
+    assert sorted(path.name for path in (run / "stages").iterdir()) == before
 
 
 def test_an_item_is_kept_whole_and_the_state_changes_with_it(tiny_world, tmp_path):

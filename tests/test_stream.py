@@ -148,8 +148,8 @@ def test_a_file_is_ingested_line_by_line(tiny_world, shop, tmp_path):
     lines = [event.model_dump_json(exclude_none=True) for event in events]
     (tmp_path / "events.jsonl").write_text("\n".join([*lines[:600], "{}", "", *lines[600:]]) + "\n")
     ingestor = Ingestor(store, Clock())
-    total = sum(one.new for one in consume(EventFile(tmp_path / "events.jsonl"), ingestor, store))
-    assert total == 1200
+    found = list(consume(EventFile(tmp_path / "events.jsonl"), ingestor, store))
+    assert sum(one.new for one in found) == 1200 and sum(one.refused for one in found) == 1
     assert len((store / "data" / "dead_letter" / "events.jsonl").read_text().splitlines()) == 1
 
 
