@@ -122,9 +122,7 @@ class Journal:
         if written != self._logged_at:
             ids = pq.read_table(self._log, columns=["event_id"]).column(0).to_numpy()
             self._logged, self._logged_at = np.sort(ids), written
-            logged = np.isin(np.fromiter(self._known, np.int64, len(self._known)), ids)
-            for one in np.fromiter(self._known, np.int64, len(self._known))[logged].tolist():
-                del self._known[one]
+            self._known, self._read = {}, {}  # folded, or of another store
         for path in self.files():
             at = self._read.get(path.name, 0)
             if path.stat().st_size == at:
@@ -133,9 +131,8 @@ class Journal:
                 stream.seek(at)
                 content = stream.read()
                 whole = content.rfind(b"\n") + 1
-                if whole < len(
-                    content
-                ):  # somebody was killed in the middle of a line that nobody was told of
+                if whole < len(content):
+                    # Somebody was killed in the middle of a line, and told nobody of it.
                     stream.truncate(at + whole)
             for row in _lines(content[:whole]):
                 self._known[row["event_id"]] = row["available_time"]

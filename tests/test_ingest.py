@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import DAY, START, make_world
+from conftest import DAY, START, TinySplit, make_world
 
 from dataset.contracts import TIME, DataError
 from feature_repo.arrivals import Event, parse_events, parsed
@@ -366,3 +366,18 @@ def test_a_world_without_events_takes_its_first(tmp_path):
     assert [online(tmp_path / "store", user, clock.now) for user in users] == offline(
         tmp_path / "store", users, clock.now
     )
+
+
+def test_a_process_that_goes_on_over_a_new_store_takes_its_events(tiny_world, tmp_path):
+    """The store is made anew of data that holds what came in; file names begin again."""
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
+    clock = Clock()
+    ingestor = Ingestor(tmp_path / "store", clock)
+    events = some_events(tiny_world, 40)
+    ingestor.ingest(events)
+    known = pa.concat_tables([tiny_world.split.log, Journal(tmp_path / "store").table()])
+    create_store(tmp_path / "store", tiny_world.dataset, TinySplit(known))
+    journal = Journal(tmp_path / "store")
+    journal.append(some_events(tiny_world, 30, seed=9, first_id=90_000), lambda: 1)
+    rows, new = ingestor._journal.append([*events, *some_events(tiny_world, 35, 9, 90_000)], lambda: 2)
+    assert (len(rows), int(new.sum())) == (35, 5) and journal.table().num_rows == 35
