@@ -5,8 +5,8 @@ raw catalogue + logs -> ``dataset`` -> tables under contract -> ``split`` -> ``s
 -> ``retrieval`` (two-tower, co-occurrence, index) -> ``ranker`` (impressions -> point-in-time frame -> CTR
 model) -> ``evaluate`` -> ``publish`` (a generation that is active) -> ``serve``.
 
-While it serves, ``ingest`` takes events in, ``fold`` makes them part of the offline log, and ``embeddings`` puts another
-generation in place of the one that serves.
+While it serves, ``ingest`` takes events in, ``fold`` makes them part of the offline log, and ``embeddings`` puts
+another generation in place of the one that serves.
 
 Heavy imports live inside the commands, so that ``moon --help`` answers at once.
 """
