@@ -5,6 +5,7 @@ Run: pytest tests/test_new_items.py
 
 import base64
 import io
+import json
 import shutil
 import time
 from datetime import timedelta
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import redis
 from conftest import TinyDataset, TinySplit
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -25,7 +27,7 @@ from feature_repo.matrix import read_matrix
 from feature_repo.new_items import Item, fold_items, keep_item, new_items, state
 from feature_repo.offline import training_frame
 from feature_repo.online import OnlineReader
-from feature_repo.store import StoreError, create_store, known_until, materialize, open_store
+from feature_repo.store import StoreError, create_store, known_until, materialize, open_store, use_profile
 from feature_repo.views import EmbeddingRecord
 from moon import journey
 from moon.sizes import size
@@ -171,6 +173,35 @@ def test_what_training_reads_of_it_is_what_serving_read(run):
 
 
 @pytest.mark.slow
+@pytest.mark.redis
+def test_on_redis_it_is_the_same(run, redis_server):
+    """A service over Redis takes an item and an event, and answers the next request with both."""
+    client = redis.Redis.from_url(redis_server.url(15))
+    client.flushdb()
+    use_profile(run / "store", "redis", redis_server.url(15))
+    materialize(run / "store", known_until(run / "store"))
+    choices = json.loads((run / "run.json").read_text()) | {"profile": "redis"}
+    (run / "run.json").write_text(json.dumps(choices))
+    row, image = known_item(run)
+    settings = Settings(run=run, profile="redis")
+    with TestClient(create_app(settings)) as web:
+        assert web.get("/readyz").json()["status"] == "ready"
+        assert web.post("/items", json=like(row, image)).status_code == 202
+        assert until_found(web, NEW)[0]["item_id"] == row["item_id"]
+        told = [{"event_id": 10**15, "user_id": 1, "item_id": NEW, "type": "click"}]
+        assert web.post("/events", json=told).json() == {"new": 1, "known": 0}
+        time.sleep(0.05)
+        hits = web.get("/recommend?user_id=1&k=200").json()
+        alike = next(hit for hit in hits["hits"] if hit["item_id"] == row["item_id"])
+        assert alike["matches"]["match_similar"] > 0.99 and hits["fallbacks"] == []
+    live = Live.open(settings)
+    by_one = OnlineReader(run / "store", size("nano").history)
+    ids, when = np.array([NEW, row["item_id"]]), live.current.now() + SECOND
+    assert live.current.reader.read(1, ids, when).candidates.equals(by_one.read(1, ids, when).candidates)
+    assert by_one.read_user(1, when).history.item_id[-1] == NEW
+
+
+@pytest.mark.slow
 def test_vectors_that_are_not_online_are_missed_and_the_service_goes_on(run):
     import sqlite3
 
@@ -241,8 +272,6 @@ def test_an_item_is_kept_whole_and_the_state_changes_with_it(tiny_world, tmp_pat
     ],
 )
 def test_what_is_no_item_is_refused(told, says):
-    import json
-
     with pytest.raises(DataError, match=says):
         parsed(Item, json.dumps(told))
 
