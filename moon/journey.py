@@ -54,9 +54,8 @@ class Stage:
     verb: str
     says: str
     work: Callable[..., None]
-    refuse: Callable[[Run], None] | None = (
-        None  # raises, before anything is touched, where it may not be repeated
-    )
+    # Raises, before anything is touched, where the stage may not be repeated.
+    refuse: Callable[[Run], None] | None = None
 
     @property
     def command(self) -> str:
