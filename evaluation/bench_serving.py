@@ -20,6 +20,7 @@ from fastapi.testclient import TestClient
 from dataset.tables import Dataset
 from evaluation.bench import Line, line, line_below
 from feature_repo.store import known_until, materialize, use_profile
+from moon.generations import folder_of
 from serving.app import create_app
 from serving.live import Live
 from serving.recommend import Recommender
@@ -48,8 +49,8 @@ def bench_serving(run: Path) -> Iterator[Line]:
 def _answers(settings: Settings) -> Iterator[Line]:
     live = Live.open(settings)
     held = live.current
-    assert held.items is not None, live.behind
-    asked = Recommender.open(settings, settings.run / "generations" / str(held.generation), held.generation)
+    assert held.items is not None and held.generation is not None, live.behind
+    asked = Recommender.open(settings, folder_of(settings.run, held.generation), held.generation)
     users = list(held.example_users)[:USERS]
     sides = {"items in memory": held, "items from the online store": asked}
     took: dict[str, list[float]] = {side: [] for side in sides}

@@ -27,6 +27,7 @@ from feature_repo.online import UNREACHABLE, StoreUnavailable
 from feature_repo.sources import DATA
 from feature_repo.store import BEGINNING, open_store
 from feature_repo.wire import Column, decode
+from moon.artifacts import write_json
 
 SAMPLE = 1000  # entities of a view that are compared
 COVERAGE, PARITY, NULLS, DRIFT = 0.99, 1.0, 0.9, 0.25  # the least, the least, the most, the most
@@ -157,9 +158,7 @@ def _load(path: Path) -> Baseline:
 
 def _save(path: Path, baseline: Baseline) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(baseline) + "\n")
-    temporary.replace(path)
+    write_json(path, baseline)
 
 
 def _through(column: pa.Array, kind: str) -> Column:

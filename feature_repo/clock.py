@@ -16,6 +16,7 @@ from feature_repo.freshness import EPOCH
 from feature_repo.journal import Journal
 from feature_repo.sources import DATA
 from feature_repo.store import known_until
+from moon.artifacts import write_json
 
 CLOCK = "clock.json"
 
@@ -42,9 +43,7 @@ class ShopClock:
 
     def set(self, to: datetime) -> None:
         """Make it ``to`` now, for every process."""
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"shop": to.isoformat(), "wall": wall().isoformat()}) + "\n")
-        temporary.replace(self._path)
+        write_json(self._path, {"shop": to.isoformat(), "wall": wall().isoformat()})
 
     def __call__(self) -> datetime:
         """The time in the shop, UTC."""

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from dataset.contracts import TIME
 from feature_repo import source_tables
-from feature_repo.sources import DATA
+from feature_repo.sources import DATA, replace_source
 from feature_repo.store import apply_definitions
 from feature_repo.vectors import Vectors, VectorTable
 from feature_repo.views import ITEM_EMBEDDING, QUERY_EMBEDDING, Embedding, EmbeddingRecord, StoreError
@@ -100,6 +100,4 @@ def _write(store_dir: Path, embedding: Embedding, vectors: Vectors, artifact: Ar
         (embedding.item_view, source_tables.item_embedding(vectors, embedding, stamp_us)),
         (embedding.query_view, source_tables.query_embedding(vectors.queries, embedding, query_stamp_us)),
     ):
-        temporary = store_dir / DATA / f"{view}.parquet.tmp"
-        pq.write_table(table, temporary)
-        temporary.replace(store_dir / DATA / f"{view}.parquet")
+        replace_source(store_dir / DATA / f"{view}.parquet", table)

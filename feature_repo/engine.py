@@ -30,6 +30,7 @@ from feast.utils import _get_column_names
 from feature_repo.batch import Batch, sift
 from feature_repo.duckdb_store import StreamJob
 from feature_repo.sources import DATA
+from moon.artifacts import write_json
 from moon.progress import track
 
 ROWS_AT_ONCE = 10_000
@@ -88,9 +89,7 @@ class Report:
         """Write the report, whole or not at all."""
         folder = repository / DATA / REPORTS
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{self.view}.json.tmp"
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        temporary.replace(folder / f"{self.view}.json")
+        write_json(folder / f"{self.view}.json", asdict(self))
 
 
 class ArrowComputeEngine(LocalComputeEngine):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from feature_repo import source_tables
 from feature_repo.event_log import FOLDER, EventLog, log_version, write_event_log
 from feature_repo.journal import LOG, Journal
-from feature_repo.sources import DATA
+from feature_repo.sources import DATA, replace_source
 from feature_repo.statistics import daily_stats
 from feature_repo.views import HISTORY
 
@@ -67,14 +67,10 @@ def write_behaviour(data: Path, events: pa.Table) -> EventLog:
         "item_stats": daily_stats(events, "item_id"),
         "query_stats": source_tables.query_stats(events),
     }
-    paths = {data / f"{name}.parquet": table for name, table in tables.items()}
+    for name, table in tables.items():
+        replace_source(data / f"{name}.parquet", table)
     (data / LOG).parent.mkdir(exist_ok=True)
-    for path, table in (
-        paths | {data / LOG: events}
-    ).items():  # the log last: until then the journal is folded again
-        temporary = path.with_suffix(".tmp")
-        pq.write_table(table, temporary)
-        temporary.replace(path)
+    replace_source(data / LOG, events)  # last: until then the journal is folded again
     for other in (data / FOLDER).iterdir():
         if other.name not in (log.version, before):
             shutil.rmtree(other)

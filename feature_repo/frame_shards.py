@@ -7,7 +7,6 @@ features are kept once per distinct (item, time).
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from feature_repo.event_log import open_event_log
 from feature_repo.frame_source import FrameSource
 from feature_repo.offline import TrainingFrame, distinct, training_frame
 from feature_repo.views import StoreError
-from moon.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
+from moon.artifacts import Artifact, ArtifactError, locked, open_artifact, write_artifact
 from moon.progress import track
 from moon.shards import WHOLE, Shard, check_complete, check_shard
 
@@ -108,8 +107,7 @@ def write_or_join(source: FrameSource, out: Path, shard: Shard, by: str = "users
         write_frame(source, out)
         return []
     write_frame(source, paths[shard[0]], shard, by)
-    with (out.parent / "lock").open("w") as lock:  # two that end together: one joins, the other finds a frame
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(out.parent / "lock"):  # two that end together: one joins, the other finds a frame
         missing = [commands[place] for place, path in paths.items() if not path.exists()]
         if missing and _made(source, out, source.config) is None:
             return missing

@@ -26,7 +26,6 @@ from feature_repo.encode import encode
 from feature_repo.freshness import EPOCH, US
 from feature_repo.journal import Journal
 from feature_repo.online import UNREACHABLE, OnlineReader, StoreUnavailable
-from feature_repo.store import open_store
 from feature_repo.views import StoreError
 
 log = logging.getLogger(__name__)
@@ -47,8 +46,8 @@ class HistoryWriter:
     """
 
     def __init__(self, store_dir: Path) -> None:
-        self._store = open_store(store_dir)
         self._reader = OnlineReader(store_dir, history=1)
+        self._store = self._reader.store
         self._view = self._store.get_feature_view(VIEW)
         online = self._store._get_provider().online_store  # type: ignore[attr-defined]
         if not isinstance(online, SwapStore):

@@ -10,12 +10,10 @@ Legend: M items, D width.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +33,7 @@ from feature_repo.online import UNREACHABLE, Stored, StoreUnavailable
 from feature_repo.sources import DATA
 from feature_repo.vectors import VectorTable
 from feature_repo.views import Embedding, EmbeddingRecord, StoreError
+from moon.artifacts import locked
 from moon.progress import track
 
 FOLDER, ITEMS, VECTORS, ABOUT = "item_matrix", "items.arrow", "vectors.arrow", "about.json"
@@ -143,7 +142,7 @@ def open_item_matrix(store: FeatureStore, embedding: Embedding) -> ItemMatrix:
     store_dir = Path(store.config.repo_path or ".")
     folder = store_dir / DATA / FOLDER
     folder.mkdir(exist_ok=True)
-    with _locked(folder):
+    with locked(folder / "lock"):
         key = matrix_key(store_dir, embedding)
         if not (folder / key).exists():
             _write(
@@ -241,10 +240,3 @@ def _loaded_until(store_dir: Path) -> str:
 def _one(column: pa.ChunkedArray) -> pa.Array:
     pieces = column.combine_chunks()
     return pieces if isinstance(pieces, pa.Array) else pa.concat_arrays(pieces.chunks)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

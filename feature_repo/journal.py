@@ -7,11 +7,9 @@ starts a new file, so that the earlier ones can be made part of the offline log 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ import pyarrow.parquet as pq
 from dataset.contracts import EVENTS
 from feature_repo.arrivals import Event, arrived, table_of
 from feature_repo.sources import DATA
-from moon.artifacts import fsync
+from moon.artifacts import fsync, locked
 
 JOURNAL, LOG, LOCK = "events", "events/log.parquet", "lock"
 FIRST, FOLDED = "00000001.jsonl", "folded"
@@ -61,7 +59,7 @@ class Journal:
         Raises:
             DataError: one is of the future; none is kept.
         """
-        with self._locked():
+        with locked(self._folder / LOCK):
             self._refresh()
             distinct = {one.event_id: one for one in reversed(events)}
             fresh = [
@@ -86,7 +84,7 @@ class Journal:
 
     def seal(self) -> list[Path]:
         """Append to a new file from now on; the files before it, which will not change any more."""
-        with self._locked():
+        with locked(self._folder / LOCK):
             sealed = self.files()
             if sealed:
                 following = self._folder / f"{int(sealed[-1].stem) + 1:08}.jsonl"
@@ -107,10 +105,9 @@ class Journal:
         return np.array([row["event_id"] for path in paths for row in _lines(path.read_bytes())], np.int64)
 
     def newest_us(self) -> int:
-        """When the last event became available, microseconds since 1970 UTC; 0 without any."""
-        with self._locked():
-            self._refresh()
-        return self._newest
+        """When the last event of its files became available, microseconds since 1970 UTC; 0 without any."""
+        rows = (row for path in self.files() for row in _lines(path.read_bytes()))
+        return max((row["available_time"] for row in rows), default=0)
 
     def _in_log(self, event: Event) -> bool:
         place = int(np.searchsorted(self._logged, event.event_id))
@@ -161,12 +158,6 @@ class Journal:
         for row in rows:
             self._known[row["event_id"]] = row["available_time"]
             self._newest = max(self._newest, row["available_time"])
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self._folder / LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
 
 def _lines(content: bytes) -> Iterator[dict[str, Any]]:

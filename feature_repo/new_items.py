@@ -29,13 +29,15 @@ from feature_repo.batch import sift
 from feature_repo.engine import ColumnStore
 from feature_repo.freshness import EPOCH, US
 from feature_repo.journal import NEW_ITEMS
-from feature_repo.matrix import read_matrix
-from feature_repo.sources import DATA, TIMESTAMP
+from feature_repo.matrix import matrix_reader, read_matrix
+from feature_repo.sources import DATA, TIMESTAMP, replace_source
 from feature_repo.vectors import VectorTable
 from feature_repo.views import Embedding, StoreError
+from moon.artifacts import write_json
 
 PROFILE = "item_profile"
 MOST_TEXT, MOST_PARTS = 10_000, 100
+SECOND_US = 1_000_000
 Word = Annotated[str, Field(min_length=1, max_length=1000)]
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
 
@@ -100,7 +102,7 @@ class NewItem:
             "price": one.price,
             "spu": one.item_id if one.spu is None else one.spu,
             "image_id": None if image is None else content_hash(image),
-            "first_seen": datetime.fromtimestamp(self.available_us / 1e6, UTC),
+            "first_seen": EPOCH + self.available_us * US,
         }
 
 
@@ -109,9 +111,7 @@ def keep_item(store_dir: Path, item: Item, now: datetime) -> None:
     folder = Path(store_dir) / DATA / NEW_ITEMS
     folder.mkdir(exist_ok=True)
     content = {"item": item.model_dump(exclude_none=True), "available_us": (now - EPOCH) // US}
-    temporary = folder / f"{item.item_id}.tmp"
-    temporary.write_text(json.dumps(content))
-    temporary.replace(folder / f"{item.item_id}.json")
+    write_json(folder / f"{item.item_id}.json", content)
 
 
 def new_items(store_dir: Path) -> list[NewItem]:
@@ -149,9 +149,9 @@ def put_online(
     stamp_us = np.array([one.available_us for one in items], np.int64)
     order = np.argsort(ids)
     table = VectorTable(ids[order], vectors[order])
-    rows = {
-        PROFILE: source_tables.item_profile(items_table(items)),
+    rows = {  # the profile last: with it an item counts as written
         embedding.item_view: source_tables.item_embedding(table, embedding, stamp_us[order]),
+        PROFILE: source_tables.item_profile(items_table(items)),
     }
     online = store._get_provider().online_store  # type: ignore[attr-defined]
     assert isinstance(online, ColumnStore)
@@ -165,6 +165,22 @@ def put_online(
             )
     for name, one in sifted.items():
         online.write_columns(store.config, store.get_feature_view(name), one.batch)
+
+
+def are_online(store: FeatureStore, items: Sequence[NewItem], embedding: Embedding) -> np.ndarray:
+    """bool (N): of which items the online store has the profile and the vector as they came last, or later ones."""
+    ids = np.array([one.item.item_id for one in items], np.int64)
+    came_us = np.array([one.available_us for one in items], np.int64)
+    profile, vector = matrix_reader(
+        store,
+        [
+            (store.get_feature_view(PROFILE), ["first_seen_us"]),
+            (store.get_feature_view(embedding.item_view), ["version"]),
+        ],
+    )(ids)
+    # SQLite keeps event times to the second.
+    told, encoded = profile["first_seen_us"] >= came_us, vector.event_us // SECOND_US >= came_us // SECOND_US
+    return np.asarray(profile.found & vector.found & told & encoded)
 
 
 def fold_items(store: FeatureStore, embeddings: Sequence[Embedding]) -> int:
@@ -198,11 +214,8 @@ def _append(path: Path, rows: pa.Table) -> int:
     asked = zip(rows.column("item_id").to_pylist(), rows.column(TIMESTAMP).to_pylist(), strict=True)
     fresh = rows.filter(pa.array([one not in known for one in asked]))
     if fresh.num_rows:
-        temporary = path.with_suffix(".tmp")
-        pq.write_table(
-            pa.concat_tables([there, fresh.select(there.column_names).cast(there.schema)]), temporary
-        )
-        temporary.replace(path)
+        fresh = fresh.select(there.column_names).cast(there.schema)
+        replace_source(path, pa.concat_tables([there, fresh]))
     return int(fresh.num_rows)
 
 

@@ -6,11 +6,22 @@ the row) and no two rows with the same key and timestamp, so a point-in-time joi
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 from feast import FileSource
 from feast.data_format import ParquetFormat
 
 DATA = "data"
 TIMESTAMP = "event_timestamp"
+
+
+def replace_source(path: Path, table: pa.Table) -> None:
+    """Write the file of a source, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(table, temporary)
+    temporary.replace(path)
 
 
 def source(view: str) -> FileSource:

@@ -19,6 +19,7 @@ from feast.types import Array, FeastType, Float32, Int64, String
 
 from feature_repo.entities import item, query, user
 from feature_repo.sources import DATA, source
+from moon.artifacts import write_json
 from moon.sizes import SIZES
 
 HISTORY = max(size.history for size in SIZES.values())  # behaviours kept online; readers cut them shorter
@@ -110,10 +111,7 @@ class EmbeddingRecord:
 
     def save(self, repository: Path) -> None:
         """Write the record, whole or not at all."""
-        path = repository / DATA / EMBEDDING_RECORD
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        temporary.replace(path)
+        write_json(repository / DATA / EMBEDDING_RECORD, asdict(self))
 
     def find(self, artifact_id: str) -> Embedding | None:
         """The one made of this artifact."""

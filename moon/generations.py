@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from moon.artifacts import MANIFEST, Artifact, open_artifact, require_agreement
+from moon.artifacts import MANIFEST, Artifact, open_artifact, require_agreement, write_json
 
 FOLDER, RECORD, CURRENT, LAST = "generations", "generation.json", "current.json", "last.json"
 
@@ -186,11 +186,11 @@ def seal(run: Path, artifacts: Mapping[str, Artifact], figures: Mapping[str, Any
     building = run / FOLDER / "building"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    _write_json(last, {"number": number})  # first: no number is given twice
+    write_json(last, {"number": number})  # first: no number is given twice
     for name, part in PARTS.items():
         if part.role in artifacts:
             shutil.copytree(artifacts[part.role].path, building / name, copy_function=_link)
-    _write_json(building / RECORD, asdict(generation))
+    write_json(building / RECORD, asdict(generation))
     building.rename(folder_of(run, number))
     return generation
 
@@ -268,11 +268,5 @@ def _link(source: str, to: str) -> None:
 
 def _write(run: Path, number: int, past: tuple[int, ...]) -> Current:
     now = Current(number, past, datetime.now(UTC).isoformat())
-    _write_json(run / FOLDER / CURRENT, asdict(now))
+    write_json(run / FOLDER / CURRENT, asdict(now))
     return now
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)

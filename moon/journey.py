@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moon import generations
+from moon.artifacts import write_json
 from moon.sizes import Size, size
 
 RUNS = Path("runs")
@@ -112,9 +113,9 @@ def start(data: str, folder: Path | None, size_name: str | None, seed: int, prof
                 f"Choose another folder with --run, or remove this one."
             )
     run.folder.mkdir(parents=True, exist_ok=True)
-    _write_json(record, _choices(run))
+    write_json(record, _choices(run))
     RUNS.mkdir(exist_ok=True)
-    _write_json(LAST, {"folder": str(run.folder)})
+    write_json(LAST, {"folder": str(run.folder)})
     return run
 
 
@@ -126,7 +127,7 @@ def switch(run: Run, profile: str) -> Run:
         _say(f"load {run.folder} into the {profile} store")
         work.switch_store(run, profile)
     switched = replace(run, profile=profile)
-    _write_json(run.folder / "run.json", _choices(switched))
+    write_json(run.folder / "run.json", _choices(switched))
     return switched
 
 
@@ -300,7 +301,7 @@ def _work(run: Run, stage: Stage, **options: Any) -> None:
 
 def _stamp_done(run: Run, verb: str, seconds: float) -> None:
     _stamp(run, verb).parent.mkdir(exist_ok=True)
-    _write_json(_stamp(run, verb), {"key": _key(run, verb), "seconds": round(seconds, 2)})
+    write_json(_stamp(run, verb), {"key": _key(run, verb), "seconds": round(seconds, 2)})
 
 
 def _stamp(run: Run, verb: str) -> Path:
@@ -319,12 +320,6 @@ def _key(run: Run, verb: str) -> str:
 
 def _choices(run: Run) -> dict[str, str | int]:
     return {key: value for key, value in asdict(run).items() if key != "folder"}
-
-
-def _write_json(path: Path, content: dict) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.rename(path)
 
 
 def _say(text: str) -> None:

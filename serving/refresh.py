@@ -17,9 +17,10 @@ from encoder.encode import item_content
 from feature_repo.features import item_columns
 from feature_repo.freshness import EPOCH, US
 from feature_repo.item_matrix import ItemMatrix, read_now
-from feature_repo.new_items import NewItem, items_table, put_online
+from feature_repo.new_items import NewItem, are_online, items_table, put_online
+from feature_repo.online import UNREACHABLE, StoreUnavailable
 from feature_repo.vectors import Vectors
-from feature_repo.views import StoreError
+from feature_repo.views import Embedding, StoreError
 from retrieval.index import category_path
 from serving.recommend import Recommender
 
@@ -46,12 +47,8 @@ def refreshed(
             f"{matrix.embedding.item_view}: expected {len(known.ids)} vectors online, {len(missing)} are missing "
             f"(item_id {missing[:3].tolist()}). Run 'moon materialize'."
         )
-    fresh = [one for one in items if not _is_in(matrix, one)]
-    if fresh:
-        contents = [item_content(one.row, one.image) for one in fresh]
-        put_online(store, fresh, opened.encoder.encode(contents), matrix.embedding)
-        ids = np.array([one.item.item_id for one in fresh], np.int64)
-        matrix = read_now(store, matrix.embedding, ids).over(matrix)
+    if items:
+        matrix = _online(opened, store, matrix.embedding, items).over(matrix)
     vectors = Vectors(matrix.vectors.ids, matrix.vectors.matrix, known.queries, known.id)
     moon = copy.copy(opened)
     moon.items, moon.reader = matrix, opened.reader.with_items(matrix)
@@ -61,12 +58,19 @@ def refreshed(
     return moon
 
 
-def _is_in(matrix: ItemMatrix, one: NewItem) -> bool:
-    """Whether the snapshot has the item as it came last, and its vector."""
-    ids = np.array([one.item.item_id], np.int64)
-    row = int(matrix.rows(ids)[0])
-    known = row >= 0 and matrix.items["item_profile_us"][row].as_py() == one.available_us
-    return known and bool(matrix.vectors.rows(ids)[0] >= 0)
+def _online(
+    opened: Recommender, store: FeatureStore, embedding: Embedding, items: Sequence[NewItem]
+) -> ItemMatrix:
+    """What is stored about the items, once those that nobody has encoded yet are."""
+    try:
+        there = are_online(store, items, embedding)
+        fresh = [one for one, known in zip(items, there.tolist(), strict=True) if not known]
+        if fresh:
+            contents = [item_content(one.row, one.image) for one in fresh]
+            put_online(store, fresh, opened.encoder.encode(contents), embedding)
+    except UNREACHABLE as error:
+        raise StoreUnavailable(f"the online store does not answer: {error}") from error
+    return read_now(store, embedding, np.array([one.item.item_id for one in items], np.int64))
 
 
 def _answer_with(moon: Recommender, matrix: ItemMatrix, items: Sequence[NewItem]) -> None:

@@ -236,7 +236,7 @@ PUBLISHING = [
     "feature_repo.embeddings.apply_definitions",
     "feature_repo.store.materialize",
     "moon.generations.os.link",
-    "moon.generations._write_json",
+    "moon.generations.write_json",
     "moon.generations.folder_of",
 ]
 ACTIVATING = [
@@ -244,7 +244,7 @@ ACTIVATING = [
     "feature_repo.embeddings.apply_definitions",
     "feature_repo.registry_store.os.fsync",
     "moon.generations.point",
-    "moon.generations._write_json",
+    "moon.generations.write_json",
 ]
 
 

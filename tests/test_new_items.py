@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import redis
-from conftest import TinyDataset, TinySplit
+from conftest import TinyDataset, TinySplit, free_port, start_redis
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from dataset.contracts import EVENTS, ITEMS, TIME, DataError
+from encoder.encode import Encoder
 from feature_repo.arrivals import Event, parsed
 from feature_repo.check import check_store
 from feature_repo.ingest import Ingestor
@@ -131,6 +132,50 @@ def test_an_item_that_comes_again_is_replaced(run):
     live.look()
     assert live.current.catalogue.cards([row["item_id"]])[0].title == "Renamed"
     assert len(live.current.retriever.index) == len(held.retriever.index)
+
+
+@pytest.mark.slow
+def test_an_item_is_encoded_once_whoever_comes_after_it(run, monkeypatch):
+    row, image = known_item(run)
+    encoded = []
+    encode = Encoder.encode
+
+    def counted(self, contents, pixels=None):
+        encoded.extend(content.text for content in contents)
+        return encode(self, contents, pixels)
+
+    monkeypatch.setattr(Encoder, "encode", counted)
+    live = Live.open(Settings(run=run))
+    for number, title in enumerate(("first", "second", "third")):
+        told = Item(**like(row, image, item_id=NEW + number, title=title))
+        keep_item(run / "store", told, live.current.now() + number * timedelta(microseconds=1))
+        live.look()
+    assert encoded == ["first", "second", "third"]
+    assert Live.open(Settings(run=run)).current.similar(NEW + 2, 1).hits and len(encoded) == 3
+    keep_item(run / "store", Item(**like(row, image, title="changed")), live.current.now() + 2 * SECOND)
+    live.look()
+    assert encoded[3:] == ["changed"] and live.behind == ""
+
+
+@pytest.mark.slow
+@pytest.mark.redis
+def test_a_service_starts_and_goes_on_while_redis_is_gone(run, tmp_path):
+    port = free_port()
+    server = start_redis(port, "--dir", str(tmp_path))
+    use_profile(run / "store", "redis", f"redis://127.0.0.1:{port}/0")
+    materialize(run / "store", known_until(run / "store"))
+    choices = json.loads((run / "run.json").read_text()) | {"profile": "redis"}
+    (run / "run.json").write_text(json.dumps(choices))
+    settings = Settings(run=run, profile="redis")
+    live = Live.open(settings)
+    assert live.behind == ""
+    server.kill()
+    server.wait()
+    row, image = known_item(run)
+    keep_item(run / "store", Item(**like(row, image)), live.current.now())
+    live.look()
+    assert "does not answer" in live.behind and live.current.recommend(1, 5).hits
+    assert "does not answer" in Live.open(settings).behind
 
 
 @pytest.mark.slow

@@ -195,10 +195,11 @@ def test_kill_9_of_the_consumer_or_of_redis_loses_nothing_and_counts_nothing_twi
     stamps = tmp_path / "run" / "stages"
     stamps.mkdir()
     from moon import journey
+    from moon.artifacts import write_json
 
     run = journey.load(tmp_path / "run")
     for verb in ("dataset", "split", "store"):
-        journey._write_json(stamps / f"{verb}.json", {"key": journey._key(run, verb), "seconds": 0.0})
+        write_json(stamps / f"{verb}.json", {"key": journey._key(run, verb), "seconds": 0.0})
     clock = ShopClock(store, END)
     client = redis.Redis(port=port, retry=None)
     rng = np.random.default_rng(0)
