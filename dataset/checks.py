@@ -9,18 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset.contracts import EVENT_TYPES, QUARANTINE, SCHEMAS, DataError
+from dataset.contracts import EVENT_TYPES, QUARANTINE, SCHEMAS, DataError, Tables
 from dataset.pictures import inspect_pictures
 from dataset.sieve import AGAIN, Sieve
-
-if TYPE_CHECKING:
-    from dataset.tables import Tables
 
 AHEAD = timedelta(days=1)  # how far in the future a clock may be wrong
 OLDEST = 150.0  # years

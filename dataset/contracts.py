@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -99,6 +100,24 @@ LIKED_RATING = 4.0  # a rating of at least this counts as positive feedback
 # What a behaviour sequence remembers of an event. 0 is padding; impressions are not behaviour.
 BEHAVIOUR_CODES = {"click": 1, "cart": 2, "purchase": 3, "liked": 4, "disliked": 5}
 POSITIVE_CODES = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Canonical tables in memory; schemas above.
+
+    ``truth`` is known to the simulated marketplace only: event_id int64 of an impression and its true
+    click_probability float32.
+    """
+
+    items: pa.Table
+    images: pa.Table
+    users: pa.Table
+    events: pa.Table
+    queries: pa.Table
+    judgements: pa.Table
+    quarantine: pa.Table
+    truth: pa.Table | None = None
 
 
 class DataError(ValueError):

@@ -12,9 +12,9 @@ from dataset.adapters.hm import hm_fashion
 from dataset.adapters.homedepot import homedepot_relevance
 from dataset.adapters.mbe import mbe, mbe2
 from dataset.adapters.movielens import ml_posters
-from dataset.contracts import DataError
-from dataset.tables import Tables, write_dataset
-from moon.artifacts import Artifact
+from dataset.contracts import DataError, Tables
+from dataset.tables import write_dataset
+from run.artifacts import Artifact
 
 # Each takes a folder and returns canonical tables and the configuration to write with them.
 IMPORTERS: dict[str, Callable[[Path], tuple[Tables, dict[str, Any]]]] = {

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dataset.contracts import content_hash
-from moon.progress import track
+from run.progress import track
 
 FORMATS = ("JPEG", "PNG")
 WHITE = (255, 255, 255)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from dataset.contracts import EVENTS, TIME, DataError
 from dataset.log import Log, pairs
-from moon.artifacts import Artifact, open_artifact, write_artifact
+from run.artifacts import Artifact, open_artifact, write_artifact
 
 if TYPE_CHECKING:
     from dataset.tables import Dataset

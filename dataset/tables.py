@@ -12,28 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset.checks import check, quarantine_counts
-from dataset.contracts import SCHEMAS, DataError
-from moon.artifacts import Artifact, open_artifact, write_artifact
+from dataset.contracts import SCHEMAS, DataError, Tables
+from run.artifacts import Artifact, open_artifact, write_artifact
 
 MADE_BY = "moon dataset"
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Canonical tables in memory; schemas in ``dataset.contracts``.
-
-    ``truth`` is known to the simulated marketplace only: event_id int64 of an impression and its true
-    click_probability float32.
-    """
-
-    items: pa.Table
-    images: pa.Table
-    users: pa.Table
-    events: pa.Table
-    queries: pa.Table
-    judgements: pa.Table
-    quarantine: pa.Table
-    truth: pa.Table | None = None
 
 
 def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artifact:

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import torch
 
-from encoder.backbone import Backbone, BackboneError
+from encoder.backbone.backbone import Backbone, BackboneError
+from encoder.backbone.vision import Vision
 from encoder.model import EncoderModel
 from encoder.parts.experts import GuidedExperts, ModalityExperts
 from encoder.parts.fire import Fire
 from encoder.parts.fusion import ModalityFusion
-from encoder.vision import Vision
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from encoder.content import Content
-from encoder.decoded import Decoded
-from moon.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
+from encoder.pictures.cache import Decoded
+from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 
 HASH_BYTES = 32
 TABLES = {"items": "item_id", "queries": "query_id"}  # file name -> its key

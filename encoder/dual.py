@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
+from encoder.backbone.packing import Sample
 from encoder.model import Encoded, EncoderModel
-from encoder.packing import Sample
-from moon.sizes import Size
+from run.sizes import Size
 
 MORE_LAYERS = 3  # than the multimodal model has on each side: its mergers hold as many parameters
 

@@ -19,11 +19,11 @@ from dataset.contracts import DataError
 from dataset.tables import Dataset
 from encoder.chunks import HASH_BYTES, TABLES, Embedded, FinishedChunks, Pictures, content_digest
 from encoder.content import Content, item_content, query_content
-from encoder.decoded import kept
 from encoder.encode import Encoder
-from moon.artifacts import Artifact, ArtifactError, open_artifact, require_parent, write_artifact
-from moon.progress import track
-from moon.shards import WHOLE, Shard, check_complete, check_shard
+from encoder.pictures.cache import kept
+from run.artifacts import Artifact, ArtifactError, open_artifact, require_parent, write_artifact
+from run.progress import track
+from run.shards import WHOLE, Shard, check_complete, check_shard
 
 CHUNK = (
     1024  # contents encoded together: enough to find equals in length, few enough to lose when interrupted

@@ -14,18 +14,18 @@ from transformers import PreTrainedTokenizerBase
 
 from dataset.contracts import DataError
 from encoder.assemble import Parts, assemble
-from encoder.backbone import load_backbone
+from encoder.backbone.backbone import load_backbone
+from encoder.backbone.packing import Sample
 from encoder.content import Content, item_content, query_content, tokenize_fields
 from encoder.dual import DualModel
-from encoder.images import decode_image
+from encoder.generate import write_chains
 from encoder.model import EncoderModel
-from encoder.packing import Sample
 from encoder.parts.chain import chain_marks
-from encoder.parts.generate import write_chains
-from encoder.parts.region import REGION_DETAIL, core_region
+from encoder.pictures.decode import decode_image
+from encoder.pictures.region import REGION_DETAIL, core_region
 from encoder.tokenizer import end_id, load_tokenizer
-from moon.artifacts import Artifact, ArtifactError
-from moon.sizes import Size
+from run.artifacts import Artifact, ArtifactError
+from run.sizes import Size
 
 __all__ = ["Content", "Encoder", "item_content", "query_content", "save_encoder"]
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dataset.contracts import DataError
+from encoder.backbone.packing import Sample
 from encoder.examples.corpus import Corpus
 from encoder.examples.pairs import Relations
 from encoder.losses.grad_cache import cached
 from encoder.model import Encoded, EncoderModel
-from encoder.packing import Sample
-from moon.sizes import Size
+from run.sizes import Size
 
 
 class NothingToLearn(DataError):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from encoder.backbone import Backbone, Read
-from encoder.packing import CHAIN, IMAGE, TEXT, Packed, Sample, pack
+from encoder.backbone.backbone import Backbone, Read
+from encoder.backbone.packing import CHAIN, IMAGE, TEXT, Packed, Sample, pack
 from encoder.parts.experts import load_balance, per_sequence
 from encoder.parts.fusion import ModalityFusion
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from encoder.align import Align
 from encoder.assemble import Parts
-from encoder.contrast import BOUGHT, NINE_KINDS, OWN, PART, QUERY, THREE_QUERIES, Contrast
 from encoder.learner import Stage
-from encoder.photos import Photos
-from encoder.pretrain import Pretrain
-from encoder.reason import Reason, Reinforce
+from encoder.stages.align import Align
+from encoder.stages.contrast import BOUGHT, NINE_KINDS, OWN, PART, QUERY, THREE_QUERIES, Contrast
+from encoder.stages.photos import Photos
+from encoder.stages.pretrain import Pretrain
+from encoder.stages.reason import Reason, Reinforce
 
 
 class RecipeError(ValueError):

@@ -44,7 +44,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTr
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Token ids that ``encoder.backbone.small_config`` asks for."""
+    """Token ids that ``encoder.backbone.backbone.small_config`` asks for."""
     names = {"pad": PAD, "image": IMAGE, "vision_start": VISION_START, "vision_end": VISION_END}
     return {role: tokenizer.get_vocab()[token] for role, token in names.items()}
 

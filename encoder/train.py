@@ -18,8 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.assemble import assemble
-from encoder.backbone import build_backbone, load_backbone, small_config
-from encoder.decoded import decoded
+from encoder.backbone.backbone import build_backbone, load_backbone, small_config
 from encoder.dual import DualModel
 from encoder.encode import device, save_encoder
 from encoder.examples.cleaning import exposures
@@ -31,11 +30,12 @@ from encoder.optim import CHECKPOINT_LR_SCALE, Optimizers
 from encoder.pace import Pace
 from encoder.parts.chain import add_chain_marks
 from encoder.parts.lora import add_lora, merge
+from encoder.pictures.cache import decoded
 from encoder.recipes import Recipe, ours
 from encoder.tokenizer import end_id, load_tokenizer, special_ids, train_tokenizer
-from moon.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
-from moon.progress import track
-from moon.sizes import Size
+from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
+from run.progress import track
+from run.sizes import Size
 
 CHECKPOINT_EVERY = 50  # steps
 CURVE_POINTS = 100

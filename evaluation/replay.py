@@ -11,16 +11,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.split import Split
-from feature_repo.offline import training_frame
+from feature_repo.frames.join import training_frame
+from feature_repo.frames.logged import logged_frames
 from feature_repo.vectors import Vectors
-from moon.sizes import Size
 from ranker.controls import shuffled
 from ranker.score import Ranker
-from retrieval.examples import MatchedFrames, chunks, example_rows, matched
+from retrieval.examples import (
+    PER_SOURCE,
+    MatchedFrames,
+    chunks,
+    example_rows,
+    match_sources,
+    matched,
+    requests_frame,
+    retrieve,
+)
 from retrieval.fusion import fuse, fuse_orders
 from retrieval.jagged import Retrieved, best_first, offsets_of, owners, stack
-from retrieval.ranking import PER_SOURCE, logged_frames, match_sources, requests_frame, retrieve
 from retrieval.retriever import Retriever
+from run.sizes import Size
 
 CONTROLS = ("full", "id_only", "shuffled")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset.behaviour import EXAMINATION
+from dataset.marketplace.browsing import EXAMINATION
 from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.encode import Content, Encoder, item_content
@@ -27,11 +27,10 @@ from evaluation.retrieval_quality import item_slices, retrieval_quality
 from evaluation.sheets import Evidence, write_report
 from evaluation.shop_baselines import positive_events, relevant_of, requests_of, shop_baselines
 from feature_repo.vectors import Vectors
-from moon.artifacts import open_artifact
-from moon.sizes import Size
-from ranker.relevance import Relevance
-from retrieval.ranking import judged_pairs
+from ranker.relevance import Relevance, judged_pairs
 from retrieval.retriever import Retriever
+from run.artifacts import open_artifact
+from run.sizes import Size
 
 DEPTH = 50
 TUNING_REQUESTS = 2_000

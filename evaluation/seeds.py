@@ -18,13 +18,13 @@ from evaluation.retrieval_quality import retrieval_quality
 from evaluation.run import DEPTH, answerable, baseline_lists
 from evaluation.shop_baselines import relevant_of
 from feature_repo.vectors import Vectors
-from moon.artifacts import open_artifact
-from moon.sizes import Size
 from ranker.controls import shuffled
 from ranker.score import Ranker
 from ranker.train import train_ctr
-from retrieval.ranking import ranker_frames
+from retrieval.examples import ranker_frames
 from retrieval.retriever import Retriever
+from run.artifacts import open_artifact
+from run.sizes import Size
 
 SEEDS = (0, 1, 2)
 METRICS = ("auc", "gauc", "ne")

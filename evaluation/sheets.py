@@ -34,7 +34,7 @@ from evaluation.shop_baselines import positive_events
 from feature_repo.check import HEAD, cells, check_store
 from feature_repo.online import StoreUnavailable
 from feature_repo.vectors import Vectors
-from moon.artifacts import ArtifactError, open_artifact
+from run.artifacts import ArtifactError, open_artifact
 from serving.recommend import Recommender
 from serving.settings import Settings
 

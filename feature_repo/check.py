@@ -18,16 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView
 
-from feature_repo.batch import Batch, sift
-from feature_repo.encode import encode
-from feature_repo.engine import newest
-from feature_repo.freshness import EPOCH, as_of
-from feature_repo.matrix import Matrix, kinds, read_matrix
 from feature_repo.online import UNREACHABLE, StoreUnavailable
 from feature_repo.sources import DATA
 from feature_repo.store import BEGINNING, open_store
-from feature_repo.wire import Column, decode
-from moon.artifacts import write_json
+from moonstore.batch import Batch, sift
+from moonstore.decode import Column, decode
+from moonstore.encode import encode
+from moonstore.engine import newest
+from moonstore.freshness import EPOCH, as_of
+from moonstore.matrix import Matrix, kinds, read_matrix
+from run.artifacts import write_json
 
 SAMPLE = 1000  # entities of a view that are compared
 COVERAGE, PARITY, NULLS, DRIFT = 0.99, 1.0, 0.9, 0.25  # the least, the least, the most, the most

@@ -20,8 +20,9 @@ from feature_repo import source_tables
 from feature_repo.sources import DATA, replace_source
 from feature_repo.store import apply_definitions
 from feature_repo.vectors import Vectors, VectorTable
-from feature_repo.views import ITEM_EMBEDDING, QUERY_EMBEDDING, Embedding, EmbeddingRecord, StoreError
-from moon.artifacts import Artifact
+from feature_repo.views import ITEM_EMBEDDING, QUERY_EMBEDDING, Embedding, EmbeddingRecord
+from moonstore.errors import StoreError
+from run.artifacts import Artifact
 
 
 def publish_embedding(store_dir: Path, artifact: Artifact) -> Embedding:

@@ -24,17 +24,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast import FeatureStore, FeatureView
 
-from feature_repo.engine import REPORTS, Report
 from feature_repo.features import ITEM_FEATURES
-from feature_repo.freshness import EPOCH, US, as_of, is_fresh
-from feature_repo.matrix import Matrix, Reader, matrix_reader, to_arrow
-from feature_repo.new_items import new_items
+from feature_repo.ingest.new_items import new_items
 from feature_repo.online import UNREACHABLE, Stored, StoreUnavailable
 from feature_repo.sources import DATA
 from feature_repo.vectors import VectorTable
-from feature_repo.views import Embedding, EmbeddingRecord, StoreError
-from moon.artifacts import locked
-from moon.progress import track
+from feature_repo.views import Embedding, EmbeddingRecord
+from moonstore.engine import REPORTS, Report
+from moonstore.errors import StoreError
+from moonstore.freshness import EPOCH, US, as_of, is_fresh
+from moonstore.matrix import Matrix, Reader, matrix_reader, to_arrow
+from run.artifacts import locked
+from run.progress import track
 
 FOLDER, ITEMS, VECTORS, ABOUT = "item_matrix", "items.arrow", "vectors.arrow", "about.json"
 VIEWS = ("item_profile", "item_stats")

@@ -16,7 +16,6 @@ import pyarrow as pa
 import redis
 
 from dataset.contracts import TIME
-from feature_repo.behaviour import BEHAVIOURS, behaviours
 from feature_repo.features import (
     ITEM_FEATURES,
     USER_FEATURES,
@@ -25,10 +24,11 @@ from feature_repo.features import (
     user_columns,
 )
 from feature_repo.frame import Frame, History
-from feature_repo.freshness import EPOCH, US, as_of
-from feature_repo.matrix import Matrix, Reader, matrix_reader, to_arrow
+from feature_repo.history import BEHAVIOURS, behaviours
 from feature_repo.store import open_store
 from feature_repo.views import HISTORY
+from moonstore.freshness import EPOCH, US, as_of
+from moonstore.matrix import Matrix, Reader, matrix_reader, to_arrow
 
 UNREACHABLE = (
     redis.exceptions.ConnectionError,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import TIME
-from feature_repo.event_log import LOG_VERSION, EventLog
-from feature_repo.sources import TIMESTAMP
+from feature_repo.event_log import FOLDER, LOG_VERSION, EventLog, log_version, write_event_log
+from feature_repo.sources import LOG, TIMESTAMP, replace_source
 from feature_repo.statistics import daily_stats
 from feature_repo.vectors import VectorTable
-from feature_repo.views import Embedding
+from feature_repo.views import HISTORY, Embedding
+
+END = np.iinfo(np.int64).max
 
 
 def item_profile(items: pa.Table) -> pa.Table:
@@ -73,6 +78,30 @@ def query_stats(log: pa.Table) -> pa.Table:
     return stats.rename_columns(
         [name if name in ("query_id", TIMESTAMP) else f"query_{name}" for name in stats.column_names]
     )
+
+
+def write_behaviour(data: Path, events: pa.Table) -> EventLog:
+    """Write ``events`` and every source that follows from them into the folder ``data``.
+
+    The pointers say which version of the event log they point into; the version before it is kept for those who have
+    just read them.
+    """
+    before = log_version(data)
+    log = write_event_log(data / FOLDER, events)
+    tables = {
+        "user_events": user_events(log),
+        "user_history": log.snapshot(before_us=END, history=HISTORY),
+        "item_stats": daily_stats(events, "item_id"),
+        "query_stats": query_stats(events),
+    }
+    for name, table in tables.items():
+        replace_source(data / f"{name}.parquet", table)
+    (data / LOG).parent.mkdir(exist_ok=True)
+    replace_source(data / LOG, events)  # last: until then the journal is folded again
+    for other in (data / FOLDER).iterdir():
+        if other.name not in (log.version, before):
+            shutil.rmtree(other)
+    return log
 
 
 def item_embedding(vectors: VectorTable, embedding: Embedding, stamp_us: np.ndarray) -> pa.Table:

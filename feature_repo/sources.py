@@ -13,8 +13,11 @@ import pyarrow.parquet as pq
 from feast import FileSource
 from feast.data_format import ParquetFormat
 
-DATA = "data"
+from moonstore.engine import DATA
+
 TIMESTAMP = "event_timestamp"
+# Within DATA: events as they came in and the log they become part of, the lock of both, items as they came in.
+JOURNAL, LOG, LOCK, NEW_ITEMS = "events", "events/log.parquet", "lock", "new_items"
 
 
 def replace_source(path: Path, table: pa.Table) -> None:
@@ -25,7 +28,7 @@ def replace_source(path: Path, table: pa.Table) -> None:
 
 
 def source(view: str) -> FileSource:
-    """The source of ``view``; its path is relative to the repository (see ``feature_repo.duckdb_store``)."""
+    """The source of ``view``; its path is relative to the repository (see ``moonstore.duckdb_store``)."""
     return FileSource(
         name=view,
         path=f"{DATA}/{view}.parquet",

@@ -1,8 +1,7 @@
-"""The store of a run: write its sources, register its definitions, load the online store.
+"""The store of a run: open it, register its definitions, choose and load its online store.
 
 Everything here is what the ``feast`` command does inside ``feature_repo/``, called from Python on the folder
-of any run: ``create_store`` is ``feast apply`` on freshly written sources, ``materialize`` is
-``feast materialize``.
+of any run: ``apply_definitions`` is ``feast apply``, ``materialize`` is ``feast materialize``.
 """
 
 from __future__ import annotations
@@ -10,31 +9,22 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from feast import FeatureStore
 
-from feature_repo import source_tables
-from feature_repo.engine import Report
-from feature_repo.fold import write_behaviour
-from feature_repo.journal import LOG, NEW_ITEMS, Journal
 from feature_repo.services import definitions
-from feature_repo.sources import DATA
-from feature_repo.views import EmbeddingRecord, StoreError
-
-if TYPE_CHECKING:
-    from dataset.split import Split
-    from dataset.tables import Dataset
+from feature_repo.sources import DATA, LOG
+from feature_repo.views import EmbeddingRecord
+from moonstore.engine import Report
+from moonstore.errors import StoreError
 
 # Feast says at every opening that the flag is for SQL registries; it keeps file registries serving as well.
 logging.getLogger("feast.repo_config").addFilter(
@@ -44,75 +34,16 @@ logging.getLogger("feast.repo_config").addFilter(
 REPOSITORY = Path(__file__).parent
 PROFILES = {"embedded": REPOSITORY, "redis": REPOSITORY / "profiles" / "redis"}
 YAML = "feature_store.yaml"
+# Class paths that stand in the feature_store.yaml of runs made by release 0.1.0.
+RENAMED = {
+    "feature_repo.duckdb_store.DuckDBOfflineStore": "feature_repo.offline_store.MoonOfflineStore",
+    "feature_repo.sqlite_store.SqliteOnlineStore": "moonstore.sqlite_store.SqliteOnlineStore",
+    "feature_repo.redis_store.RedisOnlineStore": "moonstore.redis_store.RedisOnlineStore",
+    "feature_repo.registry_store.WholeFileRegistryStore": "moonstore.registry_store.WholeFileRegistryStore",
+    "feature_repo.engine.ArrowComputeEngine": "moonstore.engine.ArrowComputeEngine",
+}
 BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
 US = timedelta(microseconds=1)
-
-
-def create_store(
-    store_dir: Path,
-    dataset: Dataset,
-    split: Split,
-    profile: str = "embedded",
-    redis_url: str | None = None,
-) -> FeatureStore:
-    """Write the sources of a run and register its definitions, replacing the store that was there.
-
-    Args:
-        store_dir: the repository folder to make.
-        dataset: items, users and queries.
-        split: its log is everything behaviour features may see.
-        profile: online store, "embedded" (SQLite) or "redis".
-        redis_url: ``redis://host:port/db``; the profile's own address by default.
-
-    Raises:
-        StoreError: unknown profile or malformed address, or the store that is there holds events or items that came
-            in since it was made.
-    """
-    store_dir = Path(store_dir)
-    refuse_to_lose(store_dir, dataset.items, split.log)
-    building = store_dir.with_name(store_dir.name + ".tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    data = building / DATA
-    data.mkdir(parents=True)
-    use_profile(building, profile, redis_url)
-    write_behaviour(data, split.log)
-    tables = {
-        "item_profile": source_tables.item_profile(dataset.items),
-        "user_profile": source_tables.user_profile(dataset.users),
-    }
-    for view, table in tables.items():
-        pq.write_table(table, data / f"{view}.parquet")
-    EmbeddingRecord().save(building)
-    apply_definitions(building)
-    previous = store_dir.with_name(store_dir.name + ".previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if store_dir.exists():
-        store_dir.rename(previous)
-    building.rename(store_dir)
-    shutil.rmtree(previous, ignore_errors=True)
-    return open_store(store_dir)
-
-
-def refuse_to_lose(store_dir: Path, items: pa.Table, log: pa.Table) -> None:
-    """Refuse to replace a store: what came in since it was made, and is not in the data now, is nowhere else.
-
-    Args:
-        store_dir: the store.
-        items, log: of the data it would be made of.
-
-    Raises:
-        StoreError: how much that is.
-    """
-    if not (store_dir / DATA / LOG).exists():
-        return
-    events = int((~np.isin(Journal(store_dir).told(), log.column("event_id").to_numpy())).sum())
-    ids = [int(path.stem) for path in (store_dir / DATA / NEW_ITEMS).glob("*.json")]
-    others = int((~np.isin(np.array(ids, np.int64), items.column("item_id").to_numpy())).sum())
-    if events or others:
-        raise StoreError(
-            f"{store_dir}: expected a store to replace, found {events} events and {others} items in it that came in "
-            f"since and are not in the dataset. Import them with it, or move the folder away, and run this again."
-        )
 
 
 def open_store(store_dir: Path) -> FeatureStore:
@@ -122,6 +53,7 @@ def open_store(store_dir: Path) -> FeatureStore:
         StoreError: there is none.
     """
     EmbeddingRecord.load(Path(store_dir))
+    _renew_class_paths(Path(store_dir) / YAML)
     return FeatureStore(repo_path=str(store_dir))
 
 
@@ -138,9 +70,7 @@ def use_profile(store_dir: Path, profile: str, redis_url: str | None = None) -> 
         if profile != "redis":
             raise StoreError(f"the address {redis_url!r} needs the profile redis, found {profile}")
         content["online_store"]["connection_string"] = _connection_string(redis_url)
-    temporary = store_dir / (YAML + ".tmp")
-    temporary.write_text(yaml.safe_dump(content, sort_keys=False))
-    temporary.replace(store_dir / YAML)
+    _write_yaml(store_dir / YAML, content)
 
 
 def activate(store_dir: Path) -> None:
@@ -198,10 +128,32 @@ def apply_definitions(store_dir: Path) -> None:
     What ``feast apply`` does inside ``feature_repo/``. Repeating it changes nothing.
     """
     objects: dict[str, Any] = dict(definitions(EmbeddingRecord.load(store_dir)))
-    store = FeatureStore(repo_path=str(store_dir))
+    store = open_store(store_dir)
     gone: list[Any] = [view for view in store.list_feature_views() if view.name not in objects]
     gone += [view.batch_source for view in gone]
     store.apply(list(objects.values()), objects_to_delete=gone, partial=False)
+
+
+def _write_yaml(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(yaml.safe_dump(content, sort_keys=False))
+    temporary.replace(path)
+
+
+def _renew_class_paths(path: Path) -> None:
+    """Put the present class paths into a ``feature_store.yaml`` that an earlier release wrote."""
+    content = yaml.safe_load(path.read_text())
+    stale = [
+        (part, key)
+        for part in content.values()
+        if isinstance(part, dict)
+        for key, value in part.items()
+        if isinstance(value, str) and value in RENAMED
+    ]
+    for part, key in stale:
+        part[key] = RENAMED[part[key]]
+    if stale:
+        _write_yaml(path, content)
 
 
 def _connection_string(redis_url: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from moon.artifacts import Artifact, ArtifactError
+from run.artifacts import Artifact, ArtifactError
 
 UNIT_TOLERANCE = 1e-3
 

@@ -19,8 +19,9 @@ from feast.types import Array, FeastType, Float32, Int64, String
 
 from feature_repo.entities import item, query, user
 from feature_repo.sources import DATA, source
-from moon.artifacts import write_json
-from moon.sizes import SIZES
+from moonstore.errors import StoreError
+from run.artifacts import write_json
+from run.sizes import SIZES
 
 HISTORY = max(size.history for size in SIZES.values())  # behaviours kept online; readers cut them shorter
 FOREVER = timedelta(0)
@@ -28,7 +29,7 @@ FOREVER = timedelta(0)
 # count changes, so an old one is exact while the log goes on; a limit under 28 days takes it from quiet items.
 STATISTICS_TTL = FOREVER
 EMBEDDING_RECORD = "embedding.json"
-ITEM_EMBEDDING, QUERY_EMBEDDING = "item_embedding", "query_embedding"
+ITEM_EMBEDDING, QUERY_EMBEDDING, USER_HISTORY = "item_embedding", "query_embedding", "user_history"
 
 ITEM_STATS = {
     "shown_7d": Int64,
@@ -39,10 +40,6 @@ ITEM_STATS = {
     "positive_all": Int64,
     "rate_all": Float32,
 }
-
-
-class StoreError(RuntimeError):
-    """The store is not there or does not fit; says which command makes it."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +180,7 @@ def views(record: EmbeddingRecord) -> dict[str, FeatureView]:
             "How many behaviours of the user the event log of this version held at the row's time.",
         ),
         _view(
-            "user_history",
+            USER_HISTORY,
             user,
             {
                 "recent_item_id": Array(Int64),

@@ -22,7 +22,18 @@ from typing import Annotated, Any
 
 import typer
 
-OURS = {"moon", "dataset", "feature_repo", "encoder", "ranker", "retrieval", "serving", "evaluation"}
+OURS = {
+    "moon",
+    "run",
+    "moonstore",
+    "dataset",
+    "feature_repo",
+    "encoder",
+    "ranker",
+    "retrieval",
+    "serving",
+    "evaluation",
+}
 
 app = typer.Typer(
     help="Moon: a feature-store-centric multimodal recommender.",
@@ -154,7 +165,7 @@ def bench_encoder(
     json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
 ) -> None:
     """Measure training and embedding speed beside a plain transformers loop."""
-    from evaluation import bench_encoder
+    from evaluation.bench import encoder as bench_encoder
 
     lines = bench_encoder.bench_encoder()
     typer.echo(bench_encoder.to_json(lines) if json else bench_encoder.to_text(lines))
@@ -165,9 +176,10 @@ def bench_store(
     json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
 ) -> None:
     """Measure the feature store beside stock Feast and beside the floor of this machine; write runs/store.html."""
-    from evaluation import bench, bench_store
-    from evaluation.store_report import render_store_report
-    from moon.journey import RUNS
+    from evaluation.bench import lines as bench
+    from evaluation.bench import store as bench_store
+    from evaluation.bench.report import render_store_report
+    from run.folder import RUNS
 
     lines = list(bench_store.bench_store())
     typer.echo(bench.to_json(lines) if json else bench.to_text(lines))
@@ -180,8 +192,8 @@ def bench_serving(
     json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
 ) -> None:
     """Measure the service of a run: an answer's time, and how soon a new item is recommended."""
-    from evaluation import bench
-    from evaluation import bench_serving as serving
+    from evaluation.bench import lines as bench
+    from evaluation.bench import serving as serving
     from moon import journey
 
     lines = list(serving.bench_serving(journey.load(run).folder))
@@ -207,7 +219,8 @@ def embeddings_publish(
     activate: Annotated[bool, typer.Option("--activate", help="And let it serve.")] = False,
 ) -> None:
     """Examine the run's vectors, load them beside the old ones, and keep what was trained on them with them."""
-    from moon import embeddings, journey
+    from moon import journey
+    from moon import releases as embeddings
 
     folder = journey.load(run).folder
     number = embeddings.publish(folder).number
@@ -222,7 +235,8 @@ def embeddings_activate(
     run: RunOption = None,
 ) -> None:
     """Let a published generation serve; a running service follows without a failed request."""
-    from moon import embeddings, journey
+    from moon import journey
+    from moon import releases as embeddings
 
     embeddings.activate(journey.load(run).folder, generation)
     typer.echo(f"generation {generation} serves")
@@ -231,7 +245,8 @@ def embeddings_activate(
 @generations.command("rollback")
 def embeddings_rollback(run: RunOption = None) -> None:
     """Let the generation serve that did before the active one."""
-    from moon import embeddings, journey
+    from moon import journey
+    from moon import releases as embeddings
 
     typer.echo(f"generation {embeddings.rollback(journey.load(run).folder).number} serves")
 
@@ -239,7 +254,8 @@ def embeddings_rollback(run: RunOption = None) -> None:
 @generations.command("list")
 def embeddings_list(run: RunOption = None) -> None:
     """All generations: encoder, items, coverage, spread, overlap with the one before, and which serves."""
-    from moon import embeddings, journey
+    from moon import journey
+    from moon import releases as embeddings
 
     typer.echo(embeddings.table(journey.load(run).folder))
 
@@ -247,7 +263,8 @@ def embeddings_list(run: RunOption = None) -> None:
 @generations.command("gc")
 def embeddings_gc(run: RunOption = None) -> None:
     """Remove all but the active generation and the one a rollback returns to, with their vectors."""
-    from moon import embeddings, journey
+    from moon import journey
+    from moon import releases as embeddings
 
     removed = embeddings.collect(journey.load(run).folder)
     typer.echo("\n".join(f"removed {one}" for one in removed) or "nothing to remove")

@@ -7,45 +7,16 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moon import generations
-from moon.artifacts import write_json
-from moon.sizes import Size, size
+from run import generations
+from run.artifacts import write_json
+from run.folder import LAST, RUNS, JourneyError, Run, choices, load, stamp
+from run.sizes import size
 
-RUNS = Path("runs")
-LAST = RUNS / "last.json"
 COMMANDS = {"encoder": "moon encoder train", "publish": "moon embeddings publish --activate"}
-
-
-class JourneyError(ValueError):
-    """A stage was asked for before the one it needs, or a run folder holds another run."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One journey: a folder and the four choices everything in it follows from.
-
-    Attributes:
-        folder: where every artifact of the run lives.
-        data: ``marketplace[:EVENTS]`` or ``FORMAT:FOLDER``.
-        size_name: the dial, see ``moon.sizes``.
-        seed: seed of everything random.
-        profile: online store, ``embedded`` (SQLite) or ``redis``.
-    """
-
-    folder: Path
-    data: str
-    size_name: str
-    seed: int
-    profile: str
-
-    @property
-    def size(self) -> Size:
-        """The size this run was started with."""
-        return size(self.size_name)
 
 
 @dataclass(frozen=True)
@@ -109,11 +80,11 @@ def start(data: str, folder: Path | None, size_name: str | None, seed: int, prof
             return switch(known, profile)
         if known != run and (run.folder / "stages").exists():
             raise JourneyError(
-                f"{run.folder} holds the run {_choices(known)}, asked for {_choices(run)}. "
+                f"{run.folder} holds the run {choices(known)}, asked for {choices(run)}. "
                 f"Choose another folder with --run, or remove this one."
             )
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_json(record, _choices(run))
+    write_json(record, choices(run))
     RUNS.mkdir(exist_ok=True)
     write_json(LAST, {"folder": str(run.folder)})
     return run
@@ -123,28 +94,12 @@ def switch(run: Run, profile: str) -> Run:
     """The same run with another online store: a finished one is loaded into it."""
     from moon import stages as work
 
-    if _stamp(run, "materialize").exists() or generations.current(run.folder) is not None:
+    if stamp(run, "materialize").exists() or generations.current(run.folder) is not None:
         _say(f"load {run.folder} into the {profile} store")
         work.switch_store(run, profile)
     switched = replace(run, profile=profile)
-    write_json(run.folder / "run.json", _choices(switched))
+    write_json(run.folder / "run.json", choices(switched))
     return switched
-
-
-def load(folder: Path | None) -> Run:
-    """Reopen a run; without a folder, the last one.
-
-    Raises:
-        JourneyError: there is none.
-    """
-    if folder is None:
-        if not LAST.exists():
-            raise JourneyError("no run yet: start one with 'moon demo'")
-        folder = Path(json.loads(LAST.read_text())["folder"])
-    record = folder / "run.json"
-    if not record.exists():
-        raise JourneyError(f"{folder} holds no run: start one with 'moon demo --run {folder}'")
-    return Run(folder=folder, **json.loads(record.read_text()))
 
 
 def travel(run: Run) -> None:
@@ -169,7 +124,7 @@ def redo(run: Run, verb: str, **options: Any) -> None:
             if stage.refuse is not None:
                 stage.refuse(run)
             for later in stages()[stages().index(stage) :]:
-                _stamp(run, later.verb).unlink(missing_ok=True)
+                stamp(run, later.verb).unlink(missing_ok=True)
             _work(run, stage, **options)
             return
         if not _done(run, stage.verb):
@@ -177,15 +132,6 @@ def redo(run: Run, verb: str, **options: Any) -> None:
                 f"{run.folder}: '{verb}' needs '{stage.verb}' first. "
                 f"Run '{stage.command}', or 'moon demo --data {run.data}' for everything."
             )
-
-
-def timings(run: Run) -> dict[str, float]:
-    """Seconds each finished stage took."""
-    return {
-        stage.verb: float(json.loads(_stamp(run, stage.verb).read_text())["seconds"])
-        for stage in stages()
-        if _stamp(run, stage.verb).exists()
-    }
 
 
 def seeds(run: Run) -> dict[str, dict[str, float | int]]:
@@ -249,7 +195,7 @@ def frame(run: Run, shard: str | None, by: str) -> str:
 
 
 def compare_encoders(run: Run, seconds: float, ablated: bool, recipe: str | None = None) -> str:
-    """Train and examine every recipe, or one, on the run's dataset; see ``evaluation.compare_encoders``.
+    """Train and examine every recipe, or one, on the run's dataset; see ``evaluation.science.encoders.compare``.
 
     Raises:
         JourneyError: the dataset is not there yet.
@@ -300,26 +246,18 @@ def _work(run: Run, stage: Stage, **options: Any) -> None:
 
 
 def _stamp_done(run: Run, verb: str, seconds: float) -> None:
-    _stamp(run, verb).parent.mkdir(exist_ok=True)
-    write_json(_stamp(run, verb), {"key": _key(run, verb), "seconds": round(seconds, 2)})
-
-
-def _stamp(run: Run, verb: str) -> Path:
-    return run.folder / "stages" / f"{verb}.json"
+    stamp(run, verb).parent.mkdir(exist_ok=True)
+    write_json(stamp(run, verb), {"key": _key(run, verb), "seconds": round(seconds, 2)})
 
 
 def _done(run: Run, verb: str) -> bool:
-    stamp = _stamp(run, verb)
-    return stamp.exists() and json.loads(stamp.read_text())["key"] == _key(run, verb)
+    path = stamp(run, verb)
+    return path.exists() and json.loads(path.read_text())["key"] == _key(run, verb)
 
 
 def _key(run: Run, verb: str) -> str:
     decided = [run.data, run.size_name, run.seed, verb]  # the online store can be switched at any time
     return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:16]
-
-
-def _choices(run: Run) -> dict[str, str | int]:
-    return {key: value for key, value in asdict(run).items() if key != "folder"}
 
 
 def _say(text: str) -> None:

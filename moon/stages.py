@@ -12,19 +12,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moon import generations
-from moon.artifacts import Artifact, open_artifact
+from run import generations
+from run.artifacts import Artifact, open_artifact
 
 if TYPE_CHECKING:
     from dataset.split import Split
     from dataset.tables import Dataset
-    from moon.journey import Run
+    from run.folder import Run
 
 
 def dataset(run: Run) -> None:
     """Simulate the marketplace, or import the folder named by the run's data."""
     from dataset.importers import import_dataset
-    from dataset.marketplace import simulate
+    from dataset.marketplace.simulate import simulate
     from dataset.tables import write_dataset
 
     name, _, rest = run.data.partition(":")
@@ -45,14 +45,15 @@ def split(run: Run) -> None:
 
 def nothing_is_lost(run: Run) -> None:
     """Refuse to make the store anew where it holds events or items that the data lacks."""
-    from feature_repo.store import refuse_to_lose
+    from feature_repo.create import refuse_to_lose
 
     refuse_to_lose(run.folder / "store", _dataset(run).items, _split(run).log)
 
 
 def store(run: Run) -> None:
     """Write the feature sources, apply the repository, and make this run the active one of ``feature_repo/``."""
-    from feature_repo.store import activate, create_store
+    from feature_repo.create import create_store
+    from feature_repo.store import activate
 
     create_store(run.folder / "store", _dataset(run), _split(run), profile=run.profile)
     activate(run.folder / "store")
@@ -79,8 +80,8 @@ def encoder(run: Run, recipe: str | None = None, backbone: Path | None = None, l
 def compare_encoders(run: Run, seconds: float, ablated: bool, recipe: str | None = None) -> str:
     """Every recipe, or one, at equal compute, over three seeds."""
     from encoder.recipes import recipe as named
-    from evaluation.compare_encoders import COLUMNS, ablations, compare, negatives, papers
-    from evaluation.encoder_report import render_encoder_report
+    from evaluation.science.encoders.compare import COLUMNS, ablations, compare, negatives, papers
+    from evaluation.science.encoders.report import render_encoder_report
 
     out = run.folder / "encoders"
     table = compare(
@@ -126,7 +127,7 @@ def embed(run: Run) -> None:
 def embed_shard(run: Run, shard: str) -> int:
     """Embed one shard of the catalogue; returns how many shards are still missing."""
     from encoder.embed import embed as embed_catalogue
-    from moon.shards import parse_shard
+    from run.shards import parse_shard
 
     number, count = parse_shard(shard)
     folder, encoder = run.folder / "shards", _encoder(run)
@@ -143,9 +144,9 @@ def embed_shard(run: Run, shard: str) -> int:
 
 def frame(run: Run, shard: str | None, by: str) -> str:
     """Write the run's logged requests as a training frame, or one shard of it; the last shard joins them."""
-    from feature_repo.frame_shards import write_frame, write_or_join
-    from moon.shards import parse_shard
-    from retrieval.ranking import LOGGED, logged_source
+    from feature_repo.frames.logged import LOGGED, logged_source
+    from feature_repo.frames.shards import write_frame, write_or_join
+    from run.shards import parse_shard
 
     source, out = logged_source(run.folder, _split(run), run.size), run.folder / LOGGED
     if shard is None:
@@ -160,19 +161,19 @@ def materialize(run: Run) -> None:
     """Load everything known at the end of the log into the online store."""
     from feature_repo.store import known_until
     from feature_repo.store import materialize as load_online
-    from moon.embeddings import tell
+    from moon.releases import tell
 
     tell(run.folder, load_online(run.folder / "store", known_until(run.folder / "store")))
 
 
 def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
     """Take in events of a stream until interrupted, or of a file."""
-    from feature_repo.clock import shop_clock
-    from feature_repo.engine import DEAD_LETTER
-    from feature_repo.ingest import Ingested, Ingestor
+    from feature_repo.ingest.clock import shop_clock
+    from feature_repo.ingest.ingestor import Ingested, Ingestor
+    from feature_repo.ingest.stream import DEAD, EventFile, RedisStream, consume
     from feature_repo.sources import DATA
-    from feature_repo.stream import DEAD, EventFile, RedisStream, consume
-    from moon.progress import track
+    from moonstore.engine import DEAD_LETTER
+    from run.progress import track
 
     store_dir = run.folder / "store"
     ingestor = Ingestor(store_dir, shop_clock(store_dir, clock))
@@ -190,8 +191,8 @@ def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
 
 def fold(run: Run) -> tuple[int, int]:
     """Make what came in part of the offline sources: how many events and items that was."""
-    from feature_repo.fold import fold as fold_journal
-    from feature_repo.new_items import fold_items
+    from feature_repo.ingest.fold import fold as fold_journal
+    from feature_repo.ingest.new_items import fold_items
     from feature_repo.store import open_store
     from feature_repo.views import EmbeddingRecord
 
@@ -211,9 +212,9 @@ def ranker(run: Run) -> None:
     """Train the ranker and its two controls on the same frames, and the relevance head."""
     from feature_repo.vectors import Vectors
     from ranker.controls import shuffled
-    from ranker.relevance import train_relevance
+    from ranker.relevance import judged_pairs, train_relevance
     from ranker.train import train_ctr
-    from retrieval.ranking import judged_pairs, ranker_frames
+    from retrieval.examples import ranker_frames
 
     cut = _split(run)
     embedding = open_artifact(run.folder / "embedding", "embedding", "moon embed")
@@ -240,7 +241,7 @@ def ranker(run: Run) -> None:
 def evaluate(run: Run) -> None:
     """Measure everything and write the report."""
     from evaluation.run import evaluate_run
-    from moon.journey import timings
+    from run.folder import timings
 
     evaluate_run(run.folder, _dataset(run), _split(run), run.size, seed=run.seed, timings_s=timings(run))
 
@@ -270,7 +271,7 @@ def serve(run: Run, host: str, port: int, clock: str) -> None:
 
 def publish(run: Run) -> None:
     """Keep what was trained as a generation, and let it serve."""
-    from moon import embeddings
+    from moon import releases as embeddings
 
     embeddings.activate(run.folder, embeddings.publish(run.folder).number)
 

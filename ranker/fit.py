@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
-from moon.progress import track
-from ranker.embeddings import is_table
+from ranker.inputs.id_tables import is_table
 from ranker.weights import put_tensors, tensors_of
+from run.progress import track
 
 B = TypeVar("B")
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ranker.attention import TargetAttention
-from ranker.batch import Batch
-from ranker.cube import Content, Cube
-from ranker.embeddings import IdTables
+from ranker.inputs.batch import Batch
+from ranker.inputs.id_tables import IdTables
+from ranker.modules.attention import TargetAttention
+from ranker.modules.cube import Content, Cube
 
 PLACE_SPEED = 10.0  # places learn so many times faster than other weights: one epoch must reach a logit of 2
 

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dataset.contracts import DataError
-from moon.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
+from dataset.tables import Dataset
+from feature_repo.vectors import Vectors
 from ranker.weights import load_weights, put_tensors, save_weights, tensors_of
+from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 
 CONFIG = "config.json"
 MADE_BY = "moon ranker"
@@ -189,3 +192,22 @@ def _calibrate(model: RelevanceModel, query: Tensor, item: Tensor, target: Tenso
         return loss
 
     optimizer.step(closure)
+
+
+def judged_pairs(dataset: Dataset, vectors: Vectors, part: str, seed: int) -> tuple[np.ndarray, ...]:
+    """Judged (query, item) pairs of a part, and as many with items drawn at random, which count as irrelevant.
+
+    Judges see what a search engine proposed; without the drawn ones the head would never meet a wrong item.
+
+    Returns:
+        query vectors and item vectors float32 [P, D], and relevance float32 [P]; empty without judgements.
+    """
+    judged = dataset.judgements.filter(pc.equal(dataset.judgements["part"], part))
+    rng = np.random.default_rng(seed)
+    query_id = np.tile(judged["query_id"].to_numpy(), 2)
+    item_id = np.concatenate([judged["item_id"].to_numpy(), rng.choice(vectors.ids, len(judged))])
+    relevance = np.concatenate([judged["relevance"].to_numpy(), np.zeros(len(judged), np.float32)])
+    query, asked = vectors.queries.gather(query_id)
+    item, found = vectors.gather(item_id)
+    known = asked & found
+    return query[known], item[known], relevance[known]

@@ -12,12 +12,12 @@ import torch
 
 from feature_repo.frame import Frame
 from feature_repo.vectors import Vectors
-from moon.artifacts import Artifact, ArtifactError, open_artifact
-from ranker.batch import Batch
-from ranker.encode import AGE_BUCKETS, CODES, FrameEncoder, select_requests, size_groups
-from ranker.inputs import BAG, CANDIDATE_IDS, ITEM, REQUEST_IDS, REQUEST_NUMBERS, Inputs
+from ranker.inputs.batch import Batch
+from ranker.inputs.columns import BAG, CANDIDATE_IDS, ITEM, REQUEST_IDS, REQUEST_NUMBERS, Inputs
+from ranker.inputs.frame_encoder import AGE_BUCKETS, CODES, FrameEncoder, select_requests, size_groups
 from ranker.model import ClickModel, ModelShape
 from ranker.weights import load_weights
+from run.artifacts import Artifact, ArtifactError, open_artifact
 
 CONFIG = "config.json"
 MADE_BY = "moon ranker"

@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from feature_repo.vectors import Vectors
-from moon.artifacts import Artifact, open_artifact, write_artifact
-from moon.sizes import Size
-from ranker.batch import Batch
-from ranker.encode import FrameEncoder, size_groups
 from ranker.fit import Plan, fit
-from ranker.inputs import TrainingRequests, learn_inputs
+from ranker.inputs.batch import Batch
+from ranker.inputs.columns import TrainingRequests, learn_inputs
+from ranker.inputs.frame_encoder import FrameEncoder, size_groups
 from ranker.model import ClickModel
 from ranker.score import CONFIG, MADE_BY, CtrConfig
 from ranker.weights import save_weights
+from run.artifacts import Artifact, open_artifact, write_artifact
+from run.sizes import Size
 
 EPOCHS = 8
 PATIENCE = 2

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moon.artifacts import ArtifactError
+from run.artifacts import ArtifactError
 
 WEIGHTS = "model.safetensors"
 

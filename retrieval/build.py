@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 from dataset.contracts import TIME
 from dataset.split import Split
 from dataset.tables import Dataset
-from feature_repo.offline import TrainingFrame, training_frame
+from feature_repo.frames.join import TrainingFrame, training_frame
 from feature_repo.vectors import Vectors
-from moon.artifacts import open_artifact
-from moon.sizes import Size
-from ranker.two_tower import TwoTower, train_two_tower
+from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval.cooccurrence import build_cooccurrence
 from retrieval.index import ItemIndex, category_path
+from run.artifacts import open_artifact
+from run.sizes import Size
 
 NO_USER = -1
 

@@ -21,9 +21,9 @@ from safetensors.numpy import load_file, save_file
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from feature_repo.frame import History
-from moon.artifacts import Artifact, open_artifact, write_artifact
 from retrieval.jagged import Retrieved, best_first, group_best, offsets_of, owners, stack
 from retrieval.requests import history_of, interests
+from run.artifacts import Artifact, open_artifact, write_artifact
 
 NEIGHBOURS = 200
 SEEN_EXPONENT = 0.5

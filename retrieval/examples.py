@@ -1,4 +1,7 @@
-"""What the ranker learns from: logged slates where there are some, retrieved candidates where there are none.
+"""The requests the ranker learns from and is measured on, out of the feature store, with match columns.
+
+Where slates were logged, its examples are those impressions. Where none were (a log of purchases only), they are
+retrieved candidates: each request's next item among ``NEGATIVES`` others that retrieval proposed.
 
 Legend: R requests, C candidates, S match columns.
 """
@@ -7,23 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dataset.contracts import TIME
+from dataset.split import Split
 from feature_repo.frame import Frame
-from moon.progress import track
-from retrieval.jagged import Retrieved, owners
+from feature_repo.frames.join import TrainingFrame, training_frame
+from feature_repo.frames.logged import logged_frames, of_part
+from retrieval.jagged import Retrieved, owners, stack
 from retrieval.requests import Requests
-from retrieval.sources import Source, add_matches, match_scores
+from retrieval.retriever import Retriever
+from retrieval.sources import CooccurrenceSource, PopularSource, Source, add_matches, match_scores, propose
+from run.progress import track
+from run.sizes import Size
 
 CHUNK_REQUESTS = 2048
+NEGATIVES = 50
+PER_SOURCE = 100
+VALID_SHARE = 0.1
 
 
 class StoredRequests(Protocol):
-    """Requests with candidates, read from the feature store (``feature_repo.offline.TrainingFrame``)."""
+    """Requests with candidates, read from the feature store (``feature_repo.frames.join.TrainingFrame``)."""
 
     @property
     def num_candidates(self) -> int:
@@ -147,3 +160,76 @@ def example_rows(
             "label": pa.array(label[order].astype(np.float32)),
         }
     )
+
+
+def match_sources(retriever: Retriever) -> tuple[Source, ...]:
+    """The sources whose scores the ranker reads: behaviour only, so that content reaches it by one way (CUBE).
+
+    The two-tower model is left out as well: it learned from the same requests as the ranker, which would trust
+    a score that is better there than anywhere else.
+    """
+    behaviour = (CooccurrenceSource, PopularSource)
+    return tuple(source for source in retriever.sources if isinstance(source, behaviour))
+
+
+def ranker_frames(
+    folder: Path, split: Split, size: Size, seed: int
+) -> tuple[MatchedFrames, MatchedFrames, str]:
+    """Training and validation requests of the ranker, and the loss that fits them.
+
+    Returns:
+        train, valid, and ``pointwise`` for logged impressions or ``listwise`` for retrieved candidates.
+    """
+    retriever = Retriever.open(folder, cooccurrence="cooccurrence_fit")
+    sources = match_sources(retriever)
+    if split.protocol == "time":
+        frames = logged_frames(folder, split, size, ("train", "valid"))
+        loss = "pointwise"
+    else:
+        requests = of_part(split.retrieval, "train")
+        found = retrieve(requests_frame(folder, requests, size), _unbiased(retriever), PER_SOURCE)
+        rows = _with_positive(example_rows(requests, found, NEGATIVES, seed))
+        chance = np.random.default_rng(seed).permutation(requests["request_id"].to_numpy())
+        apart = np.isin(rows["request_id"].to_numpy(), chance[: int(VALID_SHARE * len(chance))])
+        parts = rows.filter(pa.array(~apart)), rows.filter(pa.array(apart))
+        frames = [training_frame(folder / "store", part, size.history) for part in parts]
+        loss = "listwise"
+    return matched(frames[0], sources), matched(frames[1], sources), loss
+
+
+def _with_positive(rows: pa.Table) -> pa.Table:
+    """The requests whose next item was retrieved: from the others a softmax over candidates learns nothing."""
+    found = rows.filter(pc.greater(rows["label"], 0.5))["request_id"]
+    return rows.filter(pc.is_in(rows["request_id"], pc.unique(found)))
+
+
+def _unbiased(retriever: Retriever) -> tuple[Source, ...]:
+    """The sources that did not learn from the ranker's training requests: all but the two-tower model.
+
+    It would propose what these users took from memory, as it cannot for anyone else.
+    """
+    return tuple(source for source in retriever.recommending if source.name != "two_tower")
+
+
+def requests_frame(folder: Path, requests: pa.Table, size: Size) -> TrainingFrame:
+    """Requests with their users' features and histories; their one candidate is a stand-in nobody looks at.
+
+    Args:
+        folder: of the run.
+        requests: RETRIEVAL rows.
+        size: fixes the length of histories.
+    """
+    rows = requests.select(["request_id", "user_id", "time"])
+    rows = rows.append_column("query_id", pa.nulls(len(rows), pa.int64()))
+    first = requests["relevant"].combine_chunks()
+    rows = rows.append_column("item_id", pc.list_element(first, 0))
+    return training_frame(folder / "store", rows, size.history)
+
+
+def retrieve(frames: TrainingFrame, sources: Sequence[Source], k: int) -> Retrieved:
+    """The union of every source's k best items for each request, without what the user already took."""
+    answers: list[tuple[np.ndarray, np.ndarray]] = []
+    for frame in chunks(frames, "retrieve"):
+        requests = Requests.from_frame(frame, exclude_history=True)
+        answers.extend(propose(sources, requests, k))
+    return stack(answers)

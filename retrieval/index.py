@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
-from moon.artifacts import Artifact, open_artifact, write_artifact
 from retrieval.jagged import best_first
+from run.artifacts import Artifact, open_artifact, write_artifact
 
 EXACT_LIMIT = 300_000
 RECALL_GATE = 0.99

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 
 from feature_repo.vectors import Vectors
-from moon.artifacts import Artifact, open_artifact, require_agreement, require_parent
 from retrieval.cooccurrence import Cooccurrence
 from retrieval.index import ItemIndex
 from retrieval.sources import (
@@ -23,9 +22,10 @@ from retrieval.sources import (
     query_source,
     two_tower_source,
 )
+from run.artifacts import Artifact, open_artifact, require_agreement, require_parent
 
 if TYPE_CHECKING:
-    from ranker.two_tower import TwoTower
+    from ranker.two_tower.train import TwoTower
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Retriever:
         require_parent(index.artifact, "embedding", embedding)
         towers, tower_index = None, None
         if (run / "two_tower").exists():
-            from ranker.two_tower import TwoTower
+            from ranker.two_tower.train import TwoTower
 
             tower_artifact = open_artifact(run / "two_tower", "two_tower", "moon retrieval")
             tower_index = ItemIndex.open(run / "two_tower_index")

@@ -36,7 +36,7 @@ class VectorLookup(Protocol):
 
 
 class UserTower(Protocol):
-    """What the two-tower source needs of ``ranker.two_tower.TwoTower``."""
+    """What the two-tower source needs of ``ranker.two_tower.train.TwoTower``."""
 
     def user_vectors(self, frame: Frame) -> np.ndarray:
         """float32 [R, d] of unit norm."""

@@ -23,8 +23,8 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from dataset.contracts import DataError
-from feature_repo.arrivals import parse_events, parsed
-from feature_repo.new_items import Item
+from feature_repo.ingest.arrivals import parse_events, parsed
+from feature_repo.ingest.new_items import Item
 from feature_repo.online import StoreUnavailable
 from serving.answer import Answer
 from serving.intake import Intake

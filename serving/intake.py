@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
-from feature_repo.arrivals import Event
-from feature_repo.ingest import Ingested, Ingestor
-from feature_repo.new_items import Item, keep_item
+from feature_repo.ingest.arrivals import Event
+from feature_repo.ingest.ingestor import Ingested, Ingestor
+from feature_repo.ingest.new_items import Item, keep_item
 
 
 class Intake:
@@ -27,10 +27,10 @@ class Intake:
         self._ingestor = self._thread.submit(Ingestor, store_dir, now).result()
 
     async def take(self, events: Sequence[Event]) -> Ingested:
-        """See ``feature_repo.ingest.Ingestor.ingest``."""
+        """See ``feature_repo.ingest.ingestor.Ingestor.ingest``."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._ingestor.ingest, events)
 
     async def keep(self, item: Item) -> None:
-        """Keep an item for whoever serves the store (``feature_repo.new_items``)."""
+        """Keep an item for whoever serves the store (``feature_repo.ingest.new_items``)."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, keep_item, self._store_dir, item, self._now())

@@ -11,13 +11,13 @@ import threading
 from pathlib import Path
 
 from dataset.contracts import DataError
-from feature_repo import new_items
-from feature_repo.clock import shop_clock
+from feature_repo.ingest import new_items
+from feature_repo.ingest.clock import shop_clock
 from feature_repo.item_matrix import embedding_of, matrix_key, open_item_matrix
 from feature_repo.online import StoreUnavailable
 from feature_repo.store import open_store
-from feature_repo.views import StoreError
-from moon.generations import Current, current, folder_of, serving
+from moonstore.errors import StoreError
+from run.generations import Current, current, folder_of, serving
 from serving.recommend import Recommender
 from serving.refresh import refreshed
 from serving.settings import Settings

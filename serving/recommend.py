@@ -30,9 +30,6 @@ from feature_repo.frame import Frame, History
 from feature_repo.item_matrix import ItemMatrix
 from feature_repo.online import OnlineReader, StoreUnavailable
 from feature_repo.vectors import Vectors
-from moon.artifacts import Artifact, open_artifact
-from moon.generations import require_whole
-from moon.sizes import size
 from ranker.relevance import Relevance
 from ranker.score import Ranker
 from retrieval.fusion import fuse_orders
@@ -40,6 +37,9 @@ from retrieval.jagged import best_first
 from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import Retriever
 from retrieval.sources import add_matches, match_scores, union
+from run.artifacts import Artifact, open_artifact
+from run.generations import require_whole
+from run.sizes import size
 from serving.answer import Answer, Hit, Stages
 from serving.catalogue import Card, Catalogue
 from serving.settings import Settings

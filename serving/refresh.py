@@ -15,12 +15,13 @@ from feast import FeatureStore
 
 from encoder.encode import item_content
 from feature_repo.features import item_columns
-from feature_repo.freshness import EPOCH, US
+from feature_repo.ingest.new_items import NewItem, are_online, items_table, put_online
 from feature_repo.item_matrix import ItemMatrix, read_now
-from feature_repo.new_items import NewItem, are_online, items_table, put_online
 from feature_repo.online import UNREACHABLE, StoreUnavailable
 from feature_repo.vectors import Vectors
-from feature_repo.views import Embedding, StoreError
+from feature_repo.views import Embedding
+from moonstore.errors import StoreError
+from moonstore.freshness import EPOCH, US
 from retrieval.index import category_path
 from serving.recommend import Recommender
 

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from feature_repo.ingest import Ingested
+from feature_repo.ingest.ingestor import Ingested
 from serving.answer import Answer
 from serving.live import Live
 

@@ -20,9 +20,9 @@ import pytest
 
 from dataset import contracts
 from dataset.contracts import TIME
-from evaluation import local_redis
-from evaluation.local_redis import free_port
-from moon.artifacts import open_artifact, write_artifact
+from evaluation.bench import local_redis
+from evaluation.bench.local_redis import free_port
+from run.artifacts import open_artifact, write_artifact
 
 ROOT = Path(__file__).resolve().parents[1]
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -10,10 +10,20 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from dataset.contracts import EVENTS, IMAGES, ITEMS, JUDGEMENTS, QUARANTINE, QUERIES, USERS, content_hash
+from dataset.contracts import (
+    EVENTS,
+    IMAGES,
+    ITEMS,
+    JUDGEMENTS,
+    QUARANTINE,
+    QUERIES,
+    USERS,
+    Tables,
+    content_hash,
+)
 from dataset.split import Split, split_dataset
-from dataset.tables import Dataset, Tables, write_dataset
-from moon.sizes import Size
+from dataset.tables import Dataset, write_dataset
+from run.sizes import Size
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 COLOURS = {

@@ -8,7 +8,7 @@ import pyarrow as pa
 from dataset.contracts import TIME
 from feature_repo.frame import Frame, History
 from feature_repo.vectors import Vectors, VectorTable
-from ranker.encode import select_requests
+from ranker.inputs.frame_encoder import select_requests
 
 WIDTH = 8
 NOW_US = 1_700_000_000_000_000
@@ -17,7 +17,7 @@ COLOURS = ("red", "green", "blue")
 
 @dataclass
 class Requests:
-    """What ``feature_repo.offline.TrainingFrame`` offers, in memory."""
+    """What ``feature_repo.frames.join.TrainingFrame`` offers, in memory."""
 
     frame: Frame
 

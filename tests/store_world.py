@@ -12,13 +12,13 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig as StockSql
 from feast.types import Array, Bool, Float32, Float64, Int64, String
 from feast.value_type import ValueType
 
-from feature_repo.duckdb_store import DuckDBOfflineStoreConfig
-from feature_repo.engine import Report
-from feature_repo.redis_store import RedisOnlineStoreConfig
-from feature_repo.sqlite_store import SqliteOnlineStoreConfig
+from moonstore.duckdb_store import DuckDBOfflineStoreConfig
+from moonstore.engine import Report
+from moonstore.redis_store import RedisOnlineStoreConfig
+from moonstore.sqlite_store import SqliteOnlineStoreConfig
 
 ITEM = Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)
-ENGINE = {"type": "feature_repo.engine.ArrowComputeEngine"}
+ENGINE = {"type": "moonstore.engine.ArrowComputeEngine"}
 SCHEMA = {
     "number": Int64,
     "price": Float32,

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moon.artifacts import ArtifactError, open_artifact, require_parent, write_artifact
+from run.artifacts import ArtifactError, open_artifact, require_parent, write_artifact
 
 
 def make(path, kind="thing", value=1, parents=None):

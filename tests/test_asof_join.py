@@ -19,9 +19,9 @@ from feast.value_type import ValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feature_repo.asof import AsofJob
-from feature_repo.duckdb_store import DuckDBOfflineStoreConfig
-from feature_repo.views import StoreError
+from moonstore.asof import AsofJob
+from moonstore.duckdb_store import DuckDBOfflineStoreConfig
+from moonstore.errors import StoreError
 
 USER = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
 SHOP = Entity(name="shop", join_keys=["shop_id"], value_type=ValueType.STRING)
@@ -156,7 +156,7 @@ def test_a_cut_in_created_time_falls_back_and_says_so(tmp_path, caplog):
     write_sources(tmp_path, np.random.default_rng(0), 100)
     entities = write_entities(np.random.default_rng(1), 50)
     ours, stock = stores(tmp_path, timedelta(0), "created")
-    with caplog.at_level(logging.WARNING, logger="feature_repo.duckdb_store"):
+    with caplog.at_level(logging.WARNING, logger="moonstore.duckdb_store"):
         got = read(ours, entities, filter_by_created_timestamp=True)
     assert "counts is filtered by its created timestamp" in caplog.text
     expected = read(stock, entities, filter_by_created_timestamp=True)

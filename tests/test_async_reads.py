@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from store_world import SCHEMA, load, open_store, source_rows, write_source
 
-from feature_repo.redis_store import RedisOnlineStoreConfig
+from moonstore.redis_store import RedisOnlineStoreConfig
 
 pytestmark = pytest.mark.redis
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from encoder.packing import Sample
-from evaluation.bench import Line, line, to_json, to_text
-from evaluation.bench_encoder import Contest, bench_encoder, contents
-from moon.sizes import size
+from encoder.backbone.packing import Sample
+from evaluation.bench.encoder import Contest, bench_encoder, contents
+from evaluation.bench.lines import Line, line, to_json, to_text
+from run.sizes import size
 
 DIAL = replace(size("nano"), hidden=32, item_width=16, layers=1)
 

@@ -7,15 +7,15 @@ import pytest
 from markupsafe import escape
 from typer.testing import CliRunner
 
-from evaluation.apart import apart
-from evaluation.bench import Drawn, line, line_below, ratio, worst
-from evaluation.bench_faults import bench_faults
-from evaluation.bench_frame import bench_frame
-from evaluation.bench_join import bench_join
-from evaluation.bench_materialize import bench_materialize
-from evaluation.bench_read import bench_read
-from evaluation.local_redis import local_redis
-from evaluation.store_report import comparisons, growths, render_store_report, times
+from evaluation.bench.faults import bench_faults
+from evaluation.bench.frame import bench_frame
+from evaluation.bench.join import bench_join
+from evaluation.bench.lines import Drawn, line, line_below, ratio, worst
+from evaluation.bench.local_redis import local_redis
+from evaluation.bench.materialize import bench_materialize
+from evaluation.bench.read import bench_read
+from evaluation.bench.report import comparisons, growths, render_store_report, times
+from evaluation.bench.subprocess_cost import apart
 from moon.cli import app
 
 
@@ -80,7 +80,7 @@ def test_the_page_holds_every_line_the_curve_with_its_line_and_the_bars(tmp_path
 
 def test_the_command_prints_the_lines_and_leaves_the_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("evaluation.bench_store.bench_store", lambda: iter(LINES))
+    monkeypatch.setattr("evaluation.bench.store.bench_store", lambda: iter(LINES))
     shown = CliRunner().invoke(app, ["bench", "store", "--json"])
     assert [one["name"] for one in json.loads(shown.stdout)] == [one.name for one in LINES]
     assert json.loads(shown.stdout)[0]["drawn"]["x"] == 1e6

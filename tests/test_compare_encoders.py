@@ -7,9 +7,9 @@ import pytest
 from encoder_world import shop
 
 from encoder.recipes import dual, ours
-from evaluation.compare_encoders import PLAIN, ComparisonError, compare, papers
-from evaluation.encoder_report import render_encoder_report
-from moon.sizes import size
+from evaluation.science.encoders.compare import PLAIN, ComparisonError, compare, papers
+from evaluation.science.encoders.report import render_encoder_report
+from run.sizes import size
 
 
 @pytest.fixture(scope="module")

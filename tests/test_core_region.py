@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from encoder.images import decode_image
-from encoder.parts.region import SaliencyGrounder, core_region, crop, departures
+from encoder.pictures.decode import decode_image
+from encoder.pictures.region import SaliencyGrounder, core_region, crop, departures
 
 BOX = (30, 24, 86, 100)
 

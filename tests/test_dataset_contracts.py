@@ -21,9 +21,9 @@ from PIL import Image
 
 from dataset import pictures
 from dataset.checks import check, quarantine_counts
-from dataset.contracts import QUARANTINE, SCHEMAS, TIME, DataError, content_hash
-from dataset.tables import Dataset, Tables, write_dataset
-from moon.artifacts import ArtifactError
+from dataset.contracts import QUARANTINE, SCHEMAS, TIME, DataError, Tables, content_hash
+from dataset.tables import Dataset, write_dataset
+from run.artifacts import ArtifactError
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

@@ -8,12 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import DAY, START, make_world, write_embedding
 
+from feature_repo.create import create_store
 from feature_repo.embeddings import activate_embedding, drop_embeddings, publish_embedding
-from feature_repo.matrix import read_matrix
 from feature_repo.online import OnlineReader
-from feature_repo.store import create_store, materialize, open_store
+from feature_repo.store import materialize, open_store
 from feature_repo.vectors import Vectors
-from feature_repo.views import EmbeddingRecord, StoreError
+from feature_repo.views import EmbeddingRecord
+from moonstore.errors import StoreError
+from moonstore.matrix import read_matrix
 
 MOMENT, AS_OF, WIDTH = START + 40 * DAY, START + 30 * DAY, 8
 PROFILES = ["embedded", pytest.param("redis", marks=pytest.mark.redis)]
@@ -202,7 +204,7 @@ def interrupted(*_, **__):
 def test_a_registry_half_written_is_not_seen(store, tiny_world, tmp_path, monkeypatch):
     publish_embedding(store, embedding_of(tmp_path, tiny_world, 0))
     whole = (store / "data" / "registry.db").read_bytes()
-    monkeypatch.setattr("feature_repo.registry_store.os.fsync", interrupted)
+    monkeypatch.setattr("moonstore.registry_store.os.fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         publish_embedding(store, embedding_of(tmp_path, tiny_world, 1))
     assert (store / "data" / "registry.db").read_bytes() == whole

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from encoder.attention import prefix_mask
-from encoder.backbone import BackboneError, build_backbone, load_backbone, small_config
-from encoder.images import decode_image
+from encoder.backbone.attention import prefix_mask
+from encoder.backbone.backbone import BackboneError, build_backbone, load_backbone, small_config
+from encoder.backbone.packing import Sample, pack, token_positions
+from encoder.backbone.vision import Vision
 from encoder.model import EncoderModel
-from encoder.packing import Sample, pack, token_positions
+from encoder.pictures.decode import decode_image
 from encoder.tokenizer import special_ids, tokenize, train_tokenizer
-from encoder.vision import Vision
 
 TOKENIZER = train_tokenizer(["red disc", "blue square"] * 20, vocabulary=280)
 SPECIAL = special_ids(TOKENIZER)

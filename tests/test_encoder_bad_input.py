@@ -20,10 +20,10 @@ from dataset.contracts import DataError
 from dataset.pictures import MOST_PIXELS
 from dataset.split import Split
 from dataset.tables import Dataset
-from encoder.images import decode_image
 from encoder.optim import Optimizers
+from encoder.pictures.decode import decode_image
 from encoder.tokenizer import tokenize, train_tokenizer
-from moon.artifacts import open_artifact
+from run.artifacts import open_artifact
 
 RED, BLUE = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
 TITLES = {

@@ -14,17 +14,35 @@ import pytest
 from encoder_world import COLOURS, SHAPES, START, event, item_row, png
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from dataset.contracts import EVENTS, IMAGES, ITEMS, JUDGEMENTS, QUARANTINE, QUERIES, USERS, content_hash
+from dataset.contracts import (
+    EVENTS,
+    IMAGES,
+    ITEMS,
+    JUDGEMENTS,
+    QUARANTINE,
+    QUERIES,
+    USERS,
+    Tables,
+    content_hash,
+)
 from dataset.importers import import_dataset
 from dataset.split import Split
-from dataset.tables import Dataset, Tables, write_dataset
+from dataset.tables import Dataset, write_dataset
 from encoder.content import Content
-from evaluation.benchmark_split import hold_out
-from evaluation.encoder_benchmark import Exam, Vectors, run_benchmark
-from evaluation.encoder_table import EncoderTable
 from evaluation.measurements import write_measurements
 from evaluation.metrics import Measurement
-from evaluation.model_free import TfIdf, both, histogram, model_free, random_vectors, thumbnail, unit
+from evaluation.science.encoders.exam import Exam, Vectors, run_benchmark
+from evaluation.science.encoders.held_out import hold_out
+from evaluation.science.encoders.model_free import (
+    TfIdf,
+    both,
+    histogram,
+    model_free,
+    random_vectors,
+    thumbnail,
+    unit,
+)
+from evaluation.science.encoders.table import EncoderTable
 
 DATA = Path(os.environ.get("MOON_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 GROCERY = DATA / "grocery_store"

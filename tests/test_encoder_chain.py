@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText
 
 from encoder.assemble import Parts, assemble
-from encoder.backbone import build_backbone, small_config
-from encoder.images import decode_image
-from encoder.packing import CHAIN, Sample
+from encoder.backbone.backbone import build_backbone, small_config
+from encoder.backbone.packing import CHAIN, Sample
+from encoder.generate import chain_log_probabilities, policy_logits, write_chains
 from encoder.parts.chain import (
     CATEGORY,
     EMB,
@@ -30,7 +30,7 @@ from encoder.parts.chain import (
     parse_chain,
     read_chain,
 )
-from encoder.parts.generate import chain_log_probabilities, policy_logits, write_chains
+from encoder.pictures.decode import decode_image
 from encoder.tokenizer import SPECIALS, special_ids, tokenize, train_tokenizer
 
 TOKENIZER = train_tokenizer(["category: disc; colour: red", "blue square in blue"] * 20, vocabulary=300)
@@ -240,7 +240,7 @@ def test_an_input_s_chain_depends_on_no_other_input_and_not_on_the_chunks(monkey
     model, samples = model_of(), inputs()
     together = write_chains(model.backbone, samples, MARKS, 8).chains
     assert together == [write_chains(model.backbone, [sample], MARKS, 8).chains[0] for sample in samples]
-    monkeypatch.setattr("encoder.parts.generate.AT_ONCE", 2)
+    monkeypatch.setattr("encoder.generate.AT_ONCE", 2)
     assert write_chains(model.backbone, samples, MARKS, 8).chains == together
 
 

@@ -13,21 +13,21 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, InternVLConfig, PreTrainedTokenizerFast, SmolVLMConfig
 
-import encoder.backbone
+import encoder.backbone.backbone
 from encoder.assemble import Parts, assemble
-from encoder.backbone import BackboneError, load_backbone
-from encoder.checkpoints import MARKERS
+from encoder.backbone.backbone import BackboneError, load_backbone
+from encoder.backbone.checkpoints import MARKERS
+from encoder.backbone.packing import Sample, pack
 from encoder.content import Content
 from encoder.encode import Encoder
-from encoder.gpu_run import gpu_run, recall
-from encoder.images import decode_image
 from encoder.optim import Optimizers
-from encoder.packing import Sample, pack
 from encoder.parts.lora import add_lora, block_layers, merge, trainable_parameters
+from encoder.pictures.decode import decode_image
 from encoder.recipes import dual, ours
 from encoder.tokenizer import SPECIALS, tokenize
 from encoder.train import train_encoder
-from moon.artifacts import open_artifact
+from evaluation.bench.gpu import gpu_run, recall
+from run.artifacts import open_artifact
 
 QWEN = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
 WHOLE = {

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dataset.contracts import DataError
 from encoder.content import TITLE, Content, item_content, query_content, tokenize_fields
-from encoder.images import decode_image, decode_images
+from encoder.pictures.decode import decode_image, decode_images
 from encoder.tokenizer import SPECIALS, special_ids, tokenize, train_tokenizer
 
 TEXTS = [

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from encoder_world import shop
 
-from encoder import decoded as module
-from encoder.decoded import decoded
 from encoder.examples.corpus import catalogue_texts, read_corpus
-from encoder.images import decode_images
+from encoder.pictures import cache as module
+from encoder.pictures.cache import decoded
+from encoder.pictures.decode import decode_images
 from encoder.tokenizer import train_tokenizer
 
 PX = 16

@@ -15,13 +15,13 @@ from dataset.contracts import IMAGES, ITEMS, DataError, content_hash
 from encoder import embed as embedding
 from encoder.chunks import Pictures, content_digest
 from encoder.content import Content, item_content
-from encoder.decoded import Decoded
 from encoder.embed import embed, merge_shards
 from encoder.encode import Encoder
+from encoder.pictures.cache import Decoded
 from encoder.train import train_encoder
 from feature_repo.vectors import Vectors
-from moon.artifacts import ArtifactError, open_artifact
-from moon.shards import ShardError, parse_shard
+from run.artifacts import ArtifactError, open_artifact
+from run.shards import ShardError, parse_shard
 
 AS_OF = START + timedelta(days=9)
 

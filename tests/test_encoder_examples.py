@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.contracts import EVENTS
+from encoder.backbone.packing import Sample
 from encoder.examples import cleaning
 from encoder.examples.augment import photographed
 from encoder.examples.cleaning import (
@@ -26,18 +27,17 @@ from encoder.examples.cleaning import (
     like_exposure,
     one_per_product,
 )
-from encoder.examples.coaugment import (
+from encoder.examples.corpus import Side
+from encoder.examples.negatives import CategoryNegatives, deepest_categories
+from encoder.examples.pairs import Pairs
+from encoder.examples.warp import homographies, warped
+from encoder.stages.coaugment import (
     Coaugmented,
     ProceduralVariants,
     TemplateEnricher,
     consistent,
     product_opacity,
 )
-from encoder.examples.corpus import Side
-from encoder.examples.negatives import CategoryNegatives, deepest_categories
-from encoder.examples.pairs import Pairs
-from encoder.examples.warp import homographies, warped
-from encoder.packing import Sample
 
 
 def pairs(*rows):

@@ -10,14 +10,14 @@ from encoder_world import COLOURS, SHAPES, TINY, item_row, png
 from torch.nn import functional as F
 
 from encoder.assemble import Parts, assemble
-from encoder.backbone import build_backbone, small_config
+from encoder.backbone.backbone import build_backbone, small_config
+from encoder.backbone.packing import Sample
 from encoder.examples.corpus import Corpus, Side
 from encoder.examples.pairs import Pairs, Relations
-from encoder.images import decode_image
 from encoder.learner import Learner, NothingToLearn
 from encoder.optim import Optimizers
-from encoder.packing import Sample
-from encoder.photos import Photos, alike, laid_over, mixed_choice
+from encoder.pictures.decode import decode_image
+from encoder.stages.photos import Photos, alike, laid_over, mixed_choice
 from encoder.tokenizer import special_ids, tokenize, train_tokenizer
 
 PX = 32

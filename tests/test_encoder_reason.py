@@ -10,21 +10,21 @@ from encoder_world import TINY, item_row, shop
 
 from dataset.contracts import DataError
 from encoder.assemble import Parts, assemble
-from encoder.backbone import build_backbone, small_config
-from encoder.chaining import TrueChains
-from encoder.contrast import OWN
+from encoder.backbone.backbone import build_backbone, small_config
 from encoder.examples.corpus import Side, catalogue_texts, read_corpus
 from encoder.examples.pairs import read_relations
+from encoder.generate import chain_log_probabilities, policy_logits, write_chains
 from encoder.learner import Learner
 from encoder.losses.alignment import RHO
 from encoder.losses.grpo import group_advantages, grpo_loss
 from encoder.losses.rewards import RewardWeights
 from encoder.optim import Optimizers
 from encoder.parts.chain import chain_fields, chain_text, read_chain
-from encoder.parts.generate import chain_log_probabilities, policy_logits, write_chains
-from encoder.reason import Reason, Reinforce, Reinforcing
+from encoder.stages.chaining import TrueChains
+from encoder.stages.contrast import OWN
+from encoder.stages.reason import Reason, Reinforce, Reinforcing
 from encoder.tokenizer import special_ids, train_tokenizer
-from evaluation.reasoning import reasoning_arms
+from evaluation.science.encoders.reasoning import reasoning_arms
 
 SIZE = replace(TINY, text_tokens=20)
 

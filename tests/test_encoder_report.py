@@ -16,24 +16,38 @@ from test_report import EVIL, Tags
 from torch.nn.functional import scaled_dot_product_attention
 
 from encoder.assemble import Parts, assemble
-from encoder.backbone import build_backbone, small_config
+from encoder.backbone.backbone import build_backbone, small_config
+from encoder.backbone.packing import Sample
 from encoder.content import ATTRIBUTE, CATEGORY, TITLE, Content
 from encoder.encode import Encoder
-from encoder.packing import Sample
-from encoder.parts.heat import Witness, content_heat, plain_attention, read_heat
 from encoder.recipes import dual, moon
 from encoder.train import train_encoder
-from evaluation.benchmark_split import hold_out
-from evaluation.embedding_map import affinities, embedding_map, squared_distances, tsne
-from evaluation.encoder_curves import negative_curves, training_curves, width_curves
-from evaluation.encoder_pictures import Heated, HeatSide, Pictures, Question, find, heat_picture, untrained
-from evaluation.encoder_report import Effort, EncoderPage, draw_page, read_rows, render_encoder_report
-from evaluation.encoder_table import Cell
 from evaluation.encoder_tasks import Labels
-from evaluation.encoder_verdicts import Difference, Judged, difference, judge
 from evaluation.measurements import write_measurements
 from evaluation.metrics import Measurement
 from evaluation.report import Tile
+from evaluation.science.encoders.curves import negative_curves, training_curves, width_curves
+from evaluation.science.encoders.embedding_map import affinities, embedding_map, squared_distances, tsne
+from evaluation.science.encoders.heat import Witness, content_heat, plain_attention, read_heat
+from evaluation.science.encoders.held_out import hold_out
+from evaluation.science.encoders.pictures import (
+    Heated,
+    HeatSide,
+    Pictures,
+    Question,
+    find,
+    heat_picture,
+    untrained,
+)
+from evaluation.science.encoders.report import (
+    Effort,
+    EncoderPage,
+    draw_page,
+    read_rows,
+    render_encoder_report,
+)
+from evaluation.science.encoders.significance import Difference, Judged, difference, judge
+from evaluation.science.encoders.table import Cell
 
 SPECIAL = {"pad": 0, "image": 1, "vision_start": 2, "vision_end": 3}
 
@@ -194,7 +208,7 @@ def test_heat_of_a_content_gathers_pieces_into_words(trained):
 
 
 def _encoder(folder, name):
-    from moon.artifacts import open_artifact
+    from run.artifacts import open_artifact
 
     return open_artifact(folder / "encoders" / f"{name}.0", "encoder", "test")
 

@@ -9,10 +9,9 @@ from test_encoder_backbone import FAMILIES, checkpoint
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText
 
-from encoder.attention import TextAttention, VisionAttention
-from encoder.backbone import build_backbone, load_backbone, small_config
-from encoder.examples.augment import COLOUR, SMALLEST_CROP, augment
-from encoder.kernels import (
+from encoder.backbone.attention import TextAttention, VisionAttention
+from encoder.backbone.backbone import build_backbone, load_backbone, small_config
+from encoder.backbone.kernels import (
     PatchProjection,
     RMSNorm,
     SwiGLU,
@@ -24,8 +23,9 @@ from encoder.kernels import (
     rotate,
     swiglu,
 )
+from encoder.backbone.packing import Sample, pack
+from encoder.examples.augment import COLOUR, SMALLEST_CROP, augment
 from encoder.optim import Muon, Optimizers, orthogonalise
-from encoder.packing import Sample, pack
 
 
 @pytest.fixture(scope="module", autouse=True)

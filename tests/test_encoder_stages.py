@@ -7,17 +7,17 @@ import pytest
 import torch
 from encoder_world import TINY, shop
 
-import encoder.align as align
+import encoder.stages.align as align
 from encoder.assemble import Parts, assemble
-from encoder.backbone import build_backbone, small_config
+from encoder.backbone.backbone import build_backbone, small_config
 from encoder.content import item_content
-from encoder.contrast import NINE_KINDS, OWN, THREE_QUERIES, Contrast, Kind
 from encoder.examples.corpus import read_corpus
 from encoder.examples.pairs import Pairs, read_relations, variant_pairs
 from encoder.learner import Learner
 from encoder.recipes import RecipeError, dual, moon, moon2, moon3, moon_embedding, ours, photos, recipe
+from encoder.stages.contrast import NINE_KINDS, OWN, THREE_QUERIES, Contrast, Kind
 from encoder.tokenizer import special_ids, train_tokenizer
-from evaluation.compare_encoders import ablations
+from evaluation.science.encoders.compare import ablations
 
 
 @pytest.fixture(scope="module", autouse=True)

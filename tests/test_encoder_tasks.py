@@ -22,7 +22,7 @@ from evaluation.encoder_tasks import (
     together,
     variants,
 )
-from evaluation.model_free import unit
+from evaluation.science.encoders.model_free import unit
 
 
 def values(measurements):

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 import encoder.train as train
 from dataset.contracts import IMAGES, ITEMS, JUDGEMENTS, QUERIES, DataError, content_hash
 from encoder.assemble import Parts, assemble
-from encoder.backbone import build_backbone, small_config
+from encoder.backbone.backbone import build_backbone, small_config
+from encoder.backbone.packing import Sample
 from encoder.content import Content, item_content
-from encoder.contrast import OWN, Contrast, Kind
 from encoder.embed import embed
 from encoder.encode import Encoder, save_encoder
 from encoder.examples.corpus import read_corpus
@@ -23,13 +23,13 @@ from encoder.examples.pairs import Pairs, Relations, own_pairs
 from encoder.examples.views import augmented, can_show, show, thinned
 from encoder.learner import Learner
 from encoder.optim import Optimizers
-from encoder.packing import Sample
-from encoder.pretrain import KINDS, Pretrain, question, questions
 from encoder.recipes import Recipe, dual, moon, moon2, moon3, moon_embedding
+from encoder.stages.contrast import OWN, Contrast, Kind
+from encoder.stages.pretrain import KINDS, Pretrain, question, questions
 from encoder.tokenizer import special_ids, train_tokenizer
 from encoder.train import Schedule, train_encoder
-from moon.artifacts import open_artifact
-from moon.sizes import Size, size
+from run.artifacts import open_artifact
+from run.sizes import Size, size
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 
 from evaluation.report import ReportContent, render_report
 from evaluation.sheets import Evidence, store_check
-from feature_repo.batch import Batch
 from feature_repo.check import _drift, _shares, check_store, to_text
-from feature_repo.ingest import HistoryWriter
+from feature_repo.create import create_store
+from feature_repo.ingest.ingestor import HistoryWriter
 from feature_repo.online import StoreUnavailable
-from feature_repo.store import create_store, materialize, open_store, use_profile
+from feature_repo.store import materialize, open_store, use_profile
 from moon.cli import app
+from moonstore.batch import Batch
 
 MOMENT = START + 40 * DAY
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moon.artifacts import ArtifactError
 from retrieval import index as index_module
 from retrieval.index import ItemIndex, build_index, category_path
+from run.artifacts import ArtifactError
 
 PATHS = ["", "a", "a > b", "a > b > c", "a > d", "ab", "e"]
 

@@ -25,19 +25,19 @@ from typer.testing import CliRunner
 
 from dataset.contracts import DataError
 from dataset.split import RANKING, RETRIEVAL, Split
-from feature_repo import frame_shards
-from feature_repo.frame_shards import join_frame, open_frame, write_frame, write_or_join
-from feature_repo.frame_source import FrameSource
-from feature_repo.offline import training_frame
-from feature_repo.store import create_store
-from feature_repo.views import StoreError
+from feature_repo.create import create_store
+from feature_repo.frames import shards as frame_shards
+from feature_repo.frames.join import training_frame
+from feature_repo.frames.logged import LOGGED, logged_frames, logged_rows, logged_source
+from feature_repo.frames.shards import join_frame, open_frame, write_frame, write_or_join
+from feature_repo.frames.source import FrameSource
 from moon import journey
-from moon.artifacts import ArtifactError, write_artifact
 from moon.cli import app
-from moon.shards import ShardError
-from moon.sizes import size
+from moonstore.errors import StoreError
 from retrieval import ranking
-from retrieval.ranking import LOGGED, logged_frames, logged_rows, logged_source
+from run.artifacts import ArtifactError, write_artifact
+from run.shards import ShardError
+from run.sizes import size
 
 HISTORY = 5
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,8 +155,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import pyarrow.parquet as pq
-from feature_repo.frame_source import FrameSource
-from feature_repo.frame_shards import write_or_join
+from feature_repo.frames.source import FrameSource
+from feature_repo.frames.shards import write_or_join
 write, calls = pq.write_table, []
 def killed(*arguments, **options):
     write(*arguments, **options)

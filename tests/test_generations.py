@@ -16,15 +16,18 @@ from typer.testing import CliRunner
 
 from dataset.split import Split
 from dataset.tables import Dataset
+from feature_repo.create import create_store
 from feature_repo.embedding_check import EmbeddingError
-from feature_repo.matrix import read_matrix
-from feature_repo.store import create_store, open_store, use_profile
+from feature_repo.store import open_store, use_profile
 from feature_repo.vectors import Vectors
 from feature_repo.views import EmbeddingRecord
-from moon import embeddings, generations, journey
-from moon.artifacts import ArtifactError, open_artifact, write_artifact
+from moon import journey
+from moon import releases as embeddings
 from moon.cli import app
-from moon.generations import GenerationError
+from moonstore.matrix import read_matrix
+from run import generations
+from run.artifacts import ArtifactError, open_artifact, write_artifact
+from run.generations import GenerationError
 
 ITEMS, WIDTH = 1040, 16
 
@@ -235,16 +238,16 @@ PUBLISHING = [
     "feature_repo.embeddings.EmbeddingRecord.save",
     "feature_repo.embeddings.apply_definitions",
     "feature_repo.store.materialize",
-    "moon.generations.os.link",
-    "moon.generations.write_json",
-    "moon.generations.folder_of",
+    "run.generations.os.link",
+    "run.generations.write_json",
+    "run.generations.folder_of",
 ]
 ACTIVATING = [
     "feature_repo.embeddings.EmbeddingRecord.save",
     "feature_repo.embeddings.apply_definitions",
-    "feature_repo.registry_store.os.fsync",
-    "moon.generations.point",
-    "moon.generations.write_json",
+    "moonstore.registry_store.os.fsync",
+    "run.generations.point",
+    "run.generations.write_json",
 ]
 
 
@@ -276,7 +279,7 @@ def test_a_killed_activation_leaves_the_old_generation_serving_and_is_repeated(r
         with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
             broken.setattr(step, interrupted)
             if step.endswith("point"):
-                broken.setattr("moon.generations.point_back", interrupted)
+                broken.setattr("run.generations.point_back", interrupted)
             switch()
         assert state(run)[0] == before
         switch()
@@ -373,7 +376,7 @@ def test_a_removal_that_was_killed_is_finished_by_the_next(run, monkeypatch):
     for seed in (1, 2, 3):
         go_live(run, seed)
     with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
-        broken.setattr("moon.generations.shutil.rmtree", interrupted)
+        broken.setattr("run.generations.shutil.rmtree", interrupted)
         embeddings.collect(run)
     assert embeddings.collect(run) and not list((run / "generations").glob("leaving*"))
     assert [one.version for one in state(run)[1].embeddings] == [2, 3]
@@ -418,7 +421,7 @@ def test_where_links_are_impossible_files_are_copied(run, monkeypatch):
     def refused(*_):
         raise OSError("cross-device link")
 
-    monkeypatch.setattr("moon.generations.os.link", refused)
+    monkeypatch.setattr("run.generations.os.link", refused)
     go_live(run, 1)
     name = "embedding/items.safetensors"
     assert (generations.folder_of(run, 1) / name).read_bytes() == (run / name).read_bytes()

@@ -12,15 +12,16 @@ import torch
 from encoder_world import START, TINY, shop
 from safetensors.numpy import load_file
 
-from dataset.contracts import ITEMS, DataError
+from dataset.contracts import ITEMS, DataError, Tables
 from dataset.split import Split, split_dataset
-from dataset.tables import Dataset, Tables, write_dataset
+from dataset.tables import Dataset, write_dataset
 from encoder.encode import Encoder
 from encoder.train import train_encoder
-from feature_repo.store import create_store
-from moon import generations, stages
-from moon.artifacts import open_artifact
-from moon.journey import Run
+from feature_repo.create import create_store
+from moon import stages
+from run import generations
+from run.artifacts import open_artifact
+from run.folder import Run
 
 CHANGED = {3: "a purple ring", 20: "something blue", 41: "the last of them"}
 

@@ -14,14 +14,16 @@ import pytest
 from conftest import DAY, START, TinySplit, make_world
 
 from dataset.contracts import TIME, DataError
-from feature_repo.arrivals import Event, parse_events, parsed
-from feature_repo.clock import ShopClock
-from feature_repo.fold import fold
-from feature_repo.ingest import VISIBLE_AFTER, HistoryWriter, Ingested, Ingestor
-from feature_repo.journal import LOG, Journal
-from feature_repo.offline import training_frame
+from feature_repo.create import create_store
+from feature_repo.frames.join import training_frame
+from feature_repo.ingest.arrivals import Event, parse_events, parsed
+from feature_repo.ingest.clock import ShopClock
+from feature_repo.ingest.fold import fold
+from feature_repo.ingest.ingestor import VISIBLE_AFTER, HistoryWriter, Ingested, Ingestor
+from feature_repo.ingest.journal import Journal
 from feature_repo.online import OnlineReader, StoreUnavailable
-from feature_repo.store import create_store, known_until, materialize, open_store
+from feature_repo.sources import LOG
+from feature_repo.store import known_until, materialize, open_store
 from feature_repo.views import HISTORY
 
 END = START + 60 * DAY

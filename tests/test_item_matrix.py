@@ -8,13 +8,14 @@ import pytest
 from conftest import DAY, START, free_port, start_redis, write_embedding
 
 from feature_repo import item_matrix
+from feature_repo.create import create_store
 from feature_repo.embeddings import publish_embedding
-from feature_repo.freshness import US
 from feature_repo.item_matrix import embedding_of, matrix_key, open_item_matrix
 from feature_repo.online import OnlineReader, StoreUnavailable
-from feature_repo.store import create_store, materialize, open_store
+from feature_repo.store import materialize, open_store
 from feature_repo.vectors import Vectors
-from feature_repo.views import StoreError
+from moonstore.errors import StoreError
+from moonstore.freshness import US
 
 WIDTH, HISTORY = 8, 7
 EARLY, LATE = START + 35 * DAY, START + 50 * DAY

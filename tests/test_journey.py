@@ -8,10 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from moon import journey, summary
-from moon.artifacts import ArtifactError
 from moon.cli import app
-from moon.journey import JourneyError, Stage
-from moon.sizes import SizeError
+from moon.journey import Stage
+from run.artifacts import ArtifactError
+from run.folder import JourneyError
+from run.sizes import SizeError
 
 
 @pytest.fixture

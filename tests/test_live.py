@@ -10,10 +10,10 @@ import pytest
 from fastapi.testclient import TestClient
 from test_service_refuses_mixed_artifacts import run, write  # noqa: F401  (the fixture)
 
-from feature_repo.store import create_store
-from moon import generations
-from moon.artifacts import open_artifact
-from moon.generations import GenerationError
+from feature_repo.create import create_store
+from run import generations
+from run.artifacts import open_artifact
+from run.generations import GenerationError
 from serving.app import create_app
 from serving.live import Live
 from serving.settings import Settings

@@ -19,12 +19,22 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
-from dataset import behaviour, shoppers
-from dataset.catalogue import DAYS, FACETS, NOISE, PIXEL_TRAITS, START_US, WORDS, Catalogue, make_catalogue
-from dataset.contracts import SCHEMAS, DataError, content_hash
-from dataset.drawing import COLOURS, PATTERNS, SILHOUETTES, Camera, Look, draw
-from dataset.marketplace import World, play, preview, simulate
-from dataset.tables import Dataset, Tables, write_dataset
+from dataset.contracts import SCHEMAS, DataError, Tables, content_hash
+from dataset.marketplace import browsing as behaviour
+from dataset.marketplace import shoppers
+from dataset.marketplace.catalogue import (
+    DAYS,
+    FACETS,
+    NOISE,
+    PIXEL_TRAITS,
+    START_US,
+    WORDS,
+    Catalogue,
+    make_catalogue,
+)
+from dataset.marketplace.drawing import COLOURS, PATTERNS, SILHOUETTES, Camera, Look, draw
+from dataset.marketplace.simulate import World, play, preview, simulate
+from dataset.tables import Dataset, write_dataset
 
 EVENTS = 4000
 

@@ -33,8 +33,8 @@ from store_world import (
 )
 
 from dataset.contracts import DataError
-from feature_repo.matrix import read_matrix
-from feature_repo.redis_store import RedisOnlineStoreConfig
+from moonstore.matrix import read_matrix
+from moonstore.redis_store import RedisOnlineStoreConfig
 
 __all__ = ["online"]
 

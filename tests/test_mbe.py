@@ -16,8 +16,8 @@ from dataset.adapters.mbe import attribute_map
 from dataset.contracts import DataError, content_hash
 from dataset.importers import import_dataset
 from dataset.tables import Dataset
-from evaluation.benchmark_split import hold_out
-from evaluation.encoder_benchmark import Exam
+from evaluation.science.encoders.exam import Exam
+from evaluation.science.encoders.held_out import hold_out
 
 RED, BLUE, GREEN = (png(colour, "disc") for colour in ("red", "blue", "green"))
 

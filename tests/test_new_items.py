@@ -21,17 +21,19 @@ from PIL import Image
 
 from dataset.contracts import EVENTS, ITEMS, TIME, DataError
 from encoder.encode import Encoder
-from feature_repo.arrivals import Event, parsed
 from feature_repo.check import check_store
-from feature_repo.ingest import Ingestor
-from feature_repo.matrix import read_matrix
-from feature_repo.new_items import Item, fold_items, keep_item, new_items, state
-from feature_repo.offline import training_frame
+from feature_repo.create import create_store
+from feature_repo.frames.join import training_frame
+from feature_repo.ingest.arrivals import Event, parsed
+from feature_repo.ingest.ingestor import Ingestor
+from feature_repo.ingest.new_items import Item, fold_items, keep_item, new_items, state
 from feature_repo.online import OnlineReader
-from feature_repo.store import StoreError, create_store, known_until, materialize, open_store, use_profile
+from feature_repo.store import known_until, materialize, open_store, use_profile
 from feature_repo.views import EmbeddingRecord
 from moon import journey
-from moon.sizes import size
+from moonstore.errors import StoreError
+from moonstore.matrix import read_matrix
+from run.sizes import size
 from serving.app import create_app
 from serving.live import Live
 from serving.settings import Settings

@@ -14,11 +14,13 @@ from conftest import DAY, START, TinySplit, make_world
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
 from dataset.contracts import TIME, DataError
-from feature_repo.freshness import US
-from feature_repo.ingest import HistoryWriter
-from feature_repo.offline import training_frame
+from feature_repo.create import create_store
+from feature_repo.frames.join import training_frame
+from feature_repo.ingest.ingestor import HistoryWriter
 from feature_repo.online import OnlineReader
-from feature_repo.store import StoreError, create_store, materialize, open_store, use_profile
+from feature_repo.store import materialize, open_store, use_profile
+from moonstore.errors import StoreError
+from moonstore.freshness import US
 
 HISTORY = 7
 MOMENT = START + 35 * DAY

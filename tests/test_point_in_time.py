@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset.contracts import BEHAVIOUR_CODES, TIME, DataError
+from feature_repo.create import create_store
 from feature_repo.embeddings import publish_embedding
 from feature_repo.event_log import write_event_log
-from feature_repo.offline import training_frame
+from feature_repo.frames.join import training_frame
 from feature_repo.statistics import daily_stats
-from feature_repo.store import create_store
 
 WIDTH = 8
 US = timedelta(microseconds=1)

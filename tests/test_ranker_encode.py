@@ -9,9 +9,9 @@ from ranker_world import NOW_US, Requests, make_frame, make_vectors
 
 from dataset.contracts import DataError
 from feature_repo.frame import Frame
-from ranker.encode import FrameEncoder, select_requests, size_groups, slots
-from ranker.hashing import hash_integers, hash_strings, table_rows
-from ranker.inputs import BAG, CANDIDATE_IDS, Inputs, learn_inputs
+from ranker.inputs.columns import BAG, CANDIDATE_IDS, Inputs, learn_inputs
+from ranker.inputs.frame_encoder import FrameEncoder, select_requests, size_groups, slots
+from ranker.inputs.hashing import hash_integers, hash_strings, table_rows
 
 VECTORS = make_vectors(40)
 

@@ -12,11 +12,11 @@ from ranker_world import Requests, make_frame, make_vectors
 from torchrec import EmbeddingBagCollection
 
 from feature_repo.frame import Frame
-from ranker.attention import TargetAttention
-from ranker.cube import Content, Cube
-from ranker.embeddings import bag_configs, is_table
-from ranker.encode import FrameEncoder, select_requests
-from ranker.inputs import learn_inputs
+from ranker.inputs.columns import learn_inputs
+from ranker.inputs.frame_encoder import FrameEncoder, select_requests
+from ranker.inputs.id_tables import bag_configs, is_table
+from ranker.modules.attention import TargetAttention
+from ranker.modules.cube import Content, Cube
 from ranker.score import CtrConfig, Ranker
 from ranker.train import LOSSES, training_loss
 

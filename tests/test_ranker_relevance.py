@@ -7,8 +7,8 @@ from ranker_world import auc, unit
 from safetensors.torch import load_file, save_file
 
 from dataset.contracts import DataError
-from moon.artifacts import ArtifactError, write_artifact
 from ranker.relevance import Relevance, train_relevance
+from run.artifacts import ArtifactError, write_artifact
 
 WIDTH = 16
 

@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from dataset.contracts import DataError
 from feature_repo.frame import Frame
-from moon.artifacts import Artifact, ArtifactError, write_artifact
-from moon.sizes import size
 from ranker import fit as fit_module
 from ranker.controls import shuffled
-from ranker.encode import select_requests
 from ranker.fit import TrainingError
+from ranker.inputs.frame_encoder import select_requests
 from ranker.model import PLACE_SPEED
 from ranker.score import Ranker
 from ranker.train import train_ctr
+from run.artifacts import Artifact, ArtifactError, write_artifact
+from run.sizes import size
 
 NANO = size("nano")
 OLD, NEW = np.arange(0, 240), np.arange(240, 300)

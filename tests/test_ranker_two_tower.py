@@ -10,12 +10,12 @@ from ranker_world import WIDTH, Requests, catalogue, make_frame, make_vectors, u
 from safetensors.numpy import load_file
 
 from dataset.contracts import DataError
-from moon.artifacts import ArtifactError, write_artifact
-from moon.sizes import size
-from ranker import negatives
-from ranker.encode import select_requests
-from ranker.towers import sampled_softmax
-from ranker.two_tower import TwoTower, train_two_tower
+from ranker.inputs.frame_encoder import select_requests
+from ranker.two_tower import negatives
+from ranker.two_tower.model import sampled_softmax
+from ranker.two_tower.train import TwoTower, train_two_tower
+from run.artifacts import ArtifactError, write_artifact
+from run.sizes import size
 
 NANO = size("nano")
 ITEMS, COLD = 200, 40

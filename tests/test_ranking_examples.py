@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dataset.contracts import TIME
 from evaluation.replay import found_order, lists
 from feature_repo.frame import Frame, History
-from ranker.inputs import HEAVY_TAILED, number
+from ranker.inputs.columns import HEAVY_TAILED, number
 from retrieval.examples import MatchedFrames, example_rows
 from retrieval.fusion import FUSION, fuse, fuse_orders
 from retrieval.jagged import Retrieved

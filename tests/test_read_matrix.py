@@ -16,12 +16,12 @@ from feast.value_type import ValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feature_repo.connection import Address, command
-from feature_repo.duckdb_store import DuckDBOfflineStoreConfig
-from feature_repo.matrix import by_feast, matrix_reader, read_matrix
-from feature_repo.redis_store import RedisOnlineStoreConfig, address_of
-from feature_repo.resp import Hmgets, all_alike, all_together, by_hiredis, one_by_one
-from feature_repo.sqlite_store import SqliteOnlineStoreConfig
+from moonstore.connection import Address, command
+from moonstore.duckdb_store import DuckDBOfflineStoreConfig
+from moonstore.matrix import by_feast, matrix_reader, read_matrix
+from moonstore.redis_store import RedisOnlineStoreConfig, address_of
+from moonstore.resp import Hmgets, all_alike, all_together, by_hiredis, one_by_one
+from moonstore.sqlite_store import SqliteOnlineStoreConfig
 
 ITEM = Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)
 SCHEMA = {

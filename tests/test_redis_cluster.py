@@ -15,11 +15,11 @@ from feast.infra.online_stores.redis import RedisType
 from redis.crc import key_slot
 from store_world import WIDTH, load, open_store, source_rows, stored, write_source
 
-from feature_repo import matrix
-from feature_repo.matrix import by_feast as by_feasts
-from feature_repo.matrix import matrix_reader, read_matrix
-from feature_repo.redis_store import RedisOnlineStoreConfig
-from feature_repo.sqlite_store import SqliteOnlineStoreConfig
+from moonstore import matrix
+from moonstore.matrix import by_feast as by_feasts
+from moonstore.matrix import matrix_reader, read_matrix
+from moonstore.redis_store import RedisOnlineStoreConfig
+from moonstore.sqlite_store import SqliteOnlineStoreConfig
 
 pytestmark = pytest.mark.redis
 SLOTS, NODES, READY_S = 16384, 3, 30

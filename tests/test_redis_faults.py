@@ -14,12 +14,13 @@ import pytest
 import redis
 from conftest import DAY, START, free_port, start_redis
 
-from evaluation.bench_faults import ask, fallen, service, wake, whole
-from feature_repo import connection
-from feature_repo.connection import Address, Wire, command
-from feature_repo.ingest import HistoryWriter
+from evaluation.bench.faults import ask, fallen, service, wake, whole
+from feature_repo.create import create_store
+from feature_repo.ingest.ingestor import HistoryWriter
 from feature_repo.online import OnlineReader, StoreUnavailable
-from feature_repo.store import create_store, materialize
+from feature_repo.store import materialize
+from moonstore import connection
+from moonstore.connection import Address, Wire, command
 
 pytestmark = pytest.mark.redis
 MOMENT = START + 35 * DAY

@@ -15,10 +15,10 @@ from conftest import free_port, start_redis
 from feast.infra.online_stores.redis import RedisType
 from store_world import load, open_store, source_rows, stored, write_source
 
-from evaluation.local_redis import BINARY
-from feature_repo.matrix import matrix_reader, read_matrix
-from feature_repo.redis_store import RedisOnlineStoreConfig
-from feature_repo.sqlite_store import SqliteOnlineStoreConfig
+from evaluation.bench.local_redis import BINARY
+from moonstore.matrix import matrix_reader, read_matrix
+from moonstore.redis_store import RedisOnlineStoreConfig
+from moonstore.sqlite_store import SqliteOnlineStoreConfig
 
 pytestmark = pytest.mark.redis
 ENTITIES, MASTER, READY_S, FAST_S = 300, "shop", 20, 0.5

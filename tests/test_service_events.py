@@ -11,9 +11,9 @@ from fake_shop import recommender
 from fastapi.testclient import TestClient
 from test_ingest import END, Clock, online, some_events
 
-from feature_repo.fold import fold
-from feature_repo.journal import Journal
-from feature_repo.store import create_store
+from feature_repo.create import create_store
+from feature_repo.ingest.fold import fold
+from feature_repo.ingest.journal import Journal
 from serving.app import create_app
 from serving.intake import Intake
 from serving.settings import Settings

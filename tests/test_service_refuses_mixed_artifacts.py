@@ -22,10 +22,10 @@ from safetensors.numpy import save_file
 from test_cooccurrence import log_of
 
 from dataset.contracts import TIME
-from moon.artifacts import ArtifactError, open_artifact, require_agreement, write_artifact
 from retrieval.cooccurrence import build_cooccurrence
 from retrieval.index import build_index
 from retrieval.retriever import Retriever
+from run.artifacts import ArtifactError, open_artifact, require_agreement, write_artifact
 from serving import recommend
 from serving.settings import Settings
 

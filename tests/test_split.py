@@ -13,9 +13,9 @@ import pytest
 
 import dataset.split as split_module
 from dataset.contracts import EVENTS, ITEMS, JUDGEMENTS, DataError
-from dataset.marketplace import simulate
+from dataset.marketplace.simulate import simulate
 from dataset.split import Split, split_dataset
-from moon.artifacts import Artifact, ArtifactError
+from run.artifacts import Artifact, ArtifactError
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
 

@@ -27,8 +27,8 @@ from store_world import (
     write_source,
 )
 
-from feature_repo.matrix import read_matrix
-from feature_repo.views import StoreError
+from moonstore.errors import StoreError
+from moonstore.matrix import read_matrix
 
 __all__ = ["online"]
 FEATURES = [f"item:{name}" for name in SCHEMA]

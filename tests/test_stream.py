@@ -19,13 +19,15 @@ from conftest import free_port, make_world, start_redis
 from test_ingest import END, Clock, offline, online, some_events
 
 from dataset.contracts import DataError
-from feature_repo import stream
-from feature_repo.clock import ShopClock
-from feature_repo.fold import fold
-from feature_repo.ingest import Ingested, Ingestor
-from feature_repo.journal import Journal
-from feature_repo.store import StoreError, create_store, known_until, materialize
-from feature_repo.stream import EventFile, RedisStream, connect, consume, send
+from feature_repo.create import create_store
+from feature_repo.ingest import stream
+from feature_repo.ingest.clock import ShopClock
+from feature_repo.ingest.fold import fold
+from feature_repo.ingest.ingestor import Ingested, Ingestor
+from feature_repo.ingest.journal import Journal
+from feature_repo.ingest.stream import EventFile, RedisStream, connect, consume, send
+from feature_repo.store import known_until, materialize
+from moonstore.errors import StoreError
 
 pytestmark = pytest.mark.redis
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,7 +197,7 @@ def test_kill_9_of_the_consumer_or_of_redis_loses_nothing_and_counts_nothing_twi
     stamps = tmp_path / "run" / "stages"
     stamps.mkdir()
     from moon import journey
-    from moon.artifacts import write_json
+    from run.artifacts import write_json
 
     run = journey.load(tmp_path / "run")
     for verb in ("dataset", "split", "store"):

@@ -18,15 +18,17 @@ import numpy as np
 import pytest
 from conftest import free_port
 
-from dataset.marketplace import simulate
+from dataset.marketplace.simulate import simulate
 from dataset.split import Split, split_dataset
 from dataset.tables import Dataset, write_dataset
 from encoder.train import train_encoder
-from feature_repo.store import create_store
+from feature_repo.create import create_store
 from feature_repo.vectors import Vectors
-from moon import embeddings, generations, stages
-from moon.journey import Run
-from moon.sizes import size
+from moon import releases as embeddings
+from moon import stages
+from run import generations
+from run.folder import Run
+from run.sizes import size
 
 TINY = replace(size("nano"), hidden=32, layers=1, image_px=16, text_tokens=16)
 SECONDS, SWITCHES, WORKERS, K = 10.0, 20, 4, 5

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from feature_repo.vectors import Vectors
-from moon.artifacts import ArtifactError, open_artifact, write_artifact
+from run.artifacts import ArtifactError, open_artifact, write_artifact
 
 
 def embedding(folder, item_id, vector, width=4):

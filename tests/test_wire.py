@@ -10,8 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_repo.encode import ARROW, encode, encode_stamps
-from feature_repo.wire import Cells, by_protobuf, decode, decode_stamps
+from moonstore.decode import Cells, by_protobuf, decode, decode_stamps
+from moonstore.encode import ARROW, encode, encode_stamps
 
 INT64 = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 300)
 ELEMENTS = {

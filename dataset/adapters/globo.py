@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 
 from dataset.adapters.canonical import event_table, first_seen, times, under, user_table
 from dataset.adapters.source import choose_layout, read_parquet
-from dataset.contracts import IMAGES, ITEMS, JUDGEMENTS, QUARANTINE, QUERIES
-from dataset.tables import Tables
+from dataset.contracts import IMAGES, ITEMS, JUDGEMENTS, QUARANTINE, QUERIES, Tables
 
 FILES = ("clicks.parquet",)
 CONTEXT = ("session_size", "environment", "device", "os", "country", "region", "referrer")

@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 
 from dataset.adapters.canonical import NO_CLOCK, attach_pictures, flat, ids_of, image_table, paths, under
 from dataset.adapters.source import choose_layout, read_parquet
-from dataset.contracts import EVENTS, ITEMS, JUDGEMENTS, QUERIES, TIME, USERS, content_hash
-from dataset.tables import Tables
+from dataset.contracts import EVENTS, ITEMS, JUDGEMENTS, QUERIES, TIME, USERS, Tables, content_hash
 
 FILES = ("classes.parquet", "images.parquet")
 CLASS_ID, CLASS_NAME, COARSE_NAME = "Class ID (int)", "Class Name (str)", "Coarse Class Name (str)"

@@ -30,9 +30,8 @@ from dataset.adapters.canonical import (
     user_table,
 )
 from dataset.adapters.source import choose_layout, read_csv, read_parquet
-from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES, TIME
+from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES, TIME, Tables
 from dataset.pictures import read_pictures
-from dataset.tables import Tables
 
 PACK = ("items.parquet", "users.parquet", "transactions.parquet", "images.parquet")
 RAW = ("articles.csv", "customers.csv", "transactions_train.csv")

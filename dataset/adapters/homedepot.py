@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 
 from dataset.adapters.canonical import NO_CLOCK, flat, stable_hash, under
 from dataset.adapters.source import choose_layout, read_parquet
-from dataset.contracts import EVENTS, IMAGES, ITEMS, JUDGEMENTS, QUARANTINE, QUERIES, TIME, USERS
-from dataset.tables import Tables
+from dataset.contracts import EVENTS, IMAGES, ITEMS, JUDGEMENTS, QUARANTINE, QUERIES, TIME, USERS, Tables
 
 FILES = ("products.parquet", "queries.parquet", "labels.parquet")
 SCHEMAS = {

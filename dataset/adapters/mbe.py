@@ -24,8 +24,17 @@ import pyarrow as pa
 
 from dataset.adapters.canonical import NO_CLOCK, ids_of, image_table, refusals, under
 from dataset.adapters.row_files import Source
-from dataset.contracts import EVENTS, ITEMS, JUDGEMENTS, QUARANTINE, QUERIES, TIME, USERS, content_hash
-from dataset.tables import Tables
+from dataset.contracts import (
+    EVENTS,
+    ITEMS,
+    JUDGEMENTS,
+    QUARANTINE,
+    QUERIES,
+    TIME,
+    USERS,
+    Tables,
+    content_hash,
+)
 
 LEVELS = ("industry_name", "cate1_name", "cate2_name", "cate3_name", "cate4_name")  # broadest first
 FIELDS = ("id", "title", "image", *LEVELS, "attributes")
@@ -38,7 +47,7 @@ def mbe(folder: Path) -> tuple[Tables, dict[str, Any]]:
     """MBE: one item a row; a test item is judged relevant to two queries, its own title and its own picture.
 
     Those are MBE's text- and image-based retrieval, and they keep the source's division: what is judged in part
-    "test" only is what an encoder is examined on (``evaluation.encoder_benchmark.hold_out``).
+    "test" only is what an encoder is examined on (``evaluation.science.encoders.exam.hold_out``).
 
     Raises:
         DataError: no files, columns without an id or without title and picture, or rows of no known part.

@@ -21,9 +21,8 @@ from dataset.adapters.canonical import (
     user_table,
 )
 from dataset.adapters.source import choose_layout, read_csv, read_parquet
-from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES
+from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES, Tables
 from dataset.pictures import read_pictures
-from dataset.tables import Tables
 
 PACK = ("items.parquet", "ratings.parquet", "images.parquet")
 RAW = ("movies.csv", "ratings.csv")

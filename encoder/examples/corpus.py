@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerBase
 
 from dataset.contracts import DataError
 from dataset.tables import Dataset
+from encoder.backbone.packing import Sample
 from encoder.content import Content, item_content, query_content, tokenize_fields
-from encoder.decoded import Decoded
-from encoder.images import decode_image, decode_images
-from encoder.packing import Sample
 from encoder.parts.chain import chain_body, chain_fields, chain_values
-from encoder.parts.region import REGION_DETAIL, core_region
-from moon.progress import track
+from encoder.pictures.cache import Decoded
+from encoder.pictures.decode import decode_image, decode_images
+from encoder.pictures.region import REGION_DETAIL, core_region
+from run.progress import track
 
 NO_IMAGE = -1
 

@@ -11,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 
+from encoder.backbone.packing import Sample
 from encoder.content import TITLE
 from encoder.examples.augment import augment
 from encoder.examples.corpus import Corpus, Side
-from encoder.packing import Sample
 
 View = Literal["title", "details", "words", "image", "title+image", "details+image", "all", "half", "any"]
 

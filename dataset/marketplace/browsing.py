@@ -1,0 +1,303 @@
+"""What simulated shoppers do: requests, slates, clicks, carts, purchases, and the true click probability.
+
+A shopper's interest is a vector over facet values and traits, so that
+
+    click probability = sigmoid(intercept + quality of the item + interest . item) * examination(position)
+
+where interest = lasting taste + what the latest clicks added (fading) + what the query asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dataset.marketplace.catalogue import (
+    DAY_US,
+    DAYS,
+    FACET_START,
+    FACETS,
+    LEAVES,
+    START_US,
+    TRAITS,
+    WORDS,
+    Catalogue,
+)
+from dataset.marketplace.shoppers import Shoppers, affinity
+
+SLATE = 10
+POOL = 40  # items the shop considers for a slate
+TARGET_CTR = 0.12  # of a shopper without recent clicks; those add about a point
+EXAMINATION = (1.0 + np.arange(SLATE)) ** -0.35  # chance that a shopper looks at a position
+SESSION_FADE_S = 3 * 3600.0
+
+# What the latest click adds to the interest, per facet and per unit of a trait.
+CLICK_SHIFT = {"leaf": 0.35, "colour": 0.2, "pattern": 0.15, "material": 0.1, "brand": 0.1, "style": 0.1}
+CLICK_TRAIT_SHIFT = 0.12
+# What a query adds for a match. A shopper's own picture asks for what it shows, backdrop aside.
+ASKED = {"leaf": 2.2, "colour": 1.2, "pattern": 1.0, "material": 1.2, "brand": 1.2, "style": 0.9}
+ASKED_TRAIT = (0.0, 0.0, 0.7, 0.6, 0.0)
+SEARCH_RESTRAINT = 1.0  # who searches ignores more of what was not asked for, in log-odds
+# The shop's own, rougher idea of relevance, which fills the slates: share of the true interest it knows.
+SHOP_KNOWS = {"leaf": 0.6, "colour": 0.4, "pattern": 0.3, "material": 0.1, "brand": 0.2, "style": 0.1}
+SHOP_NOISE = 0.9
+
+# Text queries: the facets they name, in the order they are written, and how often.
+PHRASES = (
+    (("colour", "leaf"), 0.30),
+    (("colour", "pattern", "leaf"), 0.30),
+    (("material", "leaf"), 0.18),
+    (("style", "colour", "leaf"), 0.12),
+    (("brand", "leaf"), 0.10),
+)
+PICTURE_ASKS = ("leaf", "colour", "pattern")
+NO_QUERY, TEXT_QUERY, IMAGE_QUERY = 0, 1, 2
+QUERY_SHARE = (0.75, 0.125, 0.125)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """R requests ordered by (user, time).
+
+    Attributes:
+        user: int64 (R), row in Shoppers.
+        time_us: int64 (R).
+        turn: int64 (R), how many requests of this user came before.
+        query_kind: int64 (R), NO_QUERY, TEXT_QUERY or IMAGE_QUERY.
+        wanted: int64 (R), catalogue row of the item a query describes, -1 without a query.
+        phrase: int64 (R), number in PHRASES of a text query, else -1.
+    """
+
+    user: np.ndarray
+    time_us: np.ndarray
+    turn: np.ndarray
+    query_kind: np.ndarray
+    wanted: np.ndarray
+    phrase: np.ndarray
+
+    def wanting(self, wanted: np.ndarray) -> Requests:
+        """The same requests, their queries describing the items in these catalogue rows."""
+        return replace(self, wanted=wanted)
+
+
+@dataclass(frozen=True)
+class Slates:
+    """What was shown and what happened, arrays of shape (R, SLATE).
+
+    Attributes:
+        item: int64, catalogue row, -1 where the slate is shorter.
+        probability: float32, true click probability, 0 where the slate is shorter.
+        clicked, carted, purchased: bool.
+    """
+
+    item: np.ndarray
+    probability: np.ndarray
+    clicked: np.ndarray
+    carted: np.ndarray
+    purchased: np.ndarray
+
+
+def sigmoid(logit: np.ndarray) -> np.ndarray:
+    """Logistic function."""
+    return 1.0 / (1.0 + np.exp(-logit))
+
+
+def _per_column(by_facet: dict[str, float], traits: tuple[float, ...]) -> np.ndarray:
+    """Spread one number per facet over the columns of an interest vector."""
+    parts = [np.full(len(values), by_facet[name]) for name, values in FACETS.items()]
+    return np.concatenate([*parts, traits]).astype(np.float32)
+
+
+_SHOP_WEIGHT = _per_column(SHOP_KNOWS, (0.1,) * len(TRAITS))
+
+
+class Shelf:
+    """Draws items that exist at a moment, by leaf category and popularity."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._earliest = int(catalogue.first_seen_us.min())
+        self._span = 2 * (START_US + DAYS * DAY_US - self._earliest)
+        self._key = catalogue.facet[:, 0] * self._span + catalogue.first_seen_us - self._earliest
+        self._start = np.searchsorted(self._key, np.arange(len(LEAVES)) * self._span)
+        weight = catalogue.popularity + 0.3 * catalogue.popularity.mean()
+        self._mass = np.concatenate([[0.0], np.cumsum(weight)])
+
+    def draw(self, leaf: np.ndarray, time_us: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One item per entry of ``leaf`` (R, P), already seen at ``time_us`` (R); int64 catalogue rows."""
+        now = np.minimum(time_us - self._earliest, self._span - 1)[:, None]
+        start = self._start[leaf]
+        stop = np.searchsorted(self._key, leaf * self._span + now, side="right")
+        low, high = self._mass[start], self._mass[stop]
+        drawn = np.searchsorted(self._mass, low + rng.random(leaf.shape) * (high - low), side="right") - 1
+        return np.clip(drawn, start, stop - 1)
+
+
+def _browsed_leaves(interest: np.ndarray, pool: int, rng: np.random.Generator) -> np.ndarray:
+    """Leaf categories the shop draws a pool from: half by the user's taste, half evenly; int64 (R, pool)."""
+    weight = np.exp(interest[:, : len(LEAVES)])
+    share = 0.5 * weight / weight.sum(axis=1, keepdims=True) + 0.5 / len(LEAVES)
+    reached = rng.random((len(interest), pool, 1), dtype=np.float32) > np.cumsum(share, axis=1)[:, None, :]
+    return np.minimum(reached.sum(axis=2), len(LEAVES) - 1)
+
+
+def make_requests(count: int, shoppers: Shoppers, rng: np.random.Generator) -> Requests:
+    """Spread ``count`` requests over users, days and hours; half of them continue a session."""
+    share = shoppers.activity / shoppers.activity.sum()
+    user = np.sort(rng.choice(len(share), p=share, size=count))
+    continues = np.concatenate([[False], (user[1:] == user[:-1]) & (rng.random(count - 1) < 0.5)])
+    day = rng.integers(0, DAYS, size=count)
+    hour = np.clip(rng.normal(16, 4.5, size=count), 0, 23.9) + rng.random(count) * 0.09
+    opened = START_US + ((day + hour / 24) * DAY_US).astype(np.int64)
+    session = np.cumsum(~continues) - 1
+    gap = np.where(continues, 240_000_000 + rng.exponential(300e6, size=count).astype(np.int64), 0)
+    elapsed = np.cumsum(gap)
+    first = np.flatnonzero(~continues)
+    time_us = opened[first][session] + elapsed - elapsed[first][session]
+    order = np.lexsort((time_us, user))
+    kind = rng.choice(3, p=QUERY_SHARE, size=count)
+    phrase = rng.choice(len(PHRASES), p=[share for _, share in PHRASES], size=count)
+    user = user[order]
+    turn = np.arange(count) - np.searchsorted(user, user)
+    nothing = np.full(count, -1)
+    return Requests(user, time_us[order], turn, kind, nothing, np.where(kind == TEXT_QUERY, phrase, -1))
+
+
+def choose_wanted(
+    requests: Requests, shoppers: Shoppers, catalogue: Catalogue, shelf: Shelf, rng: np.random.Generator
+) -> np.ndarray:
+    """The item each query describes, after the user's taste; int64 (R), -1 without a query."""
+    wanted = np.full(len(requests.user), -1)
+    asking = np.flatnonzero(requests.query_kind != NO_QUERY)
+    interest = shoppers.interest[requests.user[asking]]
+    pool = shelf.draw(_browsed_leaves(interest, 12, rng), requests.time_us[asking], rng)
+    liking = affinity(interest, catalogue, pool) + rng.gumbel(0, 1, size=pool.shape)
+    wanted[asking] = np.take_along_axis(pool, liking.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return wanted
+
+
+def asked_facets(requests: Requests) -> np.ndarray:
+    """Which facets each request's query names or shows, bool (R, 6)."""
+    names = list(FACETS)
+    table = np.array([[name in phrase for name in names] for phrase, _ in PHRASES] + [[False] * len(names)])
+    asked = table[requests.phrase]
+    asked[requests.query_kind == IMAGE_QUERY] = [name in PICTURE_ASKS for name in names]
+    return asked
+
+
+def _query_interest(
+    requests: Requests, rows: np.ndarray, asked: np.ndarray, catalogue: Catalogue
+) -> np.ndarray:
+    """What the queries of these request rows add to interest, float32 (len(rows), WORDS + 5)."""
+    added = np.zeros((len(rows), WORDS + len(TRAITS)), dtype=np.float32)
+    wanted = requests.wanted[rows]
+    for number, (name, start) in enumerate(FACET_START.items()):
+        asking = np.flatnonzero(asked[rows, number])
+        added[asking, start + catalogue.facet[wanted[asking], number]] = ASKED[name]
+    pictured = np.flatnonzero(requests.query_kind[rows] == IMAGE_QUERY)
+    added[pictured, WORDS:] = catalogue.trait[wanted[pictured]] * np.array(ASKED_TRAIT, dtype=np.float32)
+    return added
+
+
+@dataclass(frozen=True)
+class Shop:
+    """The shop's slate policy: a pool by taste or query, ranked by rough relevance, popularity and chance."""
+
+    catalogue: Catalogue
+    shelf: Shelf
+
+    def slates(
+        self, interest: np.ndarray, time_us: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Choose up to SLATE distinct items per request, best first; int64 (R, SLATE), -1 fills up."""
+        leaf = _browsed_leaves(interest, POOL, rng)
+        asking = wanted >= 0
+        leaf[asking, : 3 * POOL // 4] = self.catalogue.facet[wanted[asking], 0][:, None]
+        pool = np.sort(self.shelf.draw(leaf, time_us, rng), axis=1)
+        score = affinity(interest * _SHOP_WEIGHT, self.catalogue, pool)
+        score += 0.3 * np.log(self.catalogue.popularity)[pool].astype(np.float32)
+        score += rng.gumbel(0, SHOP_NOISE, size=score.shape).astype(np.float32)
+        score[:, 1:][pool[:, 1:] == pool[:, :-1]] = -np.inf
+        best = np.argsort(-score, axis=1, kind="stable")[:, :SLATE]
+        chosen = np.take_along_axis(pool, best, axis=1)
+        return np.where(np.isfinite(np.take_along_axis(score, best, axis=1)), chosen, -1)
+
+    def liking(self, interest: np.ndarray, slate: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Log-odds of a click on an examined item before the intercept, float32 (R, SLATE)."""
+        restraint = np.where(wanted >= 0, np.float32(SEARCH_RESTRAINT), np.float32(0))[:, None]
+        return affinity(interest, self.catalogue, slate) + self.catalogue.quality[slate] - restraint
+
+
+def _intercept(liking: np.ndarray, shown: np.ndarray) -> float:
+    """The intercept at which the mean click probability is TARGET_CTR, by bisection."""
+    low, high = -20.0, 20.0
+    examined = np.broadcast_to(EXAMINATION, liking.shape)[shown]
+    for _ in range(50):
+        middle = (low + high) / 2
+        rate = (sigmoid(liking[shown] + middle) * examined).mean()
+        low, high = (middle, high) if rate < TARGET_CTR else (low, middle)
+    return (low + high) / 2
+
+
+def _turns(requests: Requests, most: int = 20_000) -> Iterator[np.ndarray]:
+    """Request rows in an order that respects each user's time: all first requests, then all second, ..."""
+    order = np.argsort(requests.turn, kind="stable")
+    bounds = np.flatnonzero(np.diff(requests.turn[order], prepend=-1))
+    for rows in np.split(order, bounds[1:]):
+        for start in range(0, len(rows), most):
+            yield rows[start : start + most]
+
+
+def browse(
+    requests: Requests,
+    shoppers: Shoppers,
+    catalogue: Catalogue,
+    shelf: Shelf,
+    slate_rng: np.random.Generator,
+    click_rng: np.random.Generator,
+) -> Slates:
+    """Play all requests; clicks of a user shift what the same user wants next."""
+    shop = Shop(catalogue, shelf)
+    asked = asked_facets(requests)
+    count, width = len(requests.user), WORDS + len(TRAITS)
+
+    pilot = slate_rng.permutation(count)[:3000]
+    interest = shoppers.interest[requests.user[pilot]]
+    interest = interest + _query_interest(requests, pilot, asked, catalogue)
+    slate = shop.slates(interest, requests.time_us[pilot], requests.wanted[pilot], slate_rng)
+    intercept = _intercept(shop.liking(interest, slate, requests.wanted[pilot]), slate >= 0)
+
+    item = np.empty((count, SLATE), dtype=np.int64)
+    probability = np.empty((count, SLATE), dtype=np.float32)
+    clicked, carted, purchased = (np.zeros((count, SLATE), dtype=bool) for _ in range(3))
+    shift = np.zeros((len(shoppers.age), width), dtype=np.float32)
+    last_us = np.full(len(shoppers.age), START_US)
+    for rows in _turns(requests):
+        user, now = requests.user[rows], requests.time_us[rows]
+        shift[user] *= np.exp(-(now - last_us[user]) / (SESSION_FADE_S * 1e6)).astype(np.float32)[:, None]
+        last_us[user] = now
+        interest = shoppers.interest[user] + shift[user] + _query_interest(requests, rows, asked, catalogue)
+        slate = shop.slates(interest, now, requests.wanted[rows], slate_rng)
+        logit = shop.liking(interest, slate, requests.wanted[rows]) + intercept
+        shown = slate >= 0
+        item[rows] = slate
+        probability[rows] = np.where(shown, sigmoid(logit) * EXAMINATION, 0.0)
+        draws = click_rng.random((3, len(rows), SLATE), dtype=np.float32)
+        clicked[rows] = draws[0] < probability[rows]
+        carted[rows] = clicked[rows] & (draws[1] < sigmoid(0.7 * logit - 0.8))
+        purchased[rows] = carted[rows] & (draws[2] < sigmoid(0.7 * logit + 0.2))
+        _remember(shift, user, slate, clicked[rows], catalogue)
+    return Slates(item, probability, clicked, carted, purchased)
+
+
+def _remember(
+    shift: np.ndarray, user: np.ndarray, slate: np.ndarray, clicked: np.ndarray, catalogue: Catalogue
+) -> None:
+    """Add this turn's clicks to ``shift`` in place; a user occurs at most once per turn."""
+    row, place = np.nonzero(clicked)
+    who, items = user[row], slate[row, place]
+    for number, (name, start) in enumerate(FACET_START.items()):
+        np.add.at(shift, (who, start + catalogue.facet[items, number]), np.float32(CLICK_SHIFT[name]))
+    np.add.at(shift[:, WORDS:], who, catalogue.trait[items] * np.float32(CLICK_TRAIT_SHIFT))
+    shift[user] = np.clip(shift[user], -1.0, 1.0)

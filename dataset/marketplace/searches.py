@@ -1,0 +1,112 @@
+"""The simulated shop's searches: distinct text and image queries, and which items answer them how well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from dataset.contracts import JUDGEMENTS, QUERIES, content_hash, stable_ids
+from dataset.marketplace.browsing import IMAGE_QUERY, PHRASES, TEXT_QUERY, Requests, asked_facets
+from dataset.marketplace.catalogue import FACETS, Catalogue
+
+JUDGED = {"exact": 10, "partial": 10, "irrelevant": 10}  # at most this many judged items per query
+
+
+@dataclass(frozen=True)
+class Searches:
+    """Q distinct queries; equal texts are one query.
+
+    Attributes:
+        of_request: int64 (R), query_id of each request, 0 without a query.
+        table: the QUERIES table, query_id from 1.
+        asked: bool (Q, 6), the FACETS a query asks for.
+        wanted: int64 (Q), catalogue row of an item that has what it asks for.
+    """
+
+    of_request: np.ndarray
+    table: pa.Table
+    asked: np.ndarray
+    wanted: np.ndarray
+
+
+def image_requests(requests: Requests) -> np.ndarray:
+    """The request rows that carry a picture, int64."""
+    return np.flatnonzero(requests.query_kind == IMAGE_QUERY)
+
+
+def find_searches(catalogue: Catalogue, requests: Requests, pictures: list[bytes]) -> Searches:
+    """Number the distinct queries; ``pictures`` are those of ``image_requests``, in its order."""
+    texts = _texts(catalogue, requests)
+    keys = np.array([""] * len(requests.user), dtype=object)
+    written = np.flatnonzero(requests.query_kind == TEXT_QUERY)
+    keys[written] = ["text " + text for text in texts]
+    keys[image_requests(requests)] = ["image " + content_hash(picture) for picture in pictures]
+    asking = np.flatnonzero(requests.query_kind)
+    unique, first, inverse = np.unique(keys[asking].astype(str), return_index=True, return_inverse=True)
+    of_request = np.zeros(len(keys), dtype=np.int64)
+    of_request[asking] = inverse + 1
+    kind = [key.split(" ", 1) for key in unique.tolist()]
+    table = pa.table(
+        [
+            pa.array(np.arange(1, len(unique) + 1)),
+            pa.array([value if name == "text" else None for name, value in kind], pa.string()),
+            pa.array([value if name == "image" else None for name, value in kind], pa.string()),
+        ],
+        schema=QUERIES,
+    )
+    rows = asking[first]
+    return Searches(of_request, table, asked_facets(requests)[rows], requests.wanted[rows])
+
+
+def _texts(catalogue: Catalogue, requests: Requests) -> list[str]:
+    """What the shopper of each text request typed, e.g. ``"red striped mug"``."""
+    written = np.flatnonzero(requests.query_kind == TEXT_QUERY)
+    names = list(FACETS)
+    texts = []
+    for row, phrase in zip(requests.wanted[written].tolist(), requests.phrase[written].tolist(), strict=True):
+        facet = catalogue.facet[row]
+        words = (FACETS[name][facet[names.index(name)]] for name in PHRASES[phrase][0])
+        texts.append(" ".join(words).lower())
+    return texts
+
+
+def judgements_table(catalogue: Catalogue, searches: Searches, rng: np.random.Generator) -> pa.Table:
+    """Grade items for every query: 1 has all that was asked, 0 is of another category, else the share it has.
+
+    Judged are up to ten items of each of three kinds: exact, same category only in part, another category.
+    """
+    asked, wanted, queries = searches.asked, searches.wanted, searches.table
+    start = np.searchsorted(catalogue.facet[:, 0], np.arange(len(FACETS["leaf"]) + 1))
+    items, grades, owners = [], [], []
+    for query in range(len(wanted)):
+        leaf = catalogue.facet[wanted[query], 0]
+        rows = np.arange(start[leaf], start[leaf + 1])
+        same = catalogue.facet[rows][:, asked[query]] == catalogue.facet[wanted[query], asked[query]]
+        grade = same.mean(axis=1)
+        exact, partial = rows[grade == 1], rows[grade < 1]
+        elsewhere = rng.integers(0, len(catalogue) - len(rows), size=JUDGED["irrelevant"])
+        elsewhere = np.unique(np.where(elsewhere >= start[leaf], elsewhere + len(rows), elsewhere))
+        exact = rng.permutation(exact)[: JUDGED["exact"]]
+        partial = rng.permutation(partial)[: JUDGED["partial"]]
+        chosen = np.concatenate([exact, partial, elsewhere])
+        items.append(chosen)
+        grades.append(
+            np.concatenate([grade[exact - rows[0]], grade[partial - rows[0]], np.zeros(len(elsewhere))])
+        )
+        owners.append(np.full(len(chosen), query))
+    owner = np.concatenate(owners) if owners else np.zeros(0, dtype=np.int64)
+    names = (
+        queries.column("text").fill_null("").to_pylist(),
+        queries.column("image_id").fill_null("").to_pylist(),
+    )
+    keys = stable_ids([f"q {text}{image}" for text, image in zip(*names, strict=True)])
+    part = np.where(keys % 10 < 7, "train", "test")  # by content: a query keeps its part in every run
+    columns = [
+        queries.column("query_id").take(pa.array(owner)),
+        pa.array(catalogue.item_id[np.concatenate(items)] if items else [], pa.int64()),
+        pa.array(np.concatenate(grades) if grades else [], pa.float32()),
+        pa.array(part[owner], pa.string()),
+    ]
+    return pa.table(columns, schema=JUDGEMENTS)

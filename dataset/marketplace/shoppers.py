@@ -1,0 +1,94 @@
+"""Who visits the simulated shop and what they like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dataset.marketplace.catalogue import (
+    DAY_US,
+    DAYS,
+    FACET_START,
+    FACETS,
+    START_US,
+    TRAITS,
+    WORDS,
+    Catalogue,
+)
+
+SEGMENTS = ("homemaker", "fashion", "gift")  # weakly tied to the three top categories
+
+# facet -> (liked values, how much they are liked, spread of the rest), in log-odds
+TASTE = {
+    "leaf": (3, 1.2, 0.3),
+    "colour": (2, 0.8, 0.2),
+    "pattern": (1, 0.8, 0.25),
+    "material": (2, 1.5, 0.2),
+    "brand": (3, 1.3, 0.2),
+    "style": (1, 0.6, 0.2),
+}
+TRAIT_TASTE = (0.95, 0.95, 0.65, 0.75, 0.2)  # spread per trait; the backdrop's two are a preferred hue
+
+
+@dataclass(frozen=True)
+class Shoppers:
+    """Truth about U users.
+
+    Attributes:
+        interest: float32 (U, WORDS + 5), lasting taste over facet values, then traits, in log-odds.
+        age: float32 (U), years, NaN where not given.
+        segment: int64 (U), number in SEGMENTS.
+        registered_us: int64 (U), microseconds since 1970 UTC, at the latest with their first request.
+        activity: float64 (U), relative number of requests.
+    """
+
+    interest: np.ndarray
+    age: np.ndarray
+    segment: np.ndarray
+    registered_us: np.ndarray
+    activity: np.ndarray
+
+
+def make_shoppers(users: int, rng: np.random.Generator) -> Shoppers:
+    """Invent users with a few strong likes per facet; age and segment say little about them."""
+    parts = []
+    for name, values in FACETS.items():
+        liked, strength, spread = TASTE[name]
+        taste = rng.normal(0, spread, size=(users, len(values)))
+        chosen = np.argsort(rng.random((users, len(values))), axis=1)[:, :liked]
+        np.put_along_axis(taste, chosen, strength + rng.normal(0, 0.2, size=chosen.shape), axis=1)
+        parts.append(taste - taste.mean(axis=1, keepdims=True))
+    leaf = parts[0].reshape(users, len(SEGMENTS), -1).sum(axis=2)
+    segment = np.argmax(leaf + rng.gumbel(0, 1.5, size=leaf.shape), axis=1)
+    style = parts[-1]
+    age = 38 + 5 * (style[:, 2] - style[:, 3]) + rng.normal(0, 11, size=users)  # vintage up, sporty down
+    age = np.where(rng.random(users) < 0.1, np.nan, np.clip(np.round(age), 16, 85))
+    early = START_US - (rng.uniform(1, 365, size=users) * DAY_US).astype(np.int64)
+    traits = rng.normal(0, 1, size=(users, len(TRAITS))) * TRAIT_TASTE
+    return Shoppers(
+        interest=np.concatenate([*parts, traits], axis=1).astype(np.float32),
+        age=age.astype(np.float32),
+        segment=segment,
+        registered_us=np.where(rng.random(users) < 0.7, early, START_US + DAYS * DAY_US),
+        activity=np.exp(rng.normal(0, 0.9, size=users)),
+    )
+
+
+def affinity(interest: np.ndarray, catalogue: Catalogue, items: np.ndarray) -> np.ndarray:
+    """How much each row of interest likes its items, in log-odds.
+
+    Args:
+        interest: float32 (R, WORDS + 5).
+        catalogue: the items.
+        items: int64 (R, P), catalogue rows.
+
+    Returns:
+        float32 (R, P).
+    """
+    row = np.arange(len(interest))[:, None]
+    facet, trait = catalogue.facet[items], catalogue.trait[items]
+    total = np.einsum("rpt,rt->rp", trait, interest[:, WORDS:])
+    for number, start in enumerate(FACET_START.values()):
+        total += interest[row, start + facet[:, :, number]]
+    return total

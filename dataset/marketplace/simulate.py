@@ -1,0 +1,249 @@
+"""The simulated marketplace: a seeded shop whose true click probabilities are known.
+
+Tastes are partly only in pixels, partly only in text (see ``catalogue``), so a model needs both modalities;
+new items arrive during the log, so it cannot live on ids. One argument scales it to millions of events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.contracts import EVENTS, QUARANTINE, TIME, USERS, DataError, Tables, content_hash
+from dataset.marketplace.browsing import SLATE, Requests, Shelf, Slates, browse, choose_wanted, make_requests
+from dataset.marketplace.catalogue import (
+    NOISE,
+    Catalogue,
+    images_table,
+    item_pictures,
+    items_table,
+    make_catalogue,
+    query_pictures,
+)
+from dataset.marketplace.searches import find_searches, image_requests, judgements_table
+from dataset.marketplace.shoppers import SEGMENTS, Shoppers, make_shoppers
+
+SMALLEST = 500
+STREAMS = (
+    "catalogue",
+    "pictures",
+    "text",
+    "users",
+    "requests",
+    "queries",
+    "drawings",
+    "slates",
+    "clicks",
+    "judges",
+    "clock",
+)
+TRUTH = pa.schema(
+    [
+        pa.field("event_id", pa.int64(), nullable=False),  # of an impression
+        pa.field("click_probability", pa.float32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """The truth behind the tables."""
+
+    catalogue: Catalogue
+    shoppers: Shoppers
+    requests: Requests
+    slates: Slates
+
+
+def _seeds(seed: int) -> dict[str, np.random.SeedSequence]:
+    return {name: np.random.SeedSequence(seed, spawn_key=(number,)) for number, name in enumerate(STREAMS)}
+
+
+def play(events: int, seed: int) -> World:
+    """Invent items and users and play all requests; the part of ``simulate`` before pictures and tables."""
+    if events < SMALLEST:
+        raise DataError(f"expected at least {SMALLEST} events, which fill every category; found {events}")
+    rng = {name: np.random.default_rng(sequence) for name, sequence in _seeds(seed).items()}
+    catalogue = make_catalogue(round(1000 * (events / 60_000) ** 0.6), rng["catalogue"])
+    shoppers = make_shoppers(round(1000 * (events / 60_000) ** 0.8), rng["users"])
+    shelf = Shelf(catalogue)
+    requests = make_requests(round(events / SLATE), shoppers, rng["requests"])
+    requests = requests.wanting(choose_wanted(requests, shoppers, catalogue, shelf, rng["queries"]))
+    slates = browse(requests, shoppers, catalogue, shelf, rng["slates"], rng["clicks"])
+    return World(catalogue, shoppers, requests, slates)
+
+
+def simulate(events: int = 120_000, seed: int = 0) -> tuple[Tables, dict[str, Any]]:
+    """Run the shop for 30 days.
+
+    Args:
+        events: about how many impressions; items grow with its power 0.6, users with its power 0.8.
+        seed: equal seeds give equal tables, bit for bit. Every table has its own random stream.
+
+    Returns:
+        The canonical tables with ``truth`` (one row per impression), and the dataset's configuration: seed,
+        counts, noise rates, click-through rate and ``bayes_auc``, the AUC of the true click probability
+        against the clicks, which no model can beat but by chance.
+
+    Raises:
+        DataError: fewer than 500 events, which could not fill the categories.
+    """
+    world = play(events, seed)
+    catalogue, requests = world.catalogue, world.requests
+    seeds = _seeds(seed)
+    rng = {name: np.random.default_rng(seeds[name]) for name in ("text", "judges", "clock")}
+    missing = rng["text"].random(len(catalogue)) < NOISE["image_missing"]
+    pictures = item_pictures(catalogue, seeds["pictures"], missing)
+    asked_pictures = query_pictures(catalogue, requests.wanted[image_requests(requests)], seeds["drawings"])
+    searches = find_searches(catalogue, requests, asked_pictures)
+    log, truth = _events(world, searches.of_request, rng["clock"])
+    tables = Tables(
+        items=items_table(
+            catalogue,
+            [None if picture is None else content_hash(picture) for picture in pictures],
+            rng["text"],
+        ),
+        images=images_table([picture for picture in pictures if picture is not None] + asked_pictures),
+        users=_users(world.shoppers, requests),
+        events=log,
+        queries=searches.table,
+        judgements=judgements_table(catalogue, searches, rng["judges"]),
+        quarantine=QUARANTINE.empty_table(),
+        truth=truth,
+    )
+    return tables, _config(tables, world.slates, seed, events)
+
+
+def _config(tables: Tables, slates: Slates, seed: int, events: int) -> dict[str, Any]:
+    shown = slates.item >= 0
+    names = ("items", "images", "users", "events", "queries", "judgements")
+    return {
+        "name": "marketplace",
+        "source": "simulated",
+        "protocol": "time",
+        "seed": seed,
+        "requested_events": events,
+        "counts": {name: getattr(tables, name).num_rows for name in names},
+        "noise": dict(NOISE),
+        "click_through_rate": round(float(slates.clicked[shown].mean()), 6),
+        "bayes_auc": round(_auc(slates.probability[shown], slates.clicked[shown]), 6),
+    }
+
+
+def _auc(score: np.ndarray, label: np.ndarray) -> float:
+    """Chance that a random positive scores above a random negative, ties half."""
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # midranks, 1-based
+    positives = int(label.sum())
+    return float(
+        (rank[label].sum() - positives * (positives + 1) / 2) / (positives * (len(label) - positives))
+    )
+
+
+def _users(shoppers: Shoppers, requests: Requests) -> pa.Table:
+    n = len(shoppers.age)
+    first_request = np.full(n, np.iinfo(np.int64).max)
+    np.minimum.at(first_request, requests.user, requests.time_us)
+    seen = np.minimum(shoppers.registered_us, first_request)
+    columns = [
+        pa.array(_user_ids(np.arange(n))),
+        pa.array([f"user-{number}" for number in _user_ids(np.arange(n)).tolist()]),
+        pa.array(shoppers.age, pa.float32(), from_pandas=True),
+        pa.array(SEGMENTS).take(pa.array(shoppers.segment)),
+        pa.array(seen).cast(TIME),
+    ]
+    return pa.table(columns, schema=USERS)
+
+
+def _user_ids(rows: np.ndarray) -> np.ndarray:
+    return rows + 1
+
+
+def _events(
+    world: World, query_of_request: np.ndarray, rng: np.random.Generator
+) -> tuple[pa.Table, pa.Table]:
+    """The log, ordered by event time, and the truth about its impressions."""
+    catalogue, requests, slates = world.catalogue, world.requests, world.slates
+    shown, place = np.nonzero(slates.item >= 0)
+    behaviours = np.zeros(len(shown), dtype=np.int64)
+    for happened in (slates.clicked, slates.carted, slates.purchased):  # each implies the one before
+        behaviours += happened[shown, place]
+    delay = np.cumsum(
+        np.stack(
+            [
+                np.zeros(len(shown)),
+                rng.uniform(3, 60, size=len(shown)) + 4 * place,
+                rng.uniform(10, 60, size=len(shown)),
+                rng.uniform(10, 60, size=len(shown)),
+            ],
+            axis=1,
+        ),
+        axis=1,
+    )
+    source = np.repeat(np.arange(len(shown)), behaviours + 1)
+    step = np.arange(len(source)) - np.repeat(np.cumsum(behaviours + 1) - behaviours - 1, behaviours + 1)
+    request = shown[source]
+    time_us = requests.time_us[request] + (delay[source, step] * 1e6).astype(np.int64)
+    order = np.lexsort((place[source], request, time_us))
+    source, step, request, time_us = source[order], step[order], request[order], time_us[order]
+    event_id = np.arange(1, len(source) + 1)
+    lag_us = (rng.uniform(1, 30, size=len(source)) * 1e6).astype(np.int64)
+    query = query_of_request[request]
+    columns = [
+        pa.array(event_id),
+        pa.array(_user_ids(requests.user[request])),
+        pa.array(catalogue.item_id[slates.item[request, place[source]]]),
+        pa.array(["impression", "click", "cart", "purchase"]).take(pa.array(step)),
+        pa.array(time_us).cast(TIME),
+        pa.array(time_us + lag_us).cast(TIME),
+        pa.array(query, mask=query == 0),
+        pa.array(place[source], pa.int32()),
+        pa.array(_request_ids(requests)[request]),
+        pa.nulls(len(source), pa.float32()),
+    ]
+    impression = step == 0
+    probability = slates.probability[request[impression], place[source[impression]]]
+    truth = pa.table([pa.array(event_id[impression]), pa.array(probability)], schema=TRUTH)
+    return pa.table(columns, schema=EVENTS), truth
+
+
+def _request_ids(requests: Requests) -> np.ndarray:
+    """Number requests by time, from 1."""
+    ids = np.empty(len(requests.user), dtype=np.int64)
+    ids[np.argsort(requests.time_us, kind="stable")] = np.arange(1, len(ids) + 1)
+    return ids
+
+
+def preview(tables: Tables) -> str:
+    """A few readable lines about the shop: sizes, two items, one user's visit."""
+    events = tables.events
+    lines = [
+        f"{tables.items.num_rows} items ({tables.items.column('image_id').null_count} without a picture), "
+        f"{tables.users.num_rows} users, {tables.queries.num_rows} queries, {events.num_rows} events"
+    ]
+    for row in tables.items.slice(0, 2).to_pylist():
+        lines.append(f"item {row['item_id']}: {row['title']} | {row['description']} | {row['price']:.2f}")
+    clicks = events.filter(pc.equal(events.column("type"), "click"))
+    if clicks.num_rows:
+        title = dict(
+            zip(*(tables.items.column(name).to_pylist() for name in ("item_id", "title")), strict=True)
+        )
+        asked = dict(
+            zip(*(tables.queries.column(name).to_pylist() for name in ("query_id", "text")), strict=True)
+        )
+        request = clicks.column("request_id")[0]
+        visit = events.filter(pc.equal(events.column("request_id"), request)).to_pylist()
+        query = visit[0]["query_id"]
+        asks = "browses" if query is None else f"asks for {asked[query] or 'what a picture shows'}"
+        lines.append(f"user {visit[0]['user_id']} {asks} at {visit[0]['event_time']:%Y-%m-%d %H:%M} and sees")
+        shown: dict[int, list[dict]] = {}
+        for event in visit:
+            shown.setdefault(event["position"], []).append(event)
+        for position, acts in sorted(shown.items()):
+            types = ", ".join(event["type"] for event in acts)
+            lines.append(f"  {position}  {title[acts[0]['item_id']] or '(no title)'}: {types}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""From encoded pictures to pixels: decoding, the core region, the cache."""

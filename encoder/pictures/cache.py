@@ -1,0 +1,90 @@
+"""A dataset's pictures decoded once and kept beside it, for every training and the bulk embedding at one size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeGuard
+
+import numpy as np
+
+from dataset.tables import Dataset
+from encoder.pictures.decode import decode_images
+from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
+
+MADE_BY = "moon encoder train"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Decoded pictures.
+
+    Attributes:
+        image_ids: of each row; equal ids are equal pictures (``dataset.pictures``).
+        pixels: uint8 (N, S, S, 3), mapped from disk: only what is read takes memory, and processes share it.
+    """
+
+    image_ids: Sequence[str]
+    pixels: np.ndarray
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Row of each image id."""
+        return {image_id: row for row, image_id in enumerate(self.image_ids)}
+
+
+def decoded(dataset: Dataset, px: int) -> Decoded:
+    """Every picture of a dataset as a square of ``px`` pixels.
+
+    They lie in ``<dataset>.pixels_<px>``, which may be removed at any time. When the dataset changes, pictures
+    it had before are not decoded again.
+
+    Raises:
+        DataError: a picture does not decode, naming its id.
+    """
+    earlier = _find(_place(dataset, px))
+    if _is_of(earlier, dataset):
+        return _open(earlier)
+    before = Decoded([], np.empty((0, px, px, 3), np.uint8)) if earlier is None else _open(earlier)
+    image_ids = dataset.images["image_id"].to_pylist()
+    contents = dict(zip(image_ids, dataset.images["bytes"].to_pylist(), strict=True))
+    new = [image_id for image_id in image_ids if image_id not in before.rows]
+    fresh = Decoded(new, decode_images(contents, new, px))
+    with write_artifact(_place(dataset, px), "pixels", {"px": px}, {"dataset": dataset.artifact}) as folder:
+        shape = (len(image_ids), px, px, 3)
+        pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, shape)
+        for row, image_id in enumerate(image_ids):
+            source = fresh if image_id in fresh.rows else before
+            pixels[row] = source.pixels[source.rows[image_id]]
+        pixels.flush()
+        (folder / "image_ids.json").write_text(json.dumps(image_ids))
+    return _open(open_artifact(_place(dataset, px), "pixels", MADE_BY))
+
+
+def kept(dataset: Dataset, px: int) -> Decoded | None:
+    """What ``decoded`` has left for this dataset; None when there is nothing, or it is of another dataset."""
+    found = _find(_place(dataset, px))
+    return _open(found) if _is_of(found, dataset) else None
+
+
+def _place(dataset: Dataset, px: int) -> Path:
+    return dataset.artifact.path.with_name(f"{dataset.artifact.path.name}.pixels_{px}")
+
+
+def _find(path: Path) -> Artifact | None:
+    try:
+        return open_artifact(path, "pixels", MADE_BY)
+    except ArtifactError:
+        return None  # absent or damaged
+
+
+def _is_of(artifact: Artifact | None, dataset: Dataset) -> TypeGuard[Artifact]:
+    return artifact is not None and artifact.parents["dataset"] == dataset.artifact.id
+
+
+def _open(artifact: Artifact) -> Decoded:
+    mapped = np.load(artifact.file("pixels.npy"), mmap_mode="r", allow_pickle=False)
+    return Decoded(json.loads(artifact.file("image_ids.json").read_text()), np.asarray(mapped))

@@ -1,0 +1,1 @@
+"""Speed and memory, beside plain ways to do the same work."""

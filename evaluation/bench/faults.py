@@ -1,0 +1,221 @@
+"""How long /recommend takes while Redis is refused, hangs and is back: the whole service over a store of its own.
+
+The shop is simulated, its vectors are random and its ranker counts what was liked; Feast, Redis, the readers, the
+retrieval and HTTP are the real ones. Requests go straight into the application, as the server would hand them over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import redis
+from fastapi import FastAPI
+
+from encoder.encode import Content
+from evaluation.bench.frame import DAY_US, DAYS, START_US, simulated
+from evaluation.bench.lines import Line, line, worst
+from evaluation.bench.local_redis import free_port, start_redis
+from feature_repo.create import create_store
+from feature_repo.frame import Frame
+from feature_repo.online import OnlineReader
+from feature_repo.store import materialize
+from feature_repo.vectors import Vectors
+from retrieval.index import ItemIndex
+from retrieval.retriever import Retriever
+from retrieval.sources import PopularSource, SimilarSource, profile_source, query_source
+from serving.app import create_app, spared
+from serving.catalogue import Catalogue
+from serving.recommend import Recommender
+from serving.settings import Settings
+
+CLICKS, WIDTH, HISTORY = 6000, 16, 50
+USER = 0  # the busiest
+ROUNDS, ASKED, AT_ONCE = 5, 20, 20
+REFUSED_GOAL, HUNG_GOAL, AT_ONCE_GOAL = 20.0, 150.0, 300.0  # milliseconds
+END = datetime.fromtimestamp((START_US + (DAYS + 1) * DAY_US) / 1e6, UTC)
+
+
+def bench_faults(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> Iterator[Line]:
+    """Refuse, hang and wake a Redis of our own under the service.
+
+    Args:
+        folder: an empty one, for the store.
+        clicks: in the log of the shop.
+        rounds: of every fault; the worst request counts.
+
+    Raises:
+        AssertionError: a request is not answered, or not as it should be.
+    """
+    logging.getLogger("moon.serving").setLevel(logging.ERROR)  # that Redis does not answer is the point
+    port = free_port()
+    server = start_redis(port, "--dir", str(folder))
+    try:
+        app = service(folder / "store", port, clicks)
+        faiss.omp_set_num_threads(1)  # this and ``spared`` as in ``moon serve``
+        with spared():
+            yield line("/recommend: ms", _ms(whole(ask(app)) for _ in range(ASKED)))
+            yield from _hanging(app, server, port, rounds)
+            refused, again = [], []
+            for _ in range(rounds):
+                redis.Redis(port=port).save()
+                server.kill()
+                server.wait()
+                refused += [fallen(ask(app)) for _ in range(ASKED)]
+                server = start_redis(port, "--dir", str(folder))
+                again.append(whole(ask(app)))
+        yield worst("/recommend, Redis refuses: slowest request, ms", _ms(refused), REFUSED_GOAL)
+        yield worst("/recommend, Redis restarted: slowest first request, in full, ms", _ms(again), HUNG_GOAL)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _hanging(app: FastAPI, server: subprocess.Popen[bytes], port: int, rounds: int) -> Iterator[Line]:
+    first, later, back, crowd = [], [], [], []
+    for _ in range(rounds):
+        server.send_signal(signal.SIGSTOP)
+        first.append(fallen(ask(app)))
+        later += [fallen(ask(app)) for _ in range(ASKED)]
+        wake(server, port)
+        back.append(whole(ask(app)))
+        server.send_signal(signal.SIGSTOP)
+        crowd.append(fallen(ask(app, AT_ONCE)))
+        wake(server, port)
+        whole(ask(app))
+    yield worst("/recommend, Redis hangs: slowest first request, ms", _ms(first), HUNG_GOAL)
+    yield worst("/recommend, Redis hangs: slowest later request, ms", _ms(later), HUNG_GOAL)
+    yield line("/recommend, Redis hangs: later request, ms", _ms(later))
+    yield worst(f"/recommend, Redis hangs: slowest of {AT_ONCE} at once, ms", _ms(crowd), AT_ONCE_GOAL)
+    yield worst("/recommend, Redis woke: slowest first request, in full, ms", _ms(back), HUNG_GOAL)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One answer of the service: after how many milliseconds, and its body."""
+
+    ms: float
+    body: dict[str, Any]
+
+
+def service(store_dir: Path, port: int, clicks: int = CLICKS) -> FastAPI:
+    """The application over a simulated shop whose online store is the Redis server on ``port``."""
+    shop = simulated(clicks)
+    create_store(store_dir, shop, shop, "redis", f"redis://127.0.0.1:{port}/0")  # type: ignore[arg-type]
+    materialize(store_dir, END)
+    item_ids = shop.items.column("item_id").to_numpy()
+    vectors = np.random.default_rng(0).normal(size=(len(item_ids), WIDTH)).astype(np.float32)
+    index = ItemIndex.build(item_ids, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    clicked, users = np.unique(shop.log.column("item_id").to_numpy(), return_counts=True)
+    retriever = Retriever(
+        index=index,
+        vectors=index,  # type: ignore[arg-type]
+        personal=(SimilarSource(index, index), profile_source(index, index)),
+        popular=PopularSource(clicked, users.astype(np.float32), index),
+        query=query_source(index),
+        artifacts={},
+    )
+    model = _Model()
+    recommender = Recommender(
+        retriever=retriever,
+        reader=OnlineReader(store_dir, HISTORY),
+        ranker=model,
+        encoder=model,
+        relevance=None,
+        catalogue=Catalogue(shop.items, lambda _: None),
+        artifacts={},
+        now=lambda: END,
+    )
+    return create_app(Settings(run=store_dir, profile="redis"), recommender)
+
+
+def ask(app: FastAPI, at_once: int = 1) -> list[Answered]:
+    """Ask for recommendations; times count from the moment the first of them was asked for.
+
+    Raises:
+        AssertionError: the service failed.
+    """
+
+    async def all_of_them() -> list[Answered]:
+        began = time.perf_counter()
+        return list(await asyncio.gather(*(_get(app, f"user_id={USER}&k=10", began) for _ in range(at_once))))
+
+    return asyncio.run(all_of_them())
+
+
+def whole(answers: Sequence[Answered]) -> Sequence[Answered]:
+    """The same answers, none of which lacks anything."""
+    assert all(one.body["order"] == "ranker" and not one.body["fallbacks"] for one in answers), answers
+    return answers
+
+
+def fallen(answers: Sequence[Answered]) -> Sequence[Answered]:
+    """The same answers, all of which are popular items for want of a store."""
+    assert all(one.body["fallbacks"] == ["store_unavailable"] and one.body["hits"] for one in answers), (
+        answers
+    )
+    return answers
+
+
+class _Model:
+    """Stands for what would be trained: what was liked first, and no words."""
+
+    def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
+        return frame.candidates.column("positive_all").to_numpy().astype(np.float32)
+
+    def with_vectors(self, vectors: Vectors) -> _Model:
+        return self
+
+    def encode(self, contents: Sequence[Content]) -> np.ndarray:
+        return np.zeros((len(contents), WIDTH), np.float32)
+
+
+async def _get(app: FastAPI, query: str, began: float) -> Answered:
+    status, body = 0, b""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        nonlocal status, body
+        status = message.get("status", status)
+        body += message.get("body", b"")
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "GET",
+        "path": "/recommend",
+        "raw_path": b"/recommend",
+        "root_path": "",
+        "scheme": "http",
+        "query_string": query.encode(),
+        "headers": [],
+        "server": ("shop", 80),
+        "client": ("user", 1),
+    }
+    await app(scope, receive, send)
+    ms = (time.perf_counter() - began) * 1e3
+    assert status == 200, body
+    return Answered(ms, json.loads(body))
+
+
+def wake(server: subprocess.Popen[bytes], port: int) -> None:
+    """Let a stopped server go on, and wait until it answers somebody."""
+    server.send_signal(signal.SIGCONT)
+    redis.Redis(port=port).ping()
+
+
+def _ms(answers: Iterable[Sequence[Answered]]) -> list[float]:
+    return [one.ms for some in answers for one in some]

@@ -1,0 +1,121 @@
+"""Materialization into Redis: our engine beside that of Feast, with its default offline store and with DuckDB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import redis
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
+from feast.infra.offline_stores.dask import DaskOfflineStoreConfig
+from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig as StockDuckDB
+from feast.infra.online_stores.redis import RedisOnlineStoreConfig as StockRedis
+from feast.types import Array, Float32, Int64
+from feast.value_type import ValueType
+
+from evaluation.bench.lines import OURS, Drawn, Line, line, line_below, ratio
+from evaluation.bench.subprocess_cost import Cost, apart
+from moonstore.duckdb_store import DuckDBOfflineStoreConfig
+from moonstore.redis_store import RedisOnlineStoreConfig
+
+ROWS, WIDTH = 100_000, 128
+SCALARS = [f"scalar_{number}" for number in range(6)]
+DEFAULT_GOAL, DUCKDB_GOAL = 8.0, 3.5  # times the rows per CPU-second
+GROWTH_GOAL = 1.25  # times the memory for four times the rows
+START = datetime(2026, 1, 1, tzinfo=UTC)
+DUCKDB, DEFAULT = "Feast with DuckDB", "Feast's defaults"
+
+
+def bench_materialize(folder: Path, port: int, rows: int = ROWS, repeats: int = 3) -> Iterator[Line]:
+    """Load ``rows`` items of ``WIDTH`` floats and six scalars.
+
+    Args:
+        folder: an empty one, for the source and the registries.
+        port: of a Redis server on this machine whose databases are ours.
+        rows: items.
+        repeats: of each side but Feast's defaults, which run once.
+
+    Raises:
+        AssertionError: what is stored differs.
+    """
+    _write(folder / "item.parquet", rows)
+    costs: dict[str, list[Cost]] = {}
+    stored = {}
+    for side, runs in ((OURS, repeats), (DUCKDB, repeats), (DEFAULT, 1)):
+        costs[side] = []
+        for _ in range(runs):
+            redis.Redis(port=port).flushall()
+            costs[side].append(apart(_load, folder, port, side))
+        stored[side] = _some(port)
+    assert stored[OURS] == stored[DUCKDB] == stored[DEFAULT] != {}
+    rate = {side: [rows / cost.cpu_s for cost in runs] for side, runs in costs.items()}
+    title = f"materialize {rows:,} items of {WIDTH} floats and {len(SCALARS)} scalars into Redis"
+    for side in (OURS, DUCKDB, DEFAULT):
+        bar = Drawn(f"{title}, rows per CPU-second", side, higher_is_better=True)
+        yield line(f"{title}: rows per CPU-second, {side}", rate[side], drawn=bar)
+    yield ratio(f"{title}: times Feast's defaults", rate[OURS], rate[DEFAULT], DEFAULT_GOAL)
+    yield ratio(f"{title}: times Feast with DuckDB", rate[OURS], rate[DUCKDB], DUCKDB_GOAL)
+    yield line(f"{title}: peak MiB", [cost.peak_mb for cost in costs[OURS]])
+    _write(folder / "item.parquet", rows // 4)
+    few = apart(_load, folder, port, OURS)
+    growth = [cost.peak_mb / few.peak_mb for cost in costs[OURS]]
+    yield line_below(f"{title}: times the memory of a quarter of the rows", growth, GROWTH_GOAL)
+
+
+def _write(path: Path, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    flat = pa.array(rng.random(rows * WIDTH, dtype=np.float32))
+    offsets = pa.array(np.arange(rows + 1) * WIDTH, pa.int32())
+    stamp = int(START.timestamp()) * 1_000_000
+    table = {
+        "item_id": pa.array(np.arange(rows)),
+        "vector": pa.ListArray.from_arrays(offsets, flat),
+        **{name: pa.array(rng.random(rows, dtype=np.float32)) for name in SCALARS},
+        "event_timestamp": pa.array(stamp + rng.integers(0, 10**9, rows)).cast(pa.timestamp("us", "UTC")),
+    }
+    pq.write_table(pa.table(table), path)
+
+
+def _some(port: int) -> dict[bytes, Any]:
+    client = redis.Redis(port=port)
+    keys: Any = client.keys("*")
+    some = sorted(keys)[:: max(len(keys) // 1000, 1)]
+    return {key: client.hgetall(key) for key in some} | {b"count": len(keys)}
+
+
+def _load(folder: Path, port: int, side: str) -> Callable[[], None]:
+    address = f"127.0.0.1:{port}"
+    item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)
+    fields = [Field(name=name, dtype=Float32) for name in SCALARS]
+    view = FeatureView(
+        name="item",
+        entities=[item],
+        ttl=timedelta(0),
+        schema=[Field(name="item_id", dtype=Int64), Field(name="vector", dtype=Array(Float32)), *fields],
+        source=FileSource(path=str(folder / "item.parquet"), timestamp_field="event_timestamp"),
+    )
+    ours = side == OURS
+    offline: Any = {
+        OURS: DuckDBOfflineStoreConfig(),
+        DUCKDB: StockDuckDB(),
+        DEFAULT: DaskOfflineStoreConfig(),
+    }[side]
+    config = RepoConfig(
+        project="load",
+        provider="local",
+        registry=str(folder / f"load {side}.db"),
+        offline_store=offline,
+        online_store=(RedisOnlineStoreConfig if ours else StockRedis)(connection_string=address),
+        batch_engine="moonstore.engine.ArrowComputeEngine" if ours else "local",
+        materialization={} if side == DEFAULT else {"online_write_batch_size": 10_000},
+        entity_key_serialization_version=3,
+        repo_path=folder,
+    )
+    store = FeatureStore(config=config)
+    store.apply([item, view])
+    return lambda: store.materialize(START - timedelta(days=1), START + timedelta(days=1))

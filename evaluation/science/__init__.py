@@ -1,0 +1,1 @@
+"""What the papers measure, on any dataset."""

@@ -1,0 +1,281 @@
+"""Recipes side by side at equal compute: trained on one benchmark split, examined alike, several seeds each.
+
+Every (recipe, seed) is a job of its own that leaves a file of measurements; a job whose file exists is not
+repeated, so an interrupted comparison goes on where it stopped. Jobs run one per CPU core, one thread each.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from dataset.tables import Dataset
+from encoder.assemble import Parts
+from encoder.content import item_content
+from encoder.encode import Encoder
+from encoder.examples.corpus import read_corpus
+from encoder.pictures.cache import decoded
+from encoder.recipes import Recipe, dual, moon, moon2, moon3, moon_embedding, ours
+from encoder.stages.contrast import OWN, Contrast
+from encoder.train import new_learner, train_encoder
+from evaluation.measurements import write_measurements
+from evaluation.metrics import Measurement
+from evaluation.science.encoders.exam import Exam, run_benchmark
+from evaluation.science.encoders.held_out import POOL_ITEMS, BenchmarkSplit, hold_out, whole_items
+from evaluation.science.encoders.model_free import model_free
+from evaluation.science.encoders.reasoning import ARMS, reasoning_arms, train_stage
+from evaluation.science.encoders.table import EncoderTable
+from run.artifacts import ArtifactError, open_artifact
+from run.sizes import Size, size
+
+COLUMNS = {
+    "encoder/image_to_text/own/recall@10": "image→text @10",
+    "encoder/text_to_image/own/recall@10": "text→image @10",
+    "encoder/image_to_image/variants/recall@10": "image→variant @10",
+    "encoder/title_to_item/own/recall@10": "title→item @10",
+    "encoder/item_to_item/variants/recall@10": "item→variant @10",
+    "encoder/item_to_item/bought_together/recall@10": "item→bought together @10",
+    "encoder/query_to_item/image/recall@1": "photo→item @1",
+    "encoder/query_to_item/image/recall@10": "photo→item @10",
+    "encoder/category_3/probe/accuracy": "category",
+    "encoder/attributes/probe/accuracy": "attributes",
+    "encoder/anisotropy": "mean cosine",
+    "encoder/effective_rank": "effective rank",
+}
+PLAIN = ("random", "colour_histogram", "colour_thumbnail", "tf_idf", "colour_tf_idf")  # of ``model_free``
+MADE_BY = "moon encoder compare"
+SUPERVISED = (
+    3  # times the budget, before reinforcement: who writes no chain yet has nothing to be rewarded for
+)
+
+
+class ComparisonError(ValueError):
+    """A comparison cannot go on: what is there, what was asked for, what to do."""
+
+
+def papers() -> dict[str, Recipe]:
+    """The baseline, the four papers, and what we ship."""
+    return {recipe.name: recipe for recipe in (dual(), moon_embedding(), moon(), moon2(), moon3(), ours())}
+
+
+def ablations() -> dict[str, Recipe]:
+    """Each paper's own table: one idea left out at a time."""
+    found = [
+        _without("moon", "region", moon(), region=False),
+        _without("moon", "guided experts", moon(), experts="none"),
+        _changed("moon", "more negatives", moon(), hard=False, queue=0),
+        _without("moon2", "experts", moon2(), experts="none"),
+        _changed("moon2", "alignment within products", moon2(), intra=False),
+        _changed("moon2", "co-augmentation", moon2(), augmented=False),
+        _changed("moon2", "filtering", moon2(), filtered=False),
+        _without("moon3", "fusion", moon3(), fusion=False),
+        _without("moon3", "FIRE", moon3(), fire=False),
+        replace(moon3(), name="moon3 without RL", stages=(replace(cast(Any, moon3().stages[0]), share=1.0),)),
+        _changed("moon_embedding", "questions", moon_embedding(), stage="pretrain", share=0.0),
+        _changed("moon_embedding", "circle loss", moon_embedding(), stage="round2", loss="info_nce"),
+        _changed("moon_embedding", "cleaning", moon_embedding(), stage="round2", cleaned=False),
+    ]
+    return {recipe.name: recipe for recipe in found}
+
+
+def negatives() -> dict[str, Recipe]:
+    """One recipe with more and more queued negatives, for the curve over their number."""
+    return {
+        f"sweep_queue_{slots}": Recipe(
+            f"sweep_queue_{slots}", Parts(), (Contrast(share=1.0, kinds=(OWN,), queue=slots),)
+        )
+        for slots in (0, 512, 4096, 16384)
+    }
+
+
+def _without(paper: str, what: str, recipe: Recipe, **parts: Any) -> Recipe:
+    return replace(recipe, name=f"{paper} without {what}", parts=replace(recipe.parts, **parts))
+
+
+def _changed(paper: str, what: str, recipe: Recipe, stage: str = "", **fields: Any) -> Recipe:
+    """The recipe with fields of one stage, or of all, replaced; a stage without a share is left out."""
+    changed: list[Any] = [
+        replace(cast(Any, s), **fields) if stage in ("", s.name) else s for s in recipe.stages
+    ]
+    return replace(recipe, name=f"{paper} without {what}", stages=tuple(s for s in changed if s.share > 0))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One encoder to train and examine.
+
+    Attributes:
+        dataset, split, out: paths of the dataset, of the benchmark split, and of the comparison.
+        recipe: what to train.
+        size_name: the dial.
+        seed: of training; the split is the same for all.
+        cpu_seconds: of training.
+    """
+
+    dataset: Path
+    split: Path
+    out: Path
+    recipe: Recipe
+    size_name: str
+    seed: int
+    cpu_seconds: float
+
+    @property
+    def file(self) -> Path:
+        """Where its measurements go."""
+        return _file(self.out, self.recipe.name, self.seed)
+
+
+def compare(
+    data: Path,
+    out: Path,
+    dial: Size,
+    recipes: dict[str, Recipe],
+    sweep: dict[str, Recipe],
+    seeds: tuple[int, ...] = (0, 1, 2),
+    cpu_seconds: float = 60.0,
+    reasoning: bool = True,
+) -> EncoderTable:
+    """Train and examine every recipe with every seed, and the model-free rows; write ``table.md`` and ``table.json``.
+
+    Args:
+        data: path of a dataset artifact.
+        out: folder of the comparison.
+        dial: size of all models.
+        recipes: by name, a row each.
+        sweep: more of them, measured alike for a curve and left out of the table.
+        seeds: of training.
+        cpu_seconds: training time of each, see ``encoder.train.train_encoder``.
+        reasoning: measure what reinforcement adds to MOON3.0 as well, see ``evaluation.science.encoders.reasoning``.
+
+    Raises:
+        ComparisonError: the folder holds a comparison on other terms.
+    """
+    dataset = Dataset.open(data)
+    out.mkdir(parents=True, exist_ok=True)
+    _same_terms(
+        out / "terms.json", {"dataset": dataset.artifact.id, "size": dial.name, "seconds": cpu_seconds}
+    )
+    _split(dataset, out / "split")
+    decoded(dataset, dial.image_px)  # once for all
+    jobs = [
+        Job(data, out / "split", out, recipe, dial.name, seed, cpu_seconds)
+        for seed in seeds
+        for recipe in [*recipes.values(), *sweep.values()]
+    ]
+    todo = [job for job in jobs if not job.file.exists()]
+    workers = os.cpu_count() or 1
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(work, job) for job in todo]
+        running += [
+            pool.submit(work_reasoning, replace(job, recipe=moon3()))
+            for job in {one.seed: one for one in jobs}.values()
+            if reasoning and not all(_arm(out, arm, job.seed).exists() for arm in ARMS)
+        ]
+        running += [pool.submit(work_plain, data, out, n) for n in PLAIN if not _file(out, n, 0).exists()]
+        for number, one in enumerate(as_completed(running), start=1):
+            sys.stderr.write(f"[{number}/{len(running)}] {one.result()}\n")
+            sys.stderr.flush()
+    table = EncoderTable.read(
+        {name: [_file(out, name, 0)] for name in PLAIN}
+        | {name: [_file(out, name, seed) for seed in seeds] for name in recipes}
+    )
+    (out / "table.md").write_text(table.markdown(COLUMNS))
+    (out / "table.json").write_text(table.to_json())
+    return table
+
+
+def work(job: Job) -> str:
+    """Train and examine one encoder in this process; returns a line about it."""
+    torch.set_num_threads(1)
+    dataset = Dataset.open(job.dataset)
+    bench = BenchmarkSplit.open(job.split, dataset)
+    folder = job.out / "encoders" / f"{_slug(job.recipe.name)}.{job.seed}"
+    dial = size(job.size_name)
+    artifact = train_encoder(
+        dataset, bench.split, dial, folder, seed=job.seed, recipe=job.recipe, cpu_seconds=job.cpu_seconds
+    )
+    encoder = Encoder.open(artifact)
+    widths = dial.matryoshka[1:] if job.recipe.name in papers() else ()
+    found = run_benchmark(encoder.encode, Exam.of(dataset, bench), widths)
+    spent, steps = artifact.config["trained_cpu_seconds"], sum(artifact.config["steps"].values())
+    found.append(Measurement("encoder/trained_cpu_seconds", spent, 1, "training"))
+    found.append(Measurement("encoder/steps", steps, 1, "training"))
+    write_measurements(job.file, found)
+    values = {one.name: one.value for one in found}
+    measured = [f"{label} {values[name]:.3f}" for name, label in COLUMNS.items() if name in values]
+    shown = ", ".join(measured[:3])
+    return f"{job.recipe.name}, seed {job.seed}: {steps} steps in {spent:.0f} CPU-s, {shown}"
+
+
+def work_reasoning(job: Job) -> str:
+    """What reinforcement adds to ``job.recipe``'s supervised stage, in this process; returns a line about it."""
+    torch.set_num_threads(1)
+    dataset = Dataset.open(job.dataset)
+    bench = BenchmarkSplit.open(job.split, dataset)
+    dial, parts = size(job.size_name), job.recipe.parts
+    learner = new_learner(dataset, bench.split, dial, job.recipe, job.seed)
+    train_stage(learner, job.recipe.stages[0], SUPERVISED * job.cpu_seconds)
+    held = read_corpus(
+        dataset, learner.tokenizer, dial.text_tokens, learner.model.px, bench.pool_items, parts.region
+    )
+    found: dict[str, list[Measurement]] = {}
+    for arm, measured in reasoning_arms(learner, held, job.cpu_seconds):
+        found.setdefault(arm, []).append(measured)
+    for arm, measurements in found.items():
+        write_measurements(_arm(job.out, arm, job.seed), measurements)
+    return f"reasoning, seed {job.seed}: {', '.join(found)}"
+
+
+def _same_terms(path: Path, terms: dict[str, Any]) -> None:
+    """Rows of one table are measured on the same terms, however often the comparison was interrupted."""
+    if path.exists() and (known := json.loads(path.read_text())) != terms:
+        raise ComparisonError(
+            f"{path.parent} holds a comparison with {known}, asked for {terms}. Remove it, or ask for the same."
+        )
+    path.write_text(json.dumps(terms, indent=2) + "\n")
+
+
+def work_plain(data: Path, out: Path, name: str) -> str:
+    """Examine what needs no training in this process; returns a line about it."""
+    dataset = Dataset.open(data)
+    bench = BenchmarkSplit.open(out / "split", dataset)
+    known = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(bench.train_items)))
+    encode = model_free([item_content(row) for row in known.to_pylist()])[name]
+    write_measurements(_file(out, name, 0), run_benchmark(encode, Exam.of(dataset, bench)))
+    return name
+
+
+def _split(dataset: Dataset, path: Path) -> None:
+    """Hold the benchmark's items out, once; a split of another dataset is replaced."""
+    try:
+        if open_artifact(path, "split", MADE_BY).parents["dataset"] == dataset.artifact.id:
+            return
+    except ArtifactError:
+        pass
+    shutil.rmtree(path, ignore_errors=True)
+    most = len(whole_items(dataset.items)) // 5  # of a small catalogue most is still to learn from
+    hold_out(dataset, path, items=min(POOL_ITEMS, most))
+
+
+def _file(out: Path, name: str, seed: int) -> Path:
+    return out / "measurements" / f"{_slug(name)}.{seed}.json"
+
+
+def _arm(out: Path, arm: str, seed: int) -> Path:
+    return out / "reasoning" / f"{_slug(arm)}.{seed}.json"
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "_")

@@ -1,0 +1,287 @@
+"""The encoder benchmark: one exam, alike for every encoder, and a run of all its tasks.
+
+An encoder is anything that turns contents into vectors. Each view of an item is encoded once and shared by all
+tasks, so a run costs about as much as encoding 10,000 contents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.tables import Dataset
+from encoder.content import Content, attribute_pairs, item_content, query_content
+from evaluation.encoder_quality import anisotropy, effective_rank
+from evaluation.encoder_tasks import (
+    Encode,
+    Labels,
+    Truth,
+    classification,
+    labels,
+    pool_retrieval,
+    query_retrieval,
+    together,
+    variants,
+)
+from evaluation.metrics import Measurement
+from evaluation.science.encoders.held_out import USERS, BenchmarkSplit, purchases, whole_items
+from evaluation.science.encoders.model_free import unit
+
+PROBE_ITEMS = 4_000  # training items the classifiers learn from
+RELEVANT = 0.5  # judgements above it are positives
+BLANK: dict[str, Any] = {"title": None, "description": None, "category": [], "attributes": []}
+VIEWS = ("item", "image", "text", "title", "shown")
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What is asked, alike for every encoder; contents in, truths beside them.
+
+    Attributes:
+        pool: view -> contents of the pool items.
+        same_product, bought: truths among the pool items.
+        learn: pictures with titles of the training items the classifiers learn from.
+        questions: categories and attributes to predict.
+        queries, kind: held-out searches, and what each consists of.
+        candidates: whole items to be found by them.
+        found: which of them each query should find.
+    """
+
+    pool: dict[str, list[Content]]
+    same_product: Truth
+    bought: Truth
+    learn: list[Content]
+    questions: list[Labels]
+    queries: list[Content]
+    kind: list[str]
+    candidates: list[Content]
+    found: Truth
+
+    @classmethod
+    def of(cls, dataset: Dataset, bench: BenchmarkSplit) -> Exam:
+        """Read the benchmark's contents and truths."""
+        items = dataset.items
+        item_id, spu = items["item_id"].to_numpy(), items["spu"].to_numpy()
+        pool_rows = _records(dataset, bench.pool_items)
+        place = np.flatnonzero(np.isin(item_id, bench.pool_items))
+        ids, product = item_id[place], spu[place]
+        pairs, users = together(*purchases(dataset.events, ids, np.arange(len(ids))))
+        apart = pairs[(users >= USERS) & (product[pairs[:, 0]] != product[pairs[:, 1]])]
+        rng = np.random.default_rng(bench.split.artifact.config["seed"])
+        whole = np.intersect1d(bench.train_items, whole_items(items))
+        learn_rows = _records(dataset, np.sort(rng.permutation(whole)[:PROBE_ITEMS]))
+        queries, kind, candidates, found = _searches(dataset)
+        return cls(
+            pool={name: [_view(dataset, row, name) for row in pool_rows] for name in VIEWS},
+            same_product=variants(product),
+            bought=Truth.of(
+                np.concatenate([apart[:, 0], apart[:, 1]]),
+                np.concatenate([apart[:, 1], apart[:, 0]]),
+                len(ids),
+            ),
+            learn=[_view(dataset, row, "shown") for row in learn_rows],
+            questions=_questions(learn_rows, pool_rows),
+            queries=queries,
+            kind=kind,
+            candidates=candidates,
+            found=found,
+        )
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """How many items and queries each part of the exam has, for the report."""
+        return {
+            "pool": len(self.pool["item"]),
+            "variants_queries": self.same_product.queries,
+            "bought_together_queries": self.bought.queries,
+            "bought_together_pairs": len(self.bought.rows) // 2,
+            "learn": len(self.learn),
+            "queries": len(self.queries),
+            "candidates": len(self.candidates),
+        }
+
+
+def _records(dataset: Dataset, item_ids: np.ndarray) -> list[dict[str, Any]]:
+    """Rows of the items as Python values, in the dataset's order."""
+    return dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(item_ids))).to_pylist()
+
+
+def _view(dataset: Dataset, row: Mapping[str, Any], name: str) -> Content:
+    """An item as a task shows it; "shown" is picture and title, all a classifier may see."""
+    picture = None if name in ("text", "title") else dataset.image_bytes(row["image_id"])
+    known = {
+        "item": row,
+        "text": row,
+        "image": {**row, **BLANK},
+        "title": {**row, **BLANK, "title": row["title"]},
+        "shown": {**row, **BLANK, "title": row["title"]},
+    }
+    return item_content(known[name], picture)
+
+
+def _questions(train: Sequence[Mapping[str, Any]], pool: Sequence[Mapping[str, Any]]) -> list[Labels]:
+    """Category at every level of the path, then every attribute."""
+    sides = (train, pool)
+    depth = max((len(row["category"]) for row in train), default=0)
+    asked = [
+        labels(
+            f"category_{level}",
+            *([" ".join(row["category"][:level]) if len(row["category"]) >= level else None for row in side]
+              for side in sides),
+        )
+        for level in range(1, depth + 1)
+    ]  # fmt: skip
+    known = [[dict(attribute_pairs(row)) for row in side] for side in sides]
+    for name in sorted({name for row in known[0] for name in row}):
+        asked.append(labels(f"attribute_{name}", *([row.get(name) for row in side] for side in known)))
+    return [question for question in asked if question is not None]
+
+
+def _searches(dataset: Dataset) -> tuple[list[Content], list[str], list[Content], Truth]:
+    """Queries with a relevant item in part "test", and every item judged in that part as a candidate."""
+    test = dataset.judgements.filter(pc.equal(dataset.judgements["part"], "test"))
+    rows = _records(dataset, test["item_id"].to_numpy())
+    candidate = {row["item_id"]: place for place, row in enumerate(rows)}
+    positive = test.filter(pc.greater(test["relevance"], RELEVANT))
+    asked = dataset.queries.filter(pc.is_in(dataset.queries["query_id"], positive["query_id"])).to_pylist()
+    place = {row["query_id"]: number for number, row in enumerate(asked)}
+    pairs = [
+        (place[query], candidate[item])
+        for query, item in zip(positive["query_id"].to_pylist(), positive["item_id"].to_pylist(), strict=True)
+    ]
+    query, item = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    contents = [query_content(row, dataset.image_bytes(row["image_id"])) for row in asked]
+    kind = [
+        "text_and_image" if one.image and one.words else "image" if one.image else "text" for one in contents
+    ]
+    return (
+        contents,
+        kind,
+        [_view(dataset, row, "item") for row in rows],
+        Truth.of(query, item, len(asked)),
+    )
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """An encoder's answers to an exam; zeros where a content was empty.
+
+    Attributes:
+        pool: view -> float32 (N, D).
+        learn: float32 (T, D).
+        names: question -> float32 (C, D), vectors of its classes' names; categories only.
+        queries, candidates: float32 (Q, D), (M, D).
+    """
+
+    pool: dict[str, np.ndarray]
+    learn: np.ndarray
+    names: dict[str, np.ndarray]
+    queries: np.ndarray
+    candidates: np.ndarray
+
+    @classmethod
+    def of(cls, encode: Encode, exam: Exam) -> Vectors:
+        """Encode every content of the exam once."""
+        names = {
+            question.name: _encoded(encode, [query_content({"text": name}) for name in question.classes])
+            for question in exam.questions
+            if question.name.startswith("category_")
+        }
+        return cls(
+            pool={name: _encoded(encode, contents) for name, contents in exam.pool.items()},
+            learn=_encoded(encode, exam.learn),
+            names=names,
+            queries=_encoded(encode, exam.queries),
+            candidates=_encoded(encode, exam.candidates),
+        )
+
+    def prefix(self, width: int) -> Vectors:
+        """The first ``width`` numbers of every vector at length 1 again (Matryoshka)."""
+
+        def cut(vectors: np.ndarray) -> np.ndarray:
+            return unit(vectors[:, :width])
+
+        return Vectors(
+            pool={name: cut(vectors) for name, vectors in self.pool.items()},
+            learn=cut(self.learn),
+            names={name: cut(vectors) for name, vectors in self.names.items()},
+            queries=cut(self.queries),
+            candidates=cut(self.candidates),
+        )
+
+
+def _encoded(encode: Encode, contents: Sequence[Content]) -> np.ndarray:
+    """float32 (n, D); an encoder is not asked for contents without picture and words."""
+    full = [place for place, content in enumerate(contents) if not content.is_empty]
+    made = encode([contents[place] for place in full])
+    out = np.zeros((len(contents), made.shape[1]), dtype=np.float32)
+    out[full] = made
+    return out
+
+
+def measure(exam: Exam, vectors: Vectors, prefix: str = "encoder") -> Iterator[Measurement]:
+    """Every task of ``evaluation.encoder_tasks``, then the shape of the pool's space."""
+    split = f"{len(exam.pool['item'])} held-out items"
+    if exam.pool["item"]:
+        yield from pool_retrieval(vectors.pool, exam.same_product, exam.bought, split, prefix)
+    if exam.queries:
+        searched = f"test queries among {len(exam.candidates)} items"
+        yield from query_retrieval(
+            exam.kind, vectors.queries, vectors.candidates, exam.found, searched, prefix
+        )
+    found: list[Measurement] = []
+    for question in exam.questions:
+        found += classification(
+            question,
+            vectors.learn,
+            vectors.pool["shown"],
+            vectors.names.get(question.name),
+            split,
+            prefix,
+        )
+    yield from found
+    yield from _attribute_means(found, split, prefix)
+    present = vectors.pool["item"][vectors.pool["item"].any(axis=1)]
+    if len(present) > 1:
+        yield Measurement(f"{prefix}/anisotropy", anisotropy(present), len(present), split)
+        yield Measurement(f"{prefix}/effective_rank", effective_rank(present), len(present), split)
+
+
+def _attribute_means(found: Sequence[Measurement], split: str, prefix: str) -> Iterator[Measurement]:
+    """MBE's single figure for attributes: the mean over attributes; n = answers in all."""
+    for base in (prefix, f"{prefix}/chance"):
+        for metric in ("accuracy", "macro_precision", "macro_recall", "macro_f1"):
+            ours = [
+                one
+                for one in found
+                if one.name.startswith(f"{base}/attribute_") and one.name.endswith(f"/probe/{metric}")
+            ]
+            if ours:
+                value = float(np.mean([one.value for one in ours]))
+                yield Measurement(
+                    f"{base}/attributes/probe/{metric}", value, sum(one.n for one in ours), split
+                )
+
+
+def run_benchmark(
+    encode: Encode, exam: Exam, widths: Sequence[int] = (), prefix: str = "encoder"
+) -> list[Measurement]:
+    """Examine one encoder.
+
+    Args:
+        encode: contents (never empty ones) -> float32 (n, D), unit rows; zeros for what it cannot see.
+        exam: ``Exam.of(dataset, bench)``, made once and shared by all encoders.
+        widths: Matryoshka prefixes to examine as well, under ``prefix/width_<w>/...``.
+        prefix: first part of every name.
+    """
+    vectors = Vectors.of(encode, exam)
+    found = list(measure(exam, vectors, prefix))
+    for width in widths:
+        found += measure(exam, vectors.prefix(width), f"{prefix}/width_{width}")
+    return found

@@ -1,0 +1,158 @@
+"""What reinforcement adds to MOON3.0's reasoning (§4.2): arms of equal compute from one supervised model.
+
+Arms: the model before; supervised training continued; contrast on the model's own chains without any reward (the
+control); contrast and rewards together; rewards alone. All are measured on the same held-out items.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from encoder.backbone.packing import Sample
+from encoder.examples.corpus import Corpus
+from encoder.generate import write_chains
+from encoder.learner import Learner, Stage
+from encoder.losses.rewards import (
+    attribute_reward,
+    field_rewards,
+    format_reward,
+    length_reward,
+    retrieval_reward,
+)
+from encoder.model import EncoderModel
+from encoder.optim import Optimizers
+from encoder.pace import Pace
+from encoder.parts.chain import chain_fields, read_chain
+from encoder.stages.chaining import TrueChains
+from encoder.stages.reason import Reason, Reinforce
+from evaluation.encoder_tasks import own, recall
+from evaluation.metrics import Measurement
+
+ARMS: Mapping[str, Stage | None] = {
+    "before": None,
+    "supervised": Reason(share=1.0, rate=0.5),
+    "own chains": Reinforce(share=1.0, grpo=0.0, told=1.0),
+    "reinforced": Reinforce(share=1.0, told=1.0),
+    "rewards alone": Reinforce(share=1.0, contrast=0.0, told=0.0),
+}
+FIRST_GUESS = 100  # steps of an arm, before one has been timed
+ROLLOUTS = 4  # sampled chains per held-out item
+
+
+def reasoning_arms(
+    learner: Learner, held: Corpus, cpu_seconds: float, arms: Mapping[str, Stage | None] = ARMS
+) -> Iterator[tuple[str, Measurement]]:
+    """Train each arm from the same model for the same CPU time and measure it on the same items.
+
+    Args:
+        learner: with the model after its supervised stage, which stays as it is.
+        held: items it has never seen, each with picture and words.
+        cpu_seconds: for each arm, decoding of its rollouts included.
+        arms: what each arm does; None leaves the model as it is.
+
+    Yields:
+        name of the arm and a measurement of ``measure_reasoning``, or ``reasoning/steps``.
+    """
+    chains = TrueChains.of(learner.tokenizer, held.records, chain_fields(learner.corpus.records))
+    for arm, stage in arms.items():
+        own_learner = replace(learner, model=copy.deepcopy(learner.model))
+        if stage is not None:
+            steps = train_stage(own_learner, stage, cpu_seconds)
+            yield arm, Measurement("reasoning/steps", steps, 1, "train")
+        for measured in measure_reasoning(own_learner, held, chains):
+            yield arm, measured
+
+
+def train_stage(learner: Learner, stage: Stage, cpu_seconds: float) -> int:
+    """Train a learner's model by one stage for so much CPU time; returns the steps made."""
+    objective = stage.begin(learner)
+    learner.model.train()
+    pace = Pace(FIRST_GUESS, cpu_seconds)
+    optimizers = Optimizers(learner.model, FIRST_GUESS, stage.rate)
+    for step in pace:
+        optimizers.steps = pace.steps
+        loss = objective.loss(np.random.default_rng((learner.seed, 1, step)), step / pace.steps)
+        optimizers.update(loss, stage.name, step)
+    return pace.steps
+
+
+@torch.no_grad()
+def measure_reasoning(learner: Learner, held: Corpus, chains: TrueChains) -> Iterator[Measurement]:
+    """How well a model writes chains of held-out items, and how well it finds with them.
+
+    Chains are written of pictures alone, where attributes must be seen, and of words alone, where they stand in
+    the text and are copied.
+
+    Yields:
+        ``reasoning/<view>/greedy|sampled/attributes|format``, per field, ``.../exact`` (all fields right), the
+        mean of each reward of sampled chains, and recall with no, own greedy, own sampled and true chains on
+        both sides; n = items.
+    """
+    model = learner.model.eval()
+    count = len(held.records)
+    rows, yes, no = np.arange(count), np.ones(count, dtype=bool), np.zeros(count, dtype=bool)
+    views = {
+        "image": held.samples(held.items, rows, no, yes),
+        "words": held.samples(held.items, rows, yes, no),
+    }
+    generator = torch.Generator(model.device).manual_seed(learner.seed)
+    limit = learner.size.text_tokens
+    greedy, sampled = {}, {}
+    for view, samples in views.items():
+        written = write_chains(model.backbone, samples, chains.marks, limit)
+        greedy[view] = written.chained(samples, chains.marks)
+        yield from _right(f"{view}/greedy", learner, written.chains, chains)
+        drawn = write_chains(model.backbone, samples, chains.marks, limit, [ROLLOUTS] * count, generator)
+        sampled[view] = drawn.chained(samples, chains.marks)
+        yield from _right(f"{view}/sampled", learner, drawn.chains, chains)
+        lengths = drawn.drawn_RL.sum(1).tolist()
+        good = [length_reward(length, chains.shortest, chains.longest) for length in lengths]
+        yield Measurement(f"reasoning/{view}/sampled/length", float(np.mean(good)), count, "held out")
+    told = {
+        view: [replace(s, chain=chain) for s, chain in zip(samples, chains.tokens, strict=True)]
+        for view, samples in views.items()
+    }
+    one = {view: samples[::ROLLOUTS] for view, samples in sampled.items()}
+    vectors = {}
+    for name, shown in (("none", views), ("own", greedy), ("sampled", one), ("true", told)):
+        vectors[name] = {view: _unit(model, samples) for view, samples in shown.items()}
+    vectors["seen"] = {"image": vectors["true"]["image"], "words": vectors["own"]["words"]}
+    for name, of in vectors.items():
+        for left, right in (("image", "words"), ("words", "image")):
+            task = f"{left}-{right}/{name} chain"
+            for found in recall(task, of[left], of[right], own(count), False, "held out", "reasoning"):
+                if "chance" not in found.name:
+                    yield found
+    reward = retrieval_reward(
+        torch.from_numpy(_unit(model, sampled["image"])), torch.from_numpy(vectors["own"]["words"]),
+        torch.arange(count).repeat_interleave(ROLLOUTS),
+    )  # fmt: skip
+    yield Measurement("reasoning/image/sampled/retrieval", float(reward.mean()), count, "held out")
+
+
+def _unit(model: EncoderModel, samples: Sequence[Sample]) -> np.ndarray:
+    return F.normalize(model.vectors(samples), dim=-1).cpu().numpy()
+
+
+def _right(
+    name: str, learner: Learner, written: Sequence[Sequence[int]], chains: TrueChains
+) -> Iterator[Measurement]:
+    """Format and attributes of chains, several in a row for each item."""
+    copies = len(written) // len(chains.values)
+    said = [read_chain(learner.tokenizer, chain) for chain in written]
+    true = [values for values in chains.values for _ in range(copies)]
+    measured: dict[str, list[float]] = {"format": [], "attributes": [], "exact": []}
+    for one, values in zip(said, true, strict=True):
+        measured["format"].append(format_reward(one, list(values)))
+        measured["attributes"].append(attribute_reward(one, values))
+        measured["exact"].append(float(one == values))
+        for field, right in field_rewards(one, values).items():
+            measured.setdefault(field, []).append(right)
+    for key, each in measured.items():
+        yield Measurement(f"reasoning/{name}/{key}", float(np.mean(each)), len(each) // copies, "held out")

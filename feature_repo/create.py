@@ -1,0 +1,90 @@
+"""Make the store of a run: its feature sources, and its definitions registered (``feast apply``)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from feast import FeatureStore
+
+from feature_repo import source_tables
+from feature_repo.ingest.journal import Journal
+from feature_repo.sources import DATA, LOG, NEW_ITEMS
+from feature_repo.store import apply_definitions, open_store, use_profile
+from feature_repo.views import EmbeddingRecord
+from moonstore.errors import StoreError
+
+if TYPE_CHECKING:
+    from dataset.split import Split
+    from dataset.tables import Dataset
+
+
+def create_store(
+    store_dir: Path,
+    dataset: Dataset,
+    split: Split,
+    profile: str = "embedded",
+    redis_url: str | None = None,
+) -> FeatureStore:
+    """Write the sources of a run and register its definitions, replacing the store that was there.
+
+    Args:
+        store_dir: the repository folder to make.
+        dataset: items, users and queries.
+        split: its log is everything behaviour features may see.
+        profile: online store, "embedded" (SQLite) or "redis".
+        redis_url: ``redis://host:port/db``; the profile's own address by default.
+
+    Raises:
+        StoreError: unknown profile or malformed address, or the store that is there holds events or items that came
+            in since it was made.
+    """
+    store_dir = Path(store_dir)
+    refuse_to_lose(store_dir, dataset.items, split.log)
+    building = store_dir.with_name(store_dir.name + ".tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    data = building / DATA
+    data.mkdir(parents=True)
+    use_profile(building, profile, redis_url)
+    source_tables.write_behaviour(data, split.log)
+    tables = {
+        "item_profile": source_tables.item_profile(dataset.items),
+        "user_profile": source_tables.user_profile(dataset.users),
+    }
+    for view, table in tables.items():
+        pq.write_table(table, data / f"{view}.parquet")
+    EmbeddingRecord().save(building)
+    apply_definitions(building)
+    previous = store_dir.with_name(store_dir.name + ".previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if store_dir.exists():
+        store_dir.rename(previous)
+    building.rename(store_dir)
+    shutil.rmtree(previous, ignore_errors=True)
+    return open_store(store_dir)
+
+
+def refuse_to_lose(store_dir: Path, items: pa.Table, log: pa.Table) -> None:
+    """Refuse to replace a store: what came in since it was made, and is not in the data now, is nowhere else.
+
+    Args:
+        store_dir: the store.
+        items, log: of the data it would be made of.
+
+    Raises:
+        StoreError: how much that is.
+    """
+    if not (store_dir / DATA / LOG).exists():
+        return
+    events = int((~np.isin(Journal(store_dir).told(), log.column("event_id").to_numpy())).sum())
+    ids = [int(path.stem) for path in (store_dir / DATA / NEW_ITEMS).glob("*.json")]
+    others = int((~np.isin(np.array(ids, np.int64), items.column("item_id").to_numpy())).sum())
+    if events or others:
+        raise StoreError(
+            f"{store_dir}: expected a store to replace, found {events} events and {others} items in it that came in "
+            f"since and are not in the dataset. Import them with it, or move the folder away, and run this again."
+        )

@@ -1,0 +1,1 @@
+"""What ``feast apply`` reads inside ``feature_repo/``; everything else there is the package."""

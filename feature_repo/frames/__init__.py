@@ -1,0 +1,1 @@
+"""Point-in-time training frames: joined, in shards, from what was logged."""

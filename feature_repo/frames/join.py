@@ -1,0 +1,264 @@
+"""The offline door: logged requests in, as many complete rows out, nothing newer than its request.
+
+Features are joined once per distinct (user, time) and (item, time), at one microsecond before the request
+because Feast's join includes equal times; behaviour sequences are gathered from the event log by position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from feast import FeatureStore
+
+from dataset.contracts import TIME, DataError
+from feature_repo.event_log import EventLog, open_event_log
+from feature_repo.features import (
+    ITEM_FEATURES,
+    USER_FEATURES,
+    Features,
+    item_columns,
+    references,
+    user_columns,
+)
+from feature_repo.frame import Frame
+from feature_repo.store import open_store
+from moonstore.errors import StoreError
+
+POINTER: Features = {
+    "position": ("user_events", pa.int64(), 0),
+    "log_version": ("user_events", pa.string(), ""),
+}
+REQUEST_COLUMNS = ("request_id", "user_id", "time", "query_id")
+CANDIDATE_TYPES = {"item_id": pa.int64(), "label": pa.float32(), "position": pa.int64()}
+
+
+@dataclass(frozen=True)
+class TrainingFrame:
+    """Joined requests, from which frames are cut; item features are kept once per distinct (item, time).
+
+    Attributes:
+        requests: R rows, the columns of ``Frame.requests``.
+        given: C rows, the candidate columns that came in (item_id, label, position and any other).
+        items: distinct item feature rows.
+        item_row: int64 of shape (C), each candidate's row of ``items``.
+        offsets: int64 of shape (R + 1); request r owns candidates offsets[r]:offsets[r + 1].
+        log: the event log.
+        positions: int64 of shape (R), how much of the log each request's user had.
+        history: K, most behaviours in a frame's history.
+    """
+
+    requests: pa.Table
+    given: pa.Table
+    items: pa.Table
+    item_row: np.ndarray
+    offsets: np.ndarray
+    log: EventLog
+    positions: np.ndarray
+    history: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def num_candidates(self) -> int:
+        """C, candidates of all requests together."""
+        return len(self.item_row)
+
+    def take(self, start: int, stop: int) -> Frame:
+        """The frame of requests start:stop."""
+        return self.select(np.arange(start, min(stop, len(self))))
+
+    def candidates_of(self, request_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The candidates of these requests, request after request, and how they are grouped, int64."""
+        length = self.offsets[request_rows + 1] - self.offsets[request_rows]
+        offsets = np.append(0, np.cumsum(length)).astype(np.int64)
+        first = np.repeat(self.offsets[request_rows] - offsets[:-1], length)
+        return first + np.arange(offsets[-1]), offsets
+
+    def only(self, request_rows: np.ndarray) -> TrainingFrame:
+        """These requests, in this order."""
+        candidate, offsets = self.candidates_of(request_rows)
+        return replace(
+            self,
+            requests=self.requests.take(request_rows),
+            given=self.given.take(candidate),
+            item_row=self.item_row[candidate],
+            offsets=offsets,
+            positions=self.positions[request_rows],
+        )
+
+    def select(self, request_rows: np.ndarray) -> Frame:
+        """The frame of these requests, in this order."""
+        rows = np.asarray(request_rows, dtype=np.int64)
+        candidate, offsets = self.candidates_of(rows)
+        candidates = self.given.take(candidate)
+        features = self.items.take(self.item_row[candidate])
+        for name in features.column_names:
+            candidates = candidates.append_column(name, features.column(name))
+        requests = self.requests.take(rows)
+        users = requests.column("user_id").to_numpy()
+        return Frame(
+            requests, candidates, offsets, self.log.gather(users, self.positions[rows], self.history)
+        )
+
+
+def training_frame(store_dir: Path, rows: pa.Table, history: int) -> TrainingFrame:
+    """Join logged requests with everything the store knew strictly before each.
+
+    Args:
+        store_dir: the run's store.
+        rows: one per (request, candidate), grouped by request: request_id, user_id, time, query_id
+            (nullable), item_id, optionally label and position; further columns are carried along to the
+            candidates.
+        history: K, most behaviours in a frame's history.
+
+    Raises:
+        DataError: a column is missing, a request is not contiguous or has two users or times.
+        StoreError: there is no store, or it returned other rows than were asked for.
+    """
+    store = open_store(store_dir)
+    first, offsets = _requests(rows)
+    user = rows.column("user_id").to_numpy()[first]
+    row_time_us = rows.column("time").cast(TIME).cast(pa.int64()).to_numpy()
+    item = rows.column("item_id").to_numpy()
+
+    users, user_time_us, user_row = distinct(user, row_time_us[first])
+    stored = join_features(store, "user_id", users, user_time_us, {**USER_FEATURES, **POINTER})
+    log = open_event_log(store_dir, _version(stored["log_version"], store_dir))
+    position = stored["position"].fill_null(0).to_numpy()
+    user_features = pa.table(user_columns(stored, position)).take(user_row)
+
+    items, item_time_us, item_row = distinct(item, row_time_us)
+    item_features = pa.table(
+        item_columns(join_features(store, "item_id", items, item_time_us, ITEM_FEATURES), item_time_us)
+    )
+
+    requests = rows.select(REQUEST_COLUMNS).take(first)
+    requests = requests.set_column(2, "time", requests.column("time").cast(TIME))
+    for name in user_features.column_names:
+        requests = requests.append_column(name, user_features.column(name))
+    return TrainingFrame(
+        requests=requests.combine_chunks(),
+        given=_given(rows),
+        items=item_features,
+        item_row=item_row,
+        offsets=offsets,
+        log=log,
+        positions=position[user_row],
+        history=history,
+    )
+
+
+def _requests(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """First row of each request, int64 (R), and offsets, int64 (R + 1)."""
+    check_columns(rows)
+    request = rows.column("request_id").to_numpy()
+    new = np.append(True, request[1:] != request[:-1])[: len(request)]
+    first = np.flatnonzero(new)
+    check_grouped(request[first])
+    number = np.cumsum(new) - 1
+    for name in ("user_id", "time"):
+        values = rows.column(name).cast(pa.int64()).to_numpy()
+        mixed = np.unique(request[values != values[first][number]])
+        if len(mixed):
+            raise DataError(
+                f"expected one {name} per request, found {len(mixed)} with several "
+                f"(first {mixed[:3].tolist()})"
+            )
+    return first, np.append(first, len(request)).astype(np.int64)
+
+
+def check_columns(rows: pa.Table) -> None:
+    """Refuse request rows that lack a column.
+
+    Raises:
+        DataError: naming it.
+    """
+    missing = [name for name in (*REQUEST_COLUMNS, "item_id") if name not in rows.column_names]
+    if missing:
+        raise DataError(f"expected request rows with {', '.join(missing)}, found {rows.column_names}")
+
+
+def check_grouped(request_ids: np.ndarray) -> None:
+    """Refuse requests whose rows do not follow each other.
+
+    Args:
+        request_ids: of the first row of each stretch of one request.
+
+    Raises:
+        DataError: a request is there twice.
+    """
+    again, count = np.unique(request_ids, return_counts=True)
+    if (count > 1).any():
+        raise DataError(
+            f"expected rows grouped by request_id, found {int((count > 1).sum())} requests in several places "
+            f"(first {again[count > 1][:3].tolist()}). Sort the rows by request_id."
+        )
+
+
+def distinct(ids: np.ndarray, time_us: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct (id, time) pairs and, for each input row, its pair."""
+    order = np.lexsort((time_us, ids))
+    sorted_ids, sorted_time = ids[order], time_us[order]
+    new = np.append(True, (sorted_ids[1:] != sorted_ids[:-1]) | (sorted_time[1:] != sorted_time[:-1]))[
+        : len(ids)
+    ]
+    pair = np.empty(len(ids), dtype=np.int64)
+    pair[order] = np.cumsum(new) - 1
+    return sorted_ids[new], sorted_time[new], pair
+
+
+def join_features(
+    store: FeatureStore, key: str, ids: np.ndarray, time_us: np.ndarray, features: Features
+) -> dict[str, pa.Array]:
+    """Point-in-time values strictly before ``time_us``, in the order given; null where there are none.
+
+    Args:
+        store: an open feature store.
+        key: join key of the entity the features are of.
+        ids, time_us: int64 (N), of each row; microseconds since 1970 UTC.
+        features: to read.
+
+    Raises:
+        StoreError: the store returned other rows than were asked for.
+    """
+    if not len(ids):
+        return {name: pa.array([], dtype) for name, (_, dtype, _) in features.items()}
+    asked = pd.DataFrame(
+        {
+            key: ids,
+            "event_timestamp": pd.to_datetime(time_us - 1, unit="us", utc=True),
+            "row_id": np.arange(len(ids)),
+        }
+    )
+    joined = store.get_historical_features(asked, features=references(features)).to_arrow().sort_by("row_id")
+    if not np.array_equal(joined.column("row_id").to_numpy(), asked["row_id"].to_numpy()):
+        raise StoreError(f"asked the store for {len(ids)} rows by {key}, got {joined.num_rows} or other ones")
+    return {
+        name: joined.column(name).combine_chunks().cast(dtype) for name, (_, dtype, _) in features.items()
+    }
+
+
+def _version(versions: pa.Array, store_dir: Path) -> str | None:
+    """The one version of the event log that the pointers of a join point into; None: no user has any."""
+    found = versions.drop_null().unique().to_pylist()
+    if len(found) > 1:
+        raise StoreError(
+            f"{store_dir}: expected pointers into one event log, found some into {len(found)}: {sorted(found)[:3]}. "
+            f"Run 'moon store' again."
+        )
+    return found[0] if found else None
+
+
+def _given(rows: pa.Table) -> pa.Table:
+    kept = [name for name in rows.column_names if name not in REQUEST_COLUMNS]
+    return pa.table(
+        {
+            name: rows.column(name).cast(CANDIDATE_TYPES.get(name, rows.schema.field(name).type))
+            for name in kept
+        }
+    ).combine_chunks()

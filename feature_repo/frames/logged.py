@@ -1,0 +1,69 @@
+"""What the log itself asked and answered, as training frames: logged impressions, or purchases that came next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dataset.split import Split
+from feature_repo.frames.join import TrainingFrame, training_frame
+from feature_repo.frames.shards import find_frame
+from feature_repo.frames.source import FrameSource
+from run.sizes import Size
+
+LOGGED = "frames/logged"  # of a run: its frame of logged requests
+BATCH_ROWS = 1 << 16  # of logged rows in memory at once, beside those that are kept
+
+
+def logged_frames(folder: Path, split: Split, size: Size, parts: Sequence[str]) -> list[TrainingFrame]:
+    """The logged impressions of some parts: out of the frame that ``moon frame`` left, or joined now.
+
+    A frame of another store, split or history is not looked at.
+    """
+    frame = find_frame(logged_source(folder, split, size), folder / LOGGED)
+    if frame is None:
+        rows = [of_part(split.ranking, part) for part in parts]
+        return [training_frame(folder / "store", some, size.history) for some in rows]
+    part = frame.given["part"].take(frame.offsets[:-1])
+    return [frame.only(np.flatnonzero(pc.equal(part, one).to_numpy())) for one in parts]
+
+
+def logged_source(folder: Path, split: Split, size: Size) -> FrameSource:
+    """What the run's frame of logged requests is made from."""
+    rows = partial(logged_rows, split)
+    return FrameSource(folder / "store", rows, size.history, {"split": split.artifact})
+
+
+def logged_rows(split: Split) -> Iterator[pa.Table]:
+    """What the log itself asked and answered, as request rows for ``training_frame``, a few at a time.
+
+    Yields:
+        impressions (RANKING) where there are some; of a log of purchases only, each retrieval request with what was
+        taken next, label 1. ``part`` says which are train, valid and test.
+    """
+    logged = split.protocol == "time"
+    file = pq.ParquetFile(split.artifact.file("ranking.parquet" if logged else "retrieval.parquet"))
+    yield _taken(file.schema_arrow.empty_table())
+    for batch in file.iter_batches(BATCH_ROWS):
+        yield _taken(pa.Table.from_batches([batch]))
+
+
+def _taken(requests: pa.Table) -> pa.Table:
+    """A row per item taken next, of RETRIEVAL rows; RANKING rows as they are."""
+    if "relevant" not in requests.column_names:
+        return requests
+    rows = requests.take(pc.list_parent_indices(requests["relevant"])).drop_columns(["relevant"])
+    rows = rows.append_column("query_id", pa.nulls(len(rows), pa.int64()))
+    rows = rows.append_column("item_id", pc.list_flatten(requests["relevant"]))
+    return rows.append_column("label", pa.array(np.ones(len(rows), np.float32)))
+
+
+def of_part(table: pa.Table, part: str) -> pa.Table:
+    """The rows of one part of the split: train, valid or test."""
+    return table.filter(pc.equal(table["part"], part))

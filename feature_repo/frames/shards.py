@@ -1,0 +1,232 @@
+"""A training frame on disk, made in one go or in shards: the same rows in the same order, the same bytes.
+
+A shard is the requests of some users, or those of a stretch of time. It reads every request row but keeps only its
+own; shards are made apart, on one machine or on several, and joined. Histories stay pointers into the event log, item
+features are kept once per distinct (item, time).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataset.contracts import DataError
+from feature_repo.event_log import open_event_log
+from feature_repo.frames.join import TrainingFrame, distinct, training_frame
+from feature_repo.frames.source import FrameSource
+from moonstore.errors import StoreError
+from run.artifacts import Artifact, ArtifactError, locked, open_artifact, write_artifact
+from run.progress import track
+from run.shards import WHOLE, Shard, check_complete, check_shard
+
+WAYS = ("users", "time")
+# Of a request: how much of the log its user had, and how many candidates are its own.
+POINTERS = ("log_position", "candidates")
+ITEM_ROW = "item_row"  # of a candidate: its row of the item features
+MADE_BY = "moon frame"
+
+
+def write_frame(source: FrameSource, out: Path, shard: Shard = WHOLE, by: str = "users") -> Artifact:
+    """Make a frame, or one shard of it; one that is there and was made from the same is left as it is.
+
+    Args:
+        source: what it is made from.
+        out: directory of the artifact, kind ``frame``, or ``frame-shard`` for ``join_frame``: ``requests.parquet``
+            {the requests, log_position, candidates}, ``candidates.parquet`` {the candidates, item_row} and
+            ``items.parquet`` {features of the distinct (item, time)}.
+        shard: (number from 1, how many).
+        by: ``users``, a user's requests stay together; or ``time``, as many requests each.
+
+    Raises:
+        ShardError: there is no such shard.
+        DataError: there is no such way, or the rows are not requests, see ``training_frame``.
+        StoreError: there is no store, or it returned other rows than were asked for.
+    """
+    _check(shard, by)
+    config = source.config if shard == WHOLE else {**source.config, "by": by, "shard": list(shard)}
+    found = _made(source, out, config)
+    if found is None:
+        rows = source.rows_of(source.places(shard, by))
+        found = _write(source, out, config, training_frame(source.store_dir, rows, source.history))
+    return found
+
+
+def join_frame(source: FrameSource, shards: Sequence[Artifact], out: Path) -> Artifact:
+    """Join the shards of a frame: the artifact that ``write_frame`` makes in one go, to the byte.
+
+    Args:
+        source: what they were made from.
+        shards: all of them, in any order.
+        out: directory of the artifact.
+
+    Raises:
+        ShardError: a shard is missing or there twice.
+        ArtifactError: one was made from another store, other rows or settings, or shared out in another way.
+    """
+    check_complete((tuple(shard.config["shard"]) for shard in shards), f"{MADE_BY} --shard")
+    by = shards[0].config["by"]
+    for shard in shards:
+        _check_kin(source, shard, by)
+    found = _made(source, out, source.config)
+    if found is None:
+        parts = [_read(shard, source.store_dir) for shard in track(shards, "join frame", unit="shards")]
+        places = [source.places(tuple(shard.config["shard"]), by) for shard in shards]
+        found = _write(source, out, source.config, _joined(parts, np.argsort(np.concatenate(places))))
+    return found
+
+
+def write_or_join(source: FrameSource, out: Path, shard: Shard, by: str = "users") -> list[str]:
+    """Make one shard beside ``out``; the one that is last joins them all there and removes them.
+
+    Args:
+        source: what the frame is made from.
+        out: directory of the joined frame; one that is there and was made from the same leaves nothing to do.
+        shard: (number from 1, how many).
+        by: ``users`` or ``time``.
+
+    Returns:
+        the commands that make the shards still missing.
+
+    Raises:
+        ArtifactError: a shard was damaged; and whatever ``write_frame`` and ``join_frame`` raise.
+    """
+    _check(shard, by)
+    folder, count = out.with_name("shards"), shard[1]
+    paths = {place: folder / f"{place}-of-{count}-by-{by}" for place in range(1, count + 1)}
+    commands = {place: f"{MADE_BY} --by {by} --shard {place}/{count}" for place in paths}
+    if _made(source, out, source.config) is not None:
+        return []
+    if shard == WHOLE:
+        write_frame(source, out)
+        return []
+    write_frame(source, paths[shard[0]], shard, by)
+    with locked(out.parent / "lock"):  # two that end together: one joins, the other finds a frame
+        missing = [commands[place] for place, path in paths.items() if not path.exists()]
+        if missing and _made(source, out, source.config) is None:
+            return missing
+        if not missing:
+            parts = [open_artifact(path, "frame-shard", commands[place]) for place, path in paths.items()]
+            join_frame(source, parts, out)
+            shutil.rmtree(folder)
+    return []
+
+
+def open_frame(path: Path, store_dir: Path) -> TrainingFrame:
+    """Open a frame that ``moon frame`` or ``write_frame`` left, as ``training_frame`` would return it.
+
+    Args:
+        path: of the artifact.
+        store_dir: the store it was made from, for its event log.
+
+    Raises:
+        ArtifactError: missing, damaged, or only a shard.
+        StoreError: the store's event log is another one.
+    """
+    return _read(open_artifact(path, "frame", MADE_BY), store_dir)
+
+
+def find_frame(source: FrameSource, out: Path) -> TrainingFrame | None:
+    """The frame at ``out`` if it is whole and was made from this source."""
+    found = _made(source, out, source.config)
+    return None if found is None else _read(found, source.store_dir)
+
+
+def _check(shard: Shard, by: str) -> None:
+    check_shard(shard)
+    if by not in WAYS:
+        raise DataError(f"by: expected {' or '.join(WAYS)}, found {by!r}.")
+
+
+def _made(source: FrameSource, out: Path, config: Mapping[str, Any]) -> Artifact | None:
+    """What is at ``out``, if it is whole and was made from this."""
+    try:
+        found = open_artifact(out, _kind(config), MADE_BY)
+    except ArtifactError:  # missing, damaged or of another kind: made again
+        return None
+    parents = {role: parent.id for role, parent in source.parents.items()}
+    return found if (found.config, found.parents) == (config, parents) else None
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    return "frame-shard" if "shard" in config else "frame"
+
+
+def _check_kin(source: FrameSource, shard: Artifact, by: str) -> None:
+    expected = {**source.config, "by": by, **{role: one.id for role, one in source.parents.items()}}
+    found = {**shard.config, **shard.parents}
+    strange = [name for name, value in expected.items() if found.get(name) != value]
+    if strange:
+        said = ", ".join(f"{name} {found.get(name)} instead of {expected[name]}" for name in strange)
+        number, count = shard.config["shard"]
+        raise ArtifactError(
+            f"{shard.path}: shard {number}/{count} is of another frame: {said}. "
+            f"Run '{MADE_BY} --by {by} --shard {number}/{count}' to make it again."
+        )
+
+
+def _write(source: FrameSource, out: Path, config: Mapping[str, Any], frame: TrainingFrame) -> Artifact:
+    requests = frame.requests
+    for name, values in zip(POINTERS, (frame.positions, np.diff(frame.offsets)), strict=True):
+        requests = requests.append_column(name, pa.array(values))
+    candidates = frame.given.append_column(ITEM_ROW, pa.array(frame.item_row))
+    with write_artifact(out, _kind(config), config, source.parents) as folder:
+        for name, table in (("requests", requests), ("candidates", candidates), ("items", frame.items)):
+            pq.write_table(
+                table.combine_chunks(),
+                folder / f"{name}.parquet",
+                compression="zstd",
+                use_compliant_nested_type=False,  # would rename the elements of lists: other bytes after a join
+            )
+    return open_artifact(out, _kind(config), MADE_BY)
+
+
+def _read(artifact: Artifact, store_dir: Path) -> TrainingFrame:
+    log = open_event_log(store_dir)
+    if log.version != artifact.config["log"]:
+        raise StoreError(
+            f"{artifact.path}: pointers into event log {artifact.config['log']}, but that of {store_dir} is "
+            f"{log.version}. Run '{MADE_BY}' again."
+        )
+    requests, candidates, items = (
+        pq.read_table(artifact.file(f"{name}.parquet")) for name in ("requests", "candidates", "items")
+    )
+    position, count = (requests.column(name).to_numpy() for name in POINTERS)
+    return TrainingFrame(
+        requests=requests.drop_columns(list(POINTERS)),
+        given=candidates.drop_columns([ITEM_ROW]),
+        items=items,
+        item_row=candidates.column(ITEM_ROW).to_numpy(),
+        offsets=np.append(0, np.cumsum(count)).astype(np.int64),
+        log=log,
+        positions=position,
+        history=int(artifact.config["history"]),
+    )
+
+
+def _joined(parts: Sequence[TrainingFrame], order: np.ndarray) -> TrainingFrame:
+    """The requests of all parts in this order, item features that several parts have kept once."""
+    before = np.cumsum([0, *(len(part.items) for part in parts)])
+    counts = np.concatenate([np.diff(part.offsets) for part in parts])
+    apart = TrainingFrame(
+        requests=pa.concat_tables(part.requests for part in parts).combine_chunks(),
+        given=pa.concat_tables(part.given for part in parts).combine_chunks(),
+        items=pa.concat_tables(part.items for part in parts).combine_chunks(),
+        item_row=np.concatenate([part.item_row + start for part, start in zip(parts, before, strict=False)]),
+        offsets=np.append(0, np.cumsum(counts)).astype(np.int64),
+        log=parts[0].log,
+        positions=np.concatenate([part.positions for part in parts]),
+        history=parts[0].history,
+    )
+    frame = apart.only(order)
+    time_us = np.repeat(frame.requests.column("time").cast(pa.int64()).to_numpy(), np.diff(frame.offsets))
+    items, _, item_row = distinct(frame.given.column("item_id").to_numpy(), time_us)
+    some = np.empty(len(items), np.int64)
+    some[item_row] = frame.item_row  # of equal rows, whichever comes last
+    return replace(frame, items=frame.items.take(some), item_row=item_row)

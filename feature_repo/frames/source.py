@@ -1,0 +1,110 @@
+"""What a training frame is made from, request by request, without holding more rows than are wanted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dataset.contracts import TIME
+from feature_repo.event_log import open_event_log
+from feature_repo.features import ITEM_FEATURES, USER_FEATURES
+from feature_repo.frames.join import POINTER, check_columns, check_grouped
+from feature_repo.sources import DATA
+from run.artifacts import Artifact
+from run.shards import Shard
+
+KEYS = ("request_id", "user_id", "time_us")
+SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 by the golden ratio: neighbouring ids fall far apart
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """What a frame is made from. Frames and shards know it, so that one of another store or log is not taken for it.
+
+    Attributes:
+        store_dir: the run's store.
+        rows: gives the request rows as ``training_frame`` takes them, in the same order every time, table after
+            table; at least one, which may be empty.
+        history: K, most behaviours in a frame's history.
+        parents: artifacts the rows come from: equal ones stand for equal rows.
+    """
+
+    store_dir: Path
+    rows: Callable[[], Iterable[pa.Table]]
+    history: int
+    parents: Mapping[str, Artifact]
+
+    @cached_property
+    def requests(self) -> dict[str, np.ndarray]:
+        """request_id, user_id and time_us of the first row of each request, int64 of shape (R).
+
+        Raises:
+            DataError: a column is missing, or a request is not contiguous.
+        """
+        parts: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.int64)] for name in KEYS}
+        known = 0
+        for table, number in self._numbered():
+            first = np.flatnonzero(np.diff(number, prepend=known - 1))
+            known += len(first)
+            time_us = table.column("time").cast(TIME).cast(pa.int64())
+            for name, column in zip(KEYS, (table["request_id"], table["user_id"], time_us), strict=True):
+                parts[name].append(column.to_numpy()[first])
+        keys = {name: np.concatenate(some) for name, some in parts.items()}
+        check_grouped(keys["request_id"])
+        return keys
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What every frame and shard of this source has in its manifest."""
+        keys = hashlib.sha256(b"".join(self.requests[name].tobytes() for name in KEYS))
+        return {
+            "store": store_id(self.store_dir),
+            "log": open_event_log(self.store_dir).version,
+            "requests": keys.hexdigest()[:16],
+            "history": self.history,
+        }
+
+    def places(self, shard: Shard, by: str) -> np.ndarray:
+        """Which requests are a shard's, int64 ascending."""
+        number, count = shard
+        if by == "users":
+            spread = self.requests["user_id"].astype(np.uint64) * SPREAD  # wraps around
+            owner = (spread >> np.uint64(32)).astype(np.int64) % count
+        else:
+            order = np.argsort(self.requests["time_us"], kind="stable")
+            owner = np.empty(len(order), np.int64)
+            owner[order] = np.arange(len(order)) * count // max(len(order), 1)
+        return np.flatnonzero(owner == number - 1)
+
+    def rows_of(self, places: np.ndarray) -> pa.Table:
+        """The rows of some requests, in order."""
+        own = np.zeros(len(self.requests["request_id"]), bool)
+        own[places] = True
+        return pa.concat_tables(table.filter(pa.array(own[number])) for table, number in self._numbered())
+
+    def _numbered(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """The rows, and the number of each row's request, int64."""
+        last, number = None, -1
+        for table in self.rows():
+            check_columns(table)
+            request = table.column("request_id").to_numpy()
+            numbers = number + np.cumsum(np.append(request[:1] != last, request[1:] != request[:-1]))
+            if len(request):
+                last, number = request[-1], int(numbers[-1])
+            yield table, numbers
+
+
+def store_id(store_dir: Path) -> str:
+    """16 hex digits that change with anything a frame reads of a store: the event log and its features' sources."""
+    digest = hashlib.sha256(open_event_log(store_dir).version.encode())
+    for view in sorted({view for view, _, _ in (USER_FEATURES | POINTER | ITEM_FEATURES).values()}):
+        with (store_dir / DATA / f"{view}.parquet").open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]

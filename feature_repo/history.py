@@ -1,0 +1,121 @@
+"""A user's behaviours as the online store keeps them, and how new ones join them.
+
+Rows are merged here, in one place, and stored only if what they were merged with is still what is stored
+(``SwapStore``): any number of writers may tell of any event any number of times, in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+from feast import FeatureView, RepoConfig
+
+from feature_repo.event_log import COLUMNS
+from feature_repo.features import Features
+from feature_repo.views import HISTORY
+from moonstore.batch import Batch
+
+VIEW = "user_history"
+POSITION = "recent_position"
+BEHAVIOURS: Features = {
+    **{f"recent_{name}": (VIEW, pa.list_(pa.int64()), []) for name in COLUMNS},
+    POSITION: (VIEW, pa.int64(), 0),
+}
+
+
+@runtime_checkable
+class SwapStore(Protocol):
+    """An online store that compares and sets."""
+
+    def swap_columns(
+        self, config: RepoConfig, view: FeatureView, batch: Batch, guard: str, before: list[bytes]
+    ) -> np.ndarray:
+        """Write the rows whose stored value of one feature is still what it was when they were made.
+
+        Args:
+            config: of the repository.
+            view: with one join key.
+            batch: N rows of distinct entities.
+            guard: the feature.
+            before: its serialized values, empty where there was none.
+
+        Returns:
+            bool (N): which were written.
+        """
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """One user's stored behaviours, ordered by (available_us, event_id), and how many there were in all.
+
+    Attributes:
+        rows: int64 of shape (5, n): item_id, code, time_us, available_us, event_id.
+        position: count of all behaviours, those no longer stored included.
+    """
+
+    rows: np.ndarray
+    position: int
+
+    def before(self, time_us: int) -> Behaviour:
+        """What was available strictly before ``time_us``."""
+        known = self.rows[3] < time_us
+        return Behaviour(self.rows[:, known], self.position - int((~known).sum()))
+
+    def last(self, history: int) -> np.ndarray:
+        """The newest ``history`` rows."""
+        return self.rows[:, max(self.rows.shape[1] - history, 0) :]
+
+    def merged(self, new: np.ndarray) -> Behaviour:
+        """With ``new`` rows added, each event once: itself where there is nothing new, and a higher position where
+        there is.
+
+        An event that sorts before a full window is taken as one that was counted and has left it.
+        """
+        fresh = new[:, ~np.isin(new[4], self.rows[4])]
+        if self.position > self.rows.shape[1]:
+            oldest = tuple(self.rows[3:, 0])
+            fresh = fresh[:, [tuple(row) > oldest for row in fresh[3:].T]]
+        if not fresh.shape[1]:
+            return self
+        _, once = np.unique(fresh[4], return_index=True)
+        rows = np.concatenate([self.rows, fresh[:, once]], axis=1)
+        rows = rows[:, np.lexsort((rows[4], rows[3]))]
+        return Behaviour(rows[:, -HISTORY:], self.position + len(once))
+
+
+def behaviours(columns: dict[str, pa.Array]) -> list[Behaviour]:
+    """The behaviours of N users from the columns of BEHAVIOURS, null where nothing is stored."""
+    positions = columns[POSITION].fill_null(0).to_pylist()
+    lists = [columns[f"recent_{name}"] for name in COLUMNS]
+    values = [one.flatten().to_numpy() for one in lists]
+    ends = [np.append(0, np.cumsum(one.value_lengths().fill_null(0).to_numpy())).tolist() for one in lists]
+    return [
+        Behaviour(
+            np.stack([flat[end[user] : end[user + 1]] for flat, end in zip(values, ends, strict=True)]),
+            position,
+        )
+        for user, position in enumerate(positions)
+    ]
+
+
+def history_batch(user_ids: np.ndarray, of: Sequence[Behaviour]) -> Batch:
+    """The rows of ``user_history`` that say this, stamped with the newest behaviour's availability."""
+    lengths = [one.rows.shape[1] for one in of]
+    offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
+    rows = np.concatenate([one.rows for one in of], axis=1)
+    return Batch(
+        [pa.array(user_ids, pa.int64())],
+        {
+            **{
+                f"recent_{name}": pa.ListArray.from_arrays(offsets, pa.array(rows[place], pa.int64()))
+                for place, name in enumerate(COLUMNS)
+            },
+            POSITION: pa.array([one.position for one in of], pa.int64()),
+        },
+        np.array([one.rows[3, -1] for one in of], np.int64),
+        None,
+    )

@@ -1,0 +1,1 @@
+"""What comes in while the shop runs: events and items, kept, put online, folded into the log."""

@@ -1,0 +1,230 @@
+"""Events from a Redis stream or a file: read by a consumer group, ingested, and only then acknowledged.
+
+An entry that was delivered and not acknowledged is delivered again: to its consumer when that is back, or to another
+one when it stays away. Entries that are no events are set aside with a reason in ``data/dead_letter/events.jsonl``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import redis
+
+from dataset.contracts import DataError
+from feature_repo.ingest.arrivals import Event, parsed
+from feature_repo.ingest.ingestor import Ingested, Ingestor
+from feature_repo.online import StoreUnavailable
+from feature_repo.sources import DATA
+from moonstore.engine import DEAD_LETTER
+from moonstore.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+GROUP, FIELD = "moon", b"event"
+AT_ONCE = 500  # entries
+WAIT_MS, CLAIM_AFTER_MS, CLAIM_EVERY_S = 200, 5000, 1.0
+AGAIN_S = 0.05  # between tries while something does not answer
+KEPT = 1_000_000  # entries that a stream keeps, about
+DEAD = "events.jsonl"
+UNREACHABLE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+Entry = tuple[Any, bytes]  # a name to acknowledge it by, and JSON
+
+
+class Source(Protocol):
+    """Where events come from: each at least once."""
+
+    def receive(self) -> list[Entry]:
+        """The next entries, perhaps none; ConnectionError or TimeoutError of redis where it does not answer."""
+
+    def acknowledge(self, names: Sequence[Any]) -> None:
+        """These need not be delivered again."""
+
+    def again(self) -> None:
+        """Deliver what was not acknowledged once more."""
+
+    def ended(self) -> bool:
+        """There will be no more."""
+
+
+class RedisStream:
+    """A stream of a Redis server, read as one consumer of a group.
+
+    Args:
+        url: ``redis://host:port/db/stream``.
+        consumer: its name; one that comes back under its name goes on where it was.
+        group: of consumers, among which entries are shared out.
+
+    Raises:
+        StoreError: a malformed address.
+    """
+
+    def __init__(self, url: str, consumer: str, group: str = GROUP) -> None:
+        self._client, self._stream = connect(url)
+        self._group, self._consumer = group, consumer
+        self._pending: bytes | None = b"0"  # after which of our own entries to go on; None: new ones
+        self._claimed_at = 0.0
+
+    def receive(self) -> list[Entry]:
+        """Own entries of before first, then those of consumers that went away, then new ones."""
+        try:
+            return self._receive()
+        except redis.exceptions.ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            self._client.xgroup_create(self._stream, self._group, id="0", mkstream=True)
+            return []
+
+    def acknowledge(self, names: Sequence[Any]) -> None:
+        """Take entries off the group's list."""
+        if names:
+            self._client.xack(self._stream, self._group, *names)
+
+    def again(self) -> None:
+        """Start with the first entry that was not acknowledged."""
+        self._pending = b"0"
+
+    def ended(self) -> bool:
+        """A stream has no end."""
+        return False
+
+    def _receive(self) -> list[Entry]:
+        if self._pending is not None:
+            found = self._read(self._pending, None)
+            self._pending = found[-1][0] if found else None
+            return found
+        if time.monotonic() - self._claimed_at > CLAIM_EVERY_S:
+            self._claimed_at = time.monotonic()
+            claimed: Any = self._client.xautoclaim(
+                self._stream, self._group, self._consumer, CLAIM_AFTER_MS, count=AT_ONCE
+            )
+            if claimed[1]:
+                return self._whole(claimed[1])
+        return self._read(b">", WAIT_MS)
+
+    def _read(self, after: bytes, wait_ms: int | None) -> list[Entry]:
+        answer: Any = self._client.xreadgroup(
+            self._group, self._consumer, {self._stream: after}, count=AT_ONCE, block=wait_ms
+        )
+        return self._whole(answer[0][1]) if answer else []
+
+    def _whole(self, entries: Sequence[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]:
+        """Entries that the stream still holds; what it has cut off is gone, and acknowledged."""
+        self.acknowledge([name for name, fields in entries if not fields])
+        return [(name, fields.get(FIELD, b"")) for name, fields in entries if fields]
+
+
+class EventFile:
+    """A file with an event as JSON on each line, from its beginning.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lines = [
+            (number, line) for number, line in enumerate(path.read_bytes().splitlines(), 1) if line
+        ]
+
+    def receive(self) -> list[Entry]:
+        """The next lines, named by their numbers."""
+        return self._lines[:AT_ONCE]
+
+    def acknowledge(self, names: Sequence[Any]) -> None:
+        """Go on behind them."""
+        self._lines = self._lines[len(names) :]
+
+    def again(self) -> None:
+        """Nothing is delivered twice but what is still there."""
+
+    def ended(self) -> bool:
+        """Whether that was all."""
+        return not self._lines
+
+
+def connect(url: str) -> tuple[redis.Redis, str]:
+    """A client, and the name of the stream, of ``redis://host:port/db/stream``.
+
+    Raises:
+        StoreError: the address is malformed.
+    """
+    parts = urlsplit(url)
+    database, _, stream = parts.path.strip("/").partition("/")
+    if parts.scheme != "redis" or not parts.hostname or not database.isdigit() or not stream:
+        raise StoreError(f"expected an address like redis://localhost:6379/0/events, found {url!r}")
+    timeouts = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
+    return redis.Redis.from_url(url.removesuffix(f"/{stream}"), **timeouts), stream
+
+
+def send(client: redis.Redis, stream: str, events: Sequence[Event]) -> None:
+    """Append events to a stream, as whoever produces them does."""
+    with client.pipeline(transaction=False) as pipe:
+        for one in events:
+            text = one.model_dump_json(exclude_none=True)
+            pipe.xadd(stream, {FIELD: text}, maxlen=KEPT, approximate=True)
+        pipe.execute()
+
+
+def consume(
+    source: Source, ingestor: Ingestor, store_dir: Path, stop: Callable[[], bool] = lambda: False
+) -> Iterator[Ingested]:
+    """Ingest what comes until its end, or until told to stop; what does not answer is waited for.
+
+    Yields:
+        what became of each delivery.
+    """
+    dead = Path(store_dir) / DATA / DEAD_LETTER / DEAD
+    while not (source.ended() or stop()):
+        try:
+            entries = source.receive()
+            if not entries:
+                continue
+            good, bad = _parsed(entries)
+            found = _ingested(ingestor, good, bad)
+            _set_aside(dead, bad)
+            source.acknowledge([name for name, _ in entries])
+            yield replace(found, refused=len(bad))
+        except (StoreUnavailable, *UNREACHABLE) as error:
+            log.warning("waiting: %s", error)
+            source.again()
+            time.sleep(AGAIN_S)
+
+
+def _parsed(entries: Sequence[Entry]) -> tuple[list[Event], list[dict[str, str]]]:
+    good, bad = [], []
+    for name, text in entries:
+        try:
+            good.append(parsed(Event, text))
+        except DataError as error:
+            bad.append({"entry": str(name), "reason": str(error), "event": text.decode(errors="replace")})
+    return good, bad
+
+
+def _ingested(ingestor: Ingestor, events: list[Event], bad: list[dict[str, str]]) -> Ingested:
+    """Ingest all at once, or, if one is refused, one by one."""
+    if not events:
+        return Ingested(0, 0, 0)
+    try:
+        return ingestor.ingest(events)
+    except DataError as error:
+        if len(events) == 1:
+            bad.append({"entry": "", "reason": str(error), "event": events[0].model_dump_json()})
+            return Ingested(0, 0, 0)
+    total = Ingested(0, 0, 0)
+    for one in events:
+        total = total.plus(_ingested(ingestor, [one], bad))
+    return total
+
+
+def _set_aside(path: Path, bad: Sequence[dict[str, str]]) -> None:
+    if not bad:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        stream.writelines(json.dumps(one) + "\n" for one in bad)

@@ -1,0 +1,181 @@
+"""What ``moon embeddings`` does: publish a generation, switch to it, go back, and clear away what nobody needs.
+
+Vectors lie in Feast as views of their own version; what was trained on them is sealed in ``run.generations``. Feast
+is written first and the file that the service follows last, so that a step that was killed leaves the old generation
+serving and is repeated.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from run import generations
+from run.artifacts import Artifact, open_artifact
+from run.generations import Generation
+
+if TYPE_CHECKING:
+    from moonstore.engine import Report
+
+COLUMNS: dict[str, Callable[[Generation], Any]] = {
+    "generation": lambda one: one.number,
+    "published": lambda one: one.published[:16].replace("T", " "),
+    "recipe": lambda one: one.figures["recipe"],
+    "encoder": lambda one: one.artifacts["encoder"][:8],
+    "embedding": lambda one: one.artifacts["embedding"][:8],
+    "items": lambda one: f"{one.figures['items']:,}",
+    "width": lambda one: one.figures["width"],
+    "coverage": lambda one: f"{one.figures['coverage']:.4f}",
+    "anisotropy": lambda one: f"{one.figures['anisotropy']:.3f}",
+    "overlap": lambda one: _overlap(one.figures),
+}
+
+
+def publish(run: Path) -> Generation:
+    """Examine the artifacts of the run folder and keep them as its next generation; those that are one stay it.
+
+    Raises:
+        ArtifactError: they are missing, damaged, or were not made from one another and from the run's data.
+        EmbeddingError: the vectors may not serve, and nothing is published.
+        StoreError: the run has no store.
+    """
+    from dataset.tables import Dataset
+    from feature_repo.embedding_check import examine, with_content
+    from feature_repo.vectors import Vectors
+
+    artifacts = _open(run, run)
+    before = generations.current(run)
+    vectors = Vectors.open(artifacts["embedding"])
+    figures = examine(
+        vectors,
+        with_content(Dataset.open(run / "dataset").items),
+        int(artifacts["encoder"].config["widths"][0]),
+        None if before is None else Vectors.open(_embedding(run, before.generation)),
+    ).figures()
+    put_online(run, artifacts["embedding"])
+    known = generations.published(run, artifacts)
+    figures["recipe"] = artifacts["encoder"].config["recipe"]
+    figures["before"] = None if before is None else before.generation
+    return known or generations.seal(run, artifacts, figures)
+
+
+def activate(run: Path, number: int) -> Generation:
+    """Let a generation serve: the feature services read its vectors, and the service its artifacts.
+
+    Raises:
+        GenerationError: there is none with this number.
+        ArtifactError: its artifacts are damaged, or not of the run's data any more.
+    """
+    generation = generations.find(run, number)
+    _read_by_services(run, number)
+    generations.point(run, number)
+    return generation
+
+
+def rollback(run: Path) -> Generation:
+    """Let the generation serve that did before the active one.
+
+    Raises:
+        GenerationError: there is none.
+        ArtifactError: its artifacts are damaged, or not of the run's data any more.
+    """
+    number = generations.before(run)
+    if number is not None:
+        _read_by_services(run, number)
+    return generations.find(run, generations.point_back(run).generation)
+
+
+def collect(run: Path) -> list[str]:
+    """Remove all generations but the active one and the one a rollback returns to, and the vectors only they read.
+
+    The run folder's own artifacts, and their vectors, stay.
+
+    Returns:
+        what was removed, in words.
+
+    Raises:
+        GenerationError: none is active.
+    """
+    from feature_repo.embeddings import drop_embeddings
+
+    active = generations.serving(run).generation
+    kept = {active, generations.before(run)}
+    leaving = [one.number for one in generations.generations(run) if one.number not in kept]
+    generations.remove(run, leaving)
+    needed = {one.artifacts["embedding"] for one in generations.generations(run)}
+    if (run / "embedding").exists():
+        needed.add(open_artifact(run / "embedding", "embedding", "moon embed").id)
+    dropped = drop_embeddings(run / "store", needed)
+    return [f"generation {number}" for number in leaving] + [
+        f"vectors version {one.version} of embedding {one.artifact_id}" for one in dropped
+    ]
+
+
+def table(run: Path) -> str:
+    """All generations, a line each, and which serves."""
+    found, now = generations.generations(run), generations.current(run)
+    if not found:
+        return "no generation yet: run 'moon embeddings publish'"
+    rows = [list(COLUMNS), *([str(cell(one)) for cell in COLUMNS.values()] for one in found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    back = generations.before(run)
+    for line, one in enumerate(found, start=1):
+        if now is not None and one.number == now.generation:
+            lines[line] += "  active"
+        elif one.number == back:
+            lines[line] += "  rollback returns to it"
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def put_online(run: Path, embedding: Artifact) -> None:
+    """Write an embedding's vectors to the feature store and load them, those and no others."""
+    from feature_repo.embeddings import publish_embedding
+    from feature_repo.store import known_until, materialize
+
+    version = publish_embedding(run / "store", embedding)
+    reports = materialize(run / "store", known_until(run / "store"), (version.item_view, version.query_view))
+    tell(run, reports)
+
+
+def tell(run: Path, reports: dict[str, Report]) -> None:
+    """Say which rows a load set aside, and why."""
+    for report in reports.values():
+        if report.refused:
+            why = ", ".join(f"{reason}: {count}" for reason, count in report.refused.items())
+            sys.stderr.write(f"  {report.view}: set aside {why}; see {run / 'store' / report.dead_letter}\n")
+
+
+def _read_by_services(run: Path, number: int) -> None:
+    """Verify a generation and have Feast's services read its vectors."""
+    from feature_repo.embeddings import activate_embedding
+    from feature_repo.views import EmbeddingRecord
+
+    embedding = _open(run, generations.folder_of(run, number))["embedding"]
+    if EmbeddingRecord.load(run / "store").find(embedding.id) is None:  # the store was made anew
+        put_online(run, embedding)
+    activate_embedding(run / "store", embedding.id)
+
+
+def _open(run: Path, folder: Path) -> dict[str, Artifact]:
+    from dataset.split import Split
+    from dataset.tables import Dataset
+
+    artifacts = generations.open_parts(folder)
+    data = {"dataset": Dataset.open(run / "dataset").artifact, "split": Split.open(run / "split").artifact}
+    generations.require_whole(artifacts, data)
+    return artifacts
+
+
+def _embedding(run: Path, number: int) -> Artifact:
+    return open_artifact(generations.folder_of(run, number) / "embedding", "embedding", "moon embed")
+
+
+def _overlap(figures: dict[str, Any]) -> str:
+    if figures["before"] is None:
+        return "-"
+    if figures["overlap"] is None:
+        return f"{figures['common']} common items"
+    return f"{figures['overlap']:.3f} with {figures['before']}, {figures['chance']:.4f} by chance"

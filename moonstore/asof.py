@@ -1,0 +1,187 @@
+"""Point-in-time joins as native ASOF joins, where Feast plans an inequality join and a window.
+
+Feast joins every entity row with every older feature row of its key and then keeps the newest; DuckDB's ASOF join
+walks both sides once. The answers are the same (``tests/test_asof_join.py``): the newest row at or before the
+entity row's time, of equal times the one created last, nothing when that row is older than the view's time to live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import ibis
+import pandas as pd
+import pyarrow as pa
+from feast.data_source import DataSource
+from feast.feature_view import DUMMY_ENTITY_ID, FeatureView
+from feast.infra.offline_stores import offline_utils
+from feast.infra.offline_stores.ibis import IbisRetrievalJob
+from feast.infra.offline_stores.offline_store import RetrievalMetadata
+from feast.on_demand_feature_view import OnDemandFeatureView
+from ibis import _
+from ibis.expr import datatypes as dt
+
+from moonstore.errors import StoreError
+
+Reader = Callable[[DataSource, str], ibis.Table]
+UTC = dt.Timestamp(timezone="UTC", scale=6)
+ROW, AT, ORDER = "__row", "__at", "__order"  # columns of ours beside the user's
+LATEST = pd.Timestamp("2262-01-01", tz="UTC")  # sorts after whatever was created
+EARLIEST = pd.Timestamp("1678-01-01", tz="UTC")  # and before
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The rows of one view and what is wanted of them.
+
+    Attributes:
+        table: the view's source, mapped to the names the view uses.
+        time: its event timestamp.
+        created: its created timestamp, which decides between rows of one time; None: there is none.
+        keys: column of ``table`` -> column of the entity rows.
+        features: column of ``table`` -> name in the output.
+        ttl: how long a row is good for; zero or None: for ever.
+    """
+
+    table: ibis.Table
+    time: str
+    created: str | None
+    keys: dict[str, str]
+    features: dict[str, str]
+    ttl: timedelta | None
+
+
+class AsofJob(IbisRetrievalJob):
+    """Feast's job, which also checks that as many rows came back as went in."""
+
+    def __init__(self, table: ibis.Table, rows: int, **rest: Any) -> None:
+        super().__init__(table, **rest)
+        self._rows = rows
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._checked(super()._to_df_internal(timeout))
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        return self._checked(super()._to_arrow_internal(timeout))
+
+    def _checked(self, answer: Any) -> Any:
+        if len(answer) != self._rows:
+            raise StoreError(f"asked for {self._rows} rows, joined {len(answer)}")
+        return answer
+
+
+def why_not(
+    views: Sequence[FeatureView], entity_rows: object, filter_by_created_timestamp: bool
+) -> str | None:
+    """Why an ASOF join cannot answer this; None: it can."""
+    if not isinstance(entity_rows, pd.DataFrame):
+        return "the entity rows are not a data frame"
+    for view in views:
+        source = view.batch_source
+        if filter_by_created_timestamp and source is not None and source.created_timestamp_column:
+            return f"{view.name} is filtered by its created timestamp as well as by its event timestamp"
+        if DUMMY_ENTITY_ID in _keys(view):
+            return f"{view.name} has no entity"
+    return None
+
+
+def lookup(view: FeatureView, references: Sequence[str], full_names: bool, table: ibis.Table) -> Lookup:
+    """What ``references`` ("view:feature") ask of ``view``, whose source is ``table``.
+
+    Args:
+        view: a view with a batch source.
+        references: of all views.
+        full_names: whether features are to be called "view__feature".
+        table: every row of the source.
+    """
+    source = view.batch_source
+    assert source is not None
+    renamed = {new: old for old, new in source.field_mapping.items() if old in table.columns}
+    asked = [
+        name for prefix, name in (r.split(":") for r in references) if prefix == view.projection.name_to_use()
+    ]
+    prefix = f"{view.projection.name_alias or view.name}__" if full_names else ""
+    return Lookup(
+        table.rename(renamed),
+        source.timestamp_field,
+        source.created_timestamp_column or None,
+        _keys(view),
+        {name: prefix + name for name in asked},
+        view.ttl,
+    )
+
+
+def asof_job(
+    lookups: Sequence[Lookup],
+    entity_rows: pd.DataFrame,
+    transforms: Sequence[OnDemandFeatureView],
+    **rest: Any,
+) -> AsofJob:
+    """The job that joins ``entity_rows`` with every lookup.
+
+    Args:
+        lookups: one per view.
+        entity_rows: keys, one column of times and whatever else is to be carried along.
+        transforms: on-demand views that are asked for.
+        rest: what Feast's job needs besides.
+    """
+    time = offline_utils.infer_event_timestamp_from_entity_df(dict(entity_rows.dtypes))
+    stamps = entity_rows[time].infer_objects()
+    if pd.api.types.is_string_dtype(stamps) or pd.api.types.is_object_dtype(stamps):
+        stamps = pd.to_datetime(stamps, utc=True)
+    rows = entity_rows.assign(**{time: stamps})
+    joined = asof_join(rows, time, lookups)
+    substrait = [view for view in transforms if view.mode == "substrait"]
+    for view in substrait:
+        joined = view.transform_ibis(joined, rest["full_feature_names"])
+    metadata = RetrievalMetadata(
+        features=[name for one in lookups for name in one.features.values()],
+        keys=[name for name in rows.columns if name != time],
+        min_event_timestamp=stamps.min().to_pydatetime(),
+        max_event_timestamp=stamps.max().to_pydatetime(),
+    )
+    rest["on_demand_feature_views"] = [view for view in transforms if view.mode != "substrait"]
+    return AsofJob(joined, len(rows), metadata=metadata, **rest)
+
+
+def asof_join(rows: pd.DataFrame, time: str, lookups: Sequence[Lookup]) -> ibis.Table:
+    """Every row of ``rows``, in order, with the features of every lookup at its ``time``, or null."""
+    joined = ibis.memtable(rows.assign(**{ROW: range(len(rows))}))
+    joined = joined.mutate(**{AT: joined[time].cast(UTC)})
+    # Of rows with equal times the one created last is wanted: the join runs over (time, created).
+    joined = joined.mutate(**{ORDER: ibis.struct({"time": _[AT], "created": ibis.literal(LATEST, UTC)})})
+    for number, one in enumerate(lookups):
+        joined = _with(joined, one, f"__{number}_")
+    names = [*rows.columns, *(name for one in lookups for name in one.features.values())]
+    return joined.order_by(ROW).select(*names)
+
+
+def _with(rows: ibis.Table, one: Lookup, prefix: str) -> ibis.Table:
+    stamp = one.table[one.time].cast(UTC)
+    columns = {prefix + key: one.table[key] for key in one.keys}
+    columns |= {prefix + name: one.table[name] for name in one.features}
+    columns[prefix + "time"] = stamp
+    left = AT
+    if one.created:
+        left = ORDER
+        created = one.table[one.created].cast(UTC).fill_null(ibis.literal(EARLIEST, UTC))
+        columns[prefix + "time"] = ibis.struct({"time": stamp, "created": created})
+    found = (
+        one.table.filter(stamp.notnull()).select(**columns) if one.created else one.table.select(**columns)
+    )
+    same = [rows[column] == found[prefix + key] for key, column in one.keys.items()]
+    joined = rows.asof_join(found, on=rows[left] >= found[prefix + "time"], predicates=same)
+    matched = joined[prefix + "time"]
+    at = matched["time"] if one.created else matched
+    values = {name: joined[prefix + feature] for feature, name in one.features.items()}
+    if one.ttl:
+        alive = at + ibis.literal(one.ttl) >= joined[AT]
+        values = {name: alive.ifelse(value, ibis.null(value.type())) for name, value in values.items()}
+    return joined.mutate(**values).drop(*columns)
+
+
+def _keys(view: FeatureView) -> dict[str, str]:
+    return view.projection.join_key_map or {entity.name: entity.name for entity in view.entity_columns}

@@ -1,0 +1,192 @@
+"""Rows on their way into the online store: what is good to write, and what is set aside with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast import FeatureView
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.type_map import python_values_to_proto_values
+from feast.utils import make_tzaware
+from feast.value_type import ValueType
+
+from dataset.contracts import DataError
+from moonstore.encode import ARROW
+from moonstore.matrix import kinds
+
+CLOCK_SKEW = timedelta(minutes=5)  # how far ahead of ours another clock may be
+STAMP = pa.timestamp("us", "UTC")
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+EXACT = {"float": 2**24, "double": 2**53}  # integers beyond are rounded
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N rows of one view, good to write.
+
+    Attributes:
+        keys: a column per join key, in the view's order, none null.
+        features: feature -> N values, of types that cast to the features'.
+        event_us: int64 of shape (N), event times in microseconds since 1970 UTC.
+        created_us: int64 of shape (N), created timestamps; None: the source has none.
+    """
+
+    keys: list[pa.Array]
+    features: dict[str, pa.Array]
+    event_us: np.ndarray
+    created_us: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.event_us)
+
+    def entity_keys(self, view: FeatureView) -> Iterator[EntityKey]:
+        """Feast's key of each row."""
+        names = view.join_keys
+        kind = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
+        columns = [
+            python_values_to_proto_values(values.to_pylist(), kind[name])
+            for name, values in zip(names, self.keys, strict=True)
+        ]
+        for row in zip(*columns, strict=True):
+            yield EntityKey(join_keys=names, entity_values=row)
+
+
+@dataclass(frozen=True)
+class Sifted:
+    """A batch and what did not belong in it.
+
+    Attributes:
+        batch: the good rows.
+        refused: the other rows as they came, with a column ``reason``.
+    """
+
+    batch: Batch
+    refused: pa.Table
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many rows were refused, by reason."""
+        counts = pc.value_counts(self.refused.column("reason").combine_chunks())
+        return {entry["values"]: entry["counts"] for entry in counts.to_pylist()}
+
+
+def sift(view: FeatureView, rows: pa.Table, now: datetime) -> Sifted:
+    """Set rows aside that a store would take and a reader would stumble over.
+
+    A row is refused whose key or event time is null, whose event time is before 1970 or more than ``CLOCK_SKEW``
+    ahead of ``now``, whose vector has another width than its view declares, that has NaN, infinity or null inside a
+    list of numbers, an infinite number, text that is not the number it should be, an integer that a float cannot
+    hold, or a key that is not an integer though its entity's are.
+
+    Args:
+        view: with names, types and widths.
+        rows: its columns by the view's names, with the source's timestamp columns.
+        now: what counts as the future.
+
+    Raises:
+        pyarrow.ArrowInvalid: a column does not cast to its feature's type.
+    """
+    source = view.batch_source
+    assert source is not None
+    rows = rows.combine_chunks()
+    stamp = rows.column(source.timestamp_field).combine_chunks().cast(STAMP)
+    reason = np.full(rows.num_rows, "", object)
+    keys = _keys(reason, view, rows)
+    event_us = stamp.cast(pa.int64()).fill_null(0).to_numpy()
+    _mark(reason, pc.is_null(stamp), f"{source.timestamp_field} is null")
+    _mark(reason, event_us < 0, f"{source.timestamp_field} is before 1970")
+    latest = int((now + CLOCK_SKEW).timestamp() * 1e6)
+    _mark(reason, event_us > latest, f"{source.timestamp_field} is in the future")
+    features, kind = {}, kinds(view)
+    for field in view.features:
+        column = _numbers(reason, field.name, rows.column(field.name).combine_chunks(), kind[field.name])
+        _check(reason, field.name, column, kind[field.name], field.vector_length if field.vector_index else 0)
+        features[field.name] = column
+    good = pa.array(reason == "")
+    created = source.created_timestamp_column
+    created_us = (
+        rows.column(created).combine_chunks().cast(STAMP).cast(pa.int64()).fill_null(0) if created else None
+    )
+    batch = Batch(
+        [key.filter(good) for key in keys],
+        {name: column.filter(good) for name, column in features.items()},
+        event_us[reason == ""],
+        None if created_us is None else created_us.filter(good).to_numpy(),
+    )
+    refused = rows.append_column("reason", pa.array(reason, pa.string())).filter(pc.invert(good))
+    return Sifted(batch, refused)
+
+
+def refuse_future(view: str, stamps: Sequence[datetime]) -> None:
+    """Refuse rows of the future, which would keep every later one out until then.
+
+    Raises:
+        DataError: there are some.
+    """
+    latest = datetime.now(UTC) + CLOCK_SKEW
+    late = [stamp for stamp in stamps if make_tzaware(stamp) > latest]
+    if late:
+        raise DataError(
+            f"{view}: expected event times by now, found {len(late)} of {len(stamps)} in the future "
+            f"(first {late[0].isoformat()}). Check the sender's clock."
+        )
+
+
+def _keys(reason: np.ndarray, view: FeatureView, rows: pa.Table) -> list[pa.Array]:
+    """The join keys; rows are marked whose key is null, or is none: Feast would read "7", 7.9 and true as ids."""
+    keys = []
+    kind = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
+    for name in view.join_keys:
+        key = rows.column(name).combine_chunks()
+        _mark(reason, pc.is_null(key), f"{name} is null")
+        if kind[name] == ValueType.INT64 and not pa.types.is_integer(key.type):
+            _mark(reason, np.ones(len(key), bool), f"{name} is {key.type}, not an integer")
+            key = pa.nulls(len(key), pa.int64())
+        keys.append(key.cast(pa.int64()) if kind[name] == ValueType.INT64 else key)
+    return keys
+
+
+def _numbers(reason: np.ndarray, name: str, column: pa.Array, kind: str) -> pa.Array:
+    """A column of numbers written as text, as numbers; what is none is marked."""
+    dtype = ARROW.get(kind)
+    if dtype is None or pa.types.is_string(dtype) or not pa.types.is_string(column.type):
+        return column
+    found: list[Any] = []
+    for row, text in enumerate(column.to_pylist()):
+        try:
+            found.append(None if text is None else pa.scalar(text).cast(dtype).as_py())
+        except pa.ArrowInvalid:
+            found.append(None)
+            reason[row] = reason[row] or f"{name} is not a number"
+    return pa.array(found, dtype)
+
+
+def _check(reason: np.ndarray, name: str, column: pa.Array, kind: str, width: int) -> None:
+    if any(is_list(column.type) for is_list in LISTS):
+        if width:
+            length = pc.list_value_length(column)
+            _mark(reason, pc.fill_null(pc.not_equal(length, width), False), f"{name} is not of width {width}")
+        element = ARROW.get(kind.removesuffix("_list"))
+        if element is not None and pa.types.is_floating(element):
+            values = pc.list_flatten(column).cast(element)
+            bad = pc.fill_null(pc.invert(pc.is_finite(values)), True)
+            parents = pc.list_parent_indices(column).filter(bad).to_numpy()
+            mask = np.zeros(len(column), bool)
+            mask[parents] = True
+            _mark(reason, mask, f"{name} has NaN, infinity or null inside")
+    elif kind in EXACT and pa.types.is_floating(column.type):
+        _mark(reason, pc.fill_null(pc.is_inf(column), False), f"{name} is infinite")
+    elif kind in EXACT and pa.types.is_integer(column.type):
+        numbers = column.cast(pa.int64()).fill_null(0).to_numpy()
+        _mark(reason, (numbers > EXACT[kind]) | (numbers < -EXACT[kind]), f"{name} does not fit a {kind}")
+
+
+def _mark(reason: np.ndarray, bad: pa.Array | np.ndarray, says: str) -> None:
+    mask = bad if isinstance(bad, np.ndarray) else bad.to_numpy(zero_copy_only=False).astype(bool)
+    reason[mask & (reason == "")] = says

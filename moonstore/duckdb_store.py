@@ -1,0 +1,286 @@
+"""Feast's DuckDB offline store with two changes.
+
+Point-in-time joins are native ASOF joins (``moonstore.asof``), and keep the order of the rows. A source's
+relative path belongs to the repository, not to the working directory, so a run folder can be moved and two runs
+can be open at once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import duckdb
+import ibis
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from feast.data_format import ParquetFormat
+from feast.data_source import DataSource
+from feast.feature_view import FeatureView
+from feast.infra.offline_stores import duckdb as feast_duckdb
+from feast.infra.offline_stores.file_source import FileSource
+from feast.infra.offline_stores.ibis import (
+    get_historical_features_ibis,
+    pull_all_from_table_or_query_ibis,
+    pull_latest_from_table_or_query_ibis,
+)
+from feast.infra.offline_stores.offline_store import RetrievalJob
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.on_demand_feature_view import OnDemandFeatureView
+from feast.repo_config import RepoConfig
+from feast.saved_dataset import SavedDatasetStorage
+
+from moonstore.asof import Reader, asof_job, lookup, why_not
+from moonstore.batch import CLOCK_SKEW
+from moonstore.errors import StoreError
+
+# ibis 11 calls what DuckDB 2 has renamed, once per query.
+warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
+
+log = logging.getLogger(__name__)
+
+
+class DuckDBOfflineStoreConfig(feast_duckdb.DuckDBOfflineStoreConfig):
+    """The options of Feast's own store."""
+
+    type: str = "moonstore.duckdb_store.DuckDBOfflineStore"
+
+
+class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
+    """Point-in-time joins over parquet files; every entity row comes back, slates and misses included."""
+
+    @staticmethod
+    def get_historical_features(
+        config: RepoConfig,
+        feature_views: list[FeatureView],
+        feature_refs: list[str],
+        entity_df: pd.DataFrame | str,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        filter_by_created_timestamp: bool = False,
+    ) -> RetrievalJob:
+        """The newest row of each view at or before each entity row's time, in the order of the entity rows.
+
+        What an ASOF join cannot express goes through Feast's own plan, with a warning that says why.
+
+        Raises:
+            StoreError: other than one row came back for each that went in.
+        """
+        reason = why_not(feature_views, entity_df, filter_by_created_timestamp)
+        if reason is None:
+            assert isinstance(entity_df, pd.DataFrame)
+            lookups = [
+                lookup(view, feature_refs, full_feature_names, read(view.batch_source, str(config.repo_path)))
+                for view in feature_views
+            ]
+            return asof_job(
+                lookups,
+                entity_df,
+                OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+                full_feature_names=full_feature_names,
+                repo_path=str(config.repo_path),
+                **_staging(config),
+            )
+        log.warning("point-in-time join by Feast's own plan, many times slower: %s", reason)
+        return get_historical_features_ibis(
+            config=config,
+            feature_views=feature_views,
+            feature_refs=feature_refs,
+            entity_df=entity_df,
+            registry=registry,
+            project=project,
+            full_feature_names=full_feature_names,
+            filter_by_created_timestamp=filter_by_created_timestamp,
+            **readers(config, read),
+        )
+
+    @staticmethod
+    def pull_latest_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None,
+        start_date: datetime,
+        end_date: datetime,
+    ) -> RetrievalJob:
+        """The newest row of each entity in [start_date, end_date].
+
+        Of a parquet source also the rows that are nobody's newest because their key or time is null, or their time
+        is in the future: whoever writes them has to see them (``moonstore.batch.sift``).
+        """
+        columns = [*join_key_columns, *feature_name_columns, timestamp_field]
+        columns += [created_timestamp_column] if created_timestamp_column else []
+        if isinstance(data_source, FileSource) and _is_parquet(data_source):
+            path = FileSource.get_uri_for_file_path(str(config.repo_path), data_source.path)
+            _check_columns(path, columns)
+            query = newest_rows(
+                path,
+                columns,
+                join_key_columns,
+                timestamp_field,
+                created_timestamp_column,
+                start_date,
+                end_date,
+            )
+            return StreamJob(query)
+        return pull_latest_from_table_or_query_ibis(
+            config=config,
+            data_source=data_source,
+            join_key_columns=join_key_columns,
+            feature_name_columns=feature_name_columns,
+            timestamp_field=timestamp_field,
+            created_timestamp_column=created_timestamp_column,
+            start_date=start_date,
+            end_date=end_date,
+            **readers(config, read),
+        )
+
+    @staticmethod
+    def pull_all_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+    ) -> RetrievalJob:
+        """Every row in [start_date, end_date]."""
+        return pull_all_from_table_or_query_ibis(
+            config=config,
+            data_source=data_source,
+            join_key_columns=join_key_columns,
+            feature_name_columns=feature_name_columns,
+            timestamp_field=timestamp_field,
+            created_timestamp_column=created_timestamp_column,
+            start_date=start_date,
+            end_date=end_date,
+            **readers(config, read),
+        )
+
+
+def _check_columns(path: str, columns: Sequence[str]) -> None:
+    if not Path(path).exists():
+        raise StoreError(
+            f"{path}: expected the source of a view, found no file. What is online stays as it is."
+        )
+    there = set(pq.read_schema(path).names) if Path(path).is_file() else set(columns)
+    missing = [name for name in columns if name not in there]
+    if missing:
+        raise StoreError(
+            f"{path}: expected the columns {', '.join(columns)}, found none called {', '.join(missing)} "
+            f"among {', '.join(sorted(there))}. Write them, or take them out of the view and run 'feast apply'."
+        )
+
+
+class StreamJob(RetrievalJob):
+    """The rows of a DuckDB query, all at once or as they come."""
+
+    full_feature_names = False
+    on_demand_feature_views: ClassVar[list[OnDemandFeatureView]] = []
+    metadata = None
+
+    def __init__(self, query: str) -> None:
+        super().__init__()
+        self._query = query
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """The rows, at most so many at a time."""
+        with duckdb.connect() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            yield from connection.sql(self._query).to_arrow_reader(rows)
+
+    def persist(
+        self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None
+    ) -> None:
+        """Not for what is on its way online."""
+        raise NotImplementedError("rows to materialize are not a dataset to save")
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        with duckdb.connect() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            return connection.sql(self._query).to_arrow_table()
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._to_arrow_internal(timeout).to_pandas()
+
+
+def newest_rows(
+    path: str,
+    columns: Sequence[str],
+    keys: Sequence[str],
+    time: str,
+    created: str | None,
+    start: datetime,
+    end: datetime,
+) -> str:
+    """The query for the newest row of each key of a parquet file, and for those with a null or a future.
+
+    Which rows these are is found by key and time alone; the wide columns are then read once, in a stream.
+    """
+    now = _literal(datetime.now(UTC) + CLOCK_SKEW)
+    stamp = f"{_name(time)}::TIMESTAMPTZ"
+    inside = f"{stamp} BETWEEN {_literal(start)} AND {_literal(end)}"
+    order = stamp if not created else f"row({stamp}, coalesce({_name(created)}::TIMESTAMPTZ, '-infinity'))"
+    source = f"read_parquet('{path.replace(chr(39), chr(39) * 2)}', file_row_number = true)"
+    null = " OR ".join(f"{_name(column)} IS NULL" for column in (*keys, time))
+    return (
+        f"SELECT {', '.join(map(_name, columns))} FROM {source} WHERE ({inside} OR {stamp} IS NULL) AND "
+        f"({null} OR {stamp} > {now} OR file_row_number IN (SELECT arg_max(file_row_number, {order}) FROM {source} "
+        f"WHERE {inside} AND {stamp} <= {now} GROUP BY {', '.join(map(_name, keys))}))"
+    )
+
+
+def _literal(moment: datetime) -> str:
+    return f"TIMESTAMPTZ '{moment.astimezone(UTC).isoformat()}'"
+
+
+def _name(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
+
+
+def readers(config: RepoConfig, reader: Reader) -> dict[str, Any]:
+    """How Feast's ibis plans read sources and write what they answer."""
+    return {"data_source_reader": reader, **_staging(config)}
+
+
+def _staging(config: RepoConfig) -> dict[str, Any]:
+    return {
+        "data_source_writer": feast_duckdb._write_data_source,
+        "staging_location": config.offline_store.staging_location,
+        "staging_location_endpoint_override": config.offline_store.staging_location_endpoint_override,
+    }
+
+
+def read(data_source: DataSource | None, repo_path: str) -> ibis.Table:
+    """The rows of a source; a relative path is the repository's."""
+    if isinstance(data_source, FileSource) and _is_parquet(data_source):
+        return ibis.read_parquet(FileSource.get_uri_for_file_path(repo_path, data_source.path))
+    if data_source is None:
+        raise StoreError("expected a view with a batch source, found one without")
+    return feast_duckdb._read_data_source(data_source, repo_path)
+
+
+def _is_parquet(source: FileSource) -> bool:
+    local = "://" not in source.path
+    return local and (isinstance(source.file_format, ParquetFormat) or source.path.endswith(".parquet"))
+
+
+@atexit.register
+def _close() -> None:
+    # Left to the interpreter, DuckDB 2 prints a page about leaked objects at exit.
+    if ibis.options.default_backend is not None:
+        ibis.options.default_backend.disconnect()
+        ibis.options.default_backend = None
+        gc.collect()

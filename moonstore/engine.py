@@ -1,0 +1,207 @@
+"""Materialization on Arrow: the newest row per entity, streamed from the offline store into the online one.
+
+Feast's local engine makes a Python object of every value and one table of every view. Here batches go from DuckDB to
+the store's bytes column by column, in memory that does not grow with the number of rows. Rows that would harm readers
+are set aside in ``data/dead_letter`` with a reason instead of ending the run, and every run leaves a report in
+``data/materialization``. What is more than a plain view (transformations, aggregations, filters, another store) goes
+through Feast's engine.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from feast import Entity, FeatureView, RepoConfig
+from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
+from feast.infra.compute_engines.local.compute import LocalComputeEngine, LocalComputeEngineConfig
+from feast.infra.compute_engines.local.job import LocalMaterializationJob
+from feast.infra.offline_stores.offline_store import OfflineStore
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.utils import _get_column_names
+
+from moonstore.batch import Batch, sift
+from moonstore.duckdb_store import StreamJob
+from run.artifacts import write_json
+from run.progress import track
+
+ROWS_AT_ONCE = 10_000
+DATA = "data"  # of a repository: what its stores keep, beside feature_store.yaml
+DEAD_LETTER, REPORTS = "dead_letter", "materialization"
+
+
+class ArrowComputeEngineConfig(LocalComputeEngineConfig):
+    """Options of the engine.
+
+    Attributes:
+        overlap_hours: how far an incremental run reaches back behind the end of the one before it, for rows that
+            came late. Repeating rows changes nothing.
+    """
+
+    type: str = "moonstore.engine.ArrowComputeEngine"  # type: ignore[assignment]
+    overlap_hours: float = 48.0
+
+
+@runtime_checkable
+class ColumnStore(Protocol):
+    """An online store that takes columns."""
+
+    def write_columns(self, config: RepoConfig, view: FeatureView, batch: Batch) -> int:
+        """Write the rows that are not older than the stored ones; how many that was."""
+
+
+@dataclass
+class Report:
+    """What became of the rows of one view.
+
+    Attributes:
+        view: its name.
+        start, end: the interval, ISO 8601.
+        rows: read.
+        written: of those; the others were older than what is stored, or refused.
+        refused: rows set aside, by reason.
+        dead_letter: where they are, relative to the repository; empty without any.
+        seconds: it took.
+    """
+
+    view: str
+    start: str
+    end: str
+    rows: int = 0
+    written: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+    dead_letter: str = ""
+    seconds: float = 0.0
+
+    @classmethod
+    def load(cls, repository: Path, view: str) -> Report:
+        """The report of the last run."""
+        return cls(**json.loads((repository / DATA / REPORTS / f"{view}.json").read_text()))
+
+    def save(self, repository: Path) -> None:
+        """Write the report, whole or not at all."""
+        folder = repository / DATA / REPORTS
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{self.view}.json", asdict(self))
+
+
+class ArrowComputeEngine(LocalComputeEngine):
+    """Feast's engine, with plain views materialized on Arrow."""
+
+    def __init__(self, overlap_hours: float = 48.0, type: str = "", **rest: Any) -> None:
+        super().__init__(**rest)
+        self.overlap = timedelta(hours=overlap_hours)
+
+    def _materialize_one(
+        self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
+    ) -> LocalMaterializationJob:
+        view = task.feature_view
+        if not (_plain(view) and isinstance(self.online_store, ColumnStore)):
+            return super()._materialize_one(registry, task, **kwargs)
+        name = f"{view.name}-{task.start_time}-{task.end_time}"
+        try:
+            self._load(registry, task, self.online_store)
+        except Exception as error:  # Feast raises it again after putting the view's state back
+            return LocalMaterializationJob(name, MaterializationJobStatus.ERROR, error=error)
+        return LocalMaterializationJob(name, MaterializationJobStatus.SUCCEEDED)
+
+    def _load(self, registry: BaseRegistry, task: MaterializationTask, store: ColumnStore) -> None:
+        view, repository, began = task.feature_view, Path(self.repo_config.repo_path or "."), time.monotonic()
+        start = task.start_time
+        if any(end == start for _, end in view.materialization_intervals):
+            start -= self.overlap
+        report = Report(view.name, start.isoformat(), task.end_time.isoformat())
+        dead = DeadLetters(repository / DATA / DEAD_LETTER / f"{view.name}.parquet")
+        with dead:
+            entities = [registry.get_entity(name, task.project) for name in view.entities]
+            batches = newest(self.repo_config, self.offline_store, view, entities, start, task.end_time)
+            for rows in track(batches, view.name, unit=f"x {ROWS_AT_ONCE:,} rows"):
+                sifted = sift(view, rows, datetime.now(UTC))
+                dead.add(sifted.refused)
+                for reason, count in sifted.reasons.items():
+                    report.refused[reason] = report.refused.get(reason, 0) + count
+                report.rows += rows.num_rows
+                if len(sifted.batch):
+                    report.written += store.write_columns(self.repo_config, view, sifted.batch)
+        report.dead_letter = str(dead.path.relative_to(repository)) if report.refused else ""
+        report.seconds = time.monotonic() - began
+        report.save(repository)
+
+
+def newest(
+    config: RepoConfig,
+    offline_store: OfflineStore,
+    view: FeatureView,
+    entities: Sequence[Entity],
+    start: datetime,
+    end: datetime,
+) -> Iterator[pa.Table]:
+    """What a load reads: the newest row of each entity in [start, end], by the names of the view."""
+    keys, features, stamp, created = _get_column_names(view, list(entities))
+    source = view.batch_source
+    assert source is not None
+    job = offline_store.pull_latest_from_table_or_query(
+        config, source, keys, features, stamp, created, start, end
+    )
+    for batch in _batches(job):
+        table = pa.Table.from_batches([batch])
+        yield table.rename_columns([source.field_mapping.get(name, name) for name in table.column_names])
+
+
+class DeadLetters:
+    """The refused rows of a run in one parquet file, which replaces that of the run before.
+
+    Args:
+        path: of the file; there is none without refused rows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temporary = path.with_suffix(".parquet.tmp")
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> DeadLetters:
+        return self
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if failed is not None:
+            self._temporary.unlink(missing_ok=True)
+        elif self._writer is not None:
+            self._temporary.replace(self.path)
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def add(self, rows: pa.Table) -> None:
+        """Keep some rows."""
+        if not rows.num_rows:
+            return
+        if self._writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(self._temporary, rows.schema)
+        self._writer.write_table(rows)
+
+
+def _batches(job: Any) -> Iterator[pa.RecordBatch]:
+    if isinstance(job, StreamJob):
+        yield from job.batches(ROWS_AT_ONCE)
+    else:
+        yield from job.to_arrow().to_batches(max_chunksize=ROWS_AT_ONCE)
+
+
+def _plain(view: FeatureView) -> bool:
+    more = ("aggregations", "feature_transformation", "filter", "source_views")
+    return (
+        type(view) is FeatureView
+        and view.batch_source is not None
+        and not view.offline
+        and not any(getattr(view, name, None) for name in more)
+    )

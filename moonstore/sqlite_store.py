@@ -1,0 +1,224 @@
+"""Feast's SQLite online store, which also reads and writes columns, and keeps the newest row.
+
+Feast's reader fetches every feature of a view whichever are asked for, and makes a time of every value's stamp. This
+one leaves the others' bytes in the file and makes one per entity; the tables are the same. Feast keeps event times
+to the second here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+from feast import FeatureView, RepoConfig
+from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.infra.online_stores import sqlite as feast_sqlite
+from feast.infra.online_stores.helpers import extract_text_and_num
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.utils import to_naive_utc
+
+from moonstore.batch import Batch, refuse_future
+from moonstore.decode import decode
+from moonstore.encode import encode
+from moonstore.freshness import FreshReads
+from moonstore.matrix import Asked, Matrix, Reader, entity_key, kinds
+
+AT_ONCE = 10_000  # entities of a query; SQLite takes 32,766 parameters
+TEXT = ("string", "int32", "int64", "float", "double", "bool")  # types that Feast keeps as text as well
+UPSERT = """
+INSERT INTO {table} AS stored (entity_key, feature_name, value, value_text, event_ts, created_ts)
+VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (entity_key, feature_name) DO UPDATE SET
+    value = excluded.value, value_text = excluded.value_text,
+    event_ts = excluded.event_ts, created_ts = excluded.created_ts
+WHERE excluded.event_ts > stored.event_ts
+   OR excluded.event_ts = stored.event_ts AND coalesce(excluded.created_ts, 0) >= coalesce(stored.created_ts, 0)
+"""
+
+
+class SqliteOnlineStoreConfig(feast_sqlite.SqliteOnlineStoreConfig):
+    """The options of Feast's own store."""
+
+    type: str = "moonstore.sqlite_store.SqliteOnlineStore"  # type: ignore[assignment]
+
+
+class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
+    """One file: the embedded default."""
+
+    def matrix_reader(self, config: RepoConfig, asked: Asked) -> Reader | None:
+        """Reads several views of N entities, a query each (see ``moonstore.matrix``); None: several join keys."""
+        if any(len(view.join_keys) != 1 for view, _ in asked):
+            return None
+
+        def read(ids: np.ndarray) -> list[Matrix]:
+            unique, row = np.unique(ids, return_inverse=True)
+            return [self._read(config, view, list(features), unique, row) for view, features in asked]
+
+        return read
+
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Write rows that are not older than the stored ones.
+
+        Raises:
+            DataError: a row claims to be of the future; none is written.
+        """
+        refuse_future(table.name, [stamp for _, _, stamp, _ in data])
+        if _more(config):
+            super().online_write_batch(config, table, data, progress)
+            return
+        version = config.entity_key_serialization_version
+        rows = (
+            (
+                serialize_entity_key(key, version),
+                name,
+                value.SerializeToString(),
+                _text(value),
+                *_stamps(stamp, created),
+            )
+            for key, values, stamp, created in data
+            for name, value in values.items()
+        )
+        self._write(config, table, rows)
+        if progress:
+            progress(len(data))
+
+    def write_columns(self, config: RepoConfig, view: FeatureView, batch: Batch) -> int:
+        """Write the rows of a batch that are not older than the stored ones; how many that was."""
+        if _more(config):
+            self._by_feast(config, view, batch)
+            return len(batch)
+        cells = _cells(config, view, batch)
+        return self._write(config, view, cells) // max(len(batch.features), 1)
+
+    def swap_columns(
+        self, config: RepoConfig, view: FeatureView, batch: Batch, guard: str, before: list[bytes]
+    ) -> np.ndarray:
+        """Write the rows whose stored ``guard`` is still ``before`` (see ``feature_repo.history``)."""
+        table = feast_sqlite._quote_id(self._table(config, view))
+        connection = self._get_conn(config)
+        keys = _keys(config, view, batch)
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")  # nobody else writes between the look and the write
+            query = f"SELECT value FROM {table} WHERE entity_key = ? AND feature_name = ?"
+            found = [connection.execute(query, (key, guard)).fetchone() for key in keys]
+            same = np.array(
+                [(row[0] if row else b"") == then for row, then in zip(found, before, strict=True)], bool
+            )
+            cells = _cells(config, view, batch)
+            count = len(batch)
+            some = (cell for place, cell in enumerate(cells) if same[place % count])
+            connection.executemany(UPSERT.format(table=table), some)
+        return same
+
+    def _by_feast(self, config: RepoConfig, view: FeatureView, batch: Batch) -> None:
+        kind = kinds(view)
+        values = {name: encode(column, kind[name]) for name, column in batch.features.items()}
+        event = map(_moment, batch.event_us.tolist())
+        created = repeat(None) if batch.created_us is None else map(_moment, batch.created_us.tolist())
+        columns = zip(*values.values(), strict=True)
+        rows = zip(batch.entity_keys(view), columns, event, created, strict=False)  # created may be endless
+        data = [
+            (key, {name: Value.FromString(one) for name, one in zip(values, row, strict=True)}, at, since)
+            for key, row, at, since in rows
+        ]
+        super().online_write_batch(config, view, data, None)
+
+    def _write(self, config: RepoConfig, view: FeatureView, rows: Iterable[tuple[Any, ...]]) -> int:
+        table = feast_sqlite._quote_id(self._table(config, view))
+        connection = self._get_conn(config)
+        with connection:
+            cursor = connection.executemany(UPSERT.format(table=table), rows)
+        return cursor.rowcount
+
+    def _table(self, config: RepoConfig, view: FeatureView) -> str:
+        name: str = feast_sqlite._table_id(
+            config.project, view, config.registry.enable_online_feature_view_versioning
+        )
+        return name
+
+    def _read(
+        self, config: RepoConfig, view: FeatureView, features: list[str], ids: np.ndarray, row: np.ndarray
+    ) -> Matrix:
+        version = config.entity_key_serialization_version
+        keys = [serialize_entity_key(entity_key(view, one), version) for one in ids.tolist()]
+        place = {key: number for number, key in enumerate(keys)}
+        table = self._table(config, view)
+        values: dict[str, list[bytes | None]] = {name: [None] * len(keys) for name in features}
+        stamps: list[int | None] = [None] * len(keys)
+        wanted = ",".join("?" * len(features))
+        connection = self._get_conn(config)
+        for start in range(0, len(keys), AT_ONCE):
+            some = keys[start : start + AT_ONCE]
+            query = (
+                # Not the bare column: Feast has SQLite make a datetime of that, value by value.
+                f"SELECT entity_key, feature_name, CASE WHEN feature_name IN ({wanted}) THEN value END, "
+                f"CAST(event_ts AS INTEGER) FROM {feast_sqlite._quote_id(table)} "
+                f"WHERE entity_key IN ({','.join('?' * len(some))})"
+            )
+            for key, name, value, stamp in connection.execute(query, [*features, *some]):
+                at = place[key]
+                stamps[at] = stamp
+                if value is not None:
+                    values[name][at] = value
+        found = np.array([stamp is not None for stamp in stamps], bool)
+        event_us = np.array([0 if stamp is None else _event_us(stamp) for stamp in stamps], np.int64)
+        kind = kinds(view)
+        columns = {name: decode(values[name], kind[name]).take(row) for name in features}
+        return Matrix(columns, found[row], event_us[row])
+
+
+def _keys(config: RepoConfig, view: FeatureView, batch: Batch) -> list[bytes]:
+    version = config.entity_key_serialization_version
+    return [serialize_entity_key(key, version) for key in batch.entity_keys(view)]
+
+
+def _cells(config: RepoConfig, view: FeatureView, batch: Batch) -> Iterator[tuple[Any, ...]]:
+    """Rows of the table: every entity's value of the first feature, of the second, ..."""
+    keys = _keys(config, view, batch)
+    event = [_stored(stamp) for stamp in batch.event_us.tolist()]
+    created: list[int | None] = [None] * len(keys)
+    if batch.created_us is not None:
+        created = [_stored(stamp) for stamp in batch.created_us.tolist()]
+    kind = kinds(view)
+    for name, column in batch.features.items():
+        values = encode(column, kind[name])
+        texts = [_text(Value.FromString(one)) if kind[name] in TEXT else None for one in values]
+        yield from zip(keys, repeat(name), values, texts, event, created, strict=False)
+
+
+def _event_us(stamp: int) -> int:
+    # Feast writes UTC's clock as if it were the local one, and reads it back so.
+    return int(datetime.fromtimestamp(stamp).replace(tzinfo=UTC).timestamp()) * 1_000_000
+
+
+def _moment(event_us: int) -> datetime:
+    return datetime.fromtimestamp(event_us / 1e6, UTC)
+
+
+def _stored(event_us: int) -> int:
+    return int(datetime.fromtimestamp(event_us // 1_000_000, UTC).replace(tzinfo=None).timestamp())
+
+
+def _stamps(event: datetime, created: datetime | None) -> tuple[int, int | None]:
+    seconds = int(to_naive_utc(event).timestamp())
+    return seconds, None if created is None else int(to_naive_utc(created).timestamp())
+
+
+def _text(value: Value) -> str | None:
+    text: str | None = extract_text_and_num(value, False)[0]
+    return text
+
+
+def _more(config: RepoConfig) -> bool:
+    """Whether Feast is to keep vectors or numbers in columns of their own as well."""
+    return config.online_store.vector_enabled or config.online_store.enable_openai_compatible_store

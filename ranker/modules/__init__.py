@@ -1,0 +1,1 @@
+"""What the click model is made of, one idea a file."""

@@ -1,0 +1,113 @@
+"""CUBE, the content-based user behaviour extractor (MOON, arXiv 2511.11305, figure 5).
+
+Content similarity between a candidate and the user's behaviours weighs both the id embeddings and the content
+vectors of those behaviours.
+
+Legend: R requests, N candidates, L behaviours, K most behaviours, D id width, V vector width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ranker.modules.attention import masked_softmax
+
+TEMPERATURE = 0.1
+
+
+@dataclass(frozen=True)
+class Content:
+    """Frozen multimodal vectors of a batch, unit norm, zeros where unknown.
+
+    Attributes:
+        target_RNV: of the candidates, r_t.
+        history_RLV: of the behaviours, r_b.
+        history_known_RL: bool, behaviours that have a vector.
+        query_RV: of the query, r_q.
+        query_known_R: bool, requests that have one.
+    """
+
+    target_RNV: Tensor
+    history_RLV: Tensor
+    history_known_RL: Tensor
+    query_RV: Tensor
+    query_known_R: Tensor
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The content branches of CUBE (the id branches are id embeddings and target attention).
+
+    Attributes:
+        similarity_RNK: {s_b}, s_b = cos(r_b, r_t), last slot newest, zeros where unknown.
+        summary_RN3: softmax-weighted, mean and largest s_b.
+        fusion_RND: fusion-interest, sum of w(s_b) e_b.
+        content_RNV: content-interest, sum of w(s_b) r_b.
+        target_RNV: r_t.
+        query_target_RN1: cos(r_t, r_q), 0 without a query.
+        query_RV: r_q, zeros without a query.
+        query_behaviour_RK: cos(r_q, r_b), zeros without a query.
+    """
+
+    similarity_RNK: Tensor
+    summary_RN3: Tensor
+    fusion_RND: Tensor
+    content_RNV: Tensor
+    target_RNV: Tensor
+    query_target_RN1: Tensor
+    query_RV: Tensor
+    query_behaviour_RK: Tensor
+
+
+class Cube(nn.Module):
+    """The content side of CUBE.
+
+    The figure does not show what w is; here w = softmax(s / temperature) with a learned temperature over the
+    behaviours that have a vector (our inference). cos(r_q, r_b) and the summaries of {s_b} are our reading of
+    "interaction between any modality". A candidate without a vector has s_b = 0: its interests are means.
+
+    Args:
+        history: K.
+    """
+
+    def __init__(self, history: int) -> None:
+        super().__init__()
+        self.history = history
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(TEMPERATURE)))
+
+    def forward(self, content: Content, history_RLD: Tensor) -> Branches:
+        """All branches of a batch.
+
+        Args:
+            content: the batch's vectors.
+            history_RLD: id embeddings of the behaviours, e_b.
+        """
+        known = content.history_known_RL
+        similarity = content.target_RNV @ content.history_RLV.transpose(1, 2)
+        weight = masked_softmax(similarity / self.log_temperature.exp(), known)
+        query = content.query_RV * content.query_known_R[:, None]
+        missing = self.history - similarity.shape[-1]
+        return Branches(
+            similarity_RNK=functional.pad(similarity, (missing, 0)),
+            summary_RN3=_summary(similarity, weight, known),
+            fusion_RND=weight @ history_RLD,
+            content_RNV=weight @ content.history_RLV,
+            target_RNV=content.target_RNV,
+            query_target_RN1=content.target_RNV @ query[:, :, None],
+            query_RV=query,
+            query_behaviour_RK=functional.pad(
+                (content.history_RLV @ query[:, :, None])[..., 0], (missing, 0)
+            ),
+        )
+
+
+def _summary(similarity_RNL: Tensor, weight_RNL: Tensor, known_RL: Tensor) -> Tensor:
+    weighted = (weight_RNL * similarity_RNL).sum(-1)
+    mean = similarity_RNL.sum(-1) / known_RL.sum(-1).clamp(min=1)[:, None]
+    largest = similarity_RNL.masked_fill(~known_RL[:, None], -1).amax(-1)
+    return torch.stack([weighted, mean, largest * known_RL.any(-1)[:, None]], dim=-1)

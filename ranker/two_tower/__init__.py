@@ -1,0 +1,1 @@
+"""The retrieval towers: model, sampled negatives, training."""

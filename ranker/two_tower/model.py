@@ -1,0 +1,165 @@
+"""Two towers: a user and an item meet in one space, so retrieval is a nearest-neighbour search.
+
+Legend: R requests, M items, L behaviours, D id width, V vector width, E tower width (2 D).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchrec import KeyedJaggedTensor
+
+from ranker.inputs.id_tables import collection, lookup
+
+TEMPERATURE = 0.07
+LARGEST_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class UserSide:
+    """R requests as the user tower reads them; padded as in ``ranker.inputs.batch``.
+
+    Attributes:
+        requests: keys ``age_band`` and ``segment`` (others are ignored).
+        behaviours: keys ``code`` and ``age``, R·L slots.
+        numbers: float32 [R, F].
+        remembered: bool [R, L].
+        history_content: float32 [R, L, V].
+        query_content: float32 [R, V], zeros without a query.
+    """
+
+    requests: KeyedJaggedTensor
+    behaviours: KeyedJaggedTensor
+    numbers: Tensor
+    remembered: Tensor
+    history_content: Tensor
+    query_content: Tensor
+
+
+@dataclass(frozen=True)
+class ItemSide:
+    """M items as the item tower reads them.
+
+    Attributes:
+        candidates: keys ``category``, ``category_top``, ``spu``, ``attributes``, M rows.
+        content: float32 [M, V], zeros where unknown.
+    """
+
+    candidates: KeyedJaggedTensor
+    content: Tensor
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """Everything that fixes the two towers' tensors.
+
+    Attributes:
+        item_rows, candidate_rows, request_rows, behaviour_rows: rows of the id tables, by name.
+        id_width: D.
+        content_width: V; 0: id-only.
+        request_numbers: how many numbers a request has.
+        id_dropout: share of items whose id is hidden in training, so that content carries cold items.
+        table_learning_rate: of the tables' row-wise Adagrad.
+    """
+
+    item_rows: Mapping[str, int]
+    candidate_rows: Mapping[str, int]
+    request_rows: Mapping[str, int]
+    behaviour_rows: Mapping[str, int]
+    id_width: int
+    content_width: int
+    request_numbers: int
+    id_dropout: float
+    table_learning_rate: float
+
+
+class TwoTowerModel(nn.Module):
+    """The network; ids of both towers come from one item table, looked up once per batch."""
+
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        ids, rate = shape.id_width, shape.table_learning_rate
+        self.width = 2 * ids
+        self.id_dropout = shape.id_dropout
+        self.items = collection(shape.item_rows, self.width, rate)
+        self.candidates = collection(shape.candidate_rows, self.width, rate)
+        self.requests = collection(shape.request_rows, self.width, rate)
+        self.behaviours = collection(shape.behaviour_rows, self.width, rate)
+        self.content = nn.Linear(shape.content_width, self.width, bias=False) if shape.content_width else None
+        self.attend = nn.Parameter(torch.zeros(self.width))
+        self.recency = nn.Linear(self.width, 1, bias=False)
+        context = self.width * (2 + len(shape.request_rows)) + shape.request_numbers
+        self.user_mix = nn.Sequential(
+            nn.Linear(context, 2 * self.width), nn.SiLU(), nn.Linear(2 * self.width, self.width)
+        )
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / TEMPERATURE)))
+
+    def item_ids(self, ids: KeyedJaggedTensor) -> Tensor:
+        """Id embeddings, float32 [bags, E], some hidden while training."""
+        found = lookup(self.items, ids)
+        if self.training and self.id_dropout:
+            found = found * (torch.rand(len(found), 1) >= self.id_dropout)
+        return found
+
+    def user(self, side: UserSide, behaved_RLE: Tensor) -> Tensor:
+        """User vectors, float32 [R, E], unit norm.
+
+        A history is pooled by attention over what the items are and how long ago they were met; the pooled
+        item is the user's first guess, and profile and query correct it.
+
+        Args:
+            side: the requests.
+            behaved_RLE: id embeddings of the behaviours.
+        """
+        requests, memory = side.remembered.shape
+        kind = lookup(self.behaviours, side.behaviours).view(requests, memory, 2, self.width).sum(2)
+        score = behaved_RLE @ self.attend + self.recency(kind)[..., 0]
+        if self.content is not None:
+            score = score + side.history_content @ (self.content.weight.T @ self.attend)
+        score = score.masked_fill(~side.remembered, torch.finfo(score.dtype).min)
+        share = torch.softmax(score, dim=-1) * side.remembered
+        pooled = (share[:, None] @ behaved_RLE)[:, 0]
+        asked = torch.zeros_like(pooled)
+        if self.content is not None:
+            pooled = pooled + self.content((share[:, None] @ side.history_content)[:, 0])
+            asked = self.content(side.query_content)
+        context = [pooled, asked, lookup(self.requests, side.requests), side.numbers]
+        return functional.normalize(pooled + asked + self.user_mix(torch.cat(context, dim=-1)), dim=-1)
+
+    def item(self, side: ItemSide, ids_ME: Tensor) -> Tensor:
+        """Item vectors, float32 [M, E], unit norm: id + category + attributes + projected content."""
+        parts = lookup(self.candidates, side.candidates).view(len(ids_ME), -1, self.width).sum(1)
+        whole = ids_ME + parts
+        if self.content is not None:
+            whole = whole + self.content(side.content)
+        return functional.normalize(whole, dim=-1)
+
+    def scale(self) -> Tensor:
+        """One over the temperature, at most 100."""
+        return self.log_scale.exp().clamp(max=LARGEST_SCALE)
+
+
+def sampled_softmax(
+    score_PM: Tensor, positive_P: Tensor, chance_M: Tensor, excluded_PM: Tensor | None = None
+) -> Tensor:
+    """Softmax cross-entropy over sampled items, unbiased towards popular ones.
+
+    Every logit is lowered by the logarithm of its item's chance of being in the sample (Yi et al., RecSys
+    2019, section 3), so that scores come to rank by log p(item | user), not by its ratio to popularity. The
+    sampled items are distinct, so that chance, not the number of draws, over-represents an item.
+
+    Args:
+        score_PM: float32, P positives against M sampled items.
+        positive_P: int64, the column of each positive.
+        chance_M: float32 in (0, 1], each sampled item's chance of being in a sample.
+        excluded_PM: bool, columns that are positives of the same request in other rows.
+    """
+    logit = score_PM - chance_M.log()
+    if excluded_PM is not None:
+        logit = logit.masked_fill(excluded_PM, torch.finfo(logit.dtype).min)
+    return functional.cross_entropy(logit, positive_P)

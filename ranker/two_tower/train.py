@@ -1,0 +1,270 @@
+"""Two-tower retrieval: training with sampled softmax, and user and item vectors afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from feature_repo.frame import Frame
+from feature_repo.vectors import Vectors
+from ranker.fit import Plan, fit
+from ranker.inputs.columns import (
+    BAG,
+    CANDIDATE_IDS,
+    ITEM,
+    REQUEST_NUMBERS,
+    Inputs,
+    TrainingRequests,
+    learn_inputs,
+    one_array,
+    require_columns,
+)
+from ranker.inputs.frame_encoder import (
+    AGE_BUCKETS,
+    CODES,
+    FrameEncoder,
+    select_requests,
+)
+from ranker.score import CONFIG, require_vectors
+from ranker.two_tower.model import TowerShape, TwoTowerModel, sampled_softmax
+from ranker.two_tower.negatives import Sample, Sampler, item_side, user_side
+from ranker.weights import load_weights, save_weights
+from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
+from run.sizes import Size
+
+MADE_BY = "moon retrieval"
+PROFILE_IDS = ("age_band", "segment")
+EPOCHS = 10
+PATIENCE = 2
+LEARNING_RATE = 2e-3
+TABLE_LEARNING_RATE = 0.02
+ID_DROPOUT = 0.2
+ROWS = 4096  # requests or items encoded at once
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """A two-tower model, completely; fields as in ``ranker.score.CtrConfig``."""
+
+    inputs: Inputs
+    id_width: int
+    content_width: int
+    embedding_id: str | None
+
+    @classmethod
+    def read(cls, path: Path) -> TowerConfig:
+        """Read ``config.json``.
+
+        Raises:
+            ArtifactError: keys missing or unknown.
+        """
+        content = json.loads(path.read_text())
+        try:
+            return cls(**{**content, "inputs": Inputs.from_json(content["inputs"])})
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"{path}: not a two-tower configuration ({error}). Run '{MADE_BY}'."
+            ) from None
+
+    def build(self) -> TwoTowerModel:
+        """The untrained model."""
+        rows = self.inputs.rows
+        return TwoTowerModel(
+            TowerShape(
+                item_rows={ITEM: rows[ITEM]},
+                candidate_rows={name: rows[name] for name in (*CANDIDATE_IDS, BAG)},
+                request_rows={name: rows[name] for name in PROFILE_IDS},
+                behaviour_rows={"code": CODES, "age": AGE_BUCKETS},
+                id_width=self.id_width,
+                content_width=self.content_width,
+                request_numbers=len(REQUEST_NUMBERS),
+                id_dropout=ID_DROPOUT,
+                table_learning_rate=TABLE_LEARNING_RATE,
+            )
+        )
+
+
+class TwoTower:
+    """A trained two-tower model.
+
+    Attributes:
+        artifact: where it came from; None while it is being trained.
+    """
+
+    def __init__(self, model: TwoTowerModel, encoder: FrameEncoder, artifact: Artifact | None = None) -> None:
+        self.model, self.encoder, self.artifact = model, encoder, artifact
+
+    @classmethod
+    def open(cls, path: Path, vectors: Vectors | None) -> TwoTower:
+        """Open an artifact of kind "two_tower".
+
+        Raises:
+            ArtifactError: damaged, tensors missing or not finite, or trained with another embedding.
+        """
+        artifact = open_artifact(path, "two_tower", MADE_BY)
+        config = TowerConfig.read(artifact.file(CONFIG))
+        require_vectors(path, config.embedding_id, vectors, MADE_BY)
+        model = config.build()
+        load_weights(model, artifact.file("model.safetensors"), MADE_BY)
+        return cls(model.eval(), FrameEncoder(config.inputs, vectors), artifact)
+
+    @property
+    def width(self) -> int:
+        """Width of user and item vectors."""
+        return self.model.width
+
+    def with_vectors(self, vectors: Vectors) -> TwoTower:
+        """The same towers, reading vectors of the same embedding: of more items than when they were trained."""
+        return TwoTower(self.model, FrameEncoder(self.encoder.inputs, vectors), self.artifact)
+
+    def user_vectors(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
+        """Users as of their requests, float32 [R, E], unit norm; the frame's candidates are not looked at.
+
+        Args:
+            frame: R requests with histories.
+            query_vectors: float32 [R, V] of searches without a ``query_id``, zeros where there is none.
+
+        Raises:
+            DataError: the requests lack columns the model was trained with.
+        """
+        parts = [np.empty((0, self.width), dtype=np.float32)]
+        whole = Frame(
+            frame.requests, frame.candidates.slice(0, 0), np.zeros_like(frame.offsets), frame.history
+        )
+        for start in range(0, len(frame), ROWS):
+            rows = np.arange(start, min(start + ROWS, len(frame)))
+            given = None if query_vectors is None else query_vectors[rows]
+            part = whole if len(rows) == len(frame) else select_requests(whole, rows)
+            side, remembered = user_side(self.encoder, part, given)
+            ids = self.encoder.item_ids(
+                part.history.item_id[:0], part.history.item_id, remembered[:, :0], remembered
+            )
+            with torch.no_grad():
+                behaved = self.model.item_ids(ids).view(*remembered.shape, -1)
+                parts.append(self.model.user(side, behaved).numpy())
+        return np.concatenate(parts)
+
+    def item_vectors(self, items: pa.Table) -> np.ndarray:
+        """Items, float32 [N, E], unit norm, in the order given.
+
+        Args:
+            items: N rows with item_id, category, category_top, spu, attributes, as in ``Frame.candidates``.
+
+        Raises:
+            DataError: a column is missing.
+        """
+        require_columns(items, (ITEM, BAG, *CANDIDATE_IDS), "catalogue")
+        parts = [np.empty((0, self.width), dtype=np.float32)]
+        for start in range(0, len(items), ROWS):
+            rows = items.slice(start, ROWS)
+            ids = one_array(rows[ITEM]).to_numpy(zero_copy_only=False)
+            everywhere = np.ones((1, len(rows)), dtype=bool)
+            with torch.no_grad():
+                embedded = self.model.item_ids(
+                    self.encoder.item_ids(ids, ids[:0], everywhere, everywhere[:, :0])
+                )
+                parts.append(self.model.item(item_side(self.encoder, rows), embedded).numpy())
+        return np.concatenate(parts)
+
+
+def train_two_tower(
+    train: TrainingRequests,
+    vectors: Vectors | None,
+    catalogue: pa.Table,
+    size: Size,
+    out: Path,
+    parents: Mapping[str, Artifact],
+    seed: int = 0,
+    epochs: int | None = None,
+) -> Artifact:
+    """Train two towers and write an artifact of kind "two_tower" with the vectors of the whole catalogue.
+
+    Negatives are the other positives of a batch and items drawn evenly from the catalogue; logits are
+    corrected by each item's chance of being drawn (see ``ranker.two_tower.negatives``).
+
+    Args:
+        train: requests whose candidates with ``label`` > 0 are the positives; the others are not used.
+        vectors: the embedding; None: id-only towers.
+        catalogue: N rows with item_id, category, category_top, spu, attributes, as in ``Frame.candidates``.
+        size: fixes widths and history.
+        out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
+        parents: what it was made from, by role.
+        seed: equal seeds give equal weights.
+        epochs: at most so many passes, 10 by default.
+
+    Raises:
+        DataError: no positives, positives outside the catalogue, or columns missing.
+        TrainingError: the loss or a gradient is not finite.
+    """
+    require_columns(catalogue, (ITEM, BAG, *CANDIDATE_IDS), "catalogue")
+    catalogue = catalogue.sort_by(ITEM).combine_chunks()
+    inputs, _ = learn_inputs(train, size.history)
+    config = TowerConfig(
+        inputs,
+        size.id_width,
+        0 if vectors is None else vectors.width,
+        None if vectors is None else vectors.id,
+    )
+    encoder = FrameEncoder(inputs, vectors)
+    sampler = Sampler(train, catalogue, encoder, seed)
+    torch.manual_seed(seed)
+    model = config.build()
+    plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, LEARNING_RATE, seed)
+    partial = out.with_name(out.name + ".partial")
+    outcome = fit(
+        model,
+        plan,
+        batches=lambda epoch: sampler.batches(sampler.learned, epoch),
+        loss=lambda sample: _loss(model, sample),
+        validate=(lambda: _mean_loss(model, sampler)) if len(sampler.held_out) else None,
+        partial=partial,
+        identity={
+            "config": asdict(config),
+            "plan": asdict(plan) | {"epochs": None},
+            "requests": len(train),
+            "parents": {role: parent.id for role, parent in parents.items()},
+        },
+        description=f"train {out.name}",
+    )
+    towers = TwoTower(model.eval(), encoder)
+    manifest = {
+        "size": size.name,
+        "seed": seed,
+        "width": towers.width,
+        "embedding_id": config.embedding_id,
+        "outcome": asdict(outcome),
+    }
+    with write_artifact(out, "two_tower", manifest, parents) as folder:
+        save_weights(model, folder)
+        (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
+        ids = one_array(catalogue[ITEM]).to_numpy(zero_copy_only=False)
+        save_file({ITEM: ids, "vector": towers.item_vectors(catalogue)}, folder / "items.safetensors")
+    shutil.rmtree(partial, ignore_errors=True)
+    return open_artifact(out, "two_tower", MADE_BY)
+
+
+def _loss(model: TwoTowerModel, sample: Sample) -> Tensor:
+    ids = model.item_ids(sample.ids)
+    behaved = ids[: sample.user.remembered.numel()].view(*sample.user.remembered.shape, -1)
+    users = model.user(sample.user, behaved)
+    items = model.item(sample.item, ids[sample.user.remembered.numel() :])
+    score = model.scale() * (users[sample.request] @ items.T)
+    return sampled_softmax(score, sample.positive, sample.chance, sample.excluded)
+
+
+def _mean_loss(model: TwoTowerModel, sampler: Sampler) -> float:
+    total, weight = 0.0, 0
+    for sample in sampler.batches(sampler.held_out, 0):
+        with torch.no_grad():
+            total += float(_loss(model, sample)) * len(sample.positive)
+        weight += len(sample.positive)
+    return total / weight

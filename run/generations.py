@@ -1,0 +1,272 @@
+"""Generations: the artifacts that serve together, sealed side by side, and the one file that says which does.
+
+``<run>/generations/<number>/`` holds an encoder, its vectors and all that was trained on them, as hard links of
+the run's artifacts: a retraining puts new files in the run folder and leaves these alone. ``current.json`` names
+the active one and those active before it; replacing it is the switch. Knows artifacts and files, no models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from run.artifacts import MANIFEST, Artifact, open_artifact, require_agreement, write_json
+
+FOLDER, RECORD, CURRENT, LAST = "generations", "generation.json", "current.json", "last.json"
+
+
+class GenerationError(RuntimeError):
+    """There is no such generation, or none yet; says which command makes one."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One artifact of a generation.
+
+    Attributes:
+        role: by what name the others call it as their parent.
+        kind: of artifact.
+        made_by: the command.
+        needed: whether a generation may lack it: not every data has queries or judgements.
+    """
+
+    role: str
+    kind: str
+    made_by: str
+    needed: bool = True
+
+
+PARTS = {  # by the name of the folder
+    "encoder": Part("encoder", "encoder", "moon encoder train"),
+    "embedding": Part("embedding", "embedding", "moon embed"),
+    "index": Part("index", "index", "moon retrieval"),
+    "cooccurrence": Part("cooccurrence", "cooccurrence", "moon retrieval"),
+    "two_tower": Part("two_tower", "two_tower", "moon retrieval", needed=False),
+    "two_tower_index": Part("two_tower_index", "index", "moon retrieval", needed=False),
+    "ranker_full": Part("ranker", "ranker", "moon ranker"),
+    "relevance": Part("relevance", "relevance", "moon ranker", needed=False),
+}
+REQUIRED_PARENTS = (("embedding", "encoder"), ("index", "embedding"), ("ranker", "embedding"))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What serves together.
+
+    Attributes:
+        number: from 1.
+        artifacts: folder name -> artifact id.
+        published: when, ISO 8601 in UTC.
+        figures: what was measured of it then.
+    """
+
+    number: int
+    artifacts: dict[str, str]
+    published: str
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Current:
+    """Which generation serves.
+
+    Attributes:
+        generation: its number.
+        before: those that were active before it, oldest first; what ``rollback`` returns to.
+        since: when it was activated, ISO 8601 in UTC.
+    """
+
+    generation: int
+    before: tuple[int, ...]
+    since: str
+
+
+def open_parts(folder: Path) -> dict[str, Artifact]:
+    """The verified artifacts of a run or of a generation, by role.
+
+    Raises:
+        ArtifactError: one is missing or damaged.
+    """
+    return {
+        part.role: open_artifact(folder / name, part.kind, part.made_by)
+        for name, part in PARTS.items()
+        if part.needed or (folder / name).exists()
+    }
+
+
+def require_whole(artifacts: Mapping[str, Artifact], data: Mapping[str, Artifact]) -> None:
+    """Refuse artifacts that were not made from one another, or not from the run's data.
+
+    The encoder alone may have learned from earlier data: a changed catalogue is embedded with it as well.
+
+    Args:
+        artifacts: by role.
+        data: the dataset and the split that are served, by role.
+
+    Raises:
+        ArtifactError: naming the first pair that disagrees.
+    """
+    require_agreement(artifacts, REQUIRED_PARENTS)
+    trained = {role: artifact for role, artifact in artifacts.items() if role != "encoder"}
+    require_agreement(trained | dict(data))
+
+
+def folder_of(run: Path, number: int) -> Path:
+    """Where the artifacts of a generation are."""
+    return run / FOLDER / str(number)
+
+
+def generations(run: Path) -> list[Generation]:
+    """All of them, by number."""
+    records = (run / FOLDER).glob(f"[0-9]*/{RECORD}")
+    found = [Generation(**json.loads(path.read_text())) for path in records if path.parent.name.isdigit()]
+    return sorted(found, key=lambda one: one.number)
+
+
+def find(run: Path, number: int) -> Generation:
+    """The generation with this number.
+
+    Raises:
+        GenerationError: there is none.
+    """
+    known = {one.number: one for one in generations(run)}
+    if number not in known:
+        raise GenerationError(f"{run}: no generation {number}; there are {sorted(known) or 'none'}.")
+    return known[number]
+
+
+def current(run: Path) -> Current | None:
+    """Which generation serves; None before the first."""
+    try:
+        content = json.loads((run / FOLDER / CURRENT).read_text())
+    except FileNotFoundError:
+        return None
+    return Current(**{**content, "before": tuple(content["before"])})
+
+
+def serving(run: Path) -> Current:
+    """Which generation serves.
+
+    Raises:
+        GenerationError: none yet.
+    """
+    found = current(run)
+    if found is None:
+        raise GenerationError(
+            f"{run}: no generation is active. Run 'moon demo', or 'moon embeddings publish --activate'."
+        )
+    return found
+
+
+def published(run: Path, artifacts: Mapping[str, Artifact]) -> Generation | None:
+    """The generation that is made of these artifacts."""
+    ids = _ids(artifacts)
+    return next((one for one in generations(run) if one.artifacts == ids), None)
+
+
+def seal(run: Path, artifacts: Mapping[str, Artifact], figures: Mapping[str, Any]) -> Generation:
+    """Keep artifacts of the run folder as its next generation, whole or not at all.
+
+    Args:
+        run: the run folder.
+        artifacts: by role.
+        figures: what was measured of them.
+    """
+    last = run / FOLDER / LAST
+    number = 1 + (json.loads(last.read_text())["number"] if last.exists() else 0)
+    generation = Generation(
+        number, _ids(artifacts), datetime.now(UTC).isoformat(timespec="seconds"), dict(figures)
+    )
+    building = run / FOLDER / "building"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    write_json(last, {"number": number})  # first: no number is given twice
+    for name, part in PARTS.items():
+        if part.role in artifacts:
+            shutil.copytree(artifacts[part.role].path, building / name, copy_function=_link)
+    write_json(building / RECORD, asdict(generation))
+    building.rename(folder_of(run, number))
+    return generation
+
+
+def point(run: Path, number: int) -> Current:
+    """Make a generation the one that serves; nothing changes when it does.
+
+    Raises:
+        GenerationError: there is none with this number.
+    """
+    find(run, number)
+    now = current(run)
+    if now is not None and now.generation == number:
+        return now
+    return _write(run, number, () if now is None else (*now.before, now.generation))
+
+
+def point_back(run: Path) -> Current:
+    """Make the one before the active one serve again.
+
+    Raises:
+        GenerationError: there is none.
+    """
+    number = before(run)
+    if number is None:
+        raise GenerationError(f"{run}: no generation was active before this one.")
+    past = serving(run).before
+    return _write(run, number, past[: len(past) - 1 - past[::-1].index(number)])
+
+
+def before(run: Path) -> int | None:
+    """The generation that ``point_back`` returns to: the last one before the active one that is still there."""
+    now = current(run)
+    if now is None:
+        return None
+    there = {one.number for one in generations(run)} - {now.generation}
+    return next((one for one in reversed(now.before) if one in there), None)
+
+
+def remove(run: Path, numbers: Iterable[int]) -> None:
+    """Take generations away; one that serves, or that a rollback would return to, stays.
+
+    Raises:
+        GenerationError: one has to stay; none is removed.
+    """
+    now, numbers = current(run), list(numbers)
+    staying = {before(run), None if now is None else now.generation}
+    if set(numbers) & staying:
+        raise GenerationError(
+            f"{run}: generation {max(set(numbers) & staying)} serves, or a rollback returns to it."
+        )
+    for number in numbers:
+        folder_of(run, number).rename(run / FOLDER / f"leaving-{number}")
+    for path in (run / FOLDER).glob("leaving-*"):  # of a removal that was killed as well
+        shutil.rmtree(path)
+
+
+def newer(run: Path, generation: Generation) -> list[str]:
+    """Names of the artifacts that the run folder holds in another version than the generation."""
+    manifests = {name: run / name / MANIFEST for name in PARTS}
+    held = {name: json.loads(path.read_text())["id"] for name, path in manifests.items() if path.exists()}
+    return [name for name in PARTS if name in held and held[name] != generation.artifacts.get(name)]
+
+
+def _ids(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    return {name: artifacts[part.role].id for name, part in PARTS.items() if part.role in artifacts}
+
+
+def _link(source: str, to: str) -> None:
+    try:
+        os.link(source, to)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, to)
+
+
+def _write(run: Path, number: int, past: tuple[int, ...]) -> Current:
+    now = Current(number, past, datetime.now(UTC).isoformat())
+    write_json(run / FOLDER / CURRENT, asdict(now))
+    return now
