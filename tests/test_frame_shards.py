@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 from dataset.contracts import DataError
 from dataset.split import RANKING, RETRIEVAL, Split
 from feature_repo.create import create_store
+from feature_repo.frames import logged as logged_module
 from feature_repo.frames import shards as frame_shards
 from feature_repo.frames.join import training_frame
 from feature_repo.frames.logged import LOGGED, logged_frames, logged_rows, logged_source
@@ -34,7 +35,6 @@ from feature_repo.frames.source import FrameSource
 from moon import journey
 from moon.cli import app
 from moonstore.errors import StoreError
-from retrieval import ranking
 from run.artifacts import ArtifactError, write_artifact
 from run.shards import ShardError
 from run.sizes import size
@@ -360,7 +360,7 @@ def test_the_ranker_reads_the_frame_that_is_there_and_it_is_the_one_it_would_joi
     joined = logged_frames(tmp_path, split, nano, asked)
     write_frame(logged_source(tmp_path, split, nano), tmp_path / LOGGED)
     with monkeypatch.context() as patch:
-        patch.setattr(ranking, "training_frame", None)
+        patch.setattr(logged_module, "training_frame", None)
         for one, other in zip(logged_frames(tmp_path, split, nano, asked), joined, strict=True):
             mine, its = one.take(0, len(one)), other.take(0, len(other))
             assert mine.requests.equals(its.requests) and mine.candidates.equals(its.candidates)
