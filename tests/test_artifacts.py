@@ -102,7 +102,7 @@ def test_kill_between_the_two_renames_loses_nothing(tmp_path):
 def test_kill_at_any_fsync_leaves_old_or_new(tmp_path, calls_before_death):
     old = make(tmp_path / "a")
     program = f"""
-import os, moon.artifacts as artifacts
+import os, run.artifacts as artifacts
 left = {calls_before_death}
 real = artifacts.fsync
 def fsync(path):

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, InternVLConfig, PreTrainedTokenizerFast, SmolVLMConfig
 
-import encoder.backbone.backbone
 from encoder.assemble import Parts, assemble
+from encoder.backbone import backbone as module
 from encoder.backbone.backbone import BackboneError, load_backbone
 from encoder.backbone.checkpoints import MARKERS
 from encoder.backbone.packing import Sample, pack
@@ -231,7 +231,7 @@ def test_bfloat16_keeps_the_direction_of_every_vector_and_learns(family, parts, 
     several = samples(model.px)
     with torch.no_grad():
         exact = model(several).vector_BD
-        monkeypatch.setattr(encoder.backbone, "ROUNDED", ("cpu",))
+        monkeypatch.setattr(module, "ROUNDED", ("cpu",))
         rounded = model(several).vector_BD
     assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
     assert float(F.cosine_similarity(exact, rounded).min()) > 1 - 2e-2

@@ -67,7 +67,7 @@ def test_equal_seeds_give_equal_tables_and_other_seeds_do_not() -> None:
 
 def test_another_process_makes_the_same_artifact(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from dataset.marketplace import simulate; "
+        "import sys; from pathlib import Path; from dataset.marketplace.simulate import simulate; "
         "from dataset.tables import write_dataset; write_dataset(Path(sys.argv[1]), *simulate(500, seed=1))"
     )
     for name in ("a", "b"):

@@ -1,6 +1,6 @@
 """One command for a machine with a GPU: adapt a checkpoint to a catalogue; how fast, how large, how good.
 
-    python -m encoder.gpu_run RUN/dataset RUN/split CHECKPOINT OUT
+    python -m evaluation.bench.gpu RUN/dataset RUN/split CHECKPOINT OUT
 
 It runs on a CPU as well, with a checkpoint small enough. Lines are JSON: name, value, unit, and n, over how many
 tokens or items. Recall is among the held-out products of the split: a product is found by its own other half.
