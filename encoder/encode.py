@@ -25,7 +25,7 @@ from encoder.pictures.decode import decode_image
 from encoder.pictures.region import REGION_DETAIL, core_region
 from encoder.tokenizer import end_id, load_tokenizer
 from run.artifacts import Artifact, ArtifactError
-from run.sizes import Size
+from run.sizes import recorded
 
 __all__ = ["Content", "Encoder", "item_content", "query_content", "save_encoder"]
 
@@ -79,7 +79,7 @@ class Encoder:
     @classmethod
     def open(cls, artifact: Artifact) -> Encoder:
         """Load the encoder of a verified artifact of kind ``encoder``."""
-        size, parts = Size(**artifact.config["size"]), Parts(**artifact.config["parts"])
+        size, parts = recorded(artifact.config["size"]), Parts(**artifact.config["parts"])
         tokenizer = load_tokenizer(artifact.path)
         if parts.dual:
             model: EncoderModel = DualModel(size, len(tokenizer), end_id(tokenizer))

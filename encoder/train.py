@@ -62,10 +62,8 @@ class Schedule:
     @classmethod
     def of(cls, size: Size, items: int, budget: float = 1.0) -> Schedule:
         """The schedule of a catalogue, its steps multiplied by ``budget``."""
-        batch = {"nano": 96, "small": 128}.get(size.name, 256)
-        longest = {"nano": 500, "small": 600}.get(size.name, 20_000)
-        steps = min(max(round(24 * items / batch), 60), longest)
-        return cls(batch, max(round(steps * budget), 1), 64 if size.name == "base" else None)
+        steps = min(max(round(24 * items / size.encoder_batch), 60), size.encoder_steps)
+        return cls(size.encoder_batch, max(round(steps * budget), 1), size.encoder_chunk)
 
 
 def train_encoder(

@@ -14,7 +14,7 @@ from typing import Any
 from run import generations
 from run.artifacts import write_json
 from run.folder import LAST, RUNS, JourneyError, Run, choices, load, stamp
-from run.sizes import size
+from run.sizes import REAL, SIMULATED, size
 
 COMMANDS = {"encoder": "moon encoder train", "publish": "moon embeddings publish --activate"}
 
@@ -71,7 +71,7 @@ def start(data: str, folder: Path | None, size_name: str | None, seed: int, prof
         )
     if profile not in ("embedded", "redis"):
         raise JourneyError(f"unknown profile {profile!r}: expected embedded or redis")
-    chosen = size(size_name or ("nano" if name == "marketplace" else "small"))
+    chosen = size(size_name or (SIMULATED if name == "marketplace" else REAL))
     run = Run(folder or RUNS / name, data, chosen.name, seed, profile)
     record = run.folder / "run.json"
     if record.exists():

@@ -1,8 +1,10 @@
-"""The one dial: a size name fixes widths, depths and lengths of every model; the rest is derived."""
+"""The one dial: a size name fixes widths, depths, lengths and batches of every model; the rest is derived."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,10 @@ class Size:
         text_tokens: tokens kept of an item's text.
         id_width: width of the ranker's id embeddings.
         history: how many of a user's latest behaviours the models see.
+        encoder_batch: pairs per step of the encoder's training; it grows with the model.
+        encoder_steps: most steps of the encoder's training, so that the machine of this size finishes in time.
+        encoder_chunk: most samples whose graph is held at once (GradCache); None: a whole batch fits.
+        ranker_slots: padded candidates per step of the ranker's training.
     """
 
     name: str
@@ -28,6 +34,10 @@ class Size:
     text_tokens: int
     id_width: int
     history: int
+    encoder_batch: int
+    encoder_steps: int
+    encoder_chunk: int | None
+    ranker_slots: int
 
     @property
     def matryoshka(self) -> tuple[int, ...]:
@@ -42,7 +52,18 @@ SIZES = {
     size.name: size
     for size in (
         Size(
-            "nano", item_width=64, hidden=96, layers=2, image_px=32, text_tokens=32, id_width=16, history=50
+            "nano",
+            item_width=64,
+            hidden=96,
+            layers=2,
+            image_px=32,
+            text_tokens=32,
+            id_width=16,
+            history=50,
+            encoder_batch=96,
+            encoder_steps=500,
+            encoder_chunk=None,
+            ranker_slots=512,
         ),
         Size(
             "small",
@@ -53,6 +74,10 @@ SIZES = {
             text_tokens=48,
             id_width=32,
             history=100,
+            encoder_batch=128,
+            encoder_steps=600,
+            encoder_chunk=None,
+            ranker_slots=1024,
         ),
         Size(
             "base",
@@ -63,9 +88,15 @@ SIZES = {
             text_tokens=128,
             id_width=64,
             history=200,
+            encoder_batch=256,
+            encoder_steps=20_000,
+            encoder_chunk=64,
+            ranker_slots=2048,
         ),
     )
 }
+# The size unless one is given: for the simulated shop, for real data, for the GPU benchmark.
+SIMULATED, REAL, GPU = "nano", "small", "base"
 
 
 class SizeError(ValueError):
@@ -81,3 +112,14 @@ def size(name: str) -> Size:
     if name not in SIZES:
         raise SizeError(f"unknown size {name!r}: expected one of {', '.join(SIZES)}")
     return SIZES[name]
+
+
+def recorded(content: Mapping[str, Any]) -> Size:
+    """The size that an artifact's configuration holds.
+
+    What an earlier release did not record yet is that of the size of the same name.
+
+    Raises:
+        SizeError: its name is unknown.
+    """
+    return Size(**{**asdict(size(content["name"])), **content})

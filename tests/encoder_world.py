@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from dataset.contracts import (
 )
 from dataset.split import Split, split_dataset
 from dataset.tables import Dataset, write_dataset
-from run.sizes import Size
+from run.sizes import size
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 COLOURS = {
@@ -31,7 +32,9 @@ COLOURS = {
     "black": (15, 15, 15), "pink": (240, 130, 190), "orange": (240, 130, 20), "purple": (120, 40, 160),
 }  # fmt: skip
 SHAPES = ("disc", "square", "triangle", "bar", "ring", "cross")
-TINY = Size("nano", item_width=32, hidden=32, layers=1, image_px=16, text_tokens=16, id_width=8, history=10)
+TINY = replace(
+    size("nano"), item_width=32, hidden=32, layers=1, image_px=16, text_tokens=16, id_width=8, history=10
+)
 
 
 def png(colour: str, shape: str, px: int = 32, jitter: int = 0) -> bytes:

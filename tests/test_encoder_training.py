@@ -29,7 +29,7 @@ from encoder.stages.pretrain import KINDS, Pretrain, question, questions
 from encoder.tokenizer import special_ids, train_tokenizer
 from encoder.train import Schedule, train_encoder
 from run.artifacts import open_artifact
-from run.sizes import Size, size
+from run.sizes import size
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,7 +79,7 @@ def test_unseen_combinations_of_colour_and_shape_are_found_by_their_words():
         queries = QUERIES.empty_table()
 
     corpus = read_corpus(Shop(), tokenizer, 8, 32, np.arange(len(rows)))
-    dial = Size("nano", 32, 64, 1, 32, 8, 8, 10)
+    dial = replace(size("nano"), item_width=32, hidden=64, layers=1, text_tokens=8, id_width=8, history=10)
     objective = Contrast(1.0, (OWN,)).begin(learner(model, tokenizer, corpus, dial, batch=48))
     optimizers = Optimizers(model, 80)
     for step in range(80):

@@ -39,7 +39,7 @@ from encoder.tokenizer import special_ids, train_tokenizer
 from evaluation.bench.lines import Line, cpu_seconds, line, ratio, to_json, to_text
 from evaluation.bench.plain_loop import PlainModel
 from run.artifacts import Artifact
-from run.sizes import Size, size
+from run.sizes import REAL, Size, size
 
 __all__ = ["Line", "bench_encoder", "to_json", "to_text"]
 
@@ -192,7 +192,7 @@ def bench_encoder(
         sides: of the pictures, in pixels.
         dial: the size that is measured; small unless given.
     """
-    dial = dial or size("small")
+    dial = dial or size(REAL)
     with one_thread():
         shown = contents(items)
         lines: list[Line] = []

@@ -35,7 +35,7 @@ from encoder.pictures.decode import decode_image
 from encoder.recipes import ours
 from encoder.tokenizer import load_tokenizer, tokenize
 from encoder.train import train_encoder
-from run.sizes import SIZES, Size
+from run.sizes import GPU, SIZES, Size
 
 POOL = 1_000  # held-out products, at most
 PAIRS = 64  # pictures and as many texts per timed step
@@ -170,7 +170,7 @@ def main() -> None:
         ("out", "folder of the trained encoder"),
     ):
         parser.add_argument(name, type=Path, help=what)
-    parser.add_argument("--size", choices=sorted(SIZES), default="base")
+    parser.add_argument("--size", choices=sorted(SIZES), default=GPU)
     parser.add_argument("--rank", type=int, default=RANK, help="of the adapters")
     parser.add_argument("--budget", type=float, default=1.0, help="factor on the training steps")
     given = parser.parse_args()

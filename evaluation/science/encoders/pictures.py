@@ -25,7 +25,7 @@ from evaluation.science.encoders.embedding_map import NEIGHBOURS, Map, embedding
 from evaluation.science.encoders.exam import Exam
 from evaluation.science.encoders.heat import ContentHeat, content_heat
 from run.artifacts import Artifact
-from run.sizes import Size
+from run.sizes import recorded
 
 HEATED, SHARED = 5, 100  # items shown with their heat, and items whose shares are averaged
 QUERIES, FOUND = 3, 10  # of each kind, and tiles per row
@@ -126,7 +126,7 @@ def untrained(artifact: Artifact) -> Encoder:
         artifact: of kind ``encoder``, trained from random weights, not the dual baseline.
     """
     config = artifact.config
-    size, parts = Size(**config["size"]), Parts(**config["parts"])
+    size, parts = recorded(config["size"]), Parts(**config["parts"])
     tokenizer = load_tokenizer(artifact.path)
     shape = small_config(size.hidden, size.layers, size.image_px, len(tokenizer), special_ids(tokenizer))
     backbone = build_backbone(shape, size.image_px, config["seed"])
