@@ -19,7 +19,7 @@ from evaluation.run import DEPTH, answerable, baseline_lists
 from evaluation.shop_baselines import relevant_of
 from feature_repo.vectors import Vectors
 from ranker.controls import shuffled
-from ranker.score import Ranker
+from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import train_ctr
 from retrieval.examples import ranker_frames
 from retrieval.retriever import Retriever
@@ -34,7 +34,7 @@ REPLAYED = 2_000
 def measure_seeds(
     folder: Path, dataset: Dataset, split: Split, size: Size
 ) -> dict[str, dict[str, float | int]]:
-    """Train every control once per seed on the same frames and vectors, and measure it.
+    """Train every control of the run's ranker once per seed on the same frames and vectors, and measure it.
 
     Where impressions were logged, click prediction on the test impressions; where none were, recall of
     ``REPLAYED`` test requests drawn at random, beside the tuned mix of baselines on the same requests.
@@ -45,14 +45,16 @@ def measure_seeds(
     embedding = open_artifact(folder / "embedding", "embedding", "moon embed")
     vectors = Vectors.open(embedding)
     train, valid, loss = ranker_frames(folder, split, size, seed=0)
+    recipe = CtrConfig.read(folder / "ranker_full" / CONFIG).recipe
     rankers: dict[str, Ranker] = {}
     for seed in SEEDS:
         content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, seed)}
         for control in CONTROLS:
             name, table = f"{control}_{seed}", content[control]
             parents = {"split": split.artifact} | ({} if table is None else {"embedding": embedding})
-            train_ctr(train, valid, table, size, folder / "seeds" / name, parents, seed=seed, loss=loss)
-            rankers[name] = Ranker.open(folder / "seeds" / name, table)
+            out = folder / "seeds" / name
+            train_ctr(train, valid, table, size, out, parents, seed=seed, loss=loss, recipe=recipe)
+            rankers[name] = Ranker.open(out, table)
     logged = pc.any(pc.equal(split.ranking["part"], "test")).as_py()
     measure = _clicks if logged else _recalls
     found: dict[str, list[float]] = {}

@@ -322,9 +322,14 @@ def retrieval(run: RunOption = None) -> None:
 
 
 @app.command()
-def ranker(run: RunOption = None) -> None:
+def ranker(
+    run: RunOption = None,
+    recipe: Annotated[str | None, typer.Option(help="Of ranker/recipes.py; default: cube.")] = None,
+) -> None:
     """Train the ranker from point-in-time frames, with its ID-only and shuffled-embedding controls."""
-    _stage("ranker", run)
+    from moon import journey
+
+    journey.redo(journey.load(run), "ranker", recipe=recipe)
 
 
 @app.command()

@@ -208,14 +208,17 @@ def retrieval(run: Run) -> None:
     build_retrieval(run.folder, _dataset(run), _split(run), run.size, seed=run.seed)
 
 
-def ranker(run: Run) -> None:
-    """Train the ranker and its two controls on the same frames, and the relevance head."""
+def ranker(run: Run, recipe: str | None = None) -> None:
+    """Train the ranker by a recipe and its two controls on the same frames, and the relevance head."""
     from feature_repo.vectors import Vectors
     from ranker.controls import shuffled
+    from ranker.recipes import cube
+    from ranker.recipes import recipe as named
     from ranker.relevance import judged_pairs, train_relevance
     from ranker.train import train_ctr
     from retrieval.examples import ranker_frames
 
+    chosen = cube() if recipe is None else named(recipe)
     cut = _split(run)
     embedding = open_artifact(run.folder / "embedding", "embedding", "moon embed")
     vectors = Vectors.open(embedding)
@@ -231,6 +234,7 @@ def ranker(run: Run) -> None:
             parents={"split": cut.artifact} | ({"embedding": embedding} if table is not None else {}),
             seed=run.seed,
             loss=loss,
+            recipe=chosen,
         )
     query, item, relevance = judged_pairs(_dataset(run), vectors, "train", run.seed)
     if len(relevance):

@@ -1,8 +1,8 @@
-"""The click model: id interest, content interest (CUBE), profiles, statistics and matches -> one logit.
+"""The click model: what its recipe's modules say of a candidate and its request -> one logit.
 
 A candidate's logit depends on its request and itself only, never on the other candidates.
 
-Legend: R requests, N candidates, L behaviours, D id width, V vector width, H hidden width.
+Legend: R requests, N candidates, L behaviours, D id width.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ranker.inputs.batch import Batch
 from ranker.inputs.id_tables import IdTables
-from ranker.modules.attention import TargetAttention
-from ranker.modules.cube import Content, Cube
+from ranker.modules.module import Features, Module, Output, Widths
+from ranker.recipes import Recipe
 
 PLACE_SPEED = 10.0  # places learn so many times faster than other weights: one epoch must reach a logit of 2
 
@@ -28,7 +28,7 @@ class ModelShape:
     Attributes:
         item_rows, candidate_rows, request_rows, behaviour_rows: rows of the id tables, by name.
         id_width: D.
-        content_width: V; 0 leaves the content branches out (the id-only control).
+        content_width: V; 0 leaves out the modules that read content (the id-only control).
         history: most behaviours per request.
         candidate_numbers: how many numbers a candidate has.
         request_numbers: how many a request has.
@@ -48,37 +48,40 @@ class ModelShape:
     position_share: tuple[float, ...]
     table_learning_rate: float
 
+    @property
+    def widths(self) -> Widths:
+        """The widths of what the modules read."""
+        return Widths(
+            ids=self.id_width,
+            item=(len(self.item_rows) + len(self.candidate_rows)) * self.id_width,
+            user=len(self.request_rows) * self.id_width,
+            content=self.content_width,
+            history=self.history,
+            candidate_numbers=self.candidate_numbers,
+            request_numbers=self.request_numbers,
+        )
+
 
 class ClickModel(nn.Module):
-    """The ranker's network."""
+    """The ranker's network: id tables, the recipe's modules, and a perceptron over what they say."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, recipe: Recipe) -> None:
         super().__init__()
-        width = shape.id_width
         self.tables = IdTables(
             shape.item_rows,
             shape.candidate_rows,
             shape.request_rows,
             shape.behaviour_rows,
-            width,
+            shape.id_width,
             shape.table_learning_rate,
         )
-        item_side = (1 + len(shape.candidate_rows)) * width
-        user_side = len(shape.request_rows) * width
-        self.item_mix = nn.Linear(item_side, width)
-        self.user_mix = nn.Linear(user_side, width)
-        self.interest = TargetAttention(width)
-        from_candidate = item_side + 3 * width + shape.candidate_numbers
-        from_request = user_side + shape.request_numbers + 1
-        self.cube: Cube | None = None
-        if shape.content_width:
-            self.cube = Cube(shape.history)
-            self.content_mix = nn.Linear(shape.content_width, 2 * width)
-            from_candidate += shape.history + 3 + 2 * width + 3 * 2 * width + 2
-            from_request += 2 * width + shape.history
-        hidden = 8 * width
-        self.candidate_input = nn.Linear(from_candidate, hidden)
-        self.request_input = nn.Linear(from_request, hidden, bias=False)
+        parts = recipe.build(shape.widths)
+        self.parts = nn.ModuleDict(parts)
+        hidden = 8 * shape.id_width
+        per_candidate = sum(part.per_candidate for part in parts.values())
+        per_request = sum(part.per_request for part in parts.values())
+        self.candidate_input = nn.Linear(per_candidate, hidden)
+        self.request_input = nn.Linear(per_request, hidden, bias=False) if per_request else None
         self.head = nn.Sequential(
             nn.SiLU(), nn.Linear(hidden, hidden // 2), nn.SiLU(), nn.Linear(hidden // 2, 1)
         )
@@ -88,20 +91,35 @@ class ClickModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Position-free logits, float32 [R, N]; those of empty slots mean nothing."""
-        target, behaved = self.tables.item_and_history(batch)
-        history = behaved + self.tables.behaviour(batch)
-        item = torch.cat([target, self.tables.candidate(batch)], dim=-1)
-        user = self.tables.request(batch)
-        interest = self.interest(target, history, batch.remembered)
-        affinity = self.user_mix(user)[:, None] * self.item_mix(item)
-        candidate = [item, interest, interest * target, affinity, batch.candidate_numbers]
-        asked = batch.query_known[:, None].float()  # searchers click more: the controls may know that, too
-        request = [user, batch.request_numbers, asked]
-        if self.cube is not None:
-            self._add_content(self.cube, batch, target, history, candidate, request)
+        features = self.features(batch)
+        outputs = [run(part, features) for part in self.parts.values() if isinstance(part, Module)]
+        candidate = [said.candidate for said in outputs if said.candidate is not None]
         first = self.candidate_input(torch.cat(candidate, dim=-1))
-        first = first + self.request_input(torch.cat(request, dim=-1))[:, None]
+        if self.request_input is not None:
+            request = [said.request for said in outputs if said.request is not None]
+            first = first + self.request_input(torch.cat(request, dim=-1))[:, None]
         return self.head(first)[..., 0]
+
+    def features(self, batch: Batch) -> Features:
+        """What the modules can read of a batch."""
+        target, behaved = self.tables.item_and_history(batch)
+        return Features(
+            target_RND=target,
+            item_RNI=torch.cat([target, self.tables.candidate(batch)], dim=-1),
+            user_RU=self.tables.request(batch),
+            behaved_RLD=behaved,
+            history_RLD=behaved + self.tables.behaviour(batch),
+            candidate_mask_RN=batch.filled,
+            history_mask_RL=batch.remembered,
+            candidate_numbers_RNF=batch.candidate_numbers,
+            request_numbers_RG=batch.request_numbers,
+            target_content_RNV=batch.target_content,
+            target_known_RN=batch.target_known,
+            history_content_RLV=batch.history_content,
+            history_known_RL=batch.history_known,
+            query_content_RV=batch.query_content,
+            query_known_R=batch.query_known,
+        )
 
     def position_logit(self, batch: Batch) -> Tensor:
         """What the logged place adds, float32 [R, N], for training only: 0 when not logged, 0 on average.
@@ -112,34 +130,7 @@ class ClickModel(nn.Module):
         bias = PLACE_SPEED * (self.position - share @ self.position)
         return bias[batch.position.clamp(0, len(bias) - 1)] * (batch.position >= 0)
 
-    def _add_content(
-        self,
-        cube: Cube,
-        batch: Batch,
-        target: Tensor,
-        history: Tensor,
-        candidate: list[Tensor],
-        request: list[Tensor],
-    ) -> None:
-        content = Content(
-            batch.target_content,
-            batch.history_content,
-            batch.history_known,
-            batch.query_content,
-            batch.query_known,
-        )
-        branch = cube(content, history)
-        liked, item = self.content_mix(branch.content_RNV), self.content_mix(branch.target_RNV)
-        candidate += [
-            branch.similarity_RNK,
-            branch.summary_RN3,
-            branch.fusion_RND,
-            branch.fusion_RND * target,
-            liked,
-            item,
-            liked * item,
-            branch.query_target_RN1,
-            batch.target_known[..., None].float(),
-        ]
-        asked = batch.query_known[:, None].float()
-        request += [self.content_mix(branch.query_RV) * asked, branch.query_behaviour_RK]
+
+def run(module: Module, features: Features) -> Output:
+    """Run one module on the features it reads, and on no others."""
+    return module(**{name: getattr(features, name) for name in module.reads()})

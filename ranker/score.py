@@ -16,12 +16,21 @@ from ranker.inputs.batch import Batch
 from ranker.inputs.columns import BAG, CANDIDATE_IDS, ITEM, REQUEST_IDS, REQUEST_NUMBERS, Inputs
 from ranker.inputs.frame_encoder import AGE_BUCKETS, CODES, FrameEncoder, select_requests, size_groups
 from ranker.model import ClickModel, ModelShape
+from ranker.recipes import Recipe, RecipeError, cube, recorded
 from ranker.weights import load_weights
 from run.artifacts import Artifact, ArtifactError, open_artifact
 
 CONFIG = "config.json"
 MADE_BY = "moon ranker"
 SLOTS = 8192  # padded candidates scored at once
+# How the tensors of release 0.1.0 began, and begin now that the recipe's modules own them.
+RENAMED = {
+    "item_mix.": "parts.interest.item_mix.",
+    "user_mix.": "parts.interest.user_mix.",
+    "interest.": "parts.interest.attention.",
+    "cube.": "parts.cube.extractor.",
+    "content_mix.": "parts.cube.content_mix.",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class CtrConfig:
     """A click model, completely.
 
     Attributes:
+        recipe: what it is made of.
         inputs: how it reads a frame.
         id_width: width of its id embeddings.
         content_width: width of the item vectors; 0: the id-only control.
@@ -38,6 +48,7 @@ class CtrConfig:
         table_learning_rate: of row-wise Adagrad on the tables.
     """
 
+    recipe: Recipe
     inputs: Inputs
     id_width: int
     content_width: int
@@ -51,38 +62,43 @@ class CtrConfig:
         """Read ``config.json``.
 
         Raises:
-            ArtifactError: keys missing or unknown.
+            ArtifactError: keys missing or unknown, or a recipe that is unknown or has changed.
         """
         content = json.loads(path.read_text())
+        content.setdefault("recipe", cube().to_json())  # release 0.1.0 had no other
         try:
-            return cls(**{**content, "inputs": Inputs.from_json(content["inputs"])})
-        except (KeyError, TypeError) as error:
+            parts = {"recipe": recorded(content["recipe"]), "inputs": Inputs.from_json(content["inputs"])}
+            return cls(**{**content, **parts})
+        except (KeyError, TypeError, RecipeError) as error:
             raise ArtifactError(
                 f"{path}: not a click model's configuration ({error}). Run '{MADE_BY}'."
             ) from None
 
     def to_json(self) -> Mapping:
         """JSON values that ``read`` understands."""
-        return asdict(self)
+        return vars(self) | {"recipe": self.recipe.to_json(), "inputs": asdict(self.inputs)}
+
+    @property
+    def shape(self) -> ModelShape:
+        """What fixes the tensors of the model and of its modules."""
+        rows = self.inputs.rows
+        return ModelShape(
+            item_rows={ITEM: rows[ITEM]},
+            candidate_rows={name: rows[name] for name in (*CANDIDATE_IDS, BAG)},
+            request_rows={name: rows[name] for name in REQUEST_IDS},
+            behaviour_rows={"code": CODES, "age": AGE_BUCKETS},
+            id_width=self.id_width,
+            content_width=self.content_width,
+            history=self.inputs.history,
+            candidate_numbers=len(self.inputs.candidate_numbers),
+            request_numbers=len(REQUEST_NUMBERS),
+            position_share=self.inputs.position_share,
+            table_learning_rate=self.table_learning_rate,
+        )
 
     def build(self) -> ClickModel:
         """The untrained model."""
-        rows = self.inputs.rows
-        return ClickModel(
-            ModelShape(
-                item_rows={ITEM: rows[ITEM]},
-                candidate_rows={name: rows[name] for name in (*CANDIDATE_IDS, BAG)},
-                request_rows={name: rows[name] for name in REQUEST_IDS},
-                behaviour_rows={"code": CODES, "age": AGE_BUCKETS},
-                id_width=self.id_width,
-                content_width=self.content_width,
-                history=self.inputs.history,
-                candidate_numbers=len(self.inputs.candidate_numbers),
-                request_numbers=len(REQUEST_NUMBERS),
-                position_share=self.inputs.position_share,
-                table_learning_rate=self.table_learning_rate,
-            )
-        )
+        return ClickModel(self.shape, self.recipe)
 
 
 def require_vectors(
@@ -126,7 +142,7 @@ class Ranker:
         config = CtrConfig.read(artifact.file(CONFIG))
         require_vectors(path, config.embedding_id, vectors)
         model = config.build()
-        load_weights(model, artifact.file("model.safetensors"), MADE_BY)
+        load_weights(model, artifact.file("model.safetensors"), MADE_BY, RENAMED)
         return cls(model.eval(), FrameEncoder(config.inputs, vectors), artifact)
 
     def with_vectors(self, vectors: Vectors) -> Ranker:

@@ -20,6 +20,7 @@ from ranker.inputs.batch import Batch
 from ranker.inputs.columns import TrainingRequests, learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, size_groups
 from ranker.model import ClickModel
+from ranker.recipes import Recipe, cube
 from ranker.score import CONFIG, MADE_BY, CtrConfig
 from ranker.weights import save_weights
 from run.artifacts import Artifact, open_artifact, write_artifact
@@ -44,6 +45,7 @@ def train_ctr(
     seed: int = 0,
     epochs: int | None = None,
     loss: str = "pointwise",
+    recipe: Recipe | None = None,
 ) -> Artifact:
     """Train a click model and write an artifact of kind "ranker".
 
@@ -51,22 +53,25 @@ def train_ctr(
         train: requests whose candidates carry ``label`` and, where logged, ``position``.
         valid: requests whose loss stops training; none: all epochs are run.
         vectors: the embedding; None trains the id-only control; ``controls.shuffled`` the other one.
-        size: fixes widths and history.
+        size: fixes widths, history and the batch.
         out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
         parents: what it was made from, by role.
         seed: equal seeds give equal weights.
         epochs: at most so many passes, 8 by default.
         loss: ``pointwise`` for logged impressions, ``listwise`` for one positive among sampled negatives.
+        recipe: what the model is made of; ``recipes.cube()`` unless given.
 
     Raises:
         DataError: no training requests, or columns missing.
         TrainingError: the loss or a gradient is not finite.
+        RecipeError: the recipe cannot be built on these inputs.
         ValueError: unknown loss.
     """
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}: expected one of {', '.join(LOSSES)}")
     inputs, counts = learn_inputs(train, size.history)
     config = CtrConfig(
+        recipe=recipe or cube(),
         inputs=inputs,
         id_width=size.id_width,
         content_width=0 if vectors is None else vectors.width,
@@ -89,7 +94,7 @@ def train_ctr(
     outcome = fit(
         model,
         plan,
-        batches=lambda epoch: _batches(train, counts, encoder, 32 * size.id_width, (seed, epoch)),
+        batches=lambda epoch: _batches(train, counts, encoder, size.ranker_slots, (seed, epoch)),
         loss=lambda batch: training_loss(model, batch, loss),
         validate=(lambda: _validate(model, valid, encoder, loss)) if len(valid) else None,
         partial=partial,
@@ -97,6 +102,7 @@ def train_ctr(
         description=f"train {out.name}",
     )
     manifest: dict[str, Any] = {
+        "recipe": config.recipe.name,
         "size": size.name,
         "seed": seed,
         "loss": loss,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -31,13 +32,16 @@ def put_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             parameter.copy_(tensors[name])
 
 
-def load_weights(model: nn.Module, path: Path, made_by: str) -> None:
+def load_weights(
+    model: nn.Module, path: Path, made_by: str, renamed: Mapping[str, str] | None = None
+) -> None:
     """Fill the model from ``path``.
 
     Args:
         model: built from the artifact's configuration.
         path: a file of ``save_weights``.
         made_by: the command that makes it.
+        renamed: how tensors' names began in an earlier release -> how they begin now.
 
     Raises:
         ArtifactError: unreadable; tensors missing, unexpected, of another shape, or not finite.
@@ -47,6 +51,9 @@ def load_weights(model: nn.Module, path: Path, made_by: str) -> None:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: not a readable safetensors file ({error}). {again}") from None
+    for before, now in (renamed or {}).items():
+        for name in [name for name in tensors if name.startswith(before)]:
+            tensors[now + name.removeprefix(before)] = tensors.pop(name)
     expected = dict(model.named_parameters())
     missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or unknown:

@@ -161,3 +161,22 @@ def auc(label, score):
     label = np.asarray(label).astype(bool)
     better = score[label][:, None] - score[~label][None]
     return float(((better > 0) + 0.5 * (better == 0)).mean())
+
+
+def full_frame(requests, seed=0, items=24):
+    """Requests with all that a frame can hold: searches, places, matches, empty histories."""
+    draw = np.random.default_rng(seed)
+    ids = make_vectors(items).ids
+    counts, memories = draw.integers(1, 7, requests), draw.integers(0, 9, requests)
+    return make_frame(
+        draw.integers(0, 8, requests).tolist(),
+        [draw.choice(ids, m).tolist() for m in memories],
+        [draw.choice(ids, n, replace=False).tolist() for n in counts],
+        [draw.integers(0, 2, n) for n in counts],
+        query_id=[None if r % 3 else r % 4 for r in range(requests)],
+        positions=[np.arange(n) for n in counts],
+        matches={
+            "match_cooccurrence": draw.exponential(size=counts.sum()),
+            "match_popular": draw.random(counts.sum()),
+        },
+    )

@@ -16,7 +16,8 @@ from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
 from ranker.inputs.id_tables import bag_configs, is_table
 from ranker.modules.attention import TargetAttention
-from ranker.modules.cube import Content, Cube
+from ranker.modules.cube import Content, Extractor
+from ranker.recipes import cube
 from ranker.score import CtrConfig, Ranker
 from ranker.train import LOSSES, training_loss
 
@@ -42,6 +43,7 @@ FRAME = frame_of([3, 7, 1, 4], [5, 0, 12, 2])
 def ranker(vectors=VECTORS, seed=0):
     inputs = learn_inputs(Requests(FRAME), 20)[0]
     config = CtrConfig(
+        recipe=cube(),
         inputs=inputs,
         id_width=8,
         content_width=0 if vectors is None else vectors.width,
@@ -185,10 +187,10 @@ def test_cube_branches_are_the_papers_table():
         query_known_R=torch.tensor([True, False]),
     )
     e = torch.randn(2, 3, 4)
-    cube = Cube(history=5)
+    extractor = Extractor(history=5)
     with torch.no_grad():
-        cube.log_temperature.fill_(math.log(0.3))
-    out = cube(content, e)
+        extractor.log_temperature.fill_(math.log(0.3))
+    out = extractor(content, e)
     for r in range(2):
         for n in range(2):
             t = content.target_RNV[r, n]

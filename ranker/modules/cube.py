@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ranker.modules.attention import masked_softmax
+from ranker.modules.module import Module, Output, Widths
 
 TEMPERATURE = 0.1
 
@@ -64,8 +65,8 @@ class Branches:
     query_behaviour_RK: Tensor
 
 
-class Cube(nn.Module):
-    """The content side of CUBE.
+class Extractor(nn.Module):
+    """The branches of CUBE, in the paper's terms.
 
     The figure does not show what w is; here w = softmax(s / temperature) with a learned temperature over the
     behaviours that have a vector (our inference). cos(r_q, r_b) and the summaries of {s_b} are our reading of
@@ -104,6 +105,49 @@ class Cube(nn.Module):
                 (content.history_RLV @ query[:, :, None])[..., 0], (missing, 0)
             ),
         )
+
+
+class Cube(Module):
+    """The content side of CUBE as a ranker module: its branches, projected and multiplied."""
+
+    def __init__(self, widths: Widths) -> None:
+        super().__init__()
+        width = 2 * widths.ids
+        self.extractor = Extractor(widths.history)
+        self.content_mix = nn.Linear(widths.content, width)
+        self.per_candidate = widths.history + 3 + 2 * widths.ids + 3 * width + 2
+        self.per_request = width + widths.history
+
+    def forward(
+        self,
+        target_RND: Tensor,
+        history_RLD: Tensor,
+        target_content_RNV: Tensor,
+        target_known_RN: Tensor,
+        history_content_RLV: Tensor,
+        history_known_RL: Tensor,
+        query_content_RV: Tensor,
+        query_known_R: Tensor,
+    ) -> Output:
+        """All branches side by side; content enters projected, its interest also times the candidate's own."""
+        content = Content(
+            target_content_RNV, history_content_RLV, history_known_RL, query_content_RV, query_known_R
+        )
+        branch = self.extractor(content, history_RLD)
+        liked, item = self.content_mix(branch.content_RNV), self.content_mix(branch.target_RNV)
+        candidate = [
+            branch.similarity_RNK,
+            branch.summary_RN3,
+            branch.fusion_RND,
+            branch.fusion_RND * target_RND,
+            liked,
+            item,
+            liked * item,
+            branch.query_target_RN1,
+            target_known_RN[..., None].float(),
+        ]
+        query = self.content_mix(branch.query_RV) * query_known_R[:, None].float()
+        return Output(torch.cat(candidate, dim=-1), torch.cat([query, branch.query_behaviour_RK], dim=-1))
 
 
 def _summary(similarity_RNL: Tensor, weight_RNL: Tensor, known_RL: Tensor) -> Tensor:

@@ -1,0 +1,134 @@
+"""The contract of a ranker module: one idea of what makes a user click, one file in this folder.
+
+A module says what it reads by the arguments of its ``forward``, each the name of a field of ``Features``, and how
+wide its output is by ``per_candidate`` and ``per_request``. The model looks up, adds up and learns the rest.
+``tests/contracts/ranker_module.py`` holds what every module must keep.
+
+Legend: R requests, N candidates, L behaviours, D width of an id embedding, V width of a content vector.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What a module may build its weights from: the widths of ``Features``.
+
+    Attributes:
+        ids: D, of one id embedding.
+        item: I, of all id embeddings of a candidate side by side, ``item_id`` first.
+        user: U, of all id embeddings of a request side by side.
+        content: V, of the item and query vectors.
+        history: most behaviours of a request; a batch may hold fewer, L <= history.
+        candidate_numbers: F, of a candidate's numbers.
+        request_numbers: G, of a request's numbers.
+    """
+
+    ids: int
+    item: int
+    user: int
+    content: int
+    history: int
+    candidate_numbers: int
+    request_numbers: int
+
+
+@dataclass(frozen=True)
+class Features:
+    """What modules can read of a batch, float32 but for the masks.
+
+    Candidates are padded on the right and behaviours on the left, so the last behaviour is the newest; id
+    embeddings and vectors of padding are zeros.
+
+    Attributes:
+        target_RND: id embeddings of the candidates' ``item_id``.
+        item_RNI: id embeddings of all of a candidate's ids, I = fields x D: item, category, attributes, ...
+        user_RU: id embeddings of all of a request's ids, U = fields x D: user, query, age band, segment.
+        behaved_RLD: id embeddings of the behaviours' ``item_id``, from the same table as ``target_RND``.
+        history_RLD: ``behaved_RLD`` plus what each behaviour was and how long ago.
+        candidate_mask_RN: bool, slots that hold a candidate.
+        history_mask_RL: bool, slots that hold a behaviour.
+        candidate_numbers_RNF: standardised.
+        request_numbers_RG: standardised.
+        target_content_RNV: content vectors of the candidates, unit norm, zeros where unknown.
+        target_known_RN: bool, candidates that have a vector.
+        history_content_RLV: content vectors of the behaviours.
+        history_known_RL: bool, behaviours that have a vector.
+        query_content_RV: content vectors of the queries, zeros where nothing was searched for.
+        query_known_R: bool, requests that search for something; without content vectors it is known, too.
+    """
+
+    target_RND: Tensor
+    item_RNI: Tensor
+    user_RU: Tensor
+    behaved_RLD: Tensor
+    history_RLD: Tensor
+    candidate_mask_RN: Tensor
+    history_mask_RL: Tensor
+    candidate_numbers_RNF: Tensor
+    request_numbers_RG: Tensor
+    target_content_RNV: Tensor
+    target_known_RN: Tensor
+    history_content_RLV: Tensor
+    history_known_RL: Tensor
+    query_content_RV: Tensor
+    query_known_R: Tensor
+
+
+# A module that reads one of these is left out of the id-only control, which has no content vectors.
+CONTENT = frozenset(
+    (
+        "target_content_RNV",
+        "target_known_RN",
+        "history_content_RLV",
+        "history_known_RL",
+        "query_content_RV",
+    )
+)
+
+
+class Output(NamedTuple):
+    """What a module computed, for the network behind it.
+
+    Attributes:
+        candidate: float32 [R, N, per_candidate]; None where that is 0. A candidate's row depends on its request
+            and itself only; rows of padding mean nothing.
+        request: float32 [R, per_request]; None where that is 0.
+    """
+
+    candidate: Tensor | None = None
+    request: Tensor | None = None
+
+
+class Module(nn.Module, ABC):
+    """A part of the click model; built from ``Widths`` and its options by name, which are JSON values.
+
+    Attributes:
+        per_candidate: width of what it says of a candidate, set when it is built.
+        per_request: width of what it says of a request, set when it is built.
+    """
+
+    per_candidate: int = 0
+    per_request: int = 0
+
+    @abstractmethod
+    def forward(self, *features: Tensor) -> Output:
+        """Compute the output; a module's own ``forward`` names the features it takes."""
+
+    @classmethod
+    @cache
+    def reads(cls) -> tuple[str, ...]:
+        """Names of the features that ``forward`` takes."""
+        return tuple(inspect.signature(cls.forward).parameters)[1:]
+
+
+Build = Callable[[Widths], Module]  # a module's class, or ``functools.partial`` of one with its options

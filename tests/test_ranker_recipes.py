@@ -1,0 +1,183 @@
+"""The recipe ``cube`` is the click model of release 0.1.0 to the bit, and a new module needs no product file."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click_model_0_1_0 import ClickModel010
+from ranker_world import Requests, auc, full_frame, make_vectors, make_world
+from safetensors.torch import load_file, save_file
+
+from ranker import recipes, score
+from ranker.controls import shuffled
+from ranker.modules.ids import Ids
+from ranker.modules.module import Module, Output
+from ranker.modules.numbers import Numbers
+from ranker.recipes import Recipe, RecipeError, recipe
+from ranker.score import RENAMED, Ranker
+from ranker.train import train_ctr
+from run.artifacts import ArtifactError, write_artifact
+from run.sizes import size
+
+MADE_BY_0_1_0 = Path(__file__).with_name("made_by_0_1_0") / "rankers"
+NANO = size("nano")
+TINY = replace(NANO, id_width=4, history=8, ranker_slots=128)
+VECTORS = make_vectors(24)
+TRAIN, VALID = full_frame(60), full_frame(30, seed=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def trained(out, vectors=VECTORS, **options):
+    return train_ctr(Requests(TRAIN), Requests(VALID), vectors, TINY, out, {}, **{"epochs": 2} | options)
+
+
+def as_now(tensors):
+    for before, now in RENAMED.items():
+        tensors = {now + n.removeprefix(before) if n.startswith(before) else n: t for n, t in tensors.items()}
+    return tensors
+
+
+@pytest.mark.parametrize("loss", ["pointwise", "listwise"])
+@pytest.mark.parametrize(
+    "vectors", [VECTORS, None, shuffled(VECTORS, 0)], ids=["full", "id_only", "shuffled"]
+)
+def test_cube_learns_the_weights_of_release_0_1_0_to_the_bit(tmp_path, monkeypatch, vectors, loss):
+    made = trained(tmp_path / "now", vectors, loss=loss, seed=3)
+    monkeypatch.setattr(score, "ClickModel", lambda shape, recipe: ClickModel010(shape))
+    before = trained(tmp_path / "before", vectors, loss=loss, seed=3)
+    assert made.config["outcome"] == before.config["outcome"]
+    old, now = (load_file(one.file("model.safetensors")) for one in (before, made))
+    assert as_now(old).keys() == now.keys()
+    for name, tensor in as_now(old).items():
+        assert torch.equal(tensor, now[name]), name
+
+
+@pytest.mark.parametrize("vectors", [VECTORS, None], ids=["full", "id_only"])
+def test_a_ranker_made_by_release_0_1_0_opens_and_says_what_it_said(vectors):
+    name = "id_only" if vectors is None else "full"
+    path = MADE_BY_0_1_0 / f"ranker_{name}"
+    ranker = Ranker.open(path, vectors)
+    assert ranker.score(VALID).std() > 0.01
+    said = load_file(MADE_BY_0_1_0 / f"{name}_scores.safetensors")["score"].numpy()
+    np.testing.assert_allclose(ranker.score(VALID), said, atol=1e-6)  # another CPU rounds otherwise
+    config = score.CtrConfig.read(path / "config.json")
+    twin = ClickModel010(config.shape)
+    twin.load_state_dict(load_file(path / "model.safetensors"), strict=False)
+    assert np.array_equal(Ranker(twin.eval(), ranker.encoder).score(VALID), ranker.score(VALID))
+
+
+def test_unknown_recipes_are_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(RecipeError, match="unknown recipe 'cub': expected one of cube"):
+        recipe("cub")
+    made = trained(tmp_path / "r")
+    content = json.loads(made.file("config.json").read_text())
+    assert content["recipe"] == {
+        "name": "cube",
+        "modules": {
+            "ids": {"module": "Ids"},
+            "interest": {"module": "Interest"},
+            "numbers": {"module": "Numbers"},
+            "cube": {"module": "Cube"},
+        },
+    }
+
+    def changed(**keys):
+        with write_artifact(tmp_path / "changed", "ranker", made.config) as folder:
+            save_file(load_file(made.file("model.safetensors")), folder / "model.safetensors")
+            (folder / "config.json").write_text(json.dumps(content | keys))
+        return tmp_path / "changed"
+
+    assert np.array_equal(
+        Ranker.open(changed(), VECTORS).score(VALID), Ranker.open(made.path, VECTORS).score(VALID)
+    )
+    for recipe_now, message in (
+        ({"name": "din", "modules": {}}, "unknown recipe 'din': expected one of cube"),
+        ({"name": "cube", "modules": {"ids": {"module": "Ids"}}}, "recipe cube: trained as .* by now it is"),
+        ({"name": "cube", "modules": content["recipe"]["modules"], "depth": 2}, "recipe cube: trained as"),
+        ({"modules": {}}, "'name'"),
+    ):
+        with pytest.raises(ArtifactError, match=rf"{message}.*Run 'moon ranker'"):
+            Ranker.open(changed(recipe=recipe_now), VECTORS)
+
+
+class Similarity(Module):
+    """A newcomer's module: how alike a candidate is to the behaviours, by content."""
+
+    def __init__(self, widths, power=1.0):
+        super().__init__()
+        self.power = power
+        self.scale = torch.nn.Parameter(torch.tensor(1.0))
+        self.per_candidate = 1
+
+    def forward(self, target_content_RNV, history_content_RLV, history_known_RL):
+        alike = target_content_RNV @ history_content_RLV.transpose(1, 2)
+        mean = alike.sum(-1) / history_known_RL.sum(-1).clamp(min=1)[:, None]
+        return Output(self.scale * mean.sign()[..., None] * mean.abs()[..., None] ** self.power)
+
+
+def similar():
+    return Recipe("similar", {"ids": Ids, "numbers": Numbers, "similarity": partial(Similarity, power=0.5)})
+
+
+def test_a_module_of_ones_own_learns_planted_truth_without_a_line_of_the_product(tmp_path, monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "similar", similar)
+    old = np.arange(240)
+    worlds = [make_world(requests=r, old_items=old, seed=s) for r, s in ((400, 0), (80, 1))]
+    made = train_ctr(
+        *(Requests(one.frame) for one in worlds),
+        worlds[0].vectors,
+        NANO,
+        tmp_path / "r",
+        {},
+        recipe=similar(),
+    )
+    assert made.config["recipe"] == "similar"
+    assert json.loads(made.file("config.json").read_text())["recipe"]["modules"]["similarity"] == {
+        "module": "Similarity",
+        "power": 0.5,
+    }
+    test = make_world(requests=200, old_items=old, seed=2)
+    label = test.frame.candidates["label"].to_numpy()
+    ranker = Ranker.open(made.path, worlds[0].vectors)
+    assert auc(label, ranker.score(test.frame)) > auc(label, test.probability) - 0.04
+    learned = ranker.model.get_parameter("parts.similarity.scale")
+    assert float(learned) != 1.0
+    control = train_ctr(
+        *(Requests(one.frame) for one in worlds), None, NANO, tmp_path / "id_only", {}, recipe=similar()
+    )
+    assert "parts.similarity.scale" not in load_file(control.file("model.safetensors"))
+
+
+def test_options_of_another_value_are_another_ranker(tmp_path, monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "similar", similar)
+    made = trained(tmp_path / "r", recipe=similar())
+    flat = lambda: replace(similar(), modules=similar().modules | {"similarity": Similarity})  # noqa: E731
+    monkeypatch.setitem(recipes.RECIPES, "similar", flat)
+    with pytest.raises(ArtifactError, match=r"trained as .*'power': 0.5.* Run 'moon ranker'"):
+        Ranker.open(made.path, VECTORS)
+
+
+def test_a_recipe_that_cannot_be_built_says_why(tmp_path):
+    class Guess(Module):
+        def forward(self, target_RND, taste_RT):
+            return Output(target_RND)
+
+    with pytest.raises(RecipeError, match="module guess reads taste_RT: expected fields of Features: beh"):
+        trained(tmp_path / "r", recipe=Recipe("guess", {"ids": Ids, "guess": Guess}))
+    alone = Recipe("alone", {"similarity": Similarity})
+    with pytest.raises(RecipeError, match="recipe alone: all its 1 modules read content vectors"):
+        trained(tmp_path / "r", None, recipe=alone)
+    with pytest.raises(RecipeError, match="expected a class of ranker module or a partial of one"):
+        trained(tmp_path / "r", recipe=Recipe("wrong", {"ids": torch.nn.Linear}))
+    assert trained(tmp_path / "alone", recipe=alone, epochs=1).config["recipe"] == "alone"
