@@ -4,13 +4,13 @@ A module says what it reads by the arguments of its ``forward``, each the name o
 wide its output is by ``per_candidate`` and ``per_request``. The model looks up, adds up and learns the rest.
 ``tests/contracts/ranker_module.py`` holds what every module must keep.
 
-Legend: R requests, N candidates, L behaviours, D width of an id embedding, V width of a content vector.
+The last letters of a name are its dimensions: R requests, N candidates, L behaviours, D width of an id embedding,
+V width of a content vector, and as below.
 """
 
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -109,7 +109,7 @@ class Output(NamedTuple):
     request: Tensor | None = None
 
 
-class Module(nn.Module, ABC):
+class Module(nn.Module):
     """A part of the click model; built from ``Widths`` and its options by name, which are JSON values.
 
     Attributes:
@@ -119,10 +119,7 @@ class Module(nn.Module, ABC):
 
     per_candidate: int = 0
     per_request: int = 0
-
-    @abstractmethod
-    def forward(self, *features: Tensor) -> Output:
-        """Compute the output; a module's own ``forward`` names the features it takes."""
+    forward: Callable[..., Output]
 
     @classmethod
     @cache

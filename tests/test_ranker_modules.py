@@ -1,0 +1,160 @@
+"""Every ranker module keeps the contract; one that breaks a clause of it is found by that clause."""
+
+import inspect
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from contracts.ranker_module import RankerModuleContract, features_of, model_of
+
+import ranker.modules
+from ranker.modules.cube import Cube
+from ranker.modules.ids import Ids
+from ranker.modules.interest import Interest
+from ranker.modules.module import Module, Output
+from ranker.modules.numbers import Numbers
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class TestIds(RankerModuleContract):
+    module = Ids
+
+
+class TestInterest(RankerModuleContract):
+    module = Interest
+
+
+class TestNumbers(RankerModuleContract):
+    module = Numbers
+
+
+class TestCube(RankerModuleContract):
+    module = Cube
+
+
+def test_every_module_of_the_product_is_under_the_contract():
+    folder = Path(ranker.modules.__file__).parent
+    files = [import_module(f"ranker.modules.{path.stem}") for path in folder.glob("[a-z]*.py")]
+    there = {
+        one
+        for file in files
+        for one in vars(file).values()
+        if isinstance(one, type) and issubclass(one, Module)
+    }
+    held = {one.module for one in RankerModuleContract.__subclasses__()}
+    assert there - {Module} == held
+
+
+class Target(Module):
+    """Correct: the parts below break one clause each."""
+
+    def __init__(self, widths):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(widths.ids))
+        self.per_candidate = widths.ids
+
+    def forward(self, target_RND):
+        return Output(self.weight * target_RND)
+
+
+class Wider(Target):
+    def __init__(self, widths):
+        super().__init__(widths)
+        self.per_candidate += 1
+
+
+class Deaf(Target):
+    def forward(self, target_RND, query_known_R):
+        return Output(self.weight * target_RND)
+
+
+class Neighbours(Target):
+    def forward(self, target_RND):
+        return Output(self.weight * (target_RND - target_RND.mean(1, keepdim=True)))
+
+
+class Crowd(Target):
+    def forward(self, target_RND):
+        return Output(self.weight * (target_RND - target_RND.mean(0, keepdim=True)))
+
+
+class Padded(Target):
+    def forward(self, target_RND, history_RLD):
+        return Output(self.weight * target_RND * history_RLD.mean(1, keepdim=True))
+
+
+class Empty(Target):
+    def forward(self, target_RND, history_RLD, history_mask_RL):
+        mean = history_RLD.sum(1) / history_mask_RL.sum(1)[:, None]
+        return Output(self.weight * target_RND * mean[:, None])
+
+
+class Unknown(Target):
+    def forward(self, target_RND):
+        return Output(self.weight * target_RND / target_RND.norm(dim=-1, keepdim=True))
+
+
+class Dice(Target):
+    def forward(self, target_RND):
+        return Output(self.weight * target_RND + torch.rand(1))
+
+
+class Stuck(Target):
+    def forward(self, target_RND):
+        return Output(self.weight.detach() * target_RND)
+
+
+class Forgetful(Target):
+    def __init__(self, widths):
+        super().__init__(widths)
+        self.unsaved = torch.randn(widths.ids)
+
+    def forward(self, target_RND):
+        return Output(self.weight * self.unsaved * target_RND)
+
+
+class Frozen(Target):
+    def forward(self, target_RND):
+        return Output(self.weight * target_RND.detach())
+
+
+def hold(module, clause, tmp_path, monkeypatch):
+    """Run one clause of the contract on a module."""
+    contract, model = RankerModuleContract(), model_of(module)
+    contract.module = module
+    given = {"model": model, "part": model.parts["one"], "features": features_of(model)}
+    given |= {"tmp_path": tmp_path, "monkeypatch": monkeypatch}
+    method = getattr(contract, f"test_{clause}")
+    method(**{name: given[name] for name in inspect.signature(method).parameters})
+
+
+@pytest.mark.parametrize(
+    "broken,clause",
+    [
+        (Wider, "it_computes_the_widths_it_declares"),
+        (Deaf, "what_it_declares_to_read_makes_a_difference"),
+        (Neighbours, "a_candidate_knows_nothing_of_the_others"),
+        (Crowd, "a_batch_is_its_requests_one_by_one"),
+        (Padded, "padding_changes_nothing"),
+        (Empty, "who_has_no_history_gets_finite_output_and_gradients"),
+        (Unknown, "ids_and_vectors_that_nobody_knows_get_finite_output"),
+        (Dice, "equal_input_gives_equal_output_and_equal_seeds_equal_weights"),
+        (Stuck, "a_gradient_reaches_every_weight"),
+        (Forgetful, "saving_and_opening_loses_nothing"),
+        (Frozen, "what_it_can_say_it_learns"),
+    ],
+)
+def test_a_broken_module_is_found_by_its_clause(broken, clause, tmp_path, monkeypatch):
+    right = Interest if clause.startswith(("padding", "who_has")) else Target
+    if not clause.startswith("what_it_can"):  # the suites above show it, and it takes seconds
+        hold(right, clause, tmp_path / "right", monkeypatch)
+    with pytest.raises(AssertionError):
+        hold(broken, clause, tmp_path / "broken", monkeypatch)
