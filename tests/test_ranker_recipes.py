@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ import torch
 from click_model_0_1_0 import ClickModel010
 from ranker_world import Requests, auc, full_frame, make_vectors, make_world
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from moon import stages
+from moon.cli import app
 from ranker import recipes, score
 from ranker.controls import shuffled
 from ranker.modules.ids import Ids
@@ -20,7 +24,8 @@ from ranker.modules.numbers import Numbers
 from ranker.recipes import Recipe, RecipeError, recipe
 from ranker.score import RENAMED, Ranker
 from ranker.train import train_ctr
-from run.artifacts import ArtifactError, write_artifact
+from run.artifacts import Artifact, ArtifactError, write_artifact
+from run.folder import Run
 from run.sizes import size
 
 MADE_BY_0_1_0 = Path(__file__).with_name("made_by_0_1_0") / "rankers"
@@ -151,12 +156,38 @@ def test_a_module_of_ones_own_learns_planted_truth_without_a_line_of_the_product
     label = test.frame.candidates["label"].to_numpy()
     ranker = Ranker.open(made.path, worlds[0].vectors)
     assert auc(label, ranker.score(test.frame)) > auc(label, test.probability) - 0.04
-    learned = ranker.model.get_parameter("parts.similarity.scale")
+    learned = ranker.model.get_parameter("parts.similarity.scale").detach()
     assert float(learned) != 1.0
     control = train_ctr(
         *(Requests(one.frame) for one in worlds), None, NANO, tmp_path / "id_only", {}, recipe=similar()
     )
     assert "parts.similarity.scale" not in load_file(control.file("model.safetensors"))
+
+
+@pytest.mark.parametrize("given,chosen", [([], "cube"), (["--recipe", "similar"], "similar")])
+def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, given, chosen):
+    run, seen = Run(tmp_path, "marketplace", "nano", 0, "embedded"), []
+    monkeypatch.setitem(recipes.RECIPES, "similar", similar)
+    monkeypatch.setattr("moon.journey.load", lambda folder: run)
+    monkeypatch.setattr(
+        "moon.journey.redo", lambda run, verb, **options: getattr(stages, verb)(run, **options)
+    )
+    nothing = Artifact(tmp_path, "embedding", "embedding-1", {}, {})
+    monkeypatch.setattr(stages, "_split", lambda run: SimpleNamespace(artifact=nothing))
+    monkeypatch.setattr(stages, "_dataset", lambda run: None)
+    monkeypatch.setattr(stages, "open_artifact", lambda *place: nothing)
+    monkeypatch.setattr("feature_repo.vectors.Vectors.open", lambda artifact: VECTORS)
+    monkeypatch.setattr("retrieval.examples.ranker_frames", lambda *place: (TRAIN, VALID, "pointwise"))
+    monkeypatch.setattr("ranker.relevance.judged_pairs", lambda *place: ([], [], []))
+    monkeypatch.setattr(
+        "ranker.train.train_ctr", lambda *a, recipe, **k: seen.append((a[4].name, recipe.name))
+    )
+    assert CliRunner().invoke(app, ["ranker", *given]).exit_code == 0
+    assert seen == [(f"ranker_{control}", chosen) for control in ("full", "id_only", "shuffled")]
+    seen.clear()
+    refused = CliRunner().invoke(app, ["ranker", "--recipe", "cub"])
+    assert str(refused.exception) == "unknown recipe 'cub': expected one of cube, similar"
+    assert not seen
 
 
 def test_options_of_another_value_are_another_ranker(tmp_path, monkeypatch):
