@@ -16,8 +16,9 @@ from encoder.backbone.packing import CHAIN, IMAGE, TEXT, Packed, Sample, pack
 from encoder.parts.experts import load_balance, per_sequence
 from encoder.parts.fusion import ModalityFusion
 
-# Of a forward pass without gradients. Bounds memory and changes no result; on a CPU what fits into its caches is an
-# eighth faster than eight times as much (LOG.md).
+# Most tokens of a forward pass without gradients. Bounds memory and changes no result; on a CPU, batches that fit
+# into its caches are an eighth faster than batches of eight times as many tokens
+# (docs/log/encoder_speed.md#embedding-beside-the-plain-loop).
 TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384}
 
 

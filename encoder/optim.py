@@ -15,10 +15,12 @@ CHECKPOINT_LR_SCALE = 0.02  # a pretrained checkpoint is nudged, not retrained: 
 WARM_UP_STEPS = 20
 FINAL_LR = 0.05  # share of the peak rate left at the end of the cosine
 CLIP_NORM = 1.0
-# The first layer of Qwen's patch merger reads 2 x 2 patches side by side. Taken as the four maps it is, it costs a
-# fifth of what one matrix of four times the width does, a sixth of a training step at size small (LOG.md).
+# The first layer of Qwen's patch merger reads 2 x 2 patches side by side. Orthogonalised as four
+# maps, one a patch, it costs a fifth of what one matrix of four times the width does; the difference is a sixth of a
+# training step at size small (docs/log/encoder_speed.md#speed-beside-a-plain-loop).
 MERGED = 4
-# Not for Muon: tables, the output, and W* of MOON2.0, which orthogonal steps drive to one objective (LOG.md).
+# Not for Muon: embedding tables, the output layer, and W* of MOON2.0, which orthogonal steps drive to a single
+# objective (docs/log/encoder_papers.md#weights-of-objectives-collapse).
 APART = ("embed", "lm_head", "affinity")
 
 

@@ -90,8 +90,9 @@ def dual() -> Recipe:
 
 
 def ours() -> Recipe:
-    """What measured best at the small size (LOG.md): first an item's picture and words
-    and what was asked for, then what was taken together.
+    """The recipe that measured best at the small size (docs/log/encoder_papers.md#recipes-at-equal-compute).
+
+    It first learns from an item's picture and words and from queries, then from what users took together.
 
     What users took together pulls together what tells two items apart, so it comes last, gently, and among more
     of what came before.
@@ -107,7 +108,9 @@ def ours() -> Recipe:
 
 
 def photos() -> Recipe:
-    """For photo search in a catalogue of few products with many photos of each (LOG.md)."""
+    """For photo search in a catalogue of few products with many photos of each
+    (docs/log/encoder.md#photo-to-product-on-grocery-store).
+    """
     return Recipe("photos", Parts(), (Photos(share=1.0),))
 
 

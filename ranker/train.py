@@ -29,7 +29,8 @@ from run.sizes import Size
 EPOCHS = 8
 PATIENCE = 2
 LEARNING_RATE = 2e-3
-# Faster tables memorise ids before content is learned; where each item is met a few times only, sooner (LOG.md).
+# Faster tables memorise ids before content is learned, and the sooner the fewer times each item is met
+# (docs/log/ranker.md#learning-rate-of-the-tables, docs/log/ranker.md#tables-of-the-purchase-ranker).
 TABLE_LEARNING_RATE = {"pointwise": 0.005, "listwise": 0.0005}
 POOL = 64  # batches are cut from pools of so many shuffled batches' requests, sorted by number of candidates
 VALID_REQUESTS = 512  # requests read at once when validating

@@ -6,7 +6,8 @@ For items i (seen) and j (candidate), over users u who acted on both,
 
 where n_u counts the user's distinct items and n_i the item's distinct users. With both exponents 0.5 and no
 user weight this is the cosine of plain item-kNN; heavy users say less about each pair they make, and a weaker
-penalty on popular candidates keeps the base rate of j, which the cosine divides away (measured in LOG.md).
+penalty on popular candidates keeps the base rate of j, which the cosine divides away
+(docs/log/retrieval.md#item-knn-and-what-beats-it).
 """
 
 from __future__ import annotations

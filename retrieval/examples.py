@@ -126,7 +126,8 @@ def example_rows(
     """Rows of (request, candidate, label) out of retrieved candidates.
 
     Relevant items that were not retrieved are not added: no source speaks for them, and a ranker that met them as
-    positives would learn that what no source speaks for is good (measured in LOG.md).
+    positives would learn that what no source speaks for is good
+    (docs/log/ranker.md#positives-that-were-not-retrieved).
 
     Args:
         requests: R rows with request_id, user_id, time and relevant (list of the items taken next).

@@ -15,7 +15,8 @@ def fuse_orders(ids: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.nda
     """Reciprocal rank fusion of two orders of the same items.
 
     A ranker that learned from impressions knows what an earlier system showed; of items nobody showed it knows
-    less than the sources that proposed them (measured in LOG.md), so neither order may overrule the other.
+    less than the sources that proposed them, so neither order may overrule the other
+    (docs/log/ranker.md#a-click-ranker-alone).
 
     Args:
         ids: int64 [C], best first in the order of retrieval.

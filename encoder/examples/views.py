@@ -18,7 +18,9 @@ from encoder.examples.corpus import Corpus, Side
 
 View = Literal["title", "details", "words", "image", "title+image", "details+image", "all", "half", "any"]
 
-LEFT_OUT = 0.3  # of the words: without it words are learned by heart within a few hundred steps (LOG.md)
+# Share of the words left out: without it they are learned by heart within a few hundred steps
+# (docs/log/encoder.md#words-must-be-thinned).
+LEFT_OUT = 0.3
 
 
 def show(corpus: Corpus, side: Side, rows: np.ndarray, view: View, rng: np.random.Generator) -> list[Sample]:

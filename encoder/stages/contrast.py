@@ -52,7 +52,8 @@ class Kind:
 
 
 # What users took together is a weak sign of likeness: at the temperature of an item's own halves the loss is
-# least when all vectors lie together, and the space collapses (LOG.md). A higher one asks for less contrast.
+# least when all vectors lie together, and the space collapses; a higher one asks for less contrast
+# (docs/log/encoder.md#co-purchase-pairs-at-a-low-temperature).
 OWN = Kind(("own",), "image", "words", 0.6)
 PART = Kind(("own",), "half", "all", 0.2)
 QUERY = Kind(("query",), "all", "all", 0.25, 0.1)

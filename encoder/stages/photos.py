@@ -1,9 +1,10 @@
 """Photos choose their product: for a catalogue of few products with many photos of each, such as Grocery Store.
 
 A batch holds as many photos as its pairs would hold photos and products, and each of their products once: with 81
-products a batch of pairs shows each of them several times over. So that photos are not learned by heart (LOG.md),
-photos of one product are to be alike as well (supervised contrast, 2004.11362), and in some batches two photos laid
-over each other choose both of their products (mixup, 1710.09412).
+products a batch of pairs shows each of them several times over. So that photos are not learned by heart
+(docs/log/encoder.md#photo-to-product-on-grocery-store), photos of one product are to be alike as well (supervised
+contrast, 2004.11362), and in some batches two photos laid over each other choose both of their products (mixup,
+1710.09412).
 
 Shapes: B photos, K products, D vector width.
 """

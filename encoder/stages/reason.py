@@ -44,8 +44,9 @@ class Reason:
     """The supervised stage: L_SFT = w^i L^i + w^t L^t + w^mm L^mm + w^a L^a_NTP (§4.2).
 
     The paper's figure has the chain among the inputs that are contrasted. Here that is a leak: query and item
-    then show the same true chain, and the vector learns to read nothing else (LOG.md). By default contrast
-    therefore sees picture and words only, and chains enter the vector in ``Reinforce``.
+    then show the same true chain, and the vector learns to read nothing else
+    (docs/log/encoder_papers.md#true-chains-leak). By default contrast therefore sees picture and words only, and
+    chains enter the vector in ``Reinforce``.
 
     Attributes:
         share: of the training budget.
