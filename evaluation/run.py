@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -54,13 +54,12 @@ def evaluate_run(
     candidates = answerable(dataset, split)
     retriever = Retriever.open(folder, only=candidates)
     rankers = open_rankers(folder, vectors, seed)
-    evidence = Evidence(folder, dataset, split, vectors, timings_s)
+    evidence = Evidence(folder, dataset, split, vectors, timings_s, seed)
     measured = list(
         chain(
-            _encoder(folder, dataset, split),
             _retrieval(folder, dataset, split, size, seed, candidates, retriever, rankers, evidence),
             _ctr(folder, dataset, split, size, retriever, rankers, evidence),
-            _relevance(folder, dataset, vectors, seed),
+            *(measure(evidence) for measure in MEASURES),
         )
     )
     write_measurements(folder / "metrics.json", measured)
@@ -84,8 +83,9 @@ def answerable(dataset: Dataset, split: Split) -> np.ndarray:
     return np.intersect1d(sold, pictured)
 
 
-def _encoder(folder: Path, dataset: Dataset, split: Split) -> Iterator[Measurement]:
+def encoder_measures(evidence: Evidence) -> Iterator[Measurement]:
     """Cross-modal and same-product recall on the pool the encoder never learned from."""
+    folder, dataset, split = evidence.folder, evidence.dataset, evidence.split
     chosen = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(split.pool))).to_pylist()
     if len(chosen) < 2:
         return
@@ -211,10 +211,11 @@ def _ctr(
     evidence.clicks(scored)
 
 
-def _relevance(folder: Path, dataset: Dataset, vectors: Vectors, seed: int) -> Iterator[Measurement]:
-    """Does the relevance head tell what judges call relevant from the rest, and does it beat the plain cosine?"""
-    query, item, judged = judged_pairs(dataset, vectors, "test", seed)
+def relevance_measures(evidence: Evidence) -> Iterator[Measurement]:
+    """AUC of the relevance head, and of the plain cosine, on judged pairs of a query and an item."""
+    query, item, judged = judged_pairs(evidence.dataset, evidence.vectors, "test", evidence.seed)
     label = (judged > RELEVANT).astype(np.float32)
+    folder = evidence.folder
     if not (folder / "relevance").exists() or len(np.unique(label)) < 2:
         return
     scores = {
@@ -238,3 +239,7 @@ def _truth(dataset: Dataset, scored: Impressions) -> Iterator[tuple[str, np.ndar
     true = chance[order[np.searchsorted(event[order], scored.event_id)]]
     yield "truth", true
     yield "truth_unplaced", np.minimum(true / EXAMINATION[scored.position], 1)
+
+
+# Measurements of a run that need only its evidence. A new one is a function like these, and a line here.
+MEASURES: list[Callable[[Evidence], Iterator[Measurement]]] = [encoder_measures, relevance_measures]

@@ -59,13 +59,23 @@ LIMITS = {
 
 @dataclass
 class Evidence:
-    """Pictures and curves of a run, collected by the evaluators."""
+    """What measurements of a run read, and the pictures and curves they leave for the report.
+
+    Attributes:
+        folder: of the run.
+        dataset, split: of the run.
+        vectors: of its embedding.
+        timings_s: stage -> seconds it took.
+        seed: of what measurements draw at random.
+        visits, plots, reliability: for the report.
+    """
 
     folder: Path
     dataset: Dataset
     split: Split
     vectors: Vectors
     timings_s: Mapping[str, float]
+    seed: int = 0
     visits: list[Visit] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     reliability: Reliability | None = None
