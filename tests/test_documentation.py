@@ -1,16 +1,48 @@
-"""The README says what is there, and what it says is there exists."""
+"""What the documentation says exists, and what exists is documented: commands, links, anchors, tables, the tree."""
 
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
+import click
 import pytest
+from fake_shop import picture, recommender
+from fastapi.testclient import TestClient
 from typer.main import get_command
 
+from dataset.importers import IMPORTERS
+from encoder.recipes import RECIPES
+from feature_repo.frames.shards import WAYS
+from feature_repo.ingest.arrivals import parse_events, parsed
+from feature_repo.ingest.new_items import Item
 from moon.cli import app
 from moon.summary import TABLES
+from run.sizes import SIZES
+from serving.app import create_app
+from serving.settings import CLOCKS, PROFILES, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in ROOT.glob("*.md")} | {
+    path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "docs").rglob("*.md")
+}
+README = PAGES["README.md"]
+TODAY = {name: text for name, text in PAGES.items() if not name.startswith("docs/log/")}  # the log is dated
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = re.findall(r"^([a-z][a-z-]*):(.*)$", MAKEFILE, flags=re.MULTILINE)
+READ = {
+    "/events": parse_events,
+    "/items": lambda body: parsed(Item, body),
+}  # what the service reads a body with
+CHOICES = {
+    "size_name": SIZES,
+    "size": SIZES,
+    "profile": PROFILES,
+    "clock": CLOCKS,
+    "recipe": (*RECIPES, "titles"),
+    "by": WAYS,
+}
 
 
 def commands(group, above=()):
@@ -25,39 +57,201 @@ def commands(group, above=()):
 COMMANDS = dict(commands(get_command(app)))
 
 
+def shell_lines(text):
+    """The lines of a page's code blocks, python left out: continued lines joined, comments and prose cut off."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        if language != "python":
+            for line in re.sub(r" *\\\n\s*", " ", block).splitlines():
+                yield re.split(r"\s{2,}", line.removeprefix("$ ").strip())[0]
+
+
+def inline_code(text):
+    """What a page's prose and tables set in backticks, on one line each."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+
+
+def documented(program, places=(shell_lines, inline_code)):
+    """(page, arguments) of every command line of a program in the documentation of today."""
+    found = []
+    for page, text in TODAY.items():
+        for line in (line for place in places for line in place(text)):
+            words = (
+                shlex.split(line, comments=True)
+                if re.match(r"[\w./]*\b(moon|make|feast|curl)\b", line)
+                else []
+            )
+            if len(words) > 1 and Path(words[0]).name == program:
+                found.append((page, words[1:]))
+    return found
+
+
+def parse(command, words):
+    """Let click parse a command line without running it: its values, or a UsageError."""
+    while hasattr(command, "commands"):
+        name, *words = words
+        if name not in command.commands:
+            raise click.UsageError(f"no command {name!r} among {', '.join(command.commands)}")
+        command = command.commands[name]
+    return command.make_context(command.name, words).params
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_documented_and_has_help(command):
-    assert f"moon {command}" in README
+    words = command.split()
+    assert any(line[: len(words)] == words for _, line in documented("moon")), (
+        f"no page shows 'moon {command}'"
+    )
     assert COMMANDS[command].help
 
 
-def test_the_commands_of_the_readme_exist():
-    for words in re.findall(r"(?:^ *|`)moon ([a-z]+(?: [a-z]+)?)", README, flags=re.MULTILINE):
-        assert {words, words.split()[0]} & set(COMMANDS), f"README mentions 'moon {words}'"
+def test_every_moon_command_of_the_docs_is_accepted_by_the_command_line():
+    mentioned = [one for one in documented("moon", [inline_code]) if " ".join(one[1]) not in COMMANDS]
+    lines = documented("moon", [shell_lines]) + mentioned
+    assert len(lines) > 50
+    for page, words in lines:
+        values = parse(get_command(app), words)
+        for name, known in CHOICES.items():
+            assert values.get(name) in (None, *known), f"{page}: moon {' '.join(words)}: {name}"
+        data = (values.get("data") or "marketplace").partition(":")[0]
+        assert data in ("marketplace", "corner_shop", *IMPORTERS), f"{page}: moon {' '.join(words)}"
 
 
-def test_the_make_targets_of_the_readme_exist():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    mentioned = set(re.findall(r"(?:^|`)make ([a-z]+)", README, flags=re.MULTILINE))
-    assert mentioned and mentioned <= targets
-    assert {"demo", "test"} <= mentioned
+def test_every_make_target_and_variable_of_the_docs_exists():
+    lines = documented("make")
+    assert ("README.md", ["demo"]) in lines and ("README.md", ["test"]) in lines
+    variables = set(re.findall(r"^([A-Z]+) \?=", MAKEFILE, flags=re.MULTILINE))
+    for page, (target, *settings) in lines:
+        assert target in {name for name, _ in TARGETS}, f"{page}: make {target}"
+        assert {setting.partition("=")[0] for setting in settings} <= variables, f"{page}: make {target}"
+
+
+def test_make_help_says_what_every_target_does():
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, flags=re.MULTILINE).group(1).split()
+    assert {name for name, _ in TARGETS} == set(phony)
+    for name, rest in TARGETS:
+        assert re.search(r"## \w+", rest), (
+            f"make {name} has no '## what it does', so 'make help' leaves it out"
+        )
+
+
+def test_every_feast_command_of_the_docs_is_accepted_by_feast():
+    from feast.cli.cli import cli
+
+    lines = documented("feast")
+    assert {"apply", "materialize", "ui"} <= {word for _, words in lines for word in words}
+    for page, words in lines:
+        if words[0] == "-f":
+            assert (ROOT / "feature_repo" / words[1]).exists(), f"{page}: feast {' '.join(words)}"
+            words = words[2:]
+        parse(cli, words)
+
+
+def test_every_curl_of_the_docs_is_understood_by_the_service(tmp_path):
+    """Routes, methods, parameters and bodies; whether an item exists depends on the run."""
+    client = TestClient(create_app(Settings(run=tmp_path), recommender()))
+    lines = documented("curl")
+    assert {urlsplit(words[-1]).path for _, words in lines} >= {
+        "/recommend",
+        "/similar",
+        "/search",
+        "/readyz",
+    }
+    for page, words in lines:
+        (address,) = (word for word in words if word.startswith("http"))
+        path, query = urlsplit(address).path, dict(parse_qsl(urlsplit(address).query))
+        given = [pair for pair in pairwise(words) if pair[0].startswith("-")]
+        fields = [value.split("=", 1) for option, value in given if option == "-F"]
+        body = next((value for option, value in given if option == "-d"), None)
+        assert {option for option, _ in given} <= {"-F", "-H", "-d"}, page
+        if body is not None:
+            assert ("-H", "Content-Type: application/json") in given, page
+            READ[path](body)  # raises where the service would refuse it
+            continue
+        form = {name: ("photo", picture()) if value[0] == "@" else (None, value) for name, value in fields}
+        answer = client.post(path, files=form) if form else client.get(path, params=query)
+        unknown = answer.status_code == 404 and answer.json()["error"] != "Not Found"
+        assert answer.status_code in (200, 503) or unknown, (
+            f"{page}: {address}: {answer.status_code} {answer.text}"
+        )
+
+
+def test_the_readme_is_short():
+    assert len(README.split()) <= 900
 
 
 def test_the_tree_of_the_readme_is_the_tree():
     block = README.split("## The tree")[1].split("```")[1]
-    folder, named = "", set()
-    for line in block.splitlines():
-        match = re.match(r"(\s*)([\w./-]+)", line)
-        if not match:
+    named = {line.split()[0].rstrip("/") for line in block.strip().splitlines()}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert named == packages | {"docs", "requirements", "tests"}
+
+
+def anchors(text):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), flags=re.M)
+    slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    assert len(set(slugs)) == len(slugs), f"two headings of one page have one anchor: {slugs}"
+    return set(slugs)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if target.startswith(("https://", "http://")):
             continue
-        indent, name = match.groups()
-        if not indent:
-            folder = name if name.endswith("/") else ""
-        path = (folder if indent else "") + name
-        assert (ROOT / path).exists(), f"README's tree names {path}"
-        named.add(path.rstrip("/"))
-    top = {p.name for p in ROOT.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
-    assert top <= named, f"README's tree lacks {sorted(top - named)}"
+        path, _, anchor = target.partition("#")
+        found = (ROOT / page).parent / path if path else ROOT / page
+        assert found.exists(), f"{page}: {target}"
+        assert not anchor or anchor in anchors(found.read_text()), f"{page}: {target}"
+
+
+def test_every_page_is_linked_from_the_readme_or_an_index():
+    linked = {
+        ((ROOT / page).parent / target.partition("#")[0]).resolve()
+        for page, text in PAGES.items()
+        for target in re.findall(r"\]\(([^)\s]+)\)", text)
+        if not target.startswith("http")
+    }
+    assert not [page for page in PAGES if page != "README.md" and ROOT / page not in linked]
+
+
+def sources():
+    """(path, text) of the files in which a reference to the documentation may stand."""
+    for package in sorted({path.parent for path in ROOT.glob("*/__init__.py")} | {ROOT / "tests"}):
+        for suffix in ("py", "yaml", "html"):
+            yield from ((path, path.read_text()) for path in package.rglob(f"*.{suffix}"))
+    yield from ((ROOT / name, (ROOT / name).read_text()) for name in ("Makefile", "pyproject.toml", *PAGES))
+
+
+def test_every_reference_to_the_docs_leads_to_a_file_and_a_heading():
+    found = [
+        (path, page, anchor)
+        for path, text in sources()
+        for page, anchor in re.findall(r"\b((?:docs/[\w/]+|CONTRIBUTING|CHANGELOG)\.md)(?:#([\w-]+))?", text)
+    ]
+    assert len([one for one in found if one[2]]) > 10
+    for path, page, anchor in found:
+        assert page in PAGES, f"{path}: {page}"
+        assert not anchor or anchor in anchors(PAGES[page]), f"{path}: {page}#{anchor}"
+    assert not [path for path, text in sources() if re.search(r"\bLOG\.md\b", text.replace(r"LOG\.md", ""))]
+
+
+def number_tables(text):
+    """(what stands between the heading and the table, the table) of every table that holds measured numbers."""
+    for section in re.split(r"^#+ ", text, flags=re.MULTILINE):
+        for table in re.findall(r"(?:^\|.*\n)+", section, flags=re.MULTILINE):
+            if re.search(r"\| \**\.?\d", table):
+                yield section[: section.index(table)] + table.splitlines()[0], table
+
+
+def test_every_table_of_numbers_has_its_command_date_and_commit():
+    tables = [(page, *one) for page, text in TODAY.items() for one in number_tables(text)]
+    assert len(tables) > 10
+    for page, before, table in tables:
+        command = r"`(make|moon) [^`]+`"
+        for what in (command, r"\b20\d\d-\d\d-\d\d\b", r"\bcommit [0-9a-f]{7}\b"):
+            assert re.search(what, before), f"{page}: no {what} before the table {table.splitlines()[0]}"
 
 
 def test_the_options_are_few_and_frozen():
@@ -69,12 +263,8 @@ def test_the_options_are_few_and_frozen():
         for option in one.opts
     }
     journey = {"--data", "--run", "--size", "--seed", "--profile", "--host", "--port"}
-    assert options == journey | {
-        "--recipe",
-        "--backbone",
-        "--lora",
-        "--seconds",
-        "--ablations",
+    training = {"--recipe", "--backbone", "--lora", "--seconds", "--ablations"}
+    assert options == journey | training | {
         "--shard",
         "--by",
         "--json",
@@ -84,12 +274,12 @@ def test_the_options_are_few_and_frozen():
     }
 
 
-def test_every_number_of_the_readme_has_its_command():
-    for heading in ("## Results",):
-        section = README.split(heading)[1].split("\n## ")[0]
-        for table in re.findall(r"(?:^\|.*\n)+", section, flags=re.MULTILINE):
-            before = section[: section.index(table)]
-            assert "`make " in before or "`moon" in before, "a results table without the command that made it"
+def test_every_option_is_shown_in_the_docs():
+    shown = {word for _, words in documented("moon") for word in words if word.startswith("--")}
+    options = {
+        opt for command in COMMANDS.values() for one in command.params for opt in one.opts if opt[0] == "-"
+    }
+    assert options <= shown, f"no page shows {sorted(options - shown)}"
 
 
 def test_summary_tables_are_rectangular():
