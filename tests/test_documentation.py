@@ -13,12 +13,13 @@ from fastapi.testclient import TestClient
 from typer.main import get_command
 
 from dataset.importers import IMPORTERS
-from encoder.recipes import RECIPES
+from encoder import recipes as encoders
 from feature_repo.frames.shards import WAYS
 from feature_repo.ingest.arrivals import parse_events, parsed
 from feature_repo.ingest.new_items import Item
 from moon.cli import app
 from moon.summary import TABLES
+from ranker import recipes as rankers
 from run.sizes import SIZES
 from serving.app import create_app
 from serving.settings import CLOCKS, PROFILES, Settings
@@ -40,7 +41,7 @@ CHOICES = {
     "size": SIZES,
     "profile": PROFILES,
     "clock": CLOCKS,
-    "recipe": (*RECIPES, "titles"),
+    "recipe": (*encoders.RECIPES, *rankers.RECIPES, "titles"),  # titles: of docs/extending.md
     "by": WAYS,
 }
 
