@@ -41,7 +41,7 @@ CHOICES = {
     "size": SIZES,
     "profile": PROFILES,
     "clock": CLOCKS,
-    "recipe": (*encoders.RECIPES, *rankers.RECIPES, "titles"),  # titles: of docs/extending.md
+    "recipe": (*encoders.RECIPES, *rankers.RECIPES, "titles", "alike"),  # the last two: of docs/extending.md
     "by": WAYS,
 }
 

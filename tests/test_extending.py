@@ -23,7 +23,11 @@ def test_every_walkthrough_ends_in_an_answer_that_is_checked():
 def test_the_walkthroughs_run_as_printed(tmp_path):
     """In a process of its own, because they add to Moon's lists of recipes, importers and measurements."""
     (tmp_path / "page.py").write_text("\n".join(BLOCKS))
-    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]  # tests: for the contract suites
+    paths = [
+        str(ROOT),
+        str(ROOT / "tests"),
+        os.environ.get("PYTHONPATH", ""),
+    ]  # tests: for the contract suites
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     ran = subprocess.run(
         [sys.executable, "page.py"],
