@@ -33,7 +33,7 @@ ITEMS = pa.schema(
 IMAGES = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),  # first 16 hex digits of the sha256 of ``bytes``
-        pa.field("bytes", pa.binary(), nullable=False),  # an encoded picture (JPEG or PNG)
+        pa.field("bytes", pa.binary(), nullable=False),  # an encoded picture, see dataset.pictures
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
     ]

@@ -1,4 +1,8 @@
-"""Pictures at the door: are the bytes a picture we can use, how large is it, and a smaller copy of it."""
+"""Pictures: the one decoder that every door and every reader uses, and what a picture may be.
+
+Import, service, encoder and report agree on what a picture is because all of them call ``decoded``: what one of them
+accepts, the others can read.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +18,18 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from dataset.contracts import content_hash
+from dataset.contracts import DataError, content_hash
 from run.progress import track
 
-FORMATS = ("JPEG", "PNG")
+# A closed list, not all that Pillow reads: opening an EPS would start an interpreter.
+MEDIA_TYPES = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+}
+FORMATS = tuple(MEDIA_TYPES)
 WHITE = (255, 255, 255)
 MOST_BYTES = 20 * 1024 * 1024
 MOST_PIXELS = 50_000_000
@@ -39,8 +52,59 @@ class Inspection(NamedTuple):
     height: int
 
 
+@contextmanager
+def opened(content: bytes, most_pixels: int = MOST_PIXELS) -> Iterator[Image.Image]:
+    """A picture whose header is read and whose pixels are not: a bomb is refused before it is decoded.
+
+    Args:
+        content: an encoded picture of one of FORMATS.
+        most_pixels: width x height may be at most this.
+
+    Raises:
+        DataError: no picture, or too many pixels; also for whatever decoding raises inside the block.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > most_pixels:
+                raise ValueError(f"{width} x {height} pixels, at most {most_pixels} in all")
+            yield picture
+    except Exception as error:  # decoders raise whatever they trip over: OSError, SyntaxError, struct.error
+        reason = str(error).split(" <")[0] or type(error).__name__
+        raise DataError(
+            f"expected a picture ({', '.join(FORMATS)}), found {len(content)} bytes that do not decode: {reason}"
+        ) from error
+
+
+def decoded(content: bytes, px: int | None = None, most_pixels: int = MOST_PIXELS) -> Image.Image:
+    """A picture in RGB: upright as its EXIF says, transparency laid over white, of an animation the first frame.
+
+    Args:
+        content: an encoded picture of one of FORMATS.
+        px: a large JPEG may be decoded at a fraction of its size, both sides at least this; None: whole.
+        most_pixels: width x height may be at most this.
+
+    Raises:
+        DataError: the bytes are not a readable picture, are cut short, or decode to more than ``most_pixels``.
+    """
+    with opened(content, most_pixels) as picture:
+        if px is not None:
+            picture.draft("RGB", (px, px))
+        return to_rgb(picture)
+
+
+def media_type(content: bytes) -> str:
+    """What to call the bytes of a picture over HTTP.
+
+    Raises:
+        DataError: they are none.
+    """
+    with opened(content) as picture:
+        return MEDIA_TYPES[str(picture.format)]
+
+
 def inspect_picture(content: bytes) -> Inspection:
-    """Judge encoded bytes: a complete JPEG or PNG of at most MOST_BYTES and MOST_PIXELS.
+    """Judge encoded bytes: a complete picture of FORMATS, of at most MOST_BYTES and MOST_PIXELS.
 
     The header is judged before any pixel is decoded, so a bomb is never opened; then all of it is decoded,
     because a truncated JPEG has a perfect header.
@@ -49,26 +113,14 @@ def inspect_picture(content: bytes) -> Inspection:
     if len(content) > MOST_BYTES:
         return Inspection(f"{len(content)} bytes, at most {MOST_BYTES}", image_id, 0, 0)
     width = height = 0
-    problem = None
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        with opened(content, MOST_PIXELS) as picture:
             width, height = picture.size
-            if width * height > MOST_PIXELS:
-                problem = f"{width} x {height} pixels, at most {MOST_PIXELS} in all"
-            else:
-                picture.draft("L", (1, 1))  # a JPEG is then read to its end, but at an eighth of its size
-                picture.load()
-    except Exception as error:  # decoders raise whatever they trip over: OSError, SyntaxError, struct.error
-        problem = str(error).split(" <")[0] or type(error).__name__
-    return Inspection(problem, image_id, width, height)
-
-
-def inspect_pictures(contents: Iterable[bytes], total: int) -> Iterator[Inspection]:
-    """``inspect_picture`` of each of ``contents``, in order, on all cores."""
-    waiting = track(contents, "check pictures", total=total, unit="pictures")
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        while block := list(islice(waiting, BLOCK)):
-            yield from threads.map(inspect_picture, block)
+            picture.draft("RGB", (1, 1))  # a JPEG is then read to its end, but at an eighth of its size
+            to_rgb(picture)
+    except DataError as error:
+        return Inspection(str(error).rsplit("do not decode: ")[-1], image_id, *picture_size(content))
+    return Inspection(None, image_id, width, height)
 
 
 def picture_size(content: bytes) -> tuple[int, int]:
@@ -78,6 +130,14 @@ def picture_size(content: bytes) -> tuple[int, int]:
             return picture.size
     except Exception:  # told, with its reason, by inspect_picture
         return 0, 0
+
+
+def inspect_pictures(contents: Iterable[bytes], total: int) -> Iterator[Inspection]:
+    """``inspect_picture`` of each of ``contents``, in order, on all cores."""
+    waiting = track(contents, "check pictures", total=total, unit="pictures")
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        while block := list(islice(waiting, BLOCK)):
+            yield from threads.map(inspect_picture, block)
 
 
 def read_pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -105,21 +165,30 @@ def shrink(content: bytes) -> bytes:
     seen = inspect_picture(content)
     if max(seen.width, seen.height) <= LONG_SIDE or seen.problem is not None:
         return content
-    with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-        picture.draft("RGB", (2 * LONG_SIDE, 2 * LONG_SIDE))
-        small = to_rgb(picture)
-        small.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
-        out = io.BytesIO()
-        small.save(out, "JPEG", quality=90)
+    small = decoded(content, 2 * LONG_SIDE)
+    small.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=90)
     return out.getvalue()
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """A picture of any mode in RGB: upright as its EXIF says, transparency laid over white."""
-    upright = ImageOps.exif_transpose(picture)
+    picture.load()
+    upright = _upright(picture)
+    if upright.mode.startswith("I;16"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
+        grey = np.asarray(upright)
+        clear = grey == upright.info.get("transparency", -1)
+        return Image.fromarray(np.where(clear, 255, grey >> 8).astype(np.uint8)).convert("RGB")
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         above = upright.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", above.size, (*WHITE, 255)), above).convert("RGB")
-    if upright.mode.startswith("I;16"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
-        return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
     return upright.convert("RGB")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; damaged EXIF costs a picture its orientation, nothing else."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # whatever the parser trips over; the pixels are whole
+        return picture

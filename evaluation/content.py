@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
+from dataset.pictures import decoded
 
 WORD = re.compile(r"[a-z0-9]+")
 THUMBNAIL = (12, 16)  # columns, rows: the portrait shape of product pictures
@@ -113,7 +114,7 @@ def colours(pictures: Sequence[bytes | None]) -> np.ndarray:
 
 
 def _colour_row(picture: bytes) -> np.ndarray:
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    image = decoded(picture)
     thumbnail = np.asarray(image.resize(THUMBNAIL, Image.Resampling.BOX), dtype=np.float32).reshape(-1)
     hue, saturation, value = np.moveaxis(np.asarray(image.convert("HSV"), dtype=np.int64), -1, 0)
     cell = (hue * HUE_BINS // 256 * SATURATION_BINS + saturation * SATURATION_BINS // 256) * VALUE_BINS

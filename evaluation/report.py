@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image, UnidentifiedImageError
 
+from dataset.contracts import DataError
+from dataset.pictures import decoded
 from evaluation.metrics import Measurement
 from evaluation.plots import Curve, line_plot, reliability_plot
 
@@ -251,10 +252,10 @@ def number(value: str | int | float) -> str:
 def data_uri(picture: bytes, px: int = PICTURE_PX) -> str:
     """The picture, its longest side shrunk to ``px`` and embedded; "" when it cannot be decoded."""
     try:
-        image = Image.open(io.BytesIO(picture))
-        image.thumbnail((px, px))
-        out = io.BytesIO()
-        image.convert("RGB").save(out, "JPEG", quality=85)
-    except (UnidentifiedImageError, OSError):
+        image = decoded(picture, 2 * px)
+    except DataError:
         return ""
+    image.thumbnail((px, px))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

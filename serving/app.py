@@ -23,6 +23,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from dataset.contracts import DataError
+from dataset.pictures import media_type
 from feature_repo.ingest.arrivals import parse_events, parsed
 from feature_repo.ingest.new_items import Item
 from feature_repo.online import StoreUnavailable
@@ -152,8 +153,9 @@ def _answers(app: FastAPI, settings: Settings, live: Live, telemetry: Telemetry)
         content = live.current.catalogue.image_bytes(image_id)
         if content is None:
             raise Refused(404, "no such picture")
-        kind = "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
-        return Response(content, media_type=kind, headers={"Cache-Control": "public, max-age=86400"})
+        return Response(
+            content, media_type=media_type(content), headers={"Cache-Control": "public, max-age=86400"}
+        )
 
     @app.get("/", response_class=HTMLResponse)
     async def page(user_id: str = "", category: str = "", item_id: str = "", text: str = "") -> HTMLResponse:

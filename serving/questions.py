@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import re
 from typing import Annotated, Any
 
-import PIL.Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
+
+from dataset.contracts import DataError
+from dataset.pictures import decoded
 
 LARGEST_ID = 2**63 - 1
 MOST_HITS = 200
@@ -99,17 +100,7 @@ def check_image(content: bytes, max_bytes: int, max_pixels: int) -> bytes:
     if len(content) > max_bytes:
         raise Refused(413, f"the picture has {len(content)} bytes: at most {max_bytes} are read")
     try:
-        with PIL.Image.open(io.BytesIO(content)) as picture:
-            width, height = picture.size
-            if width * height > max_pixels:
-                raise Refused(
-                    422, f"the picture has {width} x {height} pixels: at most {max_pixels} are read"
-                )
-            picture.load()
-    except Refused:
-        raise
-    except Exception as error:  # decoders raise whatever their format makes them
-        raise Refused(
-            422, f"the picture ({len(content)} bytes) cannot be decoded: {type(error).__name__}"
-        ) from None
+        decoded(content, most_pixels=max_pixels)
+    except DataError as error:
+        raise Refused(422, str(error)) from None
     return content

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from dataset.contracts import DataError
-from dataset.pictures import MOST_PIXELS, WHITE, to_rgb
+from dataset.pictures import WHITE, decoded
 from run.progress import track
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # not all that Pillow reads: EPS would run an interpreter
 
 
 def decode_image(content: bytes, px: int) -> np.ndarray:
     """Decode a picture and fit it, undistorted and centred, on a white square.
 
     Args:
-        content: JPEG, PNG, WebP, GIF or BMP, in any mode; of an animation the first frame; EXIF rotation is
-            applied and transparency is laid over white.
+        content: as ``dataset.pictures.decoded`` takes it.
         px: side of the square in pixels.
 
     Returns:
@@ -29,25 +25,10 @@ def decode_image(content: bytes, px: int) -> np.ndarray:
     Raises:
         DataError: the bytes are not a readable picture, are cut short, or decode to more than MOST_PIXELS.
     """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            opened.draft("RGB", (px, px))  # a large JPEG is decoded at a fraction of its size
-            _refuse_bomb(*opened.size)
-            picture = to_rgb(opened)
-    except Exception as error:  # decoders raise whatever their format makes them
-        reason = str(error).split(" <")[0] or type(error).__name__
-        raise DataError(
-            f"expected a picture, found {len(content)} bytes that do not decode: {reason}"
-        ) from error
+    picture = decoded(content, px)
     if picture.size != (px, px):  # a draft often has the size already
         picture = ImageOps.pad(picture, (px, px), Image.Resampling.BICUBIC, color=WHITE)
     return np.asarray(picture, dtype=np.uint8)
-
-
-def _refuse_bomb(width: int, height: int) -> None:
-    """Raise before a pixel is decoded: a megabyte of PNG can hold a gigabyte of white."""
-    if width * height > MOST_PIXELS:
-        raise ValueError(f"{width} x {height} pixels, at most {MOST_PIXELS} in all")
 
 
 def decode_images(contents: Mapping[str, bytes], image_ids: Iterable[str], px: int) -> np.ndarray:

@@ -5,14 +5,13 @@ What a row cannot see (a histogram of a text, TF-IDF of a picture) is a row of z
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
+from dataset.pictures import decoded
 from encoder.content import Content
 from evaluation.content import WORD, colours
 
@@ -42,7 +41,7 @@ def histogram(contents: Sequence[Content]) -> np.ndarray:
     for row, content in enumerate(contents):
         if content.image is None:
             continue
-        picture = Image.open(io.BytesIO(content.image)).convert("RGB").convert("HSV")
+        picture = decoded(content.image).convert("HSV")
         hue, saturation, value = np.moveaxis(np.asarray(picture, dtype=np.int64), -1, 0)
         cell = hue * HUE_BINS // 256 * SATURATION_BINS + saturation * SATURATION_BINS // 256
         cell = cell * VALUE_BINS + value * VALUE_BINS // 256
