@@ -204,6 +204,7 @@ def _operations(app: FastAPI, live: Live, telemetry: Telemetry) -> None:
             "items": {
                 "loaded_until": moon.items.loaded_until if moon.items is not None else None,
                 "problem": live.behind,
+                "refused": live.refused,
             },
         }
         return JSONResponse(content, status_code=503 if problems else 200)

@@ -40,6 +40,7 @@ class Live:
         current: what answers now; take it once per request.
         asked: number of the generation that should serve, None where nothing is followed.
         problem: why it does not, empty when it does.
+        refused: how many new items lie in the dead letter, because they cannot be encoded or stored.
         behind: why ``current`` does not know what the store holds now, empty when it does.
         switches: how often another generation took over.
     """
@@ -48,7 +49,7 @@ class Live:
         self, recommender: Recommender, settings: Settings | None = None, every_s: float = EVERY_S
     ) -> None:
         self.current, self.problem, self.behind, self.switches = recommender, "", "", 0
-        self.asked = recommender.generation
+        self.asked, self.refused = recommender.generation, 0
         self._settings, self._every_s = settings, every_s
         self._opened = recommender
         self._seen: Current | None = None
@@ -118,6 +119,7 @@ class Live:
             matrix, items = open_item_matrix(store, embedding), new_items.new_items(store_dir)
             newer = refreshed(self._opened, store, matrix, items)
             self._state, self.behind = state, ""
+            self.refused = len(new_items.refused_items(store_dir))
             return newer
         except (StoreError, StoreUnavailable, DataError) as error:
             if str(error) != self.behind:

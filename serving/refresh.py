@@ -7,15 +7,25 @@ the one that answers, and shares models with it. Nothing is trained.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from feast import FeatureStore
 
+from dataset.contracts import DataError
 from encoder.encode import item_content
 from feature_repo.features import item_columns
-from feature_repo.ingest.new_items import NewItem, are_online, items_table, put_online
+from feature_repo.ingest.new_items import (
+    NewItem,
+    RowsRefused,
+    are_online,
+    items_table,
+    put_online,
+    set_aside,
+)
 from feature_repo.item_matrix import ItemMatrix, read_now
 from feature_repo.online import UNREACHABLE, StoreUnavailable
 from feature_repo.vectors import Vectors
@@ -24,6 +34,8 @@ from moonstore.errors import StoreError
 from moonstore.freshness import EPOCH, US
 from retrieval.index import category_path
 from serving.recommend import Recommender
+
+log = logging.getLogger("moon.serving")
 
 
 def refreshed(
@@ -38,7 +50,7 @@ def refreshed(
         items: all that came in since the catalogue was imported.
 
     Raises:
-        StoreError: vectors of the embedding are not online, or the store refuses an item.
+        StoreError: vectors of the embedding are not online.
         StoreUnavailable: the online store does not answer.
     """
     known = opened.retriever.vectors
@@ -48,8 +60,10 @@ def refreshed(
             f"{matrix.embedding.item_view}: expected {len(known.ids)} vectors online, {len(missing)} are missing "
             f"(item_id {missing[:3].tolist()}). Run 'moon materialize'."
         )
+    items = _stored(opened, store, matrix.embedding, items)
     if items:
-        matrix = _online(opened, store, matrix.embedding, items).over(matrix)
+        ids = np.array([one.item.item_id for one in items], np.int64)
+        matrix = read_now(store, matrix.embedding, ids).over(matrix)
     vectors = Vectors(matrix.vectors.ids, matrix.vectors.matrix, known.queries, known.id)
     moon = copy.copy(opened)
     moon.items, moon.reader = matrix, opened.reader.with_items(matrix)
@@ -59,19 +73,56 @@ def refreshed(
     return moon
 
 
-def _online(
+def _stored(
     opened: Recommender, store: FeatureStore, embedding: Embedding, items: Sequence[NewItem]
-) -> ItemMatrix:
-    """What is stored about the items, once those that nobody has encoded yet are."""
+) -> list[NewItem]:
+    """The items whose profile and vector are in the online store, once those nobody has encoded yet are written."""
     try:
-        there = are_online(store, items, embedding)
-        fresh = [one for one, known in zip(items, there.tolist(), strict=True) if not known]
-        if fresh:
-            contents = [item_content(one.row, one.image) for one in fresh]
-            put_online(store, fresh, opened.encoder.encode(contents), embedding)
+        there = are_online(store, items, embedding) if items else np.zeros(0, bool)
+        known = [one for one, found in zip(items, there.tolist(), strict=True) if found]
+        fresh = [one for one, found in zip(items, there.tolist(), strict=True) if not found]
+        written = _written(opened, store, embedding, fresh)
     except UNREACHABLE as error:
         raise StoreUnavailable(f"the online store does not answer: {error}") from error
-    return read_now(store, embedding, np.array([one.item.item_id for one in items], np.int64))
+    return sorted([*known, *written], key=lambda one: one.item.item_id)
+
+
+def _written(
+    opened: Recommender, store: FeatureStore, embedding: Embedding, items: Sequence[NewItem]
+) -> list[NewItem]:
+    """Encode items and write them online; one that cannot be is set aside, and costs the others nothing.
+
+    A batch that fails is halved until the item at fault is alone.
+    """
+    if not items:
+        return []
+    try:
+        put_online(store, items, _encoded(opened, items), embedding)
+        return list(items)
+    except (DataError, RowsRefused) as error:
+        if len(items) == 1:
+            log.warning("item %d is set aside: %s", items[0].item.item_id, error)
+            set_aside(Path(store.config.repo_path or "."), items[0], str(error))
+            return []
+    half = len(items) // 2
+    return [
+        *_written(opened, store, embedding, items[:half]),
+        *_written(opened, store, embedding, items[half:]),
+    ]
+
+
+def _encoded(opened: Recommender, items: Sequence[NewItem]) -> np.ndarray:
+    """Vectors of the items, float32 (N, D).
+
+    Raises:
+        DataError: one of them cannot be encoded.
+    """
+    try:
+        return opened.encoder.encode([item_content(one.row, one.image) for one in items])
+    except (OSError, MemoryError):  # the machine's fault, not an item's
+        raise
+    except Exception as error:  # whatever a picture or a text makes the encoder trip over
+        raise DataError(f"{len(items)} items cannot be encoded: {type(error).__name__}: {error}") from error
 
 
 def _answer_with(moon: Recommender, matrix: ItemMatrix, items: Sequence[NewItem]) -> None:

@@ -26,7 +26,7 @@ from feature_repo.create import create_store
 from feature_repo.frames.join import training_frame
 from feature_repo.ingest.arrivals import Event, parsed
 from feature_repo.ingest.ingestor import Ingestor
-from feature_repo.ingest.new_items import Item, fold_items, keep_item, new_items, state
+from feature_repo.ingest.new_items import Item, fold_items, keep_item, new_items, refused_items, state
 from feature_repo.online import OnlineReader
 from feature_repo.store import known_until, materialize, open_store, use_profile
 from feature_repo.views import EmbeddingRecord
@@ -184,7 +184,8 @@ def test_a_service_starts_and_goes_on_while_redis_is_gone(run, tmp_path):
 def test_what_training_reads_of_it_is_what_serving_read(run):
     row, image = known_item(run)
     store_dir, live = run / "store", Live.open(Settings(run=run))
-    keep_item(store_dir, Item(**like(row, image)), live.current.now())
+    kept = live.current.now()
+    keep_item(store_dir, Item(**like(row, image)), kept)
     live.look()
     when, history = live.current.now() + SECOND, size("nano").history
     served = live.current.reader.read(1, np.array([NEW, row["item_id"]]), when)
@@ -206,7 +207,7 @@ def test_what_training_reads_of_it_is_what_serving_read(run):
     assert frame.candidates.to_pylist() == served.candidates.to_pylist()
     assert frame.candidates["item_found"].to_pylist() == [True, True]
     early = training_frame(
-        store_dir, rows.set_column(2, "time", pa.array([when - 2 * SECOND] * 2, TIME)), history
+        store_dir, rows.set_column(2, "time", pa.array([kept - SECOND] * 2, TIME)), history
     ).take(0, 1)
     assert early.candidates["item_found"].to_pylist() == [False, True]
     view = record.embeddings[0].item_view
@@ -246,6 +247,39 @@ def test_on_redis_it_is_the_same(run, redis_server):
     ids, when = np.array([NEW, row["item_id"]]), live.current.now() + SECOND
     assert live.current.reader.read(1, ids, when).candidates.equals(by_one.read(1, ids, when).candidates)
     assert by_one.read_user(1, when).history.item_id[-1] == NEW
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("poison", ["picture", "row"])
+def test_an_item_that_cannot_be_processed_costs_itself_only(run, poison):
+    """One poisoned item in the middle of twenty: the others are answered with, it is set aside with its reason."""
+    store, bad = run / "store", NEW + 10
+    row, image = known_item(run)
+    good = like(row, image)
+    live = Live.open(Settings(run=run))
+    now = live.current.now()
+    for number in range(20):
+        keep_item(store, Item(**good | {"item_id": NEW + number}), now)
+    path = store / "data" / "new_items" / f"{bad}.json"
+    content = json.loads(path.read_text())
+    if poison == "picture":  # as an earlier release would have let it in
+        content["item"]["image_base64"] = base64.b64encode(image[: len(image) // 2]).decode()
+    else:  # of the future: no reader could be given a newer one
+        content["available_us"] += 10**15
+    path.write_text(json.dumps(content))
+    live.look()
+    live.look()
+    assert live.behind == "" and live.refused == 1
+    contained = live.current.retriever.index.contains(np.array([NEW + n for n in range(20)]))
+    assert contained.tolist() == [number != 10 for number in range(20)]
+    assert list(refused_items(store)) == [bad] and refused_items(store)[bad]
+    with TestClient(create_app(Settings(run=run))) as client:  # a service that starts later, too
+        assert client.get(f"/similar?item_id={NEW + 11}&k=1").status_code == 200
+        assert client.get(f"/similar?item_id={bad}&k=1").status_code == 404
+        assert client.get("/readyz").json()["items"]["refused"] == 1
+        assert "moon_items_refused 1.0" in client.get("/metrics").text
+        assert client.post("/items", json=good | {"item_id": bad}).status_code == 202  # mended, it comes in
+        until_found(client, bad)
 
 
 @pytest.mark.slow
@@ -312,6 +346,7 @@ def test_an_item_is_kept_whole_and_the_state_changes_with_it(tiny_world, tmp_pat
         ({"item_id": -1, "title": "x"}, "item_id"),
         ({"item_id": 1, "title": "x", "price": -1}, "price"),
         ({"item_id": 1, "title": "x", "price": "NaN"}, "price"),
+        ({"item_id": 1, "title": "x", "price": 1e39}, "price"),
         ({"item_id": 1, "title": "x", "category": "a"}, "category"),
         ({"item_id": 1, "title": "x", "category": [""]}, "category.0"),
         ({"item_id": 1, "title": "x" * 10_001}, "title"),

@@ -3,6 +3,8 @@
 Run: pytest tests/test_service_events.py
 """
 
+import time
+import tracemalloc
 from datetime import timedelta
 
 import pytest
@@ -11,7 +13,9 @@ from fake_shop import recommender
 from fastapi.testclient import TestClient
 from test_ingest import END, Clock, online, some_events
 
+from dataset.contracts import DataError
 from feature_repo.create import create_store
+from feature_repo.ingest.arrivals import MOST_EVENTS, parse_events
 from feature_repo.ingest.fold import fold
 from feature_repo.ingest.journal import Journal
 from serving.app import create_app
@@ -55,7 +59,7 @@ def test_events_are_kept_once_and_seen_at_once(tiny_world, shop):
     [
         ("", "list"),
         ("{}", "list"),
-        ("[1]", "1 wrong ones: 0"),
+        ("[1]", "the first fault is at 0"),
         ('[{"event_id": NaN}]', "0.event_id"),
         ('[{"event_id": 1, "user_id": 2, "item_id": 3, "type": "click", "x": 1}]', "0.x"),
         ('[{"event_id": 1, "user_id": "2", "item_id": 3, "type": "click"}]', "0.user_id"),
@@ -68,6 +72,29 @@ def test_what_is_no_list_of_events_is_refused_and_nothing_is_kept(shop, content,
     answer = client.post("/events", content=content, headers=JSON)
     assert answer.status_code == 422 and says in answer.json()["error"]
     assert Journal(store).table().num_rows == 0
+
+
+@pytest.mark.parametrize("one", ["{}", "1", "[[[]]]", "null", '"x"'])
+def test_a_long_list_of_nonsense_costs_no_more_than_reading_it(one):
+    content = f"[{','.join([one] * 200_000)}]".encode()
+    tracemalloc.start()
+    began = time.process_time()
+    with pytest.raises(DataError, match="first fault"):
+        parse_events(content)
+    peak, took = tracemalloc.get_traced_memory()[1], time.process_time() - began
+    tracemalloc.stop()
+    assert took < 1 and peak < 2_000_000  # a fault of each of them took a minute and gigabytes
+
+
+def test_more_events_than_one_call_takes_are_refused_whole(shop):
+    client, store, _ = shop
+    one = {"user_id": 2, "item_id": 3, "type": "click"}
+    many = [{"event_id": 10**6 + n, **one} for n in range(MOST_EVENTS + 1)]
+    answer = client.post("/events", json=many)
+    assert answer.status_code == 422 and str(MOST_EVENTS) in answer.json()["error"]
+    assert Journal(store).table().num_rows == 0
+    assert client.post("/events", json=many[1:]).status_code == 200
+    assert Journal(store).table().num_rows == MOST_EVENTS
 
 
 def test_a_service_without_a_store_takes_no_events(tmp_path):

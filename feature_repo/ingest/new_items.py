@@ -29,7 +29,7 @@ from feature_repo.sources import DATA, NEW_ITEMS, TIMESTAMP, replace_source
 from feature_repo.vectors import VectorTable
 from feature_repo.views import Embedding
 from moonstore.batch import sift
-from moonstore.engine import ColumnStore
+from moonstore.engine import DEAD_LETTER, ColumnStore
 from moonstore.errors import StoreError
 from moonstore.freshness import EPOCH, US
 from moonstore.matrix import matrix_reader, read_matrix
@@ -38,8 +38,13 @@ from run.artifacts import write_json
 PROFILE = "item_profile"
 MOST_TEXT, MOST_PARTS = 10_000, 100
 SECOND_US = 1_000_000
+REFUSED_ITEMS = "new_items"  # folder within DEAD_LETTER
 Word = Annotated[str, Field(min_length=1, max_length=1000)]
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
+
+
+class RowsRefused(StoreError):
+    """A row of a new item is one that no load would write."""
 
 
 class Item(BaseModel):
@@ -49,7 +54,7 @@ class Item(BaseModel):
         item_id: a new one, or one that is to be replaced.
         title, description, category (broadest part first), attributes, price: as in ``dataset.contracts.ITEMS``.
         spu: product code; None: the item's own id.
-        image_base64: an encoded picture (JPEG, PNG), as base64.
+        image_base64: an encoded picture, see ``dataset.pictures``, as base64.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,7 +64,9 @@ class Item(BaseModel):
     description: Text | None = None
     category: Annotated[list[Word], Field(max_length=MOST_PARTS)] = []
     attributes: Annotated[dict[Word, Word], Field(max_length=MOST_PARTS)] = {}
-    price: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    price: Annotated[float, Field(ge=0, le=float(np.finfo(np.float32).max))] | None = (
+        None  # stored as float32
+    )
     spu: Id | None = None
     image_base64: str | None = None
 
@@ -108,7 +115,7 @@ class NewItem:
 
 def keep_item(store_dir: Path, item: Item, now: datetime) -> None:
     """Keep an item, as of ``now``, for whoever serves the store."""
-    folder = Path(store_dir) / DATA / NEW_ITEMS
+    folder = _folder(store_dir)
     folder.mkdir(exist_ok=True)
     content = {"item": item.model_dump(exclude_none=True), "available_us": (now - EPOCH) // US}
     write_json(folder / f"{item.item_id}.json", content)
@@ -119,6 +126,26 @@ def new_items(store_dir: Path) -> list[NewItem]:
     found = [json.loads(path.read_text()) for path in _files(store_dir)]
     items = [NewItem(Item(**one["item"]), one["available_us"]) for one in found]
     return sorted(items, key=lambda one: one.item.item_id)
+
+
+def set_aside(store_dir: Path, item: NewItem, reason: str) -> None:
+    """Move an item that cannot be encoded or stored to the dead letter, with the reason; the others go on."""
+    folder = Path(store_dir) / DATA / DEAD_LETTER / REFUSED_ITEMS
+    folder.mkdir(parents=True, exist_ok=True)
+    path = _folder(store_dir) / f"{item.item.item_id}.json"
+    taken = path.rename(folder / f"{path.name}.taken")
+    content = json.loads(taken.read_text())
+    if content["available_us"] == item.available_us:
+        write_json(folder / path.name, {**content, "reason": reason})
+        taken.unlink()
+    elif not path.exists():  # it was posted again in the meantime, and is tried again
+        taken.rename(path)
+
+
+def refused_items(store_dir: Path) -> dict[int, str]:
+    """Items in the dead letter: item id -> why it cannot be encoded or stored."""
+    folder = Path(store_dir) / DATA / DEAD_LETTER / REFUSED_ITEMS
+    return {int(path.stem): json.loads(path.read_text())["reason"] for path in sorted(folder.glob("*.json"))}
 
 
 def state(store_dir: Path) -> tuple[tuple[str, int], ...]:
@@ -143,7 +170,7 @@ def put_online(
         embedding: whose view the vectors belong to.
 
     Raises:
-        StoreError: a row is one that no load would write; none is written.
+        RowsRefused: a row is one that no load would write; none is written.
     """
     ids = np.array([one.item.item_id for one in items], np.int64)
     stamp_us = np.array([one.available_us for one in items], np.int64)
@@ -160,7 +187,7 @@ def put_online(
     }
     for name, one in sifted.items():
         if one.refused.num_rows:
-            raise StoreError(
+            raise RowsRefused(
                 f"{name}: {one.refused.num_rows} of {len(items)} new items are refused: {one.reasons}"
             )
     for name, one in sifted.items():
@@ -220,4 +247,8 @@ def _append(path: Path, rows: pa.Table) -> int:
 
 
 def _files(store_dir: Path) -> list[Path]:
-    return list((Path(store_dir) / DATA / NEW_ITEMS).glob("*.json"))
+    return list(_folder(store_dir).glob("*.json"))
+
+
+def _folder(store_dir: Path) -> Path:
+    return Path(store_dir) / DATA / NEW_ITEMS
