@@ -114,9 +114,8 @@ def _check_images(images: Sieve) -> None:
 def _check_items(items: Sieve, images: Sieve, latest: datetime) -> None:
     items.refuse_negative_ids("item_id")
     price = items.column("price")
-    items.refuse(
-        "price is negative or not a number", pc.or_(pc.less(price, 0), pc.invert(pc.is_finite(price))), price
-    )
+    items.empty("price is not a number", pc.is_nan(price), "price")
+    items.refuse("price is negative or infinite", pc.or_(pc.less(price, 0), pc.is_inf(price)), price)
     items.refuse_dates("first_seen", latest)
     for name in ("category", "attributes"):
         items.refuse(f"null inside {name}", _holds_null(items.column(name)), items.column(name))

@@ -154,22 +154,22 @@ def content_hash(content: bytes) -> str:
 def stable_ids(external: Sequence[str]) -> np.ndarray:
     """Map the source's string ids to int64, the same on every machine and in every run.
 
-    Ids that are decimal numbers keep their value (so an H&M article number stays readable); others get the
-    first 63 bits of their sha256.
+    Each id is mapped by itself, so that it is the same in every file of a source and stays what it is when more data
+    come: a decimal number without leading zeros keeps its value (so a MovieLens number stays readable), every other
+    text becomes the first 63 bits of its sha256. "07" and "7" are two ids.
 
     Raises:
         DataError: two different external ids map to the same int64.
     """
-    unique = list(dict.fromkeys(external))
-    numeric = all(text.isascii() and text.isdigit() and len(text) <= 18 for text in unique)
-    if numeric:
-        mapped = {text: int(text) for text in unique}
-    else:
-        mapped = {
-            text: int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1 for text in unique
-        }
-    if len(set(mapped.values())) != len(unique):
+    mapped = {text: _stable_id(text) for text in external}
+    if len(set(mapped.values())) != len(mapped):
         raise DataError(
-            f"{len(unique)} external ids map to {len(set(mapped.values()))} integers: ids collide"
+            f"{len(mapped)} external ids map to {len(set(mapped.values()))} integers: ids collide"
         )
     return np.fromiter((mapped[text] for text in external), dtype=np.int64, count=len(external))
+
+
+def _stable_id(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= 18 and str(int(text)) == text:
+        return int(text)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

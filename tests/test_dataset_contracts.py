@@ -133,9 +133,8 @@ REFUSED = [
     ("items", 5, {"category": None}, "null category", "null"),
     ("items", 5, {"category": ["shop", None]}, "null inside category", "['shop', None]"),
     ("items", 5, {"attributes": [("colour", None)]}, "null inside attributes", "[('colour', None)]"),
-    ("items", 5, {"price": -0.5}, "price is negative or not a number", "-0.5"),
-    ("items", 5, {"price": float("nan")}, "price is negative or not a number", "nan"),
-    ("items", 5, {"price": float("inf")}, "price is negative or not a number", "inf"),
+    ("items", 5, {"price": -0.5}, "price is negative or infinite", "-0.5"),
+    ("items", 5, {"price": float("inf")}, "price is negative or infinite", "inf"),
     ("items", 5, {"first_seen": OLD}, "first_seen outside sane bounds", "1970-01-01"),
     ("items", 5, {"first_seen": FAR}, "first_seen outside sane bounds", "2190-01-01"),
     ("users", 4, {"user_id": 3}, "duplicate user_id", "3"),
@@ -199,7 +198,7 @@ def test_the_first_of_two_equal_ids_stays_even_when_an_earlier_one_is_refused() 
     content = rows()
     content["items"] = [{**content["items"][4], "price": -1.0}, *content["items"]]
     checked = check(tables_of(content))
-    assert quarantine_counts(checked.quarantine) == {"items": {"price is negative or not a number": 1}}
+    assert quarantine_counts(checked.quarantine) == {"items": {"price is negative or infinite": 1}}
     assert checked.items.equals(table_of("items", content["items"][1:]))
 
 
@@ -230,6 +229,15 @@ def test_a_picture_query_whose_picture_is_broken_is_refused_and_so_are_its_judge
     assert counts["queries"] == {"image_id without an image": 1, "neither text nor image": 1}
     assert counts["judgements"] == {"unknown query_id": 1}
     assert counts["events"] == {"unknown query_id": 2}
+
+
+def test_a_price_that_is_not_a_number_costs_the_price_not_the_product() -> None:
+    content = rows()
+    content["items"][3]["price"] = float("nan")
+    checked = check(tables_of(content))
+    assert quarantine_counts(checked.quarantine) == {"items": {"price is not a number": 1}}
+    assert checked.items["price"].to_pylist()[3] is None and len(checked.items) == len(content["items"])
+    assert len(checked.events) == len(content["events"])
 
 
 def test_an_impossible_age_is_emptied_and_counted() -> None:

@@ -26,6 +26,7 @@ from dataset.contracts import (
 from dataset.pictures import picture_size
 from dataset.sieve import Column, sane
 
+TIES = "hash of user and item"  # the order of events of one time, as the manifest says
 NO_CLOCK = datetime(2000, 1, 1, tzinfo=UTC)  # first_seen where the source knows no time at all
 SECOND_US = 1_000_000
 FAR_US = 200_000 * 365 * 86_400 * SECOND_US  # beyond every bound, within int64
@@ -102,10 +103,16 @@ def event_table(
     request: Column | None = None,
     value: Column | None = None,
 ) -> pa.Table:
-    """EVENTS of one type by (time, user, item), numbered from 1, known a second after they happened."""
+    """EVENTS of one type by time, numbered from 1 in that order, known a second after they happened.
+
+    Events of one time are in the order of a hash of user and item (TIES), never of an id: a sequence model would
+    learn that the next item has a larger one.
+    """
     moments = flat(time)
-    keys = [flat(key).cast(pa.int64()).fill_null(-1).to_numpy() for key in (item, user, moments)]
-    order = pa.array(np.lexsort(keys))
+    users, items, times_us = (
+        flat(key).cast(pa.int64()).fill_null(-1).to_numpy() for key in (user, item, moments)
+    )
+    order = pa.array(np.lexsort([stable_hash(users, items), times_us]))
     rows = len(order)
     moments = moments.take(order)
     columns = {

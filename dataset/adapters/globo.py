@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset.adapters.canonical import event_table, first_seen, times, under, user_table
+from dataset.adapters.canonical import TIES, event_table, first_seen, times, under, user_table
 from dataset.adapters.source import choose_layout, read_parquet
 from dataset.contracts import IMAGES, ITEMS, JUDGEMENTS, QUARANTINE, QUERIES, Tables
 
@@ -57,4 +57,4 @@ def scale_globo(folder: Path) -> tuple[Tables, dict[str, Any]]:
         quarantine=QUARANTINE.empty_table(),
     )
     source = "Globo.com news clicks (Moreira et al. 2018), pack layout"
-    return tables, {"name": "scale_globo", "source": source, "protocol": "time"}
+    return tables, {"name": "scale_globo", "source": source, "protocol": "time", "ties": TIES}

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from dataset.adapters.canonical import (
     SECOND_US,
+    TIES,
     attach_pictures,
     attributes,
     event_table,
@@ -133,7 +134,7 @@ def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
         quarantine=quarantine,
     )
     source = f"H&M Personalized Fashion Recommendations (Kaggle 2022), {layout} layout"
-    return tables, {"name": "hm_fashion", "source": source, "protocol": "holdout"}
+    return tables, {"name": "hm_fashion", "source": source, "protocol": "holdout", "ties": TIES}
 
 
 def _moments(user: pa.Array, item: pa.Array, day: pa.ChunkedArray) -> pa.Array:

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from dataset.adapters.source import NEXT
@@ -31,7 +30,6 @@ PARTS = {
     "val": "train",
     "validation": "train",
 }
-JSON_BLOCK = 256 * 1024 * 1024  # bytes; the longest row with a picture in base64 must fit
 
 
 @dataclass
@@ -64,16 +62,17 @@ class Source:
                 f"{self.folder}: expected files ending in {', '.join(ENDINGS)}, found {what}. {NEXT}"
             )
         for path in files:
-            table = _read(path)
-            lacking = [" or ".join(names) for names in needed if not set(names) & set(table.column_names)]
+            columns, read = _read(path)
+            lacking = [" or ".join(names) for names in needed if not set(names) & set(columns)]
             if lacking:
                 raise DataError(
                     f"{path}: expected columns {list(known)}, at least {' and '.join(lacking)}; "
-                    f"found {table.column_names}. Rename them. {NEXT}"
+                    f"found {columns}. Rename them. {NEXT}"
                 )
-            self.unread.update(set(table.column_names) - set(known))
+            self.unread.update(set(columns) - set(known))
             named = [PARTS[word] for word in re.split(r"[^a-z]+", path.stem.lower()) if word in PARTS]
-            for row in table.select([name for name in table.column_names if name in known]).to_pylist():
+            for whole in read:
+                row = {name: value for name, value in whole.items() if name in known}
                 said = str(row.get("split") or "").strip().lower()
                 part = PARTS.get(said) if said else (named[0] if named else None)
                 if part is None:
@@ -125,22 +124,42 @@ def _base64(text: str) -> bytes | None:
     return content if len(content) > 32 else None
 
 
-def _read(path: Path) -> pa.Table:
-    """A data file of any of the endings.
+def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows of a data file of any of the endings; what is text in the file is text here.
+
+    Nothing is typed by how it looks: an id keeps its leading zeros, a title called ``007`` or ``NULL`` is a title.
 
     Raises:
         DataError: it is damaged or holds no table.
     """
     try:
         if path.suffix == ".parquet":
-            return pq.read_table(path)
+            table = pq.read_table(path)
+            return table.column_names, table.to_pylist()
         if path.suffix == ".csv":
-            return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(newlines_in_values=True))
+            return _read_csv(path)
         with path.open("rb") as stream:
             is_list = stream.read(1) == b"["
-        if is_list:
-            return pa.Table.from_pylist(json.loads(path.read_text()))
-        return pa.json.read_json(path, pa.json.ReadOptions(block_size=JSON_BLOCK))
+        rows = json.loads(path.read_text()) if is_list else _lines(path)
+        if not rows:
+            raise ValueError("no rows")
+        return list(dict.fromkeys(name for row in rows for name in row.keys())), rows
     except (pa.ArrowException, OSError, ValueError, AttributeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(f"{path}: expected a table, found: {first}. Correct the file. {NEXT}") from error
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    with path.open() as stream:
+        return [json.loads(line) for line in stream if line.strip()]
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    parse = pa.csv.ParseOptions(newlines_in_values=True)
+    with pa.csv.open_csv(path, parse_options=parse) as reader:
+        names = reader.schema.names
+    convert = pa.csv.ConvertOptions(
+        column_types={name: pa.string() for name in names}, strings_can_be_null=True, null_values=[""]
+    )
+    table = pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+    return table.column_names, table.to_pylist()
