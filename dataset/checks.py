@@ -17,9 +17,11 @@ import pyarrow.compute as pc
 from dataset.contracts import EVENT_TYPES, QUARANTINE, SCHEMAS, DataError, Tables
 from dataset.pictures import inspect_pictures
 from dataset.sieve import AGAIN, Sieve
+from dataset.text import clean_column
 
 AHEAD = timedelta(days=1)  # how far in the future a clock may be wrong
 OLDEST = 150.0  # years
+TEXTS = {"items": ("title", "description", "category", "attributes"), "queries": ("text",)}
 
 
 def check(tables: Tables, now: datetime | None = None) -> Tables:
@@ -37,7 +39,7 @@ def check(tables: Tables, now: datetime | None = None) -> Tables:
         DataError: unknown, missing or mistyped columns; no items; more than half of a table refused.
     """
     latest = (now or datetime.now(UTC)) + AHEAD
-    sieve = {name: Sieve(name, conform(name, getattr(tables, name))) for name in SCHEMAS}
+    sieve = {name: Sieve(name, _cleaned(name, conform(name, getattr(tables, name)))) for name in SCHEMAS}
     for one in sieve.values():
         one.refuse_nulls()
     _check_images(sieve["images"])
@@ -96,6 +98,14 @@ def conform(name: str, table: pa.Table) -> pa.Table:
     return table.select(schema.names)
 
 
+def _cleaned(name: str, table: pa.Table) -> pa.Table:
+    """The table with its texts as ``dataset.text`` has them."""
+    for column in TEXTS.get(name, ()):
+        place = table.column_names.index(column)
+        table = table.set_column(place, table.field(column), clean_column(table.column(column)))
+    return table
+
+
 def _check_images(images: Sieve) -> None:
     contents = (scalar.as_py() or b"" for scalar in images.column("bytes"))
     seen = list(inspect_pictures(contents, images.table.num_rows))
@@ -136,7 +146,8 @@ def _check_queries(queries: Sieve, images: Sieve) -> None:
     queries.refuse_negative_ids("query_id")
     queries.refuse_repeats("query_id")
     queries.empty("image_id without an image", queries.dangling("image_id", images), "image_id")
-    nothing = pc.and_(queries.column("text").is_null(), queries.column("image_id").is_null())
+    wordless = pc.equal(pc.fill_null(queries.column("text"), ""), "")
+    nothing = pc.and_(wordless, queries.column("image_id").is_null())
     queries.refuse("neither text nor image", nothing, queries.column("query_id"))
 
 

@@ -7,10 +7,11 @@ import binascii
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
 
 from dataset.contracts import DataError
 from dataset.pictures import decoded
+from dataset.text import clean
 
 LARGEST_ID = 2**63 - 1
 MOST_HITS = 200
@@ -35,7 +36,7 @@ def _whole_number(value: Any) -> int:
 
 TextId = Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=LARGEST_ID)]
 TextCount = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=MOST_HITS)]
-SearchText = Annotated[str, Field(max_length=MOST_TEXT)]
+SearchText = Annotated[str, AfterValidator(clean), Field(max_length=MOST_TEXT)]
 
 
 class RecommendQuestion(BaseModel):
@@ -45,7 +46,7 @@ class RecommendQuestion(BaseModel):
 
     user_id: TextId
     k: TextCount = 20
-    category: Annotated[str, Field(min_length=1, max_length=MOST_TEXT)] | None = None
+    category: Annotated[str, AfterValidator(clean), Field(min_length=1, max_length=MOST_TEXT)] | None = None
     session: Annotated[list[TextId], Field(max_length=MOST_SESSION)] = Field(default_factory=list)
 
 

@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast import FeatureStore
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from dataset.contracts import ITEMS, content_hash
+from dataset.text import clean
 from feature_repo import source_tables
 from feature_repo.ingest.arrivals import Id
 from feature_repo.sources import DATA, NEW_ITEMS, TIMESTAMP, replace_source
@@ -39,8 +40,8 @@ PROFILE = "item_profile"
 MOST_TEXT, MOST_PARTS = 10_000, 100
 SECOND_US = 1_000_000
 REFUSED_ITEMS = "new_items"  # folder within DEAD_LETTER
-Word = Annotated[str, Field(min_length=1, max_length=1000)]
-Text = Annotated[str, Field(max_length=MOST_TEXT)]
+Word = Annotated[str, AfterValidator(clean), Field(min_length=1, max_length=1000)]
+Text = Annotated[str, AfterValidator(clean), Field(max_length=MOST_TEXT)]
 
 
 class RowsRefused(StoreError):
