@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from moonstore.matrix import kinds
 CLOCK_SKEW = timedelta(minutes=5)  # how far ahead of ours another clock may be
 STAMP = pa.timestamp("us", "UTC")
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+WHOLE = re.compile("[+-]?[0-9]+")
 EXACT = {"float": 2**24, "double": 2**53}  # integers beyond are rounded
 
 
@@ -81,8 +83,9 @@ def sift(view: FeatureView, rows: pa.Table, now: datetime) -> Sifted:
 
     A row is refused whose key or event time is null, whose event time is before 1970 or more than ``CLOCK_SKEW``
     ahead of ``now``, whose vector has another width than its view declares, that has NaN, infinity or null inside a
-    list of numbers, an infinite number, text that is not the number it should be, an integer that a float cannot
-    hold, or a key that is not an integer though its entity's are.
+    list of numbers, an infinite number, a value that does not fit the type it is stored in (text that is no number,
+    a half or NaN for an integer, a number too large), an integer that a float cannot hold, or a key that is not an
+    integer though its entity's are.
 
     Args:
         view: with names, types and widths.
@@ -105,7 +108,7 @@ def sift(view: FeatureView, rows: pa.Table, now: datetime) -> Sifted:
     _mark(reason, event_us > latest, f"{source.timestamp_field} is in the future")
     features, kind = {}, kinds(view)
     for field in view.features:
-        column = _numbers(reason, field.name, rows.column(field.name).combine_chunks(), kind[field.name])
+        column = _as_stored(reason, field.name, rows.column(field.name).combine_chunks(), kind[field.name])
         _check(reason, field.name, column, kind[field.name], field.vector_length if field.vector_index else 0)
         features[field.name] = column
     good = pa.array(reason == "")
@@ -152,19 +155,64 @@ def _keys(reason: np.ndarray, view: FeatureView, rows: pa.Table) -> list[pa.Arra
     return keys
 
 
-def _numbers(reason: np.ndarray, name: str, column: pa.Array, kind: str) -> pa.Array:
-    """A column of numbers written as text, as numbers; what is none is marked."""
+def _as_stored(reason: np.ndarray, name: str, column: pa.Array, kind: str) -> pa.Array:
+    """A column of numbers in the type that is stored; a cell that does not fit it is marked, and null.
+
+    What a source calls its column does not matter: pandas writes whole numbers with a gap as floats with NaN, and a
+    CSV writes all of them as text.
+    """
     dtype = ARROW.get(kind)
-    if dtype is None or pa.types.is_string(dtype) or not pa.types.is_string(column.type):
+    if (
+        dtype is None
+        or pa.types.is_boolean(dtype)
+        or not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype))
+    ):
         return column
+    if pa.types.is_string(column.type):
+        return _parsed(reason, name, column, dtype)
+    if pa.types.is_integer(dtype) and (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        return _whole_numbers(reason, name, column, dtype)
+    if pa.types.is_float32(dtype) and pa.types.is_float64(column.type):
+        outside = pc.and_(pc.is_finite(column), pc.is_inf(column.cast(dtype, safe=False)))
+        return _without(reason, column, outside, f"{name} does not fit a {kind}").cast(dtype)
+    return column
+
+
+def _whole_numbers(reason: np.ndarray, name: str, column: pa.Array, dtype: pa.DataType) -> pa.Array:
+    """Integers out of integers of another width, or out of floats."""
+    bounds = np.iinfo(dtype.to_pandas_dtype())
+    lowest, highest = pa.scalar(bounds.min, pa.int64()), pa.scalar(bounds.max, pa.int64())
+    if pa.types.is_floating(column.type):
+        column = column.cast(pa.float64())
+        whole = pc.and_(pc.is_finite(column), pc.equal(pc.floor(column), column))
+        column = _without(reason, column, pc.invert(whole), f"{name} is not a whole number")
+        # 2**63 - 1 is no float: the next smaller one is the largest that fits.
+        lowest, highest = pa.scalar(float(bounds.min)), pa.scalar(float(np.nextafter(float(bounds.max), 0)))
+    elif pa.types.is_unsigned_integer(column.type):
+        lowest, highest = pa.scalar(0, column.type), highest.cast(pa.uint64())
+    outside = pc.or_(pc.less(column, lowest), pc.greater(column, highest))
+    return _without(reason, column, outside, f"{name} does not fit its integers").cast(dtype)
+
+
+def _parsed(reason: np.ndarray, name: str, column: pa.Array, dtype: pa.DataType) -> pa.Array:
+    """Decimal numbers written as text."""
     found: list[Any] = []
     for row, text in enumerate(column.to_pylist()):
         try:
+            if text is not None and pa.types.is_integer(dtype) and not WHOLE.fullmatch(text):
+                raise pa.ArrowInvalid(text)
             found.append(None if text is None else pa.scalar(text).cast(dtype).as_py())
         except pa.ArrowInvalid:
             found.append(None)
             reason[row] = reason[row] or f"{name} is not a number"
     return pa.array(found, dtype)
+
+
+def _without(reason: np.ndarray, column: pa.Array, bad: pa.Array, says: str) -> pa.Array:
+    """The column with the cells that are ``bad`` marked and null."""
+    bad = pc.fill_null(bad, False)
+    _mark(reason, bad, says)
+    return pc.if_else(bad, pa.scalar(None, column.type), column)
 
 
 def _check(reason: np.ndarray, name: str, column: pa.Array, kind: str, width: int) -> None:

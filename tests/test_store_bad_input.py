@@ -12,7 +12,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from feast import Entity, FeatureView, Field, FileSource
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
+from feast.types import Float32, Int32, Int64
+from feast.value_type import ValueType
 from store_world import (
     END,
     HOUR,
@@ -27,6 +30,7 @@ from store_world import (
     write_source,
 )
 
+from moonstore.batch import sift
 from moonstore.errors import StoreError
 from moonstore.matrix import read_matrix
 
@@ -206,3 +210,31 @@ def test_duplicates_in_a_request_are_answered_each(online, tmp_path):
     asked = np.array([2, 0, 2, 2])
     found = read_matrix(store, "item", asked, ["vector"])["vector"]
     np.testing.assert_array_equal(found, np.array(vectors, np.float32)[asked])
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "kept"),
+    [
+        (Int64, pa.array([1.0, 2.0, float("nan"), 2.5, None, 1e300]), [1, 2, None]),
+        (Int64, pa.array([2.0**63, -(2.0**63), 2.0**53]), [-(2**63), 2**53]),
+        (Int64, pa.array([2**63, 7], pa.uint64()), [7]),
+        (Int32, pa.array([2**31, 2**31 - 1, -(2**31), -(2**31) - 1]), [2**31 - 1, -(2**31)]),
+        (Int64, pa.array(["7", "-7", "0x10", "1e3", "2.0", " 3", ""]), [7, -7]),
+        (Float32, pa.array([1e39, -1e39, 1.5, 3.0e38]), [1.5, float(np.float32(3.0e38))]),
+    ],
+)
+def test_a_value_is_judged_as_it_is_stored_and_costs_its_own_row(kind, values, kept):
+    source = FileSource(name="s", path="s.parquet", timestamp_field="event_timestamp")
+    keys = Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)
+    view = FeatureView(
+        name="v",
+        entities=[keys],
+        schema=[Field(name="item_id", dtype=Int64), Field(name="f", dtype=kind)],
+        source=source,
+    )
+    when = pa.array([datetime(2026, 1, 1, tzinfo=UTC)] * len(values), pa.timestamp("us", "UTC"))
+    rows = pa.table({"item_id": pa.array(range(len(values))), "f": values, "event_timestamp": when})
+    sifted = sift(view, rows, datetime(2026, 2, 1, tzinfo=UTC))
+    assert sifted.batch.features["f"].to_pylist() == kept
+    assert sifted.refused.num_rows == len(values) - len(kept)
+    assert all(reason.startswith("f ") for reason in sifted.refused["reason"].to_pylist())
