@@ -1,4 +1,4 @@
-"""Where candidates come from: sources, their union, and the match scores the ranker reads.
+"""Where candidates come from: sources, what they propose together, and the match scores the ranker reads.
 
 Every source can answer the same two questions: which items (``retrieve``), and how well does this pair match
 (``score``). The second one makes the ranker's ``match_*`` columns in training and in serving alike, for every
@@ -266,32 +266,6 @@ def two_tower_source(towers: UserTower, index: ItemIndex) -> VectorSource:
     return VectorSource("two_tower", index, side)
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """The union of what the sources proposed for R requests, best first.
-
-    Attributes:
-        retrieved: ids and fused scores, sum over sources of 1 / (60 + rank), rank counted from 1.
-        names: the S columns ``match_<source>``.
-        matches: float32 [C, S], each source's score of each candidate, whoever proposed it.
-    """
-
-    retrieved: Retrieved
-    names: tuple[str, ...]
-    matches: np.ndarray
-
-
-def union(sources: Sequence[Source], request: Request, k: int) -> Candidates:
-    """The candidates of one request: the k best of every source, without repeats."""
-    return union_batch(sources, Requests.of([request]), k)
-
-
-def union_batch(sources: Sequence[Source], requests: Requests, k: int) -> Candidates:
-    """The candidates of R requests with every source's score of each."""
-    retrieved = propose(sources, requests, k)
-    return Candidates(retrieved, *match_scores(sources, requests, retrieved.item_id, retrieved.offsets))
-
-
 def propose(sources: Sequence[Source], requests: Requests, k: int) -> Retrieved:
     """The k best items of every source for R requests, without repeats (at most k x S each), fused by rank."""
     return fuse([source.retrieve_batch(requests, k) for source in sources])
@@ -316,11 +290,35 @@ def match_scores(
     return names, np.stack(columns, axis=1) if columns else np.empty((len(item_id), 0), np.float32)
 
 
-def with_matches(frame: Frame, sources: Sequence[Source], query_vectors: np.ndarray | None = None) -> Frame:
-    """The same frame with a ``match_<source>`` column per source, as serving would compute it."""
-    requests = Requests.from_frame(frame, query_vectors)
-    names, matches = match_scores(sources, requests, frame.candidates["item_id"].to_numpy(), frame.offsets)
-    return add_matches(frame, names, matches)
+@dataclass(frozen=True)
+class Matches:
+    """Every source's score of every candidate of one request: computed once, then read in any order.
+
+    Attributes:
+        names: the S columns ``match_<source>``.
+        item_id: int64 [C], distinct.
+        scores: float32 [C, S], in the order of ``item_id``.
+    """
+
+    names: tuple[str, ...]
+    item_id: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def of(cls, sources: Sequence[Source], request: Request, item_id: np.ndarray) -> Matches:
+        """Score the candidates ``item_id`` int64 [C] of a request with every source."""
+        offsets = np.array([0, len(item_id)], dtype=np.int64)
+        names, scores = match_scores(sources, Requests.of([request]), item_id, offsets)
+        return cls(names, item_id, scores)
+
+    def rows(self, item_id: np.ndarray) -> np.ndarray:
+        """The scores of these candidates, float32 [n, S], in this order."""
+        order = np.argsort(self.item_id)
+        return self.scores[order[np.searchsorted(self.item_id, item_id, sorter=order)]]
+
+    def named(self, item_id: np.ndarray) -> list[dict[str, float]]:
+        """The same as one dictionary per candidate, by column."""
+        return [dict(zip(self.names, row, strict=True)) for row in self.rows(item_id).tolist()]
 
 
 def add_matches(frame: Frame, names: Sequence[str], matches: np.ndarray) -> Frame:

@@ -36,7 +36,7 @@ from retrieval.fusion import fuse_orders
 from retrieval.jagged import best_first
 from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import Retriever
-from retrieval.sources import add_matches, match_scores, union
+from retrieval.sources import Matches, add_matches, propose
 from run.artifacts import Artifact, open_artifact
 from run.generations import require_whole
 from run.sizes import size
@@ -222,16 +222,17 @@ class Recommender:
         )
         sources = self.retriever.recommending if personal else (self.retriever.popular,)
         with stages.measure("retrieve"):
-            found = union(sources, request, max(self.per_source, k))
-        order, ids, scores = "retrieval" if personal else "popularity", *found.retrieved[0]
+            ids, scores = propose(sources, Requests.of([request]), max(self.per_source, k))[0]
+            matches = Matches.of(self.retriever.sources, request, ids)
+        order = "retrieval" if personal else "popularity"
         if personal and user is not None and len(ids):
-            ranked = self._rank(request, user, ids, stages, fallbacks)
+            ranked = self._rank(request, user, ids, matches, stages, fallbacks)
             if ranked is not None:
                 if self.fuse:
                     order, (ids, scores) = "retrieval+ranker", fuse_orders(ids, ranked)
                 else:
                     order, (ids, scores) = "ranker", best_first(ids, ranked, k)
-        return self._answer(ids[:k], scores[:k], request, order, stages, fallbacks)
+        return self._answer(ids[:k], scores[:k], matches, order, stages, fallbacks)
 
     def search(
         self,
@@ -266,6 +267,7 @@ class Recommender:
         )
         with stages.measure("retrieve"):
             ids, scores = self.retriever.query.retrieve(request, max(SEARCH_DEPTH, k))
+            matches = Matches.of(self.retriever.sources, request, ids)
         order = "relevance"
         if self.relevance is not None and len(ids):
             with stages.measure("relevance"):
@@ -273,10 +275,10 @@ class Recommender:
                 judged = np.asarray(self.relevance.score(vector, vectors), dtype=np.float32)
             ids, scores = best_first(ids, judged, len(ids))
         if user is not None and len(ids):
-            ranked = self._rank(request, user, ids, stages, fallbacks)
+            ranked = self._rank(request, user, ids, matches, stages, fallbacks)
             if ranked is not None:
                 order, (ids, scores) = "relevance+ranker", fuse_orders(ids, ranked)
-        return self._answer(ids[:k], scores[:k], request, order, stages, fallbacks)
+        return self._answer(ids[:k], scores[:k], matches, order, stages, fallbacks)
 
     def similar(self, item_id: int, k: int) -> Answer:
         """The k items most like this one, by cosine of their vectors.
@@ -330,7 +332,13 @@ class Recommender:
             return None
 
     def _rank(
-        self, request: Request, user: Frame, ids: np.ndarray, stages: Stages, fallbacks: list[str]
+        self,
+        request: Request,
+        user: Frame,
+        ids: np.ndarray,
+        matches: Matches,
+        stages: Stages,
+        fallbacks: list[str],
     ) -> np.ndarray | None:
         """The ranker's scores of ``ids``; None when there are none, with the reason in ``fallbacks``."""
         try:
@@ -341,8 +349,8 @@ class Recommender:
             fallbacks.append("store_unavailable")
             return None
         with stages.measure("rank"):
-            names, matches = self._matches(request, ids)
-            frame = add_matches(replace(frame, history=request.history), names, matches)
+            frame = replace(frame, history=request.history)
+            frame = add_matches(frame, matches.names, matches.rows(ids))
             try:
                 query = None if request.query_vector is None else request.query_vector[None]
                 scores = np.asarray(self.ranker.score(frame, query), dtype=np.float32)
@@ -354,26 +362,19 @@ class Recommender:
                 return None
         return scores
 
-    def _matches(self, request: Request, ids: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-        offsets = np.array([0, len(ids)], dtype=np.int64)
-        return match_scores(self.retriever.sources, Requests.of([request]), ids, offsets)
-
     def _answer(
         self,
         ids: np.ndarray,
         scores: np.ndarray,
-        request: Request | None,
+        matches: Matches | None,
         order: str,
         stages: Stages,
         fallbacks: list[str],
     ) -> Answer:
-        names: tuple[str, ...] = ()
-        matches = np.empty((len(ids), 0), np.float32)
-        if request is not None:
-            names, matches = self._matches(request, ids)
+        rows = [{} for _ in ids] if matches is None else matches.named(ids)
         hits = [
-            Hit(card, float(score), dict(zip(names, row, strict=True)))
-            for card, score, row in zip(self.catalogue.cards(ids), scores, matches.tolist(), strict=True)
+            Hit(card, float(score), row)
+            for card, score, row in zip(self.catalogue.cards(ids), scores, rows, strict=True)
         ]
         self.counts.update(dict.fromkeys(fallbacks, 1))
         self.counts.update({"answers": 1, "empty": int(not hits)})

@@ -15,14 +15,15 @@ from retrieval.index import ItemIndex
 from retrieval.requests import RECENCY, Request, Requests, history_of
 from retrieval.sources import (
     CooccurrenceSource,
+    Matches,
     PopularSource,
     SimilarSource,
+    add_matches,
+    match_scores,
     profile_source,
+    propose,
     query_source,
     two_tower_source,
-    union,
-    union_batch,
-    with_matches,
 )
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -108,12 +109,16 @@ def test_one_request_answers_as_in_a_batch(shop, monkeypatch, chunk):
             single_ids, single_scores = source.retrieve(request, 7)
             np.testing.assert_array_equal(single_ids, batch_ids, source.name)
             np.testing.assert_allclose(single_scores, batch_scores, atol=1e-6)
-    together = union_batch(sources, Requests.of(requests), 7)
+    together = propose(sources, Requests.of(requests), 7)
+    names, matches = match_scores(sources, Requests.of(requests), together.item_id, together.offsets)
+    assert names == tuple(f"match_{source.name}" for source in sources)
     for row, request in enumerate(requests):
-        alone = union(sources, request, 7)
-        np.testing.assert_array_equal(alone.retrieved.item_id, together.retrieved[row][0])
-        rows = slice(together.retrieved.offsets[row], together.retrieved.offsets[row + 1])
-        np.testing.assert_allclose(alone.matches, together.matches[rows], atol=1e-6)
+        found, _ = propose(sources, Requests.of([request]), 7)[0]
+        np.testing.assert_array_equal(found, together[row][0])
+        alone = Matches.of(sources, request, found)
+        assert alone.names == names
+        rows = slice(together.offsets[row], together.offsets[row + 1])
+        np.testing.assert_allclose(alone.scores, matches[rows], atol=1e-6)
 
 
 def test_filters_hold_and_answers_are_sorted_distinct_and_known(shop):
@@ -166,26 +171,42 @@ def test_sources_with_nothing_to_go_by_answer_nothing(shop):
     stranger = Request(1, history_of([]), NOW)
     names = [source.name for source in sources if len(source.retrieve(stranger, 5)[0])]
     assert names == ["popular"]
-    found = union(sources, stranger, 5)
-    assert len(found.retrieved.item_id) == 5
+    popular = next(source for source in sources if source.name == "popular")
+    found = propose(sources, Requests.of([stranger]), 5)[0]
+    np.testing.assert_array_equal(found[0], popular.retrieve(stranger, 5)[0])
     unheard = Request(1, history_of([-5, 10**15]), NOW, category="nowhere")
-    assert len(union(sources, unheard, 5).retrieved.item_id) == 0
+    assert len(propose(sources, Requests.of([unheard]), 5).item_id) == 0
 
 
-def test_union_fuses_reciprocal_ranks_and_scores_all_by_all(shop):
+def test_proposals_are_fused_by_reciprocal_ranks(shop):
     ids, _, _, sources = shop
-    (request,) = [r for r in requests_of(ids, 1, seed=8)]
-    found = union(sources, request, 6)
-    fused = {}
-    for source in sources:
-        for rank, item in enumerate(source.retrieve(request, 6)[0].tolist()):
-            fused[item] = fused.get(item, 0) + 1 / (61 + rank)
-    best = sorted(fused, key=lambda item: (-np.float32(fused[item]), item))
-    assert found.retrieved.item_id.tolist() == best
-    assert found.names == tuple(f"match_{source.name}" for source in sources)
-    for column, source in enumerate(sources):
-        wanted = source.score(Requests.of([request]), found.retrieved.item_id, np.array([0, len(best)]))
-        np.testing.assert_array_equal(found.matches[:, column], wanted)
+    for request in requests_of(ids, 20, seed=8):
+        fused = {}
+        for source in sources:
+            for rank, item in enumerate(source.retrieve(request, 6)[0].tolist(), start=1):
+                fused[item] = fused.get(item, 0) + 1 / (60 + rank)
+        best = sorted(fused, key=lambda item: (-np.float32(fused[item]), item))
+        found, scores = propose(sources, Requests.of([request]), 6)[0]
+        assert found.tolist() == best
+        np.testing.assert_array_equal(scores, np.float32([fused[item] for item in best]))
+
+
+def test_matches_are_read_by_item_in_any_order(shop):
+    """The slow twin: every source asked about every candidate alone."""
+    ids, _, _, sources = shop
+    (request,) = requests_of(ids, 1, seed=8)
+    candidates = np.random.default_rng(1).permutation(ids)[:25]
+    matches = Matches.of(sources, request, candidates)
+    asked = candidates[[4, 19, 0, 24, 7]]
+    alone = [
+        [source.score(Requests.of([request]), asked[[place]], np.array([0, 1]))[0] for source in sources]
+        for place in range(len(asked))
+    ]
+    np.testing.assert_allclose(matches.rows(asked), alone, atol=1e-6)
+    assert matches.named(asked) == [
+        dict(zip(matches.names, row, strict=True)) for row in matches.rows(asked).tolist()
+    ]
+    assert matches.rows(candidates[:0]).shape == (0, len(sources))
 
 
 def test_a_frame_gets_the_match_columns_that_serving_computes(shop):
@@ -194,7 +215,8 @@ def test_a_frame_gets_the_match_columns_that_serving_computes(shop):
     batch = Requests.of(requests)
     candidates = np.random.default_rng(0).choice(ids, 36)
     frame = Frame(batch.users, pa.table({"item_id": candidates}), np.arange(0, 37, 3), batch.history)
-    out = with_matches(frame, sources, batch.query_vectors)
+    scored = match_scores(sources, Requests.from_frame(frame, batch.query_vectors), candidates, frame.offsets)
+    out = add_matches(frame, *scored)
     assert out.candidates.column_names == ["item_id", *(f"match_{source.name}" for source in sources)]
     for row, request in enumerate(requests):
         for source in sources:
