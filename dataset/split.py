@@ -52,7 +52,6 @@ VALID_SHARE = 0.1  # last part of the ranker's training requests
 MOST = {"test": 6_000, "train": 12_000}  # retrieval requests
 POOL_ITEMS = 1_000  # at most so many items are kept from the encoder, to test it on
 PARTS = ("train", "valid", "test")
-MADE_BY = "moon split"
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,9 @@ class Split:
     artifact: Artifact
 
     @classmethod
-    def open(cls, path: Path) -> Split:
-        """Open and verify the split at ``path``.
-
-        Raises:
-            ArtifactError: missing, damaged or not a split.
-        """
-        return cls(open_artifact(path, "split", MADE_BY))
+    def open(cls, artifact: Artifact) -> Split:
+        """Open an artifact of kind "split"."""
+        return cls(artifact)
 
     @property
     def protocol(self) -> str:
@@ -177,7 +172,7 @@ def split_dataset(dataset: Dataset, out: Path, seed: int = 0) -> Artifact:
         pq.write_table(retrieval, folder / "retrieval.parquet", compression="zstd")
         pool = _pool(dataset.items, log.item[log.available_us < fit_us], rng)
         pq.write_table(pa.table({"item_id": pool}), folder / "pool.parquet")
-    return Split.open(out).artifact
+    return open_artifact(out, "split")
 
 
 def _pool(items: pa.Table, acted_on: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -15,8 +15,6 @@ from dataset.checks import check, quarantine_counts
 from dataset.contracts import SCHEMAS, DataError, Tables
 from run.artifacts import Artifact, open_artifact, write_artifact
 
-MADE_BY = "moon dataset"
-
 
 def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artifact:
     """Check the tables, move offending rows to quarantine, and write the artifact of kind "dataset".
@@ -43,7 +41,7 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
             pq.write_table(getattr(checked, name), folder / f"{name}.parquet", compression="zstd")
         if checked.truth is not None:
             pq.write_table(checked.truth, folder / "truth.parquet", compression="zstd")
-    return open_artifact(out, "dataset", MADE_BY)
+    return open_artifact(out, "dataset")
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,9 @@ class Dataset:
     artifact: Artifact
 
     @classmethod
-    def open(cls, path: Path) -> Dataset:
-        """Open and verify the dataset at ``path``.
-
-        Raises:
-            ArtifactError: missing, damaged or not a dataset.
-        """
-        return cls(open_artifact(path, "dataset", MADE_BY))
+    def open(cls, artifact: Artifact) -> Dataset:
+        """Open an artifact of kind "dataset"."""
+        return cls(artifact)
 
     def _read(self, name: str) -> pa.Table:
         return pq.read_table(self.artifact.file(f"{name}.parquet"))

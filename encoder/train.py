@@ -117,7 +117,7 @@ def train_encoder(
     with write_artifact(out, "encoder", {**config, "batch": plan.batch, **done}, parents) as to:
         save_encoder(learner.model, learner.tokenizer, to)
     partial.remove()
-    return open_artifact(out, "encoder", MADE_BY)
+    return open_artifact(out, "encoder")
 
 
 def new_learner(

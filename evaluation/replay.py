@@ -29,6 +29,7 @@ from retrieval.examples import (
 from retrieval.fusion import fuse, fuse_orders
 from retrieval.jagged import Retrieved, best_first, offsets_of, owners, stack
 from retrieval.retriever import Retriever
+from run.artifacts import open_artifact
 from run.sizes import Size
 
 CONTROLS = ("full", "id_only", "shuffled")
@@ -37,7 +38,10 @@ CONTROLS = ("full", "id_only", "shuffled")
 def open_rankers(folder: Path, vectors: Vectors, seed: int) -> dict[str, Ranker]:
     """The ranker of a run and its controls, each with the vectors it was trained with."""
     content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, seed)}
-    return {control: Ranker.open(folder / f"ranker_{control}", content[control]) for control in CONTROLS}
+    return {
+        control: Ranker.open(open_artifact(folder / f"ranker_{control}", "ranker"), content[control])
+        for control in CONTROLS
+    }
 
 
 @dataclass(frozen=True)

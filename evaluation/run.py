@@ -28,7 +28,7 @@ from evaluation.sheets import Evidence, write_report
 from evaluation.shop_baselines import positive_events, relevant_of, requests_of, shop_baselines
 from feature_repo.vectors import Vectors
 from ranker.relevance import Relevance, judged_pairs
-from retrieval.retriever import Retriever
+from retrieval.retriever import Retriever, open_retrieval
 from run.artifacts import open_artifact
 from run.sizes import Size
 
@@ -50,9 +50,9 @@ def evaluate_run(
         seed: of the shuffled control and of chance.
         timings_s: stage -> seconds it took, for the report.
     """
-    vectors = Vectors.open(open_artifact(folder / "embedding", "embedding", "moon embed"))
     candidates = answerable(dataset, split)
-    retriever = Retriever.open(folder, only=candidates)
+    retriever = Retriever.open(open_retrieval(folder), only=candidates)
+    vectors = retriever.vectors
     rankers = open_rankers(folder, vectors, seed)
     evidence = Evidence(folder, dataset, split, vectors, timings_s, seed)
     measured = list(
@@ -89,7 +89,7 @@ def encoder_measures(evidence: Evidence) -> Iterator[Measurement]:
     chosen = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(split.pool))).to_pylist()
     if len(chosen) < 2:
         return
-    encoder = Encoder.open(open_artifact(folder / "encoder", "encoder", "moon encoder train"))
+    encoder = Encoder.open(open_artifact(folder / "encoder", "encoder"))
     pictures = [dataset.image_bytes(row["image_id"]) for row in chosen]
     contents = [item_content(row, picture) for row, picture in zip(chosen, pictures, strict=True)]
     spu = np.array([row["spu"] for row in chosen])
@@ -219,7 +219,7 @@ def relevance_measures(evidence: Evidence) -> Iterator[Measurement]:
     if not (folder / "relevance").exists() or len(np.unique(label)) < 2:
         return
     scores = {
-        "head": Relevance.open(folder / "relevance").score(query, item),
+        "head": Relevance.open(open_artifact(folder / "relevance", "relevance")).score(query, item),
         "cosine": np.einsum("pd,pd->p", query, item),
     }
     for name, values in scores.items():

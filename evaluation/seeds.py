@@ -17,12 +17,11 @@ from evaluation.replay import CONTROLS, rank_requests, score_impressions
 from evaluation.retrieval_quality import retrieval_quality
 from evaluation.run import DEPTH, answerable, baseline_lists
 from evaluation.shop_baselines import relevant_of
-from feature_repo.vectors import Vectors
 from ranker.controls import shuffled
 from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import train_ctr
 from retrieval.examples import ranker_frames
-from retrieval.retriever import Retriever
+from retrieval.retriever import Retriever, open_retrieval
 from run.artifacts import open_artifact
 from run.sizes import Size
 
@@ -42,10 +41,10 @@ def measure_seeds(
     Returns:
         name -> mean, n (seeds) and, over several seeds, sd (n - 1); also written to ``seeds.json``.
     """
-    embedding = open_artifact(folder / "embedding", "embedding", "moon embed")
-    vectors = Vectors.open(embedding)
-    train, valid, loss = ranker_frames(folder, split, size, seed=0)
-    recipe = CtrConfig.read(folder / "ranker_full" / CONFIG).recipe
+    retriever = Retriever.open(open_retrieval(folder, cooccurrence="cooccurrence_fit"))
+    embedding, vectors = retriever.artifacts["embedding"], retriever.vectors
+    train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
+    recipe = CtrConfig.read(open_artifact(folder / "ranker_full", "ranker").file(CONFIG)).recipe
     rankers: dict[str, Ranker] = {}
     for seed in SEEDS:
         content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, seed)}
@@ -53,8 +52,10 @@ def measure_seeds(
             name, table = f"{control}_{seed}", content[control]
             parents = {"split": split.artifact} | ({} if table is None else {"embedding": embedding})
             out = folder / "seeds" / name
-            train_ctr(train, valid, table, size, out, parents, seed=seed, loss=loss, recipe=recipe)
-            rankers[name] = Ranker.open(out, table)
+            trained = train_ctr(
+                train, valid, table, size, out, parents, seed=seed, loss=loss, recipe=recipe
+            )
+            rankers[name] = Ranker.open(trained, table)
     logged = pc.any(pc.equal(split.ranking["part"], "test")).as_py()
     measure = _clicks if logged else _recalls
     found: dict[str, list[float]] = {}
@@ -72,7 +73,7 @@ def measure_seeds(
 def _clicks(
     folder: Path, dataset: Dataset, split: Split, size: Size, rankers: Mapping[str, Ranker]
 ) -> Iterator[tuple[str, float]]:
-    scored = score_impressions(folder, split, size, Retriever.open(folder), rankers)
+    scored = score_impressions(folder, split, size, Retriever.open(open_retrieval(folder)), rankers)
     for name, logits in scored.logits.items():
         prefix = f"ctr/{name.rsplit('_', 1)[0]}"
         for one in ctr_quality(scored.label, probabilities(logits), scored.user_id, prefix=prefix):
@@ -90,7 +91,7 @@ def _recalls(
     drawn = np.sort(np.random.default_rng(0).permutation(len(parts["test"]))[:REPLAYED])
     parts["test"] = parts["test"].take(pa.array(drawn))
     relevant = relevant_of(parts["test"]).only(candidates)
-    retriever = Retriever.open(folder, only=candidates)
+    retriever = Retriever.open(open_retrieval(folder), only=candidates)
     answers = dict(rank_requests(folder, parts["test"], size, retriever, rankers, DEPTH))
     answers["mix"] = dict(baseline_lists(dataset, split, split.log, parts, candidates, seed=0))["mix"]
     for name, ranked in answers.items():

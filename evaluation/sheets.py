@@ -149,7 +149,7 @@ class Evidence:
 
     def training_curves(self) -> list[Plot]:
         """Loss of both stages of the encoder."""
-        curves = open_artifact(self.folder / "encoder", "encoder", "moon encoder train").config["losses"]
+        curves = open_artifact(self.folder / "encoder", "encoder").config["losses"]
         return [
             Plot(f"Encoder loss, {stage}", "step", "loss", [Curve(stage, curve["step"], curve["loss"])])
             for stage, curve in curves.items()
@@ -290,7 +290,7 @@ def _artifact_ids(folder: Path) -> dict[str, str]:
     ids = {}
     for name, kind in ARTIFACTS.items():
         try:
-            ids[name] = open_artifact(folder / name, kind, f"moon {kind}").id
+            ids[name] = open_artifact(folder / name, kind).id
         except ArtifactError:
             continue
     return ids

@@ -45,12 +45,12 @@ def publish(run: Path) -> Generation:
     from feature_repo.embedding_check import examine, with_content
     from feature_repo.vectors import Vectors
 
-    artifacts = _open(run, run)
+    artifacts, data = _open(run, run)
     before = generations.current(run)
     vectors = Vectors.open(artifacts["embedding"])
     figures = examine(
         vectors,
-        with_content(Dataset.open(run / "dataset").items),
+        with_content(Dataset.open(data["dataset"]).items),
         int(artifacts["encoder"].config["widths"][0]),
         None if before is None else Vectors.open(_embedding(run, before.generation)),
     ).figures()
@@ -106,7 +106,7 @@ def collect(run: Path) -> list[str]:
     generations.remove(run, leaving)
     needed = {one.artifacts["embedding"] for one in generations.generations(run)}
     if (run / "embedding").exists():
-        needed.add(open_artifact(run / "embedding", "embedding", "moon embed").id)
+        needed.add(open_artifact(run / "embedding", "embedding").id)
     dropped = drop_embeddings(run / "store", needed)
     return [f"generation {number}" for number in leaving] + [
         f"vectors version {one.version} of embedding {one.artifact_id}" for one in dropped
@@ -153,24 +153,23 @@ def _read_by_services(run: Path, number: int) -> None:
     from feature_repo.embeddings import activate_embedding
     from feature_repo.views import EmbeddingRecord
 
-    embedding = _open(run, generations.folder_of(run, number))["embedding"]
+    artifacts, _ = _open(run, generations.folder_of(run, number))
+    embedding = artifacts["embedding"]
     if EmbeddingRecord.load(run / "store").find(embedding.id) is None:  # the store was made anew
         put_online(run, embedding)
     activate_embedding(run / "store", embedding.id)
 
 
-def _open(run: Path, folder: Path) -> dict[str, Artifact]:
-    from dataset.split import Split
-    from dataset.tables import Dataset
-
+def _open(run: Path, folder: Path) -> tuple[dict[str, Artifact], dict[str, Artifact]]:
+    """The artifacts of a run or a generation, and the run's data, once they are known to belong together."""
     artifacts = generations.open_parts(folder)
-    data = {"dataset": Dataset.open(run / "dataset").artifact, "split": Split.open(run / "split").artifact}
+    data = {role: open_artifact(run / role, role) for role in ("dataset", "split")}
     generations.require_whole(artifacts, data)
-    return artifacts
+    return artifacts, data
 
 
 def _embedding(run: Path, number: int) -> Artifact:
-    return open_artifact(generations.folder_of(run, number) / "embedding", "embedding", "moon embed")
+    return open_artifact(generations.folder_of(run, number) / "embedding", "embedding")
 
 
 def _overlap(figures: dict[str, Any]) -> str:

@@ -210,19 +210,19 @@ def retrieval(run: Run) -> None:
 
 def ranker(run: Run, recipe: str | None = None) -> None:
     """Train the ranker by a recipe and its two controls on the same frames, and the relevance head."""
-    from feature_repo.vectors import Vectors
     from ranker.controls import shuffled
     from ranker.recipes import cube
     from ranker.recipes import recipe as named
     from ranker.relevance import judged_pairs, train_relevance
     from ranker.train import train_ctr
     from retrieval.examples import ranker_frames
+    from retrieval.retriever import Retriever, open_retrieval
 
     chosen = cube() if recipe is None else named(recipe)
     cut = _split(run)
-    embedding = open_artifact(run.folder / "embedding", "embedding", "moon embed")
-    vectors = Vectors.open(embedding)
-    train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed)
+    retriever = Retriever.open(open_retrieval(run.folder, cooccurrence="cooccurrence_fit"))
+    embedding, vectors = retriever.artifacts["embedding"], retriever.vectors
+    train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever)
     content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, run.seed)}
     for control, table in content.items():
         train_ctr(
@@ -291,7 +291,7 @@ def _previous(run: Run, encoder: Artifact) -> Artifact | None:
     folders = [run.folder, *([] if now is None else [generations.folder_of(run.folder, now.generation)])]
     for folder in folders:
         if (folder / "embedding").exists():
-            found = open_artifact(folder / "embedding", "embedding", "moon embed")
+            found = open_artifact(folder / "embedding", "embedding")
             if found.parents["encoder"] == encoder.id:
                 return found
     return None
@@ -314,16 +314,16 @@ def _say_embedded(dataset: Dataset, embedding: Artifact) -> None:
 
 
 def _encoder(run: Run) -> Artifact:
-    return open_artifact(run.folder / "encoder", "encoder", "moon encoder train")
+    return open_artifact(run.folder / "encoder", "encoder")
 
 
 def _dataset(run: Run) -> Dataset:
     from dataset.tables import Dataset
 
-    return Dataset.open(run.folder / "dataset")
+    return Dataset.open(open_artifact(run.folder / "dataset", "dataset"))
 
 
 def _split(run: Run) -> Split:
     from dataset.split import Split
 
-    return Split.open(run.folder / "split")
+    return Split.open(open_artifact(run.folder / "split", "split"))

@@ -68,17 +68,16 @@ class Relevance:
         self.model, self.artifact, self.width = model, artifact, width
 
     @classmethod
-    def open(cls, path: Path) -> Relevance:
+    def open(cls, artifact: Artifact) -> Relevance:
         """Open an artifact of kind "relevance".
 
         Raises:
-            ArtifactError: damaged, tensors missing or not finite.
+            ArtifactError: tensors missing or not finite.
         """
-        artifact = open_artifact(path, "relevance", MADE_BY)
         content = json.loads(artifact.file(CONFIG).read_text())
         if set(content) != {"width"}:
             raise ArtifactError(
-                f"{path}: expected a config of width, found {sorted(content)}. Run '{MADE_BY}'."
+                f"{artifact.path}: expected a config of width, found {sorted(content)}. Run '{MADE_BY}'."
             )
         model = RelevanceModel(content["width"])
         load_weights(model, artifact.file("model.safetensors"), MADE_BY)
@@ -155,7 +154,7 @@ def train_relevance(
     with write_artifact(out, "relevance", config, parents) as folder:
         save_weights(model, folder)
         (folder / CONFIG).write_text(json.dumps({"width": query.shape[1]}) + "\n")
-    return open_artifact(out, "relevance", MADE_BY)
+    return open_artifact(out, "relevance")
 
 
 def _pairs(query: np.ndarray, item: np.ndarray, label: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

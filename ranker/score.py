@@ -18,7 +18,7 @@ from ranker.inputs.frame_encoder import AGE_BUCKETS, CODES, FrameEncoder, select
 from ranker.model import ClickModel, ModelShape
 from ranker.recipes import Recipe, RecipeError, cube, recorded
 from ranker.weights import load_weights
-from run.artifacts import Artifact, ArtifactError, open_artifact
+from run.artifacts import Artifact, ArtifactError
 
 CONFIG = "config.json"
 MADE_BY = "moon ranker"
@@ -128,19 +128,18 @@ class Ranker:
         self.model, self.encoder, self.artifact = model, encoder, artifact
 
     @classmethod
-    def open(cls, path: Path, vectors: Vectors | None) -> Ranker:
+    def open(cls, artifact: Artifact, vectors: Vectors | None) -> Ranker:
         """Open an artifact of kind "ranker".
 
         Args:
-            path: the artifact.
+            artifact: the trained model.
             vectors: the embedding it was trained with, None for an id-only one.
 
         Raises:
-            ArtifactError: damaged, tensors missing or not finite, or trained with another embedding.
+            ArtifactError: tensors missing or not finite, or trained with another embedding.
         """
-        artifact = open_artifact(path, "ranker", MADE_BY)
         config = CtrConfig.read(artifact.file(CONFIG))
-        require_vectors(path, config.embedding_id, vectors)
+        require_vectors(artifact.path, config.embedding_id, vectors)
         model = config.build()
         load_weights(model, artifact.file("model.safetensors"), MADE_BY, RENAMED)
         return cls(model.eval(), FrameEncoder(config.inputs, vectors), artifact)

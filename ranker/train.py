@@ -21,7 +21,7 @@ from ranker.inputs.columns import TrainingRequests, learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, size_groups
 from ranker.model import ClickModel
 from ranker.recipes import Recipe, cube
-from ranker.score import CONFIG, MADE_BY, CtrConfig
+from ranker.score import CONFIG, CtrConfig
 from ranker.weights import save_weights
 from run.artifacts import Artifact, open_artifact, write_artifact
 from run.sizes import Size
@@ -114,7 +114,7 @@ def train_ctr(
         save_weights(model, folder)
         (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
     shutil.rmtree(partial, ignore_errors=True)
-    return open_artifact(out, "ranker", MADE_BY)
+    return open_artifact(out, "ranker")
 
 
 def training_loss(model: ClickModel, batch: Batch, loss: str) -> Tensor:

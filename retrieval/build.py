@@ -29,7 +29,7 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
     ``cooccurrence_fit`` counts what was known before ``fit_until`` and scores the ranker's training requests,
     which come after that: no count is newer than the request it is used for.
     """
-    embedding = open_artifact(folder / "embedding", "embedding", "moon embed")
+    embedding = open_artifact(folder / "embedding", "embedding")
     vectors = Vectors.open(embedding)
     parents = {"split": split.artifact}
     build_cooccurrence(split.test_log, folder / "cooccurrence", parents)
@@ -48,7 +48,7 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
         parents={"split": split.artifact, "embedding": embedding},
         seed=seed,
     )
-    matrix = TwoTower.open(folder / "two_tower", vectors).item_vectors(catalogue)
+    matrix = TwoTower.open(towers, vectors).item_vectors(catalogue)
     ItemIndex.build(vectors.ids, matrix, paths).save(folder / "two_tower_index", {"two_tower": towers})
 
 

@@ -71,7 +71,7 @@ def build_cooccurrence(
             "score": graph.data.astype(np.float32),
         }
         save_file(tensors, folder / "neighbours.safetensors")
-    return open_artifact(out, "cooccurrence", "moon retrieval")
+    return open_artifact(out, "cooccurrence")
 
 
 class Cooccurrence:
@@ -90,13 +90,8 @@ class Cooccurrence:
         self._graph_II = graph
 
     @classmethod
-    def open(cls, path: Path) -> Cooccurrence:
-        """Open the artifact at ``path``.
-
-        Raises:
-            ArtifactError: missing, damaged or of another kind.
-        """
-        artifact = open_artifact(path, "cooccurrence", "moon retrieval")
+    def open(cls, artifact: Artifact) -> Cooccurrence:
+        """Open an artifact of kind "cooccurrence"."""
         tensors = load_file(artifact.file("neighbours.safetensors"))
         items = tensors["item_id"]
         graph = sp.csr_matrix(

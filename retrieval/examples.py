@@ -174,14 +174,20 @@ def match_sources(retriever: Retriever) -> tuple[Source, ...]:
 
 
 def ranker_frames(
-    folder: Path, split: Split, size: Size, seed: int
+    folder: Path, split: Split, size: Size, seed: int, retriever: Retriever
 ) -> tuple[MatchedFrames, MatchedFrames, str]:
     """Training and validation requests of the ranker, and the loss that fits them.
+
+    Args:
+        folder: of the run.
+        split: of the run.
+        size: fixes the length of histories.
+        seed: of the negatives and the validation requests, where none were logged.
+        retriever: with the co-occurrences of before the training requests, ``cooccurrence_fit``.
 
     Returns:
         train, valid, and ``pointwise`` for logged impressions or ``listwise`` for retrieved candidates.
     """
-    retriever = Retriever.open(folder, cooccurrence="cooccurrence_fit")
     sources = match_sources(retriever)
     if split.protocol == "time":
         frames = logged_frames(folder, split, size, ("train", "valid"))

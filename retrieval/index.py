@@ -158,16 +158,11 @@ class ItemIndex:
             )
             if self.approximation is not None:
                 faiss.write_index(self.approximation.lists, str(folder / "lists.faiss"))
-        return open_artifact(out, "index", "moon index")
+        return open_artifact(out, "index")
 
     @classmethod
-    def open(cls, path: Path) -> ItemIndex:
-        """Open a saved index; its files are verified by their sha256, which faiss itself does not do.
-
-        Raises:
-            ArtifactError: missing, damaged or of another kind.
-        """
-        artifact = open_artifact(path, "index", "moon index")
+    def open(cls, artifact: Artifact) -> ItemIndex:
+        """Open an artifact of kind "index"; faiss trusts its file, so only verified ones are given to it."""
         tensors = load_file(artifact.file("items.safetensors"))
         paths = pq.read_table(artifact.file("categories.parquet"))["category"].to_pylist()
         approximation = None
@@ -321,17 +316,6 @@ class ItemIndex:
         if short.any():
             ids[short], scores[short] = self._scan(queries[short], k, None)
         return ids, scores
-
-
-def build_index(
-    ids: np.ndarray,
-    matrix: np.ndarray,
-    categories: Sequence[str] | None,
-    out: Path,
-    parents: Mapping[str, Artifact],
-) -> Artifact:
-    """Build an index and write it as an artifact (see ``ItemIndex.build``)."""
-    return ItemIndex.build(ids, matrix, categories).save(out, parents)
 
 
 def _check(ids: np.ndarray, matrix: np.ndarray, paths: Sequence[str]) -> None:

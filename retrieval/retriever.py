@@ -1,8 +1,8 @@
-"""Everything retrieval needs of a run folder, opened and checked once."""
+"""Everything retrieval needs of a run folder: the artifacts, and the sources made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,10 +22,33 @@ from retrieval.sources import (
     query_source,
     two_tower_source,
 )
-from run.artifacts import Artifact, open_artifact, require_agreement, require_parent
+from run.artifacts import Artifact, open_artifact, require_agreement
 
 if TYPE_CHECKING:
     from ranker.two_tower.train import TwoTower
+
+ROLES = ("embedding", "index", "cooccurrence", "two_tower", "two_tower_index")
+
+
+def open_retrieval(folder: Path, cooccurrence: str = "cooccurrence") -> dict[str, Artifact]:
+    """The verified artifacts that a ``Retriever`` is made of, by role.
+
+    Args:
+        folder: of a run or a generation.
+        cooccurrence: name of the co-occurrence artifact: training reads one counted from an earlier log.
+
+    Raises:
+        ArtifactError: one is missing or damaged.
+    """
+    artifacts = {
+        "embedding": open_artifact(folder / "embedding", "embedding"),
+        "index": open_artifact(folder / "index", "index"),
+        "cooccurrence": open_artifact(folder / cooccurrence, "cooccurrence"),
+    }
+    if (folder / "two_tower").exists():
+        artifacts["two_tower"] = open_artifact(folder / "two_tower", "two_tower")
+        artifacts["two_tower_index"] = open_artifact(folder / "two_tower_index", "index")
+    return artifacts
 
 
 @dataclass(frozen=True)
@@ -75,36 +98,28 @@ class Retriever:
         return (*self.personal, self.popular, self.query)
 
     @classmethod
-    def open(cls, run: Path, cooccurrence: str = "cooccurrence", only: np.ndarray | None = None) -> Retriever:
-        """Open ``embedding``, ``index``, ``cooccurrence`` and, when trained, ``two_tower`` of a run folder.
+    def open(cls, artifacts: Mapping[str, Artifact], only: np.ndarray | None = None) -> Retriever:
+        """Load what the sources are made of.
 
         Args:
-            run: the run folder.
-            cooccurrence: name of the co-occurrence artifact: training reads one counted from an earlier log.
+            artifacts: by role, see ``open_retrieval``; those of other roles are left alone.
             only: int64 ids, the only items that may be answered; None: all of the index.
 
         Raises:
-            ArtifactError: one is missing or damaged, or they were not made from one another.
+            ArtifactError: they were not made from one another.
         """
-        embedding = open_artifact(run / "embedding", "embedding", "moon embed")
-        vectors = Vectors.open(embedding)
-        index = ItemIndex.open(run / "index").only(only)
-        graph = Cooccurrence.open(run / cooccurrence)
-        assert index.artifact is not None
-        artifacts = {"embedding": embedding, "index": index.artifact, "cooccurrence": graph.artifact}
-        require_parent(index.artifact, "embedding", embedding)
+        artifacts = {role: artifact for role, artifact in artifacts.items() if role in ROLES}
+        placed = [("two_tower_index", "two_tower")] if "two_tower" in artifacts else []
+        require_agreement(artifacts, [("index", "embedding"), *placed])
+        vectors = Vectors.open(artifacts["embedding"])
+        index = ItemIndex.open(artifacts["index"]).only(only)
+        graph = Cooccurrence.open(artifacts["cooccurrence"])
         towers, tower_index = None, None
-        if (run / "two_tower").exists():
+        if "two_tower" in artifacts:
             from ranker.two_tower.train import TwoTower
 
-            tower_artifact = open_artifact(run / "two_tower", "two_tower", "moon retrieval")
-            tower_index = ItemIndex.open(run / "two_tower_index")
-            assert tower_index.artifact is not None
-            require_parent(tower_index.artifact, "two_tower", tower_artifact)
-            artifacts |= {"two_tower": tower_artifact, "two_tower_index": tower_index.artifact}
-            towers = TwoTower.open(run / "two_tower", vectors)
-            tower_index = tower_index.only(only)
-        require_agreement(artifacts)
+            towers = TwoTower.open(artifacts["two_tower"], vectors)
+            tower_index = ItemIndex.open(artifacts["two_tower_index"]).only(only)
         return cls._of(index, vectors, Parts(graph, towers, tower_index), artifacts)
 
     @classmethod

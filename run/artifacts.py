@@ -3,6 +3,10 @@
 An artifact is a directory with a ``manifest.json`` naming its kind, configuration, parents and the sha256
 of every file. It is written under a temporary name, fsynced and renamed, so a half-written artifact does not
 exist; it is verified when opened, so a damaged one is refused with the command that makes it again.
+
+There is one way to open: ``open_artifact`` turns a path into a verified ``Artifact``, and a loader (``Dataset.open``,
+``Vectors.open``, ``Ranker.open``, ...) takes that artifact, never a path, and trusts it. Whoever starts a piece of
+work (a stage, the service, a measurement) opens each artifact once and hands it, or what was loaded of it, on.
 """
 
 from __future__ import annotations
@@ -20,6 +24,17 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+MADE_BY = {  # the command that makes an artifact of each kind
+    "dataset": "moon dataset",
+    "split": "moon split",
+    "encoder": "moon encoder train",
+    "embedding": "moon embed",
+    "cooccurrence": "moon retrieval",
+    "index": "moon retrieval",
+    "two_tower": "moon retrieval",
+    "ranker": "moon ranker",
+    "relevance": "moon ranker",
+}
 
 
 class ArtifactError(RuntimeError):
@@ -139,13 +154,13 @@ def write_artifact(
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def open_artifact(path: Path, kind: str, made_by: str) -> Artifact:
+def open_artifact(path: Path, kind: str, made_by: str | None = None) -> Artifact:
     """Verify and open the artifact at ``path``.
 
     Args:
         path: its directory.
         kind: the kind the caller can read.
-        made_by: the command that makes it, for the error message (``"moon embed"``).
+        made_by: the command that makes it, for the error message; None: the one in ``MADE_BY``.
 
     Raises:
         ArtifactError: missing, of another kind, a file missing, altered, or not in the manifest.
@@ -154,7 +169,7 @@ def open_artifact(path: Path, kind: str, made_by: str) -> Artifact:
     previous = path.with_name(path.name + ".previous")
     if not path.exists() and previous.exists():
         previous.rename(path)  # a kill between the two renames of write_artifact
-    again = f"Run '{made_by}' to make it again."
+    again = f"Run '{made_by or MADE_BY[kind]}' to make it again."
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:

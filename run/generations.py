@@ -32,25 +32,23 @@ class Part:
     Attributes:
         role: by what name the others call it as their parent.
         kind: of artifact.
-        made_by: the command.
         needed: whether a generation may lack it: not every data has queries or judgements.
     """
 
     role: str
     kind: str
-    made_by: str
     needed: bool = True
 
 
 PARTS = {  # by the name of the folder
-    "encoder": Part("encoder", "encoder", "moon encoder train"),
-    "embedding": Part("embedding", "embedding", "moon embed"),
-    "index": Part("index", "index", "moon retrieval"),
-    "cooccurrence": Part("cooccurrence", "cooccurrence", "moon retrieval"),
-    "two_tower": Part("two_tower", "two_tower", "moon retrieval", needed=False),
-    "two_tower_index": Part("two_tower_index", "index", "moon retrieval", needed=False),
-    "ranker_full": Part("ranker", "ranker", "moon ranker"),
-    "relevance": Part("relevance", "relevance", "moon ranker", needed=False),
+    "encoder": Part("encoder", "encoder"),
+    "embedding": Part("embedding", "embedding"),
+    "index": Part("index", "index"),
+    "cooccurrence": Part("cooccurrence", "cooccurrence"),
+    "two_tower": Part("two_tower", "two_tower", needed=False),
+    "two_tower_index": Part("two_tower_index", "index", needed=False),
+    "ranker_full": Part("ranker", "ranker"),
+    "relevance": Part("relevance", "relevance", needed=False),
 }
 REQUIRED_PARENTS = (("embedding", "encoder"), ("index", "embedding"), ("ranker", "embedding"))
 
@@ -94,7 +92,7 @@ def open_parts(folder: Path) -> dict[str, Artifact]:
         ArtifactError: one is missing or damaged.
     """
     return {
-        part.role: open_artifact(folder / name, part.kind, part.made_by)
+        part.role: open_artifact(folder / name, part.kind)
         for name, part in PARTS.items()
         if part.needed or (folder / name).exists()
     }

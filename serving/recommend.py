@@ -38,7 +38,7 @@ from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import Retriever
 from retrieval.sources import Matches, add_matches, propose
 from run.artifacts import Artifact, open_artifact
-from run.generations import require_whole
+from run.generations import open_parts, require_whole
 from run.sizes import size
 from serving.answer import Answer, Hit, Stages
 from serving.catalogue import Card, Catalogue
@@ -154,22 +154,18 @@ class Recommender:
                 f"{run} was loaded into the {recorded['profile']} store, asked to serve from "
                 f"{settings.profile}. Run 'moon serve --profile {settings.profile}' to load it there."
             )
-        dataset, split = Dataset.open(run / "dataset"), Split.open(run / "split")
-        retriever = Retriever.open(folder)
-        artifacts = dict(retriever.artifacts) | {
-            "encoder": open_artifact(folder / "encoder", "encoder", "moon encoder train"),
-            "ranker": open_artifact(folder / "ranker_full", "ranker", "moon ranker"),
-        }
-        if (folder / "relevance").exists():
-            artifacts["relevance"] = open_artifact(folder / "relevance", "relevance", "moon ranker")
-        require_whole(artifacts, {"dataset": dataset.artifact, "split": split.artifact})
+        data = {role: open_artifact(run / role, role) for role in ("dataset", "split")}
+        artifacts = open_parts(folder)
+        require_whole(artifacts, data)
+        dataset, split = Dataset.open(data["dataset"]), Split.open(data["split"])
+        retriever = Retriever.open(artifacts)
         last = pc.max(split.log["available_time"]).as_py() + timedelta(seconds=1)
         recommender = cls(
             retriever=retriever,
             reader=OnlineReader(run / "store", size(recorded["size_name"]).history),
-            ranker=Ranker.open(folder / "ranker_full", retriever.vectors),
+            ranker=Ranker.open(artifacts["ranker"], retriever.vectors),
             encoder=Encoder.open(artifacts["encoder"]),
-            relevance=Relevance.open(folder / "relevance") if "relevance" in artifacts else None,
+            relevance=Relevance.open(artifacts["relevance"]) if "relevance" in artifacts else None,
             catalogue=Catalogue(dataset.items, dataset.image_bytes),
             artifacts=_ids(artifacts),
             now=lambda: last,

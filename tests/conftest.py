@@ -164,7 +164,7 @@ def write_embedding(folder: Path, world: TinyWorld, width: int, as_of: datetime,
             vector /= np.linalg.norm(vector, axis=1, keepdims=True)
             name = {"item_id": "items", "query_id": "queries"}[key]
             save_file({key: ids, "vector": vector}, out / f"{name}.safetensors")
-    return open_artifact(folder, "embedding", "moon embed")
+    return open_artifact(folder, "embedding")
 
 
 @pytest.fixture(scope="session")

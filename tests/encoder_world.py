@@ -116,7 +116,7 @@ def shop(folder: Path, items: int = 48, seed: int = 0) -> tuple[Dataset, Split]:
         judgements=JUDGEMENTS.empty_table(),
         quarantine=QUARANTINE.empty_table(),
     )
-    write_dataset(folder / "dataset", tables, {"name": "shapes", "source": "test", "protocol": "time"})
-    dataset = Dataset.open(folder / "dataset")
-    split_dataset(dataset, folder / "split")
-    return dataset, Split.open(folder / "split")
+    dataset = Dataset.open(
+        write_dataset(folder / "dataset", tables, {"name": "shapes", "source": "test", "protocol": "time"})
+    )
+    return dataset, Split.open(split_dataset(dataset, folder / "split"))

@@ -54,8 +54,7 @@ def by_hand(pairs):
 
 
 def opened(tmp_path, log, **options):
-    build_cooccurrence(log, tmp_path / "cooccurrence", {}, **options)
-    return Cooccurrence.open(tmp_path / "cooccurrence")
+    return Cooccurrence.open(build_cooccurrence(log, tmp_path / "cooccurrence", {}, **options))
 
 
 @settings(max_examples=25, deadline=None)

@@ -23,7 +23,7 @@ from dataset import pictures
 from dataset.checks import check, quarantine_counts
 from dataset.contracts import QUARANTINE, SCHEMAS, TIME, DataError, Tables, content_hash
 from dataset.tables import Dataset, write_dataset
-from run.artifacts import ArtifactError
+from run.artifacts import ArtifactError, open_artifact
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -376,7 +376,7 @@ def test_the_artifact_says_what_was_kept_and_refused(tmp_path: Path) -> None:
     artifact = write_dataset(tmp_path / "dataset", tables_of(content), CONFIG)
     assert artifact.config["quarantined"] == {"events": {"unknown type": 1}}
     assert artifact.config["rows"]["events"] == 11
-    dataset = Dataset.open(tmp_path / "dataset")
+    dataset = Dataset.open(open_artifact(tmp_path / "dataset", "dataset"))
     checked = check(tables_of(content))
     for name in (*SCHEMAS, "quarantine"):
         assert getattr(dataset, name).equals(getattr(checked, name))
@@ -390,7 +390,7 @@ def test_refused_input_leaves_the_stored_dataset_as_it_was(tmp_path: Path, clean
     before = write_dataset(tmp_path / "dataset", clean, CONFIG)
     with pytest.raises(DataError):
         write_dataset(tmp_path / "dataset", replace(clean, items=clean.items.slice(0, 0)), CONFIG)
-    assert Dataset.open(tmp_path / "dataset").artifact.id == before.id
+    assert open_artifact(tmp_path / "dataset", "dataset").id == before.id
 
 
 def test_a_damaged_dataset_names_the_command_that_makes_it(tmp_path: Path, clean: Tables) -> None:
@@ -398,7 +398,7 @@ def test_a_damaged_dataset_names_the_command_that_makes_it(tmp_path: Path, clean
     file = tmp_path / "dataset" / "events.parquet"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(ArtifactError, match="events.parquet.*moon dataset"):
-        Dataset.open(tmp_path / "dataset")
+        Dataset.open(open_artifact(tmp_path / "dataset", "dataset"))
 
 
 @st.composite

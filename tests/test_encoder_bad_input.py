@@ -173,7 +173,10 @@ def train_shop(folder, out, steps):
         steps.value += 1
 
     Optimizers.update = counted
-    dataset, split = Dataset.open(folder / "dataset"), Split.open(folder / "split")
+    dataset, split = (
+        Dataset.open(open_artifact(folder / "dataset", "dataset")),
+        Split.open(open_artifact(folder / "split", "split")),
+    )
     encoder.train.train_encoder(dataset, split, TINY, out, budget=0.4)
 
 
@@ -207,7 +210,7 @@ def test_a_kill_at_any_moment_costs_one_step_and_no_bit(tmp_path):
     assert ends.count(-signal.SIGKILL) >= 2, (ends, needed, steps.value)
     assert live(tmp_path / "parts") == 0
     assert needed <= steps.value <= needed + len(ends), (ends, needed, steps.value)
-    whole, parts = (open_artifact(tmp_path / name, "encoder", "moon encoder") for name in ("whole", "parts"))
+    whole, parts = (open_artifact(tmp_path / name, "encoder") for name in ("whole", "parts"))
     for file in sorted(path.name for path in whole.path.iterdir() if path.name != "manifest.json"):
         assert whole.file(file).read_bytes() == parts.file(file).read_bytes(), file
     assert whole.config["losses"] == parts.config["losses"]

@@ -43,6 +43,7 @@ from evaluation.science.encoders.model_free import (
     unit,
 )
 from evaluation.science.encoders.table import EncoderTable
+from run.artifacts import open_artifact
 
 DATA = Path(os.environ.get("MOON_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 GROCERY = DATA / "grocery_store"
@@ -66,7 +67,7 @@ def written(folder, rows, images, events=(), queries=(), judgements=(), protocol
         quarantine=QUARANTINE.empty_table(),
     )
     write_dataset(folder, tables, {"name": "t", "source": "test", "protocol": protocol})
-    return Dataset.open(folder)
+    return Dataset.open(open_artifact(folder, "dataset"))
 
 
 def a_shop(folder):
@@ -298,7 +299,7 @@ def test_without_a_log_the_sources_own_division_holds(tmp_path):
 @pytest.mark.skipif(not GROCERY.is_dir(), reason="the real data packs are not here")
 def test_grocery_store_is_held_out_by_its_photos(tmp_path):
     import_dataset("grocery_store", GROCERY, tmp_path / "dataset")
-    dataset = Dataset.open(tmp_path / "dataset")
+    dataset = Dataset.open(open_artifact(tmp_path / "dataset", "dataset"))
     bench = hold_out(dataset, tmp_path / "split")
     assert len(bench.train_items) == 81 and len(bench.pool_items) == 0
     exam = Exam.of(dataset, bench)

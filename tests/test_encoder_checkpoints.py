@@ -343,4 +343,4 @@ def test_the_gpu_command_measures_speed_memory_and_recall_on_any_machine(world, 
     for way in ("image to text", "text to image"):
         shares = [lines[f"{way} recall@{depth}"].value for depth in (1, 5, 10)]
         assert shares == sorted(shares) and 0 <= shares[0] and shares[-1] <= 1
-    assert Encoder.open(open_artifact(tmp_path / "e", "encoder", "moon encoder train")).width == 32
+    assert Encoder.open(open_artifact(tmp_path / "e", "encoder")).width == 32

@@ -151,7 +151,7 @@ def test_shards_that_do_not_make_a_whole_are_refused(world, trained, tmp_path):
     with pytest.raises(ArtifactError, match="expected parents"):
         merge_shards([first, second], {"encoder": trained}, tmp_path / "out")
     with pytest.raises(ArtifactError, match="expected a embedding artifact"):
-        open_artifact(first.path, "embedding", "moon embed")
+        open_artifact(first.path, "embedding")
 
 
 def test_unchanged_contents_keep_their_vector_and_changed_ones_get_a_new_one(

@@ -210,7 +210,7 @@ def test_heat_of_a_content_gathers_pieces_into_words(trained):
 def _encoder(folder, name):
     from run.artifacts import open_artifact
 
-    return open_artifact(folder / "encoders" / f"{name}.0", "encoder", "test")
+    return open_artifact(folder / "encoders" / f"{name}.0", "encoder")
 
 
 def test_before_training_is_the_model_training_starts_from(trained, monkeypatch):

@@ -168,7 +168,7 @@ def test_a_partial_of_another_run_is_not_continued(world, tmp_path, monkeypatch)
 
 def test_the_artifact_is_verified_named_and_a_checkpoint_to_start_from(world, trained, tmp_path):
     dataset, split = world
-    assert open_artifact(trained.path, "encoder", "moon encoder train").id == trained.id
+    assert open_artifact(trained.path, "encoder").id == trained.id
     assert trained.parents == {"dataset": dataset.artifact.id, "split": split.artifact.id}
     learnable = split.encoder_items(dataset.items)
     assert len(learnable) < len(dataset.items)  # the evaluation pool is kept away from the encoder

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import index as index_module
-from retrieval.index import ItemIndex, build_index, category_path
-from run.artifacts import ArtifactError
+from retrieval.index import ItemIndex, category_path
+from run.artifacts import ArtifactError, open_artifact
 
 PATHS = ["", "a", "a > b", "a > b > c", "a > d", "ab", "e"]
 
@@ -129,7 +129,7 @@ def test_large_catalogues_pass_the_recall_gate_and_stay_exact_under_filters(tmp_
     everything, _ = index.search(queries[0], 4000)  # more than the probed lists hold
     assert sorted(everything) == sorted(ids)
     saved = index.save(tmp_path / "index", {})
-    np.testing.assert_array_equal(ItemIndex.open(tmp_path / "index").search(queries, 10)[0], found)
+    np.testing.assert_array_equal(ItemIndex.open(saved).search(queries, 10)[0], found)
     assert saved.config["recall"] >= 0.99
 
 
@@ -143,9 +143,8 @@ def test_a_saved_index_answers_the_same_and_a_damaged_one_is_refused(tmp_path):
     rng = np.random.default_rng(1)
     ids, matrix = rng.choice(10**15, 300, replace=False), rng.normal(size=(300, 8)).astype(np.float32)
     paths = [PATHS[i] for i in rng.integers(0, len(PATHS), 300)]
-    artifact = build_index(ids, matrix, paths, tmp_path / "index", {})
-    opened = ItemIndex.open(tmp_path / "index")
     built = ItemIndex.build(ids, matrix, paths)
+    opened = ItemIndex.open(built.save(tmp_path / "index", {}))
     for category in (None, "a"):
         for ours, theirs in zip(
             opened.search(matrix[:5], 9, category=category),
@@ -153,13 +152,13 @@ def test_a_saved_index_answers_the_same_and_a_damaged_one_is_refused(tmp_path):
             strict=True,
         ):
             np.testing.assert_array_equal(ours, theirs)
-    assert opened.artifact.id == artifact.id
+    assert opened.artifact.kind == "index" and opened.paths == built.paths
     file = tmp_path / "index" / "items.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(bytes(content))
     with pytest.raises(ArtifactError, match="sha256"):
-        ItemIndex.open(tmp_path / "index")
+        open_artifact(tmp_path / "index", "index")
 
 
 def test_an_index_of_only_some_items_answers_as_if_they_were_all_that_is_allowed():

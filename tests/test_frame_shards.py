@@ -35,7 +35,7 @@ from feature_repo.frames.source import FrameSource
 from moon import journey
 from moon.cli import app
 from moonstore.errors import StoreError
-from run.artifacts import ArtifactError, write_artifact
+from run.artifacts import ArtifactError, open_artifact, write_artifact
 from run.shards import ShardError
 from run.sizes import size
 
@@ -321,7 +321,7 @@ def split_at(folder, protocol, ranking=None, retrieval=None):
     with write_artifact(folder, "split", {"protocol": protocol}) as out:
         pq.write_table(RANKING.empty_table() if ranking is None else ranking, out / "ranking.parquet")
         pq.write_table(RETRIEVAL.empty_table() if retrieval is None else retrieval, out / "retrieval.parquet")
-    return Split.open(folder)
+    return Split.open(open_artifact(folder, "split"))
 
 
 def test_the_command_writes_the_runs_impressions(store, rows, tmp_path, monkeypatch):

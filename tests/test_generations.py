@@ -72,7 +72,10 @@ def write_encoder(run, seed):
 
 
 def write_embedding(run, encoder, matrix, ids=None, dataset=None):
-    dataset, split = dataset or Dataset.open(run / "dataset").artifact, Split.open(run / "split")
+    dataset, split = (
+        dataset or open_artifact(run / "dataset", "dataset"),
+        Split.open(open_artifact(run / "split", "split")),
+    )
     config = {
         "encoder_id": encoder.id, "as_of": split.fit_until.isoformat(), "width": matrix.shape[1], "widths": [WIDTH],
     }  # fmt: skip
@@ -82,12 +85,12 @@ def write_embedding(run, encoder, matrix, ids=None, dataset=None):
         save_file({"item_id": ids, "vector": matrix}, out / "items.safetensors")
         queries = unit(np.random.default_rng(1).normal(size=(8, matrix.shape[1])))
         save_file({"query_id": np.arange(8), "vector": queries}, out / "queries.safetensors")
-    return open_artifact(run / "embedding", "embedding", "test")
+    return open_artifact(run / "embedding", "embedding")
 
 
 def train(run, seed, matrix=None, ids=None):
     """Everything a generation is made of, in the run folder; returns the embedding."""
-    split = Split.open(run / "split").artifact
+    split = open_artifact(run / "split", "split")
     embedding = write_embedding(
         run, write_encoder(run, seed), vectors_of(seed) if matrix is None else matrix, ids
     )
@@ -147,7 +150,11 @@ def test_publishing_and_activating_again_changes_nothing(run):
 def test_a_ranker_trained_anew_on_the_same_vectors_is_a_generation_with_the_same_version(run):
     _, embedding = go_live(run, 1)
     write(
-        run, "ranker_full", "ranker", {"split": Split.open(run / "split").artifact, "embedding": embedding}, 9
+        run,
+        "ranker_full",
+        "ranker",
+        {"split": open_artifact(run / "split", "split"), "embedding": embedding},
+        9,
     )
     embeddings.activate(run, embeddings.publish(run).number)
     now, record, numbers = state(run)
@@ -163,15 +170,15 @@ def another_embedding(run):
 
 
 def a_relevance_of_before(run):
-    write(run, "relevance", "relevance", {"embedding": open_artifact(run / "embedding", "embedding", "")}, 1)
+    write(run, "relevance", "relevance", {"embedding": open_artifact(run / "embedding", "embedding")}, 1)
     another_embedding(run)
-    write(run, "index", "index", {"embedding": open_artifact(run / "embedding", "embedding", "")}, 7)
-    parents = {"embedding": open_artifact(run / "embedding", "embedding", "")}
+    write(run, "index", "index", {"embedding": open_artifact(run / "embedding", "embedding")}, 7)
+    parents = {"embedding": open_artifact(run / "embedding", "embedding")}
     write(run, "ranker_full", "ranker", parents, 7)
 
 
 def another_dataset(run):
-    encoder = open_artifact(run / "encoder", "encoder", "test")
+    encoder = open_artifact(run / "encoder", "encoder")
     other = write(run, "other", "dataset", {}, 3)
     embedding = write_embedding(run, encoder, vectors_of(1), dataset=other)
     write(run, "index", "index", {"embedding": embedding}, 1)
@@ -353,7 +360,7 @@ def test_clearing_away_keeps_what_serves_and_what_a_rollback_returns_to(run):
     train(run, 4)
     embeddings.publish(run)
     train(run, 5)
-    waiting = open_artifact(run / "embedding", "embedding", "test")
+    waiting = open_artifact(run / "embedding", "embedding")
     embeddings.put_online(run, waiting)  # as 'moon embed' does, before it is a generation
     removed = embeddings.collect(run)
     assert [line.split(" of ")[0] for line in removed] == [
@@ -390,7 +397,7 @@ def test_the_list_shows_what_was_measured_and_which_serves(run):
     assert head.split() == list(embeddings.COLUMNS)
     assert first.startswith("1 ") and first.endswith("rollback returns to it") and "1,040" in first
     assert second.startswith("2 ") and second.endswith("active") and " with 1, 0.0096 by chance" in second
-    encoder = open_artifact(run / "encoder", "encoder", "test").id
+    encoder = open_artifact(run / "encoder", "encoder").id
     assert encoder[:8] in second and encoder[:8] not in first
 
 
@@ -411,7 +418,11 @@ def test_a_damaged_generation_is_not_activated(run):
 
 def test_a_store_made_anew_gets_the_vectors_of_what_is_activated(run):
     _, embedding = go_live(run, 1)
-    create_store(run / "store", Dataset.open(run / "dataset"), Split.open(run / "split"))
+    create_store(
+        run / "store",
+        Dataset.open(open_artifact(run / "dataset", "dataset")),
+        Split.open(open_artifact(run / "split", "split")),
+    )
     assert EmbeddingRecord.load(run / "store") == EmbeddingRecord()
     embeddings.activate(run, 1)
     assert online(run, 1, embedding) and EmbeddingRecord.load(run / "store").active == 1

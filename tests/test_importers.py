@@ -22,6 +22,7 @@ from dataset.adapters.canonical import attributes, paths, stable_hash
 from dataset.contracts import DataError, content_hash, stable_ids
 from dataset.importers import IMPORTERS, import_dataset
 from dataset.tables import Dataset
+from run.artifacts import open_artifact
 
 SECOND = timedelta(seconds=1)
 
@@ -187,7 +188,7 @@ def imported(source: str, folder: Path) -> Dataset:
     name, make = SOURCES[source]
     make(folder / "raw")
     import_dataset(name, folder / "raw", folder / "dataset")
-    return Dataset.open(folder / "dataset")
+    return Dataset.open(open_artifact(folder / "dataset", "dataset"))
 
 
 @pytest.mark.parametrize("layout", ["pack", "raw"])
@@ -448,7 +449,9 @@ def test_missing_and_absurd_cells_are_counted_not_fatal(tmp_path: Path) -> None:
         "rating without a value": 1,
         "event_time outside sane bounds": 2,
     }
-    first_seen = Dataset.open(tmp_path / "dataset").users.column("first_seen").to_pylist()
+    first_seen = (
+        Dataset.open(open_artifact(tmp_path / "dataset", "dataset")).users.column("first_seen").to_pylist()
+    )
     assert min(first_seen) == datetime.fromtimestamp(1_000_000_000, UTC), "a refused event dated a user"
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from dataset.importers import import_dataset
 from dataset.tables import Dataset
+from run.artifacts import open_artifact
 
 DATA = Path(os.environ.get("MOON_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 # Rows after identical pictures became one; nothing in the packs breaks the contract.
@@ -36,7 +37,7 @@ def test_the_pack_imports_whole(name: str, tmp_path: Path) -> None:
     assert time.monotonic() - start < MOST_SECONDS
     assert artifact.config["quarantined"] == {}
     assert {table: rows for table, rows in artifact.config["rows"].items() if rows} == EXPECTED[name]
-    dataset = Dataset.open(tmp_path / name)
+    dataset = Dataset.open(open_artifact(tmp_path / name, "dataset"))
     assert pc.count(dataset.items.column("image_id")).as_py() == PICTURED.get(name, 0)
     if name == "hm_fashion":
         moments = pc.min_max(dataset.events.column("event_time")).as_py()

@@ -50,20 +50,20 @@ def encoded(monkeypatch):
 
 def change_three(run):
     """The same shop, three of its items with another title, cut and stored again."""
-    dataset = Dataset.open(run.folder / "dataset")
+    dataset = Dataset.open(open_artifact(run.folder / "dataset", "dataset"))
     rows = dataset.items.to_pylist()
     rows = [{**row, "title": CHANGED.get(row["item_id"], row["title"])} for row in rows]
     names = ("images", "users", "events", "queries", "judgements", "quarantine")
     others = {name: getattr(dataset, name) for name in names}
     items = pa.Table.from_pylist(rows, ITEMS)
-    write_dataset(run.folder / "dataset", Tables(items=items, **others), dataset.artifact.config)
-    dataset = Dataset.open(run.folder / "dataset")
-    split_dataset(dataset, run.folder / "split")
-    create_store(run.folder / "store", dataset, Split.open(run.folder / "split"))
+    dataset = Dataset.open(
+        write_dataset(run.folder / "dataset", Tables(items=items, **others), dataset.artifact.config)
+    )
+    create_store(run.folder / "store", dataset, Split.open(split_dataset(dataset, run.folder / "split")))
 
 
 def embedding_of(run):
-    return open_artifact(run.folder / "embedding", "embedding", "test")
+    return open_artifact(run.folder / "embedding", "embedding")
 
 
 def vectors(artifact):
@@ -88,12 +88,15 @@ def test_three_changed_items_are_encoded_and_no_other(run, encoded, capsys):
     assert "3 items embedded, 45 kept; 0 queries embedded, 8 kept" in capsys.readouterr().err
     after = vectors(embedding_of(run))
     assert {item for item in after if not np.array_equal(after[item], before[item])} == set(CHANGED)
-    assert embedding_of(run).parents["dataset"] == Dataset.open(run.folder / "dataset").artifact.id
+    assert embedding_of(run).parents["dataset"] == open_artifact(run.folder / "dataset", "dataset").id
 
 
 def test_another_encoder_encodes_everything(run, encoded):
     stages.embed(run)
-    dataset, split = Dataset.open(run.folder / "dataset"), Split.open(run.folder / "split")
+    dataset, split = (
+        Dataset.open(open_artifact(run.folder / "dataset", "dataset")),
+        Split.open(open_artifact(run.folder / "split", "split")),
+    )
     train_encoder(dataset, split, TINY, run.folder / "encoder", budget=0.02, seed=1)
     encoded.clear()
     stages.embed(run)

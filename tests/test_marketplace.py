@@ -35,6 +35,7 @@ from dataset.marketplace.catalogue import (
 from dataset.marketplace.drawing import COLOURS, PATTERNS, SILHOUETTES, Camera, Look, draw
 from dataset.marketplace.simulate import World, play, preview, simulate
 from dataset.tables import Dataset, write_dataset
+from run.artifacts import open_artifact
 
 EVENTS = 4000
 
@@ -76,13 +77,12 @@ def test_another_process_makes_the_same_artifact(tmp_path: Path) -> None:
         subprocess.run(
             [sys.executable, "-c", program, str(tmp_path / name)], check=True, cwd=root, env=environment
         )
-    assert Dataset.open(tmp_path / "a").artifact.id == Dataset.open(tmp_path / "b").artifact.id
+    assert open_artifact(tmp_path / "a", "dataset").id == open_artifact(tmp_path / "b", "dataset").id
 
 
 def test_no_row_breaks_the_contract(tmp_path: Path, shop: tuple[Tables, dict]) -> None:
     tables, config = shop
-    write_dataset(tmp_path / "dataset", tables, config)
-    dataset = Dataset.open(tmp_path / "dataset")
+    dataset = Dataset.open(write_dataset(tmp_path / "dataset", tables, config))
     assert dataset.quarantine.num_rows == 0
     for name, schema in SCHEMAS.items():
         assert getattr(tables, name).schema.equals(schema)

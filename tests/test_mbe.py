@@ -18,6 +18,7 @@ from dataset.importers import import_dataset
 from dataset.tables import Dataset
 from evaluation.science.encoders.exam import Exam
 from evaluation.science.encoders.held_out import hold_out
+from run.artifacts import open_artifact
 
 RED, BLUE, GREEN = (png(colour, "disc") for colour in ("red", "blue", "green"))
 
@@ -69,7 +70,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_mbe_rows_become_items(folder: Path) -> None:
     import_dataset("mbe", folder / "raw", folder / "dataset")
-    dataset = Dataset.open(folder / "dataset")
+    dataset = Dataset.open(open_artifact(folder / "dataset", "dataset"))
     items = {one["external_id"]: one for one in dataset.items.to_pylist()}
     assert list(items) == ["b1", "b2", "b3", "a1", "a2", "a3"]
     assert items["a1"]["title"] == "裙子 a1"
@@ -86,7 +87,7 @@ def test_mbe_rows_become_items(folder: Path) -> None:
 
 def test_mbe_test_rows_are_searched_by_title_and_by_picture(folder: Path) -> None:
     import_dataset("mbe", folder / "raw", folder / "dataset")
-    dataset = Dataset.open(folder / "dataset")
+    dataset = Dataset.open(open_artifact(folder / "dataset", "dataset"))
     name = dict(
         zip(dataset.items["item_id"].to_pylist(), dataset.items["external_id"].to_pylist(), strict=True)
     )
@@ -114,7 +115,7 @@ def test_mbe_through_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPa
         app, ["dataset", "--data", f"mbe:{folder / 'raw'}", "--run", str(folder / "run")]
     )
     assert done.exit_code == 0, done.output
-    assert Dataset.open(folder / "run/dataset").items.num_rows == 6
+    assert Dataset.open(open_artifact(folder / "run/dataset", "dataset")).items.num_rows == 6
 
 
 @pytest.mark.parametrize("ending", ["parquet", "json", "csv", "jsonl"])
@@ -132,7 +133,7 @@ def test_every_kind_of_file_reads_alike(tmp_path: Path, ending: str) -> None:
     else:
         pq.write_table(pa.Table.from_pylist(rows), path)
     import_dataset("mbe", tmp_path / "raw", tmp_path / "dataset")
-    dataset = Dataset.open(tmp_path / "dataset")
+    dataset = Dataset.open(open_artifact(tmp_path / "dataset", "dataset"))
     assert dataset.items["item_id"].to_pylist() == [7, 8]
     assert dataset.image_bytes(dataset.items["image_id"][0].as_py()) == RED
     assert dataset.items["attributes"].to_pylist()[0] == [("颜色", "红色"), ("风格", "街头, 通勤")]
@@ -145,7 +146,7 @@ def test_pictures_as_bytes_and_structs(tmp_path: Path) -> None:
         put(raw / "r.png", RED)
         pq.write_table(pa.Table.from_pylist([row("1", image)]), raw / "train-00000.parquet")
         import_dataset("mbe", raw, tmp_path / f"dataset{number}")
-        assert Dataset.open(tmp_path / f"dataset{number}").images.num_rows == 1
+        assert Dataset.open(open_artifact(tmp_path / f"dataset{number}", "dataset")).images.num_rows == 1
 
 
 def test_a_path_cannot_leave_the_folder(tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ def test_mbe2_triplets_become_judgements(tmp_path: Path) -> None:
     ]  # fmt: skip
     lines(tmp_path / "raw/mbe2.jsonl", rows)
     import_dataset("mbe2", tmp_path / "raw", tmp_path / "dataset")
-    dataset = Dataset.open(tmp_path / "dataset")
+    dataset = Dataset.open(open_artifact(tmp_path / "dataset", "dataset"))
     name = dict(
         zip(dataset.items["item_id"].to_pylist(), dataset.items["external_id"].to_pylist(), strict=True)
     )
@@ -202,7 +203,7 @@ def test_mbe2_sides_may_be_structs_or_titles(tmp_path: Path) -> None:
     }  # fmt: skip
     lines(tmp_path / "raw/x.jsonl", [sides])
     import_dataset("mbe2", tmp_path / "raw", tmp_path / "dataset")
-    dataset = Dataset.open(tmp_path / "dataset")
+    dataset = Dataset.open(open_artifact(tmp_path / "dataset", "dataset"))
     assert [(one["title"], one["attributes"]) for one in dataset.items.to_pylist()] == [
         ("good", [("颜色", "红")]), ("bad", []),
     ]  # fmt: skip
@@ -214,7 +215,7 @@ def test_products_without_an_id_are_known_by_what_they_show(tmp_path: Path) -> N
     rows = [triplet(n, positive_id=None, positive_title="same", negative_title=None) for n in range(3)]
     lines(tmp_path / "raw/train.jsonl", rows)
     import_dataset("mbe2", tmp_path / "raw", tmp_path / "dataset")
-    dataset = Dataset.open(tmp_path / "dataset")
+    dataset = Dataset.open(open_artifact(tmp_path / "dataset", "dataset"))
     assert dataset.items["title"].to_pylist() == ["same"] and dataset.judgements.num_rows == 3
 
 

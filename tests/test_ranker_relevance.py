@@ -34,21 +34,21 @@ def trained(tmp_path_factory):
 def test_the_planted_rule_is_found_where_the_cosine_misses_it(trained):
     query, item, label, probability = pairs(3000, 1)
     best, cosine = auc(label, probability), auc(label, (query * item).sum(1))
-    found = auc(label, Relevance.open(trained.path).score(query, item))
+    found = auc(label, Relevance.open(trained).score(query, item))
     assert cosine < best - 0.08
     assert found > best - 0.03
 
 
 def test_scores_are_calibrated_log_odds(trained):
     query, item, label, _ = pairs(6000, 2)
-    chance = 1 / (1 + np.exp(-Relevance.open(trained.path).score(query, item)))
+    chance = 1 / (1 + np.exp(-Relevance.open(trained).score(query, item)))
     assert abs(chance.mean() - label.mean()) < 0.03
     for part in np.array_split(np.argsort(chance), 6):
         assert abs(chance[part].mean() - label[part].mean()) < 0.07
 
 
 def test_one_query_against_many_items_is_the_same_as_pairs(trained):
-    relevance, (query, item, _, _) = Relevance.open(trained.path), pairs(50, 3)
+    relevance, (query, item, _, _) = Relevance.open(trained), pairs(50, 3)
     np.testing.assert_allclose(
         relevance.score(query[0], item), relevance.score(np.repeat(query[:1], 50, 0), item), atol=1e-6
     )

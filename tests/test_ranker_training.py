@@ -56,7 +56,7 @@ def label(frame):
 def test_the_full_model_comes_within_three_points_of_the_best_possible_auc(full, world):
     test = make_world(requests=200, old_items=OLD, seed=2)
     best = auc(label(test.frame), test.probability)
-    found = auc(label(test.frame), Ranker.open(full.path, world.vectors).score(test.frame))
+    found = auc(label(test.frame), Ranker.open(full, world.vectors).score(test.frame))
     assert found > best - 0.03
 
 
@@ -75,9 +75,9 @@ def unseen_items():
 def test_unseen_items_are_ranked_by_content_and_not_by_ids(full, world, valid, tmp_path):
     frame, probability = unseen_items()
     best = auc(label(frame), probability)
-    assert auc(label(frame), Ranker.open(full.path, world.vectors).score(frame)) > best - 0.05
+    assert auc(label(frame), Ranker.open(full, world.vectors).score(frame)) > best - 0.05
     only = train_ctr(Requests(world.frame), Requests(valid.frame), None, NANO, tmp_path / "id_only", {})
-    assert abs(auc(label(frame), Ranker.open(only.path, None).score(frame)) - 0.5) < 0.06
+    assert abs(auc(label(frame), Ranker.open(only, None).score(frame)) - 0.5) < 0.06
 
 
 def test_shuffled_vectors_tell_nothing_about_unseen_items(world, valid, tmp_path):
@@ -88,9 +88,9 @@ def test_shuffled_vectors_tell_nothing_about_unseen_items(world, valid, tmp_path
         Requests(world.frame), Requests(valid.frame), control, NANO, tmp_path / "r", {}, epochs=3
     )
     frame, _ = unseen_items()
-    assert abs(auc(label(frame), Ranker.open(made.path, control).score(frame)) - 0.5) < 0.07
+    assert abs(auc(label(frame), Ranker.open(made, control).score(frame)) - 0.5) < 0.07
     with pytest.raises(ArtifactError, match="embedding-1-shuffled-0, given embedding-1"):
-        Ranker.open(made.path, world.vectors)
+        Ranker.open(made, world.vectors)
 
 
 def test_listwise_training_ranks_one_positive_above_sampled_negatives(world, valid, tmp_path):
@@ -113,7 +113,7 @@ def test_listwise_training_ranks_one_positive_above_sampled_negatives(world, val
     )
     assert made.config["loss"] == "listwise"
     test = make_world(requests=100, old_items=OLD, seed=2)
-    score = Ranker.open(made.path, world.vectors).score(test.frame)
+    score = Ranker.open(made, world.vectors).score(test.frame)
     assert auc(label(test.frame), score) > auc(label(test.frame), test.probability) - 0.05
 
 
@@ -132,7 +132,7 @@ def test_position_bias_is_learned_and_left_out_of_the_score(tmp_path):
     made = train_ctr(
         Requests(frame), Requests(make_frame([], [], [])), None, NANO, tmp_path / "r", {}, epochs=10
     )
-    ranker = Ranker.open(made.path, None)
+    ranker = Ranker.open(made, None)
     learned = PLACE_SPEED * ranker.model.position.detach().numpy()
     assert (np.diff(learned) < 0).all()
     assert learned[0] - learned[-1] > 1.5  # the planted log-odds differ by 3.3
@@ -146,8 +146,8 @@ def test_equal_seeds_give_equal_bits_and_saving_loses_none(world, valid, full, t
         Requests(world.frame), Requests(valid.frame), world.vectors, NANO, tmp_path / "ranker_full", {}
     )
     assert again.id == full.id
-    first = Ranker.open(full.path, world.vectors).score(valid.frame)
-    assert np.array_equal(first, Ranker.open(again.path, world.vectors).score(valid.frame))
+    first = Ranker.open(full, world.vectors).score(valid.frame)
+    assert np.array_equal(first, Ranker.open(again, world.vectors).score(valid.frame))
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(world, valid, full, tmp_path, monkeypatch):
@@ -224,7 +224,7 @@ def test_parents_are_recorded(world, valid, tmp_path):
 @pytest.mark.parametrize("given", [None, make_vectors(300, vector_id="embedding-2")], ids=["none", "other"])
 def test_another_embedding_is_refused(full, given):
     with pytest.raises(ArtifactError, match="trained with embedding embedding-1, given"):
-        Ranker.open(full.path, given)
+        Ranker.open(full, given)
 
 
 def rewritten(full, out, change):
@@ -276,4 +276,4 @@ def test_damaged_rankers_are_refused(full, world, tmp_path, change, message):
 def test_an_untouched_copy_of_the_same_files_opens(full, world, tmp_path):
     same = Ranker.open(rewritten(full, tmp_path / "r", lambda t, c: None), world.vectors)
     one = make_frame([1], [world.vectors.ids[:4].tolist()], [world.vectors.ids[:9].tolist()])
-    assert np.array_equal(same.score(one), Ranker.open(full.path, world.vectors).score(one))
+    assert np.array_equal(same.score(one), Ranker.open(full, world.vectors).score(one))

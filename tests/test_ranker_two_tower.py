@@ -60,7 +60,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def towers(trained):
-    return TwoTower.open(trained.path, VECTORS)
+    return TwoTower.open(trained, VECTORS)
 
 
 def test_recall_comes_near_that_of_the_true_tastes(towers):
@@ -193,7 +193,7 @@ def test_training_without_positives_is_refused(tmp_path):
 
 def test_other_vectors_and_edited_configurations_are_refused(trained, tmp_path):
     with pytest.raises(ArtifactError, match="trained with embedding embedding-1, given none"):
-        TwoTower.open(trained.path, None)
+        TwoTower.open(trained, None)
     config = json.loads(trained.file("config.json").read_text()) | {"colour": "red"}
     with write_artifact(tmp_path / "t", "two_tower", trained.config) as folder:
         (folder / "model.safetensors").write_bytes(trained.file("model.safetensors").read_bytes())

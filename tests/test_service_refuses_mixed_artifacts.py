@@ -23,8 +23,8 @@ from test_cooccurrence import log_of
 
 from dataset.contracts import TIME
 from retrieval.cooccurrence import build_cooccurrence
-from retrieval.index import build_index
-from retrieval.retriever import Retriever
+from retrieval.index import ItemIndex
+from retrieval.retriever import open_retrieval
 from run.artifacts import ArtifactError, open_artifact, require_agreement, write_artifact
 from serving import recommend
 from serving.settings import Settings
@@ -42,13 +42,12 @@ def write_embedding(run, encoder):
         save_file({"item_id": ITEM_IDS, "vector": vectors_of(len(ITEM_IDS))}, folder / "items.safetensors")
         empty = {"query_id": np.empty(0, np.int64), "vector": np.empty((0, WIDTH), np.float32)}
         save_file(empty, folder / "queries.safetensors")
-    return open_artifact(run / "embedding", "embedding", "test")
+    return open_artifact(run / "embedding", "embedding")
 
 
 def write_index(run, embedding):
-    return build_index(
-        ITEM_IDS, vectors_of(len(ITEM_IDS)), paths_of(len(ITEM_IDS)), run / "index", {"embedding": embedding}
-    )
+    index = ItemIndex.build(ITEM_IDS, vectors_of(len(ITEM_IDS)), paths_of(len(ITEM_IDS)))
+    return index.save(run / "index", {"embedding": embedding})
 
 
 @pytest.fixture
@@ -65,19 +64,17 @@ def run(tmp_path, monkeypatch):
         json.dumps({"size_name": "nano", "profile": "embedded", "seed": 0, "data": "x"})
     )
     opened_dataset = SimpleNamespace(
-        artifact=dataset,
         items=items_table(ITEM_IDS, paths_of(len(ITEM_IDS))),
         image_bytes=lambda image_id: picture(),
     )
     opened_split = SimpleNamespace(
-        artifact=split,
         log=pa.table({"available_time": pa.array([NOW], TIME)}),
         retrieval=pa.table({"user_id": [4, 5, 4], "part": ["test", "train", "test"]}),
     )
-    monkeypatch.setattr(recommend, "Dataset", SimpleNamespace(open=lambda path: opened_dataset))
-    monkeypatch.setattr(recommend, "Split", SimpleNamespace(open=lambda path: opened_split))
+    monkeypatch.setattr(recommend, "Dataset", SimpleNamespace(open=lambda artifact: opened_dataset))
+    monkeypatch.setattr(recommend, "Split", SimpleNamespace(open=lambda artifact: opened_split))
     monkeypatch.setattr(recommend, "OnlineReader", lambda store, history: FakeReader())
-    monkeypatch.setattr(recommend, "Ranker", SimpleNamespace(open=lambda path, vectors: FakeRanker()))
+    monkeypatch.setattr(recommend, "Ranker", SimpleNamespace(open=lambda artifact, vectors: FakeRanker()))
     monkeypatch.setattr(recommend, "Encoder", SimpleNamespace(open=lambda artifact: FakeEncoder()))
     return tmp_path
 
@@ -86,7 +83,7 @@ def test_a_whole_run_starts_warms_up_and_names_its_artifacts(run):
     moon = recommend.Recommender.open(Settings(run=run), run)
     assert moon.example_users == (4,) and moon.counts["answers"] == 1 and moon.ready() == []
     assert set(moon.artifacts) == {"embedding", "index", "cooccurrence", "encoder", "ranker"}
-    assert moon.artifacts["index"] == open_artifact(run / "index", "index", "test").id
+    assert moon.artifacts["index"] == open_artifact(run / "index", "index").id
     answer = moon.recommend(4, 3)
     assert answer.order == "ranker" and answer.fallbacks == ()
     assert moon.now() > NOW  # as of the end of the log
@@ -105,7 +102,7 @@ def remake_embedding_and_index(run):
 
 
 def forget_the_rankers_embedding(run):
-    write(run, "ranker_full", "ranker", {"split": open_artifact(run / "split", "split", "test")})
+    write(run, "ranker_full", "ranker", {"split": open_artifact(run / "split", "split")})
 
 
 def count_another_split(run):
@@ -142,7 +139,7 @@ def test_a_damaged_index_is_refused_at_the_start(run):
     content[-3] ^= 4
     file.write_bytes(bytes(content))
     with pytest.raises(ArtifactError, match="sha256"):
-        Retriever.open(run)
+        open_retrieval(run)
 
 
 def test_a_run_loaded_into_another_store_is_refused(run):

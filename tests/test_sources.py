@@ -54,15 +54,9 @@ def shop(tmp_path_factory):
     paths = [["a", "a > b", "c"][place] for place in rng.integers(0, 3, 70)]
     index = ItemIndex.build(ids[:70], matrix[:70], paths)
     tower_index = ItemIndex.build(ids[:70], unit(rng.normal(size=(70, 2))), paths)
+    rows = [(int(rng.integers(0, 50)), int(ids[rng.integers(0, ITEMS)]), "click", s) for s in range(600)]
     path = tmp_path_factory.mktemp("run") / "cooccurrence"
-    build_cooccurrence(
-        log_of(
-            [(int(rng.integers(0, 50)), int(ids[rng.integers(0, ITEMS)]), "click", s) for s in range(600)]
-        ),
-        path,
-        {},
-    )
-    graph = Cooccurrence.open(path)
+    graph = Cooccurrence.open(build_cooccurrence(log_of(rows), path, {}))
     sources = (
         SimilarSource(index, everything),
         profile_source(index, everything),
@@ -231,8 +225,7 @@ def test_even_users_are_given_even_items(tmp_path):
     for user in range(60):
         for item in rng.choice(np.arange(user % 2, 40, 2), 8, replace=False):
             rows.append((user, int(item), "purchase", len(rows)))
-    build_cooccurrence(log_of(rows), tmp_path / "c", {})
-    graph = Cooccurrence.open(tmp_path / "c")
+    graph = Cooccurrence.open(build_cooccurrence(log_of(rows), tmp_path / "c", {}))
     matrix = 0.1 * rng.normal(size=(40, WIDTH))
     matrix[np.arange(40), np.arange(40) % 2] += 1
     index = ItemIndex.build(np.arange(40), unit(matrix))

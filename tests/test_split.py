@@ -15,7 +15,7 @@ import dataset.split as split_module
 from dataset.contracts import EVENTS, ITEMS, JUDGEMENTS, DataError
 from dataset.marketplace.simulate import simulate
 from dataset.split import Split, split_dataset
-from run.artifacts import Artifact, ArtifactError
+from run.artifacts import Artifact, ArtifactError, open_artifact
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -69,8 +69,7 @@ def shop() -> FakeDataset:
 @pytest.fixture(scope="module")
 def time_split(shop: FakeDataset, tmp_path_factory: pytest.TempPathFactory) -> Split:
     out = tmp_path_factory.mktemp("split") / "split"
-    split_dataset(shop, out)
-    return Split.open(out)
+    return Split.open(split_dataset(shop, out))
 
 
 def test_log_is_complete_and_canonically_ordered(shop: FakeDataset, time_split: Split) -> None:
@@ -165,8 +164,7 @@ def test_retrieval_requests_are_capped_and_seeded(
     monkeypatch.setattr(split_module, "MOST", {"test": 5, "train": 9})
     users = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        split_dataset(shop, tmp_path / name, seed=seed)
-        rows = Split.open(tmp_path / name).retrieval.to_pylist()
+        rows = Split.open(split_dataset(shop, tmp_path / name, seed=seed)).retrieval.to_pylist()
         assert [sum(row["part"] == part for row in rows) for part in ("train", "test")] == [9, 5]
         users[name] = [row["user_id"] for row in rows]
     assert users["a"] == users["b"] != users["c"]
@@ -180,8 +178,9 @@ def test_ratings_are_requests_of_one_candidate(tmp_path: Path) -> None:
         for number in range(100)
     ]  # fmt: skip
     events = events_table(rows)
-    split_dataset(FakeDataset(events, items_table(dict.fromkeys(range(100), True))), tmp_path / "split")
-    ranking = Split.open(tmp_path / "split").ranking.to_pylist()
+    ranking = Split.open(
+        split_dataset(FakeDataset(events, items_table(dict.fromkeys(range(100), True))), tmp_path / "split")
+    ).ranking.to_pylist()
     assert len(ranking) == len({row["request_id"] for row in ranking}) == 40
     value = {e["event_id"]: e["value"] for e in events.to_pylist()}
     assert all(row["label"] == float(value[row["event_id"]] >= 4) for row in ranking)
@@ -194,7 +193,7 @@ def test_what_becomes_available_at_the_cut_is_not_fitted(tmp_path: Path) -> None
     split_dataset(
         FakeDataset(events_table(rows), items_table(dict.fromkeys(range(100), True))), tmp_path / "s"
     )
-    split = Split.open(tmp_path / "s")
+    split = Split.open(open_artifact(tmp_path / "s", "split"))
     assert split.fit_until == START + timedelta(minutes=60)
     assert split.fit_log["item_id"].to_pylist() == list(
         range(59)
@@ -208,8 +207,15 @@ def test_slates_of_the_same_moment_are_not_mixed(tmp_path: Path) -> None:
         for place in range(3)
         for request in range(200)
     ]  # fmt: skip
-    split_dataset(FakeDataset(events_table(rows), items_table(dict.fromkeys(range(3), True))), tmp_path / "s")
-    requests = Split.open(tmp_path / "s").ranking["request_id"].to_pylist()
+    requests = (
+        Split.open(
+            split_dataset(
+                FakeDataset(events_table(rows), items_table(dict.fromkeys(range(3), True))), tmp_path / "s"
+            )
+        )
+        .ranking["request_id"]
+        .to_pylist()
+    )
     assert requests == [request for request in range(120, 200) for _ in range(3)]
 
 
@@ -218,7 +224,7 @@ def test_logs_without_impressions_have_no_ranking_rows(tmp_path: Path) -> None:
     split_dataset(
         FakeDataset(events_table(rows), items_table(dict.fromkeys(range(50), True))), tmp_path / "split"
     )
-    split = Split.open(tmp_path / "split")
+    split = Split.open(open_artifact(tmp_path / "split", "split"))
     assert split.ranking.num_rows == 0
     assert split.retrieval.num_rows == 6
 
@@ -245,8 +251,7 @@ def purchases() -> FakeDataset:
 @pytest.fixture(scope="module")
 def holdout(purchases: FakeDataset, tmp_path_factory: pytest.TempPathFactory) -> Split:
     out = tmp_path_factory.mktemp("holdout") / "split"
-    split_dataset(purchases, out, seed=1)
-    return Split.open(out)
+    return Split.open(split_dataset(purchases, out, seed=1))
 
 
 def test_holdout_hides_the_last_event_of_each_chosen_user(purchases: FakeDataset, holdout: Split) -> None:
@@ -326,4 +331,4 @@ def test_holdout_without_pictures_is_refused(purchases: FakeDataset, tmp_path: P
 
 def test_opening_something_else_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="moon split"):
-        Split.open(tmp_path)
+        Split.open(open_artifact(tmp_path, "split"))

@@ -27,6 +27,7 @@ from feature_repo.vectors import Vectors
 from moon import releases as embeddings
 from moon import stages
 from run import generations
+from run.artifacts import open_artifact
 from run.folder import Run
 from run.sizes import size
 
@@ -51,10 +52,8 @@ def run(tmp_path_factory):
     choices = {"data": one.data, "size_name": one.size_name, "seed": 0, "profile": one.profile}
     (folder / "run.json").write_text(json.dumps(choices))
     tables, config = simulate(events=3000, seed=0)
-    write_dataset(folder / "dataset", tables, config)
-    dataset = Dataset.open(folder / "dataset")
-    split_dataset(dataset, folder / "split", seed=0)
-    split = Split.open(folder / "split")
+    dataset = Dataset.open(write_dataset(folder / "dataset", tables, config))
+    split = Split.open(split_dataset(dataset, folder / "split", seed=0))
     create_store(folder / "store", dataset, split)
     for seed in (0, 1):
         train_encoder(dataset, split, TINY, folder / "encoder", seed=seed, budget=0.05)
@@ -136,7 +135,7 @@ def test_switching_under_load_fails_no_request_and_mixes_no_answer(run):
     first, second = (made_of(run, number) for number in (1, 2))
     shared = {role for role in first if first[role] == second[role]}
     assert shared == {"cooccurrence"} and first.keys() == second.keys()
-    split = Split.open(run / "split")
+    split = Split.open(open_artifact(run / "split", "split"))
     users = split.retrieval["user_id"].to_pylist()[:20]
     items = Vectors.open(generations.open_parts(generations.folder_of(run, 1))["embedding"]).ids[:8].tolist()
     questions = [

@@ -15,7 +15,7 @@ def embedding(folder, item_id, vector, width=4):
         save_file({"item_id": item_id, "vector": vector}, out / "items.safetensors")
         empty = {"query_id": np.zeros(0, np.int64), "vector": np.zeros((0, width), np.float32)}
         save_file(empty, out / "queries.safetensors")
-    return open_artifact(folder, "embedding", "moon embed")
+    return open_artifact(folder, "embedding")
 
 
 def unit(rows, width=4, seed=0):

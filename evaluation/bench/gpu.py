@@ -35,6 +35,7 @@ from encoder.pictures.decode import decode_image
 from encoder.recipes import ours
 from encoder.tokenizer import load_tokenizer, tokenize
 from encoder.train import train_encoder
+from run.artifacts import open_artifact
 from run.sizes import GPU, SIZES, Size
 
 POOL = 1_000  # held-out products, at most
@@ -176,10 +177,11 @@ def main() -> None:
     given = parser.parse_args()
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     sys.stdout.write(json.dumps({"device": where}) + "\n")
+    dataset = Dataset.open(open_artifact(given.dataset, "dataset"))
+    split = Split.open(open_artifact(given.split, "split"))
     for line in gpu_run(
-        Dataset.open(given.dataset), Split.open(given.split), given.checkpoint, given.out,
-        SIZES[given.size], given.rank, given.budget,
-    ):  # fmt: skip
+        dataset, split, given.checkpoint, given.out, SIZES[given.size], given.rank, given.budget
+    ):
         sys.stdout.write(json.dumps(line._asdict()) + "\n")
         sys.stdout.flush()
 

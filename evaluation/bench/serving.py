@@ -20,6 +20,7 @@ from fastapi.testclient import TestClient
 from dataset.tables import Dataset
 from evaluation.bench.lines import Line, line, line_below
 from feature_repo.store import known_until, materialize, use_profile
+from run.artifacts import open_artifact
 from run.generations import folder_of
 from serving.app import create_app
 from serving.live import Live
@@ -43,7 +44,7 @@ def bench_serving(run: Path) -> Iterator[Line]:
         copied = _copy(run, Path(name) / "run")
         settings = Settings(run=copied)
         yield from _answers(settings)
-        yield from _new_items(settings, Dataset.open(copied / "dataset"))
+        yield from _new_items(settings, Dataset.open(open_artifact(copied / "dataset", "dataset")))
 
 
 def _answers(settings: Settings) -> Iterator[Line]:

@@ -104,15 +104,14 @@ class TwoTower:
         self.model, self.encoder, self.artifact = model, encoder, artifact
 
     @classmethod
-    def open(cls, path: Path, vectors: Vectors | None) -> TwoTower:
+    def open(cls, artifact: Artifact, vectors: Vectors | None) -> TwoTower:
         """Open an artifact of kind "two_tower".
 
         Raises:
-            ArtifactError: damaged, tensors missing or not finite, or trained with another embedding.
+            ArtifactError: tensors missing or not finite, or trained with another embedding.
         """
-        artifact = open_artifact(path, "two_tower", MADE_BY)
         config = TowerConfig.read(artifact.file(CONFIG))
-        require_vectors(path, config.embedding_id, vectors, MADE_BY)
+        require_vectors(artifact.path, config.embedding_id, vectors, MADE_BY)
         model = config.build()
         load_weights(model, artifact.file("model.safetensors"), MADE_BY)
         return cls(model.eval(), FrameEncoder(config.inputs, vectors), artifact)
@@ -249,7 +248,7 @@ def train_two_tower(
         ids = one_array(catalogue[ITEM]).to_numpy(zero_copy_only=False)
         save_file({ITEM: ids, "vector": towers.item_vectors(catalogue)}, folder / "items.safetensors")
     shutil.rmtree(partial, ignore_errors=True)
-    return open_artifact(out, "two_tower", MADE_BY)
+    return open_artifact(out, "two_tower")
 
 
 def _loss(model: TwoTowerModel, sample: Sample) -> Tensor:

@@ -162,7 +162,7 @@ def compare(
     Raises:
         ComparisonError: the folder holds a comparison on other terms.
     """
-    dataset = Dataset.open(data)
+    dataset = Dataset.open(open_artifact(data, "dataset"))
     out.mkdir(parents=True, exist_ok=True)
     _same_terms(
         out / "terms.json", {"dataset": dataset.artifact.id, "size": dial.name, "seconds": cpu_seconds}
@@ -199,8 +199,8 @@ def compare(
 def work(job: Job) -> str:
     """Train and examine one encoder in this process; returns a line about it."""
     torch.set_num_threads(1)
-    dataset = Dataset.open(job.dataset)
-    bench = BenchmarkSplit.open(job.split, dataset)
+    dataset = Dataset.open(open_artifact(job.dataset, "dataset"))
+    bench = BenchmarkSplit.open(open_artifact(job.split, "split", MADE_BY), dataset)
     folder = job.out / "encoders" / f"{_slug(job.recipe.name)}.{job.seed}"
     dial = size(job.size_name)
     artifact = train_encoder(
@@ -222,8 +222,8 @@ def work(job: Job) -> str:
 def work_reasoning(job: Job) -> str:
     """What reinforcement adds to ``job.recipe``'s supervised stage, in this process; returns a line about it."""
     torch.set_num_threads(1)
-    dataset = Dataset.open(job.dataset)
-    bench = BenchmarkSplit.open(job.split, dataset)
+    dataset = Dataset.open(open_artifact(job.dataset, "dataset"))
+    bench = BenchmarkSplit.open(open_artifact(job.split, "split", MADE_BY), dataset)
     dial, parts = size(job.size_name), job.recipe.parts
     learner = new_learner(dataset, bench.split, dial, job.recipe, job.seed)
     train_stage(learner, job.recipe.stages[0], SUPERVISED * job.cpu_seconds)
@@ -249,8 +249,8 @@ def _same_terms(path: Path, terms: dict[str, Any]) -> None:
 
 def work_plain(data: Path, out: Path, name: str) -> str:
     """Examine what needs no training in this process; returns a line about it."""
-    dataset = Dataset.open(data)
-    bench = BenchmarkSplit.open(out / "split", dataset)
+    dataset = Dataset.open(open_artifact(data, "dataset"))
+    bench = BenchmarkSplit.open(open_artifact(out / "split", "split", MADE_BY), dataset)
     known = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(bench.train_items)))
     encode = model_free([item_content(row) for row in known.to_pylist()])[name]
     write_measurements(_file(out, name, 0), run_benchmark(encode, Exam.of(dataset, bench)))

@@ -15,7 +15,7 @@ from dataset.log import microseconds
 from dataset.split import RANKING, RETRIEVAL, Split
 from dataset.tables import Dataset
 from evaluation.encoder_tasks import together
-from run.artifacts import write_artifact
+from run.artifacts import Artifact, open_artifact, write_artifact
 
 POOL_ITEMS = 1_000
 USERS = 2  # who bought two items on one trip before the items count as bought together
@@ -38,13 +38,9 @@ class BenchmarkSplit:
     pool_items: np.ndarray
 
     @classmethod
-    def open(cls, path: Path, dataset: Dataset) -> BenchmarkSplit:
-        """Open the split that ``hold_out`` wrote to ``path``.
-
-        Raises:
-            ArtifactError: missing, damaged or not a split.
-        """
-        split = Split.open(path)
+    def open(cls, artifact: Artifact, dataset: Dataset) -> BenchmarkSplit:
+        """Open the split that ``hold_out`` wrote."""
+        split = Split.open(artifact)
         whole = whole_items(dataset.items)
         return cls(split, split.encoder_items(dataset.items), np.intersect1d(split.pool, whole))
 
@@ -91,7 +87,7 @@ def hold_out(dataset: Dataset, out: Path, seed: int = 0, items: int = POOL_ITEMS
         pq.write_table(RANKING.empty_table(), folder / "ranking.parquet")
         pq.write_table(RETRIEVAL.empty_table(), folder / "retrieval.parquet")
         pq.write_table(pa.table({"item_id": held}), folder / "pool.parquet")
-    return BenchmarkSplit.open(out, dataset)
+    return BenchmarkSplit.open(open_artifact(out, "split"), dataset)
 
 
 def whole_items(items: pa.Table) -> np.ndarray:

@@ -145,7 +145,7 @@ def render_encoder_report(
     rows = {
         name: cells for name, cells in every.items() if WITHOUT not in name and not name.startswith(SWEEP)
     }
-    bench = BenchmarkSplit.open(folder / "split", dataset)
+    bench = BenchmarkSplit.open(open_artifact(folder / "split", "split", MADE_BY), dataset)
     encoders = _encoders(folder / "encoders")
     order = [name for name in dict.fromkeys((shipped, baseline, *rows)) if name in rows and name in encoders]
     trained = {name: encoders[name][0] for name in order}
