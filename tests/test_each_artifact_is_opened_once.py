@@ -1,0 +1,100 @@
+"""A service that starts, and ``moon ranker``, verify and load every artifact once.
+
+Run: pytest tests/test_each_artifact_is_opened_once.py
+"""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import safetensors.numpy
+import safetensors.torch
+
+import ranker.relevance
+import ranker.train
+from moon import stages
+from run import artifacts, generations
+from run.folder import load
+from serving.live import Live
+from serving.settings import Settings
+
+SERVED = (
+    "cooccurrence", "embedding", "encoder", "index", "ranker_full", "relevance", "two_tower", "two_tower_index"
+)  # fmt: skip
+LEARNED_FROM = ("cooccurrence_fit", "dataset", "embedding", "index", "split", "two_tower", "two_tower_index")
+
+
+class Opened:
+    """How often each file was verified, and how often its tensors were read."""
+
+    def __init__(self) -> None:
+        self.verified: Counter[Path] = Counter()
+        self.loaded: Counter[Path] = Counter()
+
+    def folders(self, run: Path) -> list[str]:
+        """The artifacts that were verified."""
+        return sorted({path.parent.relative_to(run).as_posix() for path in self.verified})
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    counted, sha256 = Opened(), artifacts._sha256
+
+    def hashed(path):
+        counted.verified[path] += 1
+        return sha256(path)
+
+    def counting(real):
+        def opening(path, *arguments, **named):
+            counted.loaded[Path(path)] += 1
+            return real(path, *arguments, **named)
+
+        return opening
+
+    monkeypatch.setattr(artifacts, "_sha256", hashed)
+    for module in (safetensors.numpy, safetensors.torch):
+        monkeypatch.setattr(module, "safe_open", counting(module.safe_open))
+    return counted
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    shutil.copytree(finished_run[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.slow
+def test_a_service_starts_with_each_artifact_verified_and_loaded_once(run, opened):
+    live = Live.open(Settings(run=run))
+    assert live.problem == live.behind == ""
+    generation = generations.folder_of(run, live.current.generation)
+    served = [f"{generation.relative_to(run)}/{name}" for name in SERVED]
+    assert opened.folders(run) == sorted(["dataset", *served, "split"])
+    assert set(opened.verified.values()) == {1}
+    read = {path for path in opened.verified if path.suffix == ".safetensors"}
+    assert generation / "embedding/items.safetensors" in opened.loaded
+    assert set(opened.loaded) <= read and set(opened.loaded.values()) == {1}
+
+
+@pytest.mark.slow
+def test_moon_ranker_verifies_and_loads_each_artifact_once(run, opened, monkeypatch):
+    trained, heads = {}, []
+    monkeypatch.setattr(
+        ranker.train,
+        "train_ctr",
+        lambda train, valid, vectors, size, out, **named: trained.update({out.name: (vectors, named)}),
+    )
+    monkeypatch.setattr(
+        ranker.relevance, "train_relevance", lambda *given, **named: heads.append(named["parents"])
+    )
+    stages.ranker(load(run))
+    assert opened.folders(run) == sorted(LEARNED_FROM)
+    assert set(opened.verified.values()) == set(opened.loaded.values()) == {1}
+    assert run / "embedding/items.safetensors" in opened.loaded
+
+    embedding = artifacts.open_artifact(run / "embedding", "embedding")
+    assert trained.keys() == {"ranker_full", "ranker_id_only", "ranker_shuffled"}
+    assert trained["ranker_full"][0].id == embedding.id and trained["ranker_id_only"][0] is None
+    assert "embedding" not in trained["ranker_id_only"][1]["parents"]
+    assert [parents["embedding"].id for parents in heads] == [embedding.id]
