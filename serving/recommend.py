@@ -101,6 +101,7 @@ class Recommender:
         catalogue: cards and pictures.
         artifacts: role -> id of everything that makes the answers.
         now: the time that requests without one are answered as of.
+        behaviours: most behaviours of a history that the ranker can read.
         per_source: candidates asked of every source.
         example_users: users worth looking at, for the page.
         fuse: the ranker learned from impressions only, so its order of candidates is fused with retrieval's.
@@ -120,6 +121,7 @@ class Recommender:
         catalogue: Catalogue,
         artifacts: Mapping[str, str],
         now: Callable[[], datetime],
+        behaviours: int,
         per_source: int = 100,
         example_users: Sequence[int] = (),
         fuse: bool = False,
@@ -127,7 +129,8 @@ class Recommender:
     ) -> None:
         self.retriever, self.reader, self.ranker, self.encoder = retriever, reader, ranker, encoder
         self.relevance, self.catalogue, self.artifacts = relevance, catalogue, dict(artifacts)
-        self.now, self.per_source, self.example_users = now, per_source, tuple(example_users)
+        self.now, self.behaviours, self.per_source = now, behaviours, per_source
+        self.example_users = tuple(example_users)
         self.fuse, self.generation = fuse, generation
         self.items: ItemMatrix | None = None
         self.counts: Counter[str] = Counter()
@@ -160,15 +163,17 @@ class Recommender:
         dataset, split = Dataset.open(data["dataset"]), Split.open(data["split"])
         retriever = Retriever.open(artifacts)
         last = pc.max(split.log["available_time"]).as_py() + timedelta(seconds=1)
+        behaviours = size(recorded["size_name"]).history
         recommender = cls(
             retriever=retriever,
-            reader=OnlineReader(run / "store", size(recorded["size_name"]).history),
+            reader=OnlineReader(run / "store", behaviours),
             ranker=Ranker.open(artifacts["ranker"], retriever.vectors),
             encoder=Encoder.open(artifacts["encoder"]),
             relevance=Relevance.open(artifacts["relevance"]) if "relevance" in artifacts else None,
             catalogue=Catalogue(dataset.items, dataset.image_bytes),
             artifacts=_ids(artifacts),
             now=lambda: last,
+            behaviours=behaviours,
             per_source=settings.per_source,
             example_users=_example_users(split),
             fuse=artifacts["ranker"].config["loss"] == "pointwise",
@@ -345,7 +350,7 @@ class Recommender:
             fallbacks.append("store_unavailable")
             return None
         with stages.measure("rank"):
-            frame = replace(frame, history=request.history)
+            frame = replace(frame, history=_newest(request.history, self.behaviours))
             frame = add_matches(frame, matches.names, matches.rows(ids))
             try:
                 query = None if request.query_vector is None else request.query_vector[None]
@@ -392,6 +397,12 @@ def _with_session(history: History, session: Sequence[int]) -> History:
         np.concatenate([history.code, visit.code]),
         np.concatenate([history.time_us, visit.time_us + (history.time_us.max(initial=0))]),
     )
+
+
+def _newest(history: History, most: int) -> History:
+    """The last ``most`` behaviours of one user's history."""
+    columns = (column[-most:] for column in (history.item_id, history.code, history.time_us))
+    return History(np.array([0, min(most, len(history.item_id))], dtype=np.int64), *columns)
 
 
 def _ids(artifacts: Mapping[str, Artifact]) -> dict[str, str]:

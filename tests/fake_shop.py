@@ -25,6 +25,7 @@ ITEM_IDS = np.arange(40) * 10**15 + 7  # beyond what a browser's numbers hold, a
 EVEN, ODD = ITEM_IDS[::2], ITEM_IDS[1::2]
 ARTIFACTS = {"encoder": "e" * 16, "index": "i" * 16, "ranker": "r" * 16}
 WIDTH = 4
+BEHAVIOURS = 6  # most behaviours that a ranker of this shop reads
 
 
 def picture(kind="PNG", size=(8, 6)):
@@ -150,6 +151,7 @@ def recommender(relevance=None):
         ),
         artifacts=ARTIFACTS,
         now=lambda: NOW,
+        behaviours=BEHAVIOURS,
         per_source=15,
         example_users=(0, 1),
     )

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from dataset.contracts import DataError
 from ranker.relevance import Relevance, train_relevance
-from run.artifacts import ArtifactError, write_artifact
+from run.artifacts import ArtifactError, open_artifact, write_artifact
 
 WIDTH = 16
 
@@ -82,4 +82,4 @@ def test_weights_that_are_not_finite_are_refused(trained, tmp_path):
         save_file(tensors, folder / "model.safetensors")
         (folder / "config.json").write_bytes(trained.file("config.json").read_bytes())
     with pytest.raises(ArtifactError, match="line: 1 of 2 weights are not finite"):
-        Relevance.open(tmp_path / "r")
+        Relevance.open(open_artifact(tmp_path / "r", "relevance"))

@@ -18,7 +18,7 @@ from ranker.inputs.frame_encoder import select_requests
 from ranker.model import PLACE_SPEED
 from ranker.score import Ranker
 from ranker.train import train_ctr
-from run.artifacts import Artifact, ArtifactError, write_artifact
+from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 from run.sizes import size
 
 NANO = size("nano")
@@ -235,7 +235,7 @@ def rewritten(full, out, change):
     with write_artifact(out, "ranker", full.config) as folder:
         save_file(tensors, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(config))
-    return out
+    return open_artifact(out, "ranker")
 
 
 def poison(tensors, config):

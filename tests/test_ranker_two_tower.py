@@ -14,7 +14,7 @@ from ranker.inputs.frame_encoder import select_requests
 from ranker.two_tower import negatives
 from ranker.two_tower.model import sampled_softmax
 from ranker.two_tower.train import TwoTower, train_two_tower
-from run.artifacts import ArtifactError, write_artifact
+from run.artifacts import ArtifactError, open_artifact, write_artifact
 from run.sizes import size
 
 NANO = size("nano")
@@ -199,4 +199,4 @@ def test_other_vectors_and_edited_configurations_are_refused(trained, tmp_path):
         (folder / "model.safetensors").write_bytes(trained.file("model.safetensors").read_bytes())
         (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match="colour"):
-        TwoTower.open(tmp_path / "t", VECTORS)
+        TwoTower.open(open_artifact(tmp_path / "t", "two_tower"), VECTORS)
