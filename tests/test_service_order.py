@@ -245,6 +245,20 @@ def test_relevance_and_the_ranker_decide_together_for_a_known_searcher(moon):
     assert moon.ranker.frame.history.item_id.tolist() == EVEN[:3].tolist()
 
 
+def test_a_known_searchers_features_reach_the_sources(moon):
+    asked = []
+    source = moon.retriever.query
+    real = source.retrieve
+    source.retrieve = lambda request, k: asked.append(request) or real(request, k)
+    moon.search("even", None, 3, user_id=4)
+    moon.search("even", None, 3, user_id=10**9)
+    moon.search("even", None, 3)
+    known, stranger, nobody = asked
+    assert known.user["user_id"].to_pylist() == [4] and known.history.item_id.tolist() == EVEN[:3].tolist()
+    assert [one.user_id for one in asked] == [4, 10**9, -1]
+    assert stranger.user is nobody.user is None and not len(stranger.history.item_id)
+
+
 def test_without_a_head_the_cosine_decides_the_order_of_a_search(moon):
     answer = moon.search(None, picture(), 12)
     cosine = {item: float(vector[1]) for item, vector in VECTORS.items()}
@@ -301,7 +315,7 @@ def test_answers_and_what_they_lacked_are_counted(moon):
     moon.recommend(999, 3)
     moon.recommend(50, 3)
     moon.recommend(4, 3)
-    assert moon.counts == Counter({"answers": 3, "unknown_user": 1, "empty_history": 1, "empty": 0})
+    assert dict(moon.counts) == {"answers": 3, "unknown_user": 1, "empty_history": 1, "empty": 0}
 
 
 def test_readiness_says_what_is_missing(moon):

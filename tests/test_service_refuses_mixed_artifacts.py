@@ -1,6 +1,7 @@
 """The service starts on the artifacts of one run: mixed, missing or damaged ones are refused by name."""
 
 import json
+from datetime import timedelta
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,7 +87,25 @@ def test_a_whole_run_starts_warms_up_and_names_its_artifacts(run):
     assert moon.artifacts["index"] == open_artifact(run / "index", "index").id
     answer = moon.recommend(4, 3)
     assert answer.order == "ranker" and answer.fallbacks == ()
-    assert moon.now() > NOW  # as of the end of the log
+    assert moon.now() == NOW + timedelta(seconds=1)  # the end of the log is known
+
+
+def test_a_run_with_judgements_serves_their_head_and_warms_up_once(run, monkeypatch):
+    embedding = open_artifact(run / "embedding", "embedding")
+    head = write(run, "relevance", "relevance", {"embedding": embedding})
+    opened, answered = [], []
+    monkeypatch.setattr(
+        recommend, "Relevance", SimpleNamespace(open=lambda artifact: opened.append(artifact))
+    )
+    real = recommend.Recommender.recommend
+    monkeypatch.setattr(
+        recommend.Recommender,
+        "recommend",
+        lambda moon, user, k: answered.append((user, k)) or real(moon, user, k),
+    )
+    moon = recommend.Recommender.open(Settings(run=run), run)
+    assert opened == [head] and moon.artifacts["relevance"] == head.id
+    assert answered == [(4, 10)] and moon.behaviours == 50
 
 
 def remake_encoder(run):

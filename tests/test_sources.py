@@ -160,6 +160,22 @@ def test_similar_is_the_largest_weighted_cosine_and_profile_the_mean(shop):
     np.testing.assert_allclose(sources[1].score(*pairs), matrix[:70] @ mean / np.linalg.norm(mean), atol=1e-6)
 
 
+def test_sources_are_named_as_the_columns_they_make(shop):
+    assert [source.name for source in shop[3]] == [
+        "similar", "profile", "cooccurrence", "two_tower", "popular", "query"
+    ]  # fmt: skip
+
+
+def test_popularity_is_the_log_of_how_many_and_nothing_for_others():
+    index = ItemIndex.build(np.array([3, 5, 9]), unit(np.eye(3)))
+    source = PopularSource(np.array([9, 7, 3]), np.float32([4, 100, 1]), index)
+    asked = np.array([3, 5, 7, 9, 10**12])
+    found = source.score(Requests.of([Request(0, history_of([]), NOW)]), asked, np.array([0, 5]))
+    np.testing.assert_allclose(found, [np.log(2), 0, 0, np.log(5), 0], rtol=1e-6)
+    nothing = PopularSource(np.array([7]), np.float32([4]), index)
+    assert not nothing.score(Requests.of([Request(0, history_of([]), NOW)]), asked, np.array([0, 5])).any()
+
+
 def test_sources_with_nothing_to_go_by_answer_nothing(shop):
     ids, _, _, sources = shop
     stranger = Request(1, history_of([]), NOW)
