@@ -26,7 +26,6 @@ from evaluation.replay import Impressions, open_rankers, rank_requests, score_im
 from evaluation.retrieval_quality import item_slices, retrieval_quality
 from evaluation.sheets import Evidence, write_report
 from evaluation.shop_baselines import positive_events, relevant_of, requests_of, shop_baselines
-from feature_repo.vectors import Vectors
 from ranker.relevance import Relevance, judged_pairs
 from retrieval.retriever import Retriever, open_retrieval
 from run.artifacts import open_artifact

@@ -52,9 +52,7 @@ def measure_seeds(
             name, table = f"{control}_{seed}", content[control]
             parents = {"split": split.artifact} | ({} if table is None else {"embedding": embedding})
             out = folder / "seeds" / name
-            trained = train_ctr(
-                train, valid, table, size, out, parents, seed=seed, loss=loss, recipe=recipe
-            )
+            trained = train_ctr(train, valid, table, size, out, parents, seed=seed, loss=loss, recipe=recipe)
             rankers[name] = Ranker.open(trained, table)
     logged = pc.any(pc.equal(split.ranking["part"], "test")).as_py()
     measure = _clicks if logged else _recalls

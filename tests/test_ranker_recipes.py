@@ -28,7 +28,7 @@ from ranker.modules.numbers import Numbers
 from ranker.recipes import Recipe, RecipeError, recipe
 from ranker.score import RENAMED, Ranker
 from ranker.train import train_ctr
-from run.artifacts import Artifact, ArtifactError, write_artifact
+from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 from run.folder import Run
 from run.sizes import size
 
@@ -76,7 +76,7 @@ def test_cube_learns_the_weights_of_release_0_1_0_to_the_bit(tmp_path, monkeypat
 def test_a_ranker_made_by_release_0_1_0_opens_and_says_what_it_said(vectors):
     name = "id_only" if vectors is None else "full"
     path = MADE_BY_0_1_0 / f"ranker_{name}"
-    ranker = Ranker.open(path, vectors)
+    ranker = Ranker.open(open_artifact(path, "ranker"), vectors)
     assert ranker.score(VALID).std() > 0.01
     said = load_file(MADE_BY_0_1_0 / f"{name}_scores.safetensors")["score"].numpy()
     np.testing.assert_allclose(ranker.score(VALID), said, atol=1e-6)  # another CPU rounds otherwise
@@ -105,10 +105,10 @@ def test_unknown_recipes_are_refused_with_the_known_ones(tmp_path):
         with write_artifact(tmp_path / "changed", "ranker", made.config) as folder:
             save_file(load_file(made.file("model.safetensors")), folder / "model.safetensors")
             (folder / "config.json").write_text(json.dumps(content | keys))
-        return tmp_path / "changed"
+        return open_artifact(tmp_path / "changed", "ranker")
 
     assert np.array_equal(
-        Ranker.open(changed(), VECTORS).score(VALID), Ranker.open(made.path, VECTORS).score(VALID)
+        Ranker.open(changed(), VECTORS).score(VALID), Ranker.open(made, VECTORS).score(VALID)
     )
     for recipe_now, message in (
         ({"name": "din", "modules": {}}, "unknown recipe 'din': expected one of cube"),
@@ -158,7 +158,7 @@ def test_a_module_of_ones_own_learns_planted_truth_without_a_line_of_the_product
     }
     test = make_world(requests=200, old_items=old, seed=2)
     label = test.frame.candidates["label"].to_numpy()
-    ranker = Ranker.open(made.path, worlds[0].vectors)
+    ranker = Ranker.open(made, worlds[0].vectors)
     assert auc(label, ranker.score(test.frame)) > auc(label, test.probability) - 0.04
     learned = ranker.model.get_parameter("parts.similarity.scale").detach()
     assert float(learned) != 1.0
@@ -200,7 +200,7 @@ def test_options_of_another_value_are_another_ranker(tmp_path, monkeypatch):
     flat = lambda: replace(similar(), modules=similar().modules | {"similarity": Similarity})  # noqa: E731
     monkeypatch.setitem(recipes.RECIPES, "similar", flat)
     with pytest.raises(ArtifactError, match=r"trained as .*'power': 0.5.* Run 'moon ranker'"):
-        Ranker.open(made.path, VECTORS)
+        Ranker.open(made, VECTORS)
 
 
 def test_a_recipe_that_cannot_be_built_says_why(tmp_path):

@@ -136,6 +136,7 @@ def service(store_dir: Path, port: int, clicks: int = CLICKS) -> FastAPI:
         catalogue=Catalogue(shop.items, lambda _: None),
         artifacts={},
         now=lambda: END,
+        behaviours=HISTORY,
     )
     return create_app(Settings(run=store_dir, profile="redis"), recommender)
 

@@ -24,7 +24,7 @@ from ranker.recipes import RECIPES, Recipe
 from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import train_ctr
 from ranker.weights import save_weights
-from run.artifacts import write_artifact
+from run.artifacts import open_artifact, write_artifact
 from run.sizes import size
 
 HISTORY = 20
@@ -244,7 +244,9 @@ class RankerModuleContract:
             (folder / CONFIG).write_text(json.dumps(config.to_json()))
         torch.manual_seed(99)
         before = Ranker(model, FrameEncoder(config.inputs, VECTORS)).score(FRAME)
-        assert np.array_equal(Ranker.open(tmp_path / "r", VECTORS).score(FRAME), before)
+        assert np.array_equal(
+            Ranker.open(open_artifact(tmp_path / "r", "ranker"), VECTORS).score(FRAME), before
+        )
         assert before.std() > 0
 
     def test_what_it_can_say_it_learns(self, tmp_path, monkeypatch):
@@ -268,7 +270,7 @@ class RankerModuleContract:
             Requests(train), Requests(valid), VECTORS, dial, tmp_path / "r", {}, recipe=of(self.module)
         )
         label = test.candidates["label"].to_numpy()
-        best, found = auc(label, chances[2]), auc(label, Ranker.open(made.path, VECTORS).score(test))
+        best, found = auc(label, chances[2]), auc(label, Ranker.open(made, VECTORS).score(test))
         assert best > 0.8
         assert found - 0.5 > 0.75 * (best - 0.5), f"the teacher's AUC is {best:.3f}, the pupil's {found:.3f}"
 
