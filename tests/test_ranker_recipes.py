@@ -179,8 +179,9 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     nothing = Artifact(tmp_path, "embedding", "embedding-1", {}, {})
     monkeypatch.setattr(stages, "_split", lambda run: SimpleNamespace(artifact=nothing))
     monkeypatch.setattr(stages, "_dataset", lambda run: None)
-    monkeypatch.setattr(stages, "open_artifact", lambda *place: nothing)
-    monkeypatch.setattr("feature_repo.vectors.Vectors.open", lambda artifact: VECTORS)
+    opened = SimpleNamespace(artifacts={"embedding": nothing}, vectors=VECTORS)
+    monkeypatch.setattr("retrieval.retriever.open_retrieval", lambda folder, cooccurrence: {})
+    monkeypatch.setattr("retrieval.retriever.Retriever.open", lambda artifacts: opened)
     monkeypatch.setattr("retrieval.examples.ranker_frames", lambda *place: (TRAIN, VALID, "pointwise"))
     monkeypatch.setattr("ranker.relevance.judged_pairs", lambda *place: ([], [], []))
     monkeypatch.setattr(
