@@ -91,8 +91,9 @@ class Telemetry(Collector):
             )
         behind = float(bool(live.behind))
         yield GaugeMetricFamily("moon_items_behind", "Whether answers lag behind the store", value=behind)
-        refused = float(self._live.refused)
-        yield GaugeMetricFamily("moon_items_refused", "New items in the dead letter", value=refused)
+        yield GaugeMetricFamily(
+            "moon_items_refused", "New items in the dead letter", value=float(live.refused)
+        )
         made_of = GaugeMetricFamily("moon_artifact", "What makes the answers", labels=("role", "id"))
         for role, artifact_id in moon.artifacts.items():
             made_of.add_metric((role, artifact_id), 1)
