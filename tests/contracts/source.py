@@ -231,8 +231,10 @@ class SourceContract:
 
     def test_the_order_in_which_the_shop_was_read_changes_nothing(self, made, tmp_path):
         other = self.make(make_shop(tmp_path, order=8))
-        requests = Requests.of(known_requests())
-        same(other.retrieve_batch(requests, 9), made.retrieve_batch(requests, 9), atol=1e-6)
+        requests = known_requests()
+        batch = Requests.of(requests)
+        same(other.retrieve_batch(batch, 9), made.retrieve_batch(batch, 9), atol=1e-6)
+        np.testing.assert_allclose(score(other, requests, IDS), score(made, requests, IDS), rtol=0, atol=1e-6)
 
     def test_candidates_of_different_numbers_score_as_alone(self, made):
         requests, draw = known_requests(6), np.random.default_rng(9)
