@@ -8,6 +8,7 @@ from contracts.encoder_recipe import EncoderRecipeContract, contents, photo_shop
 
 from encoder import recipes
 from encoder.recipes import (
+    RECIPES,
     Recipe,
     RecipeError,
     dual,
@@ -51,22 +52,18 @@ class TestPhotos(EncoderRecipeContract):
     recipe = staticmethod(photos)
 
 
-def recipes_of(module):
-    """The functions of a module that return a recipe and take nothing."""
-    functions = dict(inspect.getmembers(module, inspect.isfunction)).values()
-    return {
-        one
-        for one in functions
+def test_no_recipe_is_without_the_contract():
+    assert {suite.recipe for suite in EncoderRecipeContract.__subclasses__()} == set(RECIPES.values())
+
+
+def test_every_recipe_written_is_found_by_its_name():
+    written = {
+        name: one
+        for name, one in inspect.getmembers(recipes, inspect.isfunction)
         if get_type_hints(one).get("return") is Recipe and not inspect.signature(one).parameters
     }
-
-
-def test_no_recipe_is_without_the_contract():
-    assert {suite.recipe for suite in EncoderRecipeContract.__subclasses__()} == recipes_of(recipes)
-
-
-def test_every_recipe_is_found_by_its_name():
-    for one in recipes_of(recipes):
-        assert one().name == one.__name__ and recipe(one.__name__) == one()
+    assert written == RECIPES
+    for name, one in written.items():
+        assert one().name == name and recipe(name) == one()
     with pytest.raises(RecipeError, match="expected one of moon_embedding, moon"):
         recipe("moon4")

@@ -81,7 +81,10 @@ class EncoderRecipeContract:
 
     @pytest.fixture(scope="class", autouse=True)
     def one_thread(self):
+        before = torch.get_num_threads()
         torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(before)
 
     @pytest.fixture(scope="class")
     def trained(self, photo_shop, tmp_path_factory):
