@@ -224,7 +224,9 @@ class OnlineStoreContract:
         project = other.project
         other.apply([], objects_to_delete=other.list_feature_views(), partial=False)
         assert stored(made, IDS.tolist()) == before
-        assert not read(open_store(tmp_path, online, created=True, project=project), IDS).found.any()
+        again = open_store(tmp_path, online, created=True, project=project)
+        assert not read(again, IDS).found.any()
+        assert write(again, rows_of(IDS, hour=0)) == len(IDS)  # nothing newer is left of it
 
     def test_only_rows_whose_guard_is_still_what_was_read_are_swapped(self, made):
         guard = {"number": pa.array([10, 20], pa.int64())}
