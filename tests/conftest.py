@@ -24,6 +24,8 @@ from evaluation.bench import local_redis
 from evaluation.bench.local_redis import free_port
 from run.artifacts import open_artifact, write_artifact
 
+pytest.register_assert_rewrite("contracts")  # the suites: what failed is shown as in a test module
+
 ROOT = Path(__file__).resolve().parents[1]
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -136,18 +136,6 @@ def test_blocks_and_pruning_do_not_change_what_is_kept(tmp_path, monkeypatch):
         )
 
 
-def test_even_users_like_even_items(tmp_path):
-    rng = np.random.default_rng(0)
-    rows = []
-    for user in range(60):
-        for item in rng.choice(np.arange(user % 2, 40, 2), 8, replace=False):
-            rows.append((user, int(item), "purchase", len(rows)))
-    graph = opened(tmp_path, log_of(rows))
-    for item in range(40):
-        ids, _ = graph.retrieve([item], 19)
-        assert len(ids) and (ids % 2 == item % 2).all() and item not in ids
-
-
 def test_robots_are_cut_to_their_newest_items(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MOST_ITEMS", 3)
     graph = opened(tmp_path, log_of([(1, item, "click", 100 - item) for item in range(10)]))

@@ -14,7 +14,7 @@ from encoder.content import item_content
 from encoder.examples.corpus import read_corpus
 from encoder.examples.pairs import Pairs, read_relations, variant_pairs
 from encoder.learner import Learner
-from encoder.recipes import RecipeError, dual, moon, moon2, moon3, moon_embedding, ours, photos, recipe
+from encoder.recipes import moon, moon2, moon3, moon_embedding
 from encoder.stages.contrast import NINE_KINDS, OWN, THREE_QUERIES, Contrast, Kind
 from encoder.tokenizer import special_ids, train_tokenizer
 from evaluation.science.encoders.compare import ablations
@@ -146,13 +146,6 @@ def test_implausible_triplets_weigh_less_only_when_filtered(learner, monkeypatch
         )
     weights = [weight is not None for weight in seen]
     assert weights == [True] * (len(seen) // 2) + [False] * (len(seen) // 2)
-
-
-def test_recipes_are_found_by_name_and_differ():
-    known = (moon_embedding(), moon(), moon2(), moon3(), dual(), ours(), photos())
-    assert all(recipe(one.name) == one for one in known)
-    with pytest.raises(RecipeError, match="expected one of moon_embedding, moon"):
-        recipe("moon4")
 
 
 def test_an_ablation_leaves_out_one_thing():

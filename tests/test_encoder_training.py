@@ -23,7 +23,7 @@ from encoder.examples.pairs import Pairs, Relations, own_pairs
 from encoder.examples.views import augmented, can_show, show, thinned
 from encoder.learner import Learner
 from encoder.optim import Optimizers
-from encoder.recipes import Recipe, dual, moon, moon2, moon3, moon_embedding
+from encoder.recipes import Recipe, dual, moon2, moon_embedding
 from encoder.stages.contrast import OWN, Contrast, Kind
 from encoder.stages.pretrain import KINDS, Pretrain, question, questions
 from encoder.tokenizer import special_ids, train_tokenizer
@@ -131,22 +131,6 @@ def test_interrupted_training_continues_to_the_same_bits(world, tmp_path, monkey
     assert not (tmp_path / "parts.partial").exists()
 
 
-@pytest.mark.parametrize("recipe", [moon(), moon3(), dual()], ids=lambda recipe: recipe.name)
-def test_every_recipe_trains_and_what_it_saved_encodes_the_same(tmp_path, recipe):
-    dataset, split = shop(tmp_path, items=96)  # enough that colours repeat: a chain tells what repeats
-    artifact = train_encoder(dataset, split, TINY, tmp_path / "e", recipe=recipe, budget=0.04)
-    encoder = Encoder.open(artifact)
-    contents = [
-        item_content(row, dataset.image_bytes(row["image_id"])) for row in dataset.items.to_pylist()[:12]
-    ]
-    contents += [Content(contents[0].image), Content(None, "red")]
-    vectors = encoder.encode(contents)
-    assert vectors.shape == (14, 32) and np.isfinite(vectors).all()
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    alone = np.concatenate([encoder.encode([one]) for one in contents])
-    np.testing.assert_allclose(vectors, alone, atol=1e-5)
-
-
 def test_a_partial_of_another_run_is_not_continued(world, tmp_path, monkeypatch):
     dataset, split = world
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", 1)
@@ -218,29 +202,6 @@ def test_bulk_embedding_equals_encoding_one_by_one_and_leaves_out_what_has_no_co
 def test_a_naive_time_is_refused(world, trained, tmp_path):
     with pytest.raises(DataError, match="expected a time with a zone"):
         embed(trained, world[0], datetime(2024, 1, 1), tmp_path / "embedding")
-
-
-def test_encoding_names_what_has_neither_picture_nor_words(trained):
-    encoder = Encoder.open(trained)
-    with pytest.raises(DataError, match=r"neither in 2, first \[1, 2\]"):
-        encoder.encode([Content(None, "red"), Content(None, None), Content(None, " ")])
-    assert encoder.encode([]).shape == (0, 32)
-    with pytest.raises(DataError, match="expected a picture"):
-        encoder.encode([Content(b"junk", "red")])
-
-
-def test_each_missing_part_still_gives_a_unit_vector(trained):
-    encoder = Encoder.open(trained)
-    picture = png("red", "disc", px=90)
-    both, image, text = encoder.encode(
-        [Content(picture, "red disc"), Content(picture, None), Content(None, "red disc")]
-    )
-    for vector in (both, image, text):
-        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
-    assert not np.allclose(both, image) and not np.allclose(both, text)
-    np.testing.assert_array_equal(
-        encoder.encode([Content(picture, "")])[0], encoder.encode([Content(picture, None)])[0]
-    )
 
 
 def test_every_view_shows_what_its_name_says(world):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -348,46 +347,6 @@ def test_globo(tmp_path: Path) -> None:
     assert {e["type"] for e in events} == {"click"} and dataset.artifact.config["protocol"] == "time"
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_importing_twice_gives_the_same_artifact_that_names_no_place(tmp_path: Path, source: str) -> None:
-    first = imported(source, tmp_path / "a").artifact
-    second = imported(source, tmp_path / "b").artifact
-    assert first.id == second.id
-    assert str(tmp_path) not in (first.path / "manifest.json").read_text()
-    said = {"name", "source", "protocol", "rows", "quarantined"}
-    assert set(first.config) - {"ties"} == said
-    assert ("ties" in first.config) == (first.config["protocol"] != "none")  # where there are events to order
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_a_missing_file_is_named_with_what_was_found(tmp_path: Path, source: str) -> None:
-    name, make = SOURCES[source]
-    make(tmp_path / "raw")
-    victim = sorted(path for path in (tmp_path / "raw").iterdir() if path.is_file())[0]
-    victim.rename(victim.with_name("notes.txt"))
-    with pytest.raises(DataError, match=rf"expected .*{victim.name}.*found .*notes.txt.*moon dataset"):
-        import_dataset(name, tmp_path / "raw", tmp_path / "dataset")
-    with pytest.raises(DataError, match="found no such folder"):
-        import_dataset(name, tmp_path / "nowhere", tmp_path / "dataset")
-    assert not (tmp_path / "dataset").exists()
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_an_unknown_or_missing_column_is_named(tmp_path: Path, source: str) -> None:
-    name, make = SOURCES[source]
-    make(tmp_path)
-    file = sorted(path for path in tmp_path.iterdir() if path.is_file())[0]
-    raw = file.suffix == ".csv"
-    table = pa.csv.read_csv(file) if raw else pq.read_table(file)
-    lost = table.column_names[0]
-    table = table.rename_columns(["mystery", *table.column_names[1:]])
-    (pa.csv.write_csv if raw else pq.write_table)(table, file)
-    with pytest.raises(
-        DataError, match=rf"{file.name}.*unknown \['mystery'\].*missing \['{re.escape(lost)}'\]"
-    ):
-        IMPORTERS[name](tmp_path)
-
-
 def test_a_value_of_another_type_is_named_with_its_file(tmp_path: Path) -> None:
     ml_raw(tmp_path)
     text = (tmp_path / "ratings.csv").read_text()
@@ -419,14 +378,6 @@ def test_damaged_csv_is_refused_with_its_name(
     (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
     with pytest.raises(DataError, match=f"{name}.*({found}).*moon dataset"):
         IMPORTERS["ml_posters"](tmp_path)
-
-
-def test_damaged_parquet_is_refused_with_its_name(tmp_path: Path) -> None:
-    globo_pack(tmp_path)
-    file = tmp_path / "clicks.parquet"
-    file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(DataError, match="clicks.parquet: expected a parquet file"):
-        IMPORTERS["scale_globo"](tmp_path)
 
 
 def test_article_numbers_that_are_none_are_named(tmp_path: Path) -> None:

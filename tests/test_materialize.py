@@ -10,7 +10,6 @@ import time
 from datetime import UTC, datetime
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -32,7 +31,6 @@ from store_world import (
     write_source,
 )
 
-from dataset.contracts import DataError
 from moonstore.matrix import read_matrix
 from moonstore.redis_store import RedisOnlineStoreConfig
 
@@ -63,29 +61,6 @@ def test_redis_holds_the_very_bytes_that_feast_writes(tmp_path, redis_server):
         client = redis.Redis(port=redis_server.port, db=database)
         hashes.append({key: client.hgetall(key) for key in client.keys("*")})
     assert len(hashes[0]) > 1000 and hashes[0] == hashes[1]
-
-
-@pytest.mark.parametrize("created", [False, True])
-def test_the_newest_row_stays_whatever_comes_after_it(online, tmp_path, created):
-    write_source(tmp_path, source_rows(np.random.default_rng(0), 10))
-    store = open_store(tmp_path, online(), created=created)
-
-    def push(number, hour, made):
-        row = {"item_id": [7], "event_timestamp": [START + hour * HOUR], "created": [START + made * HOUR]}
-        values = {"price": 0.5, "rate": 0.5, "sold": True, "title": "t", "recent": [1], "names": ["a"]}
-        row |= {name: [value] for name, value in values.items()}
-        row |= {"number": [number], "vector": [np.zeros(WIDTH, np.float32)]}
-        store.write_to_online_store("item", df=pd.DataFrame(row))
-        return stored(store, [7])["number"][0]
-
-    assert push(1, hour=5, made=5) == 1
-    assert push(2, hour=4, made=9) == 1  # older, though made later
-    assert push(3, hour=5, made=6) == 3  # a correction
-    assert push(4, hour=5, made=5) == (3 if created else 4)  # an older correction, where that is known
-    assert push(5, hour=6, made=1) == 5
-    with pytest.raises(DataError, match="item: expected event times by now, found 1 of 1 in the future"):
-        push(6, hour=24 * 365 * 100, made=1)
-    assert stored(store, [7])["number"] == [5]
 
 
 def test_bad_rows_are_set_aside_with_a_reason_and_the_others_arrive(online, tmp_path):

@@ -247,14 +247,6 @@ def test_other_columns_are_refused_with_what_was_found(
     assert not (tmp_path / "dataset").exists()
 
 
-def test_other_folders_are_refused_with_what_was_found(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected files ending in .parquet.*no such folder"):
-        import_dataset("mbe", tmp_path / "nowhere", tmp_path / "dataset")
-    put(tmp_path / "raw/README.md", b"hello")
-    with pytest.raises(DataError, match=r"found 1 files \['README.md'\]"):
-        import_dataset("mbe", tmp_path / "raw", tmp_path / "dataset")
-
-
 @pytest.mark.parametrize("content", [b'{"id": ', b"[1, 2]", b'[{"id": 1', b"", b"PAR1"])
 @pytest.mark.parametrize("ending", ["json", "parquet"])
 def test_damaged_files_are_named(tmp_path: Path, content: bytes, ending: str) -> None:

@@ -142,11 +142,8 @@ def test_equals_feasts_client(stores, seed, rows):
         assert one.found.any() and not one.found[-2:].any()
 
 
-def test_no_ids_and_no_rows(stores):
+def test_a_feature_that_a_view_does_not_have_is_named(stores):
     store = stores()
-    for ids in ([], [1, 2]):
-        matrix = read_matrix(store, "wide", np.array(ids, np.int64), ["number", "vector"])
-        assert len(matrix) == len(ids) and not matrix.found.any() and not matrix.event_us.any()
     with pytest.raises(KeyError, match="wide has no features \\['nonsense'\\]"):
         read_matrix(store, "wide", np.array([1]), ["nonsense"])
 

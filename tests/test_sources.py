@@ -115,39 +115,6 @@ def test_one_request_answers_as_in_a_batch(shop, monkeypatch, chunk):
         np.testing.assert_allclose(alone.scores, matches[rows], atol=1e-6)
 
 
-def test_filters_hold_and_answers_are_sorted_distinct_and_known(shop):
-    ids, _, index, sources = shop
-    for request in requests_of(ids, 60, seed=2):
-        for source in sources:
-            found, scores = source.retrieve(request, 9)
-            assert len(found) == len(scores) == len(set(found.tolist())) <= 9
-            assert index.contains(found, request.category).all()
-            assert not np.isin(found, request.exclude).any()
-            assert list(zip(-scores, found, strict=True)) == sorted(zip(-scores, found, strict=True))
-
-
-def test_every_item_that_scores_best_is_retrieved(shop):
-    """Retrieval equals scoring every allowed item and sorting: the slow twin of every source."""
-    ids, _, index, sources = shop
-    for request in requests_of(ids, 60, seed=3):
-        allowed = np.setdiff1d(
-            np.sort(index.ids[index.contains(index.ids, request.category)]), request.exclude
-        )
-        for source in sources:
-            scores = source.score(Requests.of([request]), allowed, np.array([0, len(allowed)]))
-            found, found_scores = source.retrieve(request, 8)
-            if source.name in ("cooccurrence", "popular"):
-                allowed_now, scores = allowed[scores > 0], scores[scores > 0]
-            elif not len(found):  # no history, or no query: nothing to go by
-                assert not scores.any()
-                continue
-            else:
-                allowed_now = allowed
-            best = np.sort(scores)[::-1][:8]
-            np.testing.assert_allclose(found_scores, best, atol=1e-6)
-            np.testing.assert_allclose(scores[np.searchsorted(allowed_now, found)], found_scores, atol=1e-6)
-
-
 def test_similar_is_the_largest_weighted_cosine_and_profile_the_mean(shop):
     ids, matrix, _, sources = shop
     history = ids[[3, 75, 11]]  # 75 may not be answered, but speaks
@@ -233,22 +200,3 @@ def test_a_frame_gets_the_match_columns_that_serving_computes(shop):
             column = out.candidates[f"match_{source.name}"].to_numpy()[3 * row : 3 * row + 3]
             alone = source.score(Requests.of([request]), candidates[3 * row : 3 * row + 3], np.array([0, 3]))
             np.testing.assert_allclose(column, alone, atol=1e-6)
-
-
-def test_even_users_are_given_even_items(tmp_path):
-    rng = np.random.default_rng(0)
-    rows = []
-    for user in range(60):
-        for item in rng.choice(np.arange(user % 2, 40, 2), 8, replace=False):
-            rows.append((user, int(item), "purchase", len(rows)))
-    graph = Cooccurrence.open(build_cooccurrence(log_of(rows), tmp_path / "c", {}))
-    matrix = 0.1 * rng.normal(size=(40, WIDTH))
-    matrix[np.arange(40), np.arange(40) % 2] += 1
-    index = ItemIndex.build(np.arange(40), unit(matrix))
-    sources = (SimilarSource(index, index), profile_source(index, index), CooccurrenceSource(graph, index))
-    for user in (0, 1):
-        history = np.arange(user, 10, 2)
-        request = Request(user, history_of(history), NOW, exclude=history)
-        for source in sources:
-            found, _ = source.retrieve(request, 15)
-            assert (found % 2 == user).all() and len(found) == 15, source.name

@@ -5,12 +5,10 @@ The cases are those where stock Feast 0.67 gives another entity's values, nothin
 Run: pytest tests/test_store_bad_input.py
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureView, Field, FileSource
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
@@ -62,41 +60,6 @@ def test_an_unknown_entity_is_not_found(online, tmp_path):
     load(store)
     assert statuses(store, [0, 99]) == {(PRESENT, NOT_FOUND)}
     assert read_matrix(store, "item", np.array([0, 99]), ["price"]).found.tolist() == [True, False]
-
-
-def test_a_null_is_there_but_not_valid(online, tmp_path):
-    price = pa.array([None, float("nan"), 2.0], pa.float32())
-    lists = pa.array([None, [], [1]], pa.list_(pa.int64()))
-    write_source(tmp_path, rows_of(3, price=price, recent=lists))
-    store = open_store(tmp_path, online())
-    load(store)
-    matrix = read_matrix(store, "item", np.arange(3), ["price", "recent"])
-    assert matrix.found.all()
-    assert matrix.columns["price"].valid.tolist() == [False, False, True]
-    assert matrix.columns["recent"].valid.tolist() == [False, True, True]
-
-
-def test_a_row_past_its_time_to_live_is_not_found(online, tmp_path):
-    now = datetime.now(UTC)
-    ages = [timedelta(days=19), timedelta(hours=1)]
-    stamps = pa.array([now - age for age in ages], pa.timestamp("us", "UTC"))
-    write_source(tmp_path, rows_of(2, event_timestamp=stamps))
-    store = open_store(tmp_path, online(), ttl=timedelta(days=1))
-    load(store, now - timedelta(days=30), now)
-    assert statuses(store, [0, 1]) == {(NOT_FOUND, PRESENT)}
-    matrix = read_matrix(store, "item", np.arange(2), ["price", "title", "vector"])
-    assert (
-        matrix.found.tolist() == [False, True] and not matrix["vector"][0].any() and matrix["title"][0] == ""
-    )
-    forever = open_store(tmp_path, online())
-    load(forever, now - timedelta(days=30), now)
-    assert statuses(forever, [0, 1]) == {(PRESENT, PRESENT)}
-
-
-def test_no_ids_is_no_rows(online, tmp_path):
-    write_source(tmp_path, rows_of(1))
-    matrix = read_matrix(open_store(tmp_path, online()), "item", np.array([], np.int64), ["price", "vector"])
-    assert len(matrix) == len(matrix["price"]) == len(matrix["vector"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -167,18 +130,6 @@ def test_a_feature_that_is_new_is_filled_in_and_a_correction_arrives(online, tmp
     assert stored(store, range(2))["title"] == ["new", "corrected"]
 
 
-def test_of_rows_in_one_push_the_newest_wins(online, tmp_path):
-    write_source(tmp_path, rows_of(1))
-    store = open_store(tmp_path, online())
-    frame = rows_of(1).to_pandas()
-    frame = pd.concat([frame] * 3, ignore_index=True)
-    frame["event_timestamp"] = [START + hour * HOUR for hour in (20, 19, 20)]
-    frame["number"] = [1, 2, 3]
-    frame["vector"] = [np.zeros(WIDTH, np.float32)] * 3
-    store.write_to_online_store("item", df=frame.drop(columns="created"))
-    assert stored(store, [0])["number"] == [3]
-
-
 def test_rows_after_the_end_stay_offline(online, tmp_path):
     write_source(
         tmp_path, rows_of(2, event_timestamp=pa.array([START, END + HOUR], pa.timestamp("us", "UTC")))
@@ -200,16 +151,6 @@ def test_a_lost_column_or_source_is_named_and_what_is_online_stays(online, tmp_p
     with pytest.raises(StoreError, match="item.parquet: expected the source of a view, found no file"):
         load(store)
     assert stored(store, range(2)) == before
-
-
-def test_duplicates_in_a_request_are_answered_each(online, tmp_path):
-    write_source(tmp_path, rows_of(3))
-    store = open_store(tmp_path, online())
-    load(store)
-    vectors = pq.read_table(tmp_path / "data" / "item.parquet").column("vector").to_pylist()
-    asked = np.array([2, 0, 2, 2])
-    found = read_matrix(store, "item", asked, ["vector"])["vector"]
-    np.testing.assert_array_equal(found, np.array(vectors, np.float32)[asked])
 
 
 @pytest.mark.parametrize(
