@@ -80,10 +80,12 @@ def _rows(path: Path) -> int | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a small record, whole or not at all."""
+    """Write a small record, whole or not at all, whether the process or the machine dies."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
+    fsync(temporary)
     temporary.replace(path)
+    fsync(path.parent)
 
 
 @contextlib.contextmanager
@@ -129,7 +131,8 @@ def write_artifact(
     manifest["id"] = _identity(manifest)
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     fsync(temporary / MANIFEST)
-    fsync(temporary)
+    for folder in [*(p for p in temporary.rglob("*") if p.is_dir()), temporary]:
+        fsync(folder)
     previous = path.with_name(path.name + ".previous")
     if path.exists():
         shutil.rmtree(previous, ignore_errors=True)

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from dataset.contracts import DataError
 from feature_repo.frame import Frame
-from ranker import fit as fit_module
 from ranker.controls import shuffled
 from ranker.fit import TrainingError
 from ranker.inputs.frame_encoder import select_requests
@@ -148,43 +147,6 @@ def test_equal_seeds_give_equal_bits_and_saving_loses_none(world, valid, full, t
     assert again.id == full.id
     first = Ranker.open(full.path, world.vectors).score(valid.frame)
     assert np.array_equal(first, Ranker.open(again.path, world.vectors).score(valid.frame))
-
-
-def test_an_interrupted_run_resumes_to_the_same_bits(world, valid, full, tmp_path, monkeypatch):
-    keep, kept = fit_module._keep, []
-
-    def killed(*arguments):
-        keep(*arguments)
-        kept.append(1)
-        if len(kept) == 2:
-            raise KeyboardInterrupt
-
-    arguments = (
-        Requests(world.frame),
-        Requests(valid.frame),
-        world.vectors,
-        NANO,
-        tmp_path / "ranker_full",
-        {},
-    )
-    monkeypatch.setattr(fit_module, "_keep", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train_ctr(*arguments)
-    assert (tmp_path / "ranker_full.partial").exists()
-    assert not (tmp_path / "ranker_full").exists()
-    monkeypatch.setattr(fit_module, "_keep", keep)
-    assert train_ctr(*arguments).id == full.id
-    assert not (tmp_path / "ranker_full.partial").exists()
-
-
-def test_a_partial_run_of_other_inputs_is_not_resumed(world, valid, full, tmp_path):
-    partial = tmp_path / "ranker_full.partial"
-    partial.mkdir()
-    (partial / "progress.json").write_text(json.dumps({"identity": {"other": 1}}))
-    made = train_ctr(
-        Requests(world.frame), Requests(valid.frame), world.vectors, NANO, tmp_path / "ranker_full", {}
-    )
-    assert made.id == full.id
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_tables_learn_from_it(world, tmp_path, monkeypatch):
