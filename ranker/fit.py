@@ -74,7 +74,8 @@ def fit(
         description: for the progress line.
 
     Raises:
-        TrainingError: a loss or gradient is not finite; nothing was updated with it.
+        TrainingError: a loss or gradient is not finite; no dense weight was updated with it, and the last epoch's
+            checkpoint is as it was.
     """
     dense = [(name, p) for name, p in model.named_parameters() if not is_table(name)]
     optimizer = torch.optim.AdamW([p for _, p in dense], lr=plan.learning_rate, foreach=True)
