@@ -212,12 +212,13 @@ def test_standardised_numbers_are_cut_at_five_deviations():
 
 def test_what_is_learned_counts_every_chunk_once(monkeypatch):
     """Distinct ids give the rows of the tables, eight for each and eight at least; histories count as items."""
-    whole = learn_inputs(Requests(small_frame()), 50)
+    frame = small_frame()
+    frame.history.item_id[-1] = VECTORS.ids[30]  # remembered and never shown
+    whole = learn_inputs(Requests(frame), 50)
     monkeypatch.setattr(columns, "CHUNK_REQUESTS", 2)
-    inputs, counts = learn_inputs(Requests(small_frame()), 50)
+    inputs, counts = learn_inputs(Requests(frame), 50)
     assert counts.tolist() == whole[1].tolist() == [2, 5, 1]
     assert inputs.rows == whole[0].rows and inputs.position_share == whole[0].position_share
-    frame = small_frame()
     for table, names in ((frame.requests, columns.REQUEST_IDS), (frame.candidates, CANDIDATE_IDS)):
         for name in names:
             assert inputs.rows[name] == max(8, 8 * len(set(table[name].to_pylist()) - {None})), name

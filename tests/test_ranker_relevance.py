@@ -172,3 +172,29 @@ def test_judged_pairs_are_the_parts_judgements_and_as_many_drawn_items_that_are_
     np.testing.assert_array_equal(query, vectors.queries.matrix[[q for q, _, _ in expected]])
     np.testing.assert_array_equal(item, vectors.matrix[[row for _, row, _ in expected]])
     assert relevance.tolist() == [r for _, _, r in expected]
+
+
+def test_training_is_adamw_on_shuffled_batches_of_all_but_a_held_out_seventh(monkeypatch, tmp_path):
+    """The slow twin, two epochs long; 15 % of the pairs are held out, then calibrate."""
+    monkeypatch.setattr(module, "EPOCHS", 2)
+    monkeypatch.setattr(module, "BATCH", 64)
+    query, item, label, _ = pairs(300, 9)
+    made = train_relevance(query, item, label, tmp_path / "r", {}, seed=3)
+    draw = np.random.default_rng(3)
+    order = draw.permutation(300)
+    held, learned = order[:45], order[45:]
+    torch.manual_seed(3)
+    model = RelevanceModel(WIDTH)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
+    q, t, y = (torch.from_numpy(one.astype(np.float32)) for one in (query, item, label))
+    for _ in range(2):
+        for rows in np.split(learned, [64, 128, 192]):
+            model.zero_grad()
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(model.raw(q[rows], t[rows]), y[rows])
+            loss.backward()
+            optimizer.step()
+        learned = draw.permutation(learned)
+    module._calibrate(model, q[held], t[held], y[held])
+    found = Relevance.open(made.path).model
+    for name, tensor in model.named_parameters():
+        torch.testing.assert_close(found.get_parameter(name), tensor, atol=1e-6, rtol=1e-5, msg=name)
