@@ -1,4 +1,4 @@
-"""Bulk embedding piece by piece: pictures read from disk, contents by hash, finished chunks kept.
+"""Bulk embedding piece by piece: pictures read from disk, vectors with the hash of their content.
 
 Shapes: n contents of a chunk, M rows of an embedding, D vector width.
 """
@@ -6,9 +6,10 @@ Shapes: n contents of a chunk, M rows of an embedding, D vector width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from encoder.content import Content
 from encoder.pictures.cache import Decoded
-from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
+from run.artifacts import ArtifactError
 
 HASH_BYTES = 32
 TABLES = {"items": "item_id", "queries": "query_id"}  # file name -> its key
@@ -100,50 +101,24 @@ class Embedded:
         save_file({TABLES[table]: self.ids, "sha256": self.hashes}, folder / f"{table}_content.safetensors")
 
     @classmethod
-    def open(cls, artifact: Artifact, table: str) -> Embedded:
-        """Read what ``save`` wrote into an artifact.
+    def open(cls, folder: Path, counts: Mapping[str, Any], table: str) -> Embedded:
+        """Read what ``save`` wrote into the folder of an artifact or a checkpoint.
+
+        Args:
+            folder: of it.
+            counts: what ``counts`` gave, among others.
+            table: ``items`` or ``queries``.
 
         Raises:
             ArtifactError: an embedding from before contents were hashed.
         """
-        hashes = artifact.file(f"{table}_content.safetensors")
+        hashes = folder / f"{table}_content.safetensors"
         if not hashes.exists():
             raise ArtifactError(f"{hashes}: not found, so what changed is unknown. Run 'moon embed' afresh.")
-        vectors, content = load_file(artifact.file(f"{table}.safetensors")), load_file(hashes)
-        empty, unchanged = (artifact.config[f"{table}_{what}"] for what in ("without_content", "unchanged"))
+        vectors, content = load_file(folder / f"{table}.safetensors"), load_file(hashes)
+        empty, unchanged = (counts[f"{table}_{what}"] for what in ("without_content", "unchanged"))
         return cls(vectors[TABLES[table]], vectors["vector"], content["sha256"], empty, unchanged)
 
     def counts(self, table: str) -> dict[str, int]:
         """What the manifest tells of a table."""
         return {f"{table}_without_content": self.empty, f"{table}_unchanged": self.unchanged}
-
-
-class FinishedChunks:
-    """Chunks of an embedding under way, each sealed on its own; those of another run are made again.
-
-    Args:
-        folder: ``<out>.partial``.
-        run: configuration of the embedding.
-        parents: artifacts it is made from.
-    """
-
-    def __init__(self, folder: Path, run: dict[str, object], parents: dict[str, Artifact]) -> None:
-        self.folder, self.run, self.parents = folder, run, parents
-
-    def _path(self, table: str, number: int) -> Path:
-        return self.folder / f"{table}-{number:06d}"
-
-    def find(self, table: str, number: int) -> Embedded | None:
-        """The chunk, if it was finished in this run and is undamaged."""
-        try:
-            found = open_artifact(self._path(table, number), "embedding-chunk", "moon embed")
-        except ArtifactError:
-            return None
-        ours = found.parents == {role: parent.id for role, parent in self.parents.items()}
-        return Embedded.open(found, table) if ours and found.config["run"] == self.run else None
-
-    def keep(self, table: str, number: int, chunk: Embedded) -> None:
-        """Seal a finished chunk."""
-        config = {"run": self.run, **chunk.counts(table)}
-        with write_artifact(self._path(table, number), "embedding-chunk", config, self.parents) as folder:
-            chunk.save(folder, table)

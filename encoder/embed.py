@@ -6,7 +6,6 @@ interrupted run, in a shard and in one go.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +16,13 @@ import pyarrow as pa
 
 from dataset.contracts import DataError
 from dataset.tables import Dataset
-from encoder.chunks import HASH_BYTES, TABLES, Embedded, FinishedChunks, Pictures, content_digest
+from encoder.chunks import HASH_BYTES, TABLES, Embedded, Pictures, content_digest
 from encoder.content import Content, item_content, query_content
 from encoder.encode import Encoder
 from encoder.pictures.cache import kept
 from run.artifacts import Artifact, ArtifactError, open_artifact, require_parent, write_artifact
 from run.progress import track
+from run.resume import Checkpoints
 from run.shards import WHOLE, Shard, check_complete, check_shard
 
 CHUNK = (
@@ -85,18 +85,19 @@ def embed(
         "widths": list(model.widths),
         "as_of": as_of.astimezone(UTC).isoformat(),
     }
-    partial = out.with_name(out.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    finished = FinishedChunks(partial, {**run, "shard": list(shard), "chunk": CHUNK}, parents)
+    checkpoints = Checkpoints(out, {**run, "shard": shard, "chunk": CHUNK}, parents)
+    checkpoints.folder.mkdir(parents=True, exist_ok=True)
     before = kept(dataset, model.model.px)
-    pictures = Pictures(dataset.artifact.file("images.parquet"), partial / "pictures.arrow", before)
+    pictures = Pictures(
+        dataset.artifact.file("images.parquet"), checkpoints.folder / "pictures.arrow", before
+    )
     done = {
-        name: _embed_table(model, name, table, pictures, shard, previous, finished)
+        name: _embed_table(model, name, table, pictures, shard, previous, checkpoints)
         for name, table in (("items", dataset.items), ("queries", dataset.queries))
     }
     config = {**run, **({} if shard == WHOLE else {"shard": list(shard)})}
     artifact = _write(out, "embedding" if shard == WHOLE else "embedding-shard", config, parents, done)
-    shutil.rmtree(partial)
+    checkpoints.remove()
     return artifact
 
 
@@ -130,7 +131,9 @@ def merge_shards(shards: Sequence[Artifact], parents: Mapping[str, Artifact], ou
         )
     ordered = [shard for _, shard in sorted(zip(places, shards, strict=True), key=lambda pair: pair[0])]
     done = {
-        name: Embedded.join([Embedded.open(shard, name) for shard in ordered], runs[0]["width"])
+        name: Embedded.join(
+            [Embedded.open(shard.path, shard.config, name) for shard in ordered], runs[0]["width"]
+        )
         for name in TABLES
     }
     return _write(out, "embedding", runs[0], parents, done)
@@ -158,7 +161,7 @@ def _embed_table(
     pictures: Pictures,
     shard: Shard,
     previous: Artifact | None,
-    finished: FinishedChunks,
+    checkpoints: Checkpoints,
 ) -> Embedded:
     """The shard's chunks of a table, those already finished read back."""
     table = table.sort_by(TABLES[name])
@@ -167,15 +170,18 @@ def _embed_table(
     mine = range(chunks * (number - 1) // count, chunks * number // count)
     known: dict[bytes, np.ndarray] = {}
     if previous is not None:
-        earlier = Embedded.open(previous, name)
+        earlier = Embedded.open(previous.path, previous.config, name)
         known = {key.tobytes(): vector for key, vector in zip(earlier.hashes, earlier.vectors, strict=True)}
     parts = []
     for chunk in track(mine, f"embed {name}, chunks of {CHUNK}", unit="chunks"):
-        part = finished.find(name, chunk)
-        if part is None:
+        saved = checkpoints.find(f"{name}-{chunk:06d}")
+        if saved is None:
             rows = table.slice(chunk * CHUNK, CHUNK).to_pylist()
             part = _embed_rows(model, name, rows, pictures, known)
-            finished.keep(name, chunk, part)
+            with checkpoints.save(f"{name}-{chunk:06d}", part.counts(name)) as folder:
+                part.save(folder, name)
+        else:
+            part = Embedded.open(saved.folder, saved.state, name)
         parts.append(part)
     return Embedded.join(parts, model.width)
 

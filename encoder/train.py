@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -33,13 +32,14 @@ from encoder.parts.lora import add_lora, merge
 from encoder.pictures.cache import decoded
 from encoder.recipes import Recipe, ours
 from encoder.tokenizer import end_id, load_tokenizer, special_ids, train_tokenizer
-from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
+from run.artifacts import Artifact, open_artifact, write_artifact
 from run.progress import track
+from run.resume import Checkpoints
 from run.sizes import Size
 
 CHECKPOINT_EVERY = 50  # steps
 CURVE_POINTS = 100
-MADE_BY = "moon encoder train"
+TRAINING = "training"  # name of the checkpoint
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,17 @@ def train_encoder(
         "fit_until": split.fit_until.isoformat(),
     }  # fmt: skip
     parents = {"dataset": dataset.artifact, "split": split.artifact}
-    partial = Partial(out.with_name(out.name + ".partial"), config, parents)
-    learner = new_learner(dataset, split, size, recipe, seed, checkpoint, lora, partial.tokenizer())
+    origin = None if checkpoint is None else str(checkpoint.resolve())  # two folders may have one name
+    checkpoints = Checkpoints(out, {**config, "checkpoint": origin}, parents)
+    state = TrainingState(checkpoints)
+    learner = new_learner(dataset, split, size, recipe, seed, checkpoint, lora, state.tokenizer())
     plan = Schedule.of(size, len(learner.corpus.spu), budget)
-    done = _train(learner, recipe, plan, partial, cpu_seconds, checkpoint is not None)
+    done = _train(learner, recipe, plan, state, cpu_seconds, checkpoint is not None)
     if lora:
         merge(learner.model.backbone.model)
     with write_artifact(out, "encoder", {**config, "batch": plan.batch, **done}, parents) as to:
         save_encoder(learner.model, learner.tokenizer, to)
-    partial.remove()
+    checkpoints.remove()
     return open_artifact(out, "encoder")
 
 
@@ -206,12 +208,12 @@ def _train(
     learner: Learner,
     recipe: Recipe,
     plan: Schedule,
-    partial: Partial,
+    state: TrainingState,
     cpu_seconds: float | None,
     pretrained: bool,
 ) -> dict[str, Any]:
     """All stages; returns each one's steps, training curve and facts, and the CPU time of all steps."""
-    position = partial.position()
+    position = state.position()
     scale = CHECKPOINT_LR_SCALE if pretrained else 1.0
     learner.model.train()
     until = np.cumsum([stage.share for stage in recipe.stages])  # of the budget, at the end of each stage
@@ -220,7 +222,7 @@ def _train(
             continue
         resumed = number == position.stage and position.step > 0
         if resumed:
-            partial.restore_model(learner.model)
+            state.restore_model(learner.model)
         started = time.process_time()
         name = f"{number}.{stage.name}"
         try:
@@ -240,7 +242,7 @@ def _train(
         pace = Pace(planned, left, first)
         optimizers = Optimizers(trained, planned, scale * stage.rate)
         if resumed:
-            partial.restore(objective, optimizers)
+            state.restore(objective, optimizers)
         curve = position.losses.setdefault(name, [])
         started = time.process_time()
         label, total = f"{recipe.name}: {stage.name}", planned - first if left is None else None
@@ -251,9 +253,9 @@ def _train(
             curve.append(float(loss.detach()))
             if (step + 1) % CHECKPOINT_EVERY == 0:
                 started = position.reach(number, step + 1, name, pace.steps, objective.facts(), started)
-                partial.save(trained, optimizers, learner.tokenizer, position)
+                state.save(trained, optimizers, learner.tokenizer, position)
         position.reach(number, pace.steps, name, pace.steps, objective.facts(), started)
-        partial.save(trained, optimizers, learner.tokenizer, position)
+        state.save(trained, optimizers, learner.tokenizer, position)
     return {
         "steps": position.steps,
         "losses": {name: _smooth(curve) for name, curve in position.losses.items()},
@@ -298,35 +300,25 @@ class Position:
         return now
 
 
-class Partial:
-    """Training under way: weights, optimizer state, tokenizer and position, replaced as a whole at each save.
+class TrainingState:
+    """Training under way on disk: weights, optimizer state, tokenizer and position, replaced as a whole.
 
     Args:
-        path: ``<out>.partial``.
-        config: of the run; a partial of another run is ignored.
-        parents: dataset and split of the run.
+        checkpoints: of the run.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], parents: dict[str, Artifact]) -> None:
-        self.path, self.config, self.parents = path, config, parents
-        try:
-            found = open_artifact(path, "encoder-partial", MADE_BY)
-        except ArtifactError:
-            found = None  # absent or damaged: training starts again
-        ours = (
-            found and found.config["run"] == config and found.parents == {k: v.id for k, v in parents.items()}
-        )
-        self._found = found if ours else None
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints, self._found = checkpoints, checkpoints.find(TRAINING)
 
     def position(self) -> Position:
         """Where the run stopped; the start of a new one."""
         if self._found is None:
             return Position(0, 0, {}, {}, {}, 0.0)
-        return Position(**self._found.config["position"])
+        return Position(**self._found.state)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer trained at the start of the run, so that a resumed run reads the same tokens."""
-        return None if self._found is None else load_tokenizer(self._found.path)
+        return None if self._found is None else load_tokenizer(self._found.folder)
 
     def restore_model(self, model: EncoderModel) -> None:
         """Put the weights that learn back, before a stage looks at them; fixed ones are as they were made."""
@@ -349,21 +341,13 @@ class Partial:
         position: Position,
     ) -> None:
         """Replace what is there by the present state."""
-        state = {"run": self.config, "position": asdict(position)}
-        with write_artifact(self.path, "encoder-partial", state, self.parents) as folder:
+        with self._checkpoints.save(TRAINING, asdict(position)) as folder:
             fixed = {name for name, p in trained.model.named_parameters() if not p.requires_grad}
             learned = {k: v for k, v in trained.model.state_dict().items() if k not in fixed}
             tensors = {"weights": learned, "objective": trained.objective.tensors()}
-            for (
-                name,
-                named,
-            ) in tensors.items():  # cloned: tied weights share memory, which safetensors refuses
-                save_file(
-                    {key: value.clone() for key, value in named.items()}, folder / f"{name}.safetensors"
-                )
+            for name, named in tensors.items():
+                # Cloned: tied weights share memory, which safetensors refuses.
+                apart = {key: value.clone() for key, value in named.items()}
+                save_file(apart, folder / f"{name}.safetensors")
             save_file(optimizers.tensors(), folder / "optimizer.safetensors")
             tokenizer.save_pretrained(folder)
-
-    def remove(self) -> None:
-        """Delete it: the artifact is complete."""
-        shutil.rmtree(self.path, ignore_errors=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from evaluation.metrics import Measurement
+from run.artifacts import fsync
 
 
 def write_measurements(path: Path, measurements: Iterable[Measurement]) -> list[Measurement]:
@@ -25,7 +26,9 @@ def write_measurements(path: Path, measurements: Iterable[Measurement]) -> list[
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    fsync(temporary)
     os.replace(temporary, path)
+    fsync(path.parent)
     return kept
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,8 +15,10 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from ranker.inputs.id_tables import is_table
 from ranker.weights import put_tensors, tensors_of
 from run.progress import track
+from run.resume import Checkpoints
 
 B = TypeVar("B")
+EPOCH, STATE = "epoch", "state.safetensors"  # name of the checkpoint, and its file
 
 
 class TrainingError(RuntimeError):
@@ -59,8 +58,7 @@ def fit(
     batches: Callable[[int], Iterable[B]],
     loss: Callable[[B], Tensor],
     validate: Callable[[], float] | None,
-    partial: Path,
-    identity: Mapping[str, Any],
+    checkpoints: Checkpoints,
     description: str,
 ) -> Outcome:
     """Train ``model`` in place and leave the best epoch's weights in it.
@@ -71,21 +69,22 @@ def fit(
         batches: the batches of an epoch, in order; drawn from (seed, epoch) only.
         loss: mean loss of a batch.
         validate: loss on held-out data after an epoch; None: the last epoch is kept.
-        partial: folder for the state after every epoch; the caller removes it once the artifact is written.
-        identity: what the run is made from; a ``partial`` of another identity is dropped.
+        checkpoints: of this run, one saved after every epoch; the caller removes them once the artifact is
+            written.
         description: for the progress line.
 
     Raises:
-        TrainingError: a loss or gradient is not finite; nothing was updated with it.
+        TrainingError: a loss or gradient is not finite; no dense weight was updated with it, and the last epoch's
+            checkpoint is as it was.
     """
     dense = [(name, p) for name, p in model.named_parameters() if not is_table(name)]
     optimizer = torch.optim.AdamW([p for _, p in dense], lr=plan.learning_rate, foreach=True)
     best, best_loss, best_epoch = tensors_of(model), math.inf, 0
     trained: list[float] = []
     checked: list[float] = []
-    if (state := _resume(partial, identity)) is not None:
-        progress, tensors = state
-        trained, checked, best_epoch = progress["train"], progress["valid"], progress["best"]
+    if (saved := checkpoints.find(EPOCH)) is not None:
+        tensors = load_file(saved.file(STATE))
+        trained, checked, best_epoch = saved.state["train"], saved.state["valid"], saved.state["best"]
         best_loss = checked[best_epoch - 1] if checked else math.inf
         best = {name.removeprefix("best/"): t for name, t in tensors.items() if name.startswith("best/")}
         _restore(model, optimizer, tensors)
@@ -102,14 +101,8 @@ def fit(
         checked += [validate()] if validate else []
         if not validate or checked[-1] < best_loss:
             best_loss, best_epoch, best = (checked[-1] if checked else math.inf), epoch + 1, tensors_of(model)
-        _keep(
-            partial,
-            identity,
-            model,
-            optimizer,
-            best,
-            {"train": trained, "valid": checked, "best": best_epoch},
-        )
+        progress = {"train": trained, "valid": checked, "best": best_epoch}
+        _save(checkpoints, model, optimizer, best, progress)
     model.eval()
     put_tensors(model, best)
     return Outcome(len(trained), best_epoch, tuple(trained), tuple(checked))
@@ -147,9 +140,8 @@ def _accumulators(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _keep(
-    partial: Path,
-    identity: Mapping[str, Any],
+def _save(
+    checkpoints: Checkpoints,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
@@ -160,23 +152,8 @@ def _keep(
     tensors |= {name: tensor.detach().clone() for name, tensor in _accumulators(model).items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"adam/{number}/{key}": tensor.clone() for key, tensor in state.items()}
-    fresh = partial.with_name(partial.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file(tensors, fresh / "state.safetensors")
-    (fresh / "progress.json").write_text(json.dumps({"identity": dict(identity), **progress}))
-    shutil.rmtree(partial, ignore_errors=True)
-    fresh.rename(partial)
-
-
-def _resume(partial: Path, identity: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    if not (partial / "progress.json").exists():
-        return None
-    progress = json.loads((partial / "progress.json").read_text())
-    if progress["identity"] != json.loads(json.dumps(dict(identity))):
-        shutil.rmtree(partial)
-        return None
-    return progress, load_file(partial / "state.safetensors")
+    with checkpoints.save(EPOCH, progress) as folder:
+        save_file(tensors, folder / STATE)
 
 
 def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

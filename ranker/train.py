@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from ranker.recipes import Recipe, cube
 from ranker.score import CONFIG, CtrConfig
 from ranker.weights import save_weights
 from run.artifacts import Artifact, open_artifact, write_artifact
+from run.resume import Checkpoints
 from run.sizes import Size
 
 EPOCHS = 8
@@ -85,21 +85,19 @@ def train_ctr(
     torch.manual_seed(seed)
     model = config.build()
     encoder = FrameEncoder(inputs, vectors)
-    identity = {
+    job = {
         "config": config.to_json(),
         "plan": asdict(plan) | {"epochs": None},
         "requests": len(train),
-        "parents": {role: parent.id for role, parent in parents.items()},
     }
-    partial = out.with_name(out.name + ".partial")
+    checkpoints = Checkpoints(out, job, parents)
     outcome = fit(
         model,
         plan,
         batches=lambda epoch: _batches(train, counts, encoder, size.ranker_slots, (seed, epoch)),
         loss=lambda batch: training_loss(model, batch, loss),
         validate=(lambda: _validate(model, valid, encoder, loss)) if len(valid) else None,
-        partial=partial,
-        identity=identity,
+        checkpoints=checkpoints,
         description=f"train {out.name}",
     )
     manifest: dict[str, Any] = {
@@ -113,7 +111,7 @@ def train_ctr(
     with write_artifact(out, "ranker", manifest, parents) as folder:
         save_weights(model, folder)
         (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
-    shutil.rmtree(partial, ignore_errors=True)
+    checkpoints.remove()
     return open_artifact(out, "ranker")
 
 

@@ -95,10 +95,12 @@ def _rows(path: Path) -> int | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a small record, whole or not at all."""
+    """Write a small record, whole or not at all, whether the process or the machine dies."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
+    fsync(temporary)
     temporary.replace(path)
+    fsync(path.parent)
 
 
 @contextlib.contextmanager
@@ -144,7 +146,8 @@ def write_artifact(
     manifest["id"] = _identity(manifest)
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     fsync(temporary / MANIFEST)
-    fsync(temporary)
+    for folder in [*(p for p in temporary.rglob("*") if p.is_dir()), temporary]:
+        fsync(folder)
     previous = path.with_name(path.name + ".previous")
     if path.exists():
         shutil.rmtree(previous, ignore_errors=True)
@@ -169,7 +172,7 @@ def open_artifact(path: Path, kind: str, made_by: str | None = None) -> Artifact
     previous = path.with_name(path.name + ".previous")
     if not path.exists() and previous.exists():
         previous.rename(path)  # a kill between the two renames of write_artifact
-    again = f"Run '{made_by or MADE_BY[kind]}' to make it again."
+    again = f"Run '{MADE_BY[kind] if made_by is None else made_by}' to make it again."
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:

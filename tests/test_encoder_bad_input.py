@@ -1,9 +1,6 @@
 """What sellers upload and machines do to an encoder: bombs, cut files, endless titles, lost numbers, kills."""
 
 import io
-import multiprocessing
-import os
-import signal
 import struct
 import time
 import unicodedata
@@ -12,18 +9,14 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from encoder_world import TINY, png, shop
+from encoder_world import png
 from PIL import Image
 
-import encoder.train
 from dataset.contracts import DataError
 from dataset.pictures import MOST_PIXELS
-from dataset.split import Split
-from dataset.tables import Dataset
 from encoder.optim import Optimizers
 from encoder.pictures.decode import decode_image
 from encoder.tokenizer import tokenize, train_tokenizer
-from run.artifacts import open_artifact
 
 RED, BLUE = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
 TITLES = {
@@ -160,59 +153,3 @@ def test_a_number_lost_names_the_step_and_every_item_of_the_batch(bad):
         loss = (model(torch.ones(1, 3)) * 0).sqrt().sum()
     with pytest.raises(FloatingPointError, match=r"posttrain step 7, 3 items \[41, 7, 900\].*weights kept"):
         optimizers.update(loss, "posttrain", 7, batch=np.array([41, 7, 900]))
-
-
-def train_shop(folder, out, steps):
-    """Train on the shop in ``folder``, saving after every step and counting steps; in a process of its own."""
-    torch.set_num_threads(1)
-    encoder.train.CHECKPOINT_EVERY = 1
-    update = Optimizers.update
-
-    def counted(self, *arguments, **named):
-        update(self, *arguments, **named)
-        steps.value += 1
-
-    Optimizers.update = counted
-    dataset, split = (
-        Dataset.open(open_artifact(folder / "dataset", "dataset")),
-        Split.open(open_artifact(folder / "split", "split")),
-    )
-    encoder.train.train_encoder(dataset, split, TINY, out, budget=0.4)
-
-
-@pytest.mark.slow
-def test_a_kill_at_any_moment_costs_one_step_and_no_bit(tmp_path):
-    """SIGKILL at random moments of a step or of a save; what is left leads to the uninterrupted run's bits."""
-    shop(tmp_path)
-    processes = multiprocessing.get_context(
-        "forkserver"
-    )  # torch is imported once, in a process that only forks
-    processes.set_forkserver_preload(["encoder.train", "pytest"])
-    steps = processes.RawValue("i", 0)
-
-    def live(out, more=None, seconds=None):
-        """Train until done, or killed so long after so many more steps; how the process ended."""
-        before = steps.value
-        child = processes.Process(target=train_shop, args=(tmp_path, out, steps))
-        child.start()
-        while more is not None and child.is_alive() and steps.value < before + more:
-            time.sleep(0.001)
-        child.join(seconds)
-        if child.is_alive():
-            os.kill(child.pid, signal.SIGKILL)
-            child.join()
-        return child.exitcode
-
-    assert live(tmp_path / "whole") == 0
-    needed, steps.value = steps.value, 0
-    rng = np.random.default_rng()
-    ends = [live(tmp_path / "parts", int(rng.integers(3, 6)), rng.uniform(0, 0.15)) for _ in range(3)]
-    assert ends.count(-signal.SIGKILL) >= 2, (ends, needed, steps.value)
-    assert live(tmp_path / "parts") == 0
-    assert needed <= steps.value <= needed + len(ends), (ends, needed, steps.value)
-    whole, parts = (open_artifact(tmp_path / name, "encoder") for name in ("whole", "parts"))
-    for file in sorted(path.name for path in whole.path.iterdir() if path.name != "manifest.json"):
-        assert whole.file(file).read_bytes() == parts.file(file).read_bytes(), file
-    assert whole.config["losses"] == parts.config["losses"]
-    kept = {"dataset", "dataset.pixels_16", "split", "whole", "parts"}
-    assert {path.name for path in tmp_path.iterdir()} == kept

@@ -1,6 +1,7 @@
 """Bulk embedding can be interrupted, shared out and repeated: the vectors stay the same bits."""
 
 import shutil
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from encoder.pictures.cache import Decoded
 from encoder.train import train_encoder
 from feature_repo.vectors import Vectors
 from run.artifacts import ArtifactError, open_artifact
+from run.resume import Checkpoints
 from run.shards import ShardError, parse_shard
 
 AS_OF = START + timedelta(days=9)
@@ -73,41 +75,20 @@ class Changed:
         self.items = pa.Table.from_pylist(rows, ITEMS)
 
 
-def test_an_interrupted_embedding_goes_on_and_ends_with_the_same_bytes(world, trained, tmp_path, monkeypatch):
-    dataset, _ = world
-    whole = embed(trained, dataset, AS_OF, tmp_path / "whole")
-    encode, calls = Encoder.encode, []
-
-    def killed(self, contents, *pixels):
-        calls.append(len(contents))
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return encode(self, contents, *pixels)
-
-    monkeypatch.setattr(Encoder, "encode", killed)
-    with pytest.raises(KeyboardInterrupt):
-        embed(trained, dataset, AS_OF, tmp_path / "parts")
-    assert not (tmp_path / "parts").exists()
-    damaged = tmp_path / "parts.partial" / "items-000001" / "items.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
-    again = embed(trained, dataset, AS_OF, tmp_path / "parts")
-    assert len(calls) == 4 + 3 + 1  # the damaged chunk, chunks 3 to 5 of the items, and the queries
-    assert files(again.path) == files(whole.path) and again.id == whole.id
-    assert not (tmp_path / "parts.partial").exists()
-
-
 def test_chunks_of_another_run_are_not_taken_for_this_one(world, trained, tmp_path, monkeypatch, encoded):
     dataset, _ = world
-    keep = embedding.FinishedChunks.keep
+    save = Checkpoints.save
 
-    def killed(self, table, number, chunk):
-        keep(self, table, number, chunk)
+    @contextmanager
+    def killed(self, name, state):
+        with save(self, name, state) as folder:
+            yield folder
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embedding.FinishedChunks, "keep", killed)
+    monkeypatch.setattr(Checkpoints, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         embed(trained, dataset, AS_OF, tmp_path / "out")
-    monkeypatch.setattr(embedding.FinishedChunks, "keep", keep)
+    monkeypatch.setattr(Checkpoints, "save", save)
     encoded.clear()
     embed(trained, dataset, AS_OF + timedelta(days=1), tmp_path / "out")
     assert len(encoded) == 6
@@ -266,11 +247,3 @@ def test_a_digest_tells_contents_apart_field_by_field():
     assert content_digest(same) == content_digest(Content(b"picture", "ab", "c", "d", "e"))
     assert len({content_digest(content) for content in [same, *others]}) == 7
     assert content_digest(Content(None, "\ud800")) != content_digest(Content(None, "?"))
-
-
-def test_a_partial_folder_of_junk_does_no_harm(world, trained, tmp_path):
-    dataset, _ = world
-    whole = embed(trained, dataset, AS_OF, tmp_path / "whole")
-    junk = tmp_path / "out.partial" / "items-000000"
-    shutil.copytree(whole.path, junk)
-    assert embed(trained, dataset, AS_OF, tmp_path / "out").id == whole.id

@@ -115,7 +115,7 @@ def test_interrupted_training_continues_to_the_same_bits(world, tmp_path, monkey
             train_encoder(dataset, split, TINY, tmp_path / "parts", recipe=recipe, budget=0.5)
         assert not (tmp_path / "parts").exists()
         monkeypatch.setattr(Optimizers, "update", update)
-    assert (tmp_path / "parts.partial" / "weights.safetensors").exists()
+    assert (tmp_path / "parts.partial").exists()
     steps = []
 
     def counted(self, loss, stage, step, batch=()):

@@ -5,9 +5,6 @@ Run: pytest tests/test_frame_shards.py
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -149,54 +146,6 @@ def test_a_shard_that_is_there_is_not_made_again(store, rows, tiny_world, tmp_pa
     assert again(source_of(other, rows), (2, 2), "time") == 1
     next((out).glob("items.parquet")).write_bytes(b"damaged")
     assert again(source_of(other, rows), (2, 2), "time") == 1
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import pyarrow.parquet as pq
-from feature_repo.frames.source import FrameSource
-from feature_repo.frames.shards import write_or_join
-write, calls = pq.write_table, []
-def killed(*arguments, **options):
-    write(*arguments, **options)
-    calls.append(1)
-    if len(calls) == int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
-pq.write_table = killed
-rows = pq.read_table(sys.argv[2])
-source = FrameSource(Path(sys.argv[1]) / "store", lambda: [rows], 5, {})
-for number in (1, 2):
-    write_or_join(source, Path(sys.argv[1]) / "frames" / "logged", (number, 2))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("write", [2, 5, 8])  # in the first shard, in the second, in the join
-def test_a_kill_leaves_nothing_half_written_and_the_next_run_goes_on(store, rows, tmp_path, write):
-    (tmp_path / "store").symlink_to(store)
-    pq.write_table(rows, tmp_path / "rows.parquet")
-    program = [sys.executable, "-c", KILLED, str(tmp_path), str(tmp_path / "rows.parquet"), str(write)]
-    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    out = tmp_path / "frames" / "logged"
-    finished = {path.name for path in (tmp_path / "frames" / "shards").iterdir()} - {"2-of-2-by-users.tmp"}
-    assert (
-        finished
-        == {
-            2: {"1-of-2-by-users.tmp"},
-            5: {"1-of-2-by-users"},
-            8: {"1-of-2-by-users", "2-of-2-by-users"},
-        }[write]
-    )
-    with pytest.raises(ArtifactError, match="found no manifest"):
-        open_frame(out, store)
-    source = source_of(store, rows)
-    for number in (1, 2):
-        missing = write_or_join(source, out, (number, 2))
-    assert missing == []
-    assert_same(open_frame(out, store), training_frame(store, rows, HISTORY))
-    assert {path.name for path in out.parent.iterdir()} == {"logged", "lock"}
 
 
 def test_the_last_shard_joins_and_the_others_name_what_is_missing(store, rows, tmp_path):

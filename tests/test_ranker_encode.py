@@ -8,9 +8,17 @@ import pytest
 from ranker_world import NOW_US, Requests, make_frame, make_vectors
 
 from dataset.contracts import DataError
-from feature_repo.frame import Frame
-from ranker.inputs.columns import BAG, CANDIDATE_IDS, Inputs, learn_inputs
-from ranker.inputs.frame_encoder import FrameEncoder, select_requests, size_groups, slots
+from feature_repo.frame import Frame, History
+from ranker.inputs import columns
+from ranker.inputs.columns import BAG, CANDIDATE_IDS, Inputs, learn_inputs, number
+from ranker.inputs.frame_encoder import (
+    FrameEncoder,
+    behaviour_ids,
+    jagged,
+    select_requests,
+    size_groups,
+    slots,
+)
 from ranker.inputs.hashing import hash_integers, hash_strings, table_rows
 
 VECTORS = make_vectors(40)
@@ -175,3 +183,95 @@ def test_groups_hold_every_request_once_within_the_budget():
 
 def test_no_history_at_all_is_one_empty_slot():
     assert slots(np.zeros(3, dtype=np.int64), left=False).tolist() == [[False]] * 3
+
+
+def test_numbers_enter_as_their_kind_says():
+    table = pa.table(
+        {
+            "price": [0.0, 1.0, 9.0, -3.0],  # log(1 + x), nothing below 0
+            "rate_all": [0.0, 0.5, 1.0, 0.25],  # as it is
+            "match_two_tower": [-0.5, 0.0, 0.5, 1.0],  # as it is
+            "match_cooccurrence": [0.0, 1e-3, 9e-3, -1.0],  # log(1 + x / 0.001)
+        }
+    )
+    logs = [0.0, np.log(2), np.log(10), 0.0]
+    for name, expected in {
+        "price": logs, "match_cooccurrence": logs, "rate_all": [0.0, 0.5, 1.0, 0.25],
+        "match_two_tower": [-0.5, 0.0, 0.5, 1.0],
+    }.items():  # fmt: skip
+        np.testing.assert_allclose(number(table, name), expected, rtol=1e-6, err_msg=name)
+        assert number(table, name).dtype == np.float32
+
+
+def test_standardised_numbers_are_cut_at_five_deviations():
+    code = encoder()
+    code = FrameEncoder(Inputs(**{**vars(code.inputs), "scale": {"rate_all": (1.0, 0.5)}}), None)
+    table = pa.table({"rate_all": [1.0, 1.5, 3.4, 9.0, -9.0]})
+    np.testing.assert_allclose(code.numbers(table, ("rate_all",))[:, 0], [0, 1, 4.8, 5, -5], rtol=1e-6)
+
+
+def test_what_is_learned_counts_every_chunk_once(monkeypatch):
+    """Distinct ids give the rows of the tables, eight for each and eight at least; histories count as items."""
+    frame = small_frame()
+    frame.history.item_id[-1] = VECTORS.ids[30]  # remembered and never shown
+    whole = learn_inputs(Requests(frame), 50)
+    monkeypatch.setattr(columns, "CHUNK_REQUESTS", 2)
+    inputs, counts = learn_inputs(Requests(frame), 50)
+    assert counts.tolist() == whole[1].tolist() == [2, 5, 1]
+    assert inputs.rows == whole[0].rows and inputs.position_share == whole[0].position_share
+    for table, names in ((frame.requests, columns.REQUEST_IDS), (frame.candidates, CANDIDATE_IDS)):
+        for name in names:
+            assert inputs.rows[name] == max(8, 8 * len(set(table[name].to_pylist()) - {None})), name
+    texts = {text for bag in frame.candidates[BAG].to_pylist() for text in bag}
+    assert inputs.rows[BAG] == 8 * len(texts)
+    met = {*frame.candidates["item_id"].to_pylist(), *frame.history.item_id.tolist()}
+    assert inputs.rows["item_id"] == 8 * len(met) and inputs.history == 50 and inputs.matches == ()
+    price = np.log1p(frame.candidates["price"].to_numpy().astype(np.float64))
+    assert inputs.scale["price"] == pytest.approx((price.mean(), price.std()), rel=1e-5)
+    assert inputs.scale["price"] == pytest.approx(whole[0].scale["price"])
+
+
+def test_behaviours_are_told_by_kind_and_by_age_in_doubling_minutes():
+    minutes = [0.0, 0.5, 1.0, 2.9, 3.0, 7.0, 1e10, -4.0]
+    history = History(
+        np.array([0, 8]), np.arange(8), np.array([1, 2, 3, 4, 5, 1, 2, 3]),
+        np.array([NOW_US - int(m * 60e6) for m in minutes]),
+    )  # fmt: skip
+    ids = behaviour_ids(history, np.array([NOW_US]), np.ones((1, 8), dtype=bool)).to_dict()
+    assert ids["age"].values().tolist() == [0, 0, 1, 1, 2, 3, 31, 0]
+    assert ids["code"].values().tolist() == [1, 2, 3, 4, 5, 1, 2, 3]
+
+
+def test_every_id_of_a_batch_is_the_row_its_hash_names():
+    frame, code = small_frame(), encoder()
+    batch, rows = code.batch(frame), code.inputs.rows
+
+    def expected(name, hashed):
+        return [int(one % np.uint64(rows[name])) for one in hashed]
+
+    items = np.concatenate([frame.candidates["item_id"].to_numpy(), frame.history.item_id])
+    assert batch.items.values().tolist() == expected("item_id", hash_integers(items))
+    requests = batch.requests.to_dict()
+    users = frame.requests["user_id"].to_numpy()
+    assert requests["user_id"].values().tolist() == expected("user_id", hash_integers(users))
+    assert requests["query_id"].values().tolist() == expected("query_id", hash_integers(np.array([2, 777])))
+    segments = hash_strings(pa.array(frame.requests["segment"].to_pylist()))
+    assert requests["segment"].values().tolist() == expected("segment", segments)
+    assert batch.position.tolist()[2] == [0, -1, -1, -1, -1]
+    assert batch.history_known.tolist() == batch.remembered.tolist()
+    assert batch.target_known.tolist() == batch.filled.tolist()
+
+
+def test_without_vectors_there_is_no_content_but_who_asked_is_known():
+    batch = encoder(vectors=None).batch(small_frame())
+    assert batch.target_content.shape == (3, 5, 0) and batch.history_content.shape == (3, 3, 0)
+    assert batch.query_content.shape == (3, 0) and batch.query_known.tolist() == [False, True, True]
+    assert not batch.target_known.any() and not batch.history_known.any()
+
+
+def test_jagged_tensors_keep_keys_values_and_lengths_together():
+    ids = jagged(
+        ("a", "b"), [np.array([1, 2]), np.array([3])], [np.array([2, 0]), np.array([0, 1])]
+    ).to_dict()
+    assert ids["a"].values().tolist() == [1, 2] and ids["a"].lengths().tolist() == [2, 0]
+    assert ids["b"].values().tolist() == [3] and ids["b"].lengths().tolist() == [0, 1]

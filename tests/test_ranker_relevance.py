@@ -1,13 +1,18 @@
 """The relevance head knows a planted rule and says how sure it is."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from ranker_world import auc, unit
+from ranker_world import auc, make_vectors, unit
 from safetensors.torch import load_file, save_file
 
 from dataset.contracts import DataError
-from ranker.relevance import Relevance, train_relevance
+from ranker import relevance as module
+from ranker.relevance import Relevance, RelevanceModel, judged_pairs, train_relevance
 from run.artifacts import ArtifactError, open_artifact, write_artifact
 
 WIDTH = 16
@@ -83,3 +88,113 @@ def test_weights_that_are_not_finite_are_refused(trained, tmp_path):
         (folder / "config.json").write_bytes(trained.file("config.json").read_bytes())
     with pytest.raises(ArtifactError, match="line: 1 of 2 weights are not finite"):
         Relevance.open(open_artifact(tmp_path / "r", "relevance"))
+
+
+def test_the_network_is_the_formula_with_its_own_line(trained):
+    """[cos, sqrt(V) q*t, |q-t|] through the network, beside the cosine; then line[0] x + line[1]."""
+    model = Relevance.open(trained).model
+    query, item, _, _ = pairs(7, 6)
+    w = {name: tensor.detach().numpy().astype(np.float64) for name, tensor in model.named_parameters()}
+    cosine = (query * item).sum(1, keepdims=True)
+    features = np.concatenate([cosine, query * item * 4.0, np.abs(query - item)], axis=1)
+    hidden = features @ w["pair.0.weight"].T + w["pair.0.bias"]
+    hidden = hidden / (1 + np.exp(-hidden)) @ w["pair.2.weight"].T + w["pair.2.bias"]
+    raw = (cosine * w["cosine.weight"] + w["cosine.bias"] + hidden)[:, 0]
+    found = Relevance.open(trained).score(query, item)
+    np.testing.assert_allclose(found, w["line"][0] * raw + w["line"][1], atol=1e-4)
+
+
+def held_out_losses(monkeypatch, out, **changes):
+    """Train on little, and the held-out loss of every epoch, in order; the artifact."""
+    for name, value in changes.items():
+        monkeypatch.setattr(module, name, value)
+    losses, real = [], module.functional.binary_cross_entropy_with_logits
+
+    def heard(logits, target):
+        value = real(logits, target)
+        if not value.requires_grad:
+            losses.append(float(value))
+        return value
+
+    monkeypatch.setattr(module.functional, "binary_cross_entropy_with_logits", heard)
+    query, item, label, _ = pairs(400, 7)
+    made = train_relevance(query, item, label, out, {})
+    monkeypatch.undo()
+    return losses, made
+
+
+def test_the_best_epoch_is_kept_and_three_without_a_better_one_are_the_last(monkeypatch, tmp_path):
+    losses, made = held_out_losses(monkeypatch, tmp_path / "r", LEARNING_RATE=0.2)
+    best = int(np.argmin(losses))
+    assert best < len(losses) - 1 < module.EPOCHS - 1 and len(losses) - 1 - best == module.PATIENCE
+    assert made.config == {"seed": 0, "pairs": 400, "held_out_loss": losses[best]}
+    only, kept = held_out_losses(monkeypatch, tmp_path / "short", LEARNING_RATE=0.2, EPOCHS=best + 1)
+    assert only == losses[: best + 1]
+    for name in ("model.safetensors", "config.json"):
+        assert kept.file(name).read_bytes() == made.file(name).read_bytes()
+    assert json.loads(made.file("config.json").read_text()) == {"width": WIDTH}
+
+
+def test_the_line_is_platts_with_one_observation_pulling_to_the_identity():
+    """Against a grid: log loss of a x + b on the held-out pairs plus ((a-1)^2 + b^2) / n."""
+    query, item, label, _ = (torch.from_numpy(np.asarray(one)).float() for one in pairs(300, 8))
+    torch.manual_seed(0)
+    model = RelevanceModel(WIDTH)
+    with torch.no_grad():
+        model.cosine.weight.fill_(3.0)
+    raw = model.raw(query, item).detach().double().numpy()
+    module._calibrate(model, query, item, label)
+    a, b = (float(one) for one in model.line)
+
+    def objective(slope, shift):
+        logit = slope * raw + shift
+        return (np.logaddexp(0, logit) - label.numpy() * logit).mean() + ((slope - 1) ** 2 + shift**2) / 300
+
+    around = [objective(a + da, b + db) for da in (-0.02, 0, 0.02) for db in (-0.02, 0, 0.02)]
+    assert int(np.argmin(around)) == 4 and (a, b) != (1.0, 0.0)
+
+
+def test_judged_pairs_are_the_parts_judgements_and_as_many_drawn_items_that_are_irrelevant():
+    vectors = make_vectors(50)
+    judged = pa.table(
+        {
+            "query_id": pa.array([0, 1, 2, 77, 3], pa.int64()),  # 77 has no vector
+            "item_id": pa.array([*vectors.ids[:4].tolist(), 5], pa.int64()),  # nor has item 5
+            "relevance": pa.array([1.0, 0.5, 0.25, 1.0, 1.0], pa.float32()),
+            "part": ["train", "train", "test", "train", "train"],
+        }
+    )
+    query, item, relevance = judged_pairs(SimpleNamespace(judgements=judged), vectors, "train", seed=4)
+    drawn = np.random.default_rng(4).choice(vectors.ids, 4)
+    places = {int(one): row for row, one in enumerate(vectors.ids)}
+    expected = [(0, 0, 1.0), (1, 1, 0.5)]  # query, row of the item, relevance
+    expected += [(q, places[int(drawn[n])], 0.0) for n, q in ((0, 0), (1, 1), (3, 3))]
+    np.testing.assert_array_equal(query, vectors.queries.matrix[[q for q, _, _ in expected]])
+    np.testing.assert_array_equal(item, vectors.matrix[[row for _, row, _ in expected]])
+    assert relevance.tolist() == [r for _, _, r in expected]
+
+
+def test_training_is_adamw_on_shuffled_batches_of_all_but_a_held_out_seventh(monkeypatch, tmp_path):
+    """The slow twin, two epochs long; 15 % of the pairs are held out, then calibrate."""
+    monkeypatch.setattr(module, "EPOCHS", 2)
+    monkeypatch.setattr(module, "BATCH", 64)
+    query, item, label, _ = pairs(300, 9)
+    made = train_relevance(query, item, label, tmp_path / "r", {}, seed=3)
+    draw = np.random.default_rng(3)
+    order = draw.permutation(300)
+    held, learned = order[:45], order[45:]
+    torch.manual_seed(3)
+    model = RelevanceModel(WIDTH)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
+    q, t, y = (torch.from_numpy(one.astype(np.float32)) for one in (query, item, label))
+    for _ in range(2):
+        for rows in np.split(learned, [64, 128, 192]):
+            model.zero_grad()
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(model.raw(q[rows], t[rows]), y[rows])
+            loss.backward()
+            optimizer.step()
+        learned = draw.permutation(learned)
+    module._calibrate(model, q[held], t[held], y[held])
+    found = Relevance.open(made).model
+    for name, tensor in model.named_parameters():
+        torch.testing.assert_close(found.get_parameter(name), tensor, atol=1e-6, rtol=1e-5, msg=name)

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from dataset.contracts import DataError
 from feature_repo.frame import Frame
-from ranker import fit as fit_module
+from ranker import train as train_module
 from ranker.controls import shuffled
 from ranker.fit import TrainingError
-from ranker.inputs.frame_encoder import select_requests
+from ranker.inputs.columns import learn_inputs
+from ranker.inputs.frame_encoder import FrameEncoder, select_requests
 from ranker.model import PLACE_SPEED
 from ranker.score import Ranker
 from ranker.train import train_ctr
@@ -150,46 +151,7 @@ def test_equal_seeds_give_equal_bits_and_saving_loses_none(world, valid, full, t
     assert np.array_equal(first, Ranker.open(again, world.vectors).score(valid.frame))
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(world, valid, full, tmp_path, monkeypatch):
-    keep, kept = fit_module._keep, []
-
-    def killed(*arguments):
-        keep(*arguments)
-        kept.append(1)
-        if len(kept) == 2:
-            raise KeyboardInterrupt
-
-    arguments = (
-        Requests(world.frame),
-        Requests(valid.frame),
-        world.vectors,
-        NANO,
-        tmp_path / "ranker_full",
-        {},
-    )
-    monkeypatch.setattr(fit_module, "_keep", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train_ctr(*arguments)
-    assert (tmp_path / "ranker_full.partial").exists()
-    assert not (tmp_path / "ranker_full").exists()
-    monkeypatch.setattr(fit_module, "_keep", keep)
-    assert train_ctr(*arguments).id == full.id
-    assert not (tmp_path / "ranker_full.partial").exists()
-
-
-def test_a_partial_run_of_other_inputs_is_not_resumed(world, valid, full, tmp_path):
-    partial = tmp_path / "ranker_full.partial"
-    partial.mkdir()
-    (partial / "progress.json").write_text(json.dumps({"identity": {"other": 1}}))
-    made = train_ctr(
-        Requests(world.frame), Requests(valid.frame), world.vectors, NANO, tmp_path / "ranker_full", {}
-    )
-    assert made.id == full.id
-
-
 def test_a_loss_that_is_not_finite_stops_before_the_tables_learn_from_it(world, tmp_path, monkeypatch):
-    from ranker import train as train_module
-
     seen = {}
 
     def broken(model, batch, loss):
@@ -277,3 +239,67 @@ def test_an_untouched_copy_of_the_same_files_opens(full, world, tmp_path):
     same = Ranker.open(rewritten(full, tmp_path / "r", lambda t, c: None), world.vectors)
     one = make_frame([1], [world.vectors.ids[:4].tolist()], [world.vectors.ids[:9].tolist()])
     assert np.array_equal(same.score(one), Ranker.open(full, world.vectors).score(one))
+
+
+def test_every_request_with_a_candidate_is_in_one_batch_of_an_epoch(world):
+    """In an order drawn from (seed, epoch); a request without candidates has nothing to teach."""
+    source = world.frame
+    frame = make_frame(
+        [*source.requests["user_id"].to_pylist()[:60], 7],
+        [[]] * 61,
+        [
+            *(
+                source.candidates["item_id"].to_numpy()[10 * r : 10 * r + 1 + r % 9].tolist()
+                for r in range(60)
+            ),
+            [],
+        ],
+        [*(np.full(1 + r % 9, r / 64) for r in range(60)), np.empty(0)],
+    )
+    counts = np.diff(frame.offsets)
+    encoder = FrameEncoder(learn_inputs(Requests(frame), 50)[0], None)
+
+    def drawn(seed, epoch):
+        batches = list(train_module._batches(Requests(frame), counts, encoder, 30, (seed, epoch)))
+        assert all(b.filled.numel() <= 30 for b in batches)
+        return [round(float(one) * 64) for b in batches for one in b.label[:, 0]]
+
+    assert sorted(drawn(0, 0)) == list(range(60))
+    assert drawn(0, 0) == drawn(0, 0) != drawn(0, 1)
+    assert drawn(0, 0) != drawn(1, 0)
+
+
+@pytest.mark.parametrize("loss", ["pointwise", "listwise"])
+def test_the_validation_loss_is_that_of_all_requests_at_once(full, world, valid, monkeypatch, loss):
+    ranker = Ranker.open(full, world.vectors)
+    uneven = select_requests(valid.frame, np.arange(70))
+    with torch.no_grad():
+        whole = train_module.training_loss(ranker.model, ranker.encoder.batch(uneven), loss)
+    for size_of_piece in (512, 32, 7):
+        monkeypatch.setattr(train_module, "VALID_REQUESTS", size_of_piece)
+        found = train_module._validate(ranker.model, Requests(uneven), ranker.encoder, loss)
+        assert found == pytest.approx(float(whole), rel=1e-4), size_of_piece
+
+
+def test_shuffling_keeps_ids_in_place_and_gives_them_others_vectors():
+    vectors = make_vectors(300)
+    first, again, other = shuffled(vectors, 0), shuffled(vectors, 0), shuffled(vectors, 1)
+    assert np.array_equal(first.ids, vectors.ids) and np.array_equal(first.queries.ids, vectors.queries.ids)
+    assert np.array_equal(first.matrix, again.matrix) and not np.array_equal(first.matrix, other.matrix)
+    assert (first.matrix == vectors.matrix).all(1).mean() < 0.05
+    assert sorted(map(tuple, first.queries.matrix)) == sorted(map(tuple, vectors.queries.matrix))
+    assert not np.array_equal(first.queries.matrix, vectors.queries.matrix)
+    assert (first.id, other.id) == ("embedding-1-shuffled-0", "embedding-1-shuffled-1")
+
+
+def test_a_file_that_is_no_safetensors_or_of_another_precision_is_refused(full, world, tmp_path):
+    def halved(tensors, config):
+        tensors["head.1.weight"] = tensors["head.1.weight"].half()
+
+    with pytest.raises(ArtifactError, match=r"head.1.weight: expected torch.float32 .* found torch.float16"):
+        Ranker.open(rewritten(full, tmp_path / "half", halved), world.vectors)
+    with write_artifact(tmp_path / "junk", "ranker", full.config) as folder:
+        (folder / "model.safetensors").write_bytes(b"junk")
+        (folder / "config.json").write_bytes(full.file("config.json").read_bytes())
+    with pytest.raises(ArtifactError, match="not a readable safetensors file"):
+        Ranker.open(open_artifact(tmp_path / "junk", "ranker"), world.vectors)

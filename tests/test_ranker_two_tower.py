@@ -10,10 +10,12 @@ from ranker_world import WIDTH, Requests, catalogue, make_frame, make_vectors, u
 from safetensors.numpy import load_file
 
 from dataset.contracts import DataError
-from ranker.inputs.frame_encoder import select_requests
+from ranker.inputs.columns import learn_inputs
+from ranker.inputs.frame_encoder import FrameEncoder, select_requests
 from ranker.two_tower import negatives
+from ranker.two_tower import train as train_module
 from ranker.two_tower.model import sampled_softmax
-from ranker.two_tower.train import TwoTower, train_two_tower
+from ranker.two_tower.train import TowerConfig, TwoTower, train_two_tower
 from run.artifacts import ArtifactError, open_artifact, write_artifact
 from run.sizes import size
 
@@ -200,3 +202,103 @@ def test_other_vectors_and_edited_configurations_are_refused(trained, tmp_path):
         (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match="colour"):
         TwoTower.open(open_artifact(tmp_path / "t", "two_tower"), VECTORS)
+
+
+def sampler(requests=300, seed=5):
+    """Requests of 60 users with one to three positives among five candidates each, and what draws from them."""
+    draw = np.random.default_rng(seed)
+    candidates = [VECTORS.ids[draw.choice(ITEMS, 5, replace=False)].tolist() for _ in range(requests)]
+    labels = [[1.0] * int(n) + [0.0] * (5 - int(n)) for n in draw.integers(0, 4, requests)]
+    frame = make_frame((np.arange(requests) % 60).tolist(), [[]] * requests, candidates, labels)
+    code = FrameEncoder(learn_inputs(Requests(frame), 50)[0], VECTORS)
+    positives = [
+        [i for i, y in zip(ids, ys, strict=True) if y] for ids, ys in zip(candidates, labels, strict=True)
+    ]
+    return negatives.Sampler(Requests(frame), CATALOGUE, code, seed), positives
+
+
+def test_a_twentieth_of_the_users_are_held_out_whole_and_nobody_without_a_positive_is_drawn():
+    drawn, positives = sampler()
+    with_one = {r for r, some in enumerate(positives) if some}
+    held, learned = set(drawn.held_out.tolist()), set(drawn.learned.tolist())
+    assert held | learned == with_one and not held & learned
+    users = {r % 60 for r in held}
+    assert len(users) == 3 and not users & {r % 60 for r in learned}
+    assert drawn.per_batch == 32  # a sixteenth of the requests, 32 at least
+    counts = np.zeros(ITEMS + COLD)
+    for some in positives:
+        np.add.at(counts, np.searchsorted(VECTORS.ids, some), 1)
+    missed = (1 - counts / len(with_one)) ** 32 * (1 - 1 / (ITEMS + COLD)) ** negatives.UNIFORM
+    np.testing.assert_allclose(drawn.chance, 1 - missed, rtol=1e-5)
+
+
+def test_the_chance_is_counted_over_all_pieces_in_which_requests_are_read(monkeypatch):
+    whole, _ = sampler()
+    monkeypatch.setattr(negatives, "ROWS", 7)
+    pieces, _ = sampler()
+    assert pieces.learned.tolist() == whole.learned.tolist()
+    assert pieces.held_out.tolist() == whole.held_out.tolist()
+    np.testing.assert_array_equal(pieces.chance, whole.chance)
+
+
+def test_a_batch_holds_every_positive_once_against_distinct_items_and_excludes_its_siblings():
+    drawn, positives = sampler()
+    seen = []
+    for sample in drawn.batches(drawn.learned, 0):
+        items = sample.ids.values()[sample.user.remembered.sum() :]
+        assert len(items) == len(sample.chance) == sample.excluded.shape[1]
+        ids = VECTORS.ids[
+            [int(np.flatnonzero((VECTORS.matrix == v).all(1))[0]) for v in sample.item.content.numpy()]
+        ]
+        assert len(set(ids.tolist())) == len(ids) and (np.diff(ids) > 0).all()
+        np.testing.assert_array_equal(sample.chance, drawn.chance[np.searchsorted(VECTORS.ids, ids)])
+        chosen = ids[sample.positive].tolist()
+        by_request = {}
+        for request, item in zip(sample.request.tolist(), chosen, strict=True):
+            by_request.setdefault(request, []).append(item)
+        for row, (request, item) in enumerate(zip(sample.request.tolist(), chosen, strict=True)):
+            siblings = set(by_request[request]) - {item}
+            assert set(ids[sample.excluded[row].numpy()].tolist()) == siblings
+        seen += [sorted(some) for some in by_request.values()]
+    assert sorted(seen) == sorted(sorted(positives[r]) for r in drawn.learned.tolist())
+
+
+def test_the_order_of_batches_follows_seed_and_epoch():
+    drawn, _ = sampler()
+    first = [sample.user.numbers.shape[0] for sample in drawn.batches(drawn.learned, 0)]
+    assert sum(first) == len(drawn.learned) and max(first) == first[0] == 32
+    positives = [next(iter(drawn.batches(drawn.learned, epoch))).positive.tolist() for epoch in (0, 0, 1)]
+    assert positives[0] == positives[1] != positives[2]
+
+
+def test_held_out_losses_are_meant_over_positives_not_batches(towers):
+    drawn, _ = sampler()
+    drawn.encoder = towers.encoder
+    drawn.per_batch = 4
+    samples = list(drawn.batches(drawn.held_out, 0))
+    with torch.no_grad():
+        losses = [float(train_module._loss(towers.model, sample)) for sample in samples]
+    weights = [len(sample.positive) for sample in samples]
+    assert len(set(weights)) > 1
+    assert train_module._mean_loss(towers.model, drawn) == pytest.approx(np.average(losses, weights=weights))
+
+
+def test_the_temperature_never_falls_below_a_hundredth(towers):
+    assert float(
+        TowerConfig.read(towers.artifact.file("config.json")).build().scale().detach()
+    ) == pytest.approx(1 / 0.07, rel=1e-5)
+    model = TowerConfig.read(towers.artifact.file("config.json")).build()
+    with torch.no_grad():
+        model.log_scale.fill_(9.0)
+    assert float(model.scale().detach()) == 100.0
+
+
+def test_a_share_of_ids_is_hidden_while_training_and_none_afterwards(towers):
+    model = TowerConfig.read(towers.artifact.file("config.json")).build()
+    ids = VECTORS.ids[np.arange(4000) % ITEMS]
+    everywhere = np.ones((1, 4000), dtype=bool)
+    keys = towers.encoder.item_ids(ids, ids[:0], everywhere, everywhere[:, :0])
+    torch.manual_seed(0)
+    hidden = (model.train().item_ids(keys) == 0).all(1)
+    assert float(hidden.float().mean()) == pytest.approx(0.2, abs=0.03)
+    assert not (model.eval().item_ids(keys) == 0).all(1).any()

@@ -24,6 +24,7 @@ from feature_repo.frames.source import FrameSource
 from moonstore.errors import StoreError
 from run.artifacts import Artifact, ArtifactError, locked, open_artifact, write_artifact
 from run.progress import track
+from run.resume import find_artifact
 from run.shards import WHOLE, Shard, check_complete, check_shard
 
 WAYS = ("users", "time")
@@ -146,12 +147,7 @@ def _check(shard: Shard, by: str) -> None:
 
 def _made(source: FrameSource, out: Path, config: Mapping[str, Any]) -> Artifact | None:
     """What is at ``out``, if it is whole and was made from this."""
-    try:
-        found = open_artifact(out, _kind(config), MADE_BY)
-    except ArtifactError:  # missing, damaged or of another kind: made again
-        return None
-    parents = {role: parent.id for role, parent in source.parents.items()}
-    return found if (found.config, found.parents) == (config, parents) else None
+    return find_artifact(out, _kind(config), config, source.parents)
 
 
 def _kind(config: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from ranker.two_tower.model import TowerShape, TwoTowerModel, sampled_softmax
 from ranker.two_tower.negatives import Sample, Sampler, item_side, user_side
 from ranker.weights import load_weights, save_weights
 from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
+from run.resume import Checkpoints
 from run.sizes import Size
 
 MADE_BY = "moon retrieval"
@@ -218,20 +218,19 @@ def train_two_tower(
     torch.manual_seed(seed)
     model = config.build()
     plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, LEARNING_RATE, seed)
-    partial = out.with_name(out.name + ".partial")
+    job = {
+        "config": asdict(config),
+        "plan": asdict(plan) | {"epochs": None},
+        "requests": len(train),
+    }
+    checkpoints = Checkpoints(out, job, parents)
     outcome = fit(
         model,
         plan,
         batches=lambda epoch: sampler.batches(sampler.learned, epoch),
         loss=lambda sample: _loss(model, sample),
         validate=(lambda: _mean_loss(model, sampler)) if len(sampler.held_out) else None,
-        partial=partial,
-        identity={
-            "config": asdict(config),
-            "plan": asdict(plan) | {"epochs": None},
-            "requests": len(train),
-            "parents": {role: parent.id for role, parent in parents.items()},
-        },
+        checkpoints=checkpoints,
         description=f"train {out.name}",
     )
     towers = TwoTower(model.eval(), encoder)
@@ -247,7 +246,7 @@ def train_two_tower(
         (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
         ids = one_array(catalogue[ITEM]).to_numpy(zero_copy_only=False)
         save_file({ITEM: ids, "vector": towers.item_vectors(catalogue)}, folder / "items.safetensors")
-    shutil.rmtree(partial, ignore_errors=True)
+    checkpoints.remove()
     return open_artifact(out, "two_tower")
 
 

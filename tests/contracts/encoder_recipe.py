@@ -19,6 +19,7 @@ from dataset.tables import Dataset, write_dataset
 from encoder.content import Content, item_content
 from encoder.encode import Encoder, save_encoder
 from encoder.train import train_encoder
+from run.artifacts import open_artifact
 
 STEP = 0.02  # a budget of one step a stage
 
@@ -51,9 +52,9 @@ def photographed(folder):
         quarantine=QUARANTINE.empty_table(),
     )
     write_dataset(folder / "dataset", tables, {"name": "shapes", "source": "test", "protocol": "time"})
-    dataset = Dataset.open(folder / "dataset")
+    dataset = Dataset.open(open_artifact(folder / "dataset", "dataset"))
     split_dataset(dataset, folder / "split")
-    return dataset, Split.open(folder / "split")
+    return dataset, Split.open(open_artifact(folder / "split", "split"))
 
 
 @pytest.fixture(scope="session")

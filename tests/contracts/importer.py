@@ -18,6 +18,7 @@ from dataset.checks import check
 from dataset.contracts import SCHEMAS, DataError, Tables
 from dataset.importers import IMPORTERS, import_dataset
 from dataset.tables import Dataset
+from run.artifacts import open_artifact
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 
@@ -47,7 +48,7 @@ def write(table, path):
 
 
 def opened(path):
-    return Dataset.open(path)
+    return Dataset.open(open_artifact(path, "dataset"))
 
 
 def content(dataset, name):

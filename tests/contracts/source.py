@@ -54,7 +54,7 @@ class Shop:
 
 
 def opened(kind, artifact):
-    return kind.open(artifact.path)
+    return kind.open(artifact)
 
 
 def acted():

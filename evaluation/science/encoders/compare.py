@@ -36,7 +36,7 @@ from evaluation.science.encoders.held_out import POOL_ITEMS, BenchmarkSplit, hol
 from evaluation.science.encoders.model_free import model_free
 from evaluation.science.encoders.reasoning import ARMS, reasoning_arms, train_stage
 from evaluation.science.encoders.table import EncoderTable
-from run.artifacts import ArtifactError, open_artifact
+from run.artifacts import ArtifactError, open_artifact, write_json
 from run.sizes import Size, size
 
 COLUMNS = {
@@ -244,7 +244,7 @@ def _same_terms(path: Path, terms: dict[str, Any]) -> None:
         raise ComparisonError(
             f"{path.parent} holds a comparison with {known}, asked for {terms}. Remove it, or ask for the same."
         )
-    path.write_text(json.dumps(terms, indent=2) + "\n")
+    write_json(path, terms)
 
 
 def work_plain(data: Path, out: Path, name: str) -> str:
