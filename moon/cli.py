@@ -181,6 +181,8 @@ def bench_store(
     from evaluation.bench.report import render_store_report
     from run.folder import RUNS
 
+    if said := bench_store.left_out():
+        typer.echo(said, err=True)
     lines = list(bench_store.bench_store())
     typer.echo(bench.to_json(lines) if json else bench.to_text(lines))
     typer.echo(f"report: {render_store_report(RUNS / 'store.html', lines)}", err=True)

@@ -6,7 +6,6 @@ ages, prices, categories and attributes.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,18 +16,31 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from needs import NEEDS, missing
 
 from dataset import contracts
 from dataset.contracts import TIME
 from evaluation.bench import local_redis
-from evaluation.bench.local_redis import free_port
+from evaluation.bench.local_redis import RedisServer, free_port  # noqa: F401
 from run.artifacts import open_artifact, write_artifact
 
 pytest.register_assert_rewrite("contracts")  # the suites: what failed is shown as in a test module
 
 ROOT = Path(__file__).resolve().parents[1]
+REDIS = local_redis.BINARY
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test where what it needs is missing; one that does not ask for Redis does not find it either."""
+    asked = item.get_closest_marker("redis") is not None
+    local_redis.BINARY = REDIS if asked else "redis-server of a test without the marker 'redis'"
+    for name in NEEDS:
+        for marker in item.iter_markers(name):
+            if why := missing(name, *marker.args):
+                pytest.skip(why)
 
 
 @dataclass(frozen=True)
@@ -174,30 +186,18 @@ def tiny_world() -> TinyWorld:
     return make_world(seed=1)
 
 
-@dataclass
-class RedisServer:
-    """A real Redis server of this test session; ``url(n)`` is its database n."""
-
-    process: subprocess.Popen
-    port: int
-
-    def url(self, database: int = 0) -> str:
-        return f"redis://127.0.0.1:{self.port}/{database}"
-
-
-def start_redis(port: int, *options: str) -> subprocess.Popen:
-    if shutil.which(local_redis.BINARY) is None:
-        pytest.skip("redis-server is not installed: see .ci/run")
-    return local_redis.start_redis(port, *options)
-
-
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory):
-    port = free_port()
-    process = start_redis(port, "--dir", str(tmp_path_factory.mktemp("redis")))
-    yield RedisServer(process, port)
-    process.terminate()
-    process.wait(10)
+    """The Redis server of this session: a test takes a database of it that no other test uses."""
+    with RedisServer("--dir", str(tmp_path_factory.mktemp("redis"))) as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis(tmp_path_factory):
+    """A Redis server of one test, which may kill it."""
+    with RedisServer("--dir", str(tmp_path_factory.mktemp("own_redis"))) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -206,8 +206,7 @@ def finished_run(tmp_path_factory):
     link = ROOT / "feature_repo" / "data"
     active = os.readlink(link) if link.is_symlink() else None
     folder = tmp_path_factory.mktemp("journey")
-    code = "from moon.cli import main; main()"
-    command = [sys.executable, "-c", code, "demo", "--data", "marketplace:3000"]
+    command = [sys.executable, "-m", "moon", "demo", "--data", "marketplace:3000"]
     try:
         done = [
             subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=900)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from encoder_world import COLOURS, SHAPES, START, event, item_row, png
+from needs import DATA
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from dataset.contracts import (
@@ -45,8 +44,6 @@ from evaluation.science.encoders.model_free import (
 from evaluation.science.encoders.table import EncoderTable
 from run.artifacts import open_artifact
 
-DATA = Path(os.environ.get("MOON_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
-GROCERY = DATA / "grocery_store"
 ITEM_ROWS = 96
 NAMES = list(COLOURS)
 
@@ -295,10 +292,9 @@ def test_without_a_log_the_sources_own_division_holds(tmp_path):
     assert found["encoder/query_to_item/image/recall@1"].split == "test queries among 7 items"
 
 
-@pytest.mark.real
-@pytest.mark.skipif(not GROCERY.is_dir(), reason="the real data packs are not here")
+@pytest.mark.real("grocery_store")
 def test_grocery_store_is_held_out_by_its_photos(tmp_path):
-    import_dataset("grocery_store", GROCERY, tmp_path / "dataset")
+    import_dataset("grocery_store", DATA / "grocery_store", tmp_path / "dataset")
     dataset = Dataset.open(open_artifact(tmp_path / "dataset", "dataset"))
     bench = hold_out(dataset, tmp_path / "split")
     assert len(bench.train_items) == 81 and len(bench.pool_items) == 0

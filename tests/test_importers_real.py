@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
+from needs import DATA
 
 from dataset.importers import import_dataset
 from dataset.tables import Dataset
 from run.artifacts import open_artifact
 
-DATA = Path(os.environ.get("MOON_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 # Rows after identical pictures became one; nothing in the packs breaks the contract.
 EXPECTED = {
     "hm_fashion": {"items": 19_474, "images": 13_500, "users": 68_984, "events": 240_311},
@@ -27,11 +26,8 @@ PICTURED = {"hm_fashion": 13_532, "ml_posters": 9_673, "grocery_store": 81}
 MOST_SECONDS = 60
 
 
-@pytest.mark.real
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.real(name)) for name in EXPECTED])
 def test_the_pack_imports_whole(name: str, tmp_path: Path) -> None:
-    if not (DATA / name).is_dir():
-        pytest.skip(f"no {name} under the real data folder: set MOON_DATA")
     start = time.monotonic()
     artifact = import_dataset(name, DATA / name, tmp_path / name)
     assert time.monotonic() - start < MOST_SECONDS

@@ -5,7 +5,7 @@ Run: pytest tests/test_item_matrix.py
 
 import numpy as np
 import pytest
-from conftest import DAY, START, free_port, start_redis, write_embedding
+from conftest import DAY, START, write_embedding
 
 from feature_repo import item_matrix
 from feature_repo.create import create_store
@@ -161,16 +161,12 @@ def test_items_laid_over_it_replace_and_add(tiny_world, shop):
 
 
 @pytest.mark.redis
-def test_without_a_store_there_is_none_and_nothing_half_written(tiny_world, tmp_path):
-    port = free_port()
-    server = start_redis(port, "--dir", str(tmp_path))
-    url = f"redis://127.0.0.1:{port}/0"
-    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, "redis", url)
+def test_without_a_store_there_is_none_and_nothing_half_written(tiny_world, tmp_path, own_redis):
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, "redis", own_redis.url())
     artifact = write_embedding(tmp_path / "e", tiny_world, WIDTH, START + 10 * DAY)
     publish_embedding(tmp_path / "store", artifact)
     materialize(tmp_path / "store", EARLY)
-    server.kill()
-    server.wait()
+    own_redis.kill()
     with pytest.raises(StoreUnavailable):
         opened(tmp_path / "store", artifact)
     assert list((tmp_path / "store" / "data" / "item_matrix").glob("v*")) == []

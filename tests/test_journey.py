@@ -127,7 +127,7 @@ def test_stage_commands_are_the_stages():
     ],
 )
 def test_a_wrong_command_gets_one_message_and_no_traceback(tmp_path, arguments, message):
-    program = [sys.executable, "-c", "from moon.cli import main; main()", *arguments]
+    program = [sys.executable, "-m", "moon", *arguments]
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stderr

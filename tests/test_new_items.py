@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import redis
-from conftest import TinyDataset, TinySplit, free_port, start_redis
+from conftest import TinyDataset, TinySplit
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -161,18 +161,15 @@ def test_an_item_is_encoded_once_whoever_comes_after_it(run, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.redis
-def test_a_service_starts_and_goes_on_while_redis_is_gone(run, tmp_path):
-    port = free_port()
-    server = start_redis(port, "--dir", str(tmp_path))
-    use_profile(run / "store", "redis", f"redis://127.0.0.1:{port}/0")
+def test_a_service_starts_and_goes_on_while_redis_is_gone(run, own_redis):
+    use_profile(run / "store", "redis", own_redis.url())
     materialize(run / "store", known_until(run / "store"))
     choices = json.loads((run / "run.json").read_text()) | {"profile": "redis"}
     (run / "run.json").write_text(json.dumps(choices))
     settings = Settings(run=run, profile="redis")
     live = Live.open(settings)
     assert live.behind == ""
-    server.kill()
-    server.wait()
+    own_redis.kill()
     row, image = known_item(run)
     keep_item(run / "store", Item(**like(row, image)), live.current.now())
     live.look()

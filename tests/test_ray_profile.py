@@ -1,6 +1,6 @@
 """The Ray profile answers and loads what the embedded one does, and where it does not is written down.
 
-Skipped without Ray ('make setup-ray'). Run: pytest tests/test_ray_profile.py
+Run: pytest tests/test_ray_profile.py
 """
 
 import shutil
@@ -23,8 +23,7 @@ from feature_repo.sources import DATA, TIMESTAMP
 from feature_repo.store import BEGINNING, REPOSITORY, US, materialize, open_store
 from feature_repo.views import EmbeddingRecord
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: run 'make setup-ray'")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 PROFILE = REPOSITORY / "profiles" / "ray" / "feature_store.yaml"
 WIDTH = 8
@@ -45,6 +44,7 @@ LISTS = ("item_profile:attributes", "item_embedding_v1:vector", "user_history:re
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     """Ray on two cores with a small object store; Feast uses what is running."""
+    import ray
     from feast.infra.ray_initializer import shutdown_ray
 
     with pytest.MonkeyPatch.context() as patch:

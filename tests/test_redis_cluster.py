@@ -6,15 +6,17 @@ Run: pytest tests/test_redis_cluster.py
 import os
 import signal
 import time
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import redis
-from conftest import free_port, start_redis
+from conftest import free_port
 from feast.infra.online_stores.redis import RedisType
 from redis.crc import key_slot
 from store_world import WIDTH, load, open_store, source_rows, stored, write_source
 
+from evaluation.bench.local_redis import RedisServer
 from moonstore import matrix
 from moonstore.matrix import by_feast as by_feasts
 from moonstore.matrix import matrix_reader, read_matrix
@@ -28,12 +30,10 @@ SLOTS, NODES, READY_S = 16384, 3, 30
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """Ports of three nodes that share the slots among them."""
-    ports, buses, processes = [free_port() for _ in range(NODES)], [free_port() for _ in range(NODES)], []
-    for port, bus in zip(ports, buses, strict=True):
-        options = ["--cluster-enabled", "yes", "--cluster-port", str(bus)]
-        processes.append(start_redis(port, *options, "--dir", str(tmp_path_factory.mktemp("node"))))
-    try:
-        clients = [redis.Redis(port=port) for port in ports]
+    buses = [free_port() for _ in range(NODES)]
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(_node(bus, tmp_path_factory.mktemp("node"))) for bus in buses]
+        ports, clients = [node.port for node in nodes], [node.client() for node in nodes]
         for number, client in enumerate(clients):
             first, last = SLOTS * number // NODES, SLOTS * (number + 1) // NODES - 1
             client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
@@ -42,10 +42,10 @@ def cluster(tmp_path_factory):
             clients[0].execute_command("CLUSTER MEET", "127.0.0.1", port, bus)
         _until(lambda: all(_formed(client) for client in clients))
         yield ports
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+
+
+def _node(bus, folder):
+    return RedisServer("--cluster-enabled", "yes", "--cluster-port", str(bus), "--dir", str(folder))
 
 
 def _formed(client):

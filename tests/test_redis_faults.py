@@ -3,7 +3,6 @@
 Run: pytest tests/test_redis_faults.py
 """
 
-import signal
 import socket
 import threading
 import time
@@ -12,9 +11,10 @@ from contextlib import contextmanager
 
 import pytest
 import redis
-from conftest import DAY, START, free_port, start_redis
+from conftest import DAY, START
 
-from evaluation.bench.faults import ask, fallen, service, wake, whole
+from evaluation.bench.faults import ask, fallen, service, whole
+from evaluation.bench.local_redis import RedisServer
 from feature_repo.create import create_store
 from feature_repo.ingest.ingestor import HistoryWriter
 from feature_repo.online import OnlineReader, StoreUnavailable
@@ -31,20 +31,10 @@ PING, PONG = command(b"PING"), b"+PONG\r\n"
 @pytest.fixture(scope="module")
 def served(tiny_world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
-    port = free_port()
-    process = start_redis(port, "--dir", str(folder))
-    create_store(
-        folder / "store",
-        tiny_world.dataset,
-        tiny_world.split,
-        "redis",
-        f"redis://127.0.0.1:{port}/0",
-    )
-    materialize(folder / "store", MOMENT)
-    yield folder / "store", port, process
-    process.send_signal(signal.SIGCONT)
-    process.kill()
-    process.wait(10)
+    with RedisServer("--dir", str(folder)) as server:
+        create_store(folder / "store", tiny_world.dataset, tiny_world.split, "redis", server.url())
+        materialize(folder / "store", MOMENT)
+        yield folder / "store", server
 
 
 def assert_unavailable_fast(call):
@@ -55,61 +45,48 @@ def assert_unavailable_fast(call):
 
 
 def test_a_hanging_redis_is_reported_fast_and_read_again_when_it_wakes(tiny_world, served):
-    store, port, process = served
+    store, server = served
     reader, writer = OnlineReader(store, 5), HistoryWriter(store)
     user, items = int(tiny_world.user_ids[0]), tiny_world.item_ids
     before = reader.read(user, items, MOMENT)
-    process.send_signal(signal.SIGSTOP)
-    try:
+    with hanging(server):
         assert_unavailable_fast(lambda: reader.read(user, items, MOMENT))
         assert_unavailable_fast(lambda: writer.push(tiny_world.split.log))
         assert_unavailable_fast(lambda: OnlineReader(store, 5).read_user(user, MOMENT))
-    finally:
-        process.send_signal(signal.SIGCONT)
-    wake(process, port)
     after = reader.read(user, items, MOMENT)
     assert after.candidates.equals(before.candidates) and after.requests.equals(before.requests)
 
 
-def test_a_refusing_redis_is_reported_fast_and_read_again_when_it_is_back(tiny_world, served, tmp_path):
-    store, port, process = served
+def test_a_refusing_redis_is_reported_fast_and_read_again_when_it_is_back(tiny_world, served):
+    store, server = served
     reader = OnlineReader(store, 5)
     user, items = int(tiny_world.user_ids[0]), tiny_world.item_ids
     before = reader.read(user, items, MOMENT)
-    process.kill()
-    process.wait(10)
+    server.kill()
     assert_unavailable_fast(lambda: reader.read(user, items, MOMENT))
     assert_unavailable_fast(lambda: reader.read_user(user, MOMENT))
-    again = start_redis(port, "--dir", str(tmp_path))
-    try:
-        empty = reader.read(user, items, MOMENT)
-        assert not any(empty.candidates.column("item_found").to_pylist())
-        materialize(store, MOMENT)
-        assert reader.read(user, items, MOMENT).candidates.equals(before.candidates)
-    finally:
-        again.kill()
-        again.wait(10)
+    server.restart()
+    empty = reader.read(user, items, MOMENT)
+    assert not any(empty.candidates.column("item_found").to_pylist())
+    materialize(store, MOMENT)
+    assert reader.read(user, items, MOMENT).candidates.equals(before.candidates)
 
 
 @pytest.fixture
 def wire(tmp_path):
     """Connections to a server of our own, and the server."""
-    port = free_port()
-    process = start_redis(port, "--dir", str(tmp_path))
-    yield Wire(Address("127.0.0.1", port), 0.1), process
-    process.send_signal(signal.SIGCONT)
-    process.kill()
-    process.wait(10)
+    with RedisServer("--dir", str(tmp_path)) as server:
+        yield Wire(Address("127.0.0.1", server.port), 0.1), server
 
 
 @contextmanager
-def hanging(process):
-    """Afterwards it is awake, but may not have answered yet."""
-    process.send_signal(signal.SIGSTOP)
+def hanging(server):
+    """A server that answers nobody; afterwards it does."""
+    server.hang()
     try:
         yield
     finally:
-        process.send_signal(signal.SIGCONT)
+        server.wake()
 
 
 def failing_s(wire, error=redis.exceptions.TimeoutError):
@@ -124,12 +101,8 @@ def failing_s(wire, error=redis.exceptions.TimeoutError):
 def shop(tmp_path_factory):
     """The service over a small shop, and the Redis server of its online store."""
     folder = tmp_path_factory.mktemp("shop")
-    port = free_port()
-    process = start_redis(port, "--dir", str(folder))
-    yield service(folder / "store", port, clicks=600), process, port
-    process.send_signal(signal.SIGCONT)
-    process.kill()
-    process.wait(10)
+    with RedisServer("--dir", str(folder)) as server:
+        yield service(folder / "store", server, clicks=600), server
 
 
 def best_ms(tries):
@@ -138,42 +111,34 @@ def best_ms(tries):
 
 
 def test_the_service_answers_while_redis_hangs_and_in_full_when_it_is_back(shop):
-    app, process, port = shop
+    app, server = shop
     whole(ask(app))
     first, later = [], []
     for _ in range(5):
-        with hanging(process):
+        with hanging(server):
             first.append(fallen(ask(app)))
             later.append([one for _ in range(10) for one in fallen(ask(app))])
-        wake(process, port)
         whole(ask(app))
     assert best_ms(first) < 150 and best_ms(later) < 50
 
 
 def test_twenty_requests_at_once_are_all_answered_while_redis_hangs(shop):
-    app, process, port = shop
+    app, server = shop
     tries = []
     for _ in range(3):
-        with hanging(process):
+        with hanging(server):
             tries.append(fallen(ask(app, at_once=20)))
-        wake(process, port)
         whole(ask(app, at_once=20))
     assert best_ms(tries) < 300
 
 
-def test_the_service_answers_while_redis_refuses_and_in_full_when_it_is_back(shop, tmp_path):
-    app, process, port = shop
-    redis.Redis(port=port).save()
-    folder = redis.Redis(port=port).config_get("dir")["dir"]
-    process.kill()
-    process.wait(10)
+def test_the_service_answers_while_redis_refuses_and_in_full_when_it_is_back(shop):
+    app, server = shop
+    server.client().save()
+    server.kill()
     assert best_ms([fallen(ask(app)) for _ in range(10)]) < 20
-    again = start_redis(port, "--dir", folder)
-    try:
-        whole(ask(app))
-    finally:
-        again.kill()
-        again.wait(10)
+    server.restart()
+    whole(ask(app))
 
 
 @pytest.fixture
@@ -190,61 +155,51 @@ def connections(monkeypatch):
 
 
 def test_a_stale_connection_is_replaced(wire):
-    wire, _ = wire
+    wire, server = wire
     assert wire.ask(PING).tobytes() == PONG
-    redis.Redis(port=wire.address.port).client_kill_filter(_type="normal", skipme=True)
+    server.client().client_kill_filter(_type="normal", skipme=True)
     assert wire.ask(PING).tobytes() == PONG
 
 
 def test_a_hanging_server_costs_its_deadline_once_and_then_next_to_nothing(wire):
-    wire, process = wire
-    with hanging(process):
+    wire, server = wire
+    with hanging(server):
         assert failing_s(wire) < 0.15
         waits = sorted(failing_s(wire) for _ in range(20))
         assert waits[10] < 0.01 and waits[-1] < 0.05  # a look, and at times a new probe
-    wake(process, wire.address.port)
     assert wire.ask(PING).tobytes() == PONG
     assert not wire._breaker.open
 
 
 def test_one_probe_at_a_time_asks_whether_a_hanging_server_is_back(wire, connections):
-    wire, process = wire
-    with hanging(process):
+    wire, server = wire
+    with hanging(server):
         failing_s(wire)
         connections.clear()
         with ThreadPoolExecutor(20) as pool:
             waits = list(pool.map(lambda _: failing_s(wire), range(100)))
         assert len(connections) <= 2 and max(waits) < 0.1  # a second one after half a second
-    wake(process, wire.address.port)
     with ThreadPoolExecutor(20) as pool:
         assert {reply.tobytes() for reply in pool.map(lambda _: wire.ask(PING), range(100))} == {PONG}
 
 
 @pytest.mark.parametrize("questions", [1, 2])  # before the probe, and while it is on its way
-def test_a_server_that_hangs_and_then_dies_refuses_and_is_used_again_when_it_is_back(
-    wire, tmp_path, questions
-):
-    wire, process = wire
-    with hanging(process):
-        for _ in range(questions):
-            failing_s(wire)
-        process.kill()
-    process.wait(10)
+def test_a_server_that_hangs_and_then_dies_refuses_and_is_used_again_when_it_is_back(wire, questions):
+    wire, server = wire
+    server.hang()
+    for _ in range(questions):
+        failing_s(wire)
+    server.kill()
     for _ in range(3):
         assert failing_s(wire, redis.exceptions.ConnectionError) < 0.02
-    again = start_redis(wire.address.port, "--dir", str(tmp_path))
-    try:
-        assert wire.ask(PING).tobytes() == PONG
-    finally:
-        again.kill()
-        again.wait(10)
+    server.restart()
+    assert wire.ask(PING).tobytes() == PONG
 
 
 def test_a_refused_question_takes_one_connect(wire, connections):
-    wire, process = wire
+    wire, server = wire
     assert wire.ask(PING).tobytes() == PONG
-    process.kill()
-    process.wait(10)
+    server.kill()
     for _ in range(3):
         connections.clear()
         assert failing_s(wire, redis.exceptions.ConnectionError) < 0.02
@@ -252,14 +207,15 @@ def test_a_refused_question_takes_one_connect(wire, connections):
 
 
 def test_a_server_with_a_password_is_probed_and_used_again(wire):
-    wire, process = wire
-    redis.Redis(port=wire.address.port).config_set("requirepass", "secret")
+    wire, server = wire
+    server.client().config_set("requirepass", "secret")
     secret = Wire(Address("127.0.0.1", wire.address.port, 1, password="secret"), 0.1)
     assert secret.ask(PING).tobytes() == PONG
-    with hanging(process):
-        failing_s(secret)
-        failing_s(secret)
-    time.sleep(0.05)
+    server.hang()
+    failing_s(secret)
+    failing_s(secret)
+    with pytest.raises(redis.exceptions.AuthenticationError):  # awake, and asks who we are
+        server.wake()
     assert secret.ask(PING).tobytes() == PONG
 
 

@@ -3,19 +3,17 @@
 Run: pytest tests/test_redis_sentinel_and_tls.py
 """
 
-import shutil
-import signal
 import subprocess
 import time
 
 import numpy as np
 import pytest
 import redis
-from conftest import free_port, start_redis
+from conftest import free_port
 from feast.infra.online_stores.redis import RedisType
 from store_world import load, open_store, source_rows, stored, write_source
 
-from evaluation.bench.local_redis import BINARY
+from evaluation.bench.local_redis import BINARY, RedisServer
 from moonstore.matrix import matrix_reader, read_matrix
 from moonstore.redis_store import RedisOnlineStoreConfig
 from moonstore.sqlite_store import SqliteOnlineStoreConfig
@@ -28,31 +26,29 @@ FEATURES = ["vector", "title", "number", "recent"]
 @pytest.fixture
 def sentinel(tmp_path):
     """A master and the sentinel that knows it."""
-    ports = free_port(), free_port()
-    master = start_redis(ports[0], "--dir", str(tmp_path))
-    configuration = tmp_path / "sentinel.conf"
-    configuration.write_text(
-        f"port {ports[1]}\nbind 127.0.0.1\nsentinel monitor {MASTER} 127.0.0.1 {ports[0]} 1\n"
-    )
-    command = [BINARY, str(configuration), "--sentinel"]
-    guard = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _until(lambda: redis.Redis(port=ports[1]).ping())
-        online = RedisOnlineStoreConfig(
-            redis_type=RedisType.redis_sentinel,
-            sentinel_master=MASTER,
-            connection_string=f"127.0.0.1:{ports[1]}",
+    with RedisServer("--dir", str(tmp_path)) as master:
+        port, configuration = free_port(), tmp_path / "sentinel.conf"
+        configuration.write_text(
+            f"port {port}\nbind 127.0.0.1\nsentinel monitor {MASTER} 127.0.0.1 {master.port} 1\n"
         )
-        yield online, master
-    finally:
-        _end(guard, master)
+        command = [BINARY, str(configuration), "--sentinel"]
+        guard = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            _until(lambda: redis.Redis(port=port).ping())
+            online = RedisOnlineStoreConfig(
+                redis_type=RedisType.redis_sentinel,
+                sentinel_master=MASTER,
+                connection_string=f"127.0.0.1:{port}",
+            )
+            yield online, master
+        finally:
+            guard.kill()
+            guard.wait()
 
 
 @pytest.fixture
 def tls(tmp_path):
     """A server that also listens on a port with TLS, whose certificate signs itself."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-keyout", key, "-out", certificate,
@@ -60,25 +56,16 @@ def tls(tmp_path):
         check=True,
         capture_output=True,
     )  # fmt: skip
-    plain, port = free_port(), free_port()
-    server = start_redis(
-        plain, "--dir", str(tmp_path), "--tls-port", str(port), "--tls-cert-file", str(certificate),
+    port = free_port()
+    server = RedisServer(
+        "--dir", str(tmp_path), "--tls-port", str(port), "--tls-cert-file", str(certificate),
         "--tls-key-file", str(key), "--tls-ca-cert-file", str(certificate), "--tls-auth-clients", "no",
     )  # fmt: skip
-    try:
+    with server:
         online = RedisOnlineStoreConfig(
             connection_string=f"127.0.0.1:{port},ssl=true,ssl_ca_certs={certificate}"
         )
         yield online, server
-    finally:
-        _end(server)
-
-
-def _end(*processes):
-    for process in processes:
-        process.send_signal(signal.SIGCONT)
-        process.kill()
-        process.wait(10)
 
 
 def _until(true):
@@ -93,7 +80,7 @@ def _until(true):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("kind", ["sentinel", "tls"])
+@pytest.mark.parametrize("kind", ["sentinel", pytest.param("tls", marks=pytest.mark.openssl)])
 def test_what_is_read_is_what_a_plain_store_holds_and_a_hang_is_reported_fast(kind, request, tmp_path):
     online, server = request.getfixturevalue(kind)
     write_source(tmp_path, source_rows(np.random.default_rng(0), 500, entities=ENTITIES))
@@ -112,10 +99,10 @@ def test_what_is_read_is_what_a_plain_store_holds_and_a_hang_is_reported_fast(ki
         assert ours.columns[name].valid.tolist() == plain.columns[name].valid.tolist()
         assert [np.array(v).tolist() for v in ours[name]] == [np.array(v).tolist() for v in plain[name]]
     read = matrix_reader(store, asked)
-    server.send_signal(signal.SIGSTOP)
+    server.hang()
     began = time.monotonic()
     with pytest.raises(redis.exceptions.RedisError):
         read(ids[:1])
     assert time.monotonic() - began < FAST_S
-    server.send_signal(signal.SIGCONT)
+    server.wake()
     assert read(ids)[0].found.tolist() == plain.found.tolist()

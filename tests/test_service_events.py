@@ -8,7 +8,6 @@ import tracemalloc
 from datetime import timedelta
 
 import pytest
-from conftest import free_port, start_redis
 from fake_shop import recommender
 from fastapi.testclient import TestClient
 from test_ingest import END, Clock, online, some_events
@@ -103,28 +102,17 @@ def test_a_service_without_a_store_takes_no_events(tmp_path):
 
 
 @pytest.mark.redis
-def test_events_are_kept_while_redis_is_gone_and_online_when_it_is_back(tiny_world, tmp_path):
-    port = free_port()
-    server = start_redis(port, "--dir", str(tmp_path))
-    url = f"redis://127.0.0.1:{port}/0"
-    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, "redis", url)
+def test_events_are_kept_while_redis_is_gone_and_online_when_it_is_back(tiny_world, tmp_path, own_redis):
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, "redis", own_redis.url())
     clock = Clock()
     app = create_app(Settings(run=tmp_path), recommender(), Intake(tmp_path / "store", clock))
     client = TestClient(app, raise_server_exceptions=False)
-    server.kill()
-    server.wait()
+    own_redis.kill()
     events = some_events(tiny_world, 30)
     answer = client.post("/events", content=body(events[:29]), headers=JSON)
     assert answer.status_code == 503 and "telling it again is safe" in answer.json()["error"]
-    server = start_redis(port, "--dir", str(tmp_path))
-    try:
-        assert client.post("/events", content=body(events[25:]), headers=JSON).json() == {
-            "new": 1,
-            "known": 4,
-        }
-        later = END + timedelta(seconds=1)
-        seen = [online(tmp_path / "store", user, later)[1] for user in tiny_world.user_ids.tolist()]
-        assert sum(map(len, seen)) == sum(event.type != "impression" for event in events)
-    finally:
-        server.kill()
-        server.wait()
+    own_redis.restart()
+    assert client.post("/events", content=body(events[25:]), headers=JSON).json() == {"new": 1, "known": 4}
+    later = END + timedelta(seconds=1)
+    seen = [online(tmp_path / "store", user, later)[1] for user in tiny_world.user_ids.tolist()]
+    assert sum(map(len, seen)) == sum(event.type != "impression" for event in events)

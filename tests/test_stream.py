@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
-from conftest import free_port, make_world, start_redis
+from conftest import make_world
 from test_ingest import END, Clock, offline, online, some_events
 
 from dataset.contracts import DataError
+from evaluation.bench.local_redis import RedisServer
 from feature_repo.create import create_store
 from feature_repo.ingest import stream
 from feature_repo.ingest.clock import ShopClock
@@ -114,34 +115,25 @@ def test_what_one_left_unacknowledged_comes_again_to_it_or_to_another(tiny_world
     assert drain(RedisStream(url, "gone"), ingestor, store).new == 5  # under its old name
 
 
-def test_entries_wait_while_the_store_does_not_answer(tiny_world, tmp_path, redis_server):
-    port = free_port()
-    server = start_redis(port, "--dir", str(tmp_path))
-    create_store(
-        tmp_path / "store", tiny_world.dataset, tiny_world.split, "redis", f"redis://127.0.0.1:{port}/0"
-    )
+def test_entries_wait_while_the_store_does_not_answer(tiny_world, tmp_path, redis_server, own_redis):
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split, "redis", own_redis.url())
     client = redis.Redis.from_url(redis_server.url(9))
     client.flushdb()
     ingestor = Ingestor(tmp_path / "store", Clock())
-    server.kill()
-    server.wait()
+    own_redis.kill()
     send(client, STREAM, some_events(tiny_world, 40))
     source = RedisStream(f"{redis_server.url(9)}/{STREAM}", "one")
     began = time.monotonic()
     assert list(consume(source, ingestor, tmp_path / "store", lambda: time.monotonic() > began + 1)) == []
     assert client.xpending(STREAM, "moon")["pending"] == 40
-    again = start_redis(port, "--dir", str(tmp_path))
-    try:
-        drain(source, ingestor, tmp_path / "store")
-        assert client.xpending(STREAM, "moon")["pending"] == 0
-        assert Journal(tmp_path / "store").table().num_rows == 40
-        seen = [online(tmp_path / "store", user, END + timedelta(seconds=1)) for user in tiny_world.user_ids]
-        assert sum(len(items) for _, items in seen) == sum(
-            event.type != "impression" for event in some_events(tiny_world, 40)
-        )
-    finally:
-        again.kill()
-        again.wait()
+    own_redis.restart()
+    drain(source, ingestor, tmp_path / "store")
+    assert client.xpending(STREAM, "moon")["pending"] == 0
+    assert Journal(tmp_path / "store").table().num_rows == 40
+    seen = [online(tmp_path / "store", user, END + timedelta(seconds=1)) for user in tiny_world.user_ids]
+    assert sum(len(items) for _, items in seen) == sum(
+        event.type != "impression" for event in some_events(tiny_world, 40)
+    )
 
 
 def test_a_file_is_ingested_line_by_line(tiny_world, shop, tmp_path):
@@ -163,8 +155,7 @@ def test_a_malformed_address_is_refused(url):
 
 def consumer(folder, url, name):
     """``moon ingest`` in a process of its own."""
-    code = "from moon.cli import main; main()"
-    command = [sys.executable, "-c", code, "ingest", url, "--run", str(folder), "--consumer", name]
+    command = [sys.executable, "-m", "moon", "ingest", url, "--run", str(folder), "--consumer", name]
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -185,11 +176,9 @@ def until(true, seconds=60.0):
 def test_kill_9_of_the_consumer_or_of_redis_loses_nothing_and_counts_nothing_twice(tmp_path):
     """The stream and the online store live in one Redis that appends to a file; both sides are killed at random."""
     world = make_world(seed=5, users=30, events=600)
-    port, options = free_port(), ("--appendonly", "yes", "--dir", str(tmp_path))
-    server = start_redis(port, *options)
-    address = f"redis://127.0.0.1:{port}"
+    server = RedisServer("--appendonly", "yes", "--dir", str(tmp_path))
     store = tmp_path / "run" / "store"
-    create_store(store, world.dataset, world.split, "redis", f"{address}/0")
+    create_store(store, world.dataset, world.split, "redis", server.url())
     materialize(store, known_until(store))
     (tmp_path / "run" / "run.json").write_text(
         json.dumps({"data": "marketplace", "size_name": "nano", "seed": 0, "profile": "redis"})
@@ -203,10 +192,10 @@ def test_kill_9_of_the_consumer_or_of_redis_loses_nothing_and_counts_nothing_twi
     for verb in ("dataset", "split", "store"):
         write_json(stamps / f"{verb}.json", {"key": journey._key(run, verb), "seconds": 0.0})
     clock = ShopClock(store, END)
-    client = redis.Redis(port=port, retry=None)
+    client = redis.Redis(port=server.port, retry=None)
     rng = np.random.default_rng(0)
     events, sent, lives = some_events(world, 1500, first_id=10**6), 0, 0
-    workers = [consumer(tmp_path / "run", f"{address}/0/{STREAM}", name) for name in ("one", "two")]
+    workers = [consumer(tmp_path / "run", f"{server.url()}/{STREAM}", name) for name in ("one", "two")]
     try:
         while sent < len(events):
             try:
@@ -222,14 +211,13 @@ def test_kill_9_of_the_consumer_or_of_redis_loses_nothing_and_counts_nothing_twi
                 time.sleep(float(rng.random()) * 0.05)
                 if lives % 3 == 2:
                     server.kill()
-                    server.wait()
-                    server = start_redis(port, *options)
+                    server.restart()
                 else:
                     place = lives % 2
                     os.kill(workers[place].pid, signal.SIGKILL)
                     workers[place].wait()
                     name = ("one", "two")[place]
-                    workers[place] = consumer(tmp_path / "run", f"{address}/0/{STREAM}", name)
+                    workers[place] = consumer(tmp_path / "run", f"{server.url()}/{STREAM}", name)
                 lives += 1
         assert lives >= 5
         until(lambda: journal_rows(store) == len(events), 120)
@@ -247,7 +235,6 @@ def test_kill_9_of_the_consumer_or_of_redis_loses_nothing_and_counts_nothing_twi
             worker.kill()
             worker.wait()
         server.kill()
-        server.wait()
 
 
 def journal_rows(store):

@@ -74,7 +74,7 @@ class Service:
         self.run, self.port = run, free_port()
 
     def __enter__(self):
-        program = [sys.executable, "-c", "from moon.cli import main; main()", "serve"]
+        program = [sys.executable, "-m", "moon", "serve"]
         self.process = subprocess.Popen(
             [*program, "--run", str(self.run), "--port", str(self.port)],
             stdout=subprocess.DEVNULL,

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import signal
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +18,12 @@ from typing import Any
 
 import faiss
 import numpy as np
-import redis
 from fastapi import FastAPI
 
 from encoder.encode import Content
 from evaluation.bench.frame import DAY_US, DAYS, START_US, simulated
 from evaluation.bench.lines import Line, line, worst
-from evaluation.bench.local_redis import free_port, start_redis
+from evaluation.bench.local_redis import RedisServer
 from feature_repo.create import create_store
 from feature_repo.frame import Frame
 from feature_repo.online import OnlineReader
@@ -59,40 +56,34 @@ def bench_faults(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> It
         AssertionError: a request is not answered, or not as it should be.
     """
     logging.getLogger("moon.serving").setLevel(logging.ERROR)  # that Redis does not answer is the point
-    port = free_port()
-    server = start_redis(port, "--dir", str(folder))
-    try:
-        app = service(folder / "store", port, clicks)
+    with RedisServer("--dir", str(folder)) as server:
+        app = service(folder / "store", server, clicks)
         faiss.omp_set_num_threads(1)  # this and ``spared`` as in ``moon serve``
         with spared():
             yield line("/recommend: ms", _ms(whole(ask(app)) for _ in range(ASKED)))
-            yield from _hanging(app, server, port, rounds)
+            yield from _hanging(app, server, rounds)
             refused, again = [], []
             for _ in range(rounds):
-                redis.Redis(port=port).save()
+                server.client().save()
                 server.kill()
-                server.wait()
                 refused += [fallen(ask(app)) for _ in range(ASKED)]
-                server = start_redis(port, "--dir", str(folder))
+                server.restart()
                 again.append(whole(ask(app)))
         yield worst("/recommend, Redis refuses: slowest request, ms", _ms(refused), REFUSED_GOAL)
         yield worst("/recommend, Redis restarted: slowest first request, in full, ms", _ms(again), HUNG_GOAL)
-    finally:
-        server.kill()
-        server.wait()
 
 
-def _hanging(app: FastAPI, server: subprocess.Popen[bytes], port: int, rounds: int) -> Iterator[Line]:
+def _hanging(app: FastAPI, server: RedisServer, rounds: int) -> Iterator[Line]:
     first, later, back, crowd = [], [], [], []
     for _ in range(rounds):
-        server.send_signal(signal.SIGSTOP)
+        server.hang()
         first.append(fallen(ask(app)))
         later += [fallen(ask(app)) for _ in range(ASKED)]
-        wake(server, port)
+        server.wake()
         back.append(whole(ask(app)))
-        server.send_signal(signal.SIGSTOP)
+        server.hang()
         crowd.append(fallen(ask(app, AT_ONCE)))
-        wake(server, port)
+        server.wake()
         whole(ask(app))
     yield worst("/recommend, Redis hangs: slowest first request, ms", _ms(first), HUNG_GOAL)
     yield worst("/recommend, Redis hangs: slowest later request, ms", _ms(later), HUNG_GOAL)
@@ -109,10 +100,10 @@ class Answered:
     body: dict[str, Any]
 
 
-def service(store_dir: Path, port: int, clicks: int = CLICKS) -> FastAPI:
-    """The application over a simulated shop whose online store is the Redis server on ``port``."""
+def service(store_dir: Path, server: RedisServer, clicks: int = CLICKS) -> FastAPI:
+    """The application over a simulated shop whose online store is this Redis server."""
     shop = simulated(clicks)
-    create_store(store_dir, shop, shop, "redis", f"redis://127.0.0.1:{port}/0")  # type: ignore[arg-type]
+    create_store(store_dir, shop, shop, "redis", server.url())  # type: ignore[arg-type]
     materialize(store_dir, END)
     item_ids = shop.items.column("item_id").to_numpy()
     vectors = np.random.default_rng(0).normal(size=(len(item_ids), WIDTH)).astype(np.float32)
@@ -210,12 +201,6 @@ async def _get(app: FastAPI, query: str, began: float) -> Answered:
     ms = (time.perf_counter() - began) * 1e3
     assert status == 200, body
     return Answered(ms, json.loads(body))
-
-
-def wake(server: subprocess.Popen[bytes], port: int) -> None:
-    """Let a stopped server go on, and wait until it answers somebody."""
-    server.send_signal(signal.SIGCONT)
-    redis.Redis(port=port).ping()
 
 
 def _ms(answers: Iterable[Sequence[Answered]]) -> list[float]:

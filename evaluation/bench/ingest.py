@@ -19,7 +19,7 @@ import redis
 
 from evaluation.bench.frame import simulated
 from evaluation.bench.lines import Line, line, line_below
-from evaluation.bench.local_redis import free_port, start_redis
+from evaluation.bench.local_redis import RedisServer
 from feature_repo.create import create_store
 from feature_repo.ingest.arrivals import Event
 from feature_repo.ingest.clock import wall
@@ -46,17 +46,14 @@ def bench_ingest(folder: Path, seconds: float = SECONDS, backlog: int = BACKLOG)
     Raises:
         RuntimeError: an event has not arrived within ``LONG_S``.
     """
-    port = free_port()
-    server = start_redis(port, "--appendonly", "yes", "--dir", str(folder))
-    address = f"redis://127.0.0.1:{port}/0"
-    try:
+    with RedisServer("--appendonly", "yes", "--dir", str(folder)) as server:
         store_dir, shop = folder / "ingest_store", simulated(CLICKS)
-        create_store(store_dir, shop, shop, "redis", address)  # type: ignore[arg-type]
+        create_store(store_dir, shop, shop, "redis", server.url())  # type: ignore[arg-type]
         materialize(store_dir, wall(), ("user_history", "user_profile"))
         users = int(shop.users.num_rows)
-        client = redis.Redis(port=port)
+        client = server.client()
         consumer = multiprocessing.get_context("spawn").Process(
-            target=_consume, args=(store_dir, f"{address}/{STREAM}")
+            target=_consume, args=(store_dir, f"{server.url()}/{STREAM}")
         )
         consumer.start()
         try:
@@ -78,9 +75,6 @@ def bench_ingest(folder: Path, seconds: float = SECONDS, backlog: int = BACKLOG)
             assert consumer.pid is not None
             os.kill(consumer.pid, signal.SIGKILL)
             consumer.join()
-    finally:
-        server.kill()
-        server.wait()
 
 
 def _consume(store_dir: Path, url: str) -> None:

@@ -1,17 +1,26 @@
-"""A Redis server of our own for a benchmark: a free port, nothing written to disk, gone afterwards."""
+"""Redis servers that this process starts, and owns until they are gone.
+
+A benchmark is never given the address of a server. It starts one here, on a free port, and what it measures is
+an empty server that nobody else knows of: there is nothing to flush, and no way to reach somebody else's data.
+"""
 
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import redis
 
 BINARY, START_S = "redis-server", 20.0
+NOT_INSTALLED = "redis-server is not installed: 'apt-get install redis-server', or 'brew install redis'"
+
+
+def installed() -> bool:
+    """Whether this machine can start a Redis server."""
+    return shutil.which(BINARY) is not None
 
 
 def free_port() -> int:
@@ -22,54 +31,100 @@ def free_port() -> int:
 
 
 def start_redis(port: int, *options: str) -> subprocess.Popen[bytes]:
-    """A server on this machine that keeps nothing, once it answers.
+    """Start a server on this machine and wait until it answers; it keeps nothing on disk unless asked to.
 
     Args:
         port: a free one.
-        options: more of redis-server's.
+        options: more of redis-server's command line.
 
     Raises:
         FileNotFoundError: redis-server is not installed.
-        RuntimeError: it does not answer.
+        RuntimeError: it ended, it does not answer, or another server answers on this port.
     """
-    command = [
-        BINARY,
-        "--port",
-        str(port),
-        "--bind",
-        "127.0.0.1",
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-        *options,
-    ]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if not installed():
+        raise FileNotFoundError(NOT_INSTALLED)
+    quiet = ("--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
+    server = subprocess.Popen(
+        [BINARY, "--port", str(port), *quiet, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        _wait_for(server, port)
+    except RuntimeError:
+        server.kill()
+        server.wait()
+        raise
+    return server
+
+
+def _wait_for(server: subprocess.Popen[bytes], port: int) -> None:
+    """Until this very process answers: another server may have taken the port since it was found free."""
     deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        try:
-            redis.Redis(port=port).ping()
-            return server
-        except redis.exceptions.ConnectionError:
-            time.sleep(0.05)
-    server.kill()
+    with redis.Redis(port=port, retry=None) as client:  # asked again below, sooner than its own retries
+        while time.monotonic() < deadline:
+            if server.poll() is not None:
+                raise RuntimeError(
+                    f"redis-server ended with code {server.returncode}. Is port {port} taken? Run the same again."
+                )
+            try:
+                client.ping()  # refused while it loads what it kept
+                answering = client.info("server")["process_id"]
+            except redis.exceptions.ConnectionError:
+                time.sleep(0.01)
+                continue
+            if answering != server.pid:
+                raise RuntimeError(
+                    f"expected our Redis, process {server.pid}, on port {port}; process {answering} answers there. "
+                    f"It was left alone. Run the same again."
+                )
+            return
     raise RuntimeError(f"redis-server did not answer on port {port} within {START_S:g} s")
 
 
-@contextmanager
-def local_redis() -> Iterator[int | None]:
-    """The port of a running server; None where redis-server is not installed.
+class RedisServer:
+    """A Redis server that this process started, on a port of its own; use it as a context.
 
-    Raises:
-        RuntimeError: it does not answer.
+    Attributes:
+        port: where it listens on this machine, also after ``restart``.
     """
-    if shutil.which(BINARY) is None:
-        yield None
-        return
-    port = free_port()
-    server = start_redis(port)
-    try:
-        yield port
-    finally:
-        server.kill()
-        server.wait()
+
+    def __init__(self, *options: str) -> None:
+        """Start it with more of redis-server's options; raises what ``start_redis`` does."""
+        self.port, self._options = free_port(), options
+        self._process = start_redis(self.port, *options)
+
+    def __enter__(self) -> RedisServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def address(self) -> str:
+        """``host:port``, as Feast's ``connection_string`` wants it."""
+        return f"127.0.0.1:{self.port}"
+
+    def url(self, database: int = 0) -> str:
+        """The address of one of its databases."""
+        return f"redis://{self.address}/{database}"
+
+    def client(self) -> redis.Redis:
+        """A new client of its database 0, which asks once and does not try again."""
+        return redis.Redis(port=self.port, retry=None)
+
+    def hang(self) -> None:
+        """Let it accept connections and answer nobody, until ``wake``."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Let it go on, and wait until it answers."""
+        self._process.send_signal(signal.SIGCONT)
+        self.client().ping()
+
+    def kill(self) -> None:
+        """End it at once: connections are refused from now on."""
+        self._process.kill()
+        self._process.wait()
+
+    def restart(self) -> None:
+        """Start it again on the same port after ``kill``; it holds what it kept on disk."""
+        self._process = start_redis(self.port, *self._options)

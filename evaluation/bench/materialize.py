@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import redis
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
 from feast.infra.offline_stores.dask import DaskOfflineStoreConfig
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig as StockDuckDB
@@ -19,6 +18,7 @@ from feast.types import Array, Float32, Int64
 from feast.value_type import ValueType
 
 from evaluation.bench.lines import OURS, Drawn, Line, line, line_below, ratio
+from evaluation.bench.local_redis import RedisServer
 from evaluation.bench.subprocess_cost import Cost, apart
 from moonstore.duckdb_store import DuckDBOfflineStoreConfig
 from moonstore.redis_store import RedisOnlineStoreConfig
@@ -31,12 +31,11 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 DUCKDB, DEFAULT = "Feast with DuckDB", "Feast's defaults"
 
 
-def bench_materialize(folder: Path, port: int, rows: int = ROWS, repeats: int = 3) -> Iterator[Line]:
-    """Load ``rows`` items of ``WIDTH`` floats and six scalars.
+def bench_materialize(folder: Path, rows: int = ROWS, repeats: int = 3) -> Iterator[Line]:
+    """Load ``rows`` items of ``WIDTH`` floats and six scalars, every time into a new, empty server.
 
     Args:
         folder: an empty one, for the source and the registries.
-        port: of a Redis server on this machine whose databases are ours.
         rows: items.
         repeats: of each side but Feast's defaults, which run once.
 
@@ -49,9 +48,9 @@ def bench_materialize(folder: Path, port: int, rows: int = ROWS, repeats: int = 
     for side, runs in ((OURS, repeats), (DUCKDB, repeats), (DEFAULT, 1)):
         costs[side] = []
         for _ in range(runs):
-            redis.Redis(port=port).flushall()
-            costs[side].append(apart(_load, folder, port, side))
-        stored[side] = _some(port)
+            with RedisServer() as server:
+                costs[side].append(apart(_load, folder, server.address, side))
+                stored[side] = _some(server)
     assert stored[OURS] == stored[DUCKDB] == stored[DEFAULT] != {}
     rate = {side: [rows / cost.cpu_s for cost in runs] for side, runs in costs.items()}
     title = f"materialize {rows:,} items of {WIDTH} floats and {len(SCALARS)} scalars into Redis"
@@ -62,7 +61,8 @@ def bench_materialize(folder: Path, port: int, rows: int = ROWS, repeats: int = 
     yield ratio(f"{title}: times Feast with DuckDB", rate[OURS], rate[DUCKDB], DUCKDB_GOAL)
     yield line(f"{title}: peak MiB", [cost.peak_mb for cost in costs[OURS]])
     _write(folder / "item.parquet", rows // 4)
-    few = apart(_load, folder, port, OURS)
+    with RedisServer() as server:
+        few = apart(_load, folder, server.address, OURS)
     growth = [cost.peak_mb / few.peak_mb for cost in costs[OURS]]
     yield line_below(f"{title}: times the memory of a quarter of the rows", growth, GROWTH_GOAL)
 
@@ -81,15 +81,14 @@ def _write(path: Path, rows: int) -> None:
     pq.write_table(pa.table(table), path)
 
 
-def _some(port: int) -> dict[bytes, Any]:
-    client = redis.Redis(port=port)
+def _some(server: RedisServer) -> dict[bytes, Any]:
+    client = server.client()
     keys: Any = client.keys("*")
     some = sorted(keys)[:: max(len(keys) // 1000, 1)]
     return {key: client.hgetall(key) for key in some} | {b"count": len(keys)}
 
 
-def _load(folder: Path, port: int, side: str) -> Callable[[], None]:
-    address = f"127.0.0.1:{port}"
+def _load(folder: Path, address: str, side: str) -> Callable[[], None]:
     item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)
     fields = [Field(name=name, dtype=Float32) for name in SCALARS]
     view = FeatureView(

@@ -21,6 +21,7 @@ from feast.types import Array, FeastType, Float32, Int64
 from feast.value_type import ValueType
 
 from evaluation.bench.lines import FEAST, OURS, Drawn, Line, line, line_below, ratio
+from evaluation.bench.local_redis import RedisServer
 from moonstore.matrix import entity_key, matrix_reader
 from moonstore.redis_store import RedisOnlineStoreConfig
 
@@ -31,21 +32,26 @@ CPU_GOAL, ITEM_WALL_GOAL, USER_WALL_GOAL = 20.0, 2.0, 1.5
 NOW = pd.Timestamp("2026-01-01", tz="UTC")
 
 
-def bench_read(folder: Path, port: int, items: int = ITEMS, repeats: int = 100) -> Iterator[Line]:
+def bench_read(folder: Path, items: int = ITEMS, repeats: int = 100) -> Iterator[Line]:
     """Read ``ASKED`` of ``items`` items and one user, in turns with the others.
 
     Args:
         folder: for the registry.
-        port: of a Redis server on this machine whose database 0 is ours.
         items: stored.
         repeats: of every read; the median counts.
 
     Raises:
         AssertionError: the sides do not agree.
     """
-    store = _store(folder, port)
-    rng = np.random.default_rng(0)
-    client = redis.Redis(port=port)
+    with RedisServer() as server:
+        store, client, rng = _store(folder, server.address), server.client(), np.random.default_rng(0)
+        yield from _items(store, client, rng, items, repeats)
+        yield from _user(store, client, rng, repeats)
+
+
+def _items(
+    store: FeatureStore, client: redis.Redis, rng: np.random.Generator, items: int, repeats: int
+) -> Iterator[Line]:
     names = ["vector", *SCALARS]
     rows = {name: rng.random(items, dtype=np.float32) for name in SCALARS}
     vectors = rng.random((items, WIDTH), dtype=np.float32)
@@ -85,7 +91,6 @@ def bench_read(folder: Path, port: int, items: int = ITEMS, repeats: int = 100) 
     mget = Drawn(wall, "MGET, the floor")
     yield line(f"{title}: wall ms, MGET of packed bytes", least.wall_ms, drawn=mget)
     yield line_below(f"{title}: wall, times the MGET", own.times(least), ITEM_WALL_GOAL)
-    yield from _user(store, client, rng, repeats)
 
 
 def _user(store: FeatureStore, client: redis.Redis, rng: np.random.Generator, repeats: int) -> Iterator[Line]:
@@ -137,12 +142,12 @@ def _turns(sides: Sequence[Callable[[np.ndarray], object]], asked: Sequence[np.n
     return took
 
 
-def _store(folder: Path, port: int) -> FeatureStore:
+def _store(folder: Path, address: str) -> FeatureStore:
     config = RepoConfig(
         project="read",
         provider="local",
         registry=str(folder / "read.db"),
-        online_store=RedisOnlineStoreConfig(connection_string=f"127.0.0.1:{port}"),
+        online_store=RedisOnlineStoreConfig(connection_string=address),
         entity_key_serialization_version=3,
     )
     store = FeatureStore(config=config)
