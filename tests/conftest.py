@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +198,20 @@ def own_redis(tmp_path_factory):
     """A Redis server of one test, which may kill it."""
     with RedisServer("--dir", str(tmp_path_factory.mktemp("own_redis"))) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def measured(request, tmp_path_factory):
+    """``measured(name)`` runs a benchmark once in this session; a test of one that starts Redis is marked so."""
+    from bench_world import measure  # late: it imports every benchmark
+
+    @cache
+    def measured(name):
+        return measure(
+            name, tmp_path_factory.mktemp(name), lambda: request.getfixturevalue("finished_run")[0]
+        )
+
+    return measured
 
 
 @pytest.fixture(scope="session")

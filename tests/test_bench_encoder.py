@@ -1,18 +1,15 @@
 """The speed benchmark of the encoder: its baseline is the same model, its lines say what they should."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from bench_world import DIAL
 
 from encoder.backbone.packing import Sample
-from evaluation.bench.encoder import Contest, bench_encoder, contents
+from evaluation.bench.encoder import Contest, contents
 from evaluation.bench.lines import Line, line, to_json, to_text
-from run.sizes import size
-
-DIAL = replace(size("nano"), hidden=32, item_width=16, layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +50,8 @@ def test_both_sides_train_and_embed_all(contest):
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
-def test_lines_name_ratios_shares_and_goals():
-    lines = bench_encoder(items=8, repeats=1, sides=(32,), dial=DIAL)
+def test_lines_name_ratios_shares_and_goals(measured):
+    lines = measured("bench_encoder").lines
     by = {one.name: one for one in lines}
     assert len(by) == len(lines)
     for what, goal in (("training", 2.0), ("embedding", 3.0)):
