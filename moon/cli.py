@@ -43,6 +43,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# Those of encoder/recipes.py, which is not imported here because it imports torch.
+RECIPES = "moon_embedding, moon, moon2, moon3, dual, ours or photos"
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; default: the last one.")]
 DataOption = Annotated[str, typer.Option("--data", help="marketplace[:EVENTS] or FORMAT:FOLDER.")]
 SizeOption = Annotated[str | None, typer.Option("--size", help="nano, small or base; default: by the data.")]
@@ -131,9 +133,7 @@ def features_check(run: RunOption = None) -> None:
 @encoders.command("train")
 def encoder_train(
     run: RunOption = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="moon_embedding, moon, moon2, moon3, dual or ours; default: ours.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"{RECIPES}; default: ours.")] = None,
     backbone: Annotated[
         Path | None, typer.Option(help="A local Hugging Face folder to start from, e.g. of Qwen3-VL.")
     ] = None,
@@ -152,7 +152,7 @@ def encoder_compare(
     ablations: Annotated[
         bool, typer.Option("--ablations", help="Leave each idea out, and reinforce, as well.")
     ] = False,
-    recipe: Annotated[str | None, typer.Option(help="Only this recipe, see encoder/recipes.py.")] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"Only this recipe: {RECIPES}.")] = None,
 ) -> None:
     """Train every recipe with three seeds at equal compute on held-out products; write a table and a report."""
     from moon import journey
@@ -326,7 +326,7 @@ def retrieval(run: RunOption = None) -> None:
 @app.command()
 def ranker(
     run: RunOption = None,
-    recipe: Annotated[str | None, typer.Option(help="Of ranker/recipes.py; default: cube.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="cube, the default; see ranker/recipes.py.")] = None,
 ) -> None:
     """Train the ranker from point-in-time frames, with its ID-only and shuffled-embedding controls."""
     from moon import journey

@@ -12,17 +12,12 @@ from fake_shop import picture, recommender
 from fastapi.testclient import TestClient
 from typer.main import get_command
 
-from dataset.importers import IMPORTERS
-from encoder import recipes as encoders
-from feature_repo.frames.shards import WAYS
 from feature_repo.ingest.arrivals import parse_events, parsed
 from feature_repo.ingest.new_items import Item
 from moon.cli import app
 from moon.summary import TABLES
-from ranker import recipes as rankers
-from run.sizes import SIZES
 from serving.app import create_app
-from serving.settings import CLOCKS, PROFILES, Settings
+from serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in ROOT.glob("*.md")} | {
@@ -36,14 +31,6 @@ READ = {
     "/events": parse_events,
     "/items": lambda body: parsed(Item, body),
 }  # what the service reads a body with
-CHOICES = {
-    "size_name": SIZES,
-    "size": SIZES,
-    "profile": PROFILES,
-    "clock": CLOCKS,
-    "recipe": (*encoders.RECIPES, *rankers.RECIPES, "titles", "alike"),  # the last two: of docs/extending.md
-    "by": WAYS,
-}
 
 
 def commands(group, above=()):
@@ -104,27 +91,6 @@ def test_every_command_is_documented_and_has_help(command):
         f"no page shows 'moon {command}'"
     )
     assert COMMANDS[command].help
-
-
-def test_every_moon_command_of_the_docs_is_accepted_by_the_command_line():
-    mentioned = [one for one in documented("moon", [inline_code]) if " ".join(one[1]) not in COMMANDS]
-    lines = documented("moon", [shell_lines]) + mentioned
-    assert len(lines) > 50
-    for page, words in lines:
-        values = parse(get_command(app), words)
-        for name, known in CHOICES.items():
-            assert values.get(name) in (None, *known), f"{page}: moon {' '.join(words)}: {name}"
-        data = (values.get("data") or "marketplace").partition(":")[0]
-        assert data in ("marketplace", "corner_shop", *IMPORTERS), f"{page}: moon {' '.join(words)}"
-
-
-def test_every_make_target_and_variable_of_the_docs_exists():
-    lines = documented("make")
-    assert ("README.md", ["demo"]) in lines and ("README.md", ["test"]) in lines
-    variables = set(re.findall(r"^([A-Z]+) \?=", MAKEFILE, flags=re.MULTILINE))
-    for page, (target, *settings) in lines:
-        assert target in {name for name, _ in TARGETS}, f"{page}: make {target}"
-        assert {setting.partition("=")[0] for setting in settings} <= variables, f"{page}: make {target}"
 
 
 def test_make_help_says_what_every_target_does():

@@ -188,6 +188,6 @@ def _image_bytes(images: pa.Table, wanted: Sequence[str]) -> Mapping[str, bytes]
     if missing:
         raise DataError(
             f"images: expected {len(wanted)} pictures named by items and queries, "
-            f"{len(missing)} are missing, first {missing[:3]}. Run 'moon import' again."
+            f"{len(missing)} are missing, first {missing[:3]}. Run 'moon dataset' again."
         )
     return {name: contents[name] for name in wanted}

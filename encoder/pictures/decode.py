@@ -51,5 +51,5 @@ def decode_images(contents: Mapping[str, bytes], image_ids: Iterable[str], px: i
         try:
             pixels[row] = decode_image(contents[image_id], px)
         except DataError as error:
-            raise DataError(f"image {image_id}: {error}. Run 'moon import' to quarantine it.") from error
+            raise DataError(f"image {image_id}: {error}. Run 'moon dataset' to quarantine it.") from error
     return pixels

@@ -1,7 +1,7 @@
 """How fast the encoder trains and embeds, beside a plain transformers loop over the same model.
 
 Both run in one thread on the same simulated catalogue, taking turns, so that a busy machine slows both. Time is
-CPU time of the process. Pictures are JPEGs of the size that ``moon import`` keeps of a shop's photographs.
+CPU time of the process. Pictures are JPEGs of the size that ``moon dataset`` keeps of a shop's photographs.
 
 Shapes: B items of a batch.
 """
