@@ -13,9 +13,13 @@ import subprocess
 import time
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 BINARY, START_S = "redis-server", 20.0
 NOT_INSTALLED = "redis-server is not installed: 'apt-get install redis-server', or 'brew install redis'"
+
+ONCE = Retry(NoBackoff(), 0)  # redis-py would wait for seconds before it reports that nobody answers
 
 
 def installed() -> bool:
@@ -59,7 +63,7 @@ def start_redis(port: int, *options: str) -> subprocess.Popen[bytes]:
 def _wait_for(server: subprocess.Popen[bytes], port: int) -> None:
     """Until this very process answers: another server may have taken the port since it was found free."""
     deadline = time.monotonic() + START_S
-    with redis.Redis(port=port, retry=None) as client:  # asked again below, sooner than its own retries
+    with redis.Redis(port=port, retry=ONCE) as client:  # asked again below, sooner than its own retries
         while time.monotonic() < deadline:
             if server.poll() is not None:
                 raise RuntimeError(
@@ -109,7 +113,7 @@ class RedisServer:
 
     def client(self) -> redis.Redis:
         """A new client of its database 0, which asks once and does not try again."""
-        return redis.Redis(port=self.port, retry=None)
+        return redis.Redis(port=self.port, retry=ONCE)
 
     def hang(self) -> None:
         """Let it accept connections and answer nobody, until ``wake``."""
