@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -49,3 +50,22 @@ class Frame:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+
+class StoredRequests(Protocol):
+    """R requests with candidates, from which frames are cut: all that training and measuring need of them.
+
+    ``feature_repo.frames.join.TrainingFrame`` is one, ``retrieval.examples.MatchedFrames`` another.
+    """
+
+    def __len__(self) -> int:
+        """R."""
+        ...
+
+    def take(self, start: int, stop: int) -> Frame:
+        """Requests ``start`` to ``stop``."""
+        ...
+
+    def select(self, request_rows: np.ndarray) -> Frame:
+        """The requests at these rows, in this order."""
+        ...

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from feature_repo.frame import StoredRequests
 from feature_repo.vectors import Vectors
 from ranker.fit import Plan, fit
 from ranker.inputs.batch import Batch
-from ranker.inputs.columns import TrainingRequests, learn_inputs
+from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, size_groups
 from ranker.model import ClickModel
 from ranker.recipes import Recipe, cube
@@ -37,8 +38,8 @@ VALID_REQUESTS = 512  # requests read at once when validating
 
 
 def train_ctr(
-    train: TrainingRequests,
-    valid: TrainingRequests,
+    train: StoredRequests,
+    valid: StoredRequests,
     vectors: Vectors | None,
     size: Size,
     out: Path,
@@ -140,7 +141,7 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def _batches(
-    train: TrainingRequests,
+    train: StoredRequests,
     counts: np.ndarray,
     encoder: FrameEncoder,
     slots_per_batch: int,
@@ -157,7 +158,7 @@ def _batches(
         yield encoder.batch(train.select(groups[group]))
 
 
-def _validate(model: ClickModel, valid: TrainingRequests, encoder: FrameEncoder, loss: str) -> float:
+def _validate(model: ClickModel, valid: StoredRequests, encoder: FrameEncoder, loss: str) -> float:
     total, weight = 0.0, 0
     for start in range(0, len(valid), VALID_REQUESTS):
         batch = encoder.batch(valid.take(start, min(start + VALID_REQUESTS, len(valid))))

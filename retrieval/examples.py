@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ import pyarrow.compute as pc
 
 from dataset.contracts import TIME
 from dataset.split import Split
-from feature_repo.frame import Frame
+from feature_repo.frame import Frame, StoredRequests
 from feature_repo.frames.join import TrainingFrame, training_frame
 from feature_repo.frames.logged import logged_frames, of_part
 from retrieval.jagged import Retrieved, owners, stack
@@ -33,27 +32,6 @@ CHUNK_REQUESTS = 2048
 NEGATIVES = 50
 PER_SOURCE = 100
 VALID_SHARE = 0.1
-
-
-class StoredRequests(Protocol):
-    """Requests with candidates, read from the feature store (``feature_repo.frames.join.TrainingFrame``)."""
-
-    @property
-    def num_candidates(self) -> int:
-        """C."""
-        ...
-
-    def __len__(self) -> int:
-        """R."""
-        ...
-
-    def take(self, start: int, stop: int) -> Frame:
-        """Requests ``start`` to ``stop``."""
-        ...
-
-    def select(self, request_rows: np.ndarray) -> Frame:
-        """The requests at these rows, in this order."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -71,11 +49,6 @@ class MatchedFrames:
     names: tuple[str, ...]
     matches: np.ndarray
     offsets: np.ndarray
-
-    @property
-    def num_candidates(self) -> int:
-        """C."""
-        return self.stored.num_candidates
 
     def __len__(self) -> int:
         return len(self.stored)

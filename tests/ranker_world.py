@@ -24,10 +24,6 @@ class Requests:
     def __len__(self):
         return len(self.frame)
 
-    @property
-    def num_candidates(self):
-        return int(self.frame.offsets[-1])
-
     def take(self, start, stop):
         return select_requests(self.frame, np.arange(start, stop))
 

@@ -134,7 +134,7 @@ def test_any_order_and_any_slice_of_requests_gives_the_same_rows(tiny_world, sto
     ids = rows.column("request_id").unique().to_pylist()
     parts = [rows.filter(pc.equal(rows.column("request_id"), ids[number])) for number in chosen]
     assert_equals_nested_loop(tiny_world, frame.select(chosen), pa.concat_tables(parts), 5)
-    assert frame.num_candidates == rows.num_rows
+    assert len(frame.item_row) == rows.num_rows
     assert len(frame.take(len(frame) - 1, len(frame) + 5)) == 1
 
 
@@ -265,7 +265,7 @@ def test_requests_that_are_not_requests_are_refused(tiny_world, store, damage, m
 
 def test_no_requests_give_an_empty_frame(tiny_world, store):
     frame = training_frame(store, make_requests(tiny_world, 6).slice(0, 0), 5)
-    assert len(frame) == 0 and frame.num_candidates == 0
+    assert len(frame) == 0 and len(frame.item_row) == 0
     empty, full = frame.take(0, 0), training_frame(store, make_requests(tiny_world, 6), 5).take(0, 1)
     assert empty.candidates.schema.equals(full.candidates.schema)
     assert empty.requests.schema.equals(full.requests.schema)

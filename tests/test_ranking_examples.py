@@ -124,8 +124,6 @@ def test_lists_end_with_minus_one():
 class Stored:
     """Requests of one, two and three candidates, in memory."""
 
-    num_candidates = 6
-
     def __len__(self):
         return 3
 

@@ -63,11 +63,6 @@ class TrainingFrame:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
-    def num_candidates(self) -> int:
-        """C, candidates of all requests together."""
-        return len(self.item_row)
-
     def take(self, start: int, stop: int) -> Frame:
         """The frame of requests start:stop."""
         return self.select(np.arange(start, min(stop, len(self))))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import DataError
-from feature_repo.frame import Frame
+from feature_repo.frame import Frame, StoredRequests
 from ranker.inputs.hashing import hash_column, table_rows
 
 REQUEST_IDS = ("user_id", "query_id", "age_band", "segment")
@@ -26,22 +25,6 @@ LINEAR = ("user_found", "item_found", "rate_all")  # all other numbers, but matc
 MATCH = "match_"
 HEAVY_TAILED = {"match_cooccurrence": 1e-3}  # matches that enter as log(1 + x / unit); the others are bounded
 CHUNK_REQUESTS = 8192
-
-
-class TrainingRequests(Protocol):
-    """What training needs of ``feature_repo.frames.join.TrainingFrame``."""
-
-    def __len__(self) -> int:
-        """Number of requests."""
-        ...
-
-    def take(self, start: int, stop: int) -> Frame:
-        """Requests ``start`` to ``stop``."""
-        ...
-
-    def select(self, request_rows: np.ndarray) -> Frame:
-        """The requests at these rows, in this order."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -123,7 +106,7 @@ def matches_of(table: pa.Table) -> tuple[str, ...]:
     return tuple(sorted(name for name in table.column_names if name.startswith(MATCH)))
 
 
-def learn_inputs(train: TrainingRequests, history: int) -> tuple[Inputs, np.ndarray]:
+def learn_inputs(train: StoredRequests, history: int) -> tuple[Inputs, np.ndarray]:
     """Count distinct ids and measure numbers over the training requests, in one pass.
 
     Returns:
@@ -180,7 +163,7 @@ def _hashes(frame: Frame) -> Iterator[tuple[str, np.ndarray]]:
     yield ITEM, np.concatenate([items, frame.history.item_id])
 
 
-def _chunks(train: TrainingRequests) -> Iterator[Frame]:
+def _chunks(train: StoredRequests) -> Iterator[Frame]:
     for start in range(0, len(train), CHUNK_REQUESTS):
         yield train.take(start, min(start + CHUNK_REQUESTS, len(train)))
 

@@ -13,12 +13,11 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from dataset.contracts import DataError
-from feature_repo.frame import Frame
+from feature_repo.frame import Frame, StoredRequests
 from ranker.inputs.columns import (
     ITEM,
     REQUEST_IDS,
     REQUEST_NUMBERS,
-    TrainingRequests,
     one_array,
     require_columns,
 )
@@ -112,9 +111,7 @@ class Sampler:
         DataError: no positives, or positives outside the catalogue.
     """
 
-    def __init__(
-        self, train: TrainingRequests, catalogue: pa.Table, encoder: FrameEncoder, seed: int
-    ) -> None:
+    def __init__(self, train: StoredRequests, catalogue: pa.Table, encoder: FrameEncoder, seed: int) -> None:
         self.train, self.catalogue, self.encoder, self.seed = train, catalogue, encoder, seed
         self.ids = one_array(catalogue[ITEM]).to_numpy(zero_copy_only=False)
         drawn = np.zeros(len(self.ids), dtype=np.int64)

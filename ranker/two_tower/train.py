@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from feature_repo.frame import Frame
+from feature_repo.frame import Frame, StoredRequests
 from feature_repo.vectors import Vectors
 from ranker.fit import Plan, fit
 from ranker.inputs.columns import (
@@ -22,7 +22,6 @@ from ranker.inputs.columns import (
     ITEM,
     REQUEST_NUMBERS,
     Inputs,
-    TrainingRequests,
     learn_inputs,
     one_array,
     require_columns,
@@ -176,7 +175,7 @@ class TwoTower:
 
 
 def train_two_tower(
-    train: TrainingRequests,
+    train: StoredRequests,
     vectors: Vectors | None,
     catalogue: pa.Table,
     size: Size,
