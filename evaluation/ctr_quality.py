@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from dataset.auc import NoData, auc
 from evaluation.metrics import (
     Measurement,
-    NoData,
-    auc,
     calibration_ratio,
     expected_calibration_error,
     gauc,

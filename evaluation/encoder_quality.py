@@ -12,6 +12,7 @@ import numpy as np
 
 from evaluation.encoder_tasks import own, recall, variants
 from evaluation.metrics import Measurement
+from feature_repo.embedding_check import anisotropy
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,6 @@ def encoder_quality(pool: Pool, split: str = "test", prefix: str = "encoder") ->
         vectors = pool.item[present]
         yield Measurement(f"{prefix}/anisotropy", anisotropy(vectors), len(vectors), split)
         yield Measurement(f"{prefix}/effective_rank", effective_rank(vectors), len(vectors), split)
-
-
-def anisotropy(vectors: np.ndarray) -> float:
-    """Mean cosine between two different rows: 0 for directions spread evenly, 1 for one single direction.
-
-    Args:
-        vectors: float32 of shape (N, D), unit rows, N at least 2.
-    """
-    rows = len(vectors)
-    total = vectors.astype(np.float64).sum(axis=0)
-    return float((total @ total - np.sum(vectors.astype(np.float64) ** 2)) / (rows * (rows - 1)))
 
 
 def effective_rank(vectors: np.ndarray) -> float:

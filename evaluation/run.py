@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataset.auc import auc
 from dataset.marketplace.browsing import EXAMINATION
 from dataset.split import Split
 from dataset.tables import Dataset
@@ -21,7 +22,7 @@ from evaluation.content import colours, item_text, tf_idf
 from evaluation.ctr_quality import ctr_quality, probabilities
 from evaluation.encoder_quality import Pool, encoder_quality
 from evaluation.measurements import write_measurements
-from evaluation.metrics import Measurement, auc
+from evaluation.metrics import Measurement
 from evaluation.replay import Impressions, open_rankers, rank_requests, score_impressions
 from evaluation.retrieval_quality import item_slices, retrieval_quality
 from evaluation.sheets import Evidence, write_report

@@ -121,12 +121,17 @@ def with_content(items: pa.Table) -> np.ndarray:
 
 
 def anisotropy(matrix: np.ndarray) -> float:
-    """Mean cosine of two different rows of unit vectors float32 (M, D), over all pairs; 0 with fewer than two."""
+    """Mean cosine of two different rows: 0 where directions are spread evenly, 1 where all point the same way.
+
+    Args:
+        matrix: float32 of shape (M, D), unit rows; 0 with fewer than two.
+    """
     count = len(matrix)
     if count < 2:
         return 0.0
     total = matrix.sum(axis=0, dtype=np.float64)
-    return float((total @ total - count) / (count * (count - 1)))
+    with_itself = np.einsum("md,md->", matrix, matrix, dtype=np.float64)
+    return float((total @ total - with_itself) / (count * (count - 1)))
 
 
 def overlap(

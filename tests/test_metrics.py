@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss as sk_log_loss
 from sklearn.metrics import ndcg_score, roc_auc_score
 
+from dataset.auc import NoData, auc
 from evaluation.ctr_quality import ctr_quality, probabilities
-from evaluation.encoder_quality import Pool, anisotropy, effective_rank, encoder_quality
+from evaluation.encoder_quality import Pool, effective_rank, encoder_quality
 from evaluation.measurements import read_measurements, write_measurements
 from evaluation.metrics import (
     Measurement,
-    NoData,
-    auc,
     calibration_ratio,
     coverage_at,
     expected_calibration_error,
@@ -30,6 +29,7 @@ from evaluation.metrics import (
     reliability,
 )
 from evaluation.retrieval_quality import Relevant, item_slices, retrieval_quality
+from feature_repo.embedding_check import anisotropy
 
 rows = st.lists(st.tuples(st.booleans(), st.integers(0, 6), st.integers(0, 4)), min_size=2, max_size=60)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataset.auc import auc
 from dataset.contracts import EVENTS, QUARANTINE, TIME, USERS, DataError, Tables, content_hash
 from dataset.marketplace.browsing import SLATE, Requests, Shelf, Slates, browse, choose_wanted, make_requests
 from dataset.marketplace.catalogue import (
@@ -130,18 +131,8 @@ def _config(tables: Tables, slates: Slates, seed: int, events: int) -> dict[str,
         "counts": {name: getattr(tables, name).num_rows for name in names},
         "noise": dict(NOISE),
         "click_through_rate": round(float(slates.clicked[shown].mean()), 6),
-        "bayes_auc": round(_auc(slates.probability[shown], slates.clicked[shown]), 6),
+        "bayes_auc": round(auc(slates.clicked[shown], slates.probability[shown]), 6),
     }
-
-
-def _auc(score: np.ndarray, label: np.ndarray) -> float:
-    """Chance that a random positive scores above a random negative, ties half."""
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # midranks, 1-based
-    positives = int(label.sum())
-    return float(
-        (rank[label].sum() - positives * (positives + 1) / 2) / (positives * (len(label) - positives))
-    )
 
 
 def _users(shoppers: Shoppers, requests: Requests) -> pa.Table:

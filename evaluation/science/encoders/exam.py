@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from dataset.tables import Dataset
 from encoder.content import Content, attribute_pairs, item_content, query_content
-from evaluation.encoder_quality import anisotropy, effective_rank
+from evaluation.encoder_quality import effective_rank
 from evaluation.encoder_tasks import (
     Encode,
     Labels,
@@ -32,6 +32,7 @@ from evaluation.encoder_tasks import (
 from evaluation.metrics import Measurement
 from evaluation.science.encoders.held_out import USERS, BenchmarkSplit, purchases, whole_items
 from evaluation.science.encoders.model_free import unit
+from feature_repo.embedding_check import anisotropy
 
 PROBE_ITEMS = 4_000  # training items the classifiers learn from
 RELEVANT = 0.5  # judgements above it are positives
