@@ -71,10 +71,12 @@ def demo(
     typer.echo(summary.text(settings.folder))
 
 
-def _stage(verb: str, run: Path | None) -> None:
+def _do(verb: str, run: Path | None, **options: Any) -> None:
+    """Run one command on a run and print what came of it."""
     from moon import journey
 
-    journey.redo(journey.load(run), verb)
+    if said := journey.do(journey.load(run), verb, **options):
+        typer.echo(said)
 
 
 @app.command()
@@ -88,19 +90,19 @@ def dataset(
     """Simulate the marketplace or import real data into canonical tables."""
     from moon import journey
 
-    journey.redo(journey.start(data=data, folder=run, size_name=size, seed=seed, profile=profile), "dataset")
+    journey.do(journey.start(data=data, folder=run, size_name=size, seed=seed, profile=profile), "dataset")
 
 
 @app.command()
 def split(run: RunOption = None) -> None:
     """Cut the log in time: what is learned from, what trains the ranker, what tests it."""
-    _stage("split", run)
+    _do("split", run)
 
 
 @app.command()
 def store(run: RunOption = None) -> None:
     """Write the feature sources and apply the Feast repository."""
-    _stage("store", run)
+    _do("store", run)
 
 
 encoders = typer.Typer(help="Train the MOON encoder, or compare its recipes.", no_args_is_help=True)
@@ -140,9 +142,7 @@ def encoder_train(
     lora: Annotated[int, typer.Option(help="Rank of adapters to train instead of all weights; 0: all.")] = 0,
 ) -> None:
     """Train the encoder of a run by a recipe, from random weights or from a checkpoint."""
-    from moon import journey
-
-    journey.redo(journey.load(run), "encoder", recipe=recipe, backbone=backbone, lora=lora)
+    _do("encoder", run, recipe=recipe, backbone=backbone, lora=lora)
 
 
 @encoders.command("compare")
@@ -155,9 +155,7 @@ def encoder_compare(
     recipe: Annotated[str | None, typer.Option(help=f"Only this recipe: {RECIPES}.")] = None,
 ) -> None:
     """Train every recipe with three seeds at equal compute on held-out products; write a table and a report."""
-    from moon import journey
-
-    typer.echo(journey.compare_encoders(journey.load(run), seconds, ablations, recipe))
+    _do("encoder compare", run, seconds=seconds, ablated=ablations, recipe=recipe)
 
 
 @bench.command("encoder")
@@ -210,9 +208,7 @@ def embed(
     ] = None,
 ) -> None:
     """Embed every item and query, and publish the vectors to the feature store."""
-    from moon import journey
-
-    journey.embed(journey.load(run), shard)
+    _do("embed", run, shard=shard)
 
 
 @generations.command("publish")
@@ -281,15 +277,13 @@ def frame(
     by: Annotated[str, typer.Option("--by", help="What a shard is: users, or a stretch of time.")] = "users",
 ) -> None:
     """Write the logged requests, joined with what the store knew before each, for any trainer to open."""
-    from moon import journey
-
-    typer.echo(journey.frame(journey.load(run), shard, by))
+    _do("frame", run, shard=shard, by=by)
 
 
 @app.command()
 def materialize(run: RunOption = None) -> None:
     """Load the latest features into the online store."""
-    _stage("materialize", run)
+    _do("materialize", run)
 
 
 @app.command()
@@ -304,23 +298,19 @@ def ingest(
     clock: ClockOption = "log",
 ) -> None:
     """Take events into users' online histories and the journal: from a stream until interrupted, or from a file."""
-    from moon import journey
-
-    typer.echo(journey.ingest(journey.load(run), source, consumer, clock))
+    _do("ingest", run, source=source, consumer=consumer, clock=clock)
 
 
 @app.command()
 def fold(run: RunOption = None) -> None:
     """Make events and items that came in part of the offline log, which training frames are cut from."""
-    from moon import journey
-
-    typer.echo(journey.fold(journey.load(run)))
+    _do("fold", run)
 
 
 @app.command()
 def retrieval(run: RunOption = None) -> None:
     """Train the two-tower model, count co-occurrences, build the index."""
-    _stage("retrieval", run)
+    _do("retrieval", run)
 
 
 @app.command()
@@ -329,23 +319,19 @@ def ranker(
     recipe: Annotated[str | None, typer.Option(help="cube, the default; see ranker/recipes.py.")] = None,
 ) -> None:
     """Train the ranker from point-in-time frames, with its ID-only and shuffled-embedding controls."""
-    from moon import journey
-
-    journey.redo(journey.load(run), "ranker", recipe=recipe)
+    _do("ranker", run, recipe=recipe)
 
 
 @app.command()
 def evaluate(run: RunOption = None) -> None:
     """Measure encoder, retrieval and ranking against named baselines; write metrics.json and report.html."""
-    _stage("evaluate", run)
+    _do("evaluate", run)
 
 
 @app.command()
 def seeds(run: RunOption = None) -> None:
     """Train the ranker and its controls with three seeds; print mean and deviation of what they reach."""
-    from moon import journey, summary
-
-    typer.echo(summary.seeds(journey.seeds(journey.load(run))))
+    _do("seeds", run)
 
 
 @app.command()
@@ -357,9 +343,7 @@ def serve(
     clock: ClockOption = "log",
 ) -> None:
     """Answer /recommend, /search and /similar over HTTP from a finished run."""
-    from moon import journey
-
-    journey.serve(journey.load(run), host=host, port=port, profile=profile, clock=clock)
+    _do("serve", run, host=host, port=port, profile=profile, clock=clock)
 
 
 def main() -> None:

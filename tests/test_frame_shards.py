@@ -31,6 +31,8 @@ from feature_repo.frames.shards import join_frame, open_frame, write_frame, writ
 from feature_repo.frames.source import FrameSource
 from moon import journey
 from moon.cli import app
+from moon.journey import Verb
+from moon.verbs import frame as frame_verb
 from moonstore.errors import StoreError
 from run.artifacts import ArtifactError, open_artifact, write_artifact
 from run.shards import ShardError
@@ -284,8 +286,10 @@ def test_the_command_writes_the_runs_impressions(store, rows, tmp_path, monkeypa
         '{"data": "marketplace", "size_name": "nano", "seed": 0, "profile": "embedded"}'
     )
     arguments = ["frame", "--run", str(tmp_path)]
-    assert "'dataset' is not done" in str(CliRunner().invoke(app, arguments).exception)
-    monkeypatch.setattr(journey, "stages", lambda: ())
+    assert "'frame' needs 'dataset' first. Run 'moon dataset'" in str(
+        CliRunner().invoke(app, arguments).exception
+    )
+    monkeypatch.setattr(journey, "VERBS", (Verb("frame", None, frame_verb),))
     for shard, says in (("1/2", "still missing: moon frame --by time --shard 2/2"), ("2/2", "frames/logged")):
         result = CliRunner().invoke(app, [*arguments, "--by", "time", "--shard", shard])
         assert result.exit_code == 0 and says in result.output

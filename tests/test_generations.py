@@ -441,15 +441,16 @@ def test_where_links_are_impossible_files_are_copied(run, monkeypatch):
 
 def test_a_service_starts_while_an_encoder_is_trained_and_says_what_waits(run, monkeypatch, capsys):
     served = []
-    monkeypatch.setattr("moon.stages.serve", lambda run, *_: served.append(run))
+    monkeypatch.setattr("serving.app.serve", lambda settings: served.append(settings.run))
+    options = {"host": "127.0.0.1", "port": 8000, "profile": None, "clock": "log"}
     one = journey.Run(run, "marketplace", "nano", 0, "embedded")
     with pytest.raises(GenerationError, match="no generation is active. Run 'moon demo'"):
-        journey.serve(one, "127.0.0.1", 8000, None, "log")
+        journey.do(one, "serve", **options)
     go_live(run, 1)
-    journey.serve(one, "127.0.0.1", 8000, None, "log")
-    assert served == [one] and capsys.readouterr().err == ""
+    journey.do(one, "serve", **options)
+    assert served == [run] and capsys.readouterr().err == ""
     write_encoder(run, 2)
-    journey.serve(one, "127.0.0.1", 8000, None, "log")
+    journey.do(one, "serve", **options)
     said = capsys.readouterr().err
     assert (
         len(served) == 2 and "serving generation 1" in said and "holds another encoder: run 'moon emb" in said

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from moon import journey, summary
 from moon.cli import app
 from moon.journey import Stage
-from run.artifacts import ArtifactError
-from run.folder import JourneyError
+from run.artifacts import ArtifactError, open_artifact, write_artifact
+from run.folder import JourneyError, timings
 from run.sizes import SizeError
 
 
@@ -30,9 +30,28 @@ def walked(tmp_path, monkeypatch):
 
         return stage
 
-    stages = tuple(Stage(verb, verb, work(verb)) for verb in ("dataset", "split", "store"))
-    monkeypatch.setattr(journey, "stages", lambda: stages)
+    needs = {"dataset": None, "split": "dataset", "store": "split"}
+    stages = tuple(Stage(verb, needs[verb], work(verb), verb) for verb in needs)
+    monkeypatch.setattr(journey, "STAGES", stages)
     return ran, fail
+
+
+@pytest.fixture
+def embedding(walked, monkeypatch):
+    """After the three stages an encoder, which embedding takes as it is; the first of two shards is not the last."""
+    ran, _ = walked
+    missing = ["1 shards are missing"]
+
+    def embed(run, shard=None):
+        ran.append("embed")
+        return missing.pop() if shard is not None and missing else None
+
+    def encoder(run):
+        ran.append("encoder")
+
+    later = (Stage("encoder", "store", encoder, ""), Stage("embed", "store", embed, ""))
+    monkeypatch.setattr(journey, "STAGES", (*journey.STAGES, *later))
+    return ran
 
 
 def begin(**changes):
@@ -55,7 +74,7 @@ def test_a_finished_stage_is_not_repeated_and_an_interrupted_one_is(walked):
 def test_redoing_a_stage_undoes_what_came_after(walked):
     ran, _ = walked
     journey.travel(begin())
-    journey.redo(journey.load(None), "split")
+    journey.do(journey.load(None), "split")
     assert ran == ["dataset", "split", "store", "split"]
     journey.travel(begin())
     assert ran[-1] == "store" and len(ran) == 5
@@ -64,7 +83,7 @@ def test_redoing_a_stage_undoes_what_came_after(walked):
 def test_a_stage_without_its_predecessor_says_which_command_to_run(walked):
     run = begin()
     with pytest.raises(JourneyError, match="'store' needs 'dataset' first. Run 'moon dataset'"):
-        journey.redo(run, "store")
+        journey.do(run, "store")
 
 
 def test_a_folder_holds_one_run_only(walked):
@@ -110,7 +129,7 @@ def test_the_summary_shows_what_was_measured_and_nothing_else(tmp_path):
 
 
 def test_stage_commands_are_the_stages():
-    verbs = {stage.verb for stage in journey.stages()}
+    verbs = {stage.verb for stage in journey.STAGES}
     result = CliRunner().invoke(app, ["--help"])
     assert all(verb in result.output for verb in verbs | {"demo", "serve", "seeds"})
 
@@ -133,42 +152,58 @@ def test_a_wrong_command_gets_one_message_and_no_traceback(tmp_path, arguments, 
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_shards_are_joined_when_none_is_missing(walked, monkeypatch):
-    from moon import stages as work
-
-    ran, _ = walked
+@pytest.mark.parametrize(
+    ("verb", "needs", "options"),
+    [
+        ("frame", ["dataset", "split", "store"], {"shard": None, "by": "users"}),
+        ("ingest", ["dataset", "split", "store"], {"source": "none.jsonl", "consumer": None, "clock": "log"}),
+        ("fold", ["dataset", "split", "store"], {}),
+        ("encoder compare", ["dataset"], {"seconds": 1.0, "ablated": False}),
+        ("seeds", [stage.verb for stage in journey.STAGES[:-1]], {}),
+        ("embed", ["dataset", "split", "store"], {"shard": None}),
+    ],
+)
+def test_a_command_names_the_first_stage_it_lacks_and_how_to_run_it(
+    tmp_path, monkeypatch, verb, needs, options
+):
+    monkeypatch.chdir(tmp_path)
     run = begin()
-    later = (Stage(verb, verb, lambda run, verb=verb: ran.append(verb)) for verb in ("encoder", "embed"))
-    stages = (*journey.stages(), *later)
-    monkeypatch.setattr(journey, "stages", lambda: stages)
-    done = []
-    monkeypatch.setattr(work, "embed_shard", lambda run, shard: done.append(shard) or 2 - len(done))
-    with pytest.raises(JourneyError, match="'dataset' is not done"):
-        journey.embed(run, "1/2")
-    for verb in ("dataset", "split", "store", "encoder"):
-        journey.redo(run, verb)
-    journey.embed(run, "1/2")
-    assert "embed" not in ran
-    journey.embed(run, "2/2")
-    assert ran[-1] == "embed" and done == ["1/2", "2/2"]
+    for stage in journey.STAGES:
+        if stage.verb not in needs:
+            break
+        says = (
+            f"'{verb}' needs '{stage.verb}' first. Run '{stage.command}', or 'moon demo --data marketplace'"
+        )
+        with pytest.raises(JourneyError, match=says):
+            journey.do(run, verb, **options)
+        journey._note(run, stage, 0.0)
+    with pytest.raises(Exception) as nothing_there:  # the work begins, and finds no artifact
+        journey.do(run, verb, **options)
+    assert not isinstance(nothing_there.value, JourneyError)
 
 
-def test_a_changed_dataset_is_embedded_with_the_encoder_that_is_there(walked, monkeypatch, capsys):
-    from moon import stages as work
-
-    ran, _ = walked
+def test_a_stage_is_not_done_while_shards_of_it_are_missing(embedding):
     run = begin()
-    later = (Stage(verb, verb, lambda run, verb=verb: ran.append(verb)) for verb in ("encoder", "embed"))
-    stages = (*journey.stages(), *later)
-    monkeypatch.setattr(journey, "stages", lambda: stages)
+    journey.travel(run)
+    assert embedding[-1] == "embed"
+    assert journey.do(run, "embed", shard="1/2") == "1 shards are missing"
+    assert timings(run).keys() == {"dataset", "split", "store", "encoder"}
+    assert journey.do(run, "embed", shard="2/2") is None
+    assert "embed" in timings(run)
+
+
+def test_a_changed_dataset_is_embedded_with_the_encoder_that_is_there(embedding, capsys):
+    run = begin()
     journey.travel(run)
     for verb in ("dataset", "split", "store"):
-        journey.redo(run, verb)
+        journey.do(run, verb)
     with pytest.raises(ArtifactError, match="Run 'moon encoder train'"):
-        journey.embed(run, None)  # there is none
-    monkeypatch.setattr(work, "keep_encoder", lambda run: "abc")
-    ran.clear()
-    journey.embed(run, None)
-    assert ran == ["embed"] and "with encoder abc as it is" in capsys.readouterr().err
+        journey.do(run, "embed")  # there is none
+    with write_artifact(run.folder / "encoder", "encoder", {}, {}) as folder:
+        (folder / "weights").write_text("trained")
+    made = open_artifact(run.folder / "encoder", "encoder", "moon encoder train")
+    embedding.clear()
+    journey.do(run, "embed")
+    assert embedding == ["embed"] and f"with encoder {made.id} as it is" in capsys.readouterr().err
     journey.travel(run)
-    assert ran == ["embed"]
+    assert embedding == ["embed"]

@@ -317,7 +317,7 @@ def test_a_store_that_may_not_be_replaced_leaves_the_run_finished(run):
     keep_item(run / "store", Item(item_id=NEW, title="x"), known_until(run / "store"))
     before = sorted(path.name for path in (run / "stages").iterdir())
     with pytest.raises(StoreError, match="0 events and 1 items"):
-        journey.redo(journey.load(run), "store")
+        journey.do(journey.load(run), "store")
     assert sorted(path.name for path in (run / "stages").iterdir()) == before
 
 

@@ -174,7 +174,7 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setitem(recipes.RECIPES, "similar", similar)
     monkeypatch.setattr("moon.journey.load", lambda folder: run)
     monkeypatch.setattr(
-        "moon.journey.redo", lambda run, verb, **options: getattr(stages, verb)(run, **options)
+        "moon.journey.do", lambda run, verb, **options: getattr(stages, verb)(run, **options)
     )
     nothing = Artifact(tmp_path, "embedding", "embedding-1", {}, {})
     monkeypatch.setattr(stages, "_split", lambda run: SimpleNamespace(artifact=nothing))

@@ -1,0 +1,117 @@
+"""What is done with a run beside its stages: sharing a frame, taking in events, measuring, serving.
+
+Every function returns what to tell the user. Every heavy import is inside the function that needs it.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moon.stages import open_dataset, open_split, switch
+from run import generations
+
+if TYPE_CHECKING:
+    from run.folder import Run
+
+
+def frame(run: Run, shard: str | None, by: str) -> str:
+    """Write the run's logged requests as a training frame, or one shard of it; the last shard joins them."""
+    from feature_repo.frames.logged import LOGGED, logged_source
+    from feature_repo.frames.shards import write_frame, write_or_join
+    from run.shards import parse_shard
+
+    source, out = logged_source(run.folder, open_split(run), run.size), run.folder / LOGGED
+    if shard is None:
+        return f"frame: {write_frame(source, out).path}"
+    missing = write_or_join(source, out, parse_shard(shard), by)
+    if missing:
+        return f"still missing: {', '.join(missing)}"
+    return f"frame: {out}"
+
+
+def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
+    """Take in events of a stream until interrupted, or of a file."""
+    from feature_repo.ingest.clock import shop_clock
+    from feature_repo.ingest.ingestor import Ingested, Ingestor
+    from feature_repo.ingest.stream import DEAD, EventFile, RedisStream, consume
+    from feature_repo.sources import DATA
+    from moonstore.engine import DEAD_LETTER
+    from run.progress import track
+
+    store_dir = run.folder / "store"
+    ingestor = Ingestor(store_dir, shop_clock(store_dir, clock))
+    reader: RedisStream | EventFile
+    if source.startswith("redis://"):
+        reader = RedisStream(source, consumer or platform.node())
+    else:
+        reader = EventFile(Path(source))
+    total = Ingested(0, 0, 0)
+    for found in track(consume(reader, ingestor, store_dir), "ingest", unit="deliveries"):
+        total = total.plus(found)
+    aside = f"; {total.refused} set aside in {store_dir / DATA / DEAD_LETTER / DEAD}" if total.refused else ""
+    return f"new events: {total.new}, known before: {total.known}{aside}"
+
+
+def fold(run: Run) -> str:
+    """Make what came in part of the offline sources; what to run next."""
+    from feature_repo.ingest.fold import fold as fold_journal
+    from feature_repo.ingest.new_items import fold_items
+    from feature_repo.store import open_store
+    from feature_repo.views import EmbeddingRecord
+
+    store_dir = run.folder / "store"
+    embeddings = EmbeddingRecord.load(store_dir).embeddings
+    events, items = fold_journal(store_dir), fold_items(open_store(store_dir), embeddings)
+    joined = f"{events} events and {items} items joined the offline log"
+    return f"{joined}. Run 'moon materialize' to count them."
+
+
+def compare_encoders(run: Run, seconds: float, ablated: bool, recipe: str | None = None) -> str:
+    """Every recipe, or one, at equal compute, over three seeds."""
+    from encoder.recipes import recipe as named
+    from evaluation.science.encoders.compare import COLUMNS, ablations, compare, negatives, papers
+    from evaluation.science.encoders.report import render_encoder_report
+
+    out = run.folder / "encoders"
+    table = compare(
+        run.folder / "dataset",
+        out,
+        run.size,
+        (papers() if recipe is None else {recipe: named(recipe)}) | (ablations() if ablated else {}),
+        sweep=negatives() if ablated else {},
+        cpu_seconds=seconds,
+        reasoning=ablated,
+    )
+    page = render_encoder_report(out, open_dataset(run), COLUMNS)
+    return f"{table.markdown(COLUMNS)}\ntable:  {out / 'table.md'}\nreport: {page}"
+
+
+def seeds(run: Run) -> str:
+    """Measure the ranker and its controls over several seeds."""
+    from evaluation.seeds import measure_seeds
+    from moon import summary
+
+    return summary.seeds(measure_seeds(run.folder, open_dataset(run), open_split(run), run.size))
+
+
+def serve(run: Run, host: str, port: int, profile: str | None, clock: str) -> None:
+    """Serve the active generation over HTTP until interrupted, whatever else is being made in the run folder.
+
+    Raises:
+        GenerationError: none is active.
+    """
+    from serving.app import serve as serve_http
+    from serving.settings import Settings
+
+    active = generations.find(run.folder, generations.serving(run.folder).generation)
+    if newer := generations.newer(run.folder, active):
+        sys.stderr.write(
+            f"serving generation {active.number}; {run.folder} holds another {', '.join(newer)}: run "
+            f"'moon embeddings publish --activate' to serve it\n"
+        )
+    if profile is not None and profile != run.profile:
+        run = switch(run, profile)
+    serve_http(Settings(run=run.folder, host=host, port=port, profile=run.profile, clock=clock))
