@@ -65,11 +65,6 @@ def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that fills a batch, masked everywhere; the end token where a tokenizer names no padding."""
-    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-
-
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -> list[list[int]]:
     """Token ids of each text, cut to ``limit``; words that spell a special token stay words.
 

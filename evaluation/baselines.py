@@ -17,6 +17,7 @@ import torch
 from evaluation.content import SparseRows
 from evaluation.metrics import PADDING, hits, recall_at
 
+STEPS = 5  # of the grid of a mix's weights
 CHUNK_FLOATS = 16_000_000  # floats of one dense block: about 64 MB
 
 
@@ -149,9 +150,8 @@ def tune_mix(
     relevant: np.ndarray,
     k: int = 20,
     exclude_history: bool = False,
-    steps: int = 5,
 ) -> Mix:
-    """The mix whose weights (multiples of 1 / steps that sum to 1) have the best recall@k on these requests.
+    """The mix whose weights (multiples of 1 / STEPS that sum to 1) have the best recall@k on these requests.
 
     Args:
         parts: the baselines to mix.
@@ -160,9 +160,8 @@ def tune_mix(
         relevant: int64 ids of the relevant items.
         k: depth of the recall that is maximised; ties go to the first weights in grid order.
         exclude_history: as in ``rank``, so that the weights fit what is reported.
-        steps: resolution of the grid.
     """
-    grid = [w for w in product(range(steps + 1), repeat=len(parts)) if sum(w) == steps]
+    grid = [w for w in product(range(STEPS + 1), repeat=len(parts)) if sum(w) == STEPS]
     candidates = next(iter(parts.values())).candidates
     total = np.zeros(len(grid))
     for start, stop in _blocks(len(requests), len(candidates)):
@@ -174,7 +173,7 @@ def tune_mix(
             ranked = top_k(_sum(scores, weights), candidates, k, block if exclude_history else None)
             total[place] += recall_at(hits(ranked, own, ids), np.diff(own), k).sum()
     best = grid[int(np.argmax(total))]
-    return Mix(parts, {name: weight / steps for name, weight in zip(parts, best, strict=True)})
+    return Mix(parts, {name: weight / STEPS for name, weight in zip(parts, best, strict=True)})
 
 
 def rank(baseline: Baseline, requests: Requests, k: int, exclude_history: bool = False) -> np.ndarray:

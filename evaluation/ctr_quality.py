@@ -26,7 +26,6 @@ def ctr_quality(
     probability: np.ndarray,
     user: np.ndarray,
     slices: Mapping[str, np.ndarray] | None = None,
-    truth: np.ndarray | None = None,
     split: str = "test",
     prefix: str = "ctr/full",
 ) -> Iterator[Measurement]:
@@ -38,14 +37,12 @@ def ctr_quality(
         user: int64 of shape (C), whose impression it was.
         slices: name -> bool mask of shape (C), e.g. ``cold`` items, ``new`` items, ``no_image``,
             ``new_user``.
-        truth: the true click probability of shape (C), where the world is simulated.
         split: the part the impressions are from.
         prefix: first part of the names, e.g. ``ctr/full`` or ``ctr/id_only``.
 
     Yields:
         auc, ne, calibration (sum p / sum y), ece (10 bins of equal count), n = impressions; gauc, n = users
-        with both classes; given ``truth`` also bayes_auc, auc_gap (Bayes AUC minus AUC) and ne_gap (NE minus
-        the NE of the truth). Then auc, gauc and ne of each slice. What is undefined is not yielded.
+        with both classes. Then auc, gauc and ne of each slice. What is undefined is not yielded.
 
     Raises:
         ValueError: arrays of different lengths, or probabilities outside [0, 1] or not finite.
@@ -57,8 +54,6 @@ def ctr_quality(
     yield from _present(
         f"{prefix}/ece", lambda: (expected_calibration_error(label, probability), rows), split
     )
-    if truth is not None:
-        yield from _gap(label, probability, truth, split, prefix)
     for name, mask in (slices or {}).items():
         yield from _order(label[mask], probability[mask], user[mask], split, f"{prefix}/{name}")
 
@@ -69,21 +64,6 @@ def _order(
     yield from _present(f"{prefix}/auc", lambda: (auc(label, probability), len(label)), split)
     yield from _present(f"{prefix}/gauc", lambda: gauc(label, probability, user), split)
     yield from _present(f"{prefix}/ne", lambda: (normalized_entropy(label, probability), len(label)), split)
-
-
-def _gap(
-    label: np.ndarray, probability: np.ndarray, truth: np.ndarray, split: str, prefix: str
-) -> Iterator[Measurement]:
-    rows = len(label)
-    yield from _present(f"{prefix}/bayes_auc", lambda: (auc(label, truth), rows), split)
-    yield from _present(
-        f"{prefix}/auc_gap", lambda: (auc(label, truth) - auc(label, probability), rows), split
-    )
-    yield from _present(
-        f"{prefix}/ne_gap",
-        lambda: (normalized_entropy(label, probability) - normalized_entropy(label, truth), rows),
-        split,
-    )
 
 
 def _present(name: str, measure: Callable[[], tuple[float, int]], split: str) -> Iterator[Measurement]:

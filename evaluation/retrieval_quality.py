@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,42 +82,40 @@ def retrieval_quality(
     slices: Mapping[str, np.ndarray] | None = None,
     split: str = "test",
     prefix: str = "retrieval",
-    depths: Sequence[int] = RECALL_DEPTHS,
 ) -> Iterator[Measurement]:
     """Measure ranked lists against what the users took.
 
     Args:
-        ranked: int64 item ids of shape (R, K), best first, -1 where a list has ended; K at least max(depths).
+        ranked: int64 item ids of shape (R, K), best first, -1 where a list has ended; K at least max(RECALL_DEPTHS).
         relevant: the relevant items of the same R requests. Requests without any do not count.
         catalogue: number of items that could have been listed.
         slices: name -> item ids. A slice counts only relevant items inside it, and requests that have one;
             the list itself is the full one, so a slice shows what its items lose in competition.
         split: the part the requests are from.
         prefix: first part of the names, e.g. ``retrieval`` or ``retrieval/popularity``.
-        depths: the k of recall@k.
 
     Yields:
         recall@k, ndcg@20 and mrr with n = requests that count, coverage@20 with n = catalogue; then
         ``prefix/slice/...`` recall@k and ndcg@20. What has no data is not yielded.
 
     Raises:
-        ValueError: the lists are shorter than max(depths), are not one per request, or repeat an item.
+        ValueError: the lists are shorter than max(RECALL_DEPTHS), are not one per request, or repeat an item.
     """
-    if ranked.ndim != 2 or len(ranked) != len(relevant) or ranked.shape[1] < max(depths):
+    if ranked.ndim != 2 or len(ranked) != len(relevant) or ranked.shape[1] < max(RECALL_DEPTHS):
         raise ValueError(
-            f"expected ranked ids of shape ({len(relevant)}, at least {max(depths)}), found {ranked.shape}"
+            f"expected ranked ids of shape ({len(relevant)}, at least {max(RECALL_DEPTHS)}), found {ranked.shape}"
         )
-    yield from _measure(ranked, relevant, depths, split, prefix, whole=True)
+    yield from _measure(ranked, relevant, split, prefix, whole=True)
     if len(ranked) and catalogue:
         yield Measurement(
             f"{prefix}/coverage@{NDCG_DEPTH}", coverage_at(ranked, NDCG_DEPTH, catalogue), catalogue, split
         )
     for name, items in (slices or {}).items():
-        yield from _measure(ranked, relevant.only(items), depths, split, f"{prefix}/{name}", whole=False)
+        yield from _measure(ranked, relevant.only(items), split, f"{prefix}/{name}", whole=False)
 
 
 def _measure(
-    ranked: np.ndarray, relevant: Relevant, depths: Sequence[int], split: str, prefix: str, whole: bool
+    ranked: np.ndarray, relevant: Relevant, split: str, prefix: str, whole: bool
 ) -> Iterator[Measurement]:
     count = np.diff(relevant.offsets)
     counted = count > 0
@@ -126,7 +124,7 @@ def _measure(
         return
     hit = hits(ranked, relevant.offsets, relevant.item_id)[counted]
     count = count[counted]
-    for k in depths:
+    for k in RECALL_DEPTHS:
         yield Measurement(f"{prefix}/recall@{k}", float(recall_at(hit, count, k).mean()), requests, split)
     ndcg = float(ndcg_at(hit, count, NDCG_DEPTH).mean())
     yield Measurement(f"{prefix}/ndcg@{NDCG_DEPTH}", ndcg, requests, split)

@@ -68,12 +68,11 @@ class Finding:
     problems: tuple[str, ...] = ()
 
 
-def check_store(store_dir: Path, seed: int = 0) -> list[Finding]:
+def check_store(store_dir: Path) -> list[Finding]:
     """Examine every view of the store at ``store_dir`` as of its last load.
 
     Args:
         store_dir: the run's store.
-        seed: of the sample.
 
     Raises:
         StoreError: there is no store.
@@ -82,7 +81,7 @@ def check_store(store_dir: Path, seed: int = 0) -> list[Finding]:
     store = open_store(store_dir)
     views = sorted(store.list_feature_views(), key=lambda view: str(view.name))
     try:
-        return [_examine(store, view, seed) for view in views]
+        return [_examine(store, view) for view in views]
     except UNREACHABLE as error:
         raise StoreUnavailable(f"the online store does not answer: {error}") from error
 
@@ -110,7 +109,7 @@ def cells(one: Finding) -> Iterator[str]:
         yield "-" if pair is None else f"{pair[0]:.2f} {pair[1]}"
 
 
-def _examine(store: FeatureStore, view: FeatureView, seed: int) -> Finding:
+def _examine(store: FeatureStore, view: FeatureView) -> Finding:
     repository = Path(store.config.repo_path or ".")
     end = view.most_recent_end_time  # what Feast records, whichever engine loaded
     if end is None:
@@ -124,7 +123,7 @@ def _examine(store: FeatureStore, view: FeatureView, seed: int) -> Finding:
     batch = sift(view, pa.concat_tables(tables), datetime.now(UTC)).batch
     if not len(batch):
         return Finding(view.name, 0)
-    rows = np.random.default_rng(seed).permutation(len(batch))[:SAMPLE]
+    rows = np.random.default_rng(0).permutation(len(batch))[:SAMPLE]
     ids = batch.keys[0].to_numpy()[rows]
     with as_of(EPOCH):  # whatever its age
         online = read_matrix(store, view.name, ids, list(batch.features))

@@ -53,9 +53,7 @@ class Examined:
         return asdict(self)
 
 
-def examine(
-    vectors: VectorTable, expected: np.ndarray, width: int, before: VectorTable | None, seed: int = 0
-) -> Examined:
+def examine(vectors: VectorTable, expected: np.ndarray, width: int, before: VectorTable | None) -> Examined:
     """Measure the item vectors of an embedding that is to serve.
 
     Args:
@@ -63,7 +61,6 @@ def examine(
         expected: int64, the items that should have one (``with_content``).
         width: of the encoder.
         before: what serves now, of any width.
-        seed: of the sample of items whose neighbours are compared.
 
     Raises:
         EmbeddingError: a figure is beyond its limit; names all of them, with the first offenders.
@@ -87,7 +84,7 @@ def examine(
         ids = np.intersect1d(vectors.ids, before.ids)
         found = replace(found, common=len(ids))
         if len(ids) >= LEAST_COMMON:
-            asked, kept, chance = overlap(vectors, before, ids, seed)
+            asked, kept, chance = overlap(vectors, before, ids, seed=0)
             found = replace(found, overlap=float(kept.mean()), chance=chance)
             if kept.mean() < TIMES_CHANCE * chance:
                 lost = asked[kept == 0]

@@ -85,19 +85,18 @@ class ItemMatrix:
         rows = self.rows(item_ids)
         take = pa.array(rows, mask=rows < 0)
         columns = {name: _one(self.items.column(name).take(take)) for name in ITEM_FEATURES}
-        found, age_s = {}, {}
+        found = {}
         for name, view in self.views.items():
             event_us = _one(self.items.column(f"{name}_us").take(take)).fill_null(0).to_numpy()
             with as_of(time - US):  # as ``OnlineReader`` does
                 found[name] = (event_us > 0) & is_fresh(view, event_us)
-            age_s[name] = np.where(found[name], ((time - EPOCH) // US - event_us) / 1e6, np.nan)
             if view.ttl:
                 gone = pa.array(~found[name])
                 for feature in (feature for feature, of in ITEM_FEATURES.items() if of[0] == name):
                     columns[feature] = pc.if_else(
                         gone, pa.scalar(None, columns[feature].type), columns[feature]
                     )
-        return Stored(columns, found, age_s)
+        return Stored(columns, found)
 
     def over(self, other: ItemMatrix) -> ItemMatrix:
         """This one laid over another of the same embedding: what both hold is as it is here."""

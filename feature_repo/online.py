@@ -50,12 +50,10 @@ class Stored:
     Attributes:
         columns: feature -> N values, null where nothing is stored.
         found: view -> bool of shape (N).
-        age_s: view -> float64 of shape (N), seconds from the row's stamp to the request; NaN: not found.
     """
 
     columns: dict[str, pa.Array]
     found: dict[str, np.ndarray]
-    age_s: dict[str, np.ndarray]
 
 
 class Items(Protocol):
@@ -137,7 +135,7 @@ class OnlineReader:
         return Frame(requests, candidates, np.zeros(2, dtype=np.int64), history)
 
     def read_items(self, item_ids: np.ndarray, time: datetime) -> Stored:
-        """What is stored about N items, with found masks and ages per view; raises like ``read``."""
+        """What is stored about N items, with found masks per view; raises like ``read``."""
         if self._items is not None:
             return self._items.read(item_ids, time)
         return self.stored("item_id", item_ids, ITEM_FEATURES, time)
@@ -153,14 +151,13 @@ class OnlineReader:
         if not len(ids):
             views = {view for view, _, _ in features.values()}
             empty = {name: pa.array([], dtype) for name, (_, dtype, _) in features.items()}
-            none = {view: np.zeros(0) for view in views}
-            return Stored(empty, {view: np.zeros(0, bool) for view in views}, none)
+            return Stored(empty, {view: np.zeros(0, bool) for view in views})
         try:
             with as_of(time - US):  # when the training frame's join would look
                 matrices = self._reader(features)(ids)
         except UNREACHABLE as error:
             raise StoreUnavailable(f"the online store does not answer: {error}") from error
-        return _unpack(matrices, features, _us(time))
+        return _unpack(matrices, features)
 
     def _reader(self, features: Features) -> Reader:
         key = tuple(features)
@@ -196,14 +193,13 @@ def _views(features: Features) -> dict[str, list[str]]:
     return names
 
 
-def _unpack(matrices: Sequence[Matrix], features: Features, time_us: int) -> Stored:
-    columns, found, age_s = {}, {}, {}
+def _unpack(matrices: Sequence[Matrix], features: Features) -> Stored:
+    columns, found = {}, {}
     for view, matrix in zip(_views(features), matrices, strict=True):
         found[view] = matrix.found
-        age_s[view] = np.where(matrix.found, (time_us - matrix.event_us) / 1e6, np.nan)
         for name, column in matrix.columns.items():
             columns[name] = to_arrow(column, features[name][1])
-    return Stored(columns, found, age_s)
+    return Stored(columns, found)
 
 
 def _no_items() -> dict[str, pa.Array]:

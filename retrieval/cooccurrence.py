@@ -12,7 +12,7 @@ penalty on popular candidates keeps the base rate of j, which the cosine divides
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from feature_repo.frame import History
 from retrieval.jagged import Retrieved, best_first, group_best, offsets_of, owners, stack
-from retrieval.requests import history_of, interests
+from retrieval.requests import interests
 from run.artifacts import Artifact, open_artifact, write_artifact
 
 NEIGHBOURS = 200
@@ -99,10 +99,6 @@ class Cooccurrence:
             shape=(len(items), len(items)),
         )
         return cls(items, tensors["popularity"], graph, artifact)
-
-    def retrieve(self, history_items: Sequence[int] | np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k items that co-occur most with ``history_items`` (oldest first), best first."""
-        return self.retrieve_batch(history_of(history_items), k)[0]
 
     def retrieve_batch(self, history: History, k: int, answerable: np.ndarray | None = None) -> Retrieved:
         """The k best items of every history; items that co-occur with nothing in it are not answered.

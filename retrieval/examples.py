@@ -68,12 +68,6 @@ class MatchedFrames:
         place = np.repeat(self.offsets[request_rows] - first, counts) + np.arange(counts.sum())
         return add_matches(self.stored.select(request_rows), self.names, self.matches[place])
 
-    def without(self, prefix: str) -> MatchedFrames:
-        """The same without the match columns that start with ``prefix``."""
-        kept = [column for column, name in enumerate(self.names) if not name.startswith(prefix)]
-        names = tuple(self.names[column] for column in kept)
-        return MatchedFrames(self.stored, names, self.matches[:, kept], self.offsets)
-
 
 def chunks(stored: StoredRequests, description: str) -> Iterator[Frame]:
     """The requests a few thousand at a time, in order, with progress."""

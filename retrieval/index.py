@@ -209,7 +209,6 @@ class ItemIndex:
         k: int,
         category: str | None = None,
         exclude: np.ndarray | None = None,
-        allowed: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k items of largest inner product with each query, score descending then id ascending.
 
@@ -218,7 +217,6 @@ class ItemIndex:
             k: how many, at least 1.
             category: only items whose path is, or starts with, this one; an unknown one has no items.
             exclude: int64 ids never to answer; ids the index does not hold are no error.
-            allowed: int64 ids, the only ones that may be answered.
 
         Returns:
             ids int64 and scores float32, each of shape [k'] or [B, k'], where k' = min(k, items that pass the
@@ -236,7 +234,7 @@ class ItemIndex:
         if not np.isfinite(queries).all():
             bad = np.flatnonzero(~np.isfinite(queries).all(1))
             raise ValueError(f"{len(bad)} of {len(queries)} queries are not finite (rows {bad[:3].tolist()})")
-        rows = self._passing(category, exclude, allowed)
+        rows = self._passing(category, exclude)
         k = min(k, len(self) if rows is None else len(rows))
         if k == 0:
             ids, scores = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
@@ -249,16 +247,10 @@ class ItemIndex:
     def _slice(self, category: str | None) -> tuple[int, int]:
         return (0, len(self)) if category is None else self._slices.get(category, (0, 0))
 
-    def _passing(
-        self, category: str | None, exclude: np.ndarray | None, allowed: np.ndarray | None
-    ) -> np.ndarray | None:
+    def _passing(self, category: str | None, exclude: np.ndarray | None) -> np.ndarray | None:
         """Storage rows that pass the filters, ascending; None when all do."""
         start, stop = self._slice(category)
-        if allowed is not None:
-            rows = np.unique(self.rows(allowed))
-            rows = rows[(rows >= start) & (rows < stop)]
-        else:
-            rows = np.arange(start, stop, dtype=np.int64)
+        rows = np.arange(start, stop, dtype=np.int64)
         if exclude is not None and len(exclude):
             rows = np.setdiff1d(rows, self.rows(exclude), assume_unique=False)
         return None if len(rows) == len(self) else rows

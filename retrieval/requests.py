@@ -18,13 +18,13 @@ RECENCY = 0.9  # weight of a behaviour relative to the next newer one
 NO_IDS = np.empty(0, dtype=np.int64)
 
 
-def history_of(item_ids: Sequence[int] | np.ndarray, code: int = 1) -> History:
+def history_of(item_ids: Sequence[int] | np.ndarray) -> History:
     """The history of one request from item ids alone, oldest first: a session that no store has seen."""
     items = np.asarray(item_ids, dtype=np.int64)
     return History(
         offsets=np.array([0, len(items)], dtype=np.int64),
         item_id=items,
-        code=np.full(len(items), code, dtype=np.int64),
+        code=np.ones(len(items), dtype=np.int64),
         time_us=np.zeros(len(items), dtype=np.int64),
     )
 

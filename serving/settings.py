@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = "MOON_SERVE_"
@@ -48,24 +47,3 @@ class Settings:
         for name in ("port", "per_source", "max_body_bytes", "max_image_bytes", "max_image_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """Read ``MOON_SERVE_RUN``, ``MOON_SERVE_PORT``, ...: the fields above, upper case.
-
-        Raises:
-            ValueError: a ``MOON_SERVE_`` variable that is no field, no number where one is due, or no run.
-        """
-        given = {
-            name[len(PREFIX) :].lower(): value
-            for name, value in environment.items()
-            if name.startswith(PREFIX)
-        }
-        kinds = {field.name: {"Path": Path, "int": int, "str": str}[str(field.type)] for field in fields(cls)}
-        if unknown := sorted(set(given) - set(kinds)):
-            raise ValueError(
-                f"unknown {[PREFIX + name.upper() for name in unknown]}: you probably have a typo"
-            )
-        if "run" not in given:
-            raise ValueError(f"{PREFIX}RUN is not set: expected the folder of a finished run")
-        return cls(**{name: kinds[name](value) for name, value in given.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -88,7 +89,9 @@ class FakeReader:
             }
         )
         nothing = pa.table({"item_id": pa.array([], pa.int64())})
-        return Frame(requests, nothing, np.zeros(2, np.int64), history_of(liked, code=3))
+        return Frame(
+            requests, nothing, np.zeros(2, np.int64), replace(history_of(liked), code=np.full(len(liked), 3))
+        )
 
     def with_candidates(self, user, item_ids):
         if not self.available:

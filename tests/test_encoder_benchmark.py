@@ -154,10 +154,9 @@ def test_truths_are_what_was_planted(shop):
         first, variant, other = 3 * product, 3 * product + 1, 3 * product + 3
         expected |= {first: {other}, variant: {other}, other: {first, variant}}
     assert found(exam.bought) == expected, "variants bought together are no co-purchase"
-    assert exam.sizes == {
-        "pool": 24, "variants_queries": 24, "bought_together_queries": 18, "bought_together_pairs": 12,
-        "learn": 40, "queries": 0, "candidates": 0,
-    }  # fmt: skip
+    assert len(exam.pool["item"]) == 24 and len(exam.learn) == 40
+    assert exam.same_product.queries == 24 and exam.bought.queries == 18
+    assert len(exam.queries) == len(exam.candidates) == 0
 
 
 def test_a_pair_one_user_bought_and_another_looked_at_is_not_bought_together(tmp_path):
@@ -174,7 +173,7 @@ def test_a_pair_one_user_bought_and_another_looked_at_is_not_bought_together(tmp
     looks = [event(90 + n, 2, 2 + n, START + timedelta(days=1, seconds=n), type="click") for n in range(2)]
     dataset = written(tmp_path / "dataset", rows, images, [*events, *looks])
     exam = Exam.of(dataset, hold_out(dataset, tmp_path / "split", items=4))
-    assert exam.sizes["bought_together_pairs"] == 1 and exam.bought.queries == 2
+    assert len(exam.bought.rows) // 2 == 1 and exam.bought.queries == 2
 
 
 def test_every_view_shows_only_what_it_says(shop):

@@ -20,9 +20,9 @@ from encoder.parts.chain import (
     END_THINK,
     THINK,
     add_chain_marks,
+    chain_body,
     chain_fields,
     chain_marks,
-    chain_text,
     chain_tokens,
     chain_values,
     clean,
@@ -44,6 +44,11 @@ def one_thread():
 
 
 # --- the text -----------------------------------------------------------------------------------------------
+
+
+def chain_text(row, names):
+    """The true chain of an item, all three marks included."""
+    return f"<think>{chain_body(chain_values(row, names))}</think><|emb|>"
 
 
 def record(**changes):

@@ -19,7 +19,7 @@ from encoder.losses.alignment import RHO
 from encoder.losses.grpo import group_advantages, grpo_loss
 from encoder.losses.rewards import RewardWeights
 from encoder.optim import Optimizers
-from encoder.parts.chain import chain_fields, chain_text, read_chain
+from encoder.parts.chain import chain_body, chain_fields, chain_values, read_chain
 from encoder.stages.chaining import TrueChains
 from encoder.stages.contrast import OWN
 from encoder.stages.reason import Reason, Reinforce, Reinforcing
@@ -40,7 +40,7 @@ def world(tmp_path_factory):
     ids = dataset.items["item_id"].to_numpy()
     records = dataset.items.to_pylist()
     names = chain_fields(records)
-    bodies = [chain_text(record, names)[7:-15] for record in records]
+    bodies = [chain_body(chain_values(record, names)) for record in records]
     tokenizer = train_tokenizer([*catalogue_texts(dataset, ids), *bodies], vocabulary=400)
     corpus = read_corpus(dataset, tokenizer, SIZE.text_tokens, SIZE.image_px, ids)
     relations = read_relations(split.log, split.fit_until, dataset.judgements, corpus)

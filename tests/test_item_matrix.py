@@ -51,7 +51,6 @@ def assert_reads_alike(reader, matrix, ids, when):
         ), name
     for view in ("item_profile", "item_stats"):
         np.testing.assert_array_equal(held.found[view], asked.found[view])
-        np.testing.assert_array_equal(held.age_s[view], asked.age_s[view])
 
 
 def test_it_reads_what_the_store_holds(tiny_world, shop):

@@ -26,14 +26,13 @@ from dataset.marketplace.catalogue import (
     DAYS,
     FACETS,
     NOISE,
-    PIXEL_TRAITS,
     START_US,
     WORDS,
     Catalogue,
     make_catalogue,
 )
 from dataset.marketplace.drawing import COLOURS, PATTERNS, SILHOUETTES, Camera, Look, draw
-from dataset.marketplace.simulate import World, play, preview, simulate
+from dataset.marketplace.simulate import World, play, simulate
 from dataset.tables import Dataset, write_dataset
 from run.artifacts import open_artifact
 
@@ -289,6 +288,9 @@ def one_hot(catalogue: Catalogue, columns: slice = slice(None)) -> np.ndarray:
     )
 
 
+PIXEL_TRAITS = 4  # the first of TRAITS, all but the price
+
+
 def test_pixel_traits_cannot_be_read_off_the_text_but_can_be_off_the_picture(tables: Tables) -> None:
     catalogue = play(60_000, seed=7).catalogue
     text = np.concatenate([one_hot(catalogue), catalogue.trait[:, 4:]], axis=1)
@@ -378,13 +380,6 @@ def test_recent_clicks_shift_what_is_liked_next(world: World) -> None:
     again = catalogue.facet[slates.item[soon], 0] == catalogue.facet[last, 0][:, None]
     push = rest[soon][again].mean() - rest[soon][~again].mean()
     assert push == pytest.approx(behaviour.CLICK_SHIFT["leaf"], abs=0.1)
-
-
-def test_preview_is_readable(tables: Tables) -> None:
-    text = preview(tables)
-    assert f"{tables.items.num_rows} items" in text
-    assert "impression" in text and "click" in text
-    assert len(text.splitlines()) < 20
 
 
 def test_ids_tell_nothing_about_age(world: World) -> None:

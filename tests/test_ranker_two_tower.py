@@ -1,6 +1,7 @@
 """Two towers find what a user truly likes, popular or not, known or cold."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -173,7 +174,10 @@ def test_the_artifact_holds_the_whole_catalogue(trained, towers):
 
 def test_a_query_moves_the_user(towers):
     frame, _, _ = purchases(1, 4, np.arange(ITEMS))
-    asked = towers.user_vectors(frame, VECTORS.matrix[:1])
+    query = frame.requests.set_column(
+        frame.requests.column_names.index("query_id"), "query_id", pa.array(VECTORS.queries.ids[:1])
+    )
+    asked = towers.user_vectors(replace(frame, requests=query))
     assert not np.allclose(asked, towers.user_vectors(frame))
 
 

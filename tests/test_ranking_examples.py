@@ -149,4 +149,3 @@ def test_match_columns_follow_their_candidates_in_any_order_of_requests():
             *(frame.candidates[name].to_pylist() for name in ("item_id", "match_a", "match_b")), strict=True
         ):
             assert np.allclose([a, b], [by_item[item], -by_item[item]])
-    assert frames.without("match_a").names == ("match_b",)

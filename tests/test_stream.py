@@ -44,6 +44,16 @@ def shop(tiny_world, tmp_path, redis_server):
     return tmp_path / "store", client, f"{redis_server.url(8)}/{STREAM}"
 
 
+class Ending:
+    """A stream that ends when told to."""
+
+    def __init__(self, stream, ended):
+        self._stream, self.ended = stream, ended
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
 def drain(source, ingestor, store, deliveries=None):
     """Consume until nothing comes any more."""
     found, quiet = [], 0
@@ -53,7 +63,7 @@ def drain(source, ingestor, store, deliveries=None):
         quiet += 1
         return quiet > 3 or (deliveries is not None and len(found) >= deliveries)
 
-    for one in consume(source, ingestor, store, stop):
+    for one in consume(Ending(source, stop), ingestor, store):
         found.append(one)
         quiet = 0
     total = Ingested(0, 0, 0)
@@ -124,7 +134,8 @@ def test_entries_wait_while_the_store_does_not_answer(tiny_world, tmp_path, redi
     send(client, STREAM, some_events(tiny_world, 40))
     source = RedisStream(f"{redis_server.url(9)}/{STREAM}", "one")
     began = time.monotonic()
-    assert list(consume(source, ingestor, tmp_path / "store", lambda: time.monotonic() > began + 1)) == []
+    ending = Ending(source, lambda: time.monotonic() > began + 1)
+    assert list(consume(ending, ingestor, tmp_path / "store")) == []
     assert client.xpending(STREAM, "moon")["pending"] == 40
     own_redis.restart()
     drain(source, ingestor, tmp_path / "store")

@@ -49,8 +49,8 @@ FACETS: dict[str, tuple[str, ...]] = {
 FACET_START = dict(zip(FACETS, np.cumsum([0, *map(len, FACETS.values())][:-1]).tolist(), strict=True))
 WORDS = sum(map(len, FACETS.values()))  # number of facet values together
 # Dense traits, in this order: the backdrop hue as a point on the circle, then three scalars.
+# All but the price are seen in the picture only.
 TRAITS = ("background_x", "background_y", "elongation", "density", "price")
-PIXEL_TRAITS = 4  # the first four of TRAITS are visible only
 
 NOISE = {
     "wrong_colour_word": 0.05,

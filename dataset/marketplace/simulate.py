@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dataset.auc import auc
 from dataset.contracts import EVENTS, QUARANTINE, TIME, USERS, DataError, Tables, content_hash
@@ -207,34 +206,3 @@ def _request_ids(requests: Requests) -> np.ndarray:
     ids = np.empty(len(requests.user), dtype=np.int64)
     ids[np.argsort(requests.time_us, kind="stable")] = np.arange(1, len(ids) + 1)
     return ids
-
-
-def preview(tables: Tables) -> str:
-    """A few readable lines about the shop: sizes, two items, one user's visit."""
-    events = tables.events
-    lines = [
-        f"{tables.items.num_rows} items ({tables.items.column('image_id').null_count} without a picture), "
-        f"{tables.users.num_rows} users, {tables.queries.num_rows} queries, {events.num_rows} events"
-    ]
-    for row in tables.items.slice(0, 2).to_pylist():
-        lines.append(f"item {row['item_id']}: {row['title']} | {row['description']} | {row['price']:.2f}")
-    clicks = events.filter(pc.equal(events.column("type"), "click"))
-    if clicks.num_rows:
-        title = dict(
-            zip(*(tables.items.column(name).to_pylist() for name in ("item_id", "title")), strict=True)
-        )
-        asked = dict(
-            zip(*(tables.queries.column(name).to_pylist() for name in ("query_id", "text")), strict=True)
-        )
-        request = clicks.column("request_id")[0]
-        visit = events.filter(pc.equal(events.column("request_id"), request)).to_pylist()
-        query = visit[0]["query_id"]
-        asks = "browses" if query is None else f"asks for {asked[query] or 'what a picture shows'}"
-        lines.append(f"user {visit[0]['user_id']} {asks} at {visit[0]['event_time']:%Y-%m-%d %H:%M} and sees")
-        shown: dict[int, list[dict]] = {}
-        for event in visit:
-            shown.setdefault(event["position"], []).append(event)
-        for position, acts in sorted(shown.items()):
-            types = ", ".join(event["type"] for event in acts)
-            lines.append(f"  {position}  {title[acts[0]['item_id']] or '(no title)'}: {types}")
-    return "\n".join(lines)

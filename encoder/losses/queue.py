@@ -25,13 +25,12 @@ class VectorQueue:
     Args:
         size: S.
         width: D; the vectors' prefixes serve the narrower Matryoshka losses.
-        device: where the vectors wait.
     """
 
-    def __init__(self, size: int, width: int, device: torch.device | None = None) -> None:
-        self.vector_SD = torch.zeros(size, width, device=device)
-        self.item_S = torch.full((size,), EMPTY, dtype=torch.int64, device=device)
-        self.spu_S = torch.full((size,), EMPTY, dtype=torch.int64, device=device)
+    def __init__(self, size: int, width: int) -> None:
+        self.vector_SD = torch.zeros(size, width)
+        self.item_S = torch.full((size,), EMPTY, dtype=torch.int64)
+        self.spu_S = torch.full((size,), EMPTY, dtype=torch.int64)
         self.pushed = 0
 
     def __len__(self) -> int:

@@ -88,11 +88,6 @@ def chain_values(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, s
     return {name: fields[name] for name in names if name in fields}
 
 
-def chain_text(record: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The true chain of an item as text; ``<think></think><|emb|>`` when it has none of the fields."""
-    return THINK + chain_body(chain_values(record, names)) + END_THINK + EMB
-
-
 def parse_chain(text: str) -> dict[str, str] | None:
     """Name and value of each field of a chain, None unless ``text`` is exactly a well-formed one.
 

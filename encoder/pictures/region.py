@@ -1,8 +1,8 @@
 """The core semantic region of a product picture: the product itself, without what surrounds it.
 
 MOON §2.1 asks a frozen grounding model for the box of the product that the title names and encodes the crop
-beside the whole picture. ``Grounder`` is that question; a grounding vision-language model implements it.
-``SaliencyGrounder`` answers it without weights and without reading the title, in well under a millisecond:
+beside the whole picture. Here what stands out is the product, found without weights and without reading the title,
+in well under a millisecond:
 
 - plain surroundings (packshots): a quadratic surface of colour is fitted to the border, which follows uneven
   light; all that departs from it is product, in however many pieces;
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
@@ -45,31 +44,20 @@ UNSEEN = 0.3  # pixels added to each of their bins
 MARGIN = 0.02  # added on each side of the box, in sides of the box
 
 
-class Grounder(Protocol):
-    """Finds the product in a picture."""
-
-    def box(self, image: np.ndarray, title: str) -> Box:
-        """Box of the product named by ``title`` in ``image``, uint8 (H, W, 3); never empty."""
-        ...
-
-
-class SaliencyGrounder:
-    """The product as what stands out; see the module's docstring. The title is not read."""
-
-    def box(self, image: np.ndarray, title: str = "") -> Box:
-        """Box of what stands out of ``image``, uint8 (H, W, 3); the whole picture when nothing does."""
-        left, top, right, bottom = unpadded(image[None])[0].tolist()
-        image = image[top:bottom, left:right]
-        height, width = image.shape[:2]
-        scale = max(1.0, max(height, width) / GRID)
-        small = image
-        if scale > 1:
-            size = max(1, round(width / scale)), max(1, round(height / scale))
-            small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-        distance, limit, plain = (x[0] for x in departures(small[None]))
-        rows, columns = _extent(_unspeckled(distance > limit)) if plain else _stand_out(small)
-        box = _with_margin(rows, columns, small.shape[:2], (height, width))
-        return box[0] + left, box[1] + top, box[2] + left, box[3] + top
+def salient_box(image: np.ndarray) -> Box:
+    """Box of what stands out of ``image``, uint8 (H, W, 3); the whole picture when nothing does."""
+    left, top, right, bottom = unpadded(image[None])[0].tolist()
+    image = image[top:bottom, left:right]
+    height, width = image.shape[:2]
+    scale = max(1.0, max(height, width) / GRID)
+    small = image
+    if scale > 1:
+        size = max(1, round(width / scale)), max(1, round(height / scale))
+        small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+    distance, limit, plain = (x[0] for x in departures(small[None]))
+    rows, columns = _extent(_unspeckled(distance > limit)) if plain else _stand_out(small)
+    box = _with_margin(rows, columns, small.shape[:2], (height, width))
+    return box[0] + left, box[1] + top, box[2] + left, box[3] + top
 
 
 def departures(pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -146,16 +134,14 @@ def crop(image: np.ndarray, box: Box, px: int) -> np.ndarray:
     return np.asarray(ImageOps.pad(part, (px, px), Image.Resampling.BICUBIC, color=WHITE), dtype=np.uint8)
 
 
-def core_region(image: np.ndarray, px: int, title: str = "", grounder: Grounder | None = None) -> np.ndarray:
+def core_region(image: np.ndarray, px: int) -> np.ndarray:
     """The core region of a picture, uint8 (px, px, 3): one function for training's reading and serving's encoding.
 
     Args:
         image: uint8 (H, W, 3), at the best resolution there is: the crop is enlarged from it.
         px: side of the square returned.
-        title: what the grounder should look for.
-        grounder: ``SaliencyGrounder`` unless given.
     """
-    return crop(image, (grounder or SaliencyGrounder()).box(image, title), px)
+    return crop(image, salient_box(image), px)
 
 
 def unpadded(pixels_NHW3: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,15 +59,14 @@ class RedisStream:
     Args:
         url: ``redis://host:port/db/stream``.
         consumer: its name; one that comes back under its name goes on where it was.
-        group: of consumers, among which entries are shared out.
 
     Raises:
         StoreError: a malformed address.
     """
 
-    def __init__(self, url: str, consumer: str, group: str = GROUP) -> None:
+    def __init__(self, url: str, consumer: str) -> None:
         self._client, self._stream = connect(url)
-        self._group, self._consumer = group, consumer
+        self._consumer = consumer
         self._pending: bytes | None = b"0"  # after which of our own entries to go on; None: new ones
         self._claimed_at = 0.0
 
@@ -78,13 +77,13 @@ class RedisStream:
         except redis.exceptions.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            self._client.xgroup_create(self._stream, self._group, id="0", mkstream=True)
+            self._client.xgroup_create(self._stream, GROUP, id="0", mkstream=True)
             return []
 
     def acknowledge(self, names: Sequence[Any]) -> None:
         """Take entries off the group's list."""
         if names:
-            self._client.xack(self._stream, self._group, *names)
+            self._client.xack(self._stream, GROUP, *names)
 
     def again(self) -> None:
         """Start with the first entry that was not acknowledged."""
@@ -102,7 +101,7 @@ class RedisStream:
         if time.monotonic() - self._claimed_at > CLAIM_EVERY_S:
             self._claimed_at = time.monotonic()
             claimed: Any = self._client.xautoclaim(
-                self._stream, self._group, self._consumer, CLAIM_AFTER_MS, count=AT_ONCE
+                self._stream, GROUP, self._consumer, CLAIM_AFTER_MS, count=AT_ONCE
             )
             if claimed[1]:
                 return self._whole(claimed[1])
@@ -110,7 +109,7 @@ class RedisStream:
 
     def _read(self, after: bytes, wait_ms: int | None) -> list[Entry]:
         answer: Any = self._client.xreadgroup(
-            self._group, self._consumer, {self._stream: after}, count=AT_ONCE, block=wait_ms
+            GROUP, self._consumer, {self._stream: after}, count=AT_ONCE, block=wait_ms
         )
         return self._whole(answer[0][1]) if answer else []
 
@@ -171,16 +170,14 @@ def send(client: redis.Redis, stream: str, events: Sequence[Event]) -> None:
         pipe.execute()
 
 
-def consume(
-    source: Source, ingestor: Ingestor, store_dir: Path, stop: Callable[[], bool] = lambda: False
-) -> Iterator[Ingested]:
-    """Ingest what comes until its end, or until told to stop; what does not answer is waited for.
+def consume(source: Source, ingestor: Ingestor, store_dir: Path) -> Iterator[Ingested]:
+    """Ingest what comes until its end; what does not answer is waited for.
 
     Yields:
         what became of each delivery.
     """
     dead = Path(store_dir) / DATA / DEAD_LETTER / DEAD
-    while not (source.ended() or stop()):
+    while not source.ended():
         try:
             entries = source.receive()
             if not entries:

@@ -54,14 +54,12 @@ class Sample:
     excluded: Tensor
 
 
-def user_side(
-    encoder: FrameEncoder, frame: Frame, query_vectors: np.ndarray | None = None
-) -> tuple[UserSide, np.ndarray]:
+def user_side(encoder: FrameEncoder, frame: Frame) -> tuple[UserSide, np.ndarray]:
     """The user tower's inputs, and which history slots are filled, bool [R, L]."""
     require_columns(frame.requests, ("time", *REQUEST_IDS, *REQUEST_NUMBERS), "requests")
     remembered = slots(np.diff(frame.history.offsets), left=False)
     content, _ = encoder.content(frame.history.item_id, remembered)
-    query, _ = encoder.queries(frame.requests, query_vectors)
+    query, _ = encoder.queries(frame.requests, None)
     side = UserSide(
         requests=encoder.request_ids(frame.requests),
         behaviours=behaviour_ids(frame.history, request_time_us(frame.requests), remembered),

@@ -124,12 +124,11 @@ class TwoTower:
         """The same towers, reading vectors of the same embedding: of more items than when they were trained."""
         return TwoTower(self.model, FrameEncoder(self.encoder.inputs, vectors), self.artifact)
 
-    def user_vectors(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
+    def user_vectors(self, frame: Frame) -> np.ndarray:
         """Users as of their requests, float32 [R, E], unit norm; the frame's candidates are not looked at.
 
         Args:
             frame: R requests with histories.
-            query_vectors: float32 [R, V] of searches without a ``query_id``, zeros where there is none.
 
         Raises:
             DataError: the requests lack columns the model was trained with.
@@ -140,9 +139,8 @@ class TwoTower:
         )
         for start in range(0, len(frame), ROWS):
             rows = np.arange(start, min(start + ROWS, len(frame)))
-            given = None if query_vectors is None else query_vectors[rows]
             part = whole if len(rows) == len(frame) else select_requests(whole, rows)
-            side, remembered = user_side(self.encoder, part, given)
+            side, remembered = user_side(self.encoder, part)
             ids = self.encoder.item_ids(
                 part.history.item_id[:0], part.history.item_id, remembered[:, :0], remembered
             )

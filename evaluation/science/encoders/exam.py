@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -93,19 +92,6 @@ class Exam:
             candidates=candidates,
             found=found,
         )
-
-    @cached_property
-    def sizes(self) -> dict[str, int]:
-        """How many items and queries each part of the exam has, for the report."""
-        return {
-            "pool": len(self.pool["item"]),
-            "variants_queries": self.same_product.queries,
-            "bought_together_queries": self.bought.queries,
-            "bought_together_pairs": len(self.bought.rows) // 2,
-            "learn": len(self.learn),
-            "queries": len(self.queries),
-            "candidates": len(self.candidates),
-        }
 
 
 def _records(dataset: Dataset, item_ids: np.ndarray) -> list[dict[str, Any]]:
@@ -270,19 +256,16 @@ def _attribute_means(found: Sequence[Measurement], split: str, prefix: str) -> I
                 )
 
 
-def run_benchmark(
-    encode: Encode, exam: Exam, widths: Sequence[int] = (), prefix: str = "encoder"
-) -> list[Measurement]:
+def run_benchmark(encode: Encode, exam: Exam, widths: Sequence[int] = ()) -> list[Measurement]:
     """Examine one encoder.
 
     Args:
         encode: contents (never empty ones) -> float32 (n, D), unit rows; zeros for what it cannot see.
         exam: ``Exam.of(dataset, bench)``, made once and shared by all encoders.
-        widths: Matryoshka prefixes to examine as well, under ``prefix/width_<w>/...``.
-        prefix: first part of every name.
+        widths: Matryoshka prefixes to examine as well, under ``encoder/width_<w>/...``.
     """
     vectors = Vectors.of(encode, exam)
-    found = list(measure(exam, vectors, prefix))
+    found = list(measure(exam, vectors, "encoder"))
     for width in widths:
-        found += measure(exam, vectors.prefix(width), f"{prefix}/width_{width}")
+        found += measure(exam, vectors.prefix(width), f"encoder/width_{width}")
     return found

@@ -95,16 +95,15 @@ def both(
     return lambda contents: unit(np.concatenate([first(contents), second(contents)], axis=1))
 
 
-def model_free(learnable: Sequence[Content], seed: int = 0) -> dict[str, Callable]:
+def model_free(learnable: Sequence[Content]) -> dict[str, Callable]:
     """The model-free rows of the table by name.
 
     Args:
         learnable: whole training items, whose words TF-IDF may know.
-        seed: of the random vectors.
     """
     words = TfIdf.fit(learnable)
     return {
-        "random": random_vectors(seed),
+        "random": random_vectors(0),
         "colour_histogram": histogram,
         "colour_thumbnail": thumbnail,
         "tf_idf": words,

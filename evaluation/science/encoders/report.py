@@ -27,6 +27,7 @@ Rows = Mapping[str, Mapping[str, Cell]]
 
 SHAPE = {"encoder/anisotropy": "mean cosine", "encoder/effective_rank": "effective rank"}
 WITHOUT, SWEEP = " without ", "sweep"  # in the names of ablations; at the start of those of sweeps
+BASELINE = "dual"  # the recipe the others are held against
 DRAWN = 3  # measures with a curve of their own
 REASONING = {
     "reasoning/image/greedy/attributes": "attributes, greedy",
@@ -125,7 +126,6 @@ def render_encoder_report(
     dataset: Dataset,
     columns: Mapping[str, str],
     shipped: str = "ours",
-    baseline: str = "dual",
 ) -> Path:
     """Write ``report.html`` of a comparison, one file that needs no other, and return its path.
 
@@ -135,7 +135,6 @@ def render_encoder_report(
         dataset: that was compared on.
         columns: measurement -> heading, as in the comparison's table.
         shipped: the recipe whose attention is shown; drawn first.
-        baseline: the recipe the others are held against.
 
     Raises:
         ValueError: ``table.json`` or a file of measurements is not what it should be.
@@ -147,7 +146,7 @@ def render_encoder_report(
     }
     bench = BenchmarkSplit.open(open_artifact(folder / "split", "split", MADE_BY), dataset)
     encoders = _encoders(folder / "encoders")
-    order = [name for name in dict.fromkeys((shipped, baseline, *rows)) if name in rows and name in encoders]
+    order = [name for name in dict.fromkeys((shipped, BASELINE, *rows)) if name in rows and name in encoders]
     trained = {name: encoders[name][0] for name in order}
     efforts = {name: Effort.of(encoders[name]) for name in order}
     measured = {name for cells in rows.values() for name in cells}
@@ -159,9 +158,9 @@ def render_encoder_report(
         summary=_summary(dataset, bench, efforts, trained),
         columns=better,
         rows=rows,
-        baseline=baseline,
-        against=[judge(n, rows[n], rows[baseline], better) for n in order if n != baseline]
-        if baseline in rows
+        baseline=BASELINE,
+        against=[judge(n, rows[n], rows[BASELINE], better) for n in order if n != BASELINE]
+        if BASELINE in rows
         else (),
         ablations=list(_ablations(every, better)),
         efforts=efforts,
@@ -170,7 +169,7 @@ def render_encoder_report(
             *negative_curves(folder / "measurements", drawn),
             *training_curves(trained),
         ],
-        pictures=take_pictures(Exam.of(dataset, bench), trained, shipped, baseline) if trained else None,
+        pictures=take_pictures(Exam.of(dataset, bench), trained, shipped, BASELINE) if trained else None,
         reasoning=arms,
         arms=[judge(n, arms[n], arms[CONTROL], REASONING) for n in arms if n != CONTROL]
         if CONTROL in arms
