@@ -216,7 +216,7 @@ def _train(
     position = state.position()
     scale = CHECKPOINT_LR_SCALE if pretrained else 1.0
     learner.model.train()
-    until = np.cumsum([stage.share for stage in recipe.stages])  # of the budget, at the end of each stage
+    until = np.cumsum([stage.fraction for stage in recipe.stages])  # of the budget, at the end of each stage
     for number, stage in enumerate(recipe.stages):
         if number < position.stage:
             continue
@@ -238,9 +238,9 @@ def _train(
         position.cpu_seconds += begun
         left = None if cpu_seconds is None else cpu_seconds * until[number] - position.cpu_seconds
         first = position.step if resumed else 0
-        planned = position.steps.get(name, max(round(plan.steps * stage.share), 1))
+        planned = position.steps.get(name, max(round(plan.steps * stage.fraction), 1))
         pace = Pace(planned, left, first)
-        optimizers = Optimizers(trained, planned, scale * stage.rate)
+        optimizers = Optimizers(trained, planned, scale * stage.learning_rate_scale)
         if resumed:
             state.restore(objective, optimizers)
         curve = position.losses.setdefault(name, [])

@@ -248,17 +248,17 @@ def _where(contest: Contest, repeats: int) -> dict[str, list[float]]:
     model, backbone, batch = contest.ours, contest.ours.backbone, contest.batch
     rows = contest.draw()
     packed = model.pack(contest.samples(rows))
-    assert packed.pixels is not None
-    pixels, rotary = packed.pixels, backbone.rotary(packed.positions[:, None])
-    tokens = torch.randn(1, len(packed.ids), contest.dial.hidden, requires_grad=True)
+    assert packed.pixels_NSS3 is not None
+    pixels, rotary = packed.pixels_NSS3, backbone.rotary(packed.positions_3T[:, None])
+    tokens = torch.randn(1, len(packed.ids_T), contest.dial.hidden, requires_grad=True)
     vectors = torch.randn(2 * batch, contest.dial.item_width, requires_grad=True)
 
     def vision() -> None:
         seen = backbone.see(pixels)
-        torch.stack([seen.tokens, *seen.after]).sum().backward()
+        torch.stack([seen.tokens_VH, *seen.after]).sum().backward()
 
     def language() -> None:
-        hidden, routes = backbone.run(tokens, rotary, packed.kinds, None, None, groups=packed.groups)
+        hidden, routes = backbone.run(tokens, rotary, packed.kinds_T, None, None, groups=packed.groups)
         model.encoded(packed, Read(hidden.squeeze(0), routes)).vector_BD.sum().backward()
 
     def optimiser() -> None:

@@ -135,7 +135,7 @@ def speed(checkpoint: Path, pool: Sequence[Content], size: Size, rank: int) -> I
     def embed(step: int) -> None:
         model.vectors([*texts, *pictures])
 
-    counted = len(model.pack([*texts, *pictures]).ids)
+    counted = len(model.pack([*texts, *pictures]).ids_T)
     for name, act in (("training", learn), ("embedding", embed)):
         seconds, peak = timed(act)
         yield Line(f"{name} speed", TIMED_STEPS * counted / seconds, "tokens/s", counted)

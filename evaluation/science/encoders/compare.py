@@ -81,8 +81,10 @@ def ablations() -> dict[str, Recipe]:
         _changed("moon2", "filtering", moon2(), filtered=False),
         _without("moon3", "fusion", moon3(), fusion=False),
         _without("moon3", "FIRE", moon3(), fire=False),
-        replace(moon3(), name="moon3 without RL", stages=(replace(cast(Any, moon3().stages[0]), share=1.0),)),
-        _changed("moon_embedding", "questions", moon_embedding(), stage="pretrain", share=0.0),
+        replace(
+            moon3(), name="moon3 without RL", stages=(replace(cast(Any, moon3().stages[0]), fraction=1.0),)
+        ),
+        _changed("moon_embedding", "questions", moon_embedding(), stage="pretrain", fraction=0.0),
         _changed("moon_embedding", "circle loss", moon_embedding(), stage="round2", loss="info_nce"),
         _changed("moon_embedding", "cleaning", moon_embedding(), stage="round2", cleaned=False),
     ]
@@ -93,7 +95,7 @@ def negatives() -> dict[str, Recipe]:
     """One recipe with more and more queued negatives, for the curve over their number."""
     return {
         f"sweep_queue_{slots}": Recipe(
-            f"sweep_queue_{slots}", Parts(), (Contrast(share=1.0, kinds=(OWN,), queue=slots),)
+            f"sweep_queue_{slots}", Parts(), (Contrast(fraction=1.0, kinds=(OWN,), queue=slots),)
         )
         for slots in (0, 512, 4096, 16384)
     }
@@ -104,11 +106,11 @@ def _without(paper: str, what: str, recipe: Recipe, **parts: Any) -> Recipe:
 
 
 def _changed(paper: str, what: str, recipe: Recipe, stage: str = "", **fields: Any) -> Recipe:
-    """The recipe with fields of one stage, or of all, replaced; a stage without a share is left out."""
+    """The recipe with fields of one stage, or of all, replaced; a stage with fraction 0 is left out."""
     changed: list[Any] = [
         replace(cast(Any, s), **fields) if stage in ("", s.name) else s for s in recipe.stages
     ]
-    return replace(recipe, name=f"{paper} without {what}", stages=tuple(s for s in changed if s.share > 0))
+    return replace(recipe, name=f"{paper} without {what}", stages=tuple(s for s in changed if s.fraction > 0))
 
 
 @dataclass(frozen=True)

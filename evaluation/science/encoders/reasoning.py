@@ -36,10 +36,10 @@ from evaluation.metrics import Measurement
 
 ARMS: Mapping[str, Stage | None] = {
     "before": None,
-    "supervised": Reason(share=1.0, rate=0.5),
-    "own chains": Reinforce(share=1.0, grpo=0.0, told=1.0),
-    "reinforced": Reinforce(share=1.0, told=1.0),
-    "rewards alone": Reinforce(share=1.0, contrast=0.0, told=0.0),
+    "supervised": Reason(fraction=1.0, learning_rate_scale=0.5),
+    "own chains": Reinforce(fraction=1.0, grpo_weight=0.0, chain_loss_weight=1.0),
+    "reinforced": Reinforce(fraction=1.0, chain_loss_weight=1.0),
+    "rewards alone": Reinforce(fraction=1.0, contrast_weight=0.0, chain_loss_weight=0.0),
 }
 FIRST_GUESS = 100  # steps of an arm, before one has been timed
 ROLLOUTS = 4  # sampled chains per held-out item
@@ -74,7 +74,7 @@ def train_stage(learner: Learner, stage: Stage, cpu_seconds: float) -> int:
     objective = stage.begin(learner)
     learner.model.train()
     pace = Pace(FIRST_GUESS, cpu_seconds)
-    optimizers = Optimizers(learner.model, FIRST_GUESS, stage.rate)
+    optimizers = Optimizers(learner.model, FIRST_GUESS, stage.learning_rate_scale)
     for step in pace:
         optimizers.steps = pace.steps
         loss = objective.loss(np.random.default_rng((learner.seed, 1, step)), step / pace.steps)
@@ -114,13 +114,13 @@ def measure_reasoning(learner: Learner, held: Corpus, chains: TrueChains) -> Ite
         lengths = drawn.drawn_RL.sum(1).tolist()
         good = [length_reward(length, chains.shortest, chains.longest) for length in lengths]
         yield Measurement(f"reasoning/{view}/sampled/length", float(np.mean(good)), count, "held out")
-    told = {
+    with_true = {
         view: [replace(s, chain=chain) for s, chain in zip(samples, chains.tokens, strict=True)]
         for view, samples in views.items()
     }
     one = {view: samples[::ROLLOUTS] for view, samples in sampled.items()}
     vectors = {}
-    for name, shown in (("none", views), ("own", greedy), ("sampled", one), ("true", told)):
+    for name, shown in (("none", views), ("own", greedy), ("sampled", one), ("true", with_true)):
         vectors[name] = {view: _unit(model, samples) for view, samples in shown.items()}
     vectors["seen"] = {"image": vectors["true"]["image"], "words": vectors["own"]["words"]}
     for name, of in vectors.items():
