@@ -134,7 +134,7 @@ def test_planted_attention_is_found_where_it_was_planted():
 
 
 def test_a_patch_that_the_vision_side_looks_at_is_found_in_its_place():
-    """Both vision layers look at the one white patch: it gets 1 - 1/4 of the picture, and a share of the rest."""
+    """Both vision layers look at the one white patch: it gets 1 - 1/4 of the picture, and a fraction of the rest."""
     model = model_of()
     row, column = 2, 1
     shown = np.zeros((16, 16, 3), dtype=np.uint8)

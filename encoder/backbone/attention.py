@@ -19,9 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from encoder.backbone.kernels import norm_and_rotate, rotate
 
-PICTURES = (
-    "flash_pictures"  # transformers passes whole batches to attention functions with "flash" in the name
-)
+PICTURES = "flash_pictures"  # transformers passes whole batches if the name contains "flash"
 GROUPS = "groups"
 
 

@@ -26,9 +26,7 @@ from encoder.learner import Learner
 from encoder.pictures.region import departures, unpadded
 from encoder.tokenizer import tokenize
 
-TOLERANCE = (
-    0.05  # how much less similar to the title a variant may be than its original, in cosine; not recovered
-)
+TOLERANCE = 0.05  # cosine with the title that a variant may lose against its original; not recovered
 FACT_SHOWN = 0.7  # probability of including each fact besides the title
 WORD_LOST = 0.1  # probability of dropping each word
 GRAIN = 8  # cells across a textured background
