@@ -1,4 +1,4 @@
-"""The page of ``moon bench store``: all lines, the cost of a frame by size, ours compared with Feast and the floor."""
+"""The page of ``moon bench store``: all lines, the cost of a frame by size, comparisons with Feast and the floor."""
 
 from __future__ import annotations
 
