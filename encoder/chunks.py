@@ -105,8 +105,8 @@ class Embedded:
         """Read what ``save`` wrote into the folder of an artifact or a checkpoint.
 
         Args:
-            folder: of it.
-            counts: what ``counts`` gave, among others.
+            folder: the folder.
+            counts: a mapping that includes what ``counts`` returned.
             table: ``items`` or ``queries``.
 
         Raises:
@@ -120,5 +120,5 @@ class Embedded:
         return cls(vectors[TABLES[table]], vectors["vector"], content["sha256"], empty, unchanged)
 
     def counts(self, table: str) -> dict[str, int]:
-        """What the manifest tells of a table."""
+        """The entries of a table in the manifest."""
         return {f"{table}_without_content": self.empty, f"{table}_unchanged": self.unchanged}

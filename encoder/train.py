@@ -303,17 +303,17 @@ class Position:
 
 
 class TrainingState:
-    """Training under way on disk: weights, optimizer state, tokenizer and position, replaced as a whole.
+    """The checkpoint of a training run: weights, optimizer state, tokenizer and position, replaced as a whole.
 
     Args:
-        checkpoints: of the run.
+        checkpoints: the run's checkpoints.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints, self._found = checkpoints, checkpoints.find(TRAINING)
 
     def position(self) -> Position:
-        """Where the run stopped; the start of a new one."""
+        """Where the run stopped; the start if there is no checkpoint."""
         if self._found is None:
             return Position(0, 0, {}, {}, {}, 0.0)
         return Position(**self._found.state)
@@ -323,11 +323,11 @@ class TrainingState:
         return None if self._found is None else load_tokenizer(self._found.folder)
 
     def restore_model(self, model: EncoderModel) -> None:
-        """Put the weights that learn back, before a stage looks at them; fixed ones are as they were made."""
+        """Restore the trainable weights, before the stage begins; frozen ones are initialised as in the first run."""
         model.load_state_dict(self._tensors("weights", model.device), strict=False)
 
     def restore(self, objective: Objective, optimizers: Optimizers) -> None:
-        """Put back what the objective and the optimizers had."""
+        """Restore the state of the objective and the optimizers."""
         objective.restore(self._tensors("objective", torch.device("cpu")))
         optimizers.load(self._tensors("optimizer", optimizers.params[0].device))
 
@@ -342,14 +342,14 @@ class TrainingState:
         tokenizer: PreTrainedTokenizerBase,
         position: Position,
     ) -> None:
-        """Replace what is there by the present state."""
+        """Replace the checkpoint by the current state."""
         with self._checkpoints.save(TRAINING, asdict(position)) as folder:
             fixed = {name for name, p in trained.model.named_parameters() if not p.requires_grad}
             learned = {k: v for k, v in trained.model.state_dict().items() if k not in fixed}
             tensors = {"weights": learned, "objective": trained.objective.tensors()}
             for name, named in tensors.items():
                 # Cloned: tied weights share memory, which safetensors refuses.
-                apart = {key: value.clone() for key, value in named.items()}
-                save_file(apart, folder / f"{name}.safetensors")
+                cloned = {key: value.clone() for key, value in named.items()}
+                save_file(cloned, folder / f"{name}.safetensors")
             save_file(optimizers.tensors(), folder / "optimizer.safetensors")
             tokenizer.save_pretrained(folder)

@@ -189,8 +189,7 @@ def _stand_out(small: np.ndarray) -> tuple[Span, Span]:
     """Rows and columns of the pixels whose colours are typical of the middle of a cluttered picture, not of its rim.
 
     Bayes' rule for each pixel: how frequent its colour is in the middle and at the rim, with a centre prior; then
-    again with the result as the middle. The box is the one that a uniform mass of the same mean and deviation would
-    fill.
+    again with the result as the middle. The box has the extent of a uniform mass with the same mean and deviation.
     """
     height, width = small.shape[:2]
     soft = np.asarray(Image.fromarray(small).filter(ImageFilter.GaussianBlur(1)))
