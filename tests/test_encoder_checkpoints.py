@@ -319,7 +319,7 @@ def test_training_with_adapters_from_a_folder_ends_in_a_folder(family, world, tm
 
 
 def test_the_dual_encoder_takes_no_checkpoint(world, tmp_path):
-    with pytest.raises(ValueError, match="no checkpoint, no adapters"):
+    with pytest.raises(ValueError, match="takes no checkpoint and no adapters"):
         train_encoder(*world, TINY, tmp_path / "e", recipe=dual(), lora=4)
 
 
