@@ -1,1 +1,1 @@
-"""An item (image, title, attributes) or a query becomes a vector: the MOON encoder."""
+"""The MOON encoder: from an item (image, title, attributes) or a query to a vector."""

@@ -1,4 +1,4 @@
-"""A backbone and the parts of a recipe become one model."""
+"""Build one model from a backbone and the parts of a recipe."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from encoder.parts.fusion import ModalityFusion
 
 @dataclass(frozen=True)
 class Parts:
-    """What a recipe puts around the backbone.
+    """What a recipe adds to the backbone.
 
     Attributes:
-        region: the core region of a picture is read beside the picture (MOON §2.1).
-        experts: mixtures of experts in every second language layer, the last one among them; guided
-            (MOON §2.1) or by modality (MOON2.0 §3.2). Which layers is not recovered.
+        region: also encode the core region of each picture (MOON §2.1).
+        experts: mixtures of experts in every second language layer, counted back from the last; guided
+            (MOON §2.1) or modality-driven (MOON2.0 §3.2). The papers do not say in which layers.
         fire: fine-grained residual enhancement (MOON3.0 §4.1).
         fusion: multi-head modality fusion instead of the mean over tokens (MOON3.0 §4.1).
-        chain: the model writes the attributes down before it embeds (MOON3.0 §4.1).
+        chain: the model generates an attribute chain before it embeds (MOON3.0 §4.1).
         dual: two towers instead of one model: the baseline.
     """
 
@@ -38,16 +38,16 @@ class Parts:
 
 
 def assemble(backbone: Backbone, parts: Parts, width: int, seed: int) -> EncoderModel:
-    """Put the parts where they belong; equal seeds give equal weights.
+    """Add the parts to the backbone; equal seeds give equal weights.
 
     Args:
-        backbone: gets experts and FIRE between its layers.
-        parts: of the recipe.
-        width: D of the vectors.
-        seed: of the new weights.
+        backbone: experts and FIRE are inserted between its layers.
+        parts: which parts the recipe has.
+        width: D, width of the vectors.
+        seed: initialises the new weights.
 
     Raises:
-        BackboneError: FIRE with a family whose vision layers it cannot read.
+        BackboneError: FIRE was asked for with a model family whose vision layers it cannot read.
     """
     hidden = backbone.hidden_size
     with torch.random.fork_rng(devices=[]):
@@ -57,9 +57,8 @@ def assemble(backbone: Backbone, parts: Parts, width: int, seed: int) -> Encoder
             for number in range(len(backbone.layers) - 1, -1, -2):
                 layer: Any = backbone.layers[number]
                 backbone.experts[str(number)] = mixture(layer.mlp, hidden)
-                layer.mlp.requires_grad_(
-                    False
-                )  # experts stand in its place; it stays in the checkpoint folder
+                # Replaced by the experts, but kept so that the checkpoint folder is complete.
+                layer.mlp.requires_grad_(False)
         if parts.fire:
             if not isinstance(backbone.vision, Vision):
                 raise BackboneError(

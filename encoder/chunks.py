@@ -36,15 +36,15 @@ def content_digest(content: Content) -> bytes:
 
 
 class Pictures:
-    """The pictures of a dataset on disk, a few at a time in memory.
+    """Random access to the pictures of a dataset, of which a few at a time are in memory.
 
-    Parquet cannot be read here and there, and a million pictures do not fit in memory: they are copied once,
-    row group by row group, into an Arrow file that is mapped.
+    Parquet has no random access to rows, and a million pictures do not fit in memory, so they are copied once,
+    batch by batch, into a memory-mapped Arrow file.
 
     Args:
         images: the dataset's ``images.parquet``.
-        copy: where to put the Arrow file.
-        decoded: those that training has decoded already; None: none.
+        copy: path of the Arrow file.
+        decoded: pictures that training has decoded already, if any.
     """
 
     def __init__(self, images: Path, copy: Path, decoded: Decoded | None = None) -> None:
@@ -74,8 +74,8 @@ class Embedded:
         ids: int64 (M), ascending.
         vectors: float32 (M, D).
         hashes: uint8 (M, 32), ``content_digest`` of what each was made from.
-        empty: rows that had nothing to embed.
-        unchanged: rows whose vector was taken from an earlier embedding.
+        empty: number of rows without content.
+        unchanged: number of rows whose vector was taken from an earlier embedding.
     """
 
     ids: np.ndarray
@@ -86,7 +86,7 @@ class Embedded:
 
     @classmethod
     def join(cls, parts: Sequence[Embedded], width: int) -> Embedded:
-        """Parts in order as one."""
+        """Concatenate parts."""
         return cls(
             np.concatenate([np.empty(0, np.int64), *(part.ids for part in parts)]),
             np.concatenate([np.empty((0, width), np.float32), *(part.vectors for part in parts)]),
@@ -96,7 +96,7 @@ class Embedded:
         )
 
     def save(self, folder: Path, table: str) -> None:
-        """Write vectors by id, and hashes in a file of their own that only a later embedding reads."""
+        """Write the vectors, and the hashes in a separate file that only a later embedding reads."""
         save_file({TABLES[table]: self.ids, "vector": self.vectors}, folder / f"{table}.safetensors")
         save_file({TABLES[table]: self.ids, "sha256": self.hashes}, folder / f"{table}_content.safetensors")
 
@@ -105,8 +105,8 @@ class Embedded:
         """Read what ``save`` wrote into the folder of an artifact or a checkpoint.
 
         Args:
-            folder: of it.
-            counts: what ``counts`` gave, among others.
+            folder: the folder.
+            counts: a mapping that includes what ``counts`` returned.
             table: ``items`` or ``queries``.
 
         Raises:
@@ -120,5 +120,5 @@ class Embedded:
         return cls(vectors[TABLES[table]], vectors["vector"], content["sha256"], empty, unchanged)
 
     def counts(self, table: str) -> dict[str, int]:
-        """What the manifest tells of a table."""
+        """The entries of a table in the manifest."""
         return {f"{table}_without_content": self.empty, f"{table}_unchanged": self.unchanged}

@@ -1,4 +1,4 @@
-"""What the encoder sees of an item or a query: a picture, a text, both, or one of them."""
+"""The encoder's input: the picture and the text of an item or a query, either of which may be missing."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from transformers import PreTrainedTokenizerBase
 
 from encoder.tokenizer import tokenize
 
-TITLE, CATEGORY, ATTRIBUTE, DESCRIPTION = 0, 1, 2, 3  # what a piece of an item's text is
+TITLE, CATEGORY, ATTRIBUTE, DESCRIPTION = 0, 1, 2, 3  # fields of an item's text
 
 
 @dataclass(frozen=True)
 class Content:
-    """A picture and words, either of which may be missing.
+    """A picture and text, either of which may be missing.
 
     Attributes:
         image: encoded picture (JPEG, PNG, ...); None when there is none.
-        text: a query's words, or an item's title.
-        category: an item's category path as words.
-        attributes: its attribute values.
-        description: its description.
+        text: a query's text, or an item's title.
+        category: an item's category path, as words.
+        attributes: an item's attribute values.
+        description: an item's description.
     """
 
     image: bytes | None
@@ -33,7 +33,7 @@ class Content:
 
     @property
     def fields(self) -> list[tuple[int, str]]:
-        """The texts there are, in the order they are read, each with what it is."""
+        """(field, text) of every text that is not blank, in the order in which the encoder reads them."""
         parts = (
             (TITLE, self.text),
             (CATEGORY, self.category),
@@ -44,7 +44,7 @@ class Content:
 
     @property
     def words(self) -> str:
-        """All texts as one; empty when there is none."""
+        """All texts joined; empty when there is none."""
         return ". ".join(text for _, text in self.fields)
 
     @property
@@ -54,7 +54,7 @@ class Content:
 
 
 def attribute_pairs(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The (name, value) attributes of an item row in stored order, blanks left out."""
+    """The (name, value) attributes of an item row in stored order, without blank ones."""
     attributes = row["attributes"] or []
     pairs = attributes.items() if isinstance(attributes, Mapping) else attributes
     return [(name, value) for name, value in pairs if name and value]
@@ -63,8 +63,8 @@ def attribute_pairs(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 def item_content(row: Mapping[str, Any], image: bytes | None = None) -> Content:
     """The content of an item: the same function for training, bulk embedding and serving.
 
-    Attribute values are written without their names: names repeat in every item and would fill the few tokens
-    kept (``Size.text_tokens``) with what tells no two items apart.
+    Attribute values come without their names: the names are the same in every item, and would use up the few tokens
+    that are kept (``Size.text_tokens``) without distinguishing any two items.
 
     Args:
         row: a row of ``dataset.contracts.ITEMS`` as Python values.
@@ -80,14 +80,14 @@ def item_content(row: Mapping[str, Any], image: bytes | None = None) -> Content:
 
 
 def query_content(row: Mapping[str, Any], image: bytes | None = None) -> Content:
-    """The content of a query, a row of ``dataset.contracts.QUERIES``: its words, its picture, or both."""
+    """The content of a query, a row of ``dataset.contracts.QUERIES``: text, picture, or both."""
     return Content(image=image, text=row["text"])
 
 
 def tokenize_fields(
     tokenizer: PreTrainedTokenizerBase, contents: Sequence[Content], limit: int
 ) -> list[tuple[list[int], list[int]]]:
-    """Token ids of each content's words with what each token is of, both cut to ``limit``."""
+    """Token ids of each content's text, and the field of each token, both cut to ``limit``."""
     pieces, owner, kind = [], [], []
     for place, content in enumerate(contents):
         for number, (tells, text) in enumerate(content.fields):

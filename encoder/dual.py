@@ -1,9 +1,9 @@
-"""The baseline every recipe is measured against: a CLIP-style dual encoder (2103.00020).
+"""The baseline for every recipe: a CLIP-style dual encoder (2103.00020).
 
-A picture tower and a text tower that never see each other's input. An item with both is the mean of the two unit
-vectors. Depth and width are chosen so that it has about as many parameters as our multimodal model of the size.
+A picture tower and a text tower that never see each other's input. The vector of an item with both is the sum of the
+two unit vectors. With its depth and width it has about as many parameters as our multimodal model of the same size.
 
-Shapes: B samples, D vector width, L tokens of the longest text.
+Shapes: B samples, D vector width, L tokens of the longest text, S picture side in pixels.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from encoder.backbone.packing import Sample
 from encoder.model import Encoded, EncoderModel
 from run.sizes import Size
 
-MORE_LAYERS = 3  # than the multimodal model has on each side: its mergers hold as many parameters
+MORE_LAYERS = 3  # more per tower than the multimodal model has: about as many parameters as its patch mergers
 
 
 class DualModel(EncoderModel):
-    """Two towers under the calls of ``EncoderModel``.
+    """Two towers with the interface of ``EncoderModel``.
 
     Args:
         size: width, depth and lengths.
-        vocabulary: of the tokenizer.
-        end: token id that ends a text, whose state CLIP pools.
+        vocabulary: size of the tokenizer's vocabulary.
+        end: id of the token that ends a text; the text's vector is the hidden state of this token, as in CLIP.
     """
 
     def __init__(self, size: Size, vocabulary: int, end: int) -> None:
@@ -66,18 +66,18 @@ class DualModel(EncoderModel):
         """Vectors of samples, none of them empty."""
         with_text = [row for row, s in enumerate(samples) if s.tokens]
         with_image = [row for row, s in enumerate(samples) if s.pictures]
-        total = torch.zeros(len(samples), self.width, device=self.device)
+        total_BD = torch.zeros(len(samples), self.width, device=self.device)
         if with_text:
             unit = F.normalize(self.read([samples[row].tokens for row in with_text]), dim=-1)
-            total = total.index_add(0, torch.tensor(with_text, device=self.device), unit)
+            total_BD = total_BD.index_add(0, torch.tensor(with_text, device=self.device), unit)
         if with_image:
             pixels = torch.from_numpy(np.stack([samples[row].pictures[0] for row in with_image]))
             unit = F.normalize(self.see(pixels.to(self.device)), dim=-1)
-            total = total.index_add(0, torch.tensor(with_image, device=self.device), unit)
-        return Encoded(total)
+            total_BD = total_BD.index_add(0, torch.tensor(with_image, device=self.device), unit)
+        return Encoded(total_BD)
 
     def vectors(self, samples: Sequence[Sample], batch: int = 256) -> Tensor:
-        """Vectors without gradients of any number of samples: float (B, D)."""
+        """Vectors of any number of samples, without gradients: float (B, D)."""
         with torch.no_grad():
             parts = [self(samples[at : at + batch]).vector_BD for at in range(0, len(samples), batch)]
         return torch.cat(parts)
@@ -97,7 +97,7 @@ class DualModel(EncoderModel):
         last = torch.tensor([len(text) for text in texts], device=self.device)
         return self.heads[0](out.last_hidden_state[torch.arange(len(texts), device=self.device), last])
 
-    def see(self, pixels: Tensor) -> Tensor:
-        """Picture vectors (B, D) of uint8 or float (B, S, S, 3) in 0..255."""
-        normal = (pixels.float() / 127.5 - 1).permute(0, 3, 1, 2)
+    def see(self, pixels_BSS3: Tensor) -> Tensor:
+        """Picture vectors (B, D) of uint8 or float pixels in 0..255."""
+        normal = (pixels_BSS3.float() / 127.5 - 1).permute(0, 3, 1, 2)
         return self.heads[1](self.picture(pixel_values=normal).pooler_output)

@@ -1,7 +1,7 @@
-"""Bulk embedding: every item and query of a dataset to one vector each, written as an artifact.
+"""Bulk embedding: a vector for every item and query of a dataset, written as an artifact.
 
-Work is cut into chunks of the sorted tables. A chunk is encoded by itself, so its vectors are the same bits in an
-interrupted run, in a shard and in one go.
+The sorted tables are cut into chunks. Each chunk is encoded by itself, so that its vectors are the same, bit for bit,
+in a resumed run, in a shard and in a single run.
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ from run.progress import track
 from run.resume import Checkpoints
 from run.shards import WHOLE, Shard, check_complete, check_shard
 
-CHUNK = (
-    1024  # contents encoded together: enough to find equals in length, few enough to lose when interrupted
-)
-RUN = ("encoder_id", "width", "widths", "as_of")  # what all shards have in common
+CHUNK = 1024  # contents encoded together: large enough to batch by length, small enough to repeat when interrupted
+RUN = ("encoder_id", "width", "widths", "as_of")  # configuration that is the same in all shards
 CONTENT: dict[str, Callable[[Mapping[str, Any], bytes | None], Content]] = {
     "items": item_content,
     "queries": query_content,
@@ -45,25 +43,25 @@ def embed(
 ) -> Artifact:
     """Embed all items and queries of a dataset, or one shard of them.
 
-    Interrupted, it goes on from ``<out>.partial``; the result is the same, bit for bit.
+    An interrupted run resumes from ``<out>.partial``; the result is the same, bit for bit.
 
     Args:
         encoder: artifact of kind ``encoder``.
-        dataset: whose items and queries to embed. One without picture and words gets no vector: it is counted
-            in the manifest (``items_without_content``) and unknown to ``feature_repo.vectors``.
-        as_of: UTC time from which the vectors may be used: after everything the encoder learned from.
+        dataset: the dataset. Items and queries without picture and text get no vector: they are counted in the
+            manifest (``items_without_content``) and unknown to ``feature_repo.vectors``.
+        as_of: UTC time from which the vectors may be used: not before the end of the encoder's training data.
         out: directory of the artifact, kind ``embedding``: ``items.safetensors`` {item_id int64 (M)
             ascending, vector float32 (M, D) unit norm}, ``queries.safetensors`` {query_id, vector} likewise,
             and the hash of each one's content beside them in ``*_content.safetensors``.
-        shard: (number from 1, how many): which part of the work to do; the artifact is then of kind
+        shard: (number from 1, number of shards): the part of the work to do; the artifact is then of kind
             ``embedding-shard``, for ``merge_shards``.
-        previous: an embedding by the same encoder: what has the same content keeps its vector and is not
-            encoded again (``items_unchanged`` in the manifest).
+        previous: an embedding by the same encoder: rows with the same content keep their vector and are not encoded
+            again (``items_unchanged`` in the manifest).
 
     Raises:
-        DataError: ``as_of`` is naive or before what the encoder learned from, or a vector is not finite.
+        DataError: ``as_of`` is naive or before the end of the encoder's training data, or a vector is not finite.
         ShardError: there is no such shard.
-        ArtifactError: ``previous`` is of another encoder.
+        ArtifactError: ``previous`` was made by another encoder.
     """
     if as_of.tzinfo is None:
         raise DataError(f"as_of: expected a time with a zone, found {as_of.isoformat()}. Use UTC.")
@@ -102,16 +100,16 @@ def embed(
 
 
 def merge_shards(shards: Sequence[Artifact], parents: Mapping[str, Artifact], out: Path) -> Artifact:
-    """Join the shards of an embedding: the artifact that ``embed`` makes in one go, bit for bit.
+    """Join the shards of an embedding; the result equals that of a single run of ``embed``, bit for bit.
 
     Args:
-        shards: all of them, in any order, artifacts of kind ``embedding-shard``.
+        shards: all shards, in any order, artifacts of kind ``embedding-shard``.
         parents: dataset, encoder and, if one was used, previous embedding of all of them.
         out: directory of the artifact.
 
     Raises:
-        ShardError: a shard is missing or there twice.
-        DataError: one is of another embedding.
+        ShardError: a shard is missing or duplicated.
+        DataError: a shard belongs to another embedding.
         ArtifactError: a shard was made from other parents.
     """
     places: list[Shard] = [tuple(shard.config["shard"]) for shard in shards]
@@ -193,7 +191,7 @@ def _embed_rows(
     pictures: Pictures,
     known: Mapping[bytes, np.ndarray],
 ) -> Embedded:
-    """Vectors of the rows that have content; each distinct content that is not known is encoded once."""
+    """Vectors of the rows that have content; each distinct content is encoded once, unless it is in ``known``."""
     key = TABLES[name]
     images, pixels = pictures.read([row["image_id"] for row in rows])
     contents = [CONTENT[name](row, image) for row, image in zip(rows, images, strict=True)]

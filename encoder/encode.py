@@ -1,4 +1,7 @@
-"""The trained encoder: contents in, unit vectors out, for bulk embedding, evaluation and the service."""
+"""The trained encoder: from contents to unit vectors, for bulk embedding, evaluation and the service.
+
+Shapes: n contents, D vector width, S picture side in pixels.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,16 @@ from run.sizes import recorded
 
 __all__ = ["Content", "Encoder", "item_content", "query_content", "save_encoder"]
 
-PARTS = "parts.safetensors"  # every weight that is not the backbone's
+PARTS = "parts.safetensors"  # all weights outside the backbone
 
 
 def device() -> torch.device:
-    """The accelerator when there is one."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def save_encoder(model: EncoderModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write backbone, tokenizer and parts: a Hugging Face checkpoint folder with one more file."""
+    """Write backbone, tokenizer and parts as a Hugging Face checkpoint folder with one additional file."""
     if not isinstance(model, DualModel):
         model.backbone.save(folder)
     tokenizer.save_pretrained(folder)
@@ -46,7 +49,7 @@ def save_encoder(model: EncoderModel, tokenizer: PreTrainedTokenizerBase, folder
 
 
 def _own(model: EncoderModel) -> dict[str, Tensor]:
-    """The weights that the checkpoint folder of the backbone does not hold."""
+    """The weights that are not in the backbone's checkpoint files."""
     return {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.model.")}
 
 
@@ -56,8 +59,8 @@ class Encoder:
     Attributes:
         id: id of its artifact.
         width: D, width of a vector.
-        widths: Matryoshka prefixes that are vectors of their own once normalised.
-        model, tokenizer: what it is made of.
+        widths: Matryoshka widths: a prefix of one of them, normalised, is a vector too.
+        model, tokenizer: its parts.
     """
 
     def __init__(
@@ -100,17 +103,17 @@ class Encoder:
     def encode(
         self, contents: Sequence[Content], pixels: Sequence[np.ndarray | None] | None = None
     ) -> np.ndarray:
-        """Unit vectors of contents; none depends on the others.
+        """Unit vectors of contents; the vector of a content does not depend on the others.
 
         Args:
-            contents: each with a picture, words, or both; a missing part takes no tokens.
-            pixels: what ``decode_image`` makes of each one's picture, where that is known already.
+            contents: each with a picture, text, or both; a missing part takes no tokens.
+            pixels: each picture as ``decode_image`` returns it, where it has been decoded already.
 
         Returns:
             float32 (n, D), unit norm.
 
         Raises:
-            DataError: a content has neither picture nor words, so no vector; or a picture does not decode.
+            DataError: a content has neither picture nor text, or a picture does not decode.
         """
         empty = [place for place, content in enumerate(contents) if content.is_empty]
         if empty:
@@ -121,7 +124,7 @@ class Encoder:
         if not contents:
             return np.empty((0, self.width), dtype=np.float32)
         samples = self.samples(contents, pixels)
-        if self._parts.chain:  # written greedily, so that a content always has the same vector
+        if self._parts.chain:  # greedy, so that a content always has the same vector
             marks = chain_marks(self.tokenizer)
             written = write_chains(self.model.backbone, samples, marks, self._text_tokens)
             samples = written.chained(samples, marks)
@@ -130,7 +133,7 @@ class Encoder:
     def samples(
         self, contents: Sequence[Content], pixels: Sequence[np.ndarray | None] | None = None
     ) -> list[Sample]:
-        """What the model reads of contents, tokens and pixels; without attribute chains."""
+        """The model's input for contents, tokens and pixels, without attribute chains."""
         texts = tokenize_fields(self.tokenizer, contents, self._text_tokens)
         known = [None] * len(contents) if pixels is None else pixels
         return [

@@ -1,10 +1,10 @@
-"""Writing attribute chains: batched decoding behind one reading of each input (MOON3.0 §4.1, §4.2).
+"""Generating attribute chains: batched decoding with a key-value cache (MOON3.0 §4.1, §4.2).
 
-The picture and the words of an input see each other and never the chain, so their keys and values are computed
-once, copied to every rollout of the input, and extended by one token per step.
+The picture and the text of an input attend to each other and never to the chain, so their keys and values are
+computed once, copied to every rollout of the input, and extended by one token per step.
 
 Shapes: B inputs, G rollouts of each, R = B * G rollouts, L tokens of the longest chain, T packed tokens,
-P tokens of the longest prefix, A key heads, W head width.
+P tokens of the longest prefix, A key heads, W head width, Y vocabulary, H hidden width.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from encoder.backbone.backbone import Backbone
 from encoder.backbone.packing import CHAIN, Packed, Sample, pack, token_positions
 from encoder.parts.chain import Marks
 
-AT_ONCE = 512  # rollouts decoded together: bounds memory, changes no chain of a greedy policy
+AT_ONCE = 512  # rollouts decoded together: bounds memory; greedy chains do not depend on it
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """R chains that the model wrote; those of one input are neighbours, in the order of the inputs.
+    """R generated chains; those of one input are neighbours, in the order of the inputs.
 
     Attributes:
-        inputs: which input each chain is of.
-        chains: token ids from ``<think>``, which is given, to ``<|emb|>``, or to where the chain was cut.
-        log_probability_RL: float, of each token drawn, under the policy that drew it; 0 elsewhere.
-        drawn_RL: bool, true on drawn tokens: column t is token t + 1 of the chain.
+        inputs: index of each chain's input.
+        chains: token ids from ``<think>``, which is given, to ``<|emb|>``, or to where the chain was cut off.
+        log_probability_RL: float, log-probability of each generated token under the model that generated it; 0
+            elsewhere. Column t is token t + 1 of the chain.
+        drawn_RL: bool, true for generated tokens.
     """
 
     inputs: list[int]
@@ -40,7 +41,7 @@ class Rollouts:
     drawn_RL: Tensor
 
     def chained(self, samples: Sequence[Sample], marks: Marks) -> list[Sample]:
-        """The input of each chain followed by it; a chain that was cut gets ``<|emb|>``, to be embedded there."""
+        """Each chain's input followed by the chain; one that was cut off gets ``<|emb|>`` at its end."""
         return [
             replace(samples[row], chain=chain if chain[-1] == marks.emb else [*chain, marks.emb])
             for row, chain in zip(self.inputs, self.chains, strict=True)
@@ -48,11 +49,11 @@ class Rollouts:
 
 
 def policy_logits(backbone: Backbone, hidden: Tensor) -> Tensor:
-    """Logits (..., vocabulary) of the next token of a chain, float32; a picture is never an answer."""
+    """Logits (..., Y) of the next token of a chain, float32; -inf for the tokens that stand for pictures."""
     config = backbone.config
-    unsayable = [config.image_token_id, config.video_token_id, config.vision_start_token_id]
+    forbidden = [config.image_token_id, config.video_token_id, config.vision_start_token_id]
     logits = backbone.logits(hidden).float()
-    return logits.index_fill(-1, torch.tensor(unsayable, device=logits.device), float("-inf"))
+    return logits.index_fill(-1, torch.tensor(forbidden, device=logits.device), float("-inf"))
 
 
 @torch.no_grad()
@@ -64,15 +65,15 @@ def write_chains(
     copies: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
 ) -> Rollouts:
-    """Let the model write chains, greedily or by chance.
+    """Generate chains, greedily or by sampling at temperature 1.
 
     Args:
-        backbone: the policy; read as it is, at temperature 1.
-        samples: with a picture, words or both; chains they may have are ignored.
-        marks: of the tokenizer.
-        longest: most tokens to draw; a chain that has not ended by then is cut.
-        copies: chains of each sample; None writes one of each.
-        generator: of the chance; None takes the likeliest token at every step.
+        backbone: the policy.
+        samples: with a picture, text or both; their own chains are ignored.
+        marks: the tokenizer's chain tokens.
+        longest: most tokens to generate; a chain that has not ended by then is cut off.
+        copies: how many chains to generate for each sample; None: one.
+        generator: for sampling; None decodes greedily.
     """
     copies = [1] * len(samples) if copies is None else copies
     parts, start = [], 0
@@ -92,47 +93,48 @@ def write_chains(
 
 
 def chain_log_probabilities(backbone: Backbone, packed: Packed, hidden_TH: Tensor) -> Tensor:
-    """Log-probability of each token of each chain but its first, from one packed reading, with gradient.
+    """Log-probability of every chain token but the first of each chain, from one forward pass, with gradient.
 
     Args:
-        backbone: that read.
+        backbone: the model that computed ``hidden_TH``.
         packed: sequences with chains.
         hidden_TH: their last hidden states.
 
     Returns:
-        float (B, L) in the order of the samples; column t is token t + 1 of the chain, 0 where there is none.
+        float (B, L) in the order of the samples; column t is token t + 1 of the chain, 0 beyond its end.
     """
-    chained = (packed.part == CHAIN).nonzero()[:, 0]
-    owner = packed.sequence[chained]
-    first = torch.full((len(packed),), len(packed.ids), device=chained.device)
+    chained = (packed.part_T == CHAIN).nonzero()[:, 0]
+    owner = packed.sequence_T[chained]
+    first = torch.full((len(packed),), len(packed.ids_T), device=chained.device)
     first = first.scatter_reduce(0, owner, chained, "amin")
     column = chained - first[owner] - 1
-    told, row, column = chained[column >= 0], packed.order[owner[column >= 0]], column[column >= 0]
-    chance = policy_logits(backbone, hidden_TH[told - 1]).log_softmax(-1).gather(1, packed.ids[told][:, None])
+    token, row, column = chained[column >= 0], packed.order_B[owner[column >= 0]], column[column >= 0]
+    log_probability_TY = policy_logits(backbone, hidden_TH[token - 1]).log_softmax(-1)
+    log_probability_T = log_probability_TY.gather(1, packed.ids_T[token][:, None])[:, 0]
     width = int(column.max()) + 1 if len(column) else 0
-    return chance.new_zeros(len(packed), width).index_put((row, column), chance[:, 0])
+    return log_probability_T.new_zeros(len(packed), width).index_put((row, column), log_probability_T)
 
 
 class _Kept:
-    """Takes the place of a transformers cache while prefixes are read: keeps keys and values by layer."""
+    """A stand-in for a transformers cache that collects the prefixes' keys and values by layer."""
 
     def __init__(self) -> None:
         self.layers: list[tuple[Tensor, Tensor]] = []
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Keep what a layer computed, (1, A, T, W) each."""
+        """Store a layer's keys and values, (1, A, T, W) each."""
         self.layers.append((key, value))
         return key, value
 
 
 class _Growing:
-    """Takes the place of a transformers cache while chains grow by one token per step."""
+    """A stand-in for a transformers cache into which chains are written, one token per step."""
 
     def __init__(self, layers: list[tuple[Tensor, Tensor]], filled: int) -> None:
         self.layers, self.filled = layers, filled
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Write a layer's new key and value (R, A, 1, W); return all so far."""
+        """Write a layer's new key and value (R, A, 1, W); return all keys and values so far."""
         for kept, new in zip(self.layers[layer], (key, value), strict=True):
             kept[:, :, self.filled] = new[:, :, 0]
         keys, values = self.layers[layer]
@@ -153,7 +155,7 @@ def _write(
     cache, seen_RP = _read_prefixes(backbone, samples, longest, inputs_R)
     positions_3RL = _chain_positions(backbone, samples, longest)[:, inputs_R]
     rows, start = len(inputs_R), cache.filled
-    seen_RP = F.pad(seen_RP, (0, longest), value=True)  # a chain sees all of itself so far
+    seen_RP = F.pad(seen_RP, (0, longest), value=True)  # a chain attends to all of itself so far
     token = torch.full((rows,), marks.think, device=device)
     kinds = torch.zeros(rows, dtype=torch.int64, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -188,7 +190,7 @@ def _write(
 
 
 def _draw(chance_RY: Tensor, generator: torch.Generator) -> Tensor:
-    """One token of each row: where a random height falls on the summed probabilities."""
+    """Sample one token for each row by inverting the cumulative distribution."""
     summed_RY = chance_RY.exp().cumsum(-1)
     height = torch.rand(len(chance_RY), 1, generator=generator, device=chance_RY.device) * summed_RY[:, -1:]
     return torch.searchsorted(summed_RY, height, right=True)[:, 0]
@@ -197,34 +199,34 @@ def _draw(chance_RY: Tensor, generator: torch.Generator) -> Tensor:
 def _read_prefixes(
     backbone: Backbone, samples: Sequence[Sample], room: int, inputs_R: Tensor
 ) -> tuple[_Growing, Tensor]:
-    """Keys and values of every rollout's prefix, with room for its chain; and which are real, bool (R, P)."""
+    """A cache of the rollouts' prefixes with ``room`` free places, and which prefix places are used, bool (R, P)."""
     device = inputs_R.device
     bare = [replace(s, chain=()) for s in samples]
     packed = pack(bare, backbone.image_prefix, device, rows_and_columns=backbone.rows_and_columns)
-    x_TH, seen, places = backbone.model.get_input_embeddings()(packed.ids), None, None
-    if packed.pixels is not None:
-        seen = backbone.see(packed.pixels)
-        places = (packed.ids == backbone.config.image_token_id).nonzero()[:, 0]
-        x_TH = x_TH.index_copy(0, places, seen.tokens.to(x_TH.dtype))
+    x_TH, seen, places_V = backbone.model.get_input_embeddings()(packed.ids_T), None, None
+    if packed.pixels_NSS3 is not None:
+        seen = backbone.see(packed.pixels_NSS3)
+        places_V = (packed.ids_T == backbone.config.image_token_id).nonzero()[:, 0]
+        x_TH = x_TH.index_copy(0, places_V, seen.tokens_VH.to(x_TH.dtype))
     kept = _Kept()
     backbone.run(
         x_TH[None],
-        backbone.rotary(packed.positions[:, None]),
-        packed.kinds,
+        backbone.rotary(packed.positions_3T[:, None]),
+        packed.kinds_T,
         seen,
-        places,
+        places_V,
         groups=packed.groups,
         past_key_values=kept,
     )
-    lengths = torch.bincount(packed.sequence, minlength=len(packed))
-    place = torch.arange(len(packed.ids), device=device) - (lengths.cumsum(0) - lengths)[packed.sequence]
-    row_R = torch.argsort(packed.order)[inputs_R]
+    lengths = torch.bincount(packed.sequence_T, minlength=len(packed))
+    place = torch.arange(len(packed.ids_T), device=device) - (lengths.cumsum(0) - lengths)[packed.sequence_T]
+    row_R = torch.argsort(packed.order_B)[inputs_R]
     prefix = int(lengths.max())
 
     def spread(packed_1ATW: Tensor) -> Tensor:
         heads, width = packed_1ATW.shape[1], packed_1ATW.shape[3]
         padded = packed_1ATW.new_zeros(len(packed), prefix + room, heads, width)
-        padded[packed.sequence, place] = packed_1ATW[0].transpose(0, 1)
+        padded[packed.sequence_T, place] = packed_1ATW[0].transpose(0, 1)
         return padded[row_R].transpose(1, 2)
 
     layers = [(spread(key), spread(value)) for key, value in kept.layers]
@@ -232,7 +234,7 @@ def _read_prefixes(
 
 
 def _chain_positions(backbone: Backbone, samples: Sequence[Sample], longest: int) -> Tensor:
-    """Rotary positions of the tokens of every input's chain, int64 (3, B, L)."""
+    """Positions of the chain tokens of every input, int64 (3, B, L)."""
     width = len(backbone.image_prefix)
     positions = []
     for sample in samples:

@@ -1,4 +1,4 @@
-"""What a stage of training is given, and what it gives back."""
+"""The interface between training and its stages: what a stage is given, and the objective it returns."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from run.sizes import Size
 
 
 class NothingToLearn(DataError):
-    """The data has nothing that a stage could learn from; other stages may find something."""
+    """The data has no training examples for this stage; other stages may find some."""
 
 
 @dataclass(frozen=True)
 class Learner:
-    """A model and all it learns from.
+    """A model and the data it is trained on.
 
     Attributes:
-        model: trained whole.
-        tokenizer: of its backbone.
+        model: the model to train.
+        tokenizer: its tokenizer.
         corpus: the catalogue and the queries.
-        relations: which of them belong together, and how.
-        purchases: the same with purchases as the only behaviour, where there are any.
-        shown: int64 (M), how often each item was shown, as far as the log tells.
-        size: the dial.
+        relations: positive pairs of them, by relation.
+        purchases: the same from purchases only, where the log has any.
+        shown: int64 (M), number of impressions of each item, see ``cleaning.exposures``.
+        size: widths, depth and lengths.
         batch: pairs per step.
-        seed: of what a stage draws once.
-        chunk: most samples whose graph is held at once; None: all of a batch.
+        seed: for what a stage draws once.
+        chunk: most samples whose graph is held at once (GradCache); None: the whole batch.
     """
 
     model: EncoderModel
@@ -64,7 +64,7 @@ class Learner:
 
 
 def _columns(encoded: Encoded) -> Tensor:
-    """Vectors with gates and balance, where there are any, as further columns."""
+    """Vectors, followed by columns for the experts' gates and balance loss if the model has experts."""
     if encoded.gate_BZ is None or encoded.balance is None:
         return encoded.vector_BD
     balance = encoded.balance.expand(len(encoded.vector_BD), 1)
@@ -72,10 +72,10 @@ def _columns(encoded: Encoded) -> Tensor:
 
 
 class Objective(nn.Module):
-    """The loss of one stage; its parameters are trained and saved with the model's.
+    """The loss of one stage; its parameters are trained and checkpointed with the model's.
 
     Attributes:
-        seen: int64, ids of the items in the last batch, to name them when something goes wrong.
+        seen: int64, ids of the items in the last batch, for error messages.
     """
 
     seen: np.ndarray = np.empty(0, dtype=np.int64)
@@ -84,21 +84,21 @@ class Objective(nn.Module):
         """Loss of one random batch.
 
         Args:
-            rng: the only source of chance.
-            progress: share of the stage that is done, 0 to 1.
+            rng: the only source of randomness.
+            progress: fraction of the stage that is done, 0 to 1.
         """
         raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything a resumed run must put back, for safetensors."""
+        """The state to checkpoint, for safetensors."""
         return dict(self.state_dict())
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what ``tensors`` gave."""
+        """Restore the state that ``tensors`` returned."""
         self.load_state_dict(dict(tensors))
 
     def facts(self) -> dict[str, object]:
-        """What is worth keeping in the manifest, e.g. how many pairs there were."""
+        """What to record in the manifest, e.g. the number of pairs."""
         return {}
 
 
@@ -107,16 +107,16 @@ class Stage(Protocol):
 
     @property
     def name(self) -> str:
-        """What progress lines and curves call it."""
+        """Its name in progress lines and training curves."""
         ...
 
     @property
-    def share(self) -> float:
-        """Its share of the training budget."""
+    def fraction(self) -> float:
+        """Its fraction of the training budget."""
         ...
 
     @property
-    def rate(self) -> float:
+    def learning_rate_scale(self) -> float:
         """Factor on the peak learning rates."""
         ...
 
@@ -124,6 +124,6 @@ class Stage(Protocol):
         """Prepare the objective.
 
         Raises:
-            NothingToLearn: the data has nothing that this stage could learn from.
+            NothingToLearn: the data has no training examples for this stage.
         """
         ...

@@ -1,4 +1,4 @@
-"""Samples in, vectors out: pooling and the linear head on top of the backbone.
+"""The encoder model: from samples to vectors, by pooling and a linear head on top of the backbone.
 
 Shapes: B samples, T packed tokens, D vector width, H hidden width, Z experts.
 """
@@ -16,8 +16,8 @@ from encoder.backbone.packing import CHAIN, IMAGE, TEXT, Packed, Sample, pack
 from encoder.parts.experts import load_balance, per_sequence
 from encoder.parts.fusion import ModalityFusion
 
-# Most tokens of a forward pass without gradients. Bounds memory and changes no result; on a CPU, batches that fit
-# into its caches are an eighth faster than batches of eight times as many tokens
+# Most tokens of a forward pass without gradients. Bounds memory; results do not depend on it. On a CPU, batches that
+# fit into its caches are an eighth faster than batches of eight times as many tokens
 # (docs/log/encoder_speed.md#embedding-beside-the-plain-loop).
 TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384}
 
@@ -28,8 +28,9 @@ class Encoded:
 
     Attributes:
         vector_BD: float, before normalisation.
-        gate_BZ: mean gate of each sample's tokens, over layers with experts; None without experts.
-        balance: mean load-balancing loss of those layers; None without experts.
+        gate_BZ: float, expert weights averaged over a sample's tokens and the layers with experts; None without
+            experts.
+        balance: mean load-balancing loss of these layers; None without experts.
     """
 
     vector_BD: Tensor
@@ -42,8 +43,8 @@ class EncoderModel(nn.Module):
 
     Args:
         backbone: the multimodal model.
-        width: D, the widest vector.
-        fusion: fuses pooled image, text and attribute chain instead of the mean; None: the mean.
+        width: D, the full width of the vectors.
+        fusion: fuses pooled image, text and attribute chain; None: mean over tokens and a linear head.
     """
 
     def __init__(self, backbone: Backbone, width: int, fusion: ModalityFusion | None = None) -> None:
@@ -74,17 +75,17 @@ class EncoderModel(nn.Module):
         return self.encoded(packed, self.backbone(packed))
 
     def encoded(self, packed: Packed, read: Read) -> Encoded:
-        """Vectors of sequences that have been read already, in the order of the samples."""
-        back = torch.argsort(packed.order)
+        """Vectors from the hidden states of packed sequences, in the order of the samples."""
+        back = torch.argsort(packed.order_B)
         vectors = self._pooled(packed, read.hidden_TH)[back]
         if not read.routes:
             return Encoded(vectors)
-        gates = [per_sequence(one.weight_TZ, packed.sequence, len(packed)) for one in read.routes]
+        gates = [per_sequence(one.weight_TZ, packed.sequence_T, len(packed)) for one in read.routes]
         balance = [load_balance(one.weight_TZ, one.probability_TZ) for one in read.routes]
         return Encoded(vectors, torch.stack(gates).mean(0)[back], torch.stack(balance).mean())
 
     def vectors(self, samples: Sequence[Sample]) -> Tensor:
-        """Vectors without gradients, before normalisation, of any number of samples: float (B, D)."""
+        """Vectors of any number of samples, without gradients and before normalisation: float (B, D)."""
         width = len(self.backbone.image_prefix)
         length = [len(s.pictures) * width + len(s.tokens) + len(s.chain) for s in samples]
         out = torch.empty(len(samples), self.width, device=self.device)
@@ -104,19 +105,18 @@ class EncoderModel(nn.Module):
     def _pooled(self, packed: Packed, hidden_TH: Tensor) -> Tensor:
         """Vectors in packed order."""
         if self.head is not None:
-            return self.head(_mean(hidden_TH, packed.sequence, len(packed))[0])
+            return self.head(_mean(hidden_TH, packed.sequence_T, len(packed))[0])
         assert self.fusion is not None
         sources, present = [], []
         for part in (IMAGE, TEXT):
-            mine = packed.part == part
-            mean, found = _mean(hidden_TH[mine], packed.sequence[mine], len(packed))
+            mine = packed.part_T == part
+            mean, found = _mean(hidden_TH[mine], packed.sequence_T[mine], len(packed))
             sources.append(mean)
             present.append(found)
-        chained = (packed.part == CHAIN).nonzero()[:, 0]
+        chained = (packed.part_T == CHAIN).nonzero()[:, 0]
         last = torch.full((len(packed),), -1, device=hidden_TH.device)
-        last = last.scatter_reduce(
-            0, packed.sequence[chained], chained, "amax"
-        )  # of <|emb|>, the chain's end
+        # The last token of a chain is <|emb|>.
+        last = last.scatter_reduce(0, packed.sequence_T[chained], chained, "amax")
         found = last >= 0
         sources.append(torch.where(found[:, None], hidden_TH[last.clamp(min=0)], 0.0))
         present.append(found)
@@ -124,7 +124,7 @@ class EncoderModel(nn.Module):
 
 
 def _mean(hidden_TH: Tensor, sequence_T: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Mean over the tokens of each sequence (count, H), and whether it has any."""
+    """Mean over the tokens of each sequence, float (B, H), and whether it has any, bool (B)."""
     total = hidden_TH.new_zeros(count, hidden_TH.shape[1]).index_add(0, sequence_T, hidden_TH)
     tokens = torch.bincount(sequence_T, minlength=count)
     return total / tokens.clamp(min=1)[:, None], tokens > 0

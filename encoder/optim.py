@@ -1,4 +1,4 @@
-"""Muon for the matrices, AdamW for the rest, one schedule for both, and the finite check before the step."""
+"""Muon for the matrices, AdamW for the rest, one schedule for both; a step is refused if not finite."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import torch
 from torch import Tensor, nn
 
 MUON_LR, MOMENTUM, ADAMW_LR = 0.02, 0.95, 2e-3
-CHECKPOINT_LR_SCALE = 0.02  # a pretrained checkpoint is nudged, not retrained: AdamW then runs at 4e-5
+CHECKPOINT_LR_SCALE = 0.02  # fine-tuning a pretrained checkpoint: AdamW then runs at 4e-5
 WARM_UP_STEPS = 20
-FINAL_LR = 0.05  # share of the peak rate left at the end of the cosine
+FINAL_LR = 0.05  # fraction of the peak learning rate at the end of the cosine
 CLIP_NORM = 1.0
-# The first layer of Qwen's patch merger reads 2 x 2 patches side by side. Orthogonalised as four
-# maps, one a patch, it costs a fifth of what one matrix of four times the width does; the difference is a sixth of a
-# training step at size small (docs/log/encoder_speed.md#speed-beside-a-plain-loop).
+# The first layer of Qwen's patch merger reads 2 x 2 patches side by side. Orthogonalising it as four matrices, one
+# per patch, costs a fifth of orthogonalising the one wide matrix; the difference is a sixth of a training step at
+# size small (docs/log/encoder_speed.md#speed-beside-a-plain-loop).
 MERGED = 4
-# Not for Muon: embedding tables, the output layer, and W* of MOON2.0, which orthogonal steps drive to a single
-# objective (docs/log/encoder_papers.md#weights-of-objectives-collapse).
-APART = ("embed", "lm_head", "affinity")
+# Names of matrices that AdamW trains: embedding tables, the output layer, and W* of MOON2.0, which orthogonal steps
+# drive to a single objective (docs/log/encoder_papers.md#weights-of-objectives-collapse).
+ADAMW_MATRICES = ("embed", "lm_head", "affinity")
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Bring the singular values of each matrix near 1 (Newton-Schulz quintic of K. Jordan's Muon post).
 
     Args:
-        matrices: float (..., rows, columns); leading ones are orthogonalised each by itself.
-        steps: of the iteration.
+        matrices: float (..., rows, columns), each matrix orthogonalised by itself.
+        steps: number of iterations.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
@@ -45,17 +45,17 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, as ``torch.optim.Muon`` without weight decay.
+    """Nesterov momentum, orthogonalised: ``torch.optim.Muon`` without weight decay.
 
-    torch's own runs Newton-Schulz in bfloat16 whatever the device, and on a CPU without bfloat16 arithmetic
-    one step at size small then takes 5.8 s instead of 0.05 s. A test holds this one equal to torch's.
+    torch's version runs Newton-Schulz in bfloat16 on every device; on a CPU without bfloat16 arithmetic one step at
+    size small then takes 5.8 s instead of 0.05 s. A test checks that both agree.
 
     Args:
         params: matrices.
-        lr: step length; scaled by sqrt(rows / columns) where a matrix is taller than wide.
-        momentum: of the running mean of gradients.
-        side_by_side: those of ``params`` that are several matrices of equal width side by side, and how many:
-            each is orthogonalised by itself.
+        lr: learning rate; scaled by sqrt(rows / columns) where a matrix is taller than wide.
+        momentum: decay of the running mean of gradients.
+        side_by_side: parameters that consist of several matrices of equal width side by side -> how many; each is
+            orthogonalised by itself.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient, those of equal shape together."""
+        """Update every matrix that has a gradient, matrices of equal shape in one batch."""
         for group in self.param_groups:
             alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
             for matrix in group["params"]:
@@ -92,7 +92,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _is_merger(name: str, weight: Tensor) -> bool:
-    """Whether this is the first layer of a patch merger: as wide as the patches it joins, in and out."""
+    """Whether this is the first layer of a patch merger: square, unlike the second."""
     return "merger" in name and weight.ndim == 2 and weight.shape[0] == weight.shape[1]
 
 
@@ -100,19 +100,21 @@ class Optimizers:
     """Muon on the hidden matrices and AdamW on embeddings, norms, biases, convolutions and the output.
 
     Args:
-        model: what to train.
+        model: the model to train.
         steps: length of the schedule: linear warm-up, then cosine to ``FINAL_LR``.
-        scale: factor on both peak rates.
+        learning_rate_scale: factor on both peak learning rates.
     """
 
-    def __init__(self, model: nn.Module, steps: int, scale: float = 1.0) -> None:
+    def __init__(self, model: nn.Module, steps: int, learning_rate_scale: float = 1.0) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        matrices = [p for name, p in named if p.ndim == 2 and not any(word in name for word in APART)]
+        matrices = [
+            p for name, p in named if p.ndim == 2 and not any(word in name for word in ADAMW_MATRICES)
+        ]
         taken = {id(p) for p in matrices}
         rest = [p for _, p in named if id(p) not in taken]
         self.params = [p for _, p in named]
         self.steps = steps
-        self.peaks = {"muon": MUON_LR * scale, "adamw": ADAMW_LR * scale}
+        self.peaks = {"muon": MUON_LR * learning_rate_scale, "adamw": ADAMW_LR * learning_rate_scale}
         self.parts: dict[str, torch.optim.Optimizer] = {}
         if matrices:
             mergers: dict[Tensor, int] = {p: MERGED for name, p in named if _is_merger(name, p)}
@@ -122,8 +124,8 @@ class Optimizers:
                 rest, lr=self.peaks["adamw"], betas=(0.9, 0.98), weight_decay=0.01, fused=True
             )
 
-    def share(self, step: int) -> float:
-        """Share of the peak rate at ``step`` (0-based)."""
+    def schedule(self, step: int) -> float:
+        """The learning rate at ``step`` (0-based) as a fraction of its peak."""
         warm = min(WARM_UP_STEPS, max(self.steps // 5, 1))
         if step < warm:
             return (step + 1) / warm
@@ -131,16 +133,16 @@ class Optimizers:
         return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * done))
 
     def update(self, loss: Tensor, stage: str, step: int, batch: Sequence[int] | np.ndarray = ()) -> None:
-        """Back-propagate and step, unless something is not finite.
+        """Back-propagate and step, unless the loss or the gradient is not finite.
 
         Args:
             loss: scalar.
-            stage, step: where training is, for the message.
-            batch: item ids the loss was computed from, for the message.
+            stage, step: where training is, for the error message.
+            batch: ids of the items in the batch, for the error message.
 
         Raises:
-            FloatingPointError: the loss or the gradient is not finite; no weight has been touched. Every item
-                of the batch is named: one of them, alone or beside another, is the cause.
+            FloatingPointError: the loss or the gradient is not finite; no weight has been changed. The message
+                names every item of the batch, as one or several of them are the cause.
         """
         items = f", {len(batch)} items {list(map(int, batch))}" if len(batch) else ""
         where = f"{stage} step {step}{items}"
@@ -154,11 +156,11 @@ class Optimizers:
             raise FloatingPointError(f"{where}: the gradient norm is {norm.item()}; weights kept.")
         for name, part in self.parts.items():
             for group in part.param_groups:
-                group["lr"] = self.peaks[name] * self.share(step)
+                group["lr"] = self.peaks[name] * self.schedule(step)
             part.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every state tensor, by ``part.parameter.name``, for safetensors."""
+        """Every state tensor, named ``optimizer.parameter.name``, for safetensors."""
         return {
             f"{name}.{index}.{key}": value.clone()
             for name, part in self.parts.items()
@@ -167,7 +169,7 @@ class Optimizers:
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what ``tensors`` gave."""
+        """Restore the state that ``tensors`` returned."""
         for name, part in self.parts.items():
             state: dict[int, dict[str, Any]] = {}
             for key, value in tensors.items():

@@ -1,4 +1,4 @@
-"""How many steps training makes: as many as planned, or as many as fit into a time."""
+"""How many steps a stage trains: a planned number, or as many as fit into a given CPU time."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator
 
 
 class Pace:
-    """The numbers of the steps of a stage.
+    """Iterates over the step numbers of a stage.
 
-    A step's cost is not known before it is made: kinds of pairs differ, and a busy machine is slower than it was.
-    So the number that fits into the time is judged anew after every step, and the learning rate follows it.
+    The cost of a step is not known in advance: kinds of pairs differ, and a busy machine is slower. So the number of
+    steps that fit into the time is estimated again after every step, and the learning-rate schedule follows it.
 
     Args:
-        steps: how many are planned; a first guess where there is a time.
-        seconds: CPU seconds that the steps from ``first`` on may take, at least one step; None: as planned.
-        first: where to begin.
+        steps: planned number; only a first estimate if ``seconds`` is given.
+        seconds: CPU seconds for the steps from ``first`` on, of which at least one is made; None: as planned.
+        first: number of the first step.
 
     Attributes:
-        steps: how many there will be in all, as far as is known.
+        steps: current estimate of the total number of steps.
     """
 
     def __init__(self, steps: int, seconds: float | None = None, first: int = 0) -> None:

@@ -1,6 +1,6 @@
-"""The papers as recipes: each function returns one complete encoder, and reading it tells what the paper is.
+"""The papers as recipes: each function returns the complete configuration of one encoder.
 
-A variation is a line: ``replace(moon2(), parts=replace(moon2().parts, experts="none"))``.
+A variant takes one line: ``replace(moon2(), parts=replace(moon2().parts, experts="none"))``.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from encoder.stages.reason import Reason, Reinforce
 
 
 class RecipeError(ValueError):
-    """A recipe nobody knows."""
+    """There is no recipe of that name."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One encoder: what it is made of and how it learns.
+    """The configuration of one encoder: its parts and its stages of training.
 
     Attributes:
-        name: under which it is compared.
-        parts: what stands between the backbone's layers and behind them.
-        stages: in order; each takes its share of the training budget.
+        name: its name in comparisons.
+        parts: what is added to the backbone.
+        stages: in order; each uses its fraction of the training budget.
     """
 
     name: str
@@ -37,15 +37,15 @@ class Recipe:
 
 
 def moon_embedding() -> Recipe:
-    """MOON Embedding (2511.11305): a plain multimodal model, questions, then two rounds of contrast (§1)."""
+    """MOON Embedding (2511.11305): a plain model, pretrained on questions, then two contrastive rounds (§1)."""
     return Recipe(
         "moon_embedding",
         Parts(),
         (
-            Pretrain(share=0.1),
-            Contrast(share=0.6, kinds=NINE_KINDS, name="round1"),
+            Pretrain(fraction=0.1),
+            Contrast(fraction=0.6, kinds=NINE_KINDS, name="round1"),
             Contrast(
-                share=0.3,
+                fraction=0.3,
                 kinds=NINE_KINDS,
                 loss="circle",
                 purchases=True,
@@ -59,51 +59,56 @@ def moon_embedding() -> Recipe:
 
 
 def moon() -> Recipe:
-    """MOON (2508.11999): the product's region beside its picture, guided experts, more negatives (§2)."""
+    """MOON (2508.11999): core region beside the picture, guided experts, more negatives (§2)."""
     return Recipe(
         "moon",
         Parts(region=True, experts="guided"),
-        (Contrast(share=1.0, kinds=THREE_QUERIES, purchases=True, hard=True, queue=4096),),
+        (Contrast(fraction=1.0, kinds=THREE_QUERIES, purchases=True, hard=True, queue=4096),),
     )
 
 
 def moon2() -> Recipe:
-    """MOON2.0 (2511.12449): experts by modality, alignment between and within products, augmentation (§3)."""
+    """MOON2.0 (2511.12449): modality-driven experts, alignment between and within products, augmentation (§3)."""
     return Recipe(
         "moon2",
         Parts(experts="modality"),
-        (Align(share=1.0, intra=True, augmented=True, filtered=True),),
+        (Align(fraction=1.0, intra=True, augmented=True, filtered=True),),
     )
 
 
 def moon3() -> Recipe:
-    """MOON3.0 (2604.00513): attributes written down before embedding, fused modalities, FIRE, then RL (§4)."""
+    """MOON3.0 (2604.00513): an attribute chain before embedding, modality fusion, FIRE, then RL (§4)."""
     return Recipe(
         "moon3",
         Parts(fire=True, fusion=True, chain=True),
-        (Reason(share=0.8), Reinforce(share=0.2, told=1.0)),
+        (Reason(fraction=0.8), Reinforce(fraction=0.2, chain_loss_weight=1.0)),
     )
 
 
 def dual() -> Recipe:
-    """A CLIP-style baseline (2103.00020): two towers, a picture chooses its words and words their picture."""
-    return Recipe("dual", Parts(dual=True), (Contrast(share=1.0, kinds=(OWN,)),))
+    """A CLIP-style baseline (2103.00020): two towers, with InfoNCE between pictures and texts in both directions."""
+    return Recipe("dual", Parts(dual=True), (Contrast(fraction=1.0, kinds=(OWN,)),))
 
 
 def ours() -> Recipe:
     """The recipe that measured best at the small size (docs/log/encoder_papers.md#recipes-at-equal-compute).
 
-    It first learns from an item's picture and words and from queries, then from what users took together.
+    It first learns from an item's picture and text and from queries, then also from items that users took together.
 
-    What users took together pulls together what tells two items apart, so it comes last, gently, and among more
-    of what came before.
+    Co-purchase pairs blur the differences between items, so they come last, with a lower learning rate, mixed with
+    the pairs of the first stage.
     """
     return Recipe(
         "ours",
         Parts(),
         (
-            Contrast(share=0.7, kinds=(OWN, QUERY), name="halves"),
-            Contrast(share=0.3, kinds=(OWN, PART, QUERY, BOUGHT), rate=0.3, name="relations"),
+            Contrast(fraction=0.7, kinds=(OWN, QUERY), name="halves"),
+            Contrast(
+                fraction=0.3,
+                kinds=(OWN, PART, QUERY, BOUGHT),
+                learning_rate_scale=0.3,
+                name="relations",
+            ),
         ),
     )
 
@@ -112,10 +117,10 @@ def photos() -> Recipe:
     """For photo search in a catalogue of few products with many photos of each
     (docs/log/encoder.md#photo-to-product-on-grocery-store).
     """
-    return Recipe("photos", Parts(), (Photos(share=1.0),))
+    return Recipe("photos", Parts(), (Photos(fraction=1.0),))
 
 
-# Every recipe by name. A new one is a function like those above, and a line here.
+# All recipes by name. To add one, write a function like those above and add a line here.
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "moon_embedding": moon_embedding,
     "moon": moon,
@@ -131,7 +136,7 @@ def recipe(name: str) -> Recipe:
     """The recipe called ``name``.
 
     Raises:
-        RecipeError: unknown name, listing the known ones.
+        RecipeError: unknown name; the message lists the known ones.
     """
     if name not in RECIPES:
         raise RecipeError(f"unknown recipe {name!r}: expected one of {', '.join(RECIPES)}")

@@ -1,4 +1,4 @@
-"""Byte-level BPE trained on the catalogue, for when there is no checkpoint with a tokenizer of its own."""
+"""Byte-level BPE trained on the catalogue, used when training does not start from a checkpoint with a tokenizer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 PAD, END = "<|pad|>", "<|end|>"
 IMAGE, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
-# The last three are what MOON3.0's attribute chain is written with; they cost nothing until it is trained.
+# The last three mark MOON3.0's attribute chain; recipes without chains never use them.
 SPECIALS = (PAD, END, IMAGE, VISION_START, VISION_END, "<think>", "</think>", "<|emb|>")
 VOCABULARY = 2048
-LONGEST_TOKEN = 64  # characters; of a text no more is read than so many per token kept
+LONGEST_TOKEN = 64  # characters; of a text at most this many per kept token are read
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
@@ -21,7 +21,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTr
 
     Args:
         texts: the catalogue's texts and the queries.
-        vocabulary: most tokens to make, specials and the 256 bytes included.
+        vocabulary: most tokens, including special tokens and the 256 bytes.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -55,31 +55,31 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     for how_loaded in (
         "is_local",
         "local_files_only",
-    ):  # would be saved, and make equal tokenizers differ on disk
+    ):  # saved, they would make equal tokenizers differ on disk
         tokenizer.init_kwargs.pop(how_loaded, None)
     return tokenizer
 
 
 def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends an answer; the padding token where a tokenizer names no end."""
+    """Id of the token that ends an answer; the padding token if the tokenizer has no end token."""
     return int(tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -> list[list[int]]:
-    """Token ids of each text, cut to ``limit``; words that spell a special token stay words.
+    """Token ids of each text, cut to ``limit``; text that spells a special token is tokenized as ordinary text.
 
-    Half of a surrogate pair, which JSON can carry and UTF-8 cannot, is read as a question mark.
+    A lone surrogate, which JSON can carry and UTF-8 cannot, is read as a question mark.
 
     Returns:
         one list per text, empty for blank text.
     """
-    # Cut before as well as after: a million letters without a space would take seconds to read.
+    # Cut before as well as after: a million letters without a space would take seconds to tokenize.
     short = (text.strip()[: LONGEST_TOKEN * limit] for text in texts)
     stripped = [text.encode("utf-8", "replace").decode() for text in short]
     if not stripped:
         return []
-    # Cut here and not by the tokenizer: its truncation would be saved with it, as a setting. Categories and
-    # attributes come again and again: each distinct text is read once.
+    # Cut here because the tokenizer's own truncation would be saved as one of its settings. Categories and attributes
+    # repeat, so each distinct text is tokenized once.
     distinct = list(dict.fromkeys(stripped))
     encoded = tokenizer(
         distinct, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False

@@ -46,13 +46,13 @@ TRAINING = "training"  # name of the checkpoint
 class Schedule:
     """How long to train, from the size and the number of items; the same on every machine.
 
-    The papers give no schedule (not recovered). Batches grow with the model; training sees each item a fixed
-    number of times, within bounds that keep two CPU cores inside the demo's time.
+    The papers give no schedule (not recovered). Batches grow with the model; each item is seen a fixed number of
+    times, within bounds that keep the demo short on two CPU cores.
 
     Attributes:
         batch: pairs per step.
-        steps: of all stages together, before the recipe's shares.
-        chunk: most samples whose graph is held at once (GradCache); None: a whole batch fits.
+        steps: of all stages together; each stage gets its fraction.
+        chunk: most samples whose graph is held at once (GradCache); None: the whole batch.
     """
 
     batch: int
@@ -80,23 +80,23 @@ def train_encoder(
 ) -> Artifact:
     """Train an encoder on a dataset and write it as an artifact of kind ``encoder``.
 
-    Interrupted training goes on from ``<out>.partial``; on a CPU the result is the same, bit for bit.
+    Interrupted training resumes from ``<out>.partial``; on a CPU the result is the same, bit for bit.
 
     Args:
         dataset: catalogue and judgements.
         split: only log events available before its ``fit_until`` are used.
         size: width, depth and lengths; a checkpoint keeps its own width and depth.
         out: directory of the artifact.
-        seed: of weights, batches and augmentation.
-        recipe: what to train; ``recipes.ours()`` unless given.
+        seed: for weights, batches and augmentation.
+        recipe: recipe to train; ``recipes.ours()`` unless given.
         checkpoint: a folder of ``checkpoints.FAMILIES`` to start from instead of random weights.
         budget: factor on the number of steps.
-        cpu_seconds: train so many seconds of CPU time instead, shared among the stages: for comparing recipes
-            at equal compute. How many steps that is depends on the machine, and so does the result.
-        lora: rank of the adapters that learn instead of the backbone's own weights; 0: all weights learn.
+        cpu_seconds: train for this CPU time instead, divided among the stages, to compare recipes at equal compute.
+            The number of steps then depends on the machine, and so does the result.
+        lora: rank of the adapters that are trained instead of the backbone's own weights; 0: train all weights.
 
     Raises:
-        DataError: nothing to learn from: no kind of pair occurs twice.
+        DataError: nothing to learn from: no kind of pair has two pairs.
         BackboneError: the checkpoint folder cannot be used.
         FloatingPointError: training diverged, naming stage, step and batch.
     """
@@ -132,11 +132,11 @@ def new_learner(
     lora: int = 0,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Learner:
-    """An untrained model of a recipe with all it may learn from.
+    """An untrained model of a recipe, with its training data.
 
     Args:
         dataset, split, size, recipe, seed, checkpoint, lora: as in ``train_encoder``.
-        tokenizer: of a run that is resumed; None: the checkpoint's, or one trained on the catalogue.
+        tokenizer: the tokenizer of a resumed run; None: the checkpoint's, or one trained on the catalogue.
     """
     learnable = split.encoder_items(dataset.items)
     if tokenizer is None:
@@ -174,7 +174,9 @@ def _model(
     """The untrained model of a recipe."""
     if recipe.parts.dual:
         if checkpoint is not None or lora:
-            raise ValueError("the dual encoder is trained from nothing: no checkpoint, no adapters")
+            raise ValueError(
+                "the dual encoder is trained from scratch: it takes no checkpoint and no adapters"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return DualModel(size, len(tokenizer), end_id(tokenizer))
@@ -190,13 +192,13 @@ def _model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             add_lora(backbone.model, rank=lora, alpha=2 * lora)
-        if recipe.parts.chain:  # its marks are new words
+        if recipe.parts.chain:  # the chain's marks are new tokens
             backbone.model.get_input_embeddings().requires_grad_(True)
     return model
 
 
 class Trained(nn.Module):
-    """What a stage trains: the model, and what its objective brings of its own."""
+    """Everything that a stage trains: the model and the objective's own parameters."""
 
     def __init__(self, model: EncoderModel, objective: Objective) -> None:
         super().__init__()
@@ -216,7 +218,7 @@ def _train(
     position = state.position()
     scale = CHECKPOINT_LR_SCALE if pretrained else 1.0
     learner.model.train()
-    until = np.cumsum([stage.share for stage in recipe.stages])  # of the budget, at the end of each stage
+    until = np.cumsum([stage.fraction for stage in recipe.stages])  # of the budget, at the end of each stage
     for number, stage in enumerate(recipe.stages):
         if number < position.stage:
             continue
@@ -238,9 +240,9 @@ def _train(
         position.cpu_seconds += begun
         left = None if cpu_seconds is None else cpu_seconds * until[number] - position.cpu_seconds
         first = position.step if resumed else 0
-        planned = position.steps.get(name, max(round(plan.steps * stage.share), 1))
+        planned = position.steps.get(name, max(round(plan.steps * stage.fraction), 1))
         pace = Pace(planned, left, first)
-        optimizers = Optimizers(trained, planned, scale * stage.rate)
+        optimizers = Optimizers(trained, planned, scale * stage.learning_rate_scale)
         if resumed:
             state.restore(objective, optimizers)
         curve = position.losses.setdefault(name, [])
@@ -265,7 +267,7 @@ def _train(
 
 
 def _smooth(losses: list[float]) -> dict[str, list[float]]:
-    """A training curve of at most CURVE_POINTS points: the mean loss around each step."""
+    """A training curve of at most CURVE_POINTS points, each the mean loss of a range of steps."""
     parts = np.array_split(np.array(losses), min(len(losses), CURVE_POINTS))
     ends = np.cumsum([len(part) for part in parts])
     return {"step": ends.astype(float).tolist(), "loss": [float(part.mean()) for part in parts]}
@@ -273,14 +275,14 @@ def _smooth(losses: list[float]) -> dict[str, list[float]]:
 
 @dataclass
 class Position:
-    """Where training is.
+    """How far training is.
 
     Attributes:
-        stage, step: steps done in the stage.
-        steps: planned for each stage begun.
-        losses: of every step, by stage.
-        facts: of each objective.
-        cpu_seconds: of all steps so far.
+        stage, step: number of the current stage, and of the steps done in it.
+        steps: planned steps of each stage that has begun.
+        losses: loss of every step, by stage.
+        facts: facts of each objective.
+        cpu_seconds: CPU time of all steps so far.
     """
 
     stage: int
@@ -293,7 +295,7 @@ class Position:
     def reach(
         self, stage: int, step: int, name: str, steps: int, facts: dict[str, object], since: float
     ) -> float:
-        """Note how far stage ``name`` is, and the CPU time since ``since``; returns the CPU time now."""
+        """Record how far stage ``name`` is, and the CPU time since ``since``; returns the CPU time now."""
         now = time.process_time()
         self.stage, self.step, self.steps[name], self.facts[name] = stage, step, steps, facts
         self.cpu_seconds += now - since
@@ -301,17 +303,17 @@ class Position:
 
 
 class TrainingState:
-    """Training under way on disk: weights, optimizer state, tokenizer and position, replaced as a whole.
+    """The checkpoint of a training run: weights, optimizer state, tokenizer and position, replaced as a whole.
 
     Args:
-        checkpoints: of the run.
+        checkpoints: the run's checkpoints.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints, self._found = checkpoints, checkpoints.find(TRAINING)
 
     def position(self) -> Position:
-        """Where the run stopped; the start of a new one."""
+        """Where the run stopped; the start if there is no checkpoint."""
         if self._found is None:
             return Position(0, 0, {}, {}, {}, 0.0)
         return Position(**self._found.state)
@@ -321,11 +323,11 @@ class TrainingState:
         return None if self._found is None else load_tokenizer(self._found.folder)
 
     def restore_model(self, model: EncoderModel) -> None:
-        """Put the weights that learn back, before a stage looks at them; fixed ones are as they were made."""
+        """Restore the trainable weights, before the stage begins; frozen ones are initialised as in the first run."""
         model.load_state_dict(self._tensors("weights", model.device), strict=False)
 
     def restore(self, objective: Objective, optimizers: Optimizers) -> None:
-        """Put back what the objective and the optimizers had."""
+        """Restore the state of the objective and the optimizers."""
         objective.restore(self._tensors("objective", torch.device("cpu")))
         optimizers.load(self._tensors("optimizer", optimizers.params[0].device))
 
@@ -340,14 +342,14 @@ class TrainingState:
         tokenizer: PreTrainedTokenizerBase,
         position: Position,
     ) -> None:
-        """Replace what is there by the present state."""
+        """Replace the checkpoint by the current state."""
         with self._checkpoints.save(TRAINING, asdict(position)) as folder:
             fixed = {name for name, p in trained.model.named_parameters() if not p.requires_grad}
             learned = {k: v for k, v in trained.model.state_dict().items() if k not in fixed}
             tensors = {"weights": learned, "objective": trained.objective.tensors()}
             for name, named in tensors.items():
                 # Cloned: tied weights share memory, which safetensors refuses.
-                apart = {key: value.clone() for key, value in named.items()}
-                save_file(apart, folder / f"{name}.safetensors")
+                cloned = {key: value.clone() for key, value in named.items()}
+                save_file(cloned, folder / f"{name}.safetensors")
             save_file(optimizers.tensors(), folder / "optimizer.safetensors")
             tokenizer.save_pretrained(folder)

@@ -1,1 +1,1 @@
-"""Artifacts become numbers: textbook metrics, baselines, controls, the report."""
+"""Measure a run: textbook metrics, baselines, controls, the report."""

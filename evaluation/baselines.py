@@ -1,7 +1,7 @@
 """What the learned system must beat: popularity, chance, item-kNN, TF-IDF text, colour, and their tuned mix.
 
-A baseline scores every candidate for every request. Scores are float32 of shape (R, N) over the N candidates
-in ascending order of item id; larger is better, and ``-inf`` means "nothing speaks for it": never listed.
+A baseline scores every candidate for every request. Scores are float32 of shape (R, N) over the N candidates in
+ascending order of item id; larger is better, and a candidate with ``-inf`` is never recommended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHUNK_FLOATS = 16_000_000  # floats of one dense block: about 64 MB
 
 @dataclass(frozen=True)
 class Requests:
-    """What baselines know of R requests: the user's earlier items, oldest first.
+    """Input of the baselines: the items in the history of each request's user, oldest first.
 
     Attributes:
         offsets: int64 of shape (R + 1); request r owns history[offsets[r]:offsets[r + 1]].
@@ -53,7 +53,7 @@ class Baseline(Protocol):
 
 
 class Popularity:
-    """Every user gets the items with most positive events in the log; an item without any is never listed."""
+    """Recommends the items with most positive events in the log to every user; items without any are never listed."""
 
     def __init__(self, candidates: np.ndarray, log_items: np.ndarray) -> None:
         self.candidates = candidates
@@ -67,7 +67,7 @@ class Popularity:
 
 
 class Chance:
-    """Every user gets a random order: the floor of every metric."""
+    """Recommends a random order to every user: the lower bound of every metric."""
 
     def __init__(self, candidates: np.ndarray, seed: int = 0) -> None:
         self.candidates = candidates
@@ -79,15 +79,15 @@ class Chance:
 
 
 class Similarity:
-    """Sum over the user's distinct items of their cosine with the candidate.
+    """Sum of the cosines between the candidate and the distinct items of the user's history.
 
-    With rows of buyers this is the textbook item-kNN (Sarwar et al. 2001), with rows of TF-IDF terms or of
-    colours it is the content baseline of that name. The sum over a history is one vector, so many requests
-    cost one sparse product with the candidates, never an item-by-item matrix.
+    With rows of buyers this is the textbook item-kNN (Sarwar et al. 2001), with rows of TF-IDF terms or of colours
+    the content baseline of that name. As the rows of a history can be summed first, many requests need one sparse
+    product with the candidates instead of an item-by-item matrix.
 
     Args:
         candidates: int64 item ids of shape (N), ascending.
-        item_ids: int64 of shape (M), ascending: the items that have a row (histories may name others).
+        item_ids: int64 of shape (M), ascending: the items that have a row; others in a history are ignored.
         rows: M unit rows.
     """
 
@@ -100,7 +100,7 @@ class Similarity:
         self._candidate_rows = _tensor(rows, row)
 
     def scores(self, requests: Requests) -> np.ndarray:
-        """float32 of shape (R, N); ``-inf`` where the history shares nothing with the candidate."""
+        """float32 of shape (R, N); ``-inf`` where the history has nothing in common with the candidate."""
         out = np.empty((len(requests), len(self.candidates)), dtype=np.float32)
         step = max(1, CHUNK_FLOATS // max(self._width, len(self.candidates)))
         for start in range(0, len(requests), step):
@@ -126,9 +126,9 @@ class Similarity:
 
 
 class Mix:
-    """Weighted sum of baselines after scaling each request's scores to mean 0 and deviation 1.
+    """Weighted sum of baselines after standardising each request's scores to mean 0 and deviation 1.
 
-    Before scaling, "nothing speaks for it" counts as 0; a candidate that no part speaks for stays ``-inf``.
+    ``-inf`` counts as 0 before standardising; a candidate with ``-inf`` in all parts keeps it.
     """
 
     def __init__(self, parts: Mapping[str, Baseline], weights: Mapping[str, float]) -> None:
@@ -155,11 +155,11 @@ def tune_mix(
 
     Args:
         parts: the baselines to mix.
-        requests: requests set apart for tuning, never those that are reported.
+        requests: requests reserved for tuning, never those that are reported.
         offsets: int64 of shape (R + 1), into ``relevant``.
         relevant: int64 ids of the relevant items.
         k: depth of the recall that is maximised; ties go to the first weights in grid order.
-        exclude_history: as in ``rank``, so that the weights fit what is reported.
+        exclude_history: as in ``rank``; use the same value for what is reported.
     """
     grid = [w for w in product(range(STEPS + 1), repeat=len(parts)) if sum(w) == STEPS]
     candidates = next(iter(parts.values())).candidates
@@ -183,10 +183,10 @@ def rank(baseline: Baseline, requests: Requests, k: int, exclude_history: bool =
         baseline: scores the candidates.
         requests: R requests.
         k: length of the lists.
-        exclude_history: never list an item the user has had before.
+        exclude_history: never list an item of the user's history.
 
     Returns:
-        int64 item ids of shape (R, k), by score descending then id ascending, -1 where the list has ended.
+        int64 item ids of shape (R, k), by descending score, then ascending id; -1 after the end of a list.
     """
     lists = [np.empty((0, k), dtype=np.int64)]
     for start, stop in _blocks(len(requests), len(baseline.candidates)):
@@ -206,7 +206,7 @@ def top_k(scores: np.ndarray, candidates: np.ndarray, k: int, exclude: Requests 
         exclude: requests whose history must not be listed.
 
     Returns:
-        int64 of shape (R, k), -1 where the list has ended.
+        int64 of shape (R, k), -1 after the end of a list.
     """
     if exclude is not None:
         scores = np.array(scores)
@@ -260,7 +260,7 @@ def _tensor(rows: SparseRows | np.ndarray, wanted: np.ndarray) -> torch.Tensor:
 
 
 def _scaled(scores: np.ndarray) -> np.ndarray:
-    """Each row to mean 0 and deviation 1, with -inf read as 0; a constant row becomes 0."""
+    """Standardise each row to mean 0 and deviation 1, with -inf as 0; a constant row becomes 0."""
     finite = np.where(np.isfinite(scores), scores, np.float32(0))
     deviation = finite.std(axis=1, keepdims=True)
     return (finite - finite.mean(axis=1, keepdims=True)) / np.where(deviation > 0, deviation, 1)

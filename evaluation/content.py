@@ -1,4 +1,4 @@
-"""Plain content of items as unit rows: buyers, TF-IDF terms, colours. No learning, no model."""
+"""Items as unit rows without a learned model: buyers, TF-IDF terms, colours."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from dataset.pictures import decoded
 WORD = re.compile(r"[a-z0-9]+")
 THUMBNAIL = (12, 16)  # columns, rows: the portrait shape of product pictures
 HUE_BINS, SATURATION_BINS, VALUE_BINS = 12, 4, 4
-HISTOGRAM_WEIGHT = (
-    0.2  # of the histogram against the thumbnail: equal weights lowered recall on fashion pictures
-)
+HISTOGRAM_WEIGHT = 0.2  # relative to the thumbnail; equal weights had lower recall on fashion pictures
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def tf_idf(texts: Sequence[str | None]) -> SparseRows:
 
 
 def item_text(title: str | None, description: str | None, attributes: Sequence[tuple[str, str]]) -> str:
-    """The text a TF-IDF row is made of: title, description and attribute values."""
+    """The text for a TF-IDF row: title, description and attribute values."""
     return " ".join([title or "", description or "", *(value for _, value in attributes)])
 
 

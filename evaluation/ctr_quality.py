@@ -1,4 +1,4 @@
-"""How good click probabilities are: their order (AUC, GAUC), information (NE) and honesty (calibration)."""
+"""Quality of click probabilities: ranking (AUC, GAUC), normalised entropy (NE) and calibration."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def ctr_quality(
         user: int64 of shape (C), whose impression it was.
         slices: name -> bool mask of shape (C), e.g. ``cold`` items, ``new`` items, ``no_image``,
             ``new_user``.
-        split: the part the impressions are from.
+        split: the part of the data that the impressions are from.
         prefix: first part of the names, e.g. ``ctr/full`` or ``ctr/id_only``.
 
     Yields:
         auc, ne, calibration (sum p / sum y), ece (10 bins of equal count), n = impressions; gauc, n = users
-        with both classes. Then auc, gauc and ne of each slice. What is undefined is not yielded.
+        with both classes. Then auc, gauc and ne of each slice. Undefined metrics are not yielded.
 
     Raises:
         ValueError: arrays of different lengths, or probabilities outside [0, 1] or not finite.

@@ -1,6 +1,6 @@
-"""How good item vectors are by themselves: cross-modal and same-product recall, and the shape of the space.
+"""Quality of item vectors by themselves: cross-modal and same-product recall, and the geometry of the space.
 
-The task is stated by its pool: N items, every one of them a candidate for every query.
+A task is defined by its pool: N items, all of which are candidates for every query.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from feature_repo.embedding_check import anisotropy
 
 @dataclass(frozen=True)
 class Pool:
-    """N items as seen by an encoder, whole and by one modality only.
+    """Vectors of N items from an encoder, from all content and from single modalities.
 
     Attributes:
         spu: int64 of shape (N), product code; variants of one product share it.
@@ -36,12 +36,12 @@ class Pool:
 
 
 def encoder_quality(pool: Pool, split: str = "test", prefix: str = "encoder") -> Iterator[Measurement]:
-    """Recall@{1, 5, 10} of five directions over the pool, then the shape of the item vectors.
+    """Recall@{1, 5, 10} of five directions over the pool, then anisotropy and effective rank of the item vectors.
 
-    ``image_to_item``, ``text_to_item``, ``item_to_item``: query with one variant, find the other items of the
-    same product among the N - 1 other items (an item without other variants is no query, but a candidate).
-    ``image_to_text``, ``text_to_image``: find the item's own other half among all N. Ties count in
-    expectation (see ``recall``).
+    ``image_to_item``, ``text_to_item``, ``item_to_item``: query with one variant, find the other items of the same
+    product among the N - 1 other items (an item without other variants is a candidate, but not a query).
+    ``image_to_text``, ``text_to_image``: find the item's own text or image among all N. Ties count by expectation
+    (see ``recall``).
 
     Yields:
         ``prefix/direction/recall@k`` and ``prefix/chance/direction/recall@k`` (expectation of a random
@@ -76,6 +76,6 @@ def effective_rank(vectors: np.ndarray) -> float:
     """
     gram = vectors.astype(np.float64).T @ vectors.astype(np.float64)
     singular = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0, None))
-    share = singular / singular.sum()
-    share = share[share > 1e-12]
-    return float(np.exp(-np.sum(share * np.log(share))))
+    fraction = singular / singular.sum()
+    fraction = fraction[fraction > 1e-12]
+    return float(np.exp(-np.sum(fraction * np.log(fraction))))

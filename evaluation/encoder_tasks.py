@@ -1,11 +1,11 @@
-"""Tasks an encoder is examined on, in the shape of MBE: what is asked, what counts as found, what chance finds.
+"""The tasks of the encoder benchmark, modelled on MBE: queries, ground truth, and the result of a random order.
 
-The tasks are those of MBE and MBE2.0 (MOON section 2.2 and MOON2.0 section 3.8 of the papers' notes): retrieval
-in five directions, product classification at several levels, attribute prediction. Every task is a generator of
-measurements over plain arrays; a task without data yields nothing.
+The tasks are those of MBE and MBE2.0 (MOON §2.2, MOON2.0 §3.8): retrieval in five directions, product
+classification at several levels, attribute prediction. Every task is a generator of measurements over plain arrays;
+a task without data yields nothing.
 
-Shapes: Q queries, N candidates, D vector width, T training items, C classes. Vectors are float32 with unit rows;
-a row of zeros says that the encoder cannot see that content (no picture, no words, a colour histogram of a text).
+Shapes: Q queries, N candidates, D vector width, T training items, C classes. Vectors are float32 with unit rows; a
+row of zeros means that the encoder cannot encode that content (no picture, no text, a colour histogram of a text).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Encode = Callable[[Sequence[Content]], np.ndarray]  # contents -> float32 (n, D)
 
 DEPTHS = (1, 5, 10)
 BLOCK = 1024  # queries scored at a time
-FEWEST = 5  # training items of a class that can be asked for
+FEWEST = 5  # least number of training items of a class
 DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What each query should find: candidates ``rows[offsets[q]:offsets[q + 1]]`` of query q.
+    """Ground truth of retrieval: query q should find the candidates ``rows[offsets[q]:offsets[q + 1]]``.
 
     Attributes:
         offsets: int64 (Q + 1).
-        rows: int64, rows of the candidates, distinct within a query.
+        rows: int64, rows of the relevant candidates, distinct within a query.
     """
 
     offsets: np.ndarray
@@ -48,12 +48,12 @@ class Truth:
 
     @property
     def queries(self) -> int:
-        """How many queries have something to find."""
+        """Number of queries with a relevant candidate."""
         return int((np.diff(self.offsets) > 0).sum())
 
 
 def own(items: int) -> Truth:
-    """Each item should find itself: the truth of text<->image, and of MBE's text- and image-based retrieval."""
+    """Each item should find itself: the ground truth of text<->image and of MBE's text- and image-based retrieval."""
     return Truth(np.arange(items + 1), np.arange(items))
 
 
@@ -76,13 +76,13 @@ def variants(spu: np.ndarray) -> Truth:
 
 
 def together(user: np.ndarray, time_us: np.ndarray, code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of codes on one trip, and how many users made such a trip. A trip: a user's purchases of one UTC day.
+    """Pairs of codes bought on one trip, and by how many users. A trip is a user's purchases of one UTC day.
 
     Args:
-        user, time_us, code: int64 of one shape, a row a purchase; ``code`` is the item or product bought.
+        user, time_us, code: int64, one entry per purchase; ``code`` is the item or product bought.
 
     Returns:
-        (pairs int64 (P, 2) with the smaller code first, distinct; users int64 (P)).
+        (distinct pairs, int64 (P, 2), smaller code first; number of users, int64 (P)).
     """
     bought = np.unique(np.stack([user, time_us // DAY_US, code], axis=1).astype(np.int64), axis=0)
     found = [np.empty((0, 3), dtype=np.int64)]
@@ -110,17 +110,17 @@ def recall(
 ) -> Iterator[Measurement]:
     """Mean over queries of |relevant among the top k| / |relevant|, for k = 1, 5, 10.
 
-    Rows of zeros are neither queries nor relevant, but stay candidates, scored 0. Tied candidates share their
-    places: the value is the expectation over all orders of the ties, so constant vectors score as chance and not
-    as 1. With several relevant candidates recall@1 cannot reach 1.
+    Rows of zeros are neither queries nor relevant, but stay candidates with score 0. With ties the value is the
+    expectation over all orders of the tied candidates, so that constant vectors score like a random order and not 1.
+    With several relevant candidates recall@1 cannot be 1.
 
     Args:
-        name: task and truth, the middle of the measurement's name.
+        name: task and ground truth, the middle part of the measurement's name.
         query_QD: queries.
         candidate_ND: candidates, all of them for every query.
         truth: rows of the candidates each query should find.
-        among_themselves: queries and candidates are the same items; the query's own row is no candidate.
-        split: what the queries and candidates are.
+        among_themselves: queries and candidates are the same items, and a query's own row is not a candidate.
+        split: description of the queries and candidates.
         prefix: first part of the names.
 
     Yields:
@@ -153,22 +153,21 @@ def recall(
 def pool_retrieval(
     views: Mapping[str, np.ndarray], same_product: Truth, bought: Truth, split: str, prefix: str = "encoder"
 ) -> Iterator[Measurement]:
-    """Retrieval within the pool; "item" is the whole item: picture and all of its words.
+    """Retrieval within the pool; "item" is the complete item: picture and all of its text.
 
-    ``image_to_item``: only the picture is shown; find the item itself (``own``) or, itself left out, the other
-    items of its product (``variants``). ``text_to_item``: only its words (title, category, attributes,
-    description); ``title_to_item``: only its title, as a shopper would type it; truths as before. ``own`` shows the
-    very picture that is in the item, so whoever sees nothing but pictures finds it always.
-    ``item_to_item``: the whole item is shown; find the other items of its product (``variants``), or the items
-    that people bought along with it (``bought_together``), two truths that are never mixed.
-    ``image_to_image/variants``: only pictures on both sides. ``image_to_text``, ``text_to_image``: only the
-    picture, only the words; find the item's own other half.
+    ``image_to_item``: query with the picture; find the item itself (``own``) or the other items of its product
+    (``variants``). ``text_to_item``: query with the text (title, category, attributes, description);
+    ``title_to_item``: with the title only, as a shopper would type it; both with the same two ground truths. In
+    ``image_to_item/own`` the query is part of the item, so that an encoder that uses only pictures always finds it.
+    ``item_to_item``: query with the complete item; find the other items of its product (``variants``), or the items
+    bought together with it (``bought_together``), measured separately. ``image_to_image/variants``: pictures on both
+    sides. ``image_to_text``, ``text_to_image``: find the item's own text by its picture, and the reverse.
 
     Args:
         views: "item", "image", "text", "title" -> float32 (N, D), rows in one order.
         same_product: the other items of each item's product.
-        bought: the items bought along with each item.
-        split: what the pool is.
+        bought: the items bought together with each item.
+        split: description of the pool.
         prefix: first part of the names.
     """
     itself = own(len(views["item"]))
@@ -197,14 +196,14 @@ def query_retrieval(
     split: str,
     prefix: str = "encoder",
 ) -> Iterator[Measurement]:
-    """Real searches: find the items that judges or buyers called relevant, apart for each kind of query.
+    """Real searches: find the items that judges or buyers called relevant, measured for each kind of query.
 
     Args:
-        kind: what each query consists of, e.g. "image"; the task is called ``query_to_item/image``.
+        kind: modalities of each query, e.g. "image"; the task is then ``query_to_item/image``.
         query_QD: queries.
-        candidate_ND: whole items.
+        candidate_ND: complete items.
         truth: the relevant candidates of each query.
-        split: what the queries and candidates are.
+        split: description of the queries and candidates.
         prefix: first part of the names.
     """
     for one in sorted(set(kind)):
@@ -215,12 +214,12 @@ def query_retrieval(
 
 @dataclass(frozen=True)
 class Labels:
-    """One question with a name for an answer: the category at some level, or an attribute.
+    """The labels of one classification task: the category at some level, or an attribute.
 
     Attributes:
-        name: of the question, e.g. ``category_2`` or ``attribute_colour``.
-        classes: the possible answers, ascending.
-        train: int64 (T), the class of each training item, -1: not known or not asked for.
+        name: name of the task, e.g. ``category_2`` or ``attribute_colour``.
+        classes: names of the classes, ascending.
+        train: int64 (T), the class of each training item, -1: unknown or too rare.
         test: int64 (N), the class of each pool item, -1 likewise.
     """
 
@@ -231,10 +230,10 @@ class Labels:
 
 
 def labels(name: str, train: Sequence[str | None], test: Sequence[str | None]) -> Labels | None:
-    """The question over the answers at least ``FEWEST`` training items have; None when fewer than two remain.
+    """Labels with the classes of at least ``FEWEST`` training items; None when fewer than two remain.
 
-    The same items are asked of every classifier: those whose answer can be learned. An encoder that sees nothing
-    of an item (TF-IDF of a title of unknown words) is not asked about it; n tells.
+    All classifiers get the same items. Items that an encoder cannot encode (TF-IDF of a title of unknown words) are
+    left out for this encoder, as n shows.
     """
     known, count = np.unique([answer for answer in train if answer is not None], return_counts=True)
     classes = [str(answer) for answer in known[count >= FEWEST]]
@@ -256,24 +255,24 @@ def classification(
     split: str,
     prefix: str = "encoder",
 ) -> Iterator[Measurement]:
-    """Answer the question from frozen vectors of picture and title (the answer is in the rest of the words).
+    """Predict labels from frozen vectors of picture and title (the rest of the text contains the answer).
 
-    ``zero_shot``: the class whose name's vector is nearest, nothing learned. ``nearest_mean``: the class whose
-    training items' mean is nearest. ``probe``: multinomial logistic regression on the training items.
+    ``zero_shot``: the class whose name has the nearest vector, without training. ``nearest_mean``: the class with the
+    nearest mean of training items. ``probe``: multinomial logistic regression on the training items.
 
     Args:
         question: labels of the training and the pool items.
         train_TD: training items.
         test_ND: pool items.
-        class_CD: vectors of the classes' names; None where names are not asked for. Classes whose name the
-            encoder cannot see leave no zero-shot measurement.
-        split: what the pool is.
+        class_CD: vectors of the classes' names; None: no zero-shot measurement. There is none either if the encoder
+            cannot encode one of the names.
+        split: description of the pool.
         prefix: first part of the names.
 
     Yields:
         ``prefix/<question>/<way>/accuracy``, for the probe also macro_precision, macro_recall and macro_f1, and
-        the same under ``prefix/chance``: 1 / C for zero-shot, always answering the commonest training class for
-        the learners. n = pool items asked.
+        the same under ``prefix/chance``: 1 / C for zero-shot, always predicting the most frequent training class for
+        the others. n = pool items with a label.
     """
     learn = (question.train >= 0) & train_TD.any(axis=1)
     asked = (question.test >= 0) & test_ND.any(axis=1)

@@ -42,7 +42,7 @@ def read_measurements(path: Path) -> dict[str, Measurement]:
     try:
         content = json.loads(path.read_text(), object_pairs_hook=_distinct)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}. Run 'moon evaluate' to make it again.") from None
+        raise ValueError(f"{path}: {error}. Run 'moon evaluate' to write it again.") from None
     measurements = {}
     for name, entry in content.items():
         if not isinstance(entry, dict) or set(entry) != {"value", "n", "split"}:

@@ -23,7 +23,7 @@ class Measurement:
     Attributes:
         name: flat name, e.g. ``retrieval/cold/recall@20``.
         value: the number; always finite.
-        n: how many things were averaged (rows, users or requests; the evaluator's docstring says which).
+        n: number of rows, users or requests that were averaged (the evaluator's docstring says which).
         split: the part of the data it was measured on, e.g. ``test``.
     """
 
@@ -68,7 +68,7 @@ def log_loss(label: np.ndarray, probability: np.ndarray) -> float:
 
 
 def normalized_entropy(label: np.ndarray, probability: np.ndarray) -> float:
-    """Log loss divided by the entropy of the base rate: 1 is as good as always saying the mean.
+    """Log loss divided by the entropy of the base rate: 1 is as good as always predicting the mean.
 
     (He et al. 2014, "Practical Lessons from Predicting Clicks on Ads at Facebook", section 3.)
 
@@ -83,7 +83,7 @@ def normalized_entropy(label: np.ndarray, probability: np.ndarray) -> float:
 
 
 def calibration_ratio(label: np.ndarray, probability: np.ndarray) -> float:
-    """Predicted clicks over observed clicks, sum p / sum y: 1 is unbiased, above 1 is over-confident.
+    """Predicted clicks over observed clicks, sum p / sum y: 1 is unbiased, above 1 over-predicts.
 
     Raises:
         NoData: no positive label.
@@ -97,8 +97,8 @@ def calibration_ratio(label: np.ndarray, probability: np.ndarray) -> float:
 def reliability(label: np.ndarray, probability: np.ndarray, bins: int = 10) -> tuple[np.ndarray, ...]:
     """The reliability diagram: rows sorted by probability and cut into ``bins`` parts of equal count.
 
-    Equal count, not equal width: click probabilities crowd near zero, where equal widths make one bin.
-    Rows with the same probability never straddle a cut, so the diagram does not depend on the order of rows.
+    Equal count instead of equal width, because most click probabilities are near zero and would share one bin. Rows
+    with the same probability are in the same part, so that the diagram does not depend on the order of rows.
 
     Returns:
         (mean probability, mean label, count), each of shape (at most bins): empty parts are left out.
@@ -129,7 +129,7 @@ def expected_calibration_error(label: np.ndarray, probability: np.ndarray, bins:
 
 
 def hits(ranked: np.ndarray, offsets: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Mark the places of each ranked list that hold a relevant item.
+    """Which places of each ranked list hold a relevant item.
 
     Args:
         ranked: int64 of shape (R, K), -1 where the list has ended.
@@ -156,7 +156,7 @@ def hits(ranked: np.ndarray, offsets: np.ndarray, relevant: np.ndarray) -> np.nd
         )
     if len(known) == 0:
         return np.zeros(ranked.shape, dtype=bool)
-    # Ids reach 2**63, so (request, id) pairs become keys through the id's place among the known ones.
+    # Ids can be as large as 2**63, so the keys of (request, id) pairs use the id's rank among the relevant ids.
     place = np.minimum(np.searchsorted(known, ranked), len(known) - 1)
     row = np.repeat(np.arange(requests), np.diff(offsets))
     wanted = row * len(known) + np.searchsorted(known, relevant)
@@ -197,7 +197,7 @@ def reciprocal_rank(hit: np.ndarray) -> np.ndarray:
 
 
 def coverage_at(ranked: np.ndarray, k: int, catalogue: int) -> float:
-    """Share of the catalogue's items that appear in at least one top-k list.
+    """Fraction of the catalogue's items that appear in at least one top-k list.
 
     Raises:
         NoData: no request or an empty catalogue.

@@ -1,4 +1,4 @@
-"""Plots of the report as inline SVG that takes the page's text colour, so light and dark both work."""
+"""Plots of the report as inline SVG in the page's text colour, for light and dark mode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLUMNS, LETTERS = 3, 42  # of a legend: at most so many, of names so long in all
+COLUMNS, LETTERS = 3, 42  # most columns of a legend, and most letters in one row of it
 INK = "#010203"  # replaced by currentColor: the page decides
 PALETTE = ("#3b6ef6", "#e4803a", "#1f9d76", "#b657c9", "#8b8f98", "#c9a227", "#d1495b", "#4aa8c0")
 STYLE: dict[Any, Any] = {
@@ -56,10 +56,10 @@ def line_plot(
         curves: at least one.
         xlabel, ylabel: names of the axes.
         markers: a dot at every value.
-        steps: the values of x stand evenly apart, each named: for sizes that double from one to the next.
+        steps: space the values of x evenly and label each, for sizes that double from one to the next.
 
     Returns:
-        an ``<svg>`` element without links, ready to stand inside HTML.
+        an ``<svg>`` element without links, to be put inside HTML.
     """
     with mpl.rc_context({**STYLE, "svg.hashsalt": f"{xlabel}|{ylabel}|{[c.name for c in curves]}"}):
         figure, axes = _axes(xlabel, ylabel)
@@ -86,7 +86,7 @@ def line_plot(
 
 
 def reliability_plot(mean_probability: np.ndarray, mean_label: np.ndarray, count: np.ndarray) -> str:
-    """Observed click rate against predicted probability; the dashed diagonal is perfect honesty.
+    """Observed click rate against predicted probability; the dashed diagonal is perfect calibration.
 
     Args:
         mean_probability: float of shape (B), from ``metrics.reliability``.

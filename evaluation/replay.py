@@ -46,13 +46,13 @@ def open_rankers(folder: Path, vectors: Vectors, seed: int) -> dict[str, Ranker]
 
 @dataclass(frozen=True)
 class Impressions:
-    """Logged test impressions and what every ranker says of them.
+    """Logged test impressions and every ranker's logits for them.
 
     Attributes:
         item_id, user_id, event_id: int64 of shape (C).
-        position: int64 of shape (C), place in the logged slate, 0 when not logged.
-        label: float32 of shape (C), clicked.
-        known_user: bool of shape (C), the store knew behaviour of the user.
+        position: int64 of shape (C), position in the logged slate, 0 when not logged.
+        label: float32 of shape (C), 1 clicked, 0 not.
+        known_user: bool of shape (C), whether the user had a history.
         logits: ranker -> float32 of shape (C).
     """
 
@@ -68,7 +68,7 @@ class Impressions:
 def score_impressions(
     folder: Path, split: Split, size: Size, retriever: Retriever, rankers: Mapping[str, Ranker]
 ) -> Impressions:
-    """Score the test impressions of a split that has some."""
+    """Score the test impressions of a split; it must have some."""
     rows = split.ranking.filter(pc.equal(split.ranking["part"], "test"))
     (stored,) = logged_frames(folder, split, size, ("test",))
     frames = matched(stored, match_sources(retriever))
@@ -100,20 +100,20 @@ def rank_requests(
     rankers: Mapping[str, Ranker],
     k: int,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Answer retrieval requests by every way the system has, for comparison.
+    """Answer retrieval requests with single sources, combinations of them and rankers, for comparison.
 
     Args:
-        folder: of the run.
-        requests: RETRIEVAL rows, R of them.
-        size: fixes the length of histories.
+        folder: folder of the run.
+        requests: R rows of RETRIEVAL.
+        size: gives the length of histories.
         retriever: the sources.
         rankers: name -> ranker.
         k: length of the lists.
 
     Yields:
-        name and int64 item ids of shape (R, k), best first, -1 where a list has ended: ``source_<name>`` for
-        every source alone, ``without_<name>`` for all the others fused, ``candidates`` for all fused, then
-        ``ranker_<name>`` for what the service would answer with each ranker.
+        name and int64 item ids of shape (R, k), best first, -1 after the end of a list: ``source_<name>`` for every
+        source alone, ``without_<name>`` for all other sources fused, ``candidates`` for all sources fused, then
+        ``ranker_<name>`` for the answers of the service with each ranker.
     """
     frames = requests_frame(folder, requests, size)
     alone = {source.name: retrieve(frames, [source], PER_SOURCE) for source in retriever.recommending}
@@ -145,7 +145,7 @@ def found_order(found: Retrieved, offsets: np.ndarray, item_id: np.ndarray) -> n
 
 
 def _fused(offsets: np.ndarray, item_id: np.ndarray, order: np.ndarray, scores: np.ndarray) -> Retrieved:
-    """As the service does for a ranker that learned from impressions."""
+    """Fuse the orders of retrieval and ranker, as the service does for rankers trained on impressions."""
     answers = []
     for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
         rows = order[start:stop]
@@ -154,7 +154,7 @@ def _fused(offsets: np.ndarray, item_id: np.ndarray, order: np.ndarray, scores: 
 
 
 def lists(retrieved: Retrieved, k: int) -> np.ndarray:
-    """The k best of each request as int64 of shape (R, k), -1 where a list has ended."""
+    """The k best of each request as int64 of shape (R, k), -1 after the end of a list."""
     out = np.full((len(retrieved), k), -1, dtype=np.int64)
     for request, (ids, scores) in enumerate(retrieved):
         best, _ = best_first(ids, scores, k)

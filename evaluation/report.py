@@ -29,7 +29,7 @@ class Tile:
         title: what the item is called; a text query is a tile without a picture.
         picture: encoded picture, or None (drawn as an empty frame).
         caption: a short second line, e.g. a score or a price.
-        hit: the user took it: drawn highlighted.
+        hit: relevant, e.g. taken by the user; drawn highlighted.
     """
 
     title: str
@@ -40,7 +40,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One headline number of ours beside named baselines.
+    """One headline number compared with named baselines.
 
     Attributes:
         metric: the measurement's name.
@@ -49,7 +49,7 @@ class Comparison:
         n: as in Measurement.
         split: as in Measurement.
         higher_is_better: False for losses and errors.
-        start: where the drawn bars begin, e.g. 0.5 for AUC; the page says so.
+        start: value at which the bars begin, e.g. 0.5 for AUC; shown on the page.
     """
 
     metric: str
@@ -92,7 +92,7 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Visit:
-    """One user: what they had before (oldest first), what was recommended, and what they then took."""
+    """One user: history (oldest first), recommendations, and the items taken afterwards."""
 
     user: str
     history: Sequence[Tile]
@@ -119,12 +119,12 @@ class Reliability:
 
 @dataclass(frozen=True)
 class StoreCheck:
-    """What ``moon features check`` says of the store.
+    """The result of ``moon features check``.
 
     Attributes:
         head: headings of the table; the first column is the view.
-        rows: each view's cells, and its problems in words.
-        unanswered: why the store could not be examined; empty if it was.
+        rows: for each view its cells and a list of its problems.
+        unanswered: why the store could not be checked; empty if it was.
     """
 
     head: Sequence[str] = ()
@@ -133,7 +133,7 @@ class StoreCheck:
 
     @property
     def problems(self) -> int:
-        """How many there are."""
+        """Number of problems of all views."""
         return sum(len(problems) for _, problems in self.rows)
 
 
@@ -155,11 +155,11 @@ class Plot:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """Everything the page shows, as plain data. An empty section is left out.
+    """Everything the page shows, as plain data. Empty sections are left out.
 
     Attributes:
         title: name of the run.
-        summary: one or two sentences under it.
+        summary: one or two sentences under the title.
         measurements: every measurement of the run; all are listed.
         headline: our numbers beside named baselines.
         neighbours: query -> nearest neighbours, by picture.
@@ -170,9 +170,9 @@ class ReportContent:
         stages: name -> milliseconds of one served example, in order.
         store: coverage, parity, freshness, nulls and drift of every view.
         dataset: facts, e.g. items, users, events, span.
-        quarantine: (table, rule, rows) of what was kept out.
+        quarantine: (table, rule, number of quarantined rows).
         artifacts: role -> artifact id.
-        limits: what these numbers do not show.
+        limits: limitations of these numbers.
     """
 
     title: str
@@ -195,8 +195,8 @@ class ReportContent:
 def render_report(out: Path, content: ReportContent) -> Path:
     """Write the page to ``out`` (temporary file, then rename) and return the path.
 
-    The page needs nothing else: pictures are data URIs of at most 224 px, plots are inline SVG, and text from
-    the data is escaped.
+    The page is self-contained: pictures are data URIs of at most 224 px and plots inline SVG. Text from the data is
+    escaped.
     """
     plots = [(plot.title, plot.draw()) for plot in content.plots if plot.curves]
     if content.reliability is not None:
@@ -219,9 +219,9 @@ def render_page(out: Path, template: str, **shown: object) -> Path:
     """Fill a template of this folder and write it to ``out`` (temporary file, then rename); returns the path.
 
     Args:
-        out: the page.
-        template: a file that extends ``page.html``, the house look, with tiles from ``tiles.html``.
-        shown: what the template names; a name it does not find is an error.
+        out: path of the page.
+        template: a file that extends ``page.html`` and takes tiles from ``tiles.html``.
+        shown: the template's variables; an undefined one is an error.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -241,7 +241,7 @@ def render_page(out: Path, template: str, **shown: object) -> Path:
 
 
 def number(value: str | int | float) -> str:
-    """A number for reading: 12,044 for counts, four decimals for rates, fewer above ten; text as it is."""
+    """Format a number: 12,044 for counts, four decimals for rates, fewer from ten on; text is unchanged."""
     if isinstance(value, str):
         return value
     if isinstance(value, int) or float(value).is_integer() and abs(value) >= 1000:

@@ -1,4 +1,4 @@
-"""How well ranked lists find what users took next: recall, NDCG, MRR, coverage, by slice of items."""
+"""How well ranked lists find the items that users took next: recall, NDCG, MRR, coverage, by slice of items."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evaluation.metrics import Measurement, coverage_at, hits, ndcg_at, recall_a
 RECALL_DEPTHS = (10, 20, 50)
 NDCG_DEPTH = 20
 COLD_EVENTS = 1  # an item with at most this many positive training events is cold
-TAIL_SHARE = 0.8  # the tail: items outside those that took this share of positive training events
+HEAD_FRACTION = 0.8  # of positive training events: the most popular items that have it are the head
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def item_slices(
     fit_until_us: int,
     has_image: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """The items on which retrieval is hard, by name of the slice.
+    """Slices of items for which retrieval is hard.
 
     Args:
         item_ids: int64 of shape (N), the catalogue.
@@ -55,8 +55,8 @@ def item_slices(
 
     Returns:
         ``cold``: at most one positive training event; ``new``: first seen at or after the end of training;
-        ``no_image``: no picture; ``tail``: not among the most bought items that together took 80 %
-        of positive training events. Each an int64 array of item ids.
+        ``no_image``: no picture; ``tail``: not among the most popular items that together have 80 % of positive
+        training events. Each an int64 array of item ids.
     """
     ids, count = np.unique(positive_items, return_counts=True)
     events = np.zeros(len(item_ids), dtype=np.int64)
@@ -66,7 +66,7 @@ def item_slices(
     order = np.lexsort((item_ids, -events))
     before = np.cumsum(events[order]) - events[order]
     tail = np.zeros(len(item_ids), dtype=bool)
-    tail[order] = before >= TAIL_SHARE * events.sum()
+    tail[order] = before >= HEAD_FRACTION * events.sum()
     return {
         "cold": item_ids[events <= COLD_EVENTS],
         "new": item_ids[first_seen_us >= fit_until_us],
@@ -83,20 +83,20 @@ def retrieval_quality(
     split: str = "test",
     prefix: str = "retrieval",
 ) -> Iterator[Measurement]:
-    """Measure ranked lists against what the users took.
+    """Measure ranked lists against the relevant items.
 
     Args:
-        ranked: int64 item ids of shape (R, K), best first, -1 where a list has ended; K at least max(RECALL_DEPTHS).
-        relevant: the relevant items of the same R requests. Requests without any do not count.
+        ranked: int64 item ids of shape (R, K), best first, -1 after the end of a list; K at least max(RECALL_DEPTHS).
+        relevant: the relevant items of the same R requests. Requests without any are ignored.
         catalogue: number of items that could have been listed.
-        slices: name -> item ids. A slice counts only relevant items inside it, and requests that have one;
-            the list itself is the full one, so a slice shows what its items lose in competition.
-        split: the part the requests are from.
+        slices: name -> item ids. Only relevant items of the slice count, and requests that have one; the lists are
+            the same, so that the slice's items compete with all others.
+        split: the part of the data that the requests are from.
         prefix: first part of the names, e.g. ``retrieval`` or ``retrieval/popularity``.
 
     Yields:
-        recall@k, ndcg@20 and mrr with n = requests that count, coverage@20 with n = catalogue; then
-        ``prefix/slice/...`` recall@k and ndcg@20. What has no data is not yielded.
+        recall@k, ndcg@20 and mrr with n = requests with a relevant item, coverage@20 with n = catalogue; then
+        ``prefix/slice/...`` recall@k and ndcg@20. Metrics without data are not yielded.
 
     Raises:
         ValueError: the lists are shorter than max(RECALL_DEPTHS), are not one per request, or repeat an item.

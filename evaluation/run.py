@@ -1,4 +1,4 @@
-"""Measure a run against named baselines and controls; write metrics.json, example.json and report.html."""
+"""Measure a run, with baselines and controls; write metrics.json, example.json and report.html."""
 
 from __future__ import annotations
 
@@ -44,11 +44,10 @@ def evaluate_run(
     """Write ``metrics.json``, ``example.json`` and ``report.html`` of a run.
 
     Args:
-        folder: of the run.
-        dataset, split: of the run.
-        size: of the run.
-        seed: of the shuffled control and of chance.
-        timings_s: stage -> seconds it took, for the report.
+        folder: folder of the run.
+        dataset, split, size: those of the run.
+        seed: for the shuffled control and the random baseline.
+        timings_s: stage -> duration in seconds, for the report.
     """
     candidates = answerable(dataset, split)
     retriever = Retriever.open(open_retrieval(folder), only=candidates)
@@ -69,7 +68,7 @@ def evaluate_run(
 
 
 def answerable(dataset: Dataset, split: Split) -> np.ndarray:
-    """Items that may be answered when measuring, int64 ascending.
+    """Candidates of the measurement, int64 item ids, ascending.
 
     Protocol "time": those first seen before ``test_from``. Protocol "holdout": those with a picture that were
     sold at all, the 12,044 candidates of the H&M pack.
@@ -84,7 +83,7 @@ def answerable(dataset: Dataset, split: Split) -> np.ndarray:
 
 
 def encoder_measures(evidence: Evidence) -> Iterator[Measurement]:
-    """Cross-modal and same-product recall on the pool the encoder never learned from."""
+    """Cross-modal and same-product recall on the split's pool, whose items the encoder was not trained on."""
     folder, dataset, split = evidence.folder, evidence.dataset, evidence.split
     chosen = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(split.pool))).to_pylist()
     if len(chosen) < 2:
@@ -129,7 +128,7 @@ def _retrieval(
     rankers: Mapping,
     evidence: Evidence,
 ) -> Iterator[Measurement]:
-    """Every baseline, every source, their union and every ranker on the same requests and candidates."""
+    """Measure every baseline, every source, their union and every ranker on the same requests and candidates."""
     parts = {
         part: split.retrieval.filter(pc.equal(split.retrieval["part"], part)) for part in ("train", "test")
     }
@@ -156,7 +155,7 @@ def baseline_lists(
     candidates: np.ndarray,
     seed: int,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every baseline's answers to the test requests, the mix tuned on train requests with what was known then."""
+    """Answers of every baseline to the test requests; the mix is tuned on train requests with the earlier log."""
     tuning = parts["train"].slice(0, TUNING_REQUESTS)
     wanted = relevant_of(tuning).only(candidates)
     earlier = shop_baselines(dataset.items, dataset.images, split.fit_log, candidates, seed)
@@ -194,7 +193,7 @@ def _ctr(
     rankers: Mapping,
     evidence: Evidence,
 ) -> Iterator[Measurement]:
-    """Click prediction on logged test impressions: the ranker and its controls; nothing where none were logged."""
+    """Click prediction of the ranker and its controls on logged test impressions, if there are any."""
     if not (pc.equal(split.ranking["part"], "test").to_numpy()).any():
         return
     scored = score_impressions(folder, split, size, retriever, rankers)
@@ -227,10 +226,10 @@ def relevance_measures(evidence: Evidence) -> Iterator[Measurement]:
 
 
 def _truth(dataset: Dataset, scored: Impressions) -> Iterator[tuple[str, np.ndarray]]:
-    """The true click probabilities, where the world is simulated: what no ranker can beat.
+    """The Bayes-optimal predictions: the true click probabilities, where data are simulated.
 
-    Rankers do not see the position of a candidate, so their bound is ``truth_unplaced``: the probability that
-    the user clicks once they look at it.
+    Rankers do not know the position of a candidate, so their upper bound is ``truth_unplaced``: the probability of a
+    click given that the user looks at the candidate.
     """
     if dataset.truth is None:
         return
@@ -241,5 +240,5 @@ def _truth(dataset: Dataset, scored: Impressions) -> Iterator[tuple[str, np.ndar
     yield "truth_unplaced", np.minimum(true / EXAMINATION[scored.position], 1)
 
 
-# Measurements of a run that need only its evidence. A new one is a function like these, and a line here.
+# Measurements of a run that need only its evidence. To add one, write a function like these and add a line here.
 MEASURES: list[Callable[[Evidence], Iterator[Measurement]]] = [encoder_measures, relevance_measures]

@@ -1,4 +1,4 @@
-"""The ranker and its controls over several seeds: is a difference larger than chance?"""
+"""The ranker and its controls over several seeds, to see whether a difference is larger than chance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the report shows of a run: pictures, curves and one served answer, gathered while it is measured."""
+"""Content of a run's report: pictures, curves and one served answer, collected during measurement."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ LIMITS = {
 
 @dataclass
 class Evidence:
-    """What measurements of a run read, and the pictures and curves they leave for the report.
+    """Input of a run's measurements, and the pictures and curves that they collect for the report.
 
     Attributes:
-        folder: of the run.
-        dataset, split: of the run.
-        vectors: of its embedding.
-        timings_s: stage -> seconds it took.
-        seed: of what measurements draw at random.
+        folder: folder of the run.
+        dataset, split: those of the run.
+        vectors: vectors of its embedding.
+        timings_s: stage -> duration in seconds.
+        seed: for random choices of the measurements.
         visits, plots, reliability: for the report.
     """
 
@@ -94,7 +94,7 @@ class Evidence:
         ]
 
     def retrieval(self, requests: pa.Table, relevant: Relevant, named: Mapping[str, np.ndarray]) -> None:
-        """Keep recall curves, and a few users with what they had, were recommended and took."""
+        """Collect recall curves, and a few users with their history, recommendations and the items they took."""
         depths = [1, 2, 5, 10, 20, 30, 50]
         count = np.diff(relevant.offsets)
         curves = []
@@ -126,7 +126,7 @@ class Evidence:
         )
 
     def clicks(self, scored: Impressions) -> None:
-        """Keep the calibration of the full ranker."""
+        """Collect the calibration of the full ranker."""
         mean_probability, mean_label, count = reliability(scored.label, probabilities(scored.logits["full"]))
         self.reliability = Reliability(mean_probability.tolist(), mean_label.tolist(), count.tolist())
 
@@ -148,7 +148,7 @@ class Evidence:
         return sheets
 
     def training_curves(self) -> list[Plot]:
-        """Loss of both stages of the encoder."""
+        """Training loss of each stage of the encoder."""
         curves = open_artifact(self.folder / "encoder", "encoder").config["losses"]
         return [
             Plot(f"Encoder loss, {stage}", "step", "loss", [Curve(stage, curve["step"], curve["loss"])])
@@ -172,7 +172,7 @@ class Evidence:
 
 
 def _titles(recommender: Recommender, user_id: int) -> list[str]:
-    """What the user acted on; nothing where the store does not answer, which the answer's fallbacks say."""
+    """Titles of the user's history; empty if the store does not answer, which the answer's fallbacks report."""
     try:
         return [card.title or "(no title)" for card in recommender.history(user_id)]
     except StoreUnavailable:
@@ -189,7 +189,7 @@ def open_profile(folder: Path) -> str:
 def write_report(
     out: Path, evidence: Evidence, measured: Sequence[Measurement], example: Mapping[str, Any]
 ) -> Path:
-    """Render everything that was measured and gathered as one page."""
+    """Render everything that was measured and collected as one page."""
     dataset, split = evidence.dataset, evidence.split
     config = dataset.artifact.config
     events = dataset.events["event_time"]
@@ -223,7 +223,7 @@ def write_report(
 
 
 def store_check(store_dir: Path) -> StoreCheck:
-    """The state of the run's views, or that the online store does not answer."""
+    """Check the run's views; the result says so if the online store does not answer."""
     try:
         findings = check_store(store_dir)
     except StoreUnavailable as error:

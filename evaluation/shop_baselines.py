@@ -1,4 +1,4 @@
-"""The baselines of a shop's own tables: who bought what, what it is called, what colour it has."""
+"""The baselines computed from a shop's tables: purchases, texts and colours."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def positive_events(log: pa.Table) -> pa.Table:
 
 
 def requests_of(log: pa.Table, retrieval: pa.Table) -> Requests:
-    """What each request's user liked strictly before the request's time, oldest first.
+    """The items with a positive event of the request's user that was available before the request, oldest first.
 
     Args:
-        log: EVENTS rows, in any order; only positive ones count, known when available_time < request time.
+        log: EVENTS rows, in any order; positive events with available_time < request time are used.
         retrieval: rows of user_id and time, one per request (a user may have several).
 
     Returns:
@@ -35,7 +35,7 @@ def requests_of(log: pa.Table, retrieval: pa.Table) -> Requests:
     available = pc.cast(events["available_time"], pa.int64()).to_numpy()
     asked_by = retrieval["user_id"].to_numpy()
     asked_at = pc.cast(pc.cast(retrieval["time"], pa.timestamp("us", tz="UTC")), pa.int64()).to_numpy()
-    # One search over (user, time) pairs: users are grouped, so ranks of both make one ascending key.
+    # One search over (user, time) pairs: events are sorted by both, so their ranks combine to an ascending key.
     times = np.unique(available)
     key = np.searchsorted(np.unique(user), user) * (len(times) + 1) + np.searchsorted(times, available)
     known = np.isin(asked_by, user)
@@ -63,9 +63,9 @@ def shop_baselines(
     Args:
         items: ITEMS rows; histories may hold any of them.
         images: IMAGES rows.
-        log: EVENTS rows that baselines may learn from; only positive ones count.
+        log: EVENTS rows that baselines may use; only positive ones count.
         candidates: int64 item ids that may be recommended.
-        seed: of chance.
+        seed: for the random baseline.
 
     Returns:
         popularity, chance, item_knn, tf_idf and, where the shop has pictures, colour. (``baselines.tune_mix``

@@ -61,7 +61,7 @@ def test_lines_name_ratios_shares_and_goals(measured):
         )
         assert ratio.value == pytest.approx(ours.value / plain.value)
         assert (ratio.goal, ratio.met, ratio.n) == (goal, ratio.value >= goal, 1)
-    shares = [one.value for one in lines if "share of" in one.name and "matmul" not in one.name]
+    shares = [one.value for one in lines if "fraction of" in one.name and "matmul" not in one.name]
     assert len(shares) == 5 and sum(shares) == pytest.approx(1)
     reached = [one.value for one in lines if "matmul rate" in one.name]
     assert len(reached) == 2 and all(0 < one < 1 for one in reached)

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from apart_calls import answers, dies
 from markupsafe import escape
+from subprocess_calls import answers, dies
 from typer.testing import CliRunner
 
 from evaluation.bench.lines import Drawn, line, line_below, ratio, worst
 from evaluation.bench.report import comparisons, growths, render_store_report, times
-from evaluation.bench.subprocess_cost import apart
+from evaluation.bench.subprocess_cost import measure_in_subprocess
 from moon.cli import app
 
 
@@ -66,7 +66,7 @@ def test_the_page_holds_every_line_the_curve_with_its_line_and_the_bars(tmp_path
     measured, fitted = plot.curves
     assert (measured.x, measured.y) == ([1.0, 3.0], [3.0, 7.0]) and fitted.fitted
     assert fitted.y == pytest.approx([0, 3 * 2.4])  # (1 * 3 + 3 * 7) / (1 + 9)
-    assert "2.4 for a million" in said and "1,000,000, by +0.6" in said
+    assert "2.4 per million" in said and "+0.6 at 1,000,000" in said
     read, rows = comparisons(LINES)
     assert (read.best, read.better, times(read)) == ("MGET, the floor", False, "2 times more")
     assert (rows.best, rows.better, times(rows)) == ("Feast", True, "3 times more")
@@ -121,9 +121,9 @@ def test_less_is_better_where_the_goal_is_a_limit():
 
 
 def test_a_call_apart_gives_its_answer_or_says_that_it_died():
-    cost = apart(answers, 4)
+    cost = measure_in_subprocess(answers, 4)
     assert cost.answer == 5 and cost.peak_mb > 1
     held = b"x" * (1 << 30)  # a gigabyte of the parent is none of the child's
-    assert apart(answers, 4).peak_mb < 1024 and len(held) == 1 << 30
+    assert measure_in_subprocess(answers, 4).peak_mb < 1024 and len(held) == 1 << 30
     with pytest.raises(RuntimeError, match="dies: the process ended with code 7"):
-        apart(dies)
+        measure_in_subprocess(dies)

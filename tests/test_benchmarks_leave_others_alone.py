@@ -9,15 +9,15 @@ import re
 
 import pytest
 import redis
-from apart_calls import connects
 from bench_world import BENCHMARKS, SMALL, starts_redis, watched
+from subprocess_calls import connects
 from test_architecture import PACKAGES, files
 from typer.testing import CliRunner
 
 from evaluation.bench import local_redis
 from evaluation.bench import store as bench_store
 from evaluation.bench.local_redis import RedisServer, free_port, start_redis
-from evaluation.bench.subprocess_cost import apart
+from evaluation.bench.subprocess_cost import measure_in_subprocess
 from moon.cli import app
 
 SLOW = {"bench_serving"}  # it needs a finished run
@@ -50,7 +50,7 @@ def test_who_connects_elsewhere_is_seen_also_in_a_process_of_its_own(tmp_path):
         yield from ()
 
     def ask_apart():
-        apart(connects, port)
+        measure_in_subprocess(connects, port)
         yield from ()
 
     for number, call in enumerate((ask, ask_apart)):

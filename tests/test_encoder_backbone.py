@@ -100,9 +100,9 @@ def test_states_equal_the_published_models_own_forward_pass(family, tmp_path):
     packed = pack(several, backbone.image_prefix, torch.device("cpu"), causal=True)
     with torch.no_grad():
         found = backbone(packed).hidden_TH
-    for place, row in enumerate(packed.order.tolist()):
-        mine = packed.sequence == place
-        ids, inputs = packed.ids[mine][None], {}
+    for place, row in enumerate(packed.order_B.tolist()):
+        mine = packed.sequence_T == place
+        ids, inputs = packed.ids_T[mine][None], {}
         if several[row].pictures:
             pixels = torch.from_numpy(several[row].pictures[0])[None]
             grid = torch.tensor([[1, backbone.vision.grid, backbone.vision.grid]])
@@ -193,7 +193,7 @@ def test_the_mean_is_over_every_token_of_the_sample():
 
 def test_a_missing_picture_takes_no_tokens():
     packed = small_model().pack([Sample([30, 31])])
-    assert packed.ids.tolist() == [30, 31] and packed.pixels is None
+    assert packed.ids_T.tolist() == [30, 31] and packed.pixels_NSS3 is None
 
 
 def test_equal_seeds_give_equal_weights_and_leave_the_callers_chance_alone():

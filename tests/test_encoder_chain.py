@@ -181,7 +181,7 @@ def slow_logits(model, sample, chain):
     """Logits behind the last token of ``chain``: the whole sequence again, alone, without a cache."""
     packed = model.pack([replace(sample, chain=chain)])
     hidden = model.backbone(packed).hidden_TH
-    return policy_logits(model.backbone, hidden[(packed.part == CHAIN).nonzero()[-1, 0]])
+    return policy_logits(model.backbone, hidden[(packed.part_T == CHAIN).nonzero()[-1, 0]])
 
 
 @pytest.mark.parametrize("parts", PARTS, ids=str)

@@ -94,9 +94,9 @@ def test_other_families_states_equal_their_own_forward_pass(family, px, tmp_path
     mean, std = (torch.tensor(values) for values in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
     with torch.no_grad():
         found = backbone(packed).hidden_TH
-        for place, row in enumerate(packed.order.tolist()):
-            mine = packed.sequence == place
-            ids, inputs = packed.ids[mine][None], {}
+        for place, row in enumerate(packed.order_B.tolist()):
+            mine = packed.sequence_T == place
+            ids, inputs = packed.ids_T[mine][None], {}
             if several[row].pictures:
                 pixels = torch.tensor(several[row].pictures[0]) / 255
                 whole = ((pixels - mean) / std).permute(2, 0, 1)[None]
@@ -231,7 +231,7 @@ def test_bfloat16_keeps_the_direction_of_every_vector_and_learns(family, parts, 
     several = samples(model.px)
     with torch.no_grad():
         exact = model(several).vector_BD
-        monkeypatch.setattr(module, "ROUNDED", ("cpu",))
+        monkeypatch.setattr(module, "BFLOAT16_DEVICES", ("cpu",))
         rounded = model(several).vector_BD
     assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
     assert float(F.cosine_similarity(exact, rounded).min()) > 1 - 2e-2
@@ -319,7 +319,7 @@ def test_training_with_adapters_from_a_folder_ends_in_a_folder(family, world, tm
 
 
 def test_the_dual_encoder_takes_no_checkpoint(world, tmp_path):
-    with pytest.raises(ValueError, match="no checkpoint, no adapters"):
+    with pytest.raises(ValueError, match="takes no checkpoint and no adapters"):
         train_encoder(*world, TINY, tmp_path / "e", recipe=dual(), lora=4)
 
 

@@ -134,7 +134,7 @@ def test_optimizer_state_survives_a_round_trip_exactly():
 
 def test_the_rate_warms_up_then_falls_to_a_twentieth():
     optimizers = Optimizers(torch.nn.Linear(2, 2), steps=200)
-    shares = [optimizers.share(step) for step in range(200)]
+    shares = [optimizers.schedule(step) for step in range(200)]
     assert shares[0] == pytest.approx(0.05) and shares[19] == 1.0 and shares[20] == 1.0
     assert all(a >= b for a, b in zip(shares[20:], shares[21:], strict=False))
     assert shares[-1] == pytest.approx(0.05, abs=1e-3)

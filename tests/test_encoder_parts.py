@@ -219,7 +219,7 @@ def test_a_bfloat16_mixture_keeps_its_router_in_float32():
 
 def test_experts_refuse_counts_that_cannot_learn():
     for top in (1, 5):
-        with pytest.raises(ValueError, match=f"top: expected 2 to 4, one per expert, found {top}"):
+        with pytest.raises(ValueError, match=f"top: expected 2 to 4, the number of experts, found {top}"):
             ModalityExperts(FeedForward(), H, experts=4, top=top)
     with pytest.raises(ValueError, match="experts: expected category, attribute and .* found 2"):
         GuidedExperts(FeedForward(), H, experts=2)

@@ -17,7 +17,7 @@ from encoder.examples.pairs import Pairs, Relations
 from encoder.learner import Learner, NothingToLearn
 from encoder.optim import Optimizers
 from encoder.pictures.decode import decode_image
-from encoder.stages.photos import Photos, alike, laid_over, mixed_choice
+from encoder.stages.photos import Photos, mixup, mixup_loss, supervised_contrast
 from encoder.tokenizer import special_ids, tokenize, train_tokenizer
 
 PX = 32
@@ -57,7 +57,7 @@ def learner():
 def test_a_mixed_photo_chooses_both_its_products():
     score = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.5, 0.0]])
     none = torch.zeros(3, 3, dtype=torch.bool)
-    found = mixed_choice(score, torch.tensor([0, 1]), torch.tensor([2, 1]), 0.75, none)
+    found = mixup_loss(score, torch.tensor([0, 1]), torch.tensor([2, 1]), 0.75, none)
 
     def own(row, target):
         return math.log(sum(math.exp(s) for s in row)) - row[target]
@@ -71,7 +71,7 @@ def test_a_variant_is_no_negative():
     score = torch.tensor([[0.0, 9.0, 1.0]])
     variants = torch.tensor([[False, True, False], [True, False, False], [False, False, False]])
     first = torch.tensor([0])
-    found = mixed_choice(score, first, first, 1.0, variants)
+    found = mixup_loss(score, first, first, 1.0, variants)
     assert float(found) == pytest.approx(math.log(1 + math.e), abs=1e-6)
 
 
@@ -89,13 +89,13 @@ def test_photos_of_one_product_choose_each_other():
                 -np.mean([math.log(math.exp(float(unit[one] @ unit[two]) / 0.1) / whole) for two in same])
             )
     assert len(losses) == 5
-    assert float(alike(unit, torch.tensor(product))) == pytest.approx(np.mean(losses), rel=1e-5)
-    assert float(alike(unit, torch.arange(6))) == 0
+    assert float(supervised_contrast(unit, torch.tensor(product))) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(supervised_contrast(unit, torch.arange(6))) == 0
 
 
-def test_photos_are_laid_over_by_weight():
+def test_photos_are_mixed_by_weight():
     samples = [Sample([], (np.full((2, 2, 3), value, np.uint8),)) for value in (0, 100)]
-    mixed = laid_over(samples, np.array([1, 0]), 0.75)
+    mixed = mixup(samples, np.array([1, 0]), 0.75)
     assert [sample.pictures[0].mean() for sample in mixed] == [25.0, 75.0]
 
 

@@ -75,7 +75,7 @@ def plain_next_token(model, samples):
     for sample in samples:
         packed = model.pack([sample])
         chances = policy_logits(model.backbone, model.backbone(packed).hidden_TH).log_softmax(-1)
-        start = len(packed.ids) - len(sample.chain)
+        start = len(packed.ids_T) - len(sample.chain)
         losses += [-chances[start + n - 1, token] for n, token in enumerate(sample.chain) if n]
     return torch.stack(losses).mean()
 
@@ -83,16 +83,19 @@ def plain_next_token(model, samples):
 @pytest.mark.parametrize("leak", [False, True])
 @pytest.mark.parametrize("parts", [Parts(fusion=True), Parts(experts="modality")], ids=["fusion", "experts"])
 def test_the_supervised_loss_is_contrast_plus_next_tokens_of_the_true_chains(world, parts, leak):
-    learner, told = learner_of(world, parts), 0.7
-    stage = Reason(1.0, told=told, leak=leak).begin(learner)
+    learner, weight = learner_of(world, parts), 0.7
+    stage = Reason(1.0, chain_loss_weight=weight, leak=leak).begin(learner)
     got = stage.loss(np.random.default_rng(5), 0.0)
     drawn = stage.draw(learner.batch, np.random.default_rng(5))
-    left, right = stage.told(drawn.left, drawn.left_row), stage.told(drawn.right, drawn.right_row)
+    left, right = (
+        stage.with_true_chains(drawn.left, drawn.left_row),
+        stage.with_true_chains(drawn.right, drawn.right_row),
+    )
     for sample, row in zip(left, drawn.left_row, strict=True):
         assert sample.chain == stage.chains.tokens[row]
     seen = [*left, *right] if leak else [*drawn.left, *drawn.right]
     one, other = vectors(learner.model, seen).chunk(2)
-    wanted = stage.contrast(one, other, drawn) + told * plain_next_token(learner.model, [*left, *right])
+    wanted = stage.contrast(one, other, drawn) + weight * plain_next_token(learner.model, [*left, *right])
     if parts.experts != "none":
         wanted = wanted + RHO * learner.model(seen).balance
     assert float(got.detach()) == pytest.approx(float(wanted.detach()), abs=1e-4)
@@ -117,7 +120,9 @@ def vectors(model, samples):
 
 def test_the_loss_of_reinforcement_is_contrast_on_own_chains_plus_grpo(world):
     learner = learner_of(world)
-    stage = Reinforce(1.0, contrast=0.5, grpo=2.0, told=0.3, rollouts=3, kl=0.1).begin(learner)
+    stage = Reinforce(
+        1.0, contrast_weight=0.5, grpo_weight=2.0, chain_loss_weight=0.3, rollouts=3, kl_weight=0.1
+    ).begin(learner)
     with torch.no_grad():  # away from the reference, so that the divergence has a say
         for parameter in learner.model.parameters():
             parameter.add_(
@@ -142,7 +147,9 @@ def test_the_loss_of_reinforcement_is_contrast_on_own_chains_plus_grpo(world):
     policy, reference = chances(learner.model), chances(stage.reference[0])
     assert not torch.allclose(policy, reference, atol=1e-2)
     wanted = wanted + 2.0 * grpo_loss(policy, sampled, reference, advantage, mask, kl_weight=0.1)
-    wanted = wanted + 0.3 * plain_next_token(learner.model, stage.told(drawn.left, drawn.left_row))
+    wanted = wanted + 0.3 * plain_next_token(
+        learner.model, stage.with_true_chains(drawn.left, drawn.left_row)
+    )
     assert float(got.detach()) == pytest.approx(float(wanted.detach()), abs=1e-3)
 
 
@@ -186,8 +193,12 @@ def train(learner, stage, steps, scale=1.0):
 def test_without_reward_the_policy_s_words_get_no_gradient_from_the_chains(world):
     learner = learner_of(world)
     head = learner.model.backbone.model.get_output_embeddings().weight
-    assert Reinforce(1.0, grpo=0.0).begin(learner).reference == ()
-    loss = Reinforce(1.0, grpo=0.0, contrast=0.0).begin(learner).loss(np.random.default_rng(0), 0.0)
+    assert Reinforce(1.0, grpo_weight=0.0).begin(learner).reference == ()
+    loss = (
+        Reinforce(1.0, grpo_weight=0.0, contrast_weight=0.0)
+        .begin(learner)
+        .loss(np.random.default_rng(0), 0.0)
+    )
     loss.backward()
     assert head.grad is None or not head.grad.any()
 
@@ -234,7 +245,9 @@ def test_supervision_teaches_the_form_and_a_reward_changes_what_is_said(world, m
         return {"attributes": torch.tensor(reds).float(), "format": none, "length": none, "retrieval": none}
 
     monkeypatch.setattr(Reinforcing, "rewards", red)
-    train(learner, Reinforce(1.0, kinds=(OWN,), contrast=0.0, kl=0.0, rollouts=6), 25, scale=4.0)
+    train(
+        learner, Reinforce(1.0, kinds=(OWN,), contrast_weight=0.0, kl_weight=0.0, rollouts=6), 25, scale=4.0
+    )
     formed, reds = np.array(shares).T
     assert formed[0] > 0.5  # before the first step of reinforcement
     assert reds[:3].mean() < 0.25  # an eighth of the items are red
@@ -249,7 +262,7 @@ def test_every_arm_starts_from_the_same_model_and_is_measured_on_the_same_items(
         held.items.ids, held.items.tokens, held.items.kinds, held.items.image)))  # fmt: skip
     held = replace(held, items=side, records=[held.records[row] for row in kept], spu=held.spu[kept])
     began = copy.deepcopy(learner.model.state_dict())
-    arms = {"before": None, "again": None, "own chains": Reinforce(1.0, grpo=0.0, rollouts=2)}
+    arms = {"before": None, "again": None, "own chains": Reinforce(1.0, grpo_weight=0.0, rollouts=2)}
     measured = {arm: {} for arm in arms}
     for arm, one in reasoning_arms(learner, held, 0.01, arms):
         measured[arm][one.name] = one.value

@@ -134,7 +134,7 @@ def test_planted_attention_is_found_where_it_was_planted():
 
 
 def test_a_patch_that_the_vision_side_looks_at_is_found_in_its_place():
-    """Both vision layers look at the one white patch: it gets 1 - 1/4 of the picture, and a share of the rest."""
+    """Both vision layers look at the one white patch: it gets 1 - 1/4 of the picture, and a fraction of the rest."""
     model = model_of()
     row, column = 2, 1
     shown = np.zeros((16, 16, 3), dtype=np.uint8)
@@ -412,7 +412,7 @@ def test_the_page_of_a_comparison_says_what_was_measured(trained):
     text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page))
     for said in (
         "2 recipes of size nano, trained on 34 items of shapes",
-        "with 1 seed, and examined on 14 items that none of them has seen",
+        "with 1 seed, and tested on 14 held-out items",
         "moon: region +0.050",  # the recipe minus the recipe without
         "moon +0.100",  # minus dual
         "reinforced +0.100",  # minus supervised
@@ -430,7 +430,7 @@ def test_a_comparison_without_encoders_is_a_table(trained, tmp_path):
     hold_out(dataset, tmp_path / "split", items=14)
     (tmp_path / "table.json").write_text(json.dumps({"random": cells(0.1, seeds=1)}))
     page = render_encoder_report(tmp_path, dataset, COLUMNS).read_text()
-    assert "What needs no training, examined on 14 items" in page
+    assert "Model-free baselines, tested on 14 held-out items" in page
     sections = re.findall(r'<section id="(\w+)"', page)
     assert sections == ["results", "shape", "limits"]
 
@@ -454,7 +454,7 @@ def test_text_of_the_data_is_escaped_everywhere(tmp_path):
         title=EVIL, summary=EVIL, columns={"m": EVIL}, rows={EVIL: {"m": Cell(0.5, 0.1, 3, 9)}}, baseline=EVIL,
         against=[judged], ablations=[judged], efforts={EVIL: Effort(1.0, 2.0, 3, 4)}, arms=[judged],
         pictures=Pictures(
-            heat_of=EVIL, heat=[Heated(EVIL, [side])], shares={EVIL: {"before": 0.5, "after": 0.5}}, shared=1,
+            heat_of=EVIL, heat=[Heated(EVIL, [side])], fractions={EVIL: {"before": 0.5, "after": 0.5}}, averaged=1,
             maps=[embedding_map(EVIL, vectors, Labels("category_1", [EVIL], label, label))],
             sheets=[(tile, {EVIL: [tile]})],
         ),

@@ -106,12 +106,12 @@ def test_a_quickened_model_keeps_its_names_numbers_and_gradients(family, tmp_pat
     found = backbone(packed).hidden_TH
     grid = torch.tensor([[1, backbone.vision.grid, backbone.vision.grid]])
     wanted = reference.base_model(
-        input_ids=packed.ids[None],
-        attention_mask=torch.ones_like(packed.ids)[None],
+        input_ids=packed.ids_T[None],
+        attention_mask=torch.ones_like(packed.ids_T)[None],
         use_cache=False,
-        pixel_values=backbone.vision.patchify(packed.pixels),
+        pixel_values=backbone.vision.patchify(packed.pixels_NSS3),
         image_grid_thw=grid,
-        mm_token_type_ids=(packed.ids == backbone.config.image_token_id).int()[None],
+        mm_token_type_ids=(packed.ids_T == backbone.config.image_token_id).int()[None],
     ).last_hidden_state[0]
     torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
     grad = torch.randn_like(wanted)
@@ -151,9 +151,9 @@ def test_a_sequence_does_not_depend_on_its_neighbours():
     backbone, samples = small(), mixed()
     packed = pack(samples, backbone.image_prefix, torch.device("cpu"))
     together = backbone(packed).hidden_TH
-    for place, row in enumerate(packed.order.tolist()):
+    for place, row in enumerate(packed.order_B.tolist()):
         alone = backbone(pack([samples[row]], backbone.image_prefix, torch.device("cpu"))).hidden_TH
-        torch.testing.assert_close(together[packed.sequence == place], alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together[packed.sequence_T == place], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_a_saved_quickened_model_loads_into_the_published_class(tmp_path):

@@ -159,7 +159,7 @@ def test_an_ablation_leaves_out_one_thing():
 
 
 def test_a_kind_with_few_pairs_is_drawn_less(learner):
-    kinds = (replace(OWN, share=1.0), Kind(("query",), "all", "all", 1.0))
+    kinds = (replace(OWN, weight=1.0), Kind(("query",), "all", "all", 1.0))
     objective = Contrast(1.0, kinds).begin(learner)
     counts = [len(pairs) for _, pairs in objective.kinds]
-    assert objective.share.tolist() == pytest.approx([count / sum(counts) for count in counts])
+    assert objective.probability.tolist() == pytest.approx([count / sum(counts) for count in counts])

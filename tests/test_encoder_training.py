@@ -20,7 +20,7 @@ from encoder.embed import embed
 from encoder.encode import Encoder, save_encoder
 from encoder.examples.corpus import read_corpus
 from encoder.examples.pairs import Pairs, Relations, own_pairs
-from encoder.examples.views import augmented, can_show, show, thinned
+from encoder.examples.views import augmented, can_show, drop_tokens, show
 from encoder.learner import Learner
 from encoder.optim import Optimizers
 from encoder.recipes import Recipe, dual, moon2, moon_embedding
@@ -99,7 +99,7 @@ def test_unseen_combinations_of_colour_and_shape_are_found_by_their_words():
 def test_interrupted_training_continues_to_the_same_bits(world, tmp_path, monkeypatch, recipe):
     """Weights, optimizer, queue and the objective's own weights: whatever is forgotten changes a bit."""
     dataset, split = world
-    recipe = replace(recipe, stages=tuple(replace(stage, share=0.2) for stage in recipe.stages))
+    recipe = replace(recipe, stages=tuple(replace(stage, fraction=0.2) for stage in recipe.stages))
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
     whole = train_encoder(dataset, split, TINY, tmp_path / "whole", recipe=recipe, budget=0.5)
     update = Optimizers.update
@@ -232,9 +232,9 @@ def test_every_view_shows_what_its_name_says(world):
     )
 
 
-def test_thinned_words_are_some_of_the_words_in_their_order():
+def test_token_dropout_leaves_some_of_the_words_in_their_order():
     samples = [Sample(list(range(n)), kinds=[n] * n) for n in (0, 1, 2, 40)] * 20
-    parts = thinned(samples, 0.3, np.random.default_rng(0))
+    parts = drop_tokens(samples, 0.3, np.random.default_rng(0))
     for whole, part in zip(samples, parts, strict=True):
         assert bool(part.tokens) == bool(whole.tokens) and len(part.kinds) == len(part.tokens)
         assert part.tokens == sorted(set(part.tokens) & set(whole.tokens))
@@ -274,9 +274,10 @@ def test_pretraining_scores_the_answers_only(world):
     for sample in questions(mine, 6, np.random.default_rng(3))[1]:
         packed = model.pack([sample], causal=True)
         logp = backbone.logits(backbone(packed).hidden_TH).log_softmax(-1)
-        length = len(packed.ids)
+        length = len(packed.ids_T)
         terms += [
-            -float(logp[place - 1, packed.ids[place]]) for place in range(length - len(sample.chain), length)
+            -float(logp[place - 1, packed.ids_T[place]])
+            for place in range(length - len(sample.chain), length)
         ]
         assert sample.chain[-1] == tokenizer.eos_token_id and len(sample.pictures) <= 1
     assert loss == pytest.approx(np.mean(terms), rel=1e-4)

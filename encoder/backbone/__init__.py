@@ -1,1 +1,1 @@
-"""A multimodal language model from a config or a checkpoint, run layer by layer."""
+"""A multimodal language model, built from a config or loaded from a checkpoint, and run layer by layer."""

@@ -1,6 +1,9 @@
 """Attention within packed sequences, without padding: sequences of one shape share one kernel call.
 
-transformers looks attention functions up by name; ours are registered under the two names below.
+transformers looks attention functions up by name and calls them with arguments named as here; ours are registered
+under the two names below.
+
+Shapes: B sequences, L tokens of a sequence, T packed tokens, P patches, N heads, W head width, H hidden width.
 """
 
 from __future__ import annotations
@@ -16,16 +19,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from encoder.backbone.kernels import norm_and_rotate, rotate
 
-PICTURES = "flash_pictures"  # the word "flash" is how transformers knows to hand over whole batches
+PICTURES = "flash_pictures"  # transformers passes whole batches if the name contains "flash"
 GROUPS = "groups"
 
 
 @lru_cache(maxsize=256)
 def prefix_mask(length: int, prefix: int, device: torch.device) -> Tensor | None:
-    """Which token sees which: the first ``prefix`` see each other, later ones their past and themselves.
+    """Attention mask: the first ``prefix`` tokens attend to each other, later ones to their past and themselves.
 
     Returns:
-        bool (length, length), [from, to]; None when all see all.
+        bool (L, L), [from, to]; None when every token attends to every other.
     """
     if prefix >= length:
         return None
@@ -46,21 +49,21 @@ def grouped_attention(
     """Attention within the sequences of ``encoder.backbone.packing.Packed.groups``.
 
     Args:
-        module: the attention layer that asks.
-        query, key, value: float (1, heads, T, width).
-        attention_mask: none with ``groups``.
-        scaling: of the scores.
+        module: the attention layer that calls.
+        query, key, value: float (1, N, T, W).
+        attention_mask: ignored with ``groups``.
+        scaling: factor on the scores.
         groups: (sequences, length, prefix) of each run; None: padded sequences with an ordinary mask.
         kwargs: passed on for padded sequences.
 
     Returns:
-        float (1, T, heads, width), and None: weights are not computed.
+        float (1, T, N, W), and None: weights are not computed.
     """
     if groups is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, is_causal=False, **kwargs
         )
-    # Split, not sliced: the gradient of a slice is a whole tensor of zeros per group, 15 % of a training step.
+    # Split instead of sliced: the gradient of each slice is a full-size tensor of zeros, 15 % of a training step.
     sizes = [count * length for count, length, _ in groups]
     parts = []
     for (count, length, prefix), *split in zip(
@@ -74,7 +77,7 @@ def grouped_attention(
             attn_mask=prefix_mask(length, prefix, query.device),
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
-        )  # count, heads, length, width
+        )  # B, N, L, W
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts).unsqueeze(0), None
 
@@ -93,11 +96,11 @@ def picture_attention(
     The model's own fallback calls the kernel once per picture: 14 % of a training step at size small.
 
     Args:
-        module: the attention layer that asks.
-        query, key, value: float (1, heads, T, width).
-        attention_mask: none.
-        scaling: of the scores.
-        kwargs: with ``cu_seq_lens_q``, int (pictures + 1): where each begins and ends.
+        module: the attention layer that calls.
+        query, key, value: float (1, N, P, W).
+        attention_mask: ignored.
+        scaling: factor on the scores.
+        kwargs: ``cu_seq_lens_q``, int (pictures + 1): where each picture begins and ends.
     """
     ends = kwargs["cu_seq_lens_q"].tolist()
     groups: list[tuple[int, int, int]] = []
@@ -109,10 +112,10 @@ def picture_attention(
 
 
 class TextAttention(nn.Module):
-    """The attention of Qwen3's language layers, with its own weights and ``norm_and_rotate``.
+    """The attention of Qwen3's language layers with the same weights, computed with ``norm_and_rotate``.
 
     Args:
-        own: the module it stands for.
+        own: the module it replaces.
     """
 
     def __init__(self, own: Any) -> None:
@@ -130,13 +133,13 @@ class TextAttention(nn.Module):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As the module it stands for.
+        """Same arguments and result as the module it replaces.
 
         Args:
-            hidden_states: float (b, L, H).
-            position_embeddings: cosine and sine, float (b, L, width).
+            hidden_states: float (B, L, H); packed sequences are (1, T, H).
+            position_embeddings: cosine and sine, float (B, L, W).
             attention_mask: see ``grouped_attention``.
-            past_key_values: a cache that keeps keys and values of earlier calls; None: none.
+            past_key_values: a cache of keys and values from earlier calls, or None.
             kwargs: passed on.
         """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -154,10 +157,10 @@ class TextAttention(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """The attention of Qwen's vision layers, with its own weights and ``rotate``.
+    """The attention of Qwen's vision layers with the same weights, computed with ``rotate``.
 
     Args:
-        own: the module it stands for.
+        own: the module it replaces.
     """
 
     def __init__(self, own: Any) -> None:
@@ -172,13 +175,13 @@ class VisionAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         **kwargs: Any,
     ) -> Tensor:
-        """As the module it stands for.
+        """Same arguments and result as the module it replaces.
 
         Args:
-            hidden_states: float (patches, H).
-            cu_seqlens: where each picture begins and ends.
-            position_embeddings: cosine and sine, float (patches, width).
-            kwargs: not needed.
+            hidden_states: float (P, H).
+            cu_seqlens: int (pictures + 1), where each picture begins and ends.
+            position_embeddings: cosine and sine, float (P, W).
+            kwargs: ignored.
         """
         query, key, value = self.qkv(hidden_states).unflatten(1, (3, self.num_heads, -1)).unbind(1)
         query, key, value = (

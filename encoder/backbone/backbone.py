@@ -1,10 +1,11 @@
 """The generative multimodal backbone: small from our own config, or loaded from a checkpoint folder.
 
 Encoder artifacts are ordinary checkpoint folders: ``load_backbone`` reads them and published ones alike, of
-Qwen-VL, and of InternVL and SmolVLM without what leans on Qwen's vision layers (FIRE).
+Qwen-VL, InternVL and SmolVLM. FIRE reads Qwen's vision layers, so the latter two cannot have it.
 Every picture is a square of the same side: patches and positions have one shape per length, computed once.
 
-Shapes: B sequences, T packed tokens, N pictures, V image tokens, S image side in pixels, H hidden width.
+Shapes: B sequences, L tokens of a sequence, T packed tokens, N pictures, P patches, V image tokens, S image side in
+pixels, H hidden width.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from encoder.backbone.attention import GROUPS, PICTURES
 from encoder.backbone.checkpoints import PREPROCESSOR, BackboneError, image_markers, read_checkpoint
-from encoder.backbone.fast_modules import quicken
+from encoder.backbone.fast_modules import use_fast_modules
 from encoder.backbone.packing import Packed
 from encoder.backbone.vision import Vision, WholeVision
 from encoder.parts.experts import Routed
@@ -32,35 +33,35 @@ from encoder.parts.fire import Fire
 
 __all__ = ["Backbone", "BackboneError", "build_backbone", "load_backbone", "small_config"]
 
-# Where products are computed in bfloat16. Weights stay float32 everywhere, so that what is learned in small steps
-# is not rounded away; at 8 billion parameters that is 32 GB, of which adapters train a thousandth part.
-ROUNDED = ("cuda",)
+# Devices on which matrix products are computed in bfloat16. Weights stay float32 everywhere, so that small updates
+# are not rounded away; at 8 billion parameters that is 32 GB, of which adapters train a thousandth.
+BFLOAT16_DEVICES = ("cuda",)
 
-disable_progress_bar()  # a bar per save would be one per checkpoint
+disable_progress_bar()  # it would print one bar per checkpoint
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the vision side makes of the pictures of a batch.
+    """Output of the vision side for the pictures of a batch.
 
     Attributes:
-        tokens: float (V, H), the embeddings of the image tokens.
-        after: float (V, H) by language layer, added to the image tokens behind it (DeepStack).
-        layers: float (patches, vision width) of each vision layer; empty unless FIRE asks for them.
+        tokens_VH: float, the embeddings of the image tokens.
+        after: for each of the first language layers, float (V, H) to add to the image tokens after it (DeepStack).
+        layers: output of each vision layer, float (P, vision width); empty unless FIRE needs them.
     """
 
-    tokens: Tensor
+    tokens_VH: Tensor
     after: Sequence[Tensor]
     layers: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Read:
-    """Last hidden states of packed sequences, and where experts sent the tokens.
+    """Last hidden states of packed sequences, and how the mixtures of experts routed the tokens.
 
     Attributes:
         hidden_TH: float.
-        routes: one per layer with experts.
+        routes: one for each layer with experts.
     """
 
     hidden_TH: Tensor
@@ -68,20 +69,20 @@ class Read:
 
 
 class Backbone(nn.Module):
-    """A model run layer by layer, so that parts of the MOON papers can stand between its own.
+    """A model run layer by layer, so that parts of the MOON papers can be inserted between its layers.
 
     Args:
-        model: what ``AutoModelForImageTextToText`` made.
-        vision: how it sees pictures.
+        model: made by ``AutoModelForImageTextToText``.
+        vision: how it turns pictures into tokens.
 
     Attributes:
-        experts: mixtures of experts by language layer, in place of its feed-forward block.
+        experts: language layer -> mixture of experts that replaces its feed-forward block.
         fire: fine-grained residual enhancement (MOON3.0 §4.1), or None.
     """
 
     def __init__(self, model: Any, vision: Vision | WholeVision) -> None:
         super().__init__()
-        quicken(model)
+        use_fast_modules(model)
         self.model = model
         self.vision = vision
         self.config: Any = model.config
@@ -98,7 +99,7 @@ class Backbone(nn.Module):
 
     @property
     def rows_and_columns(self) -> bool:
-        """Whether image tokens have positions by row and column (M-RoPE), or by order like words."""
+        """Whether image tokens have row and column positions (M-RoPE) instead of one running position."""
         return isinstance(self.vision, Vision)
 
     @property
@@ -108,7 +109,7 @@ class Backbone(nn.Module):
 
     @property
     def vision_width(self) -> int:
-        """Width of the vision side's hidden states."""
+        """Width of the hidden states of the vision layers."""
         config = self.config.vision_config
         return int(getattr(config, "embed_dim", config.hidden_size))
 
@@ -127,35 +128,35 @@ class Backbone(nn.Module):
         return [*before, *[self.config.image_token_id] * self.vision.tokens, *after]
 
     def forward(self, packed: Packed) -> Read:
-        """Last hidden states of packed sequences, float32 whatever the arithmetic."""
-        device = packed.ids.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=device in ROUNDED):
-            x = self._language.embed_tokens(packed.ids)
-            seen, places = None, None
-            if packed.pixels is not None:
-                seen = self.see(packed.pixels)
-                places = (packed.ids == self.config.image_token_id).nonzero()[:, 0]
-                x = x.index_copy(0, places, seen.tokens.to(x.dtype))
-            rotary = self.rotary(packed.positions[:, None])
-            hidden, routes = self.run(x[None], rotary, packed.kinds, seen, places, groups=packed.groups)
+        """Last hidden states of packed sequences, float32 even where products are computed in bfloat16."""
+        device = packed.ids_T.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device in BFLOAT16_DEVICES):
+            x = self._language.embed_tokens(packed.ids_T)
+            seen, places_V = None, None
+            if packed.pixels_NSS3 is not None:
+                seen = self.see(packed.pixels_NSS3)
+                places_V = (packed.ids_T == self.config.image_token_id).nonzero()[:, 0]
+                x = x.index_copy(0, places_V, seen.tokens_VH.to(x.dtype))
+            rotary = self.rotary(packed.positions_3T[:, None])
+            hidden, routes = self.run(x[None], rotary, packed.kinds_T, seen, places_V, groups=packed.groups)
         return Read(hidden.squeeze(0).float(), routes)
 
-    def see(self, pixels: Tensor) -> Seen:
+    def see(self, pixels_NSS3: Tensor) -> Seen:
         """Run the vision side.
 
         Args:
-            pixels: uint8 or float (N, S, S, 3), 0..255.
+            pixels_NSS3: uint8 or float, 0..255.
         """
         if isinstance(self.vision, WholeVision):
-            return self._see_whole(pixels, self.vision)
+            return self._see_whole(pixels_NSS3, self.vision)
         visual, layers = self.model.base_model.visual, []
-        grid = torch.tensor([[1, self.vision.grid, self.vision.grid]], device=pixels.device)
+        grid = torch.tensor([[1, self.vision.grid, self.vision.grid]], device=pixels_NSS3.device)
         hooks = []
         if self.fire is not None:
             hooks = [b.register_forward_hook(lambda m, i, out: layers.append(out)) for b in visual.blocks]
-        patches = self.vision.patchify(pixels).to(visual.dtype)
-        tables = self.vision.tables(visual, len(pixels), pixels.device)
-        out = visual(patches, grid_thw=grid.expand(len(pixels), 3), return_dict=True, **tables)
+        patches = self.vision.patchify(pixels_NSS3).to(visual.dtype)
+        tables = self.vision.tables(visual, len(pixels_NSS3), pixels_NSS3.device)
+        out = visual(patches, grid_thw=grid.expand(len(pixels_NSS3), 3), return_dict=True, **tables)
         for hook in hooks:
             hook.remove()
         tokens = out.pooler_output
@@ -163,43 +164,43 @@ class Backbone(nn.Module):
             tokens = tokens + self.fire.embeddings(layers)
         return Seen(tokens, getattr(out, "deepstack_features", None) or (), layers)
 
-    def _see_whole(self, pixels: Tensor, vision: WholeVision) -> Seen:
-        whole = vision.normalise(pixels)
+    def _see_whole(self, pixels_NSS3: Tensor, vision: WholeVision) -> Seen:
+        whole = vision.normalise(pixels_NSS3)
         if self.config.model_type == "smolvlm":
-            whole = whole[:, None]  # it takes several pictures of each of its sequences
+            whole = whole[:, None]  # it expects a list of pictures per sequence
         out = self.model.base_model.get_image_features(whole, return_dict=True)
         return Seen(torch.cat(list(out.pooler_output)), (), ())
 
-    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine (b, L, width) of rotary positions (3, b, L)."""
-        known = positions if self.rows_and_columns else positions[0]
+    def rotary(self, positions_3BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine (B, L, head width) of rotary positions."""
+        known = positions_3BL if self.rows_and_columns else positions_3BL[0]
         return self._language.rotary_emb(self._language.norm.weight, known)
 
     def run(
         self,
-        x_bLH: Tensor,
+        x_BLH: Tensor,
         rotary: tuple[Tensor, Tensor],
-        kinds: Tensor,
+        kinds_T: Tensor,
         seen: Seen | None,
-        places: Tensor | None,
+        places_V: Tensor | None,
         **attention: Any,
     ) -> tuple[Tensor, tuple[Routed, ...]]:
-        """The language layers, ours between theirs; equal to the model's own loop where there are none.
+        """Run the language layers with experts and FIRE; without either, equal to the model's own loop.
 
         Args:
-            x_bLH: token embeddings; packed sequences have b = 1.
-            rotary: of the tokens' positions.
-            kinds: int64 (b * L), for guided experts.
-            seen: what the vision side made of the pictures; None without any.
-            places: int64 (V), which tokens (of b * L) are image tokens; None without ``seen``.
+            x_BLH: token embeddings; packed sequences are (1, T, H).
+            rotary: cosine and sine of the tokens' positions.
+            kinds_T: int64 (B * L), for guided experts.
+            seen: output of the vision side; None without pictures.
+            places_V: int64, which tokens (of B * L) are image tokens; None without ``seen``.
             attention: what the attention function needs: groups, or a mask and a cache.
 
         Returns:
-            last hidden states (b, L, H), and one ``Routed`` per layer with experts.
+            last hidden states (B, L, H), and one ``Routed`` for each layer with experts.
         """
         routes: list[Routed] = []
-        early = {-1: x_bLH}
-        x = x_bLH
+        early = {-1: x_BLH}
+        x = x_BLH
         attention.setdefault("attention_mask", None)
         layer: Any
         for number, layer in enumerate(self.layers):
@@ -211,17 +212,17 @@ class Backbone(nn.Module):
             x = x + attended
             normed = layer.post_attention_layernorm(x)
             if str(number) in self.experts:
-                routed = self.experts[str(number)](normed.flatten(0, -2), kinds)
+                routed = self.experts[str(number)](normed.flatten(0, -2), kinds_T)
                 routes.append(routed)
                 x = x + routed.hidden_TH.view_as(x)
             else:
                 x = x + layer.mlp(normed)
-            if seen is not None and places is not None:
+            if seen is not None and places_V is not None:
                 added = [seen.after[number]] if number < len(seen.after) else []
                 if self.fire is not None and (more := self.fire.after(number, seen.layers)) is not None:
                     added.append(more)
                 for residual in added:
-                    x = x.flatten(0, -2).index_add(0, places, residual.to(x.dtype)).view_as(x)
+                    x = x.flatten(0, -2).index_add(0, places_V, residual.to(x.dtype)).view_as(x)
             if self.fire is not None:
                 early[number] = x
         return self._language.norm(x), tuple(routes)
@@ -247,14 +248,14 @@ class Backbone(nn.Module):
 def small_config(
     hidden: int, layers: int, px: int, vocabulary: int, special: dict[str, int]
 ) -> Qwen3VLConfig:
-    """A Qwen3-VL configuration at our size: patches a quarter of the picture, at most 16 pixels.
+    """A small Qwen3-VL configuration: patches are a quarter of the picture's side, at most 16 pixels.
 
     Args:
         hidden: width of both sides, a multiple of 32 (the head width).
-        layers: depth of the vision and of the language side.
+        layers: number of vision layers, and of language layers.
         px: side of a picture in pixels.
         vocabulary: tokenizer size.
-        special: token ids named image, vision_start, vision_end, pad.
+        special: token ids of image, vision_start, vision_end and pad.
     """
     heads, patch = hidden // 32, min(16, px // 4)
     vision = {
@@ -284,7 +285,9 @@ def build_backbone(config: PretrainedConfig, px: int, seed: int) -> Backbone:
     """A freshly initialised backbone for square pictures of ``px`` pixels; equal seeds give equal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForImageTextToText.from_config(copy.deepcopy(config))  # it is written to
+        model = AutoModelForImageTextToText.from_config(
+            copy.deepcopy(config)
+        )  # from_config changes its argument
     half = (0.5, 0.5, 0.5)
     return Backbone(model, _vision(config, px, half, half))
 
@@ -294,7 +297,7 @@ def load_backbone(folder: Path, px: int) -> Backbone:
 
     Args:
         folder: with ``config.json``, ``*.safetensors`` and ``preprocessor_config.json``.
-        px: wanted side of a picture; rounded up to a multiple of what one of the checkpoint's tokens covers.
+        px: side of a picture in pixels, rounded up to a multiple of the side that one image token covers.
 
     Raises:
         BackboneError: the folder is not a complete checkpoint of a known family, see ``read_checkpoint``.

@@ -1,7 +1,7 @@
-"""Checkpoint folders as ``save_pretrained`` writes them: read without a hub, refused unless complete.
+"""Checkpoint folders as ``save_pretrained`` writes them: read without a network, refused unless complete.
 
-What transformers only warns of is refused here: a tensor that is missing would be random, one that belongs
-nowhere means that the folder holds another model than its ``config.json`` says.
+Transformers only warns of missing and unexpected tensors. Here both are errors: a missing tensor would be random,
+and an unexpected one means that the weights are not of the model that ``config.json`` describes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from encoder.tokenizer import load_tokenizer
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl", "smolvlm")
-MARKERS = {  # around a picture's tokens, where the config does not tell their ids
+MARKERS = {  # tokens around a picture's tokens, for families whose config does not give their ids
     "internvl": (("<img>",), ("</img>",)),
     "smolvlm": (("<fake_token_around_image>", "<global-img>"), ("<fake_token_around_image>",)),
 }
@@ -27,18 +27,18 @@ COMPUTED = "inv_freq"  # rotary frequencies: older folders store them, newer mod
 
 
 class BackboneError(ValueError):
-    """A checkpoint folder cannot be used: what was expected, what was found, what to do."""
+    """A checkpoint folder cannot be used; the message says what was expected, what was found and what to do."""
 
 
 def read_checkpoint(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The model of a checkpoint folder in float32, and the settings of its image processor.
+    """Load the model of a checkpoint folder in float32, and the settings of its image processor.
 
     Args:
         folder: with ``config.json``, ``*.safetensors`` and ``preprocessor_config.json``; ours or a published one.
 
     Raises:
-        BackboneError: a file is missing or not JSON, another model family, weights that do not load, or tensors
-            missing, left over or not finite.
+        BackboneError: a file is missing or not JSON, the model family is unknown, the weights do not load, or
+            tensors are missing, unexpected or not finite.
     """
     folder = Path(folder)
     family = _json(folder, "config.json").get("model_type")
@@ -51,7 +51,9 @@ def read_checkpoint(folder: Path) -> tuple[Any, dict[str, Any]]:
             folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, RuntimeError, ValueError, StrictDataclassError, SafetensorError) as error:
-        raise BackboneError(f"{folder}: config or weights do not make a {family} model: {error}") from error
+        raise BackboneError(
+            f"{folder}: cannot load a {family} model from config and weights: {error}"
+        ) from error
     model, report = loaded
     _refuse(folder, sorted(report["missing_keys"]), "missing from the weights", "They would be random")
     left = sorted(name for name in report["unexpected_keys"] if not name.endswith(COMPUTED))
@@ -80,7 +82,7 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / name).is_file():
         raise BackboneError(
             f"{folder}: expected a Hugging Face checkpoint of {', '.join(FAMILIES)}, found no {name}. "
-            "Give the folder that 'save_pretrained' wrote, processor included."
+            "Give the folder that 'save_pretrained' wrote, including the processor's files."
         )
     try:
         found = json.loads((folder / name).read_text())

@@ -1,4 +1,4 @@
-"""A loaded model's slow modules are replaced by ours: the same weights under the same names, the same numbers."""
+"""Replace a loaded model's slow modules by faster ones with the same weights, names and results."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from encoder.backbone.attention import TextAttention, VisionAttention
 from encoder.backbone.kernels import PatchProjection, RMSNorm, SwiGLU
 
 
-def quicken(model: nn.Module) -> None:
-    """Replace, in place, every module that has a faster twin.
+def use_fast_modules(model: nn.Module) -> None:
+    """Replace, in place, every module for which there is a faster one.
 
-    A module is known by what it has, so that the Qwen-VL families share one rule each; what is not known stays.
+    Modules are recognised by their children rather than their class, so that one rule serves all Qwen-VL families;
+    other modules stay.
 
     Args:
-        model: what ``AutoModelForImageTextToText`` made, before adapters stand between its layers.
+        model: made by ``AutoModelForImageTextToText``, before adapters are added.
     """
     for name, own in list(model.named_modules()):
         faster = _twin(own)
@@ -32,7 +33,7 @@ def _twin(own: Any) -> nn.Module | None:
     if parts.keys() == {"gate_proj", "up_proj", "down_proj", "act_fn"} and _is_silu(own.act_fn):
         return SwiGLU(own)
     if parts.keys() == {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}:
-        per_head = own.q_norm.weight.shape == (own.head_dim,)  # some families norm all heads as one
+        per_head = own.q_norm.weight.shape == (own.head_dim,)  # some families normalise all heads together
         return TextAttention(own) if per_head else None
     if parts.keys() == {"qkv", "proj"} and type(own).__name__.endswith("VisionAttention"):
         return VisionAttention(own)

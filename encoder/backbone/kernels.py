@@ -1,11 +1,11 @@
-"""The elementwise steps of a transformer layer in few passes over memory, forward and backward.
+"""The elementwise operations of a transformer layer, fused to make few passes over memory, forward and backward.
 
 On a CPU autograd spends about half of a training step at size small on them: it runs each formula as many small
-operations and reads and writes whole tensors for each. Here one function is one node of the graph, with its
-gradient written out. Beside each stands its plain twin, the formula as transformers writes it; a test holds
-both equal, forward and gradient. The fast one runs in float32 on a CPU, the plain one everywhere else.
+operations, each of which reads and writes whole tensors. Here each formula is one autograd function with its
+gradient written out. Each has a plain version, the formula as transformers writes it; a test checks that both
+agree, forward and gradient. The fast version runs in float32 on a CPU, the plain one everywhere else.
 
-Shapes: T tokens of any leading shape, H width, N heads, W head width.
+Shapes: T tokens (any leading dimensions), H width, N heads, W head width.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * wide.to(x.dtype)
 
 
-def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def plain_rotate(x_TNW: Tensor, cos_TW: Tensor, sin_TW: Tensor) -> Tensor:
     """Rotary positions: pair (i, i + W/2) of each head turned by its angle (2104.09864, §3.4.2).
 
     Args:
-        x: float (T, N, W).
-        cos, sin: float (T, W), both halves alike.
+        x_TNW: float.
+        cos_TW, sin_TW: float, both halves equal.
     """
-    first, second = x.chunk(2, dim=-1)
+    first, second = x_TNW.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
-    return (x * cos.unsqueeze(-2) + turned * sin.unsqueeze(-2)).to(x.dtype)
+    return (x_TNW * cos_TW.unsqueeze(-2) + turned * sin_TW.unsqueeze(-2)).to(x_TNW.dtype)
 
 
 def plain_swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -51,34 +51,34 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, weight, eps) if _is_fast(x) else plain_rms_norm(x, weight, eps)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``plain_rotate`` without the turned copy."""
-    return _Rotate.apply(x, cos, sin) if _is_fast(x) else plain_rotate(x, cos, sin)
+def rotate(x_TNW: Tensor, cos_TW: Tensor, sin_TW: Tensor) -> Tensor:
+    """``plain_rotate`` without a rotated copy of x_TNW."""
+    return _Rotate.apply(x_TNW, cos_TW, sin_TW) if _is_fast(x_TNW) else plain_rotate(x_TNW, cos_TW, sin_TW)
 
 
-def norm_and_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-    """``plain_rms_norm`` of each head, then ``plain_rotate``: what Qwen3 does to queries and keys.
+def norm_and_rotate(x_TNW: Tensor, weight_W: Tensor, eps: float, cos_TW: Tensor, sin_TW: Tensor) -> Tensor:
+    """``plain_rms_norm`` of each head, then ``plain_rotate``: Qwen3 applies both to queries and keys.
 
     Args:
-        x: float (T, N, W).
-        weight: float (W).
-        eps: of the norm.
-        cos, sin: float (T, W), both halves alike.
+        x_TNW: float.
+        weight_W: float.
+        eps: added to the mean square in the norm.
+        cos_TW, sin_TW: float, both halves equal.
     """
-    if _is_fast(x):
-        return _NormAndRotate.apply(x, weight, eps, cos, sin)
-    return plain_rotate(plain_rms_norm(x, weight, eps), cos, sin)
+    if _is_fast(x_TNW):
+        return _NormAndRotate.apply(x_TNW, weight_W, eps, cos_TW, sin_TW)
+    return plain_rotate(plain_rms_norm(x_TNW, weight_W, eps), cos_TW, sin_TW)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """``plain_swiglu`` with one exponential per number instead of two, or in place where no gradient is wanted."""
+    """``plain_swiglu`` with one exponential per element instead of two; in place when gradients are off."""
     if not _is_fast(gate):
         return plain_swiglu(gate, up)
     return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The norm, and 1 / sqrt(mean(x^2) + eps) per row."""
+    """The normalised rows, and 1 / sqrt(mean(x^2) + eps) of each row."""
     square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
     scale = square.div_(x.shape[-1]).add_(eps).rsqrt_()
     return (x * scale).mul_(weight), scale
@@ -88,7 +88,7 @@ def _norm_gradients(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> t
     """Gradients of x and weight.
 
     torch has a one-pass gradient of LayerNorm: s (gw - mean(gw) - x^ mean(gw x^)) with x^ = (x - m) s. With
-    m = 0 and our s it is that of RMSNorm but for the term mean(gw), which is put back.
+    m = 0 and our s it is the gradient of RMSNorm except for the term s mean(gw), which is added back.
     """
     width = x.shape[-1]
     of_x, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
@@ -99,7 +99,7 @@ def _norm_gradients(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> t
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    """x turned by its angles, or back with ``sign`` -1."""
+    """x rotated by its angles; with ``sign`` -1, rotated back."""
     half = x.shape[-1] // 2
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)[..., :half]
     out = x * cos
@@ -152,24 +152,25 @@ class _NormAndRotate(torch.autograd.Function):
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        share = torch.sigmoid(gate)
-        active = gate * share
-        ctx.save_for_backward(share, active, up)
+        sigmoid = torch.sigmoid(gate)
+        active = gate * sigmoid
+        ctx.save_for_backward(sigmoid, active, up)
         return active * up
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        share, active, up = ctx.saved_tensors
-        slope = torch.addcmul(active + share, active, share, value=-1)  # of silu: s + a - a s, with a = x s
+        sigmoid, active, up = ctx.saved_tensors
+        # Derivative of silu: s + a - a s, with a = x s.
+        slope = torch.addcmul(active + sigmoid, active, sigmoid, value=-1)
         return slope.mul_(grad).mul_(up), active * grad
 
 
 class RMSNorm(nn.Module):
-    """``rms_norm`` with the weight of a model's own norm.
+    """``rms_norm`` with the weight of the module it replaces.
 
     Args:
-        own: the module it stands for.
+        own: the module it replaces.
     """
 
     def __init__(self, own: Any) -> None:
@@ -178,15 +179,15 @@ class RMSNorm(nn.Module):
         self.variance_epsilon = own.variance_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """Norm over the last dimension."""
+        """Normalise over the last dimension."""
         return rms_norm(x, self.weight, self.variance_epsilon)
 
 
 class SwiGLU(nn.Module):
-    """A gated feed-forward block with the layers of a model's own.
+    """A gated feed-forward block with the layers of the module it replaces.
 
     Args:
-        own: the module it stands for.
+        own: the module it replaces.
     """
 
     def __init__(self, own: Any) -> None:
@@ -199,10 +200,10 @@ class SwiGLU(nn.Module):
 
 
 class PatchProjection(nn.Module):
-    """The convolution of non-overlapping patches as what it is, a product of two matrices.
+    """The convolution of non-overlapping patches as a matrix product, to which it is equal.
 
     Args:
-        own: the convolution it stands for; its stride is its kernel.
+        own: the convolution it replaces; its stride equals its kernel size.
     """
 
     def __init__(self, own: nn.Conv3d) -> None:
@@ -210,5 +211,5 @@ class PatchProjection(nn.Module):
         self.weight, self.bias = own.weight, own.bias
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(N, channels, frames, side, side), each of the size of the kernel, to (N, H)."""
+        """Patches (T, channels, frames, side, side), each as large as the kernel, to (T, H)."""
         return F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)

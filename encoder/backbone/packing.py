@@ -1,6 +1,6 @@
-"""Sequences end to end without padding: what a batch looks like to the backbone.
+"""Packing: the sequences of a batch end to end, without padding, as the backbone reads them.
 
-Shapes: B sequences, T tokens of all of them, N pictures, S picture side in pixels.
+Shapes: B sequences, T packed tokens, N pictures, S picture side in pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IMAGE, TEXT, CHAIN = 0, 1, 2  # which part of its sequence a token belongs to
+IMAGE, TEXT, CHAIN = 0, 1, 2  # the parts of a sequence
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Sample:
     Attributes:
         tokens: text token ids, without the image prefix.
         pictures: uint8 or float32 (S, S, 3), 0..255: the whole picture, then its core region if there is one.
-        kinds: what each text token tells of (``encoder.content``), for guided experts; None: nothing special.
-        chain: token ids after the text that are read causally: an answer, or an attribute chain.
+        kinds: field that each text token comes from (``encoder.content``), for guided experts; None: all 0.
+        chain: token ids after the text, with causal attention: an answer, or an attribute chain.
     """
 
     tokens: Sequence[int]
@@ -39,41 +39,41 @@ class Packed:
     """B sequences end to end; those of equal length and prefix are neighbours.
 
     Attributes:
-        ids: int64 (T).
-        positions: int64 (3, T), see ``token_positions``.
-        groups: (sequences, length, prefix) of each run of alike sequences, in order. The first ``prefix``
-            tokens of a sequence see each other; every later one sees all before it and itself.
-        order: int64 (B), the sample that stands at each place.
-        sequence: int64 (T), the place of each token's sequence.
-        part: int64 (T), IMAGE (markers included), TEXT or CHAIN.
-        kinds: int64 (T), see ``Sample.kinds``; 0 outside text.
-        pixels: uint8 or float (N, S, S, 3), the pictures in order; None without any.
+        ids_T: int64, token ids.
+        positions_3T: int64, see ``token_positions``.
+        groups: (sequences, length, prefix) of each run of sequences of equal length and prefix, in order. The first
+            ``prefix`` tokens of a sequence attend to each other; every later one to all before it and itself.
+        order_B: int64, index of the sample in each place.
+        sequence_T: int64, place of the sequence that each token belongs to.
+        part_T: int64, IMAGE (start and end tokens included), TEXT or CHAIN.
+        kinds_T: int64, see ``Sample.kinds``; 0 outside text.
+        pixels_NSS3: uint8 or float, the pictures in order; None without any.
     """
 
-    ids: Tensor
-    positions: Tensor
+    ids_T: Tensor
+    positions_3T: Tensor
     groups: tuple[tuple[int, int, int], ...]
-    order: Tensor
-    sequence: Tensor
-    part: Tensor
-    kinds: Tensor
-    pixels: Tensor | None
+    order_B: Tensor
+    sequence_T: Tensor
+    part_T: Tensor
+    kinds_T: Tensor
+    pixels_NSS3: Tensor | None
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.order_B)
 
 
 @lru_cache(maxsize=4096)
 def token_positions(length: int, pictures: int, image_tokens: int) -> np.ndarray:
-    """Temporal, row and column position of each token of a sequence that starts with pictures, or none.
+    """Temporal, row and column position of each token of a sequence that starts with any number of pictures.
 
     Args:
         length: tokens in the sequence.
-        pictures: how many stand at its start, each as a start token, its image tokens and an end token.
-        image_tokens: tokens of one picture, a square.
+        pictures: how many it starts with, each as a start token, its image tokens and an end token.
+        image_tokens: tokens of one picture, a square number.
 
     Returns:
-        int64 (3, length). Text goes on from the largest coordinate of what is before it, plus one (M-RoPE).
+        int64 (3, length). Text continues from the largest coordinate before it, plus one (M-RoPE).
     """
     side = round(image_tokens**0.5)
     row, column = np.divmod(np.arange(image_tokens), side) if image_tokens else (np.arange(0),) * 2
@@ -98,14 +98,14 @@ def pack(
     causal: bool = False,
     rows_and_columns: bool = True,
 ) -> Packed:
-    """Put samples end to end, alike ones together.
+    """Put samples end to end, sorted so that those of equal length and prefix are neighbours.
 
     Args:
         samples: none of them empty.
         image_prefix: token ids that stand for one picture: start, image tokens, end.
-        device: of the tensors.
-        causal: every token sees only its past; otherwise all but the chain see each other.
-        rows_and_columns: whether image tokens have positions by row and column, as in Qwen-VL, or by order.
+        device: where the tensors are put.
+        causal: every token attends to its past only; otherwise all tokens before the chain attend to each other.
+        rows_and_columns: image tokens have row and column positions, as in Qwen-VL, instead of a running one.
     """
     width = len(image_prefix)
     prefix = [len(s.pictures) * width + len(s.tokens) for s in samples]
@@ -134,12 +134,12 @@ def pack(
         return torch.from_numpy(values).to(device)
 
     return Packed(
-        ids=tensor(np.array(ids, dtype=np.int64)),
-        positions=tensor(np.concatenate(positions, axis=1)),
+        ids_T=tensor(np.array(ids, dtype=np.int64)),
+        positions_3T=tensor(np.concatenate(positions, axis=1)),
         groups=tuple((len(list(run)), *alike) for alike, run in groupby(key[row] for row in order)),
-        order=tensor(np.array(order)),
-        sequence=tensor(np.repeat(np.arange(len(order)), count)),
-        part=tensor(np.repeat(np.tile([IMAGE, TEXT, CHAIN], len(order)), parts)),
-        kinds=tensor(np.array(kinds, dtype=np.int64)),
-        pixels=tensor(np.stack(pictures)) if pictures else None,
+        order_B=tensor(np.array(order)),
+        sequence_T=tensor(np.repeat(np.arange(len(order)), count)),
+        part_T=tensor(np.repeat(np.tile([IMAGE, TEXT, CHAIN], len(order)), parts)),
+        kinds_T=tensor(np.array(kinds, dtype=np.int64)),
+        pixels_NSS3=tensor(np.stack(pictures)) if pictures else None,
     )

@@ -1,4 +1,7 @@
-"""How a family of models sees a square picture: as patches in Qwen-VL's order, or as one whole."""
+"""How each model family takes a square picture: as patches in Qwen-VL's order, or as one image.
+
+Shapes: N pictures, S picture side in pixels.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from transformers.vision_utils import (
 )
 
 
-def _normal(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Pixels (N, S, S, 3) of 0..255, normalised per channel: float32."""
-    middle, spread = (torch.tensor(values, device=pixels.device) * 255 for values in (mean, std))
-    return (pixels.float() - middle) / spread
+def _normal(pixels_NSS3: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Pixels in 0..255, normalised per channel: float32 (N, S, S, 3)."""
+    middle, spread = (torch.tensor(values, device=pixels_NSS3.device) * 255 for values in (mean, std))
+    return (pixels_NSS3.float() - middle) / spread
 
 
 @dataclass(frozen=True)
 class Vision:
-    """How Qwen-VL makes tokens of a square picture.
+    """How Qwen-VL turns a square picture into tokens.
 
     Attributes:
         px: side of the picture in pixels, a multiple of ``patch * merge``.
@@ -44,39 +47,40 @@ class Vision:
 
     @property
     def tokens(self) -> int:
-        """Image tokens one picture takes in a sequence."""
+        """Image tokens of one picture."""
         return (self.grid // self.merge) ** 2
 
-    def patchify(self, pixels: Tensor) -> Tensor:
-        """Cut pictures into patches in Qwen's order: merge blocks row by row, patches likewise in a block.
+    def patchify(self, pixels_NSS3: Tensor) -> Tensor:
+        """Cut pictures into patches in Qwen's order: merge blocks row by row, and patches row by row in a block.
 
         Args:
-            pixels: uint8 (N, S, S, 3), or float in the same 0..255 range.
+            pixels_NSS3: uint8 or float, 0..255.
 
         Returns:
             float32 (N * grid * grid, 3 * temporal * patch * patch), normalised.
         """
-        count, blocks = len(pixels), self.grid // self.merge
-        cut = pixels.view(count, blocks, self.merge, self.patch, blocks, self.merge, self.patch, 3)
+        count, blocks = len(pixels_NSS3), self.grid // self.merge
+        cut = pixels_NSS3.view(count, blocks, self.merge, self.patch, blocks, self.merge, self.patch, 3)
         cut = cut.permute(0, 1, 4, 2, 5, 7, 3, 6)  # N, rows, columns, m, m, channel, patch, patch
-        # Cut first: the rest then runs in place over what the model reads, and no copy of the pictures is made.
-        patches = torch.empty(cut.shape, dtype=torch.float32, device=pixels.device).copy_(cut)
+        # Cut first: the rest then runs in place on the model's input, without a copy of the pictures.
+        patches = torch.empty(cut.shape, dtype=torch.float32, device=pixels_NSS3.device).copy_(cut)
         middle, spread = (
-            torch.tensor(values, device=pixels.device).view(3, 1, 1) * 255 for values in (self.mean, self.std)
+            torch.tensor(values, device=pixels_NSS3.device).view(3, 1, 1) * 255
+            for values in (self.mean, self.std)
         )
         patches.sub_(middle).div_(spread)
         repeated = patches.unsqueeze(6).expand(*patches.shape[:6], self.temporal, self.patch, self.patch)
         return repeated.reshape(count * self.grid**2, -1)
 
     def tables(self, visual: Any, count: int, device: torch.device) -> dict[str, Tensor]:
-        """What a Qwen-VL vision side works out for each picture from its shape: here for one, then repeated.
+        """Position tables that Qwen-VL's vision side derives from each picture's shape, computed once and repeated.
 
-        Left to the model it is a loop over the pictures, 4 % of a training step at size small.
+        The model itself would loop over the pictures, 4 % of a training step at size small.
 
         Args:
-            visual: the model's vision side; tells by what it has which of the tables it reads.
-            count: N pictures.
-            device: of the tensors.
+            visual: the model's vision side; its attributes say which tables it needs.
+            count: N.
+            device: where the tensors are put.
 
         Returns:
             keyword arguments of its forward pass.
@@ -91,7 +95,7 @@ class Vision:
                 align_corners=visual.interpolation_align_corners,
                 spatial_merge_size=self.merge,
             )
-            used = (weights != 0).any(dim=0)  # of four neighbours only one where the grids are equal
+            used = (weights != 0).any(dim=0)  # one of the four neighbours where the grids are equal
             out["interp_indices"] = taps[:, used].repeat(count, 1)
             out["interp_weights"] = weights[:, used].repeat(count, 1)
         if hasattr(visual, "window_size"):
@@ -105,13 +109,13 @@ class Vision:
 
 @dataclass(frozen=True)
 class WholeVision:
-    """How InternVL and SmolVLM make tokens of a square picture: as one image, its tokens in reading order.
+    """How InternVL and SmolVLM turn a square picture into tokens: as one image, its tokens in reading order.
 
-    Published processors add crops of large pictures; a product's picture is read whole here.
+    Published processors add crops of large pictures; here only the whole picture is used.
 
     Attributes:
         px: side of the picture in pixels, a multiple of ``cell``.
-        cell: side of what one token covers.
+        cell: side in pixels of the square that one token covers.
         mean, std: per-channel normalisation of pixels in [0, 1].
         before, after: token ids around the image tokens.
     """
@@ -125,9 +129,9 @@ class WholeVision:
 
     @property
     def tokens(self) -> int:
-        """Image tokens one picture takes in a sequence, markers left out."""
+        """Image tokens of one picture, without the tokens around them."""
         return (self.px // self.cell) ** 2
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """float32 (N, 3, S, S) of uint8 or float (N, S, S, 3)."""
-        return _normal(pixels, self.mean, self.std).permute(0, 3, 1, 2)
+    def normalise(self, pixels_NSS3: Tensor) -> Tensor:
+        """uint8 or float pixels to float32 (N, 3, S, S), normalised."""
+        return _normal(pixels_NSS3, self.mean, self.std).permute(0, 3, 1, 2)

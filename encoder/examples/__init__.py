@@ -1,1 +1,1 @@
-"""What training sees: the catalogue in memory, pairs, cleaning rules, negatives, augmentation."""
+"""Training examples: the catalogue in memory, pairs, cleaning rules, negatives, augmentation."""

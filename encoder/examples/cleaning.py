@@ -1,7 +1,7 @@
 """The four cleaning rules of round 2 (MOON Embedding §1.5): which purchase pairs are worth training on.
 
-Each rule takes pairs and returns those it keeps, in the order they came. What the rules look at comes as arrays,
-so that the previous model, the log and the entity finder stay outside.
+Each rule takes pairs and returns those it keeps, in their original order. The rules take arrays, so that they do not
+depend on the previous model, the log or the entity finder.
 
 Shapes: P pairs, M items, A anchors (queries or items), C categories.
 """
@@ -23,10 +23,10 @@ from encoder.examples.corpus import Side
 from encoder.examples.pairs import Pairs
 
 LEAST_ENTITIES = 2  # §1.5
-NO_TEXT = -1  # number of entities of what has no text: the rule is about texts
-MATCHED = 0.9  # share of exposure whose categories match it exactly; not recovered
-COMMON_ITEMS = 5  # a title word names something when so many items use it; not recovered
-WIDESPREAD = 0.2  # ... and no more than this share of them: "with", "and", the shop's own name
+NO_TEXT = -1  # entity count where there is no text, to which the rule does not apply
+MATCHED = 0.9  # fraction of exposure whose categories match it exactly; not recovered
+COMMON_ITEMS = 5  # a title word counts as an entity if at least this many items use it; not recovered
+WIDESPREAD = 0.2  # ... and at most this fraction of items, which excludes "with", "and", the shop's own name
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
@@ -40,20 +40,20 @@ def clean(
     item_entities: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[Pairs, dict[str, int]]:
-    """All four rules in the paper's order.
+    """Apply all four rules in the paper's order.
 
     Args:
-        pairs: of purchases.
+        pairs: purchase pairs.
         similarity_P: float (P), cosine of each pair under the model of round 1.
         spu: int64 (M), product code of each item.
         category: int64 (M), 0..C-1, of each item.
         exposure: float (C), see ``exposures``.
         anchor_entities: int64 (A), see ``entity_counts``.
-        item_entities: int64 (M), the same of the items' titles.
-        rng: draws what rule 3 keeps.
+        item_entities: int64 (M), the same for the items' titles.
+        rng: for the sampling of rule 3.
 
     Returns:
-        the pairs kept, and how many were left: given, then after each rule.
+        the pairs kept, and the number of pairs before the first rule and after each.
     """
     kept = {"given": len(pairs)}
     pairs = hardest_per_item(pairs, similarity_P)
@@ -68,10 +68,10 @@ def clean(
 
 
 def hardest_per_item(pairs: Pairs, similarity_P: np.ndarray) -> Pairs:
-    """Rule 1: of an item's queries keep the one least similar to it under the previous model, the first of equals.
+    """Rule 1: of each item's queries keep the one least similar to it under the previous model; ties: the first.
 
     Args:
-        pairs: P of them.
+        pairs: P pairs.
         similarity_P: float (P).
     """
     order = np.lexsort((np.arange(len(pairs)), similarity_P, pairs.item))
@@ -79,10 +79,10 @@ def hardest_per_item(pairs: Pairs, similarity_P: np.ndarray) -> Pairs:
 
 
 def one_per_product(pairs: Pairs, spu: np.ndarray) -> Pairs:
-    """Rule 2: an anchor keeps one SKU of each SPU: the one with most pairs of all, of equals the lowest row.
+    """Rule 2: each anchor keeps one SKU per SPU, the one that occurs in most pairs; ties: the lowest row.
 
     Args:
-        pairs: repeated pairs count as often as they occur, and are kept once.
+        pairs: repeated pairs are counted each time, and kept once.
         spu: int64 (M).
     """
     count = np.bincount(pairs.item, minlength=len(spu))[pairs.item]
@@ -93,34 +93,33 @@ def one_per_product(pairs: Pairs, spu: np.ndarray) -> Pairs:
 def like_exposure(
     pairs: Pairs, category: np.ndarray, exposure: np.ndarray, rng: np.random.Generator
 ) -> Pairs:
-    """Rule 3: down-sample dominant categories until the pairs' categories are distributed as exposures are.
+    """Rule 3: down-sample dominant categories until the pairs' categories are distributed like exposures.
 
-    No category is up-sampled, so the one with the fewest pairs per exposure would decide how many survive. Here
-    category c keeps min(n_c, s e_c) of its n_c pairs, e_c its share of exposure, and s the largest scale at which
-    categories with MATCHED of all exposure reach s e_c. These match exposure among each other; the few rarer ones
-    keep all they have. Categories never exposed keep nothing.
+    No category is up-sampled, so an exact match would let the category with the fewest pairs per exposure decide how
+    many pairs survive. Instead category c keeps min(n_c, s e_c) of its n_c pairs, where e_c is its fraction of
+    exposure and s the largest scale at which categories with MATCHED of all exposure reach s e_c. These match
+    exposure exactly; the others keep all their pairs. Categories without exposure keep none.
 
     Args:
-        pairs: P of them.
+        pairs: P pairs.
         category: int64 (M), 0..C-1.
-        exposure: float (C), not negative; only proportions count. All zero: nothing is known, all pairs stay.
-        rng: the only source of chance.
+        exposure: float (C), not negative; only proportions matter. All zero: unknown, and all pairs stay.
+        rng: the only source of randomness.
     """
     have = np.bincount(category[pairs.item], minlength=len(exposure))
     shown = np.flatnonzero((exposure > 0) & (have > 0))
     if not len(shown):
         return pairs if exposure.sum() == 0 else _take(pairs, np.empty(0, dtype=np.int64))
-    share = exposure / exposure[shown].sum()
-    fewest_first = shown[np.argsort(have[shown] / share[shown], kind="stable")]
-    reached = share[fewest_first][::-1].cumsum()[
-        ::-1
-    ]  # exposure of a category and all with more pairs for theirs
+    fraction = exposure / exposure[shown].sum()
+    fewest_first = shown[np.argsort(have[shown] / fraction[shown], kind="stable")]
+    # Exposure of a category and of all that have more pairs per exposure.
+    reached = fraction[fewest_first][::-1].cumsum()[::-1]
     decisive = fewest_first[np.flatnonzero(reached >= MATCHED)[-1]]
-    wanted = np.round(share * have[decisive] / share[decisive])
+    wanted = np.round(fraction * have[decisive] / fraction[decisive])
     order = rng.permutation(len(pairs))
     order = order[np.argsort(category[pairs.item[order]], kind="stable")]
     label = category[pairs.item[order]]
-    place = np.arange(len(order)) - np.searchsorted(label, label)  # within its category, in random order
+    place = np.arange(len(order)) - np.searchsorted(label, label)  # random rank within its category
     return _take(pairs, order[place < wanted[label]])
 
 
@@ -129,8 +128,8 @@ def exposures(
 ) -> np.ndarray:
     """How often items of each category were shown before ``until``.
 
-    A log without impressions tells what was shown only by what was then clicked or bought: all its events count
-    instead, and rule 3 then cuts little.
+    In a log without impressions all events are counted instead, as only items that were shown can be clicked or
+    bought; rule 3 then removes little.
 
     Args:
         log: EVENTS.
@@ -154,13 +153,13 @@ def enough_entities(
     item_entities: np.ndarray,
     least: int = LEAST_ENTITIES,
 ) -> Pairs:
-    """Rule 4: drop pairs of which a text names fewer than two things.
+    """Rule 4: drop pairs in which a text names fewer than ``least`` entities.
 
     Args:
-        pairs: P of them.
-        anchor_entities: int64 (A), number in each anchor's text; NO_TEXT passes (a picture).
-        item_entities: int64 (M), the same of each item's title.
-        least: a text needs so many.
+        pairs: P pairs.
+        anchor_entities: int64 (A), number of entities in each anchor's text; NO_TEXT (a picture) passes.
+        item_entities: int64 (M), the same for each item's title.
+        least: entities that a text needs.
     """
     anchor, item = anchor_entities[pairs.anchor], item_entities[pairs.item]
     enough = ((anchor == NO_TEXT) | (anchor >= least)) & ((item == NO_TEXT) | (item >= least))
@@ -168,19 +167,19 @@ def enough_entities(
 
 
 class EntityFinder(Protocol):
-    """Named entity recognition; a model implements it where there is one."""
+    """Named entity recognition, for example by a model."""
 
     def entities(self, text: str) -> set[str]:
-        """The distinct things that ``text`` names."""
+        """The distinct entities that ``text`` names."""
         ...
 
 
 class CatalogueEntities:
-    """Entities without a model: the catalogue's own terms, found in a text word for word.
+    """Entity recognition without a model: terms of the catalogue, found in a text word for word.
 
-    Terms are category names, attribute values, and title words that COMMON_ITEMS items or more use and no more than
-    WIDESPREAD of them. Case is ignored. The longest term that starts at a word is taken, and the next is looked for
-    behind it.
+    Terms are category names, attribute values, and title words that at least COMMON_ITEMS items and at most
+    WIDESPREAD of all items use. Case is ignored. Matching is greedy: the longest term that starts at a word is
+    taken, and the search continues after it.
 
     >>> rows = [{"title": "Strap top", "category": ["Women", "Vest top"], "attributes": {"colour": "Light blue"}}]
     >>> sorted(CatalogueEntities(rows).entities("A light blue vest top, size M"))
@@ -221,7 +220,7 @@ class CatalogueEntities:
 
 
 def entity_counts(texts: Sequence[str | None], finder: EntityFinder) -> np.ndarray:
-    """How many things each text names, int64; NO_TEXT where there is none."""
+    """Number of entities in each text, int64; NO_TEXT where there is no text."""
     return np.array(
         [len(finder.entities(text)) if text and text.strip() else NO_TEXT for text in texts], dtype=np.int64
     )

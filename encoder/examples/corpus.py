@@ -1,6 +1,8 @@
-"""The catalogue and its queries, tokenised and decoded once, addressed by row for training.
+"""The catalogue and its queries, tokenised and decoded once and addressed by row for training.
 
-Rows are positions in this corpus only; they never leave the encoder.
+Rows are positions in this corpus; they have no meaning outside the encoder.
+
+Shapes: M items or queries, N pictures, S picture side in pixels.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ NO_IMAGE = -1
 
 @dataclass(frozen=True)
 class Side:
-    """One column of the corpus: M items or queries.
+    """One side of the corpus: M items or queries.
 
     Attributes:
         ids: int64 (M), as in the dataset.
-        tokens: text tokens of each row, at most ``Size.text_tokens``, empty without words.
-        kinds: what each token is of: title, category, attribute, description (``encoder.content``).
+        tokens: text tokens of each row, at most ``Size.text_tokens``, empty without text.
+        kinds: field of each token: title, category, attribute or description (``encoder.content``).
         image: int64 (M), rows of ``Corpus.pixels``, ``NO_IMAGE`` without a picture.
     """
 
@@ -66,15 +68,15 @@ class Side:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Everything training reads.
+    """All items and queries that training reads.
 
     Attributes:
         items, queries: the two sides.
         spu: int64, product code of each item.
         records: each item's fields as Python values, for the question-answer templates.
-        asked: each query's words.
-        pixels: uint8 (N, S, S, 3), pictures, those of both sides among them.
-        regions: uint8 (N, S, S, 3), the core region of each of both sides' pictures; None where the recipe uses none.
+        asked: each query's text.
+        pixels: uint8 (N, S, S, 3), the pictures of both sides, and possibly others.
+        regions: uint8 (N, S, S, 3), the core region of each picture; None if the recipe does not use regions.
     """
 
     items: Side
@@ -86,7 +88,7 @@ class Corpus:
     regions: np.ndarray | None = None
 
     def samples(self, side: Side, rows: np.ndarray, text: np.ndarray, image: np.ndarray) -> list[Sample]:
-        """Inputs for ``rows``, each showing its text and its picture where asked for and present."""
+        """Samples of ``rows``, each with its text and its picture where the masks ask for it and it exists."""
         return [
             Sample(
                 tokens=side.tokens[row] if with_text else [],
@@ -97,7 +99,7 @@ class Corpus:
         ]
 
     def pictures(self, image: int) -> tuple[np.ndarray, ...]:
-        """The picture in row ``image`` of ``pixels`` and its core region if that is used; none for NO_IMAGE."""
+        """The picture in row ``image`` of ``pixels``, with its core region if regions are used; () for NO_IMAGE."""
         if image == NO_IMAGE:
             return ()
         whole = self.pixels[image]
@@ -105,12 +107,12 @@ class Corpus:
 
 
 def catalogue_texts(dataset: Dataset, item_ids: np.ndarray, chains: bool = False) -> list[str]:
-    """Every text a tokenizer may know: of the items in ``item_ids``, then of the queries.
+    """Every text that the tokenizer may be trained on: of the items in ``item_ids``, then of the queries.
 
     Args:
-        dataset: whose texts.
+        dataset: the dataset.
         item_ids: int64, items that may be learned from.
-        chains: the items' attribute chains too, so that they take few tokens to write.
+        chains: also the items' attribute chains, so that they take few tokens.
     """
     items = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(item_ids))).to_pylist()
     texts = [item_content(row).words for row in items]
@@ -132,13 +134,13 @@ def read_corpus(
     """Tokenise every text and decode every picture of some items and all queries of a dataset.
 
     Args:
-        dataset: whose items and queries to read.
-        tokenizer: of the backbone that will be trained.
-        text_tokens: tokens kept of a text.
+        dataset: the dataset.
+        tokenizer: the model's tokenizer.
+        text_tokens: most tokens of a text.
         px: side of a picture in pixels.
         item_ids: int64, the items to read.
-        regions: find the core region of every picture too (MOON §2.1).
-        decoded: the dataset's pictures at ``px``; None: decode those that are wanted.
+        regions: also find the core region of every picture (MOON §2.1).
+        decoded: the dataset's pictures at ``px``; None: decode the pictures that are needed.
 
     Raises:
         DataError: a picture that an item or query names is missing or does not decode.
@@ -174,7 +176,7 @@ def read_corpus(
 
 
 def _regions(contents: Mapping[str, bytes], decoded: Decoded, px: int) -> np.ndarray:
-    """The core region of each wanted picture, found and cut at the detail that ``encoder.encode`` uses."""
+    """The core region of each picture in ``contents``, at the resolution that ``encoder.encode`` uses."""
     out = np.zeros_like(decoded.pixels)
     for row, name in enumerate(track(decoded.image_ids, "core regions", unit="pictures")):
         if name in contents:

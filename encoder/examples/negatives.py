@@ -1,7 +1,7 @@
 """Hard negatives: other items of the positive's category (MOON Embedding §1.5, MOON §2.1).
 
-The papers do not say how they keep false negatives out (a reader's criticism of §1.5). Here an item is no negative of
-its variants, nor of what users took together with it.
+The papers do not say how they exclude false negatives. Here an item is never a negative of its variants or of items
+that users took together with it.
 
 Shapes: M items, B positives.
 """
@@ -13,19 +13,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-LEAST = 8  # items of a category from which negatives are drawn; not recovered
-TRIES = 4  # draws per negative before its category is searched
+LEAST = 8  # items that a category needs so that negatives are drawn from it; not recovered
+TRIES = 4  # random draws per negative before the whole category is searched for an allowed item
 
 
 def deepest_categories(paths: Sequence[Sequence[str] | None], least: int = LEAST) -> np.ndarray:
-    """The category each item competes in: the deepest on its path with enough items, counted from the leaves up.
+    """The category that each item's negatives come from: the deepest on its path with enough items.
 
-    What too small a category holds is counted, and competes, one level higher, together with what its siblings
-    left; in the end without any category.
+    Categories are filled from the leaves up: the items of one that is too small are counted one level higher,
+    together with those of its small siblings, and at the top without any category.
 
     Args:
         paths: category path of each item, broadest first.
-        least: items that a category needs.
+        least: number of items that a category needs.
 
     Returns:
         int64 (M), 0..C-1.
@@ -43,13 +43,13 @@ def deepest_categories(paths: Sequence[Sequence[str] | None], least: int = LEAST
 
 
 class CategoryNegatives:
-    """Draws items of the same category that are no positives.
+    """Draws negatives from the category of a positive.
 
     Args:
         category: int64 (M), see ``deepest_categories``.
         spu: int64 (M), product code of each item.
-        related: two int64 arrays, rows of items that belong together (bought on one trip, answers to one query),
-            in either order.
+        related: two int64 arrays, rows of items that belong together (bought on one trip, answers to one query) and
+            are never negatives of each other, in either order.
     """
 
     def __init__(self, category: np.ndarray, spu: np.ndarray, related: tuple[np.ndarray, np.ndarray]) -> None:
@@ -67,17 +67,17 @@ class CategoryNegatives:
         count: int = 1,
         anchor: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Negatives of each positive, each allowed one equally likely, drawn independently (they may repeat).
+        """Negatives of each positive, drawn uniformly from the allowed items with replacement.
 
         Args:
             item: int64 (B), rows of the positives.
-            rng: the only source of chance.
-            count: per positive.
-            anchor: int64 (B), rows of the anchors where these are items: their variants and what was taken with
-                them is no negative either.
+            rng: the only source of randomness.
+            count: negatives per positive.
+            anchor: int64 (B), rows of the anchors if they are items: their variants and related items are excluded
+                too.
 
         Returns:
-            int64 (B, count), rows; -1 throughout where the category has no allowed item.
+            int64 (B, count), rows; -1 where the category has no allowed item.
         """
         size, start = self._size[self._category[item]], self._start[self._category[item]]
         place = (rng.random((len(item), count, TRIES)) * size[:, None, None]).astype(np.int64)

@@ -1,4 +1,7 @@
-"""Positive pairs for post-training: what users did before the encoder's cut in time, and what judges said."""
+"""Positive pairs for post-training, from user behaviour before the encoder's cut-off time and from judgements.
+
+Shapes: P pairs.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from encoder.examples.corpus import Corpus, Side
 
 WINDOW_US = 24 * 3600 * 1_000_000  # two behaviours of a user less than a day apart count as one shopping trip
-LAGS = 4  # each behaviour is paired with so many of the user's next ones
-RELEVANT = 0.5  # judgements above it are positives
+LAGS = 4  # each behaviour is paired with at most this many of the user's next ones
+RELEVANT = 0.5  # judgements above this are positives
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,12 @@ def positive_log(log: pa.Table, until: datetime) -> pa.Table:
 
 
 def item_pairs(log: pa.Table, until: datetime, items: Side) -> Pairs:
-    """Items that one user clicked or bought within a day of each other, each as often as it happened.
+    """Pairs of items that one user clicked or bought within a day, repeated as often as it happened.
 
     Args:
-        log: EVENTS; what is available at ``until`` or later is ignored.
-        until: the encoder's cut.
-        items: to turn ids into rows; events of unknown items are ignored.
+        log: EVENTS; those available at ``until`` or later are ignored.
+        until: the encoder's cut-off time.
+        items: turns ids into rows; events of unknown items are ignored.
     """
     events = positive_log(log, until)
     user, event_id = events["user_id"].to_numpy(), events["event_id"].to_numpy()
@@ -67,13 +70,13 @@ def item_pairs(log: pa.Table, until: datetime, items: Side) -> Pairs:
 
 
 def query_pairs(log: pa.Table, until: datetime, judgements: pa.Table, queries: Side, items: Side) -> Pairs:
-    """Distinct (query, item) pairs: the item was clicked or bought from that query, or judged relevant to it.
+    """Distinct (query, item) pairs where the item was clicked or bought from the query, or judged relevant to it.
 
     Args:
-        log: EVENTS; what is available at ``until`` or later is ignored.
-        until: the encoder's cut.
+        log: EVENTS; those available at ``until`` or later are ignored.
+        until: the encoder's cut-off time.
         judgements: JUDGEMENTS; only part "train" is read.
-        queries, items: to turn ids into rows.
+        queries, items: turn ids into rows.
     """
     events = positive_log(log, until)
     events = events.filter(pc.is_valid(events["query_id"]))
@@ -90,13 +93,13 @@ def query_pairs(log: pa.Table, until: datetime, judgements: pa.Table, queries: S
 
 
 def own_pairs(items: Side) -> Pairs:
-    """Every item with something to show, paired with itself."""
+    """Every item that has text or a picture, paired with itself."""
     rows = np.flatnonzero(items.has_text | items.has_image)
     return Pairs(rows, rows)
 
 
 def variant_pairs(spu: np.ndarray) -> Pairs:
-    """Every two items of one product, both ways round; items of large products are paired with the next few.
+    """Every two items of one product, in both orders; items of large products are paired with the next LAGS only.
 
     Args:
         spu: int64, product code of each row.
@@ -113,12 +116,12 @@ def variant_pairs(spu: np.ndarray) -> Pairs:
 
 @dataclass(frozen=True)
 class Relations:
-    """All pairs there are, by what relates the two.
+    """All positive pairs, by relation.
 
     Attributes:
-        own: an item with itself, seen twice.
+        own: an item with itself, in two views.
         variant: two items of one product.
-        query: a query with an item clicked or bought from it, or judged relevant.
+        query: a query and an item clicked or bought from it, or judged relevant.
         bought: two items that one user took on one trip.
     """
 
@@ -128,21 +131,21 @@ class Relations:
     bought: Pairs
 
     def counts(self) -> dict[str, int]:
-        """Pairs of each relation."""
+        """Number of pairs of each relation."""
         return {name: len(getattr(self, name)) for name in ("own", "variant", "query", "bought")}
 
 
 def read_relations(
     log: pa.Table, until: datetime, judgements: pa.Table, corpus: Corpus, purchases: bool = False
 ) -> Relations:
-    """All pairs of a corpus.
+    """All positive pairs of a corpus.
 
     Args:
-        log: EVENTS; what is available at ``until`` or later is ignored.
-        until: the encoder's cut.
+        log: EVENTS; those available at ``until`` or later are ignored.
+        until: the encoder's cut-off time.
         judgements: JUDGEMENTS; only part "train" is read.
-        corpus: to turn ids into rows.
-        purchases: only purchases count as behaviour, where the log has any.
+        corpus: turns ids into rows.
+        purchases: use purchases only, if the log has any.
     """
     if purchases:
         bought = log.filter(pc.equal(log["type"], "purchase"))

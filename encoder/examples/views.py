@@ -1,6 +1,6 @@
-"""What is shown of an item or a query: its title, its words, its picture, or a mixture.
+"""Views of an item or a query: its title, all its text, its picture, or combinations.
 
-The modalities of MOON Embedding's pairs (§1.4, Table 2); "richer text" is everything but the title.
+These are the modalities of MOON Embedding's pairs (§1.4, Table 2); "richer text" there is all text but the title.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from encoder.examples.corpus import Corpus, Side
 
 View = Literal["title", "details", "words", "image", "title+image", "details+image", "all", "half", "any"]
 
-# Share of the words left out: without it they are learned by heart within a few hundred steps
+# Probability with which each text token is dropped: without it texts are memorised within a few hundred steps
 # (docs/log/encoder.md#words-must-be-thinned).
-LEFT_OUT = 0.3
+TOKEN_DROPOUT = 0.3
 
 
 def show(corpus: Corpus, side: Side, rows: np.ndarray, view: View, rng: np.random.Generator) -> list[Sample]:
-    """Samples of rows, their pictures augmented and their words thinned.
+    """Samples of rows in a view, with augmented pictures and token dropout.
 
     Args:
-        corpus: where contents come from.
+        corpus: the corpus.
         side: items or queries.
-        rows: int64, of the side; each with what the view asks for, see ``can_show``.
-        view: title, details (all words but the title), words, image, both of them; "half": every other word
-            or so, half of the time with the picture; "any": words, picture or both, a third each.
-        rng: the only source of chance.
+        rows: int64, rows of the side that have the view, see ``can_show``.
+        view: title, details (all text but the title), words (all text), image, or combinations; "half": token
+            dropout 0.5, half of the time with the picture; "any": text, picture or both, a third each.
+        rng: the only source of randomness.
     """
     count = len(rows)
     yes, no = np.ones(count, dtype=bool), np.zeros(count, dtype=bool)
     if view == "half":
-        return augmented(thinned(corpus.samples(side, rows, yes, rng.random(count) < 0.5), 0.5, rng), rng)
+        samples = corpus.samples(side, rows, yes, rng.random(count) < 0.5)
+        return augmented(drop_tokens(samples, 0.5, rng), rng)
     text = no if view == "image" else yes
     image = yes if view == "all" or "image" in view else no
     if view == "any":
@@ -48,11 +49,11 @@ def show(corpus: Corpus, side: Side, rows: np.ndarray, view: View, rng: np.rando
         samples = [_keep(sample, lambda kind: kind == TITLE) for sample in samples]
     elif view.startswith("details"):
         samples = [_keep(sample, lambda kind: kind != TITLE) for sample in samples]
-    return augmented(thinned(samples, LEFT_OUT, rng), rng)
+    return augmented(drop_tokens(samples, TOKEN_DROPOUT, rng), rng)
 
 
 def can_show(side: Side, view: View) -> np.ndarray:
-    """bool (M): rows of the side that have what a view asks for; "any" and "all" need only something."""
+    """bool (M): the rows of the side that have the view; "any" and "all" need text or a picture."""
     title = np.array([TITLE in kinds for kinds in side.kinds], dtype=bool)
     details = np.array([any(kind != TITLE for kind in kinds) for kinds in side.kinds], dtype=bool)
     return {
@@ -68,11 +69,11 @@ def can_show(side: Side, view: View) -> np.ndarray:
     }[view]
 
 
-def thinned(samples: Sequence[Sample], share: float, rng: np.random.Generator) -> list[Sample]:
-    """The samples with each token left out with probability ``share``, at least one kept of those with any."""
+def drop_tokens(samples: Sequence[Sample], probability: float, rng: np.random.Generator) -> list[Sample]:
+    """Token dropout: drop each text token with ``probability``, but keep at least one per text."""
     kept = []
     for sample in samples:
-        shown = rng.random(len(sample.tokens)) >= share
+        shown = rng.random(len(sample.tokens)) >= probability
         if len(shown):
             shown[rng.integers(len(shown))] = True
         kept.append(_choose(sample, shown.tolist()))
@@ -84,7 +85,7 @@ def augmented(
     rng: np.random.Generator,
     change: Callable[[np.ndarray, np.random.Generator], np.ndarray] = augment,
 ) -> list[Sample]:
-    """The samples with every picture changed."""
+    """The samples with every picture changed by ``change``."""
     pictures = [picture for sample in samples for picture in sample.pictures]
     changed = iter(change(np.stack(pictures), rng) if pictures else ())
     return [

@@ -1,1 +1,1 @@
-"""What training minimises: contrastive losses, their negatives and weights; one formula per file."""
+"""Losses: contrastive losses with their negatives and weights, and rewards; one formula per file."""

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from encoder.losses.info_nce import candidates, over_widths, weighted_mean
 
-# Neither is recovered. With these the slope where scores settle, gamma / 2 = 32 at s_n = m, and that between
-# unrelated vectors, gamma * m = 16 at s_n = 0, are InfoNCE's at temperatures of .03 and .06: the usual range.
+# Both not recovered. With these values the gradient where scores settle, gamma / 2 = 32 at s_n = m, and that between
+# unrelated vectors, gamma * m = 16 at s_n = 0, are those of InfoNCE at temperatures .03 and .06, the usual range.
 GAMMA, MARGIN = 64.0, 0.25
 
 
@@ -31,14 +31,14 @@ def circle_loss(
     """Mean circle loss of anchors, each with its one positive (2002.10857 eq. 6; MOON Embedding §1.5).
 
     L = log[1 + sum_j exp(g a_n^j (s_n^j - m)) exp(-g a_p (s_p - (1 - m)))], a_n = [s_n + m]_+,
-    a_p = [1 + m - s_p]_+, s the cosine. The weights a say how far a score is from its optimum (m below 0, m
-    above 1) and are constants to the gradient, as the original prescribes. Only anchors choose, as printed;
-    the direction from items to anchors has no counterpart in the formula.
+    a_p = [1 + m - s_p]_+, s the cosine. The weights a measure how far a score is from its optimum (-m for negatives,
+    1 + m for positives); no gradient flows through them, as in the original. As in the formula, only anchors choose
+    among items, not items among anchors.
 
     Args:
         anchor_BD, item_BD, masked_BB, negatives_ND, masked_negatives_BN: as in ``info_nce.candidates``.
         weight_B: float, weight of each anchor's loss, not all 0.
-        gamma: g, the scale of the scores.
+        gamma: g, scale of the scores.
         margin: m; scores settle within s_p > 1 - m and s_n < m.
 
     Returns:
@@ -63,7 +63,7 @@ def matryoshka_circle_loss(
     masked_negatives_BN: Tensor | None = None,
     weight_B: Tensor | None = None,
 ) -> Tensor:
-    """``circle_loss`` over the prefixes of ``widths``, each normalised as a vector of its own."""
+    """Mean of ``circle_loss`` over the prefixes of ``widths``, each normalised."""
 
     def loss_at(width: int) -> Tensor:
         extra = None if negatives_ND is None else negatives_ND[:, :width]

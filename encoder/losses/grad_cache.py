@@ -1,10 +1,10 @@
-"""Batches larger than memory: the gradient of a whole batch, with the graph of one chunk at a time.
+"""Batches larger than memory: the gradient of a whole batch, holding the graph of one chunk at a time.
 
-GradCache (Gao et al., 2101.06983): a contrastive loss needs all vectors at once but only their values, so
-encode without a graph, differentiate the loss by the vectors, and encode again to carry that gradient on.
-It buys memory with one more forward pass. The papers do not say how they reach their batches.
+GradCache (Gao et al., 2101.06983): a contrastive loss needs all vectors at once but only their values, so encode
+without a graph, differentiate the loss with respect to the vectors, and encode again chunk by chunk to back-propagate
+that gradient. It saves memory for one more forward pass. The papers do not say how they reach their batch sizes.
 
-Shapes: B sequences, D columns.
+Shapes: B samples, D columns.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Input = TypeVar("Input")
 def cached(encode: Callable[[Sequence[Input]], Tensor], samples: Sequence[Input], chunk: int) -> Tensor:
     """``encode(samples)`` whose backward pass encodes again, chunk by chunk, so that no graph is kept.
 
-    Gradients equal the plain ones when the row of a sample does not depend on the samples beside it. Dropout
-    may be on: the second pass of a chunk draws what its first pass drew.
+    Gradients equal those of a plain call if the row of a sample does not depend on the other samples. Dropout may be
+    on: the second pass restores the random state of the first.
 
-    What a loss needs besides vectors goes into further columns, e.g. the gates of the experts. A balance loss
-    of experts, one number per call of ``encode``, can ride along in a column of equal entries; it is then the
-    mean of the chunks' balances, which is not the balance of the batch, being a product of means.
+    Whatever else a loss needs, such as the gates of the experts, goes into further columns. The experts' balance
+    loss, one number per call of ``encode``, can be a column of equal entries; its mean is then the mean of the
+    chunks' balance losses, which differs from the balance loss of the batch, a product of means.
 
     When ``encode`` is data-parallel, its gradients must be averaged after the backward pass, not chunk by chunk.
 
     Args:
-        encode: float (b, D) rows of b samples, in their order.
-        samples: B, at least one.
+        encode: from samples to float rows (samples, D), in their order.
+        samples: B samples, at least one.
         chunk: most samples whose graph is held at once.
 
     Returns:
@@ -42,7 +42,7 @@ def cached(encode: Callable[[Sequence[Input]], Tensor], samples: Sequence[Input]
 
 
 class _Cached(torch.autograd.Function):
-    """Forward without a graph; backward adds to the ``.grad`` of all that ``encode`` uses."""
+    """Forward without a graph; backward adds to the ``.grad`` of every parameter that ``encode`` uses."""
 
     @staticmethod
     def forward(ctx: Any, switch: Tensor, encode: Callable, samples: Sequence, chunk: int) -> Tensor:
@@ -64,17 +64,17 @@ class _Cached(torch.autograd.Function):
 
 
 def _devices() -> list[int]:
-    """The accelerator in use, if any."""
+    """The GPU in use, if any."""
     return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
 
 
 def _random_state() -> tuple[Tensor, list[Tensor]]:
-    """State of torch's generators, of the CPU and of the accelerator in use."""
+    """State of torch's generators for the CPU and the GPU in use."""
     return torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in _devices()]
 
 
 def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
-    """Put back what ``_random_state`` gave."""
+    """Restore what ``_random_state`` returned."""
     torch.set_rng_state(state[0])
     for device, of_device in zip(_devices(), state[1], strict=True):
         torch.cuda.set_rng_state(of_device, device)

@@ -1,7 +1,7 @@
-"""The contrastive objective: InfoNCE in batch, false negatives masked, averaged over Matryoshka prefixes.
+"""The contrastive objective: in-batch InfoNCE with false negatives masked, averaged over Matryoshka prefixes.
 
-Negatives are the other items of the batch and, when given, further vectors shared by all anchors: hard
-negatives and the queue of earlier steps.
+Negatives are the other items of the batch and, optionally, further vectors shared by all anchors: hard negatives and
+the queue of vectors from earlier steps.
 
 Shapes: B pairs, D vector width, N further negatives.
 """
@@ -14,21 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TEMPERATURE = 0.05  # MOON Embedding §1.4 does not recover it; published encoders of this kind use .02 to .07
+TEMPERATURE = 0.05  # not recovered for MOON Embedding §1.4; published encoders of this kind use .02 to .07
 
 
 def false_negatives(anchor_B: Tensor, item_B: Tensor, spu_B: Tensor, anchor_spu_B: Tensor) -> Tensor:
-    """Which in-batch items must not be pushed away from which anchors.
+    """Which in-batch items are false negatives of which anchors.
 
-    An item is no negative of an anchor when it is the anchor's own positive shown again, a variant of it
-    (same SPU), a positive of the same anchor in another pair, a variant of one, or a variant of the anchor
-    item itself.
+    A false negative is another copy of the anchor's positive, a variant of it (same SPU), a positive of the same
+    anchor in another pair or a variant of one, or a variant of the anchor item itself.
 
     Args:
         anchor_B: int64, identity of each pair's anchor (query or item).
         item_B: int64, item of each pair.
         spu_B: int64, product code of each item.
-        anchor_spu_B: int64, product code of each anchor that is an item; negative and unique otherwise.
+        anchor_spu_B: int64, product code of each anchor that is an item; a unique negative number otherwise.
 
     Returns:
         bool (B, B): [anchor, item]; false on the diagonal, which is the positive.
@@ -45,10 +44,10 @@ def false_extra_negatives(
     negative_item_N: Tensor,
     negative_spu_N: Tensor,
 ) -> Tensor:
-    """Which of N further vectors must not be pushed away from which anchors.
+    """Which of N further vectors are false negatives of which anchors.
 
-    As ``false_negatives``: an item or a variant of an item that any pair of the batch gives the same anchor
-    as its positive, or a variant of the anchor item itself.
+    As in ``false_negatives``: any positive of the anchor in this batch or a variant of one, or a variant of the
+    anchor item itself.
 
     Args:
         anchor_B, item_B, spu_B, anchor_spu_B: int64, the keys of ``false_negatives``.
@@ -59,7 +58,7 @@ def false_extra_negatives(
     """
     same_BN = (item_B[:, None] == negative_item_N) | (spu_B[:, None] == negative_spu_N)
     anchors, row_B = torch.unique(anchor_B, return_inverse=True)
-    if len(anchors) < len(anchor_B):  # an anchor with several pairs: what is positive in one is so in all
+    if len(anchors) < len(anchor_B):  # an anchor with several pairs: the positives of one hold for all
         pair, negative = same_BN.nonzero(as_tuple=True)
         known = same_BN.new_zeros((len(anchors), same_BN.shape[1]))
         known[row_B[pair], negative] = True
@@ -74,13 +73,13 @@ def candidates(
     negatives_ND: Tensor | None = None,
     masked_negatives_BN: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Cosine of every anchor with every item and every further negative, and which of them do not count.
+    """Cosine of every anchor with every item and every further negative, and which of these are masked.
 
     Args:
-        anchor_BD, item_BD: float, any length; row b of both is a positive pair.
-        masked_BB: bool, true where ``item`` is no negative of ``anchor``; false on the diagonal.
-        negatives_ND: float, any length, negatives of every anchor.
-        masked_negatives_BN: bool, true where one is no negative of ``anchor``; None masks none.
+        anchor_BD, item_BD: float, any norm; row b of both is a positive pair.
+        masked_BB: bool, true where the item must not be a negative of the anchor; false on the diagonal.
+        negatives_ND: float, any norm, further negatives of every anchor.
+        masked_negatives_BN: bool, the same for the further negatives; None masks none.
 
     Returns:
         float and bool, both (B, B + N).
@@ -94,7 +93,7 @@ def candidates(
 
 
 def weighted_mean(loss_B: Tensor, weight_B: Tensor | None) -> Tensor:
-    """Mean of the pairs' losses, sum w L / sum w: its scale does not depend on how many pairs weigh little."""
+    """Weighted mean of the pairs' losses, sum w L / sum w."""
     return loss_B.mean() if weight_B is None else (weight_B * loss_B).sum() / weight_B.sum()
 
 
@@ -114,7 +113,7 @@ def one_way_info_nce(
     Args:
         anchor_BD, item_BD, masked_BB, negatives_ND, masked_negatives_BN: as in ``candidates``.
         temperature: t.
-        weight_B: float, weight of each pair's own loss, not all 0; it stays a full negative of the others.
+        weight_B: float, weight of each pair's loss, not all 0; as a negative each item counts in full.
     """
     score, masked = candidates(anchor_BD, item_BD, masked_BB, negatives_ND, masked_negatives_BN)
     score = (score / temperature).masked_fill(masked, float("-inf"))
@@ -133,7 +132,7 @@ def info_nce(
 ) -> Tensor:
     """Mean InfoNCE of anchors choosing their item and items choosing their anchor (MOON Embedding §1.4).
 
-    Arguments as in ``one_way_info_nce``. Further negatives are items, so only anchors choose among them.
+    Arguments as in ``one_way_info_nce``. Further negatives are items, so they are used in the first direction only.
     """
     to_item = one_way_info_nce(
         anchor_BD, item_BD, masked_BB, temperature, negatives_ND, masked_negatives_BN, weight_B
@@ -148,7 +147,7 @@ def over_widths(loss_at: Callable[[int], Tensor], widths: Sequence[int]) -> Tens
     L = sum_m c_m L(normalise(r[:m])) with equal weights c_m = 1/M: the paper's weights are not recovered.
 
     Args:
-        loss_at: the loss with every vector cut to its first ``width`` numbers.
+        loss_at: from a width to the loss with every vector cut to its first ``width`` numbers.
         widths: M prefixes.
     """
     return torch.stack([loss_at(width) for width in widths]).mean()
@@ -164,7 +163,7 @@ def matryoshka_info_nce(
     masked_negatives_BN: Tensor | None = None,
     weight_B: Tensor | None = None,
 ) -> Tensor:
-    """``info_nce`` over the prefixes of ``widths``, each normalised as a vector of its own."""
+    """Mean of ``info_nce`` over the prefixes of ``widths``, each normalised."""
 
     def loss_at(width: int) -> Tensor:
         extra = None if negatives_ND is None else negatives_ND[:, :width]

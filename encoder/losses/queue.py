@@ -1,4 +1,4 @@
-"""Negatives over time: the item vectors of the last steps (MOON Embedding §1.5, MOON §2.1; SCL 2407.19467).
+"""A queue of negatives: the item vectors of the last steps (MOON Embedding §1.5, MOON §2.1; SCL 2407.19467).
 
 Shapes: B pairs, D vector width, S slots of the queue.
 """
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from encoder.losses.info_nce import false_extra_negatives
 
-EMPTY = -1  # item of a slot never written
+EMPTY = -1  # item of an unused slot
 
 
 class VectorQueue:
-    """First in, first out: the newest S item vectors with what tells whether they are negatives.
+    """A first-in-first-out queue of the newest S item vectors, with the keys that identify false negatives.
 
-    A step computes its loss against the queue first and pushes its own items afterwards: pushed before, they
-    would count twice. With several ranks every one pushes the gathered items, so that all queues are equal.
+    A step computes its loss against the queue before it pushes its own items, which would otherwise count twice. With
+    several ranks, every rank pushes the gathered items, so that all queues are equal.
     S is not recovered for MOON (about 200 times the batch); SCL keeps 196,800.
 
     Args:
         size: S.
-        width: D; the vectors' prefixes serve the narrower Matryoshka losses.
+        width: D, the full width; narrower Matryoshka losses use prefixes.
     """
 
     def __init__(self, size: int, width: int) -> None:
@@ -39,16 +39,16 @@ class VectorQueue:
 
     @torch.no_grad()
     def push(self, vector_BD: Tensor, item_B: Tensor, spu_B: Tensor) -> None:
-        """Put B vectors in the place of the B oldest; of more than S only the last S are kept.
+        """Replace the B oldest vectors by these; of more than S only the last S are kept.
 
         Args:
-            vector_BD: float, any length; gradients do not flow into the queue.
+            vector_BD: float, any norm; gradients do not flow into the queue.
             item_B: int64, item of each; not negative.
             spu_B: int64, its product code.
         """
         size = len(self.item_S)
         end = self.pushed + len(item_B)
-        # No slot is written twice: on a GPU such writes have no order.
+        # Write no slot twice: on a GPU the order of such writes is undefined.
         slot = torch.arange(max(self.pushed, end - size), end, device=self.item_S.device) % size
         self.vector_SD[slot] = vector_BD[-len(slot) :].to(self.vector_SD)
         self.item_S[slot] = item_B[-len(slot) :].to(self.item_S)
@@ -56,7 +56,7 @@ class VectorQueue:
         self.pushed = end
 
     def contents(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors (S, D), items (S) and product codes (S) of every slot; an unused slot has item ``EMPTY``."""
+        """Vectors (S, D), items (S) and product codes (S) of all slots; unused slots have item ``EMPTY``."""
         return self.vector_SD, self.item_S, self.spu_S
 
     def tensors(self) -> dict[str, Tensor]:
@@ -66,7 +66,7 @@ class VectorQueue:
         return {name: tensor.clone() for name, tensor in state.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what ``tensors`` gave."""
+        """Restore the state that ``tensors`` returned."""
         self.vector_SD.copy_(tensors["vector"])
         self.item_S.copy_(tensors["item"])
         self.spu_S.copy_(tensors["spu"])
@@ -76,7 +76,7 @@ class VectorQueue:
 def false_queue_negatives(
     queue: VectorQueue, anchor_B: Tensor, item_B: Tensor, spu_B: Tensor, anchor_spu_B: Tensor
 ) -> Tensor:
-    """Which slots of the queue must not be pushed away from which anchors: no negatives, or nothing there.
+    """Which slots of the queue must be masked for which anchors: false negatives and unused slots.
 
     Args:
         queue: after any number of pushes.

@@ -1,7 +1,9 @@
 """The four rewards of MOON3.0's reinforcement learning (§4.2): format, length, retrieval, attributes.
 
-The paper names them; their formulas and weights are not recovered. Ours all lie in [0, 1]. A chain that is not
-well-formed has no attributes, so it earns neither the format nor the attribute reward.
+The paper names them; their formulas and weights are not recovered. Ours are all in [0, 1]. A malformed chain has no
+attributes, so it gets neither the format nor the attribute reward.
+
+Shapes: B candidates, R rollouts, D vector width.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch.nn import functional as F
 class RewardWeights:
     """Weight of each reward in the total (not recovered; ours).
 
-    Format and length only have to keep a supervised model from forgetting the form, so they weigh little.
+    Format and length have small weights: they only keep the supervised model from forgetting the format.
     """
 
     format: float = 0.25
@@ -27,7 +29,7 @@ class RewardWeights:
     attributes: float = 1.0
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """Weighted sum of rewards of equal shape, by the names of the weights."""
+        """Weighted sum of the four rewards, tensors of equal shape."""
         return (
             self.format * parts["format"]
             + self.length * parts["length"]
@@ -37,27 +39,27 @@ class RewardWeights:
 
 
 def format_reward(said: Mapping[str, str] | None, asked: Sequence[str]) -> float:
-    """1 when a chain is well-formed and names exactly the fields asked for, once each and in their order.
+    """1 when a chain is well-formed and has exactly the fields of the item's true chain, in their order; else 0.
 
     Args:
-        said: what ``encoder.parts.chain.read_chain`` made of the chain.
-        asked: names of the fields of the item's true chain.
+        said: the chain's fields as parsed by ``encoder.parts.chain.read_chain``; None: malformed.
+        asked: field names of the item's true chain.
     """
     return float(said is not None and list(said) == list(asked))
 
 
 def length_reward(length: int, shortest: int, longest: int) -> float:
-    """1 when a chain of ``length`` tokens is neither shorter nor longer than the bounds, both included."""
+    """1 when the number of tokens of a chain is between the bounds, both included; else 0."""
     return float(shortest <= length <= longest)
 
 
 def field_rewards(said: Mapping[str, str] | None, true: Mapping[str, str]) -> dict[str, float]:
-    """Of each true field: 1 when the chain says the same value, else 0. Compared letter by letter, cleaned."""
+    """For each true field: 1 when the chain has exactly the same (cleaned) value, else 0."""
     return {name: float(said is not None and said.get(name) == value) for name, value in true.items()}
 
 
 def attribute_reward(said: Mapping[str, str] | None, true: Mapping[str, str]) -> float:
-    """Share of an item's true fields that a chain states rightly; 0 of an item that has none."""
+    """Fraction of an item's true fields that the chain states correctly; 0 for an item without fields."""
     fields = field_rewards(said, true)
     return sum(fields.values()) / len(fields) if fields else 0.0
 
@@ -65,17 +67,17 @@ def attribute_reward(said: Mapping[str, str] | None, true: Mapping[str, str]) ->
 def retrieval_reward(
     rollout_RD: Tensor, candidate_BD: Tensor, positive_R: Tensor, masked_RB: Tensor | None = None
 ) -> Tensor:
-    """Reciprocal of the rank at which each rollout's vector finds its positive among the batch's candidates.
+    """Reciprocal rank of each rollout's positive among the batch's candidates.
 
-    The mean reciprocal rank of search rather than a hit within k: it still tells the rollouts of one group
-    apart once all of them are within k. Ties count half, so a collapsed space earns no reward.
+    Reciprocal rank rather than hit@k, as it still distinguishes the rollouts of a group when all are hits. Ties count
+    half, so collapsed vectors are not rewarded.
 
     Args:
         rollout_RD: float, vectors of R rollouts, compared by cosine.
         candidate_BD: float, vectors of the batch's candidates.
         positive_R: int64, row of each rollout's positive.
-        masked_RB: bool, candidates that are no fair competitor of a rollout (see
-            ``encoder.losses.info_nce.false_negatives``); None when all are.
+        masked_RB: bool, true for candidates that are false negatives of a rollout (see
+            ``encoder.losses.info_nce.false_negatives``); None masks none.
 
     Returns:
         float (R), in (0, 1], without gradient.

@@ -1,1 +1,1 @@
-"""What the papers add to a plain multimodal model; one part per file."""
+"""The parts that the papers add to a plain multimodal model; one per file."""

@@ -1,7 +1,7 @@
-"""The attribute chain of an item, which MOON3.0 writes before it embeds (§4.1).
+"""The attribute chain of an item, which MOON3.0 generates before it embeds (§4.1).
 
-A chain reads ``<think>category: Dress; colour: Dark Blue; pattern: Stripe</think><|emb|>``: the item's value
-of a few fields, in the catalogue's order. The last hidden state of ``<|emb|>`` stands for all of them.
+An example is ``<think>category: Dress; colour: Dark Blue; pattern: Stripe</think><|emb|>``: the item's values of a
+few fields, always in the same order. The last hidden state of ``<|emb|>`` summarises them.
 The paper shows "Category: ...; Color: ...; ..."; which fields, how many and their order are not recovered.
 """
 
@@ -22,14 +22,14 @@ from encoder.content import attribute_pairs
 
 THINK, END_THINK, EMB = "<think>", "</think>", "<|emb|>"
 CATEGORY = "category"  # the field that holds the last name of an item's category path
-PRESENT = 0.5  # a field of the chain is known of at least this share of the items
-REPEATS = 8  # a value of it belongs on average to at least so many items: rarer ones cannot be learnt
+PRESENT = 0.5  # a field of the chain is known for at least this fraction of the items
+REPEATS = 8  # its values occur in at least this many items on average: rarer ones cannot be learned
 
 
 def clean(words: str) -> str:
-    """A name or value as a chain writes it: NFC, with the chain's own marks and all whitespace as spaces.
+    """A name or value as it appears in a chain: NFC, with delimiters and whitespace replaced by single spaces.
 
-    Cleaned rather than escaped: a generated chain then has no escapes to get wrong.
+    Replaced rather than escaped, so that a generated chain cannot have wrong escapes.
 
     >>> clean(" a;b:  <c> ")
     'a b c'
@@ -38,7 +38,7 @@ def clean(words: str) -> str:
 
 
 def item_fields(record: Mapping[str, Any]) -> dict[str, str]:
-    """Every cleaned field an item could tell: the last of its category path, then its attributes.
+    """All fields of an item, cleaned: the last name of its category path, then its attributes.
 
     Args:
         record: a row of ``dataset.contracts.ITEMS`` as Python values.
@@ -53,17 +53,17 @@ def item_fields(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def chain_fields(records: Iterable[Mapping[str, Any]], most: int = 4) -> tuple[str, ...]:
-    """Names of the few fields that together tell most of a catalogue's items apart.
+    """Names of the few fields that together distinguish the items of a catalogue best.
 
-    Taken one at a time: the next is the one that adds most bits to the joint entropy of those taken, so that
-    a coarser copy of a taken field (colour after shade) is not taken again. Only fields known of at least
-    ``PRESENT`` of the items, and whose values repeat ``REPEATS`` times on average, are asked.
+    Greedy: the next field is the one that adds most bits to the joint entropy of the chosen ones, so that a coarser
+    copy of a chosen field (colour after shade) is not chosen. Only fields known for at least ``PRESENT`` of the
+    items, with values that occur ``REPEATS`` times on average, are considered.
 
-    They are written from the least to the most uncertain: what is easy to see helps to guess the rest.
+    The result is ordered by increasing entropy: easy fields come first and help to predict the others.
 
     Args:
         records: items, rows of ``dataset.contracts.ITEMS`` as Python values.
-        most: fields to take at most; fewer where no field adds anything.
+        most: most fields to choose; fewer are chosen when no other field adds information.
     """
     items = [item_fields(record) for record in records]
     columns = {name: [item.get(name) for item in items] for name in sorted(set().union(*items))}
@@ -73,7 +73,7 @@ def chain_fields(records: Iterable[Mapping[str, Any]], most: int = 4) -> tuple[s
     while left and len(taken) < most:
         joined = {name: _join(known, column) for name, column in left.items()}
         bits = {name: _entropy(rows) for name, rows in joined.items()}
-        best = max(bits, key=lambda name: round(bits[name], 9))  # of equals, the first by name
+        best = max(bits, key=lambda name: round(bits[name], 9))  # ties: the first by name
         if bits[best] - _entropy(known) < 1e-9:
             break
         taken.append(best)
@@ -83,15 +83,15 @@ def chain_fields(records: Iterable[Mapping[str, Any]], most: int = 4) -> tuple[s
 
 
 def chain_values(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
-    """The true values of an item's chain: those of ``names`` it has, in their order."""
+    """The true fields of an item's chain: those of ``names`` that it has, in their order."""
     fields = item_fields(record)
     return {name: fields[name] for name in names if name in fields}
 
 
 def parse_chain(text: str) -> dict[str, str] | None:
-    """Name and value of each field of a chain, None unless ``text`` is exactly a well-formed one.
+    """Name and value of each field of a chain; None if it is malformed.
 
-    Well-formed: the three marks, at least one field, no name twice, every name and value cleaned.
+    Well-formed means: the three marks, at least one field, no name twice, every name and value cleaned.
 
     >>> parse_chain("<think>colour: Red; fit: Slim</think><|emb|>")
     {'colour': 'Red', 'fit': 'Slim'}
@@ -123,7 +123,7 @@ def chain_marks(tokenizer: PreTrainedTokenizerBase) -> Marks:
     """The marks of a tokenizer that has them: ours, or a checkpoint's after ``add_chain_marks``.
 
     Raises:
-        KeyError: it lacks one.
+        KeyError: the tokenizer lacks one.
     """
     known = tokenizer.get_vocab()
     return Marks(known[THINK], known[END_THINK], known[EMB])
@@ -131,11 +131,11 @@ def chain_marks(tokenizer: PreTrainedTokenizerBase) -> Marks:
 
 @torch.no_grad()
 def add_chain_marks(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
-    """Give a checkpoint's tokenizer the marks it lacks, and its model rows for them.
+    """Add the missing marks to a checkpoint's tokenizer, and rows for them to its embedding matrices.
 
-    A new row is the mean of the others, on the input and (if untied) the output side: a mark then starts as
-    an average word and not as noise. Published vocabularies are padded, so most need no larger matrix.
-    With LoRA the embedding matrices must be trained too, or the marks stay average words.
+    A new row is the mean of the others, in the input and (if untied) the output matrix, so that a mark starts as an
+    average token instead of noise. Published vocabularies are padded, so most matrices need not grow.
+    With LoRA the embedding matrices must be trained too, or the marks stay average tokens.
 
     Args:
         tokenizer: changed in place.
@@ -158,11 +158,11 @@ def add_chain_marks(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
 
 
 def chain_tokens(tokenizer: PreTrainedTokenizerBase, chains: Sequence[Mapping[str, str]]) -> list[list[int]]:
-    """Token ids of chains, marks included; values that spell a mark or a special token stay words.
+    """Token ids of chains, including the marks; values that spell a special token are tokenized as ordinary text.
 
     Args:
-        tokenizer: one with the marks.
-        chains: cleaned fields of each, as ``chain_values`` gives them.
+        tokenizer: with the marks.
+        chains: fields of each chain, as ``chain_values`` returns them.
     """
     marks = chain_marks(tokenizer)
     if not chains:
@@ -174,13 +174,13 @@ def chain_tokens(tokenizer: PreTrainedTokenizerBase, chains: Sequence[Mapping[st
 
 
 def read_chain(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> dict[str, str] | None:
-    """The fields of a generated chain, None unless it is well-formed.
+    """The fields of a generated chain; None if it is malformed.
 
     Args:
-        tokenizer: that made the model's vocabulary.
-        tokens: from ``<think>`` to ``<|emb|>``; a chain that was cut before its end is not well-formed.
+        tokenizer: the model's tokenizer.
+        tokens: from ``<think>`` to ``<|emb|>``; a chain that was cut off is malformed.
     """
-    # Marks are put back by hand: how decoders space special tokens differs between tokenizers.
+    # Decode without the marks: tokenizers differ in the spaces they put around special tokens.
     marks = chain_marks(tokenizer)
     if len(tokens) < 3 or (tokens[0], tokens[-2], tokens[-1]) != (marks.think, marks.end_think, marks.emb):
         return None
@@ -189,7 +189,7 @@ def read_chain(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> dic
 
 
 def chain_body(fields: Mapping[str, str]) -> str:
-    """What stands between the marks of a chain."""
+    """The text between the marks of a chain."""
     return "; ".join(f"{name}: {value}" for name, value in fields.items())
 
 
@@ -205,6 +205,6 @@ def _join(
 
 
 def _entropy(rows: Sequence[tuple[str | None, ...]]) -> float:
-    """Bits."""
-    share = torch.tensor(list(Counter(rows).values()), dtype=torch.float64) / max(len(rows), 1)
-    return float(-(share * share.log2()).sum())
+    """Entropy in bits."""
+    frequency = torch.tensor(list(Counter(rows).values()), dtype=torch.float64) / max(len(rows), 1)
+    return float(-(frequency * frequency.log2()).sum())

@@ -1,8 +1,10 @@
-"""Mixtures of experts in the place of one decoder layer's feed-forward block (MOON §2.1, MOON2.0 §3.2).
+"""Mixtures of experts that replace the feed-forward block of a decoder layer (MOON §2.1, MOON2.0 §3.2).
 
-Both mixtures are called alike, ``experts(hidden_TH, kinds_T)``, and start as the block they replace.
+Both mixtures have the same interface, ``experts(hidden_TH, kinds_T)``, and are initialised from the block they
+replace.
 
-Shapes: T packed tokens, H hidden width, Z experts, K experts per token, B sequences.
+Shapes: T packed tokens, H hidden width, Z experts, R experts that the router chooses among, K experts per token,
+B sequences.
 """
 
 from __future__ import annotations
@@ -13,19 +15,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-CATEGORY, ATTRIBUTE = 1, 2  # kinds of token that MOON sends to an expert of their own; 0 is any other
-NOISE = 0.01  # standard deviation added to each copied matrix, as a share of the matrix's own
+CATEGORY, ATTRIBUTE = 1, 2  # kinds of token with their own expert in MOON
+NOISE = 0.01  # standard deviation of the noise added to each copied matrix, as a fraction of the matrix's own
 
 
 @dataclass(frozen=True)
 class Routed:
-    """What a mixture of experts made of its tokens.
+    """Output of a mixture of experts, and how it routed the tokens.
 
     Attributes:
         hidden_TH: float, the mixture's output.
-        weight_TZ: float, the share of each expert in a token's output: rows sum to 1, zero where not chosen.
-        probability_TZ: float, softmax of the router over the experts it may choose; zero for other experts,
-            and for tokens whose expert was not the router's choice.
+        weight_TZ: float, weight of each expert in a token's output: rows sum to 1, zero where not chosen.
+        probability_TZ: float, the router's softmax over the experts it may choose; zero for other experts, and for
+            tokens that were not routed by the router.
     """
 
     hidden_TH: Tensor
@@ -34,18 +36,19 @@ class Routed:
 
 
 class ModalityExperts(nn.Module):
-    """The modality-driven mixture of MOON2.0 §3.2: each token is the gated sum of its ``top`` experts.
+    """The modality-driven mixture of MOON2.0 §3.2: a token's output is the gated sum of its ``top`` experts.
 
     G = softmax(W_g h); G~ is G over the ``top`` largest, renormalised; h^ = sum_z G~_z f_z(h).
-    Z, top and the start of the experts are not recovered. Every expert starts as a copy of the layer's own
-    block with 1 % noise ("upcycling"). As the weights G~ sum to 1, a checkpoint starts near itself, and one
-    rule serves models from scratch: their copies part ways as soon as they see different tokens.
+    Z, top and the initialisation of the experts are not recovered. Every expert starts as a copy of the layer's
+    feed-forward block with 1 % noise ("upcycling"). As the weights G~ sum to 1, the output of a checkpoint is almost
+    unchanged at the start. Models trained from scratch are initialised in the same way; their experts diverge as they
+    see different tokens.
 
     Args:
         feed_forward: the block to replace, (T, H) -> (T, H).
         hidden: H.
         experts: Z.
-        top: K, at least 2: a single renormalised weight is always 1 and would never teach the router.
+        top: K, at least 2: a single renormalised weight is always 1, so the router would have no gradient.
 
     Raises:
         ValueError: ``top`` outside 2..experts.
@@ -54,13 +57,13 @@ class ModalityExperts(nn.Module):
     def __init__(self, feed_forward: nn.Module, hidden: int, experts: int = 4, top: int = 2) -> None:
         super().__init__()
         if not 2 <= top <= experts:
-            raise ValueError(f"top: expected 2 to {experts}, one per expert, found {top}.")
+            raise ValueError(f"top: expected 2 to {experts}, the number of experts, found {top}.")
         self.experts = upcycle(feed_forward, experts)
         self.router = nn.Linear(hidden, experts, bias=False)
         self.top = top
 
     def forward(self, hidden_TH: Tensor, kinds_T: Tensor | None = None) -> Routed:
-        """Route every token by its content; its kind plays no part."""
+        """Route every token by its hidden state; ``kinds_T`` is ignored."""
         probability_TZ = choose(self.router, hidden_TH)
         best_TK, expert_TK = probability_TZ.topk(self.top, dim=-1)
         weight_TK = best_TK / best_TK.sum(dim=-1, keepdim=True)
@@ -71,15 +74,15 @@ class ModalityExperts(nn.Module):
 class GuidedExperts(nn.Module):
     """The guided mixture of MOON §2.1: FFN_1..FFN_(Z-2), then FFN_cate and FFN_attr.
 
-    Tokens of the category go to FFN_cate and tokens of the attributes to FFN_attr; the router chooses one of
-    the others for the rest. Z, the number of choices and their weight are not recovered. The chosen expert's
-    output is multiplied by p / stop_gradient(p), p its probability: a factor of exactly 1, so an upcycled
-    layer starts as itself, through which the router still learns, as in Switch Transformers (§2.1 there).
+    Category tokens go to FFN_cate and attribute tokens to FFN_attr; for every other token the router chooses one of
+    the other experts. Z, the number of choices and their weight are not recovered. The chosen expert's output is
+    multiplied by p / stop_gradient(p), p its probability: a factor of exactly 1 that leaves the output unchanged
+    but gives the router a gradient, as in Switch Transformers (§2.1 there).
 
     Args:
         feed_forward: the block to replace, (T, H) -> (T, H); copied as in ``ModalityExperts``.
         hidden: H.
-        experts: Z, the two guided ones included.
+        experts: Z, including the two guided ones.
 
     Raises:
         ValueError: fewer than 3 experts.
@@ -93,11 +96,11 @@ class GuidedExperts(nn.Module):
         self.router = nn.Linear(hidden, experts - 2, bias=False)
 
     def forward(self, hidden_TH: Tensor, kinds_T: Tensor | None = None) -> Routed:
-        """Send category and attribute tokens to their experts, the rest where the router says.
+        """Send category and attribute tokens to their experts, the others to the router's choice.
 
         Args:
             hidden_TH: float.
-            kinds_T: int64, 1 category, 2 attribute, 0 other (image tokens too); None when all are 0.
+            kinds_T: int64, 1 category, 2 attribute, anything else other (image tokens are 0); None: all other.
         """
         probability_TR = choose(self.router, hidden_TH)
         best_T, expert_T = probability_TR.max(dim=-1)
@@ -115,10 +118,10 @@ class GuidedExperts(nn.Module):
 
 
 def upcycle(feed_forward: nn.Module, count: int) -> nn.ModuleList:
-    """``count`` copies of a block, every matrix off by ``NOISE`` so that no two are the same.
+    """``count`` copies of a block with ``NOISE`` added to every matrix, so that no two are equal.
 
-    The copies of sparse upcycling (Komatsuzaki et al., 2023) are exact; ours differ, as top-k breaks ties
-    between equal experts only through the gate. Draws from torch's generator: seed it for equal copies.
+    Sparse upcycling (Komatsuzaki et al., 2023) makes exact copies; ours differ, because equal experts would diverge
+    only through the gate. Uses torch's global generator.
     """
     copies = nn.ModuleList(copy.deepcopy(feed_forward) for _ in range(count))
     with torch.no_grad():
@@ -135,9 +138,9 @@ def choose(router: nn.Linear, hidden_TH: Tensor) -> Tensor:
 
 
 def dispatch(experts: nn.ModuleList, hidden_TH: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """sum_k weight[t, k] * experts[expert[t, k]](hidden[t]), each expert run once on its own tokens only.
+    """sum_k weight[t, k] * experts[expert[t, k]](hidden[t]), each expert run once, on its own tokens.
 
-    The group sizes are read by the host: one wait for the device per call.
+    Reading the group sizes synchronises with the device once per call.
 
     Args:
         experts: Z blocks, (any, H) -> (any, H).
@@ -154,7 +157,7 @@ def dispatch(experts: nn.ModuleList, hidden_TH: Tensor, expert_TK: Tensor, weigh
     token = order.div(top, rounding_mode="floor")
     sizes = flat.bincount(minlength=len(experts)).tolist()
     groups = hidden_TH.index_select(0, token).split(sizes)
-    # An expert without tokens runs on none: its gradient is then zero and not missing.
+    # An expert without tokens runs on an empty batch, so that its gradient is zero instead of None.
     out = torch.cat([expert(group) for expert, group in zip(experts, groups, strict=True)])
     weighted = out * weight_TK.flatten().index_select(0, order)[:, None]
     summed = weighted.new_zeros(hidden_TH.shape).index_add(0, token, weighted)
@@ -164,9 +167,9 @@ def dispatch(experts: nn.ModuleList, hidden_TH: Tensor, expert_TK: Tensor, weigh
 def load_balance(weight_TZ: Tensor, probability_TZ: Tensor) -> Tensor:
     """The auxiliary loss of Switch Transformers §2.2 (MOON2.0's L_aux): Z sum_z f_z P_z.
 
-    f_z is the share of the router's choices that fell on expert z, P_z the mean probability it gave z. Z
-    counts the experts the router may choose, and only tokens it decided count. 1 when f and P are uniform,
-    towards Z / top when the same experts get every token, 0 when the router decided nothing.
+    f_z is the fraction of the router's choices that are expert z, P_z the mean probability of z. Z is the number of
+    experts that the router may choose; tokens that it did not route are ignored. 1 when f and P are uniform, up to
+    Z / top when all tokens go to the same experts, 0 when the router routed no token.
 
     Args:
         weight_TZ, probability_TZ: as in ``Routed``.
@@ -174,9 +177,9 @@ def load_balance(weight_TZ: Tensor, probability_TZ: Tensor) -> Tensor:
     open_Z = (probability_TZ > 0).any(dim=0)
     routed_T = (probability_TZ > 0).any(dim=1)
     chosen_TZ = (weight_TZ > 0) & routed_T[:, None]
-    share_Z = chosen_TZ.sum(dim=0) / chosen_TZ.sum().clamp(min=1)
+    fraction_Z = chosen_TZ.sum(dim=0) / chosen_TZ.sum().clamp(min=1)
     mean_Z = probability_TZ.sum(dim=0) / routed_T.sum().clamp(min=1)
-    return open_Z.sum() * (share_Z * mean_Z).sum()
+    return open_Z.sum() * (fraction_Z * mean_Z).sum()
 
 
 def per_sequence(weight_TZ: Tensor, sequence_T: Tensor, count: int) -> Tensor:
@@ -184,7 +187,7 @@ def per_sequence(weight_TZ: Tensor, sequence_T: Tensor, count: int) -> Tensor:
 
     Args:
         weight_TZ: as in ``Routed``.
-        sequence_T: int64, which of the ``count`` sequences a token is of; none of them empty.
+        sequence_T: int64, which of the ``count`` sequences each token belongs to; none is empty.
         count: B.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Fine-grained residual enhancement (FIRE) of MOON3.0 §4.1: early features kept alive on the way through.
+"""Fine-grained residual enhancement (FIRE) of MOON3.0 §4.1: residual connections from early to late layers.
 
-Shapes: P patches, V image tokens (P = V * merge^2), T packed tokens, H hidden width, F = merge^2 * Hv width of
-the merged patches of one token.
+Shapes: P patches, V image tokens (P = V * merge^2), T packed tokens, K vision layers read, H hidden width, Hv hidden
+width of the vision side, F = merge^2 * Hv width of the merged patches of one token.
 """
 
 from __future__ import annotations
@@ -16,36 +16,35 @@ TAPS = 4  # vision layers read, evenly spaced up to the last; not recovered
 
 
 class Fire(nn.Module):
-    """Three kinds of residual, all exactly zero at the start, so that a checkpoint starts as itself.
+    """Three kinds of residuals, all exactly zero at the start, so that they leave a checkpoint unchanged.
 
-    1. ``embeddings``: vision layers l_1..l_k, each through a projector of its own, weighed by a gate with
-       learned W and added to the projector's output: sum_j softmax_j(w_j . x_j) P_j x_j, with x_j the merged
-       patches of layer l_j, normalised per token as Qwen's own merger does.
+    1. ``embeddings``: outputs of vision layers l_1..l_k, each through its own projector, are weighted by a learned
+       gate and added to the image tokens' embeddings: sum_j softmax_j(w_j . x_j) P_j x_j, with x_j the merged patches
+       of layer l_j, normalised per token as in Qwen's own merger.
     2. ``after``: Q_j x_j of the first of these layers is added to the image tokens after language layer 1,
        of the second after layer 2.
     3. ``skip``: the outputs of language layers 2 and 3 are added before the last two layers, scaled per channel.
 
-    P, Q and the scales of the skips start at zero and have a gradient from the first step; the gate has one
-    as soon as P moved. How many vision layers, the gate's formula and the scales are not recovered.
+    P, Q and the scales of the skips start at zero and have a gradient from the first step; the gate has one once P is
+    not zero. The number of vision layers, the gate's formula and the scales are not recovered.
 
-    Models shallower than 5 language layers do not fit the figure. There 2. happens only where a layer follows
-    to read it, and in 3. the early end moves down until the skip passes over at least one layer, as far as
-    the embeddings that enter the first; a skip that cannot is dropped. With 2 layers: vision features after
-    the first, embeddings to the second. Qwen3-VL's DeepStack also adds vision layers after its first language
-    layers: 2. comes on top of it.
+    Models with fewer than 5 language layers do not fit the paper's figure. For them 2. is omitted after the last
+    layer, and in 3. the early end moves down, at most to the embeddings, until the skip passes over at least one
+    layer; a skip that cannot is omitted. With 2 layers: vision features after the first, embeddings to the second.
+    Qwen3-VL's DeepStack also adds vision layers after its first language layers; 2. is in addition to it.
 
     Args:
         vision_hidden: Hv.
         hidden: H.
         merge: patches per side of one token.
-        vision_layers: blocks of the vision side, the length of every ``features``.
-        layers: layers of the language side.
+        vision_layers: number of vision blocks, the length of every ``features``.
+        layers: number of language layers.
 
     Attributes:
         taps: vision blocks read, 0-based.
-        injected: language layer (0-based) to the vision block whose features are added after it.
-        carry_from: late language layer (0-based) to the early one whose output is added to its input; -1
-            stands for the embeddings.
+        injected: language layer (0-based) -> vision block whose features are added after it.
+        carry_from: late language layer (0-based) -> early layer whose output is added to its input; -1 means the
+            embeddings.
     """
 
     def __init__(self, vision_hidden: int, hidden: int, merge: int, vision_layers: int, layers: int) -> None:
@@ -75,7 +74,7 @@ class Fire(nn.Module):
         """What to add to the image tokens' embeddings, float (V, H).
 
         Args:
-            features: of every vision block its output (P, Hv), merge^2 consecutive patches to a token.
+            features: output (P, Hv) of every vision block, merge^2 consecutive patches per token.
         """
         tokens = [self._merged(features[tap]) for tap in self.taps]
         score_VK = torch.cat([gate(x) for gate, x in zip(self.gates, tokens, strict=True)], dim=1)

@@ -13,7 +13,7 @@ SOURCES = ("image", "text", "chain")
 
 
 class ModalityFusion(nn.Module):
-    """Heads that each choose among the sources, beside a plain normalised branch of image and text.
+    """Heads that each attend over the sources, plus a normalised branch from image and text.
 
     The paper's figure shows several linear heads on each source, an L2Norm branch from image and text, and
     a box "Fusion"; the formulas are not recovered. Ours: head k of source s is the vector V_(k,s) h_s and
@@ -21,8 +21,8 @@ class ModalityFusion(nn.Module):
         a_(k,s) = softmax over the present s of ( g_(k,s) . h_s + c_(k,s) )
         r = L2Norm( concat_k sum_s a_(k,s) V_(k,s) h_s ) + mean over present s in {i, t} of L2Norm( U_s h_s )
 
-    with gates g, c that start at zero, so every head starts as the mean of what is there. An absent source
-    has no influence on the vector and no gradient, whatever number fills its row.
+    with gates g, c that start at zero, so every head starts as the mean of the present sources. An absent source has
+    no influence on the vector and no gradient, whatever its row contains.
 
     Args:
         hidden: H.
@@ -30,7 +30,7 @@ class ModalityFusion(nn.Module):
         heads: K; not recovered.
 
     Raises:
-        ValueError: ``width`` is no multiple of ``heads``.
+        ValueError: ``width`` is not a multiple of ``heads``.
     """
 
     def __init__(self, hidden: int, width: int, heads: int = 4) -> None:
@@ -47,12 +47,13 @@ class ModalityFusion(nn.Module):
     def forward(self, image_BH: Tensor, text_BH: Tensor, chain_BH: Tensor, present_B3: Tensor) -> Tensor:
         """Vectors, float (B, D), not normalised; zero where no source is present.
 
-        Heads are interleaved (element d is of head d mod K), so that a Matryoshka prefix holds all of them.
+        Heads are interleaved (element d belongs to head d mod K), so that a Matryoshka prefix has a part of each.
 
         Args:
             image_BH, text_BH: float, mean hidden state of the image and of the text tokens.
             chain_BH: float, hidden state of ``<|emb|>`` at the end of the attribute chain.
-            present_B3: bool, which of the three a sequence has; other rows may hold anything, NaN included.
+            present_B3: bool, which of the three a sequence has; rows of absent sources may contain anything, even
+                NaN.
         """
         sources = [
             torch.where(present_B3[:, s, None], source, 0.0)
@@ -61,7 +62,7 @@ class ModalityFusion(nn.Module):
         values = [head(h) for head, h in zip(self.values, sources, strict=True)]
         value_BSWK = torch.stack(values, dim=1).unflatten(-1, (-1, self.heads))
         score_BSK = torch.stack([gate(h) for gate, h in zip(self.gates, sources, strict=True)], dim=1)
-        # Not -inf: with no source at all the softmax must stay a number, and every value it weighs is zero.
+        # Not -inf: without any source the softmax must be finite; all values it weights are then zero.
         score_BSK = score_BSK.masked_fill(~present_B3[:, :, None], torch.finfo(score_BSK.dtype).min)
         fused_BD = (score_BSK.softmax(dim=1)[:, :, None] * value_BSWK).sum(dim=1).flatten(1)
         units = [F.normalize(unit(h), dim=-1) for unit, h in zip(self.units, sources[:2], strict=True)]

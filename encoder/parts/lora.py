@@ -1,13 +1,13 @@
-"""LoRA: train a low-rank correction of each linear layer of a checkpoint and leave its own weights alone.
+"""LoRA: train a low-rank correction of each linear layer of a checkpoint and freeze its own weights.
 
     y = W x + (alpha / rank) B A x        A: (rank, in) random, B: (out, rank) zero at the start
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", §4.1. None of the MOON papers says
-whether its checkpoint was trained whole or by adapters (NOT RECOVERED); ``RANK`` and ``ALPHA`` are the usual
-choice for models of 2 to 8 billion parameters.
+whether all weights or only adapters were trained (not recovered); ``RANK`` and ``ALPHA`` are usual for models of 2 to
+8 billion parameters.
 
-The layers are replaced inside the model, so that everything else still finds them by their names; ``merge`` puts
-W + (alpha / rank) B A back in their place, so that what is saved is an ordinary checkpoint folder.
+The layers are replaced inside the model and keep their names; ``merge`` replaces them by plain layers with
+W + (alpha / rank) B A, so that the saved model is an ordinary checkpoint folder.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ RANK, ALPHA = 16, 32
 
 
 def block_layers(model: nn.Module) -> list[str]:
-    """Names of the linear layers inside the blocks of every tower, vision and language alike.
+    """Names of the linear layers inside the blocks of the vision and the language side.
 
-    A tower keeps its blocks in a ``ModuleList`` in every family; what is outside of them (embeddings, patch
-    projection, next-token output) belongs to the vocabulary or to the pixels and is left as it was trained.
-    So is a layer that is frozen already: experts stand in its place.
+    Every family keeps its blocks in a ``ModuleList``; layers outside of them (embeddings, patch projection,
+    next-token output) get no adapters. Neither do frozen layers: experts have replaced them.
     """
     blocks = tuple(f"{name}." for name, part in model.named_modules() if isinstance(part, nn.ModuleList))
     return [
@@ -37,23 +36,21 @@ def block_layers(model: nn.Module) -> list[str]:
 def add_lora(model: nn.Module, rank: int = RANK, alpha: int = ALPHA, within: str = "") -> nn.Module:
     """Freeze ``model`` and put trainable adapters on the linear layers of its blocks, in place.
 
-    Its outputs are those it had before, to the bit, until the first step. A is drawn from torch's generator:
-    seed it first. Call it on the backbone's own model when the parts of the recipe stand: they are not in it and
-    are trained whole.
+    The model's outputs do not change, to the bit, before the first step. A is drawn from torch's global generator.
+    Call it on the backbone's inner model after the recipe's parts have been added: they are outside of that model and
+    keep all their weights trainable.
 
     Args:
-        model: what ``AutoModelForImageTextToText`` made.
-        rank: of the correction.
+        model: made by ``AutoModelForImageTextToText``.
+        rank: rank of the correction.
         alpha: numerator of its scale.
-        within: only layers whose name contains this, as ``"language_model"``; empty for every tower.
+        within: only layers whose name contains this, such as ``"language_model"``; empty: all.
 
     Raises:
-        ValueError: no linear layer is called so.
+        ValueError: no linear layer's name contains ``within``.
     """
-    from peft import (
-        LoraConfig,
-        inject_adapter_in_model,
-    )  # takes seconds, which training without it need not wait
+    # Imported here because it takes seconds.
+    from peft import LoraConfig, inject_adapter_in_model
 
     names = block_layers(model)
     wanted = [name for name in names if within in name]
@@ -64,7 +61,7 @@ def add_lora(model: nn.Module, rank: int = RANK, alpha: int = ALPHA, within: str
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Add every correction to its weight and put the plain layers back, in place; without adapters, nothing.
+    """Add every correction to its weight and restore plain layers, in place; does nothing without adapters.
 
     Raises:
         ValueError: a merged weight would not be finite.
@@ -81,5 +78,5 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def trainable_parameters(model: nn.Module) -> int:
-    """How many numbers training changes."""
+    """Number of trainable parameters."""
     return sum(part.numel() for part in model.parameters() if part.requires_grad)

@@ -1,4 +1,7 @@
-"""A dataset's pictures decoded once and kept beside it, for every training and the bulk embedding at one size."""
+"""A cache of a dataset's decoded pictures, beside the dataset, for training and bulk embedding at one picture size.
+
+Shapes: N pictures, S picture side in pixels.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ class Decoded:
     """Decoded pictures.
 
     Attributes:
-        image_ids: of each row; equal ids are equal pictures (``dataset.pictures``).
-        pixels: uint8 (N, S, S, 3), mapped from disk: only what is read takes memory, and processes share it.
+        image_ids: id of each row; equal ids are equal pictures (``dataset.pictures``).
+        pixels: uint8 (N, S, S, 3), memory-mapped: only what is read takes memory, and processes share it.
     """
 
     image_ids: Sequence[str]
@@ -39,8 +42,8 @@ class Decoded:
 def decoded(dataset: Dataset, px: int) -> Decoded:
     """Every picture of a dataset as a square of ``px`` pixels.
 
-    They lie in ``<dataset>.pixels_<px>``, which may be removed at any time. When the dataset changes, pictures
-    it had before are not decoded again.
+    They are cached in ``<dataset>.pixels_<px>``, which may be deleted at any time. When the dataset changes, only new
+    pictures are decoded.
 
     Raises:
         DataError: a picture does not decode, naming its id.
@@ -65,7 +68,7 @@ def decoded(dataset: Dataset, px: int) -> Decoded:
 
 
 def kept(dataset: Dataset, px: int) -> Decoded | None:
-    """What ``decoded`` has left for this dataset; None when there is nothing, or it is of another dataset."""
+    """The cache that ``decoded`` wrote for this dataset; None if there is none, or it is of another dataset."""
     found = _find(_place(dataset, px))
     return _open(found) if _is_of(found, dataset) else None
 

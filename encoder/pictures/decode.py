@@ -1,4 +1,4 @@
-"""Pictures of any size and mode to squares of RGB bytes."""
+"""Decode pictures of any size and mode to RGB squares."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def decode_image(content: bytes, px: int) -> np.ndarray:
     """Decode a picture and fit it, undistorted and centred, on a white square.
 
     Args:
-        content: as ``dataset.pictures.decoded`` takes it.
+        content: encoded picture, see ``dataset.pictures.decoded``.
         px: side of the square in pixels.
 
     Returns:
@@ -36,7 +36,7 @@ def decode_images(contents: Mapping[str, bytes], image_ids: Iterable[str], px: i
 
     Args:
         contents: image id -> encoded picture.
-        image_ids: which, in the wanted order.
+        image_ids: which pictures, in this order.
         px: side of the squares in pixels.
 
     Returns:

@@ -1,13 +1,13 @@
-"""The core semantic region of a product picture: the product itself, without what surrounds it.
+"""The core semantic region of a product picture: the product itself, without its surroundings.
 
-MOON §2.1 asks a frozen grounding model for the box of the product that the title names and encodes the crop
-beside the whole picture. Here what stands out is the product, found without weights and without reading the title,
-in well under a millisecond:
+MOON §2.1 asks a frozen grounding model for the box of the product that the title names, and encodes the crop beside
+the whole picture. Here the salient part of the picture is taken for the product, without weights or the title, in
+well under a millisecond:
 
-- plain surroundings (packshots): a quadratic surface of colour is fitted to the border, which follows uneven
-  light; all that departs from it is product, in however many pieces;
-- cluttered surroundings (photos): colours commoner in the middle than in the rim are product (centre-surround
-  histograms, Liu et al., CVPR 2007), under a centre prior: photographers aim;
+- plain surroundings (packshots): a quadratic colour surface is fitted to the border, to follow uneven light; all
+  pixels that depart from it are product, in any number of pieces;
+- cluttered surroundings (photos): colours that are more frequent in the middle than at the rim are product
+  (centre-surround histograms, Liu et al., CVPR 2007), with a centre prior, as photographers centre products;
 - nothing departs: the whole picture.
 
 Shapes: N pictures, H rows, W columns, X = H W pixels, P of them on the border, Q terms of the surface.
@@ -23,29 +23,30 @@ from PIL import Image, ImageFilter, ImageOps
 
 from encoder.pictures.decode import WHITE
 
-REGION_DETAIL = 2  # regions are found and cut from pictures this many times the side of the model's
+REGION_DETAIL = 2  # side of the pictures in which regions are found, relative to the model's pictures
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom exclusive
 
 GRID = 40  # saliency is computed at this many pixels on the longer side
-BORDER = 0.04  # of a side: what is taken for surroundings
-BORDER_PIXELS = 200  # of them, at most: enough for a surface of six terms
-FIT_ROUNDS = 4  # of reweighted least squares
-PLAIN = 0.6  # share of the border that must lie on the surface for the surroundings to count as plain
-NOISE = 4.0  # a pixel departs when it is so many standard deviations from the surroundings
-FAINTEST, LOUDEST = 10.0, 25.0  # ... held between so many levels (of 255, Euclidean in RGB): JPEG noise is
-# below the first, surroundings that vary beyond the second are clutter
+BORDER = 0.04  # width of the border, as a fraction of the longer side
+BORDER_PIXELS = 200  # most border pixels used: enough for a surface of six terms
+FIT_ROUNDS = 4  # rounds of reweighted least squares
+PLAIN = 0.6  # fraction of the border that must lie on the surface for the surroundings to count as plain
+NOISE = 4.0  # a pixel departs when it is this many standard deviations from the surface
+# ... clipped to this range (Euclidean distance in RGB levels): JPEG noise is below the lower bound, surroundings that
+# vary beyond the upper one are clutter.
+FAINTEST, LOUDEST = 10.0, 25.0
 CHI_MEDIAN = 1.538  # median length of a 3-vector of unit normals: the median distance of noise, in deviations
-RIDGE = 1e-3  # defines the surface where the border is a single line
-LEAST = 0.004  # share of the picture that must be salient for a region to exist
-TRIM = 0.005  # share of the salient mass left outside on each side: a label in the corner is no product
+RIDGE = 1e-3  # makes the surface unique where the border is a single line
+LEAST = 0.004  # fraction of the picture that must be salient for a region to exist
+TRIM = 0.005  # fraction of the salient mass cut off on each side, e.g. a label in the corner
 CENTRE = 0.5  # width of the centre prior, in half sides
-COLOUR_STEP = 32  # levels of a channel that share a bin in the colour histograms of middle and rim
-UNSEEN = 0.3  # pixels added to each of their bins
-MARGIN = 0.02  # added on each side of the box, in sides of the box
+COLOUR_STEP = 32  # levels of a channel per bin in the colour histograms of middle and rim
+UNSEEN = 0.3  # pixels added to each bin (smoothing)
+MARGIN = 0.02  # added on each side of the box, as a fraction of the box's side
 
 
 def salient_box(image: np.ndarray) -> Box:
-    """Box of what stands out of ``image``, uint8 (H, W, 3); the whole picture when nothing does."""
+    """Box of the salient part of ``image``, uint8 (H, W, 3); the whole picture when there is none."""
     left, top, right, bottom = unpadded(image[None])[0].tolist()
     image = image[top:bottom, left:right]
     height, width = image.shape[:2]
@@ -61,15 +62,15 @@ def salient_box(image: np.ndarray) -> Box:
 
 
 def departures(pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How far each pixel is from the surface of colour that the picture's border shows.
+    """Distance of each pixel from the colour surface fitted to the picture's border.
 
-    Least squares of colour on 1, x, y, x^2, xy, y^2 over the border, reweighted by 1 / (1 + (d / FAINTEST)^2) with
-    d the distance in the last round (Cauchy's weights): a product may reach the border. It must not fill a third
-    of it where the light is very uneven.
+    Least squares of colour on 1, x, y, x^2, xy, y^2 over the border, reweighted by 1 / (1 + (d / FAINTEST)^2) with d
+    the distance in the last round (Cauchy weights), because a product may touch the border. The fit fails when the
+    product covers a third of the border and the light is very uneven.
 
     Returns:
-        float32 (N, H, W), Euclidean distance in RGB levels; float32 (N), the distance beyond which a pixel
-        departs from noise; bool (N), whether the surroundings are plain.
+        float32 (N, H, W), Euclidean distance in RGB levels; float32 (N), the distance beyond which a pixel is not
+        noise; bool (N), whether the surroundings are plain.
     """
     place_QX, edge_P, outer_PQQ = _border(*pixels_NHW3.shape[1:3])
     place_QP, terms = place_QX[:, edge_P], len(place_QX)
@@ -91,7 +92,7 @@ def departures(pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _distance(colour_NX3: np.ndarray, surface_NQ3: np.ndarray, place_QX: np.ndarray) -> np.ndarray:
-    """Euclidean distance of colours from a surface at their places, float32 (N, X)."""
+    """Euclidean distance of each pixel's colour from the surface, float32 (N, X)."""
     total_NX = np.zeros(colour_NX3.shape[:2], dtype=np.float32)
     for channel in range(3):
         off_NX = surface_NQ3[..., channel] @ place_QX
@@ -103,10 +104,10 @@ def _distance(colour_NX3: np.ndarray, surface_NQ3: np.ndarray, place_QX: np.ndar
 
 @lru_cache(maxsize=64)
 def _border(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of pictures of one size: the Q = 6 terms of each pixel, P pixels of the border, their normal matrices.
+    """For pictures of one size: Q = 6 terms of each pixel, P border pixels, outer products of these pixels' terms.
 
     Returns:
-        float32 (Q, H W); int64 (P), at most BORDER_PIXELS, a fixed random part of the border; float32 (P, Q Q).
+        float32 (Q, X); int64 (P), at most BORDER_PIXELS, a fixed random sample of the border; float32 (P, Q Q).
     """
     thick = max(1, round(BORDER * max(height, width)))
     y, x = np.mgrid[0:height, 0:width]
@@ -119,7 +120,7 @@ def _border(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def crop(image: np.ndarray, box: Box, px: int) -> np.ndarray:
-    """The box of a picture, fitted undistorted and centred on a white square as ``decode_image`` fits a picture.
+    """Cut a box out of a picture and fit it on a white square, undistorted and centred, as ``decode_image`` does.
 
     Args:
         image: uint8 (H, W, 3).
@@ -135,19 +136,19 @@ def crop(image: np.ndarray, box: Box, px: int) -> np.ndarray:
 
 
 def core_region(image: np.ndarray, px: int) -> np.ndarray:
-    """The core region of a picture, uint8 (px, px, 3): one function for training's reading and serving's encoding.
+    """The core region of a picture, uint8 (px, px, 3): the same function for training and serving.
 
     Args:
-        image: uint8 (H, W, 3), at the best resolution there is: the crop is enlarged from it.
+        image: uint8 (H, W, 3), at a high resolution, as the crop is enlarged.
         px: side of the square returned.
     """
     return crop(image, salient_box(image), px)
 
 
 def unpadded(pixels_NHW3: np.ndarray) -> np.ndarray:
-    """Boxes of pictures without the white bars by which ``decode_image`` makes them square, int64 (N, 4).
+    """Boxes of the pictures without the white padding that ``decode_image`` adds to make them square, int64 (N, 4).
 
-    Padding is equally wide on two opposite sides and absent on the others; a white packshot has white all round.
+    Padding has equal width on two opposite sides and none on the others; a white packshot is white on all four.
     """
     count, height, width, _ = pixels_NHW3.shape
     lightest = pixels_NHW3[..., 0] & pixels_NHW3[..., 1] & pixels_NHW3[..., 2]
@@ -167,29 +168,28 @@ Span = tuple[float, float]
 
 
 def _extent(departs: np.ndarray) -> tuple[Span, Span]:
-    """Rows and columns that hold the mass but for TRIM on each side; everything when there is too little."""
+    """Rows and columns that contain the mass without TRIM on each side; all of them when there is too little."""
     if departs.mean() < LEAST:
         return (0, departs.shape[0]), (0, departs.shape[1])
     return _between(departs.sum(1)), _between(departs.sum(0))
 
 
 def _between(mass: np.ndarray) -> Span:
-    share = np.cumsum(mass) / mass.sum()
-    return int(np.argmax(share > TRIM)), int(np.argmax(share >= 1 - TRIM)) + 1
+    fraction = np.cumsum(mass) / mass.sum()
+    return int(np.argmax(fraction > TRIM)), int(np.argmax(fraction >= 1 - TRIM)) + 1
 
 
 def _unspeckled(departs: np.ndarray) -> np.ndarray:
-    """Without pixels that have fewer than two such neighbours: a chain one pixel wide stays, noise goes."""
-    around = Image.fromarray(departs * np.uint8(9 * 28)).filter(ImageFilter.BoxBlur(1))  # 28 for each of nine
+    """Remove pixels with fewer than two departing neighbours: noise goes, a necklace one pixel wide stays."""
+    around = Image.fromarray(departs * np.uint8(9 * 28)).filter(ImageFilter.BoxBlur(1))  # 28 per neighbour
     return departs & (np.asarray(around) > 2.5 * 28)
 
 
 def _stand_out(small: np.ndarray) -> tuple[Span, Span]:
-    """Rows and columns of what the middle of a cluttered picture is made of and its rim is not.
+    """Rows and columns of the pixels whose colours are typical of the middle of a cluttered picture, not of its rim.
 
-    Bayes' rule for each pixel: is its colour commoner in the middle or in the rim, times a centre prior; once
-    more with what was found as the middle. The box is the one that a uniform mass of the same mean and deviation
-    would fill.
+    Bayes' rule for each pixel: how frequent its colour is in the middle and at the rim, with a centre prior; then
+    again with the result as the middle. The box has the extent of a uniform mass with the same mean and deviation.
     """
     height, width = small.shape[:2]
     soft = np.asarray(Image.fromarray(small).filter(ImageFilter.GaussianBlur(1)))
@@ -207,17 +207,17 @@ def _stand_out(small: np.ndarray) -> tuple[Span, Span]:
         inner, outer = inner / inner.sum(), outer / outer.sum()
         likely = _blurred((inner / (inner + outer))[code])
         middle = likely * prior / (likely * prior + (1 - likely) * (1 - prior) + 1e-9)
-    mass = middle**2 + 1e-6  # doubtful pixels count little
+    mass = middle**2 + 1e-6  # uncertain pixels get little weight
     return _spread(mass.sum(1)), _spread(mass.sum(0))
 
 
-def _blurred(share: np.ndarray) -> np.ndarray:
-    picture = Image.fromarray((share * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(1.5))
+def _blurred(probability: np.ndarray) -> np.ndarray:
+    picture = Image.fromarray((probability * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(1.5))
     return np.asarray(picture, dtype=np.float64) / 255
 
 
 def _spread(mass: np.ndarray) -> Span:
-    """The interval over which mass of this mean and deviation would lie uniformly: mean -+ sqrt(3) deviations."""
+    """The interval of the uniform distribution with the mass's mean and deviation: mean -+ sqrt(3) deviations."""
     place = np.arange(len(mass)) + 0.5
     mean = (mass * place).sum() / mass.sum()
     reach = math.sqrt(3 * (mass * (place - mean) ** 2).sum() / mass.sum())
@@ -225,7 +225,7 @@ def _spread(mass: np.ndarray) -> Span:
 
 
 def _with_margin(rows: Span, columns: Span, small: tuple[int, int], full: tuple[int, int]) -> Box:
-    """The box in pixels of the full picture, MARGIN wider on every side, inside it and never empty."""
+    """The box in pixels of the full picture, MARGIN wider on each side, clipped to the picture, never empty."""
     edges = []
     for (low, high), length, size in zip((rows, columns), small, full, strict=True):
         margin, scale = MARGIN * (high - low), size / length

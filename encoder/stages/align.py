@@ -1,9 +1,9 @@
 """Dual-level alignment, joint over modalities (MOON2.0 §3.2-§3.5).
 
-Each step draws triplets (query, positive, negative) of one relation. The query is read as text, as image and as
-both, the positive and the negative as text, as image and whole: one packed batch, five objectives.
+Each step draws triplets (query, positive, negative) of one relation. The query is encoded as text, as image and as
+both; the positive and the negative as text, as image and with everything: one packed batch, five objectives.
 
-Shapes: B triplets, D vector width.
+Shapes: B triplets, N negatives, S samples of all roles, D vector width.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from encoder.parts.modality import OBJECTIVES, DualAlignment
 from encoder.stages.coaugment import Coaugmented
 from encoder.stages.contrast import pair_keys
 
-# Shares of the steps and temperature by relation, renormalised over those that have pairs. The paper's triplets
-# all come from searches; where a log has few or none, an item stands for a query that asks for it.
+# Relation -> (sampling weight, temperature); weights are normalised over the relations that have pairs. The paper's
+# triplets all come from searches; where a log has few or none, an item serves as the query for itself.
 RELATIONS = {"own": (0.5, 0.05), "variant": (0.1, 0.05), "query": (0.2, 0.1), "bought": (0.2, 0.2)}
-# How a query is read, by relation: an item that asks for itself must not show all it has.
+# Relation -> views of the query as text, image and both: an item that is its own query must not be shown completely.
 READ: dict[str, tuple[View, View, View]] = {
     "own": ("half", "image", "half"),
     "variant": ("words", "image", "all"),
@@ -49,19 +49,19 @@ class Align:
     """The one stage of MOON2.0.
 
     Attributes:
-        share: of the training budget.
-        intra: image and text of one product are aligned too (§3.3); False leaves the query-to-item part only.
-        augmented: positives are shown with enriched text and varied pictures (§3.4).
-        filtered: triplets the model finds implausible weigh less (§3.5).
-        rate: factor on the peak learning rates.
-        name: of the stage.
+        fraction: of the training budget.
+        intra: also align image and text of one product (§3.3); False: queries with items only.
+        augmented: positives get enriched text and picture variants (§3.4).
+        filtered: implausible triplets get less weight (§3.5).
+        learning_rate_scale: factor on the peak learning rates.
+        name: name of the stage.
     """
 
-    share: float
+    fraction: float
     intra: bool = True
     augmented: bool = True
     filtered: bool = True
-    rate: float = 1.0
+    learning_rate_scale: float = 1.0
     name: str = "align"
 
     def begin(self, learner: Learner) -> Objective:
@@ -72,7 +72,7 @@ class Align:
 class Aligning(Objective):
     """L_total = L_inter + L_intra + rho L_aux + sigma L_sparsity (§3.3).
 
-    Without experts the objectives weigh the same, 1/M each: then there is nothing for W* to route.
+    Without experts all objectives have the loss weight 1/M, because W* assigns objectives to experts.
 
     Raises:
         NothingToLearn: no relation has two pairs.
@@ -119,10 +119,10 @@ class Aligning(Objective):
         return self._total(losses, batch, encoded)
 
     def _draw(self, rng: np.random.Generator) -> Triplets:
-        """Half a batch of triplets: each takes up to nine sequences where a pair takes two."""
+        """Half as many triplets as the batch has pairs: a triplet has up to nine sequences, a pair two."""
         corpus = self.learner.corpus
-        share = np.array([RELATIONS[name][0] for name in self.pairs])
-        relation = list(self.pairs)[int(rng.choice(len(self.pairs), p=share / share.sum()))]
+        weight = np.array([RELATIONS[name][0] for name in self.pairs])
+        relation = list(self.pairs)[int(rng.choice(len(self.pairs), p=weight / weight.sum()))]
         pairs = self.pairs[relation]
         chosen = rng.choice(len(pairs), size=min(self.learner.batch // 2, len(pairs)), replace=False)
         anchor, item = pairs.anchor[chosen], pairs.item[chosen]
@@ -131,7 +131,7 @@ class Aligning(Objective):
         return Triplets(relation, anchor, item, np.where(negative >= 0, negative, rng.permutation(item)))
 
     def _batch(self, drawn: Triplets, rng: np.random.Generator) -> Batch:
-        """The query in three readings; positive and negative whole and, for L_intra, as text and as image."""
+        """Samples of the query in three views; of positive and negative completely and, for L_intra, by modality."""
         corpus, batch = self.learner.corpus, Batch()
         side = corpus.queries if drawn.relation == "query" else corpus.items
         for role, view in zip(QUERY_ROLES, READ[drawn.relation], strict=True):
@@ -150,24 +150,26 @@ class Aligning(Objective):
         return batch
 
     def _inter(self, drawn: Triplets, batch: Batch, encoded: Encoded, progress: float) -> dict[str, Tensor]:
-        """L^t, L^i and L^mm: each reading of the query chooses its whole positive."""
-        corpus, vector = self.learner.corpus, encoded.vector_BD
-        keys = _tensors(pair_keys(corpus, drawn.relation, drawn.anchor, drawn.item), vector.device)
-        further = _tensors((drawn.negative, corpus.spu[drawn.negative]), vector.device)
-        same, same_N = false_negatives(*keys), false_extra_negatives(*keys, *further)
-        positive_BD, negative_ND = vector[batch.at["positive"]], vector[batch.at["negative"]]
+        """L^t, L^i and L^mm: each view of the query chooses its complete positive."""
+        corpus, vector_SD = self.learner.corpus, encoded.vector_BD
+        keys = _tensors(pair_keys(corpus, drawn.relation, drawn.anchor, drawn.item), vector_SD.device)
+        further = _tensors((drawn.negative, corpus.spu[drawn.negative]), vector_SD.device)
+        same_BB, same_BN = false_negatives(*keys), false_extra_negatives(*keys, *further)
+        positive_BD, negative_BD = vector_SD[batch.at["positive"]], vector_SD[batch.at["negative"]]
         temperature, losses = RELATIONS[drawn.relation][1], {}
         for role in QUERY_ROLES:
-            at, rows = batch.at[role], torch.from_numpy(batch.rows[role]).to(vector.device)
+            at, rows = batch.at[role], torch.from_numpy(batch.rows[role]).to(vector_SD.device)
             if len(at) < 2:
                 continue
-            query_BD, mine_BD = vector[at], positive_BD[rows]
+            query_BD, own_BD = vector_SD[at], positive_BD[rows]
             weight_B = None
             if self.stage.filtered:
-                right = F.cosine_similarity(query_BD, mine_BD)
-                weight_B = triplet_weights(right, F.cosine_similarity(query_BD, negative_ND[rows]), progress)
+                positive_B = F.cosine_similarity(query_BD, own_BD)
+                weight_B = triplet_weights(
+                    positive_B, F.cosine_similarity(query_BD, negative_BD[rows]), progress
+                )
             losses[role] = self._query_loss(
-                (query_BD, mine_BD, negative_ND), same[rows][:, rows], same_N[rows], weight_B, temperature
+                (query_BD, own_BD, negative_BD), same_BB[rows][:, rows], same_BN[rows], weight_B, temperature
             )
         return losses
 
@@ -179,7 +181,7 @@ class Aligning(Objective):
         weight_B: Tensor | None,
         temperature: float,
     ) -> Tensor:
-        """``inter_loss`` over the Matryoshka prefixes of queries, positives and negatives."""
+        """Mean of ``inter_loss`` over the Matryoshka prefixes of queries, positives and negatives."""
 
         def loss_at(width: int) -> Tensor:
             query, positive, negative = (one[:, :width] for one in vectors)
@@ -188,33 +190,33 @@ class Aligning(Objective):
         return over_widths(loss_at, self.learner.size.matryoshka)
 
     def _intra(self, drawn: Triplets, batch: Batch, encoded: Encoded) -> dict[str, Tensor]:
-        """L^pos and L^neg: the picture of an item chooses the words of the same item."""
+        """L^pos and L^neg: the picture of an item chooses the item's own text."""
         losses = {}
         for role, of in ITEM_ROLES.items():
-            text, image = (encoded.vector_BD[batch.at[f"{role} {part}"]] for part in ("text", "image"))
-            if len(text) > 1:
+            text_BD, image_BD = (encoded.vector_BD[batch.at[f"{role} {part}"]] for part in ("text", "image"))
+            if len(text_BD) > 1:
                 items = getattr(drawn, of)[batch.rows[f"{role} text"]]
-                fits = false_negatives(
-                    *_tensors(pair_keys(self.learner.corpus, "own", items, items), text.device)
+                fits_BB = false_negatives(
+                    *_tensors(pair_keys(self.learner.corpus, "own", items, items), text_BD.device)
                 )
-                losses[role] = self._item_loss(image, text, fits)
+                losses[role] = self._item_loss(image_BD, text_BD, fits_BB)
         return losses
 
     def _item_loss(self, image_BD: Tensor, text_BD: Tensor, fits_BB: Tensor) -> Tensor:
-        """``intra_loss`` over the Matryoshka prefixes."""
+        """Mean of ``intra_loss`` over the Matryoshka prefixes."""
         return over_widths(
             lambda width: intra_loss(image_BD[:, :width], text_BD[:, :width], fits_BB),
             self.learner.size.matryoshka,
         )
 
     def _total(self, losses: dict[str, Tensor], batch: Batch, encoded: Encoded) -> Tensor:
-        """The losses weighed by the experts that answered, with balance and sparsity."""
+        """L_total: losses weighted by ``DualAlignment``, plus balance and sparsity."""
         zero = encoded.vector_BD.new_zeros(())
         if self.alignment is None or encoded.gate_BZ is None or encoded.balance is None:
             omega = {name: zero + 1 / len(OBJECTIVES) for name in losses}
             return total(losses, omega, zero, zero)
         gates = []
-        for name in OBJECTIVES:  # an objective without a loss in this batch has no sequences
+        for name in OBJECTIVES:  # objectives without a loss in this batch get an empty tensor
             roles = (f"{name} image", f"{name} text") if name in ITEM_ROLES else (name,)
             places = [batch.at[role] for role in roles] if name in losses else [np.empty(0, dtype=np.int64)]
             gates.append(encoded.gate_BZ[np.concatenate(places)])
@@ -224,7 +226,7 @@ class Aligning(Objective):
         return total(losses, omega, encoded.balance, self.alignment.sparsity())
 
     def facts(self) -> dict[str, object]:
-        """Triplets of each relation, and how the objectives weighed over the last steps."""
+        """Number of triplets of each relation, and the objectives' mean loss weights over the last 50 steps."""
         recent = self.omega[-50:]
         weights = (
             {name: float(np.mean([one[name] for one in recent])) for name in recent[-1]} if recent else {}
@@ -237,10 +239,10 @@ class Triplets:
     """B triplets of one relation.
 
     Attributes:
-        relation: of query and positive.
-        anchor: int64 (B), rows of the queries or of the items that stand for queries.
-        item: int64 (B), the positives.
-        negative: int64 (B), an item of each positive's category.
+        relation: between query and positive.
+        anchor: int64 (B), rows of the queries, or of the items that serve as queries.
+        item: int64 (B), rows of the positives.
+        negative: int64 (B), rows of the negatives, each from its positive's category.
     """
 
     relation: str
@@ -250,12 +252,12 @@ class Triplets:
 
 
 class Batch:
-    """Samples of several roles in one list, and where each role's stand.
+    """Samples of several roles in one list, with the places of each role.
 
     Attributes:
-        samples: of all roles.
-        at: int64, places of a role's samples.
-        rows: int64, which triplets they belong to.
+        samples: samples of all roles.
+        at: role -> int64, places of its samples in ``samples``.
+        rows: role -> int64, the triplets that they belong to.
     """
 
     def __init__(self) -> None:
@@ -275,7 +277,7 @@ def _tensors(keys: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
 
 
 def _showable(learner: Learner, relation: str) -> Pairs:
-    """Pairs of a relation of whose query and item there is something to show."""
+    """Pairs of a relation whose query has one of the relation's views and whose item has text or a picture."""
     corpus = learner.corpus
     pairs: Pairs = getattr(learner.relations, relation)
     side = corpus.queries if relation == "query" else corpus.items

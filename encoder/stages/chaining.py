@@ -1,4 +1,4 @@
-"""What both stages of MOON3.0 share: the chains items should get, pairs of contents, next tokens and contrast.
+"""Common parts of both stages of MOON3.0: true chains, pairs, the next-token loss and the contrastive loss.
 
 Shapes: B pairs, L tokens of the longest chain, D vector width.
 """
@@ -23,21 +23,21 @@ from encoder.parts.chain import Marks, chain_fields, chain_marks, chain_tokens, 
 from encoder.parts.experts import Routed
 from encoder.stages.contrast import BOUGHT, OWN, PART, QUERY, Contrast, Contrasting, Kind, pair_keys
 
-# L^i, L^t and L^mm of the paper, by what the query shows: picture, words, both. One is drawn per step, so the
-# shares of these kinds of pair are the weights w^i, w^t and w^mm.
+# L^i, L^t and L^mm of the paper, by the query's modality: picture, text, both. One kind is drawn per step, so the
+# sampling weights of the kinds are the loss weights w^i, w^t and w^mm.
 KINDS = (OWN, PART, QUERY, BOUGHT)
 
 
 @dataclass(frozen=True)
 class TrueChains:
-    """The chains that the items of a corpus should get.
+    """The true chains of a corpus's items.
 
     Attributes:
-        names: fields asked for.
-        values: of each item, its true fields among them.
-        tokens: of each item, marks included.
-        marks: of the tokenizer.
-        shortest, longest: tokens of a chain, ``<think>`` not counted: bounds of the length reward.
+        names: the fields of a chain.
+        values: each item's true values of these fields.
+        tokens: each item's chain as token ids, including the marks.
+        marks: the tokenizer's chain tokens.
+        shortest, longest: number of tokens without ``<think>``: the bounds of the length reward.
     """
 
     names: tuple[str, ...]
@@ -56,7 +56,7 @@ class TrueChains:
         Args:
             tokenizer: with the marks.
             records: rows of ``dataset.contracts.ITEMS`` as Python values.
-            names: fields to ask for, see ``encoder.parts.chain.chain_fields``.
+            names: fields of a chain, see ``encoder.parts.chain.chain_fields``.
         """
         values = [chain_values(record, names) for record in records]
         tokens = chain_tokens(tokenizer, values)
@@ -70,9 +70,9 @@ class Asked:
 
     Attributes:
         left, right: samples of the queries and of the items, without chains.
-        left_row, right_row: int64 (B), the item whose chain each should get.
+        left_row, right_row: int64 (B), row of the item whose true chain each sample has.
         keys: arguments of ``false_negatives``.
-        temperature: of InfoNCE.
+        temperature: temperature of InfoNCE.
     """
 
     left: list[Sample]
@@ -84,10 +84,10 @@ class Asked:
 
 
 class Chaining(Objective):
-    """What both stages share: pairs, true chains, and the contrastive loss.
+    """Base of both stages: pairs, true chains, and the contrastive loss.
 
     Raises:
-        NothingToLearn: no kind has two pairs, or the items have no field a chain could tell.
+        NothingToLearn: no kind has two pairs, or no field of the items is suitable for a chain.
     """
 
     def __init__(self, name: str, kinds: tuple[Kind, ...], learner: Learner) -> None:
@@ -98,13 +98,13 @@ class Chaining(Objective):
         names = chain_fields(records)
         if not names:
             raise NothingToLearn(
-                f"{name}: expected a category or attributes that repeat among {len(records)} items, found "
-                "none to write a chain of. Use a recipe without chains."
+                f"{name}: expected a category or attributes whose values repeat among {len(records)} items, found "
+                "none. Use a recipe without chains."
             )
         self.chains = TrueChains.of(learner.tokenizer, records, names)
 
     def draw(self, count: int, rng: np.random.Generator) -> Asked:
-        """A random batch of at most ``count`` pairs of one random kind; a query gets the chain of its item."""
+        """A random batch of at most ``count`` pairs of one random kind; a query has the chain of its item."""
         drawn = self.pairs.draw(count, rng)
         relation = drawn.kind.relation[0]
         self.seen = self.learner.corpus.items.ids[drawn.item]
@@ -117,35 +117,35 @@ class Chaining(Objective):
             temperature=drawn.kind.temperature,
         )
 
-    def told(self, samples: Sequence[Sample], rows: np.ndarray) -> list[Sample]:
-        """The samples with the true chains of items."""
+    def with_true_chains(self, samples: Sequence[Sample], rows: np.ndarray) -> list[Sample]:
+        """The samples, each with the true chain of the item in ``rows``."""
         chains = self.chains.tokens
         return [replace(s, chain=chains[row]) for s, row in zip(samples, rows.tolist(), strict=True)]
 
     def contrast(self, query_BD: Tensor, item_BD: Tensor, drawn: Asked) -> Tensor:
         """Matryoshka InfoNCE of a batch."""
-        same = false_negatives(*(torch.from_numpy(key).to(query_BD.device) for key in drawn.keys))
+        same_BB = false_negatives(*(torch.from_numpy(key).to(query_BD.device) for key in drawn.keys))
         widths = self.learner.size.matryoshka
-        return matryoshka_info_nce(query_BD, item_BD, same, widths, drawn.temperature)
+        return matryoshka_info_nce(query_BD, item_BD, same_BB, widths, drawn.temperature)
 
 
-def next_token(chance_BL: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """Minus the mean log-probability of the chains of some samples, ``<think>`` not counted."""
-    return -chance_BL.sum() / sum(len(sample.chain) - 1 for sample in samples)
+def next_token_loss(log_probability_BL: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """Negative mean log-probability of the tokens of the samples' chains, without ``<think>``."""
+    return -log_probability_BL.sum() / sum(len(sample.chain) - 1 for sample in samples)
 
 
-def balanced(loss: Tensor, encoded: Encoded) -> Tensor:
-    """The loss with that of unevenly used experts, where there are experts."""
+def with_balance_loss(loss: Tensor, encoded: Encoded) -> Tensor:
+    """The loss plus the weighted load-balancing loss, if the model has experts."""
     return loss if encoded.balance is None else loss + RHO * encoded.balance
 
 
-def unchained(packed: Packed, read: Read) -> tuple[Packed, Read]:
-    """Sequences that have been read, without their chains: what comes before a chain does not see it."""
-    before = packed.part != CHAIN
+def without_chains(packed: Packed, read: Read) -> tuple[Packed, Read]:
+    """Remove the chains from sequences and their hidden states; the tokens before a chain do not attend to it."""
+    before = packed.part_T != CHAIN
     routes = tuple(
         Routed(one.hidden_TH[before], one.weight_TZ[before], one.probability_TZ[before])
         for one in read.routes
     )
-    rest = {name: getattr(packed, name)[before] for name in ("ids", "sequence", "part", "kinds")}
-    bare = replace(packed, positions=packed.positions[:, before], groups=(), **rest)
+    rest = {name: getattr(packed, name)[before] for name in ("ids_T", "sequence_T", "part_T", "kinds_T")}
+    bare = replace(packed, positions_3T=packed.positions_3T[:, before], groups=(), **rest)
     return bare, Read(read.hidden_TH[before], routes)

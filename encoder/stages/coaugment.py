@@ -1,10 +1,10 @@
 """Image-text co-augmentation of positives, in training only (MOON2.0 §3.4).
 
 The paper enriches titles with T+ = MLLM_text(T, I, E), E the entities of title and description, varies pictures with
-an editing model (a clean main image; other backgrounds; other viewpoint and light; refined details), and lets
-through what CLIP finds consistent with the title. ``TextEnricher`` and ``ImageVariants`` are those two models'
-places. Without weights, text comes from the item's own fields through templates and pictures from image processing
-of the product's mask; the model under training stands for CLIP.
+an editing model (a clean main image; other backgrounds; other viewpoint and light; refined details), and keeps the
+variants that CLIP finds consistent with the title. ``TextEnricher`` and ``ImageVariants`` are interfaces for these
+two models. Our implementations need no weights: texts come from the item's fields by templates, pictures from image
+processing with the product's mask, and the model in training takes the place of CLIP.
 
 Shapes: N pictures, S picture side in pixels, D vector width.
 """
@@ -26,9 +26,9 @@ from encoder.learner import Learner
 from encoder.pictures.region import departures, unpadded
 from encoder.tokenizer import tokenize
 
-TOLERANCE = 0.05  # a variant may be so much less like its title than the picture it is made of; not recovered
-FACT_SHOWN = 0.7  # each fact but the title is written so often
-WORD_LOST = 0.1
+TOLERANCE = 0.05  # cosine with the title that a variant may lose against its original; not recovered
+FACT_SHOWN = 0.7  # probability of including each fact besides the title
+WORD_LOST = 0.1  # probability of dropping each word
 GRAIN = 8  # cells across a textured background
 
 
@@ -41,25 +41,25 @@ class TextEnricher(Protocol):
 
 
 class ImageVariants(Protocol):
-    """Shows the same product otherwise."""
+    """Makes other pictures of the same product."""
 
-    def vary(self, pixels: np.ndarray, titles: Sequence[str], rng: np.random.Generator) -> np.ndarray:
-        """One variant of each picture, uint8 (N, S, S, 3) to float32 (N, S, S, 3), 0..255."""
+    def vary(self, pixels_NSS3: np.ndarray, titles: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+        """One variant of each picture, uint8 to float32 (N, S, S, 3), 0..255."""
         ...
 
 
 class TemplateEnricher:
-    """Title, category, attributes as named values, and what the description names, in random order and number.
+    """A random selection, in random order, of category, attributes and the description's entities, with the title.
 
     Args:
-        finder: of the entities in descriptions.
+        finder: finds the entities in descriptions.
     """
 
     def __init__(self, finder: EntityFinder) -> None:
         self._finder = finder
 
     def enrich(self, record: Mapping[str, Any], rng: np.random.Generator) -> str:
-        """T+ of an item: its title and most of what else is known of it, some words lost."""
+        """T+ of an item: its title and most of its other facts, with some words dropped."""
         title = (record["title"] or "").strip()
         facts = [name for name in (record["category"] or [])[-2:] if name.strip()]
         for name, value in attribute_pairs(record):
@@ -77,37 +77,37 @@ class TemplateEnricher:
 
 
 class ProceduralVariants:
-    """One of the paper's four edits per picture, a quarter each, by image processing; titles are not read.
+    """One of the paper's four edits per picture, with equal probability, by image processing; titles are ignored.
 
     - main: the product on white;
     - background: the product on a plain colour, a gradient or a soft texture;
     - view: rotation, scale, shear and perspective; gamma and colour temperature;
-    - detail: a magnified part.
+    - detail: an enlarged part.
 
-    Products are told from plain surroundings only (``encoder.pictures.region.departures``): a photo in clutter
-    keeps its background.
+    Products can only be separated from plain surroundings (``encoder.pictures.region.departures``): in clutter the
+    picture keeps its background.
     """
 
-    def vary(self, pixels: np.ndarray, titles: Sequence[str], rng: np.random.Generator) -> np.ndarray:
-        """One variant of each picture, uint8 (N, S, S, 3) to float32 (N, S, S, 3), 0..255."""
-        out = np.empty(pixels.shape, dtype=np.float32)
-        edit = rng.integers(4, size=len(pixels))
+    def vary(self, pixels_NSS3: np.ndarray, titles: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+        """One variant of each picture, uint8 to float32 (N, S, S, 3), 0..255."""
+        out = np.empty(pixels_NSS3.shape, dtype=np.float32)
+        edit = rng.integers(4, size=len(pixels_NSS3))
         main, background, view, detail = (np.flatnonzero(edit == kind) for kind in range(4))
         masked, moved = np.concatenate([main, background]), np.concatenate([view, detail])
-        filled = _bars_filled(pixels[masked])
+        filled = _bars_filled(pixels_NSS3[masked])
         behind = np.full(filled.shape, 255, dtype=np.float32)
-        behind[len(main) :] = backgrounds(len(background), pixels.shape[1], rng)
+        behind[len(main) :] = backgrounds(len(background), pixels_NSS3.shape[1], rng)
         out[masked] = behind + product_opacity(filled)[..., None] * (filled - behind)
         maps = np.concatenate([_views(len(view), rng), _magnified(len(detail), rng)])
-        out[moved] = channels_last(warped(channels_first(pixels[moved]), maps))
+        out[moved] = channels_last(warped(channels_first(pixels_NSS3[moved]), maps))
         out[view] = _lit(out[view], rng)
         return out
 
 
 def product_opacity(pixels_NSS3: np.ndarray) -> np.ndarray:
-    """How much each pixel belongs to the product, float32 (N, S, S), 0..1; 1 throughout in clutter.
+    """Opacity mask of the product, float32 (N, S, S), 0..1; 1 everywhere in cluttered pictures.
 
-    Holes, which have the surroundings' colour but product on all four sides, are product: white prints, pale skin.
+    Pixels with the surroundings' colour that have product on all four sides, such as white prints, count as product.
     """
     distance, limit, plain = departures(pixels_NSS3)
     opacity = distance / limit[:, None, None]
@@ -121,13 +121,13 @@ def product_opacity(pixels_NSS3: np.ndarray) -> np.ndarray:
 
 
 def _turned(planes: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Views of (N, S, S) with each of the four sides first."""
+    """Views of (N, S, S) in which axis 1 starts at each of the four sides."""
     across = planes.swapaxes(1, 2)
     return planes, planes[:, ::-1], across, across[:, ::-1]
 
 
 def backgrounds(count: int, px: int, rng: np.random.Generator) -> np.ndarray:
-    """Plain colours, gradients and soft textures, a third each: float32 (count, px, px, 3), 0..255."""
+    """Plain colours, gradients and soft textures with equal probability: float32 (count, px, px, 3), 0..255."""
     kind = rng.integers(3, size=(count, 1, 1, 1))
     colour = rng.uniform(80, 255, size=(count, 1, 1, 3)).astype(np.float32)
     down, right = (rng.uniform(-50, 50, size=(2, count, 1, 1, 3)) * (kind == 1)).astype(np.float32)
@@ -142,11 +142,11 @@ def backgrounds(count: int, px: int, rng: np.random.Generator) -> np.ndarray:
 def consistent(
     variant_ND: np.ndarray, original_ND: np.ndarray, title_ND: np.ndarray, tolerance: float = TOLERANCE
 ) -> np.ndarray:
-    """Which variants a model finds about as like their title as the pictures they are made of.
+    """Which variants are about as similar to their title as the original pictures, according to a model.
 
     Args:
-        variant_ND, original_ND, title_ND: vectors of any length, compared by cosine.
-        tolerance: cosine a variant may lose.
+        variant_ND, original_ND, title_ND: vectors of any norm, compared by cosine.
+        tolerance: how much lower a variant's cosine may be.
 
     Returns:
         bool (N).
@@ -158,17 +158,16 @@ def consistent(
 
 
 class Coaugmented:
-    """Adds an enriched title and a varied picture to samples of items (§3.1: a product carries both beside its own).
+    """Adds an enriched title and a picture variant to samples of items, beside their own text and picture (§3.1).
 
-    One variant per picture: the paper's n_c is not recovered. Items without words keep any variant: there is
-    nothing it could contradict.
+    One variant per picture: the paper's n_c is not recovered. Variants of items without text are not filtered.
 
     Attributes:
-        made, kept: variants so far, and those of them that passed the filter.
+        made, kept: number of variants so far, and of those that passed the filter.
 
     Args:
         learner: its corpus and tokenizer; its model is the filter.
-        enricher, variants: the procedural ones unless given.
+        enricher, variants: ``TemplateEnricher`` and ``ProceduralVariants`` unless given.
     """
 
     def __init__(
@@ -180,12 +179,12 @@ class Coaugmented:
         self.made = self.kept = 0
 
     def __call__(self, rows: np.ndarray, samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
-        """The samples with an enriched title behind their text and a variant behind their pictures.
+        """The samples with an enriched title after their text and a variant after their pictures.
 
         Args:
-            rows: int64, items of the samples.
-            samples: of whole items.
-            rng: the only source of chance.
+            rows: int64, rows of the samples' items.
+            samples: samples of complete items.
+            rng: the only source of randomness.
         """
         learner, corpus = self._learner, self._learner.corpus
         texts = [self._enricher.enrich(corpus.records[row], rng) for row in rows.tolist()]
@@ -209,7 +208,7 @@ class Coaugmented:
     def _consistent(
         self, varied: np.ndarray, original: np.ndarray, words: Sequence[Sequence[int]]
     ) -> np.ndarray:
-        """``consistent`` under the model as it is now; true without words."""
+        """``consistent`` under the current model; true without text."""
         known = [place for place, tokens in enumerate(words) if tokens]
         passed = np.ones(len(words), dtype=bool)
         if known:
@@ -222,7 +221,7 @@ class Coaugmented:
 
 
 def _bars_filled(pixels: np.ndarray) -> np.ndarray:
-    """The pictures with the white bars that squared them replaced by their outermost lines."""
+    """The pictures with their white padding replaced by copies of the outermost rows or columns."""
     out = pixels.copy()
     for picture, (left, top, right, bottom) in zip(out, unpadded(pixels).tolist(), strict=True):
         picture[:, :left], picture[:, right:] = picture[:, left : left + 1], picture[:, right - 1 : right]
@@ -231,7 +230,7 @@ def _bars_filled(pixels: np.ndarray) -> np.ndarray:
 
 
 def _views(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Small changes of viewpoint as maps from the new picture's coordinates to the old one's."""
+    """Small changes of viewpoint, as maps from the new picture's coordinates to the old one's."""
     return homographies(
         turn=rng.uniform(-0.2, 0.2, size=count),
         side=rng.uniform(0.9, 1.2, size=(count, 2)),
@@ -242,7 +241,7 @@ def _views(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _magnified(count: int, rng: np.random.Generator) -> np.ndarray:
-    """A part of .45 to .75 of the side near the middle of the picture, where products are."""
+    """A crop with .45 to .75 of the side, near the middle of the picture, where products are."""
     side = rng.uniform(0.45, 0.75, size=(count, 1)).repeat(2, axis=1)
     shift = rng.uniform(-0.25, 0.25, size=(count, 2))
     return homographies(np.zeros(count), side, np.zeros(count), shift, np.zeros((count, 2)))

@@ -1,8 +1,8 @@
 """Contrastive post-training: a query of any modality chooses its item (MOON Embedding §1.4, §1.5; MOON §2.1).
 
-Each step draws one kind of pair, so that the negatives in its batch are of the same modality as the positive.
+Each step draws one kind of pair, so that the negatives of a batch have the same modality as the positive.
 
-Shapes: B pairs, D vector width, N negatives beyond the batch.
+Shapes: B pairs, S samples of all roles, N further negatives, D vector width.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from encoder.losses.gather import gather_keys, gather_with_gradient
 from encoder.losses.info_nce import false_extra_negatives, false_negatives, matryoshka_info_nce
 from encoder.losses.queue import VectorQueue, false_queue_negatives
 
-PLENTY = 1_000  # pairs of a kind; of fewer each would be seen more often than is good for it
-CLEANED = 2_000  # pairs of one kind that the cleaning rules look at, at most
+PLENTY = 1_000  # a kind with fewer pairs is drawn less often, so that its pairs are not repeated too much
+CLEANED = 2_000  # most pairs of one kind to which the cleaning rules are applied
 
 
 @dataclass(frozen=True)
@@ -38,29 +38,29 @@ class Kind:
     """One kind of pair.
 
     Attributes:
-        relation: what relates the two: the first of these that the data has (``pairs.Relations``).
-        query, item: what is shown of each.
-        share: of the steps, relative to the other kinds; less where there are fewer than ``PLENTY`` pairs.
-        temperature: of InfoNCE.
+        relation: names of relations (``pairs.Relations``), of which the first that the data has is used.
+        query, item: views of the two.
+        weight: sampling weight relative to the other kinds; reduced if there are fewer than ``PLENTY`` pairs.
+        temperature: temperature of InfoNCE.
     """
 
     relation: tuple[str, ...]
     query: View
     item: View
-    share: float
+    weight: float
     temperature: float = 0.05
 
 
-# What users took together is a weak sign of likeness: at the temperature of an item's own halves the loss is
-# least when all vectors lie together, and the space collapses; a higher one asks for less contrast
+# Items taken together are only weakly similar: at the temperature of an item's own views the loss is minimal when all
+# vectors coincide, and the space collapses; a higher temperature demands less contrast
 # (docs/log/encoder.md#co-purchase-pairs-at-a-low-temperature).
 OWN = Kind(("own",), "image", "words", 0.6)
 PART = Kind(("own",), "half", "all", 0.2)
 QUERY = Kind(("query",), "all", "all", 0.25, 0.1)
 BOUGHT = Kind(("bought",), "all", "all", 0.2, 0.2)
 
-# MOON Embedding §1.4, Table 2, by samples in billions. The paper's queries are typed or photographed; where a
-# log has none, a title stands for a typed query and another picture of the product for a photographed one.
+# MOON Embedding §1.4, Table 2; weights are samples in billions. The paper's queries are typed or photographed;
+# where a log has none, a title serves as a typed query and another picture of the product as a photographed one.
 ASKED, SEEN, TAKEN = ("query", "own"), ("variant", "own"), ("bought", "own")
 NINE_KINDS = (
     Kind(ASKED, "title", "details", 0.2),
@@ -73,7 +73,7 @@ NINE_KINDS = (
     Kind(TAKEN, "title+image", "title+image", 0.5, 0.2),
     Kind(TAKEN, "all", "all", 0.1, 0.2),
 )
-# MOON §2.2: queries image : text : both = 12 : 3 : 2, the item always with picture and text.
+# MOON §2.2: queries image : text : both = 12 : 3 : 2; items always with picture and text.
 THREE_QUERIES = (
     Kind(SEEN, "image", "all", 12),
     Kind(ASKED, "words", "all", 3),
@@ -86,25 +86,25 @@ class Contrast:
     """A round of contrastive post-training.
 
     Attributes:
-        share: of the training budget.
-        kinds: of pairs, and how they are mixed.
-        loss: InfoNCE (§1.4) or circle loss (§1.5); the latter has its own scale instead of a temperature.
-        purchases: only purchases relate items and queries, where the log has any.
-        cleaned: pairs pass the four cleaning rules of §1.5 first.
-        hard: another item of each positive's category is a negative of the whole batch (§1.5).
-        queue: item vectors of earlier steps kept as negatives (§1.5); 0 keeps none.
-        rate: factor on the peak learning rates.
-        name: of the round.
+        fraction: of the training budget.
+        kinds: kinds of pairs, with sampling weights.
+        loss: InfoNCE (§1.4) or circle loss (§1.5), which has its own scale instead of a temperature.
+        purchases: take pairs from purchases only, if the log has any.
+        cleaned: apply the four cleaning rules of §1.5 to the pairs.
+        hard: for each positive, add another item of its category to the negatives of the batch (§1.5).
+        queue: number of item vectors of earlier steps used as negatives (§1.5); 0: none.
+        learning_rate_scale: factor on the peak learning rates.
+        name: name of the stage.
     """
 
-    share: float
+    fraction: float
     kinds: tuple[Kind, ...]
     loss: Literal["info_nce", "circle"] = "info_nce"
     purchases: bool = False
     cleaned: bool = False
     hard: bool = False
     queue: int = 0
-    rate: float = 1.0
+    learning_rate_scale: float = 1.0
     name: str = "contrast"
 
     def begin(self, learner: Learner) -> Contrasting:
@@ -117,10 +117,10 @@ class Drawn:
     """B pairs of one kind.
 
     Attributes:
-        kind: of which.
-        anchor: int64 (B), rows of the queries or of the items, by the kind's relation.
+        kind: their kind.
+        anchor: int64 (B), rows of the queries or of the items, depending on the kind's relation.
         item: int64 (B), rows of the items.
-        left, right: samples of both.
+        left, right: samples of anchors and of items.
     """
 
     kind: Kind
@@ -134,7 +134,7 @@ class Contrasting(Objective):
     """The loss of ``Contrast``.
 
     Raises:
-        NothingToLearn: no kind has two pairs: fewer have no negatives.
+        NothingToLearn: no kind has two pairs, which is the least that has in-batch negatives.
     """
 
     def __init__(self, stage: Contrast, learner: Learner) -> None:
@@ -149,18 +149,18 @@ class Contrasting(Objective):
             if found is None:
                 continue
             relation, pairs = found
-            if stage.cleaned and relation != "own":  # an item and itself: nothing to clean
+            if stage.cleaned and relation != "own":  # an item with itself needs no cleaning
                 name = f"{relation}: {kind.query} > {kind.item}"
                 left, self.kept[name] = cleaned(learner, replace(kind, relation=(relation,)), pairs)
-                pairs = left if len(left) > 1 else pairs  # rules that leave nothing are not for this data
+                pairs = left if len(left) > 1 else pairs  # ignore rules that leave nothing of this data
             self.kinds.append((replace(kind, relation=(relation,)), pairs))
         if not self.kinds:
             raise NothingToLearn(
                 f"{stage.name}: expected items with words, queries with clicks, or items taken together; found "
-                f"{relations.counts()} pairs, none of which the recipe can show. Nothing to learn from."
+                f"{relations.counts()} pairs, none with the views that the recipe needs. Nothing to learn from."
             )
-        share = np.array([kind.share * min(len(pairs), PLENTY) for kind, pairs in self.kinds])
-        self.share = share / share.sum()
+        weight = np.array([kind.weight * min(len(pairs), PLENTY) for kind, pairs in self.kinds])
+        self.probability = weight / weight.sum()
         self.queue = VectorQueue(stage.queue, learner.size.item_width) if stage.queue else None
         self.hard = None
         self.showable = {kind.item: can_show(corpus.items, kind.item) for kind, _ in self.kinds}
@@ -172,7 +172,7 @@ class Contrasting(Objective):
     def draw(self, count: int, rng: np.random.Generator) -> Drawn:
         """A random batch of at most ``count`` pairs of one random kind."""
         corpus = self.learner.corpus
-        kind, pairs = self.kinds[int(rng.choice(len(self.kinds), p=self.share))]
+        kind, pairs = self.kinds[int(rng.choice(len(self.kinds), p=self.probability))]
         relation = kind.relation[0]
         chosen = rng.choice(len(pairs), size=min(count, len(pairs)), replace=False)
         anchor, item = pairs.anchor[chosen], pairs.item[chosen]
@@ -185,7 +185,7 @@ class Contrasting(Objective):
         return Drawn(kind, anchor, item, left, show(corpus, corpus.items, item, kind.item, rng))
 
     def loss(self, rng: np.random.Generator, progress: float) -> Tensor:
-        """Matryoshka loss of one random batch of one random kind."""
+        """Matryoshka loss of one random batch of pairs of one random kind."""
         learner, stage, corpus = self.learner, self.stage, self.learner.corpus
         drawn = self.draw(learner.batch, rng)
         kind, anchor, item = drawn.kind, drawn.anchor, drawn.item
@@ -199,39 +199,39 @@ class Contrasting(Objective):
             negative = negative[self.showable[kind.item][negative]]
         samples += show(corpus, corpus.items, negative, kind.item, rng)
         encoded = learner.encode(samples)
-        vector = encoded.vector_BD
+        vector_SD = encoded.vector_BD  # of anchors, items and hard negatives
         count = len(item)
         anchor_B, item_B, spu_B, anchor_spu_B = (
-            gather_keys(torch.from_numpy(key).to(vector.device))
+            gather_keys(torch.from_numpy(key).to(vector_SD.device))
             for key in pair_keys(corpus, relation, anchor, item)
         )
         keys = (anchor_B, item_B, spu_B, anchor_spu_B)
-        left, right = (gather_with_gradient(vector[at : at + count]) for at in (0, count))
+        anchor_BD, item_BD = (gather_with_gradient(vector_SD[at : at + count]) for at in (0, count))
         extra, masked = [], []
         if len(negative):
             rows, spu = (
-                gather_keys(torch.from_numpy(key).to(vector.device))
+                gather_keys(torch.from_numpy(key).to(vector_SD.device))
                 for key in (negative, corpus.spu[negative])
             )
-            extra.append(gather_with_gradient(vector[2 * count :]))
+            extra.append(gather_with_gradient(vector_SD[2 * count :]))
             masked.append(false_extra_negatives(*keys, rows, spu))
         if self.queue is not None:
             extra.append(self.queue.vector_SD.clone())
             masked.append(false_queue_negatives(self.queue, *keys))
-            self.queue.push(F.normalize(right.detach(), dim=-1), item_B, spu_B)
+            self.queue.push(F.normalize(item_BD.detach(), dim=-1), item_B, spu_B)
         negatives = {
             "negatives_ND": torch.cat(extra) if extra else None,
             "masked_negatives_BN": torch.cat(masked, dim=1) if masked else None,
         }
-        widths, same = learner.size.matryoshka, false_negatives(*keys)
+        widths, same_BB = learner.size.matryoshka, false_negatives(*keys)
         if stage.loss == "circle":
-            contrasted = matryoshka_circle_loss(left, right, same, widths, **negatives)
+            loss = matryoshka_circle_loss(anchor_BD, item_BD, same_BB, widths, **negatives)
         else:
-            contrasted = matryoshka_info_nce(left, right, same, widths, kind.temperature, **negatives)
-        return contrasted if encoded.balance is None else contrasted + RHO * encoded.balance
+            loss = matryoshka_info_nce(anchor_BD, item_BD, same_BB, widths, kind.temperature, **negatives)
+        return loss if encoded.balance is None else loss + RHO * encoded.balance
 
     def tensors(self) -> dict[str, Tensor]:
-        """The queue, and the pairs that the model of this stage's beginning chose."""
+        """The queue and the pairs, which cleaning chose with the model at the beginning of this stage."""
         pairs = {
             f"pairs.{number}.{side}": torch.from_numpy(np.ascontiguousarray(getattr(chosen, side)))
             for number, (_, chosen) in enumerate(self.kinds)
@@ -240,7 +240,7 @@ class Contrasting(Objective):
         return pairs if self.queue is None else pairs | self.queue.tensors()
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put the queue and the pairs back."""
+        """Restore the queue and the pairs."""
         self.kinds = [
             (kind, Pairs(*(tensors[f"pairs.{number}.{side}"].numpy() for side in ("anchor", "item"))))
             for number, (kind, _) in enumerate(self.kinds)
@@ -249,18 +249,18 @@ class Contrasting(Objective):
             self.queue.load({k: v for k, v in tensors.items() if not k.startswith("pairs.")})
 
     def facts(self) -> dict[str, object]:
-        """Pairs of each kind, and what each cleaning rule left of them."""
+        """Number of pairs of each kind, and how many each cleaning rule left."""
         pairs = {f"{k.relation[0]}: {k.query} > {k.item}": len(p) for k, p in self.kinds}
         return {"pairs": pairs, **({"cleaned": self.kept} if self.kept else {})}
 
 
 def cleaned(learner: Learner, kind: Kind, pairs: Pairs) -> tuple[Pairs, dict[str, int]]:
-    """What the four rules of §1.5 leave of pairs, judged by the model as it is now.
+    """Apply the four cleaning rules of §1.5 to pairs, with similarities from the current model.
 
-    Of more pairs than ``CLEANED`` so many are drawn first: each costs two vectors.
+    At most ``CLEANED`` pairs are used, drawn at random, because each needs two vectors.
 
     Returns:
-        the pairs kept, and how many were left after each rule.
+        the pairs kept, and the number of pairs left after each rule.
     """
     corpus, rng = learner.corpus, np.random.default_rng((learner.seed, 1))
     chosen = np.sort(rng.permutation(len(pairs))[:CLEANED])
@@ -289,11 +289,11 @@ def cleaned(learner: Learner, kind: Kind, pairs: Pairs) -> tuple[Pairs, dict[str
 
 
 def _pairs_of(kind: Kind, relations: Relations, corpus: Corpus) -> tuple[str, Pairs] | None:
-    """The first relation with two pairs that can be shown as ``kind`` asks, and those pairs."""
+    """The first relation of ``kind`` with at least two pairs that have its views, and these pairs."""
     for name in kind.relation:
         pairs: Pairs = getattr(relations, name)
         shown = can_show(corpus.items, kind.item)[pairs.item]
-        if name != "query":  # a query shows what it has
+        if name != "query":  # queries are always shown completely
             shown &= can_show(corpus.items, kind.query)[pairs.anchor]
         if shown.sum() > 1:
             return name, Pairs(pairs.anchor[shown], pairs.item[shown])
@@ -301,7 +301,7 @@ def _pairs_of(kind: Kind, relations: Relations, corpus: Corpus) -> tuple[str, Pa
 
 
 def pair_keys(corpus: Corpus, relation: str, anchor: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Arguments of ``false_negatives``. Of an item's own views, equal words are equal items."""
+    """Arguments of ``false_negatives``. For relation "own", items with equal text count as the same item."""
     if relation == "query":
         return anchor, item, corpus.spu[item], -1 - np.arange(len(anchor))
     text = item

@@ -1,6 +1,6 @@
 """Stage 1: next-token prediction on questions about catalogue items (MOON Embedding §1.3).
 
-The paper names four question kinds and gives neither templates, data volume nor schedule (not recovered); the
+The paper names four kinds of questions, but gives neither templates, data volume nor schedule (not recovered); the
 templates below and ``encoder.train.Schedule`` are ours.
 """
 
@@ -24,12 +24,12 @@ KINDS = ("description", "attribute", "title", "subject")
 
 
 def question(row: Mapping[str, Any], kind: str, rng: np.random.Generator) -> tuple[str, str] | None:
-    """Question and answer of one kind about one item, None when the item lacks the answer.
+    """Question and answer of one kind about one item; None when the item lacks the answer.
 
     Args:
         row: an item's fields as Python values.
-        kind: description, attribute extraction, title generation, or the main subject of the picture.
-        rng: picks the attribute asked for.
+        kind: description, attribute, title, or subject: the main product in the picture.
+        rng: chooses the attribute to ask for.
     """
     attributes = attribute_pairs(row)
     values = " ".join(value for _, value in attributes)
@@ -47,20 +47,20 @@ def question(row: Mapping[str, Any], kind: str, rng: np.random.Generator) -> tup
 
 @dataclass(frozen=True)
 class Pretrain:
-    """The stage: questions and answers about catalogue items, read causally.
+    """The stage: questions and answers about catalogue items, with causal attention.
 
     Attributes:
-        share: of the training budget; the paper's is not recovered.
-        rate: factor on the peak learning rates.
-        name: of the stage.
+        fraction: of the training budget; the paper's is not recovered.
+        learning_rate_scale: factor on the peak learning rates.
+        name: name of the stage.
     """
 
-    share: float
-    rate: float = 1.0
+    fraction: float
+    learning_rate_scale: float = 1.0
     name: str = "pretrain"
 
     def begin(self, learner: Learner) -> Asking:
-        """Nothing to prepare."""
+        """Check that there are questions."""
         return Asking(learner)
 
 
@@ -68,7 +68,7 @@ class Asking(Objective):
     """Mean next-token loss over the answers of a batch of questions.
 
     Raises:
-        NothingToLearn: no item has a word to answer with.
+        NothingToLearn: no item has text for an answer.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -82,26 +82,26 @@ class Asking(Objective):
             )
 
     def loss(self, rng: np.random.Generator, progress: float) -> Tensor:
-        """Loss of half a batch of questions: each brings a vocabulary of logits per token of its answer."""
+        """Loss of half a batch of questions: each needs logits over the vocabulary for every answer token."""
         model = self.learner.model
         rows, samples = questions(self.learner, max(self.learner.batch // 2, 1), rng)
         self.seen = self.learner.corpus.items.ids[rows]
         packed = model.pack(samples, causal=True)
-        hidden = model.backbone(packed).hidden_TH
-        answered = (packed.part == CHAIN).nonzero()[:, 0]
-        return F.cross_entropy(model.backbone.logits(hidden[answered - 1]), packed.ids[answered])
+        hidden_TH = model.backbone(packed).hidden_TH
+        answered = (packed.part_T == CHAIN).nonzero()[:, 0]
+        return F.cross_entropy(model.backbone.logits(hidden_TH[answered - 1]), packed.ids_T[answered])
 
 
 def questions(learner: Learner, count: int, rng: np.random.Generator) -> tuple[list[int], list[Sample]]:
     """Questions with the picture of their item, each followed by its answer.
 
     Args:
-        learner: whose items are asked about.
-        count: questions; an item that lacks the answer is asked nothing, so fewer may come.
-        rng: the only source of chance.
+        learner: its items are the subjects.
+        count: questions to draw; those whose item lacks the answer are dropped, so that fewer may remain.
+        rng: the only source of randomness.
 
     Returns:
-        rows of the items, at least one, and a sample of each.
+        rows of the items, at least one, and a sample for each.
     """
     corpus, limit = learner.corpus, learner.size.text_tokens
     rows: list[int] = []

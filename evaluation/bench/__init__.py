@@ -1,1 +1,1 @@
-"""Speed and memory, beside plain ways to do the same work."""
+"""Benchmarks of speed and memory, compared with plain ways to do the same work."""

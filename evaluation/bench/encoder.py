@@ -1,4 +1,4 @@
-"""How fast the encoder trains and embeds, beside a plain transformers loop over the same model.
+"""How fast the encoder trains and embeds, compared with a plain transformers loop over the same model.
 
 Both run in one thread on the same simulated catalogue, taking turns, so that a busy machine slows both. Time is
 CPU time of the process. Pictures are JPEGs of the size that ``moon dataset`` keeps of a shop's photographs.
@@ -46,14 +46,14 @@ __all__ = ["Line", "bench_encoder", "to_json", "to_text"]
 SIDES = (64, 128)
 BATCH = 128
 PASSES = (
-    24  # over the catalogue in a training run (encoder.train.Schedule): a picture is decoded once for all
+    24  # over the catalogue in a training run (encoder.train.Schedule), for which a picture is decoded once
 )
 TRAINING_GOAL, EMBEDDING_GOAL = 2.0, 3.0  # times the plain loop
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Both sides get one thread: what more of them would do is the machine's business."""
+    """Run with one thread, so that results do not depend on the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -81,11 +81,11 @@ def _enlarged(picture: bytes | None) -> bytes:
 
 
 class Contest:
-    """Our encoder and the plain loop over the same weights, at one picture side.
+    """Our encoder and the plain loop with the same weights, at one picture size.
 
     Args:
-        shown: contents to train on and to embed, each with picture and words.
-        dial: widths and lengths, the picture side among them.
+        shown: contents to train on and to embed, each with picture and text.
+        dial: widths, lengths and picture size.
     """
 
     def __init__(self, shown: list[Content], dial: Size) -> None:
@@ -128,23 +128,23 @@ class Contest:
         return np.random.default_rng(self.step).choice(len(self.shown), size=self.batch, replace=False)
 
     def loss(self, pictures: Tensor, words: Tensor) -> Tensor:
-        """Pictures choose their words."""
+        """Contrastive loss between pictures and their texts."""
         return matryoshka_info_nce(pictures, words, self.same, self.dial.matryoshka)
 
     def samples(self, rows: np.ndarray) -> list[Sample]:
-        """A batch of ours: pictures decoded before training, then words."""
+        """A batch for our encoder: pictures, decoded before training, then texts."""
         pictures = augment(self.pixels[rows], np.random.default_rng(self.step))
         words = [self.tokens[row] for row in rows.tolist()]
         return [*(Sample([], (picture,)) for picture in pictures), *(Sample(t, kinds=k) for t, k in words)]
 
     def train_ours(self) -> None:
-        """One step of ours."""
+        """One training step of our encoder."""
         vectors = self.ours(self.samples(self.draw())).vector_BD
         loss = self.loss(vectors[: self.batch], vectors[self.batch :])
         self.optimizers.update(loss, "bench", self.step)
 
     def train_plain(self) -> None:
-        """One step of the plain loop."""
+        """One training step of the plain loop."""
         batch = [self.shown[row] for row in self.draw().tolist()]
         pixels = self.plain.decode([content.image or b"" for content in batch])
         pictures = self.plain(augment(pixels, np.random.default_rng(self.step)), None)
@@ -154,20 +154,20 @@ class Contest:
         self.adamw.step()
 
     def embed_ours(self) -> np.ndarray:
-        """All contents, as bulk embedding does it behind training: from the pictures that that has decoded."""
+        """Embed all contents as bulk embedding does after training: from pictures decoded already."""
         return self.encoder.encode(self.shown, list(self.pixels))
 
     def vectors(self) -> Tensor:
-        """The products of ``embed_ours`` where torch can count them: not in inference mode."""
+        """``embed_ours`` outside of inference mode, so that torch can count its floating-point operations."""
         return self.ours.vectors(self.encoder.samples(self.shown, list(self.pixels)))
 
     def embed_new(self) -> np.ndarray:
-        """All contents, as bulk embedding does it with pictures it has never seen."""
+        """Embed all contents as bulk embedding does with pictures that are not decoded yet."""
         return self.encoder.encode(self.shown)
 
     @torch.no_grad()
     def embed_plain(self) -> np.ndarray:
-        """All contents, batch after batch in catalogue order."""
+        """Embed all contents with the plain loop, batch after batch in catalogue order."""
         parts = []
         for start in range(0, len(self.shown), self.batch):
             batch = self.shown[start : start + self.batch]
@@ -188,9 +188,9 @@ def bench_encoder(
 
     Args:
         items: in the catalogue that is trained on and embedded.
-        repeats: of every measurement; the median counts.
-        sides: of the pictures, in pixels.
-        dial: the size that is measured; small unless given.
+        repeats: repetitions of every measurement; the median is reported.
+        sides: picture sides in pixels.
+        dial: the size to measure; small unless given.
     """
     dial = dial or size(REAL)
     with one_thread():
@@ -214,7 +214,7 @@ def _lines(contest: Contest, repeats: int) -> Iterator[Line]:
     parts = _where(contest, repeats)
     whole = sum(median(seconds) for seconds in parts.values())
     for name, seconds in parts.items():
-        yield line(f"training {px}: share of {name}", [one / whole for one in seconds])
+        yield line(f"training {px}: fraction of {name}", [one / whole for one in seconds])
     took = _turns(contest.embed_ours, contest.embed_plain, repeats)
     seconds = took[0]
     ours, plain = ([len(contest.shown) / seconds for seconds in column] for column in took)
@@ -230,7 +230,7 @@ def _lines(contest: Contest, repeats: int) -> Iterator[Line]:
 def _turns(
     first: Callable[[], object], second: Callable[[], object], repeats: int
 ) -> tuple[list[float], ...]:
-    """CPU seconds of two calls that take turns; what each does only once is not counted."""
+    """CPU seconds of two calls that take turns, after one call of each to warm up."""
     for call in (first, second):
         call()
     pairs = [(cpu_seconds(first), cpu_seconds(second)) for _ in range(repeats)]
@@ -238,7 +238,7 @@ def _turns(
 
 
 def matmul_rate(side: int = 1024, repeats: int = 5) -> float:
-    """Floating point operations per second of the product of two large matrices: what the machine can do."""
+    """Floating-point operations per second of the product of two large matrices: the machine's peak."""
     left, right = torch.randn(2, side, side)
     return 2 * side**3 / min(cpu_seconds(lambda: left @ right) for _ in range(repeats + 1))
 
@@ -248,17 +248,17 @@ def _where(contest: Contest, repeats: int) -> dict[str, list[float]]:
     model, backbone, batch = contest.ours, contest.ours.backbone, contest.batch
     rows = contest.draw()
     packed = model.pack(contest.samples(rows))
-    assert packed.pixels is not None
-    pixels, rotary = packed.pixels, backbone.rotary(packed.positions[:, None])
-    tokens = torch.randn(1, len(packed.ids), contest.dial.hidden, requires_grad=True)
+    assert packed.pixels_NSS3 is not None
+    pixels, rotary = packed.pixels_NSS3, backbone.rotary(packed.positions_3T[:, None])
+    tokens = torch.randn(1, len(packed.ids_T), contest.dial.hidden, requires_grad=True)
     vectors = torch.randn(2 * batch, contest.dial.item_width, requires_grad=True)
 
     def vision() -> None:
         seen = backbone.see(pixels)
-        torch.stack([seen.tokens, *seen.after]).sum().backward()
+        torch.stack([seen.tokens_VH, *seen.after]).sum().backward()
 
     def language() -> None:
-        hidden, routes = backbone.run(tokens, rotary, packed.kinds, None, None, groups=packed.groups)
+        hidden, routes = backbone.run(tokens, rotary, packed.kinds_T, None, None, groups=packed.groups)
         model.encoded(packed, Read(hidden.squeeze(0), routes)).vector_BD.sum().backward()
 
     def optimiser() -> None:
@@ -279,12 +279,12 @@ def _where(contest: Contest, repeats: int) -> dict[str, list[float]]:
 
 
 def _reached(what: str, call: Callable[[], object], took: list[float]) -> Iterator[Line]:
-    """How near the matrix products of a call, attention left out, bring it to what the machine can do.
+    """The call's matrix products per second, without attention, as a fraction of the machine's rate.
 
-    Time over this share is what the call would take if nothing but its products took any.
+    Time multiplied by this fraction is what the call would take if it consisted of matrix products only.
     """
     with FlopCounterMode(display=False) as counter:
         call()
     rate, reached = matmul_rate(), counter.get_total_flops() / median(took)
     yield line(f"{what}: GFLOP/s", [reached / 1e9])
-    yield line(f"{what}: share of the matmul rate of {rate / 1e9:.0f} GFLOP/s", [reached / rate])
+    yield line(f"{what}: fraction of the matmul rate of {rate / 1e9:.0f} GFLOP/s", [reached / rate])

@@ -1,7 +1,7 @@
-"""How long /recommend takes while Redis is refused, hangs and is back: the whole service over a store of its own.
+"""How long /recommend takes while Redis refuses connections, hangs and recovers: the whole service on its own store.
 
-The shop is simulated, its vectors are random and its ranker counts what was liked; Feast, Redis, the readers, the
-retrieval and HTTP are the real ones. Requests go straight into the application, as the server would hand them over.
+The shop is simulated, its vectors are random and its ranker counts positive events; Feast, Redis, the readers,
+retrieval and HTTP are real. Requests are passed to the application directly, as the HTTP server would.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from feature_repo.vectors import Vectors
 from retrieval.index import ItemIndex
 from retrieval.retriever import Retriever
 from retrieval.sources import PopularSource, SimilarSource, profile_source, query_source
-from serving.app import create_app, spared
+from serving.app import create_app, frozen_garbage_collector
 from serving.catalogue import Catalogue
 from serving.recommend import Recommender
 from serving.settings import Settings
@@ -45,21 +45,21 @@ END = datetime.fromtimestamp((START_US + (DAYS + 1) * DAY_US) / 1e6, UTC)
 
 
 def bench_faults(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> Iterator[Line]:
-    """Refuse, hang and wake a Redis of our own under the service.
+    """Measure the service while its Redis server refuses connections, hangs and recovers.
 
     Args:
-        folder: an empty one, for the store.
-        clicks: in the log of the shop.
-        rounds: of every fault; the worst request counts.
+        folder: an empty folder, for the store.
+        clicks: number of clicks in the shop's log.
+        rounds: repetitions of every fault; the slowest request is reported.
 
     Raises:
-        AssertionError: a request is not answered, or not as it should be.
+        AssertionError: a request fails, or has an unexpected answer.
     """
-    logging.getLogger("moon.serving").setLevel(logging.ERROR)  # that Redis does not answer is the point
+    logging.getLogger("moon.serving").setLevel(logging.ERROR)  # hides the expected warnings about Redis
     with RedisServer("--dir", str(folder)) as server:
         app = service(folder / "store", server, clicks)
-        faiss.omp_set_num_threads(1)  # this and ``spared`` as in ``moon serve``
-        with spared():
+        faiss.omp_set_num_threads(1)  # as in ``moon serve``
+        with frozen_garbage_collector():
             yield line("/recommend: ms", _ms(whole(ask(app)) for _ in range(ASKED)))
             yield from _hanging(app, server, rounds)
             refused, again = [], []
@@ -94,7 +94,7 @@ def _hanging(app: FastAPI, server: RedisServer, rounds: int) -> Iterator[Line]:
 
 @dataclass(frozen=True)
 class Answered:
-    """One answer of the service: after how many milliseconds, and its body."""
+    """One answer of the service: its latency in milliseconds and its body."""
 
     ms: float
     body: dict[str, Any]
@@ -133,7 +133,7 @@ def service(store_dir: Path, server: RedisServer, clicks: int = CLICKS) -> FastA
 
 
 def ask(app: FastAPI, at_once: int = 1) -> list[Answered]:
-    """Ask for recommendations; times count from the moment the first of them was asked for.
+    """Ask for recommendations ``at_once`` times in parallel; latencies start with the first request.
 
     Raises:
         AssertionError: the service failed.
@@ -147,13 +147,13 @@ def ask(app: FastAPI, at_once: int = 1) -> list[Answered]:
 
 
 def whole(answers: Sequence[Answered]) -> Sequence[Answered]:
-    """The same answers, none of which lacks anything."""
+    """Assert that no answer has a fallback, and return them."""
     assert all(one.body["order"] == "ranker" and not one.body["fallbacks"] for one in answers), answers
     return answers
 
 
 def fallen(answers: Sequence[Answered]) -> Sequence[Answered]:
-    """The same answers, all of which are popular items for want of a store."""
+    """Assert that all answers are popular items because the store is unavailable, and return them."""
     assert all(one.body["fallbacks"] == ["store_unavailable"] and one.body["hits"] for one in answers), (
         answers
     )
@@ -161,7 +161,7 @@ def fallen(answers: Sequence[Answered]) -> Sequence[Answered]:
 
 
 class _Model:
-    """Stands for what would be trained: what was liked first, and no words."""
+    """Takes the place of ranker and encoder: ranks by positive events, and encodes everything as zeros."""
 
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
         return frame.candidates.column("positive_all").to_numpy().astype(np.float32)

@@ -1,6 +1,6 @@
-"""The training frame at the size of a real click log: clicks of many users joined with what the store knew then.
+"""The training frame at the size of a real click log: the clicks of many users with point-in-time features.
 
-Embeddings and behaviour sequences are not joined: a frame carries pointers, and the loader gathers (see
+Embeddings and behaviour sequences are not joined: a frame contains pointers, which the loader resolves (see
 ``feature_repo.frames.join``). The log is simulated to the shape of ``scale_globo``: 3 million clicks of 322,897
 users on 46,033 items in 16 days.
 """
@@ -21,7 +21,7 @@ from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig as StockC
 from dataset import contracts
 from dataset.contracts import TIME
 from evaluation.bench.lines import FEAST, OURS, Drawn, Line, line, line_below
-from evaluation.bench.subprocess_cost import apart
+from evaluation.bench.subprocess_cost import measure_in_subprocess
 from feature_repo.create import create_store
 from feature_repo.features import ITEM_FEATURES
 from feature_repo.frames.join import POINTER, join_features, training_frame
@@ -30,18 +30,15 @@ from feature_repo.store import open_store
 CLICKS, USERS, ITEMS, DAYS = 3_000_000, 322_897, 46_033, 16
 SIZES = (100_000, 300_000, 1_000_000, 3_000_000)
 HISTORY, AT_ONCE = 200, 4096
-WALL_GOAL, MEMORY_GOAL, LINEAR_GOAL = (
-    60.0,
-    6144.0,
-    1.3,
-)  # seconds; MiB; times the cost of a row at a third of the rows
+WALL_GOAL, MEMORY_GOAL = 60.0, 6144.0  # seconds; MiB
+LINEAR_GOAL = 1.3  # cost of a row, relative to a frame with a third of the rows
 START_US = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)
 class Shop:
-    """A simulated log and the catalogue and users it is about, in the shape ``create_store`` takes."""
+    """A simulated log with its catalogue and users, in the form that ``create_store`` takes."""
 
     items: pa.Table
     users: pa.Table
@@ -50,7 +47,7 @@ class Shop:
 
 
 def simulated(clicks: int, seed: int = 0) -> Shop:
-    """Clicks of users and on items that are drawn by Zipf's law, as many of each as keeps the shape."""
+    """Clicks with users and items drawn by Zipf's law, in the proportions of CLICKS, USERS and ITEMS."""
     rng = np.random.default_rng(seed)
     users, items = max(clicks * USERS // CLICKS, 1), max(clicks * ITEMS // CLICKS, 1)
     event_us = START_US + np.sort(rng.integers(0, DAYS * DAY_US, clicks))
@@ -72,16 +69,16 @@ def simulated(clicks: int, seed: int = 0) -> Shop:
 
 
 def bench_frame(folder: Path, clicks: int = CLICKS, sizes: tuple[int, ...] = SIZES) -> Iterator[Line]:
-    """Build frames of more and more impressions, one process each.
+    """Build frames of increasing size, each in its own process.
 
     Args:
-        folder: an empty one, for the store.
-        clicks: in the log.
-        sizes: impressions of a frame, ascending; the middle one has goals.
+        folder: an empty folder, for the store.
+        clicks: number of clicks in the log.
+        sizes: impressions per frame, ascending; the middle one has goals.
     """
     shop = simulated(clicks)
     create_store(folder / "store", shop, shop)  # type: ignore[arg-type]
-    costs = {size: apart(_frame, folder / "store", clicks, size) for size in sizes}
+    costs = {size: measure_in_subprocess(_frame, folder / "store", clicks, size) for size in sizes}
     for size, cost in costs.items():
         point = Drawn("training frame, CPU-seconds", OURS, x=size)
         yield line(f"training frame of {size:,} impressions: CPU-seconds", [cost.cpu_s], drawn=point)
@@ -93,10 +90,12 @@ def bench_frame(folder: Path, clicks: int = CLICKS, sizes: tuple[int, ...] = SIZ
     yield line_below(
         f"training frame: CPU of an impression among {most:,}, times {middle:,}", [grown], LINEAR_GOAL
     )
-    gathered = apart(_gather, folder / "store", clicks, middle)
+    gathered = measure_in_subprocess(_gather, folder / "store", clicks, middle)
     yield line(f"{title}: CPU-seconds to gather its histories and features", [gathered.cpu_s])
     least = sizes[0]
-    ours, stock = (apart(_joined, folder / "store", clicks, least, of) for of in (False, True))
+    ours, stock = (
+        measure_in_subprocess(_joined, folder / "store", clicks, least, of) for of in (False, True)
+    )
     assert ours.answer == stock.answer
     title = f"joins of {least:,} impressions"
     cpu, peak = f"{title}, CPU-seconds", f"{title}, peak MiB"
@@ -118,7 +117,7 @@ def _gather(store_dir: Path, clicks: int, size: int) -> Callable[[], int]:
 
 
 def _requests(clicks: int, size: int) -> pa.Table:
-    """Impressions: ``size`` of the clicks of the log, at their moments."""
+    """Impressions: ``size`` of the clicks of the log, at the times of the clicks."""
     log = simulated(clicks).log
     rows = np.sort(np.random.default_rng(1).choice(clicks, size, replace=False))
     clicked = log.take(rows)
@@ -138,7 +137,7 @@ def _joined(store_dir: Path, clicks: int, size: int, stock: bool) -> Callable[[]
     requests = _requests(clicks, size)
     store = open_store(store_dir)
     if stock:
-        os.chdir(store_dir)  # Feast's store takes the sources' paths as relative to here
+        os.chdir(store_dir)  # Feast's store resolves the sources' paths against it
         store = FeatureStore(config=store.config.model_copy(update={"offline_store": StockConfig()}))
     time_us = requests.column("time").cast(pa.int64()).to_numpy()
 

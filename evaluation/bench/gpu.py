@@ -1,9 +1,9 @@
-"""One command for a machine with a GPU: adapt a checkpoint to a catalogue; how fast, how large, how good.
+"""One command for a machine with a GPU: fine-tune a checkpoint on a catalogue; measure speed, memory and recall.
 
     python -m evaluation.bench.gpu RUN/dataset RUN/split CHECKPOINT OUT
 
-It runs on a CPU as well, with a checkpoint small enough. Lines are JSON: name, value, unit, and n, over how many
-tokens or items. Recall is among the held-out products of the split: a product is found by its own other half.
+It runs on a CPU as well if the checkpoint is small enough. It prints JSON lines: name, value, unit, and n, the number
+of tokens or items. Recall is among the held-out items of the split, from an item's picture to its text and back.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from run.sizes import GPU, SIZES, Size
 
 POOL = 1_000  # held-out products, at most
 PAIRS = 64  # pictures and as many texts per timed step
-TIMED_STEPS = 5  # after one that is not counted: the first compiles and allocates
+TIMED_STEPS = 5  # after one warm-up step
 DEPTHS = (1, 5, 10)
 
 
 class Line(NamedTuple):
-    """One measured number, and over how many tokens or items."""
+    """One measured number, and the number of tokens or items."""
 
     name: str
     value: float
@@ -56,14 +56,14 @@ class Line(NamedTuple):
 def gpu_run(
     dataset: Dataset, split: Split, checkpoint: Path, out: Path, size: Size, rank: int, budget: float
 ) -> Iterator[Line]:
-    """Measure a step of training and of embedding, train adapters, then measure recall of what came out.
+    """Measure steps of training and of embedding, train adapters, then measure recall of the trained encoder.
 
     Args:
-        dataset, split: the catalogue, and what of it is held out.
-        checkpoint: folder to start from.
-        out: of the trained encoder.
-        size: the dial; of it only the picture side, text length and vector width matter here.
-        rank: of the adapters.
+        dataset, split: the catalogue, and its held-out items.
+        checkpoint: folder of the checkpoint to start from.
+        out: folder of the trained encoder.
+        size: gives picture side, text length and vector width; the checkpoint has its own depth and width.
+        rank: rank of the adapters.
         budget: factor on the number of training steps.
 
     Raises:
@@ -83,7 +83,7 @@ def gpu_run(
     words = encoder.encode([item_words(content) for content in pool])
     for name, asked, found in (("image to text", pictures, words), ("text to image", words, pictures)):
         for depth in DEPTHS:
-            yield Line(f"{name} recall@{depth}", recall(asked, found, depth), "share", len(pool))
+            yield Line(f"{name} recall@{depth}", recall(asked, found, depth), "fraction", len(pool))
 
 
 def held_out(dataset: Dataset, split: Split) -> list[Content]:
@@ -109,7 +109,7 @@ def item_words(content: Content) -> Content:
 
 
 def recall(asked_ND: np.ndarray, found_ND: np.ndarray, depth: int) -> float:
-    """Share of rows whose own row of ``found_ND`` is among the ``depth`` nearest; ties count against it."""
+    """Fraction of queries whose own row of ``found_ND`` is among the ``depth`` nearest; ties count as misses."""
     score_NN = asked_ND @ found_ND.T
     better_N = (score_NN >= np.diag(score_NN)[:, None]).sum(1) - 1
     return float((better_N < depth).mean())
@@ -135,7 +135,7 @@ def speed(checkpoint: Path, pool: Sequence[Content], size: Size, rank: int) -> I
     def embed(step: int) -> None:
         model.vectors([*texts, *pictures])
 
-    counted = len(model.pack([*texts, *pictures]).ids)
+    counted = len(model.pack([*texts, *pictures]).ids_T)
     for name, act in (("training", learn), ("embedding", embed)):
         seconds, peak = timed(act)
         yield Line(f"{name} speed", TIMED_STEPS * counted / seconds, "tokens/s", counted)
@@ -143,7 +143,7 @@ def speed(checkpoint: Path, pool: Sequence[Content], size: Size, rank: int) -> I
 
 
 def timed(act: Callable[[int], None]) -> tuple[float, int]:
-    """Seconds of TIMED_STEPS calls after one more, and the most bytes held: of the GPU, or of the process."""
+    """Seconds of TIMED_STEPS calls after a warm-up call, and peak memory in bytes of the GPU or the process."""
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.reset_peak_memory_stats()

@@ -1,7 +1,7 @@
-"""How soon an event is in its user's online history, and how many a consumer takes in: Redis keeps a file (AOF).
+"""How soon an event is in its user's online history, and ingested events per second; Redis persists to a file (AOF).
 
-A producer appends events to a stream at a steady rate, a consumer in a process of its own ingests them, and a reader
-asks for the histories of some of their users until they are there, as a request would.
+A producer appends events to a stream at a steady rate, a consumer in its own process ingests them, and a reader polls
+the histories of some of the users, as a request would read them, until the events are there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from feature_repo.store import materialize
 from feature_repo.views import HISTORY
 
 CLICKS, RATE, SECONDS, BACKLOG = 100_000, 500, 10.0, 20_000
-EVERY, AT_ONCE = 10, 5  # of how many events one is looked for; sent together
+EVERY, AT_ONCE = 10, 5  # one in so many events is looked for; events sent together
 P99_GOAL_MS = 100.0
 STREAM, START_S, LONG_S = "events", 60.0, 300.0
 
@@ -83,7 +83,7 @@ def _consume(store_dir: Path, url: str) -> None:
 
 
 def _events(first: int, count: int, users: int) -> list[Event]:
-    """Clicks on items that nobody else clicks on, so that one is known by its item."""
+    """Clicks on distinct items, so that an event can be recognised by its item."""
     user = np.random.default_rng(first).integers(0, users, count).tolist()
     return [Event(event_id=first + n, user_id=user[n], item_id=first + n, type="click") for n in range(count)]
 
@@ -115,7 +115,7 @@ def _seen(client: redis.Redis, reader: OnlineReader, users: int, count: int, rat
 
 
 def _left(client: redis.Redis) -> bool:
-    """Whether the group has something to read or to acknowledge."""
+    """Whether the consumer group has unread or unacknowledged events."""
     groups: Any = client.xinfo_groups(STREAM)
     return bool(groups[0]["pending"]) or groups[0]["lag"] != 0
 

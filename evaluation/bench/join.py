@@ -1,4 +1,4 @@
-"""Point-in-time joins: the ASOF join beside Feast's own plan, over the same files, in one run."""
+"""Point-in-time joins: our ASOF join compared with Feast's own plan, over the same files, in one run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from feast.types import Float32, Int64
 from feast.value_type import ValueType
 
 from evaluation.bench.lines import FEAST, OURS, Drawn, Line, line, line_below, ratio
-from evaluation.bench.subprocess_cost import apart
+from evaluation.bench.subprocess_cost import measure_in_subprocess
 from moonstore.duckdb_store import DuckDBOfflineStoreConfig
 
 ROWS, EVENTS, PER_KEY = 100_000, 1_000_000, 500
@@ -26,7 +26,7 @@ YEAR_US = 365 * 86_400_000_000
 
 
 def bench_join(folder: Path, rows: int = ROWS, events: int = EVENTS, repeats: int = 3) -> Iterator[Line]:
-    """Join ``rows`` entity rows with ``events`` feature rows, ``PER_KEY`` of a key.
+    """Join ``rows`` entity rows with ``events`` feature rows, ``PER_KEY`` per key.
 
     Args:
         folder: an empty one, for the files.
@@ -34,7 +34,7 @@ def bench_join(folder: Path, rows: int = ROWS, events: int = EVENTS, repeats: in
         repeats: of each side; the median counts.
 
     Raises:
-        AssertionError: the two sides do not agree.
+        AssertionError: the two results differ.
     """
     rng = np.random.default_rng(0)
     keys = max(events // PER_KEY, 1)
@@ -48,7 +48,7 @@ def bench_join(folder: Path, rows: int = ROWS, events: int = EVENTS, repeats: in
     pq.write_table(history, folder / "history.parquet")
     asked = {"user_id": rng.integers(0, keys, rows), "time_us": rng.integers(0, YEAR_US, rows)}
     pq.write_table(pa.table(asked), folder / "asked.parquet")
-    ours, stock = ([apart(_join, folder, of) for _ in range(repeats)] for of in (False, True))
+    ours, stock = ([measure_in_subprocess(_join, folder, of) for _ in range(repeats)] for of in (False, True))
     for cost in (*ours, *stock):
         np.testing.assert_array_equal(cost.answer, stock[0].answer)
     title = f"point-in-time join of {rows:,} rows with {events:,} events"

@@ -1,4 +1,4 @@
-"""What a speed benchmark prints: one line per number, as text or JSON."""
+"""The output of a benchmark: one line per number, as text or JSON."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ OURS, FEAST = "ours", "Feast"
 
 @dataclass(frozen=True)
 class Drawn:
-    """Where a number stands on a page, beside others of the same measure.
+    """How a number is drawn on a page, together with others of the same measure.
 
     Attributes:
-        measure: what is compared, with its unit.
-        side: whose number it is: ours, Feast's, or the floor's.
-        x: how much work it was, of a point of a curve; None for a bar.
-        higher_is_better: False for what things cost.
+        measure: what is compared, with its unit; numbers of one measure share a plot.
+        side: which side the number belongs to: ours, Feast or the floor.
+        x: amount of work, for a point of a curve; None for a bar.
+        higher_is_better: False for costs.
     """
 
     measure: str
@@ -34,11 +34,11 @@ class Line:
 
     Attributes:
         name: what was measured, with its unit.
-        value: the median where there are several measurements.
-        goal: the least it should be, or the most where less is better; None where there is no goal.
-        met: whether it is; None without a goal.
-        n: how many measurements.
-        drawn: where it stands on the page of the benchmark, if it is drawn.
+        value: the median over ``n`` measurements.
+        goal: least value wanted, or the most where less is better; None without a goal.
+        met: whether the goal is met; None without a goal.
+        n: number of measurements.
+        drawn: how it is drawn on the benchmark's page, if it is.
     """
 
     name: str
@@ -68,7 +68,7 @@ def worst(name: str, values: Sequence[float], goal: float) -> Line:
 
 
 def ratio(name: str, more: Sequence[float], less: Sequence[float], goal: float) -> Line:
-    """How many times the one is the other, by their medians, as a line."""
+    """The ratio of two medians as a line; more is better."""
     times = median(more) / median(less)
     return Line(name, times, goal, times >= goal, min(len(more), len(less)))
 
@@ -81,14 +81,14 @@ def cpu_seconds(call: Callable[[], object]) -> float:
 
 
 def goal_of(one: Line) -> tuple[str, str]:
-    """A line's goal and whether it is met, in words; empty without one."""
+    """A line's goal and whether it is met, as text; empty without a goal."""
     if one.goal is None:
         return "", ""
     return f"{one.goal:g}", "yes" if one.met else "no"
 
 
 def to_json(lines: Sequence[Line]) -> str:
-    """A JSON list with an object per line; ``drawn`` is in those that are."""
+    """A JSON list with an object per line; ``drawn`` is left out where it is None."""
     rows = [{name: value for name, value in asdict(one).items() if name != "drawn" or value} for one in lines]
     return json.dumps(rows, indent=2)
 

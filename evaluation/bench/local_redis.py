@@ -1,7 +1,7 @@
-"""Redis servers that this process starts, and owns until they are gone.
+"""Redis servers that this process starts and stops itself.
 
-A benchmark is never given the address of a server. It starts one here, on a free port, and what it measures is
-an empty server that nobody else knows of: there is nothing to flush, and no way to reach somebody else's data.
+A benchmark is never given the address of a server. It starts its own empty server here, on a free port: there is
+nothing to flush, and no way to reach other data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from redis.retry import Retry
 BINARY, START_S = "redis-server", 20.0
 NOT_INSTALLED = "redis-server is not installed: 'apt-get install redis-server', or 'brew install redis'"
 
-ONCE = Retry(NoBackoff(), 0)  # redis-py would wait for seconds before it reports that nobody answers
+ONCE = Retry(NoBackoff(), 0)  # by default redis-py retries for seconds before it reports an error
 
 
 def installed() -> bool:
@@ -28,22 +28,22 @@ def installed() -> bool:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def start_redis(port: int, *options: str) -> subprocess.Popen[bytes]:
-    """Start a server on this machine and wait until it answers; it keeps nothing on disk unless asked to.
+    """Start a server on this machine and wait until it answers; without further options it does not persist data.
 
     Args:
-        port: a free one.
-        options: more of redis-server's command line.
+        port: a free port.
+        options: further command-line options of redis-server.
 
     Raises:
         FileNotFoundError: redis-server is not installed.
-        RuntimeError: it ended, it does not answer, or another server answers on this port.
+        RuntimeError: the server ended or does not answer, or another server answers on this port.
     """
     if not installed():
         raise FileNotFoundError(NOT_INSTALLED)
@@ -61,16 +61,16 @@ def start_redis(port: int, *options: str) -> subprocess.Popen[bytes]:
 
 
 def _wait_for(server: subprocess.Popen[bytes], port: int) -> None:
-    """Until this very process answers: another server may have taken the port since it was found free."""
+    """Wait until this process answers, not another server that took the port in the meantime."""
     deadline = time.monotonic() + START_S
-    with redis.Redis(port=port, retry=ONCE) as client:  # asked again below, sooner than its own retries
+    with redis.Redis(port=port, retry=ONCE) as client:  # the loop below retries faster
         while time.monotonic() < deadline:
             if server.poll() is not None:
                 raise RuntimeError(
-                    f"redis-server ended with code {server.returncode}. Is port {port} taken? Run the same again."
+                    f"redis-server ended with code {server.returncode}. Is port {port} taken? Run the command again."
                 )
             try:
-                client.ping()  # refused while it loads what it kept
+                client.ping()  # refused while it loads persisted data
                 answering = client.info("server")["process_id"]
             except redis.exceptions.ConnectionError:
                 time.sleep(0.01)
@@ -78,21 +78,21 @@ def _wait_for(server: subprocess.Popen[bytes], port: int) -> None:
             if answering != server.pid:
                 raise RuntimeError(
                     f"expected our Redis, process {server.pid}, on port {port}; process {answering} answers there. "
-                    f"It was left alone. Run the same again."
+                    f"It was not changed. Run the command again."
                 )
             return
     raise RuntimeError(f"redis-server did not answer on port {port} within {START_S:g} s")
 
 
 class RedisServer:
-    """A Redis server that this process started, on a port of its own; use it as a context.
+    """A Redis server started by this process on a free port, to be used in a ``with`` statement.
 
     Attributes:
-        port: where it listens on this machine, also after ``restart``.
+        port: its port on this machine, also after ``restart``.
     """
 
     def __init__(self, *options: str) -> None:
-        """Start it with more of redis-server's options; raises what ``start_redis`` does."""
+        """Start it with further options of redis-server; raises the errors of ``start_redis``."""
         self.port, self._options = free_port(), options
         self._process = start_redis(self.port, *options)
 
@@ -104,31 +104,31 @@ class RedisServer:
 
     @property
     def address(self) -> str:
-        """``host:port``, as Feast's ``connection_string`` wants it."""
+        """``host:port``, for Feast's ``connection_string``."""
         return f"127.0.0.1:{self.port}"
 
     def url(self, database: int = 0) -> str:
-        """The address of one of its databases."""
+        """URL of one of its databases."""
         return f"redis://{self.address}/{database}"
 
     def client(self) -> redis.Redis:
-        """A new client of its database 0, which asks once and does not try again."""
+        """A new client of database 0 that does not retry."""
         return redis.Redis(port=self.port, retry=ONCE)
 
     def hang(self) -> None:
-        """Let it accept connections and answer nobody, until ``wake``."""
+        """Make it accept connections without answering, until ``wake``."""
         self._process.send_signal(signal.SIGSTOP)
 
     def wake(self) -> None:
-        """Let it go on, and wait until it answers."""
+        """Resume it after ``hang``, and wait until it answers."""
         self._process.send_signal(signal.SIGCONT)
         self.client().ping()
 
     def kill(self) -> None:
-        """End it at once: connections are refused from now on."""
+        """Kill it: connections are refused from now on."""
         self._process.kill()
         self._process.wait()
 
     def restart(self) -> None:
-        """Start it again on the same port after ``kill``; it holds what it kept on disk."""
+        """Start it again on the same port after ``kill``, with its persisted data."""
         self._process = start_redis(self.port, *self._options)

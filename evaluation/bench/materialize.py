@@ -1,4 +1,4 @@
-"""Materialization into Redis: our engine beside that of Feast, with its default offline store and with DuckDB."""
+"""Materialization into Redis: our engine compared with Feast's, with its default offline store and with DuckDB."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from feast.value_type import ValueType
 
 from evaluation.bench.lines import OURS, Drawn, Line, line, line_below, ratio
 from evaluation.bench.local_redis import RedisServer
-from evaluation.bench.subprocess_cost import Cost, apart
+from evaluation.bench.subprocess_cost import Cost, measure_in_subprocess
 from moonstore.duckdb_store import DuckDBOfflineStoreConfig
 from moonstore.redis_store import RedisOnlineStoreConfig
 
@@ -35,12 +35,12 @@ def bench_materialize(folder: Path, rows: int = ROWS, repeats: int = 3) -> Itera
     """Load ``rows`` items of ``WIDTH`` floats and six scalars, every time into a new, empty server.
 
     Args:
-        folder: an empty one, for the source and the registries.
-        rows: items.
-        repeats: of each side but Feast's defaults, which run once.
+        folder: an empty folder, for the source and the registries.
+        rows: number of items.
+        repeats: repetitions for each side except Feast's defaults, which run once.
 
     Raises:
-        AssertionError: what is stored differs.
+        AssertionError: the sides stored different values.
     """
     _write(folder / "item.parquet", rows)
     costs: dict[str, list[Cost]] = {}
@@ -49,7 +49,7 @@ def bench_materialize(folder: Path, rows: int = ROWS, repeats: int = 3) -> Itera
         costs[side] = []
         for _ in range(runs):
             with RedisServer() as server:
-                costs[side].append(apart(_load, folder, server.address, side))
+                costs[side].append(measure_in_subprocess(_load, folder, server.address, side))
                 stored[side] = _some(server)
     assert stored[OURS] == stored[DUCKDB] == stored[DEFAULT] != {}
     rate = {side: [rows / cost.cpu_s for cost in runs] for side, runs in costs.items()}
@@ -62,7 +62,7 @@ def bench_materialize(folder: Path, rows: int = ROWS, repeats: int = 3) -> Itera
     yield line(f"{title}: peak MiB", [cost.peak_mb for cost in costs[OURS]])
     _write(folder / "item.parquet", rows // 4)
     with RedisServer() as server:
-        few = apart(_load, folder, server.address, OURS)
+        few = measure_in_subprocess(_load, folder, server.address, OURS)
     growth = [cost.peak_mb / few.peak_mb for cost in costs[OURS]]
     yield line_below(f"{title}: times the memory of a quarter of the rows", growth, GROWTH_GOAL)
 

@@ -1,8 +1,8 @@
 """The baseline of the encoder's speed: a straightforward transformers loop over the same model.
 
-Written as the model's own documentation would have it: pictures are decoded and resized when their batch comes,
-texts are padded to the longest of the batch, the model works out mask and positions, torch optimises. It gets our
-patches (the published image processor is slower) and torch's fused attention.
+Written as in the model's documentation: pictures are decoded and resized batch by batch, texts are padded to the
+longest of the batch, the model computes mask and positions, and torch's AdamW optimises. It uses our patches (the
+published image processor is slower) and torch's fused attention.
 
 Shapes: B items of a batch, L padded length, D vector width.
 """
@@ -27,12 +27,12 @@ class PlainModel(nn.Module):
     """The published model class, mean over tokens, a linear head.
 
     Args:
-        config: of the model.
-        weights: of the model, as its ``state_dict`` names them.
+        config: the model's configuration.
+        weights: the model's ``state_dict``.
         head: float (D, H).
-        tokenizer: of the model.
-        vision: how it cuts pictures.
-        text_tokens: tokens kept of a text.
+        tokenizer: the model's tokenizer.
+        vision: cuts pictures into patches.
+        text_tokens: most tokens of a text.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class PlainModel(nn.Module):
                 "mm_token_type_ids": (ids == self.model.config.image_token_id).int(),
             }
         base = self.model.base_model
-        base.rope_deltas = None  # of the batch before
+        base.rope_deltas = None  # left over from the previous batch
         hidden = base(input_ids=ids, attention_mask=mask, use_cache=False, **inputs).last_hidden_state
         weight = mask[..., None].to(hidden.dtype)
         return self.head((hidden * weight).sum(1) / weight.sum(1))

@@ -1,6 +1,6 @@
-"""Online reads from Redis: columns beside Feast's client and beside the least that any client could do.
+"""Online reads from Redis: our column reader compared with Feast's client and with the least a client can do.
 
-The floor for items is one MGET of packed bytes, for a user one HGETALL: no schema, no types, no times.
+This floor is one MGET of packed bytes for items and one HGETALL for a user: no schema, types or times.
 """
 
 from __future__ import annotations
@@ -120,18 +120,18 @@ def _user(store: FeatureStore, client: redis.Redis, rng: np.random.Generator, re
 
 @dataclass
 class Took:
-    """What each call of one side took, in milliseconds of this process and of the clock."""
+    """CPU and wall time of each call of one side, in milliseconds."""
 
     cpu_ms: list[float] = field(default_factory=list)
     wall_ms: list[float] = field(default_factory=list)
 
     def times(self, other: Took) -> list[float]:
-        """How many times as long as the other side's call of the same turn each took."""
+        """Wall time of each call divided by that of the other side's call in the same turn."""
         return [own / least for own, least in zip(self.wall_ms, other.wall_ms, strict=True)]
 
 
 def _turns(sides: Sequence[Callable[[np.ndarray], object]], asked: Sequence[np.ndarray]) -> list[Took]:
-    """Every side answers every question, one side after the other, so that a busy machine slows all."""
+    """Time every side on every query, taking turns, so that a busy machine slows all sides."""
     took = [Took() for _ in sides]
     for ids in asked:
         for side, one in zip(sides, took, strict=True):

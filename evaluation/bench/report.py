@@ -1,4 +1,4 @@
-"""The page of ``moon bench store``: every line, what a frame costs as it grows, ours beside Feast and the floor."""
+"""The page of ``moon bench store``: all lines, the cost of a frame by size, comparisons with Feast and the floor."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MILLION = 1_000_000
 
 
 def render_store_report(out: Path, lines: Sequence[Line]) -> Path:
-    """Write the page to ``out``, one file that needs no other, and return the path.
+    """Write the page to ``out``, a single self-contained file, and return the path.
 
     Args:
-        out: the page.
-        lines: of ``evaluation.bench.store``; those with ``drawn`` are drawn as well, bars of one measure side by
-            side, points of one measure as a curve.
+        out: path of the page.
+        lines: from ``evaluation.bench.store``; those with ``drawn`` are also drawn, a measure's bars side by side,
+            its points as a curve.
     """
     goals = [one for one in lines if one.goal is not None]
     return render_page(
@@ -42,7 +42,7 @@ def render_store_report(out: Path, lines: Sequence[Line]) -> Path:
 
 
 def growths(lines: Sequence[Line]) -> list[tuple[Plot, str]]:
-    """Each measure over the amount of work with the straight line through the origin that fits best, and in words."""
+    """For each measure: its plot over the amount of work with the best line through the origin, and a sentence."""
     found = []
     for measure in dict.fromkeys(one.drawn.measure for one in lines if one.drawn and one.drawn.x is not None):
         points = [(one.drawn.x, one.value) for one in lines if one.drawn and one.drawn.measure == measure]
@@ -56,15 +56,15 @@ def growths(lines: Sequence[Line]) -> list[tuple[Plot, str]]:
             Curve("through the origin", (ends / MILLION).tolist(), (slope * ends).tolist(), fitted=True),
         ]
         said = (
-            f"The line through the origin that fits best: {slope * MILLION:.3g} for a million. "
-            f"Farthest from it: {x[far]:,.0f}, by {above[far]:+.2g}."
+            f"Best line through the origin: {slope * MILLION:.3g} per million. "
+            f"Largest deviation: {above[far]:+.2g} at {x[far]:,.0f}."
         )
         found.append((Plot(measure, "impressions, millions", measure, curves, markers=True), said))
     return found
 
 
 def comparisons(lines: Sequence[Line]) -> list[Comparison]:
-    """Ours beside the other sides of every measure that is drawn as bars."""
+    """Our value and those of the other sides, for every measure that is drawn as bars."""
     sides: dict[str, list[tuple[Line, str]]] = {}
     for one in lines:
         if one.drawn is not None and one.drawn.x is None:
@@ -79,7 +79,7 @@ def comparisons(lines: Sequence[Line]) -> list[Comparison]:
 
 
 def times(one: Comparison) -> str:
-    """How many times more or less ours is than the strongest of the others, in words."""
+    """How many times more or less our value is than that of the best other side, as text."""
     best = one.baselines[one.best]
     ratio = max(one.value, best) / min(one.value, best)
     return f"{ratio:.3g} times {'more' if one.value > best else 'less'}"

@@ -1,6 +1,6 @@
-"""The service of a run: how long an answer takes, and how soon an item that comes in is answered with.
+"""The service of a run: how long an answer takes, and how soon a new item is recommended.
 
-Measured on a copy of the run's store, so that the run stays as it is.
+Measured on a copy of the run's store, so that the run is not changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from serving.settings import Settings
 
 USERS, ROUNDS, NEW = 50, 4, 5
 NEW_GOAL_S, PATIENCE_S = 10.0, 60.0
-FIRST_ID = 2**62  # of the items that come in
+FIRST_ID = 2**62  # id of the first new item
 
 
 def bench_serving(run: Path) -> Iterator[Line]:
@@ -37,7 +37,7 @@ def bench_serving(run: Path) -> Iterator[Line]:
 
     Raises:
         GenerationError: no generation is active.
-        RuntimeError: an item was not answered with within ``PATIENCE_S``.
+        RuntimeError: a new item was not recommended within ``PATIENCE_S``.
     """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="moon_bench_") as name:
@@ -91,7 +91,7 @@ def _new_items(settings: Settings, dataset: Dataset) -> Iterator[Line]:
 
 
 def _until_recommended(client: TestClient, item_id: int, like: int, began: float) -> None:
-    """Until a visitor who looks at an item with the same content is recommended the new one."""
+    """Wait until the new item is recommended to a visitor who looks at an item with the same content."""
     asked = {"user_id": 0, "k": 200, "session": like}
     while True:
         hits = client.get("/recommend", params=asked).json()["hits"]
@@ -103,7 +103,7 @@ def _until_recommended(client: TestClient, item_id: int, like: int, began: float
 
 
 def _copy(run: Path, out: Path) -> Path:
-    """The run with a store of its own, on SQLite, loaded."""
+    """Link the run into ``out``, with its own materialized copy of the store on SQLite."""
     out.mkdir()
     for path in run.iterdir():
         if path.name not in ("store", "run.json"):

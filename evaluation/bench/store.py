@@ -1,4 +1,4 @@
-"""How fast the feature store is, beside stock Feast and beside the floor of the machine, in one run."""
+"""How fast the feature store is, compared with stock Feast and the machine's floor, in one run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from evaluation.bench.read import bench_read
 
 
 def left_out() -> str:
-    """What ``bench_store`` does not measure on this machine and why; empty where it measures everything."""
+    """What ``bench_store`` cannot measure on this machine, and why; empty if it can measure everything."""
     if installed():
         return ""
     return f"not measured: loads into Redis, online reads, faults and events. {NOT_INSTALLED}"
@@ -26,7 +26,7 @@ def left_out() -> str:
 def bench_store() -> Iterator[Line]:
     """Measure joins and training frames, and, where redis-server is installed, loads, online reads and events.
 
-    Each part that needs Redis starts servers of its own; none is given the address of another.
+    Each part that needs Redis starts its own servers.
     """
     with tempfile.TemporaryDirectory(prefix="moon_bench_") as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""One call in a process of its own, with the CPU time and the memory it took."""
+"""CPU time and memory of one call, measured in a subprocess."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call took.
+    """The cost of one call.
 
     Attributes:
-        cpu_s: CPU seconds of all threads, without what came before the call (imports, opening).
-        wall_s: seconds on the clock.
-        peak_mb: the most memory the process ever held, in MiB, all libraries included.
+        cpu_s: CPU seconds of all threads, without preparation (imports, opening).
+        wall_s: wall seconds.
+        peak_mb: peak memory of the process in MiB, including all libraries.
         answer: what the call returned.
     """
 
@@ -31,12 +31,12 @@ class Cost:
     answer: Any
 
 
-def apart(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> Cost:
+def measure_in_subprocess(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> Cost:
     """Run ``prepare(*arguments)()`` in a new process and measure the second call.
 
     Args:
-        prepare: opens what the call needs and returns it; importable, as its arguments are picklable.
-        arguments: of ``prepare``.
+        prepare: opens what the call needs and returns the call; must be importable.
+        arguments: arguments of ``prepare``; must be picklable.
 
     Raises:
         RuntimeError: the process ended without an answer.
@@ -58,7 +58,7 @@ def apart(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> Cost:
 def _measure(
     sender: Connection, prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]
 ) -> None:
-    with redirect_stdout(io.StringIO()):  # ours belongs to the one who asked
+    with redirect_stdout(io.StringIO()):  # stdout belongs to the benchmark's own output
         call = prepare(*arguments)
         cpu, wall = time.process_time(), time.perf_counter()
         answer = call()
@@ -67,7 +67,7 @@ def _measure(
 
 
 def _peak_mb() -> float:
-    """Of this process alone: where there is /proc, as ``ru_maxrss`` starts from what the parent held."""
+    """Peak memory of this process; from /proc where it exists, as ``ru_maxrss`` includes the parent's memory."""
     status = Path("/proc/self/status")
     if status.exists():
         found = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))

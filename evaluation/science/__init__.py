@@ -1,1 +1,1 @@
-"""What the papers measure, on any dataset."""
+"""The measurements of the papers, on any dataset."""

@@ -1,1 +1,1 @@
-"""Encoders side by side on held-out products."""
+"""Comparison of encoders on held-out products."""

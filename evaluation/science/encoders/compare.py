@@ -1,7 +1,7 @@
-"""Recipes side by side at equal compute: trained on one benchmark split, examined alike, several seeds each.
+"""Compare recipes at equal compute: trained on one benchmark split and measured alike, with several seeds each.
 
-Every (recipe, seed) is a job of its own that leaves a file of measurements; a job whose file exists is not
-repeated, so an interrupted comparison goes on where it stopped. Jobs run one per CPU core, one thread each.
+Every (recipe, seed) is a job that writes a file of measurements; a job whose file exists is skipped, so that an
+interrupted comparison can be resumed. One job runs per CPU core, with one thread.
 """
 
 from __future__ import annotations
@@ -55,22 +55,20 @@ COLUMNS = {
 }
 PLAIN = ("random", "colour_histogram", "colour_thumbnail", "tf_idf", "colour_tf_idf")  # of ``model_free``
 MADE_BY = "moon encoder compare"
-SUPERVISED = (
-    3  # times the budget, before reinforcement: who writes no chain yet has nothing to be rewarded for
-)
+SUPERVISED = 3  # times the budget before reinforcement: rewards need a model that can generate chains
 
 
 class ComparisonError(ValueError):
-    """A comparison cannot go on: what is there, what was asked for, what to do."""
+    """The folder holds a comparison with other settings; the message names both."""
 
 
 def papers() -> dict[str, Recipe]:
-    """The baseline, the four papers, and what we ship."""
+    """The baseline, the four papers, and our default recipe."""
     return {recipe.name: recipe for recipe in (dual(), moon_embedding(), moon(), moon2(), moon3(), ours())}
 
 
 def ablations() -> dict[str, Recipe]:
-    """Each paper's own table: one idea left out at a time."""
+    """Ablations of each paper: one idea left out at a time."""
     found = [
         _without("moon", "region", moon(), region=False),
         _without("moon", "guided experts", moon(), experts="none"),
@@ -81,8 +79,10 @@ def ablations() -> dict[str, Recipe]:
         _changed("moon2", "filtering", moon2(), filtered=False),
         _without("moon3", "fusion", moon3(), fusion=False),
         _without("moon3", "FIRE", moon3(), fire=False),
-        replace(moon3(), name="moon3 without RL", stages=(replace(cast(Any, moon3().stages[0]), share=1.0),)),
-        _changed("moon_embedding", "questions", moon_embedding(), stage="pretrain", share=0.0),
+        replace(
+            moon3(), name="moon3 without RL", stages=(replace(cast(Any, moon3().stages[0]), fraction=1.0),)
+        ),
+        _changed("moon_embedding", "questions", moon_embedding(), stage="pretrain", fraction=0.0),
         _changed("moon_embedding", "circle loss", moon_embedding(), stage="round2", loss="info_nce"),
         _changed("moon_embedding", "cleaning", moon_embedding(), stage="round2", cleaned=False),
     ]
@@ -90,10 +90,10 @@ def ablations() -> dict[str, Recipe]:
 
 
 def negatives() -> dict[str, Recipe]:
-    """One recipe with more and more queued negatives, for the curve over their number."""
+    """One recipe with increasing numbers of queued negatives, for a curve."""
     return {
         f"sweep_queue_{slots}": Recipe(
-            f"sweep_queue_{slots}", Parts(), (Contrast(share=1.0, kinds=(OWN,), queue=slots),)
+            f"sweep_queue_{slots}", Parts(), (Contrast(fraction=1.0, kinds=(OWN,), queue=slots),)
         )
         for slots in (0, 512, 4096, 16384)
     }
@@ -104,11 +104,11 @@ def _without(paper: str, what: str, recipe: Recipe, **parts: Any) -> Recipe:
 
 
 def _changed(paper: str, what: str, recipe: Recipe, stage: str = "", **fields: Any) -> Recipe:
-    """The recipe with fields of one stage, or of all, replaced; a stage without a share is left out."""
+    """The recipe with fields of one stage, or of all, replaced; a stage with fraction 0 is left out."""
     changed: list[Any] = [
         replace(cast(Any, s), **fields) if stage in ("", s.name) else s for s in recipe.stages
     ]
-    return replace(recipe, name=f"{paper} without {what}", stages=tuple(s for s in changed if s.share > 0))
+    return replace(recipe, name=f"{paper} without {what}", stages=tuple(s for s in changed if s.fraction > 0))
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,10 @@ class Job:
 
     Attributes:
         dataset, split, out: paths of the dataset, of the benchmark split, and of the comparison.
-        recipe: what to train.
-        size_name: the dial.
-        seed: of training; the split is the same for all.
-        cpu_seconds: of training.
+        recipe: recipe to train.
+        size_name: name of the size.
+        seed: training seed; the split is the same for all.
+        cpu_seconds: CPU time of training.
     """
 
     dataset: Path
@@ -133,7 +133,7 @@ class Job:
 
     @property
     def file(self) -> Path:
-        """Where its measurements go."""
+        """Path of its measurements."""
         return _file(self.out, self.recipe.name, self.seed)
 
 
@@ -153,14 +153,14 @@ def compare(
         data: path of a dataset artifact.
         out: folder of the comparison.
         dial: size of all models.
-        recipes: by name, a row each.
-        sweep: more of them, measured alike for a curve and left out of the table.
-        seeds: of training.
+        recipes: name -> recipe; the rows of the table.
+        sweep: further recipes, measured for a curve and not in the table.
+        seeds: training seeds.
         cpu_seconds: training time of each, see ``encoder.train.train_encoder``.
-        reasoning: measure what reinforcement adds to MOON3.0 as well, see ``evaluation.science.encoders.reasoning``.
+        reasoning: also measure what reinforcement adds to MOON3.0, see ``evaluation.science.encoders.reasoning``.
 
     Raises:
-        ComparisonError: the folder holds a comparison on other terms.
+        ComparisonError: the folder holds a comparison with other settings.
     """
     dataset = Dataset.open(open_artifact(data, "dataset"))
     out.mkdir(parents=True, exist_ok=True)
@@ -239,16 +239,16 @@ def work_reasoning(job: Job) -> str:
 
 
 def _same_terms(path: Path, terms: dict[str, Any]) -> None:
-    """Rows of one table are measured on the same terms, however often the comparison was interrupted."""
+    """Refuse to resume a comparison with other settings, so that all rows of a table are comparable."""
     if path.exists() and (known := json.loads(path.read_text())) != terms:
         raise ComparisonError(
-            f"{path.parent} holds a comparison with {known}, asked for {terms}. Remove it, or ask for the same."
+            f"{path.parent} holds a comparison with {known}, asked for {terms}. Remove it, or use the same settings."
         )
     write_json(path, terms)
 
 
 def work_plain(data: Path, out: Path, name: str) -> str:
-    """Examine what needs no training in this process; returns a line about it."""
+    """Measure a model-free baseline in this process; returns a line about it."""
     dataset = Dataset.open(open_artifact(data, "dataset"))
     bench = BenchmarkSplit.open(open_artifact(out / "split", "split", MADE_BY), dataset)
     known = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(bench.train_items)))
@@ -258,14 +258,14 @@ def work_plain(data: Path, out: Path, name: str) -> str:
 
 
 def _split(dataset: Dataset, path: Path) -> None:
-    """Hold the benchmark's items out, once; a split of another dataset is replaced."""
+    """Write the benchmark split unless it exists; a split of another dataset is replaced."""
     try:
         if open_artifact(path, "split", MADE_BY).parents["dataset"] == dataset.artifact.id:
             return
     except ArtifactError:
         pass
     shutil.rmtree(path, ignore_errors=True)
-    most = len(whole_items(dataset.items)) // 5  # of a small catalogue most is still to learn from
+    most = len(whole_items(dataset.items)) // 5  # leave most of a small catalogue for training
     hold_out(dataset, path, items=min(POOL_ITEMS, most))
 
 

@@ -21,12 +21,12 @@ SWEPT = re.compile(r"sweep_queue_(\d+)\.(\d+)\.json")
 def width_curves(
     rows: Mapping[str, Mapping[str, Cell]], columns: Mapping[str, str], trained: Mapping[str, Artifact]
 ) -> list[Plot]:
-    """Matryoshka: each measure by width of the vector, a curve an encoder, mean over seeds.
+    """Matryoshka: each measure by vector width, one curve per encoder, mean over seeds.
 
     Args:
-        rows: encoder -> measurement -> cell; ``encoder/width_<w>/...`` beside the full width's ``encoder/...``.
+        rows: encoder -> measurement -> cell; ``encoder/width_<w>/...`` and, for the full width, ``encoder/...``.
         columns: measurement -> its heading.
-        trained: encoder -> artifact, whose configuration tells the full width; others have no curve.
+        trained: encoder -> artifact, whose configuration has the full width; other encoders have no curve.
     """
     plots = []
     for name, label in columns.items():
@@ -49,7 +49,7 @@ def negative_curves(folder: Path, columns: Mapping[str, str]) -> list[Plot]:
     """Each measure by the size of the queue of negatives, mean over seeds: one plot, empty without a sweep.
 
     Args:
-        folder: with ``sweep_queue_<S>.<seed>.json``, each as ``write_measurements`` leaves it.
+        folder: with ``sweep_queue_<S>.<seed>.json``, written by ``write_measurements``.
         columns: measurement -> its heading.
     """
     swept: dict[int, list[Path]] = {}
@@ -70,7 +70,7 @@ def negative_curves(folder: Path, columns: Mapping[str, str]) -> list[Plot]:
 
 
 def training_curves(trained: Mapping[str, Artifact]) -> list[Plot]:
-    """Loss over the steps of one encoder each, its stages one after the other; stages differ in what they sum."""
+    """Training loss of each encoder, stage after stage; losses of different stages are not comparable."""
     plots = []
     for name, artifact in trained.items():
         curves, before = [], 0.0

@@ -1,4 +1,4 @@
-"""Item vectors on a plane, neighbours kept: t-SNE (van der Maaten and Hinton 2008), exact, for a few thousand points.
+"""Maps of item vectors: exact t-SNE (van der Maaten and Hinton 2008), for a few thousand points.
 
 Shapes: N items, D vector width.
 """
@@ -11,11 +11,11 @@ import numpy as np
 
 from evaluation.encoder_tasks import Labels
 
-NEIGHBOURS = 10  # of an item, among which its category is looked for
-COLOURED = 7  # categories with a colour of their own
-PERPLEXITY = 30.0  # neighbours each item has a feeling for; the paper's 5 to 50
+NEIGHBOURS = 10  # nearest neighbours whose category is compared with the item's
+COLOURED = 7  # categories with their own colour
+PERPLEXITY = 30.0  # the paper uses 5 to 50
 STEPS, EXAGGERATED, EXAGGERATION = 1000, 250, 12.0
-SPREAD = 1e-4  # deviation of the start: small, so that the gradient and not the start places the items
+SPREAD = 1e-4  # deviation of the initial positions: small, so that the result depends on the gradient
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Map:
     """Items on a plane, coloured by category.
 
     Attributes:
-        name: of the encoder.
-        points: (x, y, category) with x, y in 0..1 and the category's place in ``categories``.
-        categories: the commonest; points of others have the place behind the last.
-        agreement: how often one of an item's nearest neighbours by vector is of its category, and how often
-            a random item is.
+        name: name of the encoder.
+        points: (x, y, category) with x, y in 0..1 and the category's index in ``categories``.
+        categories: the most frequent categories; points of all others have the index after the last.
+        agreement: fraction of nearest neighbours by vector that have the item's category, and the same for random
+            items.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Map:
 
 
 def embedding_map(name: str, vectors_ND: np.ndarray, question: Labels) -> Map:
-    """The pool by t-SNE, coloured by the answers to a question about it.
+    """A t-SNE map of the pool, coloured by category.
 
     Args:
-        name: of the encoder.
+        name: name of the encoder.
         vectors_ND: float32, unit rows.
         question: the category of each item.
     """
@@ -69,28 +69,27 @@ def embedding_map(name: str, vectors_ND: np.ndarray, question: Labels) -> Map:
 
 
 def tsne(vectors_ND: np.ndarray, perplexity: float = PERPLEXITY, steps: int = STEPS) -> np.ndarray:
-    """Place items so that near ones stay near; the same vectors always give the same map.
+    """t-SNE positions of vectors; deterministic.
 
-    Minimises KL(P || Q) by gradient descent with momentum: P from ``affinities`` made symmetric, Q from the
-    Student t kernel on the plane (§3 of the paper); steps grow while they go on downhill and shrink where they
-    turn (Jacobs 1988). Starts from the two main directions of the vectors; the first step is
-    N / EXAGGERATION / 4, at least 50 (Belkina et al. 2019).
+    Minimises KL(P || Q) by gradient descent with momentum: P from ``affinities`` made symmetric, Q from the Student t
+    kernel on the plane (§3 of the paper), with adaptive step sizes (Jacobs 1988). Starts from the first two principal
+    components; the learning rate is N / EXAGGERATION / 4, at least 50 (Belkina et al. 2019).
 
     Args:
         vectors_ND: float, more than three rows.
         perplexity: lowered to (N - 1) / 3 for few items.
-        steps: of the descent.
+        steps: steps of gradient descent.
 
     Returns:
-        float64 (N, 2) within 0..1, the longer side filling it.
+        float64 (N, 2) in 0..1; the longer side fills the interval.
     """
     count = len(vectors_ND)
     near = affinities(vectors_ND, min(perplexity, (count - 1) / 3))
     near = (near + near.T) / (2 * count)
-    # In double precision: how a processor rounds single precision decided which minimum was found.
+    # In double precision: with single precision the minimum found depended on the processor's rounding.
     middle = vectors_ND.astype(np.float64) - vectors_ND.mean(axis=0)
     plane = np.linalg.svd(middle, full_matrices=False)[0][:, :2]
-    plane *= np.sign(plane[np.abs(plane).argmax(axis=0), [0, 1]])  # of either sign otherwise
+    plane *= np.sign(plane[np.abs(plane).argmax(axis=0), [0, 1]])  # otherwise the sign is arbitrary
     place = SPREAD * plane / plane.std(axis=0)
     speed, gain = np.zeros_like(place), np.ones_like(place)
     rate = max(count / EXAGGERATION / 4, 50.0)
@@ -108,9 +107,9 @@ def tsne(vectors_ND: np.ndarray, perplexity: float = PERPLEXITY, steps: int = ST
 
 
 def affinities(vectors_ND: np.ndarray, perplexity: float) -> np.ndarray:
-    """p(j | i): how likely item i would pick j, Gaussian in their distance, as wide as the perplexity asks.
+    """p(j | i): Gaussian similarities of item i to all others, with the width that gives ``perplexity``.
 
-    Each row's precision is found by bisection, so that 2 to the row's entropy in bits is ``perplexity``.
+    Each row's precision is found by bisection, so that 2 to the power of the row's entropy in bits is ``perplexity``.
 
     Returns:
         float64 (N, N), rows add up to 1, the diagonal is 0.
@@ -122,15 +121,15 @@ def affinities(vectors_ND: np.ndarray, perplexity: float) -> np.ndarray:
     precision = np.ones(len(distance))
     for _ in range(64):
         weight = np.exp(-distance * precision[:, None])
-        share = weight / weight.sum(axis=1, keepdims=True)
-        entropy = -np.sum(share * np.log(np.maximum(share, 1e-300)), axis=1)
+        probability = weight / weight.sum(axis=1, keepdims=True)
+        entropy = -np.sum(probability * np.log(np.maximum(probability, 1e-300)), axis=1)
         flat = entropy > np.log(perplexity)
         low, high = np.where(flat, precision, low), np.where(flat, high, precision)
         precision = np.where(np.isinf(high), 2 * precision, (low + np.where(np.isinf(high), 0, high)) / 2)
-    return share
+    return probability
 
 
 def squared_distances(vectors_ND: np.ndarray) -> np.ndarray:
-    """(N, N), never negative."""
+    """Squared Euclidean distances (N, N), never negative."""
     square = np.sum(vectors_ND**2, axis=1)
     return np.maximum(square[:, None] + square[None] - 2 * vectors_ND @ vectors_ND.T, 0)

@@ -1,7 +1,7 @@
-"""The encoder benchmark: one exam, alike for every encoder, and a run of all its tasks.
+"""The encoder benchmark: one exam for all encoders, and a run of all its tasks.
 
-An encoder is anything that turns contents into vectors. Each view of an item is encoded once and shared by all
-tasks, so a run costs about as much as encoding 10,000 contents.
+An encoder is any function from contents to vectors. Each view of an item is encoded once for all tasks, so a run
+costs about as much as encoding 10,000 contents.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from evaluation.science.encoders.held_out import USERS, BenchmarkSplit, purchase
 from evaluation.science.encoders.model_free import unit
 from feature_repo.embedding_check import anisotropy
 
-PROBE_ITEMS = 4_000  # training items the classifiers learn from
-RELEVANT = 0.5  # judgements above it are positives
+PROBE_ITEMS = 4_000  # training items of the classifiers
+RELEVANT = 0.5  # judgements above this are positives
 BLANK: dict[str, Any] = {"title": None, "description": None, "category": [], "attributes": []}
 VIEWS = ("item", "image", "text", "title", "shown")
 
 
 @dataclass(frozen=True)
 class Exam:
-    """What is asked, alike for every encoder; contents in, truths beside them.
+    """Contents to encode and the ground truth, the same for every encoder.
 
     Attributes:
         pool: view -> contents of the pool items.
-        same_product, bought: truths among the pool items.
-        learn: pictures with titles of the training items the classifiers learn from.
-        questions: categories and attributes to predict.
-        queries, kind: held-out searches, and what each consists of.
-        candidates: whole items to be found by them.
-        found: which of them each query should find.
+        same_product, bought: ground truths among the pool items.
+        learn: pictures with titles of the classifiers' training items.
+        questions: labels to predict: categories and attributes.
+        queries, kind: held-out searches, and the modalities of each.
+        candidates: complete items, the candidates of the searches.
+        found: ground truth of the searches.
     """
 
     pool: dict[str, list[Content]]
@@ -65,14 +65,14 @@ class Exam:
 
     @classmethod
     def of(cls, dataset: Dataset, bench: BenchmarkSplit) -> Exam:
-        """Read the benchmark's contents and truths."""
+        """Read the benchmark's contents and ground truths."""
         items = dataset.items
         item_id, spu = items["item_id"].to_numpy(), items["spu"].to_numpy()
         pool_rows = _records(dataset, bench.pool_items)
         place = np.flatnonzero(np.isin(item_id, bench.pool_items))
         ids, product = item_id[place], spu[place]
         pairs, users = together(*purchases(dataset.events, ids, np.arange(len(ids))))
-        apart = pairs[(users >= USERS) & (product[pairs[:, 0]] != product[pairs[:, 1]])]
+        across = pairs[(users >= USERS) & (product[pairs[:, 0]] != product[pairs[:, 1]])]
         rng = np.random.default_rng(bench.split.artifact.config["seed"])
         whole = np.intersect1d(bench.train_items, whole_items(items))
         learn_rows = _records(dataset, np.sort(rng.permutation(whole)[:PROBE_ITEMS]))
@@ -81,8 +81,8 @@ class Exam:
             pool={name: [_view(dataset, row, name) for row in pool_rows] for name in VIEWS},
             same_product=variants(product),
             bought=Truth.of(
-                np.concatenate([apart[:, 0], apart[:, 1]]),
-                np.concatenate([apart[:, 1], apart[:, 0]]),
+                np.concatenate([across[:, 0], across[:, 1]]),
+                np.concatenate([across[:, 1], across[:, 0]]),
                 len(ids),
             ),
             learn=[_view(dataset, row, "shown") for row in learn_rows],
@@ -100,7 +100,7 @@ def _records(dataset: Dataset, item_ids: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _view(dataset: Dataset, row: Mapping[str, Any], name: str) -> Content:
-    """An item as a task shows it; "shown" is picture and title, all a classifier may see."""
+    """A view of an item; "shown" is picture and title, the input of the classifiers."""
     picture = None if name in ("text", "title") else dataset.image_bytes(row["image_id"])
     known = {
         "item": row,
@@ -157,7 +157,7 @@ def _searches(dataset: Dataset) -> tuple[list[Content], list[str], list[Content]
 
 @dataclass(frozen=True)
 class Vectors:
-    """An encoder's answers to an exam; zeros where a content was empty.
+    """An encoder's vectors for an exam; zeros where a content is empty.
 
     Attributes:
         pool: view -> float32 (N, D).
@@ -189,7 +189,7 @@ class Vectors:
         )
 
     def prefix(self, width: int) -> Vectors:
-        """The first ``width`` numbers of every vector at length 1 again (Matryoshka)."""
+        """The first ``width`` numbers of every vector, normalised (Matryoshka)."""
 
         def cut(vectors: np.ndarray) -> np.ndarray:
             return unit(vectors[:, :width])
@@ -204,7 +204,7 @@ class Vectors:
 
 
 def _encoded(encode: Encode, contents: Sequence[Content]) -> np.ndarray:
-    """float32 (n, D); an encoder is not asked for contents without picture and words."""
+    """Encode contents, float32 (n, D); those without picture and text get zeros without calling the encoder."""
     full = [place for place, content in enumerate(contents) if not content.is_empty]
     made = encode([contents[place] for place in full])
     out = np.zeros((len(contents), made.shape[1]), dtype=np.float32)
@@ -213,7 +213,7 @@ def _encoded(encode: Encode, contents: Sequence[Content]) -> np.ndarray:
 
 
 def measure(exam: Exam, vectors: Vectors, prefix: str = "encoder") -> Iterator[Measurement]:
-    """Every task of ``evaluation.encoder_tasks``, then the shape of the pool's space."""
+    """Every task of ``evaluation.encoder_tasks``, then anisotropy and effective rank of the pool."""
     split = f"{len(exam.pool['item'])} held-out items"
     if exam.pool["item"]:
         yield from pool_retrieval(vectors.pool, exam.same_product, exam.bought, split, prefix)
@@ -241,7 +241,7 @@ def measure(exam: Exam, vectors: Vectors, prefix: str = "encoder") -> Iterator[M
 
 
 def _attribute_means(found: Sequence[Measurement], split: str, prefix: str) -> Iterator[Measurement]:
-    """MBE's single figure for attributes: the mean over attributes; n = answers in all."""
+    """MBE's single figure for attributes: the mean over attributes; n = total number of predictions."""
     for base in (prefix, f"{prefix}/chance"):
         for metric in ("accuracy", "macro_precision", "macro_recall", "macro_f1"):
             ours = [
@@ -257,12 +257,12 @@ def _attribute_means(found: Sequence[Measurement], split: str, prefix: str) -> I
 
 
 def run_benchmark(encode: Encode, exam: Exam, widths: Sequence[int] = ()) -> list[Measurement]:
-    """Examine one encoder.
+    """Measure one encoder.
 
     Args:
-        encode: contents (never empty ones) -> float32 (n, D), unit rows; zeros for what it cannot see.
-        exam: ``Exam.of(dataset, bench)``, made once and shared by all encoders.
-        widths: Matryoshka prefixes to examine as well, under ``encoder/width_<w>/...``.
+        encode: contents (never empty ones) -> float32 (n, D), unit rows; zeros for contents it cannot encode.
+        exam: ``Exam.of(dataset, bench)``, the same for all encoders.
+        widths: Matryoshka prefixes to measure as well, as ``encoder/width_<w>/...``.
     """
     vectors = Vectors.of(encode, exam)
     found = list(measure(exam, vectors, "encoder"))

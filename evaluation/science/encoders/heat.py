@@ -1,15 +1,15 @@
-"""What a pooled vector attends to: shares of attention over the patches of a picture and over its words.
+"""Attention maps of a pooled vector: how attention is distributed over the patches of a picture and over the words.
 
-The map of MOON2.0's qualitative figure (§3 of the papers' notes, row 41 of §6). How the paper makes its own is not
-recovered. Ours, for one sequence of L tokens whose vector is the mean over tokens:
+As in MOON2.0's qualitative figure; the paper's method is not recovered. Ours, for one sequence of L tokens whose
+vector is the mean over tokens:
 
     a_t = 1 / (N L) * sum over heads n and tokens q of A_nqt            attention of the last language layer
     p_j = sum over image tokens v of a_v * mean over i in patches(v) of R_ij
     R   = B_K ... B_1,  B_k = (I + mean over heads of A_k) / 2          attention rollout (2005.00928, §3)
 
-A are the softmax weights, R carries the K vision layers from an image token, the merger of a square of patches,
-back to the patches. All shares of a sequence add up to 1. They say where the last layer took its mean from, not
-what decided the vector: layers before it have mixed the tokens already.
+A are the softmax weights; R distributes the attention on an image token, which merges a square of patches, over the
+patches through the K vision layers. The attention of a sequence sums to 1. It shows what the last layer averages, not
+what determined the vector: earlier layers have already mixed the tokens.
 
 Shapes: L tokens, N heads, P patches of a picture, G patches on its side.
 """
@@ -36,13 +36,13 @@ from encoder.model import EncoderModel
 
 @dataclass(frozen=True)
 class Heat:
-    """Where the attention of one pooled vector goes; all shares together are 1.
+    """The attention of one pooled vector, as fractions that sum to 1.
 
     Attributes:
-        patches: float64 (G, G), of each patch of the picture, top row first; (0, 0) without a picture.
-        tokens: float64 (text tokens), of each text token.
-        region: of the core region beside the picture, 0 without one.
-        markers: of the tokens that begin and end a picture.
+        patches: float64 (G, G), on each patch of the picture, top row first; (0, 0) without a picture.
+        tokens: float64 (text tokens), on each text token.
+        region: on the core region, 0 without one.
+        markers: on the tokens that begin and end a picture.
     """
 
     patches: np.ndarray
@@ -53,10 +53,10 @@ class Heat:
 
 @dataclass(frozen=True)
 class ContentHeat(Heat):
-    """The same, its text tokens gathered into words.
+    """The same, with text tokens joined into words.
 
     Attributes:
-        words: (word, what it tells of, share) in the order read; kinds as in ``encoder.content``.
+        words: (word, field as in ``encoder.content``, fraction) in reading order.
     """
 
     words: list[tuple[str, int, float]]
@@ -72,15 +72,15 @@ def plain_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(scale * Q K' + mask) V, written out: the slow twin of torch's kernel that returns the weights.
+    """softmax(scale * Q K' + mask) V, a slow version of torch's kernel that also returns the weights.
 
     Args:
         query, key, value: float (..., heads, tokens, width).
-        attn_mask: bool, True where a token is seen, or float, added to the scores.
+        attn_mask: bool, True where a token is attended to, or float, added to the scores.
         dropout_p: must be 0.
-        is_causal: each token sees its past and itself.
-        scale: of the scores; None: 1 / sqrt(width).
-        enable_gqa: fewer heads of keys and values, each shared by neighbouring heads of queries.
+        is_causal: each token attends to its past and itself.
+        scale: factor on the scores; None: 1 / sqrt(width).
+        enable_gqa: key and value heads are shared by groups of query heads.
 
     Returns:
         the output, and the weights (..., heads, from, to).
@@ -101,9 +101,9 @@ def plain_attention(
 
 
 class Witness(TorchFunctionMode):
-    """While it is entered, every attention kernel is its slow twin, and its weights are kept in order.
+    """A context in which torch's attention kernel is replaced by ``plain_attention`` and its weights are recorded.
 
-    No layer has to know: it works for whatever model asks torch for attention.
+    Works for any model that uses torch's kernel, without changes to its layers.
 
     Attributes:
         weights: float (sequences, heads, from, to) of each call.
@@ -120,7 +120,7 @@ class Witness(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Answer a call of torch."""
+        """Intercept a call of a torch function."""
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         out, weights = plain_attention(*args, **(kwargs or {}))
@@ -130,7 +130,7 @@ class Witness(TorchFunctionMode):
 
 @torch.no_grad()
 def read_heat(model: EncoderModel, sample: Sample) -> Heat:
-    """Where the vector of one sample, without a chain, takes its mean from.
+    """The attention of one sample, without a chain.
 
     Args:
         model: in evaluation mode, a backbone with pooling (not the dual baseline).
@@ -140,26 +140,26 @@ def read_heat(model: EncoderModel, sample: Sample) -> Heat:
         model([sample])
     layers = len(model.backbone.layers)
     vision, last = seen.weights[:-layers], seen.weights[-1]
-    share = last.double().mean((0, 1, 2)).cpu().numpy()
+    fraction = last.double().mean((0, 1, 2)).cpu().numpy()
     prefix = np.array(model.backbone.image_prefix)
     shown = np.tile(prefix == model.backbone.config.image_token_id, len(sample.pictures))
-    pictured = share[: len(shown)]
+    pictured = fraction[: len(shown)]
     images = pictured[shown]
     own = images[: model.backbone.vision.tokens]
     return Heat(
         patches=_patches(model.backbone.vision, own, vision),
-        tokens=share[len(shown) :],
+        tokens=fraction[len(shown) :],
         region=float(images[len(own) :].sum()),
         markers=float(pictured[~shown].sum()),
     )
 
 
 def content_heat(encoder: Encoder, content: Content) -> ContentHeat:
-    """Where the vector of a content takes its mean from; of a reasoning model, before it has written its chain.
+    """The attention of a content; for a model with chains, without its chain.
 
     Args:
-        encoder: any but the dual baseline, whose towers have no tokens in common.
-        content: with a picture, words, or both.
+        encoder: any but the dual baseline, whose towers do not share a sequence.
+        content: with a picture, text, or both.
     """
     (sample,) = encoder.samples([content])
     heat = read_heat(encoder.model, sample)
@@ -168,32 +168,32 @@ def content_heat(encoder: Encoder, content: Content) -> ContentHeat:
 
 
 def _words(
-    tokenizer: PreTrainedTokenizerBase, tokens: list[int], kinds: list[int], share: np.ndarray
+    tokenizer: PreTrainedTokenizerBase, tokens: list[int], kinds: list[int], fraction: np.ndarray
 ) -> list[tuple[str, int, float]]:
-    """Words by white space with the shares of their pieces added; a word is of its first piece's kind."""
+    """Words, split at white space, with the summed fractions of their tokens and the kind of the first token."""
     words = str(tokenizer.decode(tokens)).split()
     total, kind, at = [0.0] * len(words), [0] * len(words), -1
     for place in range(len(tokens)):
         begun = min(len(str(tokenizer.decode(tokens[: place + 1])).split()), len(words)) - 1
         if begun > at:
             at, kind[begun] = begun, kinds[place]
-        total[max(at, 0)] += float(share[place])
+        total[max(at, 0)] += float(fraction[place])
     return list(zip(words, kind, total, strict=True))
 
 
 def _patches(vision: Vision | WholeVision, image_V: np.ndarray, layers: list[Tensor]) -> np.ndarray:
-    """Shares of a picture's image tokens, carried back to its patches: float64 (G, G).
+    """Distribute the attention on a picture's image tokens over its patches: float64 (G, G).
 
-    Where layers see windows only (Qwen2.5-VL), or merge otherwise than Qwen's, tokens stand for themselves.
+    For models with windowed attention (Qwen2.5-VL) or another kind of merger, G is the number of tokens per side.
     """
     patches = vision.grid**2 if isinstance(vision, Vision) else 0
     if not len(image_V) or any(layer.shape[-1] != patches for layer in layers):
         side = round(len(image_V) ** 0.5)
         return image_V.reshape(side, side)
     assert isinstance(vision, Vision)
-    share = np.repeat(image_V / vision.merge**2, vision.merge**2)
+    fraction = np.repeat(image_V / vision.merge**2, vision.merge**2)
     for layer in reversed(layers):
-        share = (share + share @ layer[0].double().mean(0).cpu().numpy()) / 2
+        fraction = (fraction + fraction @ layer[0].double().mean(0).cpu().numpy()) / 2
     blocks = vision.grid // vision.merge  # patches come block by block, see Vision.patchify
-    square = share.reshape(blocks, blocks, vision.merge, vision.merge).transpose(0, 2, 1, 3)
+    square = fraction.reshape(blocks, blocks, vision.merge, vision.merge).transpose(0, 2, 1, 3)
     return square.reshape(vision.grid, vision.grid)

@@ -1,4 +1,4 @@
-"""The benchmark's split: whole products held out of catalogue and log, fixed by a seed."""
+"""The benchmark's split: all items of some products are held out of catalogue and log; determined by a seed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from evaluation.encoder_tasks import together
 from run.artifacts import Artifact, open_artifact, write_artifact
 
 POOL_ITEMS = 1_000
-USERS = 2  # who bought two items on one trip before the items count as bought together
+USERS = 2  # least number of users who bought two items on one trip, for the items to count as bought together
 
 
 @dataclass(frozen=True)
 class BenchmarkSplit:
-    """Which items an encoder may learn from and which it is examined on.
+    """Which items an encoder is trained on and which it is tested on.
 
     Attributes:
-        split: what ``encoder.train.train_encoder`` takes: its log has no event of a held-out item, its
-            ``pool`` is every item of the held-out products.
+        split: for ``encoder.train.train_encoder``: its log has no event of a held-out item, its ``pool`` is every
+            item of the held-out products.
         train_items: int64 ascending, every item that is not held out.
-        pool_items: int64 ascending, held-out items with picture and title; empty where only queries are held
-            out (a catalogue that is known, and new photos of it).
+        pool_items: int64 ascending, held-out items with picture and title; empty where only queries are held out (new
+            photos of known products).
     """
 
     split: Split
@@ -48,18 +48,18 @@ class BenchmarkSplit:
 def hold_out(dataset: Dataset, out: Path, seed: int = 0, items: int = POOL_ITEMS) -> BenchmarkSplit:
     """Choose the benchmark's items and write the artifact of kind "split" that training takes.
 
-    With a log: whole products (SPU), until exactly ``items`` items with picture and title are held out if the
-    sizes of products allow. Products come in random order, each followed by the product most often bought along
-    with it on one trip (by at least two users, not held out yet), because co-purchases within a thousand items
-    drawn at random are too few to measure: on H&M 129 queries and 208 pairs, against 401 and 1,785 so.
-    Without a log: the source's own division, the products all of whose judged items are judged in part "test"
-    only. Grocery Store's products are judged in both parts, so none is held out: its queries are.
+    With a log: complete products (SPU) are held out, until exactly ``items`` items with picture and title are, if the
+    sizes of products allow. Products are taken in random order, each followed by the product most often bought with
+    it on one trip (by at least two users, not held out yet). A purely random choice has too few co-purchases: on
+    H&M 129 queries and 208 pairs, instead of 401 and 1,785.
+    Without a log: the source's own division, the products whose judged items are judged in part "test" only. Grocery
+    Store's products are judged in both parts, so that only queries are held out.
 
     Args:
         dataset: an imported dataset.
         out: where to write.
-        seed: of the choice of products, the order they come in.
-        items: how many to hold out.
+        seed: for the random order of products.
+        items: number of items to hold out.
     """
     table = dataset.items
     item_id, spu = table["item_id"].to_numpy(), table["spu"].to_numpy()

@@ -1,6 +1,6 @@
-"""Rows of the encoder table that no model made: chance, colours, words. Each encodes contents like an encoder.
+"""Model-free baselines of the encoder table: random, colours, words. Each encodes contents like an encoder.
 
-What a row cannot see (a histogram of a text, TF-IDF of a picture) is a row of zeros, which the tasks leave out.
+Contents that a baseline cannot encode (a histogram of a text, TF-IDF of a picture) get zeros, which the tasks skip.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ RANDOM_WIDTH = 128
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Each row at length 1; rows of zeros stay."""
+    """Normalise each row; rows of zeros stay."""
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.where(norm > 0, norm, 1)).astype(np.float32)
 
 
 def random_vectors(seed: int) -> Callable[[Sequence[Content]], np.ndarray]:
-    """A fresh direction for every content it is given: what chance reaches in each task."""
+    """A new random direction for every content: the result of chance in each task."""
     rng = np.random.default_rng(seed)
     return lambda contents: unit(rng.standard_normal((len(contents), RANDOM_WIDTH)))
 
@@ -34,8 +34,8 @@ def random_vectors(seed: int) -> Callable[[Sequence[Content]], np.ndarray]:
 def histogram(contents: Sequence[Content]) -> np.ndarray:
     """Joint HSV histogram of the whole picture, 12 x 4 x 4 bins, unit rows: float32 (n, 192).
 
-    Nothing of where a colour is: the classic "colour histogram" (Swain and Ballard 1991, here in HSV and with
-    cosine instead of intersection).
+    Ignores where a colour is: the classic colour histogram (Swain and Ballard 1991), here in HSV and with cosine
+    instead of intersection.
     """
     out = np.zeros((len(contents), HUE_BINS * SATURATION_BINS * VALUE_BINS))
     for row, content in enumerate(contents):
@@ -91,7 +91,7 @@ class TfIdf:
 def both(
     first: Callable[[Sequence[Content]], np.ndarray], second: Callable[[Sequence[Content]], np.ndarray]
 ) -> Callable[[Sequence[Content]], np.ndarray]:
-    """Two encoders side by side at equal weight: the cosine is the mean of theirs where both see something."""
+    """Concatenate two encoders with equal weight: where both encode something, the cosine is the mean of theirs."""
     return lambda contents: unit(np.concatenate([first(contents), second(contents)], axis=1))
 
 
@@ -99,7 +99,7 @@ def model_free(learnable: Sequence[Content]) -> dict[str, Callable]:
     """The model-free rows of the table by name.
 
     Args:
-        learnable: whole training items, whose words TF-IDF may know.
+        learnable: complete training items, for TF-IDF.
     """
     words = TfIdf.fit(learnable)
     return {

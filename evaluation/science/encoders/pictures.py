@@ -1,6 +1,6 @@
-"""Pictures of an encoder: what its vectors attend to, what it finds nearest, and how it lays the items out.
+"""Illustrations of an encoder: attention, nearest neighbours, and maps of the items.
 
-Everything here is data for ``evaluation.science.encoders.report``; nothing is drawn but the heat over a picture.
+Everything here is data for ``evaluation.science.encoders.report``; only attention over pictures is drawn here.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from evaluation.science.encoders.heat import ContentHeat, content_heat
 from run.artifacts import Artifact
 from run.sizes import recorded
 
-HEATED, SHARED = 5, 100  # items shown with their heat, and items whose shares are averaged
-QUERIES, FOUND = 3, 10  # of each kind, and tiles per row
+HEATED, AVERAGED = 5, 100  # items shown with their attention, and items over which attention is averaged
+QUERIES, FOUND = 3, 10  # queries of each kind, and tiles per row
 HEAT, OPAQUE = (226, 84, 28), 180  # tint, and its strongest opacity of 255
 HEAT_PX = 160
 FIELDS = {TITLE: "title", CATEGORY: "category", ATTRIBUTE: "attributes", DESCRIPTION: "description"}
@@ -41,13 +41,13 @@ class HeatSide:
     Attributes:
         name: "before" or "after" training.
         picture: with its patches tinted, JPEG; None without one.
-        share: of attention that goes to the picture.
-        words: (word, share, strength of its tint in 0..1).
+        fraction: fraction of attention on the picture.
+        words: (word, fraction, strength of its tint in 0..1).
     """
 
     name: str
     picture: bytes | None
-    share: float
+    fraction: float
     words: list[tuple[str, float, float]]
 
 
@@ -61,35 +61,35 @@ class Heated:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the page shows of trained encoders.
+    """Illustrations of trained encoders for the page.
 
     Attributes:
-        heat_of: the encoder whose attention is shown; "" where all are dual.
-        heat: a few items, before and after its training.
-        shares: part of an item -> "before" and "after" -> mean share of attention, over ``shared`` items.
-        shared: how many.
-        maps: the pool as two encoders lay it out; empty without a pool or a category.
-        sheets: query, and encoder -> what it finds.
+        heat_of: the encoder whose attention is shown; "" if all are dual.
+        heat: attention on a few items, before and after training.
+        fractions: part of an item -> "before" and "after" -> mean fraction of attention, over ``averaged`` items.
+        averaged: number of items.
+        maps: maps of the pool by two encoders; empty without a pool or a category.
+        sheets: (query, encoder -> nearest candidates).
         shown: most tiles in a row.
     """
 
     heat_of: str
     heat: Sequence[Heated]
-    shares: Mapping[str, Mapping[str, float]]
-    shared: int
+    fractions: Mapping[str, Mapping[str, float]]
+    averaged: int
     maps: Sequence[Map]
     sheets: Sequence[tuple[Tile, Mapping[str, Sequence[Tile]]]]
     shown: int = FOUND
 
 
 def take_pictures(exam: Exam, trained: Mapping[str, Artifact], shipped: str, baseline: str) -> Pictures:
-    """All pictures of a comparison.
+    """All illustrations of a comparison.
 
     Args:
-        exam: what every encoder was asked.
+        exam: the benchmark's contents and ground truth.
         trained: encoder -> artifact.
-        shipped, baseline: the encoders to be mapped; the attention of ``shipped`` is shown, or of the first
-            encoder that has one.
+        shipped, baseline: the encoders to be mapped; attention is shown for ``shipped``, or else the first encoder
+            that is not dual.
     """
     candidates, asked = ask(exam)
     category = next((one for one in exam.questions if one.name.startswith("category_")), None)
@@ -112,15 +112,15 @@ def take_pictures(exam: Exam, trained: Mapping[str, Artifact], shipped: str, bas
     return Pictures(
         heat_of=heat_of,
         heat=heated(sides, [candidates[row] for row in drawn[:HEATED]]) if sides else (),
-        shares=attention_shares(sides, [candidates[row] for row in drawn[:SHARED]]),
-        shared=min(SHARED, len(candidates)),
+        fractions=attention_fractions(sides, [candidates[row] for row in drawn[:AVERAGED]]),
+        averaged=min(AVERAGED, len(candidates)),
         maps=maps,
         sheets=[(question.tile, found) for question, found in zip(asked, rows, strict=True)],
     )
 
 
 def untrained(artifact: Artifact) -> Encoder:
-    """The encoder as it was before its first step: its recipe and seed, its tokenizer, fresh weights.
+    """The encoder as it was before training: same recipe, seed and tokenizer, initial weights.
 
     Args:
         artifact: of kind ``encoder``, trained from random weights, not the dual baseline.
@@ -135,18 +135,18 @@ def untrained(artifact: Artifact) -> Encoder:
 
 
 def heated(encoders: Mapping[str, Encoder], contents: Sequence[Content]) -> list[Heated]:
-    """Heat over picture and words by each encoder; the patches of an item share one scale, its words another."""
+    """Attention over picture and words by each encoder; one colour scale for an item's patches, one for its words."""
     shown = []
     for content in contents:
         heats = {name: content_heat(encoder, content) for name, encoder in encoders.items()}
         hottest = max(heat.patches.max(initial=0) for heat in heats.values())
-        loudest = max((share for heat in heats.values() for _, _, share in heat.words), default=1.0)
+        loudest = max((fraction for heat in heats.values() for _, _, fraction in heat.words), default=1.0)
         sides = [
             HeatSide(
                 name,
                 heat_picture(content.image, heat.patches / hottest) if content.image else None,
                 float(heat.patches.sum()),
-                [(word, share, share / loudest) for word, _, share in heat.words],
+                [(word, fraction, fraction / loudest) for word, _, fraction in heat.words],
             )
             for name, heat in heats.items()
         ]
@@ -159,7 +159,7 @@ def heat_picture(image: bytes, strength: np.ndarray) -> bytes:
 
     Args:
         image: encoded picture.
-        strength: float (G, G) in 0..1, opacity of the tint; drawn smooth, though a patch is the finest there is.
+        strength: float (G, G) in 0..1, opacity of the tint; interpolated between patches.
     """
     picture = Image.fromarray(decode_image(image, HEAT_PX)).convert("L").convert("RGB")
     opacity = Image.fromarray((OPAQUE * strength).astype(np.uint8)).resize(
@@ -171,18 +171,18 @@ def heat_picture(image: bytes, strength: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def attention_shares(
+def attention_fractions(
     encoders: Mapping[str, Encoder], contents: Sequence[Content]
 ) -> dict[str, dict[str, float]]:
-    """Mean share of attention by what a token tells of: part -> encoder -> share; parts without any left out."""
+    """Mean fraction of attention: part of an item -> encoder -> fraction, without parts that have none."""
     found: dict[str, dict[str, float]] = {}
     for name, encoder in encoders.items():
         total: Counter[str] = Counter()
         for content in contents:
             total.update(_by_part(content_heat(encoder, content)))
-        for part, share in total.items():
-            found.setdefault(part, {})[name] = share / len(contents)
-    return {part: shares for part, shares in found.items() if any(shares.values())}
+        for part, fraction in total.items():
+            found.setdefault(part, {})[name] = fraction / len(contents)
+    return {part: fractions for part, fractions in found.items() if any(fractions.values())}
 
 
 def _by_part(heat: ContentHeat) -> dict[str, float]:
@@ -193,8 +193,8 @@ def _by_part(heat: ContentHeat) -> dict[str, float]:
     }
     for name in FIELDS.values():
         parts[name] = 0.0
-    for _, kind, share in heat.words:
-        parts[FIELDS[kind]] += share
+    for _, kind, fraction in heat.words:
+        parts[FIELDS[kind]] += fraction
     return parts
 
 
@@ -203,9 +203,9 @@ class Question:
     """One query of the sheets.
 
     Attributes:
-        tile: how it is shown.
-        content: what the encoder sees.
-        relevant: rows of the candidates it should find.
+        tile: how it is shown on the page.
+        content: what the encoder encodes.
+        relevant: rows of the relevant candidates.
     """
 
     tile: Tile
@@ -214,10 +214,10 @@ class Question:
 
 
 def ask(exam: Exam) -> tuple[list[Content], list[Question]]:
-    """The candidates of the sheets and a few queries, alike for every encoder.
+    """The candidates of the sheets and a few queries, the same for every encoder.
 
-    The pool of held-out items is asked for by picture, then by title; relevant are the item and its variants,
-    items with variants come first. Where no item is held out the judged items are asked for by held-out searches.
+    Queries are pictures, then titles of held-out items, preferably with variants; relevant are the item and its
+    variants. Where no item is held out, queries are held-out searches and candidates the judged items.
     """
     rng = np.random.default_rng(0)
     candidates = exam.pool["item"]

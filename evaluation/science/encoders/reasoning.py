@@ -1,7 +1,7 @@
 """What reinforcement adds to MOON3.0's reasoning (§4.2): arms of equal compute from one supervised model.
 
-Arms: the model before; supervised training continued; contrast on the model's own chains without any reward (the
-control); contrast and rewards together; rewards alone. All are measured on the same held-out items.
+Arms: the model before; supervised training continued; contrastive loss on the model's own chains without rewards (the
+control); contrastive loss and rewards; rewards alone. All are measured on the same held-out items.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from evaluation.metrics import Measurement
 
 ARMS: Mapping[str, Stage | None] = {
     "before": None,
-    "supervised": Reason(share=1.0, rate=0.5),
-    "own chains": Reinforce(share=1.0, grpo=0.0, told=1.0),
-    "reinforced": Reinforce(share=1.0, told=1.0),
-    "rewards alone": Reinforce(share=1.0, contrast=0.0, told=0.0),
+    "supervised": Reason(fraction=1.0, learning_rate_scale=0.5),
+    "own chains": Reinforce(fraction=1.0, grpo_weight=0.0, chain_loss_weight=1.0),
+    "reinforced": Reinforce(fraction=1.0, chain_loss_weight=1.0),
+    "rewards alone": Reinforce(fraction=1.0, contrast_weight=0.0, chain_loss_weight=0.0),
 }
-FIRST_GUESS = 100  # steps of an arm, before one has been timed
+FIRST_GUESS = 100  # estimated steps of an arm before the first has been timed
 ROLLOUTS = 4  # sampled chains per held-out item
 
 
@@ -51,10 +51,10 @@ def reasoning_arms(
     """Train each arm from the same model for the same CPU time and measure it on the same items.
 
     Args:
-        learner: with the model after its supervised stage, which stays as it is.
-        held: items it has never seen, each with picture and words.
-        cpu_seconds: for each arm, decoding of its rollouts included.
-        arms: what each arm does; None leaves the model as it is.
+        learner: with the model after its supervised stage; it is copied, not changed.
+        held: held-out items, each with picture and text.
+        cpu_seconds: for each arm, including the decoding of its rollouts.
+        arms: arm -> stage to train; None: no training.
 
     Yields:
         name of the arm and a measurement of ``measure_reasoning``, or ``reasoning/steps``.
@@ -70,11 +70,11 @@ def reasoning_arms(
 
 
 def train_stage(learner: Learner, stage: Stage, cpu_seconds: float) -> int:
-    """Train a learner's model by one stage for so much CPU time; returns the steps made."""
+    """Train a learner's model by one stage for ``cpu_seconds``; returns the number of steps."""
     objective = stage.begin(learner)
     learner.model.train()
     pace = Pace(FIRST_GUESS, cpu_seconds)
-    optimizers = Optimizers(learner.model, FIRST_GUESS, stage.rate)
+    optimizers = Optimizers(learner.model, FIRST_GUESS, stage.learning_rate_scale)
     for step in pace:
         optimizers.steps = pace.steps
         loss = objective.loss(np.random.default_rng((learner.seed, 1, step)), step / pace.steps)
@@ -84,13 +84,13 @@ def train_stage(learner: Learner, stage: Stage, cpu_seconds: float) -> int:
 
 @torch.no_grad()
 def measure_reasoning(learner: Learner, held: Corpus, chains: TrueChains) -> Iterator[Measurement]:
-    """How well a model writes chains of held-out items, and how well it finds with them.
+    """How well a model generates chains of held-out items, and its recall with them.
 
-    Chains are written of pictures alone, where attributes must be seen, and of words alone, where they stand in
-    the text and are copied.
+    Chains are generated from pictures alone, where attributes must be recognised, and from text alone, where they can
+    be copied.
 
     Yields:
-        ``reasoning/<view>/greedy|sampled/attributes|format``, per field, ``.../exact`` (all fields right), the
+        ``reasoning/<view>/greedy|sampled/attributes|format``, per field, ``.../exact`` (all fields correct), the
         mean of each reward of sampled chains, and recall with no, own greedy, own sampled and true chains on
         both sides; n = items.
     """
@@ -114,13 +114,13 @@ def measure_reasoning(learner: Learner, held: Corpus, chains: TrueChains) -> Ite
         lengths = drawn.drawn_RL.sum(1).tolist()
         good = [length_reward(length, chains.shortest, chains.longest) for length in lengths]
         yield Measurement(f"reasoning/{view}/sampled/length", float(np.mean(good)), count, "held out")
-    told = {
+    with_true = {
         view: [replace(s, chain=chain) for s, chain in zip(samples, chains.tokens, strict=True)]
         for view, samples in views.items()
     }
     one = {view: samples[::ROLLOUTS] for view, samples in sampled.items()}
     vectors = {}
-    for name, shown in (("none", views), ("own", greedy), ("sampled", one), ("true", told)):
+    for name, shown in (("none", views), ("own", greedy), ("sampled", one), ("true", with_true)):
         vectors[name] = {view: _unit(model, samples) for view, samples in shown.items()}
     vectors["seen"] = {"image": vectors["true"]["image"], "words": vectors["own"]["words"]}
     for name, of in vectors.items():
@@ -143,7 +143,7 @@ def _unit(model: EncoderModel, samples: Sequence[Sample]) -> np.ndarray:
 def _right(
     name: str, learner: Learner, written: Sequence[Sequence[int]], chains: TrueChains
 ) -> Iterator[Measurement]:
-    """Format and attributes of chains, several in a row for each item."""
+    """Format and attribute accuracy of chains, the same number for each item."""
     copies = len(written) // len(chains.values)
     said = [read_chain(learner.tokenizer, chain) for chain in written]
     true = [values for values in chains.values for _ in range(copies)]

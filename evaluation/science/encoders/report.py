@@ -1,7 +1,7 @@
-"""The page of an encoder comparison: who is better, by how much more than chance, and how it looks.
+"""The page of an encoder comparison: results, their significance over seeds, and illustrations.
 
-Reads what ``evaluation.science.encoders.compare`` leaves in its folder, trains nothing, and concludes nothing that
-the numbers do not say. A section whose files are not there is left out.
+Reads the folder that ``evaluation.science.encoders.compare`` wrote and trains nothing. Sections without files are
+left out.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from run.artifacts import Artifact, open_artifact
 Rows = Mapping[str, Mapping[str, Cell]]
 
 SHAPE = {"encoder/anisotropy": "mean cosine", "encoder/effective_rank": "effective rank"}
-WITHOUT, SWEEP = " without ", "sweep"  # in the names of ablations; at the start of those of sweeps
-BASELINE = "dual"  # the recipe the others are held against
-DRAWN = 3  # measures with a curve of their own
+WITHOUT, SWEEP = " without ", "sweep"  # part of the names of ablations; prefix of the names of sweeps
+BASELINE = "dual"  # the recipe with which the others are compared
+DRAWN = 3  # number of measures for which curves are drawn
 REASONING = {
     "reasoning/image/greedy/attributes": "attributes, greedy",
     "reasoning/image/sampled/attributes": "attributes, sampled",
@@ -41,20 +41,20 @@ REASONING = {
     "reasoning/words-image/own chain/recall@10": "text→image @10, own chain",
     "reasoning/image-words/true chain/recall@10": "image→text @10, true chain",
 }
-CONTROL = "supervised"  # the arm of reasoning that the others are held against
+CONTROL = "supervised"  # the arm with which the others are compared
 LIMITS = (
     "One split of one catalogue: margins are over training seeds, not over the choice of held-out items.",
-    "Equal compute is not equal convergence: a recipe with dear steps makes fewer of them.",
-    "Attention says where the last layer takes its mean from, not what decided the vector.",
-    "The maps keep neighbours; distances between islands and their sizes mean nothing.",
+    "Equal compute is not equal convergence: a recipe with expensive steps makes fewer of them.",
+    "Attention shows what the last layer averages, not what determined the vector.",
+    "The maps preserve neighbours; distances between clusters and their sizes mean nothing.",
 )
-GREY = "#8b8f98"  # of the palette, for what has no colour of its own
+GREY = "#8b8f98"  # the palette's grey, not used for categories
 MADE_BY = "moon encoder compare"
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What the training of a recipe cost, as means over its seeds."""
+    """Training cost of a recipe, mean over seeds."""
 
     cpu_seconds: float
     steps: float
@@ -63,7 +63,7 @@ class Effort:
 
     @classmethod
     def of(cls, artifacts: Sequence[Artifact]) -> Effort:
-        """Read it from the configurations of the encoders."""
+        """From the manifests of the encoders."""
         configs = [artifact.config for artifact in artifacts]
         return cls(
             cpu_seconds=mean(config["trained_cpu_seconds"] for config in configs),
@@ -75,19 +75,19 @@ class Effort:
 
 @dataclass(frozen=True)
 class EncoderPage:
-    """Everything the page shows, as plain data. An empty section is left out.
+    """Everything the page shows, as plain data. Empty sections are left out.
 
     Attributes:
         title, summary: heading, and what was compared.
-        columns: measurement -> heading, of the results; more is better in each.
-        rows: encoders of the results.
-        baseline: name of the row that the recipes are held against.
-        against: each recipe beside it.
-        ablations: each idea: the recipe with it beside the recipe without.
-        efforts: what training each recipe cost.
+        columns: measurement -> heading of the results; more is better in each.
+        rows: encoder -> results.
+        baseline: name of the row with which the recipes are compared.
+        against: comparison of each recipe with the baseline.
+        ablations: for each idea, comparison of the recipe with and without it.
+        efforts: training cost of each recipe.
         plots: curves.
-        pictures: heat, maps and sheets; None without a trained encoder.
-        reasoning, arms: the arms of MOON3.0's reasoning, and each beside the control.
+        pictures: attention, maps and nearest neighbours; None without a trained encoder.
+        reasoning, arms: the arms of MOON3.0's reasoning, and the comparison of each with the control.
         artifacts: role -> id.
     """
 
@@ -111,12 +111,12 @@ class EncoderPage:
 
     @property
     def shapes(self) -> Rows:
-        """The rows whose space was measured."""
+        """The rows with anisotropy and effective rank."""
         return {name: cells for name, cells in self.rows.items() if cells.keys() >= SHAPE.keys()}
 
     @property
     def comparisons(self) -> int:
-        """How many differences are judged on the page."""
+        """Number of differences on the page that were tested for significance."""
         everything = [*self.against, *self.ablations, *self.arms]
         return sum(d.margin is not None for one in everything for d in one.differences.values())
 
@@ -127,18 +127,18 @@ def render_encoder_report(
     columns: Mapping[str, str],
     shipped: str = "ours",
 ) -> Path:
-    """Write ``report.html`` of a comparison, one file that needs no other, and return its path.
+    """Write ``report.html`` of a comparison, a single self-contained file, and return its path.
 
     Args:
-        folder: of the comparison: ``table.json`` and ``split``; of encoders and measurements what there is;
-            ``reasoning/<arm>.<seed>.json`` as ``write_measurements`` leaves them.
-        dataset: that was compared on.
+        folder: of the comparison, with ``table.json`` and ``split``; encoders, measurements and
+            ``reasoning/<arm>.<seed>.json`` are optional.
+        dataset: the dataset of the comparison.
         columns: measurement -> heading, as in the comparison's table.
         shipped: the recipe whose attention is shown; drawn first.
 
     Raises:
-        ValueError: ``table.json`` or a file of measurements is not what it should be.
-        ArtifactError: the split is missing or damaged, or an encoder is.
+        ValueError: ``table.json`` or a file of measurements is missing or malformed.
+        ArtifactError: the split or an encoder is missing or damaged.
     """
     every = read_rows(folder / "table.json")
     rows = {
@@ -198,7 +198,7 @@ def read_rows(path: Path) -> dict[str, dict[str, Cell]]:
     """The cells that ``EncoderTable.to_json`` wrote: row -> measurement -> cell.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: the file is missing or malformed.
     """
     try:
         content = json.loads(path.read_text())
@@ -211,7 +211,7 @@ def read_arms(folder: Path) -> dict[str, dict[str, Cell]]:
     """Mean and deviation of what each arm of reasoning measured; empty without files.
 
     Raises:
-        ValueError: a file is none of measurements, or seeds of an arm measured different things.
+        ValueError: a file does not contain measurements, or the seeds of an arm have different measurements.
     """
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*.json")):
@@ -224,7 +224,7 @@ def read_arms(folder: Path) -> dict[str, dict[str, Cell]]:
 
 
 def _encoders(folder: Path) -> dict[str, list[Artifact]]:
-    """The encoders of each recipe by seed, unfinished ones left out."""
+    """The finished encoders of each recipe, by seed."""
     found: dict[str, list[Artifact]] = {}
     for path in sorted(folder.glob("*.*")):
         if path.suffix[1:].isdigit():
@@ -245,9 +245,9 @@ def _summary(
 ) -> str:
     """What was compared, in a sentence or two."""
     name, known, held = dataset.artifact.config["name"], len(bench.train_items), len(bench.pool_items)
-    exam = f"{held:,} items that none of them has seen" if held else "searches that none of them has seen"
+    exam = f"{held:,} held-out items" if held else "held-out searches"
     if not efforts:
-        return f"What needs no training, examined on {exam} of {name}."
+        return f"Model-free baselines, tested on {exam} of {name}."
     sizes = {artifact.config["size"]["name"] for artifact in trained.values()}
     spent = [effort.cpu_seconds for effort in efforts.values()]
     seeds = [effort.seeds for effort in efforts.values()]
@@ -255,7 +255,7 @@ def _summary(
     return (
         f"{_plural(len(efforts), 'recipe')} of size {' and '.join(sorted(sizes))}, trained on {known:,} items "
         f"of {name} for {mean(spent):.0f} CPU-seconds each (from {min(spent):.0f} to {max(spent):.0f}), with "
-        f"{counted}, and examined on {exam}."
+        f"{counted}, and tested on {exam}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Is one encoder better than another, or were its seeds luckier? Differences, their margins, and a verdict."""
+"""Is the difference between two encoders larger than the variation over seeds? Differences, margins, a verdict."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """One measurement of two encoders.
+    """The difference between two encoders in one measurement.
 
     Attributes:
-        value: of the first minus of the second.
-        margin: what chance of the seeds explains; None where an encoder has one seed.
+        value: first minus second.
+        margin: half-width of its confidence interval over seeds; None where an encoder has one seed.
     """
 
     value: float
@@ -27,16 +27,16 @@ class Difference:
 
     @property
     def real(self) -> bool:
-        """Whether it is larger than chance explains."""
+        """Whether it is larger than its margin."""
         return self.margin is not None and abs(self.value) > self.margin
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One encoder beside another.
+    """Comparison of two encoders.
 
     Attributes:
-        what: is judged, e.g. the idea that one has and the other has not.
+        what: what is compared, e.g. the idea that only the first has.
         differences: by heading of the measurement; more is better in each.
     """
 
@@ -79,8 +79,8 @@ def difference(first: Cell, second: Cell) -> Difference:
     """First minus second, with Welch's interval over seeds (Welch 1947).
 
     margin = t * sqrt(v1 + v2), v = sd^2 / seeds, t the two-sided 95 % quantile of Student's distribution with
-    (v1 + v2)^2 / (v1^2 / (n1 - 1) + v2^2 / (n2 - 1)) degrees of freedom. The seeds are of training alone:
-    another choice of held-out items is not covered.
+    (v1 + v2)^2 / (v1^2 / (n1 - 1) + v2^2 / (n2 - 1)) degrees of freedom. Only training seeds vary, not the choice of
+    held-out items.
     """
     value = first.mean - second.mean
     if first.sd is None or second.sd is None:
@@ -96,7 +96,7 @@ def difference(first: Cell, second: Cell) -> Difference:
 def judge(
     what: str, first: Mapping[str, Cell], second: Mapping[str, Cell], columns: Mapping[str, str]
 ) -> Judged:
-    """Compare what both have measured; in every column more is better.
+    """Compare two encoders in the measurements that both have; in every column more is better.
 
     Args:
         what: see ``Judged``.

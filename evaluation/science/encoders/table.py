@@ -1,4 +1,4 @@
-"""The results table: encoders down, measurements across, mean and deviation over seeds in each cell."""
+"""The results table: a row per encoder, a column per measurement, mean and deviation over seeds in each cell."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Cell:
     Attributes:
         mean: over seeds.
         sd: standard deviation over seeds (n - 1); None with one seed.
-        seeds: how many.
-        n: things averaged in each of them.
+        seeds: number of seeds.
+        n: ``Measurement.n``, the same for each seed.
     """
 
     mean: float
@@ -37,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class EncoderTable:
-    """Measurements of each encoder, a mapping a seed."""
+    """Measurements of each encoder, one mapping per seed."""
 
     rows: dict[str, list[dict[str, Measurement]]]
 
@@ -46,10 +46,10 @@ class EncoderTable:
         """Read what ``write_measurements`` wrote.
 
         Args:
-            files: name of the row -> its measurement files, one a seed.
+            files: name of the row -> its measurement files, one per seed.
 
         Raises:
-            ValueError: a file is none of measurements.
+            ValueError: a file does not contain measurements.
         """
         return cls({name: [read_measurements(path) for path in paths] for name, paths in files.items()})
 
@@ -57,7 +57,7 @@ class EncoderTable:
         """The measurement ``name`` of an encoder; None where no seed measured it.
 
         Raises:
-            ValueError: seeds measured it on different numbers of things, or only some measured it.
+            ValueError: n differs between seeds, or some seeds lack the measurement.
         """
         found = [one[name] for one in self.rows[row] if name in one]
         if not found:

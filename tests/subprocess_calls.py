@@ -1,4 +1,4 @@
-"""What tests call in a process of its own: a file that imports little, as the process imports it."""
+"""Calls that tests run in a subprocess, in a file that imports little because the subprocess imports it."""
 
 import os
 import socket
