@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -137,6 +137,7 @@ def test_where_nothing_stands_out_the_region_is_the_whole_picture(level, size):
     spread=st.sampled_from([0, 1, 30, 255]),
     block=st.integers(1, 20),
 )
+@example(width=2, height=54, seed=0, spread=255, block=1)  # one column of the small picture, without extent
 @settings(max_examples=150, deadline=None)
 def test_a_region_is_never_empty_inside_the_picture_and_the_same_again(width, height, seed, spread, block):
     rng = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ Run: pytest tests/test_service_order.py
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -156,7 +157,7 @@ def test_a_long_history_and_a_session_are_cut_to_what_the_ranker_can_read(moon):
 
 @pytest.mark.parametrize(("code", "kept"), [(1, True), (2, True), (3, False), (4, False), (5, False)])
 def test_what_was_bought_or_rated_is_not_answered_and_what_was_clicked_may_be(moon, code, kept):
-    stored = history_of(EVEN[:3], code=code)
+    stored = replace(history_of(EVEN[:3]), code=np.full(3, code))
     moon.reader.read_user = lambda user, time, read=moon.reader.read_user: with_history(
         read(user, time), stored
     )

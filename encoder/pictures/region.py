@@ -229,8 +229,7 @@ def _with_margin(rows: Span, columns: Span, small: tuple[int, int], full: tuple[
     edges = []
     for (low, high), length, size in zip((rows, columns), small, full, strict=True):
         margin, scale = MARGIN * (high - low), size / length
-        edges.append(
-            (max(0, math.floor((low - margin) * scale)), min(size, math.ceil((high + margin) * scale)))
-        )
+        first = min(max(0, math.floor((low - margin) * scale)), size - 1)
+        edges.append((first, max(first + 1, min(size, math.ceil((high + margin) * scale)))))
     (top, bottom), (left, right) = edges
     return left, top, right, bottom
