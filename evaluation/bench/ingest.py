@@ -30,18 +30,18 @@ from feature_repo.store import materialize
 from feature_repo.views import HISTORY
 
 CLICKS, RATE, SECONDS, BACKLOG = 100_000, 500, 10.0, 20_000
-EVERY, AT_ONCE = 10, 5  # one in so many events is looked for; events sent together
+EVERY, AT_ONCE = 10, 5  # every how many events one is looked for; events per message
 P99_GOAL_MS = 100.0
 STREAM, START_S, LONG_S = "events", 60.0, 300.0
 
 
 def bench_ingest(folder: Path, seconds: float = SECONDS, backlog: int = BACKLOG) -> Iterator[Line]:
-    """Measure freshness at ``RATE`` events a second, then the rate at which a backlog is taken in.
+    """Measure freshness at ``RATE`` events a second, then the rate at which a backlog is ingested.
 
     Args:
-        folder: an empty one.
-        seconds: of the steady stream.
-        backlog: events that are waiting at once.
+        folder: an empty folder.
+        seconds: duration of the steady stream.
+        backlog: number of events in the backlog.
 
     Raises:
         RuntimeError: an event has not arrived within ``LONG_S``.

@@ -29,9 +29,9 @@ def bench_join(folder: Path, rows: int = ROWS, events: int = EVENTS, repeats: in
     """Join ``rows`` entity rows with ``events`` feature rows, ``PER_KEY`` per key.
 
     Args:
-        folder: an empty one, for the files.
-        rows, events: how many.
-        repeats: of each side; the median counts.
+        folder: an empty folder, for the files.
+        rows, events: numbers of rows.
+        repeats: repetitions for each side; the median is reported.
 
     Raises:
         AssertionError: the two results differ.

@@ -33,15 +33,15 @@ NOW = pd.Timestamp("2026-01-01", tz="UTC")
 
 
 def bench_read(folder: Path, items: int = ITEMS, repeats: int = 100) -> Iterator[Line]:
-    """Read ``ASKED`` of ``items`` items and one user, in turns with the others.
+    """Read ``ASKED`` of ``items`` items, then one user, with each side in turn.
 
     Args:
         folder: for the registry.
-        items: stored.
-        repeats: of every read; the median counts.
+        items: number of items stored.
+        repeats: repetitions of every read; the median is reported.
 
     Raises:
-        AssertionError: the sides do not agree.
+        AssertionError: the sides return different values.
     """
     with RedisServer() as server:
         store, client, rng = _store(folder, server.address), server.client(), np.random.default_rng(0)
