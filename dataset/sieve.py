@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from dataset.contracts import QUARANTINE, SCHEMAS, TIME, DataError
 
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
-MOST_REFUSED = 0.5  # share of a table above which the source, not the row, is at fault
+MAX_REFUSED_FRACTION = 0.5  # share of a table above which the source, not the row, is at fault
 AGAIN = "Correct the source or its importer, then run 'moon dataset' again."
 VALUE_LENGTH = 200  # characters kept of an offending value
 
@@ -112,7 +112,7 @@ class Sieve:
         rows_refused = [entry.column("row").to_numpy() for entry in self.entries]
         refused = given.num_rows + len(np.unique(np.concatenate([np.zeros(0, np.int64), *rows_refused])))
         total = given.num_rows + self.table.num_rows
-        if refused <= MOST_REFUSED * total:
+        if refused <= MAX_REFUSED_FRACTION * total:
             return
         entries = pa.concat_tables([given, *self.entries])
         rules = ", ".join(
@@ -121,7 +121,7 @@ class Sieve:
         first = entries.slice(0, 3).select(["row", "rule", "value"]).to_pylist()
         offenders = "; ".join(f"row {entry['row']}: {entry['rule']} {entry['value']}" for entry in first)
         raise DataError(
-            f"{self.name}: expected at most {MOST_REFUSED:.0%} of the rows to break the contract, "
+            f"{self.name}: expected at most {MAX_REFUSED_FRACTION:.0%} of the rows to break the contract, "
             f"found {refused} of {total} ({rules}). First: {offenders}. {AGAIN}"
         )
 

@@ -47,8 +47,8 @@ RETRIEVAL = pa.schema(
         pa.field("relevant", pa.list_(pa.int64()), nullable=False),  # ascending item ids
     ]
 )
-FIT_SHARE, TEST_SHARE = 0.6, 0.8  # quantiles of the impression times at which the log is cut
-VALID_SHARE = 0.1  # last part of the ranker's training requests
+FIT_FRACTION, TEST_FRACTION = 0.6, 0.8  # quantiles of the impression times at which the log is cut
+VALID_FRACTION = 0.1  # last part of the ranker's training requests
 MOST = {"test": 6_000, "train": 12_000}  # retrieval requests
 POOL_ITEMS = 1_000  # at most so many items are kept from the encoder, to test it on
 PARTS = ("train", "valid", "test")
@@ -194,7 +194,7 @@ def _cuts(log: Log, where: Path) -> tuple[int, int]:
     shown = log.is_type("impression") | log.is_type("rating")
     times = np.sort(log.event_us[shown] if shown.any() else log.event_us)
     first, last = times[0], times[-1]
-    fit_us, test_us = (int(times[int(share * len(times))]) for share in (FIT_SHARE, TEST_SHARE))
+    fit_us, test_us = (int(times[int(fraction * len(times))]) for fraction in (FIT_FRACTION, TEST_FRACTION))
     if not first < fit_us < test_us <= last:
         raise DataError(
             f"{where}: expected events spread over time, found {len(times)} between {_moment(int(first))} "
@@ -269,7 +269,7 @@ def _ranking_part(request: np.ndarray, time_us: np.ndarray, test_us: int) -> np.
     )  # rows are grouped by request, in time order
     number = np.cumsum(change) - 1
     before = int(np.sum(change & (time_us < test_us)))
-    part = np.where(number >= before - int(round(VALID_SHARE * before)), 1, 0)
+    part = np.where(number >= before - int(round(VALID_FRACTION * before)), 1, 0)
     return np.where(time_us >= test_us, 2, part)
 
 

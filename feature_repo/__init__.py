@@ -1,1 +1,1 @@
-"""Everything Feast: definitions that ``feast apply`` reads, and the offline and online doors to the store."""
+"""The feature repository: definitions for ``feast apply``, offline sources, online reads, ingestion, frames."""

@@ -1,8 +1,8 @@
-"""Is the store fit to serve? Coverage, freshness, nulls, drift and online/offline parity of every view.
+"""Check whether the store is fit to serve: coverage, freshness, nulls, drift and online/offline parity of each view.
 
-What is online is compared with what a load of the same interval would write now, bit by bit, for a sample of
-entities. A row that is newer online (an event that was pushed since) is counted, not held against the view. A check
-without problems is what the next one measures drift from.
+For a sample of entities the online rows are compared, bit by bit, with what materializing the same interval would
+write now. A row that is newer online (an event was pushed since) is counted separately, not as a mismatch. A check
+without problems becomes the baseline that the next one measures drift from.
 """
 
 from __future__ import annotations
@@ -29,31 +29,33 @@ from moonstore.freshness import EPOCH, as_of
 from moonstore.matrix import Matrix, kinds, read_matrix
 from run.artifacts import write_json
 
-SAMPLE = 1000  # entities of a view that are compared
-COVERAGE, PARITY, NULLS, DRIFT = 0.99, 1.0, 0.9, 0.25  # the least, the least, the most, the most
+SAMPLE = 1000  # entities compared per view
+COVERAGE, PARITY, NULLS, DRIFT = 0.99, 1.0, 0.9, 0.25  # at least, at least, at most, at most
 BINS = 10
-LEAST_ROWS = 500  # for drift to be more than chance
+LEAST_ROWS = 500  # below, drift is mostly sampling noise
 HEAD = ("view", "entities", "coverage", "parity", "newer", "age h", "most nulls", "most drift")
 CHECKS = "checks"  # folder of the baselines
-Baseline = dict[str, dict[str, list[float]]]  # feature -> edges and shares of its bins
+Baseline = dict[
+    str, dict[str, list[float]]
+]  # feature -> bin edges ("edges") and fractions of the rows ("shares")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One view's state.
+    """What the check measured of one view.
 
     Attributes:
         view: its name.
-        entities: with a row offline by the end of the last load.
-        coverage: share of the sampled ones that are online.
-        parity: share of those found, and not newer online, whose every value is what it should be.
-        newer: of the sampled ones, how many were pushed since.
+        entities: number of entities with an offline row by the end of the last load.
+        coverage: fraction of the sampled entities that are online.
+        parity: fraction of the sampled entities online, and not newer there, with every value equal to offline.
+        newer: number of sampled entities whose online row is newer than the load.
         age_hours: from the newest event time to the end of the last load.
-        nulls: the largest share of nulls, and whose it is.
-        drift: the largest population stability index of a number since the last check without problems, and
-            whose; None where there was none or rows are too few.
-        wrong: features that differ, with how many rows.
-        problems: what is beyond its limit, in words.
+        nulls: the largest fraction of nulls, and its feature.
+        drift: the largest population stability index of a numeric feature since the last check without problems, and
+            its feature; None without such a check or with too few rows.
+        wrong: feature -> number of rows that differ.
+        problems: a sentence for each figure beyond its limit.
     """
 
     view: str
@@ -69,7 +71,7 @@ class Finding:
 
 
 def check_store(store_dir: Path) -> list[Finding]:
-    """Examine every view of the store at ``store_dir`` as of its last load.
+    """Check every view of the store at ``store_dir`` as of its last load.
 
     Args:
         store_dir: the run's store.
@@ -87,7 +89,7 @@ def check_store(store_dir: Path) -> list[Finding]:
 
 
 def to_text(findings: list[Finding]) -> str:
-    """A table with a row per view, and its problems below."""
+    """A table with a row per view, followed by the problems."""
     rows = [HEAD, *(tuple(cells(one)) for one in findings)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     lines = [
@@ -111,7 +113,7 @@ def cells(one: Finding) -> Iterator[str]:
 
 def _examine(store: FeatureStore, view: FeatureView) -> Finding:
     repository = Path(store.config.repo_path or ".")
-    end = view.most_recent_end_time  # what Feast records, whichever engine loaded
+    end = view.most_recent_end_time  # recorded by Feast for every engine
     if end is None:
         return Finding(view.name, 0, problems=("never loaded: run 'moon materialize'",))
     path = repository / DATA / CHECKS / f"{view.name}.json"
@@ -125,7 +127,7 @@ def _examine(store: FeatureStore, view: FeatureView) -> Finding:
         return Finding(view.name, 0)
     rows = np.random.default_rng(0).permutation(len(batch))[:SAMPLE]
     ids = batch.keys[0].to_numpy()[rows]
-    with as_of(EPOCH):  # whatever its age
+    with as_of(EPOCH):  # ignore the time to live
         online = read_matrix(store, view.name, ids, list(batch.features))
     kind = kinds(view)
     expected = {name: _through(column.take(rows), kind[name]) for name, column in batch.features.items()}
@@ -161,14 +163,14 @@ def _save(path: Path, baseline: Baseline) -> None:
 
 
 def _through(column: pa.Array, kind: str) -> Column:
-    """A column as it would come back from an online store."""
+    """The column as an online store would return it."""
     return decode(encode(column, kind), kind)
 
 
 def _compare(
     online: Matrix, expected: dict[str, Column], rows: np.ndarray
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Which of ``rows`` (a mask) are right in every feature, and how many are wrong in which."""
+    """Which of ``rows`` (a mask) are equal in every feature, and per feature the number that differ."""
     right, wrong = rows.copy(), {}
     for name, column in expected.items():
         found = online.columns[name]
@@ -185,27 +187,27 @@ def _compare(
 
 
 def _drift(before: Baseline, batch: Batch) -> tuple[float, str] | None:
-    """The largest population stability index between the last sound check and now.
+    """The largest population stability index between the last check without problems and now.
 
-    PSI = sum over bins of (p - q) ln(p / q), the bins being the deciles of then, each share at least 1e-4; above .25
-    is by custom a changed population.
+    PSI = sum over bins of (p - q) ln(p / q), over the deciles of the baseline, each fraction at least 1e-4; by
+    convention a value above .25 means a changed population.
     """
     found = []
     for name, values in _numbers(batch):
         if name in before and len(values) >= LEAST_ROWS:
             edges, q = np.array(before[name]["edges"]), np.array(before[name]["shares"])
-            p = _shares(values, edges)
+            p = _fractions(values, edges)
             found.append((float(((p - q) * np.log(p / q)).sum()), name))
     return max(found, default=None)
 
 
 def _baseline(batch: Batch) -> Baseline:
-    """Deciles of every number, and the share of each bin between them."""
+    """Deciles of every numeric feature, and the fraction of rows in each bin between them."""
     found: Baseline = {}
     for name, values in _numbers(batch):
         if len(values) >= LEAST_ROWS:
             edges = np.unique(np.quantile(values, np.arange(1, BINS) / BINS))
-            found[name] = {"edges": edges.tolist(), "shares": _shares(values, edges).tolist()}
+            found[name] = {"edges": edges.tolist(), "shares": _fractions(values, edges).tolist()}
     return found
 
 
@@ -216,7 +218,7 @@ def _numbers(batch: Batch) -> Iterator[tuple[str, np.ndarray]]:
             yield name, values[np.isfinite(values)]
 
 
-def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def _fractions(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     counts = np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)
     return np.maximum(counts / len(values), 1e-4)
 

@@ -1,4 +1,4 @@
-"""Make the store of a run: its feature sources, and its definitions registered (``feast apply``)."""
+"""Create the store of a run: write its feature sources and register its definitions (``feast apply``)."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def create_store(
     profile: str = "embedded",
     redis_url: str | None = None,
 ) -> FeatureStore:
-    """Write the sources of a run and register its definitions, replacing the store that was there.
+    """Write the sources of a run and register its definitions, replacing an existing store.
 
     Args:
-        store_dir: the repository folder to make.
+        store_dir: the repository folder to create.
         dataset: items, users and queries.
-        split: its log is everything behaviour features may see.
+        split: its log holds every event that behaviour features may see.
         profile: online store, "embedded" (SQLite) or "redis".
         redis_url: ``redis://host:port/db``; the profile's own address by default.
 
     Raises:
-        StoreError: unknown profile or malformed address, or the store that is there holds events or items that came
-            in since it was made.
+        StoreError: unknown profile, malformed address, or the existing store holds events or items that were received
+            since it was created and are not in the data.
     """
     store_dir = Path(store_dir)
     refuse_to_lose(store_dir, dataset.items, split.log)
@@ -69,22 +69,22 @@ def create_store(
 
 
 def refuse_to_lose(store_dir: Path, items: pa.Table, log: pa.Table) -> None:
-    """Refuse to replace a store: what came in since it was made, and is not in the data now, is nowhere else.
+    """Refuse to replace a store that holds the only copy of received events or items.
 
     Args:
         store_dir: the store.
-        items, log: of the data it would be made of.
+        items, log: the data that the new store would be created from.
 
     Raises:
-        StoreError: how much that is.
+        StoreError: events or items received since the store was created are missing from the data; says how many.
     """
     if not (store_dir / DATA / LOG).exists():
         return
-    events = int((~np.isin(Journal(store_dir).told(), log.column("event_id").to_numpy())).sum())
+    events = int((~np.isin(Journal(store_dir).event_ids(), log.column("event_id").to_numpy())).sum())
     ids = [int(path.stem) for path in (store_dir / DATA / NEW_ITEMS).glob("*.json")]
     others = int((~np.isin(np.array(ids, np.int64), items.column("item_id").to_numpy())).sum())
     if events or others:
         raise StoreError(
-            f"{store_dir}: expected a store to replace, found {events} events and {others} items in it that came in "
-            f"since and are not in the dataset. Import them with it, or move the folder away, and run this again."
+            f"{store_dir}: expected a store to replace, found {events} events and {others} items in it that were "
+            f"received since and are not in the dataset. Add them to it, or move the folder away, and run this again."
         )

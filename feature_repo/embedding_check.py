@@ -1,4 +1,4 @@
-"""Are vectors fit to serve? Coverage, width, spread, and whether they still know their neighbours.
+"""Check whether vectors are fit to serve: coverage, width, anisotropy, and overlap of nearest neighbours.
 
 That they are finite and of unit norm is checked wherever vectors are read (``feature_repo.vectors``).
 """
@@ -13,31 +13,31 @@ import pyarrow.compute as pc
 
 from feature_repo.vectors import VectorTable
 
-# The limits are ours. Sound spaces here had a mean cosine of .26 and .5, damaged ones that still found something .86;
-# chance is what vectors shuffled among the items reach.
+# Limits from experience here: good embeddings had a mean cosine of .26 and .5, damaged but still usable ones .86.
+# TIMES_CHANCE is relative to the overlap of vectors shuffled among the items.
 COVERAGE, ANISOTROPY, TIMES_CHANCE = 0.99, 0.95, 3.0
 NEIGHBOURS = 10
-LEAST_COMMON = 1000  # items, for the overlap to be more than chance
-QUERIES, POOL = 1000, 10_000  # at most, drawn among the common items
+LEAST_COMMON = 1000  # items; below, the overlap is mostly noise
+QUERIES, POOL = 1000, 10_000  # most items sampled from those in both embeddings
 
 
 class EmbeddingError(ValueError):
-    """Vectors that may not serve."""
+    """Vectors that are not fit to serve."""
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What was measured of the item vectors of an embedding.
+    """Measurements of the item vectors of an embedding.
 
     Attributes:
-        items: how many have a vector.
+        items: number of items with a vector.
         width: of the vectors.
-        coverage: share of the items with content that have one.
+        coverage: fraction of the items with content that have a vector.
         anisotropy: mean cosine of two different items; 1: all point the same way.
-        common: items that the embedding before has as well; None: there is none before.
-        overlap: mean share of an item's 10 nearest neighbours that were among them before; None with fewer
+        common: number of items that the previous embedding has too; None: there is no previous one.
+        overlap: mean fraction of an item's 10 nearest neighbours that are the same as before; None with fewer
             than 1,000 common items.
-        chance: what ``overlap`` would be by chance.
+        chance: the overlap expected by chance.
     """
 
     items: int
@@ -54,16 +54,16 @@ class Examined:
 
 
 def examine(vectors: VectorTable, expected: np.ndarray, width: int, before: VectorTable | None) -> Examined:
-    """Measure the item vectors of an embedding that is to serve.
+    """Measure the item vectors of an embedding before it serves.
 
     Args:
         vectors: of the items.
         expected: int64, the items that should have one (``with_content``).
         width: of the encoder.
-        before: what serves now, of any width.
+        before: the embedding that serves now, of any width.
 
     Raises:
-        EmbeddingError: a figure is beyond its limit; names all of them, with the first offenders.
+        EmbeddingError: figures are beyond their limits; lists all of them, with the first offenders.
     """
     missing = expected[vectors.rows(expected) < 0]
     coverage = 1 - len(missing) / max(len(expected), 1)
@@ -89,17 +89,19 @@ def examine(vectors: VectorTable, expected: np.ndarray, width: int, before: Vect
             if kept.mean() < TIMES_CHANCE * chance:
                 lost = asked[kept == 0]
                 problems.append(
-                    f"items have other neighbours than before: {len(lost)} of {len(asked)} kept none (item_id "
+                    f"items have different neighbours than before: {len(lost)} of {len(asked)} kept none (item_id "
                     f"{lost[:3].tolist()}), overlap {kept.mean():.4f}, expected at least {TIMES_CHANCE * chance:.4f}"
                 )
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
-        raise EmbeddingError(f"{len(vectors.ids)} vectors may not serve:{listed}\nRun 'moon embed' again.")
+        raise EmbeddingError(
+            f"{len(vectors.ids)} vectors are not fit to serve:{listed}\nRun 'moon embed' again."
+        )
     return found
 
 
 def with_content(items: pa.Table) -> np.ndarray:
-    """Ids of the items that have a picture or words, int64: those that an encoder makes vectors of.
+    """Ids of the items that have a picture or text, int64: those that an encoder embeds.
 
     Args:
         items: rows of ``dataset.contracts.ITEMS``.
@@ -134,7 +136,7 @@ def anisotropy(matrix: np.ndarray) -> float:
 def overlap(
     one: VectorTable, other: VectorTable, ids: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """How many of an item's nearest neighbours two embeddings agree on.
+    """Fraction of an item's nearest neighbours that two embeddings agree on.
 
     Args:
         one, other: embeddings, of any widths.
@@ -142,8 +144,8 @@ def overlap(
         seed: of the sample.
 
     Returns:
-        the items asked about int64 (Q), the share of their 10 nearest that agree float64 (Q), and the share
-        that would agree by chance.
+        the sampled items int64 (Q), the fraction of their 10 nearest that agree float64 (Q), and the fraction
+        expected to agree by chance.
     """
     rng = np.random.default_rng(seed)
     pool = rng.permutation(ids)[:POOL]
@@ -154,7 +156,7 @@ def overlap(
 
 
 def _nearest(matrix: np.ndarray, asked: int) -> np.ndarray:
-    """Rows of the 10 nearest of each of the first ``asked`` rows, itself left out: int64 (asked, 10)."""
+    """Rows of the 10 nearest neighbours of each of the first ``asked`` rows, itself excluded: int64 (asked, 10)."""
     cosine = matrix[:asked] @ matrix.T
     cosine[np.arange(asked), np.arange(asked)] = -np.inf
     return np.argpartition(cosine, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS:]

@@ -1,7 +1,7 @@
-"""The embeddings of a store: each version beside the others, one of them what the feature services read.
+"""The embeddings of a store: versions side by side, one of them active, which the feature services read.
 
-Every step leaves the store whole: files first, then the record that names them, then Feast's registry, which is made
-to say what the record says. A step that was killed is repeated and goes on from there.
+Every step leaves the store consistent: it writes the files first, then the record that names them, then Feast's
+registry, which follows the record. A step that was killed is completed by repeating it.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from run.artifacts import Artifact
 
 
 def publish_embedding(store_dir: Path, artifact: Artifact) -> Embedding:
-    """Put the vectors of an artifact into the store as a new version; one that is there keeps its own.
+    """Add the vectors of an artifact to the store as a new version; idempotent.
 
-    Each vector is stamped with the artifact's ``as_of`` (the end of what its encoder learned from), or with
-    the moment its item was first seen when that is later. The first version is active at once. Materialize its
-    views to have them online.
+    Each vector is stamped with the artifact's ``as_of`` (the end of its encoder's training data), or with the time
+    its item was first seen if that is later. The first version becomes active at once. Materialize its views to
+    bring them online.
 
     Raises:
         ArtifactError: damaged vectors.
-        StoreError: vectors of items that the store does not know.
+        StoreError: vectors of items that are not in the store.
     """
     record = EmbeddingRecord.load(store_dir)
     embedding = record.find(artifact.id)
@@ -49,7 +49,7 @@ def publish_embedding(store_dir: Path, artifact: Artifact) -> Embedding:
 
 
 def activate_embedding(store_dir: Path, artifact_id: str) -> Embedding:
-    """Have the feature services read the version made of this artifact.
+    """Make the feature services read the version that came from this artifact.
 
     Raises:
         StoreError: the store does not hold it.
@@ -65,10 +65,10 @@ def activate_embedding(store_dir: Path, artifact_id: str) -> Embedding:
 
 
 def drop_embeddings(store_dir: Path, keep: Collection[str]) -> list[Embedding]:
-    """Remove every version but the active one and those of the artifacts ``keep``: registry, online rows, files.
+    """Remove every version except the active one and those of the artifacts ``keep``: registry, online rows, files.
 
     Returns:
-        what was removed.
+        the removed embeddings.
     """
     record = EmbeddingRecord.load(store_dir)
     kept = tuple(one for one in record.embeddings if one.artifact_id in keep or one.version == record.active)

@@ -1,4 +1,4 @@
-"""The immutable event log: every behaviour once, in the order it became known, read by position.
+"""The immutable event log: every behaviour once, in the order it became available, read by position.
 
 A user's history at any moment is "the first ``position`` rows of this user", so a training row stores one
 integer instead of a copy of the sequence, and any history length can be cut from the same log.
@@ -21,7 +21,7 @@ from feature_repo.sources import DATA
 
 COLUMNS = ("item_id", "code", "time_us", "available_us", "event_id")
 FOLDER, POINTERS = "event_log", "user_events.parquet"
-LOG_VERSION = "log_version"  # what the pointers call the version they point into
+LOG_VERSION = "log_version"  # column and metadata key of the version that pointers refer to
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class EventLog:
         starts: int64 of shape (U + 1); user u owns rows starts[u]:starts[u + 1].
         item_id, code, time_us, available_us, event_id: int64 of shape (N), memory-mapped; code as in
             ``dataset.contracts.BEHAVIOUR_CODES``, times in microseconds since 1970 UTC.
-        version: changes with the content.
+        version: hash of the content.
     """
 
     users: np.ndarray
@@ -47,7 +47,7 @@ class EventLog:
 
     @classmethod
     def open(cls, folder: Path) -> EventLog:
-        """Map the log at ``folder``, which bears the name of its version, into memory."""
+        """Memory-map the log at ``folder``, which is named after its version."""
         arrays = {
             name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             for name in ("users", "starts", *COLUMNS)
@@ -61,15 +61,15 @@ class EventLog:
         """The last ``history`` of each user's first ``positions`` behaviours.
 
         Args:
-            user_ids: int64 of shape (R); a user without behaviour may have only position 0.
-            positions: int64 of shape (R), how many behaviours were known.
-            history: K, at most so many each.
+            user_ids: int64 of shape (R); a user without behaviour must have position 0.
+            positions: int64 of shape (R), number of behaviours available to each request.
+            history: K, most behaviours per request.
         """
         rows, offsets = self._rows(user_ids, positions, history)
         return History(offsets, self.item_id[rows], self.code[rows], self.time_us[rows])
 
     def positions_before(self, time_us: int) -> np.ndarray:
-        """How many behaviours of each of ``users`` were available strictly before ``time_us``, int64 (U)."""
+        """Number of behaviours of each of ``users`` available strictly before ``time_us``, int64 (U)."""
         known = np.append(0, np.cumsum(self.available_us < time_us))
         return known[self.starts[1:]] - known[self.starts[:-1]]
 
@@ -108,13 +108,13 @@ class EventLog:
 
 
 def open_event_log(store_dir: Path, version: str | None = None) -> EventLog:
-    """A version of the event log of the store at ``store_dir``; None: the one that its pointers point into."""
+    """Open a version of the event log of the store at ``store_dir``; None: the one its pointers refer to."""
     data = Path(store_dir) / DATA
     return EventLog.open(data / FOLDER / (version or log_version(data) or ""))
 
 
 def log_version(data: Path) -> str | None:
-    """The version of the event log that the pointers in the folder ``data`` point into; None: there are none."""
+    """The event-log version that the pointers in the folder ``data`` refer to; None: there are no pointers."""
     path = data / POINTERS
     return pq.read_schema(path).metadata[LOG_VERSION.encode()].decode() if path.exists() else None
 

@@ -1,4 +1,4 @@
-"""The columns of a frame and what stands in for a missing one: used by both doors, so they cannot differ."""
+"""The columns of a frame and their defaults, shared by offline and online reads so that both agree."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def user_columns(stored: Mapping[str, pa.Array], known_behaviours: np.ndarray) -
 
     Args:
         stored: USER_FEATURES, null where the store has nothing.
-        known_behaviours: int64, how many behaviours each user had.
+        known_behaviours: int64, number of behaviours of each user before the request.
     """
     found = pc.is_valid(stored["age_band"])  # never null in its source
     return {

@@ -1,4 +1,4 @@
-"""The frame: what the models see, identical whether it was read offline (training) or online (serving)."""
+"""The frame: the input of the models, identical whether read offline (training) or online (serving)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class History:
-    """Behaviour sequences of R requests, oldest first, newest last, at most K each, all before the request.
+    """Behaviour sequences of R requests, newest last, at most K each, all available before the request.
 
     Attributes:
         offsets: int64 of shape (R + 1); request r owns rows offsets[r]:offsets[r + 1].

@@ -1,7 +1,7 @@
-"""A user's behaviours as the online store keeps them, and how new ones join them.
+"""A user's behaviours in the online store, and how new events are merged into them.
 
-Rows are merged here, in one place, and stored only if what they were merged with is still what is stored
-(``SwapStore``): any number of writers may tell of any event any number of times, in any order.
+Merged rows are written by compare-and-set (``CompareAndSetStore``): only if the row they were merged with is still
+the stored one. So any number of writers may send any event any number of times, in any order.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ BEHAVIOURS: Features = {
 
 
 @runtime_checkable
-class SwapStore(Protocol):
-    """An online store that compares and sets."""
+class CompareAndSetStore(Protocol):
+    """An online store with compare-and-set."""
 
-    def swap_columns(
+    def compare_and_set(
         self, config: RepoConfig, view: FeatureView, batch: Batch, guard: str, before: list[bytes]
     ) -> np.ndarray:
-        """Write the rows whose stored value of one feature is still what it was when they were made.
+        """Write the rows whose stored value of the guard feature is unchanged since it was read.
 
         Args:
             config: of the repository.
             view: with one join key.
             batch: N rows of distinct entities.
-            guard: the feature.
-            before: its serialized values, empty where there was none.
+            guard: name of the guard feature.
+            before: its serialized values when read, empty where there was none.
 
         Returns:
-            bool (N): which were written.
+            bool (N): which rows were written.
         """
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """One user's stored behaviours, ordered by (available_us, event_id), and how many there were in all.
+    """One user's stored behaviours, ordered by (available_us, event_id), and the count of all behaviours.
 
     Attributes:
         rows: int64 of shape (5, n): item_id, code, time_us, available_us, event_id.
@@ -61,7 +61,7 @@ class Behaviour:
     position: int
 
     def before(self, time_us: int) -> Behaviour:
-        """What was available strictly before ``time_us``."""
+        """The behaviours available strictly before ``time_us``."""
         known = self.rows[3] < time_us
         return Behaviour(self.rows[:, known], self.position - int((~known).sum()))
 
@@ -70,10 +70,9 @@ class Behaviour:
         return self.rows[:, max(self.rows.shape[1] - history, 0) :]
 
     def merged(self, new: np.ndarray) -> Behaviour:
-        """With ``new`` rows added, each event once: itself where there is nothing new, and a higher position where
-        there is.
+        """Add ``new`` rows, each event once; returns self if all are duplicates, else a row of higher position.
 
-        An event that sorts before a full window is taken as one that was counted and has left it.
+        An event older than a full window counts as a duplicate that has already left the window.
         """
         fresh = new[:, ~np.isin(new[4], self.rows[4])]
         if self.position > self.rows.shape[1]:
@@ -103,7 +102,7 @@ def behaviours(columns: dict[str, pa.Array]) -> list[Behaviour]:
 
 
 def history_batch(user_ids: np.ndarray, of: Sequence[Behaviour]) -> Batch:
-    """The rows of ``user_history`` that say this, stamped with the newest behaviour's availability."""
+    """Rows of ``user_history``, stamped with the available time of the newest behaviour."""
     lengths = [one.rows.shape[1] for one in of]
     offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
     rows = np.concatenate([one.rows for one in of], axis=1)

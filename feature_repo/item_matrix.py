@@ -1,9 +1,9 @@
-"""What the online store holds about every item, in memory: candidates cost no round trip.
+"""An in-memory snapshot of all online item features and vectors, so that candidates cost no round trip.
 
-A matrix is a snapshot of one embedding and one load (``ItemMatrix.key``): files beside the sources, written by the
-first process that needs them and mapped by the others, never changed. After a load, or with another embedding, there
-is another matrix, and whoever reads takes one as a whole; how old it is is part of it. Items that came in since are
-laid over it (``over``). Its slow twin is ``OnlineReader.read_items``.
+A matrix belongs to one embedding and one load (``ItemMatrix.key``). Its files lie beside the sources; the first
+process that needs them writes them, the others map them, and they never change. Another load or embedding makes
+another matrix; a reader uses one matrix at a time, which records how fresh it is. Items received since are laid over
+it (``over``). Its slow twin is ``OnlineReader.read_items``.
 
 Legend: M items, D width.
 """
@@ -39,7 +39,7 @@ from run.progress import track
 
 FOLDER, ITEMS, VECTORS, ABOUT = "item_matrix", "items.arrow", "vectors.arrow", "about.json"
 VIEWS = ("item_profile", "item_stats")
-AT_ONCE = 10_000  # items of one read
+AT_ONCE = 10_000  # items per read
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class ItemMatrix:
     """A snapshot of M items.
 
     Attributes:
-        key: of the embedding and the load it is of.
-        embedding: whose vectors these are.
-        loaded_until: end of the last load of the items' views, ISO 8601: how fresh it is.
+        key: identifies the embedding and the load.
+        embedding: the embedding of the vectors.
+        loaded_until: end of the last load of the items' views, ISO 8601.
         items: item_id, ITEM_FEATURES (null where nothing is stored) and <view>_us, the event time of the row of each
             view in microseconds since 1970 UTC, 0 where there is none; a later row of an item replaces earlier ones.
-        vectors: of those items that have one.
-        views: VIEWS, whose times to live count at reading.
+        vectors: of the items that have one.
+        views: VIEWS by name; their times to live are applied when reading.
     """
 
     key: str
@@ -81,7 +81,7 @@ class ItemMatrix:
         return np.where((place >= 0) & (ids[place] == item_ids), order[place], -1)
 
     def read(self, item_ids: np.ndarray, time: datetime) -> Stored:
-        """What is stored about N items; the same as ``OnlineReader.read_items`` right after the load."""
+        """Stored features of N items, as ``OnlineReader.read_items`` returns them right after the load."""
         rows = self.rows(item_ids)
         take = pa.array(rows, mask=rows < 0)
         columns = {name: _one(self.items.column(name).take(take)) for name in ITEM_FEATURES}
@@ -99,7 +99,7 @@ class ItemMatrix:
         return Stored(columns, found)
 
     def over(self, other: ItemMatrix) -> ItemMatrix:
-        """This one laid over another of the same embedding: what both hold is as it is here."""
+        """Union with another matrix of the same embedding; items in both are taken from this one."""
         kept = ~np.isin(other.vectors.ids, self.vectors.ids)
         ids = np.concatenate([other.vectors.ids[kept], self.vectors.ids])
         matrix = np.concatenate([other.vectors.matrix[kept], self.vectors.matrix])
@@ -112,14 +112,14 @@ class ItemMatrix:
 
 
 def matrix_key(store_dir: Path, embedding: Embedding) -> str:
-    """Changes with the embedding and with every load of one of the items' views."""
+    """Key that changes with the embedding and with every load of one of the items' views."""
     reports = [Path(store_dir) / DATA / REPORTS / f"{view}.json" for view in (*VIEWS, embedding.item_view)]
     loads = [path.stat().st_mtime_ns if path.exists() else 0 for path in reports]
     return f"v{embedding.version}-" + hashlib.sha256(json.dumps(loads).encode()).hexdigest()[:16]
 
 
 def embedding_of(store_dir: Path, artifact_id: str) -> Embedding:
-    """The embedding of the store that was made of this artifact.
+    """The store's embedding that came from this artifact.
 
     Raises:
         StoreError: the store does not hold it.
@@ -134,10 +134,10 @@ def embedding_of(store_dir: Path, artifact_id: str) -> Embedding:
 
 
 def open_item_matrix(store: FeatureStore, embedding: Embedding) -> ItemMatrix:
-    """The snapshot of the last load; the first process to ask makes it, the others map it.
+    """Open the snapshot of the last load; the first process to ask writes it, the others map it.
 
     Raises:
-        StoreUnavailable: it is not there yet, and the online store does not answer.
+        StoreUnavailable: there is no snapshot yet and the online store does not answer.
     """
     store_dir = Path(store.config.repo_path or ".")
     folder = store_dir / DATA / FOLDER
@@ -153,7 +153,7 @@ def open_item_matrix(store: FeatureStore, embedding: Embedding) -> ItemMatrix:
             }
             for old in folder.glob("v*"):
                 if old.name != key and old.name.split("-")[0] not in others:
-                    shutil.rmtree(old)  # whoever has mapped it keeps it
+                    shutil.rmtree(old)  # processes that have mapped it keep it
     about = json.loads((folder / key / ABOUT).read_text())
     items, vectors = (
         pa.ipc.open_file(pa.memory_map(str(folder / key / name))).read_all() for name in (ITEMS, VECTORS)
@@ -163,10 +163,10 @@ def open_item_matrix(store: FeatureStore, embedding: Embedding) -> ItemMatrix:
 
 
 def read_now(store: FeatureStore, embedding: Embedding, item_ids: np.ndarray, key: str = "") -> ItemMatrix:
-    """What the online store holds about some items at this moment.
+    """Read the current features and vectors of N items from the online store.
 
     Raises:
-        StoreUnavailable: it does not answer.
+        StoreUnavailable: the online store does not answer.
     """
     names = {view: [name for name, of in ITEM_FEATURES.items() if of[0] == view] for view in VIEWS}
     views = {view: store.get_feature_view(view) for view in VIEWS}
@@ -182,7 +182,7 @@ def read_now(store: FeatureStore, embedding: Embedding, item_ids: np.ndarray, ke
 
 def _read(reader: Reader, ids: np.ndarray, names: dict[str, list[str]]) -> tuple[pa.Table, pa.Table]:
     try:
-        with as_of(EPOCH):  # of any age: that is for those who read the snapshot
+        with as_of(EPOCH):  # of any age; the time to live is applied when the snapshot is read
             *views, vectors = reader(ids)
     except UNREACHABLE as error:
         raise StoreUnavailable(f"the online store does not answer: {error}") from error
@@ -224,7 +224,7 @@ def _write(folder: Path, loaded_until: str, matrix: ItemMatrix) -> None:
 
 
 def _known_ids(store_dir: Path) -> np.ndarray:
-    """Ids of the catalogue and of what came in since, int64, ascending."""
+    """Ids of the catalogue and of items received since, int64, ascending."""
     profile = pq.read_table(store_dir / DATA / "item_profile.parquet", columns=["item_id"])
     new = [one.item.item_id for one in new_items(store_dir)]
     return np.unique(np.append(profile.column(0).to_numpy(), np.array(new, np.int64)))

@@ -1,6 +1,6 @@
 """The offline store of Moon's repository: behaviour histories are cut from the event log.
 
-The histories that materialization writes are those of the requested end, cut by the code that cuts them for training.
+Materialization writes the histories as of the end of its interval, cut by the same code as for training.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class MoonOfflineStoreConfig(duckdb_store.DuckDBOfflineStoreConfig):
 
 
 class MoonOfflineStore(duckdb_store.DuckDBOfflineStore):
-    """``moonstore.duckdb_store`` with histories as they were at the end of what is pulled."""
+    """``moonstore.duckdb_store``, with histories as of the end of the requested interval."""
 
     @staticmethod
     def pull_latest_from_table_or_query(
@@ -40,7 +40,7 @@ class MoonOfflineStore(duckdb_store.DuckDBOfflineStore):
         start_date: datetime,
         end_date: datetime,
     ) -> RetrievalJob:
-        """The newest row of each entity in [start_date, end_date]; histories as they were at end_date."""
+        """The newest row of each entity in [start_date, end_date]; histories as of end_date."""
         if data_source.name != USER_HISTORY:
             return duckdb_store.DuckDBOfflineStore.pull_latest_from_table_or_query(
                 config,

@@ -1,4 +1,4 @@
-"""The online door: one user and N items in two batched reads, as the frame the models were trained on."""
+"""Online reads: one user and N items in two batched reads, as a frame like those the models were trained on."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ UNREACHABLE = (
 
 
 class StoreUnavailable(ConnectionError):
-    """The online store does not answer; serve without it and try again later."""
+    """The online store does not answer; callers serve without it and try again later."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What the online store holds for N entities.
+    """Stored features of N entities.
 
     Attributes:
         columns: feature -> N values, null where nothing is stored.
@@ -57,10 +57,10 @@ class Stored:
 
 
 class Items(Protocol):
-    """A snapshot of what is stored about items."""
+    """A snapshot of stored item features."""
 
     def read(self, item_ids: np.ndarray, time: datetime) -> Stored:
-        """What is stored about N items."""
+        """Stored features of N items at ``time``."""
 
 
 class OnlineReader:
@@ -95,18 +95,18 @@ class OnlineReader:
     ) -> Frame:
         """The frame of one request: a user and N candidate items at ``time``.
 
-        Unknown users and items get the defaults of ``feature_repo.features`` and false found columns.
-        ``request_id`` is 0. Behaviours available at or after ``time`` are left out. What is older at ``time`` than
-        its view's time to live is as good as unknown.
+        Unknown users and items get the defaults of ``feature_repo.features`` and a false "found" column.
+        ``request_id`` is 0. Behaviours available at or after ``time`` are left out. Rows older at ``time`` than
+        their view's time to live count as not found.
 
         Raises:
             StoreUnavailable: the store does not answer.
-            ValueError: an id is not an integer of 64 bits, or ``time`` has no zone.
+            ValueError: an id is not a 64-bit integer, or ``time`` has no time zone.
         """
         return self.with_candidates(self.read_user(user_id, time, query_id), item_ids)
 
     def with_candidates(self, user: Frame, item_ids: Sequence[int] | np.ndarray) -> Frame:
-        """The frame of a request that was read without candidates (``read_user``) with N; raises like ``read``."""
+        """Add N candidates to the frame of a request read by ``read_user``; raises like ``read``."""
         ids = int64_ids(item_ids, "item_id")
         time = user.requests.column("time")[0].as_py()
         stored = self.read_items(ids, time)
@@ -115,7 +115,7 @@ class OnlineReader:
         return Frame(user.requests, candidates, np.array([0, len(ids)]), user.history)
 
     def read_user(self, user_id: int, time: datetime, query_id: int | None = None) -> Frame:
-        """The frame of a request without candidates yet; raises like ``read``."""
+        """The frame of a request, still without candidates; raises like ``read``."""
         users = int64_ids([user_id], "user_id")
         queries = [None if query_id is None else int(int64_ids([query_id], "query_id")[0])]
         stored = self.stored("user_id", users, {**USER_FEATURES, **BEHAVIOURS}, time)
@@ -135,25 +135,25 @@ class OnlineReader:
         return Frame(requests, candidates, np.zeros(2, dtype=np.int64), history)
 
     def read_items(self, item_ids: np.ndarray, time: datetime) -> Stored:
-        """What is stored about N items, with found masks per view; raises like ``read``."""
+        """Stored features of N items, with found masks per view; raises like ``read``."""
         if self._items is not None:
             return self._items.read(item_ids, time)
         return self.stored("item_id", item_ids, ITEM_FEATURES, time)
 
     def with_items(self, items: Items | None) -> OnlineReader:
-        """A reader that takes what is stored about items from a snapshot (``feature_repo.item_matrix``)."""
+        """A reader that takes item features from a snapshot (``feature_repo.item_matrix``)."""
         other = copy.copy(self)
         other._items = items
         return other
 
     def stored(self, key: str, ids: np.ndarray, features: Features, time: datetime) -> Stored:
-        """Some features of N entities as they are stored; raises like ``read``."""
+        """Stored values of ``features`` for N entities; raises like ``read``."""
         if not len(ids):
             views = {view for view, _, _ in features.values()}
             empty = {name: pa.array([], dtype) for name, (_, dtype, _) in features.items()}
             return Stored(empty, {view: np.zeros(0, bool) for view in views})
         try:
-            with as_of(time - US):  # when the training frame's join would look
+            with as_of(time - US):  # the moment at which a training frame is joined
                 matrices = self._reader(features)(ids)
         except UNREACHABLE as error:
             raise StoreUnavailable(f"the online store does not answer: {error}") from error
@@ -168,10 +168,10 @@ class OnlineReader:
 
 
 def int64_ids(ids: Sequence[int] | np.ndarray, name: str) -> np.ndarray:
-    """Ids as int64, refusing what Feast would silently read as another id (1.9, "1" and True as item 1).
+    """Ids as int64; refuses values that Feast would silently coerce (1.9, "1" and True become item 1).
 
     Raises:
-        ValueError: an id is not an integer, or not one of 64 bits.
+        ValueError: an id is not an integer, or does not fit 64 bits.
     """
     if isinstance(ids, np.ndarray) and ids.dtype == np.int64:
         return ids

@@ -1,4 +1,4 @@
-"""What each model version reads: one FeatureService per model, and everything that is applied together."""
+"""One FeatureService per model, listing what it reads, and all definitions that are applied together."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MODELS = {
 
 
 def definitions(record: EmbeddingRecord) -> dict[str, Entity | FeatureView | FeatureService]:
-    """Everything ``feast apply`` registers, by name.
+    """Everything that ``feast apply`` registers, by name.
 
-    A service that reads vectors reads those of the active embedding, and none before the first.
+    Services read the vectors of the active embedding, and no vectors before the first one.
     """
     every_view = views(record)
     active = f"_v{record.active}"

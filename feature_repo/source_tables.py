@@ -1,4 +1,4 @@
-"""Canonical tables -> the rows of every feature source."""
+"""Canonical tables to the rows of every feature source."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ END = np.iinfo(np.int64).max
 
 
 def item_profile(items: pa.Table) -> pa.Table:
-    """One row per item, stamped with the moment it was first seen."""
+    """One row per item, stamped with the time it was first seen."""
     path = items.column("category").combine_chunks()
     attributes = items.column("attributes").combine_chunks()
     named = pc.binary_join_element_wise(
@@ -41,7 +41,7 @@ def item_profile(items: pa.Table) -> pa.Table:
 
 
 def user_profile(users: pa.Table) -> pa.Table:
-    """One row per user, stamped with the moment they were first seen."""
+    """One row per user, stamped with the time they were first seen."""
     decade = pc.floor(pc.divide(users.column("age"), pa.scalar(10, pa.float32()))).cast(pa.int64())
     return pa.table(
         {
@@ -54,9 +54,9 @@ def user_profile(users: pa.Table) -> pa.Table:
 
 
 def user_events(log: EventLog) -> pa.Table:
-    """One row per (user, moment something became known): how many behaviours are known from then on.
+    """One row per user and time at which a behaviour became available: the count of behaviours from then on.
 
-    The version of the log that the rows point into is in the metadata of the table as well.
+    The table's metadata also holds the version of the log that the rows refer to.
     """
     user = np.repeat(log.users, np.diff(log.starts))
     position = np.arange(len(log)) - np.repeat(log.starts[:-1], np.diff(log.starts)) + 1
@@ -73,7 +73,7 @@ def user_events(log: EventLog) -> pa.Table:
 
 
 def query_stats(log: pa.Table) -> pa.Table:
-    """``daily_stats`` of queries under the names of their view."""
+    """``daily_stats`` of queries, columns renamed as in their view."""
     stats = daily_stats(log, "query_id")
     return stats.rename_columns(
         [name if name in ("query_id", TIMESTAMP) else f"query_{name}" for name in stats.column_names]
@@ -81,10 +81,10 @@ def query_stats(log: pa.Table) -> pa.Table:
 
 
 def write_behaviour(data: Path, events: pa.Table) -> EventLog:
-    """Write ``events`` and every source that follows from them into the folder ``data``.
+    """Write ``events`` and every source derived from them into the folder ``data``.
 
-    The pointers say which version of the event log they point into; the version before it is kept for those who have
-    just read them.
+    The pointers name the version of the event log they refer to; the previous version is kept for readers that have
+    just read the old pointers.
     """
     before = log_version(data)
     log = write_event_log(data / FOLDER, events)
@@ -97,7 +97,7 @@ def write_behaviour(data: Path, events: pa.Table) -> EventLog:
     for name, table in tables.items():
         replace_source(data / f"{name}.parquet", table)
     (data / LOG).parent.mkdir(exist_ok=True)
-    replace_source(data / LOG, events)  # last: until then the journal is folded again
+    replace_source(data / LOG, events)  # last: a kill before this line is repaired by folding again
     for other in (data / FOLDER).iterdir():
         if other.name not in (log.version, before):
             shutil.rmtree(other)
@@ -105,7 +105,7 @@ def write_behaviour(data: Path, events: pa.Table) -> EventLog:
 
 
 def item_embedding(vectors: VectorTable, embedding: Embedding, stamp_us: np.ndarray) -> pa.Table:
-    """One row per item vector; ``stamp_us`` int64 (M): from when it may be used, microseconds since 1970."""
+    """One row per item vector; ``stamp_us`` int64 (M): when it becomes available, microseconds since 1970 UTC."""
     return _embedding(vectors, embedding, stamp_us, "item_id", prefix="")
 
 

@@ -1,4 +1,4 @@
-"""Where the offline features are: one parquet file per view in the ``data`` folder of the store.
+"""The offline sources: one parquet file per view in the ``data`` folder of the store.
 
 Every file has its entity's key, ``event_timestamp`` (timestamp[us, UTC]: when a system could first have known
 the row) and no two rows with the same key and timestamp, so a point-in-time join has one answer.
@@ -16,12 +16,12 @@ from feast.data_format import ParquetFormat
 from moonstore.engine import DATA
 
 TIMESTAMP = "event_timestamp"
-# Within DATA: events as they came in and the log they become part of, the lock of both, items as they came in.
+# Within DATA: the journal of received events, the log it is folded into, the lock of both, received items.
 JOURNAL, LOG, LOCK, NEW_ITEMS = "events", "events/log.parquet", "lock", "new_items"
 
 
 def replace_source(path: Path, table: pa.Table) -> None:
-    """Write the file of a source, whole or not at all."""
+    """Write the file of a source atomically."""
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(table, temporary)
     temporary.replace(path)

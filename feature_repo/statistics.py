@@ -1,4 +1,4 @@
-"""Windowed counts of what was shown and what was liked, stamped with the midnight that completes them."""
+"""Windowed counts of shown and of liked items, stamped with the midnight at which the window ends."""
 
 from __future__ import annotations
 

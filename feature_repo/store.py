@@ -1,7 +1,7 @@
 """The store of a run: open it, register its definitions, choose and load its online store.
 
-Everything here is what the ``feast`` command does inside ``feature_repo/``, called from Python on the folder
-of any run: ``apply_definitions`` is ``feast apply``, ``materialize`` is ``feast materialize``.
+These functions do, for the folder of any run, what the ``feast`` command does inside ``feature_repo/``:
+``apply_definitions`` is ``feast apply``, ``materialize`` is ``feast materialize``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from feature_repo.views import EmbeddingRecord
 from moonstore.engine import Report
 from moonstore.errors import StoreError
 
-# Feast says at every opening that the flag is for SQL registries; it keeps file registries serving as well.
+# Feast warns at every opening that the flag is for SQL registries, but file registries need it as well.
 logging.getLogger("feast.repo_config").addFilter(
     lambda record: "serve_features_while_materializing" not in record.getMessage()
 )
@@ -34,7 +34,7 @@ logging.getLogger("feast.repo_config").addFilter(
 REPOSITORY = Path(__file__).parent
 PROFILES = {"embedded": REPOSITORY, "redis": REPOSITORY / "profiles" / "redis"}
 YAML = "feature_store.yaml"
-# Class paths that stand in the feature_store.yaml of runs made by release 0.1.0.
+# Class paths in the feature_store.yaml of runs made by release 0.1.0.
 RENAMED = {
     "feature_repo.duckdb_store.DuckDBOfflineStore": "feature_repo.offline_store.MoonOfflineStore",
     "feature_repo.sqlite_store.SqliteOnlineStore": "moonstore.sqlite_store.SqliteOnlineStore",
@@ -74,7 +74,7 @@ def use_profile(store_dir: Path, profile: str, redis_url: str | None = None) -> 
 
 
 def activate(store_dir: Path) -> None:
-    """Make this store the one that ``feast`` acts on inside ``feature_repo/``.
+    """Make this store the one that the ``feast`` command uses inside ``feature_repo/``.
 
     Raises:
         StoreError: ``feature_repo/data`` exists and is not a link.
@@ -89,9 +89,9 @@ def activate(store_dir: Path) -> None:
 
 
 def materialize(store_dir: Path, until: datetime, only: Sequence[str] = ()) -> dict[str, Report]:
-    """Load what was known strictly before ``until`` into the online store.
+    """Load rows stamped strictly before ``until`` into the online store.
 
-    A row replaces the stored one unless it is older: what became known later stays, and entities are not removed.
+    A row replaces the stored one unless it is older: newer rows stay, and entities are not removed.
 
     Args:
         store_dir: the run's store.
@@ -99,7 +99,7 @@ def materialize(store_dir: Path, until: datetime, only: Sequence[str] = ()) -> d
         only: names of views; empty: all of them.
 
     Returns:
-        what became of the rows of each view, by name.
+        a report of each view, by name.
 
     Raises:
         StoreError: ``until`` has no time zone, or there is no store.
@@ -109,23 +109,23 @@ def materialize(store_dir: Path, until: datetime, only: Sequence[str] = ()) -> d
     store = open_store(store_dir)
     reports = {}
     for view in only or sorted(str(view.name) for view in store.list_feature_views()):
-        with contextlib.redirect_stdout(io.StringIO()):  # Feast's headlines
+        with contextlib.redirect_stdout(io.StringIO()):  # Feast prints headlines
             store.materialize(BEGINNING, until - US, feature_views=[view])
         reports[view] = Report.load(Path(store_dir), view)
     return reports
 
 
 def known_until(store_dir: Path) -> datetime:
-    """A second after the last event of the offline log became available: as of when to materialize all of it."""
+    """A second after the newest event of the offline log became available: materializing until then loads all."""
     stamps = pq.read_table(Path(store_dir) / DATA / LOG, columns=["available_time"]).column(0)
     last: datetime = pc.max(stamps).as_py() or BEGINNING
     return last + timedelta(seconds=1)
 
 
 def apply_definitions(store_dir: Path) -> None:
-    """Register what the store holds, and take out of registry and online store what it holds no more.
+    """Register the store's definitions, and delete views it no longer has from registry and online store.
 
-    What ``feast apply`` does inside ``feature_repo/``. Repeating it changes nothing.
+    Does what ``feast apply`` does inside ``feature_repo/``; idempotent.
     """
     objects: dict[str, Any] = dict(definitions(EmbeddingRecord.load(store_dir)))
     store = open_store(store_dir)
@@ -141,7 +141,7 @@ def _write_yaml(path: Path, content: dict[str, Any]) -> None:
 
 
 def _renew_class_paths(path: Path) -> None:
-    """Put the present class paths into a ``feature_store.yaml`` that an earlier release wrote."""
+    """Replace renamed class paths in a ``feature_store.yaml`` written by an earlier release."""
     content = yaml.safe_load(path.read_text())
     stale = [
         (part, key)

@@ -39,7 +39,7 @@ class VectorTable:
         return np.where(self.ids[place] == wanted, place, -1)
 
     def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors float32 [n, D] (zeros where unknown) and which were found, bool [n]."""
+        """Vectors float32 (n, D), zeros where unknown, and which were found, bool (n)."""
         rows = self.rows(ids)
         found = rows >= 0
         out = np.zeros((len(rows), self.width), dtype=np.float32)
@@ -52,8 +52,8 @@ class Vectors(VectorTable):
     """Item vectors of one embedding version, and its query vectors.
 
     Attributes:
-        queries: the same for queries.
-        id: id of the embedding artifact: models record it, and refuse another one.
+        queries: the query vectors.
+        id: id of the embedding artifact; models record it and refuse any other.
     """
 
     queries: VectorTable

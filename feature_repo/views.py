@@ -1,8 +1,8 @@
-"""The feature views: what is stored about items, users and queries, with types, widths and versions.
+"""The feature views of items, users and queries, with types, widths and versions.
 
-Rows are stamped with the time they could first have been known. Windows of statistics end at the row's stamp,
-which is a midnight UTC. ``user_events`` points into the immutable event log (``feature_repo.event_log``) so
-that training can rebuild any history length; ``user_history`` is its online twin, the last behaviours.
+Rows are stamped with the time they became available. Windows of statistics end at the row's stamp, a midnight UTC.
+``user_events`` points into the immutable event log (``feature_repo.event_log``), so that training can cut histories
+of any length; ``user_history`` is its online counterpart, the last behaviours.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from moonstore.errors import StoreError
 from run.artifacts import write_json
 from run.sizes import SIZES
 
-HISTORY = max(size.history for size in SIZES.values())  # behaviours kept online; readers cut them shorter
+HISTORY = max(size.history for size in SIZES.values())  # behaviours kept online; readers may use fewer
 FOREVER = timedelta(0)
-# The oldest statistics that count, at the time of a request, in training and serving alike. A row is written when a
-# count changes, so an old one is exact while the log goes on; a limit under 28 days takes it from quiet items.
+# Oldest statistics used at the time of a request, in training and serving alike. A row is written only when a count
+# changes, so an old row is still exact; a limit under 28 days would drop the statistics of rarely shown items.
 STATISTICS_TTL = FOREVER
 EMBEDDING_RECORD = "embedding.json"
 ITEM_EMBEDDING, QUERY_EMBEDDING, USER_HISTORY = "item_embedding", "query_embedding", "user_history"
@@ -44,12 +44,12 @@ ITEM_STATS = {
 
 @dataclass(frozen=True)
 class Embedding:
-    """One embedding in the store: a pair of views of its own, beside those of the others.
+    """One embedding in the store, with an item view and a query view of its own.
 
     Attributes:
-        version: from 1, never given twice.
+        version: from 1, never reused.
         width: of the vectors.
-        encoder_id: artifact id of the encoder that made them.
+        encoder_id: artifact id of the encoder.
         artifact_id: id of the embedding artifact.
     """
 
@@ -60,28 +60,28 @@ class Embedding:
 
     @property
     def item_view(self) -> str:
-        """Name of the view of the items' vectors."""
+        """Name of the view of the item vectors."""
         return f"{ITEM_EMBEDDING}_v{self.version}"
 
     @property
     def query_view(self) -> str:
-        """Name of the view of the queries' vectors."""
+        """Name of the view of the query vectors."""
         return f"{QUERY_EMBEDDING}_v{self.version}"
 
     @property
     def tags(self) -> dict[str, str]:
-        """What the views' tags say about the vectors."""
+        """Tags of both views."""
         return {"encoder_id": self.encoder_id, "version": str(self.version)}
 
 
 @dataclass(frozen=True)
 class EmbeddingRecord:
-    """Which embeddings the store holds; kept beside the sources because they are part of the definitions.
+    """The embeddings of a store; kept beside the sources because the definitions depend on them.
 
     Attributes:
         embeddings: oldest first.
-        active: version of the one that the feature services read; 0 before the first.
-        last: the highest version ever given.
+        active: version that the feature services read; 0 before the first.
+        last: the highest version ever used.
     """
 
     embeddings: tuple[Embedding, ...] = ()
@@ -93,7 +93,7 @@ class EmbeddingRecord:
         """Read the record of the store at ``repository``.
 
         Raises:
-            StoreError: there is no store, or one of a Moon that kept a single embedding.
+            StoreError: there is no store, or one of a release that kept a single embedding.
         """
         path = repository / DATA / EMBEDDING_RECORD
         if not path.exists():
@@ -102,16 +102,19 @@ class EmbeddingRecord:
             )
         content = json.loads(path.read_text())
         if set(content) != {"embeddings", "active", "last"}:
-            raise StoreError(f"{path}: found {sorted(content)}, of an earlier Moon. Run 'moon store' again.")
+            raise StoreError(
+                f"{path}: expected the keys active, embeddings and last, found {sorted(content)}, of an earlier "
+                f"release. Run 'moon store' again."
+            )
         embeddings = tuple(Embedding(**one) for one in content["embeddings"])
         return cls(embeddings, content["active"], content["last"])
 
     def save(self, repository: Path) -> None:
-        """Write the record, whole or not at all."""
+        """Write the record atomically."""
         write_json(repository / DATA / EMBEDDING_RECORD, asdict(self))
 
     def find(self, artifact_id: str) -> Embedding | None:
-        """The one made of this artifact."""
+        """The embedding that came from this artifact, if any."""
         return next((one for one in self.embeddings if one.artifact_id == artifact_id), None)
 
 
@@ -137,7 +140,7 @@ def _view(
 
 def _vectors(view: FeatureView, feature: str, width: int) -> FeatureView:
     for field in (*view.features, *view.schema):
-        if field.name == feature:  # Feast checks the width of what is written only where these are set
+        if field.name == feature:  # Feast checks the width of written vectors only where these are set
             field.vector_index = True
             field.vector_length = width
             field.vector_search_metric = "cosine"
@@ -145,7 +148,7 @@ def _vectors(view: FeatureView, feature: str, width: int) -> FeatureView:
 
 
 def views(record: EmbeddingRecord) -> dict[str, FeatureView]:
-    """Every view by name, fresh objects (Feast changes the ones it applies)."""
+    """All views by name; new objects at each call, because Feast modifies those it applies."""
     all_views = (
         _view(
             "item_profile",
@@ -158,7 +161,7 @@ def views(record: EmbeddingRecord) -> dict[str, FeatureView]:
                 "attributes": Array(String),
                 "first_seen_us": Int64,
             },
-            "What the catalogue says about an item, known from the moment it was first seen.",
+            "Catalogue data of an item, available from the time it was first seen.",
         ),
         _view(
             "item_stats",
@@ -171,13 +174,13 @@ def views(record: EmbeddingRecord) -> dict[str, FeatureView]:
             "user_profile",
             user,
             {"age_band": Int64, "segment": String},
-            "What is known about a user: decade of age (-1 unknown) and the source's own grouping.",
+            "Profile of a user: decade of age (-1 unknown) and the source's own grouping.",
         ),
         _view(
             "user_events",
             user,
             {"position": Int64, "log_version": String},
-            "How many behaviours of the user the event log of this version held at the row's time.",
+            "Number of the user's behaviours in this version of the event log at the row's time.",
         ),
         _view(
             USER_HISTORY,
@@ -209,7 +212,7 @@ def _embedding_views(embedding: Embedding) -> Iterator[FeatureView]:
         embedding.item_view,
         item,
         {"vector": Array(Float32), "encoder_id": String, "version": Int64},
-        "The item's picture and text as a unit vector, stamped with the end of its encoder's log.",
+        "The item's picture and text as a unit vector, stamped with the end of its encoder's training data.",
         embedding.tags,
     )
     yield _vectors(item_vectors, "vector", embedding.width)
@@ -217,7 +220,7 @@ def _embedding_views(embedding: Embedding) -> Iterator[FeatureView]:
         embedding.query_view,
         query,
         {"query_vector": Array(Float32), "query_encoder_id": String, "query_version": Int64},
-        "The query's picture or text as a unit vector of the same space as the items.",
+        "The query's picture or text as a unit vector in the space of the items.",
         embedding.tags,
     )
     yield _vectors(query_vectors, "query_vector", embedding.width)

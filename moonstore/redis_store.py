@@ -39,11 +39,11 @@ from moonstore.encode import encode, encode_stamps
 from moonstore.freshness import FreshReads, Row
 from moonstore.matrix import Asked, Matrix, Reader, entity_key, kinds
 from moonstore.redis_delete import delete_fields
-from moonstore.redis_write import Rows, swap, write
+from moonstore.redis_write import Rows, compare_and_set, write
 from moonstore.resp import Hmgets
 
 READ_TIMEOUT_S = 0.1
-SWAP_TIMEOUT_S = 1.0
+CAS_TIMEOUT_S = 1.0  # compare-and-set
 WRITE_TIMEOUT_S = 30.0
 
 
@@ -57,7 +57,7 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
     """Redis: the same bytes as Feast's store, with deadlines."""
 
     _bulk: Redis | RedisCluster | None = None
-    _swapping: Redis | RedisCluster | None = None
+    _cas_client: Redis | RedisCluster | None = None
     _wire: Wire | ClusterWire | None = None
 
     def matrix_reader(self, config: RepoConfig, asked: Asked) -> Reader | None:
@@ -157,16 +157,16 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
         """Write the rows of a batch that are not older than the stored ones; how many that was."""
         return self._write(config, view, _rows(config, view, batch))
 
-    def swap_columns(
+    def compare_and_set(
         self, config: RepoConfig, view: FeatureView, batch: Batch, guard: str, before: list[bytes]
     ) -> np.ndarray:
         """Write the rows whose stored ``guard`` is still ``before`` (see ``feature_repo.history``)."""
-        if self._swapping is None:
-            self._swapping = connect(config.online_store, SWAP_TIMEOUT_S)
+        if self._cas_client is None:
+            self._cas_client = connect(config.online_store, CAS_TIMEOUT_S)
         name = _versioned_fv_name(view, config)
         expires_s = config.online_store.key_ttl_seconds or 0
         field = _mmh3(f"{name}:{guard}")
-        return swap(self._swapping, name, _rows(config, view, batch), field, before, expires_s)
+        return compare_and_set(self._cas_client, name, _rows(config, view, batch), field, before, expires_s)
 
     def delete_table(self, config: RepoConfig, table: FeatureView) -> None:
         """Delete the rows of a view; the other views of its entities stay."""

@@ -75,7 +75,7 @@ for row, key in ipairs(KEYS) do
 end
 return written
 """
-SWAP = """
+COMPARE_AND_SET = """
 local width, expires, stamp_field, guard = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local written = {}
 for row, key in ipairs(KEYS) do
@@ -140,7 +140,7 @@ def write(client: Redis | RedisCluster, view: str, rows: Rows, expires_s: int = 
     return sum(answer for _, answer in run(client, SCRIPT, rows.keys, arguments))
 
 
-def swap(
+def compare_and_set(
     client: Redis | RedisCluster,
     view: str,
     rows: Rows,
@@ -167,7 +167,7 @@ def swap(
         return [*keys, *head, *(column[row] for row in some for column in columns)]
 
     written = np.zeros(len(rows.keys), bool)
-    for some, answer in run(client, SWAP, rows.keys, arguments):
+    for some, answer in run(client, COMPARE_AND_SET, rows.keys, arguments):
         written[list(some)] = np.array(answer, bool)
     return written
 

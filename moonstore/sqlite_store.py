@@ -100,7 +100,7 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
         cells = _cells(config, view, batch)
         return self._write(config, view, cells) // max(len(batch.features), 1)
 
-    def swap_columns(
+    def compare_and_set(
         self, config: RepoConfig, view: FeatureView, batch: Batch, guard: str, before: list[bytes]
     ) -> np.ndarray:
         """Write the rows whose stored ``guard`` is still ``before`` (see ``feature_repo.history``)."""

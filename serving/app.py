@@ -169,7 +169,7 @@ def _arrivals(app: FastAPI, settings: Settings, intake: Intake | None, telemetry
         """What users did: a JSON list of events, each kept once however often it is told of."""
         found = await _taken(intake).take(parse_events(await _body(request, settings)))
         telemetry.ingested(found)
-        return JSONResponse({"new": found.new, "known": found.known})
+        return JSONResponse({"accepted": found.accepted, "duplicates": found.duplicates})
 
     @app.post("/items", status_code=202)
     async def items(request: Request) -> JSONResponse:

@@ -36,7 +36,7 @@ class Telemetry(Collector):
         self._responses: Counter[tuple[str, str]] = Counter()
         self._fallbacks: Counter[tuple[str, str]] = Counter()
         self._empty: Counter[tuple[str]] = Counter()
-        self._events: Counter[tuple[str]] = Counter({("new",): 0, ("known",): 0, ("late",): 0})
+        self._events: Counter[tuple[str]] = Counter({("accepted",): 0, ("duplicates",): 0, ("late",): 0})
         self._stage_buckets: dict[tuple[str, str], list[int]] = {}
         self._stage_s: Counter[tuple[str, str]] = Counter()
         self._registry = CollectorRegistry()

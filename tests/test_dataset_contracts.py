@@ -438,7 +438,7 @@ def slow_keep(events: list[dict]) -> list[int]:
 @settings(max_examples=60, deadline=None)
 def test_vectorised_rules_agree_with_a_plain_loop_and_every_row_is_accounted_for(events: list[dict]) -> None:
     content = {**rows(), "events": events}
-    with patch("dataset.sieve.MOST_REFUSED", 1.0):
+    with patch("dataset.sieve.MAX_REFUSED_FRACTION", 1.0):
         checked = check(tables_of(content))
     kept = slow_keep(events)
     assert checked.events.equals(table_of("events", [events[row] for row in kept]))

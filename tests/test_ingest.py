@@ -106,7 +106,7 @@ def test_the_next_training_frame_has_what_serving_saw(tiny_world, store):
         again = [events[int(place)] for place in rng.integers(0, start + 12, 6)]
         told = [*batch, *again]
         found = ingestor.ingest([told[int(place)] for place in rng.permutation(len(told))])
-        assert (found.new, found.known) == (12, 6)
+        assert (found.accepted, found.duplicates) == (12, 6)
         for _ in range(2):
             clock.pass_()
             seen += [
@@ -128,7 +128,7 @@ def test_an_event_is_seen_from_a_moment_on_and_not_before(tiny_world, store):
     clock = Clock()
     event = Event(event_id=1_000_000, user_id=int(tiny_world.user_ids[0]), item_id=7, type="click")
     before = online(store, event.user_id, clock.now)
-    assert Ingestor(store, clock).ingest([event]) == Ingested(new=1, known=0, late=0)
+    assert Ingestor(store, clock).ingest([event]) == Ingested(accepted=1, duplicates=0, late=0)
     available = clock.now + VISIBLE_AFTER
     assert online(store, event.user_id, available) == before
     count, items = online(store, event.user_id, available + timedelta(microseconds=1))
@@ -138,7 +138,7 @@ def test_an_event_is_seen_from_a_moment_on_and_not_before(tiny_world, store):
 def test_an_event_that_is_online_after_it_became_available_is_counted(tiny_world, store):
     times = iter([END, END + VISIBLE_AFTER + SECOND])
     found = Ingestor(store, lambda: next(times)).ingest(some_events(tiny_world, 3))
-    assert found == Ingested(new=3, known=0, late=3)
+    assert found == Ingested(accepted=3, duplicates=0, late=3)
 
 
 def test_what_was_not_online_yet_goes_online_with_the_next_or_when_opened(tiny_world, store, monkeypatch):
@@ -158,7 +158,7 @@ def test_what_was_not_online_yet_goes_online_with_the_next_or_when_opened(tiny_w
         with pytest.raises(StoreUnavailable):
             ingestor.ingest([one])
     assert online(store, user, clock.pass_())[0] == before
-    assert ingestor.ingest([two]).new == 1
+    assert ingestor.ingest([two]).accepted == 1
     assert online(store, user, clock.pass_())[1][-2:] == [one.item_id, two.item_id]
     with monkeypatch.context() as broken:
         broken.setattr(HistoryWriter, "push", gone)
@@ -209,7 +209,7 @@ def test_an_event_of_the_log_is_known(tiny_world, store):
     event = Event(event_id=old, user_id=int(tiny_world.user_ids[0]), item_id=5, type="click")
     before = online(store, event.user_id, END)
     clock = Clock()
-    assert Ingestor(store, clock).ingest([event]) == Ingested(new=0, known=1, late=0)
+    assert Ingestor(store, clock).ingest([event]) == Ingested(accepted=0, duplicates=1, late=0)
     assert online(store, event.user_id, clock.pass_()) == before
     assert Journal(store).table().num_rows == 0
 
@@ -218,13 +218,16 @@ def test_an_event_that_was_folded_is_known_to_all_and_nothing_is_folded_twice(ti
     clock = Clock()
     here, there = Ingestor(store, clock), Ingestor(store, clock)
     events = some_events(tiny_world, 10)
-    assert here.ingest(events).new == 10
+    assert here.ingest(events).accepted == 10
     assert fold(store) == 10 and fold(store) == 0
     assert (
-        here.ingest(events).new == there.ingest(events).new == Ingestor(store, clock).ingest(events).new == 0
+        here.ingest(events).accepted
+        == there.ingest(events).accepted
+        == Ingestor(store, clock).ingest(events).accepted
+        == 0
     )
     assert pq.read_metadata(store / "data" / LOG).num_rows == len(tiny_world.split.log) + 10
-    assert there.ingest(some_events(tiny_world, 5, seed=3, first_id=50_000)).new == 5
+    assert there.ingest(some_events(tiny_world, 5, seed=3, first_id=50_000)).accepted == 5
     assert fold(store) == 5
 
 
@@ -284,7 +287,7 @@ def test_the_journal_survives_a_line_that_was_cut_off(tiny_world, store):
     path = Journal(store).files()[-1]
     line = json.dumps({"event_id": 77, "user_id": 1, "item_id": 1, "type": "click", "available_time": 1})
     path.write_bytes(path.read_bytes() + line[:30].encode())
-    assert Ingestor(store, clock).ingest(events).new == 3
+    assert Ingestor(store, clock).ingest(events).accepted == 3
     table = Journal(store).table()
     assert sorted(table.column("event_id").to_pylist()) == [one.event_id for one in events]
 
@@ -309,8 +312,8 @@ BAD = [
     ({"user_id": 2**63}, "user_id"),
     ({"item_id": None}, "item_id"),
     ({"type": "look"}, "type"),
-    ({"type": "rating"}, "a rating has a value"),
-    ({"value": 3.0}, "a rating has a value"),
+    ({"type": "rating"}, "expected a value on a rating"),
+    ({"value": 3.0}, "expected a value on a rating"),
     ({"event_time": "2026-01-01T00:00:00"}, "event_time"),
     ({"position": -1}, "position"),
     ({"colour": "red"}, "colour"),
@@ -331,7 +334,7 @@ def test_an_event_of_the_future_is_refused_and_nothing_is_kept(tiny_world, store
     clock = Clock()
     good = Event(event_id=1, user_id=2, item_id=3, type="click")
     late = good.model_copy(update={"event_id": 2_000_000, "event_time": clock.now + timedelta(minutes=10)})
-    with pytest.raises(DataError, match=r"1 of 1 that did not \(event_id \[2000000\]\)"):
+    with pytest.raises(DataError, match=r"1 of 1 outside \(event_id \[2000000\]\)"):
         Ingestor(store, clock).ingest([late])
     assert Journal(store).table().num_rows == 0
 

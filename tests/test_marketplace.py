@@ -271,7 +271,7 @@ def test_stated_noise_rates_hold() -> None:
     wrong = (catalogue.word != catalogue.facet).mean(axis=0)
     expected = [0, NOISE["wrong_colour_word"], NOISE["wrong_pattern_word"], 0, 0, 0]
     assert wrong == pytest.approx(expected, abs=0.005)
-    assert 1 - catalogue.told[:, 1:].mean() == pytest.approx(NOISE["attribute_missing"], abs=0.005)
+    assert 1 - catalogue.listed[:, 1:].mean() == pytest.approx(NOISE["attribute_missing"], abs=0.005)
 
 
 def test_some_items_lack_a_picture_or_a_title(tables: Tables) -> None:

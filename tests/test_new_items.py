@@ -234,7 +234,7 @@ def test_on_redis_it_is_the_same(run, redis_server):
         assert web.post("/items", json=like(row, image)).status_code == 202
         assert until_found(web, NEW)[0]["item_id"] == row["item_id"]
         told = [{"event_id": 10**15, "user_id": 1, "item_id": NEW, "type": "click"}]
-        assert web.post("/events", json=told).json() == {"new": 1, "known": 0}
+        assert web.post("/events", json=told).json() == {"accepted": 1, "duplicates": 0}
         time.sleep(0.05)
         hits = web.get("/recommend?user_id=1&k=200").json()
         alike = next(hit for hit in hits["hits"] if hit["item_id"] == row["item_id"])

@@ -39,16 +39,23 @@ def body(events):
 def test_events_are_kept_once_and_seen_at_once(tiny_world, shop):
     client, store, clock = shop
     events = some_events(tiny_world, 60)
-    assert client.post("/events", content=body(events), headers=JSON).json() == {"new": 60, "known": 0}
-    assert client.post("/events", content=body(events[:7]), headers=JSON).json() == {"new": 0, "known": 7}
-    assert client.post("/events", content="[]", headers=JSON).json() == {"new": 0, "known": 0}
+    assert client.post("/events", content=body(events), headers=JSON).json() == {
+        "accepted": 60,
+        "duplicates": 0,
+    }
+    assert client.post("/events", content=body(events[:7]), headers=JSON).json() == {
+        "accepted": 0,
+        "duplicates": 7,
+    }
+    assert client.post("/events", content="[]", headers=JSON).json() == {"accepted": 0, "duplicates": 0}
     clock.pass_()
     for user in tiny_world.user_ids.tolist():
         mine = [e.item_id for e in events if e.user_id == user and e.type != "impression"]
         assert online(store, user, clock.now)[1] == mine
     metrics = client.get("/metrics").text
     assert (
-        'moon_events_total{what="new"} 60.0' in metrics and 'moon_events_total{what="known"} 7.0' in metrics
+        'moon_events_total{what="accepted"} 60.0' in metrics
+        and 'moon_events_total{what="duplicates"} 7.0' in metrics
     )
     assert fold(store) == 60
 
@@ -112,7 +119,7 @@ def test_events_are_kept_while_redis_is_gone_and_online_when_it_is_back(tiny_wor
     answer = client.post("/events", content=body(events[:29]), headers=JSON)
     assert answer.status_code == 503 and "telling it again is safe" in answer.json()["error"]
     own_redis.restart()
-    assert client.post("/events", content=body(events[25:]), headers=JSON).json() == {"new": 1, "known": 4}
+    assert client.post("/events", content=body(events[25:]), headers=JSON).json() == {"accepted": 1, "duplicates": 4}
     later = END + timedelta(seconds=1)
     seen = [online(tmp_path / "store", user, later)[1] for user in tiny_world.user_ids.tolist()]
     assert sum(map(len, seen)) == sum(event.type != "impression" for event in events)

@@ -77,12 +77,12 @@ def test_entries_are_ingested_once_and_acknowledged(tiny_world, shop):
     events = some_events(tiny_world, 700)
     send(client, STREAM, events)
     clock = Clock()
-    assert drain(RedisStream(url, "one"), Ingestor(store, clock), store).new == 700
+    assert drain(RedisStream(url, "one"), Ingestor(store, clock), store).accepted == 700
     assert client.xpending(STREAM, "moon")["pending"] == 0
     assert client.xlen(STREAM) == 700  # other groups may still want them
     send(client, STREAM, events[:50])
     total = drain(RedisStream(url, "one"), Ingestor(store, clock), store)
-    assert (total.new, total.known) == (0, 50)
+    assert (total.accepted, total.duplicates) == (0, 50)
     assert fold(store) == 700
 
 
@@ -95,7 +95,7 @@ def test_what_is_no_event_is_set_aside_and_holds_up_nothing(tiny_world, shop):
     client.xadd(STREAM, {"other": b"x"})
     client.xadd(STREAM, {"event": b"\xff"})
     send(client, STREAM, events[10:])
-    assert drain(RedisStream(url, "one"), Ingestor(store, Clock()), store).new == 20
+    assert drain(RedisStream(url, "one"), Ingestor(store, Clock()), store).accepted == 20
     lines = (store / "data" / "dead_letter" / "events.jsonl").read_text().splitlines()
     reasons = [json.loads(line)["reason"] for line in lines]
     assert len(reasons) == 4 and sum("user_id" in reason for reason in reasons) == 1
@@ -112,17 +112,17 @@ def test_what_one_left_unacknowledged_comes_again_to_it_or_to_another(tiny_world
         pass
     assert len(delivered) == 30
     ingestor = Ingestor(store, Clock())
-    assert drain(RedisStream(url, "other"), ingestor, store).new == 0  # too soon to take them over
+    assert drain(RedisStream(url, "other"), ingestor, store).accepted == 0  # too soon to take them over
     monkeypatch.setattr(stream, "CLAIM_AFTER_MS", 0)
     other = RedisStream(url, "other")
-    assert drain(other, ingestor, store, deliveries=1).new == 30
+    assert drain(other, ingestor, store, deliveries=1).accepted == 30
     monkeypatch.undo()
     send(client, STREAM, some_events(tiny_world, 5, first_id=70_000))
     back = RedisStream(url, "gone")
     while not (delivered := back.receive()):
         pass
     assert len(delivered) == 5
-    assert drain(RedisStream(url, "gone"), ingestor, store).new == 5  # under its old name
+    assert drain(RedisStream(url, "gone"), ingestor, store).accepted == 5  # under its old name
 
 
 def test_entries_wait_while_the_store_does_not_answer(tiny_world, tmp_path, redis_server, own_redis):
@@ -154,7 +154,7 @@ def test_a_file_is_ingested_line_by_line(tiny_world, shop, tmp_path):
     (tmp_path / "events.jsonl").write_text("\n".join([*lines[:600], "{}", "", *lines[600:]]) + "\n")
     ingestor = Ingestor(store, Clock())
     found = list(consume(EventFile(tmp_path / "events.jsonl"), ingestor, store))
-    assert sum(one.new for one in found) == 1200 and sum(one.refused for one in found) == 1
+    assert sum(one.accepted for one in found) == 1200 and sum(one.refused for one in found) == 1
     assert len((store / "data" / "dead_letter" / "events.jsonl").read_text().splitlines()) == 1
 
 

@@ -54,7 +54,7 @@ PHRASES = (
 )
 PICTURE_ASKS = ("leaf", "colour", "pattern")
 NO_QUERY, TEXT_QUERY, IMAGE_QUERY = 0, 1, 2
-QUERY_SHARE = (0.75, 0.125, 0.125)
+QUERY_FRACTIONS = (0.75, 0.125, 0.125)
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,15 @@ class Shelf:
 def _browsed_leaves(interest: np.ndarray, pool: int, rng: np.random.Generator) -> np.ndarray:
     """Leaf categories the shop draws a pool from: half by the user's taste, half evenly; int64 (R, pool)."""
     weight = np.exp(interest[:, : len(LEAVES)])
-    share = 0.5 * weight / weight.sum(axis=1, keepdims=True) + 0.5 / len(LEAVES)
-    reached = rng.random((len(interest), pool, 1), dtype=np.float32) > np.cumsum(share, axis=1)[:, None, :]
+    chance = 0.5 * weight / weight.sum(axis=1, keepdims=True) + 0.5 / len(LEAVES)
+    reached = rng.random((len(interest), pool, 1), dtype=np.float32) > np.cumsum(chance, axis=1)[:, None, :]
     return np.minimum(reached.sum(axis=2), len(LEAVES) - 1)
 
 
 def make_requests(count: int, shoppers: Shoppers, rng: np.random.Generator) -> Requests:
     """Spread ``count`` requests over users, days and hours; half of them continue a session."""
-    share = shoppers.activity / shoppers.activity.sum()
-    user = np.sort(rng.choice(len(share), p=share, size=count))
+    chance = shoppers.activity / shoppers.activity.sum()
+    user = np.sort(rng.choice(len(chance), p=chance, size=count))
     continues = np.concatenate([[False], (user[1:] == user[:-1]) & (rng.random(count - 1) < 0.5)])
     day = rng.integers(0, DAYS, size=count)
     hour = np.clip(rng.normal(16, 4.5, size=count), 0, 23.9) + rng.random(count) * 0.09
@@ -156,8 +156,8 @@ def make_requests(count: int, shoppers: Shoppers, rng: np.random.Generator) -> R
     first = np.flatnonzero(~continues)
     time_us = opened[first][session] + elapsed - elapsed[first][session]
     order = np.lexsort((time_us, user))
-    kind = rng.choice(3, p=QUERY_SHARE, size=count)
-    phrase = rng.choice(len(PHRASES), p=[share for _, share in PHRASES], size=count)
+    kind = rng.choice(3, p=QUERY_FRACTIONS, size=count)
+    phrase = rng.choice(len(PHRASES), p=[fraction for _, fraction in PHRASES], size=count)
     user = user[order]
     turn = np.arange(count) - np.searchsorted(user, user)
     nothing = np.full(count, -1)

@@ -71,7 +71,7 @@ class Catalogue:
         item_id: int64 (N), a random permutation: neither order nor age can be read off it.
         facet: int64 (N, 6), value numbers of FACETS in its order; true values, not the words of the text.
         word: the same with the text's mistakes in colour and pattern; what the title and attributes say.
-        told: bool (N, 6), which facets are among the item's attributes.
+        listed: bool (N, 6), which facets are among the item's attributes.
         elongation, density, background: float64 (N), see ``drawing.Look``.
         trait: float32 (N, 5), TRAITS as tastes see them.
         price: float32 (N), in the shop's own currency.
@@ -84,7 +84,7 @@ class Catalogue:
     item_id: np.ndarray
     facet: np.ndarray
     word: np.ndarray
-    told: np.ndarray
+    listed: np.ndarray
     elongation: np.ndarray
     density: np.ndarray
     background: np.ndarray
@@ -154,8 +154,8 @@ def make_catalogue(items: int, rng: np.random.Generator) -> Catalogue:
     word = facet.copy()
     word[:, 1] = _misread(rng, colour, len(COLOURS), NOISE["wrong_colour_word"])
     word[:, 2] = _misread(rng, pattern, len(PATTERNS), NOISE["wrong_pattern_word"])
-    told = rng.random((n, len(FACETS))) >= NOISE["attribute_missing"]
-    told[:, 0] = False  # the leaf is the category path
+    listed = rng.random((n, len(FACETS))) >= NOISE["attribute_missing"]
+    listed[:, 0] = False  # the leaf is the category path
     first_seen_us = START_US + (born[product] * DAY_US).astype(np.int64)
     trait = np.stack(
         [
@@ -172,7 +172,7 @@ def make_catalogue(items: int, rng: np.random.Generator) -> Catalogue:
         "item_id": 10_000 + rng.permutation(n),
         "facet": facet,
         "word": word,
-        "told": told,
+        "listed": listed,
         "elongation": elongation[product],
         "density": density,
         "background": background,
@@ -220,7 +220,11 @@ def items_table(catalogue: Catalogue, image_ids: list[str | None], rng: np.rando
         descriptions.append(None if no_description[row] else sentence[0].upper() + sentence[1:])
         categories.append([TOP_OF[words["leaf"]], words["leaf"]])
         attributes.append(
-            [(name, words[name]) for name, told in zip(FACETS, catalogue.told[row], strict=True) if told]
+            [
+                (name, words[name])
+                for name, listed in zip(FACETS, catalogue.listed[row], strict=True)
+                if listed
+            ]
         )
     columns = {
         "item_id": pa.array(catalogue.item_id, pa.int64()),

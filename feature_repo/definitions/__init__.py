@@ -1,1 +1,1 @@
-"""What ``feast apply`` reads inside ``feature_repo/``; everything else there is the package."""
+"""The only folder that ``feast apply`` reads inside ``feature_repo/``."""

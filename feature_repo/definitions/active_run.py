@@ -1,7 +1,7 @@
-"""What ``feast apply`` reads: the definitions for the active run (``data`` is a link to its store).
+"""Definitions of the active run for ``feast apply`` (``data`` is a link to the run's store).
 
-The only module that Feast imports by itself (see .feastignore); everything else is the package ``feature_repo``.
-Feast looks at module attributes, hence the update of the module's own namespace.
+This is the only module that Feast imports by itself (see .feastignore). Feast collects module attributes, hence the
+update of the module's namespace.
 """
 
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""What comes in while the shop runs: events and items, kept, put online, folded into the log."""
+"""Events and items received while the service runs: stored durably, written online, folded into the offline log."""

@@ -1,4 +1,4 @@
-"""Events as they arrive: strict models, so that nothing is read as an id, a time or a type that was not meant."""
+"""Received events: strict models, so that no value is coerced into an id, a time or a type by accident."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Event(BaseModel):
     """Something that a user did or was shown.
 
     Attributes:
-        event_id: tells events apart: telling of one again changes nothing.
+        event_id: identity of the event: one that is sent again is a duplicate and changes nothing.
         user_id, item_id: who and what.
         type: one of ``dataset.contracts.EVENT_TYPES``.
-        event_time: when it happened, with a zone; None: when it arrived.
-        query_id, request_id, position: the search, the slate, the 0-based place in it.
-        value: the rating of a rating.
+        event_time: when it happened, with a time zone; None: when it was received.
+        query_id, request_id, position: the query, the slate and the 0-based position in it.
+        value: the rating, of a rating event.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,22 +51,22 @@ class Event(BaseModel):
     @model_validator(mode="after")
     def _a_rating_has_a_value(self) -> Event:
         if (self.type == "rating") != (self.value is not None):
-            raise ValueError("a rating has a value, and nothing else has")
+            raise ValueError("expected a value on a rating and on no other event")
         return self
 
 
 assert set(Event.model_fields["type"].annotation.__args__) == set(EVENT_TYPES)  # type: ignore[union-attr]
-MOST_EVENTS = 1000  # of one call over HTTP; a stream or a file takes any number
-# The first wrong event ends the reading: naming a million faults would take minutes and gigabytes.
-SOME = TypeAdapter(Annotated[list[Event], Field(max_length=MOST_EVENTS), FailFast()])
-Told = TypeVar("Told", bound=BaseModel)
+MOST_EVENTS = 1000  # per HTTP request; a stream or a file takes any number
+# Validation stops at the first invalid event: listing a million faults would take minutes and gigabytes.
+EVENT_LIST = TypeAdapter(Annotated[list[Event], Field(max_length=MOST_EVENTS), FailFast()])
+Model = TypeVar("Model", bound=BaseModel)
 
 
-def parsed(model: type[Told], text: bytes | str) -> Told:
-    """One event, or one of whatever else is told of, from JSON.
+def parsed(model: type[Model], text: bytes | str) -> Model:
+    """Parse one event, or an instance of another model, from JSON.
 
     Raises:
-        DataError: it is none.
+        DataError: the JSON does not fit the model.
     """
     try:
         return model.model_validate_json(text)
@@ -76,30 +76,29 @@ def parsed(model: type[Told], text: bytes | str) -> Told:
 
 
 def parse_events(text: bytes | str) -> list[Event]:
-    """A JSON list of at most MOST_EVENTS events.
+    """Parse a JSON list of at most MOST_EVENTS events.
 
     Raises:
-        DataError: it is not one; the place and reason of the first fault. None of the events is kept.
+        DataError: place and reason of the first fault; no event of the list is accepted.
     """
     try:
-        return SOME.validate_json(text)
+        return EVENT_LIST.validate_json(text)
     except ValidationError as error:
         raise DataError(
-            f"expected a list of at most {MOST_EVENTS} events, found one that is wrong; the first fault is at "
-            f"{first_error(error)}. None was kept; mend it and send the list again."
+            f"expected a list of at most {MOST_EVENTS} valid events, found a list that is not; the first fault is at "
+            f"{first_error(error)}. No event was accepted; correct it and send the list again."
         ) from None
 
 
-def arrived(events: Sequence[Event], available_us: int) -> pa.Table:
+def events_table(events: Sequence[Event], available_us: int) -> pa.Table:
     """EVENTS rows of events that became available at one moment.
 
     Args:
-        events: of distinct ids; one that claims to have happened after that moment is taken to have happened just
-            before it, as far as clocks may differ.
+        events: of distinct ids; an event time after that moment, but within the clock skew, is set to just before it.
         available_us: microseconds since 1970 UTC.
 
     Raises:
-        DataError: an event happened further in the future, or before 1970.
+        DataError: an event time further in the future, or before 1970.
     """
     latest = available_us - 1
     happened = [latest if one.event_time is None else (one.event_time - EPOCH) // US for one in events]
@@ -107,8 +106,8 @@ def arrived(events: Sequence[Event], available_us: int) -> pa.Table:
     wrong = [one.event_id for one, us in zip(events, happened, strict=True) if not 0 <= us <= limit]
     if wrong:
         raise DataError(
-            f"expected events that happened by now and after 1970, found {len(wrong)} of {len(events)} that did "
-            f"not (event_id {wrong[:3]}). Check the sender's clock."
+            f"expected event times between 1970 and now, found {len(wrong)} of {len(events)} outside "
+            f"(event_id {wrong[:3]}). Check the sender's clock."
         )
     columns = {
         name: [getattr(one, name) for one in events]
@@ -134,7 +133,7 @@ def table_of(columns: dict[str, list]) -> pa.Table:
 
 
 def first_error(error: ValidationError) -> str:
-    """The first thing that is wrong, and where, without what was given."""
+    """Place and reason of the first validation error, without the offending value."""
     one = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(map(str, one["loc"]))
     return f"{place}: {one['msg']}" if place else str(one["msg"])

@@ -1,8 +1,8 @@
-"""What time it is in the shop: now, or, for a log of the past, as if that log had ended when the service started.
+"""The shop's clock: real time, or, for a log of the past, time that continues where that log ends.
 
-Every process that serves or ingests a store has to agree on it, since the time at which an event became available
-decides who may see it. A shop's clock is kept in a file beside the sources: the moment in the shop and the moment on
-the wall at which it was set; from there both run on.
+Every process that serves or ingests a store has to agree on the time, because an event is visible only to requests
+after it became available. The clock is a file beside the sources that holds two moments, shop time and wall time when
+it was set; both run on from there at the same rate.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ CLOCK = "clock.json"
 
 
 def wall() -> datetime:
-    """The time on the wall."""
+    """Wall-clock time, UTC."""
     return datetime.now(UTC)
 
 
 class ShopClock:
-    """The time in the shop at ``store_dir``; call it.
+    """The clock of the store at ``store_dir``; calling it returns the shop time.
 
     Args:
         store_dir: the run's store.
-        start: what it is set to if nobody has set it yet, with a zone.
+        start: what the clock is set to if it was never set, with a time zone.
     """
 
     def __init__(self, store_dir: Path, start: datetime) -> None:
@@ -42,11 +42,11 @@ class ShopClock:
             self.set(start)
 
     def set(self, to: datetime) -> None:
-        """Make it ``to`` now, for every process."""
+        """Set the shop time to ``to``, for every process."""
         write_json(self._path, {"shop": to.isoformat(), "wall": wall().isoformat()})
 
     def __call__(self) -> datetime:
-        """The time in the shop, UTC."""
+        """The shop time, UTC."""
         changed = self._path.stat().st_mtime_ns
         if changed != self._read_at:
             kept = json.loads(self._path.read_text())
@@ -55,17 +55,16 @@ class ShopClock:
         return wall() + self._ahead
 
 
-def shop_clock(store_dir: Path, clock: str, anew: bool = False) -> Callable[[], datetime]:
-    """The time that a store is served as of, and that its events come at.
+def shop_clock(store_dir: Path, clock: str, reset: bool = False) -> Callable[[], datetime]:
+    """The clock that requests to a store are answered by and its new events are stamped with.
 
     Args:
         store_dir: the run's store.
-        clock: ``wall``: now; ``log``: as if the newest event the store holds had come a second before the clock was
-            set.
-        anew: set it, whoever has set it before.
+        clock: ``wall``: real time; ``log``: starts a second after the newest event in the store.
+        reset: set the clock even if it was set before.
 
     Raises:
-        ValueError: another clock.
+        ValueError: ``clock`` is neither.
     """
     if clock == "wall":
         return wall
@@ -74,6 +73,6 @@ def shop_clock(store_dir: Path, clock: str, anew: bool = False) -> Callable[[], 
     newest = EPOCH + timedelta(microseconds=Journal(store_dir).newest_us(), seconds=1)
     start = max(known_until(store_dir), newest)
     shop = ShopClock(store_dir, start)
-    if anew:
+    if reset:
         shop.set(start)
     return shop

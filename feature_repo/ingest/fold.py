@@ -1,8 +1,8 @@
-"""The journal becomes part of the offline log: what training reads is then what serving saw.
+"""Folding: move the journal's events into the offline log, so that training reads the events that serving saw.
 
-The log's events are kept whole (``data/events/log.parquet``), and everything that follows from them is made again
-beside what is there and put in its place: the event log that histories are cut from, the pointers into it, the
-histories, and the counts of items and queries. Whatever is killed in between is made good by doing it again.
+The complete log is ``data/events/log.parquet``. Everything derived from it (the event log that histories are cut
+from, the pointers into it, the histories, the counts of items and queries) is rebuilt beside the old files and then
+replaces them. A fold that was killed is completed by folding again.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from feature_repo.sources import DATA, LOG
 
 
 def fold(store_dir: Path) -> int:
-    """Make what came in since the last time part of the offline log of the store at ``store_dir``.
+    """Add the events received since the last fold to the offline log of the store at ``store_dir``.
 
     Returns:
-        how many events that was.
+        number of events added.
     """
     data = Path(store_dir) / DATA
     journal = Journal(store_dir)
     sealed = journal.seal()
     log = pq.read_table(data / LOG)
-    events = first_of_each(pa.concat_tables([log, journal.table(sealed)]))
+    events = deduplicate(pa.concat_tables([log, journal.table(sealed)]))
     added = len(events) - len(log)
     if added:
         write_behaviour(data, events)
@@ -36,8 +36,8 @@ def fold(store_dir: Path) -> int:
     return added
 
 
-def first_of_each(events: pa.Table) -> pa.Table:
-    """EVENTS rows with each event once, as it became available first; ascending by (available_time, event_id)."""
+def deduplicate(events: pa.Table) -> pa.Table:
+    """Keep the earliest available row of each event_id (EVENTS), ascending by (available_time, event_id)."""
     order = [("event_id", "ascending"), ("available_time", "ascending")]
     events = events.sort_by(order)
     ids = events.column("event_id").to_numpy()

@@ -1,9 +1,9 @@
-"""Behaviour as it happens: from a caller, over HTTP or from a stream into the offline log and the online histories.
+"""Ingestion of events into the journal and the online histories.
 
-An event is first made durable (``feature_repo.ingest.journal``) and then joins its user's history in the online store
-(``feature_repo.history``). It becomes available ``VISIBLE_AFTER`` later than it came: by then it is online, so that
-what a request sees and what a training frame will say it saw are the same. Telling of an event again changes nothing;
-whatever was killed in between, telling again, or opening the store again, completes it.
+An event is first made durable (``feature_repo.ingest.journal``) and then added to its user's history in the online
+store (``feature_repo.history``). It counts as available ``VISIBLE_AFTER`` after it was received: by then it is
+online, so a training frame later shows exactly what the request saw. Ingestion is idempotent: a duplicate event
+changes nothing, and an ingestion that was killed is completed by sending the event or opening the store again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import behaviour_codes
-from feature_repo.history import BEHAVIOURS, POSITION, VIEW, SwapStore, behaviours, history_batch
+from feature_repo.history import BEHAVIOURS, POSITION, VIEW, CompareAndSetStore, behaviours, history_batch
 from feature_repo.ingest.arrivals import Event
 from feature_repo.ingest.clock import wall
 from feature_repo.ingest.journal import Journal
@@ -30,13 +30,13 @@ from moonstore.freshness import EPOCH, US
 
 log = logging.getLogger(__name__)
 
-VISIBLE_AFTER = timedelta(milliseconds=25)  # journal and online store are written in less
-TRIES = 50  # of a swap, each lost to another writer of the same user
-AT_ONCE = 2000  # events of one round of the journal
+VISIBLE_AFTER = timedelta(milliseconds=25)  # writing journal and online store takes less
+TRIES = 50  # of a compare-and-set, each lost to another writer of the same user
+AT_ONCE = 2000  # events pushed per batch
 
 
 class HistoryWriter:
-    """Adds behaviours to their users' online histories; any number of them may work at once.
+    """Adds behaviours to their users' online histories; any number of writers may run concurrently.
 
     Args:
         store_dir: the run's store.
@@ -50,14 +50,14 @@ class HistoryWriter:
         self._store = self._reader.store
         self._view = self._store.get_feature_view(VIEW)
         online = self._store._get_provider().online_store  # type: ignore[attr-defined]
-        if not isinstance(online, SwapStore):
+        if not isinstance(online, CompareAndSetStore):
             raise StoreError(
                 f"{store_dir}: expected an online store of feature_repo, found {type(online).__name__}"
             )
         self._online = online
 
     def push(self, events: pa.Table) -> None:
-        """Add some; an event already there changes nothing.
+        """Add events to the histories; idempotent.
 
         Args:
             events: EVENTS rows; impressions are ignored.
@@ -65,7 +65,7 @@ class HistoryWriter:
         Raises:
             DataError: an event claims to have become available more than five minutes from now, which would
                 hide later ones.
-            StoreUnavailable: the store does not answer; some may have been added.
+            StoreUnavailable: the store does not answer; part of the events may have been added.
         """
         refuse_future(VIEW, events.column("available_time").to_pylist())
         code = behaviour_codes(events.column("type"), events.column("value"))
@@ -91,7 +91,7 @@ class HistoryWriter:
         raise StoreUnavailable(f"{len(users)} histories changed {TRIES} times while they were written")
 
     def _merge(self, users: np.ndarray, new: dict[int, np.ndarray]) -> np.ndarray:
-        """One round: those users that somebody else wrote in the meantime."""
+        """Try once to write every user; returns the users that another writer changed in the meantime."""
         stored = self._reader.stored("user_id", users, BEHAVIOURS, EPOCH)
         known = behaviours(stored.columns)
         merged = [one.merged(new[user]) for user, one in zip(users.tolist(), known, strict=True)]
@@ -105,7 +105,7 @@ class HistoryWriter:
         ]
         batch = history_batch(users[changed], [merged[place] for place in changed])
         try:
-            done = self._online.swap_columns(self._store.config, self._view, batch, POSITION, cells)
+            done = self._online.compare_and_set(self._store.config, self._view, batch, POSITION, cells)
         except UNREACHABLE as error:
             raise StoreUnavailable(f"the online store does not answer: {error}") from error
         return users[changed][~done]
@@ -113,38 +113,39 @@ class HistoryWriter:
 
 @dataclass(frozen=True)
 class Ingested:
-    """What became of some events.
+    """Counts of ingested events.
 
     Attributes:
-        new: told of for the first time.
-        known: told of before, or twice now.
-        late: of the new ones, those that were online only after they had become available.
-        refused: what was no event, and is set aside.
+        accepted: events received for the first time.
+        duplicates: events received before, or repeated in this call.
+        late: accepted events that were online only after they had become available.
+        refused: invalid entries, moved to the dead letter.
     """
 
-    new: int
-    known: int
+    accepted: int
+    duplicates: int
     late: int
     refused: int = 0
 
     def plus(self, other: Ingested) -> Ingested:
-        """Both together."""
+        """The sum of both counts."""
         return Ingested(
-            self.new + other.new,
-            self.known + other.known,
+            self.accepted + other.accepted,
+            self.duplicates + other.duplicates,
             self.late + other.late,
             self.refused + other.refused,
         )
 
 
 class Ingestor:
-    """Takes in events of the store at ``store_dir``; one per thread, any number of processes.
+    """Ingests events into the store at ``store_dir``; use one per thread, in any number of processes.
 
-    What an earlier one left undone is done first, or, when the online store does not answer, with the next events.
+    Journal events that an earlier ingestor may not have written online are written first, or, while the online store
+    does not answer, together with the next events.
 
     Args:
         store_dir: the run's store.
-        now: the time in the shop, with a zone.
+        now: the shop's clock, with a time zone.
 
     Raises:
         StoreError: there is no store, or its online store cannot compare and set.
@@ -161,23 +162,23 @@ class Ingestor:
             log.warning("the journal is not online yet: %s", error)
 
     def ingest(self, events: Sequence[Event]) -> Ingested:
-        """Keep events, and add those that are behaviour to their users' histories.
+        """Append events to the journal and add behaviours to their users' histories; idempotent.
 
         Returns:
-            once they are in the journal, on disk, and online.
+            the counts, once the events are on disk and online.
 
         Raises:
-            DataError: one is of the future; none is kept.
-            StoreUnavailable: the online store does not answer. The events are kept, and go online with the next
-                ones; telling of them again is safe.
+            DataError: an event time lies in the future; no event is accepted.
+            StoreUnavailable: the online store does not answer. The events are in the journal and go online with the
+                next ones; sending them again is safe.
         """
-        rows, new = self._journal.append(events, lambda: self._us(VISIBLE_AFTER))
+        rows, accepted = self._journal.append(events, lambda: self._us(VISIBLE_AFTER))
         self._undone.append(rows)
         self._push()
         visible = self._us()
         available = rows.column("available_time").cast(pa.int64()).to_numpy()
-        late = int((available[new] < visible).sum())
-        return Ingested(int(new.sum()), len(events) - int(new.sum()), late)
+        late = int((available[accepted] < visible).sum())
+        return Ingested(int(accepted.sum()), len(events) - int(accepted.sum()), late)
 
     def _push(self) -> None:
         waiting = pa.concat_tables(self._undone)

@@ -1,9 +1,9 @@
-"""Events that came in since the offline log was last written, each once, on disk before anything else knows of it.
+"""The journal: events received since the last fold, each once, on disk before they are used anywhere.
 
-The journal is a folder of files, one JSON object a line. An event is in it for good once ``append`` returns: its
-first arrival decides when it became available, however often it is told of again, by whichever process. ``seal``
-starts a new file, so that the earlier ones can be made part of the offline log (``feature_repo.ingest.fold``) and
-put away.
+The journal is a folder of files with one JSON object per line. ``append`` is idempotent: once it returns, the event
+is durable, and its first arrival decides when it became available, however often and by whichever process it is sent
+again. ``seal`` starts a new file, so that the earlier ones can be folded into the offline log
+(``feature_repo.ingest.fold``) and archived.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset.contracts import EVENTS
-from feature_repo.ingest.arrivals import Event, arrived, table_of
+from feature_repo.ingest.arrivals import Event, events_table, table_of
 from feature_repo.sources import DATA, JOURNAL, LOCK, LOG
 from run.artifacts import fsync, locked
 
@@ -44,19 +44,19 @@ class Journal:
         self._newest = 0
 
     def append(self, events: Sequence[Event], clock_us: Callable[[], int]) -> tuple[pa.Table, np.ndarray]:
-        """Keep those events that nobody told of before.
+        """Append the events that are neither in the journal nor in the offline log.
 
         Args:
-            events: in any order, some perhaps twice.
-            clock_us: when what is kept now becomes available, microseconds since 1970 UTC; never before what is
-                there already.
+            events: in any order, duplicates allowed.
+            clock_us: returns when accepted events become available, microseconds since 1970 UTC; raised to the
+                newest time in the journal, so that available times never decrease.
 
         Returns:
-            EVENTS rows of all of them that the offline log does not hold, each once, known ones as they were first
-            told of; and bool of the same length, which are new.
+            EVENTS rows of all given events that the offline log does not hold, each once, duplicates with the time
+            of their first arrival; and bool of the same length, which of them were accepted.
 
         Raises:
-            DataError: one is of the future; none is kept.
+            DataError: an event time lies in the future; no event is accepted.
         """
         with locked(self._folder / LOCK):
             self._refresh()
@@ -64,16 +64,16 @@ class Journal:
             fresh = [
                 one for one in distinct.values() if one.event_id not in self._known and not self._in_log(one)
             ]
-            told = [one for one in distinct.values() if one.event_id in self._known]
-            again = [arrived([one], self._known[one.event_id]) for one in told]
-            table = arrived(fresh, max(clock_us(), self._newest))
+            known = [one for one in distinct.values() if one.event_id in self._known]
+            duplicates = [events_table([one], self._known[one.event_id]) for one in known]
+            table = events_table(fresh, max(clock_us(), self._newest))
             if fresh:
                 self._write(table)
-        both = pa.concat_tables([table, *again]).combine_chunks()
+        both = pa.concat_tables([table, *duplicates]).combine_chunks()
         return both, np.arange(len(both)) < len(table)
 
     def table(self, files: Sequence[Path] | None = None) -> pa.Table:
-        """What the journal, or some of its files, hold, as EVENTS rows in the order they came in."""
+        """Events of the journal, or of these of its files, as EVENTS rows in order of arrival."""
         rows = [row for path in files or self.files() for row in _lines(path.read_bytes())]
         return table_of({name: [row.get(name) for row in rows] for name in EVENTS.names})
 
@@ -82,7 +82,7 @@ class Journal:
         return sorted(self._folder.glob("*.jsonl"))
 
     def seal(self) -> list[Path]:
-        """Append to a new file from now on; the files before it, which will not change any more."""
+        """Start a new file for later events; returns the files before it, which no longer change."""
         with locked(self._folder / LOCK):
             sealed = self.files()
             if sealed:
@@ -92,19 +92,19 @@ class Journal:
         return sealed
 
     def archive(self, sealed: Sequence[Path]) -> None:
-        """Put files away that the offline log holds."""
+        """Move files whose events are in the offline log to the archive."""
         folded = self._folder / FOLDED
         folded.mkdir(exist_ok=True)
         for path in sealed:
             path.rename(folded / path.name)
 
-    def told(self) -> np.ndarray:
-        """Ids of all events that ever came in, int64."""
+    def event_ids(self) -> np.ndarray:
+        """Ids of all events ever accepted, folded ones included, int64."""
         paths = [*(self._folder / FOLDED).glob("*.jsonl"), *self.files()]
         return np.array([row["event_id"] for path in paths for row in _lines(path.read_bytes())], np.int64)
 
     def newest_us(self) -> int:
-        """When the last event of its files became available, microseconds since 1970 UTC; 0 without any."""
+        """Available time of the newest event in the journal, microseconds since 1970 UTC; 0 without any."""
         rows = (row for path in self.files() for row in _lines(path.read_bytes()))
         return max((row["available_time"] for row in rows), default=0)
 
@@ -113,12 +113,12 @@ class Journal:
         return place < len(self._logged) and int(self._logged[place]) == event.event_id
 
     def _refresh(self) -> None:
-        """Read what others have appended, or folded, since."""
+        """Read what other processes have appended or folded since the last call."""
         written = self._log.stat().st_mtime_ns
         if written != self._logged_at:
             ids = pq.read_table(self._log, columns=["event_id"]).column(0).to_numpy()
             self._logged, self._logged_at = np.sort(ids), written
-            self._known, self._read = {}, {}  # folded, or of another store
+            self._known, self._read = {}, {}  # the journal was folded, or the store was replaced
         for path in self.files():
             at = self._read.get(path.name, 0)
             if path.stat().st_size == at:
@@ -128,7 +128,7 @@ class Journal:
                 content = stream.read()
                 whole = content.rfind(b"\n") + 1
                 if whole < len(content):
-                    # Somebody was killed in the middle of a line, and told nobody of it.
+                    # A writer was killed in the middle of a line; that event was never acknowledged.
                     stream.truncate(at + whole)
             for row in _lines(content[:whole]):
                 self._known[row["event_id"]] = row["available_time"]

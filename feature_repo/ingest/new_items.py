@@ -1,8 +1,8 @@
-"""Items that came in since the catalogue was imported: kept whole, written online, and folded into the sources.
+"""Items received since the catalogue was imported: stored as files, written online, and folded into the sources.
 
-An item is one JSON file in ``data/new_items``, written whole or not at all; one that comes again replaces it. Whoever
-serves the store looks there, encodes what is new and writes its rows online (``put_online``), so that any number of
-services know of it and a service that starts later does too.
+An item is one JSON file in ``data/new_items``, written atomically; an item that is sent again replaces it. Every
+service of the store watches that folder, encodes new items and writes their rows online (``put_online``), so that all
+running services see an item, and so do services that start later.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ Text = Annotated[str, AfterValidator(clean), Field(max_length=MOST_TEXT)]
 
 
 class RowsRefused(StoreError):
-    """A row of a new item is one that no load would write."""
+    """A row of a new item breaks a rule that materialization enforces."""
 
 
 class Item(BaseModel):
-    """Something for sale, as it is told of.
+    """An item as it is received.
 
     Attributes:
-        item_id: a new one, or one that is to be replaced.
+        item_id: of a new item, or of the item to replace.
         title, description, category (broadest part first), attributes, price: as in ``dataset.contracts.ITEMS``.
         spu: product code; None: the item's own id.
         image_base64: an encoded picture, see ``dataset.pictures``, as base64.
@@ -80,10 +80,10 @@ class Item(BaseModel):
 
 @dataclass(frozen=True)
 class NewItem:
-    """An item and when it came.
+    """A received item and when it became available.
 
     Attributes:
-        item: as it was told of.
+        item: as received.
         available_us: microseconds since 1970 UTC.
     """
 
@@ -115,7 +115,7 @@ class NewItem:
 
 
 def keep_item(store_dir: Path, item: Item, now: datetime) -> None:
-    """Keep an item, as of ``now``, for whoever serves the store."""
+    """Store an item that becomes available at ``now``, for all services of the store."""
     folder = _folder(store_dir)
     folder.mkdir(exist_ok=True)
     content = {"item": item.model_dump(exclude_none=True), "available_us": (now - EPOCH) // US}
@@ -123,14 +123,14 @@ def keep_item(store_dir: Path, item: Item, now: datetime) -> None:
 
 
 def new_items(store_dir: Path) -> list[NewItem]:
-    """All that came in, by id."""
+    """All items received, ascending by id."""
     found = [json.loads(path.read_text()) for path in _files(store_dir)]
     items = [NewItem(Item(**one["item"]), one["available_us"]) for one in found]
     return sorted(items, key=lambda one: one.item.item_id)
 
 
 def set_aside(store_dir: Path, item: NewItem, reason: str) -> None:
-    """Move an item that cannot be encoded or stored to the dead letter, with the reason; the others go on."""
+    """Move an item that cannot be encoded or stored to the dead letter, with the reason."""
     folder = Path(store_dir) / DATA / DEAD_LETTER / REFUSED_ITEMS
     folder.mkdir(parents=True, exist_ok=True)
     path = _folder(store_dir) / f"{item.item.item_id}.json"
@@ -139,7 +139,7 @@ def set_aside(store_dir: Path, item: NewItem, reason: str) -> None:
     if content["available_us"] == item.available_us:
         write_json(folder / path.name, {**content, "reason": reason})
         taken.unlink()
-    elif not path.exists():  # it was posted again in the meantime, and is tried again
+    elif not path.exists():  # the item was sent again in the meantime: try that one
         taken.rename(path)
 
 
@@ -150,34 +150,34 @@ def refused_items(store_dir: Path) -> dict[int, str]:
 
 
 def state(store_dir: Path) -> tuple[tuple[str, int], ...]:
-    """Changes when an item comes in."""
+    """Fingerprint of the folder; changes when an item is received or removed."""
     return tuple(sorted((path.name, path.stat().st_mtime_ns) for path in _files(store_dir)))
 
 
 def items_table(items: Sequence[NewItem]) -> pa.Table:
-    """ITEMS rows."""
+    """The items as ITEMS rows."""
     return pa.Table.from_pylist([one.row for one in items], schema=ITEMS)
 
 
 def put_online(
     store: FeatureStore, items: Sequence[NewItem], vectors: np.ndarray, embedding: Embedding
 ) -> None:
-    """Write the profile and the vector of some items to the online store.
+    """Write the profiles and the vectors of N items to the online store.
 
     Args:
         store: an open feature store.
-        items: some.
-        vectors: float32 (N, D), theirs, of unit norm.
-        embedding: whose view the vectors belong to.
+        items: N of them.
+        vectors: float32 (N, D), of unit norm.
+        embedding: the embedding the vectors belong to.
 
     Raises:
-        RowsRefused: a row is one that no load would write; none is written.
+        RowsRefused: a row breaks a rule that materialization enforces; none is written.
     """
     ids = np.array([one.item.item_id for one in items], np.int64)
     stamp_us = np.array([one.available_us for one in items], np.int64)
     order = np.argsort(ids)
     table = VectorTable(ids[order], vectors[order])
-    rows = {  # the profile last: with it an item counts as written
+    rows = {  # the profile last: it marks an item as written
         embedding.item_view: source_tables.item_embedding(table, embedding, stamp_us[order]),
         PROFILE: source_tables.item_profile(items_table(items)),
     }
@@ -189,16 +189,16 @@ def put_online(
     for name, one in sifted.items():
         if one.refused.num_rows:
             raise RowsRefused(
-                f"{name}: {one.refused.num_rows} of {len(items)} new items are refused: {one.reasons}"
+                f"{name}: expected {len(items)} valid rows, found {one.refused.num_rows} refused: {one.reasons}"
             )
     for name, one in sifted.items():
         online.write_columns(store.config, store.get_feature_view(name), one.batch)
 
 
 def are_online(store: FeatureStore, items: Sequence[NewItem], embedding: Embedding) -> np.ndarray:
-    """bool (N): of which items the online store has the profile and the vector as they came last, or later ones."""
+    """Which items are online, profile and vector, at least as new as received; bool (N)."""
     ids = np.array([one.item.item_id for one in items], np.int64)
-    came_us = np.array([one.available_us for one in items], np.int64)
+    received_us = np.array([one.available_us for one in items], np.int64)
     profile, vector = matrix_reader(
         store,
         [
@@ -207,15 +207,16 @@ def are_online(store: FeatureStore, items: Sequence[NewItem], embedding: Embeddi
         ],
     )(ids)
     # SQLite keeps event times to the second.
-    told, encoded = profile["first_seen_us"] >= came_us, vector.event_us // SECOND_US >= came_us // SECOND_US
-    return np.asarray(profile.found & vector.found & told & encoded)
+    profiled = profile["first_seen_us"] >= received_us
+    encoded = vector.event_us // SECOND_US >= received_us // SECOND_US
+    return np.asarray(profile.found & vector.found & profiled & encoded)
 
 
 def fold_items(store: FeatureStore, embeddings: Sequence[Embedding]) -> int:
-    """Make what came in part of the offline sources: profiles, and the vectors that are online.
+    """Add received items to the offline sources: their profiles, and those of their vectors that are online.
 
     Returns:
-        how many items' profiles that was.
+        number of profiles added.
     """
     data = Path(store.config.repo_path or ".") / DATA
     items = new_items(data.parent)
@@ -235,7 +236,7 @@ def fold_items(store: FeatureStore, embeddings: Sequence[Embedding]) -> int:
 
 
 def _append(path: Path, rows: pa.Table) -> int:
-    """Add the rows whose (item, time) the file does not hold; how many that was."""
+    """Append the rows whose (item, time) the file does not hold; returns their number."""
     there = pq.read_table(path)
     same = there.filter(pc.is_in(there.column("item_id"), value_set=rows.column("item_id")))
     known = {*zip(same.column("item_id").to_pylist(), same.column(TIMESTAMP).to_pylist(), strict=True)}

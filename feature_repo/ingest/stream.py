@@ -1,7 +1,7 @@
 """Events from a Redis stream or a file: read by a consumer group, ingested, and only then acknowledged.
 
-An entry that was delivered and not acknowledged is delivered again: to its consumer when that is back, or to another
-one when it stays away. Entries that are no events are set aside with a reason in ``data/dead_letter/events.jsonl``.
+An entry that was delivered but not acknowledged is delivered again: to the same consumer when it returns, or to
+another one if it stays away. Invalid entries go to ``data/dead_letter/events.jsonl`` with a reason.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from moonstore.errors import StoreError
 log = logging.getLogger(__name__)
 
 GROUP, FIELD = "moon", b"event"
-AT_ONCE = 500  # entries
+AT_ONCE = 500  # entries per read
 WAIT_MS, CLAIM_AFTER_MS, CLAIM_EVERY_S = 200, 5000, 1.0
-AGAIN_S = 0.05  # between tries while something does not answer
-KEPT = 1_000_000  # entries that a stream keeps, about
+RETRY_S = 0.05  # between tries while stream or store does not answer
+MAX_LENGTH = 1_000_000  # entries a stream keeps, approximately
 DEAD = "events.jsonl"
 UNREACHABLE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
-Entry = tuple[Any, bytes]  # a name to acknowledge it by, and JSON
+Entry = tuple[Any, bytes]  # name to acknowledge it by, JSON
 
 
 class Source(Protocol):
-    """Where events come from: each at least once."""
+    """A source of events with at-least-once delivery."""
 
     def receive(self) -> list[Entry]:
-        """The next entries, perhaps none; ConnectionError or TimeoutError of redis where it does not answer."""
+        """The next entries, possibly none; redis' ConnectionError or TimeoutError if the source does not answer."""
 
     def acknowledge(self, names: Sequence[Any]) -> None:
-        """These need not be delivered again."""
+        """Mark entries as processed; they are not delivered again."""
 
-    def again(self) -> None:
-        """Deliver what was not acknowledged once more."""
+    def redeliver(self) -> None:
+        """Deliver unacknowledged entries again."""
 
     def ended(self) -> bool:
-        """There will be no more."""
+        """Whether the source is exhausted."""
 
 
 class RedisStream:
@@ -58,20 +58,20 @@ class RedisStream:
 
     Args:
         url: ``redis://host:port/db/stream``.
-        consumer: its name; one that comes back under its name goes on where it was.
+        consumer: name of this consumer; one that restarts under the same name resumes where it was.
 
     Raises:
-        StoreError: a malformed address.
+        StoreError: malformed address.
     """
 
     def __init__(self, url: str, consumer: str) -> None:
         self._client, self._stream = connect(url)
         self._consumer = consumer
-        self._pending: bytes | None = b"0"  # after which of our own entries to go on; None: new ones
+        self._pending: bytes | None = b"0"  # resume after this one of our own entries; None: read new ones
         self._claimed_at = 0.0
 
     def receive(self) -> list[Entry]:
-        """Own entries of before first, then those of consumers that went away, then new ones."""
+        """Our own unacknowledged entries first, then those of consumers that went away, then new ones."""
         try:
             return self._receive()
         except redis.exceptions.ResponseError as error:
@@ -81,16 +81,16 @@ class RedisStream:
             return []
 
     def acknowledge(self, names: Sequence[Any]) -> None:
-        """Take entries off the group's list."""
+        """Remove entries from the group's pending list."""
         if names:
             self._client.xack(self._stream, GROUP, *names)
 
-    def again(self) -> None:
-        """Start with the first entry that was not acknowledged."""
+    def redeliver(self) -> None:
+        """Resume at the first unacknowledged entry."""
         self._pending = b"0"
 
     def ended(self) -> bool:
-        """A stream has no end."""
+        """Never: a stream has no end."""
         return False
 
     def _receive(self) -> list[Entry]:
@@ -114,13 +114,13 @@ class RedisStream:
         return self._whole(answer[0][1]) if answer else []
 
     def _whole(self, entries: Sequence[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]:
-        """Entries that the stream still holds; what it has cut off is gone, and acknowledged."""
+        """Entries the stream still holds; entries it has trimmed are lost, and acknowledged."""
         self.acknowledge([name for name, fields in entries if not fields])
         return [(name, fields.get(FIELD, b"")) for name, fields in entries if fields]
 
 
 class EventFile:
-    """A file with an event as JSON on each line, from its beginning.
+    """A file with one event as JSON per line, read from its beginning.
 
     Args:
         path: of the file.
@@ -132,26 +132,26 @@ class EventFile:
         ]
 
     def receive(self) -> list[Entry]:
-        """The next lines, named by their numbers."""
+        """The next lines, named by their line numbers."""
         return self._lines[:AT_ONCE]
 
     def acknowledge(self, names: Sequence[Any]) -> None:
-        """Go on behind them."""
+        """Advance past these lines."""
         self._lines = self._lines[len(names) :]
 
-    def again(self) -> None:
-        """Nothing is delivered twice but what is still there."""
+    def redeliver(self) -> None:
+        """Nothing to do: lines are delivered until they are acknowledged."""
 
     def ended(self) -> bool:
-        """Whether that was all."""
+        """Whether all lines are acknowledged."""
         return not self._lines
 
 
 def connect(url: str) -> tuple[redis.Redis, str]:
-    """A client, and the name of the stream, of ``redis://host:port/db/stream``.
+    """A client and the stream's name for ``redis://host:port/db/stream``.
 
     Raises:
-        StoreError: the address is malformed.
+        StoreError: malformed address.
     """
     parts = urlsplit(url)
     database, _, stream = parts.path.strip("/").partition("/")
@@ -162,19 +162,19 @@ def connect(url: str) -> tuple[redis.Redis, str]:
 
 
 def send(client: redis.Redis, stream: str, events: Sequence[Event]) -> None:
-    """Append events to a stream, as whoever produces them does."""
+    """Append events to a stream, as a producer does."""
     with client.pipeline(transaction=False) as pipe:
         for one in events:
             text = one.model_dump_json(exclude_none=True)
-            pipe.xadd(stream, {FIELD: text}, maxlen=KEPT, approximate=True)
+            pipe.xadd(stream, {FIELD: text}, maxlen=MAX_LENGTH, approximate=True)
         pipe.execute()
 
 
 def consume(source: Source, ingestor: Ingestor, store_dir: Path) -> Iterator[Ingested]:
-    """Ingest what comes until its end; what does not answer is waited for.
+    """Ingest a source until it ends; waits while the source or the store does not answer.
 
     Yields:
-        what became of each delivery.
+        the counts of each delivery.
     """
     dead = Path(store_dir) / DATA / DEAD_LETTER / DEAD
     while not source.ended():
@@ -189,8 +189,8 @@ def consume(source: Source, ingestor: Ingestor, store_dir: Path) -> Iterator[Ing
             yield replace(found, refused=len(bad))
         except (StoreUnavailable, *UNREACHABLE) as error:
             log.warning("waiting: %s", error)
-            source.again()
-            time.sleep(AGAIN_S)
+            source.redeliver()
+            time.sleep(RETRY_S)
 
 
 def _parsed(entries: Sequence[Entry]) -> tuple[list[Event], list[dict[str, str]]]:
@@ -204,7 +204,7 @@ def _parsed(entries: Sequence[Entry]) -> tuple[list[Event], list[dict[str, str]]
 
 
 def _ingested(ingestor: Ingestor, events: list[Event], bad: list[dict[str, str]]) -> Ingested:
-    """Ingest all at once, or, if one is refused, one by one."""
+    """Ingest all events in one call; if one is refused, one by one."""
     if not events:
         return Ingested(0, 0, 0)
     try:
