@@ -1,7 +1,7 @@
-"""The contract at the door: wrong columns and types are refused, wrong rows are counted into quarantine.
+"""Checks of the canonical tables: wrong columns or types raise, wrong rows go to quarantine.
 
-No row disappears silently. A refused row is one entry of the quarantine table with the first rule it breaks;
-so is an optional cell (an item's missing picture, an impossible age) that had to be emptied.
+No row disappears silently. Each refused row is an entry of the quarantine table with the first rule it breaks; so is
+each optional cell (an item's missing picture, an impossible age) that had to be emptied.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from dataset.pictures import inspect_pictures
 from dataset.sieve import AGAIN, Sieve
 from dataset.text import clean_column
 
-AHEAD = timedelta(days=1)  # how far in the future a clock may be wrong
+AHEAD = timedelta(days=1)  # tolerated clock error
 OLDEST = 150.0  # years
 TEXTS = {"items": ("title", "description", "category", "attributes"), "queries": ("text",)}
 
 
 def check(tables: Tables, now: datetime | None = None) -> Tables:
-    """Hold the tables against the contract.
+    """Check the tables against the contract.
 
     Args:
-        tables: its ``quarantine`` is what the importer itself refused.
-        now: latest moment the data may know of, for the bounds of dates; default: the clock.
+        tables: ``quarantine`` holds what the importer itself refused.
+        now: upper bound of dates, plus a day; default: the current time.
 
     Returns:
-        Tables in which every row obeys every rule, columns in the order of the schema, and everything refused
-        in ``quarantine``. Clean rows keep their order and content.
+        Tables in which every row obeys every rule, columns in the order of the schema, and all refused rows in
+        ``quarantine``. Valid rows keep their order and content.
 
     Raises:
         DataError: unknown, missing or mistyped columns; no items; more than half of a table refused.
@@ -66,7 +66,7 @@ def check(tables: Tables, now: datetime | None = None) -> Tables:
 
 
 def quarantine_counts(quarantine: pa.Table) -> dict[str, dict[str, int]]:
-    """Entries by table and rule."""
+    """Number of quarantine entries by table and rule."""
     counts: dict[str, dict[str, int]] = {}
     pairs = zip(quarantine.column("table").to_pylist(), quarantine.column("rule").to_pylist(), strict=True)
     for (table, rule), rows in sorted(Counter(pairs).items()):
@@ -78,7 +78,7 @@ def conform(name: str, table: pa.Table) -> pa.Table:
     """The table with its columns in the order of the schema called ``name``.
 
     Raises:
-        DataError: columns unknown, missing, given twice or of another type; all of them in one message.
+        DataError: columns unknown, missing, repeated or of another type; lists all of them.
     """
     schema = SCHEMAS[name]
     faults = []
@@ -99,7 +99,7 @@ def conform(name: str, table: pa.Table) -> pa.Table:
 
 
 def _cleaned(name: str, table: pa.Table) -> pa.Table:
-    """The table with its texts as ``dataset.text`` has them."""
+    """The table with its texts normalized (``dataset.text``)."""
     for column in TEXTS.get(name, ()):
         place = table.column_names.index(column)
         table = table.set_column(place, table.field(column), clean_column(table.column(column)))

@@ -1,8 +1,8 @@
-"""The canonical tables: pyarrow schemas, vocabularies and the error every door raises.
+"""The canonical tables: pyarrow schemas, vocabularies and the error raised on bad input.
 
-Everything downstream reads these tables and nothing else. Ids are int64 and never row numbers; the source's own
-id is kept in ``external_id``. Every time is UTC with microseconds (DuckDB refuses nanoseconds, and a naive
-datetime is the commonest silent leak).
+Everything downstream reads these tables only. Ids are int64 and never row numbers; the source's own id is kept in
+``external_id``. Times are UTC in microseconds (DuckDB refuses nanoseconds, and datetimes without a zone are a common
+cause of silent leaks).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ EVENTS = pa.schema(
         pa.field("event_time", TIME, nullable=False),
         pa.field(
             "available_time", TIME, nullable=False
-        ),  # when a system could first have known it; > event_time
+        ),  # when a system could first have used it; > event_time
         pa.field("query_id", pa.int64()),
         pa.field("position", pa.int32()),  # 0-based place in the slate of ``request_id``
         pa.field("request_id", pa.int64()),
@@ -97,16 +97,16 @@ SCHEMAS = {
 
 EVENT_TYPES = ("impression", "click", "cart", "purchase", "rating")
 LIKED_RATING = 4.0  # a rating of at least this counts as positive feedback
-# What a behaviour sequence remembers of an event. 0 is padding; impressions are not behaviour.
+# Code of an event in a behaviour sequence. 0 is padding; impressions are not behaviours.
 BEHAVIOUR_CODES = {"click": 1, "cart": 2, "purchase": 3, "liked": 4, "disliked": 5}
 POSITIVE_CODES = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Canonical tables in memory; schemas above.
+    """Canonical tables in memory, with the schemas above.
 
-    ``truth`` is known to the simulated marketplace only: event_id int64 of an impression and its true
+    ``truth`` exists only for the simulated marketplace: event_id int64 of an impression and its true
     click_probability float32.
     """
 
@@ -121,11 +121,11 @@ class Tables:
 
 
 class DataError(ValueError):
-    """Input that breaks the contract: what was expected, what came, how many, the first offenders, what to do."""
+    """Input that breaks the contract; says what was expected and found, how many, the first offenders, what to do."""
 
 
 def behaviour_codes(types: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Code each event for behaviour sequences; impressions get 0.
+    """The code of each event in behaviour sequences; impressions get 0.
 
     Args:
         types: string, members of EVENT_TYPES.
@@ -154,9 +154,9 @@ def content_hash(content: bytes) -> str:
 def stable_ids(external: Sequence[str]) -> np.ndarray:
     """Map the source's string ids to int64, the same on every machine and in every run.
 
-    Each id is mapped by itself, so that it is the same in every file of a source and stays what it is when more data
-    come: a decimal number without leading zeros keeps its value (so a MovieLens number stays readable), every other
-    text becomes the first 63 bits of its sha256. "07" and "7" are two ids.
+    The mapping depends on the id alone, so it is the same in every file of a source and does not change when data are
+    added: a decimal number without leading zeros keeps its value (a MovieLens id stays readable), any other text
+    becomes the first 63 bits of its sha256. "07" and "7" are different ids.
 
     Raises:
         DataError: two different external ids map to the same int64.
@@ -164,7 +164,8 @@ def stable_ids(external: Sequence[str]) -> np.ndarray:
     mapped = {text: _stable_id(text) for text in external}
     if len(set(mapped.values())) != len(mapped):
         raise DataError(
-            f"{len(mapped)} external ids map to {len(set(mapped.values()))} integers: ids collide"
+            f"expected {len(mapped)} distinct integers for {len(mapped)} external ids, found "
+            f"{len(set(mapped.values()))}: ids collide"
         )
     return np.fromiter((mapped[text] for text in external), dtype=np.int64, count=len(external))
 

@@ -1,4 +1,4 @@
-"""Real data by format name: raw files of a folder in, a dataset artifact under contract out."""
+"""Importers of real data by format name: from a folder of raw files to a checked dataset artifact."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dataset.contracts import DataError, Tables
 from dataset.tables import write_dataset
 from run.artifacts import Artifact
 
-# Each takes a folder and returns canonical tables and the configuration to write with them.
+# Each takes a folder and returns canonical tables and the configuration to record in the artifact.
 IMPORTERS: dict[str, Callable[[Path], tuple[Tables, dict[str, Any]]]] = {
     "hm_fashion": hm_fashion,
     "ml_posters": ml_posters,
@@ -29,10 +29,10 @@ IMPORTERS: dict[str, Callable[[Path], tuple[Tables, dict[str, Any]]]] = {
 
 
 def import_dataset(name: str, folder: Path, out: Path) -> Artifact:
-    """Import ``folder``, a source of the format ``name``, and write the dataset artifact to ``out``.
+    """Import ``folder``, a source in the format ``name``, and write the dataset artifact to ``out``.
 
     Raises:
-        DataError: unknown format, or the source is not what the format promises. Nothing is written then.
+        DataError: unknown format, or the source does not fit the format; nothing is written.
     """
     if name not in IMPORTERS:
         raise DataError(

@@ -24,7 +24,7 @@ class Log:
 
     @classmethod
     def of(cls, events: pa.Table) -> Log:
-        """Sort an EVENTS table and unpack what the split needs."""
+        """Sort an EVENTS table and unpack its columns into arrays."""
         table = events.sort_by([("available_time", "ascending"), ("event_id", "ascending")]).combine_chunks()
         return cls(
             table=table,
@@ -36,7 +36,7 @@ class Log:
         )
 
     def is_type(self, name: str) -> np.ndarray:
-        """Which events are of this type, bool."""
+        """Mask of the events of this type, bool."""
         return np.asarray(pc.equal(self.table.column("type"), name).to_numpy())
 
 
@@ -46,7 +46,7 @@ def microseconds(times: pa.ChunkedArray) -> np.ndarray:
 
 
 def pairs(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """One int64 per row, equal where both columns are equal."""
+    """An int64 code per row; rows have equal codes exactly where both columns are equal."""
     _, left_code = np.unique(left, return_inverse=True)
     values, right_code = np.unique(right, return_inverse=True)
     return left_code * max(len(values), 1) + right_code

@@ -1,7 +1,6 @@
-"""Pictures: the one decoder that every door and every reader uses, and what a picture may be.
+"""Pictures: the one decoder that all code uses, and the limits of a valid picture.
 
-Import, service, encoder and report agree on what a picture is because all of them call ``decoded``: what one of them
-accepts, the others can read.
+Import, service, encoder and report all call ``decoded``: what one of them accepts, the others can read.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from PIL import Image, ImageOps
 from dataset.contracts import DataError, content_hash
 from run.progress import track
 
-# A closed list, not all that Pillow reads: opening an EPS would start an interpreter.
+# A closed list, not everything Pillow reads: opening an EPS would start an interpreter.
 MEDIA_TYPES = {
     "JPEG": "image/jpeg",
     "PNG": "image/png",
@@ -33,17 +32,17 @@ FORMATS = tuple(MEDIA_TYPES)
 WHITE = (255, 255, 255)
 MOST_BYTES = 20 * 1024 * 1024
 MOST_PIXELS = 50_000_000
-LONG_SIDE = 256  # kept of a larger source picture, in pixels; the largest encoder reads 224
-BLOCK = 4096  # pictures handed to the threads at a time, so that a generator of them is not read ahead
+LONG_SIDE = 256  # larger source pictures are shrunk to this, in pixels; the largest encoder reads 224
+BLOCK = 4096  # pictures per round of the threads, so that a generator is not read far ahead
 
 
 class Inspection(NamedTuple):
-    """What the bytes of a picture turned out to be.
+    """The result of inspecting the bytes of a picture.
 
     Attributes:
-        problem: what keeps them from being usable; None when nothing does.
-        image_id: their content hash.
-        width, height: in pixels, 0 when the header cannot be read.
+        problem: why the picture cannot be used; None if it can.
+        image_id: content hash of the bytes.
+        width, height: in pixels, 0 if the header cannot be read.
     """
 
     problem: str | None
@@ -54,14 +53,14 @@ class Inspection(NamedTuple):
 
 @contextmanager
 def opened(content: bytes, most_pixels: int = MOST_PIXELS) -> Iterator[Image.Image]:
-    """A picture whose header is read and whose pixels are not: a bomb is refused before it is decoded.
+    """Open a picture, reading only its header: a decompression bomb is refused before it is decoded.
 
     Args:
         content: an encoded picture of one of FORMATS.
         most_pixels: width x height may be at most this.
 
     Raises:
-        DataError: no picture, or too many pixels; also for whatever decoding raises inside the block.
+        DataError: not a picture, or too many pixels; also wraps any error of decoding inside the block.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
@@ -69,7 +68,7 @@ def opened(content: bytes, most_pixels: int = MOST_PIXELS) -> Iterator[Image.Ima
             if width * height > most_pixels:
                 raise ValueError(f"{width} x {height} pixels, at most {most_pixels} in all")
             yield picture
-    except Exception as error:  # decoders raise whatever they trip over: OSError, SyntaxError, struct.error
+    except Exception as error:  # decoders raise all kinds: OSError, SyntaxError, struct.error
         reason = str(error).split(" <")[0] or type(error).__name__
         raise DataError(
             f"expected a picture ({', '.join(FORMATS)}), found {len(content)} bytes that do not decode: {reason}"
@@ -77,11 +76,11 @@ def opened(content: bytes, most_pixels: int = MOST_PIXELS) -> Iterator[Image.Ima
 
 
 def decoded(content: bytes, px: int | None = None, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """A picture in RGB: upright as its EXIF says, transparency laid over white, of an animation the first frame.
+    """Decode to RGB: rotated as EXIF says, transparency over white, the first frame of an animation.
 
     Args:
         content: an encoded picture of one of FORMATS.
-        px: a large JPEG may be decoded at a fraction of its size, both sides at least this; None: whole.
+        px: a large JPEG may be decoded at a fraction of its size, both sides at least this; None: full size.
         most_pixels: width x height may be at most this.
 
     Raises:
@@ -94,20 +93,20 @@ def decoded(content: bytes, px: int | None = None, most_pixels: int = MOST_PIXEL
 
 
 def media_type(content: bytes) -> str:
-    """What to call the bytes of a picture over HTTP.
+    """The HTTP media type of an encoded picture.
 
     Raises:
-        DataError: they are none.
+        DataError: not a picture.
     """
     with opened(content) as picture:
         return MEDIA_TYPES[str(picture.format)]
 
 
 def inspect_picture(content: bytes) -> Inspection:
-    """Judge encoded bytes: a complete picture of FORMATS, of at most MOST_BYTES and MOST_PIXELS.
+    """Check that bytes are a complete picture of FORMATS, of at most MOST_BYTES and MOST_PIXELS.
 
-    The header is judged before any pixel is decoded, so a bomb is never opened; then all of it is decoded,
-    because a truncated JPEG has a perfect header.
+    The header is checked before any pixel is decoded, so a decompression bomb is never expanded; then the whole
+    picture is decoded, because a truncated JPEG has a valid header.
     """
     image_id = content_hash(content)
     if len(content) > MOST_BYTES:
@@ -124,11 +123,11 @@ def inspect_picture(content: bytes) -> Inspection:
 
 
 def picture_size(content: bytes) -> tuple[int, int]:
-    """Width and height in pixels as the header says; (0, 0) when it cannot be read."""
+    """Width and height in pixels from the header; (0, 0) if it cannot be read."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             return picture.size
-    except Exception:  # told, with its reason, by inspect_picture
+    except Exception:  # inspect_picture reports the reason
         return 0, 0
 
 
@@ -143,7 +142,7 @@ def inspect_pictures(contents: Iterable[bytes], total: int) -> Iterator[Inspecti
 def read_pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
     """(file name without its ending, picture shrunk to LONG_SIDE) of every file under ``folder``, by path.
 
-    A folder that does not exist holds none. No more is read of a file than tells that it is too large.
+    A folder that does not exist yields nothing. Reading a file stops once it is known to be too large.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     waiting = track(files, "read pictures", unit="pictures")
@@ -158,9 +157,9 @@ def _read(path: Path) -> bytes:
 
 
 def shrink(content: bytes) -> bytes:
-    """The picture as a JPEG with a long side of LONG_SIDE pixels; unchanged when smaller or not usable.
+    """The picture as a JPEG with a long side of LONG_SIDE pixels; unchanged if smaller or not usable.
 
-    A source of a hundred thousand shop photographs is 25 GB; nothing downstream reads more than this.
+    A hundred thousand shop photographs take 25 GB; nothing downstream reads more than LONG_SIDE.
     """
     seen = inspect_picture(content)
     if max(seen.width, seen.height) <= LONG_SIDE or seen.problem is not None:
@@ -173,7 +172,7 @@ def shrink(content: bytes) -> bytes:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode in RGB: upright as its EXIF says, transparency laid over white."""
+    """Convert a picture of any mode to RGB: rotated as EXIF says, transparency over white."""
     picture.load()
     upright = _upright(picture)
     if upright.mode.startswith("I;16"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
@@ -187,8 +186,8 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; damaged EXIF costs a picture its orientation, nothing else."""
+    """Rotate as EXIF says; damaged EXIF is ignored."""
     try:
         return ImageOps.exif_transpose(picture)
-    except Exception:  # whatever the parser trips over; the pixels are whole
+    except Exception:  # any error of the parser; the pixels are intact
         return picture

@@ -1,4 +1,4 @@
-"""A sieve: one table on its way through its row rules, and the quarantine entries of what it held back."""
+"""A sieve applies row rules to one table and collects quarantine entries of the refused rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from dataset.contracts import QUARANTINE, SCHEMAS, TIME, DataError
 
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
-MAX_REFUSED_FRACTION = 0.5  # share of a table above which the source, not the row, is at fault
+MAX_REFUSED_FRACTION = 0.5  # above it the source, not the rows, is at fault
 AGAIN = "Correct the source or its importer, then run 'moon dataset' again."
 VALUE_LENGTH = 200  # characters kept of an offending value
 
@@ -23,7 +23,7 @@ Column: TypeAlias = "pa.Array | pa.ChunkedArray"
 
 @dataclass
 class Sieve:
-    """One table on its way through its rules; ``alive`` marks the rows not refused so far."""
+    """One table under its row rules; ``alive`` is the mask of rows not refused so far."""
 
     name: str
     table: pa.Table
@@ -38,11 +38,11 @@ class Sieve:
         return self.table.column(name)
 
     def refuse(self, rule: str, bad: np.ndarray | Column, value: Column) -> None:
-        """Refuse the living rows that are ``bad``; ``value`` is what to show of them."""
+        """Refuse the rows, alive so far, that are ``bad``; ``value`` is recorded as the offending value."""
         self.alive = self.alive & ~self._enter(rule, bad, value)
 
     def empty(self, rule: str, bad: np.ndarray | Column, name: str) -> None:
-        """Empty the cell in column ``name`` of the living rows that are ``bad``; the rows stay."""
+        """Set column ``name`` to null in the rows, alive so far, that are ``bad``; the rows stay."""
         hit = self._enter(rule, bad, self.column(name))
         if hit.any():
             column = self.column(name)
@@ -65,7 +65,7 @@ class Sieve:
         return hit
 
     def refuse_nulls(self) -> None:
-        """Refuse rows without a value where the schema demands one."""
+        """Refuse rows with a null in a column that the schema declares not nullable."""
         for column in SCHEMAS[self.name]:
             if not column.nullable:
                 self.refuse(
@@ -73,7 +73,7 @@ class Sieve:
                 )
 
     def refuse_repeats(self, *names: str) -> None:
-        """Refuse living rows whose key, the columns ``names`` together, an earlier living row has."""
+        """Refuse duplicates: rows whose key (the columns ``names``) an earlier row, also alive, has."""
         rows = np.flatnonzero(self.alive)
         key = np.zeros(len(rows), dtype=np.int64)
         for name in names:
@@ -91,23 +91,23 @@ class Sieve:
         )
 
     def refuse_negative_ids(self, name: str) -> None:
-        """Refuse negative ids; consumers mark absence with them."""
+        """Refuse negative ids; consumers use them to mark a missing id."""
         self.refuse(f"negative {name}", pc.less(self.column(name), 0), self.column(name))
 
     def refuse_unknown(self, name: str, parent: Sieve) -> None:
-        """Refuse rows whose id in column ``name`` no living row of ``parent`` has."""
+        """Refuse rows whose id in column ``name`` is not in an alive row of ``parent``."""
         self.refuse(f"unknown {name}", self.dangling(name, parent), self.column(name))
 
     def dangling(self, name: str, parent: Sieve) -> Column:
-        """Whether the id in column ``name`` is given and no living row of ``parent`` has it."""
+        """Mask of ids in column ``name`` that are not null and not in an alive row of ``parent``."""
         known = parent.column(name).filter(pa.array(parent.alive))
         return pc.and_(self.column(name).is_valid(), pc.invert(pc.is_in(self.column(name), known)))
 
     def require_most(self, given: pa.Table) -> None:
-        """Raise DataError when more than half of the rows are refused.
+        """Raise DataError if more than half of the rows are refused.
 
         Args:
-            given: QUARANTINE entries of the importer, of rows that are not in the table.
+            given: the importer's own QUARANTINE entries, of rows that are not in the table.
         """
         rows_refused = [entry.column("row").to_numpy() for entry in self.entries]
         refused = given.num_rows + len(np.unique(np.concatenate([np.zeros(0, np.int64), *rows_refused])))
@@ -126,7 +126,7 @@ class Sieve:
         )
 
     def kept(self) -> pa.Table:
-        """The living rows under the exact schema."""
+        """The rows still alive, with the exact schema."""
         table = self.table if self.alive.all() else self.table.filter(pa.array(self.alive))
         return pa.table(table.columns, schema=SCHEMAS[self.name])
 

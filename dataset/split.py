@@ -1,8 +1,8 @@
-"""The leak-free split: what features may see, what the models learn from, what tests them.
+"""The leak-free split into the log that features may read, training requests and test requests.
 
 Protocol "time" cuts the log at two moments. Everything before ``fit_until`` trains the encoder, co-occurrence
 and the two-tower model; ranking requests between ``fit_until`` and ``test_from`` train the ranker; later ones
-test it. Protocol "holdout" hides the last event of chosen users, for logs whose clock is too coarse to cut.
+test it. Protocol "holdout" hides the last event of sampled users, for logs whose clock is too coarse to cut.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ RETRIEVAL = pa.schema(
     ]
 )
 FIT_FRACTION, TEST_FRACTION = 0.6, 0.8  # quantiles of the impression times at which the log is cut
-VALID_FRACTION = 0.1  # last part of the ranker's training requests
+VALID_FRACTION = 0.1  # of the ranker's training requests, the latest ones
 MOST = {"test": 6_000, "train": 12_000}  # retrieval requests
-POOL_ITEMS = 1_000  # at most so many items are kept from the encoder, to test it on
+POOL_ITEMS = 1_000  # most items held out from the encoder's training, to test it on
 PARTS = ("train", "valid", "test")
 
 
@@ -72,7 +72,7 @@ class Split:
 
     @property
     def fit_until(self) -> datetime:
-        """What the encoder and the retrieval models learn from was known before this moment (UTC)."""
+        """Encoder and retrieval models are trained on data available before this moment (UTC)."""
         return datetime.fromisoformat(self.artifact.config["fit_until"])
 
     @property
@@ -82,7 +82,7 @@ class Split:
 
     @cached_property
     def log(self) -> pa.Table:
-        """Events that features may see (EVENTS), ordered by (available_time, event_id)."""
+        """Events that features may read (EVENTS), ordered by (available_time, event_id)."""
         return pq.read_table(self.artifact.file("log.parquet"))
 
     @cached_property
@@ -97,25 +97,25 @@ class Split:
 
     @cached_property
     def pool(self) -> np.ndarray:
-        """Items the encoder is tested on and never learns from, int64 ascending.
+        """Items held out from the encoder's training to test it on, int64 ascending.
 
-        Whole products (SPU) with picture and title that nobody acted on before ``fit_until``.
+        Whole products (SPU) with picture and title that have no event before ``fit_until``.
         """
         return pq.read_table(self.artifact.file("pool.parquet")).column("item_id").to_numpy()
 
     def encoder_items(self, items: pa.Table) -> np.ndarray:
-        """Items the encoder may learn from, int64 ascending: known before ``fit_until``, not in the pool."""
+        """Items the encoder may train on, int64 ascending: first seen before ``fit_until``, not in the pool."""
         known = pc.less(items.column("first_seen"), pa.scalar(self.fit_until, TIME))
         return np.setdiff1d(items.filter(known).column("item_id").to_numpy(), self.pool)
 
     @cached_property
     def fit_log(self) -> pa.Table:
-        """The log that was available before ``fit_until``, strictly."""
+        """Events available strictly before ``fit_until``."""
         return self._known_before(self.fit_until)
 
     @cached_property
     def test_log(self) -> pa.Table:
-        """The log that was available before ``test_from``, strictly: what may answer test requests."""
+        """Events available strictly before ``test_from``: what test requests may use."""
         return self._known_before(self.test_from)
 
     def _known_before(self, moment: datetime) -> pa.Table:
@@ -132,19 +132,19 @@ def split_dataset(dataset: Dataset, out: Path, seed: int = 0) -> Artifact:
     Args:
         dataset: its manifest's ``protocol`` is "time" or "holdout".
         out: where to write.
-        seed: which users are held out, and which retrieval requests are kept when there are more than 6,000
-            to test or 12,000 to train.
+        seed: of the sample of held-out users, and of retrieval requests beyond 6,000 for test or 12,000 for
+            training.
 
     Raises:
-        DataError: no events to split, too little time between them, an unknown protocol, or no user who could
-            be held out.
+        DataError: no events to split, too little time between them, an unknown protocol, or too few users to
+            hold out.
     """
     where = dataset.artifact.path
     if dataset.events.num_rows == 0:
         raise DataError(
             f"{where}: expected events to split, found 0 "
             f"(and {dataset.judgements.num_rows} judgements, which carry their own 'part'). "
-            f"A dataset without behaviour can only train and test the encoder and relevance."
+            f"A dataset without events can only train and test the encoder and relevance."
         )
     protocol = dataset.artifact.config["protocol"]
     if protocol not in ("time", "holdout"):
@@ -176,7 +176,7 @@ def split_dataset(dataset: Dataset, out: Path, seed: int = 0) -> Artifact:
 
 
 def _pool(items: pa.Table, acted_on: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Products nobody acted on, in random order until POOL_ITEMS; their items with picture and title."""
+    """Items with picture and title of products without events, in random order of products, at most POOL_ITEMS."""
     spu, item_id = items.column("spu").to_numpy(), items.column("item_id").to_numpy()
     untouched = ~np.isin(spu, spu[np.isin(item_id, acted_on)])
     whole = pc.and_(items.column("image_id").is_valid(), items.column("title").is_valid()).to_numpy()
@@ -190,7 +190,7 @@ def _pool(items: pa.Table, acted_on: np.ndarray, rng: np.random.Generator) -> np
 
 
 def _cuts(log: Log, where: Path) -> tuple[int, int]:
-    """``fit_until`` and ``test_from``: quantiles of the times of what was shown or rated, else of all."""
+    """``fit_until`` and ``test_from``: quantiles of the times of impressions and ratings, else of all events."""
     shown = log.is_type("impression") | log.is_type("rating")
     times = np.sort(log.event_us[shown] if shown.any() else log.event_us)
     first, last = times[0], times[-1]
@@ -238,7 +238,7 @@ def _ranking(log: Log, fit_us: int, test_us: int) -> pa.Table:
 
 
 def _requests(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Request id and request time of each row; a row without a request is a request of its own.
+    """Request id and request time of each row; a row without a request id becomes its own request.
 
     The time of a request is that of its first event.
     """
@@ -253,7 +253,7 @@ def _requests(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _clicked(log: Log, clicks: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Whether the (request, item) of each of ``rows`` is among those of ``clicks``, bool."""
+    """Whether the (request, item) of each of ``rows`` was clicked, bool."""
     request = log.table.column("request_id").fill_null(-1).to_numpy()
     pair = pairs(
         np.concatenate([request[rows], request[clicks]]), np.concatenate([log.item[rows], log.item[clicks]])
@@ -263,7 +263,7 @@ def _clicked(log: Log, clicks: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _ranking_part(request: np.ndarray, time_us: np.ndarray, test_us: int) -> np.ndarray:
-    """Number in PARTS of each row; valid are the last tenth of the requests before ``test_us``."""
+    """Number in PARTS of each row; the last tenth of the requests before ``test_us`` is "valid"."""
     change = np.concatenate(
         [[True], request[1:] != request[:-1]]
     )  # rows are grouped by request, in time order
@@ -274,7 +274,7 @@ def _ranking_part(request: np.ndarray, time_us: np.ndarray, test_us: int) -> np.
 
 
 def _retrieval_by_time(log: Log, fit_us: int, test_us: int, rng: np.random.Generator) -> pa.Table:
-    """For every user with new likes in a window, one request at its start; window by window."""
+    """One request per user and window, at its start, whose relevant items are those newly liked in the window."""
     end_us = int(log.event_us.max()) + 1
     found = []
     for part, start_us, stop_us in (("train", fit_us, test_us), ("test", test_us, end_us)):
@@ -313,10 +313,10 @@ def _retrieval_table(found: list[tuple[str, int, np.ndarray, np.ndarray]]) -> pa
 
 
 def _hold_out(log: Log, items: pa.Table, rng: np.random.Generator, where: Path) -> tuple[pa.Table, pa.Table]:
-    """Hide the last event of chosen users; returns the log without them and the retrieval requests.
+    """Hide the last like of sampled users; returns the log without those events and the retrieval requests.
 
-    A user can be chosen who has liked at least two items with pictures and whose last event is the first with
-    its item, which has a picture. Test users are a third of them, at most 6,000; then at most 12,000 train.
+    Eligible are users who liked at least two items with pictures, and whose last like is their only one of its item,
+    which has a picture. A third of them, at most 6,000, are test users; at most 12,000 others are train users.
     """
     pictured = items.filter(items.column("image_id").is_valid()).column("item_id").to_numpy()
     likes = np.flatnonzero(log.positive)

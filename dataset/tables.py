@@ -1,4 +1,4 @@
-"""The dataset artifact: canonical tables on disk, read when first used."""
+"""The dataset artifact: canonical tables on disk, read lazily."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
     Args:
         out: where to write.
         tables: canonical tables.
-        config: "name", "protocol" ("time", "holdout" or "none": how the split treats the events), and what
-            else made them; completed here with the rows of each table and the quarantined rows by rule.
+        config: "name", "protocol" ("time", "holdout" or "none": how the split treats the events), and any other
+            provenance; the rows of each table and the quarantined rows by rule are added here.
 
     Raises:
-        DataError: a schema is not met, too much of a table would be quarantined, or nothing is left.
+        DataError: a table breaks its schema, too many of its rows would be quarantined, or no row is left.
     """
     checked = check(tables)
     if checked.events.num_rows == 0 and config["protocol"] != "none":
@@ -75,7 +75,7 @@ class Dataset:
 
     @cached_property
     def events(self) -> pa.Table:
-        """Everything that happened (EVENTS)."""
+        """All events (EVENTS)."""
         return self._read("events")
 
     @cached_property
@@ -90,12 +90,12 @@ class Dataset:
 
     @cached_property
     def quarantine(self) -> pa.Table:
-        """Refused rows and why (QUARANTINE)."""
+        """Refused rows and the rules they broke (QUARANTINE)."""
         return self._read("quarantine")
 
     @cached_property
     def truth(self) -> pa.Table | None:
-        """True click probability of each impression, known to the simulated marketplace only."""
+        """True click probability of each impression; only the simulated marketplace has it."""
         return self._read("truth") if self.artifact.file("truth.parquet").exists() else None
 
     @cached_property
@@ -103,6 +103,6 @@ class Dataset:
         return {image_id: row for row, image_id in enumerate(self.images.column("image_id").to_pylist())}
 
     def image_bytes(self, image_id: str | None) -> bytes | None:
-        """The encoded picture called ``image_id``; None when there is none."""
+        """The encoded picture with this id; None if there is none."""
         row = self._image_rows.get(image_id) if image_id is not None else None
         return None if row is None else self.images.column("bytes")[row].as_py()

@@ -1,7 +1,7 @@
-"""Text as it is stored and compared: one form for catalogue, queries, categories and filters.
+"""Text normalization: one form for catalogue, queries, categories and filters.
 
-Two texts that look alike are one text here: "é" typed as one character or as two, full-width letters, a soft hyphen
-or a byte order mark inside. What nobody sees is no text.
+Texts that look the same become equal: "é" typed as one character or as two, full-width letters, a soft hyphen or a
+byte order mark inside. Invisible characters are removed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import unicodedata
 
 import pyarrow as pa
 
-# Unicode's default-ignorable characters (DerivedCoreProperties), which show nothing and are typed by accident.
+# Unicode's default-ignorable characters (DerivedCoreProperties): invisible, usually typed by accident.
 INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
@@ -20,11 +20,11 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line fe
 
 
 def clean(text: str) -> str:
-    """The text in Unicode's form NFKC, without characters that nobody sees, controls as spaces, stripped."""
+    """The text in Unicode form NFKC, without invisible characters, control characters as spaces, stripped."""
     if not text.isascii():
         for _ in range(
             2
-        ):  # taking a character out may bring a letter and its accent together, and the other way round
+        ):  # removing a character may join a letter and its accent, and normalizing may add one
             text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
     return CONTROL.sub(" ", text).strip()
 
@@ -35,7 +35,7 @@ def clean_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _cleaned(values: pa.Array) -> pa.Array:
-    """The same array where nothing changes."""
+    """Clean an array; returns the same object if nothing changes."""
     if pa.types.is_map(values.type) or pa.types.is_list(values.type):
         parts = (values.keys, values.items) if pa.types.is_map(values.type) else (values.values,)
         cleaned = [_cleaned(part) for part in parts]

@@ -52,7 +52,7 @@ def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
     for found in track(consume(reader, ingestor, store_dir), "ingest", unit="deliveries"):
         total = total.plus(found)
     aside = f"; {total.refused} set aside in {store_dir / DATA / DEAD_LETTER / DEAD}" if total.refused else ""
-    return f"new events: {total.new}, known before: {total.known}{aside}"
+    return f"accepted: {total.accepted}, duplicates: {total.duplicates}{aside}"
 
 
 def fold(run: Run) -> str:

@@ -1,1 +1,1 @@
-"""The ground: what a run is on disk, and how long work is written, shown and resumed; knows no model."""
+"""The base layer: a run on disk, its artifacts and generations, progress of long work; knows no model."""

@@ -1,12 +1,12 @@
 """Artifacts: the only interface between stages.
 
 An artifact is a directory with a ``manifest.json`` naming its kind, configuration, parents and the sha256
-of every file. It is written under a temporary name, fsynced and renamed, so a half-written artifact does not
-exist; it is verified when opened, so a damaged one is refused with the command that makes it again.
+of every file. It is written under a temporary name, fsynced and renamed, so half-written artifacts do not exist.
+It is verified when opened; a damaged one is refused with the command that recreates it.
 
 There is one way to open: ``open_artifact`` turns a path into a verified ``Artifact``, and a loader (``Dataset.open``,
-``Vectors.open``, ``Ranker.open``, ...) takes that artifact, never a path, and trusts it. Whoever starts a piece of
-work (a stage, the service, a measurement) opens each artifact once and hands it, or what was loaded of it, on.
+``Vectors.open``, ``Ranker.open``, ...) takes that artifact, never a path, and trusts it. Each entry point (a stage, the
+service, a measurement) opens an artifact once and passes it, or what was loaded from it, on.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MADE_BY = {  # the command that makes an artifact of each kind
 
 
 class ArtifactError(RuntimeError):
-    """An artifact is missing, damaged, of the wrong kind, or made from other parents than expected."""
+    """An artifact is missing, damaged, of the wrong kind, or was made from other parents than expected."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Artifact:
     Attributes:
         path: its directory.
         kind: what it holds, e.g. ``"embedding"``.
-        id: 16 hex digits over kind, configuration, parents and file hashes: equal ids mean equal content.
-        config: the complete configuration that made it (JSON values).
-        parents: role -> artifact id of everything it was made from.
+        id: 16 hex digits, a hash of kind, configuration, parents and file hashes: equal ids mean equal content.
+        config: the complete configuration it was made with (JSON values).
+        parents: role -> id of each artifact it was made from.
     """
 
     path: Path
@@ -78,7 +78,7 @@ def _identity(manifest: Mapping[str, Any]) -> str:
 
 
 def fsync(path: Path) -> None:
-    """Have what was written to a file, or which files a folder holds, survive a loss of power."""
+    """Flush a file, or a folder's list of files, to disk, so that it survives a loss of power."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -95,7 +95,7 @@ def _rows(path: Path) -> int | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a small record, whole or not at all, whether the process or the machine dies."""
+    """Write a small JSON record atomically; it survives a kill and a loss of power."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     fsync(temporary)
@@ -105,7 +105,7 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Wait until no other process, or thread, is inside a block with the lock file at ``path``."""
+    """Hold the lock file at ``path``, exclusive between processes and threads."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -117,8 +117,8 @@ def write_artifact(
 ) -> Iterator[Path]:
     """Yield an empty directory to fill; on a clean exit seal it with a manifest and rename it to ``path``.
 
-    An exception inside the block leaves whatever was at ``path`` untouched. An existing artifact is moved
-    aside first and removed last, so at every moment either the old or the new one can be opened.
+    An exception inside the block leaves ``path`` untouched. An existing artifact is moved aside first and removed
+    last, so at every moment either the old or the new one can be opened.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -163,7 +163,7 @@ def open_artifact(path: Path, kind: str, made_by: str | None = None) -> Artifact
     Args:
         path: its directory.
         kind: the kind the caller can read.
-        made_by: the command that makes it, for the error message; None: the one in ``MADE_BY``.
+        made_by: the command that creates it, for the error message; None: the one in ``MADE_BY``.
 
     Raises:
         ArtifactError: missing, of another kind, a file missing, altered, or not in the manifest.
@@ -171,8 +171,8 @@ def open_artifact(path: Path, kind: str, made_by: str | None = None) -> Artifact
     path = Path(path)
     previous = path.with_name(path.name + ".previous")
     if not path.exists() and previous.exists():
-        previous.rename(path)  # a kill between the two renames of write_artifact
-    again = f"Run '{MADE_BY[kind] if made_by is None else made_by}' to make it again."
+        previous.rename(path)  # write_artifact was killed between its two renames
+    again = f"Run '{MADE_BY[kind] if made_by is None else made_by}' to recreate it."
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:
@@ -204,30 +204,34 @@ def open_artifact(path: Path, kind: str, made_by: str | None = None) -> Artifact
                 f"the file changed after it was written. {again}"
             )
     if manifest["id"] != _identity(manifest):
-        raise ArtifactError(f"{path / MANIFEST}: its id does not match its content: it was edited. {again}")
+        raise ArtifactError(
+            f"{path / MANIFEST}: expected id {_identity(manifest)}, found {manifest['id']}: the file was edited. {again}"
+        )
     return Artifact(path, kind, manifest["id"], manifest["config"], manifest["parents"])
 
 
 def require_parent(child: Artifact, role: str, parent: Artifact) -> None:
-    """Refuse a ``child`` that was made from another ``parent`` than the one at hand.
+    """Refuse a ``child`` that was made from another artifact than ``parent``.
+
+    Every consumer of two artifacts checks this: an index of one encoder with a ranker of another gives wrong results
+    without an error.
 
     Raises:
-        ArtifactError: naming both ids; serving an index of one encoder with the ranker of another is silent
-            nonsense, so every consumer of two artifacts checks this.
+        ArtifactError: naming both ids.
     """
     if child.parents.get(role) != parent.id:
         raise ArtifactError(
-            f"{child.path}: made from {role} {child.parents.get(role)}, but {parent.path} is {parent.id}. "
+            f"{child.path}: made from {role} {child.parents.get(role)}, expected {parent.id} ({parent.path}). "
             f"Run the later stage again so that both agree."
         )
 
 
 def require_agreement(artifacts: Mapping[str, Artifact], required: Sequence[tuple[str, str]] = ()) -> None:
-    """Refuse artifacts that name another parent than the one opened beside them.
+    """Refuse artifacts whose recorded parents differ from the ones opened with them.
 
     Args:
         artifacts: role -> artifact.
-        required: (child role, parent role) pairs that must be recorded, not merely not contradicted.
+        required: (child role, parent role) pairs that must be present and recorded; others are checked if present.
 
     Raises:
         ArtifactError: naming the first pair that disagrees.

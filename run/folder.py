@@ -1,4 +1,4 @@
-"""A run on disk: one journey's folder, the choices it was started with, and which stages are done."""
+"""A run on disk: its folder, the choices it was started with, and its finished stages."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from run.sizes import Size, size
 
 RUNS = Path("runs")
 LAST = RUNS / "last.json"
-STAMPS = "stages"  # of a run: a file for each finished stage
+STAMPS = "stages"  # folder in a run: one file per finished stage
 
 
 class JourneyError(ValueError):
-    """A stage was asked for before the one it needs, or a run folder holds another run."""
+    """A stage was requested before one it needs, or the folder holds another run."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One journey: a folder and the four choices everything in it follows from.
+    """A folder and the four choices that determine everything in it.
 
     Attributes:
-        folder: where every artifact of the run lives.
+        folder: holds every artifact of the run.
         data: ``marketplace[:EVENTS]`` or ``FORMAT:FOLDER``.
-        size_name: the dial, see ``run.sizes``.
-        seed: seed of everything random.
+        size_name: size of all models, see ``run.sizes``.
+        seed: random seed of every stage.
         profile: online store, ``embedded`` (SQLite) or ``redis``.
     """
 
@@ -37,15 +37,15 @@ class Run:
 
     @property
     def size(self) -> Size:
-        """The size this run was started with."""
+        """The size named ``size_name``."""
         return size(self.size_name)
 
 
 def load(folder: Path | None) -> Run:
-    """Reopen a run; without a folder, the last one.
+    """Open the run in ``folder``; None: the last run.
 
     Raises:
-        JourneyError: there is none.
+        JourneyError: there is no run.
     """
     if folder is None:
         if not LAST.exists():
@@ -58,16 +58,16 @@ def load(folder: Path | None) -> Run:
 
 
 def timings(run: Run) -> dict[str, float]:
-    """Seconds each finished stage took, in the order in which they finished."""
+    """Seconds per finished stage, in order of completion."""
     stamps = sorted((run.folder / STAMPS).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     return {path.stem: float(json.loads(path.read_text())["seconds"]) for path in stamps}
 
 
 def stamp(run: Run, verb: str) -> Path:
-    """The file that says a stage is done."""
+    """The file that marks a stage as finished."""
     return run.folder / STAMPS / f"{verb}.json"
 
 
 def choices(run: Run) -> dict[str, str | int]:
-    """What ``run.json`` says: everything a run follows from."""
+    """The content of ``run.json``: the four choices."""
     return {key: value for key, value in asdict(run).items() if key != "folder"}

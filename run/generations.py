@@ -1,8 +1,8 @@
-"""Generations: the artifacts that serve together, sealed side by side, and the one file that says which does.
+"""Generations: immutable sets of artifacts that serve together, and the file that names the active one.
 
-``<run>/generations/<number>/`` holds an encoder, its vectors and all that was trained on them, as hard links of
-the run's artifacts: a retraining puts new files in the run folder and leaves these alone. ``current.json`` names
-the active one and those active before it; replacing it is the switch. Knows artifacts and files, no models.
+``<run>/generations/<number>/`` holds an encoder, its vectors and everything trained on them, as hard links to the
+run's artifacts: retraining writes new files into the run folder and leaves these unchanged. ``current.json`` names
+the active generation and those active before it; replacing that file switches. Knows artifacts, but no models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FOLDER, RECORD, CURRENT, LAST = "generations", "generation.json", "current.json"
 
 
 class GenerationError(RuntimeError):
-    """There is no such generation, or none yet; says which command makes one."""
+    """The generation does not exist, or must not be removed; names the next command where there is one."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Part:
     """One artifact of a generation.
 
     Attributes:
-        role: by what name the others call it as their parent.
-        kind: of artifact.
-        needed: whether a generation may lack it: not every data has queries or judgements.
+        role: name under which other artifacts record it as their parent.
+        kind: kind of artifact.
+        needed: false if a generation may lack it: not every dataset has queries or judgements.
     """
 
     role: str
@@ -40,7 +40,7 @@ class Part:
     needed: bool = True
 
 
-PARTS = {  # by the name of the folder
+PARTS = {  # by folder name
     "encoder": Part("encoder", "encoder"),
     "embedding": Part("embedding", "embedding"),
     "index": Part("index", "index"),
@@ -55,13 +55,13 @@ REQUIRED_PARENTS = (("embedding", "encoder"), ("index", "embedding"), ("ranker",
 
 @dataclass(frozen=True)
 class Generation:
-    """What serves together.
+    """The record of one generation.
 
     Attributes:
         number: from 1.
         artifacts: folder name -> artifact id.
-        published: when, ISO 8601 in UTC.
-        figures: what was measured of it then.
+        published: time of publishing, ISO 8601 in UTC.
+        figures: measurements taken when it was published.
     """
 
     number: int
@@ -72,12 +72,12 @@ class Generation:
 
 @dataclass(frozen=True)
 class Current:
-    """Which generation serves.
+    """The active generation, which services load.
 
     Attributes:
         generation: its number.
-        before: those that were active before it, oldest first; what ``rollback`` returns to.
-        since: when it was activated, ISO 8601 in UTC.
+        before: numbers of the generations active before it, oldest first; ``rollback`` returns to the last.
+        since: time of activation, ISO 8601 in UTC.
     """
 
     generation: int
@@ -101,7 +101,7 @@ def open_parts(folder: Path) -> dict[str, Artifact]:
 def require_whole(artifacts: Mapping[str, Artifact], data: Mapping[str, Artifact]) -> None:
     """Refuse artifacts that were not made from one another, or not from the run's data.
 
-    The encoder alone may have learned from earlier data: a changed catalogue is embedded with it as well.
+    Only the encoder may come from earlier data: it can embed a changed catalogue without retraining.
 
     Args:
         artifacts: by role.
@@ -116,12 +116,12 @@ def require_whole(artifacts: Mapping[str, Artifact], data: Mapping[str, Artifact
 
 
 def folder_of(run: Path, number: int) -> Path:
-    """Where the artifacts of a generation are."""
+    """Folder of a generation's artifacts."""
     return run / FOLDER / str(number)
 
 
 def generations(run: Path) -> list[Generation]:
-    """All of them, by number."""
+    """All generations, by number."""
     records = (run / FOLDER).glob(f"[0-9]*/{RECORD}")
     found = [Generation(**json.loads(path.read_text())) for path in records if path.parent.name.isdigit()]
     return sorted(found, key=lambda one: one.number)
@@ -131,7 +131,7 @@ def find(run: Path, number: int) -> Generation:
     """The generation with this number.
 
     Raises:
-        GenerationError: there is none.
+        GenerationError: it does not exist.
     """
     known = {one.number: one for one in generations(run)}
     if number not in known:
@@ -140,7 +140,7 @@ def find(run: Path, number: int) -> Generation:
 
 
 def current(run: Path) -> Current | None:
-    """Which generation serves; None before the first."""
+    """The active generation; None before the first activation."""
     try:
         content = json.loads((run / FOLDER / CURRENT).read_text())
     except FileNotFoundError:
@@ -149,10 +149,10 @@ def current(run: Path) -> Current | None:
 
 
 def serving(run: Path) -> Current:
-    """Which generation serves.
+    """The active generation.
 
     Raises:
-        GenerationError: none yet.
+        GenerationError: none is active yet.
     """
     found = current(run)
     if found is None:
@@ -163,18 +163,18 @@ def serving(run: Path) -> Current:
 
 
 def published(run: Path, artifacts: Mapping[str, Artifact]) -> Generation | None:
-    """The generation that is made of these artifacts."""
+    """The generation that consists of these artifacts, if any."""
     ids = _ids(artifacts)
     return next((one for one in generations(run) if one.artifacts == ids), None)
 
 
 def seal(run: Path, artifacts: Mapping[str, Artifact], figures: Mapping[str, Any]) -> Generation:
-    """Keep artifacts of the run folder as its next generation, whole or not at all.
+    """Link artifacts of the run folder into its next generation, atomically.
 
     Args:
         run: the run folder.
         artifacts: by role.
-        figures: what was measured of them.
+        figures: their measurements.
     """
     last = run / FOLDER / LAST
     number = 1 + (json.loads(last.read_text())["number"] if last.exists() else 0)
@@ -184,7 +184,7 @@ def seal(run: Path, artifacts: Mapping[str, Artifact], figures: Mapping[str, Any
     building = run / FOLDER / "building"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    write_json(last, {"number": number})  # first: no number is given twice
+    write_json(last, {"number": number})  # first, so that no number is used twice
     for name, part in PARTS.items():
         if part.role in artifacts:
             shutil.copytree(artifacts[part.role].path, building / name, copy_function=_link)
@@ -194,10 +194,10 @@ def seal(run: Path, artifacts: Mapping[str, Artifact], figures: Mapping[str, Any
 
 
 def point(run: Path, number: int) -> Current:
-    """Make a generation the one that serves; nothing changes when it does.
+    """Make a generation the active one; idempotent.
 
     Raises:
-        GenerationError: there is none with this number.
+        GenerationError: it does not exist.
     """
     find(run, number)
     now = current(run)
@@ -207,7 +207,7 @@ def point(run: Path, number: int) -> Current:
 
 
 def point_back(run: Path) -> Current:
-    """Make the one before the active one serve again.
+    """Reactivate the generation that was active before.
 
     Raises:
         GenerationError: there is none.
@@ -220,7 +220,7 @@ def point_back(run: Path) -> Current:
 
 
 def before(run: Path) -> int | None:
-    """The generation that ``point_back`` returns to: the last one before the active one that is still there."""
+    """The generation that ``point_back`` returns to: the latest previously active one that still exists."""
     now = current(run)
     if now is None:
         return None
@@ -229,10 +229,10 @@ def before(run: Path) -> int | None:
 
 
 def remove(run: Path, numbers: Iterable[int]) -> None:
-    """Take generations away; one that serves, or that a rollback would return to, stays.
+    """Delete generations; the active one and the one that a rollback returns to cannot be deleted.
 
     Raises:
-        GenerationError: one has to stay; none is removed.
+        GenerationError: one of the numbers cannot be deleted; nothing is deleted.
     """
     now, numbers = current(run), list(numbers)
     staying = {before(run), None if now is None else now.generation}
@@ -242,12 +242,12 @@ def remove(run: Path, numbers: Iterable[int]) -> None:
         )
     for number in numbers:
         folder_of(run, number).rename(run / FOLDER / f"leaving-{number}")
-    for path in (run / FOLDER).glob("leaving-*"):  # of a removal that was killed as well
+    for path in (run / FOLDER).glob("leaving-*"):  # also those of a removal that was killed
         shutil.rmtree(path)
 
 
 def newer(run: Path, generation: Generation) -> list[str]:
-    """Names of the artifacts that the run folder holds in another version than the generation."""
+    """Names of the artifacts whose version in the run folder differs from the generation's."""
     manifests = {name: run / name / MANIFEST for name in PARTS}
     held = {name: json.loads(path.read_text())["id"] for name, path in manifests.items() if path.exists()}
     return [name for name in PARTS if name in held and held[name] != generation.artifacts.get(name)]

@@ -16,8 +16,8 @@ def track(items: Iterable[T], description: str, total: int | None = None, unit: 
 
     Args:
         items: what to iterate over.
-        description: the stage's verb, e.g. ``"embed items"``.
-        total: how many there will be; taken from ``len(items)`` when it has one.
+        description: what is being done, e.g. ``"embed items"``.
+        total: number of items; default: ``len(items)`` if it has one.
         unit: what is counted, for the rate.
     """
     if total is None and hasattr(items, "__len__"):

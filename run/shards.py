@@ -1,4 +1,4 @@
-"""Parts of one work that are done apart, on one machine or on several, and joined."""
+"""Shards: parts of one job that run independently, on one machine or several, and are joined afterwards."""
 
 from __future__ import annotations
 
@@ -6,48 +6,48 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-Shard = tuple[int, int]  # number, from 1, and how many there are
+Shard = tuple[int, int]  # number from 1, count of shards
 WHOLE: Shard = (1, 1)
 
 
 class ShardError(ValueError):
-    """There is no such shard, or shards do not make a whole."""
+    """A shard that cannot exist, or a set of shards that is not complete."""
 
 
 def parse_shard(text: str) -> Shard:
-    """The shard that ``"2/4"`` names: the second of four.
+    """Parse ``"2/4"``, the second shard of four.
 
     Raises:
-        ShardError: not two numbers, or no such shard.
+        ShardError: not two numbers, or a number above the count.
     """
     match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
     if not match:
-        raise ShardError(f"shard: expected a number and how many, as in 1/4, found {text!r}.")
+        raise ShardError(f"shard: expected NUMBER/COUNT, as in 1/4, found {text!r}.")
     shard = int(match[1]), int(match[2])
     check_shard(shard)
     return shard
 
 
 def check_shard(shard: Shard) -> None:
-    """Refuse a shard that cannot be.
+    """Refuse a shard that cannot exist.
 
     Raises:
-        ShardError: its number is not between 1 and how many there are.
+        ShardError: its number is not between 1 and the count.
     """
     number, count = shard
     if not 1 <= number <= count:
-        raise ShardError(f"shard: expected a number from 1 to how many there are, found {number}/{count}.")
+        raise ShardError(f"shard: expected a number from 1 to the count of shards, found {number}/{count}.")
 
 
 def check_complete(shards: Iterable[Shard], made_by: str) -> None:
-    """Refuse shards that are not every one of a whole, once.
+    """Refuse a set that does not hold each shard of one count exactly once.
 
     Args:
         shards: in any order.
-        made_by: the command that makes one, for the error message (``"moon embed --shard"``).
+        made_by: the command that computes one, for the error message (``"moon embed --shard"``).
 
     Raises:
-        ShardError: naming those that are missing, and those that are there twice or of another number of shards.
+        ShardError: naming missing shards, and surplus ones (repeated, or of another count).
     """
     found = Counter(shards)
     count = next(iter(found), WHOLE)[1]

@@ -1,4 +1,4 @@
-"""The one dial: a size name fixes widths, depths, lengths and batches of every model; the rest is derived."""
+"""Model sizes: a name sets widths, depths, lengths and batches of every model; the rest is derived."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Size:
-    """Everything a size name fixes.
+    """Everything that a size name sets.
 
     Attributes:
         name: ``nano`` (tests, the simulated shop), ``small`` (two CPU cores, real data), ``base`` (a GPU).
-        item_width: width of the item and query vectors written to the store (Matryoshka prefixes halve it).
+        item_width: width of the item and query vectors in the store (Matryoshka prefixes halve it).
         hidden: width of the multimodal backbone.
-        layers: depth of its vision and of its language side.
-        image_px: side of the square an image is resized to, in pixels.
-        text_tokens: tokens kept of an item's text.
+        layers: depth of its vision and of its language part.
+        image_px: side of the square that pictures are resized to, in pixels.
+        text_tokens: most tokens of an item's text.
         id_width: width of the ranker's id embeddings.
-        history: how many of a user's latest behaviours the models see.
-        encoder_batch: pairs per step of the encoder's training; it grows with the model.
-        encoder_steps: most steps of the encoder's training, so that the machine of this size finishes in time.
-        encoder_chunk: most samples whose graph is held at once (GradCache); None: a whole batch fits.
-        ranker_slots: padded candidates per step of the ranker's training.
+        history: most recent behaviours of a user that the models read.
+        encoder_batch: pairs per training step of the encoder.
+        encoder_steps: most training steps of the encoder, a limit on time for the machine of this size.
+        encoder_chunk: most samples per forward pass whose graph is kept (GradCache); None: the whole batch.
+        ranker_slots: padded candidates per training step of the ranker.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Size:
 
     @property
     def matryoshka(self) -> tuple[int, ...]:
-        """Prefix widths that are trained as vectors of their own, widest first, down to 16."""
+        """Prefix widths trained as embeddings of their own, widest first, down to 16."""
         widths = [self.item_width]
         while widths[-1] // 2 >= 16:
             widths.append(widths[-1] // 2)
@@ -95,19 +95,19 @@ SIZES = {
         ),
     )
 }
-# The size unless one is given: for the simulated shop, for real data, for the GPU benchmark.
+# Default sizes: of the simulated shop, of real data, of the GPU benchmark.
 SIMULATED, REAL, GPU = "nano", "small", "base"
 
 
 class SizeError(ValueError):
-    """A size nobody knows."""
+    """An unknown size name."""
 
 
 def size(name: str) -> Size:
     """The size called ``name``.
 
     Raises:
-        SizeError: unknown name, listing the known ones.
+        SizeError: unknown name; lists the known ones.
     """
     if name not in SIZES:
         raise SizeError(f"unknown size {name!r}: expected one of {', '.join(SIZES)}")
@@ -115,9 +115,9 @@ def size(name: str) -> Size:
 
 
 def recorded(content: Mapping[str, Any]) -> Size:
-    """The size that an artifact's configuration holds.
+    """The size recorded in an artifact's configuration.
 
-    What an earlier release did not record yet is that of the size of the same name.
+    Fields that an earlier release did not record are taken from the size of the same name.
 
     Raises:
         SizeError: its name is unknown.
