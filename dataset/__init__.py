@@ -1,1 +1,1 @@
-"""Raw catalogues and behaviour logs become canonical tables under contract."""
+"""Datasets: importers and the simulated shop, the checked canonical tables, and the split."""

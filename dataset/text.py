@@ -24,7 +24,7 @@ def clean(text: str) -> str:
     if not text.isascii():
         for _ in range(
             2
-        ):  # removing a character may join a letter and its accent, and normalizing may add one
+        ):  # removing may join a letter and its accent; normalizing may yield an invisible character
             text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
     return CONTROL.sub(" ", text).strip()
 

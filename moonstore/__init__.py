@@ -1,1 +1,1 @@
-"""Feast's stores and engine at the speed of the hardware: joins, columns, compare-and-set. Knows nothing of Moon."""
+"""Fast Feast stores and engine: ASOF joins, columnar reads and writes, compare-and-set; independent of Moon."""

@@ -1,8 +1,8 @@
-"""Point-in-time joins as native ASOF joins, where Feast plans an inequality join and a window.
+"""Point-in-time joins as native ASOF joins, instead of Feast's inequality join and window.
 
 Feast joins every entity row with every older feature row of its key and then keeps the newest; DuckDB's ASOF join
-walks both sides once. The answers are the same (``tests/test_asof_join.py``): the newest row at or before the
-entity row's time, of equal times the one created last, nothing when that row is older than the view's time to live.
+scans both sides once. Results are equal (``tests/test_asof_join.py``): the newest row at or before the entity row's
+time, of equal times the one created last, null if that row is older than the view's time to live.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from moonstore.errors import StoreError
 
 Reader = Callable[[DataSource, str], ibis.Table]
 UTC = dt.Timestamp(timezone="UTC", scale=6)
-ROW, AT, ORDER = "__row", "__at", "__order"  # columns of ours beside the user's
-LATEST = pd.Timestamp("2262-01-01", tz="UTC")  # sorts after whatever was created
-EARLIEST = pd.Timestamp("1678-01-01", tz="UTC")  # and before
+ROW, AT, ORDER = "__row", "__at", "__order"  # internal columns, beside the caller's
+LATEST = pd.Timestamp("2262-01-01", tz="UTC")  # sorts after every created timestamp
+EARLIEST = pd.Timestamp("1678-01-01", tz="UTC")  # sorts before every created timestamp
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """The rows of one view and what is wanted of them.
+    """The rows of one view and the features requested from them.
 
     Attributes:
         table: the view's source, mapped to the names the view uses.
-        time: its event timestamp.
-        created: its created timestamp, which decides between rows of one time; None: there is none.
+        time: name of the event timestamp.
+        created: name of the created timestamp, which decides between rows of equal time; None: there is none.
         keys: column of ``table`` -> column of the entity rows.
         features: column of ``table`` -> name in the output.
-        ttl: how long a row is good for; zero or None: for ever.
+        ttl: time to live of a row; zero or None: unlimited.
     """
 
     table: ibis.Table
@@ -55,7 +55,7 @@ class Lookup:
 
 
 class AsofJob(IbisRetrievalJob):
-    """Feast's job, which also checks that as many rows came back as went in."""
+    """Feast's retrieval job, plus a check that each entity row gives exactly one result row."""
 
     def __init__(self, table: ibis.Table, rows: int, **rest: Any) -> None:
         super().__init__(table, **rest)
@@ -69,14 +69,14 @@ class AsofJob(IbisRetrievalJob):
 
     def _checked(self, answer: Any) -> Any:
         if len(answer) != self._rows:
-            raise StoreError(f"asked for {self._rows} rows, joined {len(answer)}")
+            raise StoreError(f"expected a row for each of {self._rows} entity rows, found {len(answer)}")
         return answer
 
 
 def why_not(
     views: Sequence[FeatureView], entity_rows: object, filter_by_created_timestamp: bool
 ) -> str | None:
-    """Why an ASOF join cannot answer this; None: it can."""
+    """The reason why an ASOF join cannot answer this; None: it can."""
     if not isinstance(entity_rows, pd.DataFrame):
         return "the entity rows are not a data frame"
     for view in views:
@@ -89,12 +89,12 @@ def why_not(
 
 
 def lookup(view: FeatureView, references: Sequence[str], full_names: bool, table: ibis.Table) -> Lookup:
-    """What ``references`` ("view:feature") ask of ``view``, whose source is ``table``.
+    """The features of ``view`` among ``references`` ("view:feature"), to be read from ``table``.
 
     Args:
         view: a view with a batch source.
         references: of all views.
-        full_names: whether features are to be called "view__feature".
+        full_names: whether to name features "view__feature".
         table: every row of the source.
     """
     source = view.batch_source
@@ -124,9 +124,9 @@ def asof_job(
 
     Args:
         lookups: one per view.
-        entity_rows: keys, one column of times and whatever else is to be carried along.
-        transforms: on-demand views that are asked for.
-        rest: what Feast's job needs besides.
+        entity_rows: keys, one column of times, and any other columns to pass through.
+        transforms: the requested on-demand views.
+        rest: further arguments of Feast's job.
     """
     time = offline_utils.infer_event_timestamp_from_entity_df(dict(entity_rows.dtypes))
     stamps = entity_rows[time].infer_objects()
@@ -148,10 +148,10 @@ def asof_job(
 
 
 def asof_join(rows: pd.DataFrame, time: str, lookups: Sequence[Lookup]) -> ibis.Table:
-    """Every row of ``rows``, in order, with the features of every lookup at its ``time``, or null."""
+    """Every row of ``rows``, in order, with the features of each lookup as of its ``time``, or null."""
     joined = ibis.memtable(rows.assign(**{ROW: range(len(rows))}))
     joined = joined.mutate(**{AT: joined[time].cast(UTC)})
-    # Of rows with equal times the one created last is wanted: the join runs over (time, created).
+    # Of rows with equal times the one created last wins: the join orders by (time, created).
     joined = joined.mutate(**{ORDER: ibis.struct({"time": _[AT], "created": ibis.literal(LATEST, UTC)})})
     for number, one in enumerate(lookups):
         joined = _with(joined, one, f"__{number}_")

@@ -1,4 +1,4 @@
-"""Rows on their way into the online store: what is good to write, and what is set aside with a reason."""
+"""Validation of rows before they are written online: valid rows, and refused rows with a reason."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from dataset.contracts import DataError
 from moonstore.encode import ARROW
 from moonstore.matrix import kinds
 
-CLOCK_SKEW = timedelta(minutes=5)  # how far ahead of ours another clock may be
+CLOCK_SKEW = timedelta(minutes=5)  # how far another clock may be ahead of ours
 STAMP = pa.timestamp("us", "UTC")
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 WHOLE = re.compile("[+-]?[0-9]+")
-EXACT = {"float": 2**24, "double": 2**53}  # integers beyond are rounded
+EXACT = {"float": 2**24, "double": 2**53}  # larger integers would be rounded
 
 
 @dataclass(frozen=True)
 class Batch:
-    """N rows of one view, good to write.
+    """N valid rows of one view.
 
     Attributes:
-        keys: a column per join key, in the view's order, none null.
-        features: feature -> N values, of types that cast to the features'.
+        keys: a column per join key, in the view's order, without nulls.
+        features: feature -> N values, of a type that casts to the feature's.
         event_us: int64 of shape (N), event times in microseconds since 1970 UTC.
-        created_us: int64 of shape (N), created timestamps; None: the source has none.
+        created_us: int64 of shape (N), created timestamps in the same unit; None: the source has none.
     """
 
     keys: list[pa.Array]
@@ -61,11 +61,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Sifted:
-    """A batch and what did not belong in it.
+    """The valid and the refused rows.
 
     Attributes:
-        batch: the good rows.
-        refused: the other rows as they came, with a column ``reason``.
+        batch: the valid rows.
+        refused: the other rows unchanged, with a column ``reason``.
     """
 
     batch: Batch
@@ -73,24 +73,24 @@ class Sifted:
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many rows were refused, by reason."""
+        """Number of refused rows by reason."""
         counts = pc.value_counts(self.refused.column("reason").combine_chunks())
         return {entry["values"]: entry["counts"] for entry in counts.to_pylist()}
 
 
 def sift(view: FeatureView, rows: pa.Table, now: datetime) -> Sifted:
-    """Set rows aside that a store would take and a reader would stumble over.
+    """Separate rows that a store would accept but that would break readers.
 
-    A row is refused whose key or event time is null, whose event time is before 1970 or more than ``CLOCK_SKEW``
-    ahead of ``now``, whose vector has another width than its view declares, that has NaN, infinity or null inside a
-    list of numbers, an infinite number, a value that does not fit the type it is stored in (text that is no number,
-    a half or NaN for an integer, a number too large), an integer that a float cannot hold, or a key that is not an
-    integer though its entity's are.
+    A row is refused if its key or event time is null, its event time is before 1970 or more than ``CLOCK_SKEW`` after
+    ``now``, its vector has another width than its view declares, a list of numbers holds NaN, infinity or null, a
+    number is infinite, a value does not fit its stored type (text that is not a number, a fraction or NaN for an
+    integer, a number too large), an integer is not exact as a float, or its key is not an integer where the entity's
+    keys are.
 
     Args:
-        view: with names, types and widths.
-        rows: its columns by the view's names, with the source's timestamp columns.
-        now: what counts as the future.
+        view: defines names, types and widths.
+        rows: columns named as in the view, and the source's timestamp columns.
+        now: the current time.
 
     Raises:
         pyarrow.ArrowInvalid: a column does not cast to its feature's type.
@@ -127,10 +127,10 @@ def sift(view: FeatureView, rows: pa.Table, now: datetime) -> Sifted:
 
 
 def refuse_future(view: str, stamps: Sequence[datetime]) -> None:
-    """Refuse rows of the future, which would keep every later one out until then.
+    """Refuse rows with event times in the future, which would block all newer rows until then.
 
     Raises:
-        DataError: there are some.
+        DataError: there are such rows; says how many.
     """
     latest = datetime.now(UTC) + CLOCK_SKEW
     late = [stamp for stamp in stamps if make_tzaware(stamp) > latest]
@@ -142,7 +142,7 @@ def refuse_future(view: str, stamps: Sequence[datetime]) -> None:
 
 
 def _keys(reason: np.ndarray, view: FeatureView, rows: pa.Table) -> list[pa.Array]:
-    """The join keys; rows are marked whose key is null, or is none: Feast would read "7", 7.9 and true as ids."""
+    """The join keys; marks rows whose key is null or not an integer: Feast would coerce "7", 7.9 and true to ids."""
     keys = []
     kind = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
     for name in view.join_keys:
@@ -156,10 +156,9 @@ def _keys(reason: np.ndarray, view: FeatureView, rows: pa.Table) -> list[pa.Arra
 
 
 def _as_stored(reason: np.ndarray, name: str, column: pa.Array, kind: str) -> pa.Array:
-    """A column of numbers in the type that is stored; a cell that does not fit it is marked, and null.
+    """A column of numbers cast to its stored type; rows with a value that does not fit are marked, the value null.
 
-    What a source calls its column does not matter: pandas writes whole numbers with a gap as floats with NaN, and a
-    CSV writes all of them as text.
+    The type in the source does not matter: pandas writes integers with gaps as floats with NaN, a CSV has only text.
     """
     dtype = ARROW.get(kind)
     if (
@@ -179,14 +178,14 @@ def _as_stored(reason: np.ndarray, name: str, column: pa.Array, kind: str) -> pa
 
 
 def _whole_numbers(reason: np.ndarray, name: str, column: pa.Array, dtype: pa.DataType) -> pa.Array:
-    """Integers out of integers of another width, or out of floats."""
+    """Integers from integers of another width, or from floats."""
     bounds = np.iinfo(dtype.to_pandas_dtype())
     lowest, highest = pa.scalar(bounds.min, pa.int64()), pa.scalar(bounds.max, pa.int64())
     if pa.types.is_floating(column.type):
         column = column.cast(pa.float64())
         whole = pc.and_(pc.is_finite(column), pc.equal(pc.floor(column), column))
         column = _without(reason, column, pc.invert(whole), f"{name} is not a whole number")
-        # 2**63 - 1 is no float: the next smaller one is the largest that fits.
+        # 2**63 - 1 is not a float: the next smaller float is the largest that fits.
         lowest, highest = pa.scalar(float(bounds.min)), pa.scalar(float(np.nextafter(float(bounds.max), 0)))
     elif pa.types.is_unsigned_integer(column.type):
         lowest, highest = pa.scalar(0, column.type), highest.cast(pa.uint64())
@@ -195,7 +194,7 @@ def _whole_numbers(reason: np.ndarray, name: str, column: pa.Array, dtype: pa.Da
 
 
 def _parsed(reason: np.ndarray, name: str, column: pa.Array, dtype: pa.DataType) -> pa.Array:
-    """Decimal numbers written as text."""
+    """Numbers parsed from decimal text."""
     found: list[Any] = []
     for row, text in enumerate(column.to_pylist()):
         try:
@@ -209,7 +208,7 @@ def _parsed(reason: np.ndarray, name: str, column: pa.Array, dtype: pa.DataType)
 
 
 def _without(reason: np.ndarray, column: pa.Array, bad: pa.Array, says: str) -> pa.Array:
-    """The column with the cells that are ``bad`` marked and null."""
+    """The column with null where ``bad``; those rows are marked."""
     bad = pc.fill_null(bad, False)
     _mark(reason, bad, says)
     return pc.if_else(bad, pa.scalar(None, column.type), column)

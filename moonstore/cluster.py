@@ -1,6 +1,6 @@
-"""A Redis Cluster read like one server: a message to every node, with the keys whose slots it has.
+"""Columnar reads from a Redis Cluster: one message per node, with the keys whose slots it holds.
 
-redis-py's own pipeline asks a node that hangs again for every key of it, one deadline each.
+redis-py's own pipeline asks a hanging node again for each of its keys, waiting for a timeout each time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class ClusterWire:
     """Connections to the nodes of a cluster.
 
     Args:
-        client: knows which node has which slot, and learns it when it is told so.
-        address: of any node; all are entered alike.
-        timeout_s: for one question to one node.
+        client: maps slots to nodes, and updates that map when the cluster redirects it.
+        address: of any node; database and credentials are the same for all.
+        timeout_s: per request to a node.
     """
 
     def __init__(self, client: RedisCluster, address: Address, timeout_s: float) -> None:
@@ -32,11 +32,11 @@ class ClusterWire:
         self._wires: dict[ClusterNode, Wire] = {}
 
     def columns(self, commands: Hmgets, ids: np.ndarray, keys: list[bytes]) -> list[Values]:
-        """What the hashes of N ids, whose keys these are, hold of each field.
+        """The values of each field in the hashes of N ids with these Redis keys.
 
         Raises:
             redis.exceptions.TimeoutError: a node hangs.
-            redis.exceptions.ClusterError: a slot is not where it was, or a node is gone: let the client find out.
+            redis.exceptions.ClusterError: a slot has moved or a node is gone; the client has to refresh its map.
         """
         found: list[list[bytes | None]] = [[None] * len(ids) for _ in range(commands.fields)]
         try:
@@ -51,7 +51,7 @@ class ClusterWire:
             exceptions.ResponseError,
             exceptions.RedisClusterException,
         ) as error:
-            raise exceptions.ClusterError(f"the cluster is not as it was: {error}") from error
+            raise exceptions.ClusterError(f"the cluster has changed: {error}") from error
         return list(found)
 
     def _rows(self, keys: list[bytes]) -> dict[ClusterNode, list[int]]:

@@ -1,7 +1,7 @@
-"""Connections to one Redis server that answer in time or say that they do not.
+"""Connections to one Redis server with a deadline per request and a circuit breaker.
 
-A deadline holds for a question in all, a second try on a connection that had gone stale included. A server that let
-a deadline pass has tripped the breaker: it is sent a probe, and until it answers that, questions fail at once.
+The deadline covers the whole request, including a second try after a stale connection. A missed deadline opens the
+breaker: the server is sent a probe, and until it answers the probe, requests fail immediately.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from dataclasses import dataclass
 import numpy as np
 from redis import exceptions
 
-NONCE = secrets.token_hex(16).encode()  # no stored value ends like this by chance or on purpose
+NONCE = secrets.token_hex(16).encode()  # random, so that no stored value can end with it
 SENTINEL = b"*2\r\n$4\r\nECHO\r\n$%d\r\n%s\r\n" % (len(NONCE), NONCE)
 END = b"$%d\r\n%s\r\n" % (len(NONCE), NONCE)
 UNREADY = (b"-LOADING", b"-MASTERDOWN", b"-CLUSTERDOWN", b"-TRYAGAIN")
 LEAST_BUFFER = 1 << 14  # bytes
 MAX_IDLE = 16  # connections kept open
-PROBE_S = 0.01  # how long a new probe is waited for
-LOOK_S = 0.002  # how long a question waits to see an older one answered
-PROBE_AGAIN_S = 0.5  # a lost probe would be sent again later and later by TCP, so it is replaced
+PROBE_S = 0.01  # wait for the answer to a new probe
+LOOK_S = 0.002  # wait for the answer to an older probe
+PROBE_AGAIN_S = 0.5  # then a new probe replaces the old one, which TCP would resend at growing intervals
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a Redis server is and how to enter it.
+    """Address and credentials of a Redis server.
 
     Attributes:
         host, port: of the server.
-        database: its number.
-        username, password: None without.
+        database: database number.
+        username, password: None if not needed.
     """
 
     host: str
@@ -47,10 +47,10 @@ class Address:
 
 
 class Breaker:
-    """Remembers that a server hangs, and notices that it is back.
+    """A circuit breaker: open while a server hangs, closed once it answers a probe.
 
-    The server is sent a probe and owes its answer: whoever asks next only looks whether it has come, one thread at a
-    time. So while the server hangs a question costs next to nothing, and the first one after it is back is answered.
+    Later requests only look whether the answer to the pending probe has arrived, one thread at a time. So a request
+    costs next to nothing while the server hangs, and the first request after it recovers is answered.
 
     Args:
         address: of the server.
@@ -64,11 +64,11 @@ class Breaker:
         self._again = 0.0
 
     def check(self) -> None:
-        """Do nothing if the server answers.
+        """Return if the server may be asked.
 
         Raises:
-            redis.exceptions.TimeoutError: it hangs.
-            redis.exceptions.ConnectionError: it refuses.
+            redis.exceptions.TimeoutError: the server hangs.
+            redis.exceptions.ConnectionError: the server refuses connections.
         """
         if not self.open:
             return
@@ -79,7 +79,7 @@ class Breaker:
                 raise exceptions.TimeoutError(f"{self._address} hangs")
             self._close()
         except exceptions.ConnectionError:
-            self._close()  # to be refused takes no time
+            self._close()  # a refusal is immediate, so no breaker is needed
             raise
         finally:
             self._lock.release()
@@ -102,7 +102,7 @@ class Breaker:
             return False
         except OSError:
             pass
-        return True  # whatever it said: an answer, that it wants a password, or good-bye
+        return True  # any answer counts: a reply, a request for a password, or a closed connection
 
     def _close(self) -> None:
         self.open, self._again = False, 0.0
@@ -119,7 +119,7 @@ class Wire:
 
     Args:
         address: of the server.
-        timeout_s: for one question in all.
+        timeout_s: deadline of a request.
     """
 
     def __init__(self, address: Address, timeout_s: float) -> None:
@@ -133,9 +133,9 @@ class Wire:
         """Send commands and return their replies, uint8.
 
         Raises:
-            redis.exceptions.TimeoutError: no whole answer in time.
+            redis.exceptions.TimeoutError: no complete reply in time.
             redis.exceptions.ConnectionError: refused, or lost twice.
-            redis.exceptions.ResponseError: the server does not let us in.
+            redis.exceptions.ResponseError: authentication or database selection failed.
         """
         until = time.monotonic() + self.timeout_s
         self._breaker.check()
@@ -149,7 +149,7 @@ class Wire:
         return reply
 
     def close(self) -> None:
-        """Close every connection; the next question opens a new one."""
+        """Close every connection; the next request opens a new one."""
         with self._lock:
             idle, self._idle = self._idle, []
         for link in idle:
@@ -162,7 +162,7 @@ class Wire:
             try:
                 return self._talk(link, message, until)
             except exceptions.ConnectionError:
-                self.close()  # the server closed it while it was idle: the others are stale too
+                self.close()  # the server closed this idle connection, so the others are stale too
         return self._talk(self._enter(until), message, until)
 
     def _talk(self, link: socket.socket, message: bytes, until: float) -> np.ndarray:
@@ -171,7 +171,7 @@ class Wire:
         except BaseException:
             link.close()
             raise
-        self._expected = max(len(reply) + len(reply) // 8, LEAST_BUFFER)  # the next one may be as long
+        self._expected = max(len(reply) + len(reply) // 8, LEAST_BUFFER)  # the next reply may be as long
         with self._lock:
             if len(self._idle) < MAX_IDLE:
                 self._idle.append(link)
@@ -196,7 +196,7 @@ class Wire:
 
 
 def connect(address: Address, until: float) -> socket.socket:
-    """A connection.
+    """Open a TCP connection.
 
     Raises:
         redis.exceptions.TimeoutError: not accepted in time.
@@ -213,15 +213,15 @@ def connect(address: Address, until: float) -> socket.socket:
 
 
 def command(*words: bytes) -> bytes:
-    """One command."""
+    """One command in the Redis protocol (RESP)."""
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
 
 
 def exchange(link: socket.socket, message: bytes, until: float, expected: int = LEAST_BUFFER) -> np.ndarray:
-    """Send a message that ends in ``SENTINEL`` and return what comes before its answer, uint8.
+    """Send a message that ends in ``SENTINEL``; returns the reply up to the sentinel's echo, uint8.
 
     Raises:
-        redis.exceptions.TimeoutError: no whole answer in time.
+        redis.exceptions.TimeoutError: no complete reply in time.
         redis.exceptions.ConnectionError: the connection was lost.
     """
     buffer = bytearray(expected)
@@ -234,12 +234,12 @@ def exchange(link: socket.socket, message: bytes, until: float, expected: int = 
                 buffer.extend(bytes(len(buffer)))
             link.settimeout(max(until - time.monotonic(), 1e-3))
             with memoryview(buffer) as view:
-                came = link.recv_into(view[filled:])
-            if not came:
+                received = link.recv_into(view[filled:])
+            if not received:
                 raise exceptions.ConnectionError("the server closed the connection")
-            filled += came
+            filled += received
     except TimeoutError as error:
-        raise exceptions.TimeoutError("no whole answer in time") from error
+        raise exceptions.TimeoutError("no complete reply in time") from error
     except OSError as error:
         raise exceptions.ConnectionError(str(error)) from error
     return np.frombuffer(buffer, np.uint8, filled - len(END))

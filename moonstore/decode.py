@@ -1,9 +1,9 @@
 """Feast's stored bytes as numpy columns, without a protobuf object per value.
 
-Every value in an online store is a serialized ``feast.types.Value``: a tag that says which type, then the content.
-Values of one column and one length have their bytes in the same places, so they are decoded together; what does
-not look as expected is left to protobuf, value by value, and so are few values and lists of integers, whose bytes
-are in no fixed places. The twin of everything here is ``Value.FromString``.
+Every value in an online store is a serialized ``feast.types.Value``: a tag for the type, then the content. Values of
+one column with equal length have the same byte layout, so they are decoded together. Protobuf decodes the rest value
+by value: unexpected layouts, very few values, and lists of integers, whose layout varies. The slow twin of everything
+here is ``Value.FromString``.
 
 Shapes: N rows, L bytes of a value, W numbers of a list.
 """
@@ -23,9 +23,9 @@ NUMBERS = {"int32": np.int32, "int64": np.int64, "bool": np.bool_, "unix_timesta
 FIXED = {"float": np.float32, "double": np.float64}
 DTYPES = NUMBERS | FIXED
 Rows = np.ndarray | slice
-Values = Sequence[bytes | None]  # None: there is none
+Values = Sequence[bytes | None]  # None: missing
 SHORT = 64  # bytes; longer values are copied one by one rather than byte by byte
-FEW = 4  # rows that protobuf decodes faster
+FEW = 4  # up to so many rows protobuf is faster
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Cells:
     """N stored values inside one buffer.
 
     Attributes:
-        buffer: uint8, what came from the store.
+        buffer: uint8, the store's reply.
         start: int64 of shape (N), where each value begins.
-        length: int64 of shape (N), bytes of each; -1: there is none.
-        apart: bytes from each start to the next where all lengths are equal and so are these; 0: who knows.
+        length: int64 of shape (N), bytes of each; -1: missing.
+        apart: distance in bytes between starts if all lengths and all distances are equal; 0: unknown.
     """
 
     buffer: np.ndarray
@@ -64,11 +64,11 @@ class Cells:
         return [None if self.length[row] < 0 else self.bytes(row) for row in range(len(self))]
 
     def part(self, rows: Rows) -> Cells:
-        """Some of the values."""
+        """The cells of these rows."""
         return Cells(self.buffer, self.start[rows], self.length[rows])
 
     def groups(self) -> list[tuple[Rows, np.ndarray]]:
-        """Rows of each length with their bytes, uint8 (n, L); those without a value or with an empty one in none."""
+        """Rows of each length with their bytes, uint8 (n, L); missing and empty values are in no group."""
         if not len(self):
             return []
         if self.apart:
@@ -93,9 +93,9 @@ class Column:
     """N decoded values.
 
     Attributes:
-        values: of shape (N) for scalars (dtype object for strings and bytes); for lists (N, W) where all that
-            are there have W numbers, else (N) of arrays, dtype object. Zero, "" or empty where not valid.
-        valid: bool of shape (N), false where nothing or null is stored.
+        values: of shape (N) for scalars (dtype object for strings and bytes); for lists (N, W) if all valid ones
+            have W numbers, else (N) of arrays, dtype object. Zero, "" or empty where not valid.
+        valid: bool of shape (N), false where the value is missing or null.
     """
 
     values: np.ndarray
@@ -106,7 +106,7 @@ class Column:
         return Column(self.values[rows], self.valid[rows])
 
     def where(self, good: np.ndarray) -> Column:
-        """With nothing where not ``good``."""
+        """The column, invalid where not ``good``."""
         values = self.values.copy()
         for row in np.flatnonzero(~good).tolist():
             values[row] = values[row][:0] if values.dtype == object else 0
@@ -145,7 +145,7 @@ def by_protobuf(values: Values, kind: str) -> Column:
 
 
 def decode_stamps(stored: Cells | Values) -> np.ndarray:
-    """int64 (N): serialized ``Timestamp`` values as microseconds since 1970; 0 where there is none."""
+    """Serialized ``Timestamp`` values as microseconds since 1970 UTC, int64 (N); 0 where missing."""
     if len(stored) <= FEW:
         values = stored.values() if isinstance(stored, Cells) else stored
         stamps = [Timestamp.FromString(value or b"") for value in values]
@@ -159,10 +159,10 @@ def decode_stamps(stored: Cells | Values) -> np.ndarray:
 
 
 def _stamps(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds and nanoseconds of timestamps of one length: 08 varint, then perhaps 10 varint."""
+    """Seconds and nanoseconds of timestamps of equal length: 08 varint, then optionally 10 varint."""
     parts = {8: np.zeros(len(matrix), np.int64), 16: np.zeros(len(matrix), np.int64)}
     shape = matrix[0] > 127
-    if ((matrix > 127) != shape).any():  # varints of different lengths that add up to the same
+    if ((matrix > 127) != shape).any():  # varints of different lengths with the same total
         for row in range(len(matrix)):
             for mark, one in zip(parts, _stamps(matrix[row : row + 1]), strict=True):
                 parts[mark][row] = one[0]
@@ -238,7 +238,7 @@ def _lists(cells: Cells, kind: str) -> Column:
 
 
 def _stacked(arrays: list[np.ndarray], valid: np.ndarray, dtype: Any) -> np.ndarray:
-    """(N, W) where the valid ones agree on W, else (N) of arrays."""
+    """(N, W) if all valid ones have W numbers, else (N) of arrays."""
     if len(arrays) == 1 and dtype is not object:
         return arrays[0][None]
     widths = {len(one) for one, there in zip(arrays, valid.tolist(), strict=True) if there}
@@ -260,7 +260,9 @@ def _value(content: bytes, kind: str) -> Any:
     if which != f"{kind}_val":
         raise ValueError(f"expected a stored value of type {kind}, found {which.removesuffix('_val')}")
     found = getattr(value, which)
-    return found.val if kind.endswith("_list") else found  # numpy copies it without an object per number
+    return (
+        found.val if kind.endswith("_list") else found
+    )  # numpy copies it without a Python object per number
 
 
 def _one_varint(matrix: np.ndarray) -> bool:
@@ -268,7 +270,7 @@ def _one_varint(matrix: np.ndarray) -> bool:
 
 
 def _varint(matrix: np.ndarray) -> np.ndarray:
-    """int64 (n): varints of one length."""
+    """Decoded varints of equal length, int64 (n)."""
     out = np.zeros(len(matrix), np.uint64)
     for place in range(matrix.shape[1]):
         out |= (matrix[:, place] & np.uint8(127)).astype(np.uint64) << np.uint64(7 * place)
@@ -277,7 +279,7 @@ def _varint(matrix: np.ndarray) -> np.ndarray:
 
 @cache
 def tag(kind: str) -> bytes:
-    """What a ``Value`` of this type begins with: field number and wire type."""
+    """First byte or bytes of a ``Value`` of this type: field number and wire type."""
     field = Value.DESCRIPTOR.fields_by_name[f"{kind}_val"]
     wire_type = {"float": 5, "double": 1}.get(kind, 0 if kind in NUMBERS else 2)
     return encoded_varint(field.number << 3 | wire_type)
@@ -285,7 +287,7 @@ def tag(kind: str) -> bytes:
 
 @cache
 def list_header(kind: str, content: int) -> bytes:
-    """What precedes the ``content`` bytes of packed numbers of a list."""
+    """The bytes before the packed numbers of a list, which take ``content`` bytes."""
     packed = bytes([FloatList.DESCRIPTOR.fields_by_name["val"].number << 3 | 2])
     inner = packed + encoded_varint(content) if content else b""
     return tag(kind) + encoded_varint(len(inner) + content) + inner
@@ -293,7 +295,7 @@ def list_header(kind: str, content: int) -> bytes:
 
 @cache
 def _list_header_of(kind: str, length: int) -> np.ndarray | None:
-    """The header of a list whose value has ``length`` bytes in all; None: no such value."""
+    """The header of a list whose whole value has ``length`` bytes; None: no value has that length."""
     for content in range(max(length - 24, 0), length):  # two varints and two tags take less
         header = list_header(kind, content)
         if len(header) + content == length:
@@ -302,7 +304,7 @@ def _list_header_of(kind: str, length: int) -> np.ndarray | None:
 
 
 def encoded_varint(number: int) -> bytes:
-    """A number of seven bits a byte, the low ones first."""
+    """A varint: seven bits per byte, low bits first."""
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)

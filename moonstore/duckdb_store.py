@@ -1,8 +1,8 @@
 """Feast's DuckDB offline store with two changes.
 
-Point-in-time joins are native ASOF joins (``moonstore.asof``), and keep the order of the rows. A source's
-relative path belongs to the repository, not to the working directory, so a run folder can be moved and two runs
-can be open at once.
+Point-in-time joins are native ASOF joins (``moonstore.asof``) that keep the order of the rows. A source's relative
+path is resolved against the repository, not the working directory, so a run folder can be moved and two runs can be
+open at once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from moonstore.asof import Reader, asof_job, lookup, why_not
 from moonstore.batch import CLOCK_SKEW
 from moonstore.errors import StoreError
 
-# ibis 11 calls what DuckDB 2 has renamed, once per query.
+# ibis 11 calls a method that DuckDB 2 has renamed, which warns once per query.
 warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class DuckDBOfflineStoreConfig(feast_duckdb.DuckDBOfflineStoreConfig):
 
 
 class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
-    """Point-in-time joins over parquet files; every entity row comes back, slates and misses included."""
+    """Point-in-time joins over parquet files; every entity row is returned, also one without any feature."""
 
     @staticmethod
     def get_historical_features(
@@ -69,10 +69,10 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
     ) -> RetrievalJob:
         """The newest row of each view at or before each entity row's time, in the order of the entity rows.
 
-        What an ASOF join cannot express goes through Feast's own plan, with a warning that says why.
+        Requests that an ASOF join cannot express use Feast's own plan, with a warning that gives the reason.
 
         Raises:
-            StoreError: other than one row came back for each that went in.
+            StoreError: the result does not have exactly one row per entity row.
         """
         reason = why_not(feature_views, entity_df, filter_by_created_timestamp)
         if reason is None:
@@ -115,8 +115,8 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
     ) -> RetrievalJob:
         """The newest row of each entity in [start_date, end_date].
 
-        Of a parquet source also the rows that are nobody's newest because their key or time is null, or their time
-        is in the future: whoever writes them has to see them (``moonstore.batch.sift``).
+        From a parquet source also the rows with a null key, a null time or a time in the future, so that the writer
+        can refuse and report them (``moonstore.batch.sift``).
         """
         columns = [*join_key_columns, *feature_name_columns, timestamp_field]
         columns += [created_timestamp_column] if created_timestamp_column else []
@@ -173,7 +173,7 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
 def _check_columns(path: str, columns: Sequence[str]) -> None:
     if not Path(path).exists():
         raise StoreError(
-            f"{path}: expected the source of a view, found no file. What is online stays as it is."
+            f"{path}: expected the source of a view, found no file. The online store is unchanged."
         )
     there = set(pq.read_schema(path).names) if Path(path).is_file() else set(columns)
     missing = [name for name in columns if name not in there]
@@ -185,7 +185,7 @@ def _check_columns(path: str, columns: Sequence[str]) -> None:
 
 
 class StreamJob(RetrievalJob):
-    """The rows of a DuckDB query, all at once or as they come."""
+    """The rows of a DuckDB query, all at once or as a stream."""
 
     full_feature_names = False
     on_demand_feature_views: ClassVar[list[OnDemandFeatureView]] = []
@@ -196,7 +196,7 @@ class StreamJob(RetrievalJob):
         self._query = query
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
-        """The rows, at most so many at a time."""
+        """The result in batches of at most ``rows`` rows."""
         with duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
             yield from connection.sql(self._query).to_arrow_reader(rows)
@@ -204,8 +204,8 @@ class StreamJob(RetrievalJob):
     def persist(
         self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None
     ) -> None:
-        """Not for what is on its way online."""
-        raise NotImplementedError("rows to materialize are not a dataset to save")
+        """Not supported."""
+        raise NotImplementedError("rows to materialize cannot be saved as a dataset")
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         with duckdb.connect() as connection:
@@ -225,9 +225,9 @@ def newest_rows(
     start: datetime,
     end: datetime,
 ) -> str:
-    """The query for the newest row of each key of a parquet file, and for those with a null or a future.
+    """The query for the newest row of each key of a parquet file, and for rows with a null or a future time.
 
-    Which rows these are is found by key and time alone; the wide columns are then read once, in a stream.
+    The rows are selected by key and time alone; the wide columns are then read once, in a stream.
     """
     now = _literal(datetime.now(UTC) + CLOCK_SKEW)
     stamp = f"{_name(time)}::TIMESTAMPTZ"
@@ -251,7 +251,7 @@ def _name(column: str) -> str:
 
 
 def readers(config: RepoConfig, reader: Reader) -> dict[str, Any]:
-    """How Feast's ibis plans read sources and write what they answer."""
+    """Arguments of Feast's ibis plans: how to read sources and write results."""
     return {"data_source_reader": reader, **_staging(config)}
 
 
@@ -264,7 +264,7 @@ def _staging(config: RepoConfig) -> dict[str, Any]:
 
 
 def read(data_source: DataSource | None, repo_path: str) -> ibis.Table:
-    """The rows of a source; a relative path is the repository's."""
+    """The rows of a source; a relative path is resolved against the repository."""
     if isinstance(data_source, FileSource) and _is_parquet(data_source):
         return ibis.read_parquet(FileSource.get_uri_for_file_path(repo_path, data_source.path))
     if data_source is None:
@@ -279,7 +279,7 @@ def _is_parquet(source: FileSource) -> bool:
 
 @atexit.register
 def _close() -> None:
-    # Left to the interpreter, DuckDB 2 prints a page about leaked objects at exit.
+    # Otherwise DuckDB 2 prints a long report about leaked objects at exit.
     if ibis.options.default_backend is not None:
         ibis.options.default_backend.disconnect()
         ibis.options.default_backend = None

@@ -1,6 +1,6 @@
-"""Arrow columns as the bytes Feast stores, without a protobuf object per value: the way back from ``wire``.
+"""Arrow columns as the bytes Feast stores, without a protobuf object per value: the inverse of ``decode``.
 
-The twin of everything here is Feast's own ``python_values_to_proto_values`` and ``Value.SerializeToString``.
+The slow twin of everything here is Feast's own ``python_values_to_proto_values`` and ``Value.SerializeToString``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ NOTHING = b""  # how Feast stores a null
 
 
 def encode(column: pa.Array, kind: str) -> list[bytes]:
-    """Serialized values, one per row; NaN scalars are nulls, as for Feast.
+    """Serialized values, one per row; NaN scalars are nulls, as in Feast.
 
     Args:
-        column: of a type that casts to the one ``kind`` says.
-        kind: as ``moonstore.decode.decode`` has it.
+        column: of a type that casts to ``kind``.
+        kind: as in ``moonstore.decode.decode``.
 
     Raises:
         pyarrow.ArrowInvalid: a value does not fit the type.
@@ -54,7 +54,7 @@ def encode(column: pa.Array, kind: str) -> list[bytes]:
 
 
 def encode_stamps(event_us: np.ndarray) -> list[bytes]:
-    """Serialized ``Timestamp`` values of microseconds since 1970, int64 (N), none negative."""
+    """Serialized ``Timestamp`` values from microseconds since 1970 UTC, int64 (N), none negative."""
     seconds, micros = np.divmod(event_us, 1_000_000)
     parts = zip(_varints(seconds, SECONDS), _varints(micros * 1000, NANOS), seconds, micros, strict=True)
     return [(s if whole else b"") + (n if part else b"") for s, n, whole, part in parts]
@@ -97,7 +97,7 @@ def _lists(column: pa.ListArray, kind: str) -> list[bytes]:
 
 
 def _packed(numbers: np.ndarray, counts: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """Varints one after the other, and how many bytes those of each row take."""
+    """Concatenated varints, and the number of bytes of each row."""
     bits = numbers.view(np.uint64)
     length = np.searchsorted(POWERS, bits, side="right") + 1
     start = np.cumsum(length) - length
@@ -112,7 +112,7 @@ def _packed(numbers: np.ndarray, counts: np.ndarray) -> tuple[bytes, np.ndarray]
 
 
 def _varints(numbers: np.ndarray, first: bytes) -> list[bytes]:
-    """Each number as a varint behind a tag."""
+    """Each number as a varint after a tag."""
     bits = numbers.astype(np.int64).view(np.uint64)
     length = np.searchsorted(POWERS, bits, side="right") + 1
     out: list[bytes] = [b""] * len(bits)
@@ -128,7 +128,7 @@ def _varints(numbers: np.ndarray, first: bytes) -> list[bytes]:
 
 
 def _rows(*columns: np.ndarray) -> list[bytes]:
-    """The rows of matrices side by side, uint8 (n, L) each, as byte strings."""
+    """Rows of matrices concatenated along axis 1, uint8 (n, L) each, as byte strings."""
     matrix = np.concatenate(columns, axis=1)
     width, content = matrix.shape[1], matrix.tobytes()
     return [content[at : at + width] for at in range(0, len(content), width)]

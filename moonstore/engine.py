@@ -1,10 +1,9 @@
 """Materialization on Arrow: the newest row per entity, streamed from the offline store into the online one.
 
-Feast's local engine makes a Python object of every value and one table of every view. Here batches go from DuckDB to
-the store's bytes column by column, in memory that does not grow with the number of rows. Rows that would harm readers
-are set aside in ``data/dead_letter`` with a reason instead of ending the run, and every run leaves a report in
-``data/materialization``. What is more than a plain view (transformations, aggregations, filters, another store) goes
-through Feast's engine.
+Feast's local engine creates a Python object per value and one table per view. Here batches are encoded column by
+column, so memory does not grow with the number of rows. Invalid rows go to ``data/dead_letter`` with a reason instead
+of ending the run, and every run writes a report to ``data/materialization``. Views with transformations, aggregations
+or filters, and other stores, use Feast's engine.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from run.artifacts import write_json
 from run.progress import track
 
 ROWS_AT_ONCE = 10_000
-DATA = "data"  # of a repository: what its stores keep, beside feature_store.yaml
+DATA = "data"  # folder of a repository's stores, beside feature_store.yaml
 DEAD_LETTER, REPORTS = "dead_letter", "materialization"
 
 
@@ -41,8 +40,8 @@ class ArrowComputeEngineConfig(LocalComputeEngineConfig):
     """Options of the engine.
 
     Attributes:
-        overlap_hours: how far an incremental run reaches back behind the end of the one before it, for rows that
-            came late. Repeating rows changes nothing.
+        overlap_hours: how far an incremental run reaches back before the end of the previous one, to include late
+            rows. Writing a row again changes nothing.
     """
 
     type: str = "moonstore.engine.ArrowComputeEngine"  # type: ignore[assignment]
@@ -51,24 +50,24 @@ class ArrowComputeEngineConfig(LocalComputeEngineConfig):
 
 @runtime_checkable
 class ColumnStore(Protocol):
-    """An online store that takes columns."""
+    """An online store that writes columns."""
 
     def write_columns(self, config: RepoConfig, view: FeatureView, batch: Batch) -> int:
-        """Write the rows that are not older than the stored ones; how many that was."""
+        """Write the rows that are not older than the stored ones; returns their number."""
 
 
 @dataclass
 class Report:
-    """What became of the rows of one view.
+    """The result of materializing one view.
 
     Attributes:
         view: its name.
         start, end: the interval, ISO 8601.
-        rows: read.
-        written: of those; the others were older than what is stored, or refused.
-        refused: rows set aside, by reason.
-        dead_letter: where they are, relative to the repository; empty without any.
-        seconds: it took.
+        rows: number of rows read.
+        written: number written; the others were older than the stored rows, or refused.
+        refused: number of refused rows by reason.
+        dead_letter: file of the refused rows, relative to the repository; empty if none was refused.
+        seconds: duration.
     """
 
     view: str
@@ -82,11 +81,11 @@ class Report:
 
     @classmethod
     def load(cls, repository: Path, view: str) -> Report:
-        """The report of the last run."""
+        """The report of the view's last run."""
         return cls(**json.loads((repository / DATA / REPORTS / f"{view}.json").read_text()))
 
     def save(self, repository: Path) -> None:
-        """Write the report, whole or not at all."""
+        """Write the report atomically."""
         folder = repository / DATA / REPORTS
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{self.view}.json", asdict(self))
@@ -108,7 +107,7 @@ class ArrowComputeEngine(LocalComputeEngine):
         name = f"{view.name}-{task.start_time}-{task.end_time}"
         try:
             self._load(registry, task, self.online_store)
-        except Exception as error:  # Feast raises it again after putting the view's state back
+        except Exception as error:  # Feast raises it again after restoring the view's state
             return LocalMaterializationJob(name, MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(name, MaterializationJobStatus.SUCCEEDED)
 
@@ -143,7 +142,7 @@ def newest(
     start: datetime,
     end: datetime,
 ) -> Iterator[pa.Table]:
-    """What a load reads: the newest row of each entity in [start, end], by the names of the view."""
+    """Batches of the newest row of each entity in [start, end], columns named as in the view."""
     keys, features, stamp, created = _get_column_names(view, list(entities))
     source = view.batch_source
     assert source is not None
@@ -156,10 +155,10 @@ def newest(
 
 
 class DeadLetters:
-    """The refused rows of a run in one parquet file, which replaces that of the run before.
+    """The refused rows of a run in one parquet file, which replaces that of the previous run.
 
     Args:
-        path: of the file; there is none without refused rows.
+        path: of the file; it is deleted if no row is refused.
     """
 
     def __init__(self, path: Path) -> None:
@@ -181,7 +180,7 @@ class DeadLetters:
             self.path.unlink(missing_ok=True)
 
     def add(self, rows: pa.Table) -> None:
-        """Keep some rows."""
+        """Append refused rows."""
         if not rows.num_rows:
             return
         if self._writer is None:

@@ -1,5 +1,5 @@
-"""The error that every store and everything around it raises."""
+"""The error raised by the stores and the code around them."""
 
 
 class StoreError(RuntimeError):
-    """The store is not there or does not fit; says which command makes it."""
+    """The store is missing or not as expected; the message names the next command."""

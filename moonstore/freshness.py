@@ -1,7 +1,7 @@
-"""Time to live at reading: Feast declares it, and then serves a row of any age.
+"""Time to live applied to online reads: Feast declares it, but returns rows of any age.
 
-Feast's joins measure it against each row's own time; online the only time it knows is now. A service that answers as
-of another time says so with ``as_of``, and reads online what a join at that time would give.
+Feast's joins measure age against each entity row's time; online reads measure it against now. ``as_of`` sets another
+time, so that an online read returns what a join at that time would.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _time: ContextVar[datetime | None] = ContextVar("time", default=None)
 
 @contextmanager
 def as_of(time: datetime) -> Iterator[None]:
-    """Reads inside measure ages against ``time``, not now; as of ``EPOCH`` nothing has expired."""
+    """Measure ages against ``time`` instead of now inside the block; as of ``EPOCH`` nothing has expired."""
     token = _time.set(time)
     try:
         yield
@@ -34,12 +34,12 @@ def as_of(time: datetime) -> Iterator[None]:
 
 
 def oldest(view: FeatureView) -> datetime | None:
-    """The event time before which a row of ``view`` is as good as none; None: rows are good for ever."""
+    """The event time before which a row of ``view`` has expired; None: rows never expire."""
     return (_time.get() or datetime.now(UTC)) - view.ttl if view.ttl else None
 
 
 def fresh_rows(view: FeatureView, rows: Sequence[Row]) -> list[Row]:
-    """What Feast's reader found, without what has expired."""
+    """Rows of Feast's reader, expired ones as not found."""
     limit = oldest(view)
     return [
         (None, None) if limit is not None and stamp is not None and stamp < limit else (stamp, values)
@@ -48,13 +48,13 @@ def fresh_rows(view: FeatureView, rows: Sequence[Row]) -> list[Row]:
 
 
 def is_fresh(view: FeatureView, event_us: np.ndarray) -> np.ndarray:
-    """bool (N): whether rows with these event times have not expired."""
+    """Mask of event times that have not expired, bool (N)."""
     limit = oldest(view)
     return np.ones(len(event_us), bool) if limit is None else event_us >= (limit - EPOCH) // US
 
 
 class FreshReads(OnlineStore):
-    """Put before a store of Feast's: its reader, without what has expired."""
+    """Mixin before one of Feast's stores: hides expired rows from its reader."""
 
     def online_read(
         self,
@@ -63,6 +63,6 @@ class FreshReads(OnlineStore):
         entity_keys: list[EntityKey],
         requested_features: list[str] | None = None,
     ) -> list[Row]:
-        """What is stored and has not expired."""
+        """Stored rows that have not expired."""
         rows = super().online_read(config, table, entity_keys, requested_features)  # type: ignore[safe-super]
         return fresh_rows(table, rows)

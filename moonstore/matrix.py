@@ -1,8 +1,8 @@
-"""What the online store holds about N entities as numpy columns: the read that serving is made of.
+"""Online features of N entities as numpy columns: the read path of serving.
 
-``read_matrix`` decodes the bytes that Feast wrote; where a store cannot be read like that (another store, a sentinel,
-TLS, several join keys, a Redis Cluster while it changes) it asks Feast's own reader, which is also the slow twin the
-tests compare with.
+``read_matrix`` decodes the bytes that Feast wrote. Where that is not possible (another store, a sentinel, TLS,
+several join keys, a Redis Cluster while it changes) it calls Feast's own reader, the slow twin that tests compare
+with.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Asked = Sequence[tuple[FeatureView, Sequence[str]]]
 
 @dataclass(frozen=True)
 class Matrix:
-    """What is stored in one view about N entities.
+    """The stored rows of N entities in one view.
 
     Attributes:
-        columns: feature -> its N values, and which of them there are.
-        found: bool of shape (N), whether the view has a row of the entity.
+        columns: feature -> its N values and their validity.
+        found: bool of shape (N), whether the view has a row for the entity.
         event_us: int64 of shape (N), the row's event time in microseconds since 1970 UTC; 0 where not found.
     """
 
@@ -42,11 +42,11 @@ class Matrix:
         return len(self.found)
 
     def __getitem__(self, feature: str) -> np.ndarray:
-        """The values of one feature; zeros, "" or empty arrays where there are none."""
+        """The values of one feature; zero, "" or an empty array where missing."""
         return self.columns[feature].values
 
     def fresh(self, view: FeatureView) -> Matrix:
-        """Without the rows that are older than the view's time to live."""
+        """The matrix with rows older than the view's time to live as not found."""
         good = self.found & is_fresh(view, self.event_us)
         columns = {name: column.where(good) for name, column in self.columns.items()}
         return Matrix(columns, good, np.where(good, self.event_us, 0))
@@ -60,7 +60,7 @@ class MatrixStore(Protocol):
     """An online store that reads columns."""
 
     def matrix_reader(self, config: RepoConfig, asked: Asked) -> Reader | None:
-        """What reads a matrix per (view, features) of one entity, given int64 ids; None: not readable like that."""
+        """A function from int64 ids to a matrix per (view, features) of one entity; None: not possible here."""
 
 
 def matrix_reader(store: FeatureStore, asked: Asked) -> Reader:
@@ -95,7 +95,7 @@ def matrix_reader(store: FeatureStore, asked: Asked) -> Reader:
 
 
 def read_matrix(store: FeatureStore, view: str, ids: np.ndarray, features: Sequence[str]) -> Matrix:
-    """Read some features of one view once; ``matrix_reader`` does so again and again, without looking it up.
+    """Read features of one view once; for repeated reads keep a ``matrix_reader``.
 
     Args:
         store: an open feature store.
@@ -111,7 +111,7 @@ def read_matrix(store: FeatureStore, view: str, ids: np.ndarray, features: Seque
 
 
 def kinds(view: FeatureView) -> dict[str, str]:
-    """The stored type of each feature, as ``moonstore.decode`` names it."""
+    """The stored type of each feature, named as in ``moonstore.decode``."""
     return {field.name: field.dtype.to_value_type().name.lower() for field in view.features}
 
 
@@ -141,7 +141,7 @@ def by_feast(store: FeatureStore, view: FeatureView, ids: np.ndarray, features: 
 
 
 def to_arrow(column: Column, dtype: pa.DataType) -> pa.Array:
-    """A column with nulls where there is nothing."""
+    """The column as Arrow, null where not valid."""
     if not pa.types.is_list(dtype):
         return pa.array(column.values, mask=~column.valid).cast(dtype)
     length = np.array([len(one) for one in column.values], np.int64) * column.valid

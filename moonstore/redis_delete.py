@@ -1,7 +1,7 @@
-"""Takes one view out of Redis, where an entity's views share one hash: its fields go, the others stay.
+"""Delete one view from Redis, where all views of an entity share one hash: only the view's fields are removed.
 
-Feast's own way holds every key and every reply of a database at once, leaves the created timestamps, and its pattern
-takes the keys of a project whose name ends in ours.
+Feast's own deletion holds every key and every reply of a database in memory, leaves the created timestamps, and its
+pattern also matches keys of projects whose name ends in ours.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ KEYS_AT_ONCE = 1000
 def delete_fields(client: Redis | RedisCluster, before: bytes, after: bytes, fields: Sequence[bytes]) -> int:
     """Delete fields of every hash whose key is ``before``, eight bytes of an id, ``after``.
 
-    Redis serves others between the batches; repeating it changes nothing.
+    Redis serves other clients between batches; idempotent.
 
     Returns:
-        how many fields there were.
+        number of fields deleted.
     """
     pattern = _literal(before) + b"?" * 8 + _literal(after)
     found, deleted = client.scan_iter(pattern, count=KEYS_AT_ONCE), 0

@@ -1,9 +1,9 @@
-"""Feast's Redis online store with the behaviour a serving path needs.
+"""Feast's Redis online store, adapted to serving.
 
-Reads give up fast: one retry without backoff and short timeouts, where redis-py's default backs off for
-seconds and Feast's connection string cannot say otherwise. Writes are bulk loads and keep patient timeouts; an older
-row never replaces a newer one (``moonstore.redis_write``). An entity without a
-stored timestamp is reported as not found, where Feast reports it as present and empty.
+Reads fail fast: one retry without backoff and short timeouts, while redis-py's default backs off for seconds and
+Feast's connection string cannot change that. Writes are bulk loads with long timeouts; an older row never replaces a
+newer one (``moonstore.redis_write``). An entity without a stored timestamp is not found, while Feast returns it as
+present and empty.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ class RedisOnlineStoreConfig(feast_redis.RedisOnlineStoreConfig):
 
 
 class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
-    """Redis: the same bytes as Feast's store, with deadlines."""
+    """Writes and reads the same bytes as Feast's store, with deadlines."""
 
     _bulk: Redis | RedisCluster | None = None
     _cas_client: Redis | RedisCluster | None = None
     _wire: Wire | ClusterWire | None = None
 
     def matrix_reader(self, config: RepoConfig, asked: Asked) -> Reader | None:
-        """Reads several views of N entities in one round trip to each server (see ``moonstore.matrix``).
+        """A reader of several views of N entities with one round trip per server (see ``moonstore.matrix``).
 
         Returns:
-            None where the server is behind a sentinel or TLS, or the views have several join keys.
+            None if the server is behind a sentinel or TLS, or the views have several join keys.
         """
         address = address_of(config.online_store)
         keys = {tuple(view.join_keys) for view, _ in asked}
@@ -98,7 +98,7 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
 
         return read
 
-    # By ``online_read``, view by view: Feast's own for Redis goes past it.
+    # Use ``online_read``, view by view; Feast's own methods for Redis bypass it.
     _read_features_per_fv = OnlineStore._read_features_per_fv
     _read_features_per_fv_async = OnlineStore._read_features_per_fv_async
 
@@ -109,7 +109,7 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
         entity_keys: list[EntityKey],
         requested_features: list[str] | None = None,
     ) -> list[Row]:
-        """``online_read`` in a thread of its own."""
+        """``online_read`` in a worker thread."""
         return await asyncio.to_thread(self.online_read, config, table, entity_keys, requested_features)
 
     async def online_write_batch_async(
@@ -119,7 +119,7 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
         data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """``online_write_batch`` in a thread of its own."""
+        """``online_write_batch`` in a worker thread."""
         await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
 
     def _get_client(self, online_store_config: feast_redis.RedisOnlineStoreConfig) -> Any:
@@ -134,10 +134,10 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
         data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Write rows that are not older than the stored ones, with the patient connection.
+        """Write the rows that are not older than the stored ones, with long timeouts.
 
         Raises:
-            DataError: a row claims to be of the future; none is written.
+            DataError: an event time lies in the future; nothing is written.
         """
         refuse_future(table.name, [stamp for _, _, stamp, _ in data])
         names = list(data[0][1]) if data else []
@@ -154,13 +154,13 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
             progress(len(data))
 
     def write_columns(self, config: RepoConfig, view: FeatureView, batch: Batch) -> int:
-        """Write the rows of a batch that are not older than the stored ones; how many that was."""
+        """Write the rows of a batch that are not older than the stored ones; returns their number."""
         return self._write(config, view, _rows(config, view, batch))
 
     def compare_and_set(
         self, config: RepoConfig, view: FeatureView, batch: Batch, guard: str, before: list[bytes]
     ) -> np.ndarray:
-        """Write the rows whose stored ``guard`` is still ``before`` (see ``feature_repo.history``)."""
+        """Write the rows whose stored ``guard`` still equals ``before`` (see ``feature_repo.history``)."""
         if self._cas_client is None:
             self._cas_client = connect(config.online_store, CAS_TIMEOUT_S)
         name = _versioned_fv_name(view, config)
@@ -216,7 +216,7 @@ def _rows(config: RepoConfig, view: FeatureView, batch: Batch) -> Rows:
 
 
 def _keys(config: RepoConfig, view: FeatureView, batch: Batch) -> list[bytes]:
-    """Redis keys: all alike but for the eight bytes of an int64 id; other keys one by one."""
+    """Redis keys; those of int64 ids differ only in eight bytes and are built together, others one by one."""
     if len(batch.keys) == 1 and batch.keys[0].type == pa.int64():
         return _id_keys(config, view, batch.keys[0].to_numpy())
     version = config.entity_key_serialization_version
@@ -230,14 +230,14 @@ def _id_keys(config: RepoConfig, view: FeatureView, ids: np.ndarray) -> list[byt
 
 
 def _around_id(config: RepoConfig, view: FeatureView) -> tuple[bytes, bytes]:
-    """What all Redis keys of a view by one int64 id have before and after its eight bytes."""
+    """The bytes of a view's Redis keys before and after the eight bytes of the int64 id."""
     version = config.entity_key_serialization_version
     before, after = _redis_key(config.project, entity_key(view, 0), version).rsplit(bytes(8), 1)
     return before, after
 
 
 def address_of(online_store_config: feast_redis.RedisOnlineStoreConfig) -> Address | None:
-    """The plain server or the first node of the plain cluster the store is on; None where it is neither."""
+    """Address of the plain server, or of the first node of the plain cluster; None if it is neither."""
     nodes, options = feast_redis.RedisOnlineStore._parse_connection_string(
         online_store_config.connection_string
     )
@@ -255,7 +255,7 @@ def address_of(online_store_config: feast_redis.RedisOnlineStoreConfig) -> Addre
 def connect(
     online_store_config: feast_redis.RedisOnlineStoreConfig, timeout_s: float
 ) -> Redis | RedisCluster:
-    """A client that gives up after one retry of ``timeout_s``: of a server, a sentinel's master or a cluster."""
+    """A client of a server, a sentinel's master or a cluster, with one retry and a timeout of ``timeout_s`` each."""
     nodes, options = feast_redis.RedisOnlineStore._parse_connection_string(
         online_store_config.connection_string
     )

@@ -1,8 +1,8 @@
-"""Writes to Redis that compare before they set: one Lua call per batch, the bytes that Feast's own writer makes.
+"""Conditional writes to Redis: one Lua call per batch, storing the same bytes as Feast's own writer.
 
 A row replaces the stored one unless it is older: an earlier event time, or the same event time and an earlier created
-timestamp (a correction bears a later one). The check and the write are one step of the server, so that two writers,
-or one that is killed and started again, leave what the newest rows say, whatever the order they came in.
+timestamp (a correction has a later one). The server checks and writes in one step, so concurrent writers, or one that
+is killed and restarted, always leave the newest rows, whatever the order of writes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from redis import Redis, RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import NoScriptError
 
-ROWS_AT_ONCE = 500  # the server answers nobody else during a call: a few milliseconds
+ROWS_AT_ONCE = 500  # the server is blocked during a call, a few milliseconds
 
 SCRIPT = """
 local function moment(stamp)
@@ -101,11 +101,11 @@ class Rows:
     """Serialized rows of one view.
 
     Attributes:
-        keys: of the hashes.
+        keys: Redis keys of the hashes.
         stamps: serialized event times.
         created: serialized created timestamps, empty where the source has none.
         fields: the hash field of each feature.
-        values: per feature, its serialized values.
+        values: serialized values of each feature.
     """
 
     keys: Sequence[bytes]
@@ -116,13 +116,13 @@ class Rows:
 
 
 def write(client: Redis | RedisCluster, view: str, rows: Rows, expires_s: int = 0) -> int:
-    """Write what is not older than what is stored; how many rows that was.
+    """Write the rows that are not older than the stored ones; returns their number.
 
     Args:
-        client: of one server, or of a cluster, where the keys of a call have to share a slot.
-        view: name of the view, which the event time's field bears.
+        client: of a server or a cluster.
+        view: name of the view, part of the timestamp fields' names.
         rows: may hold a key more than once.
-        expires_s: seconds after which Redis forgets the entities; 0: never.
+        expires_s: seconds after which Redis deletes the entities; 0: never.
     """
     head = [
         b"%d" % len(rows.fields),
@@ -148,16 +148,16 @@ def compare_and_set(
     before: Sequence[bytes],
     expires_s: int = 0,
 ) -> np.ndarray:
-    """Write the rows whose stored field ``guard`` is still what it was when they were made.
+    """Write the rows whose stored field ``guard`` is unchanged since it was read.
 
     Args:
         client, view, expires_s: as for ``write``.
         rows: of distinct keys.
         guard: a field of the hash.
-        before: its serialized values, empty where there was none.
+        before: its serialized values when read, empty where there was none.
 
     Returns:
-        bool (N): which were written.
+        bool (N): which rows were written.
     """
     head = [b"%d" % len(rows.fields), b"%d" % expires_s, b"_ts:" + view.encode(), guard, *rows.fields]
     columns = [rows.stamps, before, *rows.values]
@@ -178,20 +178,20 @@ def run(
     keys: Sequence[bytes],
     arguments: Callable[[Sequence[int]], list[bytes]],
 ) -> Iterator[tuple[Sequence[int], Any]]:
-    """Run a script on some rows at a time: the rows and what it answered.
+    """Run a script on groups of rows; yields the rows of each group and the script's answer.
 
     Args:
-        client: as for ``write``.
+        client: as for ``write``; on a cluster the keys of a call have to share a slot.
         script: in Lua.
         keys: one per row.
-        arguments: of some rows: their keys, then the rest.
+        arguments: function from rows to their keys and the script's other arguments.
     """
-    sha = hashlib.sha1(script.encode()).hexdigest()  # how Redis names it
+    sha = hashlib.sha1(script.encode()).hexdigest()  # the name of a script in Redis
     for server, groups in _calls(client, keys):
         calls = [(len(some), arguments(some)) for some in groups]
         try:
             answers = _call(server, sha, calls)
-        except NoScriptError:  # the server has never seen it, or was restarted since
+        except NoScriptError:  # the server never loaded it, or was restarted since
             server.script_load(script)
             answers = _call(server, sha, calls)
         yield from zip(groups, answers, strict=True)
@@ -207,7 +207,7 @@ def _call(server: Redis, sha: str, calls: Sequence[tuple[int, list[bytes]]]) -> 
 def _calls(
     client: Redis | RedisCluster, keys: Sequence[bytes]
 ) -> Iterator[tuple[Redis, list[Sequence[int]]]]:
-    """Rows to send to a server at once, in groups of one call each; rows of one key stay in order."""
+    """Servers and the groups of rows to send to each at once, one call per group; rows of a key stay in order."""
     if not isinstance(client, RedisCluster):
         for start in range(0, len(keys), ROWS_AT_ONCE):
             yield client, [range(start, min(start + ROWS_AT_ONCE, len(keys)))]

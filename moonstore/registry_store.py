@@ -1,6 +1,7 @@
-"""The registry in a file that is replaced, not written over.
+"""A registry file that is replaced atomically.
 
-Feast empties the file and writes it again: a reader in between finds a registry without views, and a kill leaves it.
+Feast truncates the file and rewrites it: a reader in between finds a registry without views, and so does everybody
+after a kill.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from feast.protos.feast.core.Registry_pb2 import Registry
 
 
 class WholeFileRegistryStore(FileRegistryStore):
-    """Feast's file, whole at every moment."""
+    """Feast's registry file, complete at every moment."""
 
     def _write_registry(self, registry_proto: Registry) -> None:
         registry_proto.version_id = str(uuid.uuid4())

@@ -1,8 +1,8 @@
-"""Many HMGETs as one message, and their replies taken apart as one buffer.
+"""Many HMGETs as one message, and their replies parsed as one buffer.
 
-redis-py builds and parses a Python object per key and per value; for some hundred entities that costs more than
-the server does. Here the commands of one shape are one byte matrix in which only the entity's id differs, and the
-reply is taken apart where its lengths say, all rows together.
+redis-py builds and parses a Python object per key and value; for a few hundred entities that costs more than the
+server's work. Here all commands form one byte matrix in which only the entity's id differs, and the reply is split at
+its length fields, all rows together.
 
 Shapes: N entities, F fields of each.
 """
@@ -19,16 +19,16 @@ from redis import exceptions
 from moonstore.connection import command
 from moonstore.decode import Cells, Values
 
-FEW = 8  # rows that hiredis takes apart faster
-MOST_DIGITS = 10  # of a length, with its sign: Redis values end at 512 MB
+FEW = 8  # up to so many rows hiredis is faster
+MOST_DIGITS = 10  # characters of "$" or "*" and a length: Redis values are at most 512 MB
 
 
 class Hmgets:
     """HMGETs of the same fields of many hashes, as one message.
 
     Args:
-        key: of an id; the id has to be 8 little-endian bytes at one place in it.
-        fields: of the hash.
+        key: function from an id to its Redis key, which has to contain the id as 8 little-endian bytes.
+        fields: fields of the hash to read.
     """
 
     def __init__(self, key: Callable[[int], bytes], fields: Sequence[bytes]) -> None:
@@ -45,10 +45,10 @@ class Hmgets:
         return matrix.tobytes()
 
     def columns(self, reply: np.ndarray, rows: int) -> Sequence[Cells | Values]:
-        """The replies to ``rows`` HMGETs, by field.
+        """Parse the replies to ``rows`` HMGETs into values by field.
 
         Raises:
-            redis.exceptions.ResponseError: the reply is anything else.
+            redis.exceptions.ResponseError: any other reply.
         """
         if rows <= FEW:
             found: Sequence[Cells | Values] | None = by_hiredis(reply, rows, self.fields)
@@ -61,7 +61,7 @@ class Hmgets:
 
 
 def by_hiredis(reply: np.ndarray, rows: int, fields: int) -> list[Values] | None:
-    """Replies by field, a Python object per value: the fastest for few rows; None: this is not what HMGET answers."""
+    """Values by field, a Python object each; the fastest for few rows. None: not a reply to HMGETs."""
     reader = hiredis.Reader()
     reader.feed(reply.tobytes())
     try:
@@ -74,7 +74,7 @@ def by_hiredis(reply: np.ndarray, rows: int, fields: int) -> list[Values] | None
 
 
 def one_by_one(reply: np.ndarray, rows: int, fields: int) -> list[Cells] | None:
-    """Replies by field, value after value: the slow twin of the other two; None: this is not what HMGET answers."""
+    """Values by field, parsed one after the other: the slow twin of the next two. None: not a reply to HMGETs."""
     text = reply.tobytes()
     start, length = np.zeros((2, fields, rows), np.int64)
     header, at = b"*%d\r\n" % fields, 0
@@ -95,7 +95,7 @@ def one_by_one(reply: np.ndarray, rows: int, fields: int) -> list[Cells] | None:
 
 
 def all_alike(reply: np.ndarray, rows: int, fields: int) -> list[Cells] | None:
-    """Replies by field, if every row has its values in the same places; None: they have not."""
+    """Values by field, if all rows have the same byte layout; None: they differ."""
     width, rest = divmod(len(reply), rows)
     first = None if rest else one_by_one(reply[:width], 1, fields)
     if first is None:
@@ -112,21 +112,21 @@ def all_alike(reply: np.ndarray, rows: int, fields: int) -> list[Cells] | None:
 
 
 def all_together(reply: np.ndarray, rows: int, fields: int) -> list[Cells] | None:
-    """Replies by field, all rows at once; None: this is not what HMGET answers.
+    """Values by field, all rows at once; None: not a reply to HMGETs.
 
-    A length says where a value ends and the next length begins, so a row is found by following ``fields`` such
-    steps. Steps are worked out for every line of the reply at once, those inside values too, which no row leads to.
+    A length field gives the position of the next one, so a row is ``fields`` such steps. The steps are computed for
+    all lines of the reply at once, including lines inside values, which no row reaches.
     """
     ends = np.flatnonzero(reply[:-1] == 13)
     ends = ends[reply[ends + 1] == 10]
     begins = np.append(0, ends[:-1] + 2)[: len(ends)]
-    # Only lines that could be a length: "$" or "*" and a few digits. Most others are inside values.
+    # Only lines that look like a length: "$" or "*" and a few digits. Most others are inside values.
     line = (ends - begins <= MOST_DIGITS) & ((reply[begins] == ord("$")) | (reply[begins] == ord("*")))
     begins, ends = begins[line], ends[line]
     length = _lengths(reply, begins, ends)
     header = reply[begins] == ord("*")
     following = ends + 2 + np.where(header | (length < 0), 0, length + 2)
-    # Lines in order of appearance; the place after the last one leads to itself.
+    # Lines in order of appearance; the index after the last one steps to itself.
     step = np.append(np.searchsorted(begins, following), len(ends))
     jump = step
     for _ in range(fields):
@@ -151,7 +151,7 @@ def all_together(reply: np.ndarray, rows: int, fields: int) -> list[Cells] | Non
 
 
 def _lengths(reply: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """int64: the number after the first character of each line; -1 where it is negative."""
+    """The number after the first character of each line, int64; -1 where it is negative."""
     digits = ends - begins - 1
     value = np.zeros(len(begins), np.int64)
     for place in range(int(digits.max(initial=0))):

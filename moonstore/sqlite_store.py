@@ -1,8 +1,8 @@
-"""Feast's SQLite online store, which also reads and writes columns, and keeps the newest row.
+"""Feast's SQLite online store with columnar reads and writes; keeps the newest row.
 
-Feast's reader fetches every feature of a view whichever are asked for, and makes a time of every value's stamp. This
-one leaves the others' bytes in the file and makes one per entity; the tables are the same. Feast keeps event times
-to the second here.
+Feast's reader fetches every feature of a view, whichever are requested, and creates a datetime per value. This one
+fetches the requested features and converts one timestamp per entity; the tables are the same. Feast stores event
+times to the second here.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from moonstore.encode import encode
 from moonstore.freshness import FreshReads
 from moonstore.matrix import Asked, Matrix, Reader, entity_key, kinds
 
-AT_ONCE = 10_000  # entities of a query; SQLite takes 32,766 parameters
-TEXT = ("string", "int32", "int64", "float", "double", "bool")  # types that Feast keeps as text as well
+AT_ONCE = 10_000  # entities per query; SQLite allows 32,766 parameters
+TEXT = ("string", "int32", "int64", "float", "double", "bool")  # types that Feast stores as text as well
 UPSERT = """
 INSERT INTO {table} AS stored (entity_key, feature_name, value, value_text, event_ts, created_ts)
 VALUES (?, ?, ?, ?, ?, ?)
@@ -47,10 +47,10 @@ class SqliteOnlineStoreConfig(feast_sqlite.SqliteOnlineStoreConfig):
 
 
 class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
-    """One file: the embedded default."""
+    """The default: one file, embedded in the process."""
 
     def matrix_reader(self, config: RepoConfig, asked: Asked) -> Reader | None:
-        """Reads several views of N entities, a query each (see ``moonstore.matrix``); None: several join keys."""
+        """A reader of views of N entities, one query per view (``moonstore.matrix``); None: several join keys."""
         if any(len(view.join_keys) != 1 for view, _ in asked):
             return None
 
@@ -67,10 +67,10 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
         data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Write rows that are not older than the stored ones.
+        """Write the rows that are not older than the stored ones.
 
         Raises:
-            DataError: a row claims to be of the future; none is written.
+            DataError: an event time lies in the future; nothing is written.
         """
         refuse_future(table.name, [stamp for _, _, stamp, _ in data])
         if _more(config):
@@ -93,7 +93,7 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
             progress(len(data))
 
     def write_columns(self, config: RepoConfig, view: FeatureView, batch: Batch) -> int:
-        """Write the rows of a batch that are not older than the stored ones; how many that was."""
+        """Write the rows of a batch that are not older than the stored ones; returns their number."""
         if _more(config):
             self._by_feast(config, view, batch)
             return len(batch)
@@ -103,12 +103,12 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
     def compare_and_set(
         self, config: RepoConfig, view: FeatureView, batch: Batch, guard: str, before: list[bytes]
     ) -> np.ndarray:
-        """Write the rows whose stored ``guard`` is still ``before`` (see ``feature_repo.history``)."""
+        """Write the rows whose stored ``guard`` still equals ``before`` (see ``feature_repo.history``)."""
         table = feast_sqlite._quote_id(self._table(config, view))
         connection = self._get_conn(config)
         keys = _keys(config, view, batch)
         with connection:
-            connection.execute("BEGIN IMMEDIATE")  # nobody else writes between the look and the write
+            connection.execute("BEGIN IMMEDIATE")  # excludes other writers between compare and set
             query = f"SELECT value FROM {table} WHERE entity_key = ? AND feature_name = ?"
             found = [connection.execute(query, (key, guard)).fetchone() for key in keys]
             same = np.array(
@@ -160,7 +160,7 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
             query = (
-                # Not the bare column: Feast has SQLite make a datetime of that, value by value.
+                # CAST, because Feast registers a converter that turns the bare column into datetimes, value by value.
                 f"SELECT entity_key, feature_name, CASE WHEN feature_name IN ({wanted}) THEN value END, "
                 f"CAST(event_ts AS INTEGER) FROM {feast_sqlite._quote_id(table)} "
                 f"WHERE entity_key IN ({','.join('?' * len(some))})"
@@ -183,7 +183,7 @@ def _keys(config: RepoConfig, view: FeatureView, batch: Batch) -> list[bytes]:
 
 
 def _cells(config: RepoConfig, view: FeatureView, batch: Batch) -> Iterator[tuple[Any, ...]]:
-    """Rows of the table: every entity's value of the first feature, of the second, ..."""
+    """Rows of the table: the values of all entities for the first feature, then for the second, ..."""
     keys = _keys(config, view, batch)
     event = [_stored(stamp) for stamp in batch.event_us.tolist()]
     created: list[int | None] = [None] * len(keys)
@@ -197,7 +197,7 @@ def _cells(config: RepoConfig, view: FeatureView, batch: Batch) -> Iterator[tupl
 
 
 def _event_us(stamp: int) -> int:
-    # Feast writes UTC's clock as if it were the local one, and reads it back so.
+    # Feast stores UTC as if it were local time, and reads it back the same way.
     return int(datetime.fromtimestamp(stamp).replace(tzinfo=UTC).timestamp()) * 1_000_000
 
 
@@ -220,5 +220,5 @@ def _text(value: Value) -> str | None:
 
 
 def _more(config: RepoConfig) -> bool:
-    """Whether Feast is to keep vectors or numbers in columns of their own as well."""
+    """Whether Feast also stores vectors or numbers in columns of their own."""
     return config.online_store.vector_enabled or config.online_store.enable_openai_compatible_store

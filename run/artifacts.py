@@ -205,7 +205,7 @@ def open_artifact(path: Path, kind: str, made_by: str | None = None) -> Artifact
             )
     if manifest["id"] != _identity(manifest):
         raise ArtifactError(
-            f"{path / MANIFEST}: expected id {_identity(manifest)}, found {manifest['id']}: the file was edited. {again}"
+            f"{path / MANIFEST}: expected id {_identity(manifest)}, found {manifest['id']}: it was edited. {again}"
         )
     return Artifact(path, kind, manifest["id"], manifest["config"], manifest["parents"])
 

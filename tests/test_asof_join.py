@@ -169,5 +169,5 @@ def test_a_join_that_loses_rows_is_refused():
     job = AsofJob.__new__(AsofJob)
     RetrievalJob.__init__(job)
     job._rows = 3
-    with pytest.raises(StoreError, match="asked for 3 rows, joined 2"):
+    with pytest.raises(StoreError, match="each of 3 entity rows, found 2"):
         job._checked(pd.DataFrame({"a": [1, 2]}))

@@ -1,1 +1,1 @@
-"""One module per public format; each turns a folder into canonical tables and their configuration."""
+"""Importers: one module per format, from a folder to canonical tables and their configuration."""

@@ -1,6 +1,6 @@
-"""Pieces every importer builds canonical tables from; whole columns at a time, nulls in, nulls out.
+"""Building blocks of importers: canonical tables from whole columns; nulls stay null.
 
-What a source leaves open stays null here and is counted by ``dataset.checks``, never guessed or dropped.
+Missing values of a source stay null here and are counted by ``dataset.checks``, never guessed or dropped.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from dataset.contracts import (
 from dataset.pictures import picture_size
 from dataset.sieve import Column, sane
 
-TIES = "hash of user and item"  # the order of events of one time, as the manifest says
-NO_CLOCK = datetime(2000, 1, 1, tzinfo=UTC)  # first_seen where the source knows no time at all
+TIES = "hash of user and item"  # order of events with equal times, recorded in the manifest
+NO_CLOCK = datetime(2000, 1, 1, tzinfo=UTC)  # first_seen if the source has no times
 SECOND_US = 1_000_000
-FAR_US = 200_000 * 365 * 86_400 * SECOND_US  # beyond every bound, within int64
+FAR_US = 200_000 * 365 * 86_400 * SECOND_US  # outside every bound of dates, within int64
 
 
 def flat(column: Column) -> pa.Array:
@@ -39,12 +39,12 @@ def flat(column: Column) -> pa.Array:
 
 def ids_of(external: Column) -> pa.Array:
     """Int64 ids of the source's string ids (``stable_ids``), null where they are null."""
-    encoded = flat(external.dictionary_encode())  # text of 30 million rows does not fit one array
+    encoded = flat(external.dictionary_encode())  # the text of 30 million rows does not fit one array
     return pa.array(stable_ids(encoded.dictionary.to_pylist()), pa.int64()).take(encoded.indices)
 
 
 def times(column: Column, per_second: int) -> pa.Array:
-    """Times from numbers since 1970 UTC, ``per_second`` of them a second; absurd ones stay absurd."""
+    """Times from numbers since 1970 UTC in units of 1 / ``per_second`` s; clipped to FAR_US, still out of bounds."""
     unit_us = SECOND_US // per_second
     number = flat(column).cast(pa.int64())
     bound = FAR_US // unit_us
@@ -55,12 +55,12 @@ def times(column: Column, per_second: int) -> pa.Array:
 
 
 def after(moments: Column, seconds: int = 1) -> pa.Array:
-    """Each time some seconds later: when a system could have known, where the source does not say."""
+    """Each time plus ``seconds``: the available time where the source does not give one."""
     return pc.add(flat(moments).cast(pa.int64()), seconds * SECOND_US).cast(TIME)
 
 
 def stable_hash(*columns: np.ndarray) -> np.ndarray:
-    """A uint64 that depends on the values of int64 columns only (splitmix64), alike on every machine."""
+    """A uint64 hash of the values of int64 columns (splitmix64), the same on every machine."""
     mixed = np.zeros(len(columns[0]), dtype=np.uint64)
     for column in columns:
         mixed = mixed + np.uint64(0x9E3779B97F4A7C15) + column.astype(np.int64).view(np.uint64)
@@ -71,19 +71,19 @@ def stable_hash(*columns: np.ndarray) -> np.ndarray:
 
 
 def paths(levels: Sequence[Column]) -> pa.Array:
-    """Category path of each row, one column a level, broadest first; empty levels are left out."""
+    """Category path of each row, from one column per level, broadest first; empty levels are left out."""
     offsets, _, values = _ragged(levels)
     return pa.ListArray.from_arrays(offsets, values)
 
 
 def attributes(columns: Mapping[str, Column]) -> pa.Array:
-    """Attribute map of each row, from one column an attribute; nulls and empty strings are left out."""
+    """Attribute map of each row, from one column per attribute; nulls and empty strings are left out."""
     offsets, source, values = _ragged(list(columns.values()))
     return pa.MapArray.from_arrays(offsets, pa.array(list(columns), pa.string()).take(source), values)
 
 
 def _ragged(columns: Sequence[Column]) -> tuple[pa.Array, pa.Array, pa.Array]:
-    """Row-wise non-empty cells: int32 offsets, the column each cell is from, and the cells."""
+    """Non-empty cells row by row: int32 offsets, the column of each cell, and the cells."""
     cells = pa.concat_arrays([flat(column).cast(pa.string()) for column in columns])
     rows = len(cells) // len(columns)
     order = np.arange(len(cells)).reshape(len(columns), rows).T.ravel()
@@ -103,10 +103,10 @@ def event_table(
     request: Column | None = None,
     value: Column | None = None,
 ) -> pa.Table:
-    """EVENTS of one type by time, numbered from 1 in that order, known a second after they happened.
+    """EVENTS of one type, ordered by time and numbered from 1, available a second after they happened.
 
-    Events of one time are in the order of a hash of user and item (TIES), never of an id: a sequence model would
-    learn that the next item has a larger one.
+    Events of equal time are ordered by a hash of user and item (TIES), never by an id: a sequence model would learn
+    that the next item has a larger id.
     """
     moments = flat(time)
     users, items, times_us = (
@@ -129,13 +129,13 @@ def event_table(
 
 
 def start_of(moments: Column) -> datetime:
-    """The earliest sane time, NO_CLOCK when there is none."""
+    """The earliest time within the bounds of dates; NO_CLOCK if there is none."""
     kept = flat(moments).filter(sane(flat(moments), datetime.now(UTC) + timedelta(days=1)))
     return pc.min(kept).as_py() if len(kept) else NO_CLOCK
 
 
 def first_seen(ids: Column, seen: Column, moments: Column) -> pa.Array:
-    """For each id the earliest sane time at which it was ``seen``; the earliest of all where it never was."""
+    """The earliest time within bounds at which each id was ``seen``; for ids never seen the earliest of all."""
     moments = flat(moments)
     known = sane(moments, datetime.now(UTC) + timedelta(days=1))
     log = pa.table({"id": flat(seen), "time": moments}).filter(known)
@@ -147,11 +147,11 @@ def first_seen(ids: Column, seen: Column, moments: Column) -> pa.Array:
 
 
 def user_table(events: pa.Table, profiles: Mapping[str, Column] | None = None) -> pa.Table:
-    """USERS: everyone with a profile, then everyone else in ``events``, whose external id is the number.
+    """USERS: users with a profile, then the other users of ``events``, with their number as external id.
 
     Args:
         events: EVENTS.
-        profiles: columns of USERS but first_seen; none when the source has no profiles.
+        profiles: columns of USERS except first_seen; None: the source has no profiles.
     """
     active = pc.unique(events.column("user_id")).drop_null().sort()
     columns = {"user_id": active, "external_id": active.cast(pa.string())}
@@ -165,7 +165,7 @@ def user_table(events: pa.Table, profiles: Mapping[str, Column] | None = None) -
 
 
 def under(schema: pa.Schema, columns: Mapping[str, Column]) -> pa.Table:
-    """A table of ``schema``; columns not given are null, or empty where they are an item's lists."""
+    """A table of ``schema``; missing columns are null, an item's category and attributes empty."""
     rows = len(next(iter(columns.values())))
     made = []
     for field in schema:
@@ -179,7 +179,7 @@ def under(schema: pa.Schema, columns: Mapping[str, Column]) -> pa.Table:
 
 
 def refusals(table: str, rule: str, offenders: Iterable[tuple[int, str]]) -> pa.Table:
-    """QUARANTINE entries of rows, or of the n-th picture, that have no canonical row to be."""
+    """QUARANTINE entries of (row or picture number, value) that cannot become a canonical row."""
     found = list(offenders)
     columns = [
         pa.array([table] * len(found), pa.string()),
@@ -206,11 +206,11 @@ def image_table(contents: Iterable[bytes]) -> pa.Table:
 def attach_pictures(
     keys: Sequence[str], pictures: Iterable[tuple[str, bytes | None]]
 ) -> tuple[pa.Array, pa.Table, pa.Table]:
-    """Give each item its picture.
+    """Assign pictures to items.
 
     Args:
         keys: the source's id of each item.
-        pictures: (id of the item, encoded bytes).
+        pictures: (item id, encoded bytes).
 
     Returns:
         image_id of each item, IMAGES, and QUARANTINE entries of pictures without an item, without bytes,
@@ -237,7 +237,7 @@ def numbers(column: Column, what: str) -> pa.Array:
     """Int64 from decimal strings or integers.
 
     Raises:
-        DataError: naming the first values that are no integers.
+        DataError: naming the first values that are not integers.
     """
     values = flat(column)
     if pa.types.is_string(values.type):

@@ -1,4 +1,4 @@
-"""Globo.com news clicks: a large log of ids and times, without text or pictures, for sequences and scale."""
+"""Globo.com news clicks: a large log of ids and times, without text or pictures; tests sequences and scale."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
 
 
 def scale_globo(folder: Path) -> tuple[Tables, dict[str, Any]]:
-    """Clicks whose request is their session; items are what was clicked.
+    """Clicks, with sessions as requests; the items are the clicked articles.
 
     Raises:
         DataError: files, columns or types are not those of the pack.

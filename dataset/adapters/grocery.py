@@ -40,11 +40,15 @@ SCHEMAS = {
     ),
 }
 ICONIC = "iconic"
-PARTS = {"train": "train", "val": "train", "test": "test"}  # an unknown split stays as it is, to be refused
+PARTS = {
+    "train": "train",
+    "val": "train",
+    "test": "test",
+}  # an unknown split is passed on, and refused by dataset.checks
 
 
 def grocery_store(folder: Path) -> tuple[Tables, dict[str, Any]]:
-    """One item a fine class with its iconic picture; one image query a phone photo, relevant to its class.
+    """One item per fine class with its iconic picture; one image query per phone photo, relevant to its class.
 
     Raises:
         DataError: files, columns or types are not those of the pack.

@@ -1,8 +1,7 @@
 """H&M Personalized Fashion Recommendations: the research pack (parquet) and the raw competition layout (CSV).
 
-A purchase is dated by its day only and row order is not time, so the place of a purchase within its user's
-day is drawn by a stable hash: the log has one canonical order on every machine, and protocol "holdout" makes
-no claim about what came before what within a day.
+Purchases have a day but no time of day, and rows are not in time order, so a stable hash orders the purchases of a
+user's day: the log has the same order on every machine. Protocol "holdout" does not depend on the order within a day.
 """
 
 from __future__ import annotations
@@ -101,8 +100,8 @@ ATTRIBUTES = {
 def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
     """Purchases, articles with pictures, and customers.
 
-    An article's price is left out: the source knows it from sales only, so having one would tell a ranker
-    which articles sell. For the same reason every article counts as seen since the first day of the data.
+    An article's price is left out: the source gives prices of sales only, so a price would tell a ranker which
+    articles sell. For the same reason every article is first seen on the first day of the data.
 
     Raises:
         DataError: files, columns or types are not those of either layout.
@@ -138,7 +137,7 @@ def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
 
 
 def _moments(user: pa.Array, item: pa.Array, day: pa.ChunkedArray) -> pa.Array:
-    """Noon UTC of each purchase's day plus its place among its user's purchases of that day, in seconds."""
+    """Noon UTC of each purchase's day, plus its rank among the user's purchases of that day in seconds."""
     days = flat(day).cast(pa.int32())
     user_id, item_id, number = (
         column.cast(pa.int64()).fill_null(-1).to_numpy() for column in (user, item, days)
@@ -156,7 +155,7 @@ def _moments(user: pa.Array, item: pa.Array, day: pa.ChunkedArray) -> pa.Array:
 def _items(
     articles: pa.Table, shown: Iterable[tuple[str, bytes | None]], start: Any
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """ITEMS, IMAGES and what was refused of the pictures."""
+    """ITEMS, IMAGES and QUARANTINE entries of refused pictures."""
     image_id, images, quarantine = attach_pictures(articles.column("article_id").to_pylist(), shown)
     levels = ("index_group_name", "product_group_name", "product_type_name")
     columns = {
@@ -174,7 +173,7 @@ def _items(
 
 
 def _profiles(customers: pa.Table, user_id: pa.Array) -> dict[str, pa.Array]:
-    """Profile columns; the segment is "club status / news frequency", null when neither is known."""
+    """Profile columns; the segment is "club status / news frequency", null if both are unknown."""
     club, news = (flat(customers.column(name)) for name in ("club_member_status", "fashion_news_frequency"))
     both = pc.binary_join_element_wise(club.fill_null("unknown"), news.fill_null("unknown"), " / ")
     neither = pc.and_(club.is_null(), news.is_null())

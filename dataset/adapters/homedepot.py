@@ -21,11 +21,11 @@ SCHEMAS = {
         [("query_id", pa.int64()), ("product_uid", pa.int64()), ("relevance", pa.float32())]
     ),
 }
-TEST_OF = 5  # one query in five is for the test, with all its judgements
+TEST_OF = 5  # one query in five is in the test part, with all its judgements
 
 
 def homedepot_relevance(folder: Path) -> tuple[Tables, dict[str, Any]]:
-    """Products, text queries, and judgements with relevance (grade - 1) / 2 of the grades 1 to 3.
+    """Products, text queries, and judgements; relevance is (grade - 1) / 2 for grades 1 to 3.
 
     Raises:
         DataError: files, columns or types are not those of the pack.

@@ -1,15 +1,14 @@
 """MBE and MBE2.0, the public benchmarks of MOON and MOON2.0: product rows, and search triplets.
 
-Columns of MBE known to us (papers' notes, section 2.2 [H1b]): id, doc_title, doc_image, doc_industry_name,
-doc_cate1_name to doc_cate4_name, doc_attributes; the division into train and test is a column ``split`` or in the
-file's name. The columns of MBE2.0 are NOT RECOVERED beyond "query, positive, negative": read here are the same
-fields with ``query_``, ``positive_``, ``negative_`` for ``doc_``, flat, or one struct a side, or a side that is its
-title. Columns beyond those are left unread and named in the dataset's configuration, since nobody here has seen the
-whole files. Everything is read into memory: give a machine the files it can hold.
+Known columns of MBE (papers' notes, section 2.2 [H1b]): id, doc_title, doc_image, doc_industry_name, doc_cate1_name
+to doc_cate4_name, doc_attributes; train or test is given by a column ``split`` or by the file's name. Of MBE2.0 only the
+sides "query, positive, negative" are known: a side may be flat columns with the prefix ``query_``, ``positive_`` or
+``negative_`` instead of ``doc_``, a struct, or a title. Other columns are not read, and are listed in the dataset's
+configuration, because we have not seen the complete files. Everything is read into memory.
 
-The public files hold addresses of pictures, not pictures. Bytes, base64 and paths are read as they are; for an
-address, put the picture into ``images/`` beside the files, called like the row's id or the address' last part. Rows
-whose picture is not there stay, without one, and are counted in the configuration.
+The public files hold addresses of pictures, not pictures. Bytes, base64 and paths are read directly; for an address,
+put the picture into ``images/`` beside the files, named after the row's id or the last part of the address. Rows
+whose picture is missing are kept without one, and counted in the configuration.
 """
 
 from __future__ import annotations
@@ -44,13 +43,13 @@ TRIPLET_COLUMNS = (*SIDES, *(f"{side}_{name}" for side in SIDES for name in FIEL
 
 
 def mbe(folder: Path) -> tuple[Tables, dict[str, Any]]:
-    """MBE: one item a row; a test item is judged relevant to two queries, its own title and its own picture.
+    """MBE: one item per row; a test item is relevant to two queries, its own title and its own picture.
 
-    Those are MBE's text- and image-based retrieval, and they keep the source's division: what is judged in part
-    "test" only is what an encoder is examined on (``evaluation.science.encoders.exam.hold_out``).
+    These are MBE's text-based and image-based retrieval, with the source's split: items judged only in part "test"
+    are held out to test encoders (``evaluation.science.encoders.exam.hold_out``).
 
     Raises:
-        DataError: no files, columns without an id or without title and picture, or rows of no known part.
+        DataError: no files, no id column, neither title nor picture column, or rows of an unknown part.
     """
     source = Source(folder)
     items, queries, judged = Products(source), Searches(source), {}
@@ -72,10 +71,10 @@ def mbe(folder: Path) -> tuple[Tables, dict[str, Any]]:
 
 
 def mbe2(folder: Path) -> tuple[Tables, dict[str, Any]]:
-    """MBE2.0: triplets of a query, the product bought from it (relevance 1) and one hardly relevant (0).
+    """MBE2.0: triplets of a query, the product bought after it (relevance 1) and a hardly relevant one (0).
 
     Raises:
-        DataError: no files, columns without a query or a positive, or rows of no known part.
+        DataError: no files, no columns of a query or a positive, or rows of an unknown part.
     """
     source = Source(folder)
     items, queries = Products(source), Searches(source)
@@ -94,7 +93,7 @@ def mbe2(folder: Path) -> tuple[Tables, dict[str, Any]]:
 
 
 def _side(row: Mapping[str, Any], side: str) -> dict[str, Any]:
-    """The fields of one side of a triplet: flat columns, else a struct, else a title."""
+    """The fields of one side of a triplet, from flat columns, a struct, or a title."""
     fields = {name: row.get(f"{side}_{name}") for name in FIELDS}
     whole = row.get(side)
     if isinstance(whole, Mapping):
@@ -108,7 +107,7 @@ def _side(row: Mapping[str, Any], side: str) -> dict[str, Any]:
 def attribute_map(value: Any) -> list[tuple[str, str]]:
     """Attributes of a cell: a mapping, a JSON object, or MBE's ``name:value,,name:value``.
 
-    Several values of one attribute are joined by ``!!!`` there, and by a comma here. What is no pair is left out.
+    MBE joins several values of an attribute by ``!!!``; here they are joined by a comma. Other text is left out.
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
@@ -130,14 +129,14 @@ def attribute_map(value: Any) -> list[tuple[str, str]]:
 
 @dataclass
 class Products:
-    """Items by the source's id; a row without one is known by its title and picture. The first of equals stays."""
+    """Items by the source's id, or by a hash of title and picture; of equal ones the first is kept."""
 
     source: Source
     record: dict[str, dict[str, Any]] = field(default_factory=dict)
     image: dict[str, bytes | None] = field(default_factory=dict)
 
     def add(self, fields: Mapping[str, Any]) -> str:
-        """Remember a product; returns its id."""
+        """Add a product unless it is known; returns its id."""
         named = None if fields.get("id") in (None, "") else str(fields["id"])
         if named is not None and named in self.record:
             return named
@@ -148,7 +147,7 @@ class Products:
         return key
 
     def table(self) -> pa.Table:
-        """ITEMS."""
+        """The products as ITEMS."""
         rows, keys = list(self.record.values()), list(self.record)
         number = ids_of(pa.array(keys, pa.string()))
         path = [[str(row[level]) for level in LEVELS if row.get(level)] for row in rows]
@@ -169,17 +168,17 @@ class Products:
 
 @dataclass
 class Searches:
-    """Queries by id, or by what they consist of."""
+    """Queries by id, or by a hash of their text and picture."""
 
     source: Source
     record: dict[str, tuple[str | None, bytes | None]] = field(default_factory=dict)
 
     def add(self, fields: Mapping[str, Any], picture: bytes | None = None) -> str | None:
-        """Remember a query; returns its key, None for one of neither words nor picture.
+        """Add a query unless it is known; returns its key, or None if it has neither text nor picture.
 
         Args:
             fields: of the query.
-            picture: read already, where ``fields`` names it.
+            picture: the picture that ``fields`` names, if already read.
         """
         text, named = _text(fields.get("title")), _text(fields.get("id"))
         if fields.get("image") and picture is None:
@@ -192,7 +191,7 @@ class Searches:
         return key
 
     def table(self) -> pa.Table:
-        """QUERIES."""
+        """The queries as QUERIES."""
         columns = {
             "query_id": ids_of(pa.array(list(self.record), pa.string())),
             "text": pa.array([text for text, _ in self.record.values()], pa.string()),
@@ -218,7 +217,7 @@ def _tables(
     name: str,
     title: str,
 ) -> tuple[Tables, dict[str, Any]]:
-    """Canonical tables and the configuration to write with them."""
+    """Canonical tables and the configuration to record in the artifact."""
     catalogue, searches = items.table(), queries.table()
     item_of = dict(zip(items.record, catalogue["item_id"].to_pylist(), strict=True))
     query_of = dict(zip(queries.record, searches["query_id"].to_pylist(), strict=True))

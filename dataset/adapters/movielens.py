@@ -96,7 +96,7 @@ def ml_posters(folder: Path) -> tuple[Tables, dict[str, Any]]:
 def _items(
     movies: pa.Table, events: pa.Table, shown: Iterable[tuple[str, bytes | None]]
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """ITEMS, IMAGES and what was refused of the posters."""
+    """ITEMS, IMAGES and QUARANTINE entries of refused posters."""
     movie = movies.column("movieId")
     image_id, images, quarantine = attach_pictures(movie.cast(TEXT).to_pylist(), shown)
     genres = _genres(movies.column("genres"))
@@ -123,7 +123,7 @@ def _items(
 
 
 def _genres(listed: pa.ChunkedArray) -> list[pa.Array]:
-    """The first, second, ... genre of each movie, null where it has fewer; at least one column."""
+    """One column per genre position, null where a movie has fewer genres; at least one column."""
     known = pc.if_else(pc.equal(flat(listed), NO_GENRE), pa.scalar(None, TEXT), flat(listed))
     split = pc.split_pattern(known, "|").to_pylist()
     most = max((len(genres or ()) for genres in split), default=0)

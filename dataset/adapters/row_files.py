@@ -1,4 +1,4 @@
-"""Row files of a layout that is only partly known, and pictures beside them: what the MBE importers read from."""
+"""Row files of a partly known layout, with pictures beside them; used by the MBE importers."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Source:
     """The files of a folder, row by row, and the pictures beside them.
 
     Attributes:
-        folder: where they are.
-        unread: columns that are not known to us.
-        missing: pictures that rows name and the folder does not have.
+        folder: the folder.
+        unread: names of unknown columns.
+        missing: number of pictures that rows name but the folder lacks.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class Source:
     def rows(
         self, known: tuple[str, ...], needed: tuple[tuple[str, ...], ...]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(part, row) of every file, in the order of names; of each tuple in ``needed`` one column must exist."""
+        """(part, row) of every file, by file name; of each tuple in ``needed`` at least one column must exist."""
         files = sorted(
             path
             for path in (*self.folder.glob("*"), *self.folder.glob("data/*"))
@@ -84,12 +84,12 @@ class Source:
 
     @cached_property
     def _shelf(self) -> dict[str, Path]:
-        """Pictures under images/ by name and by name without ending."""
+        """Pictures under images/ by file name, with and without the ending."""
         files = sorted(path for path in (self.folder / "images").rglob("*") if path.is_file())
         return {path.stem: path for path in files} | {path.name: path for path in files}
 
     def picture(self, value: Any, key: str | None) -> bytes | None:
-        """The picture a cell means; None where it means none, or one that is not there (then counted)."""
+        """The picture that a cell holds or names; None if it names none, or a missing one (which is counted)."""
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if value is None or value == "" or value == b"":
@@ -101,7 +101,7 @@ class Source:
         return shrink(content)
 
     def _found(self, text: str, key: str | None) -> bytes | None:
-        """Bytes of a path, an address or base64."""
+        """The bytes for a path, an address or base64 text."""
         if text.startswith("data:"):
             return _base64(text.partition(",")[2])
         name = PurePosixPath(urlsplit(text).path).name if len(text) < 2048 else ""
@@ -125,12 +125,12 @@ def _base64(text: str) -> bytes | None:
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Columns and rows of a data file of any of the endings; what is text in the file is text here.
+    """Columns and rows of a data file of any of the endings; text in the file stays text.
 
-    Nothing is typed by how it looks: an id keeps its leading zeros, a title called ``007`` or ``NULL`` is a title.
+    Types are not guessed: an id keeps its leading zeros, and ``007`` or ``NULL`` can be a title.
 
     Raises:
-        DataError: it is damaged or holds no table.
+        DataError: the file is damaged or not a table.
     """
     try:
         if path.suffix == ".parquet":

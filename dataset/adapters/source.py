@@ -1,4 +1,4 @@
-"""Doors to source files: which must exist, which columns they must have, what their values must be."""
+"""Strict readers of source files: required files, required columns, required types."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NEXT = "Then run 'moon dataset' again."
 
 
 def has_files(folder: Path, names: Sequence[str]) -> bool:
-    """Whether every one of ``names`` is a file of ``folder``."""
+    """Whether all of ``names`` are files in ``folder``."""
     return all((folder / name).is_file() for name in names)
 
 
 def choose_layout(folder: Path, layouts: dict[str, Sequence[str]]) -> str:
-    """The name of the first layout all of whose files are in ``folder``.
+    """The name of the first layout whose files are all in ``folder``.
 
     Args:
         folder: the source.
@@ -63,7 +63,7 @@ def read_csv(path: Path, schema: pa.Schema) -> pa.Table:
     """Read a CSV file with a header that must name exactly the columns of ``schema``.
 
     Raises:
-        DataError: unknown or missing columns, ragged rows, no UTF-8, or values of another type.
+        DataError: unknown or missing columns, ragged rows, not UTF-8, or values of another type.
     """
     parse = pa.csv.ParseOptions(newlines_in_values=True)
     convert = pa.csv.ConvertOptions(

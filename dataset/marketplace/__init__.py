@@ -1,1 +1,1 @@
-"""The simulated shop: a catalogue drawn in pixels and words, shoppers with planted tastes, their behaviour."""
+"""The simulated shop: a catalogue with generated pictures and texts, users with planted tastes, their events."""

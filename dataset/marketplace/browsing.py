@@ -1,10 +1,10 @@
-"""What simulated shoppers do: requests, slates, clicks, carts, purchases, and the true click probability.
+"""Simulated behaviour: requests, slates, clicks, carts, purchases, and the true click probability.
 
-A shopper's interest is a vector over facet values and traits, so that
+A shopper's interest is a vector over facet values and traits, such that
 
     click probability = sigmoid(intercept + quality of the item + interest . item) * examination(position)
 
-where interest = lasting taste + what the latest clicks added (fading) + what the query asks for.
+where interest = lasting taste + shift by recent clicks (which decays) + what the query asks for.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from dataset.marketplace.catalogue import (
 from dataset.marketplace.shoppers import Shoppers, affinity
 
 SLATE = 10
-POOL = 40  # items the shop considers for a slate
-TARGET_CTR = 0.12  # of a shopper without recent clicks; those add about a point
-EXAMINATION = (1.0 + np.arange(SLATE)) ** -0.35  # chance that a shopper looks at a position
+POOL = 40  # candidates that the shop ranks for a slate
+TARGET_CTR = 0.12  # without recent clicks, which add about one percentage point
+EXAMINATION = (1.0 + np.arange(SLATE)) ** -0.35  # probability that a position is examined
 SESSION_FADE_S = 3 * 3600.0
 
-# What the latest click adds to the interest, per facet and per unit of a trait.
+# What a click adds to the interest, per facet and per unit of a trait.
 CLICK_SHIFT = {"leaf": 0.35, "colour": 0.2, "pattern": 0.15, "material": 0.1, "brand": 0.1, "style": 0.1}
 CLICK_TRAIT_SHIFT = 0.12
-# What a query adds for a match. A shopper's own picture asks for what it shows, backdrop aside.
+# What a query adds for a match. An image query asks for what it shows, except the backdrop.
 ASKED = {"leaf": 2.2, "colour": 1.2, "pattern": 1.0, "material": 1.2, "brand": 1.2, "style": 0.9}
 ASKED_TRAIT = (0.0, 0.0, 0.7, 0.6, 0.0)
-SEARCH_RESTRAINT = 1.0  # who searches ignores more of what was not asked for, in log-odds
-# The shop's own, rougher idea of relevance, which fills the slates: share of the true interest it knows.
+SEARCH_RESTRAINT = 1.0  # log-odds by which items are clicked less when searching
+# The shop ranks by a rougher relevance: the fraction of the true interest it knows, per facet.
 SHOP_KNOWS = {"leaf": 0.6, "colour": 0.4, "pattern": 0.3, "material": 0.1, "brand": 0.2, "style": 0.1}
 SHOP_NOISE = 0.9
 
-# Text queries: the facets they name, in the order they are written, and how often.
+# Text queries: the facets they name, in order, and the fraction of text queries.
 PHRASES = (
     (("colour", "leaf"), 0.30),
     (("colour", "pattern", "leaf"), 0.30),
@@ -64,10 +64,10 @@ class Requests:
     Attributes:
         user: int64 (R), row in Shoppers.
         time_us: int64 (R).
-        turn: int64 (R), how many requests of this user came before.
+        turn: int64 (R), number of earlier requests of the user.
         query_kind: int64 (R), NO_QUERY, TEXT_QUERY or IMAGE_QUERY.
-        wanted: int64 (R), catalogue row of the item a query describes, -1 without a query.
-        phrase: int64 (R), number in PHRASES of a text query, else -1.
+        wanted: int64 (R), catalogue row of the item that the query describes, -1 without a query.
+        phrase: int64 (R), index in PHRASES for a text query, else -1.
     """
 
     user: np.ndarray
@@ -78,17 +78,17 @@ class Requests:
     phrase: np.ndarray
 
     def wanting(self, wanted: np.ndarray) -> Requests:
-        """The same requests, their queries describing the items in these catalogue rows."""
+        """The same requests, with queries that describe the items in these catalogue rows."""
         return replace(self, wanted=wanted)
 
 
 @dataclass(frozen=True)
 class Slates:
-    """What was shown and what happened, arrays of shape (R, SLATE).
+    """Slates and the behaviours on them, arrays of shape (R, SLATE).
 
     Attributes:
-        item: int64, catalogue row, -1 where the slate is shorter.
-        probability: float32, true click probability, 0 where the slate is shorter.
+        item: int64, catalogue row, -1 for padding.
+        probability: float32, true click probability, 0 for padding.
         clicked, carted, purchased: bool.
     """
 
@@ -105,7 +105,7 @@ def sigmoid(logit: np.ndarray) -> np.ndarray:
 
 
 def _per_column(by_facet: dict[str, float], traits: tuple[float, ...]) -> np.ndarray:
-    """Spread one number per facet over the columns of an interest vector."""
+    """Expand a number per facet to the columns of an interest vector."""
     parts = [np.full(len(values), by_facet[name]) for name, values in FACETS.items()]
     return np.concatenate([*parts, traits]).astype(np.float32)
 
@@ -114,7 +114,7 @@ _SHOP_WEIGHT = _per_column(SHOP_KNOWS, (0.1,) * len(TRAITS))
 
 
 class Shelf:
-    """Draws items that exist at a moment, by leaf category and popularity."""
+    """Samples items available at a time, by leaf category and popularity."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._earliest = int(catalogue.first_seen_us.min())
@@ -125,7 +125,7 @@ class Shelf:
         self._mass = np.concatenate([[0.0], np.cumsum(weight)])
 
     def draw(self, leaf: np.ndarray, time_us: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """One item per entry of ``leaf`` (R, P), already seen at ``time_us`` (R); int64 catalogue rows."""
+        """Sample an item per entry of ``leaf`` (R, P), first seen by ``time_us`` (R); int64 catalogue rows."""
         now = np.minimum(time_us - self._earliest, self._span - 1)[:, None]
         start = self._start[leaf]
         stop = np.searchsorted(self._key, leaf * self._span + now, side="right")
@@ -135,7 +135,7 @@ class Shelf:
 
 
 def _browsed_leaves(interest: np.ndarray, pool: int, rng: np.random.Generator) -> np.ndarray:
-    """Leaf categories the shop draws a pool from: half by the user's taste, half evenly; int64 (R, pool)."""
+    """Sample leaf categories of a pool, half by the user's taste and half uniformly; int64 (R, pool)."""
     weight = np.exp(interest[:, : len(LEAVES)])
     chance = 0.5 * weight / weight.sum(axis=1, keepdims=True) + 0.5 / len(LEAVES)
     reached = rng.random((len(interest), pool, 1), dtype=np.float32) > np.cumsum(chance, axis=1)[:, None, :]
@@ -143,7 +143,7 @@ def _browsed_leaves(interest: np.ndarray, pool: int, rng: np.random.Generator) -
 
 
 def make_requests(count: int, shoppers: Shoppers, rng: np.random.Generator) -> Requests:
-    """Spread ``count`` requests over users, days and hours; half of them continue a session."""
+    """Distribute ``count`` requests over users, days and hours; half of them continue a session."""
     chance = shoppers.activity / shoppers.activity.sum()
     user = np.sort(rng.choice(len(chance), p=chance, size=count))
     continues = np.concatenate([[False], (user[1:] == user[:-1]) & (rng.random(count - 1) < 0.5)])
@@ -167,7 +167,7 @@ def make_requests(count: int, shoppers: Shoppers, rng: np.random.Generator) -> R
 def choose_wanted(
     requests: Requests, shoppers: Shoppers, catalogue: Catalogue, shelf: Shelf, rng: np.random.Generator
 ) -> np.ndarray:
-    """The item each query describes, after the user's taste; int64 (R), -1 without a query."""
+    """Sample the item each query describes by the user's taste; int64 (R), -1 without a query."""
     wanted = np.full(len(requests.user), -1)
     asking = np.flatnonzero(requests.query_kind != NO_QUERY)
     interest = shoppers.interest[requests.user[asking]]
@@ -178,7 +178,7 @@ def choose_wanted(
 
 
 def asked_facets(requests: Requests) -> np.ndarray:
-    """Which facets each request's query names or shows, bool (R, 6)."""
+    """Mask of the facets that each request's query names or shows, bool (R, 6)."""
     names = list(FACETS)
     table = np.array([[name in phrase for name in names] for phrase, _ in PHRASES] + [[False] * len(names)])
     asked = table[requests.phrase]
@@ -202,7 +202,7 @@ def _query_interest(
 
 @dataclass(frozen=True)
 class Shop:
-    """The shop's slate policy: a pool by taste or query, ranked by rough relevance, popularity and chance."""
+    """The shop's slate policy: a pool by taste or query, ranked by rough relevance, popularity and noise."""
 
     catalogue: Catalogue
     shelf: Shelf
@@ -210,7 +210,7 @@ class Shop:
     def slates(
         self, interest: np.ndarray, time_us: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        """Choose up to SLATE distinct items per request, best first; int64 (R, SLATE), -1 fills up."""
+        """Choose up to SLATE distinct items per request, best first; int64 (R, SLATE), padded with -1."""
         leaf = _browsed_leaves(interest, POOL, rng)
         asking = wanted >= 0
         leaf[asking, : 3 * POOL // 4] = self.catalogue.facet[wanted[asking], 0][:, None]
@@ -224,7 +224,7 @@ class Shop:
         return np.where(np.isfinite(np.take_along_axis(score, best, axis=1)), chosen, -1)
 
     def liking(self, interest: np.ndarray, slate: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Log-odds of a click on an examined item before the intercept, float32 (R, SLATE)."""
+        """Log-odds of a click on an examined item, without the intercept, float32 (R, SLATE)."""
         restraint = np.where(wanted >= 0, np.float32(SEARCH_RESTRAINT), np.float32(0))[:, None]
         return affinity(interest, self.catalogue, slate) + self.catalogue.quality[slate] - restraint
 
@@ -241,7 +241,7 @@ def _intercept(liking: np.ndarray, shown: np.ndarray) -> float:
 
 
 def _turns(requests: Requests, most: int = 20_000) -> Iterator[np.ndarray]:
-    """Request rows in an order that respects each user's time: all first requests, then all second, ..."""
+    """Batches of request rows, in time order for each user: all first requests, then all second, ..."""
     order = np.argsort(requests.turn, kind="stable")
     bounds = np.flatnonzero(np.diff(requests.turn[order], prepend=-1))
     for rows in np.split(order, bounds[1:]):
@@ -257,7 +257,7 @@ def browse(
     slate_rng: np.random.Generator,
     click_rng: np.random.Generator,
 ) -> Slates:
-    """Play all requests; clicks of a user shift what the same user wants next."""
+    """Simulate all requests; a user's clicks shift the interest in that user's later requests."""
     shop = Shop(catalogue, shelf)
     asked = asked_facets(requests)
     count, width = len(requests.user), WORDS + len(TRAITS)
@@ -294,7 +294,7 @@ def browse(
 def _remember(
     shift: np.ndarray, user: np.ndarray, slate: np.ndarray, clicked: np.ndarray, catalogue: Catalogue
 ) -> None:
-    """Add this turn's clicks to ``shift`` in place; a user occurs at most once per turn."""
+    """Add a batch's clicks to ``shift`` in place; a user occurs at most once per batch."""
     row, place = np.nonzero(clicked)
     who, items = user[row], slate[row, place]
     for number, (name, start) in enumerate(FACET_START.items()):

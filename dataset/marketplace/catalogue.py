@@ -1,7 +1,7 @@
-"""The simulated catalogue: what every item truly is, what its text says and what its picture shows.
+"""The simulated catalogue: the true properties of every item, its text and its picture.
 
-Six facets (leaf category, colour, pattern, material, brand, style) are words; three traits (background hue,
-elongation, pattern density) exist only in the pixels. Material, brand and style exist only in the text.
+Six facets (leaf category, colour, pattern, material, brand, style) have words; three traits (background hue,
+elongation, pattern density) are only in the picture. Material, brand and style are only in the text.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ FACETS: dict[str, tuple[str, ...]] = {
     "style": STYLES,
 }
 FACET_START = dict(zip(FACETS, np.cumsum([0, *map(len, FACETS.values())][:-1]).tolist(), strict=True))
-WORDS = sum(map(len, FACETS.values()))  # number of facet values together
+WORDS = sum(map(len, FACETS.values()))  # number of all facet values
 # Dense traits, in this order: the backdrop hue as a point on the circle, then three scalars.
-# All but the price are seen in the picture only.
+# All except the price are only in the picture.
 TRAITS = ("background_x", "background_y", "elongation", "density", "price")
 
 NOISE = {
@@ -60,25 +60,25 @@ NOISE = {
     "title_missing": 0.03,
     "description_missing": 0.10,
 }
-ARRIVING = 0.25  # share of products that appear after the log began
+ARRIVING = 0.25  # fraction of products that appear during the log
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Truth about N items; rows are ordered by (leaf, first_seen), which slate sampling relies on.
+    """True properties of N items; rows are ordered by (leaf, first_seen), which slate sampling relies on.
 
     Attributes:
-        item_id: int64 (N), a random permutation: neither order nor age can be read off it.
-        facet: int64 (N, 6), value numbers of FACETS in its order; true values, not the words of the text.
-        word: the same with the text's mistakes in colour and pattern; what the title and attributes say.
-        listed: bool (N, 6), which facets are among the item's attributes.
+        item_id: int64 (N), a random permutation, so that ids reveal neither order nor age.
+        facet: int64 (N, 6), value indices of FACETS in its order; the true values.
+        word: like ``facet``, with the text's errors in colour and pattern; used in title and attributes.
+        listed: bool (N, 6), mask of the facets in the item's attributes.
         elongation, density, background: float64 (N), see ``drawing.Look``.
-        trait: float32 (N, 5), TRAITS as tastes see them.
+        trait: float32 (N, 5), TRAITS as tastes weight them.
         price: float32 (N), in the shop's own currency.
         spu: int64 (N).
         first_seen_us: int64 (N), microseconds since 1970 UTC.
-        quality: float32 (N), appeal that no content shows, in log-odds.
-        popularity: float64 (N), how often the shop shows it.
+        quality: float32 (N), appeal that is not visible in the content, in log-odds.
+        popularity: float64 (N), relative rate at which the shop shows it.
     """
 
     item_id: np.ndarray
@@ -99,7 +99,7 @@ class Catalogue:
         return len(self.item_id)
 
     def look(self, row: int, background: float | None = None) -> Look:
-        """What the picture of the item in this row shows, on its own or on another backdrop."""
+        """What the picture of the item in this row shows; ``background`` replaces its own backdrop."""
         leaf, colour, pattern = (int(value) for value in self.facet[row, :3])
         return Look(
             shape=LEAVES[leaf],
@@ -112,15 +112,15 @@ class Catalogue:
 
 
 def _misread(rng: np.random.Generator, true: np.ndarray, choices: int, rate: float) -> np.ndarray:
-    """Replace a share ``rate`` of values by another of the ``choices``."""
+    """Replace a fraction ``rate`` of the values by another of the ``choices``."""
     other = (true + rng.integers(1, choices, size=len(true))) % choices
     return np.where(rng.random(len(true)) < rate, other, true)
 
 
 def make_catalogue(items: int, rng: np.random.Generator) -> Catalogue:
-    """Invent at least ``items`` items: products of 1 to 4 variants that differ in colour, pattern and pixels.
+    """Generate at least ``items`` items: products of 1 to 4 variants that differ in colour, pattern and picture.
 
-    Every leaf category has a product from the start; a quarter of the others arrives during the log.
+    Every leaf category has a product from the start; a quarter of the others appears during the log.
     """
     variants = rng.choice([1, 2, 3, 4], p=[0.35, 0.3, 0.2, 0.15], size=items)
     products = max(int(np.searchsorted(np.cumsum(variants), items)) + 1, 2 * len(LEAVES))
@@ -204,7 +204,7 @@ _DESCRIPTIONS = (
 
 
 def items_table(catalogue: Catalogue, image_ids: list[str | None], rng: np.random.Generator) -> pa.Table:
-    """The shop's text about its items as an ITEMS table, ordered by item_id."""
+    """The items with their texts as an ITEMS table, ordered by item_id."""
     n = len(catalogue)
     mention = rng.random((n, 2))
     wording = rng.integers(0, len(_DESCRIPTIONS), size=n)
@@ -244,7 +244,7 @@ def items_table(catalogue: Catalogue, image_ids: list[str | None], rng: np.rando
 def item_pictures(
     catalogue: Catalogue, seeds: np.random.SeedSequence, missing: np.ndarray
 ) -> list[bytes | None]:
-    """Photograph every item but the ``missing`` (bool, N); each from its own random stream."""
+    """Draw a picture of every item except the ``missing`` (bool, N), each from its own random stream."""
     pictures: list[bytes | None] = []
     for row, seed in enumerate(track(seeds.spawn(len(catalogue)), "draw items", unit="pictures")):
         pictures.append(None if missing[row] else draw(catalogue.look(row), np.random.default_rng(seed)))
@@ -252,7 +252,7 @@ def item_pictures(
 
 
 def query_pictures(catalogue: Catalogue, rows: np.ndarray, seeds: np.random.SeedSequence) -> list[bytes]:
-    """Shoppers' own pictures of the items in ``rows``: other backdrop, turned, smaller, noisier."""
+    """Query pictures of the items in ``rows``: another backdrop, rotated, smaller, noisier."""
     pictures = []
     for row, seed in zip(
         track(rows.tolist(), "draw queries", unit="pictures"), seeds.spawn(len(rows)), strict=True

@@ -1,7 +1,7 @@
 """Product pictures of the simulated marketplace: a silhouette, a colour, a pattern, a background.
 
-Every silhouette is a list of polygons in object coordinates (x to the right, y down, both about -1..1), so
-proportions, rotation and scale are one affine map.
+A silhouette is a list of polygons in object coordinates (x to the right, y down, both about -1..1), so proportions,
+rotation and scale are one affine map.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE_PX = 64
-_CANVAS_PX = 2 * SIDE_PX  # drawn twice as large and averaged down: smooth edges
+_CANVAS_PX = 2 * SIDE_PX  # drawn at twice the size and averaged, for smooth edges
 _GROUND, _SHADOW, _BODY, _TRIM, _INK = range(5)  # what a canvas pixel shows
 
 # name -> hue in degrees, saturation, value
@@ -41,9 +41,9 @@ class Look:
         shape: a key of SILHOUETTES.
         colour: a key of COLOURS.
         pattern: a member of PATTERNS.
-        density: -1 coarse .. 1 fine; no text mentions it.
-        elongation: -1 squat .. 1 slender; no text mentions it.
-        background: hue of the backdrop in turns, 0..1; no text mentions it.
+        density: -1 coarse .. 1 fine; not in the text.
+        elongation: -1 squat .. 1 slender; not in the text.
+        background: hue of the backdrop in turns, 0..1; not in the text.
     """
 
     shape: str
@@ -56,11 +56,11 @@ class Look:
 
 @dataclass(frozen=True)
 class Camera:
-    """How it was photographed; a shopper's own picture is turned, smaller, off centre and noisy.
+    """Camera parameters; query pictures are rotated, smaller, off centre and noisy.
 
     Attributes:
         angle: rotation in radians.
-        scale: size of the product, 1 fills the frame.
+        scale: size of the product; 1 fills the frame.
         shift: x and y of its centre, in object coordinates.
         noise: standard deviation of the sensor noise, in 8-bit steps.
     """
@@ -173,7 +173,7 @@ SILHOUETTES: dict[str, tuple[tuple[int, np.ndarray], ...]] = {
 
 
 def _labels(look: Look, affine: np.ndarray, shift: tuple[float, float]) -> np.ndarray:
-    """Which part every canvas pixel shows, uint8 of shape (canvas, canvas)."""
+    """Label of the part that each canvas pixel shows, uint8 (canvas, canvas)."""
     image = Image.new("L", (_CANVAS_PX, _CANVAS_PX), _GROUND)
     pen = ImageDraw.Draw(image)
     parts = SILHOUETTES[look.shape]
@@ -190,7 +190,7 @@ _LIGHT = (1.0 - 0.08 * (_X + _Y))[::2, ::2, None]  # from the upper left, per pi
 
 
 def _ink(pattern: str, density: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Where the pattern's second colour goes: bool, the shape of ``x`` and ``y`` (object coordinates)."""
+    """Mask of the pattern's second colour, bool, in the shape of ``x`` and ``y`` (object coordinates)."""
     period = 0.40 * 2.0 ** (-0.75 * density)  # 0.67 (coarse) .. 0.24 (fine): at least 3 px in a 32 px picture
     across, down = x / period % 1.0, y / period % 1.0
     if pattern == "striped":
@@ -228,7 +228,9 @@ def draw(look: Look, rng: np.random.Generator, camera: Camera | None = None) -> 
     turn = np.array([[cosine, -sine], [sine, cosine]])
     affine = camera.scale * turn @ stretch
     labels = _labels(look, affine, camera.shift)
-    back = np.linalg.inv(camera.scale * turn).astype(np.float32)  # patterns are printed, not stretched
+    back = np.linalg.inv(camera.scale * turn).astype(
+        np.float32
+    )  # patterns rotate and scale with the product, but are not stretched
     x, y = _X - np.float32(camera.shift[0]), _Y - np.float32(camera.shift[1])
     inked = _ink(look.pattern, look.density, back[0, 0] * x + back[0, 1] * y, back[1, 0] * x + back[1, 1] * y)
     labels[(labels == _BODY) & inked] = _INK

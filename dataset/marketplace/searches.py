@@ -1,4 +1,4 @@
-"""The simulated shop's searches: distinct text and image queries, and which items answer them how well."""
+"""Queries of the simulated shop: distinct text and image queries, and graded relevance judgements."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Searches:
     Attributes:
         of_request: int64 (R), query_id of each request, 0 without a query.
         table: the QUERIES table, query_id from 1.
-        asked: bool (Q, 6), the FACETS a query asks for.
-        wanted: int64 (Q), catalogue row of an item that has what it asks for.
+        asked: bool (Q, 6), mask of the FACETS that a query asks for.
+        wanted: int64 (Q), catalogue row of an item with the requested values.
     """
 
     of_request: np.ndarray
@@ -37,7 +37,7 @@ def image_requests(requests: Requests) -> np.ndarray:
 
 
 def find_searches(catalogue: Catalogue, requests: Requests, pictures: list[bytes]) -> Searches:
-    """Number the distinct queries; ``pictures`` are those of ``image_requests``, in its order."""
+    """Deduplicate queries and number them; ``pictures`` are those of ``image_requests``, in its order."""
     texts = _texts(catalogue, requests)
     keys = np.array([""] * len(requests.user), dtype=object)
     written = np.flatnonzero(requests.query_kind == TEXT_QUERY)
@@ -61,7 +61,7 @@ def find_searches(catalogue: Catalogue, requests: Requests, pictures: list[bytes
 
 
 def _texts(catalogue: Catalogue, requests: Requests) -> list[str]:
-    """What the shopper of each text request typed, e.g. ``"red striped mug"``."""
+    """The text of each text query, e.g. ``"red striped mug"``."""
     written = np.flatnonzero(requests.query_kind == TEXT_QUERY)
     names = list(FACETS)
     texts = []
@@ -73,9 +73,9 @@ def _texts(catalogue: Catalogue, requests: Requests) -> list[str]:
 
 
 def judgements_table(catalogue: Catalogue, searches: Searches, rng: np.random.Generator) -> pa.Table:
-    """Grade items for every query: 1 has all that was asked, 0 is of another category, else the share it has.
+    """Grade items for every query: the fraction of requested facets that match; 0 for another category.
 
-    Judged are up to ten items of each of three kinds: exact, same category only in part, another category.
+    Up to ten items of each of three kinds are judged: exact, partial match in the category, another category.
     """
     asked, wanted, queries = searches.asked, searches.wanted, searches.table
     start = np.searchsorted(catalogue.facet[:, 0], np.arange(len(FACETS["leaf"]) + 1))
@@ -102,7 +102,9 @@ def judgements_table(catalogue: Catalogue, searches: Searches, rng: np.random.Ge
         queries.column("image_id").fill_null("").to_pylist(),
     )
     keys = stable_ids([f"q {text}{image}" for text, image in zip(*names, strict=True)])
-    part = np.where(keys % 10 < 7, "train", "test")  # by content: a query keeps its part in every run
+    part = np.where(
+        keys % 10 < 7, "train", "test"
+    )  # by hash of the content, so a query is in the same part in every run
     columns = [
         queries.column("query_id").take(pa.array(owner)),
         pa.array(catalogue.item_id[np.concatenate(items)] if items else [], pa.int64()),

@@ -1,4 +1,4 @@
-"""Who visits the simulated shop and what they like."""
+"""Users of the simulated shop and their tastes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dataset.marketplace.catalogue import (
 
 SEGMENTS = ("homemaker", "fashion", "gift")  # weakly tied to the three top categories
 
-# facet -> (liked values, how much they are liked, spread of the rest), in log-odds
+# facet -> (number of liked values, mean of the liked, spread of the others), in log-odds
 TASTE = {
     "leaf": (3, 1.2, 0.3),
     "colour": (2, 0.8, 0.2),
@@ -28,18 +28,18 @@ TASTE = {
     "brand": (3, 1.3, 0.2),
     "style": (1, 0.6, 0.2),
 }
-TRAIT_TASTE = (0.95, 0.95, 0.65, 0.75, 0.2)  # spread per trait; the backdrop's two are a preferred hue
+TRAIT_TASTE = (0.95, 0.95, 0.65, 0.75, 0.2)  # spread per trait; the first two make a preferred backdrop hue
 
 
 @dataclass(frozen=True)
 class Shoppers:
-    """Truth about U users.
+    """True properties of U users.
 
     Attributes:
         interest: float32 (U, WORDS + 5), lasting taste over facet values, then traits, in log-odds.
-        age: float32 (U), years, NaN where not given.
-        segment: int64 (U), number in SEGMENTS.
-        registered_us: int64 (U), microseconds since 1970 UTC, at the latest with their first request.
+        age: float32 (U), years, NaN where unknown.
+        segment: int64 (U), index in SEGMENTS.
+        registered_us: int64 (U), microseconds since 1970 UTC; the tables cap it at the first request.
         activity: float64 (U), relative number of requests.
     """
 
@@ -51,7 +51,7 @@ class Shoppers:
 
 
 def make_shoppers(users: int, rng: np.random.Generator) -> Shoppers:
-    """Invent users with a few strong likes per facet; age and segment say little about them."""
+    """Generate users with a few strong likes per facet; age and segment are only weakly related to them."""
     parts = []
     for name, values in FACETS.items():
         liked, strength, spread = TASTE[name]
@@ -76,7 +76,7 @@ def make_shoppers(users: int, rng: np.random.Generator) -> Shoppers:
 
 
 def affinity(interest: np.ndarray, catalogue: Catalogue, items: np.ndarray) -> np.ndarray:
-    """How much each row of interest likes its items, in log-odds.
+    """Interest of each row in its items, in log-odds.
 
     Args:
         interest: float32 (R, WORDS + 5).

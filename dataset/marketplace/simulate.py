@@ -1,7 +1,7 @@
 """The simulated marketplace: a seeded shop whose true click probabilities are known.
 
-Tastes are partly only in pixels, partly only in text (see ``catalogue``), so a model needs both modalities;
-new items arrive during the log, so it cannot live on ids. One argument scales it to millions of events.
+Some tastes depend only on pictures and some only on text (see ``catalogue``), so a model needs both modalities; new
+items appear during the log, so ids are not enough. One argument scales it to millions of events.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ TRUTH = pa.schema(
 
 @dataclass(frozen=True)
 class World:
-    """The truth behind the tables."""
+    """The true properties behind the tables."""
 
     catalogue: Catalogue
     shoppers: Shoppers
@@ -64,7 +64,7 @@ def _seeds(seed: int) -> dict[str, np.random.SeedSequence]:
 
 
 def play(events: int, seed: int) -> World:
-    """Invent items and users and play all requests; the part of ``simulate`` before pictures and tables."""
+    """Generate items and users and simulate all requests; ``simulate`` then adds pictures and tables."""
     if events < SMALLEST:
         raise DataError(f"expected at least {SMALLEST} events, which fill every category; found {events}")
     rng = {name: np.random.default_rng(sequence) for name, sequence in _seeds(seed).items()}
@@ -78,19 +78,19 @@ def play(events: int, seed: int) -> World:
 
 
 def simulate(events: int = 120_000, seed: int = 0) -> tuple[Tables, dict[str, Any]]:
-    """Run the shop for 30 days.
+    """Simulate 30 days of the shop.
 
     Args:
-        events: about how many impressions; items grow with its power 0.6, users with its power 0.8.
-        seed: equal seeds give equal tables, bit for bit. Every table has its own random stream.
+        events: approximate number of impressions; items grow with its power 0.6, users with its power 0.8.
+        seed: equal seeds give bitwise equal tables. Every table has its own random stream.
 
     Returns:
         The canonical tables with ``truth`` (one row per impression), and the dataset's configuration: seed,
         counts, noise rates, click-through rate and ``bayes_auc``, the AUC of the true click probability
-        against the clicks, which no model can beat but by chance.
+        against the clicks: the Bayes-optimal ranking, which no ranker can beat except by chance.
 
     Raises:
-        DataError: fewer than 500 events, which could not fill the categories.
+        DataError: fewer than 500 events, too few to fill every category.
     """
     world = play(events, seed)
     catalogue, requests = world.catalogue, world.requests
@@ -156,7 +156,7 @@ def _user_ids(rows: np.ndarray) -> np.ndarray:
 def _events(
     world: World, query_of_request: np.ndarray, rng: np.random.Generator
 ) -> tuple[pa.Table, pa.Table]:
-    """The log, ordered by event time, and the truth about its impressions."""
+    """EVENTS ordered by event time, and the true click probability of each impression (TRUTH)."""
     catalogue, requests, slates = world.catalogue, world.requests, world.slates
     shown, place = np.nonzero(slates.item >= 0)
     behaviours = np.zeros(len(shown), dtype=np.int64)
