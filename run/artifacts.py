@@ -4,9 +4,10 @@ An artifact is a directory with a ``manifest.json`` naming its kind, configurati
 of every file. It is written under a temporary name, fsynced and renamed, so half-written artifacts do not exist.
 It is verified when opened; a damaged one is refused with the command that recreates it.
 
-There is one way to open: ``open_artifact`` turns a path into a verified ``Artifact``, and a loader (``Dataset.open``,
-``Vectors.open``, ``Ranker.open``, ...) takes that artifact, never a path, and trusts it. Each entry point (a stage, the
-service, a measurement) opens an artifact once and passes it, or what was loaded from it, on.
+There is one way to open: ``open_artifact`` turns a path into a verified ``Artifact``, and a loader
+(``Dataset.open``, ``Vectors.open``, ``Ranker.open``, ...) takes that artifact, never a path, and trusts it. Each
+entry point (a stage, the service, a measurement) opens an artifact once and passes it, or what was loaded from it,
+on.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """MBE and MBE2.0, the public benchmarks of MOON and MOON2.0: product rows, and search triplets.
 
 Known columns of MBE (papers' notes, section 2.2 [H1b]): id, doc_title, doc_image, doc_industry_name, doc_cate1_name
-to doc_cate4_name, doc_attributes; train or test is given by a column ``split`` or by the file's name. Of MBE2.0 only
-the sides "query, positive, negative" are known: a side may be flat columns with the prefix ``query_``, ``positive_`` or
-``negative_`` instead of ``doc_``, a struct, or a title. Other columns are not read, and are listed in the dataset's
-configuration, because we have not seen the complete files. Everything is read into memory.
+to doc_cate4_name, doc_attributes; train or test is given by a column ``split`` or by the file's name. Of MBE2.0
+only the sides "query, positive, negative" are known: a side may be flat columns with the prefix ``query_``,
+``positive_`` or ``negative_`` instead of ``doc_``, a struct, or a title. Other columns are not read, and are listed
+in the dataset's configuration, because we have not seen the complete files. Everything is read into memory.
 
 The public files hold addresses of pictures, not pictures. Bytes, base64 and paths are read directly; for an address,
 put the picture into ``images/`` beside the files, named after the row's id or the last part of the address. Rows
