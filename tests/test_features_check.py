@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from evaluation.report import ReportContent, render_report
 from evaluation.sheets import Evidence, store_check
-from feature_repo.check import _drift, _shares, check_store, to_text
+from feature_repo.check import _drift, _fractions, check_store, to_text
 from feature_repo.create import create_store
 from feature_repo.ingest.ingestor import HistoryWriter
 from feature_repo.online import StoreUnavailable
@@ -82,7 +82,7 @@ def priced(values):
 def test_drift_is_the_stability_index():
     old, new = np.random.default_rng(0).normal(size=(2, 5000))
     edges = np.quantile(old, np.arange(1, 10) / 10)
-    p, q = _shares(new + 0.5, edges), _shares(old, edges)
+    p, q = _fractions(new + 0.5, edges), _fractions(old, edges)
     by_hand = sum((a - b) * np.log(a / b) for a, b in zip(p, q, strict=True))
     before = {"price": {"edges": edges.tolist(), "shares": q.tolist()}}
     index, name = _drift(before, priced(new + 0.5))

@@ -220,7 +220,7 @@ def with_nan(matrix):
         (lambda: unit(vectors_of(2) * 0.1 + np.ones(WIDTH)), None, r"collapsed: mean cosine of two items 0\.9"),
         (
             lambda: np.random.default_rng(0).permutation(vectors_of(2)), None,
-            r"items have other neighbours than before: \d+ of 1000 kept none \(item_id \[",
+            r"items have different neighbours than before: \d+ of 1000 kept none \(item_id \[",
         ),
         (
             lambda: vectors_of(2)[:1000], np.arange(1000),
