@@ -63,7 +63,10 @@ def shuffled(vectors):
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (shuffled, r"items have different neighbours than before: .* kept none \(item_id \[\d+.*overlap 0\.0"),
+        (
+            shuffled,
+            r"items have different neighbours than before: .* kept none \(item_id \[\d+.*overlap 0\.0",
+        ),
         (lambda v: table(v.matrix * 0.1 + np.ones(WIDTH)), "collapsed: mean cosine of two items 0.9[5-9]"),
         (
             lambda v: VectorTable(v.ids[16:], v.matrix[16:]),
