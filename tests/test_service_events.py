@@ -119,7 +119,10 @@ def test_events_are_kept_while_redis_is_gone_and_online_when_it_is_back(tiny_wor
     answer = client.post("/events", content=body(events[:29]), headers=JSON)
     assert answer.status_code == 503 and "telling it again is safe" in answer.json()["error"]
     own_redis.restart()
-    assert client.post("/events", content=body(events[25:]), headers=JSON).json() == {"accepted": 1, "duplicates": 4}
+    assert client.post("/events", content=body(events[25:]), headers=JSON).json() == {
+        "accepted": 1,
+        "duplicates": 4,
+    }
     later = END + timedelta(seconds=1)
     seen = [online(tmp_path / "store", user, later)[1] for user in tiny_world.user_ids.tolist()]
     assert sum(map(len, seen)) == sum(event.type != "impression" for event in events)
