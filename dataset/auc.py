@@ -1,4 +1,4 @@
-"""The area under the ROC curve, of all rows or of every group, ties counted half."""
+"""Area under the ROC curve, over all rows or per group; ties count half."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def group_auc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> tuple[
 
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve: chance that a positive outscores a negative, ties counted half.
+    """Area under the ROC curve: probability that a positive outscores a negative; ties count half.
 
     Raises:
         NoData: fewer than one row of each class.
     """
     value, _ = group_auc(label, score, np.zeros(len(label), dtype=np.int64))
     if len(value) == 0:
-        raise NoData(f"AUC needs both classes, found {len(label)} rows of at most one")
+        raise NoData(f"AUC: expected rows of both classes, found {len(label)} rows of at most one")
     return float(value[0])

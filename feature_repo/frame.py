@@ -53,19 +53,19 @@ class Frame:
 
 
 class StoredRequests(Protocol):
-    """R requests with candidates, from which frames are cut: all that training and measuring need of them.
+    """R requests with candidates, read as frames: the interface that training and evaluation use.
 
-    ``feature_repo.frames.join.TrainingFrame`` is one, ``retrieval.examples.MatchedFrames`` another.
+    Implemented by ``feature_repo.frames.join.TrainingFrame`` and ``retrieval.examples.MatchedFrames``.
     """
 
     def __len__(self) -> int:
-        """R."""
+        """Number of requests R."""
         ...
 
     def take(self, start: int, stop: int) -> Frame:
-        """Requests ``start`` to ``stop``."""
+        """The frame of requests ``start`` to ``stop``."""
         ...
 
     def select(self, request_rows: np.ndarray) -> Frame:
-        """The requests at these rows, in this order."""
+        """The frame of the requests at these rows, in this order."""
         ...

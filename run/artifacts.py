@@ -96,7 +96,7 @@ def _rows(path: Path) -> int | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a small JSON record atomically: whole or not at all, if the process or the machine dies."""
+    """Write a small JSON record atomically; it survives a kill and a loss of power."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     fsync(temporary)

@@ -1,9 +1,8 @@
-"""Resuming: what an interrupted job had finished is found again, and only by the same job.
+"""Resuming: an interrupted job continues from its checkpoints, if configuration and parents are the same.
 
-A job is what it was configured with and what it was made from. Work under way is saved as checkpoints in
-``<out>.partial``; each is an artifact of its own: written under a temporary name, fsynced, renamed, and verified
-when it is read. So a kill at any moment leaves the checkpoint before or the one after, and a damaged one is never
-read. Checkpoints hold files; tensors are the caller's.
+Checkpoints are saved in ``<out>.partial``; each is an artifact of its own: written under a temporary name, fsynced,
+renamed, and verified when it is read. So a kill at any moment leaves the previous checkpoint or the new one, and a
+damaged one is never used. Checkpoints hold files; callers convert them to and from tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ KIND = "checkpoint"
 def find_artifact(
     path: Path, kind: str, config: Mapping[str, Any], parents: Mapping[str, Artifact]
 ) -> Artifact | None:
-    """The artifact at ``path`` if it is undamaged and was made from exactly this; None: it has to be made."""
+    """The artifact at ``path`` if it is valid and has this configuration and these parents; else None."""
     try:
         found = open_artifact(path, kind, "")
     except ArtifactError:  # missing, damaged or of another kind
@@ -35,7 +34,7 @@ def find_artifact(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: the folder with its files, and what was saved beside them as JSON."""
+    """A verified checkpoint: the folder of its files, and the JSON state saved with them."""
 
     folder: Path
     state: dict[str, Any]
@@ -49,12 +48,12 @@ class Checkpoints:
     """The checkpoints of one job, by name; saving one under the same name replaces it.
 
     Args:
-        out: the artifact that the job is to write; its checkpoints lie in ``<out>.partial``.
-        config: everything the job was asked to do (JSON values).
-        parents: artifacts it works from, by role.
+        out: the artifact that the job will write; its checkpoints are in ``<out>.partial``.
+        config: the complete configuration of the job (JSON values).
+        parents: artifacts it reads, by role.
 
     Attributes:
-        folder: ``<out>.partial``, also for files that are worth nothing to a later run.
+        folder: ``<out>.partial``; may also hold temporary files, which a resumed job ignores.
     """
 
     def __init__(self, out: Path, config: Mapping[str, Any], parents: Mapping[str, Artifact]) -> None:
@@ -63,18 +62,18 @@ class Checkpoints:
         self._said = False
 
     def find(self, name: str) -> Checkpoint | None:
-        """The checkpoint of that name; None, with the reason on stderr, if it is damaged or of another job."""
+        """The checkpoint of that name; None if missing, damaged or of another job (reason on stderr)."""
         path = self.folder / name
         try:
             found = open_artifact(path, KIND, "")
         except ArtifactError:
             if path.exists():
-                sys.stderr.write(f"  {path}: not a whole checkpoint, so its work is done again\n")
+                sys.stderr.write(f"  {path}: a damaged checkpoint, so its work is repeated\n")
             return None
         if others := self._differences(found):
             if not self._said:
                 sys.stderr.write(
-                    f"  {self.folder} is of another run ({', '.join(others)}): starting afresh\n"
+                    f"  {self.folder} belongs to another run ({', '.join(others)}): starting afresh\n"
                 )
             self._said = True
             return None
@@ -82,11 +81,11 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def save(self, name: str, state: Mapping[str, Any]) -> Iterator[Path]:
-        """Yield an empty folder to fill; on a clean exit it is the checkpoint of that name.
+        """Yield an empty folder to fill; on a clean exit it becomes the checkpoint of that name.
 
         Args:
             name: of the checkpoint.
-            state: kept beside the files (JSON values).
+            state: saved with the files (JSON values).
         """
         if not self.folder.exists():
             self.folder.mkdir(parents=True)
@@ -96,18 +95,18 @@ class Checkpoints:
             yield folder
 
     def remove(self) -> None:
-        """Delete them all: the job's artifact is complete."""
+        """Delete all checkpoints, once the job's artifact is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _differences(self, found: Artifact) -> list[str]:
-        """What the job that wrote a checkpoint was, where it is another one."""
+        """Where the job that wrote a checkpoint differs from this one."""
         before, now = {**found.config["job"], **found.parents}, {**self._job, **_ids(self._parents)}
         names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         return [f"{name} {_short(before.get(name))}, now {_short(now.get(name))}" for name in names]
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as it is read back: tuples are lists, keys are strings."""
+    """The configuration as JSON returns it: tuples become lists, keys strings."""
     return dict(json.loads(json.dumps(dict(config))))
 
 

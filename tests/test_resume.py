@@ -310,7 +310,7 @@ def test_another_job_starts_afresh_and_says_once_why(tmp_path, capsys, config, p
     saved(tmp_path / "out", {"seed": 1}, data=parent("a"))
     other = Checkpoints(tmp_path / "out", config, parents)
     assert other.find("one") is None and other.find("one") is None
-    assert capsys.readouterr().err == f"  {other.folder} is of another run ({said}): starting afresh\n"
+    assert capsys.readouterr().err == f"  {other.folder} belongs to another run ({said}): starting afresh\n"
     with other.save("one", {"step": 9}):
         pass
     assert other.find("one").state == {"step": 9}
@@ -332,7 +332,7 @@ def test_a_damaged_checkpoint_is_ignored_and_said_so(tmp_path, capsys, name, har
     checkpoints = saved(tmp_path / "out", {})
     harm(tmp_path / "out.partial" / "one" / name)
     assert checkpoints.find("one") is None
-    expected = f"{tmp_path / 'out.partial' / 'one'}: not a whole checkpoint, so its work is done again"
+    expected = f"{tmp_path / 'out.partial' / 'one'}: a damaged checkpoint, so its work is repeated"
     assert expected in capsys.readouterr().err
 
 

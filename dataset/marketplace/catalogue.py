@@ -49,7 +49,7 @@ FACETS: dict[str, tuple[str, ...]] = {
 FACET_START = dict(zip(FACETS, np.cumsum([0, *map(len, FACETS.values())][:-1]).tolist(), strict=True))
 WORDS = sum(map(len, FACETS.values()))  # number of all facet values
 # Dense traits, in this order: the backdrop hue as a point on the circle, then three scalars.
-# All but the price are seen in the picture only.
+# All except the price are only in the picture.
 TRAITS = ("background_x", "background_y", "elongation", "density", "price")
 
 NOISE = {

@@ -228,16 +228,16 @@ class OnlineStoreContract:
         assert not read(again, IDS).found.any()
         assert write(again, rows_of(IDS, hour=0)) == len(IDS)  # nothing newer is left of it
 
-    def test_only_rows_whose_guard_is_still_what_was_read_are_swapped(self, made):
+    def test_only_rows_whose_guard_is_still_what_was_read_are_set(self, made):
         guard = {"number": pa.array([10, 20], pa.int64())}
         write(made, rows_of([1, 2], **guard))
         told = encode(pa.array([10, 99], pa.int64()), "int64")  # of item 2 somebody wrote something else
         batch = batch_of(made, rows_of([1, 2, 3], hour=2, number=pa.array([11, 21, 31], pa.int64())))
         before = [told[0], told[1], b""]
-        done = engine_of(made).swap_columns(made.config, view_of(made), batch, "number", before)
+        done = engine_of(made).compare_and_set(made.config, view_of(made), batch, "number", before)
         assert done.tolist() == [True, False, True]
         assert stored(made, [1, 2, 3])["number"] == [11, 20, 31]
-        again = engine_of(made).swap_columns(made.config, view_of(made), batch, "number", before)
+        again = engine_of(made).compare_and_set(made.config, view_of(made), batch, "number", before)
         assert not again.any()
 
     def test_of_many_ids_each_has_its_own_row(self, made):
