@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutants.draw import Mutant, sample
-from tests.mutants.forks import Ended, Job, import_libraries, run_all, say, snapshot, workplaces
+from tests.mutants.forks import Ended, Job, prepare, run_all, say, snapshot, workplaces
 from tests.mutants.record import OPTIONS, Recording, digest, record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ def main() -> None:
     tree = snapshot(ROOT, STORE / "snapshot")
     drawn = [mutant for mutant in sample(tree, arguments.size) if arguments.only in mutant.key]
     say(f"{len(drawn)} mutants are drawn; importing the libraries")
-    import_libraries()
+    prepare()
     copies = workplaces(tree, arguments.workers)
     fast = record(tree, copies, STORE, slow=False)
     untouched = [mutant for mutant in drawn if not fast.touching(mutant)]

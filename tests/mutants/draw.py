@@ -34,8 +34,8 @@ SEED = "moon"
 # Calls whose arguments nobody's answer depends on: progress, logs, types.
 _TOLD = {"track", "warn", "cast", "TypeVar", "getLogger", "print"}
 _LOGGED = {"debug", "info", "warning", "error", "exception"}
-# Assertions about our own code, not behaviour: zip(..., strict=True).
-_ASSERTED = {"strict"}
+# Arguments that assert something about our own code, or say what an answer may cost: never what it is.
+_KEPT = {"strict", "zero_copy_only", "assume_unique", "foreach", "non_blocking", "copy"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,25 +212,18 @@ def _left_out(node: cst.CSTNode) -> bool:
         case cst.Call(func=cst.Attribute(value=cst.Name(value=name), attr=cst.Name(value=verb))):
             return (name in ("log", "logger", "logging") and verb in _LOGGED) or verb in _TOLD
         case cst.Arg(keyword=cst.Name(value=name)):
-            return name in _ASSERTED
+            return name in _KEPT
         case cst.Assign(targets=[cst.AssignTarget(target=cst.Name(value=name))]):
             return name == "__all__"
     return False
 
 
 def _kept(node: cst.CSTNode) -> list[str]:
-    """The arguments that no mutant may drop or change, by name."""
+    """The arguments of a call that no mutant may drop or change, as written."""
     if not isinstance(node, cst.Call):
         return []
-    return [
-        f"{a.keyword.value}"
-        for a in node.args
-        if a.keyword and a.keyword.value in _ASSERTED and _is_true(a.value)
-    ]
-
-
-def _is_true(value: cst.BaseExpression) -> bool:
-    return isinstance(value, cst.Name) and value.value == "True"
+    kept = [arg for arg in node.args if arg.keyword and arg.keyword.value in _KEPT]
+    return [cst.Module([]).code_for_node(arg.value) for arg in kept]
 
 
 def _one_line(text: str) -> str:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,10 +58,13 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def import_libraries() -> None:
-    """Imports what the tests import, except Moon."""
-    for name in LIBRARIES:
-        importlib.import_module(name)
+def prepare() -> None:
+    """Imports what the tests import, except Moon, and lets an ended run end its children."""
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
+    with warnings.catch_warnings(action="ignore"):
+        for name in LIBRARIES:
+            importlib.import_module(name)
 
 
 def snapshot(root: Path, to: Path) -> Path:
@@ -132,6 +136,7 @@ def _fork(job: Job, copy: Path) -> int:
         return pid
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         out = os.open(copy.parent / f"{copy.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.mutants.draw import Mutant, files
 from tests.mutants.forks import Job, run_all, say
+from tests.mutants.reach import reaching
 
 SLOWEST = 1500.0  # seconds a test file may take with coverage
 
@@ -64,14 +65,15 @@ class Recording:
 
 
 def record(root: Path, copies: list[Path], store: Path, slow: bool) -> Recording:
-    """Runs every test file whose recording is missing or stale, and returns all of them.
+    """Runs every test file that can touch a mutant and whose recording is missing or stale; returns all of them.
 
     ``slow`` records the tests marked slow instead of the others.
     """
     folder = store / ("slow" if slow else "fast")
     folder.mkdir(parents=True, exist_ok=True)
     scope = [str(path.relative_to(root)) for path in files(root)]
-    names = sorted(str(path.relative_to(root)) for path in (root / "tests").glob("test_*.py"))
+    tests = reaching(root, sorted((root / "tests").glob("test_*.py")), files(root))
+    names = [str(path.relative_to(root)) for path in tests]
     stale = [name for name in names if _load(root, folder, name) is None]
     jobs = [Job(name, measure, (name, scope, slow), SLOWEST) for name in stale]
     for number, ended in enumerate(run_all(jobs, copies), 1):
