@@ -18,6 +18,7 @@ from tests.mutants.forks import Job, run_all, say
 from tests.mutants.reach import reaching
 
 SLOWEST = 1500.0  # seconds a test file may take with coverage
+PATIENCE = 20.0  # seconds of a test that is run only where no faster one touches the mutant
 
 
 def digest(root: Path, names: list[str]) -> str:
@@ -38,8 +39,19 @@ class Recording:
     def touching(self, mutant: Mutant) -> dict[str, list[str]]:
         """The tests that touch a mutant, fastest first, by test file, quickest file first.
 
-        What runs at import is touched by every test that runs any line of the file.
+        What runs at import is touched by every test that runs any line of the file. Tests that take longer than
+        PATIENCE are left out where a faster one touches the mutant.
         """
+        every = self._touching(mutant)
+        fast = {
+            test_file: {name: seconds for name, seconds in tests.items() if seconds <= PATIENCE}
+            for test_file, tests in every.items()
+        }
+        found = {test_file: tests for test_file, tests in fast.items() if tests} or every
+        quickest = sorted(found, key=lambda name: (sum(found[name].values()), name))
+        return {name: sorted(found[name], key=found[name].__getitem__) for name in quickest}
+
+    def _touching(self, mutant: Mutant) -> dict[str, dict[str, float]]:
         found: dict[str, dict[str, float]] = {}
         for test_file, record in self.files.items():
             lines = record["lines"].get(mutant.file, {})
@@ -53,15 +65,7 @@ class Recording:
             }
             if tests:
                 found[test_file] = tests
-        quickest = sorted(found, key=lambda name: (sum(found[name].values()), name))
-        return {name: sorted(found[name], key=found[name].__getitem__) for name in quickest}
-
-    def seconds(self, tests: list[str]) -> float:
-        """How long these tests took."""
-        took = {
-            name: test["seconds"] for record in self.files.values() for name, test in record["tests"].items()
-        }
-        return sum(took[name] for name in tests)
+        return found
 
 
 def record(root: Path, copies: list[Path], store: Path, slow: bool) -> Recording:
