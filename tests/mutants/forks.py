@@ -16,9 +16,10 @@ import subprocess
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from py_compile import PycInvalidationMode
 from typing import Any
@@ -62,7 +63,7 @@ def prepare() -> None:
     """Imports what the tests import, except Moon, and lets an ended run end its children."""
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    with warnings.catch_warnings(action="ignore"):
+    with redirect_stderr(StringIO()):  # some of them warn whatever the filter says
         for name in LIBRARIES:
             importlib.import_module(name)
 

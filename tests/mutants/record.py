@@ -77,7 +77,7 @@ def record(root: Path, copies: list[Path], store: Path, slow: bool) -> Recording
     folder.mkdir(parents=True, exist_ok=True)
     scope = [str(path.relative_to(root)) for path in files(root)]
     tests = reaching(root, sorted((root / "tests").glob("test_*.py")), files(root))
-    names = [str(path.relative_to(root)) for path in tests]
+    names = [str(path.relative_to(root)) for path in tests if not slow or "mark.slow" in path.read_text()]
     stale = [name for name in names if _load(root, folder, name) is None]
     jobs = [Job(name, measure, (name, scope, slow), SLOWEST) for name in stale]
     for number, ended in enumerate(run_all(jobs, copies), 1):
