@@ -14,6 +14,12 @@ VECTORS = make_vectors(30)
 CATALOGUE = pa.table(catalogue(VECTORS.ids)).sort_by("item_id")
 
 
+@pytest.fixture(autouse=True)
+def few_even_draws(monkeypatch):
+    """So few that an item's own positives decide its chance."""
+    monkeypatch.setattr(negatives, "UNIFORM", 9)
+
+
 def world(requests=60, users=40):
     """Requests with one to three candidates; some liked none of theirs, some two."""
     draw = np.random.default_rng(5)
@@ -66,7 +72,6 @@ def test_reading_a_few_requests_at_a_time_changes_nothing(monkeypatch):
 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_a_batch_names_every_positive_and_excludes_the_others_of_its_request(epoch, monkeypatch):
-    monkeypatch.setattr(negatives, "UNIFORM", 9)
     frame = world()
     drawn = sampler(frame)
     ids = CATALOGUE["item_id"].to_numpy()
