@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     LIMIT = 7
 
+Pair = tuple[int, int]
 
 @decorated(limit=3)
 def taken(count: "int | None", most: int = 4) -> int:
@@ -37,7 +38,19 @@ def test_types_prose_messages_and_declarations_are_left_out():
     found = changes(CODE)
     assert "> most → >= most" in found
     assert {c for c in found if c.startswith("4 ")} == {"4 → 5"}, "a default is code"
-    for untouched in ("1", "3", "5", "7", '"few"', '"int"', '"a title"', "count - 1", "count + 1", "True"):
+    for untouched in (
+        "1",
+        "3",
+        "5",
+        "7",
+        '"few"',
+        '"int"',
+        '"a title"',
+        "count - 1",
+        "count + 1",
+        "True",
+        "Pair = tuple[int, int]",
+    ):
         assert not [c for c in found if c.startswith(f"{untouched} →")], untouched
     of_zip = [change for change in found if change.startswith("zip(")]
     assert of_zip and all("strict=True" in change.split("→")[1] for change in of_zip)

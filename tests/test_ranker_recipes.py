@@ -173,9 +173,7 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     run, seen = Run(tmp_path, "marketplace", "nano", 0, "embedded"), []
     monkeypatch.setitem(recipes.RECIPES, "similar", similar)
     monkeypatch.setattr("moon.journey.load", lambda folder: run)
-    monkeypatch.setattr(
-        "moon.journey.do", lambda run, verb, **options: getattr(stages, verb)(run, **options)
-    )
+    monkeypatch.setattr("moon.journey.do", lambda run, verb, **options: getattr(stages, verb)(run, **options))
     nothing = Artifact(tmp_path, "embedding", "embedding-1", {}, {})
     monkeypatch.setattr(stages, "open_split", lambda run: SimpleNamespace(artifact=nothing))
     monkeypatch.setattr(stages, "open_dataset", lambda run: None)

@@ -17,7 +17,7 @@ def live(**changed):
         artifacts={"index": "abc", "ranker": "def"},
         generation=changed.pop("generation", 3),
     )
-    parts = {"behind": "", "asked": 4, "switches": 2, "problem": "", **changed}
+    parts = {"behind": "", "asked": 4, "switches": 2, "problem": "", "refused": 5, **changed}
     return SimpleNamespace(current=moon, **parts)
 
 
@@ -76,8 +76,8 @@ def test_what_makes_the_answers_is_published():
         found['moon_artifact{id="abc",role="index"}'] == found['moon_artifact{id="def",role="ranker"}'] == 1
     )
     assert found['moon_generation{is="served"}'] == 3 and found['moon_generation{is="asked"}'] == 4
-    assert found["moon_items_behind"] == 0
-    assert not [name for name in found if "refused" in name or "loaded_until" in name]
+    assert found["moon_items_behind"] == 0 and found["moon_items_refused"] == 5
+    assert not [name for name in found if "generation_refused" in name or "loaded_until" in name]
 
 
 def test_what_is_wrong_is_published():

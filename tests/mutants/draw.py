@@ -34,6 +34,7 @@ SEED = "moon"
 # Calls whose arguments nobody's answer depends on: progress, logs, types.
 _TOLD = {"track", "warn", "cast", "TypeVar", "getLogger", "print"}
 _LOGGED = {"debug", "info", "warning", "error", "exception"}
+_TYPES = {"Callable", "Iterator", "Mapping", "Sequence", "Union", "dict", "list", "tuple", "type"}
 # Arguments that assert something about our own code, or say what an answer may cost: never what it is.
 _KEPT = {"strict", "zero_copy_only", "assume_unique", "foreach", "non_blocking", "copy"}
 
@@ -214,8 +215,13 @@ def _left_out(node: cst.CSTNode) -> bool:
         case cst.Arg(keyword=cst.Name(value=name)):
             return name in _KEPT
         case cst.Assign(targets=[cst.AssignTarget(target=cst.Name(value=name))]):
-            return name == "__all__"
+            return name == "__all__" or (isinstance(node.value, cst.Subscript) and _alias(node.value))
     return False
+
+
+def _alias(value: cst.Subscript) -> bool:
+    """Whether this is a type: ``Callable[...]``, ``tuple[int, int]``."""
+    return isinstance(value.value, cst.Name) and value.value.value in _TYPES
 
 
 def _kept(node: cst.CSTNode) -> list[str]:
