@@ -7,7 +7,7 @@ BIN := .venv/bin
 # One thread pool that sleeps between kernels: a spinning one is many times slower on a shared machine.
 export OMP_WAIT_POLICY = passive
 
-.PHONY: help setup setup-ray demo test check fmt serve lock clean
+.PHONY: help setup setup-ray demo test mutants check fmt serve lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -34,6 +34,9 @@ demo: .venv/ready  ## run the whole journey: make demo [DATA=hm_fashion:FOLDER]
 test: .venv/ready  ## run the tests
 	$(BIN)/python -m pytest
 
+mutants: .venv/ready  ## change the code in 150 places and count how many changes a test notices (about an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
+
 check: .venv/ready  ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,5 +52,5 @@ serve: .venv/ready  ## answer requests from the last run
 lock: .venv/ready  ## write the lock from what is installed in .venv
 	$(BIN)/python requirements/write_lock.py > $(LOCK).new && mv $(LOCK).new $(LOCK)
 
-clean:  ## remove the environment and every run
-	rm -rf .venv runs feature_repo/data
+clean:  ## remove the environment, every run and what make mutants keeps
+	rm -rf .venv runs feature_repo/data .mutants

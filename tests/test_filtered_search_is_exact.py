@@ -127,7 +127,8 @@ def test_large_catalogues_pass_the_recall_gate_and_stay_exact_under_filters(tmp_
     assert sorted(everything) == sorted(ids)
     saved = index.save(tmp_path / "index", {})
     np.testing.assert_array_equal(ItemIndex.open(saved).search(queries, 10)[0], found)
-    assert saved.config["recall"] >= 0.99
+    assert saved.config["recall"] >= 0.99 and saved.config["probes"] >= 8
+    assert (saved.config["items"], saved.config["width"]) == (4000, 16)
 
 
 def test_a_catalogue_that_fails_the_gate_is_scanned(monkeypatch):

@@ -118,6 +118,20 @@ def test_a_shard_is_whole_users_or_a_stretch_of_time(store, rows, tmp_path):
         assert pc.max(earlier["time"]).as_py() <= pc.min(later["time"]).as_py()
 
 
+def test_a_frame_on_disk_has_the_columns_that_write_frame_names(store, rows, tmp_path):
+    made, frame = (
+        write_frame(source_of(store, rows), tmp_path / "frame"),
+        training_frame(store, rows, HISTORY),
+    )
+    columns = {
+        "requests": [*frame.requests.column_names, "log_position", "candidates"],
+        "candidates": [*frame.given.column_names, "item_row"],
+        "items": frame.items.column_names,
+    }
+    for name, expected in columns.items():
+        assert pq.read_schema(made.file(f"{name}.parquet")).names == expected
+
+
 def test_a_shard_that_is_there_is_not_made_again(store, rows, tiny_world, tmp_path, monkeypatch):
     made = []
 

@@ -114,6 +114,7 @@ def test_the_thread_looks_and_ends(two):
     run, rankers = two  # noqa: F811
     live = Live(Live.open(Settings(run=run)).current, Settings(run=run), every_s=0.01)
     live.start()
+    assert live._thread.daemon, "it ends with the process"
     generations.point(run, 2)
     wait_for(lambda: live.current.artifacts["ranker"] == rankers[1])
     (run / "generations" / "current.json").write_text("not JSON")

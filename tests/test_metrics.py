@@ -314,6 +314,21 @@ def test_measurements_round_trip(tmp_path):
     assert raw["ctr/full/auc"] == {"value": 0.7, "n": 9, "split": "valid"}
 
 
+def test_a_list_of_one_and_a_list_of_none_have_a_reciprocal_rank():
+    assert reciprocal_rank(np.array([[True], [False], [True]])).tolist() == [1, 0, 1]
+    assert reciprocal_rank(np.zeros((3, 0), dtype=bool)).tolist() == [0, 0, 0]
+
+
+def test_the_same_measurements_make_the_same_bytes_in_any_folder_and_order(tmp_path):
+    one, two = Measurement("a", 0.5, 1, "test"), Measurement("b", 0.25, 2, "valid")
+    near, far = tmp_path / "metrics.json", tmp_path / "not" / "there" / "metrics.json"
+    write_measurements(near, [one, two])
+    write_measurements(far, [two, one])
+    write_measurements(far, [two, one])  # over what is there
+    assert near.read_bytes() == far.read_bytes()
+    assert [path.name for path in far.parent.iterdir()] == ["metrics.json"]
+
+
 def test_duplicate_names_and_not_a_number_are_refused(tmp_path):
     path = tmp_path / "metrics.json"
     one = Measurement("a", 0.5, 1, "test")

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from dataset.contracts import BEHAVIOUR_CODES, TIME, DataError
 from feature_repo.create import create_store
 from feature_repo.embeddings import publish_embedding
-from feature_repo.event_log import write_event_log
+from feature_repo.event_log import open_event_log, write_event_log
+from feature_repo.frames import join
 from feature_repo.frames.join import training_frame
 from feature_repo.statistics import daily_stats
 
@@ -261,6 +262,21 @@ def test_requests_that_are_not_requests_are_refused(tiny_world, store, damage, m
     start = int(np.flatnonzero(first[1:] == first[:-1])[0])
     with pytest.raises(DataError, match=message):
         training_frame(store, damage(rows.slice(start)), 5)
+
+
+def test_the_log_that_is_opened_is_the_one_the_joined_pointers_point_into(tiny_world, store, monkeypatch):
+    """A load that ends between the join and the opening leaves another version behind, which is not read."""
+    joined = training_frame(store, make_requests(tiny_world, seed=1), 4)
+    assert (joined.positions > 0).any()
+    opened = []
+
+    def loaded_meanwhile(store_dir, version=None):
+        opened.append(version)
+        return open_event_log(store_dir, version)
+
+    monkeypatch.setattr(join, "open_event_log", loaded_meanwhile)
+    training_frame(store, make_requests(tiny_world, seed=1), 4)
+    assert opened == [joined.log.version]
 
 
 def test_no_requests_give_an_empty_frame(tiny_world, store):

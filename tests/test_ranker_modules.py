@@ -1,6 +1,7 @@
 """Every ranker module keeps the contract; one that breaks a clause of it is found by that clause."""
 
 import inspect
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import ranker.modules
 from ranker.modules.cube import Cube
 from ranker.modules.ids import Ids
 from ranker.modules.interest import Interest
-from ranker.modules.module import Module, Output
+from ranker.modules.module import Features, Module, Output
 from ranker.modules.numbers import Numbers
+from ranker.recipes import needs_content
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,6 +53,14 @@ def test_every_module_of_the_product_is_under_the_contract():
     }
     held = {one.module for one in RankerModuleContract.__subclasses__()}
     assert there - {Module} == held
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Features)])
+def test_a_module_that_reads_a_content_vector_or_whether_there_is_one_needs_content(name):
+    """``query_known_R`` is known without vectors, too; everything else of the content is not."""
+    reader = type("Reader", (Module,), {"reads": classmethod(lambda _: (name,))})
+    of_content = ("content" in name or "known" in name) and name != "query_known_R"
+    assert needs_content(reader) == of_content
 
 
 class Target(Module):

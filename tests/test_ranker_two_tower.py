@@ -191,6 +191,12 @@ def test_positives_outside_the_catalogue_are_refused(tmp_path):
         train_two_tower(Requests(frame), VECTORS, short, NANO, tmp_path / "t", {})
 
 
+def test_a_catalogue_without_a_column_is_refused_by_name(tmp_path):
+    frame, _, _ = purchases(50, 0, np.arange(ITEMS))
+    with pytest.raises(DataError, match=r"^catalogue: 1 of \d+ expected columns are missing \(spu\)"):
+        train_two_tower(Requests(frame), VECTORS, CATALOGUE.drop_columns(["spu"]), NANO, tmp_path / "t", {})
+
+
 def test_training_without_positives_is_refused(tmp_path):
     frame = make_frame([1, 2], [[], []], [[1000], [1007]], [[0.0], [0.0]])
     with pytest.raises(DataError, match="expected positives among 2 training requests, found none"):

@@ -131,4 +131,5 @@ def test_the_requests_of_a_frame(exclude):
 def test_the_two_towers_read_users_and_histories_without_candidates():
     frame = Requests.of(FOUR).two_tower_frame()
     assert frame.requests["user_id"].to_pylist() == [1, 2, 3, 4] and len(frame.candidates) == 0
-    assert frame.offsets.tolist() == [0] * 5 and frame.history.item_id.tolist() == [5, 6, 9, 1, 2, 3]
+    assert frame.offsets.tolist() == [0] * 5 and frame.offsets.dtype == np.int64
+    assert frame.history.item_id.tolist() == [5, 6, 9, 1, 2, 3]

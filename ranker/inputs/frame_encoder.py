@@ -216,7 +216,6 @@ def size_groups(counts: np.ndarray, order: np.ndarray, slots_per_batch: int) -> 
     order = order[np.argsort(counts[order], kind="stable")]
     start = 0
     while start < len(order):
-        stop = start + 1
         guess = max(1, slots_per_batch // max(int(counts[order[start]]), 1))
         stop = min(start + guess, len(order))
         while stop > start + 1 and (stop - start) * int(counts[order[stop - 1]]) > slots_per_batch:

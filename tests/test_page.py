@@ -1,0 +1,91 @@
+"""The page says what was answered: titles, scores, what each source gave, and nothing where there is nothing."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from serving.answer import Answer, Hit
+from serving.catalogue import Card
+from serving.page import SHOWN, render
+
+
+def card(item_id, image="ab"):
+    fields = {"item_id": item_id, "title": f"item {item_id}", "category": "Shoes", "image_id": image}
+    others = {name: None for name in Card.__dataclass_fields__ if name not in fields}
+    return Card(**fields, **others)
+
+
+HIT = Hit(card(5), 0.4321, {"match_popular": 0.5, "match_cooccurrence": 0.0, "match_similar": 0.25})
+FOUND = Answer([HIT], {"retrieve": 1.26}, ("no_history",), "ranker")
+
+
+class Moon(SimpleNamespace):
+    """Answers FOUND to everything and remembers what it was asked."""
+
+    def __init__(self, answer=FOUND, example_users=()):
+        super().__init__(answer=answer, example_users=example_users, asked=[], artifacts={"index": "abc"})
+        self.retriever = SimpleNamespace(index=_Index())
+        self.catalogue = SimpleNamespace(cards=lambda ids: [card(one) for one in ids])
+
+    def recommend(self, *question):
+        self.asked.append(("recommend", *question))
+        return self.answer
+
+    def similar(self, *question):
+        self.asked.append(("similar", *question))
+        return self.answer
+
+    def search(self, *question):
+        self.asked.append(("search", *question))
+        return self.answer
+
+    def history(self, user_id):
+        return [card(n) for n in range(30)] if user_id == 4 else []
+
+
+class _Index:
+    categories = ("Shoes",)
+
+    def __len__(self):
+        return 7
+
+
+def test_a_hit_shows_its_score_and_every_source_that_gave_one():
+    page = render(Moon(), "4", "", "", "")
+    assert "title='popular 0.50 · similar 0.25'" in page
+    assert "<div>0.432</div>" in page and "ordered by <b>ranker</b>" in page
+    assert "retrieve <b>1.3 ms</b>" in page and "<p class='flag'>no history</p>" in page
+    assert "7 items" in page and "index <code>abc</code>" in page
+
+
+def test_the_history_is_shown_newest_first_and_cut_and_left_out_where_there_is_none():
+    history = render(Moon(), "4", "", "", "").split("What the user did")[1].split("Recommended")[0]
+    assert re.findall(r"<b>(item \d+)</b>", history) == [f"item {n}" for n in range(12)]
+    assert "What the user did" not in render(Moon(), "5", "", "", "")
+
+
+def test_an_answer_without_hits_says_so():
+    page = render(Moon(Answer([], {}, (), "popularity")), "5", "", "", "")
+    assert "Nothing fits." in page and "class='card'" not in page
+
+
+@pytest.mark.parametrize(
+    "arguments, asked, title",
+    [
+        (("4", "", "", ""), ("recommend", 4, SHOWN, None), "Recommended to user 4"),
+        (("4", "Shoes", "", ""), ("recommend", 4, SHOWN, "Shoes"), "Recommended to user 4"),
+        (("4", "", "8", ""), ("similar", 8, SHOWN), "Like item 8"),
+        (("4", "", "8", "boots"), ("search", "boots", None, SHOWN), "Found for “boots”"),
+        (("", "", "", ""), ("recommend", 9, SHOWN, None), "Recommended to user 9"),
+    ],
+)
+def test_text_goes_before_item_before_user_before_an_example(arguments, asked, title):
+    moon = Moon(example_users=(9, 10))
+    page = render(moon, *arguments)
+    assert moon.asked == [asked] and title in page
+
+
+def test_without_anything_asked_or_known_nothing_is_answered():
+    moon = Moon()
+    assert "<h2>Made of</h2>" in render(moon, "", "", "", "") and not moon.asked

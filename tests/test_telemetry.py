@@ -1,0 +1,94 @@
+"""``/metrics`` counts what happened: every value by hand, from answers with known times."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from feature_repo.ingest.ingestor import Ingested
+from serving.answer import Answer
+from serving.telemetry import BUCKETS_S, Telemetry
+
+
+def live(**changed):
+    """What telemetry reads of the service, with one thing changed."""
+    moon = SimpleNamespace(
+        retriever=SimpleNamespace(index=range(7)),
+        items=changed.pop("items", None),
+        artifacts={"index": "abc", "ranker": "def"},
+        generation=changed.pop("generation", 3),
+    )
+    parts = {"behind": "", "asked": 4, "switches": 2, "problem": "", "refused": 5, **changed}
+    return SimpleNamespace(current=moon, **parts)
+
+
+def values(telemetry):
+    """Every line of the page: name and labels -> value."""
+    lines = telemetry.text().decode().splitlines()
+    return {
+        line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")
+    }
+
+
+def answer(retrieve_ms, hits=1, fallbacks=()):
+    return Answer([None] * hits, {"retrieve": retrieve_ms}, tuple(fallbacks), "ranker")
+
+
+def test_times_of_stages_are_counted_summed_and_put_into_buckets():
+    telemetry = Telemetry(live())
+    for ms in (1.5, 1.6, 30.0, 9000.0):
+        telemetry.answered("/recommend", answer(ms))
+    telemetry.answered("/search", answer(3.0))
+    found = values(telemetry)
+
+    def stage(what, endpoint="/recommend", bound=""):
+        where = f'endpoint="{endpoint}",{bound}stage="retrieve"'
+        return found[f"moon_stage_seconds_{what}{{{where}}}"]
+
+    assert stage("count") == 4 and stage("sum") == pytest.approx(9.0331)
+    assert stage("count", "/search") == 1 and stage("sum", "/search") == pytest.approx(0.003)
+    below = [stage("bucket", bound=f'le="{bound}",') for bound in (*BUCKETS_S, "+Inf")]
+    assert below == [0, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 4]
+
+
+def test_fallbacks_empty_answers_responses_and_events_are_counted():
+    telemetry = Telemetry(live())
+    telemetry.answered("/recommend", answer(1.0, hits=0, fallbacks=("no_history", "no_ranker")))
+    telemetry.answered("/recommend", answer(1.0, hits=0, fallbacks=("no_history",)))
+    telemetry.answered("/recommend", answer(1.0))
+    for status in (200, 200, 404):
+        telemetry.responded("/recommend", status)
+    telemetry.ingested(Ingested(new=5, known=2, late=1))
+    telemetry.ingested(Ingested(new=1, known=0, late=1))
+    found = values(telemetry)
+    assert found['moon_fallbacks_total{endpoint="/recommend",fallback="no_history"}'] == 2
+    assert found['moon_fallbacks_total{endpoint="/recommend",fallback="no_ranker"}'] == 1
+    assert found['moon_empty_answers_total{endpoint="/recommend"}'] == 2
+    assert found['moon_responses_total{endpoint="/recommend",status="200"}'] == 2
+    assert found['moon_responses_total{endpoint="/recommend",status="404"}'] == 1
+    events = {what: found[f'moon_events_total{{what="{what}"}}'] for what in ("new", "known", "late")}
+    assert events == {"new": 6, "known": 2, "late": 2}
+
+
+def test_what_makes_the_answers_is_published():
+    found = values(Telemetry(live()))
+    assert found["moon_index_items"] == 7 and found["moon_switches_total"] == 2
+    assert (
+        found['moon_artifact{id="abc",role="index"}'] == found['moon_artifact{id="def",role="ranker"}'] == 1
+    )
+    assert found['moon_generation{is="served"}'] == 3 and found['moon_generation{is="asked"}'] == 4
+    assert found["moon_items_behind"] == 0 and found["moon_items_refused"] == 5
+    assert not [name for name in found if "generation_refused" in name or "loaded_until" in name]
+
+
+def test_what_is_wrong_is_published():
+    unread = live(behind="the store does not answer", problem="damaged", asked=None)
+    found = values(Telemetry(unread))
+    assert found["moon_items_behind"] == 1
+    assert found['moon_generation_refused{reason="damaged"}'] == 1
+    assert 'moon_generation{is="asked"}' not in found
+
+
+@pytest.mark.parametrize("until, published", [("2026-01-01T00:00:00+00:00", True), ("", False)])
+def test_the_end_of_the_last_load_is_published_where_there_was_one(until, published):
+    found = values(Telemetry(live(items=SimpleNamespace(loaded_until=until))))
+    assert found.get("moon_items_loaded_until_seconds") == (1767225600.0 if published else None)

@@ -1,0 +1,166 @@
+"""What the ranker and the two towers learn from: the requests of the training part, each with what was taken."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_requests
+
+from dataset.split import RANKING, RETRIEVAL, Split
+from feature_repo.create import create_store
+from retrieval import examples
+from retrieval.build import _positives
+from retrieval.examples import ranker_frames, requests_frame
+from retrieval.index import ItemIndex
+from retrieval.retriever import Retriever
+from retrieval.sources import PopularSource
+from run.artifacts import open_artifact, write_artifact
+from run.sizes import size
+
+NANO = size("nano")
+REQUESTS = 40
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_world, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    create_store(run / "store", tiny_world.dataset, tiny_world.split)
+    return run
+
+
+def split_of(path, protocol, ranking=None, retrieval=None):
+    with write_artifact(path, "split", {"protocol": protocol}) as out:
+        pq.write_table(RANKING.empty_table() if ranking is None else ranking, out / "ranking.parquet")
+        pq.write_table(RETRIEVAL.empty_table() if retrieval is None else retrieval, out / "retrieval.parquet")
+    return Split.open(open_artifact(path, "split"))
+
+
+def bought(world):
+    """Requests with the one or two items that were bought next; every fifth is a test request."""
+    items, draw = world.item_ids, np.random.default_rng(3)
+    return pa.table(
+        [
+            pa.array(range(100, 100 + REQUESTS)),
+            pa.array([world.user_ids[n % 12] for n in range(REQUESTS)]),
+            pa.array([world.end] * REQUESTS),
+            pa.array(["test" if n % 5 == 4 else "train" for n in range(REQUESTS)]),
+            pa.array([draw.choice(items, 1 + n % 2, replace=False).tolist() for n in range(REQUESTS)]),
+        ],
+        schema=RETRIEVAL,
+    )
+
+
+def seen(world):
+    """Impressions; whole requests are train, valid or test."""
+    rows = make_requests(world, seed=4, requests=30)
+    part = np.array(["train", "valid", "test"])[rows["request_id"].to_numpy() // 3 % 3]
+    columns = rows.append_column("part", pa.array(part)).append_column("event_id", pa.array(range(len(rows))))
+    return columns.select(RANKING.names).cast(RANKING)
+
+
+class Memorising:
+    """A source that learned from these requests and may not propose their candidates."""
+
+    name = "two_tower"
+
+    def retrieve_batch(self, requests, k):
+        raise AssertionError("asked for candidates of the requests that it learned from")
+
+
+def retriever_of(world):
+    items = world.item_ids
+    vectors = np.eye(len(items), dtype=np.float32)
+    index = ItemIndex.build(items, vectors)
+    popular = PopularSource(items[:-4], np.arange(1, len(items) - 3, dtype=np.float32), index)
+    return Retriever(index, None, (Memorising(),), popular, Memorising(), {})
+
+
+def test_purchases_become_lists_of_what_was_retrieved_and_a_tenth_stops_training(
+    folder, tiny_world, tmp_path
+):
+    requests = bought(tiny_world)
+    split = split_of(tmp_path / "split", "holdout", retrieval=requests)
+    train, valid, loss = ranker_frames(folder, split, NANO, 7, retriever_of(tiny_world))
+    assert loss == "listwise"
+    wanted = {row["request_id"]: row for row in requests.to_pylist() if row["part"] == "train"}
+    apart = np.random.default_rng(7).permutation(sorted(wanted))[: int(0.1 * len(wanted))]
+    learned = {}
+    for frames, valid_part in ((train, False), (valid, True)):
+        frame = frames.take(0, len(frames))
+        for request in range(len(frame)):
+            own = slice(frame.offsets[request], frame.offsets[request + 1])
+            key = frame.requests["request_id"][request].as_py()
+            assert (key in apart) == valid_part
+            assert frame.requests["user_id"][request].as_py() == wanted[key]["user_id"]
+            rows = frame.candidates.slice(own.start, own.stop - own.start)
+            items, labels = rows["item_id"].to_pylist(), rows["label"].to_pylist()
+            assert labels == [float(item in wanted[key]["relevant"]) for item in items] and sum(labels)
+            popularity = {int(item): n + 1 for n, item in enumerate(tiny_world.item_ids[:-4])}
+            expected = [np.log1p(popularity[item]) for item in items]
+            np.testing.assert_allclose(rows["match_popular"], expected, rtol=1e-6)
+            learned[key] = set(items)
+    assert len(train) > 10 and len(valid), "the last items are never retrieved, and their requests left out"
+    answerable = set(tiny_world.item_ids[:-4].tolist())
+    for key, row in wanted.items():
+        assert (key in learned) or not set(row["relevant"]) & answerable or known_to(tiny_world, row)
+
+
+def known_to(world, row):
+    """Whether the user had acted on one of the items: what was taken before is not proposed again."""
+    log = world.split.log.to_pylist()
+    return any(e["user_id"] == row["user_id"] and e["item_id"] in row["relevant"] for e in log)
+
+
+def test_impressions_are_learned_from_as_they_were_shown(folder, tiny_world, tmp_path):
+    rows = seen(tiny_world)
+    split = split_of(tmp_path / "split", "time", ranking=rows)
+    train, valid, loss = ranker_frames(folder, split, NANO, 0, retriever_of(tiny_world))
+    assert loss == "pointwise"
+    for frames, part in ((train, "train"), (valid, "valid")):
+        candidates = frames.take(0, len(frames)).candidates
+        shown = rows.filter(pa.array(np.array(rows["part"].to_pylist()) == part))
+        for name in ("item_id", "label", "position"):
+            assert candidates[name].to_pylist() == shown[name].to_pylist()
+
+
+def test_the_users_side_of_a_request_is_read_at_its_time(folder, tiny_world):
+    requests = bought(tiny_world)
+    frame = requests_frame(folder, requests, NANO).take(0, REQUESTS)
+    for name in ("request_id", "user_id", "time"):
+        assert frame.requests[name].to_pylist() == requests[name].to_pylist()
+    assert frame.requests["query_id"].null_count == REQUESTS
+    assert frame.candidates["item_id"].to_pylist() == [items[0] for items in requests["relevant"].to_pylist()]
+    assert len(frame.history.item_id)
+
+
+def test_the_positives_of_impressions_are_the_liked_ones_of_the_training_part(tiny_world, tmp_path):
+    rows = seen(tiny_world)
+    positives = _positives(split_of(tmp_path / "split", "time", ranking=rows)).to_pylist()
+    liked = [row for row in rows.to_pylist() if row["part"] == "train" and row["label"] > 0.5]
+    assert len(liked) > 5
+    names = ("user_id", "time", "query_id", "item_id")
+    assert [[row[n] for n in names] for row in positives] == [[row[n] for n in names] for row in liked]
+    assert [row["request_id"] for row in positives] == list(range(len(liked)))
+    assert {row["label"] for row in positives} == {1.0}
+
+
+def test_the_positives_of_purchases_are_every_item_taken_in_the_training_part(tiny_world, tmp_path):
+    requests = bought(tiny_world)
+    positives = _positives(split_of(tmp_path / "split", "holdout", retrieval=requests)).to_pylist()
+    taken = [
+        (row["user_id"], row["time"], None, item)
+        for row in requests.to_pylist()
+        if row["part"] == "train"
+        for item in row["relevant"]
+    ]
+    assert [(p["user_id"], p["time"], p["query_id"], p["item_id"]) for p in positives] == taken
+    assert [p["request_id"] for p in positives] == list(range(len(taken)))
+
+
+def test_a_few_requests_at_a_time_are_all_requests(folder, tiny_world, monkeypatch):
+    stored = requests_frame(folder, bought(tiny_world), NANO)
+    monkeypatch.setattr(examples, "CHUNK_REQUESTS", 7)
+    frames = list(examples.chunks(stored, "test"))
+    assert [len(frame) for frame in frames] == [7, 7, 7, 7, 7, 5]
+    ids = [key for frame in frames for key in frame.requests["request_id"].to_pylist()]
+    assert ids == list(range(100, 100 + REQUESTS))
