@@ -18,7 +18,9 @@ from ranker.inputs.id_tables import IdTables
 from ranker.modules.module import Features, Module, Output, Widths
 from ranker.recipes import Recipe
 
-PLACE_SPEED = 10.0  # places learn so many times faster than other weights: one epoch must reach a logit of 2
+POSITION_LEARNING_RATE_SCALE = (
+    10.0  # places learn so many times faster than other weights: one epoch must reach a logit of 2
+)
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ class ClickModel(nn.Module):
             user_RU=self.tables.request(batch),
             behaved_RLD=behaved,
             history_RLD=behaved + self.tables.behaviour(batch),
-            candidate_mask_RN=batch.filled,
-            history_mask_RL=batch.remembered,
+            candidate_mask_RN=batch.candidate_mask,
+            history_mask_RL=batch.history_mask,
             candidate_numbers_RNF=batch.candidate_numbers,
             request_numbers_RG=batch.request_numbers,
             target_content_RNV=batch.target_content,
@@ -127,7 +129,7 @@ class ClickModel(nn.Module):
         The average is taken out, so the position-free logit stays the log-odds at an average place.
         """
         share: Tensor = self.get_buffer("position_share")
-        bias = PLACE_SPEED * (self.position - share @ self.position)
+        bias = POSITION_LEARNING_RATE_SCALE * (self.position - share @ self.position)
         return bias[batch.position.clamp(0, len(bias) - 1)] * (batch.position >= 0)
 
 

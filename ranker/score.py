@@ -169,7 +169,7 @@ class Ranker:
         out = np.empty(int(frame.offsets[-1]), dtype=np.float32)
         for place, batch in self._batches(frame, query_vectors):
             with torch.no_grad():
-                out[place] = self.model(batch)[batch.filled].numpy()
+                out[place] = self.model(batch)[batch.candidate_mask].numpy()
         return out
 
     def _batches(self, frame: Frame, query_vectors: np.ndarray | None) -> Iterator[tuple[np.ndarray, Batch]]:

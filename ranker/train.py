@@ -118,7 +118,7 @@ def train_ctr(
 
 def training_loss(model: ClickModel, batch: Batch, loss: str) -> Tensor:
     """Mean loss of a batch, with the effect of the logged position."""
-    return LOSSES[loss](model(batch) + model.position_logit(batch), batch.label, batch.filled)
+    return LOSSES[loss](model(batch) + model.position_logit(batch), batch.label, batch.candidate_mask)
 
 
 def pointwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
@@ -128,9 +128,9 @@ def pointwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
 
 def listwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
     """Softmax cross-entropy over each request's candidates, mean over the requests that have a positive."""
-    log_share = torch.log_softmax(logit_RN.masked_fill(~filled_RN, -1e9), dim=-1)
+    log_fraction = torch.log_softmax(logit_RN.masked_fill(~filled_RN, -1e9), dim=-1)
     total = label_RN.sum(-1)
-    per_request = -(log_share * label_RN).sum(-1) / total.clamp(min=1e-9)
+    per_request = -(log_fraction * label_RN).sum(-1) / total.clamp(min=1e-9)
     return per_request.sum() / (total > 0).sum().clamp(min=1)
 
 
@@ -164,6 +164,8 @@ def _validate(model: ClickModel, valid: StoredRequests, encoder: FrameEncoder, l
         batch = encoder.batch(valid.take(start, min(start + VALID_REQUESTS, len(valid))))
         with torch.no_grad():
             value = float(training_loss(model, batch, loss))
-        units = int(batch.filled.sum()) if loss == "pointwise" else int((batch.label.sum(-1) > 0).sum())
+        units = (
+            int(batch.candidate_mask.sum()) if loss == "pointwise" else int((batch.label.sum(-1) > 0).sum())
+        )
         total, weight = total + value * units, weight + units
     return total / max(weight, 1)

@@ -31,7 +31,7 @@ from run.sizes import Size
 CHUNK_REQUESTS = 2048
 NEGATIVES = 50
 PER_SOURCE = 100
-VALID_SHARE = 0.1
+VALID_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def ranker_frames(
         found = retrieve(requests_frame(folder, requests, size), _unbiased(retriever), PER_SOURCE)
         rows = _with_positive(example_rows(requests, found, NEGATIVES, seed))
         chance = np.random.default_rng(seed).permutation(requests["request_id"].to_numpy())
-        apart = np.isin(rows["request_id"].to_numpy(), chance[: int(VALID_SHARE * len(chance))])
+        apart = np.isin(rows["request_id"].to_numpy(), chance[: int(VALID_FRACTION * len(chance))])
         parts = rows.filter(pa.array(~apart)), rows.filter(pa.array(apart))
         frames = [training_frame(folder / "store", part, size.history) for part in parts]
         loss = "listwise"

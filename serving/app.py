@@ -200,10 +200,14 @@ def _operations(app: FastAPI, live: Live, telemetry: Telemetry) -> None:
             "status": "not ready" if problems else "ready",
             "problems": problems,
             "artifacts": moon.artifacts,
-            "generation": {"served": moon.generation, "asked": live.asked, "problem": live.problem},
+            "generation": {
+                "served": moon.generation,
+                "asked": live.target_generation,
+                "problem": live.problem,
+            },
             "items": {
                 "loaded_until": moon.items.loaded_until if moon.items is not None else None,
-                "problem": live.behind,
+                "problem": live.stale_reason,
                 "refused": live.refused,
             },
         }

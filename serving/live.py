@@ -38,18 +38,18 @@ class Live:
 
     Attributes:
         current: what answers now; take it once per request.
-        asked: number of the generation that should serve, None where nothing is followed.
+        target_generation: number of the generation that should serve, None where nothing is followed.
         problem: why it does not, empty when it does.
         refused: how many new items lie in the dead letter, because they cannot be encoded or stored.
-        behind: why ``current`` does not know what the store holds now, empty when it does.
+        stale_reason: why ``current`` does not know what the store holds now, empty when it does.
         switches: how often another generation took over.
     """
 
     def __init__(
         self, recommender: Recommender, settings: Settings | None = None, every_s: float = EVERY_S
     ) -> None:
-        self.current, self.problem, self.behind, self.switches = recommender, "", "", 0
-        self.asked, self.refused = recommender.generation, 0
+        self.current, self.problem, self.stale_reason, self.switches = recommender, "", "", 0
+        self.target_generation, self.refused = recommender.generation, 0
         self._settings, self._every_s = settings, every_s
         self._opened = recommender
         self._seen: Current | None = None
@@ -91,7 +91,7 @@ class Live:
         asked = current(settings.run)
         if asked is None or asked == self._seen:
             return
-        self._seen, self.asked, self.problem = asked, asked.generation, ""
+        self._seen, self.target_generation, self.problem = asked, asked.generation, ""
         if asked.generation == self._opened.generation:
             return
         try:
@@ -118,13 +118,13 @@ class Live:
             store = open_store(store_dir)
             matrix, items = open_item_matrix(store, embedding), new_items.new_items(store_dir)
             newer = refreshed(self._opened, store, matrix, items)
-            self._state, self.behind = state, ""
+            self._state, self.stale_reason = state, ""
             self.refused = len(new_items.refused_items(store_dir))
             return newer
         except (StoreError, StoreUnavailable, DataError) as error:
-            if str(error) != self.behind:
+            if str(error) != self.stale_reason:
                 log.warning("not up to date: %s", error)
-            self.behind = str(error)
+            self.stale_reason = str(error)
             return None
 
     def start(self) -> None:

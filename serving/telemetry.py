@@ -89,7 +89,7 @@ class Telemetry(Collector):
             yield GaugeMetricFamily(
                 "moon_items_loaded_until_seconds", "End of the items' last load", value=until
             )
-        behind = float(bool(live.behind))
+        behind = float(bool(live.stale_reason))
         yield GaugeMetricFamily("moon_items_behind", "Whether answers lag behind the store", value=behind)
         yield GaugeMetricFamily(
             "moon_items_refused", "New items in the dead letter", value=float(live.refused)
@@ -101,7 +101,7 @@ class Telemetry(Collector):
         numbers = GaugeMetricFamily(
             "moon_generation", "Generation that serves, and that should", labels=("is",)
         )
-        for name, number in (("served", moon.generation), ("asked", live.asked)):
+        for name, number in (("served", moon.generation), ("asked", live.target_generation)):
             if number is not None:
                 numbers.add_metric((name,), number)
         yield numbers

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ranker.inputs.id_tables import IdTables
-from ranker.model import PLACE_SPEED
+from ranker.model import POSITION_LEARNING_RATE_SCALE
 from ranker.modules.attention import TargetAttention
 from ranker.modules.cube import Content, Extractor
 
@@ -49,7 +49,7 @@ class ClickModel010(nn.Module):
         history = behaved + self.tables.behaviour(batch)
         item = torch.cat([target, self.tables.candidate(batch)], dim=-1)
         user = self.tables.request(batch)
-        interest = self.interest(target, history, batch.remembered)
+        interest = self.interest(target, history, batch.history_mask)
         affinity = self.user_mix(user)[:, None] * self.item_mix(item)
         candidate = [item, interest, interest * target, affinity, batch.candidate_numbers]
         asked = batch.query_known[:, None].float()
@@ -61,7 +61,7 @@ class ClickModel010(nn.Module):
         return self.head(first)[..., 0]
 
     def position_logit(self, batch):
-        bias = PLACE_SPEED * (self.position - self.position_share @ self.position)
+        bias = POSITION_LEARNING_RATE_SCALE * (self.position - self.position_share @ self.position)
         return bias[batch.position.clamp(0, len(bias) - 1)] * (batch.position >= 0)
 
     def _add_content(self, batch, target, history, candidate, request):

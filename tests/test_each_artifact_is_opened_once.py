@@ -67,7 +67,7 @@ def run(finished_run, tmp_path):
 @pytest.mark.slow
 def test_a_service_starts_with_each_artifact_verified_and_loaded_once(run, opened):
     live = Live.open(Settings(run=run))
-    assert live.problem == live.behind == ""
+    assert live.problem == live.stale_reason == ""
     generation = generations.folder_of(run, live.current.generation)
     served = [f"{generation.relative_to(run)}/{name}" for name in SERVED]
     assert opened.folders(run) == sorted(["dataset", *served, "split"])

@@ -57,10 +57,13 @@ def test_what_is_activated_takes_over_and_goes_back(two):
     live = Live.open(Settings(run=run))
     first = live.current
     live.look()
-    assert live.current is first and (live.asked, live.problem, live.switches) == (1, "", 0)
+    assert live.current is first and (live.target_generation, live.problem, live.switches) == (1, "", 0)
     generations.point(run, 2)
     live.look()
-    assert live.current.artifacts["ranker"] == rankers[1] and live.current.generation == live.asked == 2
+    assert (
+        live.current.artifacts["ranker"] == rankers[1]
+        and live.current.generation == live.target_generation == 2
+    )
     assert (
         first.artifacts["ranker"] == rankers[0] and first.recommend(4, 3).hits
     )  # requests under way end with it

@@ -115,7 +115,7 @@ def test_an_item_that_comes_again_is_replaced(run):
     live = Live.open(Settings(run=run))
     keep_item(run / "store", Item(**like(row, image)), live.current.now())
     live.look()
-    assert live.behind == "" and live.current.similar(NEW, 1).hits[0].card.item_id == row["item_id"]
+    assert live.stale_reason == "" and live.current.similar(NEW, 1).hits[0].card.item_id == row["item_id"]
     before = live.current.items.vectors.gather(np.array([NEW]))[0]
     other = io.BytesIO()
     Image.new("RGB", (40, 40), "magenta").save(other, "PNG")
@@ -156,7 +156,7 @@ def test_an_item_is_encoded_once_whoever_comes_after_it(run, monkeypatch):
     assert Live.open(Settings(run=run)).current.similar(NEW + 2, 1).hits and len(encoded) == 3
     keep_item(run / "store", Item(**like(row, image, title="changed")), live.current.now() + 2 * SECOND)
     live.look()
-    assert encoded[3:] == ["changed"] and live.behind == ""
+    assert encoded[3:] == ["changed"] and live.stale_reason == ""
 
 
 @pytest.mark.slow
@@ -168,12 +168,12 @@ def test_a_service_starts_and_goes_on_while_redis_is_gone(run, own_redis):
     (run / "run.json").write_text(json.dumps(choices))
     settings = Settings(run=run, profile="redis")
     live = Live.open(settings)
-    assert live.behind == ""
+    assert live.stale_reason == ""
     own_redis.kill()
     row, image = known_item(run)
     keep_item(run / "store", Item(**like(row, image)), live.current.now())
     live.look()
-    assert "does not answer" in live.behind and live.current.recommend(1, 5).hits
+    assert "does not answer" in live.stale_reason and live.current.recommend(1, 5).hits
     assert "does not answer" in Live.open(settings).behind
 
 
@@ -214,7 +214,7 @@ def test_what_training_reads_of_it_is_what_serving_read(run):
     materialize(store_dir, known_until(store_dir) + timedelta(days=1))
     assert not [one.problems for one in check_store(store_dir) if one.problems]
     live.look()
-    assert live.behind == "" and NEW in live.current.retriever.index.ids
+    assert live.stale_reason == "" and NEW in live.current.retriever.index.ids
 
 
 @pytest.mark.slow
@@ -266,7 +266,7 @@ def test_an_item_that_cannot_be_processed_costs_itself_only(run, poison):
     path.write_text(json.dumps(content))
     live.look()
     live.look()
-    assert live.behind == "" and live.refused == 1
+    assert live.stale_reason == "" and live.refused == 1
     contained = live.current.retriever.index.contains(np.array([NEW + n for n in range(20)]))
     assert contained.tolist() == [number != 10 for number in range(20)]
     assert list(refused_items(store)) == [bad] and refused_items(store)[bad]
@@ -286,11 +286,11 @@ def test_vectors_that_are_not_online_are_missed_and_the_service_goes_on(run):
     with sqlite3.connect(run / "store" / "data" / "online.db") as connection:
         connection.execute("DELETE FROM moon_item_embedding_v1 WHERE rowid % 2")
     live = Live.open(Settings(run=run))
-    assert "moon materialize" in live.behind and live.current.items is None
+    assert "moon materialize" in live.stale_reason and live.current.items is None
     assert live.current.recommend(1, 5).hits
     materialize(run / "store", known_until(run / "store"))
     live.look()
-    assert live.behind == "" and live.current.items is not None
+    assert live.stale_reason == "" and live.current.items is not None
 
 
 def test_a_store_with_what_came_in_is_not_replaced(tiny_world, tmp_path):

@@ -91,15 +91,18 @@ def test_null_and_empty_bags_are_empty():
 
 def test_candidates_fill_from_the_left_and_histories_from_the_right():
     batch = encoder().batch(small_frame())
-    assert batch.filled.tolist() == [[1, 1, 0, 0, 0], [1] * 5, [1, 0, 0, 0, 0]]
-    assert batch.remembered.tolist() == [[1, 1, 1], [0, 0, 0], [0, 0, 1]]
+    assert batch.candidate_mask.tolist() == [[1, 1, 0, 0, 0], [1] * 5, [1, 0, 0, 0, 0]]
+    assert batch.history_mask.tolist() == [[1, 1, 1], [0, 0, 0], [0, 0, 1]]
     assert batch.label.tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [1, 0, 0, 0, 0]]
     assert batch.position[0].tolist() == [0, 1, -1, -1, -1]
     assert (batch.history_content[2, 2].numpy() == VECTORS.matrix[5]).all()
     assert (batch.target_content[1, 1].numpy() == VECTORS.matrix[3]).all()
     assert not batch.target_content[2, 1:].any()
     lengths = batch.items.lengths().tolist()
-    assert lengths == [*batch.filled.flatten().int().tolist(), *batch.remembered.flatten().int().tolist()]
+    assert lengths == [
+        *batch.candidate_mask.flatten().int().tolist(),
+        *batch.history_mask.flatten().int().tolist(),
+    ]
 
 
 def test_queries_are_found_by_id_or_given():
@@ -119,7 +122,9 @@ def test_numbers_are_standardised_over_the_training_rows():
     price = np.log1p(frame.candidates["price"].to_numpy())
     column = inputs.candidate_numbers.index("price")
     np.testing.assert_allclose(
-        batch.candidate_numbers[batch.filled][:, column], (price - price.mean()) / price.std(), atol=1e-5
+        batch.candidate_numbers[batch.candidate_mask][:, column],
+        (price - price.mean()) / price.std(),
+        atol=1e-5,
     )
     assert inputs.scale["age_s"][1] == 1.0  # a constant column is not divided by zero
 
@@ -258,8 +263,8 @@ def test_every_id_of_a_batch_is_the_row_its_hash_names():
     segments = hash_strings(pa.array(frame.requests["segment"].to_pylist()))
     assert requests["segment"].values().tolist() == expected("segment", segments)
     assert batch.position.tolist()[2] == [0, -1, -1, -1, -1]
-    assert batch.history_known.tolist() == batch.remembered.tolist()
-    assert batch.target_known.tolist() == batch.filled.tolist()
+    assert batch.history_known.tolist() == batch.history_mask.tolist()
+    assert batch.target_known.tolist() == batch.candidate_mask.tolist()
 
 
 def test_without_vectors_there_is_no_content_but_who_asked_is_known():

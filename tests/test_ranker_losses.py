@@ -18,8 +18,8 @@ COUNT = [3, 2, 2, 1]  # filled slots; what stands in the others must not matter
 
 def batch():
     logit, label = torch.tensor(LOGIT), torch.tensor(LABEL)
-    filled = torch.arange(3) < torch.tensor(COUNT)[:, None]
-    return logit, label * filled, filled
+    candidate_mask = torch.arange(3) < torch.tensor(COUNT)[:, None]
+    return logit, label * candidate_mask, candidate_mask
 
 
 def test_pointwise_is_the_mean_cross_entropy_of_the_candidates():
@@ -42,16 +42,16 @@ def test_listwise_is_the_mean_softmax_cross_entropy_of_the_requests_that_have_a_
 
 
 def test_requests_without_a_positive_teach_the_listwise_loss_nothing():
-    logit, label, filled = batch()
-    assert float(LOSSES["listwise"](logit, torch.zeros_like(label), filled)) == 0
+    logit, label, candidate_mask = batch()
+    assert float(LOSSES["listwise"](logit, torch.zeros_like(label), candidate_mask)) == 0
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_no_loss_reads_an_empty_slot(loss):
-    logit, label, filled = batch()
+    logit, label, candidate_mask = batch()
     logit.requires_grad_()
-    LOSSES[loss](logit, label, filled).backward()
-    assert (logit.grad[~filled] == 0).all() and (logit.grad[0] != 0).all()
+    LOSSES[loss](logit, label, candidate_mask).backward()
+    assert (logit.grad[~candidate_mask] == 0).all() and (logit.grad[0] != 0).all()
 
 
 def test_the_loss_that_stops_the_towers_weighs_every_held_out_positive_alike(monkeypatch):
@@ -71,9 +71,11 @@ def test_the_loss_that_stops_the_towers_weighs_every_held_out_positive_alike(mon
 def test_the_loss_that_stops_the_ranker_weighs_candidates_or_requests_alike(monkeypatch, loss, mean):
     """Two chunks: one request with 2 candidates, then two with 3 in all; the losses are 8 and 2."""
     chunks = {
-        0: SimpleNamespace(filled=torch.tensor([[True, True]]), label=torch.tensor([[1.0, 0.0]]), loss=8.0),
+        0: SimpleNamespace(
+            candidate_mask=torch.tensor([[True, True]]), label=torch.tensor([[1.0, 0.0]]), loss=8.0
+        ),
         1: SimpleNamespace(
-            filled=torch.tensor([[True, True], [True, False]]),
+            candidate_mask=torch.tensor([[True, True], [True, False]]),
             label=torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
             loss=2.0,
         ),
@@ -93,4 +95,4 @@ def test_the_loss_that_stops_the_ranker_weighs_candidates_or_requests_alike(monk
     assert train._validate(None, Valid(), encoder, loss) == pytest.approx(mean)
 
 
-EMPTY = SimpleNamespace(filled=torch.zeros(1, 1, dtype=torch.bool), label=torch.zeros(1, 1), loss=0.0)
+EMPTY = SimpleNamespace(candidate_mask=torch.zeros(1, 1, dtype=torch.bool), label=torch.zeros(1, 1), loss=0.0)

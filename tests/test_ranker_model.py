@@ -99,8 +99,8 @@ def test_gradients_of_the_grouped_form_are_those_of_single_candidates():
             setattr(tables, place, plain)
         total = sum(
             (LOSSES["pointwise"](
-                subject.model(batch) + subject.model.position_logit(batch), batch.label, batch.filled
-            ) * batch.filled.sum() for batch in map(subject.encoder.batch, frames)),
+                subject.model(batch) + subject.model.position_logit(batch), batch.label, batch.candidate_mask
+            ) * batch.candidate_mask.sum() for batch in map(subject.encoder.batch, frames)),
             start=torch.zeros(()),
         )  # fmt: skip
         total.backward()
@@ -143,8 +143,10 @@ def test_position_is_for_training_only():
     with torch.no_grad():
         subject.model.position.copy_(torch.randn(len(subject.model.position)))
     batch = subject.encoder.batch(FRAME)
-    np.testing.assert_allclose(subject.score(FRAME), subject.model(batch)[batch.filled].detach(), atol=1e-5)
-    logged = subject.model.position_logit(batch)[batch.filled].detach()
+    np.testing.assert_allclose(
+        subject.score(FRAME), subject.model(batch)[batch.candidate_mask].detach(), atol=1e-5
+    )
+    logged = subject.model.position_logit(batch)[batch.candidate_mask].detach()
     assert logged.std() > 0.1
     assert abs(float(logged.mean())) < 1e-5  # the training average is taken out
     unlogged = Frame(
@@ -224,18 +226,20 @@ def test_cube_branches_are_the_papers_table():
 def test_listwise_loss_is_the_cross_entropy_of_each_request():
     logit = torch.tensor([[1.0, 2.0, 9.0], [0.5, -1.0, 3.0], [4.0, 4.0, 4.0]])
     label = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
-    filled = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 1]]).bool()
+    candidate_mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 1]]).bool()
     first = -math.log(math.exp(1) / (math.exp(1) + math.exp(2)))
     z = math.log(math.exp(0.5) + math.exp(-1) + math.exp(3))
     second = 0.5 * ((z + 1) + (z - 3))
-    assert float(LOSSES["listwise"](logit, label, filled)) == pytest.approx((first + second) / 2, abs=1e-5)
+    assert float(LOSSES["listwise"](logit, label, candidate_mask)) == pytest.approx(
+        (first + second) / 2, abs=1e-5
+    )
 
 
 def test_pointwise_loss_counts_real_candidates_only():
     subject = ranker()
     batch = subject.encoder.batch(FRAME)
-    logit = subject.model(batch)[batch.filled]
-    label = batch.label[batch.filled]
+    logit = subject.model(batch)[batch.candidate_mask]
+    label = batch.label[batch.candidate_mask]
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logit, label)
     assert torch.allclose(training_loss(subject.model, batch, "pointwise"), expected, atol=1e-6)
 

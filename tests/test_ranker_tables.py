@@ -23,8 +23,8 @@ def test_twenty_steps_equal_plain_rowwise_adagrad_with_duplicates():
     accumulator = torch.zeros(30, dtype=torch.float64)
     target = torch.randn(400, 8)
     for _ in range(20):
-        ids, filled = bags(draw)
-        where = torch.from_numpy(filled)
+        ids, candidate_mask = bags(draw)
+        where = torch.from_numpy(candidate_mask)
         out = lookup(fused, ids)
         ((out - target) ** 2).sum().backward()
         plain = weight.clone().requires_grad_()

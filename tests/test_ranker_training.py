@@ -16,7 +16,7 @@ from ranker.controls import shuffled
 from ranker.fit import TrainingError
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
-from ranker.model import PLACE_SPEED
+from ranker.model import POSITION_LEARNING_RATE_SCALE
 from ranker.score import Ranker
 from ranker.train import train_ctr
 from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
@@ -134,7 +134,7 @@ def test_position_bias_is_learned_and_left_out_of_the_score(tmp_path):
         Requests(frame), Requests(make_frame([], [], [])), None, NANO, tmp_path / "r", {}, epochs=10
     )
     ranker = Ranker.open(made, None)
-    learned = PLACE_SPEED * ranker.model.position.detach().numpy()
+    learned = POSITION_LEARNING_RATE_SCALE * ranker.model.position.detach().numpy()
     assert (np.diff(learned) < 0).all()
     assert learned[0] - learned[-1] > 1.5  # the planted log-odds differ by 3.3
     assert auc(label(frame), -np.tile(np.arange(5), 500)) > 0.75
@@ -261,7 +261,7 @@ def test_every_request_with_a_candidate_is_in_one_batch_of_an_epoch(world):
 
     def drawn(seed, epoch):
         batches = list(train_module._batches(Requests(frame), counts, encoder, 30, (seed, epoch)))
-        assert all(b.filled.numel() <= 30 for b in batches)
+        assert all(b.candidate_mask.numel() <= 30 for b in batches)
         return [round(float(one) * 64) for b in batches for one in b.label[:, 0]]
 
     assert sorted(drawn(0, 0)) == list(range(60))

@@ -255,7 +255,7 @@ def test_a_batch_holds_every_positive_once_against_distinct_items_and_excludes_i
     drawn, positives = sampler()
     seen = []
     for sample in drawn.batches(drawn.learned, 0):
-        items = sample.ids.values()[sample.user.remembered.sum() :]
+        items = sample.ids.values()[sample.user.history_mask.sum() :]
         assert len(items) == len(sample.chance) == sample.excluded.shape[1]
         ids = VECTORS.ids[
             [int(np.flatnonzero((VECTORS.matrix == v).all(1))[0]) for v in sample.item.content.numpy()]

@@ -50,7 +50,7 @@ def bench_serving(run: Path) -> Iterator[Line]:
 def _answers(settings: Settings) -> Iterator[Line]:
     live = Live.open(settings)
     held = live.current
-    assert held.items is not None and held.generation is not None, live.behind
+    assert held.items is not None and held.generation is not None, live.stale_reason
     asked = Recommender.open(settings, folder_of(settings.run, held.generation), held.generation)
     users = list(held.example_users)[:USERS]
     sides = {"items in memory": held, "items from the online store": asked}

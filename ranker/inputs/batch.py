@@ -25,8 +25,8 @@ class Batch:
         behaviours: keys ``code`` and ``age``, R·L slots.
         candidate_numbers: float32 [R, N, F], standardised, zero in empty slots.
         request_numbers: float32 [R, F].
-        filled: bool [R, N], slots that hold a candidate.
-        remembered: bool [R, L], slots that hold a behaviour.
+        candidate_mask: bool [R, N], slots that hold a candidate.
+        history_mask: bool [R, L], slots that hold a behaviour.
         target_content: float32 [R, N, V], unit norm, zeros where unknown; V = 0 without vectors.
         target_known: bool [R, N].
         history_content: float32 [R, L, V].
@@ -43,8 +43,8 @@ class Batch:
     behaviours: KeyedJaggedTensor
     candidate_numbers: Tensor
     request_numbers: Tensor
-    filled: Tensor
-    remembered: Tensor
+    candidate_mask: Tensor
+    history_mask: Tensor
     target_content: Tensor
     target_known: Tensor
     history_content: Tensor
@@ -57,4 +57,4 @@ class Batch:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(R, N, L)."""
-        return self.filled.shape[0], self.filled.shape[1], self.remembered.shape[1]
+        return self.candidate_mask.shape[0], self.candidate_mask.shape[1], self.history_mask.shape[1]

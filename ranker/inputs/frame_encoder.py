@@ -58,54 +58,58 @@ class FrameEncoder:
         require_columns(frame.requests, ("time", *REQUEST_IDS, *REQUEST_NUMBERS), "requests")
         names = (ITEM, BAG, *CANDIDATE_IDS, *self.inputs.candidate_numbers)
         require_columns(frame.candidates, names, "candidates")
-        filled = slots(np.diff(frame.offsets), left=True)
-        remembered = slots(np.diff(frame.history.offsets), left=False)
-        if remembered.shape[1] > self.inputs.history:
+        candidate_mask = slots(np.diff(frame.offsets), left=True)
+        history_mask = slots(np.diff(frame.history.offsets), left=False)
+        if history_mask.shape[1] > self.inputs.history:
             raise DataError(
                 f"frame history: expected at most {self.inputs.history} behaviours per request, found "
-                f"{remembered.shape[1]}. Read the frame with the history length of this model's size."
+                f"{history_mask.shape[1]}. Read the frame with the history length of this model's size."
             )
         item_id = one_array(frame.candidates[ITEM]).to_numpy(zero_copy_only=False)
-        target_content, target_known = self.content(item_id, filled)
-        history_content, history_known = self.content(frame.history.item_id, remembered)
+        target_content, target_known = self.content(item_id, candidate_mask)
+        history_content, history_known = self.content(frame.history.item_id, history_mask)
         query_content, query_known = self.queries(frame.requests, query_vectors)
         return Batch(
-            items=self.item_ids(item_id, frame.history.item_id, filled, remembered),
-            candidates=self.candidate_ids(frame.candidates, filled),
+            items=self.item_ids(item_id, frame.history.item_id, candidate_mask, history_mask),
+            candidates=self.candidate_ids(frame.candidates, candidate_mask),
             requests=self.request_ids(frame.requests),
-            behaviours=behaviour_ids(frame.history, request_time_us(frame.requests), remembered),
-            candidate_numbers=_place(self.numbers(frame.candidates, self.inputs.candidate_numbers), filled),
+            behaviours=behaviour_ids(frame.history, request_time_us(frame.requests), history_mask),
+            candidate_numbers=_place(
+                self.numbers(frame.candidates, self.inputs.candidate_numbers), candidate_mask
+            ),
             request_numbers=torch.from_numpy(self.numbers(frame.requests, REQUEST_NUMBERS)),
-            filled=torch.from_numpy(filled),
-            remembered=torch.from_numpy(remembered),
+            candidate_mask=torch.from_numpy(candidate_mask),
+            history_mask=torch.from_numpy(history_mask),
             target_content=target_content,
             target_known=target_known,
             history_content=history_content,
             history_known=history_known,
             query_content=query_content,
             query_known=query_known,
-            position=_place(_optional(frame.candidates, "position", np.int64, -1), filled, -1),
-            label=_place(_optional(frame.candidates, "label", np.float32, 0), filled),
+            position=_place(_optional(frame.candidates, "position", np.int64, -1), candidate_mask, -1),
+            label=_place(_optional(frame.candidates, "label", np.float32, 0), candidate_mask),
         )
 
     def _table_rows(self, name: str, hashes: np.ndarray) -> np.ndarray:
         return (hashes % np.uint64(self.inputs.rows[name])).astype(np.int64)
 
     def item_ids(
-        self, item_id: np.ndarray, behaved: np.ndarray, filled: np.ndarray, remembered: np.ndarray
+        self, item_id: np.ndarray, behaved: np.ndarray, candidate_mask: np.ndarray, history_mask: np.ndarray
     ) -> KeyedJaggedTensor:
-        """Key ``item_id``: the slots of ``filled`` bool [R, N], then those of ``remembered`` bool [R, L]."""
+        """Key ``item_id``: the slots of ``candidate_mask`` [R, N], then those of ``history_mask`` [R, L]."""
         rows = self._table_rows(ITEM, hash_integers(np.concatenate([item_id, behaved])))
-        return jagged((ITEM,), [rows], [np.concatenate([filled.ravel(), remembered.ravel()])])
+        return jagged((ITEM,), [rows], [np.concatenate([candidate_mask.ravel(), history_mask.ravel()])])
 
-    def candidate_ids(self, candidates: pa.Table, filled: np.ndarray) -> KeyedJaggedTensor:
-        """Keys ``CANDIDATE_IDS`` and ``attributes``, the slots of ``filled`` bool [R, N]."""
+    def candidate_ids(self, candidates: pa.Table, candidate_mask: np.ndarray) -> KeyedJaggedTensor:
+        """Keys ``CANDIDATE_IDS`` and ``attributes``, the slots of ``candidate_mask`` bool [R, N]."""
         values = [self._table_rows(name, hash_column(one_array(candidates[name]))) for name in CANDIDATE_IDS]
         bags = one_array(candidates[BAG])
         values.append(self._table_rows(BAG, hash_column(bags.flatten())))
-        bag_lengths = np.zeros(filled.shape, dtype=np.int32)
-        bag_lengths[filled] = pc.fill_null(pc.list_value_length(bags), 0).to_numpy(zero_copy_only=False)
-        lengths = [filled.ravel()] * len(CANDIDATE_IDS) + [bag_lengths.ravel()]
+        bag_lengths = np.zeros(candidate_mask.shape, dtype=np.int32)
+        bag_lengths[candidate_mask] = pc.fill_null(pc.list_value_length(bags), 0).to_numpy(
+            zero_copy_only=False
+        )
+        lengths = [candidate_mask.ravel()] * len(CANDIDATE_IDS) + [bag_lengths.ravel()]
         return jagged((*CANDIDATE_IDS, BAG), values, lengths)
 
     def request_ids(self, requests: pa.Table) -> KeyedJaggedTensor:
@@ -161,17 +165,17 @@ def jagged(keys: tuple[str, ...], values: list[np.ndarray], lengths: list[np.nda
     )
 
 
-def behaviour_ids(history: History, time_us: np.ndarray, remembered: np.ndarray) -> KeyedJaggedTensor:
+def behaviour_ids(history: History, time_us: np.ndarray, history_mask: np.ndarray) -> KeyedJaggedTensor:
     """What a behaviour was and how long ago, keys ``code`` and ``age``, R·L slots.
 
     Args:
         history: behaviours of R requests.
         time_us: int64 [R], when the requests were made.
-        remembered: bool [R, L].
+        history_mask: bool [R, L].
     """
     age_s = (np.repeat(time_us, np.diff(history.offsets)) - history.time_us) / 1e6
     buckets = np.log2(1 + np.maximum(age_s, 0) / 60).astype(np.int64).clip(0, AGE_BUCKETS - 1)
-    return jagged(("code", "age"), [history.code.astype(np.int64), buckets], [remembered.ravel()] * 2)
+    return jagged(("code", "age"), [history.code.astype(np.int64), buckets], [history_mask.ravel()] * 2)
 
 
 def request_time_us(requests: pa.Table) -> np.ndarray:

@@ -28,7 +28,7 @@ class UserSide:
         requests: keys ``age_band`` and ``segment`` (others are ignored).
         behaviours: keys ``code`` and ``age``, R·L slots.
         numbers: float32 [R, F].
-        remembered: bool [R, L].
+        history_mask: bool [R, L].
         history_content: float32 [R, L, V].
         query_content: float32 [R, V], zeros without a query.
     """
@@ -36,7 +36,7 @@ class UserSide:
     requests: KeyedJaggedTensor
     behaviours: KeyedJaggedTensor
     numbers: Tensor
-    remembered: Tensor
+    history_mask: Tensor
     history_content: Tensor
     query_content: Tensor
 
@@ -116,17 +116,17 @@ class TwoTowerModel(nn.Module):
             side: the requests.
             behaved_RLE: id embeddings of the behaviours.
         """
-        requests, memory = side.remembered.shape
+        requests, memory = side.history_mask.shape
         kind = lookup(self.behaviours, side.behaviours).view(requests, memory, 2, self.width).sum(2)
         score = behaved_RLE @ self.attend + self.recency(kind)[..., 0]
         if self.content is not None:
             score = score + side.history_content @ (self.content.weight.T @ self.attend)
-        score = score.masked_fill(~side.remembered, torch.finfo(score.dtype).min)
-        share = torch.softmax(score, dim=-1) * side.remembered
-        pooled = (share[:, None] @ behaved_RLE)[:, 0]
+        score = score.masked_fill(~side.history_mask, torch.finfo(score.dtype).min)
+        weight = torch.softmax(score, dim=-1) * side.history_mask
+        pooled = (weight[:, None] @ behaved_RLE)[:, 0]
         asked = torch.zeros_like(pooled)
         if self.content is not None:
-            pooled = pooled + self.content((share[:, None] @ side.history_content)[:, 0])
+            pooled = pooled + self.content((weight[:, None] @ side.history_content)[:, 0])
             asked = self.content(side.query_content)
         context = [pooled, asked, lookup(self.requests, side.requests), side.numbers]
         return functional.normalize(pooled + asked + self.user_mix(torch.cat(context, dim=-1)), dim=-1)

@@ -27,7 +27,7 @@ from ranker.two_tower.model import ItemSide, UserSide
 REQUESTS = 512  # per batch at most; small data get batches small enough for STEPS of them
 STEPS = 16
 UNIFORM = 512  # items drawn evenly from the catalogue beside a batch's own (mixed negatives, WWW 2020)
-VALID_SHARE = 0.05  # of the users, held out to stop training
+VALID_FRACTION = 0.05  # of the users, held out to stop training
 ROWS = 4096  # requests read at once
 
 
@@ -57,18 +57,18 @@ class Sample:
 def user_side(encoder: FrameEncoder, frame: Frame) -> tuple[UserSide, np.ndarray]:
     """The user tower's inputs, and which history slots are filled, bool [R, L]."""
     require_columns(frame.requests, ("time", *REQUEST_IDS, *REQUEST_NUMBERS), "requests")
-    remembered = slots(np.diff(frame.history.offsets), left=False)
-    content, _ = encoder.content(frame.history.item_id, remembered)
+    history_mask = slots(np.diff(frame.history.offsets), left=False)
+    content, _ = encoder.content(frame.history.item_id, history_mask)
     query, _ = encoder.queries(frame.requests, None)
     side = UserSide(
         requests=encoder.request_ids(frame.requests),
-        behaviours=behaviour_ids(frame.history, request_time_us(frame.requests), remembered),
+        behaviours=behaviour_ids(frame.history, request_time_us(frame.requests), history_mask),
         numbers=torch.from_numpy(encoder.numbers(frame.requests, REQUEST_NUMBERS)),
-        remembered=torch.from_numpy(remembered),
+        history_mask=torch.from_numpy(history_mask),
         history_content=content,
         query_content=query,
     )
-    return side, remembered
+    return side, history_mask
 
 
 def item_side(encoder: FrameEncoder, items: pa.Table) -> ItemSide:
@@ -124,7 +124,7 @@ class Sampler:
             raise DataError(f"expected positives among {len(train)} training requests, found none")
         known = np.unique(users)
         draw = np.random.default_rng((seed, 1))
-        away = draw.choice(known, int(VALID_SHARE * len(known)), replace=False)
+        away = draw.choice(known, int(VALID_FRACTION * len(known)), replace=False)
         held_out = np.isin(users, away)
         self.learned = np.flatnonzero(has_positive & ~held_out)
         self.held_out = np.flatnonzero(has_positive & held_out)
@@ -162,13 +162,13 @@ class Sampler:
         excluded[request, positive] = True
         excluded = excluded[request]
         excluded[np.arange(len(rows)), positive] = False
-        user, remembered = user_side(self.encoder, frame)
+        user, history_mask = user_side(self.encoder, frame)
         items = self.catalogue.take(pa.array(sampled))
         behaved, everywhere = frame.history.item_id, np.ones((1, len(sampled)), dtype=bool)
         return Sample(
             user=user,
             item=item_side(self.encoder, items),
-            ids=self.encoder.item_ids(behaved, self.ids[sampled], remembered, everywhere),
+            ids=self.encoder.item_ids(behaved, self.ids[sampled], history_mask, everywhere),
             request=torch.from_numpy(request),
             positive=torch.from_numpy(positive),
             chance=torch.from_numpy(self.chance[sampled]),

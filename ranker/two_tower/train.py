@@ -140,12 +140,12 @@ class TwoTower:
         for start in range(0, len(frame), ROWS):
             rows = np.arange(start, min(start + ROWS, len(frame)))
             part = whole if len(rows) == len(frame) else select_requests(whole, rows)
-            side, remembered = user_side(self.encoder, part)
+            side, history_mask = user_side(self.encoder, part)
             ids = self.encoder.item_ids(
-                part.history.item_id[:0], part.history.item_id, remembered[:, :0], remembered
+                part.history.item_id[:0], part.history.item_id, history_mask[:, :0], history_mask
             )
             with torch.no_grad():
-                behaved = self.model.item_ids(ids).view(*remembered.shape, -1)
+                behaved = self.model.item_ids(ids).view(*history_mask.shape, -1)
                 parts.append(self.model.user(side, behaved).numpy())
         return np.concatenate(parts)
 
@@ -249,9 +249,9 @@ def train_two_tower(
 
 def _loss(model: TwoTowerModel, sample: Sample) -> Tensor:
     ids = model.item_ids(sample.ids)
-    behaved = ids[: sample.user.remembered.numel()].view(*sample.user.remembered.shape, -1)
+    behaved = ids[: sample.user.history_mask.numel()].view(*sample.user.history_mask.shape, -1)
     users = model.user(sample.user, behaved)
-    items = model.item(sample.item, ids[sample.user.remembered.numel() :])
+    items = model.item(sample.item, ids[sample.user.history_mask.numel() :])
     score = model.scale() * (users[sample.request] @ items.T)
     return sampled_softmax(score, sample.positive, sample.chance, sample.excluded)
 
