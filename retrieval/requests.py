@@ -102,21 +102,18 @@ class Requests:
         )
 
     @classmethod
-    def from_frame(
-        cls, frame: Frame, query_vectors: np.ndarray | None = None, exclude_history: bool = False
-    ) -> Requests:
-        """The requests of a frame; its candidates are not looked at.
+    def from_frame(cls, frame: Frame, exclude_history: bool = False) -> Requests:
+        """The requests of a frame, without queries; its candidates are not looked at.
 
         Args:
             frame: R requests, offline or online.
-            query_vectors: float32 [R, D], zeros where a request has no query.
             exclude_history: never answer what the user's history already holds.
         """
         bounds = frame.history.offsets
         seen = [frame.history.item_id[bounds[r] : bounds[r + 1]] for r in range(len(frame))]
         return cls(
             history=frame.history,
-            query_vectors=query_vectors,
+            query_vectors=None,
             categories=(None,) * len(frame),
             exclude=tuple(np.unique(items) for items in seen) if exclude_history else (NO_IDS,) * len(frame),
             users=frame.requests,

@@ -1,11 +1,10 @@
-"""What the service is told: one frozen dataclass, from the command line or from the environment."""
+"""What the service is told: one frozen dataclass."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-PREFIX = "MOON_SERVE_"
 PROFILES = ("embedded", "redis")
 CLOCKS = ("log", "wall")
 

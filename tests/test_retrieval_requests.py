@@ -121,9 +121,8 @@ def test_the_requests_of_a_frame(exclude):
     users = pa.concat_tables([user_row(1), user_row(2)])
     past = history([[(5, 1), (4, 3), (5, 2)], []])
     frame = Frame(users, pa.table({"item_id": [1, 2, 3]}), np.array([0, 1, 3]), past)
-    queries = np.eye(2, dtype=np.float32)
-    got = Requests.from_frame(frame, queries, exclude_history=exclude)
-    assert got.users is users and got.history is past and got.query_vectors is queries
+    got = Requests.from_frame(frame, exclude_history=exclude)
+    assert got.users is users and got.history is past and got.query_vectors is None
     assert got.categories == (None, None)
     assert [one.tolist() for one in got.exclude] == ([[4, 5], []] if exclude else [[], []])
 

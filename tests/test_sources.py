@@ -1,5 +1,6 @@
 """Every source: one request answers as in a batch, filters hold, and pairs score as they are retrieved."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -192,7 +193,8 @@ def test_a_frame_gets_the_match_columns_that_serving_computes(shop):
     batch = Requests.of(requests)
     candidates = np.random.default_rng(0).choice(ids, 36)
     frame = Frame(batch.users, pa.table({"item_id": candidates}), np.arange(0, 37, 3), batch.history)
-    scored = match_scores(sources, Requests.from_frame(frame, batch.query_vectors), candidates, frame.offsets)
+    asked = replace(Requests.from_frame(frame), query_vectors=batch.query_vectors)
+    scored = match_scores(sources, asked, candidates, frame.offsets)
     out = add_matches(frame, *scored)
     assert out.candidates.column_names == ["item_id", *(f"match_{source.name}" for source in sources)]
     for row, request in enumerate(requests):

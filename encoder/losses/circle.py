@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoder.losses.info_nce import candidates, over_widths, weighted_mean
+from encoder.losses.info_nce import candidates, over_prefixes, weighted_mean
 
 # Both not recovered. With these values the gradient where scores settle, gamma / 2 = 32 at s_n = m, and that between
 # unrelated vectors, gamma * m = 16 at s_n = 0, are those of InfoNCE at temperatures .03 and .06, the usual range.
@@ -65,10 +65,7 @@ def matryoshka_circle_loss(
 ) -> Tensor:
     """Mean of ``circle_loss`` over the prefixes of ``widths``, each normalised."""
 
-    def loss_at(width: int) -> Tensor:
-        extra = None if negatives_ND is None else negatives_ND[:, :width]
-        return circle_loss(
-            anchor_BD[:, :width], item_BD[:, :width], masked_BB, extra, masked_negatives_BN, weight_B
-        )
+    def loss(anchor_BW: Tensor, item_BW: Tensor, negatives_NW: Tensor | None) -> Tensor:
+        return circle_loss(anchor_BW, item_BW, masked_BB, negatives_NW, masked_negatives_BN, weight_B)
 
-    return over_widths(loss_at, widths)
+    return over_prefixes(loss, anchor_BD, item_BD, negatives_ND, widths)

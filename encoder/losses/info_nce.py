@@ -153,6 +153,22 @@ def over_widths(loss_at: Callable[[int], Tensor], widths: Sequence[int]) -> Tens
     return torch.stack([loss_at(width) for width in widths]).mean()
 
 
+def over_prefixes(
+    loss: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    anchor_BD: Tensor,
+    item_BD: Tensor,
+    negatives_ND: Tensor | None,
+    widths: Sequence[int],
+) -> Tensor:
+    """``over_widths`` for a loss of anchors, items and, where there are some, further negatives."""
+
+    def loss_at(width: int) -> Tensor:
+        extra_NW = None if negatives_ND is None else negatives_ND[:, :width]
+        return loss(anchor_BD[:, :width], item_BD[:, :width], extra_NW)
+
+    return over_widths(loss_at, widths)
+
+
 def matryoshka_info_nce(
     anchor_BD: Tensor,
     item_BD: Tensor,
@@ -165,16 +181,9 @@ def matryoshka_info_nce(
 ) -> Tensor:
     """Mean of ``info_nce`` over the prefixes of ``widths``, each normalised."""
 
-    def loss_at(width: int) -> Tensor:
-        extra = None if negatives_ND is None else negatives_ND[:, :width]
+    def loss(anchor_BW: Tensor, item_BW: Tensor, negatives_NW: Tensor | None) -> Tensor:
         return info_nce(
-            anchor_BD[:, :width],
-            item_BD[:, :width],
-            masked_BB,
-            temperature,
-            extra,
-            masked_negatives_BN,
-            weight_B,
+            anchor_BW, item_BW, masked_BB, temperature, negatives_NW, masked_negatives_BN, weight_B
         )
 
-    return over_widths(loss_at, widths)
+    return over_prefixes(loss, anchor_BD, item_BD, negatives_ND, widths)
