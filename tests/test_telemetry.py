@@ -17,7 +17,14 @@ def live(**changed):
         artifacts={"index": "abc", "ranker": "def"},
         generation=changed.pop("generation", 3),
     )
-    parts = {"behind": "", "asked": 4, "switches": 2, "problem": "", "refused": 5, **changed}
+    parts = {
+        "stale_reason": "",
+        "target_generation": 4,
+        "switches": 2,
+        "problem": "",
+        "refused": 5,
+        **changed,
+    }
     return SimpleNamespace(current=moon, **parts)
 
 
@@ -57,16 +64,18 @@ def test_fallbacks_empty_answers_responses_and_events_are_counted():
     telemetry.answered("/recommend", answer(1.0))
     for status in (200, 200, 404):
         telemetry.responded("/recommend", status)
-    telemetry.ingested(Ingested(new=5, known=2, late=1))
-    telemetry.ingested(Ingested(new=1, known=0, late=1))
+    telemetry.ingested(Ingested(accepted=5, duplicates=2, late=1))
+    telemetry.ingested(Ingested(accepted=1, duplicates=0, late=1))
     found = values(telemetry)
     assert found['moon_fallbacks_total{endpoint="/recommend",fallback="no_history"}'] == 2
     assert found['moon_fallbacks_total{endpoint="/recommend",fallback="no_ranker"}'] == 1
     assert found['moon_empty_answers_total{endpoint="/recommend"}'] == 2
     assert found['moon_responses_total{endpoint="/recommend",status="200"}'] == 2
     assert found['moon_responses_total{endpoint="/recommend",status="404"}'] == 1
-    events = {what: found[f'moon_events_total{{what="{what}"}}'] for what in ("new", "known", "late")}
-    assert events == {"new": 6, "known": 2, "late": 2}
+    events = {
+        what: found[f'moon_events_total{{what="{what}"}}'] for what in ("accepted", "duplicates", "late")
+    }
+    assert events == {"accepted": 6, "duplicates": 2, "late": 2}
 
 
 def test_what_makes_the_answers_is_published():
@@ -81,7 +90,7 @@ def test_what_makes_the_answers_is_published():
 
 
 def test_what_is_wrong_is_published():
-    unread = live(behind="the store does not answer", problem="damaged", asked=None)
+    unread = live(stale_reason="the store does not answer", problem="damaged", target_generation=None)
     found = values(Telemetry(unread))
     assert found["moon_items_behind"] == 1
     assert found['moon_generation_refused{reason="damaged"}'] == 1
