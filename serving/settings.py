@@ -1,4 +1,4 @@
-"""What the service is told: one frozen dataclass, from the command line or from the environment."""
+"""Settings of the service: one frozen dataclass, from the command line or the environment."""
 
 from __future__ import annotations
 
