@@ -27,8 +27,8 @@ class Answer:
         hits: at most k, fewer when fewer exist.
         timings_ms: stage -> milliseconds, in the order of the stages.
         fallbacks: names of the fallbacks used (see ``serving.recommend``); empty when nothing was missing.
-        order: what the hits are ordered by: ``ranker``, ``retrieval+ranker``, ``retrieval``, ``popularity``, ``relevance``,
-            ``similarity`` or ``relevance+ranker``.
+        order: what the hits are ordered by: ``ranker``, ``retrieval+ranker``, ``retrieval``, ``popularity``,
+            ``relevance``, ``similarity`` or ``relevance+ranker``.
     """
 
     hits: list[Hit]

@@ -241,7 +241,7 @@ def _refusals(app: FastAPI) -> None:
 
     @app.exception_handler(StoreUnavailable)
     async def unavailable(_: Request, error: StoreUnavailable) -> JSONResponse:
-        return _error(503, f"{error}; events received so far are kept, sending them again is safe")
+        return _error(503, f"{error}; what was received is kept, telling it again is safe")
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
