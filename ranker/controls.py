@@ -12,8 +12,8 @@ from feature_repo.vectors import Vectors
 def shuffled(vectors: Vectors, seed: int) -> Vectors:
     """The same vectors assigned to the wrong items: equal capacity, no information.
 
-    Query vectors are shuffled among queries as well. The embedding id changes too, so a model trained on it refuses the
-    real embedding.
+    Query vectors are shuffled among queries as well. The embedding id changes too, so a model trained on it refuses
+    the real embedding.
     """
     rng = np.random.default_rng(seed)
     queries = replace(vectors.queries, matrix=rng.permutation(vectors.queries.matrix))
