@@ -1,1 +1,1 @@
-"""The thread through everything: stages, artifacts, progress, the command line. Knows no model."""
+"""The command line, and the stages it runs in order on a run folder. Contains no model."""

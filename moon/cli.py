@@ -5,8 +5,8 @@ raw catalogue + logs -> ``dataset`` -> tables under contract -> ``split`` -> ``s
 -> ``retrieval`` (two-tower, co-occurrence, index) -> ``ranker`` (impressions -> point-in-time frame -> CTR
 model) -> ``evaluate`` -> ``publish`` (a generation that is active) -> ``serve``.
 
-While it serves, ``ingest`` takes events in, ``fold`` makes them part of the offline log, and ``embeddings`` puts
-another generation in place of the one that serves.
+While the service runs, ``ingest`` accepts events, ``fold`` adds them to the offline log, and ``embeddings``
+switches to another generation.
 
 Heavy imports live inside the commands, so that ``moon --help`` answers at once.
 """
@@ -43,7 +43,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-# Those of encoder/recipes.py, which is not imported here because it imports torch.
+# The names in encoder/recipes.py, which is not imported here because it imports torch.
 RECIPES = "moon_embedding, moon, moon2, moon3, dual, ours or photos"
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; default: the last one.")]
 DataOption = Annotated[str, typer.Option("--data", help="marketplace[:EVENTS] or FORMAT:FOLDER.")]
@@ -63,7 +63,7 @@ def demo(
     seed: SeedOption = 0,
     profile: ProfileOption = "embedded",
 ) -> None:
-    """Run the whole journey on DATA, resuming where it was interrupted, and print what came out."""
+    """Run the whole journey on DATA, resuming where it was interrupted, and print the results."""
     from moon import journey, summary
 
     settings = journey.start(data=data, folder=run, size_name=size, seed=seed, profile=profile)
@@ -72,7 +72,7 @@ def demo(
 
 
 def _do(verb: str, run: Path | None, **options: Any) -> None:
-    """Run one command on a run and print what came of it."""
+    """Run one command on a run and print its message, if any."""
     from moon import journey
 
     if said := journey.do(journey.load(run), verb, **options):
@@ -95,7 +95,7 @@ def dataset(
 
 @app.command()
 def split(run: RunOption = None) -> None:
-    """Cut the log in time: what is learned from, what trains the ranker, what tests it."""
+    """Split the log by time: history to learn from, training data of the ranker, test data."""
     _do("split", run)
 
 
@@ -108,7 +108,7 @@ def store(run: RunOption = None) -> None:
 encoders = typer.Typer(help="Train the MOON encoder, or compare its recipes.", no_args_is_help=True)
 app.add_typer(encoders, name="encoder")
 generations = typer.Typer(
-    help="Publish a generation of encoder, vectors and what was trained on them; switch, go back, clear away.",
+    help="Publish a generation (encoder, vectors, models trained on them), switch, roll back, remove old ones.",
     no_args_is_help=True,
 )
 app.add_typer(generations, name="embeddings")
@@ -122,7 +122,7 @@ app.add_typer(features, name="features")
 
 @features.command("check")
 def features_check(run: RunOption = None) -> None:
-    """Coverage, parity, freshness, nulls and drift of every view; exit code 1 where one is beyond its limit."""
+    """Coverage, parity, freshness, nulls and drift of every view; exit code 1 if one exceeds its limit."""
     from feature_repo.check import check_store, to_text
     from moon import journey
 
@@ -191,7 +191,7 @@ def bench_serving(
     run: RunOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
 ) -> None:
-    """Measure the service of a run: an answer's time, and how soon a new item is recommended."""
+    """Measure the service of a run: latency, and how soon a new item is recommended."""
     from evaluation.bench import lines as bench
     from evaluation.bench import serving as serving
     from moon import journey
@@ -214,9 +214,9 @@ def embed(
 @generations.command("publish")
 def embeddings_publish(
     run: RunOption = None,
-    activate: Annotated[bool, typer.Option("--activate", help="And let it serve.")] = False,
+    activate: Annotated[bool, typer.Option("--activate", help="Also make it the active one.")] = False,
 ) -> None:
-    """Examine the run's vectors, load them beside the old ones, and keep what was trained on them with them."""
+    """Check the run's vectors, load them beside the old ones, and seal them with the models trained on them."""
     from moon import journey
     from moon import releases as embeddings
 
@@ -232,7 +232,7 @@ def embeddings_activate(
     generation: Annotated[int, typer.Argument(help="Its number, see 'moon embeddings list'.")],
     run: RunOption = None,
 ) -> None:
-    """Let a published generation serve; a running service follows without a failed request."""
+    """Make a published generation active; a running service switches without a failed request."""
     from moon import journey
     from moon import releases as embeddings
 
@@ -242,7 +242,7 @@ def embeddings_activate(
 
 @generations.command("rollback")
 def embeddings_rollback(run: RunOption = None) -> None:
-    """Let the generation serve that did before the active one."""
+    """Return to the generation that was active before."""
     from moon import journey
     from moon import releases as embeddings
 
@@ -251,7 +251,7 @@ def embeddings_rollback(run: RunOption = None) -> None:
 
 @generations.command("list")
 def embeddings_list(run: RunOption = None) -> None:
-    """All generations: encoder, items, coverage, spread, overlap with the one before, and which serves."""
+    """All generations: encoder, items, coverage, spread, overlap with the one before, and which is active."""
     from moon import journey
     from moon import releases as embeddings
 
@@ -276,7 +276,7 @@ def frame(
     ] = None,
     by: Annotated[str, typer.Option("--by", help="What a shard is: users, or a stretch of time.")] = "users",
 ) -> None:
-    """Write the logged requests, joined with what the store knew before each, for any trainer to open."""
+    """Write the logged requests with their point-in-time features, as a frame that any trainer can open."""
     _do("frame", run, shard=shard, by=by)
 
 
@@ -297,13 +297,13 @@ def ingest(
     ] = None,
     clock: ClockOption = "log",
 ) -> None:
-    """Take events into users' online histories and the journal: from a stream until interrupted, or from a file."""
+    """Add events to users' online histories and the journal: from a stream until interrupted, or from a file."""
     _do("ingest", run, source=source, consumer=consumer, clock=clock)
 
 
 @app.command()
 def fold(run: RunOption = None) -> None:
-    """Make events and items that came in part of the offline log, which training frames are cut from."""
+    """Add ingested events and items to the offline log, from which training frames are made."""
     _do("fold", run)
 
 
@@ -330,7 +330,7 @@ def evaluate(run: RunOption = None) -> None:
 
 @app.command()
 def seeds(run: RunOption = None) -> None:
-    """Train the ranker and its controls with three seeds; print mean and deviation of what they reach."""
+    """Train the ranker and its controls with three seeds; print mean and deviation of their metrics."""
     _do("seeds", run)
 
 
@@ -347,7 +347,7 @@ def serve(
 
 
 def main() -> None:
-    """Entry point: errors of the four doors are printed as one message, not as a traceback."""
+    """Entry point: errors of Moon's own packages are printed as one message, not as a traceback."""
     _quiet()
     code = 0
     try:
@@ -368,7 +368,7 @@ def main() -> None:
 
 
 def _quiet() -> None:
-    """Keep libraries' notes to their developers off the user's terminal."""
+    """Hide deprecation warnings and log lines of libraries from the user."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin starve their neighbours
     shown = warnings.showwarning
 

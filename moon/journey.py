@@ -1,4 +1,4 @@
-"""The data's journey: the commands on a run, what each needs, and how to go on where the last one left off."""
+"""The commands on a run, which stage each needs, and how an interrupted run is resumed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Verb:
 
     Attributes:
         verb: its name.
-        needs: the stage that must be done first, with all before it; None: no stage.
-        work: what does it; returns what to tell the user, if anything.
+        needs: the last stage that must be done first; None: no stage.
+        work: the function that runs it; returns a message for the user, if any.
     """
 
     verb: str
@@ -37,10 +37,10 @@ class Verb:
 
 @dataclass(frozen=True)
 class Stage(Verb):
-    """One arrow of the journey: a command whose end is noted, and which undoes those after it.
+    """A command whose completion is recorded; repeating it invalidates all later stages.
 
     Attributes:
-        says: what becomes of what.
+        says: its inputs and outputs, for progress messages.
         refuse: raises, before anything is touched, where the stage may not be repeated.
     """
 
@@ -53,12 +53,12 @@ class Stage(Verb):
         return COMMANDS.get(self.verb, f"moon {self.verb}")
 
 
-STAGES = (  # name, what it needs, its work, what becomes of what
+STAGES = (  # name, the stage it needs, its function, inputs -> outputs
     Stage("dataset", None, work.dataset, "raw catalogue and logs -> canonical tables"),
-    Stage("split", "dataset", work.split, "events -> learned from, train the ranker, test it"),
+    Stage("split", "dataset", work.split, "events -> history, ranker training, test"),
     Stage("store", "split", work.store, "tables -> Feast sources and registry", work.nothing_is_lost),
     Stage("encoder", "store", work.encoder, "catalogue, behaviour -> MOON encoder (pre- and post-training)"),
-    # An encoder of an earlier dataset will do: new items are embedded with it, vectors of what has not changed stay.
+    # An encoder of an earlier dataset may be reused: only new and changed items are embedded again.
     Stage("embed", "store", work.embed, "items and queries -> versioned vectors in the store"),
     Stage("materialize", "embed", work.materialize, "offline features -> online store"),
     Stage("retrieval", "materialize", work.retrieval, "history -> co-occurrence, two-tower, index"),
@@ -80,7 +80,7 @@ def start(data: str, folder: Path | None, size_name: str | None, seed: int, prof
     """Create or reopen the run of ``data``.
 
     Raises:
-        JourneyError: the folder already holds something made with other choices, or the data cannot be meant.
+        JourneyError: the folder already holds a run with other settings, or ``data`` or ``profile`` is invalid.
         SizeError: unknown size.
     """
     name, _, rest = data.partition(":")
@@ -120,10 +120,10 @@ def travel(run: Run) -> None:
 
 
 def do(run: Run, verb: str, **options: Any) -> str | None:
-    """Run one command now, with options of its own; a stage undoes those after it.
+    """Run one command now, with its own options; a stage invalidates all later ones.
 
     Returns:
-        what to tell the user, if anything.
+        a message for the user, if any.
 
     Raises:
         JourneyError: a stage that it needs is missing.
@@ -144,7 +144,7 @@ def do(run: Run, verb: str, **options: Any) -> str | None:
 
 
 def _require(run: Run, asked: Verb) -> None:
-    """The stage that a command needs is done, and all before it."""
+    """Raise unless the stage that a command needs, and all before it, are done."""
     for stage in () if asked.needs is None else STAGES:
         if not _done(run, stage):
             raise JourneyError(
@@ -156,7 +156,7 @@ def _require(run: Run, asked: Verb) -> None:
 
 
 def _keep(run: Run, stage: Stage) -> None:
-    """Count a stage as done whose artifact was made from earlier data, because the next one can go on with it."""
+    """Mark a stage as done whose artifact was made from earlier data, because the next stage can use it."""
     made = open_artifact(run.folder / stage.verb, stage.verb, stage.command)
     _say(f"  with {stage.verb} {made.id} as it is; '{stage.command}' makes a new one")
     _note(run, stage, 0.0)

@@ -1,8 +1,8 @@
-"""What ``moon embeddings`` does: publish a generation, switch to it, go back, and clear away what nobody needs.
+"""What ``moon embeddings`` does: publish a generation, activate it, roll back, and remove old ones.
 
-Vectors lie in Feast as views of their own version; what was trained on them is sealed in ``run.generations``. Feast
-is written first and the file that the service follows last, so that a step that was killed leaves the old generation
-serving and is repeated.
+Vectors are stored in Feast as versioned views; the models trained on them are sealed by ``run.generations``. Feast
+is written first and the file that the service watches last, so that after a killed step the old generation still
+serves and the step can be repeated.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ COLUMNS: dict[str, Callable[[Generation], Any]] = {
 
 
 def publish(run: Path) -> Generation:
-    """Examine the artifacts of the run folder and keep them as its next generation; those that are one stay it.
+    """Check the artifacts of the run folder and seal them as a generation, unless they already are one.
 
     Raises:
         ArtifactError: they are missing, damaged, or were not made from one another and from the run's data.
-        EmbeddingError: the vectors may not serve, and nothing is published.
+        EmbeddingError: the vectors fail the check; nothing is published.
         StoreError: the run has no store.
     """
     from dataset.tables import Dataset
@@ -62,7 +62,7 @@ def publish(run: Path) -> Generation:
 
 
 def activate(run: Path, number: int) -> Generation:
-    """Let a generation serve: the feature services read its vectors, and the service its artifacts.
+    """Make a generation active: feature services read its vectors, the service its artifacts.
 
     Raises:
         GenerationError: there is none with this number.
@@ -75,7 +75,7 @@ def activate(run: Path, number: int) -> Generation:
 
 
 def rollback(run: Path) -> Generation:
-    """Let the generation serve that did before the active one.
+    """Return to the generation that was active before.
 
     Raises:
         GenerationError: there is none.
@@ -114,7 +114,7 @@ def collect(run: Path) -> list[str]:
 
 
 def table(run: Path) -> str:
-    """All generations, a line each, and which serves."""
+    """All generations, a line each, and which is active."""
     found, now = generations.generations(run), generations.current(run)
     if not found:
         return "no generation yet: run 'moon embeddings publish'"
@@ -131,7 +131,7 @@ def table(run: Path) -> str:
 
 
 def put_online(run: Path, embedding: Artifact) -> None:
-    """Write an embedding's vectors to the feature store and load them, those and no others."""
+    """Write an embedding's vectors to the feature store and materialize only their views."""
     from feature_repo.embeddings import publish_embedding
     from feature_repo.store import known_until, materialize
 
@@ -155,13 +155,13 @@ def _read_by_services(run: Path, number: int) -> None:
 
     artifacts, _ = _open(run, generations.folder_of(run, number))
     embedding = artifacts["embedding"]
-    if EmbeddingRecord.load(run / "store").find(embedding.id) is None:  # the store was made anew
+    if EmbeddingRecord.load(run / "store").find(embedding.id) is None:  # the store was created again
         put_online(run, embedding)
     activate_embedding(run / "store", embedding.id)
 
 
 def _open(run: Path, folder: Path) -> tuple[dict[str, Artifact], dict[str, Artifact]]:
-    """The artifacts of a run or a generation, and the run's data, once they are known to belong together."""
+    """The artifacts of a run or a generation, and the run's data, after checking that they belong together."""
     artifacts = generations.open_parts(folder)
     data = {role: open_artifact(run / role, role) for role in ("dataset", "split")}
     generations.require_whole(artifacts, data)

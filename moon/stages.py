@@ -1,6 +1,6 @@
-"""The work of every stage: open the artifacts it needs, call the package that does it, leave one more.
+"""The function of every stage: open the artifacts it needs, call the package that does the work, write one more.
 
-A stage that could do only a part of its work returns what is missing.
+A stage that is not complete yet returns a message that says what is missing.
 
 Nothing here knows how a model works; every heavy import is inside the stage that needs it.
 """
@@ -46,7 +46,7 @@ def split(run: Run) -> None:
 
 
 def nothing_is_lost(run: Run) -> None:
-    """Refuse to make the store anew where it holds events or items that the data lacks."""
+    """Refuse to recreate a store that holds events or items that the data lacks."""
     from feature_repo.create import refuse_to_lose
 
     refuse_to_lose(run.folder / "store", open_dataset(run).items, open_split(run).log)
@@ -82,14 +82,14 @@ def encoder(run: Run, recipe: str | None = None, backbone: Path | None = None, l
 def embed(run: Run, shard: str | None = None) -> str | None:
     """Embed the catalogue and the queries, stamped with the end of what the encoder learned from.
 
-    What the encoder has embedded before is not encoded again, unless its content changed.
+    Items and queries that this encoder has embedded before are encoded again only if their content changed.
 
     Args:
         run: whose dataset and encoder.
         shard: ``1/4``: embed only this part; when none is missing, join and publish them. None: all.
 
     Returns:
-        how many shards are missing, in words, where the embedding is not whole yet.
+        a message with the number of missing shards, while the embedding is incomplete.
     """
     from encoder.embed import embed as embed_catalogue
     from encoder.embed import merge_shards
@@ -195,7 +195,7 @@ def evaluate(run: Run) -> None:
 
 
 def switch(run: Run, profile: str) -> Run:
-    """The same run with another online store: a finished one is loaded into it."""
+    """The same run with another online store; features of a materialized run are loaded into it."""
     from feature_repo.store import use_profile
 
     if stamp(run, "materialize").exists() or generations.current(run.folder) is not None:
@@ -208,7 +208,7 @@ def switch(run: Run, profile: str) -> Run:
 
 
 def publish(run: Run) -> None:
-    """Keep what was trained as a generation, and let it serve."""
+    """Seal the artifacts as a generation, and make it active."""
     from moon import releases as embeddings
 
     embeddings.activate(run.folder, embeddings.publish(run.folder).number)

@@ -1,4 +1,4 @@
-"""What a finished run came to, as plain text: headline metrics, one served example, where the report is."""
+"""The results of a finished run as plain text: headline metrics, one served example, path of the report."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is done with a run beside its stages: sharing a frame, taking in events, measuring, serving.
+"""Commands on a run that are not stages: writing a frame, ingesting events, measuring, serving.
 
-Every function returns what to tell the user. Every heavy import is inside the function that needs it.
+Every function returns a message for the user. Every heavy import is inside the function that needs it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def frame(run: Run, shard: str | None, by: str) -> str:
 
 
 def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
-    """Take in events of a stream until interrupted, or of a file."""
+    """Ingest events from a stream until interrupted, or from a file."""
     from feature_repo.ingest.clock import shop_clock
     from feature_repo.ingest.ingestor import Ingested, Ingestor
     from feature_repo.ingest.stream import DEAD, EventFile, RedisStream, consume
@@ -56,7 +56,7 @@ def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
 
 
 def fold(run: Run) -> str:
-    """Make what came in part of the offline sources; what to run next."""
+    """Add ingested events and items to the offline sources; the message says what to run next."""
     from feature_repo.ingest.fold import fold as fold_journal
     from feature_repo.ingest.new_items import fold_items
     from feature_repo.store import open_store
@@ -98,7 +98,7 @@ def seeds(run: Run) -> str:
 
 
 def serve(run: Run, host: str, port: int, profile: str | None, clock: str) -> None:
-    """Serve the active generation over HTTP until interrupted, whatever else is being made in the run folder.
+    """Serve the active generation over HTTP until interrupted, even while the run folder holds newer artifacts.
 
     Raises:
         GenerationError: none is active.

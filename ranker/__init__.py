@@ -1,1 +1,1 @@
-"""(user, query, candidates) become scores: TorchRec models over frames from the feature store."""
+"""Score the candidates of a request: TorchRec models over frames from the feature store."""

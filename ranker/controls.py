@@ -1,4 +1,4 @@
-"""Controls: what a model must beat for its content to mean anything."""
+"""Controls: models without content information, which the full model must beat."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from feature_repo.vectors import Vectors
 
 
 def shuffled(vectors: Vectors, seed: int) -> Vectors:
-    """The same vectors handed out to the wrong items: equal capacity, no meaning.
+    """The same vectors assigned to the wrong items: equal capacity, no information.
 
-    Query vectors are shuffled among queries as well. The id is another one, so a model trained on it refuses the
-    real embedding.
+    Query vectors are shuffled among queries as well. The embedding id changes too, so a model trained on it refuses
+    the real embedding.
     """
     rng = np.random.default_rng(seed)
     queries = replace(vectors.queries, matrix=rng.permutation(vectors.queries.matrix))

@@ -44,7 +44,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training came to: the epochs run, the one kept (from 1) and the losses by epoch."""
+    """The result of training: the epochs run, the one kept (from 1) and the losses by epoch."""
 
     epochs: int
     best: int

@@ -1,4 +1,4 @@
-"""The click model: what its recipe's modules say of a candidate and its request -> one logit.
+"""The click model: the outputs of its recipe's modules for a candidate and its request -> one logit.
 
 A candidate's logit depends on its request and itself only, never on the other candidates.
 
@@ -34,7 +34,7 @@ class ModelShape:
         history: most behaviours per request.
         candidate_numbers: how many numbers a candidate has.
         request_numbers: how many a request has.
-        position_share: share of the training candidates at each logged position.
+        position_share: fraction of the training candidates at each logged position.
         table_learning_rate: of the tables' row-wise Adagrad.
     """
 
@@ -65,7 +65,7 @@ class ModelShape:
 
 
 class ClickModel(nn.Module):
-    """The ranker's network: id tables, the recipe's modules, and a perceptron over what they say."""
+    """The ranker's network: id tables, the recipe's modules, and a perceptron over their outputs."""
 
     def __init__(self, shape: ModelShape, recipe: Recipe) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class ClickModel(nn.Module):
         self.register_buffer("position_share", share, persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Position-free logits, float32 [R, N]; those of empty slots mean nothing."""
+        """Position-free logits, float32 [R, N]; undefined in empty slots."""
         features = self.features(batch)
         outputs = [run(part, features) for part in self.parts.values() if isinstance(part, Module)]
         candidate = [said.candidate for said in outputs if said.candidate is not None]

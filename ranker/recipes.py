@@ -1,4 +1,4 @@
-"""Rankers as recipes: each function returns one complete ranker, and reading it tells what it is made of.
+"""Rankers as recipes: each function returns one complete ranker and lists its modules.
 
 A variation is a line: ``Recipe("no_numbers", {"ids": Ids, "interest": Interest, "cube": Cube})``. A module with
 options of its own is a ``functools.partial``: ``{"sharp": partial(MyModule, temperature=0.05)}``.

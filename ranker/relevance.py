@@ -25,7 +25,7 @@ EPOCHS = 20
 PATIENCE = 3
 BATCH = 512
 LEARNING_RATE = 2e-3
-HELD_OUT = 0.15  # share of the pairs that stops training and calibrates
+HELD_OUT = 0.15  # fraction of the pairs, for early stopping and calibration
 ROWS = 65_536  # pairs scored at once
 
 
@@ -110,7 +110,7 @@ def train_relevance(
 ) -> Artifact:
     """Train on judged or clicked pairs and write an artifact of kind "relevance".
 
-    A share of the pairs is held out: it stops the training and then fits the calibrating line (Platt, 1999).
+    A fraction of the pairs is held out for early stopping, and then fits the calibrating line (Platt, 1999).
 
     Args:
         query_vectors: float32 [P, V], unit norm.
@@ -196,7 +196,7 @@ def _calibrate(model: RelevanceModel, query: Tensor, item: Tensor, target: Tenso
 def judged_pairs(dataset: Dataset, vectors: Vectors, part: str, seed: int) -> tuple[np.ndarray, ...]:
     """Judged (query, item) pairs of a part, and as many with items drawn at random, which count as irrelevant.
 
-    Judges see what a search engine proposed; without the drawn ones the head would never meet a wrong item.
+    Judges see what a search engine proposed; without the drawn ones the head would never see an irrelevant item.
 
     Returns:
         query vectors and item vectors float32 [P, D], and relevance float32 [P]; empty without judgements.

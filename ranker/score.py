@@ -35,7 +35,7 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class CtrConfig:
-    """A click model, completely.
+    """The complete configuration of a click model.
 
     Attributes:
         recipe: what it is made of.
@@ -65,7 +65,7 @@ class CtrConfig:
             ArtifactError: keys missing or unknown, or a recipe that is unknown or has changed.
         """
         content = json.loads(path.read_text())
-        content.setdefault("recipe", cube().to_json())  # release 0.1.0 had no other
+        content.setdefault("recipe", cube().to_json())  # the only recipe of release 0.1.0
         try:
             parts = {"recipe": recorded(content["recipe"]), "inputs": Inputs.from_json(content["inputs"])}
             return cls(**{**content, **parts})

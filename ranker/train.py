@@ -30,7 +30,7 @@ from run.sizes import Size
 EPOCHS = 8
 PATIENCE = 2
 LEARNING_RATE = 2e-3
-# Faster tables memorise ids before content is learned, and the sooner the fewer times each item is met
+# Faster tables memorise ids before content is learned, and the sooner the fewer times each item occurs
 # (docs/log/ranker.md#learning-rate-of-the-tables, docs/log/ranker.md#tables-of-the-purchase-ranker).
 TABLE_LEARNING_RATE = {"pointwise": 0.005, "listwise": 0.0005}
 POOL = 64  # batches are cut from pools of so many shuffled batches' requests, sorted by number of candidates

@@ -1,4 +1,4 @@
-"""Build what a run retrieves with: co-occurrence, the item index, the two-tower model and its index."""
+"""Build the retrieval artifacts of a run: co-occurrence, the item index, the two-tower model and its index."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_USER = -1
 
 
 def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, seed: int) -> None:
-    """Leave the artifacts ``cooccurrence``, ``cooccurrence_fit``, ``index``, ``two_tower``, ``two_tower_index``.
+    """Write the artifacts ``cooccurrence``, ``cooccurrence_fit``, ``index``, ``two_tower``, ``two_tower_index``.
 
     ``cooccurrence`` counts what was known before ``test_from`` and answers requests after it;
     ``cooccurrence_fit`` counts what was known before ``fit_until`` and scores the ranker's training requests,
@@ -53,7 +53,7 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
 
 
 def catalogue_frame(folder: Path, split: Split, item_ids: np.ndarray, size: Size) -> TrainingFrame:
-    """One request by nobody for every item, at the end of the log: the items' features as serving knows them."""
+    """One request without a user for every item, at the end of the log: the items' features as in serving."""
     end = pc.max(split.log["available_time"]).cast(pa.int64()).as_py() + 1_000_000
     count = len(item_ids)
     rows = pa.table(

@@ -1,4 +1,4 @@
-"""Item-to-item co-occurrence: what the same people act on.
+"""Item-to-item co-occurrence: items that the same users act on.
 
 For items i (seen) and j (candidate), over users u who acted on both,
 
@@ -101,12 +101,12 @@ class Cooccurrence:
         return cls(items, tensors["popularity"], graph, artifact)
 
     def retrieve_batch(self, history: History, k: int, answerable: np.ndarray | None = None) -> Retrieved:
-        """The k best items of every history; items that co-occur with nothing in it are not answered.
+        """The k best items of every history; items that co-occur with nothing in it are left out.
 
         Args:
             history: R histories.
             k: how many at most.
-            answerable: bool [I], which of ``item_ids`` may be answered; None: all.
+            answerable: bool [I], which of ``item_ids`` may be returned; None: all.
         """
         answers: list[tuple[np.ndarray, np.ndarray]] = []
         for start in range(0, len(history), BLOCK_REQUESTS):

@@ -1,4 +1,4 @@
-"""The requests the ranker learns from and is measured on, out of the feature store, with match columns.
+"""Training and test requests of the ranker, from the feature store, with match columns.
 
 Where slates were logged, its examples are those impressions. Where none were (a log of purchases only), they are
 retrieved candidates: each request's next item among ``NEGATIVES`` others that retrieval proposed.
@@ -90,16 +90,16 @@ def matched(stored: StoredRequests, sources: Sequence[Source]) -> MatchedFrames:
 def example_rows(
     requests: pa.Table, retrieved: Retrieved, negatives: int | None = None, seed: int = 0
 ) -> pa.Table:
-    """Rows of (request, candidate, label) out of retrieved candidates.
+    """Rows of (request, candidate, label) from retrieved candidates.
 
-    Relevant items that were not retrieved are not added: no source speaks for them, and a ranker that met them as
-    positives would learn that what no source speaks for is good
+    Relevant items that were not retrieved are not added: no source scores them, and a ranker that saw them as
+    positives would learn that items without match scores are good
     (docs/log/ranker.md#positives-that-were-not-retrieved).
 
     Args:
         requests: R rows with request_id, user_id, time and relevant (list of the items taken next).
         retrieved: candidates of the same R requests.
-        negatives: how many candidates that were not taken to keep of each request, drawn uniformly; None: all.
+        negatives: how many negative candidates to keep of each request, drawn uniformly; None: all.
         seed: of the drawing.
 
     Returns:
@@ -131,10 +131,10 @@ def example_rows(
 
 
 def match_sources(retriever: Retriever) -> tuple[Source, ...]:
-    """The sources whose scores the ranker reads: behaviour only, so that content reaches it by one way (CUBE).
+    """The sources whose scores the ranker reads: behaviour only, so that content reaches it only through CUBE.
 
-    The two-tower model is left out as well: it learned from the same requests as the ranker, which would trust
-    a score that is better there than anywhere else.
+    The two-tower model is left out as well: it learned from the same requests as the ranker, so its
+    scores are better there than on new requests, and the ranker would rely on them too much.
     """
     behaviour = (CooccurrenceSource, PopularSource)
     return tuple(source for source in retriever.sources if isinstance(source, behaviour))
@@ -150,7 +150,7 @@ def ranker_frames(
         split: of the run.
         size: fixes the length of histories.
         seed: of the negatives and the validation requests, where none were logged.
-        retriever: with the co-occurrences of before the training requests, ``cooccurrence_fit``.
+        retriever: with the co-occurrences counted before the training requests, ``cooccurrence_fit``.
 
     Returns:
         train, valid, and ``pointwise`` for logged impressions or ``listwise`` for retrieved candidates.
@@ -180,13 +180,13 @@ def _with_positive(rows: pa.Table) -> pa.Table:
 def _unbiased(retriever: Retriever) -> tuple[Source, ...]:
     """The sources that did not learn from the ranker's training requests: all but the two-tower model.
 
-    It would propose what these users took from memory, as it cannot for anyone else.
+    It has memorised what these users took, which it cannot do in other requests.
     """
     return tuple(source for source in retriever.recommending if source.name != "two_tower")
 
 
 def requests_frame(folder: Path, requests: pa.Table, size: Size) -> TrainingFrame:
-    """Requests with their users' features and histories; their one candidate is a stand-in nobody looks at.
+    """Requests with their users' features and histories; their one candidate is an unused placeholder.
 
     Args:
         folder: of the run.

@@ -1,4 +1,4 @@
-"""Reciprocal rank fusion: one order out of several whose scores have nothing in common."""
+"""Reciprocal rank fusion: one order from several whose scores are not comparable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FUSION = 60  # the constant of reciprocal rank fusion (Cormack, Clarke, Buettche
 def fuse_orders(ids: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Reciprocal rank fusion of two orders of the same items.
 
-    A ranker that learned from impressions knows what an earlier system showed; of items nobody showed it knows
+    A ranker that learned from impressions knows the items an earlier system showed; about other items it knows
     less than the sources that proposed them, so neither order may overrule the other
     (docs/log/ranker.md#a-click-ranker-alone).
 
@@ -32,7 +32,7 @@ def fuse_orders(ids: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def fuse(answers: Sequence[Retrieved]) -> Retrieved:
-    """Fuse what several sources answered to the same R requests.
+    """Fuse the answers of several sources to the same R requests.
 
     An item's score is the sum over the sources that answered it of 1 / (FUSION + rank), rank counted from 1.
     """

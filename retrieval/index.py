@@ -1,4 +1,4 @@
-"""The item index: inner-product search that is exact under every filter, and says so when it is not.
+"""The item index: inner-product search, exact under every filter; large catalogues may be approximate without one.
 
 Catalogues up to ``EXACT_LIMIT`` items are scanned; larger ones answer unfiltered queries from inverted lists
 whose recall was measured when they were built. A category is a path such as ``"Women > Shoes"``; items are
@@ -43,7 +43,7 @@ class Approximation:
 
     Attributes:
         lists: faiss.IndexIVF (faiss types what its factory and reader return as plain Index).
-        recall: of the catalogue they were trained on.
+        recall: recall@10, measured on the catalogue they were trained on.
         ids: int64, the item that each number in the lists stands for.
     """
 
@@ -127,7 +127,7 @@ class ItemIndex:
         return cls(ids[order], matrix, [paths[row] for row in order], approximation)
 
     def with_items(self, ids: np.ndarray, matrix: np.ndarray, categories: Sequence[str]) -> ItemIndex:
-        """An index that also holds these items, or holds them instead of what it holds of the same ids.
+        """An index with these items added, or replaced where it holds their ids.
 
         Inverted lists are kept and added to: their cells stay those of the items they were trained on.
 
@@ -162,7 +162,7 @@ class ItemIndex:
 
     @classmethod
     def open(cls, artifact: Artifact) -> ItemIndex:
-        """Open an artifact of kind "index"; faiss trusts its file, so only verified ones are given to it."""
+        """Open an artifact of kind "index"; faiss trusts its file, so only verified files are given to it."""
         tensors = load_file(artifact.file("items.safetensors"))
         paths = pq.read_table(artifact.file("categories.parquet"))["category"].to_pylist()
         approximation = None
@@ -216,7 +216,7 @@ class ItemIndex:
             query: float32 [D] or [B, D].
             k: how many, at least 1.
             category: only items whose path is, or starts with, this one; an unknown one has no items.
-            exclude: int64 ids never to answer; ids the index does not hold are no error.
+            exclude: int64 ids never to return; unknown ids are ignored.
 
         Returns:
             ids int64 and scores float32, each of shape [k'] or [B, k'], where k' = min(k, items that pass the
@@ -339,7 +339,7 @@ def _slices(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
 
 
 def _added(lists: Approximation, ids: np.ndarray, matrix: np.ndarray) -> Approximation:
-    """The same lists with some items more, or anew."""
+    """The same lists with these items added or replaced."""
     copy: Any = faiss.clone_index(lists.lists)
     replaced = np.flatnonzero(np.isin(lists.ids, ids))
     if len(replaced):

@@ -1,4 +1,4 @@
-"""Rows of different lengths: what a batch of retrievals answers."""
+"""Rows of different lengths: the answers to a batch of requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request asks of retrieval: one at a time when serving, thousands at once when training."""
+"""Requests to retrieval: one at a time when serving, thousands at once when training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 from dataset.contracts import POSITIVE_CODES
 from feature_repo.frame import Frame, History
 
-HISTORY_ITEMS = 20  # the newest distinct items that speak for a user; older ones weigh less than 0.13
+HISTORY_ITEMS = 20  # the newest distinct items that represent a user; older ones weigh less than 0.13
 RECENCY = 0.9  # weight of a behaviour relative to the next newer one
 
 NO_IDS = np.empty(0, dtype=np.int64)
@@ -39,7 +39,7 @@ class Request:
         time: when, UTC.
         query_vector: float32 [D] unit norm, the encoded text or picture of a search; None: no query.
         category: only items under this path (see ``retrieval.index``); None: all.
-        exclude: int64 item ids never to answer.
+        exclude: int64 item ids never to return.
         user: one row of user features (``Frame.requests``), read by the two-tower source; None: unknown user.
     """
 
@@ -103,11 +103,11 @@ class Requests:
 
     @classmethod
     def from_frame(cls, frame: Frame, exclude_history: bool = False) -> Requests:
-        """The requests of a frame, without queries; its candidates are not looked at.
+        """The requests of a frame, without queries; its candidates are ignored.
 
         Args:
             frame: R requests, offline or online.
-            exclude_history: never answer what the user's history already holds.
+            exclude_history: never return items of the user's history.
         """
         bounds = frame.history.offsets
         seen = [frame.history.item_id[bounds[r] : bounds[r + 1]] for r in range(len(frame))]
@@ -157,7 +157,7 @@ class Requests:
 
 @dataclass(frozen=True)
 class Interests:
-    """The items that speak for each user: distinct, positive, the newest HISTORY_ITEMS, newest first.
+    """The items that represent each user: distinct, positive, the newest HISTORY_ITEMS, newest first.
 
     Attributes:
         offsets: int64 of shape (R + 1).
@@ -171,7 +171,7 @@ class Interests:
 
 
 def interests(history: History) -> Interests:
-    """Weigh histories: an item counts once, at its newest positive behaviour; dislikes do not speak."""
+    """Weigh histories: an item counts once, at its newest positive behaviour; dislikes are left out."""
     counts = np.diff(history.offsets)
     request = np.repeat(np.arange(len(history)), counts)
     place = np.arange(len(history.item_id))

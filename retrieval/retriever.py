@@ -1,4 +1,4 @@
-"""Everything retrieval needs of a run folder: the artifacts, and the sources made of them."""
+"""Open the retrieval artifacts of a run folder, and the sources built from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROLES = ("embedding", "index", "cooccurrence", "two_tower", "two_tower_index")
 
 
 def open_retrieval(folder: Path, cooccurrence: str = "cooccurrence") -> dict[str, Artifact]:
-    """The verified artifacts that a ``Retriever`` is made of, by role.
+    """The verified artifacts of a ``Retriever``, by role.
 
     Args:
         folder: of a run or a generation.
@@ -70,13 +70,13 @@ class Retriever:
     """The sources of one run.
 
     Attributes:
-        index: items that may be answered, in the encoder's space.
+        index: items that may be returned, in the encoder's space.
         vectors: the embedding artifact's vectors, of every item.
         personal: the sources that read a user's history or features, in the order of the ``match_*`` columns.
-        popular: what to answer when nothing is known.
-        query: what to answer to a text or a picture.
+        popular: the source for users about whom nothing is known.
+        query: the source for a text or a picture.
         artifacts: role -> artifact of everything opened here.
-        parts: what the sources are made of; None: they were made by hand.
+        parts: what the sources are made of; None: they were passed in directly.
     """
 
     index: ItemIndex
@@ -89,12 +89,12 @@ class Retriever:
 
     @property
     def recommending(self) -> tuple[Source, ...]:
-        """What proposes candidates to a user with a history: what is popular is worth a look for anyone."""
+        """The sources that propose candidates to a user with a history, popular items included."""
         return (*self.personal, self.popular)
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """All of them: the ranker reads one ``match_*`` column for each, whichever proposed a candidate."""
+        """All sources; each scores every candidate in a ``match_*`` column, whichever source proposed it."""
         return (*self.personal, self.popular, self.query)
 
     @classmethod
@@ -102,8 +102,8 @@ class Retriever:
         """Load what the sources are made of.
 
         Args:
-            artifacts: by role, see ``open_retrieval``; those of other roles are left alone.
-            only: int64 ids, the only items that may be answered; None: all of the index.
+            artifacts: by role, see ``open_retrieval``; other roles are ignored.
+            only: int64 ids, the only items that may be returned; None: all of the index.
 
         Raises:
             ArtifactError: they were not made from one another.
@@ -137,7 +137,7 @@ class Retriever:
         return cls(index, vectors, tuple(personal), popular, query_source(index), artifacts, parts)
 
     def with_vectors(self, vectors: Vectors) -> Retriever:
-        """A retriever that reads vectors of the same embedding from here; it answers with what it did."""
+        """A retriever that reads these vectors of the same embedding; the items it returns are the same."""
         assert self.parts is not None
         parts = self.parts
         if parts.towers is not None:
@@ -145,10 +145,10 @@ class Retriever:
         return self._of(self.index, vectors, parts, self.artifacts)
 
     def with_items(self, items: pa.Table, categories: Sequence[str]) -> Retriever:
-        """A retriever that also answers with these items, or with them as they are now.
+        """A retriever with these items added or replaced.
 
         Args:
-            items: what serving reads of them, as in ``Frame.candidates``; ``vectors`` has theirs.
+            items: their features, as in ``Frame.candidates``; their vectors are in ``vectors``.
             categories: one path per item (see ``retrieval.index``).
         """
         assert self.parts is not None

@@ -1,8 +1,8 @@
-"""Where candidates come from: sources, what they propose together, and the match scores the ranker reads.
+"""Sources of candidates, their fused proposals, and the match scores the ranker reads.
 
 Every source can answer the same two questions: which items (``retrieve``), and how well does this pair match
 (``score``). The second one makes the ranker's ``match_*`` columns in training and in serving alike, for every
-candidate whoever proposed it, so the ranker never sees a number that serving would compute differently.
+candidate whichever source proposed it, so the ranker never sees a number that serving would compute differently.
 
 Legend: R requests, C candidates, N items, D width, S sources.
 """
@@ -53,7 +53,7 @@ class Source(Protocol):
         ...
 
     def score(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """How well each (request, item) pair matches, float32 [C]; 0 where the source has nothing to say."""
+        """How well each (request, item) pair matches, float32 [C]; 0 where the source has no score."""
         ...
 
     def retrieve(self, request: Request, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +169,7 @@ class SimilarSource(Source):
 
 
 class CooccurrenceSource(Source):
-    """Items that the same people act on as this user's latest.
+    """Items that co-occur with this user's latest.
 
     Args:
         cooccurrence: the neighbour graph.
@@ -197,7 +197,7 @@ class CooccurrenceSource(Source):
 
 
 class PopularSource(Source):
-    """What most users act on, for those nothing is known about; items nobody acted on are not answered.
+    """The most popular items, for users about whom nothing is known; items without users are left out.
 
     Args:
         item_ids: int64 [I].

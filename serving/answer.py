@@ -1,4 +1,4 @@
-"""What the service answers with, and the clock of its stages."""
+"""The answer of the service, and the timer of its stages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serving.catalogue import Card
 
 @dataclass(frozen=True)
 class Hit:
-    """One answered item: its card, the score it was ordered by, and every source's score of it."""
+    """One item of an answer: its card, the score it is ordered by, and its score from every source."""
 
     card: Card
     score: float
@@ -21,14 +21,14 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found, best first, how long each stage took, and what was missing.
+    """The hits, best first, how long each stage took, and which fallbacks were used.
 
     Attributes:
         hits: at most k, fewer when fewer exist.
         timings_ms: stage -> milliseconds, in the order of the stages.
-        fallbacks: names of the steps down that were taken; empty when everything was there.
-        order: by what: ``ranker``, ``retrieval+ranker``, ``retrieval``, ``popularity``, ``relevance``,
-            ``similarity`` or ``relevance+ranker``.
+        fallbacks: names of the fallbacks used (see ``serving.recommend``); empty when nothing was missing.
+        order: what the hits are ordered by: ``ranker``, ``retrieval+ranker``, ``retrieval``, ``popularity``,
+            ``relevance``, ``similarity`` or ``relevance+ranker``.
     """
 
     hits: list[Hit]

@@ -79,7 +79,7 @@ def create_app(
 
     Args:
         settings: limits, and the run whose active generation serves.
-        recommender: what to serve instead, whatever happens to ``settings.run``.
+        recommender: serve this one instead; ``settings.run`` is not watched.
         intake: where events go when ``recommender`` is given; None: they are refused.
 
     Raises:
@@ -115,7 +115,7 @@ def create_app(
 
 
 def _answers(app: FastAPI, settings: Settings, live: Live, telemetry: Telemetry) -> None:
-    """Every handler takes ``live.current`` once: what answers may be replaced at any moment."""
+    """Every handler reads ``live.current`` once: the recommender may be replaced at any moment."""
 
     def answered(endpoint: str, answer: Answer, moon: Recommender) -> JSONResponse:
         telemetry.answered(endpoint, answer)
@@ -166,14 +166,14 @@ def _answers(app: FastAPI, settings: Settings, live: Live, telemetry: Telemetry)
 def _arrivals(app: FastAPI, settings: Settings, intake: Intake | None, telemetry: Telemetry) -> None:
     @app.post("/events")
     async def events(request: Request) -> JSONResponse:
-        """What users did: a JSON list of events, each kept once however often it is told of."""
+        """What users did: a JSON list of events; a repeated event is stored once."""
         found = await _taken(intake).take(parse_events(await _body(request, settings)))
         telemetry.ingested(found)
         return JSONResponse({"accepted": found.accepted, "duplicates": found.duplicates})
 
     @app.post("/items", status_code=202)
     async def items(request: Request) -> JSONResponse:
-        """An item that is new or has changed, as JSON: answered with within seconds, see ``/similar``."""
+        """An item that is new or has changed, as JSON; it can be recommended within seconds, see ``/similar``."""
         item = parsed(Item, await _body(request, settings))
         if item.image_base64 is not None:
             image = decode_base64(item.image_base64)
@@ -192,7 +192,7 @@ def _operations(app: FastAPI, live: Live, telemetry: Telemetry) -> None:
     async def readyz() -> JSONResponse:
         """Artifacts agree, the index is loaded, the online store answers and knows its users.
 
-        A generation that cannot be opened is named, and no reason to send users elsewhere: the one before it serves.
+        A generation that cannot be opened is reported but leaves the service ready: the one before it still serves.
         """
         moon = live.current
         problems = moon.ready()
@@ -241,7 +241,7 @@ def _refusals(app: FastAPI) -> None:
 
     @app.exception_handler(StoreUnavailable)
     async def unavailable(_: Request, error: StoreUnavailable) -> JSONResponse:
-        return _error(503, f"{error}; what was told is kept, telling it again is safe")
+        return _error(503, f"{error}; what was received is kept, telling it again is safe")
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
@@ -263,7 +263,7 @@ def _counting(app: FastAPI, telemetry: Telemetry) -> None:
 
 def _taken(intake: Intake | None) -> Intake:
     if intake is None:
-        raise Refused(503, "this service takes in nothing")
+        raise Refused(503, "this service accepts no events or items")
     return intake
 
 

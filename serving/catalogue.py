@@ -1,4 +1,4 @@
-"""What people see of an item: its card, and its picture."""
+"""What users see of an item: its card and its picture."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Catalogue:
         return len(self._row)
 
     def with_items(self, items: pa.Table, pictures: Mapping[str, bytes]) -> Catalogue:
-        """A catalogue that also holds these items, or holds them instead; ``pictures`` by image id."""
+        """A catalogue with these items added or replaced; ``pictures`` by image id."""
         columns = items.select(self._items.column_names)
         kept = pc.invert(pc.is_in(self._items["item_id"], value_set=columns["item_id"]))
         image_bytes = self.image_bytes

@@ -1,4 +1,4 @@
-"""Events and items over HTTP: in a thread of their own, so that a slow disk or store keeps no answer waiting."""
+"""Events and items over HTTP: in a thread of their own, so that a slow disk or store delays no answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Intake:
 
     Args:
         store_dir: the run's store.
-        now: the time in the shop.
+        now: the current time of the shop's clock.
     """
 
     def __init__(self, store_dir: Path, now: Callable[[], datetime]) -> None:
@@ -31,6 +31,6 @@ class Intake:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._ingestor.ingest, events)
 
     async def keep(self, item: Item) -> None:
-        """Keep an item for whoever serves the store (``feature_repo.ingest.new_items``)."""
+        """Save an item for the services that read the store (``feature_repo.ingest.new_items``)."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, keep_item, self._store_dir, item, self._now())

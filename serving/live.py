@@ -1,7 +1,7 @@
-"""What serves now, and the watch for what is to serve next: another generation, another load, new items.
+"""The recommender that serves, replaced when the generation, the materialized features or the new items change.
 
-It is made beside what serves and takes its place by one assignment: every request takes the recommender once, so
-that no answer is made of two. What cannot be opened is reported and changes nothing.
+The next recommender is built beside the current one and replaces it by one assignment: every request reads it once,
+so that no answer mixes two. One that cannot be opened is reported and changes nothing.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class Live:
     """Holds the recommender that answers.
 
     Args:
-        recommender: what answers first.
-        settings: of the run whose ``generations/current.json`` and store are followed; None: nothing is.
-        every_s: seconds between two looks at them.
+        recommender: the first one to serve.
+        settings: of the run whose ``generations/current.json`` and store are watched; None: nothing is.
+        every_s: seconds between two checks.
 
     Attributes:
-        current: what answers now; take it once per request.
-        target_generation: number of the generation that should serve, None where nothing is followed.
-        problem: why it does not, empty when it does.
-        refused: how many new items lie in the dead letter, because they cannot be encoded or stored.
-        stale_reason: why ``current`` does not know what the store holds now, empty when it does.
+        current: the recommender that serves; read it once per request.
+        target_generation: number of the generation that should serve, None where nothing is watched.
+        problem: why it does not serve, empty when it does.
+        refused: how many new items are in the dead letter, because they cannot be encoded or stored.
+        stale_reason: why ``current`` lags behind the store, empty when it is up to date.
         switches: how often another generation took over.
     """
 
@@ -53,13 +53,13 @@ class Live:
         self._settings, self._every_s = settings, every_s
         self._opened = recommender
         self._seen: Current | None = None
-        self._state: State | None = None  # of the store that ``current`` knows
+        self._state: State | None = None  # of the store when ``current`` was built
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     @classmethod
     def open(cls, settings: Settings) -> Live:
-        """Serve the run's active generation, and follow it.
+        """Serve the run's active generation, and later ones.
 
         Raises:
             GenerationError: none is active yet.
@@ -77,16 +77,16 @@ class Live:
         self.switches += 1
 
     def look(self) -> None:
-        """Follow the generation that is to serve, and what the store holds, if one of them has changed."""
+        """Update ``current`` if the target generation or the store has changed."""
         if self._settings is not None:
             self._follow_generation(self._settings)
             newer = self._up_to_date(self._settings.run / "store")
             self.current = newer or self.current
 
     def _follow_generation(self, settings: Settings) -> None:
-        """Open what ``current.json`` names; it takes over once it knows what the store holds.
+        """Open the generation that ``current.json`` names, bring it up to date, and switch to it.
 
-        What fails is tried again when the file changes: ``moon embeddings activate`` writes it anew.
+        A failure is tried again when the file changes: ``moon embeddings activate`` rewrites it.
         """
         asked = current(settings.run)
         if asked is None or asked == self._seen:
@@ -104,12 +104,12 @@ class Live:
             return
         opened.now = self._opened.now
         self._opened, self._state = opened, None
-        # Without what the store holds in memory it asks the store for every candidate, until the next look.
+        # Without item features in memory it reads every candidate from the store, until the next check.
         self.replace(self._up_to_date(settings.run / "store") or opened)
         log.info("generation %s serves", asked.generation)
 
     def _up_to_date(self, store_dir: Path) -> Recommender | None:
-        """What was opened, with what the store holds now; None: ``current`` is that, or it fails for now."""
+        """The open generation with the store's present content; None: nothing has changed, or the update failed."""
         try:
             embedding = embedding_of(store_dir, self._opened.artifacts["embedding"])
             state = (matrix_key(store_dir, embedding), new_items.state(store_dir))
@@ -128,13 +128,13 @@ class Live:
             return None
 
     def start(self) -> None:
-        """Look again and again, in a thread that ends with the process."""
+        """Check for changes periodically, in a daemon thread."""
         self._stop.clear()
         self._thread = threading.Thread(target=self._follow, name="live", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -143,8 +143,8 @@ class Live:
         while not self._stop.wait(self._every_s):
             try:
                 self.look()
-            except Exception:  # a file cannot be read: what answers goes on
-                log.exception("what is to serve cannot be read")
+            except Exception:  # a file cannot be read: the current recommender goes on serving
+                log.exception("the check for changes failed")
 
 
 def _open(settings: Settings, number: int) -> Recommender:

@@ -1,6 +1,6 @@
-"""A page to look at: a user's history in pictures, and what is recommended, with scores and timings.
+"""A demonstration page: a user's history in pictures, and the recommendations with scores and timings.
 
-Rendered here, without scripts or anything from elsewhere: item ids may exceed what a browser's numbers hold.
+Rendered on the server without scripts or external files: item ids may exceed JavaScript's integers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What may be asked over HTTP: strict models, so no ``true``, ``"7"``, ``7.0`` or NaN passes for an id."""
+"""The parameters of HTTP requests as strict models: no ``true``, ``"7"``, ``7.0`` or NaN passes for an id."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SearchText = Annotated[str, AfterValidator(clean), Field(max_length=MOST_TEXT)]
 
 
 class RecommendQuestion(BaseModel):
-    """``GET /recommend``: who asks, for how many, of which category, after seeing what in this visit."""
+    """``GET /recommend``: the user, how many items, of which category, and the items of this visit."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,7 +51,7 @@ class RecommendQuestion(BaseModel):
 
 
 class SimilarQuestion(BaseModel):
-    """``GET /similar``: like which item, and how many."""
+    """``GET /similar``: the item to compare with, and how many."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -93,7 +93,7 @@ def decode_base64(text: str) -> bytes:
 
 
 def check_image(content: bytes, max_bytes: int, max_pixels: int) -> bytes:
-    """The same picture when it is small enough and decodes.
+    """Return the picture if it is small enough and decodes.
 
     Raises:
         Refused: 413, more than ``max_bytes``; 422, more than ``max_pixels`` or not a picture.

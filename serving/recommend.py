@@ -1,11 +1,11 @@
-"""A question in, an answer out: everything the service does, without HTTP.
+"""Recommendation, search and similar items: everything the service does, without HTTP.
 
-When something is missing the answer degrades in defined steps, each with a name that is answered and counted:
+When something is missing, a named fallback is used, reported in the answer and counted:
 
     unknown_user       the store has no such user            -> popular items, of the category if asked
     empty_history      a known user who has not acted yet    -> popular items, of the category if asked
     store_unavailable  the online store does not answer      -> retrieval from the session, else popular items
-    ranker_error       the ranker raised or scored nonsense  -> retrieval order
+    ranker_error       the ranker raised or gave bad scores  -> retrieval order
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from serving.settings import Settings
 log = logging.getLogger("moon.serving")
 
 OWNED_CODES = tuple(BEHAVIOUR_CODES[name] for name in ("purchase", "liked", "disliked"))
-SEARCH_DEPTH = 100  # candidates of a search that are ordered again
+SEARCH_DEPTH = 100  # candidates of a search that are reranked
 EXAMPLE_USERS = 50
 
 
@@ -90,7 +90,7 @@ class RelevanceHead(Protocol):
 
 
 class Recommender:
-    """The whole serving path over one generation: nothing in it changes once it is open.
+    """The whole serving path over one generation; immutable once it is open.
 
     Args:
         retriever: the retrieval sources.
@@ -99,13 +99,13 @@ class Recommender:
         encoder: turns searched text and pictures into vectors.
         relevance: orders search results; None: by cosine.
         catalogue: cards and pictures.
-        artifacts: role -> id of everything that makes the answers.
-        now: the time that requests without one are answered as of.
+        artifacts: role -> id of every artifact used.
+        now: the time of requests that give none.
         behaviours: most behaviours of a history that the ranker can read.
         per_source: candidates asked of every source.
-        example_users: users worth looking at, for the page.
+        example_users: users with test requests, for the page.
         fuse: the ranker learned from impressions only, so its order of candidates is fused with retrieval's.
-        generation: number of the generation; None: artifacts that are none.
+        generation: number of the generation; None: the artifacts are not a generation.
 
     Attributes:
         items: the snapshot that candidates' features come from (``serving.refresh``); None: the online store.
@@ -142,9 +142,9 @@ class Recommender:
         Args:
             settings: name the run, whose dataset, split and store are read.
             folder: where the artifacts are: of a generation, or the run folder itself.
-            generation: its number, if it is one.
+            generation: its number, if it is a generation.
 
-        Its time stands still at the end of the log, until ``now`` is set.
+        Its clock is fixed at the end of the log until ``now`` is set.
 
         Raises:
             ArtifactError: an artifact is missing, damaged, or made from another parent than the one here.
@@ -246,7 +246,7 @@ class Recommender:
         """The k items that answer a text, a picture or both.
 
         Ordered by relevance; for a known user the ranker's order of the same candidates is fused in by
-        reciprocal ranks, so that neither may push the other's favourites out of sight.
+        reciprocal ranks, so that neither order overrules the other.
         """
         fallbacks: list[str] = []
         stages, time = Stages(), time or self.now()

@@ -1,7 +1,7 @@
-"""What answers, brought up to date: the items' features after a load, and the items that came in since.
+"""Bring a recommender up to date with the store: the items' features after a load, and new items.
 
-A generation is opened once; from it, the last load and the items that came in, the next recommender is made beside
-the one that answers, and shares models with it. Nothing is trained.
+A generation is opened once; from it, the last load and the new items, the next recommender is built beside
+the current one, and shares models with it. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ log = logging.getLogger("moon.serving")
 def refreshed(
     opened: Recommender, store: FeatureStore, matrix: ItemMatrix, items: Sequence[NewItem]
 ) -> Recommender:
-    """``opened`` with what the store holds now.
+    """``opened`` with the store's present features and new items.
 
     Args:
         opened: as it was opened, without new items.
         store: the run's store.
-        matrix: the snapshot of the last load, of the embedding that ``opened`` answers with.
-        items: all that came in since the catalogue was imported.
+        matrix: the snapshot of the last load, of the embedding that ``opened`` uses.
+        items: all new items since the catalogue was imported.
 
     Raises:
         StoreError: vectors of the embedding are not online.
@@ -76,7 +76,7 @@ def refreshed(
 def _stored(
     opened: Recommender, store: FeatureStore, embedding: Embedding, items: Sequence[NewItem]
 ) -> list[NewItem]:
-    """The items whose profile and vector are in the online store, once those nobody has encoded yet are written."""
+    """The items whose profile and vector are in the online store, after encoding and writing those that are not."""
     try:
         there = are_online(store, items, embedding) if items else np.zeros(0, bool)
         known = [one for one, found in zip(items, there.tolist(), strict=True) if found]
@@ -90,7 +90,7 @@ def _stored(
 def _written(
     opened: Recommender, store: FeatureStore, embedding: Embedding, items: Sequence[NewItem]
 ) -> list[NewItem]:
-    """Encode items and write them online; one that cannot be is set aside, and costs the others nothing.
+    """Encode items and write them online; one that fails is set aside without affecting the others.
 
     A batch that fails is halved until the item at fault is alone.
     """
@@ -121,12 +121,12 @@ def _encoded(opened: Recommender, items: Sequence[NewItem]) -> np.ndarray:
         return opened.encoder.encode([item_content(one.row, one.image) for one in items])
     except (OSError, MemoryError):  # the machine's fault, not an item's
         raise
-    except Exception as error:  # whatever a picture or a text makes the encoder trip over
+    except Exception as error:  # any failure of the encoder on a picture or a text
         raise DataError(f"{len(items)} items cannot be encoded: {type(error).__name__}: {error}") from error
 
 
 def _answer_with(moon: Recommender, matrix: ItemMatrix, items: Sequence[NewItem]) -> None:
-    """Let the sources and the catalogue know of the items."""
+    """Add the items to the sources and the catalogue."""
     table, now = items_table(items), moon.now()
     ids = table["item_id"].to_numpy()
     time_us = np.full(len(ids), (now - EPOCH) // US)

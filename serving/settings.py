@@ -1,4 +1,4 @@
-"""What the service is told: one frozen dataclass."""
+"""Settings of the service: one frozen dataclass."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Telemetry(Collector):
     """Counters and histograms of one app.
 
     Args:
-        live: what makes the answers.
+        live: holds the recommender that serves.
     """
 
     def __init__(self, live: Live) -> None:
@@ -68,7 +68,7 @@ class Telemetry(Collector):
         """The current values, for the registry."""
         yield _counter("moon_responses", "Responses by status", ("endpoint", "status"), self._responses)
         yield _counter(
-            "moon_fallbacks", "Answers that took a step down", ("endpoint", "fallback"), self._fallbacks
+            "moon_fallbacks", "Answers that used a fallback", ("endpoint", "fallback"), self._fallbacks
         )
         yield _counter("moon_empty_answers", "Answers without a hit", ("endpoint",), self._empty)
         yield _counter(

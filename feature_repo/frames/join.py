@@ -1,4 +1,4 @@
-"""The offline door: logged requests in, as many complete rows out, nothing newer than its request.
+"""Offline features: a point-in-time join of logged requests, one complete row for each row given.
 
 Features are joined once per distinct (user, time) and (item, time), at one microsecond before the request
 because Feast's join includes equal times; behaviour sequences are gathered from the event log by position.
@@ -42,7 +42,7 @@ class TrainingFrame:
 
     Attributes:
         requests: R rows, the columns of ``Frame.requests``.
-        given: C rows, the candidate columns that came in (item_id, label, position and any other).
+        given: C rows, the candidate columns that were given (item_id, label, position and any other).
         items: distinct item feature rows.
         item_row: int64 of shape (C), each candidate's row of ``items``.
         offsets: int64 of shape (R + 1); request r owns candidates offsets[r]:offsets[r + 1].
@@ -102,7 +102,7 @@ class TrainingFrame:
 
 
 def training_frame(store_dir: Path, rows: pa.Table, history: int) -> TrainingFrame:
-    """Join logged requests with everything the store knew strictly before each.
+    """Join logged requests with the features available strictly before each.
 
     Args:
         store_dir: the run's store.

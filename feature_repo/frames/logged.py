@@ -1,4 +1,4 @@
-"""What the log itself asked and answered, as training frames: logged impressions, or purchases that came next."""
+"""Logged requests as training frames: their impressions, or the purchases that came next."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ BATCH_ROWS = 1 << 16  # of logged rows in memory at once, beside those that are 
 
 
 def logged_frames(folder: Path, split: Split, size: Size, parts: Sequence[str]) -> list[TrainingFrame]:
-    """The logged impressions of some parts: out of the frame that ``moon frame`` left, or joined now.
+    """The logged impressions of some parts: from the frame that ``moon frame`` wrote, or joined now.
 
-    A frame of another store, split or history is not looked at.
+    A frame of another store, split or history is ignored.
     """
     frame = find_frame(logged_source(folder, split, size), folder / LOGGED)
     if frame is None:
@@ -41,7 +41,7 @@ def logged_source(folder: Path, split: Split, size: Size) -> FrameSource:
 
 
 def logged_rows(split: Split) -> Iterator[pa.Table]:
-    """What the log itself asked and answered, as request rows for ``training_frame``, a few at a time.
+    """The logged requests, as request rows for ``training_frame``, a few at a time.
 
     Yields:
         impressions (RANKING) where there are some; of a log of purchases only, each retrieval request with what was

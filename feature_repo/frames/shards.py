@@ -35,7 +35,7 @@ MADE_BY = "moon frame"
 
 
 def write_frame(source: FrameSource, out: Path, shard: Shard = WHOLE, by: str = "users") -> Artifact:
-    """Make a frame, or one shard of it; one that is there and was made from the same is left as it is.
+    """Write a frame, or one shard of it; one that exists and has the same source is kept.
 
     Args:
         source: what it is made from.
@@ -69,7 +69,7 @@ def join_frame(source: FrameSource, shards: Sequence[Artifact], out: Path) -> Ar
 
     Raises:
         ShardError: a shard is missing or there twice.
-        ArtifactError: one was made from another store, other rows or settings, or shared out in another way.
+        ArtifactError: one was made from another store, other rows or settings, or sharded in another way.
     """
     check_complete((tuple(shard.config["shard"]) for shard in shards), f"{MADE_BY} --shard")
     by = shards[0].config["by"]
@@ -84,11 +84,11 @@ def join_frame(source: FrameSource, shards: Sequence[Artifact], out: Path) -> Ar
 
 
 def write_or_join(source: FrameSource, out: Path, shard: Shard, by: str = "users") -> list[str]:
-    """Make one shard beside ``out``; the one that is last joins them all there and removes them.
+    """Write one shard beside ``out``; the last one joins them all into ``out`` and removes them.
 
     Args:
         source: what the frame is made from.
-        out: directory of the joined frame; one that is there and was made from the same leaves nothing to do.
+        out: directory of the joined frame; nothing is done if it exists and has the same source.
         shard: (number from 1, how many).
         by: ``users`` or ``time``.
 
@@ -108,7 +108,7 @@ def write_or_join(source: FrameSource, out: Path, shard: Shard, by: str = "users
         write_frame(source, out)
         return []
     write_frame(source, paths[shard[0]], shard, by)
-    with locked(out.parent / "lock"):  # two that end together: one joins, the other finds a frame
+    with locked(out.parent / "lock"):  # of two that finish together one joins, the other finds a frame
         missing = [commands[place] for place, path in paths.items() if not path.exists()]
         if missing and _made(source, out, source.config) is None:
             return missing
@@ -120,7 +120,7 @@ def write_or_join(source: FrameSource, out: Path, shard: Shard, by: str = "users
 
 
 def open_frame(path: Path, store_dir: Path) -> TrainingFrame:
-    """Open a frame that ``moon frame`` or ``write_frame`` left, as ``training_frame`` would return it.
+    """Open a frame that ``moon frame`` or ``write_frame`` wrote, as ``training_frame`` would return it.
 
     Args:
         path: of the artifact.
@@ -146,7 +146,7 @@ def _check(shard: Shard, by: str) -> None:
 
 
 def _made(source: FrameSource, out: Path, config: Mapping[str, Any]) -> Artifact | None:
-    """What is at ``out``, if it is whole and was made from this."""
+    """The artifact at ``out``, if it is whole and was made from this."""
     return find_artifact(out, _kind(config), config, source.parents)
 
 

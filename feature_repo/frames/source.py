@@ -1,4 +1,4 @@
-"""What a training frame is made from, request by request, without holding more rows than are wanted."""
+"""The source of a training frame, read request by request to keep few rows in memory."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 by the golden ratio: neighbouring
 
 @dataclass(frozen=True)
 class FrameSource:
-    """What a frame is made from. Frames and shards know it, so that one of another store or log is not taken for it.
+    """What a frame is made from; recorded in frames and shards, so that those of another store or log are refused.
 
     Attributes:
         store_dir: the run's store.
         rows: gives the request rows as ``training_frame`` takes them, in the same order every time, table after
             table; at least one, which may be empty.
         history: K, most behaviours in a frame's history.
-        parents: artifacts the rows come from: equal ones stand for equal rows.
+        parents: artifacts the rows come from: equal parents mean equal rows.
     """
 
     store_dir: Path

@@ -36,7 +36,7 @@ class Inputs:
         scale: number -> (mean, deviation) after its transform, over the training rows.
         matches: names of the ``match_*`` columns of the candidates, sorted.
         history: most behaviours per request.
-        position_share: share of the training candidates logged at each position; empty when none was.
+        position_share: fraction of the training candidates logged at each position; empty when none was.
     """
 
     rows: Mapping[str, int]

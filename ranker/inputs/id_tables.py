@@ -4,7 +4,7 @@ Every id, of a candidate or of a behaviour, is a bag of one in a pooled collecti
 sequences asserts on CPU when its optimizer is fused, and FBGEMM's unpooled kernel is 5 to 27 times slower
 there; a bag of one gives the same rows and the same updates. An empty slot is an empty bag: zeros.
 
-A fused update happens during ``backward``: whoever trains must refuse a loss that is not finite before it.
+A fused update happens during ``backward``: a training loop must refuse a loss that is not finite before it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torchrec.optim import RowWiseAdagrad
 
 from ranker.inputs.batch import Batch
 
-SPREAD = 0.01  # uniform initial values: an id that was never trained says almost nothing
+SPREAD = 0.01  # uniform initial values: an untrained id has almost no effect
 
 
 def bag_configs(rows: Mapping[str, int], width: int) -> list[EmbeddingBagConfig]:

@@ -1,1 +1,1 @@
-"""What the click model is made of, one idea a file."""
+"""The modules of the click model, one idea a file."""

@@ -1,4 +1,4 @@
-"""Target attention: what in a history speaks for a candidate.
+"""Target attention: which behaviours of a history matter for a candidate.
 
 Grouped form: a history is projected once per request and all its candidates attend to it in one matrix
 product, instead of repeating the history for every candidate.

@@ -1,4 +1,4 @@
-"""Ids: who asks and what is offered, as their embeddings say it."""
+"""Ids: the id embeddings of request and candidate."""
 
 from __future__ import annotations
 

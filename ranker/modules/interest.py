@@ -1,4 +1,4 @@
-"""Interest by id: what the history and the profile say of a candidate."""
+"""Interest by id: how well a candidate fits the history and the profile."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A module says what it reads by the arguments of its ``forward``, each the name of a field of ``Features``, and how
 wide its output is by ``per_candidate`` and ``per_request``. The model looks up, adds up and learns the rest.
-``tests/contracts/ranker_module.py`` holds what every module must keep.
+``tests/contracts/ranker_module.py`` tests every module.
 
 The last letters of a name are its dimensions: R requests, N candidates, L behaviours, D width of an id embedding,
 V width of a content vector, and as below.
@@ -101,7 +101,7 @@ class Output(NamedTuple):
 
     Attributes:
         candidate: float32 [R, N, per_candidate]; None where that is 0. A candidate's row depends on its request
-            and itself only; rows of padding mean nothing.
+            and itself only; rows of padding are undefined.
         request: float32 [R, per_request]; None where that is 0.
     """
 
@@ -113,8 +113,8 @@ class Module(nn.Module):
     """A part of the click model; built from ``Widths`` and its options by name, which are JSON values.
 
     Attributes:
-        per_candidate: width of what it says of a candidate, set when it is built.
-        per_request: width of what it says of a request, set when it is built.
+        per_candidate: width of its output for a candidate, set when it is built.
+        per_request: width of its output for a request, set when it is built.
     """
 
     per_candidate: int = 0

@@ -1,4 +1,4 @@
-"""Two towers: a user and an item meet in one space, so retrieval is a nearest-neighbour search.
+"""Two towers: users and items are embedded in one space, so retrieval is a nearest-neighbour search.
 
 Legend: R requests, M items, L behaviours, D id width, V vector width, E tower width (2 D).
 """
@@ -63,7 +63,7 @@ class TowerShape:
         id_width: D.
         content_width: V; 0: id-only.
         request_numbers: how many numbers a request has.
-        id_dropout: share of items whose id is hidden in training, so that content carries cold items.
+        id_dropout: fraction of items whose id is hidden in training, so that content carries cold items.
         table_learning_rate: of the tables' row-wise Adagrad.
     """
 
@@ -109,8 +109,8 @@ class TwoTowerModel(nn.Module):
     def user(self, side: UserSide, behaved_RLE: Tensor) -> Tensor:
         """User vectors, float32 [R, E], unit norm.
 
-        A history is pooled by attention over what the items are and how long ago they were met; the pooled
-        item is the user's first guess, and profile and query correct it.
+        A history is pooled by attention over what the items are and how long ago they were seen; the pooled
+        item is a first estimate of the user, which profile and query correct.
 
         Args:
             side: the requests.

@@ -1,4 +1,4 @@
-"""Batches of the two-tower model: positives, and the negatives they are told from."""
+"""Batches of the two-tower model: positives and sampled negatives."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ ROWS = 4096  # requests or items encoded at once
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """A two-tower model, completely; fields as in ``ranker.score.CtrConfig``."""
+    """The complete configuration of a two-tower model; fields as in ``ranker.score.CtrConfig``."""
 
     inputs: Inputs
     id_width: int
@@ -125,7 +125,7 @@ class TwoTower:
         return TwoTower(self.model, FrameEncoder(self.encoder.inputs, vectors), self.artifact)
 
     def user_vectors(self, frame: Frame) -> np.ndarray:
-        """Users as of their requests, float32 [R, E], unit norm; the frame's candidates are not looked at.
+        """Users as of their requests, float32 [R, E], unit norm; the frame's candidates are ignored.
 
         Args:
             frame: R requests with histories.
