@@ -174,7 +174,7 @@ def test_a_service_starts_and_goes_on_while_redis_is_gone(run, own_redis):
     keep_item(run / "store", Item(**like(row, image)), live.current.now())
     live.look()
     assert "does not answer" in live.stale_reason and live.current.recommend(1, 5).hits
-    assert "does not answer" in Live.open(settings).behind
+    assert "does not answer" in Live.open(settings).stale_reason
 
 
 @pytest.mark.slow
