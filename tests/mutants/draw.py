@@ -10,7 +10,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 
@@ -70,13 +69,12 @@ class Mutant:
         """The change in one line."""
         return f"{_one_line(self.old)} → {_one_line(self.new)}"
 
-    @cached_property
-    def rank(self) -> str:
+    def rank(self, seed: str) -> str:
         """The place in the draw."""
-        return hashlib.sha256(f"{SEED} {self.key}".encode()).hexdigest()
+        return hashlib.sha256(f"{seed} {self.key}".encode()).hexdigest()
 
 
-def sample(root: Path, size: int) -> list[Mutant]:
+def sample(root: Path, size: int, seed: str = SEED) -> list[Mutant]:
     """``size`` mutants of ``PLACES``, evenly over mutmut's operators; of each, those whose keys hash smallest.
 
     Without the balance most would leave out an argument, because most of the code is calls.
@@ -84,9 +82,11 @@ def sample(root: Path, size: int) -> list[Mutant]:
     """
     of_operator: dict[str, list[Mutant]] = {}
     for file in files(root):
-        for mutant in one_per_place(mutants_of(str(file.relative_to(root)), file.read_text())):
+        for mutant in one_per_place(mutants_of(str(file.relative_to(root)), file.read_text()), seed):
             of_operator.setdefault(mutant.operator, []).append(mutant)
-    rounds = zip_longest(*(sorted(of_operator[name], key=lambda m: m.rank) for name in sorted(of_operator)))
+    rounds = zip_longest(
+        *(sorted(of_operator[name], key=lambda m: m.rank(seed)) for name in sorted(of_operator))
+    )
     return [mutant for drawn in rounds for mutant in drawn if mutant][:size]
 
 
@@ -101,12 +101,12 @@ def files(root: Path) -> list[Path]:
     return found
 
 
-def one_per_place(mutants: list[Mutant]) -> list[Mutant]:
+def one_per_place(mutants: list[Mutant], seed: str) -> list[Mutant]:
     """One mutant per place and operator: a call with eight arguments does not count sixteen times."""
     best: dict[tuple, Mutant] = {}
     for mutant in mutants:
         place = (mutant.operator, mutant.first, mutant.old, mutant.nth)
-        best[place] = min(best.get(place, mutant), mutant, key=lambda m: m.rank)
+        best[place] = min(best.get(place, mutant), mutant, key=lambda m: m.rank(seed))
     return list(best.values())
 
 
