@@ -197,6 +197,13 @@ def test_a_catalogue_without_a_column_is_refused_by_name(tmp_path):
         train_two_tower(Requests(frame), VECTORS, CATALOGUE.drop_columns(["spu"]), NANO, tmp_path / "t", {})
 
 
+def test_of_few_users_nobody_is_held_out_and_every_epoch_is_run(tmp_path):
+    frame = make_frame([1, 2, 3], [[], [], []], [[1000], [1007], [1014]], [[1.0]] * 3)
+    made = train_two_tower(Requests(frame), VECTORS, CATALOGUE, NANO, tmp_path / "t", {}, epochs=4)
+    outcome = made.config["outcome"]
+    assert (outcome["epochs"], outcome["best"], list(outcome["valid_loss"])) == (4, 4, [])
+
+
 def test_training_without_positives_is_refused(tmp_path):
     frame = make_frame([1, 2], [[], []], [[1000], [1007]], [[0.0], [0.0]])
     with pytest.raises(DataError, match="expected positives among 2 training requests, found none"):
