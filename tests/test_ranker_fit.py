@@ -162,6 +162,42 @@ def test_a_run_stopped_after_any_epoch_ends_as_one_that_was_not(small, tmp_path,
         assert outcome == whole and same(tensors_of(again), tensors_of(small)), stop
 
 
+class Tables(Small):
+    """With three tables more, in one collection."""
+
+    KEYS = ("user_id", "query_id", "spu")
+
+    def __init__(self):
+        super().__init__()
+        self.more = collection(dict.fromkeys(self.KEYS, 8), 4, 0.05)
+
+    def forward(self, row):
+        ids = jagged(self.KEYS, [np.array([row])] * 3, [np.array([1])] * 3)
+        return super().forward(row) + lookup(self.more, ids).sum()
+
+
+def test_every_table_goes_on_with_its_own_learning_rates(tmp_path):
+    """Each table's accumulator is kept: from a new one, its next steps would be too long."""
+    torch.manual_seed(0)
+    whole = Tables()
+    trained(whole, tmp_path / "whole")
+    torch.manual_seed(0)
+    with pytest.raises(KeyboardInterrupt):
+        trained(
+            Tables(),
+            tmp_path / "parts",
+            batches=lambda epoch: epoch_batches(epoch) if epoch < 3 else stopped(),
+        )
+    torch.manual_seed(0)
+    again = Tables()
+    trained(again, tmp_path / "parts")
+    assert same(tensors_of(again), tensors_of(whole))
+
+
+def stopped():
+    raise KeyboardInterrupt
+
+
 def infinite_loss(model, row):
     return model(row) * math.inf
 

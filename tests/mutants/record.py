@@ -39,16 +39,23 @@ class Recording:
     def touching(self, mutant: Mutant) -> dict[str, list[str]]:
         """The tests that touch a mutant, fastest first, by test file, quickest file first.
 
-        What runs at import is touched by every test that runs any line of the file. Tests that take longer than
-        PATIENCE are left out where a faster one touches the mutant.
+        What runs at import is touched by every test of a file that imports it, tests that run lines of the same file
+        first. Tests that take longer than PATIENCE are left out where a faster one touches the mutant.
         """
         every = self._touching(mutant)
+        closest = set(every)
+        if not mutant.inside:
+            every = {
+                test_file: {name: test["seconds"] for name, test in record["tests"].items()}
+                for test_file, record in self.files.items()
+                if mutant.file in record["read"] and record["tests"]
+            }
         fast = {
             test_file: {name: seconds for name, seconds in tests.items() if seconds <= PATIENCE}
             for test_file, tests in every.items()
         }
         found = {test_file: tests for test_file, tests in fast.items() if tests} or every
-        quickest = sorted(found, key=lambda name: (sum(found[name].values()), name))
+        quickest = sorted(found, key=lambda name: (name not in closest, sum(found[name].values()), name))
         return {name: sorted(found[name], key=found[name].__getitem__) for name in quickest}
 
     def _touching(self, mutant: Mutant) -> dict[str, dict[str, float]]:
