@@ -34,7 +34,7 @@ demo: .venv/ready  ## run the whole journey: make demo [DATA=hm_fashion:FOLDER]
 test: .venv/ready  ## run the tests
 	$(BIN)/python -m pytest
 
-mutants: .venv/ready  ## change the code in 150 places and count how many changes a test notices (about an hour)
+mutants: .venv/ready  ## change the code in 150 places and count how many changes a test notices (about twenty minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
 
 check: .venv/ready  ## lint, formatting and types

@@ -69,10 +69,15 @@ def opened(content: bytes, most_pixels: int = MOST_PIXELS) -> Iterator[Image.Ima
                 raise ValueError(f"{width} x {height} pixels, at most {most_pixels} in all")
             yield picture
     except Exception as error:  # decoders raise all kinds: OSError, SyntaxError, struct.error
-        reason = str(error).split(" <")[0] or type(error).__name__
         raise DataError(
-            f"expected a picture ({', '.join(FORMATS)}), found {len(content)} bytes that do not decode: {reason}"
+            f"expected a picture ({', '.join(FORMATS)}), found {len(content)} bytes that do not "
+            f"decode: {_reason(error)}"
         ) from error
+
+
+def _reason(error: BaseException | None) -> str:
+    """Why bytes do not decode, without the addresses that Pillow puts behind it."""
+    return str(error).split(" <")[0] or type(error).__name__
 
 
 def decoded(content: bytes, px: int | None = None, most_pixels: int = MOST_PIXELS) -> Image.Image:
@@ -118,7 +123,7 @@ def inspect_picture(content: bytes) -> Inspection:
             picture.draft("RGB", (1, 1))  # a JPEG is then read to its end, but at an eighth of its size
             to_rgb(picture)
     except DataError as error:
-        return Inspection(str(error).rsplit("do not decode: ")[-1], image_id, *picture_size(content))
+        return Inspection(_reason(error.__cause__), image_id, *picture_size(content))
     return Inspection(None, image_id, width, height)
 
 

@@ -16,10 +16,9 @@ from dataset.contracts import DataError
 from dataset.tables import Dataset
 from feature_repo.vectors import Vectors
 from ranker.weights import load_weights, put_tensors, save_weights, tensors_of
-from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
+from run.artifacts import MADE_BY, Artifact, ArtifactError, open_artifact, write_artifact
 
 CONFIG = "config.json"
-MADE_BY = "moon ranker"
 HIDDEN = 32
 EPOCHS = 20
 PATIENCE = 3
@@ -77,10 +76,10 @@ class Relevance:
         content = json.loads(artifact.file(CONFIG).read_text())
         if set(content) != {"width"}:
             raise ArtifactError(
-                f"{artifact.path}: expected a config of width, found {sorted(content)}. Run '{MADE_BY}'."
+                f"{artifact.path}: expected a config of width, found {sorted(content)}. Run '{MADE_BY['relevance']}'."
             )
         model = RelevanceModel(content["width"])
-        load_weights(model, artifact.file("model.safetensors"), MADE_BY)
+        load_weights(model, artifact.file("model.safetensors"), MADE_BY["relevance"])
         return cls(model.eval(), artifact, content["width"])
 
     def score(self, query_vector: np.ndarray, item_vectors: np.ndarray) -> np.ndarray:

@@ -18,10 +18,9 @@ from ranker.inputs.frame_encoder import AGE_BUCKETS, CODES, FrameEncoder, select
 from ranker.model import ClickModel, ModelShape
 from ranker.recipes import Recipe, RecipeError, cube, recorded
 from ranker.weights import load_weights
-from run.artifacts import Artifact, ArtifactError
+from run.artifacts import MADE_BY, Artifact, ArtifactError
 
 CONFIG = "config.json"
-MADE_BY = "moon ranker"
 SLOTS = 8192  # padded candidates scored at once
 # How the tensors of release 0.1.0 began, and begin now that the recipe's modules own them.
 RENAMED = {
@@ -71,7 +70,7 @@ class CtrConfig:
             return cls(**{**content, **parts})
         except (KeyError, TypeError, RecipeError) as error:
             raise ArtifactError(
-                f"{path}: not a click model's configuration ({error}). Run '{MADE_BY}'."
+                f"{path}: not a click model's configuration ({error}). Run '{MADE_BY['ranker']}'."
             ) from None
 
     def to_json(self) -> Mapping:
@@ -102,7 +101,7 @@ class CtrConfig:
 
 
 def require_vectors(
-    where: Path, embedding_id: str | None, vectors: Vectors | None, made_by: str = MADE_BY
+    where: Path, embedding_id: str | None, vectors: Vectors | None, made_by: str = MADE_BY["ranker"]
 ) -> None:
     """Refuse to combine a model with another embedding than the one it learned from.
 
@@ -141,7 +140,7 @@ class Ranker:
         config = CtrConfig.read(artifact.file(CONFIG))
         require_vectors(artifact.path, config.embedding_id, vectors)
         model = config.build()
-        load_weights(model, artifact.file("model.safetensors"), MADE_BY, RENAMED)
+        load_weights(model, artifact.file("model.safetensors"), MADE_BY["ranker"], RENAMED)
         return cls(model.eval(), FrameEncoder(config.inputs, vectors), artifact)
 
     def with_vectors(self, vectors: Vectors) -> Ranker:

@@ -39,7 +39,6 @@ from run.artifacts import write_json
 PROFILE = "item_profile"
 MOST_TEXT, MOST_PARTS = 10_000, 100
 SECOND_US = 1_000_000
-REFUSED_ITEMS = "new_items"  # folder within DEAD_LETTER
 Word = Annotated[str, AfterValidator(clean), Field(min_length=1, max_length=1000)]
 Text = Annotated[str, AfterValidator(clean), Field(max_length=MOST_TEXT)]
 
@@ -131,7 +130,7 @@ def new_items(store_dir: Path) -> list[NewItem]:
 
 def set_aside(store_dir: Path, item: NewItem, reason: str) -> None:
     """Move an item that cannot be encoded or stored to the dead letter, with the reason."""
-    folder = Path(store_dir) / DATA / DEAD_LETTER / REFUSED_ITEMS
+    folder = Path(store_dir) / DATA / DEAD_LETTER / NEW_ITEMS
     folder.mkdir(parents=True, exist_ok=True)
     path = _folder(store_dir) / f"{item.item.item_id}.json"
     taken = path.rename(folder / f"{path.name}.taken")
@@ -145,7 +144,7 @@ def set_aside(store_dir: Path, item: NewItem, reason: str) -> None:
 
 def refused_items(store_dir: Path) -> dict[int, str]:
     """Items in the dead letter: item id -> why it cannot be encoded or stored."""
-    folder = Path(store_dir) / DATA / DEAD_LETTER / REFUSED_ITEMS
+    folder = Path(store_dir) / DATA / DEAD_LETTER / NEW_ITEMS
     return {int(path.stem): json.loads(path.read_text())["reason"] for path in sorted(folder.glob("*.json"))}
 
 

@@ -36,11 +36,10 @@ from ranker.score import CONFIG, require_vectors
 from ranker.two_tower.model import TowerShape, TwoTowerModel, sampled_softmax
 from ranker.two_tower.negatives import Sample, Sampler, item_side, user_side
 from ranker.weights import load_weights, save_weights
-from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
+from run.artifacts import MADE_BY, Artifact, ArtifactError, open_artifact, write_artifact
 from run.resume import Checkpoints
 from run.sizes import Size
 
-MADE_BY = "moon retrieval"
 PROFILE_IDS = ("age_band", "segment")
 EPOCHS = 10
 PATIENCE = 2
@@ -71,7 +70,7 @@ class TowerConfig:
             return cls(**{**content, "inputs": Inputs.from_json(content["inputs"])})
         except (KeyError, TypeError) as error:
             raise ArtifactError(
-                f"{path}: not a two-tower configuration ({error}). Run '{MADE_BY}'."
+                f"{path}: not a two-tower configuration ({error}). Run '{MADE_BY['two_tower']}'."
             ) from None
 
     def build(self) -> TwoTowerModel:
@@ -110,9 +109,9 @@ class TwoTower:
             ArtifactError: tensors missing or not finite, or trained with another embedding.
         """
         config = TowerConfig.read(artifact.file(CONFIG))
-        require_vectors(artifact.path, config.embedding_id, vectors, MADE_BY)
+        require_vectors(artifact.path, config.embedding_id, vectors, MADE_BY["two_tower"])
         model = config.build()
-        load_weights(model, artifact.file("model.safetensors"), MADE_BY)
+        load_weights(model, artifact.file("model.safetensors"), MADE_BY["two_tower"])
         return cls(model.eval(), FrameEncoder(config.inputs, vectors), artifact)
 
     @property
