@@ -33,6 +33,14 @@ DAY = timedelta(days=1)
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that takes a Redis server by its fixture needs Redis: it is marked so, before ``-m`` chooses."""
+    for item in items:
+        if isinstance(item, pytest.Function) and {"redis_server", "own_redis"} & set(item.fixturenames):
+            item.add_marker("redis")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test where what it needs is missing; one that does not ask for Redis does not find it either."""
     asked = item.get_closest_marker("redis") is not None

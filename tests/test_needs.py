@@ -61,3 +61,7 @@ def test_a_test_without_the_marker_does_not_find_redis():
 @pytest.mark.redis
 def test_a_test_with_the_marker_does():
     assert local_redis.installed()
+
+
+def test_a_test_that_takes_a_server_by_its_fixture_is_marked(request, redis_server):
+    assert request.node.get_closest_marker("redis") is not None
