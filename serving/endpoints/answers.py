@@ -1,0 +1,92 @@
+"""Answers: recommendations, similar items, search, pictures and the page."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+
+from dataset.pictures import media_type
+from serving.answer import Answer
+from serving.bodies import read_search
+from serving.live import Live
+from serving.page import render
+from serving.questions import RecommendQuestion, Refused, SimilarQuestion, check_image
+from serving.recommend import Recommender
+from serving.settings import Settings
+from serving.telemetry import Telemetry
+
+
+def add_answers(app: FastAPI, settings: Settings, live: Live, telemetry: Telemetry) -> None:
+    """Every handler reads ``live.current`` once: the recommender may be replaced at any moment."""
+
+    def answered(endpoint: str, answer: Answer, moon: Recommender) -> JSONResponse:
+        telemetry.answered(endpoint, answer)
+        return JSONResponse(
+            _content(answer, moon.artifacts), headers={"Server-Timing": _server_timing(answer)}
+        )
+
+    @app.get("/recommend")
+    async def recommend(question: Annotated[RecommendQuestion, Query()]) -> JSONResponse:
+        """What this user should see now."""
+        moon = live.current
+        answer = moon.recommend(question.user_id, question.k, question.category, session=question.session)
+        return answered("/recommend", answer, moon)
+
+    @app.get("/similar")
+    async def similar(question: Annotated[SimilarQuestion, Query()]) -> JSONResponse:
+        """Items like this one."""
+        moon = live.current
+        return answered("/similar", moon.similar(question.item_id, question.k), moon)
+
+    @app.post("/search")
+    async def search(request: Request) -> JSONResponse:
+        """Items that answer a text, a picture or both: JSON (``image_base64``) or multipart (``image``)."""
+        text, image, user_id, k = await read_search(request, settings)
+        if image is not None:
+            image = check_image(image, settings.max_image_bytes, settings.max_image_pixels)
+        if image is None and not (text and text.strip()):
+            raise Refused(422, "expected a text, an image or both, found neither")
+        moon = live.current
+        return answered("/search", moon.search(text, image, k, user_id), moon)
+
+    @app.get("/image/{image_id}")
+    async def image(image_id: str) -> Response:
+        """The picture of an item."""
+        content = live.current.catalogue.image_bytes(image_id)
+        if content is None:
+            raise Refused(404, "no such picture")
+        return Response(
+            content, media_type=media_type(content), headers={"Cache-Control": "public, max-age=86400"}
+        )
+
+    @app.get("/", response_class=HTMLResponse)
+    async def page(user_id: str = "", category: str = "", item_id: str = "", text: str = "") -> HTMLResponse:
+        """A page to look at."""
+        return HTMLResponse(render(live.current, user_id, category, item_id, text))
+
+
+def _content(answer: Answer, artifacts: dict[str, str]) -> dict[str, Any]:
+    return {
+        "hits": [
+            {
+                "item_id": hit.card.item_id,
+                "score": hit.score,
+                "title": hit.card.title,
+                "category": hit.card.category,
+                "price": hit.card.price,
+                "image_id": hit.card.image_id,
+                "matches": hit.matches,
+            }
+            for hit in answer.hits
+        ],
+        "order": answer.order,
+        "fallbacks": list(answer.fallbacks),
+        "timings_ms": {stage: round(ms, 3) for stage, ms in answer.timings_ms.items()},
+        "artifacts": artifacts,
+    }
+
+
+def _server_timing(answer: Answer) -> str:
+    return ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in answer.timings_ms.items())

@@ -1,0 +1,41 @@
+"""Arrivals: events, and items that are new or have changed."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from feature_repo.ingest.arrivals import parse_events, parsed
+from feature_repo.ingest.new_items import Item
+from serving.bodies import read_body
+from serving.intake import Intake
+from serving.questions import Refused, check_image, decode_base64
+from serving.settings import Settings
+from serving.telemetry import Telemetry
+
+
+def add_arrivals(app: FastAPI, settings: Settings, intake: Intake | None, telemetry: Telemetry) -> None:
+    """Add ``/events`` and ``/items``."""
+
+    @app.post("/events")
+    async def events(request: Request) -> JSONResponse:
+        """What users did: a JSON list of events; a repeated event is stored once."""
+        found = await _taken(intake).take(parse_events(await read_body(request, settings)))
+        telemetry.ingested(found)
+        return JSONResponse({"accepted": found.accepted, "duplicates": found.duplicates})
+
+    @app.post("/items", status_code=202)
+    async def items(request: Request) -> JSONResponse:
+        """An item that is new or has changed, as JSON; it can be recommended within seconds, see ``/similar``."""
+        item = parsed(Item, await read_body(request, settings))
+        if item.image_base64 is not None:
+            image = decode_base64(item.image_base64)
+            check_image(image, settings.max_image_bytes, settings.max_image_pixels)
+        await _taken(intake).keep(item)
+        return JSONResponse({"item_id": item.item_id}, status_code=202)
+
+
+def _taken(intake: Intake | None) -> Intake:
+    if intake is None:
+        raise Refused(503, "this service accepts no events or items")
+    return intake

@@ -1,0 +1,56 @@
+"""Refusals: every error that a client can cause or meet, as ``{"error": reason}`` with its status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from dataset.contracts import DataError
+from feature_repo.online import StoreUnavailable
+from serving.questions import Refused
+from serving.recommend import UnknownCategory, UnknownItem
+
+
+def add_refusals(app: FastAPI) -> None:
+    """Every refusal is ``{"error": reason}``; none echoes the input, which may not be JSON itself (NaN)."""
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> JSONResponse:
+        return error_response(error.status, error.reason)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(422, reasons(error.errors()))
+
+    @app.exception_handler(UnknownItem)
+    @app.exception_handler(UnknownCategory)
+    async def unknown(_: Request, error: LookupError) -> JSONResponse:
+        return error_response(404, str(error.args[0]))
+
+    @app.exception_handler(DataError)
+    async def unfit(_: Request, error: DataError) -> JSONResponse:
+        return error_response(422, str(error))
+
+    @app.exception_handler(StoreUnavailable)
+    async def unavailable(_: Request, error: StoreUnavailable) -> JSONResponse:
+        return error_response(503, f"{error}; what was received is kept, telling it again is safe")
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        return error_response(error.status_code, str(error.detail))
+
+
+def reasons(errors: Any) -> str:
+    """Where each error of a validation is, and what was expected."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in error['loc']) or 'body'}: {error['msg']}" for error in errors
+    )
+
+
+def error_response(status: int, reason: str) -> JSONResponse:
+    """The body of every refusal."""
+    return JSONResponse({"error": reason}, status_code=status)
