@@ -1,14 +1,16 @@
 """Checks of the canonical tables: wrong columns or types raise, wrong rows go to quarantine.
 
 No row disappears silently. Each refused row is an entry of the quarantine table with the first rule it breaks; so is
-each optional cell (an item's missing picture, an impossible age) that had to be emptied.
+each optional cell (an item's missing picture, an impossible age) that had to be emptied. The rules of a record are
+those of ``dataset.records``, applied to whole columns; those of a whole dataset, references and repeats, are here.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +18,15 @@ import pyarrow.compute as pc
 
 from dataset.contracts import EVENT_TYPES, QUARANTINE, SCHEMAS, DataError, Tables
 from dataset.pictures import inspect_pictures
-from dataset.sieve import AGAIN, Sieve
+from dataset.records import CLOCK_SKEW, MOST_PARTS, MOST_TEXT, MOST_WORD, OLDEST, Rule
+from dataset.sieve import AGAIN, Sieve, mistyped
 from dataset.text import clean_column
 
-AHEAD = timedelta(days=1)  # tolerated clock error
-OLDEST = 150.0  # years
-TEXTS = {"items": ("title", "description", "category", "attributes"), "queries": ("text",)}
+TEXTS = {
+    "items": {"title": MOST_TEXT, "description": MOST_TEXT, "category": MOST_WORD, "attributes": MOST_WORD},
+    "users": {"segment": MOST_WORD},
+    "queries": {"text": MOST_WORD},
+}  # texts that are cleaned, and their most characters
 
 
 def check(tables: Tables, now: datetime | None = None) -> Tables:
@@ -29,7 +34,7 @@ def check(tables: Tables, now: datetime | None = None) -> Tables:
 
     Args:
         tables: ``quarantine`` holds what the importer itself refused.
-        now: upper bound of dates, plus a day; default: the current time.
+        now: upper bound of times, plus the clock skew; default: the current time.
 
     Returns:
         Tables in which every row obeys every rule, columns in the order of the schema, and all refused rows in
@@ -38,10 +43,11 @@ def check(tables: Tables, now: datetime | None = None) -> Tables:
     Raises:
         DataError: unknown, missing or mistyped columns; no items; more than half of a table refused.
     """
-    latest = (now or datetime.now(UTC)) + AHEAD
+    latest = (now or datetime.now(UTC)) + CLOCK_SKEW
     sieve = {name: Sieve(name, _cleaned(name, conform(name, getattr(tables, name)))) for name in SCHEMAS}
     for one in sieve.values():
         one.refuse_nulls()
+        _check_texts(one)
     _check_images(sieve["images"])
     _check_items(sieve["items"], sieve["images"], latest)
     _check_users(sieve["users"], latest)
@@ -83,7 +89,7 @@ def conform(name: str, table: pa.Table) -> pa.Table:
     schema = SCHEMAS[name]
     faults = []
     if unknown := [column for column in table.column_names if column not in schema.names]:
-        faults.append(f"found {len(unknown)} unknown columns {unknown[:3]}")
+        faults += [Rule.UNKNOWN_FIELD.format(column) for column in unknown[:3]]
     if missing := [column for column in schema.names if column not in table.column_names]:
         faults.append(f"found {len(missing)} missing columns {missing[:3]}")
     if twice := [column for column, times in Counter(table.column_names).items() if times > 1]:
@@ -92,7 +98,7 @@ def conform(name: str, table: pa.Table) -> pa.Table:
         if table.column_names.count(column.name) == 1 and table.field(column.name).type != column.type:
             found = table.column(column.name)
             first = [str(value)[:40] for value in found.slice(0, 3).to_pylist()]
-            faults.append(f"expected {column.name} to be {column.type}, found {found.type} {first}")
+            faults.append(f"{mistyped(column)}: expected {column.type}, found {found.type} {first}")
     if faults:
         raise DataError(f"{name}: expected columns {schema.names}; {'; '.join(faults)}. {AGAIN}")
     return table.select(schema.names)
@@ -100,7 +106,7 @@ def conform(name: str, table: pa.Table) -> pa.Table:
 
 def _cleaned(name: str, table: pa.Table) -> pa.Table:
     """The table with its texts normalized (``dataset.text``)."""
-    for column in TEXTS.get(name, ()):
+    for column in TEXTS.get(name, {}):
         place = table.column_names.index(column)
         table = table.set_column(place, table.field(column), clean_column(table.column(column)))
     return table
@@ -121,49 +127,67 @@ def _check_images(images: Sieve) -> None:
     images.refuse_repeats("image_id")
 
 
+def _check_texts(table: Sieve) -> None:
+    """Texts that are too long, and missing or empty parts of categories and attributes."""
+    for name, most in TEXTS.get(table.name, {}).items():
+        column = table.column(name)
+        if pa.types.is_string(column.type):
+            table.refuse(Rule.LONG.format(name), pc.greater(pc.utf8_length(column), most), column)
+            continue
+        table.refuse(Rule.PARTS.format(name), pc.greater(_sizes(column), MOST_PARTS), column)
+        for rule, is_bad in (
+            (Rule.NULL_INSIDE, pc.is_null),
+            (Rule.EMPTY_INSIDE, lambda parts: pc.equal(parts, "")),
+            (Rule.LONG_INSIDE, lambda parts: pc.greater(pc.utf8_length(parts), most)),  # noqa: B023
+        ):
+            table.refuse(rule.format(name), _holds(column, is_bad), column)
+
+
 def _check_items(items: Sieve, images: Sieve, latest: datetime) -> None:
-    items.refuse_negative_ids("item_id")
+    items.refuse_negative("item_id", "spu")
     price = items.column("price")
-    items.empty("price is not a number", pc.is_nan(price), "price")
-    items.refuse("price is negative or infinite", pc.or_(pc.less(price, 0), pc.is_inf(price)), price)
-    items.refuse_dates("first_seen", latest)
-    for name in ("category", "attributes"):
-        items.refuse(f"null inside {name}", _holds_null(items.column(name)), items.column(name))
+    items.empty(Rule.NUMBER.format("price"), pc.is_nan(price), "price")
+    items.refuse(Rule.PRICE.format("price"), pc.or_(pc.less(price, 0), pc.is_inf(price)), price)
+    items.refuse_times("first_seen", latest)
     items.refuse_repeats("item_id")
     items.empty("image_id without an image", items.dangling("image_id", images), "image_id")
 
 
 def _check_users(users: Sieve, latest: datetime) -> None:
-    users.refuse_negative_ids("user_id")
-    users.refuse_dates("first_seen", latest)
+    users.refuse_negative("user_id")
+    users.refuse_times("first_seen", latest)
     users.refuse_repeats("user_id")
     age = users.column("age")
     inside = pc.and_(pc.greater_equal(age, 0), pc.less_equal(age, OLDEST))
-    users.empty("age outside sane bounds", pc.invert(inside), "age")
+    users.empty(Rule.AGE.format("age"), pc.invert(inside), "age")
 
 
 def _check_queries(queries: Sieve, images: Sieve) -> None:
-    queries.refuse_negative_ids("query_id")
+    queries.refuse_negative("query_id")
     queries.refuse_repeats("query_id")
     queries.empty("image_id without an image", queries.dangling("image_id", images), "image_id")
     wordless = pc.equal(pc.fill_null(queries.column("text"), ""), "")
     nothing = pc.and_(wordless, queries.column("image_id").is_null())
-    queries.refuse("neither text nor image", nothing, queries.column("query_id"))
+    queries.refuse(Rule.NO_QUERY, nothing, queries.column("query_id"))
 
 
 def _check_events(events: Sieve, sieve: dict[str, Sieve], latest: datetime) -> None:
     kind, value = events.column("type"), events.column("value")
-    events.refuse("unknown type", pc.invert(pc.is_in(kind, pa.array(EVENT_TYPES))), kind)
+    events.refuse(Rule.EVENT_TYPE.format("type"), pc.invert(pc.is_in(kind, pa.array(EVENT_TYPES))), kind)
+    events.refuse_negative("event_id", "user_id", "item_id", "query_id", "request_id", "position")
     events.refuse_unknown("user_id", sieve["users"])
     events.refuse_unknown("item_id", sieve["items"])
     events.refuse_unknown("query_id", sieve["queries"])
-    events.refuse_dates("event_time", latest)
-    events.refuse_dates("available_time", latest)
+    events.refuse_times("event_time", latest)
+    events.refuse_times("available_time", latest)
     early = pc.less_equal(events.column("available_time"), events.column("event_time"))
     events.refuse("available_time not after event_time", early, events.column("available_time"))
-    no_number = pc.invert(pc.fill_null(pc.is_finite(value), False))
-    events.refuse("rating without a value", pc.and_(pc.equal(kind, "rating"), no_number), value)
-    events.refuse("negative position", pc.less(events.column("position"), 0), events.column("position"))
+    rating = pc.equal(kind, "rating")
+    missing = pc.is_null(value, nan_is_null=True)
+    events.refuse(Rule.INFINITE.format("value"), pc.is_inf(value), value)
+    events.refuse(Rule.NO_VALUE, pc.and_(rating, missing), value)
+    events.refuse(Rule.NO_RATING, pc.invert(pc.or_(rating, missing)), value)
+    events.empty(Rule.NUMBER.format("value"), pc.is_nan(value), "value")
     events.refuse_repeats("event_id")
 
 
@@ -177,12 +201,20 @@ def _check_judgements(judgements: Sieve, sieve: dict[str, Sieve]) -> None:
     judgements.refuse_repeats("query_id", "item_id")
 
 
-def _holds_null(column: pa.ChunkedArray) -> np.ndarray:
-    """Whether each list, or each map's values, holds a null."""
+def _sizes(column: pa.ChunkedArray) -> np.ndarray:
+    """Number of parts of each list or map, int64; of a missing one 0."""
+    return np.concatenate([np.zeros(0, np.int64), *(np.diff(chunk.offsets) for chunk in column.chunks)])
+
+
+def _holds(column: pa.ChunkedArray, is_bad: Callable[[pa.Array], pa.Array]) -> np.ndarray:
+    """Whether each list, or the keys and values of each map, hold a text for which ``is_bad`` is true."""
     found = []
     for chunk in column.chunks:
-        values = chunk.items if pa.types.is_map(chunk.type) else chunk.values
-        nulls = np.concatenate([[0], np.cumsum(values.is_null().to_numpy(zero_copy_only=False))])
-        offsets = chunk.offsets.to_numpy()
-        found.append(nulls[offsets[1:]] > nulls[offsets[:-1]])
+        bad = np.zeros(len(chunk), bool)
+        for texts in (chunk.keys, chunk.items) if pa.types.is_map(chunk.type) else (chunk.values,):
+            mask = pc.fill_null(is_bad(texts), False).to_numpy(zero_copy_only=False)
+            count = np.concatenate([[0], np.cumsum(mask)])
+            offsets = chunk.offsets.to_numpy()
+            bad |= count[offsets[1:]] > count[offsets[:-1]]
+        found.append(bad)
     return np.concatenate(found) if found else np.zeros(0, dtype=bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TypeAlias
 
 import numpy as np
@@ -12,10 +12,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import QUARANTINE, SCHEMAS, TIME, DataError
+from dataset.records import EARLIEST, Rule
 
-EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 MAX_REFUSED_FRACTION = 0.5  # above it the source, not the rows, is at fault
 AGAIN = "Correct the source or its importer, then run 'moon dataset' again."
+TYPES = (
+    (pa.types.is_int64, Rule.INT64),
+    (pa.types.is_int32, Rule.INT32),
+    (pa.types.is_floating, Rule.NUMBER),
+    (pa.types.is_string, Rule.TEXT),
+    (pa.types.is_list, Rule.TEXTS),
+    (pa.types.is_map, Rule.TEXT_MAP),
+    (pa.types.is_timestamp, Rule.TIME),
+)
 VALUE_LENGTH = 200  # characters kept of an offending value
 
 Column: TypeAlias = "pa.Array | pa.ChunkedArray"
@@ -68,9 +77,8 @@ class Sieve:
         """Refuse rows with a null in a column that the schema declares not nullable."""
         for column in SCHEMAS[self.name]:
             if not column.nullable:
-                self.refuse(
-                    f"null {column.name}", self.column(column.name).is_null(), self.column(column.name)
-                )
+                found = self.column(column.name)
+                self.refuse(Rule.NULL.format(column.name), found.is_null(), found)
 
     def refuse_repeats(self, *names: str) -> None:
         """Refuse duplicates: rows whose key (the columns ``names``) an earlier row, also alive, has."""
@@ -84,15 +92,15 @@ class Sieve:
         repeated[rows[np.unique(key, return_index=True)[1]]] = False
         self.refuse(f"duplicate {' and '.join(names)}", repeated, self.column(names[0]))
 
-    def refuse_dates(self, name: str, latest: datetime) -> None:
+    def refuse_times(self, name: str, latest: datetime) -> None:
         """Refuse rows whose time is outside the bounds."""
-        self.refuse(
-            f"{name} outside sane bounds", pc.invert(sane(self.column(name), latest)), self.column(name)
-        )
+        column = self.column(name)
+        self.refuse(Rule.MOMENT.format(name), pc.invert(sane(column, latest)), column)
 
-    def refuse_negative_ids(self, name: str) -> None:
-        """Refuse negative ids; consumers use them to mark a missing id."""
-        self.refuse(f"negative {name}", pc.less(self.column(name), 0), self.column(name))
+    def refuse_negative(self, *names: str) -> None:
+        """Refuse negative ids and positions; consumers use them to mark a missing one."""
+        for name in names:
+            self.refuse(Rule.NEGATIVE.format(name), pc.less(self.column(name), 0), self.column(name))
 
     def refuse_unknown(self, name: str, parent: Sieve) -> None:
         """Refuse rows whose id in column ``name`` is not in an alive row of ``parent``."""
@@ -129,6 +137,14 @@ class Sieve:
         """The rows still alive, with the exact schema."""
         table = self.table if self.alive.all() else self.table.filter(pa.array(self.alive))
         return pa.table(table.columns, schema=SCHEMAS[self.name])
+
+
+def mistyped(column: pa.Field) -> str:
+    """The words of the rule that a value of another type breaks."""
+    for is_type, rule in TYPES:
+        if is_type(column.type):
+            return rule.format(column.name)
+    return f"{column.name} is not {column.type}"
 
 
 def sane(times: Column, latest: datetime) -> Column:

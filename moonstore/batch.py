@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,10 @@ from feast.utils import make_tzaware
 from feast.value_type import ValueType
 
 from dataset.contracts import DataError
+from dataset.records import CLOCK_SKEW
 from moonstore.encode import ARROW
 from moonstore.matrix import kinds
 
-CLOCK_SKEW = timedelta(minutes=5)  # how far another clock may be ahead of ours
 STAMP = pa.timestamp("us", "UTC")
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 WHOLE = re.compile("[+-]?[0-9]+")

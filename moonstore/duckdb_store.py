@@ -37,8 +37,8 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
 
+from dataset.records import CLOCK_SKEW
 from moonstore.asof import Reader, asof_job, lookup, why_not
-from moonstore.batch import CLOCK_SKEW
 from moonstore.errors import StoreError
 
 # ibis 11 calls a method that DuckDB 2 has renamed, which warns once per query.

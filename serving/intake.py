@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
-from feature_repo.ingest.arrivals import Event
+from dataset.records import Event, Item
 from feature_repo.ingest.ingestor import Ingested, Ingestor
-from feature_repo.ingest.new_items import Item, keep_item
+from feature_repo.ingest.new_items import keep_item
 
 
 class Intake:

@@ -7,15 +7,13 @@ import binascii
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
 
 from dataset.contracts import DataError
 from dataset.pictures import decoded
-from dataset.text import clean
+from dataset.records import LARGEST_ID, Id, Word
 
-LARGEST_ID = 2**63 - 1
 MOST_HITS = 200
-MOST_TEXT = 1000
 MOST_SESSION = 100
 
 
@@ -36,7 +34,6 @@ def _whole_number(value: Any) -> int:
 
 TextId = Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=LARGEST_ID)]
 TextCount = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=MOST_HITS)]
-SearchText = Annotated[str, AfterValidator(clean), Field(max_length=MOST_TEXT)]
 
 
 class RecommendQuestion(BaseModel):
@@ -46,7 +43,7 @@ class RecommendQuestion(BaseModel):
 
     user_id: TextId
     k: TextCount = 20
-    category: Annotated[str, AfterValidator(clean), Field(min_length=1, max_length=MOST_TEXT)] | None = None
+    category: Annotated[Word, Field(min_length=1)] | None = None
     session: Annotated[list[TextId], Field(max_length=MOST_SESSION)] = Field(default_factory=list)
 
 
@@ -64,7 +61,7 @@ class SearchForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    text: SearchText | None = None
+    text: Word | None = None
     user_id: TextId | None = None
     k: TextCount = 20
 
@@ -74,9 +71,9 @@ class SearchQuestion(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    text: SearchText | None = None
+    text: Word | None = None
     image_base64: str | None = None
-    user_id: Annotated[StrictInt, Field(ge=0, le=LARGEST_ID)] | None = None
+    user_id: Id | None = None
     k: Annotated[StrictInt, Field(ge=1, le=MOST_HITS)] = 20
 
 

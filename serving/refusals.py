@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from dataset.contracts import DataError
+from dataset.records import fault
 from feature_repo.online import StoreUnavailable
 from serving.questions import Refused
 from serving.recommend import UnknownCategory, UnknownItem
@@ -45,10 +46,8 @@ def add_refusals(app: FastAPI) -> None:
 
 
 def reasons(errors: Any) -> str:
-    """Where each error of a validation is, and what was expected."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in error['loc']) or 'body'}: {error['msg']}" for error in errors
-    )
+    """Where each error of a validation is, and which rule is broken."""
+    return "; ".join(fault(error) for error in errors)
 
 
 def error_response(status: int, reason: str) -> JSONResponse:

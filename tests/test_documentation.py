@@ -12,8 +12,8 @@ from fake_shop import picture, recommender
 from fastapi.testclient import TestClient
 from typer.main import get_command
 
+from dataset.records import Item
 from feature_repo.ingest.arrivals import parse_events, parsed
-from feature_repo.ingest.new_items import Item
 from moon.cli import app
 from moon.summary import TABLES
 from serving.app import create_app

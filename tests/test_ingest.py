@@ -14,9 +14,10 @@ import pytest
 from conftest import DAY, START, TinySplit, make_world
 
 from dataset.contracts import TIME, DataError
+from dataset.records import Event
 from feature_repo.create import create_store
 from feature_repo.frames.join import training_frame
-from feature_repo.ingest.arrivals import Event, parse_events, parsed
+from feature_repo.ingest.arrivals import parse_events, parsed
 from feature_repo.ingest.clock import ShopClock
 from feature_repo.ingest.fold import fold
 from feature_repo.ingest.ingestor import VISIBLE_AFTER, HistoryWriter, Ingested, Ingestor
@@ -312,8 +313,8 @@ BAD = [
     ({"user_id": 2**63}, "user_id"),
     ({"item_id": None}, "item_id"),
     ({"type": "look"}, "type"),
-    ({"type": "rating"}, "expected a value on a rating"),
-    ({"value": 3.0}, "expected a value on a rating"),
+    ({"type": "rating"}, "rating without a value"),
+    ({"value": 3.0}, "value of an event that is no rating"),
     ({"event_time": "2026-01-01T00:00:00"}, "event_time"),
     ({"position": -1}, "position"),
     ({"colour": "red"}, "colour"),
@@ -334,7 +335,7 @@ def test_an_event_of_the_future_is_refused_and_nothing_is_kept(tiny_world, store
     clock = Clock()
     good = Event(event_id=1, user_id=2, item_id=3, type="click")
     late = good.model_copy(update={"event_id": 2_000_000, "event_time": clock.now + timedelta(minutes=10)})
-    with pytest.raises(DataError, match=r"1 of 1 outside \(event_id \[2000000\]\)"):
+    with pytest.raises(DataError, match=r"1 of 1 events later than now \(event_id \[2000000\]\)"):
         Ingestor(store, clock).ingest([late])
     assert Journal(store).table().num_rows == 0
 

@@ -20,13 +20,14 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from dataset.contracts import EVENTS, ITEMS, TIME, DataError
+from dataset.records import Event, Item
 from encoder.encode import Encoder
 from feature_repo.check import check_store
 from feature_repo.create import create_store
 from feature_repo.frames.join import training_frame
-from feature_repo.ingest.arrivals import Event, parsed
+from feature_repo.ingest.arrivals import parsed
 from feature_repo.ingest.ingestor import Ingestor
-from feature_repo.ingest.new_items import Item, fold_items, keep_item, new_items, refused_items, state
+from feature_repo.ingest.new_items import fold_items, keep_item, new_items, refused_items, state
 from feature_repo.online import OnlineReader
 from feature_repo.store import known_until, materialize, open_store, use_profile
 from feature_repo.views import EmbeddingRecord
@@ -336,18 +337,18 @@ def test_an_item_is_kept_whole_and_the_state_changes_with_it(tiny_world, tmp_pat
 @pytest.mark.parametrize(
     ("told", "says"),
     [
-        ({}, "item_id"),
-        ({"item_id": 1}, "a title, a picture or both"),
-        ({"item_id": 1, "title": "  "}, "a title, a picture or both"),
-        ({"item_id": "1", "title": "x"}, "item_id"),
-        ({"item_id": -1, "title": "x"}, "item_id"),
-        ({"item_id": 1, "title": "x", "price": -1}, "price"),
-        ({"item_id": 1, "title": "x", "price": "NaN"}, "price"),
-        ({"item_id": 1, "title": "x", "price": 1e39}, "price"),
-        ({"item_id": 1, "title": "x", "category": "a"}, "category"),
-        ({"item_id": 1, "title": "x", "category": [""]}, "category.0"),
-        ({"item_id": 1, "title": "x" * 10_001}, "title"),
-        ({"item_id": 1, "title": "x", "colour": "red"}, "colour"),
+        ({}, "null item_id"),
+        ({"item_id": 1}, "neither title nor picture"),
+        ({"item_id": 1, "title": "  "}, "neither title nor picture"),
+        ({"item_id": "1", "title": "x"}, "item_id is not an integer of 64 bits"),
+        ({"item_id": -1, "title": "x"}, "negative item_id"),
+        ({"item_id": 1, "title": "x", "price": -1}, "price is negative or infinite"),
+        ({"item_id": 1, "title": "x", "price": "NaN"}, "price is not a number"),
+        ({"item_id": 1, "title": "x", "price": 1e39}, "price is negative or infinite"),
+        ({"item_id": 1, "title": "x", "category": "a"}, "category is not a list of texts"),
+        ({"item_id": 1, "title": "x", "category": [""]}, "empty text inside category"),
+        ({"item_id": 1, "title": "x" * 10_001}, "title is too long"),
+        ({"item_id": 1, "title": "x", "colour": "red"}, "unknown field colour"),
     ],
 )
 def test_what_is_no_item_is_refused(told, says):

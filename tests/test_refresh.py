@@ -12,10 +12,11 @@ from conftest import DAY, START, write_embedding
 from fake_shop import picture
 
 from dataset.contracts import content_hash
+from dataset.records import Item
 from feature_repo.create import create_store
 from feature_repo.embeddings import publish_embedding
 from feature_repo.ingest import new_items
-from feature_repo.ingest.new_items import Item, keep_item
+from feature_repo.ingest.new_items import keep_item
 from feature_repo.item_matrix import embedding_of, open_item_matrix
 from feature_repo.online import UNREACHABLE, OnlineReader, StoreUnavailable
 from feature_repo.store import materialize, open_store

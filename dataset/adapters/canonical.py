@@ -6,7 +6,7 @@ Missing values of a source stay null here and are counted by ``dataset.checks``,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,8 @@ from dataset.contracts import (
     stable_ids,
 )
 from dataset.pictures import picture_size
-from dataset.sieve import Column, sane
+from dataset.records import CLOCK_SKEW
+from dataset.sieve import Column, mistyped, sane
 
 TIES = "hash of user and item"  # order of events with equal times, recorded in the manifest
 NO_CLOCK = datetime(2000, 1, 1, tzinfo=UTC)  # first_seen if the source has no times
@@ -130,14 +131,14 @@ def event_table(
 
 def start_of(moments: Column) -> datetime:
     """The earliest time within the bounds of dates; NO_CLOCK if there is none."""
-    kept = flat(moments).filter(sane(flat(moments), datetime.now(UTC) + timedelta(days=1)))
+    kept = flat(moments).filter(sane(flat(moments), datetime.now(UTC) + CLOCK_SKEW))
     return pc.min(kept).as_py() if len(kept) else NO_CLOCK
 
 
 def first_seen(ids: Column, seen: Column, moments: Column) -> pa.Array:
     """The earliest time within bounds at which each id was ``seen``; for ids never seen the earliest of all."""
     moments = flat(moments)
-    known = sane(moments, datetime.now(UTC) + timedelta(days=1))
+    known = sane(moments, datetime.now(UTC) + CLOCK_SKEW)
     log = pa.table({"id": flat(seen), "time": moments}).filter(known)
     first = log.group_by("id").aggregate([("time", "min")])
     row = pc.index_in(flat(ids), value_set=flat(first.column("id")))
@@ -165,17 +166,47 @@ def user_table(events: pa.Table, profiles: Mapping[str, Column] | None = None) -
 
 
 def under(schema: pa.Schema, columns: Mapping[str, Column]) -> pa.Table:
-    """A table of ``schema``; missing columns are null, an item's category and attributes empty."""
+    """A table of ``schema``; missing columns are null, an item's category and attributes empty.
+
+    Raises:
+        DataError: a column of another type, or an integer that its column cannot hold. Integers of any width and
+            fractions of any precision are numbers; a text, a truth value or a time without a zone is not.
+    """
     rows = len(next(iter(columns.values())))
     made = []
     for field in schema:
         if field.name in columns:
-            made.append(flat(columns[field.name]).cast(field.type))
+            made.append(_stored(flat(columns[field.name]), field))
         elif schema is ITEMS and field.name in ("category", "attributes"):
             made.append(pa.array([[]] * rows, field.type))
         else:
             made.append(pa.nulls(rows, field.type))
     return pa.table(made, schema=schema)
+
+
+def _stored(values: pa.Array, field: pa.Field) -> pa.Array:
+    """The values in the type of ``field``, if they are of its kind (see ``under``)."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    found, types = values.type, pa.types
+    alike = (
+        types.is_null(found)
+        or (types.is_integer(found) and (types.is_integer(field.type) or types.is_floating(field.type)))
+        or (types.is_floating(found) and types.is_floating(field.type))
+        or (types.is_timestamp(found) and types.is_timestamp(field.type) and found.tz is not None)
+        or (types.is_large_string(found) and types.is_string(field.type))
+        or (types.is_nested(found) and found.id == field.type.id)
+    )
+    try:
+        if found == field.type or alike:
+            return values.cast(field.type, safe=not types.is_floating(field.type))
+    except pa.ArrowException:  # an integer of 64 bits for one of 32
+        pass
+    first = [str(value)[:40] for value in values.slice(0, 3).to_pylist()]
+    raise DataError(
+        f"{mistyped(field)}: expected {field.type}, found {found} such as {first}. "
+        f"Correct the source or its importer, then run 'moon dataset' again."
+    )
 
 
 def refusals(table: str, rule: str, offenders: Iterable[tuple[int, str]]) -> pa.Table:

@@ -180,7 +180,7 @@ def _profiles(customers: pa.Table, user_id: pa.Array) -> dict[str, pa.Array]:
     external = customers.column("customer_id" if "customer_id" in customers.column_names else "user_id")
     return {
         "user_id": user_id,
-        "external_id": external,
+        "external_id": flat(external).cast(pa.string()),
         "age": customers.column("age"),
         "segment": pc.if_else(neither, pa.scalar(None, pa.string()), both),
     }

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import redis
 
+from dataset.records import Event
 from evaluation.bench.frame import simulated
 from evaluation.bench.lines import Line, line, line_below
 from evaluation.bench.local_redis import RedisServer
 from feature_repo.create import create_store
-from feature_repo.ingest.arrivals import Event
 from feature_repo.ingest.clock import wall
 from feature_repo.ingest.ingestor import Ingestor
 from feature_repo.ingest.stream import RedisStream, consume, send

@@ -1,61 +1,17 @@
-"""Received events: strict models, so that no value is coerced into an id, a time or a type by accident."""
+"""Received events: parsed from JSON, bounded by the clock, turned into rows of the log."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import pyarrow as pa
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
-    FailFast,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, FailFast, Field, TypeAdapter, ValidationError
 
-from dataset.contracts import EVENT_TYPES, EVENTS, DataError
-from moonstore.batch import CLOCK_SKEW
+from dataset.contracts import EVENTS, DataError
+from dataset.records import CLOCK_SKEW, Event, Rule, first_error
 from moonstore.freshness import EPOCH, US
 
-Id = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
-
-
-class Event(BaseModel):
-    """Something that a user did or was shown.
-
-    Attributes:
-        event_id: identity of the event: one that is sent again is a duplicate and changes nothing.
-        user_id, item_id: who and what.
-        type: one of ``dataset.contracts.EVENT_TYPES``.
-        event_time: when it happened, with a time zone; None: when it was received.
-        query_id, request_id, position: the query, the slate and the 0-based position in it.
-        value: the rating, of a rating event.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    event_id: Id
-    user_id: Id
-    item_id: Id
-    type: Literal["impression", "click", "cart", "purchase", "rating"]
-    event_time: AwareDatetime | None = None
-    query_id: Id | None = None
-    request_id: Id | None = None
-    position: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
-    value: Annotated[float, Field(allow_inf_nan=False)] | None = None
-
-    @model_validator(mode="after")
-    def _a_rating_has_a_value(self) -> Event:
-        if (self.type == "rating") != (self.value is not None):
-            raise ValueError("expected a value on a rating and on no other event")
-        return self
-
-
-assert set(Event.model_fields["type"].annotation.__args__) == set(EVENT_TYPES)  # type: ignore[union-attr]
 MOST_EVENTS = 1000  # per HTTP request; a stream or a file takes any number
 # Validation stops at the first invalid event: listing a million faults would take minutes and gigabytes.
 EVENT_LIST = TypeAdapter(Annotated[list[Event], Field(max_length=MOST_EVENTS), FailFast()])
@@ -98,15 +54,15 @@ def events_table(events: Sequence[Event], available_us: int) -> pa.Table:
         available_us: microseconds since 1970 UTC.
 
     Raises:
-        DataError: an event time further in the future, or before 1970.
+        DataError: an event time further in the future.
     """
     latest = available_us - 1
     happened = [latest if one.event_time is None else (one.event_time - EPOCH) // US for one in events]
     limit = available_us + CLOCK_SKEW // US
-    wrong = [one.event_id for one, us in zip(events, happened, strict=True) if not 0 <= us <= limit]
+    wrong = [one.event_id for one, us in zip(events, happened, strict=True) if us > limit]
     if wrong:
         raise DataError(
-            f"expected event times between 1970 and now, found {len(wrong)} of {len(events)} outside "
+            f"{Rule.MOMENT.format('event_time')}: found {len(wrong)} of {len(events)} events later than now "
             f"(event_id {wrong[:3]}). Check the sender's clock."
         )
     columns = {
@@ -130,10 +86,3 @@ def table_of(columns: dict[str, list]) -> pa.Table:
         },
         schema=EVENTS,
     )
-
-
-def first_error(error: ValidationError) -> str:
-    """Place and reason of the first validation error, without the offending value."""
-    one = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(map(str, one["loc"]))
-    return f"{place}: {one['msg']}" if place else str(one["msg"])

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import behaviour_codes
+from dataset.records import Event
 from feature_repo.history import BEHAVIOURS, POSITION, VIEW, CompareAndSetStore, behaviours, history_batch
-from feature_repo.ingest.arrivals import Event
 from feature_repo.ingest.clock import wall
 from feature_repo.ingest.journal import Journal
 from feature_repo.online import UNREACHABLE, OnlineReader, StoreUnavailable

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset.contracts import EVENTS
-from feature_repo.ingest.arrivals import Event, events_table, table_of
+from dataset.records import Event
+from feature_repo.ingest.arrivals import events_table, table_of
 from feature_repo.sources import DATA, JOURNAL, LOCK, LOG
 from run.artifacts import fsync, locked
 

@@ -13,19 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast import FeatureStore
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from dataset.contracts import ITEMS, content_hash
-from dataset.text import clean
+from dataset.records import Item
 from feature_repo import source_tables
-from feature_repo.ingest.arrivals import Id
 from feature_repo.sources import DATA, NEW_ITEMS, TIMESTAMP, replace_source
 from feature_repo.vectors import VectorTable
 from feature_repo.views import Embedding
@@ -37,44 +35,11 @@ from moonstore.matrix import matrix_reader, read_matrix
 from run.artifacts import write_json
 
 PROFILE = "item_profile"
-MOST_TEXT, MOST_PARTS = 10_000, 100
 SECOND_US = 1_000_000
-Word = Annotated[str, AfterValidator(clean), Field(min_length=1, max_length=1000)]
-Text = Annotated[str, AfterValidator(clean), Field(max_length=MOST_TEXT)]
 
 
 class RowsRefused(StoreError):
     """A row of a new item breaks a rule that materialization enforces."""
-
-
-class Item(BaseModel):
-    """An item as it is received.
-
-    Attributes:
-        item_id: of a new item, or of the item to replace.
-        title, description, category (broadest part first), attributes, price: as in ``dataset.contracts.ITEMS``.
-        spu: product code; None: the item's own id.
-        image_base64: an encoded picture, see ``dataset.pictures``, as base64.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    item_id: Id
-    title: Text | None = None
-    description: Text | None = None
-    category: Annotated[list[Word], Field(max_length=MOST_PARTS)] = []
-    attributes: Annotated[dict[Word, Word], Field(max_length=MOST_PARTS)] = {}
-    price: Annotated[float, Field(ge=0, le=float(np.finfo(np.float32).max))] | None = (
-        None  # stored as float32
-    )
-    spu: Id | None = None
-    image_base64: str | None = None
-
-    @model_validator(mode="after")
-    def _there_is_something_to_encode(self) -> Item:
-        if self.image_base64 is None and not (self.title or "").strip():
-            raise ValueError("expected a title, a picture or both")
-        return self
 
 
 @dataclass(frozen=True)

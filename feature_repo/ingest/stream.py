@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import redis
 
 from dataset.contracts import DataError
-from feature_repo.ingest.arrivals import Event, parsed
+from dataset.records import Event
+from feature_repo.ingest.arrivals import parsed
 from feature_repo.ingest.ingestor import Ingested, Ingestor
 from feature_repo.online import StoreUnavailable
 from feature_repo.sources import DATA

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from dataset.pictures import media_type
+from dataset.records import Rule
 from serving.answer import Answer
 from serving.bodies import read_search
 from serving.live import Live
@@ -47,7 +48,7 @@ def add_answers(app: FastAPI, settings: Settings, live: Live, telemetry: Telemet
         if image is not None:
             image = check_image(image, settings.max_image_bytes, settings.max_image_pixels)
         if image is None and not (text and text.strip()):
-            raise Refused(422, "expected a text, an image or both, found neither")
+            raise Refused(422, Rule.NO_QUERY)
         moon = live.current
         return answered("/search", moon.search(text, image, k, user_id), moon)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
+from dataset.records import Item
 from feature_repo.ingest.arrivals import parse_events, parsed
-from feature_repo.ingest.new_items import Item
 from serving.bodies import read_body
 from serving.intake import Intake
 from serving.questions import Refused, check_image, decode_base64
