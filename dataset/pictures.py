@@ -97,6 +97,20 @@ def decoded(content: bytes, px: int | None = None, most_pixels: int = MOST_PIXEL
         return to_rgb(picture)
 
 
+def decoded_pixels(content: bytes) -> int:
+    """How many pixels ``decoded`` expands at once, by the header: what decoding costs in time and memory.
+
+    A JPEG is decoded at half its size or less, unless it is progressive or smaller than the encoder's picture.
+
+    Raises:
+        DataError: not a picture, or of more than MOST_PIXELS.
+    """
+    with opened(content) as picture:
+        width, height = picture.size
+        reduced = picture.format == "JPEG" and "progressive" not in picture.info
+        return width * height // (4 if reduced and min(width, height) >= 2 * LONG_SIDE else 1)
+
+
 def media_type(content: bytes) -> str:
     """The HTTP media type of an encoded picture.
 

@@ -50,7 +50,7 @@ DataOption = Annotated[str, typer.Option("--data", help="marketplace[:EVENTS] or
 SizeOption = Annotated[str | None, typer.Option("--size", help="nano, small or base; default: by the data.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 ClockOption = Annotated[
-    str, typer.Option("--clock", help="log: as if the run's log had just ended; wall: the time of day.")
+    str, typer.Option("--clock", help="log: goes on from the end of the run's log; wall: the time of day.")
 ]
 ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]
 
@@ -341,9 +341,14 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     profile: Annotated[str | None, typer.Option("--profile", help="embedded or redis.")] = None,
     clock: ClockOption = "log",
+    workers: Annotated[int, typer.Option(help="Processes that share the port; each uses one core.")] = 1,
+    drain: Annotated[
+        float, typer.Option(help="Seconds that requests are still accepted after SIGTERM.")
+    ] = 5.0,
 ) -> None:
     """Answer /recommend, /search and /similar over HTTP from a finished run."""
-    _do("serve", run, host=host, port=port, profile=profile, clock=clock)
+    options = {"host": host, "port": port, "clock": clock, "workers": workers, "drain_s": drain}
+    _do("serve", run, profile=profile, **options)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moon.stages import open_dataset, open_split, switch
 from run import generations
@@ -97,13 +97,19 @@ def seeds(run: Run) -> str:
     return summary.seeds(measure_seeds(run.folder, open_dataset(run), open_split(run), run.size))
 
 
-def serve(run: Run, host: str, port: int, profile: str | None, clock: str) -> None:
+def serve(run: Run, profile: str | None, **options: Any) -> None:
     """Serve the active generation over HTTP until interrupted, even while the run folder holds newer artifacts.
+
+    Args:
+        run: the run.
+        profile: online store; None: the one that the run was loaded into.
+        options: of ``serving.settings.Settings``.
 
     Raises:
         GenerationError: none is active.
+        OSError: the port is taken.
     """
-    from serving.app import serve as serve_http
+    from serving.server import serve as serve_http
     from serving.settings import Settings
 
     active = generations.find(run.folder, generations.serving(run.folder).generation)
@@ -114,4 +120,4 @@ def serve(run: Run, host: str, port: int, profile: str | None, clock: str) -> No
         )
     if profile is not None and profile != run.profile:
         run = switch(run, profile)
-    serve_http(Settings(run=run.folder, host=host, port=port, profile=run.profile, clock=clock))
+    serve_http(Settings(run=run.folder, profile=run.profile, **options))

@@ -3,10 +3,16 @@
 Feast's reader fetches every feature of a view, whichever are requested, and creates a datetime per value. This one
 fetches the requested features and converts one timestamp per entity; the tables are the same. Feast stores event
 times to the second here.
+
+The file is kept in write-ahead mode (WAL), in which a writer never blocks a reader. A read that finds the file locked
+all the same fails within ``READ_WAIT_MS``, and until the lock is gone later reads fail at once: an answer without
+the store is better than a late one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import repeat
@@ -27,6 +33,11 @@ from moonstore.encode import encode
 from moonstore.freshness import FreshReads
 from moonstore.matrix import Asked, Matrix, Reader, entity_key, kinds
 
+READ_WAIT_MS = 100  # for a lock that another process holds
+SWAP_WAIT_MS = (
+    250  # of an event, whose sender waits; it is in the journal already and goes online with the next one
+)
+LOAD_WAIT_MS = 5_000  # of a load, for which nobody waits
 AT_ONCE = 10_000  # entities per query; SQLite allows 32,766 parameters
 TEXT = ("string", "int32", "int64", "float", "double", "bool")  # types that Feast stores as text as well
 UPSERT = """
@@ -48,6 +59,21 @@ class SqliteOnlineStoreConfig(feast_sqlite.SqliteOnlineStoreConfig):
 
 class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
     """The default: one file, embedded in the process."""
+
+    _read_wait_ms = READ_WAIT_MS  # 0 while the file is locked
+
+    def _get_conn(self, config: RepoConfig) -> sqlite3.Connection:
+        """Feast's connection, in write-ahead mode: a file from before is converted when it is opened."""
+        known = self._conn
+        connection: sqlite3.Connection = super()._get_conn(config)
+        if known is None:
+            with contextlib.suppress(
+                sqlite3.OperationalError
+            ):  # locked or read-only: the next opening tries again
+                connection.execute(f"PRAGMA busy_timeout = {READ_WAIT_MS}")
+                connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA busy_timeout = {LOAD_WAIT_MS}")
+        return connection
 
     def matrix_reader(self, config: RepoConfig, asked: Asked) -> Reader | None:
         """A reader of views of N entities, one query per view (``moonstore.matrix``); None: several join keys."""
@@ -107,6 +133,7 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
         table = feast_sqlite._quote_id(self._table(config, view))
         connection = self._get_conn(config)
         keys = _keys(config, view, batch)
+        connection.execute(f"PRAGMA busy_timeout = {SWAP_WAIT_MS}")
         with connection:
             connection.execute("BEGIN IMMEDIATE")  # excludes other writers between compare and set
             query = f"SELECT value FROM {table} WHERE entity_key = ? AND feature_name = ?"
@@ -136,6 +163,7 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
     def _write(self, config: RepoConfig, view: FeatureView, rows: Iterable[tuple[Any, ...]]) -> int:
         table = feast_sqlite._quote_id(self._table(config, view))
         connection = self._get_conn(config)
+        connection.execute(f"PRAGMA busy_timeout = {LOAD_WAIT_MS}")
         with connection:
             cursor = connection.executemany(UPSERT.format(table=table), rows)
         return cursor.rowcount
@@ -165,7 +193,7 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
                 f"CAST(event_ts AS INTEGER) FROM {feast_sqlite._quote_id(table)} "
                 f"WHERE entity_key IN ({','.join('?' * len(some))})"
             )
-            for key, name, value, stamp in connection.execute(query, [*features, *some]):
+            for key, name, value, stamp in self._rows(connection, query, [*features, *some]):
                 at = place[key]
                 stamps[at] = stamp
                 if value is not None:
@@ -175,6 +203,17 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
         kind = kinds(view)
         columns = {name: decode(values[name], kind[name]).take(row) for name in features}
         return Matrix(columns, found[row], event_us[row])
+
+    def _rows(self, connection: sqlite3.Connection, query: str, parameters: list[Any]) -> list[tuple]:
+        """The rows of a query; a lock is waited for once, and only looked at until it is gone."""
+        connection.execute(f"PRAGMA busy_timeout = {self._read_wait_ms}")
+        try:
+            rows = connection.execute(query, parameters).fetchall()
+        except sqlite3.OperationalError:
+            self._read_wait_ms = 0
+            raise
+        self._read_wait_ms = READ_WAIT_MS
+        return rows
 
 
 def _keys(config: RepoConfig, view: FeatureView, batch: Batch) -> list[bytes]:

@@ -1,6 +1,7 @@
 """The service: HTTP around ``serving.recommend``. ``create_app`` builds it; nothing happens at import.
 
-Handlers are coroutines that call straight into numpy and torch: one process per core, no thread hop.
+Handlers are coroutines that read and write; what takes time runs in threads (``serving.work``), one for the answers,
+one for parsing, one for what arrives and one that examines store and disk.
 """
 
 from __future__ import annotations
@@ -10,11 +11,9 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-import faiss
-import torch
-import uvicorn
 from fastapi import FastAPI, Request, Response
 
+from serving.drain import Drain
 from serving.endpoints.answers import add_answers
 from serving.endpoints.arrivals import add_arrivals
 from serving.endpoints.operations import add_operations
@@ -24,22 +23,9 @@ from serving.recommend import Recommender
 from serving.refusals import add_refusals, error_response
 from serving.settings import Settings
 from serving.telemetry import Telemetry
+from serving.work import Work
 
 log = logging.getLogger("moon.serving")
-
-
-def serve(settings: Settings) -> None:
-    """Serve a run's active generation until interrupted: one process, one thread per library.
-
-    Raises:
-        GenerationError: none is active.
-        ArtifactError: its artifacts are missing, damaged or do not belong together.
-    """
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
-    app = create_app(settings)
-    with frozen_garbage_collector():
-        uvicorn.run(app, host=settings.host, port=settings.port, log_level="info")
 
 
 @contextmanager
@@ -72,13 +58,20 @@ def create_app(
         intake = Intake(settings.run / "store", live.current.now)
     else:
         live = Live(recommender)
-    telemetry = Telemetry(live)
+    names = ("answering", "parsing", "examining")
+    answering, parsing, examining = works = [Work(name, settings.most_waiting) for name in names]
+    if intake is not None:
+        works.append(intake.work)
+    telemetry, drain = Telemetry(live, intake, works), Drain(settings.drain_s)
 
     @asynccontextmanager
     async def following(_: FastAPI) -> AsyncIterator[None]:
         live.start()
-        yield
+        with frozen_garbage_collector(), drain.on_signal():
+            yield
         live.stop()
+        for work in works:
+            work.close()
 
     app = FastAPI(
         title="Moon",
@@ -89,9 +82,9 @@ def create_app(
     )
     add_refusals(app)
     _counting(app, telemetry)
-    add_answers(app, settings, live, telemetry)
-    add_arrivals(app, settings, intake, telemetry)
-    add_operations(app, live, telemetry)
+    add_answers(app, settings, live, answering, parsing, telemetry)
+    add_arrivals(app, settings, intake, parsing, telemetry)
+    add_operations(app, live, intake, drain, examining, telemetry)
     return app
 
 

@@ -12,6 +12,7 @@ from starlette.datastructures import UploadFile
 from serving.questions import Refused, SearchForm, SearchQuestion, decode_base64
 from serving.refusals import reasons
 from serving.settings import Settings
+from serving.work import Work
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
@@ -27,9 +28,9 @@ async def read_body(request: Request, settings: Settings) -> bytes:
 
 
 async def read_search(
-    request: Request, settings: Settings
+    request: Request, settings: Settings, parsing: Work
 ) -> tuple[str | None, bytes | None, int | None, int]:
-    """Text, picture, user and k of a search, from JSON or a form.
+    """Text, picture, user and k of a search, from JSON, which ``parsing`` parses, or a form.
 
     Raises:
         Refused: 408, too slow; 415, another content type; 422, not a search.
@@ -37,9 +38,7 @@ async def read_search(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "application/json":
-            asked = SearchQuestion.model_validate_json(await read_body(request, settings))
-            image = None if asked.image_base64 is None else decode_base64(asked.image_base64)
-            return asked.text, image, asked.user_id, asked.k
+            return await parsing.run(_parse_search, await read_body(request, settings))
         if kind == "multipart/form-data":
             form = await asyncio.wait_for(request.form(max_files=1, max_fields=8), settings.body_deadline_s)
             fields: dict[str, Any] = {name: value for name, value in form.items() if name != "image"}
@@ -56,6 +55,12 @@ async def read_search(
     raise Refused(
         415, f"expected application/json or multipart/form-data, found {kind or 'no content type'!r}"
     )
+
+
+def _parse_search(body: bytes) -> tuple[str | None, bytes | None, int | None, int]:
+    asked = SearchQuestion.model_validate_json(body)
+    image = None if asked.image_base64 is None else decode_base64(asked.image_base64)
+    return asked.text, image, asked.user_id, asked.k
 
 
 def _too_slow(settings: Settings) -> Refused:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
+import os
+import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from dataset.records import Event, Item
 from feature_repo.ingest.ingestor import Ingested, Ingestor
 from feature_repo.ingest.new_items import keep_item
+from feature_repo.online import StoreUnavailable
+from feature_repo.sources import DATA, JOURNAL
+from serving.questions import Refused
+from serving.work import TRY_AGAIN, Work
+
+log = logging.getLogger("moon.serving")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+MOST_WAITING = 16  # each may bring ``MOST_EVENTS``: what comes later waits a second or two, not longer
+BLOCK = 4096  # bytes; a file system gives out its space in such
 
 
 class Intake:
@@ -19,18 +32,48 @@ class Intake:
     Args:
         store_dir: the run's store.
         now: the current time of the shop's clock.
+
+    Attributes:
+        work: the thread, and what waits for it.
+        failed: requests that could not be kept, or not written online.
+        problem: why the last one could not, empty once another one could.
     """
 
     def __init__(self, store_dir: Path, now: Callable[[], datetime]) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="intake")
+        self.work = Work("intake", MOST_WAITING)
+        self.failed, self.problem = 0, ""
         self._store_dir, self._now = store_dir, now
-        self._ingestor = self._thread.submit(Ingestor, store_dir, now).result()
+        self._ingestor = Ingestor(store_dir, now)
 
     async def take(self, events: Sequence[Event]) -> Ingested:
-        """See ``feature_repo.ingest.ingestor.Ingestor.ingest``."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._ingestor.ingest, events)
+        """See ``feature_repo.ingest.ingestor.Ingestor.ingest``; refuses with 503 what cannot be kept."""
+        return await self.work.run(self._written, self._ingestor.ingest, events)
 
     async def keep(self, item: Item) -> None:
         """Save an item for the services that read the store (``feature_repo.ingest.new_items``)."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, keep_item, self._store_dir, item, self._now())
+        await self.work.run(self._written, keep_item, self._store_dir, item, self._now())
+
+    def unwritable(self) -> str:
+        """Why nothing can be written now, by writing something; empty if it can."""
+        try:
+            with tempfile.TemporaryFile(dir=self._store_dir / DATA / JOURNAL) as stream:
+                stream.write(bytes(BLOCK))
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            return f"nothing can be written to {JOURNAL}: {error.strerror or error}"
+        return ""
+
+    def _written(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            result = call(*args, **kwargs)
+        except OSError as error:
+            self.failed += 1
+            self.problem = str(error)
+            log.warning("not kept: %s", error)
+            if isinstance(error, StoreUnavailable):  # the journal has it
+                raise
+            reason = f"what was sent cannot be kept: {error.strerror or error}; send it again later"
+            raise Refused(503, reason, TRY_AGAIN) from error
+        self.problem = ""
+        return result

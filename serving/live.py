@@ -66,7 +66,7 @@ class Live:
             ArtifactError: its artifacts are missing, damaged or do not belong together.
         """
         first = _open(settings, serving(settings.run).generation)
-        first.now = shop_clock(settings.run / "store", settings.clock, reset=True)
+        first.now = shop_clock(settings.run / "store", settings.clock)
         live = cls(first, settings)
         live.look()
         return live

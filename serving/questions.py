@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
 
 from dataset.contracts import DataError
-from dataset.pictures import decoded
+from dataset.pictures import decoded_pixels
 from dataset.records import LARGEST_ID, Id, Word
 
 MOST_HITS = 200
@@ -18,11 +19,11 @@ MOST_SESSION = 100
 
 
 class Refused(Exception):
-    """A request that is refused with a status and a reason."""
+    """A request that is refused with a status, a reason and, if any, headers."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.headers = status, reason, headers
 
 
 def _whole_number(value: Any) -> int:
@@ -89,8 +90,13 @@ def decode_base64(text: str) -> bytes:
         raise Refused(422, "image_base64 is not base64") from None
 
 
-def check_image(content: bytes, max_bytes: int, max_pixels: int) -> bytes:
-    """Return the picture if it is small enough and decodes.
+def check_image(content: bytes, max_bytes: int, max_pixels: int) -> None:
+    """Refuse a picture by its size and its header; whoever decodes it refuses what does not decode.
+
+    Args:
+        content: the encoded picture.
+        max_bytes: at most so many.
+        max_pixels: at most so many are decoded (``dataset.pictures.decoded_pixels``).
 
     Raises:
         Refused: 413, more than ``max_bytes``; 422, more than ``max_pixels`` or not a picture.
@@ -98,7 +104,8 @@ def check_image(content: bytes, max_bytes: int, max_pixels: int) -> bytes:
     if len(content) > max_bytes:
         raise Refused(413, f"the picture has {len(content)} bytes: at most {max_bytes} are read")
     try:
-        decoded(content, most_pixels=max_pixels)
+        pixels = decoded_pixels(content)
     except DataError as error:
         raise Refused(422, str(error)) from None
-    return content
+    if pixels > max_pixels:
+        raise Refused(422, f"the picture decodes to {pixels} pixels: at most {max_pixels} are decoded")

@@ -306,18 +306,19 @@ class Recommender:
         items = self.reader.read_user(user_id, self.now()).history.item_id
         return self.catalogue.cards(items[::-1])
 
-    def ready(self) -> list[str]:
-        """What keeps the service from answering fully; empty when nothing does."""
-        problems = []
-        if not len(self.retriever.index):
-            problems.append("the index holds no item")
+    def unready(self) -> list[str]:
+        """What keeps the service from answering at all; empty when nothing does."""
+        return [] if len(self.retriever.index) else ["the index holds no item"]
+
+    def degraded(self) -> list[str]:
+        """What makes it answer with popular items instead of personal ones; empty when nothing does."""
         try:
             for user_id in self.example_users[:1]:
                 if not _known(self.reader.read_user(user_id, self.now())):
-                    problems.append(f"the online store has no user {user_id}: run 'moon materialize'")
+                    return [f"the online store has no user {user_id}: run 'moon materialize'"]
         except StoreUnavailable as error:
-            problems.append(f"the online store does not answer: {error}")
-        return problems
+            return [f"the online store does not answer: {error}"]
+        return []
 
     def _require_category(self, category: str | None) -> None:
         if category is not None and not self.retriever.index.has_category(category):

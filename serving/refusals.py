@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,6 +15,7 @@ from dataset.records import fault
 from feature_repo.online import StoreUnavailable
 from serving.questions import Refused
 from serving.recommend import UnknownCategory, UnknownItem
+from serving.work import TRY_AGAIN
 
 
 def add_refusals(app: FastAPI) -> None:
@@ -21,7 +23,7 @@ def add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:
-        return error_response(error.status, error.reason)
+        return error_response(error.status, error.reason, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -38,7 +40,8 @@ def add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(StoreUnavailable)
     async def unavailable(_: Request, error: StoreUnavailable) -> JSONResponse:
-        return error_response(503, f"{error}; what was received is kept, telling it again is safe")
+        reason = f"{error}; what was received is kept, telling it again is safe"
+        return error_response(503, reason, TRY_AGAIN)
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
@@ -50,6 +53,6 @@ def reasons(errors: Any) -> str:
     return "; ".join(fault(error) for error in errors)
 
 
-def error_response(status: int, reason: str) -> JSONResponse:
+def error_response(status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The body of every refusal."""
-    return JSONResponse({"error": reason}, status_code=status)
+    return JSONResponse({"error": reason}, status_code=status, headers=headers)

@@ -18,13 +18,21 @@ class Settings:
         profile: online store the run was loaded into, ``embedded`` or ``redis``; checked at the start.
         host: address to listen on.
         port: port to listen on.
-        clock: ``log`` answers as if the run's log had ended when the service started, so that a snapshot of an old
-            shop still has items of the right age; ``wall`` answers as of now.
+        clock: ``log``: the time went on from the end of the run's log when the run was first served or ingested into,
+            so that a snapshot of an old shop still has items of the right age; ``wall``: the time of day.
         per_source: candidates asked of every retrieval source.
         max_body_bytes: larger requests get 413 before they are parsed.
         max_image_bytes: larger pictures get 413.
-        max_image_pixels: larger pictures get 422; a small file can decode to gigabytes.
+        max_image_pixels: larger pictures get 422: a small file can decode to gigabytes. A JPEG may have four times as
+            many, because it is decoded at a fraction of its size.
         body_deadline_s: a body that arrives slower gets 408.
+        workers: processes that share the port; each holds the models and uses one core.
+        most_waiting: requests of a process that may wait for an answer; a further one gets 503.
+        most_connections: of a process; a further one gets 503.
+        head_deadline_s: a connection whose request line and headers arrive slower gets 408.
+        max_head_bytes: more of request line and headers get 431.
+        idle_deadline_s: a connection without a next request is closed.
+        drain_s: how long a service that was told to end still accepts requests, so that balancers can leave it.
     """
 
     run: Path
@@ -35,14 +43,22 @@ class Settings:
     per_source: int = 100
     max_body_bytes: int = 8 * 2**20
     max_image_bytes: int = 5 * 2**20
-    max_image_pixels: int = 40_000_000
+    max_image_pixels: int = 4_000_000
     body_deadline_s: int = 10
+    workers: int = 1
+    most_waiting: int = 64
+    most_connections: int = 512
+    head_deadline_s: float = 10
+    max_head_bytes: int = 64 * 2**10
+    idle_deadline_s: int = 30
+    drain_s: float = 5
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise ValueError(f"profile is {self.profile!r}: expected one of {', '.join(PROFILES)}")
         if self.clock not in CLOCKS:
             raise ValueError(f"clock is {self.clock!r}: expected one of {', '.join(CLOCKS)}")
-        for name in ("port", "per_source", "max_body_bytes", "max_image_bytes", "max_image_pixels"):
+        at_least_1 = ("port", "per_source", "max_body_bytes", "max_image_bytes", "max_image_pixels")
+        for name in (*at_least_1, "workers", "most_waiting", "most_connections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")

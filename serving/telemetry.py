@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
@@ -19,7 +19,9 @@ from prometheus_client.registry import Collector
 
 from feature_repo.ingest.ingestor import Ingested
 from serving.answer import Answer
+from serving.intake import Intake
 from serving.live import Live
+from serving.work import Work
 
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -29,10 +31,12 @@ class Telemetry(Collector):
 
     Args:
         live: holds the recommender that serves.
+        intake: takes events and items; None: nothing does.
+        works: the threads of the app.
     """
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    def __init__(self, live: Live, intake: Intake | None = None, works: Sequence[Work] = ()) -> None:
+        self._live, self._intake, self._works = live, intake, works
         self._responses: Counter[tuple[str, str]] = Counter()
         self._fallbacks: Counter[tuple[str, str]] = Counter()
         self._empty: Counter[tuple[str]] = Counter()
@@ -94,6 +98,7 @@ class Telemetry(Collector):
         yield GaugeMetricFamily(
             "moon_items_refused", "New items in the dead letter", value=float(live.refused)
         )
+        yield from self._queues()
         made_of = GaugeMetricFamily("moon_artifact", "What makes the answers", labels=("role", "id"))
         for role, artifact_id in moon.artifacts.items():
             made_of.add_metric((role, artifact_id), 1)
@@ -112,6 +117,29 @@ class Telemetry(Collector):
         if live.problem:
             refused.add_metric((live.problem,), 1)
         yield refused
+
+    def _queues(self) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily("moon_inside", "Calls that run or wait in a thread", labels=("thread",))
+        for work in self._works:
+            waiting.add_metric((work.name,), work.inside)
+        yield waiting
+        yield _counter(
+            "moon_busy",
+            "Calls refused with 503 because too many were waiting",
+            ("thread",),
+            {(work.name,): work.refused for work in self._works},
+        )
+        if self._intake is not None:
+            yield CounterMetricFamily(
+                "moon_writes_failed",
+                "Requests that could not be kept or written online",
+                value=self._intake.failed,
+            )
+            yield GaugeMetricFamily(
+                "moon_writes_failing",
+                "Whether the last one could not",
+                value=float(bool(self._intake.problem)),
+            )
 
 
 def _counter(

@@ -12,6 +12,7 @@ import pyarrow as pa
 from PIL import Image
 
 from dataset.contracts import ITEMS, TIME
+from dataset.pictures import decoded
 from feature_repo.frame import Frame, History
 from feature_repo.online import StoreUnavailable
 from retrieval.index import ItemIndex
@@ -119,6 +120,9 @@ class FakeEncoder:
     """Texts with the word even lie on the even axis; pictures on the odd one."""
 
     def encode(self, contents):
+        for content in contents:
+            if content.image is not None:
+                decoded(content.image)
         return np.array(
             [[0, 1, 0, 0] if content.image is not None else [1, 0, 0, 0] for content in contents], np.float32
         )

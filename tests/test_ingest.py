@@ -353,8 +353,13 @@ def test_an_event_of_a_clock_that_is_ahead_happened_when_it_came(tiny_world, sto
 def test_two_clocks_of_a_shop_agree_and_run(tmp_path):
     (tmp_path / "data").mkdir()
     one = ShopClock(tmp_path, START)
-    two = ShopClock(tmp_path, START + 40 * DAY)  # too late to set it
+    set_to = (tmp_path / "data" / "clock.json").read_bytes()
+    two = ShopClock(tmp_path, START)  # the second start finds it set
+    ShopClock(tmp_path, START - 40 * DAY)  # and none moves it back
+    assert (tmp_path / "data" / "clock.json").read_bytes() == set_to
     assert abs(one() - two()) < SECOND and START <= one() < START + SECOND
+    ShopClock(tmp_path, START + 40 * DAY)  # the store has an event that the clock has not reached
+    assert START + 40 * DAY <= one() < START + 40 * DAY + SECOND
     two.set(START + 50 * DAY)
     assert START + 50 * DAY <= one() < START + 50 * DAY + SECOND
     assert two() <= one() <= two()

@@ -1,8 +1,9 @@
 """The shop's clock: real time, or, for a log of the past, time that continues where that log ends.
 
 Every process that serves or ingests a store has to agree on the time, because an event is visible only to requests
-after it became available. The clock is a file beside the sources that holds two moments, shop time and wall time when
-it was set; both run on from there at the same rate.
+after it became available. So the clock belongs to the run: a file beside the sources holds two moments, shop time
+and wall time when it was set, and both run on from there at the same rate. The first process that needs the clock
+sets it; a later one only moves it forward, where the store knows of a newer event, and never back.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from feature_repo.ingest.journal import Journal
 from feature_repo.sources import DATA
 from feature_repo.store import known_until
 from moonstore.freshness import EPOCH
-from run.artifacts import write_json
+from run.artifacts import locked, write_json
 
-CLOCK = "clock.json"
+SECOND = timedelta(seconds=1)
+CLOCK, LOCK = "clock.json", ".clock.lock"
 
 
 def wall() -> datetime:
@@ -31,15 +33,17 @@ class ShopClock:
 
     Args:
         store_dir: the run's store.
-        start: what the clock is set to if it was never set, with a time zone.
+        start: what the clock is set to if it was never set, or if it is more than a second behind: a second after the
+            newest event that the store knows, with a time zone.
     """
 
     def __init__(self, store_dir: Path, start: datetime) -> None:
         self._path = Path(store_dir) / DATA / CLOCK
         self._read_at: int | None = None
         self._ahead = timedelta(0)
-        if not self._path.exists():
-            self.set(start)
+        with locked(self._path.with_name(LOCK)):
+            if not self._path.exists() or self() + SECOND < start:
+                self.set(start)
 
     def set(self, to: datetime) -> None:
         """Set the shop time to ``to``, for every process."""
@@ -55,13 +59,13 @@ class ShopClock:
         return wall() + self._ahead
 
 
-def shop_clock(store_dir: Path, clock: str, reset: bool = False) -> Callable[[], datetime]:
+def shop_clock(store_dir: Path, clock: str) -> Callable[[], datetime]:
     """The clock that requests to a store are answered by and its new events are stamped with.
 
     Args:
         store_dir: the run's store.
-        clock: ``wall``: real time; ``log``: starts a second after the newest event in the store.
-        reset: set the clock even if it was set before.
+        clock: ``wall``: real time; ``log``: started a second after the newest event in the store, when it was first
+            asked for, and has been running since.
 
     Raises:
         ValueError: ``clock`` is neither.
@@ -71,8 +75,4 @@ def shop_clock(store_dir: Path, clock: str, reset: bool = False) -> Callable[[],
     if clock != "log":
         raise ValueError(f"clock is {clock!r}: expected log or wall")
     newest = EPOCH + timedelta(microseconds=Journal(store_dir).newest_us(), seconds=1)
-    start = max(known_until(store_dir), newest)
-    shop = ShopClock(store_dir, start)
-    if reset:
-        shop.set(start)
-    return shop
+    return ShopClock(store_dir, max(known_until(store_dir), newest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
@@ -17,45 +18,53 @@ from serving.questions import RecommendQuestion, Refused, SimilarQuestion, check
 from serving.recommend import Recommender
 from serving.settings import Settings
 from serving.telemetry import Telemetry
+from serving.work import Work
 
 
-def add_answers(app: FastAPI, settings: Settings, live: Live, telemetry: Telemetry) -> None:
-    """Every handler reads ``live.current`` once: the recommender may be replaced at any moment."""
+def add_answers(
+    app: FastAPI, settings: Settings, live: Live, answering: Work, parsing: Work, telemetry: Telemetry
+) -> None:
+    """Every handler reads ``live.current`` once: the recommender may be replaced at any moment.
 
-    def answered(endpoint: str, answer: Answer, moon: Recommender) -> JSONResponse:
+    ``answering`` computes the answers, ``parsing`` parses what was asked.
+    """
+
+    async def answered(endpoint: str, moon: Recommender, ask: Callable[[], Answer]) -> JSONResponse:
+        answer, response = await answering.run(_answer, moon, ask)
         telemetry.answered(endpoint, answer)
-        return JSONResponse(
-            _content(answer, moon.artifacts), headers={"Server-Timing": _server_timing(answer)}
-        )
+        return response
 
     @app.get("/recommend")
     async def recommend(question: Annotated[RecommendQuestion, Query()]) -> JSONResponse:
         """What this user should see now."""
-        moon = live.current
-        answer = moon.recommend(question.user_id, question.k, question.category, session=question.session)
-        return answered("/recommend", answer, moon)
+        moon, asked = live.current, question
+        return await answered(
+            "/recommend",
+            moon,
+            lambda: moon.recommend(asked.user_id, asked.k, asked.category, session=asked.session),
+        )
 
     @app.get("/similar")
     async def similar(question: Annotated[SimilarQuestion, Query()]) -> JSONResponse:
         """Items like this one."""
         moon = live.current
-        return answered("/similar", moon.similar(question.item_id, question.k), moon)
+        return await answered("/similar", moon, lambda: moon.similar(question.item_id, question.k))
 
     @app.post("/search")
     async def search(request: Request) -> JSONResponse:
         """Items that answer a text, a picture or both: JSON (``image_base64``) or multipart (``image``)."""
-        text, image, user_id, k = await read_search(request, settings)
+        text, image, user_id, k = await read_search(request, settings, parsing)
         if image is not None:
-            image = check_image(image, settings.max_image_bytes, settings.max_image_pixels)
+            check_image(image, settings.max_image_bytes, settings.max_image_pixels)
         if image is None and not (text and text.strip()):
             raise Refused(422, Rule.NO_QUERY)
         moon = live.current
-        return answered("/search", moon.search(text, image, k, user_id), moon)
+        return await answered("/search", moon, lambda: moon.search(text, image, k, user_id))
 
     @app.get("/image/{image_id}")
     async def image(image_id: str) -> Response:
         """The picture of an item."""
-        content = live.current.catalogue.image_bytes(image_id)
+        content = await parsing.run(live.current.catalogue.image_bytes, image_id)
         if content is None:
             raise Refused(404, "no such picture")
         return Response(
@@ -65,7 +74,13 @@ def add_answers(app: FastAPI, settings: Settings, live: Live, telemetry: Telemet
     @app.get("/", response_class=HTMLResponse)
     async def page(user_id: str = "", category: str = "", item_id: str = "", text: str = "") -> HTMLResponse:
         """A page to look at."""
-        return HTMLResponse(render(live.current, user_id, category, item_id, text))
+        return HTMLResponse(await answering.run(render, live.current, user_id, category, item_id, text))
+
+
+def _answer(moon: Recommender, ask: Callable[[], Answer]) -> tuple[Answer, JSONResponse]:
+    answer = ask()
+    content = _content(answer, moon.artifacts)
+    return answer, JSONResponse(content, headers={"Server-Timing": _server_timing(answer)})
 
 
 def _content(answer: Answer, artifacts: dict[str, str]) -> dict[str, Any]:

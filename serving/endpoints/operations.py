@@ -5,12 +5,18 @@ from __future__ import annotations
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
+from serving.drain import Drain
+from serving.intake import Intake
 from serving.live import Live
+from serving.recommend import Recommender
 from serving.telemetry import Telemetry
+from serving.work import Work
 
 
-def add_operations(app: FastAPI, live: Live, telemetry: Telemetry) -> None:
-    """Add ``/healthz``, ``/readyz`` and ``/metrics``."""
+def add_operations(
+    app: FastAPI, live: Live, intake: Intake | None, drain: Drain, examining: Work, telemetry: Telemetry
+) -> None:
+    """Add ``/healthz``, ``/readyz`` and ``/metrics``; ``examining`` looks at store and disk."""
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -19,15 +25,20 @@ def add_operations(app: FastAPI, live: Live, telemetry: Telemetry) -> None:
 
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
-        """Artifacts agree, the index is loaded, the online store answers and knows its users.
+        """May this process get requests: 200 when it is ready or degraded, 503 when it is not ready or draining.
 
-        A generation that cannot be opened is reported but leaves the service ready: the one before it still serves.
+        Degraded: it answers, but with popular items, because the online store is away or empty, or it cannot keep
+        what it is sent. A generation that cannot be opened leaves it ready: the one before it still serves.
         """
         moon = live.current
-        problems = moon.ready()
+        unready = moon.unready()
+        degraded = await examining.run(_degraded, moon, intake)
+        state = "not ready" if unready else "degraded" if degraded else "ready"
+        if drain.began:
+            state = "draining"
         content = {
-            "status": "not ready" if problems else "ready",
-            "problems": problems,
+            "status": state,
+            "problems": [*unready, *degraded],
             "artifacts": moon.artifacts,
             "generation": {
                 "served": moon.generation,
@@ -39,10 +50,21 @@ def add_operations(app: FastAPI, live: Live, telemetry: Telemetry) -> None:
                 "problem": live.stale_reason,
                 "refused": live.refused,
             },
+            "writes": {
+                "failed": intake.failed if intake is not None else 0,
+                "problem": intake.problem if intake is not None else "",
+            },
         }
-        return JSONResponse(content, status_code=503 if problems else 200)
+        return JSONResponse(content, status_code=200 if state in ("ready", "degraded") else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
         """Prometheus text."""
         return Response(telemetry.text(), media_type="text/plain; version=0.0.4")
+
+
+def _degraded(moon: Recommender, intake: Intake | None) -> list[str]:
+    problems = moon.degraded()
+    if intake is not None:
+        problems += [one for one in (intake.unwritable(), intake.problem) if one]
+    return problems
