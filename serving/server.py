@@ -5,6 +5,7 @@ Nothing heavy is imported before the port is taken: a start that cannot succeed 
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import sys
@@ -15,6 +16,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from moonstore.quick_import import without_type_checks
 from serving.connections import Connection
 from serving.settings import Settings
 
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("uvicorn.error")
 
 END_WITHIN_S = 30  # requests that are still under way this long after the last one was accepted are cut off
+
+
+class PortTaken(OSError):
+    """The service cannot listen where it should."""
 
 
 def serve(settings: Settings) -> None:
@@ -67,23 +73,21 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-class PortTaken(OSError):
-    """The service cannot listen where it should."""
-
-
 def application(settings: Settings) -> FastAPI:
     """The application of one process, with one thread per library."""
-    from moonstore.quick_import import without_type_checks
+    gc.disable()  # what is imported and opened stays: looking through it again and again would take a second
+    try:
+        with without_type_checks():
+            import faiss
+            import torch
 
-    with without_type_checks():
-        import faiss
-        import torch
+            from serving.app import create_app
 
-        from serving.app import create_app
-
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
-    return create_app(settings)
+        torch.set_num_threads(1)
+        faiss.omp_set_num_threads(1)
+        return create_app(settings)
+    finally:
+        gc.enable()
 
 
 def _worker(settings: Settings) -> FastAPI:
