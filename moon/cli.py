@@ -191,12 +191,14 @@ def bench_serving(
     run: RunOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
 ) -> None:
-    """Measure the service of a run: latency, and how soon a new item is recommended."""
+    """Measure the service of a run: latency, how soon a new item is recommended, and who waits under load."""
     from evaluation.bench import lines as bench
-    from evaluation.bench import serving as serving
+    from evaluation.bench.load import bench_load
+    from evaluation.bench.serving import bench_serving
     from moon import journey
 
-    lines = list(serving.bench_serving(journey.load(run).folder))
+    folder = journey.load(run).folder
+    lines = [*bench_serving(folder), *bench_load(folder)]
     typer.echo(bench.to_json(lines) if json else bench.to_text(lines))
 
 

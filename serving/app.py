@@ -6,10 +6,9 @@ one for parsing, one for what arrives and one that examines store and disk.
 
 from __future__ import annotations
 
-import gc
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 
@@ -26,17 +25,6 @@ from serving.telemetry import Telemetry
 from serving.work import Work
 
 log = logging.getLogger("moon.serving")
-
-
-@contextmanager
-def frozen_garbage_collector() -> Iterator[None]:
-    """Exclude everything loaded so far from garbage collection, which would delay some request by a few 100 ms."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def create_app(
@@ -67,7 +55,7 @@ def create_app(
     @asynccontextmanager
     async def following(_: FastAPI) -> AsyncIterator[None]:
         live.start()
-        with frozen_garbage_collector(), drain.on_signal():
+        with drain.on_signal():
             yield
         live.stop()
         for work in works:

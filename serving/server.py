@@ -87,6 +87,7 @@ def application(settings: Settings) -> FastAPI:
         faiss.omp_set_num_threads(1)
         return create_app(settings)
     finally:
+        gc.freeze()  # nor later, when it would delay some request by a few 100 ms
         gc.enable()
 
 

@@ -28,6 +28,7 @@ SMALL = {
     "bench_frame": {"clicks": 3000, "sizes": (100, 1000, 3000)},
     "bench_ingest": {"seconds": 0.2, "backlog": 100, "CLICKS": 300},
     "bench_join": {"rows": 200, "events": 2000, "repeats": 1},
+    "bench_load": {"workers": (1,), "SECONDS": 0.2, "ROUNDS": 1},
     "bench_materialize": {"rows": 400, "repeats": 1},
     "bench_read": {"items": 600, "repeats": 2},
     "bench_serving": {"USERS": 2, "ROUNDS": 1, "NEW": 1},

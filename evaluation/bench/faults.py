@@ -7,10 +7,12 @@ retrieval and HTTP are real. Requests are passed to the application directly, as
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +34,7 @@ from feature_repo.vectors import Vectors
 from retrieval.index import ItemIndex
 from retrieval.retriever import Retriever
 from retrieval.sources import PopularSource, SimilarSource, profile_source, query_source
-from serving.app import create_app, frozen_garbage_collector
+from serving.app import create_app
 from serving.catalogue import Catalogue
 from serving.recommend import Recommender
 from serving.settings import Settings
@@ -59,7 +61,7 @@ def bench_faults(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> It
     with RedisServer("--dir", str(folder)) as server:
         app = service(folder / "store", server, clicks)
         faiss.omp_set_num_threads(1)  # as in ``moon serve``
-        with frozen_garbage_collector():
+        with _frozen_garbage_collector():
             yield line("/recommend: ms", _ms(whole(ask(app)) for _ in range(ASKED)))
             yield from _hanging(app, server, rounds)
             refused, again = [], []
@@ -71,6 +73,17 @@ def bench_faults(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> It
                 again.append(whole(ask(app)))
         yield worst("/recommend, Redis refuses: slowest request, ms", _ms(refused), REFUSED_GOAL)
         yield worst("/recommend, Redis restarted: slowest first request, in full, ms", _ms(again), HUNG_GOAL)
+
+
+@contextmanager
+def _frozen_garbage_collector() -> Iterator[None]:
+    """As in ``moon serve``: the garbage collector leaves alone what is loaded, or it would delay some request."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _hanging(app: FastAPI, server: RedisServer, rounds: int) -> Iterator[Line]:

@@ -41,7 +41,7 @@ def bench_serving(run: Path) -> Iterator[Line]:
     """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="moon_bench_") as name:
-        copied = _copy(run, Path(name) / "run")
+        copied = copy_run(run, Path(name) / "run")
         settings = Settings(run=copied)
         yield from _answers(settings)
         yield from _new_items(settings, Dataset.open(open_artifact(copied / "dataset", "dataset")))
@@ -102,7 +102,7 @@ def _until_recommended(client: TestClient, item_id: int, like: int, began: float
         time.sleep(0.02)
 
 
-def _copy(run: Path, out: Path) -> Path:
+def copy_run(run: Path, out: Path) -> Path:
     """Link the run into ``out``, with its own materialized copy of the store on SQLite."""
     out.mkdir()
     for path in run.iterdir():
