@@ -97,7 +97,9 @@ def seeds(run: Run) -> str:
     return summary.seeds(measure_seeds(run.folder, open_dataset(run), open_split(run), run.size))
 
 
-def serve(run: Run, host: str, port: int, profile: str | None, clock: str) -> None:
+def serve(
+    run: Run, host: str, port: int, profile: str | None, clock: str, keys: Path | None, hosts: tuple[str, ...]
+) -> None:
     """Serve the active generation over HTTP until interrupted, even while the run folder holds newer artifacts.
 
     Raises:
@@ -114,4 +116,7 @@ def serve(run: Run, host: str, port: int, profile: str | None, clock: str) -> No
         )
     if profile is not None and profile != run.profile:
         run = switch(run, profile)
-    serve_http(Settings(run=run.folder, host=host, port=port, profile=run.profile, clock=clock))
+    settings = Settings(
+        run=run.folder, host=host, port=port, profile=run.profile, clock=clock, keys=keys, hosts=hosts
+    )
+    serve_http(settings)

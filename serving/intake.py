@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dataset.records import Event, Item
 from feature_repo.ingest.ingestor import Ingested, Ingestor
-from feature_repo.ingest.new_items import keep_item
+from feature_repo.ingest.new_items import keep_item, kept_item
 
 
 class Intake:
@@ -29,6 +29,11 @@ class Intake:
     async def take(self, events: Sequence[Event]) -> Ingested:
         """See ``feature_repo.ingest.ingestor.Ingestor.ingest``."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._ingestor.ingest, events)
+
+    async def kept(self, item_id: int) -> Item | None:
+        """The item as it was received last; None: it was not."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, kept_item, self._store_dir, item_id)
 
     async def keep(self, item: Item) -> None:
         """Save an item for the services that read the store (``feature_repo.ingest.new_items``)."""

@@ -25,6 +25,11 @@ class Settings:
         max_image_bytes: larger pictures get 413.
         max_image_pixels: larger pictures get 422; a small file can decode to gigabytes.
         body_deadline_s: a body that arrives slower gets 408.
+        keys: the file of API keys; None: those of the environment or of the run folder (``serving.keys``).
+        hosts: names under which the service is reached, besides its address and this machine's loopback.
+        requests_per_s: requests that one key, or one address without a key, may send in the long run; more get 429. A
+            process does not answer as many.
+        burst: requests that it may send at once.
     """
 
     run: Path
@@ -37,12 +42,17 @@ class Settings:
     max_image_bytes: int = 5 * 2**20
     max_image_pixels: int = 40_000_000
     body_deadline_s: int = 10
+    keys: Path | None = None
+    hosts: tuple[str, ...] = ()
+    requests_per_s: float = 100.0
+    burst: int = 1000
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise ValueError(f"profile is {self.profile!r}: expected one of {', '.join(PROFILES)}")
         if self.clock not in CLOCKS:
             raise ValueError(f"clock is {self.clock!r}: expected one of {', '.join(CLOCKS)}")
-        for name in ("port", "per_source", "max_body_bytes", "max_image_bytes", "max_image_pixels"):
+        limits = ("max_body_bytes", "max_image_bytes", "max_image_pixels", "requests_per_s", "burst")
+        for name in ("port", "per_source", *limits):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")

@@ -7,16 +7,19 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from dataset.pictures import media_type
+from dataset.pictures import MEDIA_TYPES, media_type
 from dataset.records import Rule
 from serving.answer import Answer
-from serving.bodies import read_search
+from serving.bodies import read_search, refuse_repeated
 from serving.live import Live
+from serving.openapi import SEARCH_BODY, refused_with
 from serving.page import render
 from serving.questions import RecommendQuestion, Refused, SimilarQuestion, check_image
 from serving.recommend import Recommender
 from serving.settings import Settings
 from serving.telemetry import Telemetry
+
+PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}}
 
 
 def add_answers(app: FastAPI, settings: Settings, live: Live, telemetry: Telemetry) -> None:
@@ -28,20 +31,22 @@ def add_answers(app: FastAPI, settings: Settings, live: Live, telemetry: Telemet
             _content(answer, moon.artifacts), headers={"Server-Timing": _server_timing(answer)}
         )
 
-    @app.get("/recommend")
-    async def recommend(question: Annotated[RecommendQuestion, Query()]) -> JSONResponse:
+    @app.get("/recommend", responses=refused_with(404, 422, 503))
+    async def recommend(request: Request, question: Annotated[RecommendQuestion, Query()]) -> JSONResponse:
         """What this user should see now."""
+        refuse_repeated((name for name, _ in request.query_params.multi_items()), lists=("session",))
         moon = live.current
         answer = moon.recommend(question.user_id, question.k, question.category, session=question.session)
         return answered("/recommend", answer, moon)
 
-    @app.get("/similar")
-    async def similar(question: Annotated[SimilarQuestion, Query()]) -> JSONResponse:
+    @app.get("/similar", responses=refused_with(404, 422, 503))
+    async def similar(request: Request, question: Annotated[SimilarQuestion, Query()]) -> JSONResponse:
         """Items like this one."""
+        refuse_repeated(name for name, _ in request.query_params.multi_items())
         moon = live.current
         return answered("/similar", moon.similar(question.item_id, question.k), moon)
 
-    @app.post("/search")
+    @app.post("/search", openapi_extra=SEARCH_BODY, responses=refused_with(408, 415, 422, 503))
     async def search(request: Request) -> JSONResponse:
         """Items that answer a text, a picture or both: JSON (``image_base64``) or multipart (``image``)."""
         text, image, user_id, k = await read_search(request, settings)
@@ -52,17 +57,17 @@ def add_answers(app: FastAPI, settings: Settings, live: Live, telemetry: Telemet
         moon = live.current
         return answered("/search", moon.search(text, image, k, user_id), moon)
 
-    @app.get("/image/{image_id}")
+    @app.get("/image/{image_id}", response_class=Response, responses=PICTURE | refused_with(404, 503))
     async def image(image_id: str) -> Response:
         """The picture of an item."""
         content = live.current.catalogue.image_bytes(image_id)
         if content is None:
             raise Refused(404, "no such picture")
         return Response(
-            content, media_type=media_type(content), headers={"Cache-Control": "public, max-age=86400"}
+            content, media_type=media_type(content), headers={"Cache-Control": "private, max-age=86400"}
         )
 
-    @app.get("/", response_class=HTMLResponse)
+    @app.get("/", response_class=HTMLResponse, responses=refused_with(422, 503))
     async def page(user_id: str = "", category: str = "", item_id: str = "", text: str = "") -> HTMLResponse:
         """A page to look at."""
         return HTMLResponse(render(live.current, user_id, category, item_id, text))
