@@ -52,6 +52,9 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything rand
 ClockOption = Annotated[
     str, typer.Option("--clock", help="log: goes on from the end of the run's log; wall: the time of day.")
 ]
+KeysOption = Annotated[
+    Path | None, typer.Option("--keys", help="File of API keys; default: keys.json in the run folder.")
+]
 ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]
 
 
@@ -112,6 +115,8 @@ generations = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(generations, name="embeddings")
+keys = typer.Typer(help="API keys of the service: who may read, write and administer.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
@@ -347,10 +352,57 @@ def serve(
     drain: Annotated[
         float, typer.Option(help="Seconds that requests are still accepted after SIGTERM.")
     ] = 5.0,
+    keys: KeysOption = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name under which clients reach it, besides its address; may be repeated."),
+    ] = None,
 ) -> None:
     """Answer /recommend, /search and /similar over HTTP from a finished run."""
     options = {"host": host, "port": port, "clock": clock, "workers": workers, "drain_s": drain}
-    _do("serve", run, profile=profile, **options)
+    _do("serve", run, profile=profile, keys=keys, hosts=tuple(allow_host or ()), **options)
+
+
+@keys.command("create")
+def keys_create(
+    name: Annotated[str, typer.Argument(help="Who will hold it; also the sender of their events.")],
+    scope: Annotated[list[str], typer.Option(help="read, write or admin; may be repeated.")],
+    run: RunOption = None,
+    keys: KeysOption = None,
+) -> None:
+    """Make an API key and print it, once; only its digest is stored. A running service takes it at once."""
+    from serving.keys import create_key
+
+    typer.echo(create_key(_keys_file(run, keys), name, scope))
+
+
+@keys.command("list")
+def keys_list(run: RunOption = None, keys: KeysOption = None) -> None:
+    """Name, id, scopes and date of every key."""
+    from serving.keys import read_keys
+
+    for key in read_keys(_keys_file(run, keys)):
+        made = key.created.date().isoformat() if key.created else ""
+        typer.echo(f"{key.name}\t{key.id}\t{','.join(key.scopes)}\t{made}")
+
+
+@keys.command("revoke")
+def keys_revoke(
+    which: Annotated[str, typer.Argument(metavar="NAME", help="All keys of a name, or one key by its id.")],
+    run: RunOption = None,
+    keys: KeysOption = None,
+) -> None:
+    """Revoke keys; a running service refuses them from the next request on."""
+    from serving.keys import revoke_key
+
+    typer.echo(f"{revoke_key(_keys_file(run, keys), which)} revoked")
+
+
+def _keys_file(run: Path | None, keys: Path | None) -> Path:
+    from moon import journey
+    from serving.keys import KEYS_FILE
+
+    return keys or journey.load(run).folder / KEYS_FILE
 
 
 def main() -> None:

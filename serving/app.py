@@ -6,25 +6,27 @@ one for parsing, one for what arrives and one that examines store and disk.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
+from serving.access import Access
 from serving.drain import Drain
 from serving.endpoints.answers import add_answers
 from serving.endpoints.arrivals import add_arrivals
 from serving.endpoints.operations import add_operations
+from serving.gate import Gate
 from serving.intake import Intake
+from serving.keys import KeyRing
 from serving.live import Live
+from serving.openapi import describe_keys
 from serving.recommend import Recommender
-from serving.refusals import add_refusals, error_response
+from serving.refusals import add_refusals
 from serving.settings import Settings
 from serving.telemetry import Telemetry
 from serving.work import Work
-
-log = logging.getLogger("moon.serving")
 
 
 def create_app(
@@ -38,6 +40,7 @@ def create_app(
         intake: where events go when ``recommender`` is given; None: they are refused.
 
     Raises:
+        KeysError: the API keys cannot be read.
         GenerationError: none is active.
         ArtifactError: its artifacts are missing, damaged or do not belong together.
     """
@@ -61,29 +64,14 @@ def create_app(
         for work in works:
             work.close()
 
-    app = FastAPI(
-        title="Moon",
-        max_body_size=settings.max_body_bytes,
-        docs_url="/docs",
-        redoc_url=None,
-        lifespan=following,
-    )
+    # No /docs: its scripts would come from another site. /openapi.json says the same to any viewer.
+    app = FastAPI(title="Moon", docs_url=None, redoc_url=None, lifespan=following)
     add_refusals(app)
-    _counting(app, telemetry)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
+    app.add_middleware(Gate, settings=settings, keys=KeyRing.open(settings))
+    app.add_middleware(Access, telemetry=telemetry)  # added last, it is outermost
     add_answers(app, settings, live, answering, parsing, telemetry)
-    add_arrivals(app, settings, intake, parsing, telemetry)
+    add_arrivals(app, settings, live, intake, parsing, telemetry)
     add_operations(app, live, intake, drain, examining, telemetry)
+    describe_keys(app)
     return app
-
-
-def _counting(app: FastAPI, telemetry: Telemetry) -> None:
-    @app.middleware("http")
-    async def count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        try:
-            response = await call_next(request)
-        except Exception:
-            log.exception("%s %s failed", request.method, request.url.path)
-            response = error_response(500, "the service failed; the reason is in its log")
-        route = request.scope.get("route")
-        telemetry.responded(getattr(route, "path", "unknown"), response.status_code)
-        return response

@@ -39,6 +39,9 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self._row)
 
+    def __contains__(self, item_id: int) -> bool:
+        return item_id in self._row
+
     def with_items(self, items: pa.Table, pictures: Mapping[str, bytes]) -> Catalogue:
         """A catalogue with these items added or replaced; ``pictures`` by image id."""
         columns = items.select(self._items.column_names)

@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from dataset.records import Event, Item
 from feature_repo.ingest.ingestor import Ingested, Ingestor
-from feature_repo.ingest.new_items import keep_item
+from feature_repo.ingest.new_items import keep_item, kept_item
 from feature_repo.online import StoreUnavailable
 from feature_repo.sources import DATA, JOURNAL
 from serving.questions import Refused
@@ -48,6 +48,10 @@ class Intake:
     async def take(self, events: Sequence[Event]) -> Ingested:
         """See ``feature_repo.ingest.ingestor.Ingestor.ingest``; refuses with 503 what cannot be kept."""
         return await self.work.run(self._written, self._ingestor.ingest, events)
+
+    async def kept(self, item_id: int) -> Item | None:
+        """The item as it was received last; None: it was not."""
+        return await self.work.run(kept_item, self._store_dir, item_id)
 
     async def keep(self, item: Item) -> None:
         """Save an item for the services that read the store (``feature_repo.ingest.new_items``)."""

@@ -18,7 +18,7 @@ from feature_repo.online import StoreUnavailable
 from feature_repo.store import open_store
 from moonstore.errors import StoreError
 from run.generations import Current, current, folder_of, serving
-from serving.recommend import Recommender
+from serving.recommend import STORE_AWAY, Recommender
 from serving.refresh import refreshed
 from serving.settings import Settings
 
@@ -122,9 +122,10 @@ class Live:
             self.refused = len(new_items.refused_items(store_dir))
             return newer
         except (StoreError, StoreUnavailable, DataError) as error:
-            if str(error) != self.stale_reason:
+            reason = STORE_AWAY if isinstance(error, StoreUnavailable) else str(error)
+            if reason != self.stale_reason:
                 log.warning("not up to date: %s", error)
-            self.stale_reason = str(error)
+            self.stale_reason = reason
             return None
 
     def start(self) -> None:

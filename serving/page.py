@@ -5,6 +5,7 @@ Rendered on the server without scripts or external files: item ids may exceed Ja
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from html import escape
@@ -13,7 +14,9 @@ from urllib.parse import urlencode
 from feature_repo.online import StoreUnavailable
 from serving.answer import Answer
 from serving.catalogue import Card
-from serving.recommend import Recommender, UnknownCategory, UnknownItem
+from serving.recommend import STORE_AWAY, Recommender, UnknownCategory, UnknownItem
+
+log = logging.getLogger("moon.serving")
 
 SHOWN = 24
 SHOWN_HISTORY = 12
@@ -56,7 +59,10 @@ def render(moon: Recommender, user_id: str, category: str, item_id: str, text: s
             answer = moon.recommend(_number(user_id), SHOWN, category or None)
             title = f"Recommended to user {user_id}"
             history = moon.history(_number(user_id))
-    except (ValueError, UnknownItem, UnknownCategory, StoreUnavailable) as error:
+    except StoreUnavailable as error:
+        log.warning("%s", error)
+        problem = STORE_AWAY
+    except (ValueError, UnknownItem, UnknownCategory) as error:
         problem = str(error)
     heading = "The item" if item_id and not text else "What the user did, newest first"
     parts = [

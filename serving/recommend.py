@@ -3,7 +3,8 @@
 When something is missing, a named fallback is used, reported in the answer and counted:
 
     unknown_user       the store has no such user            -> popular items, of the category if asked
-    empty_history      a known user who has not acted yet    -> popular items, of the category if asked
+    empty_history      a known user who acted on no item     -> popular items, of the category if asked
+                       that there is
     store_unavailable  the online store does not answer      -> retrieval from the session, else popular items
     ranker_error       the ranker raised or gave bad scores  -> retrieval order
 """
@@ -45,6 +46,8 @@ from serving.catalogue import Card, Catalogue
 from serving.settings import Settings
 
 log = logging.getLogger("moon.serving")
+
+STORE_AWAY = "the online store does not answer"  # all that a client is told; the log has the address
 
 OWNED_CODES = tuple(BEHAVIOUR_CODES[name] for name in ("purchase", "liked", "disliked"))
 SEARCH_DEPTH = 100  # candidates of a search that are reranked
@@ -209,7 +212,7 @@ class Recommender:
         with stages.measure("features"):
             user = self._read_user(user_id, time, fallbacks)
         history = _with_session(user.history if user is not None else history_of(()), session)
-        personal = len(interests(history).item_id) > 0
+        personal = bool((self.retriever.vectors.rows(interests(history).item_id) >= 0).any())
         if user is not None and not personal:
             fallbacks.append("empty_history" if _known(user) else "unknown_user")
         owned = history.item_id[np.isin(history.code, OWNED_CODES)]
@@ -317,7 +320,8 @@ class Recommender:
                 if not _known(self.reader.read_user(user_id, self.now())):
                     return [f"the online store has no user {user_id}: run 'moon materialize'"]
         except StoreUnavailable as error:
-            return [f"the online store does not answer: {error}"]
+            log.warning("%s", error)
+            return [STORE_AWAY]
         return []
 
     def _require_category(self, category: str | None) -> None:
@@ -329,7 +333,7 @@ class Recommender:
         try:
             return self.reader.read_user(user_id, time)
         except StoreUnavailable as error:
-            log.warning("user %d: %s", user_id, error)
+            log.warning("a user is answered without the store: %s", error)
             fallbacks.append("store_unavailable")
             return None
 
@@ -347,7 +351,7 @@ class Recommender:
             with stages.measure("features"):
                 frame = self.reader.with_candidates(user, ids)
         except StoreUnavailable as error:
-            log.warning("user %d: %s", request.user_id, error)
+            log.warning("candidates are not ranked: %s", error)
             fallbacks.append("store_unavailable")
             return None
         with stages.measure("rank"):
@@ -359,7 +363,7 @@ class Recommender:
                 if scores.shape != ids.shape or not np.isfinite(scores).all():
                     raise ValueError(f"{len(ids)} candidates, scores of shape {scores.shape} or not finite")
             except Exception:
-                log.exception("user %d: the ranker failed, answering in retrieval order", request.user_id)
+                log.exception("the ranker failed, answering in retrieval order")
                 fallbacks.append("ranker_error")
                 return None
         return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +13,14 @@ from starlette.exceptions import HTTPException
 
 from dataset.contracts import DataError
 from dataset.records import fault
+from feature_repo.ingest.arrivals import TooManyEvents
 from feature_repo.online import StoreUnavailable
+from serving.logs import REQUEST_ID
 from serving.questions import Refused
-from serving.recommend import UnknownCategory, UnknownItem
+from serving.recommend import STORE_AWAY, UnknownCategory, UnknownItem
 from serving.work import TRY_AGAIN
+
+log = logging.getLogger("moon.serving")
 
 
 def add_refusals(app: FastAPI) -> None:
@@ -34,18 +39,23 @@ def add_refusals(app: FastAPI) -> None:
     async def unknown(_: Request, error: LookupError) -> JSONResponse:
         return error_response(404, str(error.args[0]))
 
+    @app.exception_handler(TooManyEvents)
+    async def too_many(_: Request, error: TooManyEvents) -> JSONResponse:
+        return error_response(413, str(error))
+
     @app.exception_handler(DataError)
     async def unfit(_: Request, error: DataError) -> JSONResponse:
         return error_response(422, str(error))
 
     @app.exception_handler(StoreUnavailable)
     async def unavailable(_: Request, error: StoreUnavailable) -> JSONResponse:
-        reason = f"{error}; what was received is kept, telling it again is safe"
+        log.warning("%s", error)  # with the store's address, which is nobody else's business
+        reason = f"{STORE_AWAY}; what was received is kept, telling it again is safe"
         return error_response(503, reason, TRY_AGAIN)
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return error_response(error.status_code, str(error.detail))
+        return error_response(error.status_code, str(error.detail), error.headers)
 
 
 def reasons(errors: Any) -> str:
@@ -54,5 +64,8 @@ def reasons(errors: Any) -> str:
 
 
 def error_response(status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The body of every refusal."""
-    return JSONResponse({"error": reason}, status_code=status, headers=headers)
+    """The body of every refusal; a failure of the service names the request, so that it can be found in the log."""
+    content = {"error": reason}
+    if status >= 500:
+        content["request_id"] = REQUEST_ID.get()
+    return JSONResponse(content, status_code=status, headers=headers)

@@ -18,6 +18,8 @@ from uvicorn.supervisors import Multiprocess
 
 from moonstore.quick_import import without_type_checks
 from serving.connections import Connection
+from serving.keys import require_keys
+from serving.logs import start_logging
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,10 +38,13 @@ def serve(settings: Settings) -> None:
     """Serve a run's active generation until interrupted.
 
     Raises:
+        KeysError: other machines reach the address, and there are no API keys.
         OSError: the port is taken; nothing was loaded.
         GenerationError: none is active.
         ArtifactError: its artifacts are missing, damaged or do not belong together.
     """
+    require_keys(settings)
+    start_logging()
     with listen(settings.host, settings.port) as listening:
         if settings.workers == 1:
             config = _config(application(settings), settings)
@@ -92,6 +97,7 @@ def application(settings: Settings) -> FastAPI:
 
 
 def _worker(settings: Settings) -> FastAPI:
+    start_logging()
     try:
         return application(settings)
     except Exception:
@@ -109,6 +115,8 @@ def _config(app: FastAPI | partial[FastAPI], settings: Settings) -> uvicorn.Conf
         http=partial(Connection, settings),  # type: ignore[arg-type]
         timeout_keep_alive=settings.idle_deadline_s,
         timeout_graceful_shutdown=END_WITHIN_S,
+        access_log=False,  # ours (``serving.access``) has no addresses with queries in it
+        server_header=False,
     )
 
 

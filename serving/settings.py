@@ -33,6 +33,11 @@ class Settings:
         max_head_bytes: more of request line and headers get 431.
         idle_deadline_s: a connection without a next request is closed.
         drain_s: how long a service that was told to end still accepts requests, so that balancers can leave it.
+        keys: the file of API keys; None: those of the environment or of the run folder (``serving.keys``).
+        hosts: names under which the service is reached, besides its address and this machine's loopback.
+        requests_per_s: requests that one key, or one address without a key, may send in the long run; more get 429. A
+            process does not answer as many.
+        burst: requests that it may send at once.
     """
 
     run: Path
@@ -52,13 +57,17 @@ class Settings:
     max_head_bytes: int = 64 * 2**10
     idle_deadline_s: int = 30
     drain_s: float = 5
+    keys: Path | None = None
+    hosts: tuple[str, ...] = ()
+    requests_per_s: float = 100.0
+    burst: int = 1000
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise ValueError(f"profile is {self.profile!r}: expected one of {', '.join(PROFILES)}")
         if self.clock not in CLOCKS:
             raise ValueError(f"clock is {self.clock!r}: expected one of {', '.join(CLOCKS)}")
-        at_least_1 = ("port", "per_source", "max_body_bytes", "max_image_bytes", "max_image_pixels")
-        for name in (*at_least_1, "workers", "most_waiting", "most_connections"):
+        at_least_1 = ("port", "per_source", "max_body_bytes", "max_image_bytes", "max_image_pixels", "burst")
+        for name in (*at_least_1, "workers", "most_waiting", "most_connections", "requests_per_s"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")

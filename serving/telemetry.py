@@ -11,19 +11,37 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
+from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from feature_repo.ingest.ingestor import Ingested
 from serving.answer import Answer
 from serving.intake import Intake
+from serving.keys import scope_of
 from serving.live import Live
 from serving.work import Work
 
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+REFUSED = {  # status -> why
+    400: "host",
+    401: "key",
+    403: "scope",
+    404: "not found",
+    405: "method",
+    408: "too slow",
+    409: "conflict",
+    413: "too large",
+    415: "content type",
+    422: "invalid",
+    429: "rate",
+    503: "unavailable",
+}
 
 
 class Telemetry(Collector):
@@ -33,6 +51,9 @@ class Telemetry(Collector):
         live: holds the recommender that serves.
         intake: takes events and items; None: nothing does.
         works: the threads of the app.
+
+    Attributes:
+        in_flight: requests that are being answered.
     """
 
     def __init__(self, live: Live, intake: Intake | None = None, works: Sequence[Work] = ()) -> None:
@@ -41,17 +62,18 @@ class Telemetry(Collector):
         self._fallbacks: Counter[tuple[str, str]] = Counter()
         self._empty: Counter[tuple[str]] = Counter()
         self._events: Counter[tuple[str]] = Counter({("accepted",): 0, ("duplicates",): 0, ("late",): 0})
-        self._stage_buckets: dict[tuple[str, str], list[int]] = {}
-        self._stage_s: Counter[tuple[str, str]] = Counter()
+        self._refused: Counter[tuple[str]] = Counter()
+        self._failed_writes: Counter[tuple[str]] = Counter()
+        self._stages, self._requests = _Times(), _Times()
+        self.in_flight = 0
         self._registry = CollectorRegistry()
         self._registry.register(self)
+        ProcessCollector(registry=self._registry)
 
     def answered(self, endpoint: str, answer: Answer) -> None:
         """Count one answer and its stages."""
         for stage, ms in answer.timings_ms.items():
-            buckets = self._stage_buckets.setdefault((endpoint, stage), [0] * (len(BUCKETS_S) + 1))
-            buckets[bisect_left(BUCKETS_S, ms / 1e3)] += 1
-            self._stage_s[endpoint, stage] += ms / 1e3  # type: ignore[assignment]
+            self._stages.add((endpoint, stage), ms / 1e3)
         self._fallbacks.update((endpoint, fallback) for fallback in answer.fallbacks)
         if not answer.hits:
             self._empty[(endpoint,)] += 1
@@ -60,9 +82,14 @@ class Telemetry(Collector):
         """Count the events of one request."""
         self._events.update({(name,): count for name, count in asdict(found).items()})
 
-    def responded(self, endpoint: str, status: int) -> None:
-        """Count one response, refusals included."""
+    def responded(self, method: str, endpoint: str, status: int, seconds: float) -> None:
+        """Count one response, refusals included, and the time from the request to its end."""
         self._responses[endpoint, str(status)] += 1
+        self._requests.add((endpoint,), seconds)
+        if status in REFUSED:
+            self._refused[(REFUSED[status],)] += 1
+        if status >= 500 and scope_of(method, endpoint) == "write":
+            self._failed_writes[(endpoint,)] += 1
 
     def text(self) -> bytes:
         """Everything, in the Prometheus text format."""
@@ -71,6 +98,19 @@ class Telemetry(Collector):
     def collect(self) -> Iterator[Metric]:
         """The current values, for the registry."""
         yield _counter("moon_responses", "Responses by status", ("endpoint", "status"), self._responses)
+        yield _counter("moon_refused", "Requests that were refused", ("reason",), self._refused)
+        yield _counter(
+            "moon_failed_writes",
+            "Events and items that were not taken in",
+            ("endpoint",),
+            self._failed_writes,
+        )
+        yield GaugeMetricFamily(
+            "moon_requests_in_flight", "Requests being answered, this one included", value=self.in_flight
+        )
+        yield self._requests.family(
+            "moon_request_seconds", "Time until a request was answered", ("endpoint",)
+        )
         yield _counter(
             "moon_fallbacks", "Answers that used a fallback", ("endpoint", "fallback"), self._fallbacks
         )
@@ -78,14 +118,7 @@ class Telemetry(Collector):
         yield _counter(
             "moon_events", "Events ingested; late: online after they were available", ("what",), self._events
         )
-        stages = HistogramMetricFamily(
-            "moon_stage_seconds", "Time a stage took", labels=("endpoint", "stage")
-        )
-        for labels, counts in sorted(self._stage_buckets.items()):
-            bounds = [*(str(bound) for bound in BUCKETS_S), "+Inf"]
-            below = [sum(counts[: place + 1]) for place in range(len(counts))]
-            stages.add_metric(labels, list(zip(bounds, below, strict=True)), self._stage_s[labels])
-        yield stages
+        yield self._stages.family("moon_stage_seconds", "Time a stage took", ("endpoint", "stage"))
         moon, live = self._live.current, self._live
         yield GaugeMetricFamily("moon_index_items", "Items in the index", value=len(moon.retriever.index))
         if moon.items is not None and moon.items.loaded_until:
@@ -140,6 +173,27 @@ class Telemetry(Collector):
                 "Whether the last one could not",
                 value=float(bool(self._intake.problem)),
             )
+
+
+class _Times:
+    """Histograms of seconds, by labels."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, ...], list[int]] = {}
+        self._sums: dict[tuple[str, ...], float] = {}
+
+    def add(self, labels: tuple[str, ...], seconds: float) -> None:
+        counts = self._counts.setdefault(labels, [0] * (len(BUCKETS_S) + 1))
+        counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self._sums[labels] = self._sums.get(labels, 0.0) + seconds
+
+    def family(self, name: str, about: str, labels: tuple[str, ...]) -> HistogramMetricFamily:
+        family = HistogramMetricFamily(name, about, labels=labels)
+        bounds = [*(str(bound) for bound in BUCKETS_S), "+Inf"]
+        for values, counts in sorted(self._counts.items()):
+            below = list(accumulate(counts))
+            family.add_metric(values, list(zip(bounds, below, strict=True)), self._sums[values])
+        return family
 
 
 def _counter(

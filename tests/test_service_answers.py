@@ -255,7 +255,7 @@ def test_a_body_that_never_arrives_is_given_up(moon, tmp_path):
     scope = {
         "type": "http", "http_version": "1.1", "method": "POST", "path": "/search", "raw_path": b"/search",
         "root_path": "", "scheme": "http", "query_string": b"", "server": ("t", 80), "client": ("t", 1),
-        "headers": [(b"content-type", b"application/json"), (b"content-length", b"9")],
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"9")],
     }  # fmt: skip
     asyncio.run(asyncio.wait_for(app(scope, receive, send), 5))
     assert sent[0]["status"] == 408

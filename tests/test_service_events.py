@@ -97,7 +97,7 @@ def test_more_events_than_one_call_takes_are_refused_whole(shop):
     one = {"user_id": 2, "item_id": 3, "type": "click"}
     many = [{"event_id": 10**6 + n, **one} for n in range(MOST_EVENTS + 1)]
     answer = client.post("/events", json=many)
-    assert answer.status_code == 422 and str(MOST_EVENTS) in answer.json()["error"]
+    assert answer.status_code == 413 and str(MOST_EVENTS) in answer.json()["error"]
     assert Journal(store).table().num_rows == 0
     assert client.post("/events", json=many[1:]).status_code == 200
     assert Journal(store).table().num_rows == MOST_EVENTS

@@ -63,7 +63,7 @@ def test_fallbacks_empty_answers_responses_and_events_are_counted():
     telemetry.answered("/recommend", answer(1.0, hits=0, fallbacks=("no_history",)))
     telemetry.answered("/recommend", answer(1.0))
     for status in (200, 200, 404):
-        telemetry.responded("/recommend", status)
+        telemetry.responded("GET", "/recommend", status, 0.003)
     telemetry.ingested(Ingested(accepted=5, duplicates=2, late=1))
     telemetry.ingested(Ingested(accepted=1, duplicates=0, late=1))
     found = values(telemetry)

@@ -72,7 +72,7 @@ def _answers(settings: Settings) -> Iterator[Line]:
 def _new_items(settings: Settings, dataset: Dataset) -> Iterator[Line]:
     rows = [row for row in dataset.items.to_pylist() if row["title"] and row["image_id"]][:NEW]
     took = []
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), base_url=f"http://{settings.host}") as client:
         for number, row in enumerate(rows):
             image = dataset.image_bytes(row["image_id"]) or b""
             content = {

@@ -9,8 +9,14 @@ import pyarrow as pa
 from pydantic import BaseModel, FailFast, Field, TypeAdapter, ValidationError
 
 from dataset.contracts import EVENTS, DataError
+from dataset.json_keys import refuse_repeated_keys
 from dataset.records import CLOCK_SKEW, Event, Rule, first_error
 from moonstore.freshness import EPOCH, US
+
+
+class TooManyEvents(DataError):
+    """A list of more than MOST_EVENTS."""
+
 
 MOST_EVENTS = 1000  # per HTTP request; a stream or a file takes any number
 # Validation stops at the first invalid event: listing a million faults would take minutes and gigabytes.
@@ -22,28 +28,35 @@ def parsed(model: type[Model], text: bytes | str) -> Model:
     """Parse one event, or an instance of another model, from JSON.
 
     Raises:
-        DataError: the JSON does not fit the model.
+        DataError: the JSON does not fit the model, or has a key twice.
     """
     try:
-        return model.model_validate_json(text)
+        found = model.model_validate_json(text)
     except ValidationError as error:
         what = model.__name__.lower()
         raise DataError(f"expected an {what}, found {first_error(error)}") from None
+    refuse_repeated_keys(text)
+    return found
 
 
 def parse_events(text: bytes | str) -> list[Event]:
     """Parse a JSON list of at most MOST_EVENTS events.
 
     Raises:
+        TooManyEvents: there are more.
         DataError: place and reason of the first fault; no event of the list is accepted.
     """
     try:
-        return EVENT_LIST.validate_json(text)
+        events = EVENT_LIST.validate_json(text)
     except ValidationError as error:
-        raise DataError(
+        one = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        refused = TooManyEvents if one["type"] == "too_long" and not one["loc"] else DataError
+        raise refused(
             f"expected a list of at most {MOST_EVENTS} valid events, found a list that is not; the first fault is at "
             f"{first_error(error)}. No event was accepted; correct it and send the list again."
         ) from None
+    refuse_repeated_keys(text)
+    return events
 
 
 def events_table(events: Sequence[Event], available_us: int) -> pa.Table:

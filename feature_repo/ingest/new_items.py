@@ -86,6 +86,14 @@ def keep_item(store_dir: Path, item: Item, now: datetime) -> None:
     write_json(folder / f"{item.item_id}.json", content)
 
 
+def kept_item(store_dir: Path, item_id: int) -> Item | None:
+    """An item as it was received last; None: it was not, or was set aside."""
+    try:
+        return Item(**json.loads((_folder(store_dir) / f"{item_id}.json").read_text())["item"])
+    except FileNotFoundError:
+        return None
+
+
 def new_items(store_dir: Path) -> list[NewItem]:
     """All items received, ascending by id."""
     found = [json.loads(path.read_text()) for path in _files(store_dir)]

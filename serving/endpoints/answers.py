@@ -8,17 +8,20 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from dataset.pictures import media_type
+from dataset.pictures import MEDIA_TYPES, media_type
 from dataset.records import Rule
 from serving.answer import Answer
-from serving.bodies import read_search
+from serving.bodies import read_search, refuse_repeated
 from serving.live import Live
+from serving.openapi import SEARCH_BODY, refused_with
 from serving.page import render
 from serving.questions import RecommendQuestion, Refused, SimilarQuestion, check_image
 from serving.recommend import Recommender
 from serving.settings import Settings
 from serving.telemetry import Telemetry
 from serving.work import Work
+
+PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}}
 
 
 def add_answers(
@@ -34,9 +37,10 @@ def add_answers(
         telemetry.answered(endpoint, answer)
         return response
 
-    @app.get("/recommend")
-    async def recommend(question: Annotated[RecommendQuestion, Query()]) -> JSONResponse:
+    @app.get("/recommend", responses=refused_with(404, 422, 503))
+    async def recommend(request: Request, question: Annotated[RecommendQuestion, Query()]) -> JSONResponse:
         """What this user should see now."""
+        refuse_repeated((name for name, _ in request.query_params.multi_items()), lists=("session",))
         moon, asked = live.current, question
         return await answered(
             "/recommend",
@@ -44,13 +48,14 @@ def add_answers(
             lambda: moon.recommend(asked.user_id, asked.k, asked.category, session=asked.session),
         )
 
-    @app.get("/similar")
-    async def similar(question: Annotated[SimilarQuestion, Query()]) -> JSONResponse:
+    @app.get("/similar", responses=refused_with(404, 422, 503))
+    async def similar(request: Request, question: Annotated[SimilarQuestion, Query()]) -> JSONResponse:
         """Items like this one."""
+        refuse_repeated(name for name, _ in request.query_params.multi_items())
         moon = live.current
         return await answered("/similar", moon, lambda: moon.similar(question.item_id, question.k))
 
-    @app.post("/search")
+    @app.post("/search", openapi_extra=SEARCH_BODY, responses=refused_with(408, 415, 422, 503))
     async def search(request: Request) -> JSONResponse:
         """Items that answer a text, a picture or both: JSON (``image_base64``) or multipart (``image``)."""
         text, image, user_id, k = await read_search(request, settings, parsing)
@@ -61,17 +66,17 @@ def add_answers(
         moon = live.current
         return await answered("/search", moon, lambda: moon.search(text, image, k, user_id))
 
-    @app.get("/image/{image_id}")
+    @app.get("/image/{image_id}", response_class=Response, responses=PICTURE | refused_with(404, 503))
     async def image(image_id: str) -> Response:
         """The picture of an item."""
         content = await parsing.run(live.current.catalogue.image_bytes, image_id)
         if content is None:
             raise Refused(404, "no such picture")
         return Response(
-            content, media_type=media_type(content), headers={"Cache-Control": "public, max-age=86400"}
+            content, media_type=media_type(content), headers={"Cache-Control": "private, max-age=86400"}
         )
 
-    @app.get("/", response_class=HTMLResponse)
+    @app.get("/", response_class=HTMLResponse, responses=refused_with(422, 503))
     async def page(user_id: str = "", category: str = "", item_id: str = "", text: str = "") -> HTMLResponse:
         """A page to look at."""
         return HTMLResponse(await answering.run(render, live.current, user_id, category, item_id, text))

@@ -8,8 +8,10 @@ from fastapi.responses import JSONResponse
 from dataset.pictures import decoded
 from dataset.records import Item
 from feature_repo.ingest.arrivals import parse_events, parsed
-from serving.bodies import read_body
+from serving.bodies import read_json
 from serving.intake import Intake
+from serving.live import Live
+from serving.openapi import EVENTS_BODY, ITEM_BODY, refused_with
 from serving.questions import Refused, check_image, decode_base64
 from serving.settings import Settings
 from serving.telemetry import Telemetry
@@ -17,25 +19,40 @@ from serving.work import Work
 
 
 def add_arrivals(
-    app: FastAPI, settings: Settings, intake: Intake | None, parsing: Work, telemetry: Telemetry
+    app: FastAPI, settings: Settings, live: Live, intake: Intake | None, parsing: Work, telemetry: Telemetry
 ) -> None:
     """Add ``/events`` and ``/items``; ``parsing`` parses bodies and decodes pictures."""
 
-    @app.post("/events")
+    @app.post("/events", openapi_extra=EVENTS_BODY, responses=refused_with(408, 409, 413, 415, 422, 503))
     async def events(request: Request) -> JSONResponse:
         """What users did: a JSON list of events; a repeated event is stored once."""
-        listed = await parsing.run(parse_events, await read_body(request, settings))
+        listed = await parsing.run(parse_events, await read_json(request, settings))
         found = await _taken(intake).take(listed)
         telemetry.ingested(found)
         return JSONResponse({"accepted": found.accepted, "duplicates": found.duplicates})
 
-    @app.post("/items", status_code=202)
-    async def items(request: Request) -> JSONResponse:
-        """An item that is new or has changed, as JSON; it can be recommended within seconds, see ``/similar``."""
-        item = await parsing.run(parsed, Item, await read_body(request, settings))
+    @app.post(
+        "/items",
+        status_code=202,
+        openapi_extra=ITEM_BODY,
+        responses=refused_with(408, 409, 413, 415, 422, 503),
+    )
+    async def items(request: Request, overwrite: bool = False) -> JSONResponse:
+        """An item as JSON; it can be recommended within seconds, see ``/similar``.
+
+        One that the catalogue holds is replaced only with ``overwrite``; sending the same again changes nothing.
+        """
+        item = await parsing.run(parsed, Item, await read_json(request, settings))
         if item.image_base64 is not None:
             await parsing.run(_check_picture, item.image_base64, settings)
-        await _taken(intake).keep(item)
+        taken = _taken(intake)
+        kept = await taken.kept(item.item_id)
+        if kept != item:
+            if not overwrite and (kept is not None or item.item_id in live.current.catalogue):
+                raise Refused(
+                    409, f"item {item.item_id} exists: POST it to /items?overwrite=true to replace it"
+                )
+            await taken.keep(item)
         return JSONResponse({"item_id": item.item_id}, status_code=202)
 
 

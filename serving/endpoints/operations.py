@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from serving.drain import Drain
+from serving.gate import caller_of
 from serving.intake import Intake
 from serving.live import Live
+from serving.openapi import refused_with
 from serving.recommend import Recommender
 from serving.telemetry import Telemetry
 from serving.work import Work
@@ -23,12 +25,13 @@ def add_operations(
         """The process is alive."""
         return {"status": "alive"}
 
-    @app.get("/readyz")
-    async def readyz() -> JSONResponse:
+    @app.get("/readyz", responses=refused_with(503))
+    async def readyz(request: Request) -> JSONResponse:
         """May this process get requests: 200 when it is ready or degraded, 503 when it is not ready or draining.
 
         Degraded: it answers, but with popular items, because the online store is away or empty, or it cannot keep
         what it is sent. A generation that cannot be opened leaves it ready: the one before it still serves.
+        Where keys are in force, only one of scope admin is told the details.
         """
         moon = live.current
         unready = moon.unready()
@@ -55,9 +58,11 @@ def add_operations(
                 "problem": intake.problem if intake is not None else "",
             },
         }
+        if "admin" not in caller_of(request.scope).scopes:
+            content = {"status": state}
         return JSONResponse(content, status_code=200 if state in ("ready", "degraded") else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, responses=refused_with())
     async def metrics() -> Response:
         """Prometheus text."""
         return Response(telemetry.text(), media_type="text/plain; version=0.0.4")
