@@ -17,6 +17,7 @@ from feast.repo_config import RepoConfig
 from feature_repo.event_log import open_event_log
 from feature_repo.views import HISTORY, USER_HISTORY
 from moonstore import duckdb_store
+from moonstore.exact import ExactIbisJob
 from moonstore.freshness import EPOCH, US
 
 
@@ -59,7 +60,7 @@ class MoonOfflineStore(duckdb_store.DuckDBOfflineStore):
                 open_event_log(Path(repo_path)).snapshot(before_us=end_us + 1, history=HISTORY)
             )
 
-        return pull_latest_from_table_or_query_ibis(
+        job = pull_latest_from_table_or_query_ibis(
             config=config,
             data_source=data_source,
             join_key_columns=join_key_columns,
@@ -70,3 +71,4 @@ class MoonOfflineStore(duckdb_store.DuckDBOfflineStore):
             end_date=end_date,
             **duckdb_store.readers(config, histories),
         )
+        return ExactIbisJob.of(job)

@@ -18,13 +18,13 @@ import pyarrow as pa
 from feast.data_source import DataSource
 from feast.feature_view import DUMMY_ENTITY_ID, FeatureView
 from feast.infra.offline_stores import offline_utils
-from feast.infra.offline_stores.ibis import IbisRetrievalJob
 from feast.infra.offline_stores.offline_store import RetrievalMetadata
 from feast.on_demand_feature_view import OnDemandFeatureView
 from ibis import _
 from ibis.expr import datatypes as dt
 
 from moonstore.errors import StoreError
+from moonstore.exact import ExactIbisJob
 
 Reader = Callable[[DataSource, str], ibis.Table]
 UTC = dt.Timestamp(timezone="UTC", scale=6)
@@ -54,20 +54,15 @@ class Lookup:
     ttl: timedelta | None
 
 
-class AsofJob(IbisRetrievalJob):
+class AsofJob(ExactIbisJob):
     """Feast's retrieval job, plus a check that each entity row gives exactly one result row."""
 
     def __init__(self, table: ibis.Table, rows: int, **rest: Any) -> None:
         super().__init__(table, **rest)
         self._rows = rows
 
-    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
-        return self._checked(super()._to_df_internal(timeout))
-
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
-        return self._checked(super()._to_arrow_internal(timeout))
-
-    def _checked(self, answer: Any) -> Any:
+        answer = super()._to_arrow_internal(timeout)
         if len(answer) != self._rows:
             raise StoreError(f"expected a row for each of {self._rows} entity rows, found {len(answer)}")
         return answer

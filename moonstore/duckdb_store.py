@@ -40,6 +40,7 @@ from feast.saved_dataset import SavedDatasetStorage
 from dataset.records import CLOCK_SKEW
 from moonstore.asof import Reader, asof_job, lookup, why_not
 from moonstore.errors import StoreError
+from moonstore.exact import ExactIbisJob, ExactJob
 
 # ibis 11 calls a method that DuckDB 2 has renamed, which warns once per query.
 warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
@@ -90,7 +91,7 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
                 **_staging(config),
             )
         log.warning("point-in-time join by Feast's own plan, many times slower: %s", reason)
-        return get_historical_features_ibis(
+        job = get_historical_features_ibis(
             config=config,
             feature_views=feature_views,
             feature_refs=feature_refs,
@@ -101,6 +102,7 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
             filter_by_created_timestamp=filter_by_created_timestamp,
             **readers(config, read),
         )
+        return ExactIbisJob.of(job)
 
     @staticmethod
     def pull_latest_from_table_or_query(
@@ -133,7 +135,7 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
                 end_date,
             )
             return StreamJob(query)
-        return pull_latest_from_table_or_query_ibis(
+        job = pull_latest_from_table_or_query_ibis(
             config=config,
             data_source=data_source,
             join_key_columns=join_key_columns,
@@ -144,6 +146,7 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
             end_date=end_date,
             **readers(config, read),
         )
+        return ExactIbisJob.of(job)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -157,7 +160,7 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
         end_date: datetime | None = None,
     ) -> RetrievalJob:
         """Every row in [start_date, end_date]."""
-        return pull_all_from_table_or_query_ibis(
+        job = pull_all_from_table_or_query_ibis(
             config=config,
             data_source=data_source,
             join_key_columns=join_key_columns,
@@ -168,6 +171,7 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
             end_date=end_date,
             **readers(config, read),
         )
+        return ExactIbisJob.of(job)
 
 
 def _check_columns(path: str, columns: Sequence[str]) -> None:
@@ -184,7 +188,7 @@ def _check_columns(path: str, columns: Sequence[str]) -> None:
         )
 
 
-class StreamJob(RetrievalJob):
+class StreamJob(ExactJob):
     """The rows of a DuckDB query, all at once or as a stream."""
 
     full_feature_names = False
@@ -211,9 +215,6 @@ class StreamJob(RetrievalJob):
         with duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
             return connection.sql(self._query).to_arrow_table()
-
-    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
-        return self._to_arrow_internal(timeout).to_pandas()
 
 
 def newest_rows(

@@ -6,6 +6,7 @@ Run: pytest tests/test_asof_join.py
 import logging
 from datetime import timedelta
 
+import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -13,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig as StockConfig
-from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.types import Array, Float32, Int64, String
 from feast.value_type import ValueType
 from hypothesis import HealthCheck, given, settings
@@ -166,8 +166,10 @@ def test_a_cut_in_created_time_falls_back_and_says_so(tmp_path, caplog):
 
 
 def test_a_join_that_loses_rows_is_refused():
-    job = AsofJob.__new__(AsofJob)
-    RetrievalJob.__init__(job)
-    job._rows = 3
+    lost = ibis.memtable(pd.DataFrame({"a": [1, 2]}))
+    names = ("data_source_writer", "staging_location", "staging_location_endpoint_override", "repo_path")
+    job = AsofJob(
+        lost, 3, on_demand_feature_views=[], full_feature_names=False, metadata=None, **dict.fromkeys(names)
+    )
     with pytest.raises(StoreError, match="each of 3 entity rows, found 2"):
-        job._checked(pd.DataFrame({"a": [1, 2]}))
+        job.to_df()
