@@ -20,6 +20,7 @@ from dataset.contracts import EVENT_TYPES, QUARANTINE, SCHEMAS, DataError, Table
 from dataset.pictures import inspect_pictures
 from dataset.records import CLOCK_SKEW, MOST_PARTS, MOST_TEXT, MOST_WORD, OLDEST, Rule
 from dataset.sieve import AGAIN, Sieve, mistyped
+from dataset.slates import refuse_mixed_requests
 from dataset.text import clean_column
 
 TEXTS = {
@@ -189,6 +190,7 @@ def _check_events(events: Sieve, sieve: dict[str, Sieve], latest: datetime) -> N
     events.refuse(Rule.NO_RATING, pc.invert(pc.or_(rating, missing)), value)
     events.empty(Rule.NUMBER.format("value"), pc.is_nan(value), "value")
     events.refuse_repeats("event_id")
+    refuse_mixed_requests(events)
 
 
 def _check_judgements(judgements: Sieve, sieve: dict[str, Sieve]) -> None:

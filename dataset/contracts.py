@@ -61,6 +61,8 @@ EVENTS = pa.schema(
         pa.field("position", pa.int32()),  # 0-based place in the slate of ``request_id``
         pa.field("request_id", pa.int64()),
         pa.field("value", pa.float32()),  # the rating, for ratings
+        # Order of events with equal times (dataset.order); null in a received event: no other has its time.
+        pa.field("sequence", pa.int64()),
     ]
 )
 QUERIES = pa.schema(
@@ -68,6 +70,7 @@ QUERIES = pa.schema(
         pa.field("query_id", pa.int64(), nullable=False),
         pa.field("text", pa.string()),
         pa.field("image_id", pa.string()),  # an image search; key of IMAGES
+        pa.field("external_id", pa.string()),  # null: the source does not name its queries
     ]
 )
 JUDGEMENTS = pa.schema(
@@ -122,6 +125,15 @@ class Tables:
 
 class DataError(ValueError):
     """Input that breaks the contract; says what was expected and found, how many, the first offenders, what to do."""
+
+
+def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A stored canonical table with the columns of ``schema``; those that earlier releases did not write are null."""
+    columns = [
+        table.column(field.name) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def behaviour_codes(types: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray | pa.Array) -> np.ndarray:

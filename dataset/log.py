@@ -13,7 +13,7 @@ from dataset.contracts import POSITIVE_CODES, behaviour_codes
 
 @dataclass(frozen=True)
 class Log:
-    """Events as arrays in canonical order, (available_time, event_id); times are microseconds since 1970."""
+    """Events as arrays in canonical order, (available_time, sequence); times are microseconds since 1970."""
 
     table: pa.Table
     user: np.ndarray
@@ -25,7 +25,7 @@ class Log:
     @classmethod
     def of(cls, events: pa.Table) -> Log:
         """Sort an EVENTS table and unpack its columns into arrays."""
-        table = events.sort_by([("available_time", "ascending"), ("event_id", "ascending")]).combine_chunks()
+        table = events.sort_by([("available_time", "ascending"), ("sequence", "ascending")]).combine_chunks()
         return cls(
             table=table,
             user=table.column("user_id").to_numpy(),

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset.contracts import EVENTS, TIME, DataError
+from dataset.contracts import EVENTS, TIME, DataError, completed
 from dataset.log import Log, pairs
+from dataset.slates import clicks_explained
 from run.artifacts import Artifact, open_artifact, write_artifact
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ class Split:
 
     @cached_property
     def log(self) -> pa.Table:
-        """Events that features may read (EVENTS), ordered by (available_time, event_id)."""
-        return pq.read_table(self.artifact.file("log.parquet"))
+        """Events that features may read (EVENTS), ordered by (available_time, sequence)."""
+        return completed(pq.read_table(self.artifact.file("log.parquet")), EVENTS)
 
     @cached_property
     def ranking(self) -> pa.Table:
@@ -166,6 +167,8 @@ def split_dataset(dataset: Dataset, out: Path, seed: int = 0) -> Artifact:
         "test_from": _moment(test_us).isoformat(),
         "seed": seed,
     }
+    if protocol == "time" and (clicks := clicks_explained(log.table)):
+        config["clicks"] = clicks
     with write_artifact(out, "split", config, {"dataset": dataset.artifact}) as folder:
         pq.write_table(kept.cast(EVENTS), folder / "log.parquet", compression="zstd")
         pq.write_table(ranking, folder / "ranking.parquet", compression="zstd")
@@ -219,8 +222,7 @@ def _ranking(log: Log, fit_us: int, test_us: int) -> pa.Table:
     late = time_us >= fit_us
     rows, request, time_us, label = rows[late], request[late], time_us[late], label[late]
     position = log.table.column("position").fill_null(-1).to_numpy()[rows]
-    event_id = log.table.column("event_id").to_numpy()[rows]
-    order = np.lexsort((event_id, position, request, time_us))
+    order = np.lexsort((position, request, time_us))  # stable: without positions the order of the log
     rows, request, time_us, label = rows[order], request[order], time_us[order], label[order]
     logged = log.table.take(pa.array(rows))
     columns = {

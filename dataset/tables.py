@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset.checks import check, quarantine_counts
-from dataset.contracts import SCHEMAS, DataError, Tables
+from dataset.contracts import SCHEMAS, DataError, Tables, completed
+from dataset.order import sequenced
+from dataset.slates import clicks_explained
 from run.artifacts import Artifact, open_artifact, write_artifact
 
 
@@ -23,7 +25,9 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
         out: where to write.
         tables: canonical tables.
         config: "name", "protocol" ("time", "holdout" or "none": how the split treats the events), and any other
-            provenance; the rows of each table and the quarantined rows by rule are added here.
+            provenance. Added here: "rows" of each table; "quarantined" rows by table and rule; "ties", what orders
+            events with equal times (``dataset.order``); "clicks", how many label an impression, and why others do not
+            (``dataset.slates``).
 
     Raises:
         DataError: a table breaks its schema, too many of its rows would be quarantined, or no row is left.
@@ -36,6 +40,11 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
         )
     counts = {name: getattr(checked, name).num_rows for name in SCHEMAS}
     complete = {**config, "rows": counts, "quarantined": quarantine_counts(checked.quarantine)}
+    if checked.events.num_rows:
+        events, complete["ties"] = sequenced(checked.events, checked.items)
+        checked = replace(checked, events=events)
+        if clicks := clicks_explained(events):
+            complete["clicks"] = clicks
     with write_artifact(out, "dataset", complete) as folder:
         for name in (*counts, "quarantine"):
             pq.write_table(getattr(checked, name), folder / f"{name}.parquet", compression="zstd")
@@ -56,7 +65,8 @@ class Dataset:
         return cls(artifact)
 
     def _read(self, name: str) -> pa.Table:
-        return pq.read_table(self.artifact.file(f"{name}.parquet"))
+        table = pq.read_table(self.artifact.file(f"{name}.parquet"))
+        return completed(table, SCHEMAS[name]) if name in SCHEMAS else table
 
     @cached_property
     def items(self) -> pa.Table:

@@ -29,7 +29,7 @@ def requests_of(log: pa.Table, retrieval: pa.Table) -> Requests:
         Requests in the order of ``retrieval``.
     """
     events = positive_events(log).sort_by(
-        [("user_id", "ascending"), ("available_time", "ascending"), ("event_id", "ascending")]
+        [("user_id", "ascending"), ("available_time", "ascending"), ("sequence", "ascending")]
     )
     user, item = events["user_id"].to_numpy(), events["item_id"].to_numpy()
     available = pc.cast(events["available_time"], pa.int64()).to_numpy()

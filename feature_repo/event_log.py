@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset.contracts import TIME, behaviour_codes
+from dataset.order import sequence_of
 from feature_repo.frame import History
 from feature_repo.sources import DATA
 
@@ -26,7 +27,7 @@ LOG_VERSION = "log_version"  # column and metadata key of the version that point
 
 @dataclass(frozen=True)
 class EventLog:
-    """Behaviours of all users, grouped by user, each user's ordered by (available_time, event_id).
+    """Behaviours of all users, grouped by user, each user's ordered by (available_time, sequence).
 
     Attributes:
         users: int64 of shape (U), ascending.
@@ -131,7 +132,7 @@ def write_event_log(folder: Path, log: pa.Table) -> EventLog:
         "available_us": log.column("available_time").cast(pa.int64()).to_numpy()[keep],
         "event_id": log.column("event_id").to_numpy()[keep],
     }
-    order = np.lexsort((columns["event_id"], columns["available_us"], columns["user_id"]))
+    order = np.lexsort((sequence_of(log)[keep], columns["available_us"], columns["user_id"]))
     columns = {name: values[order] for name, values in columns.items()}
     users, first = np.unique(columns["user_id"], return_index=True)
     arrays = {

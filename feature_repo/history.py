@@ -50,7 +50,7 @@ class CompareAndSetStore(Protocol):
 
 @dataclass(frozen=True)
 class Behaviour:
-    """One user's stored behaviours, ordered by (available_us, event_id), and the count of all behaviours.
+    """One user's stored behaviours, in the order of the log, and the count of all behaviours.
 
     Attributes:
         rows: int64 of shape (5, n): item_id, code, time_us, available_us, event_id.
@@ -76,13 +76,14 @@ class Behaviour:
         """
         fresh = new[:, ~np.isin(new[4], self.rows[4])]
         if self.position > self.rows.shape[1]:
-            oldest = tuple(self.rows[3:, 0])
-            fresh = fresh[:, [tuple(row) > oldest for row in fresh[3:].T]]
+            fresh = fresh[:, fresh[3] > self.rows[3, 0]]
         if not fresh.shape[1]:
             return self
         _, once = np.unique(fresh[4], return_index=True)
         rows = np.concatenate([self.rows, fresh[:, once]], axis=1)
-        rows = rows[:, np.lexsort((rows[4], rows[3]))]
+        rows = rows[
+            :, np.argsort(rows[3], kind="stable")
+        ]  # stored ones of equal time keep the order of the log
         return Behaviour(rows[:, -HISTORY:], self.position + len(once))
 
 

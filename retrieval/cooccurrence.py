@@ -21,6 +21,7 @@ import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
+from dataset.order import sequence_of
 from feature_repo.frame import History
 from retrieval.jagged import Retrieved, best_first, group_best, offsets_of, owners, stack
 from retrieval.requests import interests
@@ -161,14 +162,15 @@ class Cooccurrence:
 def _positive_pairs(log: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Distinct (user, item) pairs with positive behaviour: each user's newest MOST_ITEMS."""
     positive = np.isin(behaviour_codes(log["type"], log["value"]), POSITIVE_CODES)
-    user, item, event = (log[name].to_numpy()[positive] for name in ("user_id", "item_id", "event_id"))
+    user, item = (log[name].to_numpy()[positive] for name in ("user_id", "item_id"))
     time = log["available_time"].cast(pa.int64()).to_numpy()[positive]
-    order = np.lexsort((-event, -time, item, user))
-    user, item, event, time = user[order], item[order], event[order], time[order]
+    place = np.argsort(np.lexsort((sequence_of(log)[positive], time)))  # of each event in the log
+    order = np.lexsort((-place, item, user))
+    user, item, place = user[order], item[order], place[order]
     newest = np.ones(len(user), dtype=bool)
     newest[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
-    user, item, event, time = user[newest], item[newest], event[newest], time[newest]
-    order = np.lexsort((-event, -time, user))
+    user, item, place = user[newest], item[newest], place[newest]
+    order = np.lexsort((-place, user))
     user, item = user[order], item[order]
     kept = np.arange(len(user)) - np.searchsorted(user, user) < MOST_ITEMS
     return user[kept], item[kept]

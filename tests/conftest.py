@@ -129,7 +129,11 @@ def make_world(seed: int, users: int = 12, items: int = 20, events: int = 400, d
         schema=contracts.USERS,
     )
     query_table = pa.table(
-        [pa.array(query_ids), pa.array([f"query {n}" for n in query_ids]), pa.nulls(5, pa.string())],
+        [
+            pa.array(query_ids),
+            pa.array([f"query {n}" for n in query_ids]),
+            *[pa.nulls(5, pa.string())] * 2,
+        ],
         schema=contracts.QUERIES,
     )
     # The last item and the last user never appear in the log.
@@ -155,6 +159,7 @@ def _log(rng, user_ids, item_ids, query_ids, events, days) -> pa.Table:
             pa.nulls(events, pa.int32()),
             pa.nulls(events, pa.int64()),
             pa.array([float(rng.integers(1, 6)) if k == "rating" else None for k in kind], pa.float32()),
+            pa.nulls(events, pa.int64()),  # as in a log of release 0.1.0: the rows are in order
         ],
         schema=contracts.EVENTS,
     )

@@ -1,4 +1,4 @@
-"""An id above 2**53 beside a missing value is the id that was stored, in every pandas frame that the store hands out."""
+"""An id above 2**53 beside a missing value is the id that was stored, in every frame that the store gives."""
 
 from datetime import timedelta
 

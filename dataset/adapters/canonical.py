@@ -23,11 +23,11 @@ from dataset.contracts import (
     content_hash,
     stable_ids,
 )
+from dataset.order import hashed
 from dataset.pictures import picture_size
 from dataset.records import CLOCK_SKEW
 from dataset.sieve import Column, mistyped, sane
 
-TIES = "hash of user and item"  # order of events with equal times, recorded in the manifest
 NO_CLOCK = datetime(2000, 1, 1, tzinfo=UTC)  # first_seen if the source has no times
 SECOND_US = 1_000_000
 FAR_US = 200_000 * 365 * 86_400 * SECOND_US  # outside every bound of dates, within int64
@@ -60,17 +60,6 @@ def after(moments: Column, seconds: int = 1) -> pa.Array:
     return pc.add(flat(moments).cast(pa.int64()), seconds * SECOND_US).cast(TIME)
 
 
-def stable_hash(*columns: np.ndarray) -> np.ndarray:
-    """A uint64 hash of the values of int64 columns (splitmix64), the same on every machine."""
-    mixed = np.zeros(len(columns[0]), dtype=np.uint64)
-    for column in columns:
-        mixed = mixed + np.uint64(0x9E3779B97F4A7C15) + column.astype(np.int64).view(np.uint64)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed = mixed ^ (mixed >> np.uint64(31))
-    return mixed
-
-
 def paths(levels: Sequence[Column]) -> pa.Array:
     """Category path of each row, from one column per level, broadest first; empty levels are left out."""
     offsets, _, values = _ragged(levels)
@@ -97,36 +86,56 @@ def _ragged(columns: Sequence[Column]) -> tuple[pa.Array, pa.Array, pa.Array]:
 
 
 def event_table(
-    kind: str,
+    kind: str | Column,
     user: Column,
     item: Column,
     time: Column,
     request: Column | None = None,
+    request_scope: Sequence[Column] = (),
     value: Column | None = None,
+    sequence: Column | None = None,
 ) -> pa.Table:
-    """EVENTS of one type, ordered by time and numbered from 1, available a second after they happened.
+    """EVENTS ordered by time and numbered from 1, available a second after they happened.
 
-    Events of equal time are ordered by a hash of user and item (TIES), never by an id: a sequence model would learn
-    that the next item has a larger id.
+    Args:
+        kind: the type of all events, or of each (EVENT_TYPES).
+        user, item: ids, int64 (``ids_of``).
+        time: TIME.
+        request: the source's id of the slate or session, a number or a text.
+        request_scope: columns within which the source numbers its requests, e.g. the user; empty: a request has the
+            same id nowhere else.
+        value: the rating, of rating events.
+        sequence: int64 by which the source orders events of equal time, e.g. the number of the row in a log that is
+            written as things happen; None: it has no such order, and they are ordered by a hash (``dataset.order``).
     """
     moments = flat(time)
+    rows = len(moments)
     users, items, times_us = (
         flat(key).cast(pa.int64()).fill_null(-1).to_numpy() for key in (user, item, moments)
     )
-    order = pa.array(np.lexsort([stable_hash(users, items), times_us]))
-    rows = len(order)
-    moments = moments.take(order)
+    ties = hashed(users, items) if sequence is None else flat(sequence).to_numpy()
+    order = pa.array(np.lexsort([ties, times_us]))
+    kinds = pa.array([kind]).take(pa.array(np.zeros(rows, dtype=np.int64))) if isinstance(kind, str) else kind
     columns = {
-        "event_id": pa.array(np.arange(1, rows + 1)),
-        "user_id": flat(user).take(order),
-        "item_id": flat(item).take(order),
-        "type": pa.array([kind]).take(pa.array(np.zeros(rows, dtype=np.int64))),
+        "user_id": user,
+        "item_id": item,
+        "type": kinds,
         "event_time": moments,
         "available_time": after(moments),
-        "request_id": pa.nulls(rows, pa.int64()) if request is None else flat(request).take(order),
-        "value": pa.nulls(rows, pa.float32()) if value is None else flat(value).take(order),
+        "request_id": pa.nulls(rows, pa.int64()) if request is None else scoped_ids(request, request_scope),
+        "value": pa.nulls(rows, pa.float32()) if value is None else value,
+        "sequence": pa.nulls(rows, pa.int64()) if sequence is None else sequence,
     }
-    return under(EVENTS, columns)
+    sorted_columns = {name: flat(column).take(order) for name, column in columns.items()}
+    return under(EVENTS, {"event_id": pa.array(np.arange(1, rows + 1)), **sorted_columns})
+
+
+def scoped_ids(external: Column, scope: Sequence[Column] = ()) -> pa.Array:
+    """Int64 ids of what the source numbers anew within each combination of the columns ``scope``."""
+    if not scope and pa.types.is_integer(external.type):
+        return flat(external)
+    names = [flat(column).cast(pa.string()) for column in (*scope, external)]
+    return ids_of(pc.binary_join_element_wise(*names, "/"))
 
 
 def start_of(moments: Column) -> datetime:
@@ -147,15 +156,22 @@ def first_seen(ids: Column, seen: Column, moments: Column) -> pa.Array:
     )
 
 
-def user_table(events: pa.Table, profiles: Mapping[str, Column] | None = None) -> pa.Table:
-    """USERS: users with a profile, then the other users of ``events``, with their number as external id.
+def user_table(
+    events: pa.Table, profiles: Mapping[str, Column] | None = None, named: Column | None = None
+) -> pa.Table:
+    """USERS: users with a profile, then the other users of ``events``.
 
     Args:
         events: EVENTS.
         profiles: columns of USERS except first_seen; None: the source has no profiles.
+        named: the source's ids of the users of its log, text, in any order, from which ``ids_of`` made ``user_id``;
+            None: the source's ids are the numbers.
     """
     active = pc.unique(events.column("user_id")).drop_null().sort()
     columns = {"user_id": active, "external_id": active.cast(pa.string())}
+    if named is not None:
+        external = pc.unique(flat(named)).drop_null()
+        columns["external_id"] = external.take(pc.index_in(active, value_set=ids_of(external)))
     parts = [under(USERS, columns)]
     if profiles is not None:
         parts = [under(USERS, profiles), *parts]
@@ -265,10 +281,10 @@ def attach_pictures(
 
 
 def numbers(column: Column, what: str) -> pa.Array:
-    """Int64 from decimal strings or integers.
+    """Int64 from decimal strings of one length, or from integers.
 
     Raises:
-        DataError: naming the first values that are not integers.
+        DataError: naming the first values that are not integers, or two texts of one number ("07" and "7").
     """
     values = flat(column)
     if pa.types.is_string(values.type):
@@ -278,5 +294,12 @@ def numbers(column: Column, what: str) -> pa.Array:
             raise DataError(
                 f"{what}: expected integers, found {len(offenders)} others, "
                 f"first {offenders[:3].to_pylist()}. Correct them, then run 'moon dataset' again."
+            )
+        lengths = pc.unique(pc.utf8_length(values)).drop_null()
+        if len(lengths) > 1 and pc.any(pc.starts_with(values, "0")).as_py():
+            raise DataError(
+                f"{what}: expected numbers of one length, because some begin with 0, found lengths "
+                f"{sorted(lengths.to_pylist())[:3]}: '07' and '7' would become one id. "
+                f"Write them in full, then run 'moon dataset' again."
             )
     return values.cast(pa.int64())

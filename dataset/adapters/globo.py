@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset.adapters.canonical import TIES, event_table, first_seen, times, under, user_table
+from dataset.adapters.canonical import event_table, first_seen, times, under, user_table
 from dataset.adapters.source import choose_layout, read_parquet
 from dataset.contracts import IMAGES, ITEMS, JUDGEMENTS, QUARANTINE, QUERIES, Tables
 
@@ -39,6 +40,7 @@ def scale_globo(folder: Path) -> tuple[Tables, dict[str, Any]]:
         clicks.column("article_id"),
         times(clicks.column("timestamp_ms"), per_second=1000),
         request=clicks.column("session_id"),
+        sequence=pa.array(np.arange(len(clicks))),  # the log is written as clicks happen
     )
     item = pc.unique(events.column("item_id")).drop_null().sort()
     items = {
@@ -57,4 +59,4 @@ def scale_globo(folder: Path) -> tuple[Tables, dict[str, Any]]:
         quarantine=QUARANTINE.empty_table(),
     )
     source = "Globo.com news clicks (Moreira et al. 2018), pack layout"
-    return tables, {"name": "scale_globo", "source": source, "protocol": "time", "ties": TIES}
+    return tables, {"name": "scale_globo", "source": source, "protocol": "time"}

@@ -79,7 +79,11 @@ def grocery_store(folder: Path) -> tuple[Tables, dict[str, Any]]:
         "relevance": pa.array([1.0] * photos.num_rows),
         "part": pa.array([PARTS.get(part, part) for part in split], TEXT),
     }
-    queries = {"query_id": query, "image_id": pa.array([content_hash(content) for content in contents], TEXT)}
+    queries = {
+        "query_id": query,
+        "image_id": pa.array([content_hash(content) for content in contents], TEXT),
+        "external_id": photos.column("path"),
+    }
     tables = Tables(
         items=under(ITEMS, items),
         images=image_table([*images.column("bytes").to_pylist(), *contents]),

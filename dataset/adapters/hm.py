@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 
 from dataset.adapters.canonical import (
     SECOND_US,
-    TIES,
     attach_pictures,
     attributes,
     event_table,
@@ -24,13 +23,13 @@ from dataset.adapters.canonical import (
     ids_of,
     numbers,
     paths,
-    stable_hash,
     start_of,
     under,
     user_table,
 )
 from dataset.adapters.source import choose_layout, read_csv, read_parquet
 from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES, TIME, Tables
+from dataset.order import stable_hash
 from dataset.pictures import read_pictures
 
 PACK = ("items.parquet", "users.parquet", "transactions.parquet", "images.parquet")
@@ -107,6 +106,7 @@ def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
         DataError: files, columns or types are not those of either layout.
     """
     layout = choose_layout(folder, {"pack": PACK, "raw": RAW})
+    names = None  # of customers; the pack numbers them
     if layout == "pack":
         articles, customers, sales, pictures = (
             read_parquet(folder / name, PACK_SCHEMAS[name]) for name in PACK
@@ -117,7 +117,8 @@ def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
         )
     else:
         articles, customers, sales = (read_csv(folder / name, RAW_SCHEMAS[name]) for name in RAW)
-        user, customer = ids_of(sales.column("customer_id")), ids_of(customers.column("customer_id"))
+        names = sales.column("customer_id")
+        user, customer = ids_of(names), ids_of(customers.column("customer_id"))
         shown = read_pictures(folder / "images")
     item = numbers(sales.column("article_id"), "article_id of sales")
     time = _moments(flat(user), item, sales.column("t_dat"))
@@ -126,14 +127,14 @@ def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
     tables = Tables(
         items=items,
         images=images,
-        users=user_table(events, _profiles(customers, flat(customer))),
+        users=user_table(events, _profiles(customers, flat(customer)), names),
         events=events,
         queries=QUERIES.empty_table(),
         judgements=JUDGEMENTS.empty_table(),
         quarantine=quarantine,
     )
     source = f"H&M Personalized Fashion Recommendations (Kaggle 2022), {layout} layout"
-    return tables, {"name": "hm_fashion", "source": source, "protocol": "holdout", "ties": TIES}
+    return tables, {"name": "hm_fashion", "source": source, "protocol": "holdout"}
 
 
 def _moments(user: pa.Array, item: pa.Array, day: pa.ChunkedArray) -> pa.Array:

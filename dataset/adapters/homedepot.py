@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset.adapters.canonical import NO_CLOCK, flat, stable_hash, under
+from dataset.adapters.canonical import NO_CLOCK, flat, under
 from dataset.adapters.source import choose_layout, read_parquet
 from dataset.contracts import EVENTS, IMAGES, ITEMS, JUDGEMENTS, QUARANTINE, QUERIES, TIME, USERS, Tables
+from dataset.order import stable_hash
 
 FILES = ("products.parquet", "queries.parquet", "labels.parquet")
 SCHEMAS = {
@@ -48,12 +49,17 @@ def homedepot_relevance(folder: Path) -> tuple[Tables, dict[str, Any]]:
         "relevance": pc.divide(pc.subtract(flat(labels.column("relevance")), 1.0), 2.0),
         "part": pa.array(["train", "test"]).take(pa.array(test.astype(np.int64))),
     }
+    searches = {
+        "query_id": queries.column("query_id"),
+        "text": queries.column("query"),
+        "external_id": queries.column("query_id").cast(pa.string()),
+    }
     tables = Tables(
         items=under(ITEMS, items),
         images=IMAGES.empty_table(),
         users=USERS.empty_table(),
         events=EVENTS.empty_table(),
-        queries=under(QUERIES, {"query_id": queries.column("query_id"), "text": queries.column("query")}),
+        queries=under(QUERIES, searches),
         judgements=under(JUDGEMENTS, judgements),
         quarantine=QUARANTINE.empty_table(),
     )

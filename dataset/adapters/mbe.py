@@ -196,6 +196,7 @@ class Searches:
             "query_id": ids_of(pa.array(list(self.record), pa.string())),
             "text": pa.array([text for text, _ in self.record.values()], pa.string()),
             "image_id": pa.array([_name(picture) for _, picture in self.record.values()], pa.string()),
+            "external_id": pa.array(list(self.record), pa.string()),
         }
         return under(QUERIES, columns)
 

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.adapters.canonical import (
-    TIES,
     attach_pictures,
     attributes,
     event_table,
@@ -89,7 +88,6 @@ def ml_posters(folder: Path) -> tuple[Tables, dict[str, Any]]:
         "name": "ml_posters",
         "source": f"MovieLens latest (GroupLens) with posters, {layout} layout",
         "protocol": "time",
-        "ties": TIES,
     }
 
 

@@ -53,6 +53,7 @@ def find_searches(catalogue: Catalogue, requests: Requests, pictures: list[bytes
             pa.array(np.arange(1, len(unique) + 1)),
             pa.array([value if name == "text" else None for name, value in kind], pa.string()),
             pa.array([value if name == "image" else None for name, value in kind], pa.string()),
+            pa.nulls(len(unique), pa.string()),
         ],
         schema=QUERIES,
     )

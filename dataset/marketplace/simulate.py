@@ -194,6 +194,7 @@ def _events(
         pa.array(place[source], pa.int32()),
         pa.array(_request_ids(requests)[request]),
         pa.nulls(len(source), pa.float32()),
+        pa.array(event_id),
     ]
     impression = step == 0
     probability = slates.probability[request[impression], place[source[impression]]]

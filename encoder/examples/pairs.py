@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
+from dataset.order import sequence_of
 from encoder.examples.corpus import Corpus, Side
 
 WINDOW_US = 24 * 3600 * 1_000_000  # two behaviours of a user less than a day apart count as one shopping trip
@@ -52,10 +53,10 @@ def item_pairs(log: pa.Table, until: datetime, items: Side) -> Pairs:
         items: turns ids into rows; events of unknown items are ignored.
     """
     events = positive_log(log, until)
-    user, event_id = events["user_id"].to_numpy(), events["event_id"].to_numpy()
+    user = events["user_id"].to_numpy()
     time = events["event_time"].cast(pa.int64()).to_numpy()
     row = items.rows(events["item_id"].to_numpy())
-    order = np.lexsort((event_id, time, user))
+    order = np.lexsort((sequence_of(events), time, user))
     order = order[row[order] >= 0]
     user, time, row = user[order], time[order], row[order]
     first, second = [], []

@@ -60,17 +60,21 @@ def parse_events(text: bytes | str) -> list[Event]:
 
 
 def events_table(events: Sequence[Event], available_us: int) -> pa.Table:
-    """EVENTS rows of events that became available at one moment.
+    """EVENTS rows of events that became available one microsecond after another, in the order given.
 
     Args:
-        events: of distinct ids; an event time after that moment, but within the clock skew, is set to just before it.
-        available_us: microseconds since 1970 UTC.
+        events: of distinct ids; an event time after its available time, but within the clock skew, is set to just
+            before it.
+        available_us: available time of the first event, microseconds since 1970 UTC.
 
     Raises:
         DataError: an event time further in the future.
     """
-    latest = available_us - 1
-    happened = [latest if one.event_time is None else (one.event_time - EPOCH) // US for one in events]
+    available = range(available_us, available_us + len(events))
+    happened = [
+        at - 1 if one.event_time is None else (one.event_time - EPOCH) // US
+        for one, at in zip(events, available, strict=True)
+    ]
     limit = available_us + CLOCK_SKEW // US
     wrong = [one.event_id for one, us in zip(events, happened, strict=True) if us > limit]
     if wrong:
@@ -81,10 +85,11 @@ def events_table(events: Sequence[Event], available_us: int) -> pa.Table:
     columns = {
         name: [getattr(one, name) for one in events]
         for name in EVENTS.names
-        if name not in ("event_time", "available_time")
+        if name not in ("event_time", "available_time", "sequence")
     }
-    columns["event_time"] = [min(us, latest) for us in happened]
-    columns["available_time"] = [available_us] * len(events)
+    columns["event_time"] = [min(us, at - 1) for us, at in zip(happened, available, strict=True)]
+    columns["available_time"] = list(available)
+    columns["sequence"] = [None] * len(events)  # no two events have the same available time
     return table_of(columns)
 
 

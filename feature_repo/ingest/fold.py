@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataset.contracts import EVENTS, completed
 from feature_repo.ingest.journal import Journal
 from feature_repo.source_tables import write_behaviour
 from feature_repo.sources import DATA, LOG
@@ -27,7 +28,7 @@ def fold(store_dir: Path) -> int:
     data = Path(store_dir) / DATA
     journal = Journal(store_dir)
     sealed = journal.seal()
-    log = pq.read_table(data / LOG)
+    log = completed(pq.read_table(data / LOG), EVENTS)
     events = deduplicate(pa.concat_tables([log, journal.table(sealed)]))
     added = len(events) - len(log)
     if added:
@@ -37,11 +38,11 @@ def fold(store_dir: Path) -> int:
 
 
 def deduplicate(events: pa.Table) -> pa.Table:
-    """Keep the earliest available row of each event_id (EVENTS), ascending by (available_time, event_id)."""
+    """Keep the earliest available row of each event_id (EVENTS), ascending by (available_time, sequence)."""
     order = [("event_id", "ascending"), ("available_time", "ascending")]
     events = events.sort_by(order)
     ids = events.column("event_id").to_numpy()
     first = np.append(True, ids[1:] != ids[:-1])[: len(ids)]
     return events.filter(pa.array(first)).sort_by(
-        [("available_time", "ascending"), ("event_id", "ascending")]
+        [("available_time", "ascending"), ("sequence", "ascending")]
     )

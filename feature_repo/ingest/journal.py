@@ -49,8 +49,9 @@ class Journal:
 
         Args:
             events: in any order, duplicates allowed.
-            clock_us: returns when accepted events become available, microseconds since 1970 UTC; raised to the
-                newest time in the journal, so that available times never decrease.
+            clock_us: returns when accepted events become available, microseconds since 1970 UTC; raised above the
+                newest time in the journal. Each event is available a microsecond after the one before, so events have
+                the order in which they arrived, not that of their ids.
 
         Returns:
             EVENTS rows of all given events that the offline log does not hold, each once, duplicates with the time
@@ -61,13 +62,15 @@ class Journal:
         """
         with locked(self._folder / LOCK):
             self._refresh()
-            distinct = {one.event_id: one for one in reversed(events)}
+            distinct: dict[int, Event] = {}
+            for one in events:
+                distinct.setdefault(one.event_id, one)
             fresh = [
                 one for one in distinct.values() if one.event_id not in self._known and not self._in_log(one)
             ]
             known = [one for one in distinct.values() if one.event_id in self._known]
             duplicates = [events_table([one], self._known[one.event_id]) for one in known]
-            table = events_table(fresh, max(clock_us(), self._newest))
+            table = events_table(fresh, max(clock_us(), self._newest + 1))
             if fresh:
                 self._write(table)
         both = pa.concat_tables([table, *duplicates]).combine_chunks()

@@ -82,7 +82,7 @@ def hold_out(dataset: Dataset, out: Path, seed: int = 0, items: int = POOL_ITEMS
         "items": items,
     }
     with write_artifact(out, "split", config, {"dataset": dataset.artifact}) as folder:
-        order = [("available_time", "ascending"), ("event_id", "ascending")]
+        order = [("available_time", "ascending"), ("sequence", "ascending")]
         pq.write_table(log.sort_by(order), folder / "log.parquet", compression="zstd")
         pq.write_table(RANKING.empty_table(), folder / "ranking.parquet")
         pq.write_table(RETRIEVAL.empty_table(), folder / "retrieval.parquet")
