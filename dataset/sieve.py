@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 import numpy as np
@@ -26,6 +26,7 @@ TYPES = (
     (pa.types.is_timestamp, Rule.TIME),
 )
 VALUE_LENGTH = 200  # characters kept of an offending value
+YEAR_US = 365.2425 * 86_400e6
 
 Column: TypeAlias = "pa.Array | pa.ChunkedArray"
 
@@ -160,12 +161,24 @@ def _codes(keys: Column) -> np.ndarray:
     return encoded.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
+def _moment(us: int | None) -> str | None:
+    """A time as text; of one that no calendar has, e.g. milliseconds read as seconds, the year."""
+    if us is None:
+        return None
+    try:
+        return str(datetime.fromtimestamp(0, UTC) + timedelta(microseconds=us))
+    except OverflowError:
+        return f"about the year {1970 + us / YEAR_US:.0f}"
+
+
 def _text(values: Column) -> pa.Array:
     """Values as text, ``null`` for null, at most VALUE_LENGTH characters."""
     if pa.types.is_nested(values.type):
         text = pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
     elif pa.types.is_binary(values.type):
         text = pa.array([f"{len(value or b'')} bytes" for value in values.to_pylist()], pa.string())
+    elif pa.types.is_timestamp(values.type):
+        text = pa.array([_moment(us) for us in values.cast(pa.int64()).to_pylist()], pa.string())
     else:
         text = values.cast(pa.string())
     joined = text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text

@@ -97,8 +97,9 @@ def clicks_explained(events: pa.Table) -> dict[str, int] | None:
 
 def unexplained(clicks: dict[str, int]) -> str:
     """One sentence about the clicks that are on no slate; empty if there are none."""
-    reasons = {reason: count for reason, count in clicks.items() if count and reason != "in their slate"}
+    reasons = [(-count, reason) for reason, count in clicks.items() if count and reason != "in their slate"]
     if not reasons:
         return ""
-    why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-    return f"{sum(reasons.values()):,} of {sum(clicks.values()):,} clicks label no impression: {why}"
+    why = ", ".join(f"{-count:,} {reason}" for count, reason in sorted(reasons))
+    said = f"{-sum(count for count, _ in reasons):,} of {sum(clicks.values()):,} clicks label no impression: {why}"
+    return said if clicks["in their slate"] else f"{said}. So no impression counts as clicked"

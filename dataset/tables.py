@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from dataset.checks import check, quarantine_counts
 from dataset.contracts import SCHEMAS, DataError, Tables, completed
 from dataset.order import sequenced
-from dataset.slates import clicks_explained
+from dataset.slates import SCOPE, SEVERAL_TIMES, SEVERAL_USERS, clicks_explained, unexplained
 from run.artifacts import Artifact, open_artifact, write_artifact
 
 
@@ -51,6 +51,23 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
         if checked.truth is not None:
             pq.write_table(checked.truth, folder / "truth.parquet", compression="zstd")
     return open_artifact(out, "dataset")
+
+
+def noticed(config: Mapping[str, Any]) -> list[str]:
+    """What its reader should know of a dataset, in sentences: what was set aside, and clicks that label nothing.
+
+    Args:
+        config: of the artifact.
+    """
+    lines = []
+    for table, rules in config["quarantined"].items():
+        kinds = ", ".join(f"{rows:,} {rule}" for rule, rows in rules.items())
+        lines.append(f"{table}: {sum(rules.values()):,} set aside, in quarantine.parquet: {kinds}")
+        if table == "events" and {SEVERAL_USERS, SEVERAL_TIMES} & set(rules):
+            lines.append(SCOPE)
+    if said := unexplained(config.get("clicks", {})):
+        lines.append(said)
+    return lines
 
 
 @dataclass(frozen=True)

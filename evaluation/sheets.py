@@ -197,6 +197,8 @@ def write_report(
     facts: dict[str, str | int | float] = {
         "protocol": split.protocol,
         **{table: int(rows) for table, rows in config["rows"].items()},
+        **({"order at equal times": str(config["ties"])} if "ties" in config else {}),
+        **{f"clicks {reason}": count for reason, count in config.get("clicks", {}).items()},
         "first event": str(pc.min(events).as_py())[:19],
         "last event": str(pc.max(events).as_py())[:19],
         **{f"{stage}, s": round(seconds) for stage, seconds in evidence.timings_s.items()},

@@ -27,15 +27,17 @@ def dataset(run: Run) -> None:
     """Simulate the marketplace, or import the folder named by the run's data."""
     from dataset.importers import import_dataset
     from dataset.marketplace.simulate import simulate
-    from dataset.tables import write_dataset
+    from dataset.tables import noticed, write_dataset
 
     name, _, rest = run.data.partition(":")
     out = run.folder / "dataset"
     if name == "marketplace":
         tables, config = simulate(events=int(rest), seed=run.seed) if rest else simulate(seed=run.seed)
-        write_dataset(out, tables, config)
+        made = write_dataset(out, tables, config)
     else:
-        import_dataset(name, Path(rest).expanduser(), out)
+        made = import_dataset(name, Path(rest).expanduser(), out)
+    for line in noticed(made.config):
+        sys.stderr.write(f"  {line}\n")
 
 
 def split(run: Run) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataset.adapters.canonical import NO_CLOCK, ids_of, image_table, refusals, under
-from dataset.adapters.row_files import Source
+from dataset.adapters.row_files import Source, id_text
 from dataset.contracts import (
     EVENTS,
     ITEMS,
@@ -56,8 +56,8 @@ def mbe(folder: Path) -> tuple[Tables, dict[str, Any]]:
     repeated = []
     for number, (part, row) in enumerate(source.rows(MBE_COLUMNS, (("id",), ("doc_title", "doc_image")))):
         fields = {name: row.get(name if name == "id" else f"doc_{name}") for name in FIELDS}
-        if str(row["id"]) in items.record:
-            repeated.append((number, str(row["id"])))
+        if (named := id_text(row["id"])) in items.record:
+            repeated.append((number, str(named)))
             continue
         item = items.add(fields)
         if part == "test":
@@ -137,7 +137,7 @@ class Products:
 
     def add(self, fields: Mapping[str, Any]) -> str:
         """Add a product unless it is known; returns its id."""
-        named = None if fields.get("id") in (None, "") else str(fields["id"])
+        named = id_text(fields.get("id"))
         if named is not None and named in self.record:
             return named
         picture = self.source.picture(fields.get("image"), named)
@@ -180,7 +180,7 @@ class Searches:
             fields: of the query.
             picture: the picture that ``fields`` names, if already read.
         """
-        text, named = _text(fields.get("title")), _text(fields.get("id"))
+        text, named = _text(fields.get("title")), id_text(fields.get("id"))
         if fields.get("image") and picture is None:
             picture = self.source.picture(fields["image"], named)
         shown = picture if fields.get("image") else None

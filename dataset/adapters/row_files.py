@@ -21,6 +21,7 @@ from dataset.adapters.source import NEXT
 from dataset.contracts import DataError
 from dataset.pictures import shrink
 
+EXACT = 2.0**53  # larger floats skip integers
 ENDINGS = (".parquet", ".jsonl", ".json", ".csv")
 PARTS = {
     "train": "train",
@@ -138,9 +139,7 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
             return table.column_names, table.to_pylist()
         if path.suffix == ".csv":
             return _read_csv(path)
-        with path.open("rb") as stream:
-            is_list = stream.read(1) == b"["
-        rows = json.loads(path.read_text()) if is_list else _lines(path)
+        rows = _read_json(path)
         if not rows:
             raise ValueError("no rows")
         return list(dict.fromkeys(name for row in rows for name in row.keys())), rows
@@ -149,9 +148,35 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         raise DataError(f"{path}: expected a table, found: {first}. Correct the file. {NEXT}") from error
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    with path.open() as stream:
+def _read_json(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON list, or of one line each; with or without a byte order mark."""
+    with path.open(encoding="utf-8-sig") as stream:
+        first = next((line for line in stream if line.strip()), "").lstrip()
+        stream.seek(0)
+        if first.startswith("["):
+            rows: list[dict[str, Any]] = json.load(stream)
+            return rows
         return [json.loads(line) for line in stream if line.strip()]
+
+
+def id_text(value: Any) -> str | None:
+    """A cell's id as the text it is mapped from; None if the cell is empty or not a number (NaN).
+
+    Whole numbers lose the fraction that another program gave them beside a missing value: 7.0 is the id 7.
+
+    Raises:
+        DataError: a number that is not whole, or too large for a float to hold exactly.
+    """
+    if value is None or value == "" or value != value:
+        return None
+    if isinstance(value, float):
+        if not value.is_integer() or abs(value) >= EXACT:
+            raise DataError(
+                f"expected ids as text or whole numbers, found the float {value!r}, which may be rounded. "
+                f"Write the ids as text. {NEXT}"
+            )
+        return str(int(value))
+    return str(value)
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[dict[str, Any]]]:

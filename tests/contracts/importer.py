@@ -57,7 +57,8 @@ def content(dataset, name):
     """The rows of a table in no order, without the numbers that the order gave them."""
     rows = getattr(dataset, name).to_pylist()
     return sorted(
-        repr({key: value for key, value in row.items() if key not in ("event_id", "row", "sequence")}) for row in rows
+        repr({key: value for key, value in row.items() if key not in ("event_id", "row", "sequence")})
+        for row in rows
     )
 
 
