@@ -12,7 +12,7 @@ import pytest
 from encoder_world import png
 from typer.testing import CliRunner
 
-from dataset.adapters.mbe import attribute_map
+from dataset.adapters.mbe import attribute_map, mbe
 from dataset.contracts import DataError, content_hash
 from dataset.importers import import_dataset
 from dataset.tables import Dataset
@@ -268,3 +268,18 @@ def test_attributes_of_every_spelling() -> None:
     assert attribute_map("time:12:30") == [("time", "12:30")]
     for nothing in (None, "", "{broken", "none", ",,", ":x", "x:", []):
         assert attribute_map(nothing) == [], nothing
+
+
+@pytest.mark.parametrize(
+    ("written", "file"),
+    [
+        ("https://shop.com/caf\u00e9.png", "cafe\u0301.png"),  # as macOS unpacks it
+        ("https://shop.com/caf%C3%A9.png", "caf\u00e9.png"),
+        ("images\\red\\one.png", "one.png"),  # as Windows writes it
+    ],
+)
+def test_a_picture_is_found_however_its_name_is_written(tmp_path, written, file):
+    put(tmp_path / "images" / file, RED)
+    lines(tmp_path / "train.jsonl", [row("a1", written)])
+    tables = mbe(tmp_path)[0]
+    assert tables.items["image_id"].to_pylist() == tables.images["image_id"].to_pylist() != []

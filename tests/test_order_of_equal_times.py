@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import DAY, START, TinyDataset, TinySplit
 from test_slates import tables_of
@@ -22,6 +23,7 @@ from feature_repo.ingest.arrivals import Event
 from feature_repo.ingest.fold import fold
 from feature_repo.ingest.ingestor import Ingestor
 from feature_repo.online import OnlineReader
+from feature_repo.sources import DATA, LOG
 from feature_repo.store import open_store
 from retrieval import cooccurrence
 
@@ -45,39 +47,33 @@ def planted(user_ids, item_ids, sessions=2, length=6, seed=0):
     return pa.array(users), pa.array(items), pa.array(when, TIME), did
 
 
+def scrambled(events):
+    """The events in another order and with other ids, which say nothing of it, as those of a sender do."""
+    rng = np.random.default_rng(1)
+    ids = pa.array(rng.permutation(len(events)) + 1)
+    return events.set_column(0, EVENTS.field("event_id"), ids).take(rng.permutation(len(events)))
+
+
 def test_the_split_holds_out_the_event_that_the_source_has_last(tmp_path):
     items = list(range(1, 13))
-    users, item, when, did = planted(range(60), items, length=12)
+    users, item, when, did = planted(range(60), items, sessions=1, length=12)
     events = event_table("click", users, item, when, sequence=pa.array(range(len(users))))
-    # Every item twice: of those in the last session only what no earlier session has can be held out.
-    events = events.filter(pa.compute.equal(events["event_time"], START + DAY))
-    drawn = np.random.default_rng(1).permutation(
-        len(events)
-    )  # rows in no order: the sequence number is what counts
-    shop = FakeDataset(events.take(drawn), items_table(dict.fromkeys(items, True)), "holdout")
+    shop = FakeDataset(scrambled(events), items_table(dict.fromkeys(items, True)), "holdout")
     split = Split.open(split_dataset(shop, tmp_path / "split"))
     requests = split.retrieval.to_pylist()
     assert len(requests) == 60
     for request in requests:
         assert request["relevant"] == [did[request["user_id"]][-1]]
-    log = split.log.to_pandas()
-    for user, rows in log.groupby("user_id", sort=False):
-        assert rows["item_id"].tolist() == did[user][12:-1]
-    assert (
-        Log.of(events).table["item_id"].to_pylist() == Log.of(events.take(drawn)).table["item_id"].to_pylist()
-    )
+    for user, rows in split.log.to_pandas().groupby("user_id", sort=False):
+        assert rows["item_id"].tolist() == did[user][:-1]
 
 
 def test_sequences_offline_online_and_after_new_events_are_in_the_order_of_the_source(tiny_world, tmp_path):
     users, item, when, did = planted(tiny_world.user_ids[:3], tiny_world.item_ids)
     log = event_table("click", users, item, when, sequence=pa.array(range(len(users))))
-    shuffled = log.take(np.random.default_rng(2).permutation(len(log)))
-    # Ids that say nothing of the order, as those of a sender do.
-    ids = pa.array(np.random.default_rng(3).permutation(len(log)) + 1)
-    shuffled = shuffled.set_column(0, EVENTS.field("event_id"), ids)
     world, store = tiny_world.dataset, tmp_path / "store"
     create_store(
-        store, TinyDataset(world.items, world.users, world.queries), TinySplit(Log.of(shuffled).table)
+        store, TinyDataset(world.items, world.users, world.queries), TinySplit(Log.of(scrambled(log)).table)
     )
     open_store(store).materialize(START, END, feature_views=["user_history", "user_profile"])
 
@@ -118,6 +114,8 @@ def test_sequences_offline_online_and_after_new_events_are_in_the_order_of_the_s
     expected = {**did, asked[0]: did[asked[0]] + sent}
     assert online(100, later) == expected
     assert fold(store) == len(told)
+    folded = pq.read_table(store / DATA / LOG).to_pandas().groupby("user_id")["item_id"].apply(list)
+    assert folded.to_dict() == expected
     rows = rows.set_column(2, "time", pa.array([later] * len(asked), TIME))
     assert offline(100) == expected
     open_store(store).materialize(START, later, feature_views=["user_history"])
@@ -127,7 +125,7 @@ def test_sequences_offline_online_and_after_new_events_are_in_the_order_of_the_s
 def test_neighbours_and_the_newest_of_a_user_are_those_of_the_source(monkeypatch):
     users, item, when, did = planted([7], range(1, 11), sessions=1, length=10)
     log = event_table("click", users, item, when, sequence=pa.array(range(len(users))))
-    drawn = log.take(np.random.default_rng(5).permutation(len(log)))
+    drawn = scrambled(log)
 
     class Rows:
         def rows(self, ids):

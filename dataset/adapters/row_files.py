@@ -6,12 +6,13 @@ import base64
 import binascii
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.csv
@@ -85,9 +86,9 @@ class Source:
 
     @cached_property
     def _shelf(self) -> dict[str, Path]:
-        """Pictures under images/ by file name, with and without the ending."""
+        """Pictures under images/ by file name, with and without the ending, accents composed (NFC)."""
         files = sorted(path for path in (self.folder / "images").rglob("*") if path.is_file())
-        return {path.stem: path for path in files} | {path.name: path for path in files}
+        return {_composed(path.stem): path for path in files} | {_composed(path.name): path for path in files}
 
     def picture(self, value: Any, key: str | None) -> bytes | None:
         """The picture that a cell holds or names; None if it names none, or a missing one (which is counted)."""
@@ -105,15 +106,20 @@ class Source:
         """The bytes for a path, an address or base64 text."""
         if text.startswith("data:"):
             return _base64(text.partition(",")[2])
-        name = PurePosixPath(urlsplit(text).path).name if len(text) < 2048 else ""
+        name = PureWindowsPath(urlsplit(text).path).name if len(text) < 2048 else ""  # separated by / or \
         if name:
             inside = (self.folder / text).resolve()
             if inside.is_relative_to(self.folder.resolve()) and inside.is_file():
                 return inside.read_bytes()
-            for candidate in (key, name, PurePosixPath(name).stem):
-                if candidate is not None and candidate in self._shelf:
-                    return self._shelf[candidate].read_bytes()
+            for candidate in (key, name, unquote(name), PurePosixPath(name).stem):
+                if candidate is not None and _composed(candidate) in self._shelf:
+                    return self._shelf[_composed(candidate)].read_bytes()
         return None if "://" in text or text.startswith("//") else _base64(text)
+
+
+def _composed(name: str) -> str:
+    """A file name in Unicode form NFC; some file systems decompose accents."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _base64(text: str) -> bytes | None:

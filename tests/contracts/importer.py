@@ -141,6 +141,23 @@ class ImporterContract:
         for name in (*SCHEMAS, "quarantine"):
             assert content(second, name) == content(first, name), name
 
+    def test_an_id_stays_when_data_come(self, raw, tmp_path, monkeypatch):
+        """Every item, user and query of a part of the source has the id that it has in the whole."""
+
+        def ids(dataset):
+            tables = {name: getattr(dataset, f"{name}s").to_pylist() for name in ("item", "user")}
+            tables["query"] = dataset.queries.to_pylist()
+            return {(name, row["external_id"], row[f"{name}_id"]) for name in tables for row in tables[name]}
+
+        whole = ids(self.imported(raw, tmp_path / "whole"))
+        assert all(external for _, external, _ in whole)
+        assert len({(name, external) for name, external, _ in whole}) == len(whole)
+        for path in files_of(raw):
+            table = read(path)
+            write(table.slice(table.num_rows > 1), path)  # without its first row
+        monkeypatch.setattr("dataset.sieve.MAX_REFUSED_FRACTION", 1.0)
+        assert ids(self.imported(raw, tmp_path / "part")) < whole
+
     def test_files_without_rows_are_refused(self, raw):
         for path in files_of(raw):
             write(read(path).slice(0, 0), path)
