@@ -58,8 +58,9 @@ class ExactIbisJob(ExactJob, IbisRetrievalJob):
     """The result of one of Feast's ibis plans."""
 
     @classmethod
-    def of(cls, job: IbisRetrievalJob) -> ExactIbisJob:
+    def of(cls, job: RetrievalJob) -> ExactIbisJob:
         """The job with exact frames."""
+        assert isinstance(job, IbisRetrievalJob)
         return cls(
             job.table,
             on_demand_feature_views=job.on_demand_feature_views,
