@@ -196,9 +196,7 @@ def write_report(
     name = str(config["name"])
     facts: dict[str, str | int | float] = {
         "protocol": split.protocol,
-        **{table: int(rows) for table, rows in config["rows"].items()},
-        **({"order at equal times": str(config["ties"])} if "ties" in config else {}),
-        **{f"clicks {reason}": count for reason, count in config.get("clicks", {}).items()},
+        **import_facts(config),
         "first event": str(pc.min(events).as_py())[:19],
         "last event": str(pc.max(events).as_py())[:19],
         **{f"{stage}, s": round(seconds) for stage, seconds in evidence.timings_s.items()},
@@ -222,6 +220,14 @@ def write_report(
         limits=limits,
     )
     return render_report(out, content)
+
+
+def import_facts(config: Mapping[str, Any]) -> dict[str, str | int]:
+    """What the dataset's manifest counts: rows, what orders equal times, clicks that label an impression or none."""
+    facts: dict[str, str | int] = {table: int(rows) for table, rows in config["rows"].items()}
+    if "ties" in config:
+        facts["order at equal times"] = str(config["ties"])
+    return facts | {f"clicks {reason}": int(count) for reason, count in config.get("clicks", {}).items()}
 
 
 def store_check(store_dir: Path) -> StoreCheck:

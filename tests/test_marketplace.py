@@ -33,6 +33,7 @@ from dataset.marketplace.catalogue import (
 )
 from dataset.marketplace.drawing import COLOURS, PATTERNS, SILHOUETTES, Camera, Look, draw
 from dataset.marketplace.simulate import World, play, simulate
+from dataset.order import SOURCE
 from dataset.tables import Dataset, write_dataset
 from run.artifacts import open_artifact
 
@@ -83,6 +84,9 @@ def test_no_row_breaks_the_contract(tmp_path: Path, shop: tuple[Tables, dict]) -
     tables, config = shop
     dataset = Dataset.open(write_dataset(tmp_path / "dataset", tables, config))
     assert dataset.quarantine.num_rows == 0
+    assert dataset.artifact.config["ties"] == SOURCE
+    clicks = pc.sum(pc.equal(tables.events["type"], "click")).as_py()
+    assert dataset.artifact.config["clicks"]["in their slate"] == clicks > 0
     for name, schema in SCHEMAS.items():
         assert getattr(tables, name).schema.equals(schema)
         assert getattr(dataset, name).num_rows == getattr(tables, name).num_rows > 0

@@ -11,9 +11,14 @@ from hypothesis import strategies as st
 from dataset.adapters.canonical import event_table, ids_of, image_table, under, user_table
 from dataset.checks import check, quarantine_counts
 from dataset.contracts import EVENTS, ITEMS, JUDGEMENTS, QUARANTINE, QUERIES, TIME, DataError, Tables
+from dataset.importers import IMPORTERS
+from dataset.order import HASH
 from dataset.slates import SEVERAL_TIMES, SEVERAL_USERS, clicks_explained
 from dataset.split import Split, split_dataset
 from dataset.tables import Dataset, noticed, write_dataset
+from evaluation.sheets import import_facts
+from moon import stages
+from run.folder import Run
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 ITEM_IDS = list(range(1, 21))
@@ -149,6 +154,20 @@ def test_a_log_whose_clicks_all_miss_says_that_nothing_counts_as_clicked_and_one
     said = noticed({"quarantined": {}, "clicks": missed})
     assert len(said) == 1 and "no impression counts as clicked" in said[0]
     assert clicks_explained(log([(1, 1, "click", 5, None)])) is None
+
+
+def test_what_was_set_aside_is_printed_by_the_command_and_stands_in_the_report(tmp_path, monkeypatch, capsys):
+    mixed = [(1, 1, "impression", 200, 13), (2, 1, "impression", 200, 13), (1, 3, "click", 300, 14)]
+    config = {"name": "s", "source": "made", "protocol": "time"}
+    monkeypatch.setitem(IMPORTERS, "slates", lambda folder: (tables_of(log([*GOOD, *mixed])), config))
+    stages.dataset(Run(tmp_path, f"slates:{tmp_path}", "nano", 0, "embedded"))
+    printed = capsys.readouterr().err
+    assert "events: 2 set aside, in quarantine.parquet: 2 request of several users" in printed
+    assert "request_scope=[user]" in printed
+    assert "1 of 4 clicks label no impression: 1 of a request without impressions" in printed
+    facts = import_facts(stages.open_dataset(Run(tmp_path, "", "nano", 0, "embedded")).artifact.config)
+    assert facts["clicks in their slate"] == 3 and facts["clicks of a request without impressions"] == 1
+    assert facts["order at equal times"] == HASH and facts["events"] == len(GOOD) + 1
 
 
 EVENT = st.tuples(
