@@ -23,9 +23,10 @@ from dataset.contracts import (
     content_hash,
     stable_ids,
 )
+from dataset.identity import stable_hash
 from dataset.pictures import picture_size
-from dataset.records import CLOCK_SKEW
-from dataset.sieve import Column, mistyped, sane
+from dataset.records import CLOCK_SKEW, Rule
+from dataset.sieve import AGAIN, Column, mistyped, sane
 
 TIES = "hash of user and item"  # order of events with equal times, recorded in the manifest
 NO_CLOCK = datetime(2000, 1, 1, tzinfo=UTC)  # first_seen if the source has no times
@@ -58,17 +59,6 @@ def times(column: Column, per_second: int) -> pa.Array:
 def after(moments: Column, seconds: int = 1) -> pa.Array:
     """Each time plus ``seconds``: the available time where the source does not give one."""
     return pc.add(flat(moments).cast(pa.int64()), seconds * SECOND_US).cast(TIME)
-
-
-def stable_hash(*columns: np.ndarray) -> np.ndarray:
-    """A uint64 hash of the values of int64 columns (splitmix64), the same on every machine."""
-    mixed = np.zeros(len(columns[0]), dtype=np.uint64)
-    for column in columns:
-        mixed = mixed + np.uint64(0x9E3779B97F4A7C15) + column.astype(np.int64).view(np.uint64)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed = mixed ^ (mixed >> np.uint64(31))
-    return mixed
 
 
 def paths(levels: Sequence[Column]) -> pa.Array:
@@ -169,9 +159,11 @@ def under(schema: pa.Schema, columns: Mapping[str, Column]) -> pa.Table:
     """A table of ``schema``; missing columns are null, an item's category and attributes empty.
 
     Raises:
-        DataError: a column of another type, or an integer that its column cannot hold. Integers of any width and
-            fractions of any precision are numbers; a text, a truth value or a time without a zone is not.
+        DataError: an unknown column, one of another type, or an integer that its column cannot hold. Integers of any
+            width and fractions of any precision are numbers; a text, a truth value or a time without a zone is not.
     """
+    if unknown := [name for name in columns if name not in schema.names]:
+        raise DataError(f"{Rule.UNKNOWN_FIELD.format(unknown[0])}: expected columns {schema.names}. {AGAIN}")
     rows = len(next(iter(columns.values())))
     made = []
     for field in schema:
@@ -195,7 +187,7 @@ def _stored(values: pa.Array, field: pa.Field) -> pa.Array:
         or (types.is_floating(found) and types.is_floating(field.type))
         or (types.is_timestamp(found) and types.is_timestamp(field.type) and found.tz is not None)
         or (types.is_large_string(found) and types.is_string(field.type))
-        or (types.is_nested(found) and found.id == field.type.id)
+        or (types.is_list(found) and types.is_list(field.type) and types.is_null(found.value_type))
     )
     try:
         if found == field.type or alike:
@@ -203,10 +195,7 @@ def _stored(values: pa.Array, field: pa.Field) -> pa.Array:
     except pa.ArrowException:  # an integer of 64 bits for one of 32
         pass
     first = [str(value)[:40] for value in values.slice(0, 3).to_pylist()]
-    raise DataError(
-        f"{mistyped(field)}: expected {field.type}, found {found} such as {first}. "
-        f"Correct the source or its importer, then run 'moon dataset' again."
-    )
+    raise DataError(f"{mistyped(field)}: expected {field.type}, found {found} such as {first}. {AGAIN}")
 
 
 def refusals(table: str, rule: str, offenders: Iterable[tuple[int, str]]) -> pa.Table:

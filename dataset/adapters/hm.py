@@ -24,13 +24,13 @@ from dataset.adapters.canonical import (
     ids_of,
     numbers,
     paths,
-    stable_hash,
     start_of,
     under,
     user_table,
 )
 from dataset.adapters.source import choose_layout, read_csv, read_parquet
 from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES, TIME, Tables
+from dataset.identity import stable_hash
 from dataset.pictures import read_pictures
 
 PACK = ("items.parquet", "users.parquet", "transactions.parquet", "images.parquet")
