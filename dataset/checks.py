@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import EVENT_TYPES, QUARANTINE, SCHEMAS, DataError, Tables
+from dataset.identity import event_content
 from dataset.pictures import inspect_pictures
 from dataset.records import CLOCK_SKEW, MOST_PARTS, MOST_TEXT, MOST_WORD, OLDEST, Rule
 from dataset.sieve import AGAIN, Sieve, mistyped
@@ -189,6 +190,19 @@ def _check_events(events: Sieve, sieve: dict[str, Sieve], latest: datetime) -> N
     events.refuse(Rule.NO_VALUE, pc.and_(rating, missing), value)
     events.refuse(Rule.NO_RATING, pc.invert(pc.or_(rating, missing)), value)
     events.empty(Rule.NUMBER.format("value"), pc.is_nan(value), "value")
+    _check_identities(events)
+
+
+def _check_identities(events: Sieve) -> None:
+    """Of the events of one id the first stays; the others are duplicates of it, or other events under a used id."""
+    first = events.first_rows("event_id")
+    rows = np.flatnonzero(first != np.arange(len(first)))
+    one, other = (events.table.take(pa.array(places)) for places in (first[rows], rows))
+    differs = event_content(one) != event_content(other)
+    differs |= pc.not_equal(one.column("event_time"), other.column("event_time")).to_numpy()
+    used = np.zeros(len(first), bool)
+    used[rows] = differs
+    events.refuse(Rule.USED_ID.format("event_id"), used, events.column("event_id"))
     events.refuse_repeats("event_id")
     refuse_mixed_requests(events)
 

@@ -11,24 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataset.identity import stable_hash
+
 SOURCE = "the source's order"  # recorded in the manifest as ``ties``
 HASH = "hash of user and item"
 SORTED = "hash of user and item, because the source lists events of equal time by item"
-FEW, NEARLY_ALL = (
-    20,
-    0.95,
-)  # neighbours of equal time, and the share of them that shows that a source is sorted
-
-
-def stable_hash(*columns: np.ndarray) -> np.ndarray:
-    """A uint64 hash of the values of int64 columns (splitmix64), the same on every machine."""
-    mixed = np.zeros(len(columns[0]), dtype=np.uint64)
-    for column in columns:
-        mixed = mixed + np.uint64(0x9E3779B97F4A7C15) + column.astype(np.int64).view(np.uint64)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed = mixed ^ (mixed >> np.uint64(31))
-    return mixed
+FEW = 20  # neighbours of equal time
+NEARLY_ALL = 0.95  # share of them in the order of an id, which shows that the source is sorted
 
 
 def hashed(user: np.ndarray, item: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from dataset.contracts import EVENT_TYPES
+from dataset.identity import event_key
 from dataset.text import clean
 
 LARGEST_ID = 2**63 - 1
@@ -69,6 +70,7 @@ class Rule(StrEnum):
     PARTS = "{} has too many parts"
     EVENT_TYPE = "unknown {}"
     NO_VALUE = "rating without a value"
+    USED_ID = "another event has this {}"
     NO_RATING = "value of an event that is no rating"
     NO_CONTENT = "neither title nor picture"
     NO_QUERY = "neither text nor image"
@@ -240,7 +242,9 @@ class Event(Record):
     """Something that a user did or was shown.
 
     Attributes:
-        event_id: identity of the event: one that is sent again is a duplicate and changes nothing.
+        event_id: the sender's own number of the event: sent again with the same content it is a duplicate and changes
+            nothing, with other content it is refused.
+        sender: who tells of it; two senders may use the same numbers.
         user_id, item_id: who and what.
         type: one of ``dataset.contracts.EVENT_TYPES``.
         event_time: when it happened; None: when it was received (an import has to say).
@@ -249,6 +253,7 @@ class Event(Record):
     """
 
     event_id: Id
+    sender: Word = ""
     user_id: Id
     item_id: Id
     type: EventType
@@ -257,6 +262,11 @@ class Event(Record):
     request_id: Id | None = None
     position: Place | None = None
     value: Value = None
+
+    @property
+    def key(self) -> int:
+        """The id that it is stored under."""
+        return event_key(self.sender, self.event_id)
 
     @model_validator(mode="after")
     def _ratings_and_only_they_have_a_value(self) -> Event:

@@ -81,16 +81,25 @@ class Sieve:
                 found = self.column(column.name)
                 self.refuse(Rule.NULL.format(column.name), found.is_null(), found)
 
-    def refuse_repeats(self, *names: str) -> None:
-        """Refuse duplicates: rows whose key (the columns ``names``) an earlier row, also alive, has."""
+    def first_rows(self, *names: str) -> np.ndarray:
+        """The first row, of those alive, with the same key (the columns ``names``) as each row, int64.
+
+        A row that is not alive is its own first.
+        """
         rows = np.flatnonzero(self.alive)
         key = np.zeros(len(rows), dtype=np.int64)
         for name in names:
             codes = _codes(self.column(name).take(pa.array(rows)))
             key = key * (codes.max(initial=0) + 1) + codes
-        repeated = np.zeros(len(self.alive), dtype=bool)
-        repeated[rows] = True
-        repeated[rows[np.unique(key, return_index=True)[1]]] = False
+        first = np.arange(len(self.alive))
+        _, place, inverse = np.unique(key, return_index=True, return_inverse=True)
+        first[rows] = rows[place[inverse]]
+        return first
+
+    def refuse_repeats(self, *names: str) -> None:
+        """Refuse duplicates: rows whose key an earlier row, also alive, has."""
+        first = self.first_rows(*names)
+        repeated = first != np.arange(len(first))
         self.refuse(f"duplicate {' and '.join(names)}", repeated, self.column(names[0]))
 
     def refuse_times(self, name: str, latest: datetime) -> None:

@@ -36,9 +36,7 @@ def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
     """Ingest events from a stream until interrupted, or from a file."""
     from feature_repo.ingest.clock import shop_clock
     from feature_repo.ingest.ingestor import Ingested, Ingestor
-    from feature_repo.ingest.stream import DEAD, EventFile, RedisStream, consume
-    from feature_repo.sources import DATA
-    from moonstore.engine import DEAD_LETTER
+    from feature_repo.ingest.stream import EventFile, RedisStream, consume
     from run.progress import track
 
     store_dir = run.folder / "store"
@@ -51,7 +49,8 @@ def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
     total = Ingested(0, 0, 0)
     for found in track(consume(reader, ingestor, store_dir), "ingest", unit="deliveries"):
         total = total.plus(found)
-    aside = f"; {total.refused} set aside in {store_dir / DATA / DEAD_LETTER / DEAD}" if total.refused else ""
+    refused = {"invalid": total.refused, "another event has their event_id": len(total.conflicts)}
+    aside = "".join(f", set aside, {reason}: {count}" for reason, count in refused.items() if count)
     return f"accepted: {total.accepted}, duplicates: {total.duplicates}{aside}"
 
 

@@ -47,7 +47,7 @@ class Intake:
 
     async def take(self, events: Sequence[Event]) -> Ingested:
         """See ``feature_repo.ingest.ingestor.Ingestor.ingest``; refuses with 503 what cannot be kept."""
-        return await self.work.run(self._written, self._ingestor.ingest, events)
+        return await self.work.run(self._written, self._ingestor.ingest, events, "HTTP")
 
     async def kept(self, item_id: int) -> Item | None:
         """The item as it was received last; None: it was not."""

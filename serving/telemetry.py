@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from itertools import accumulate
 
@@ -61,7 +60,8 @@ class Telemetry(Collector):
         self._responses: Counter[tuple[str, str]] = Counter()
         self._fallbacks: Counter[tuple[str, str]] = Counter()
         self._empty: Counter[tuple[str]] = Counter()
-        self._events: Counter[tuple[str]] = Counter({("accepted",): 0, ("duplicates",): 0, ("late",): 0})
+        self._events: Counter[tuple[str]] = Counter()
+        self.ingested(Ingested(0, 0, 0))  # zeros, so that a rate can be taken of the first one
         self._refused: Counter[tuple[str]] = Counter()
         self._failed_writes: Counter[tuple[str]] = Counter()
         self._stages, self._requests = _Times(), _Times()
@@ -80,7 +80,10 @@ class Telemetry(Collector):
 
     def ingested(self, found: Ingested) -> None:
         """Count the events of one request."""
-        self._events.update({(name,): count for name, count in asdict(found).items()})
+        self._events[("accepted",)] += found.accepted
+        self._events[("duplicates",)] += found.duplicates
+        self._events[("late",)] += found.late
+        self._events[("conflicts",)] += len(found.conflicts)
 
     def responded(self, method: str, endpoint: str, status: int, seconds: float) -> None:
         """Count one response, refusals included, and the time from the request to its end."""

@@ -205,9 +205,8 @@ def test_many_writers_of_the_same_users_lose_nothing(tiny_world, store):
 
 
 def test_an_event_of_the_log_is_known(tiny_world, store):
-    log = tiny_world.split.log
-    old = log.column("event_id").to_pylist()[0]
-    event = Event(event_id=old, user_id=int(tiny_world.user_ids[0]), item_id=5, type="click")
+    row = tiny_world.split.log.to_pylist()[0]
+    event = Event(**{name: value for name, value in row.items() if name != "available_time"})
     before = online(store, event.user_id, END)
     clock = Clock()
     assert Ingestor(store, clock).ingest([event]) == Ingested(accepted=0, duplicates=1, late=0)
@@ -389,6 +388,8 @@ def test_a_process_that_goes_on_over_a_new_store_takes_its_events(tiny_world, tm
     known = pa.concat_tables([tiny_world.split.log, Journal(tmp_path / "store").table()])
     create_store(tmp_path / "store", tiny_world.dataset, TinySplit(known))
     journal = Journal(tmp_path / "store")
-    journal.append(some_events(tiny_world, 30, seed=9, first_id=90_000), lambda: 1)
-    rows, new = ingestor._journal.append([*events, *some_events(tiny_world, 35, 9, 90_000)], lambda: 2)
-    assert (len(rows), int(new.sum())) == (35, 5) and journal.table().num_rows == 35
+    more = some_events(tiny_world, 35, seed=9, first_id=90_000)
+    journal.append(more[:30], lambda: 1)
+    found = ingestor._journal.append([*events, *more], lambda: 2)
+    assert (len(found.rows), int(found.accepted.sum()), found.conflicts) == (35, 5, [])
+    assert journal.table().num_rows == 35

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dataset.records import Event
 from feature_repo.ingest.ingestor import Ingested
 from serving.answer import Answer
 from serving.telemetry import BUCKETS_S, Telemetry
@@ -65,7 +66,8 @@ def test_fallbacks_empty_answers_responses_and_events_are_counted():
     for status in (200, 200, 404):
         telemetry.responded("GET", "/recommend", status, 0.003)
     telemetry.ingested(Ingested(accepted=5, duplicates=2, late=1))
-    telemetry.ingested(Ingested(accepted=1, duplicates=0, late=1))
+    other = Event(event_id=1, user_id=1, item_id=1, type="click")
+    telemetry.ingested(Ingested(accepted=1, duplicates=0, late=1, conflicts=(other, other)))
     found = values(telemetry)
     assert found['moon_fallbacks_total{endpoint="/recommend",fallback="no_history"}'] == 2
     assert found['moon_fallbacks_total{endpoint="/recommend",fallback="no_ranker"}'] == 1
@@ -73,9 +75,10 @@ def test_fallbacks_empty_answers_responses_and_events_are_counted():
     assert found['moon_responses_total{endpoint="/recommend",status="200"}'] == 2
     assert found['moon_responses_total{endpoint="/recommend",status="404"}'] == 1
     events = {
-        what: found[f'moon_events_total{{what="{what}"}}'] for what in ("accepted", "duplicates", "late")
+        what: found[f'moon_events_total{{what="{what}"}}']
+        for what in ("accepted", "duplicates", "late", "conflicts")
     }
-    assert events == {"accepted": 6, "duplicates": 2, "late": 2}
+    assert events == {"accepted": 6, "duplicates": 2, "late": 2, "conflicts": 2}
 
 
 def test_what_makes_the_answers_is_published():

@@ -25,8 +25,8 @@ from dataset.contracts import (
 )
 from dataset.order import hashed
 from dataset.pictures import picture_size
-from dataset.records import CLOCK_SKEW
-from dataset.sieve import Column, mistyped, sane
+from dataset.records import CLOCK_SKEW, Rule
+from dataset.sieve import AGAIN, Column, mistyped, sane
 
 NO_CLOCK = datetime(2000, 1, 1, tzinfo=UTC)  # first_seen if the source has no times
 SECOND_US = 1_000_000
@@ -185,9 +185,11 @@ def under(schema: pa.Schema, columns: Mapping[str, Column]) -> pa.Table:
     """A table of ``schema``; missing columns are null, an item's category and attributes empty.
 
     Raises:
-        DataError: a column of another type, or an integer that its column cannot hold. Integers of any width and
-            fractions of any precision are numbers; a text, a truth value or a time without a zone is not.
+        DataError: an unknown column, one of another type, or an integer that its column cannot hold. Integers of any
+            width and fractions of any precision are numbers; a text, a truth value or a time without a zone is not.
     """
+    if unknown := [name for name in columns if name not in schema.names]:
+        raise DataError(f"{Rule.UNKNOWN_FIELD.format(unknown[0])}: expected columns {schema.names}. {AGAIN}")
     rows = len(next(iter(columns.values())))
     made = []
     for field in schema:
@@ -211,7 +213,7 @@ def _stored(values: pa.Array, field: pa.Field) -> pa.Array:
         or (types.is_floating(found) and types.is_floating(field.type))
         or (types.is_timestamp(found) and types.is_timestamp(field.type) and found.tz is not None)
         or (types.is_large_string(found) and types.is_string(field.type))
-        or (types.is_nested(found) and found.id == field.type.id)
+        or (types.is_list(found) and types.is_list(field.type) and types.is_null(found.value_type))
     )
     try:
         if found == field.type or alike:
@@ -219,10 +221,7 @@ def _stored(values: pa.Array, field: pa.Field) -> pa.Array:
     except pa.ArrowException:  # an integer of 64 bits for one of 32
         pass
     first = [str(value)[:40] for value in values.slice(0, 3).to_pylist()]
-    raise DataError(
-        f"{mistyped(field)}: expected {field.type}, found {found} such as {first}. "
-        f"Correct the source or its importer, then run 'moon dataset' again."
-    )
+    raise DataError(f"{mistyped(field)}: expected {field.type}, found {found} such as {first}. {AGAIN}")
 
 
 def refusals(table: str, rule: str, offenders: Iterable[tuple[int, str]]) -> pa.Table:

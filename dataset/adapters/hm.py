@@ -29,7 +29,7 @@ from dataset.adapters.canonical import (
 )
 from dataset.adapters.source import choose_layout, read_csv, read_parquet
 from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES, TIME, Tables
-from dataset.order import stable_hash
+from dataset.identity import stable_hash
 from dataset.pictures import read_pictures
 
 PACK = ("items.parquet", "users.parquet", "transactions.parquet", "images.parquet")

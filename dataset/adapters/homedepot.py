@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from dataset.adapters.canonical import NO_CLOCK, flat, under
 from dataset.adapters.source import choose_layout, read_parquet
 from dataset.contracts import EVENTS, IMAGES, ITEMS, JUDGEMENTS, QUARANTINE, QUERIES, TIME, USERS, Tables
-from dataset.order import stable_hash
+from dataset.identity import stable_hash
 
 FILES = ("products.parquet", "queries.parquet", "labels.parquet")
 SCHEMAS = {

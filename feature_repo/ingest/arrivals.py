@@ -60,23 +60,22 @@ def parse_events(text: bytes | str) -> list[Event]:
 
 
 def events_table(events: Sequence[Event], available_us: int) -> pa.Table:
-    """EVENTS rows of events that became available one microsecond after another, in the order given.
+    """EVENTS rows of events that arrived together.
+
+    They become available a microsecond apart, so that they keep their order.
 
     Args:
-        events: of distinct ids; an event time after its available time, but within the clock skew, is set to just
-            before it.
-        available_us: available time of the first event, microseconds since 1970 UTC.
+        events: stored under their ``key``; an event time after the event became available, but within the clock skew,
+            is set to just before that.
+        available_us: when the first one becomes available, microseconds since 1970 UTC.
 
     Raises:
         DataError: an event time further in the future.
     """
     available = range(available_us, available_us + len(events))
-    happened = [
-        at - 1 if one.event_time is None else (one.event_time - EPOCH) // US
-        for one, at in zip(events, available, strict=True)
-    ]
+    happened = [None if one.event_time is None else (one.event_time - EPOCH) // US for one in events]
     limit = available_us + CLOCK_SKEW // US
-    wrong = [one.event_id for one, us in zip(events, happened, strict=True) if us > limit]
+    wrong = [one.event_id for one, us in zip(events, happened, strict=True) if us is not None and us > limit]
     if wrong:
         raise DataError(
             f"{Rule.MOMENT.format('event_time')}: found {len(wrong)} of {len(events)} events later than now "
@@ -85,9 +84,12 @@ def events_table(events: Sequence[Event], available_us: int) -> pa.Table:
     columns = {
         name: [getattr(one, name) for one in events]
         for name in EVENTS.names
-        if name not in ("event_time", "available_time", "sequence")
+        if name not in ("event_id", "event_time", "available_time", "sequence")
     }
-    columns["event_time"] = [min(us, at - 1) for us, at in zip(happened, available, strict=True)]
+    columns["event_id"] = [one.key for one in events]
+    columns["event_time"] = [
+        us - 1 if told is None else min(told, us - 1) for told, us in zip(happened, available, strict=True)
+    ]
     columns["available_time"] = list(available)
     columns["sequence"] = [None] * len(events)  # no two events have the same available time
     return table_of(columns)

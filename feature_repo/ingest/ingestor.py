@@ -18,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import behaviour_codes
-from dataset.records import Event
+from dataset.records import Event, Rule
 from feature_repo.history import BEHAVIOURS, POSITION, VIEW, CompareAndSetStore, behaviours, history_batch
 from feature_repo.ingest.clock import wall
 from feature_repo.ingest.journal import Journal
 from feature_repo.online import UNREACHABLE, OnlineReader, StoreUnavailable
+from moonstore import dead_letters
 from moonstore.batch import refuse_future
 from moonstore.encode import encode
 from moonstore.errors import StoreError
@@ -120,12 +121,14 @@ class Ingested:
         duplicates: events received before, or repeated in this call.
         late: accepted events that were online only after they had become available.
         refused: invalid entries, moved to the dead letter.
+        conflicts: other events under the identity of a known one, moved to the dead letter.
     """
 
     accepted: int
     duplicates: int
     late: int
     refused: int = 0
+    conflicts: tuple[Event, ...] = ()
 
     def plus(self, other: Ingested) -> Ingested:
         """The sum of both counts."""
@@ -134,6 +137,7 @@ class Ingested:
             self.duplicates + other.duplicates,
             self.late + other.late,
             self.refused + other.refused,
+            self.conflicts + other.conflicts,
         )
 
 
@@ -152,7 +156,7 @@ class Ingestor:
     """
 
     def __init__(self, store_dir: Path, now: Callable[[], datetime] = wall) -> None:
-        self._now = now
+        self._now, self._store_dir = now, store_dir
         self._histories = HistoryWriter(store_dir)
         self._journal = Journal(store_dir)
         self._undone = [self._journal.table()]
@@ -161,8 +165,12 @@ class Ingestor:
         except StoreUnavailable as error:
             log.warning("the journal is not online yet: %s", error)
 
-    def ingest(self, events: Sequence[Event]) -> Ingested:
+    def ingest(self, events: Sequence[Event], door: str = "call") -> Ingested:
         """Append events to the journal and add behaviours to their users' histories; idempotent.
+
+        Args:
+            events: to ingest.
+            door: the way they came in, recorded with those that go to the dead letter.
 
         Returns:
             the counts, once the events are on disk and online.
@@ -172,13 +180,20 @@ class Ingestor:
             StoreUnavailable: the online store does not answer. The events are in the journal and go online with the
                 next ones; sending them again is safe.
         """
-        rows, accepted = self._journal.append(events, lambda: self._us(VISIBLE_AFTER))
-        self._undone.append(rows)
+        appended = self._journal.append(events, lambda: self._us(VISIBLE_AFTER))
+        for one in appended.conflicts:
+            record = one.model_dump(mode="json", exclude_defaults=True)
+            dead_letters.put(
+                self._store_dir, dead_letters.EVENTS, door, Rule.USED_ID.format("event_id"), record
+            )
+        self._undone.append(appended.rows)
         self._push()
         visible = self._us()
-        available = rows.column("available_time").cast(pa.int64()).to_numpy()
-        late = int((available[accepted] < visible).sum())
-        return Ingested(int(accepted.sum()), len(events) - int(accepted.sum()), late)
+        available = appended.rows.column("available_time").cast(pa.int64()).to_numpy()
+        late = int((available[appended.accepted] < visible).sum())
+        accepted, conflicts = int(appended.accepted.sum()), tuple(appended.conflicts)
+        duplicates = len(events) - accepted - len(conflicts)
+        return Ingested(accepted, duplicates, late, conflicts=conflicts)
 
     def _push(self) -> None:
         waiting = pa.concat_tables(self._undone)

@@ -2,29 +2,46 @@
 
 The journal is a folder of files with one JSON object per line. ``append`` is idempotent: once it returns, the event
 is durable, and its first arrival decides when it became available, however often and by whichever process it is sent
-again. ``seal`` starts a new file, so that the earlier ones can be folded into the offline log
-(``feature_repo.ingest.fold``) and archived.
+again. Another event with the identity of a known one is not kept. ``seal`` starts a new file, so that the earlier
+ones can be folded into the offline log (``feature_repo.ingest.fold``) and archived.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dataset.contracts import EVENTS
 from dataset.records import Event
 from feature_repo.ingest.arrivals import events_table, table_of
+from feature_repo.ingest.known import LoggedEvents, Told, told
 from feature_repo.sources import DATA, JOURNAL, LOCK, LOG
+from moonstore.freshness import EPOCH, US
 from run.artifacts import fsync, locked
 
 FIRST, FOLDED = "00000001.jsonl", "folded"
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What ``Journal.append`` made of the events it was given.
+
+    Attributes:
+        rows: EVENTS of those that the offline log does not hold, each once, duplicates as they were first told.
+        accepted: bool (N), which of ``rows`` are new.
+        conflicts: events that have the identity of another one; nothing is kept of them.
+    """
+
+    rows: pa.Table
+    accepted: np.ndarray
+    conflicts: list[Event]
 
 
 class Journal:
@@ -38,48 +55,51 @@ class Journal:
         data = Path(store_dir) / DATA
         self._folder, self._log = data / JOURNAL, data / LOG
         self._folder.mkdir(exist_ok=True)
-        self._known: dict[int, int] = {}  # event id -> available_us, of every line read so far
+        self._known: dict[int, Told] = {}  # by stored id, of every line read so far
         self._read: dict[str, int] = {}  # file -> how many bytes of it
-        self._logged = np.zeros(0, np.int64)  # ids of the offline log, ascending
+        self._logged = LoggedEvents(self._log, np.zeros(0, np.int64))
         self._logged_at: int | None = None
         self._newest = 0
 
-    def append(self, events: Sequence[Event], clock_us: Callable[[], int]) -> tuple[pa.Table, np.ndarray]:
+    def append(self, events: Sequence[Event], clock_us: Callable[[], int]) -> Appended:
         """Append the events that are neither in the journal nor in the offline log.
 
         Args:
-            events: in any order, duplicates allowed.
+            events: in any order, duplicates allowed; the first of two with one identity counts.
             clock_us: returns when accepted events become available, microseconds since 1970 UTC; raised above the
-                newest time in the journal. Each event is available a microsecond after the one before, so events have
-                the order in which they arrived, not that of their ids.
-
-        Returns:
-            EVENTS rows of all given events that the offline log does not hold, each once, duplicates with the time
-            of their first arrival; and bool of the same length, which of them were accepted.
+                newest time in the journal, so that available times always increase.
 
         Raises:
             DataError: an event time lies in the future; no event is accepted.
         """
         with locked(self._folder / LOCK):
             self._refresh()
-            distinct: dict[int, Event] = {}
-            for one in events:
-                distinct.setdefault(one.event_id, one)
-            fresh = [
-                one for one in distinct.values() if one.event_id not in self._known and not self._in_log(one)
-            ]
-            known = [one for one in distinct.values() if one.event_id in self._known]
-            duplicates = [events_table([one], self._known[one.event_id]) for one in known]
-            table = events_table(fresh, max(clock_us(), self._newest + 1))
-            if fresh:
-                self._write(table)
-        both = pa.concat_tables([table, *duplicates]).combine_chunks()
-        return both, np.arange(len(both)) < len(table)
+            table = events_table(events, max(clock_us(), self._newest + 1))
+            fresh: dict[int, Told] = {}
+            accepted: list[int] = []
+            again: dict[int, int] = {}  # rows of duplicates that the journal holds
+            conflicts: list[Event] = []
+            for row, (event, (key, now)) in enumerate(zip(events, told(table), strict=True)):
+                before = fresh.get(key) or self._known.get(key) or self._logged.find(key)
+                if before is None:
+                    fresh[key] = now
+                    accepted.append(row)
+                elif not before.is_told_by(_microseconds(event), now.content):
+                    conflicts.append(event)
+                elif key in self._known:
+                    again.setdefault(key, row)
+            new = table.take(np.array(accepted, np.int64))
+            if accepted:
+                self._write(new, fresh)
+        known = table.take(np.array(list(again.values()), np.int64))
+        duplicates = _as_first_told(known, [self._known[key] for key in again])
+        rows = pa.concat_tables([new, duplicates]).combine_chunks()
+        return Appended(rows, np.arange(len(rows)) < len(accepted), conflicts)
 
     def table(self, files: Sequence[Path] | None = None) -> pa.Table:
         """Events of the journal, or of these of its files, as EVENTS rows in order of arrival."""
         rows = [row for path in files or self.files() for row in _lines(path.read_bytes())]
-        return table_of({name: [row.get(name) for row in rows] for name in EVENTS.names})
+        return _table(rows)
 
     def files(self) -> list[Path]:
         """Its files, in order; events are appended to the last one."""
@@ -112,16 +132,11 @@ class Journal:
         rows = (row for path in self.files() for row in _lines(path.read_bytes()))
         return max((row["available_time"] for row in rows), default=0)
 
-    def _in_log(self, event: Event) -> bool:
-        place = int(np.searchsorted(self._logged, event.event_id))
-        return place < len(self._logged) and int(self._logged[place]) == event.event_id
-
     def _refresh(self) -> None:
         """Read what other processes have appended or folded since the last call."""
         written = self._log.stat().st_mtime_ns
         if written != self._logged_at:
-            ids = pq.read_table(self._log, columns=["event_id"]).column(0).to_numpy()
-            self._logged, self._logged_at = np.sort(ids), written
+            self._logged, self._logged_at = LoggedEvents.read(self._log), written
             self._known, self._read = {}, {}  # the journal was folded, or the store was replaced
         for path in self.files():
             at = self._read.get(path.name, 0)
@@ -134,12 +149,14 @@ class Journal:
                 if whole < len(content):
                     # A writer was killed in the middle of a line; that event was never acknowledged.
                     stream.truncate(at + whole)
-            for row in _lines(content[:whole]):
-                self._known[row["event_id"]] = row["available_time"]
-                self._newest = max(self._newest, row["available_time"])
+            self._remember(dict(told(_table(_lines(content[:whole])))))
             self._read[path.name] = at + whole
 
-    def _write(self, table: pa.Table) -> None:
+    def _remember(self, events: Mapping[int, Told]) -> None:
+        self._known.update(events)
+        self._newest = max([self._newest, *(one.available_us for one in events.values())])
+
+    def _write(self, table: pa.Table, events: Mapping[int, Told]) -> None:
         columns = {
             field.name: column.cast(pa.int64()) if pa.types.is_timestamp(field.type) else column
             for field, column in zip(table.schema, table.columns, strict=True)
@@ -158,9 +175,28 @@ class Journal:
             self._read[path.name] = stream.tell()
         if not files:
             fsync(self._folder)
-        for row in rows:
-            self._known[row["event_id"]] = row["available_time"]
-            self._newest = max(self._newest, row["available_time"])
+        self._remember(events)
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    kept = list(rows)
+    return table_of({name: [row.get(name) for row in kept] for name in EVENTS.names})
+
+
+def _microseconds(event: Event) -> int | None:
+    return None if event.event_time is None else (event.event_time - EPOCH) // US
+
+
+def _as_first_told(rows: pa.Table, events: Sequence[Told]) -> pa.Table:
+    """EVENTS rows with the times of their first arrival."""
+    times = {
+        "event_time": [one.event_us for one in events],
+        "available_time": [one.available_us for one in events],
+    }
+    for name, us in times.items():
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, rows.field(name), pa.array(us, pa.int64()).cast(rows.field(name).type))
+    return rows
 
 
 def _lines(content: bytes) -> Iterator[dict[str, Any]]:

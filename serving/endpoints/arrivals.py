@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from dataset.pictures import decoded
-from dataset.records import Item
+from dataset.records import Event, Item, Rule
 from feature_repo.ingest.arrivals import parse_events, parsed
 from serving.bodies import read_json
 from serving.intake import Intake
@@ -25,11 +28,17 @@ def add_arrivals(
 
     @app.post("/events", openapi_extra=EVENTS_BODY, responses=refused_with(408, 409, 413, 415, 422, 503))
     async def events(request: Request) -> JSONResponse:
-        """What users did: a JSON list of events; a repeated event is stored once."""
+        """What users did: a JSON list of events; a repeated event is stored once.
+
+        Another event under the id of a known one is refused (409) and set aside; the others of the list are taken.
+        """
         listed = await parsing.run(parse_events, await read_json(request, settings))
         found = await _taken(intake).take(listed)
         telemetry.ingested(found)
-        return JSONResponse({"accepted": found.accepted, "duplicates": found.duplicates})
+        content = {"accepted": found.accepted, "duplicates": found.duplicates}
+        if not found.conflicts:
+            return JSONResponse(content)
+        return JSONResponse({**content, **_conflicts(found.conflicts)}, status_code=409)
 
     @app.post(
         "/items",
@@ -60,6 +69,16 @@ def _check_picture(image_base64: str, settings: Settings) -> None:
     image = decode_base64(image_base64)
     check_image(image, settings.max_image_bytes, settings.max_image_pixels)
     decoded(image, px=1)  # to its end, at a fraction of its size: the encoder must be able to read it
+
+
+def _conflicts(events: Sequence[Event]) -> dict[str, Any]:
+    """How many events were refused because of their identity, and the first of them."""
+    first = [one.event_id for one in events[:3]]
+    reason = (
+        f"{Rule.USED_ID.format('event_id')}: {len(events)} events were refused (event_id {first}), the others were "
+        f"taken. Give each event its own event_id, or each sender a name (sender)."
+    )
+    return {"conflicts": len(events), "error": reason}
 
 
 def _taken(intake: Intake | None) -> Intake:
