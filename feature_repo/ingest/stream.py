@@ -1,7 +1,7 @@
 """Events from a Redis stream or a file: read by a consumer group, ingested, and only then acknowledged.
 
 An entry that was delivered but not acknowledged is delivered again: to the same consumer when it returns, or to
-another one if it stays away. Invalid entries go to ``data/dead_letter/events.jsonl`` with a reason.
+another one if it stays away. Invalid entries go to the dead letter with a reason (``moonstore.dead_letters``).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from dataset.records import Event
 from feature_repo.ingest.arrivals import parsed
 from feature_repo.ingest.ingestor import Ingested, Ingestor
 from feature_repo.online import StoreUnavailable
-from feature_repo.sources import DATA
-from moonstore.engine import DEAD_LETTER
+from moonstore import dead_letters
+from moonstore.dead_letters import DeadLetter
 from moonstore.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -33,13 +33,19 @@ AT_ONCE = 500  # entries per read
 WAIT_MS, CLAIM_AFTER_MS, CLAIM_EVERY_S = 200, 5000, 1.0
 RETRY_S = 0.05  # between tries while stream or store does not answer
 MAX_LENGTH = 1_000_000  # entries a stream keeps, approximately
-DEAD = "events.jsonl"
 UNREACHABLE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 Entry = tuple[Any, bytes]  # name to acknowledge it by, JSON
+Refused = tuple[str, str]  # reason, JSON or whatever came
 
 
 class Source(Protocol):
-    """A source of events with at-least-once delivery."""
+    """A source of events with at-least-once delivery.
+
+    Attributes:
+        door: name of this way in, for refused events.
+    """
+
+    door: str
 
     def receive(self) -> list[Entry]:
         """The next entries, possibly none; redis' ConnectionError or TimeoutError if the source does not answer."""
@@ -64,6 +70,8 @@ class RedisStream:
     Raises:
         StoreError: malformed address.
     """
+
+    door = "stream"
 
     def __init__(self, url: str, consumer: str) -> None:
         self._client, self._stream = connect(url)
@@ -127,6 +135,8 @@ class EventFile:
         path: of the file.
     """
 
+    door = "file"
+
     def __init__(self, path: Path) -> None:
         self._lines = [
             (number, line) for number, line in enumerate(path.read_bytes().splitlines(), 1) if line
@@ -177,7 +187,6 @@ def consume(source: Source, ingestor: Ingestor, store_dir: Path) -> Iterator[Ing
     Yields:
         the counts of each delivery.
     """
-    dead = Path(store_dir) / DATA / DEAD_LETTER / DEAD
     while not source.ended():
         try:
             entries = source.receive()
@@ -185,7 +194,8 @@ def consume(source: Source, ingestor: Ingestor, store_dir: Path) -> Iterator[Ing
                 continue
             good, bad = _parsed(entries)
             found = _ingested(ingestor, good, bad)
-            _set_aside(dead, bad)
+            for reason, event in bad:
+                dead_letters.put(store_dir, dead_letters.EVENTS, source.door, reason, event)
             source.acknowledge([name for name, _ in entries])
             yield replace(found, refused=len(bad))
         except (StoreUnavailable, *UNREACHABLE) as error:
@@ -194,17 +204,33 @@ def consume(source: Source, ingestor: Ingestor, store_dir: Path) -> Iterator[Ing
             time.sleep(RETRY_S)
 
 
-def _parsed(entries: Sequence[Entry]) -> tuple[list[Event], list[dict[str, str]]]:
-    good, bad = [], []
-    for name, text in entries:
+def retry_event(letter: DeadLetter, ingestor: Ingestor) -> None:
+    """Ingest an event of the dead letter, and remove it from there.
+
+    Args:
+        letter: a record of the kind ``events``.
+        ingestor: of the store.
+
+    Raises:
+        DataError: it still is no event, or is refused.
+        StoreUnavailable: the online store does not answer.
+    """
+    text = letter.record if isinstance(letter.record, str) else json.dumps(letter.record)
+    ingestor.ingest([parsed(Event, text)])
+
+
+def _parsed(entries: Sequence[Entry]) -> tuple[list[Event], list[Refused]]:
+    good: list[Event] = []
+    bad: list[Refused] = []
+    for _, text in entries:
         try:
             good.append(parsed(Event, text))
         except DataError as error:
-            bad.append({"entry": str(name), "reason": str(error), "event": text.decode(errors="replace")})
+            bad.append((str(error), text.decode(errors="replace")))
     return good, bad
 
 
-def _ingested(ingestor: Ingestor, events: list[Event], bad: list[dict[str, str]]) -> Ingested:
+def _ingested(ingestor: Ingestor, events: list[Event], bad: list[Refused]) -> Ingested:
     """Ingest all events in one call; if one is refused, one by one."""
     if not events:
         return Ingested(0, 0, 0)
@@ -212,17 +238,9 @@ def _ingested(ingestor: Ingestor, events: list[Event], bad: list[dict[str, str]]
         return ingestor.ingest(events)
     except DataError as error:
         if len(events) == 1:
-            bad.append({"entry": "", "reason": str(error), "event": events[0].model_dump_json()})
+            bad.append((str(error), events[0].model_dump_json(exclude_none=True)))
             return Ingested(0, 0, 0)
     total = Ingested(0, 0, 0)
     for one in events:
         total = total.plus(_ingested(ingestor, [one], bad))
     return total
-
-
-def _set_aside(path: Path, bad: Sequence[dict[str, str]]) -> None:
-    if not bad:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        stream.writelines(json.dumps(one) + "\n" for one in bad)
