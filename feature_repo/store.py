@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -57,6 +58,7 @@ def open_store(store_dir: Path) -> FeatureStore:
     """
     EmbeddingRecord.load(Path(store_dir))
     _renew_class_paths(Path(store_dir) / YAML)
+    _adopt_refused_events(Path(store_dir))
     return FeatureStore(repo_path=str(store_dir))
 
 
@@ -190,6 +192,21 @@ def _renew_class_paths(path: Path) -> None:
         part[key] = RENAMED[part[key]]
     if stale:
         _write_yaml(path, content)
+
+
+def _adopt_refused_events(store_dir: Path) -> None:
+    """Move the refused events of an earlier release, one per line of a file, to the dead letter."""
+    path = store_dir / DATA / dead_letters.DEAD_LETTER / "events.jsonl"
+    if not path.exists():
+        return
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            told = json.loads(line)
+            reason, event = str(told["reason"]), told["event"]
+        except (ValueError, TypeError, KeyError):
+            reason, event = "unknown: its line in the file of an earlier release is damaged", line
+        dead_letters.put(store_dir, dead_letters.EVENTS, "stream", reason, event)
+    path.unlink()
 
 
 def _connection_string(redis_url: str) -> str:

@@ -377,6 +377,18 @@ def test_a_row_is_tried_again(alone, monkeypatch):
     assert not path.with_name("dead_letter").joinpath("item_profile.parquet").exists()
 
 
+def test_events_refused_by_an_earlier_release_are_in_the_list(alone):
+    store = alone.store
+    path = store / "data" / "dead_letter" / "events.jsonl"
+    path.parent.mkdir()
+    lines = [json.dumps({"entry": "1-0", "reason": f"reason {n}", "event": f"text {n}"}) for n in range(3)]
+    path.write_text("\n".join([*lines[:2], lines[2][:20]]))
+    open_store(store)
+    found = {one.record: one.reason for one in dead_letters.letters(store, "events")}
+    assert found.pop("text 0") == "reason 0" and found.pop("text 1") == "reason 1"
+    assert "damaged" in found[lines[2][:20]] and not path.exists()
+
+
 def test_the_list_says_which_there_are(alone):
     shop, store = alone, alone.store
     assert answered(shop, "list") == "nothing was refused\n"
