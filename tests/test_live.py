@@ -12,6 +12,7 @@ from test_service_refuses_mixed_artifacts import run, write  # noqa: F401  (the 
 
 from feature_repo.create import create_store
 from moonstore import dead_letters
+from moonstore.errors import StoreError
 from run import generations
 from run.artifacts import open_artifact
 from run.generations import GenerationError
@@ -122,6 +123,13 @@ def test_a_broken_generation_costs_itself_across_a_restart(two):
     weights.write_text(whole)
     live = Live.open(Settings(run=run))
     assert live.current.generation == 2 and live.problem == "" and live.refused == {}
+
+
+def test_a_service_that_cannot_know_what_was_deleted_does_not_start(two):
+    run, _ = two  # noqa: F811
+    (run / "store" / "data" / "item_states.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(StoreError, match="item_states.db: expected the states of the items"):
+        Live.open(Settings(run=run))
 
 
 def test_a_mixture_is_not_served(two):
