@@ -12,7 +12,7 @@ guess. Texts are cleaned (``dataset.text``) before they are measured. NaN is a m
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any
@@ -41,6 +41,9 @@ OLDEST = 150.0  # years
 MOST_TEXT = 10_000  # characters of a title or a description
 MOST_WORD = 1000  # characters of a part of a category, an attribute, a segment or a query
 MOST_PARTS = 100  # of a category or of the attributes
+# An item that is not active is in no answer (``feature_repo.ingest.item_states``); deleting is a door of its own.
+ACTIVE, DELETED = "active", "deleted"
+ITEM_STATES = (ACTIVE, "inactive", "out_of_stock")
 ISO_TIME = re.compile(
     r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:?\d\d)", flags=re.ASCII
 )
@@ -68,7 +71,7 @@ class Rule(StrEnum):
     NULL_INSIDE = "null inside {}"
     EMPTY_INSIDE = "empty text inside {}"
     PARTS = "{} has too many parts"
-    EVENT_TYPE = "unknown {}"
+    EVENT_TYPE = "unknown {}"  # also a state
     NO_VALUE = "rating without a value"
     USED_ID = "another event has this {}"
     NO_RATING = "value of an event that is no rating"
@@ -175,14 +178,17 @@ def _text(most: int) -> Callable[[Any, ValidationInfo], str]:
     return check
 
 
-def _event_type(value: Any, info: ValidationInfo) -> str:
-    if value is None:
-        raise broken(Rule.NULL, info.field_name)
-    if not _is_text(value):
-        raise broken(Rule.TEXT, info.field_name)
-    if value not in EVENT_TYPES:
-        raise broken(Rule.EVENT_TYPE, info.field_name)
-    return str(value)
+def _one_of(known: Sequence[str]) -> Callable[[Any, ValidationInfo], str]:
+    def check(value: Any, info: ValidationInfo) -> str:
+        if value is None:
+            raise broken(Rule.NULL, info.field_name)
+        if not _is_text(value):
+            raise broken(Rule.TEXT, info.field_name)
+        if value not in known:
+            raise broken(Rule.EVENT_TYPE, info.field_name)
+        return str(value)
+
+    return check
 
 
 def _word(value: Any, rule: Rule, info: ValidationInfo) -> str:
@@ -229,7 +235,12 @@ Price = Annotated[float | None, BeforeValidator(_price)]
 Age = Annotated[float | None, BeforeValidator(_age)]
 Words = Annotated[list[str], BeforeValidator(_words), Field(max_length=MOST_PARTS)]
 WordMap = Annotated[dict[str, str], BeforeValidator(_word_map), Field(max_length=MOST_PARTS)]
-EventType = Annotated[str, BeforeValidator(_event_type), Field(json_schema_extra={"enum": list(EVENT_TYPES)})]
+EventType = Annotated[
+    str, BeforeValidator(_one_of(EVENT_TYPES)), Field(json_schema_extra={"enum": list(EVENT_TYPES)})
+]
+State = Annotated[
+    str, BeforeValidator(_one_of(ITEM_STATES)), Field(json_schema_extra={"enum": list(ITEM_STATES)})
+]
 
 
 class Record(BaseModel):
@@ -286,6 +297,7 @@ class Item(Record):
         title, description, category (broadest part first), attributes, price: as in ``dataset.contracts.ITEMS``.
         spu: product code; None: the item's own id.
         image_base64: an encoded picture, see ``dataset.pictures``, as base64.
+        state: one of ITEM_STATES.
     """
 
     item_id: Id
@@ -296,12 +308,23 @@ class Item(Record):
     price: Price = None
     spu: Id | None = None
     image_base64: Annotated[str, Field(strict=True)] | None = None
+    state: State = ACTIVE
 
     @model_validator(mode="after")
     def _there_is_something_to_encode(self) -> Item:
         if self.image_base64 is None and not self.title:
             raise broken(Rule.NO_CONTENT)
         return self
+
+
+class ItemState(Record):
+    """Whether an item may be answered.
+
+    Attributes:
+        state: one of ITEM_STATES.
+    """
+
+    state: State
 
 
 class User(Record):

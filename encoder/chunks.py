@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ class Embedded:
         hashes: uint8 (M, 32), ``content_digest`` of what each was made from.
         empty: number of rows without content.
         unchanged: number of rows whose vector was taken from an earlier embedding.
+        refused: id -> reason of every row that has content but could not be encoded.
     """
 
     ids: np.ndarray
@@ -83,6 +84,7 @@ class Embedded:
     hashes: np.ndarray
     empty: int
     unchanged: int
+    refused: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def join(cls, parts: Sequence[Embedded], width: int) -> Embedded:
@@ -93,6 +95,7 @@ class Embedded:
             np.concatenate([np.empty((0, HASH_BYTES), np.uint8), *(part.hashes for part in parts)]),
             sum(part.empty for part in parts),
             sum(part.unchanged for part in parts),
+            {row: reason for part in parts for row, reason in part.refused.items()},
         )
 
     def save(self, folder: Path, table: str) -> None:
@@ -117,8 +120,25 @@ class Embedded:
             raise ArtifactError(f"{hashes}: not found, so what changed is unknown. Run 'moon embed' afresh.")
         vectors, content = load_file(folder / f"{table}.safetensors"), load_file(hashes)
         empty, unchanged = (counts[f"{table}_{what}"] for what in ("without_content", "unchanged"))
-        return cls(vectors[TABLES[table]], vectors["vector"], content["sha256"], empty, unchanged)
+        refused = refused_rows(counts, table)
+        return cls(vectors[TABLES[table]], vectors["vector"], content["sha256"], empty, unchanged, refused)
 
-    def counts(self, table: str) -> dict[str, int]:
+    def counts(self, table: str) -> dict[str, Any]:
         """The entries of a table in the manifest."""
-        return {f"{table}_without_content": self.empty, f"{table}_unchanged": self.unchanged}
+        counts: dict[str, Any] = {
+            f"{table}_without_content": self.empty,
+            f"{table}_unchanged": self.unchanged,
+        }
+        if self.refused:
+            counts[f"{table}_refused"] = {str(row): reason for row, reason in self.refused.items()}
+        return counts
+
+
+def refused_rows(config: Mapping[str, Any], table: str) -> dict[int, str]:
+    """Id -> reason of the rows that could not be encoded, from the configuration of an embedding.
+
+    Args:
+        config: of an artifact of kind ``embedding``.
+        table: ``items`` or ``queries``.
+    """
+    return {int(row): reason for row, reason in config.get(f"{table}_refused", {}).items()}

@@ -48,7 +48,8 @@ def embed(
     Args:
         encoder: artifact of kind ``encoder``.
         dataset: the dataset. Items and queries without picture and text get no vector: they are counted in the
-            manifest (``items_without_content``) and unknown to ``feature_repo.vectors``.
+            manifest (``items_without_content``) and unknown to ``feature_repo.vectors``; so are those that cannot
+            be encoded, which are listed there with their reasons (``items_refused``).
         as_of: UTC time from which the vectors may be used: not before the end of the encoder's training data.
         out: directory of the artifact, kind ``embedding``: ``items.safetensors`` {item_id int64 (M)
             ascending, vector float32 (M, D) unit norm}, ``queries.safetensors`` {query_id, vector} likewise,
@@ -59,7 +60,7 @@ def embed(
             again (``items_unchanged`` in the manifest).
 
     Raises:
-        DataError: ``as_of`` is naive or before the end of the encoder's training data, or a vector is not finite.
+        DataError: ``as_of`` is naive or before the end of the encoder's training data, or nothing can be encoded.
         ShardError: there is no such shard.
         ArtifactError: ``previous`` was made by another encoder.
     """
@@ -191,28 +192,67 @@ def _embed_rows(
     pictures: Pictures,
     known: Mapping[bytes, np.ndarray],
 ) -> Embedded:
-    """Vectors of the rows that have content; each distinct content is encoded once, unless it is in ``known``."""
+    """Vectors of the rows that have content; each distinct content is encoded once, unless it is in ``known``.
+
+    Raises:
+        DataError: no content of the rows can be encoded, so no row is at fault.
+    """
     key = TABLES[name]
     images, pixels = pictures.read([row["image_id"] for row in rows])
     contents = [CONTENT[name](row, image) for row, image in zip(rows, images, strict=True)]
-    full = [place for place, content in enumerate(contents) if not content.is_empty]
-    digests = [content_digest(contents[place]) for place in full]
-    new = {digest: place for digest, place in zip(digests, full, strict=True) if digest not in known}
-    unseen = [contents[place] for place in new.values()], [pixels[place] for place in new.values()]
-    encoded = dict(zip(new, model.encode(*unseen), strict=True))
-    vectors = np.empty((len(full), model.width), dtype=np.float32)
-    for row, digest in enumerate(digests):
-        vectors[row] = encoded[digest] if digest in encoded else known[digest]
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        first = [rows[full[place]][key] for place in bad[:3].tolist()]
+    digest_of = {place: content_digest(one) for place, one in enumerate(contents) if not one.is_empty}
+    new = {digest: place for place, digest in digest_of.items() if digest not in known}
+    encoded, refused = _encoded(model, list(new.items()), contents, pixels)
+    bad = {rows[place][key]: refused[digest] for place, digest in digest_of.items() if digest in refused}
+    if len(refused) > 1 and not encoded:
         raise DataError(
-            f"{len(bad)} of {len(vectors)} vectors are not finite ({key} {first}). Run 'moon encoder train' again."
+            f"none of {len(bad)} contents can be encoded ({key} {[*bad][:3]}): {next(iter(bad.values()))}. "
+            f"Run 'moon encoder train' again."
         )
+    full = {place: digest for place, digest in digest_of.items() if digest not in refused}
+    vectors = np.empty((len(full), model.width), dtype=np.float32)
+    for row, digest in enumerate(full.values()):
+        vectors[row] = encoded[digest] if digest in encoded else known[digest]
     return Embedded(
         ids=np.array([rows[place][key] for place in full], dtype=np.int64),
         vectors=vectors,
-        hashes=np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, HASH_BYTES),
-        empty=len(rows) - len(full),
-        unchanged=sum(digest not in encoded for digest in digests),
+        hashes=np.frombuffer(b"".join(full.values()), dtype=np.uint8).reshape(-1, HASH_BYTES),
+        empty=len(rows) - len(digest_of),
+        unchanged=sum(digest not in encoded for digest in full.values()),
+        refused=bad,
     )
+
+
+def _encoded(
+    model: Encoder,
+    places: Sequence[tuple[bytes, int]],
+    contents: Sequence[Content],
+    pixels: Sequence[np.ndarray | None],
+) -> tuple[dict[bytes, np.ndarray], dict[bytes, str]]:
+    """Vectors by digest, and the reasons of contents without one.
+
+    Contents that cannot be encoded together are halved until the one at fault is alone.
+
+    Args:
+        model: the encoder.
+        places: digest and place of each content to encode.
+        contents, pixels: by place.
+    """
+    if not places:
+        return {}, {}
+    try:
+        vectors = model.encode(
+            [contents[place] for _, place in places], [pixels[place] for _, place in places]
+        )
+    except (OSError, MemoryError):  # the machine's fault, not a content's
+        raise
+    except Exception as error:  # any failure of the encoder on a picture or a text
+        if len(places) == 1:
+            return {}, {places[0][0]: f"{type(error).__name__}: {error}"}
+        half = len(places) // 2
+        first, second = (_encoded(model, part, contents, pixels) for part in (places[:half], places[half:]))
+        return first[0] | second[0], first[1] | second[1]
+    finite = np.isfinite(vectors).all(axis=1).tolist()
+    pairs = [(digest, vector) for (digest, _), vector in zip(places, vectors, strict=True)]
+    good = {digest: vector for (digest, vector), is_good in zip(pairs, finite, strict=True) if is_good}
+    return good, {digest: "its vector is not finite" for digest, _ in pairs if digest not in good}

@@ -13,9 +13,10 @@ from feast import FeatureStore
 
 from feature_repo import source_tables
 from feature_repo.ingest.journal import Journal
-from feature_repo.sources import DATA, LOG, NEW_ITEMS
+from feature_repo.sources import DATA, LOG, NEW_ITEMS, STATES_FILE
 from feature_repo.store import apply_definitions, open_store, use_profile
 from feature_repo.views import EmbeddingRecord
+from moonstore.dead_letters import DEAD_LETTER, EVENTS
 from moonstore.errors import StoreError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def create_store(
     redis_url: str | None = None,
 ) -> FeatureStore:
     """Write the sources of a run and register its definitions, replacing an existing store.
+
+    The states of its items, and the refused items and events, are kept.
 
     Args:
         store_dir: the repository folder to create.
@@ -58,6 +61,7 @@ def create_store(
     for view, table in tables.items():
         pq.write_table(table, data / f"{view}.parquet")
     EmbeddingRecord().save(building)
+    _keep(store_dir / DATA, data)
     apply_definitions(building)
     previous = store_dir.with_name(store_dir.name + ".previous")
     shutil.rmtree(previous, ignore_errors=True)
@@ -66,6 +70,15 @@ def create_store(
     building.rename(store_dir)
     shutil.rmtree(previous, ignore_errors=True)
     return open_store(store_dir)
+
+
+def _keep(old: Path, new: Path) -> None:
+    """Copy what no dataset holds: what was refused, and which items are withdrawn."""
+    if (old / STATES_FILE).exists():
+        shutil.copy2(old / STATES_FILE, new / STATES_FILE)
+    for kind in (NEW_ITEMS, EVENTS):
+        if (old / DEAD_LETTER / kind).exists():
+            shutil.copytree(old / DEAD_LETTER / kind, new / DEAD_LETTER / kind)
 
 
 def refuse_to_lose(store_dir: Path, items: pa.Table, log: pa.Table) -> None:
@@ -81,7 +94,8 @@ def refuse_to_lose(store_dir: Path, items: pa.Table, log: pa.Table) -> None:
     if not (store_dir / DATA / LOG).exists():
         return
     events = int((~np.isin(Journal(store_dir).event_ids(), log.column("event_id").to_numpy())).sum())
-    ids = [int(path.stem) for path in (store_dir / DATA / NEW_ITEMS).glob("*.json")]
+    names = [path.stem for path in (store_dir / DATA / NEW_ITEMS).glob("*.json")]
+    ids = [int(name) for name in names if name.isdigit() and int(name) < 2**63]
     others = int((~np.isin(np.array(ids, np.int64), items.column("item_id").to_numpy())).sum())
     if events or others:
         raise StoreError(

@@ -146,7 +146,9 @@ def open_item_matrix(store: FeatureStore, embedding: Embedding) -> ItemMatrix:
         key = matrix_key(store_dir, embedding)
         if not (folder / key).exists():
             _write(
-                folder / key, _loaded_until(store_dir), read_now(store, embedding, _known_ids(store_dir), key)
+                folder / key,
+                _loaded_until(store_dir),
+                read_now(store, embedding, _known_ids(store_dir, embedding), key),
             )
             others = {
                 f"v{one.version}" for one in EmbeddingRecord.load(store_dir).embeddings if one != embedding
@@ -223,11 +225,19 @@ def _write(folder: Path, loaded_until: str, matrix: ItemMatrix) -> None:
     building.rename(folder)
 
 
-def _known_ids(store_dir: Path) -> np.ndarray:
-    """Ids of the catalogue and of items received since, int64, ascending."""
-    profile = pq.read_table(store_dir / DATA / "item_profile.parquet", columns=["item_id"])
-    new = [one.item.item_id for one in new_items(store_dir)]
-    return np.unique(np.append(profile.column(0).to_numpy(), np.array(new, np.int64)))
+def _known_ids(store_dir: Path, embedding: Embedding) -> np.ndarray:
+    """Ids of the catalogue, of the vectors and of items received since, int64, ascending."""
+    new = np.array([one.item.item_id for one in new_items(store_dir)], np.int64)
+    return np.unique(
+        np.concatenate([new, *(_source_ids(store_dir, view) for view in (VIEWS[0], embedding.item_view))])
+    )
+
+
+def _source_ids(store_dir: Path, view: str) -> np.ndarray:
+    """Ids of the rows of a view's source, int64, without those that a load refuses."""
+    ids = pq.read_table(store_dir / DATA / f"{view}.parquet", columns=["item_id"]).column(0).drop_null()
+    fitting = ids.filter(pc.less_equal(ids, pa.scalar(2**63 - 1, ids.type)))
+    return np.asarray(fitting.cast(pa.int64()).to_numpy())
 
 
 def _loaded_until(store_dir: Path) -> str:

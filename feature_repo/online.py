@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import redis
 
 from dataset.contracts import TIME
 from feature_repo.features import (
@@ -27,16 +25,9 @@ from feature_repo.frame import Frame, History
 from feature_repo.history import BEHAVIOURS, behaviours
 from feature_repo.store import open_store
 from feature_repo.views import HISTORY
+from moonstore.errors import UNREACHABLE
 from moonstore.freshness import EPOCH, US, as_of
 from moonstore.matrix import Matrix, Reader, matrix_reader, to_arrow
-
-UNREACHABLE = (
-    redis.exceptions.ConnectionError,
-    redis.exceptions.TimeoutError,
-    redis.exceptions.ClusterError,
-    redis.exceptions.RedisClusterException,
-    sqlite3.OperationalError,
-)
 
 
 class StoreUnavailable(ConnectionError):

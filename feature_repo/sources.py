@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 from feast import FileSource
 from feast.data_format import ParquetFormat
 
-from moonstore.engine import DATA
+from moonstore import dead_letters
+from moonstore.dead_letters import DATA
 
 TIMESTAMP = "event_timestamp"
 # Within DATA: the journal of received events, the log it is folded into, the lock of both, received items.
-JOURNAL, LOG, LOCK, NEW_ITEMS = "events", "events/log.parquet", "lock", "new_items"
+JOURNAL, LOG, LOCK, NEW_ITEMS = "events", "events/log.parquet", "lock", dead_letters.NEW_ITEMS
+STATES_FILE = "item_states.db"
 
 
 def replace_source(path: Path, table: pa.Table) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
@@ -23,8 +25,10 @@ from feast import FeatureStore
 from feature_repo.services import definitions
 from feature_repo.sources import DATA, LOG
 from feature_repo.views import EmbeddingRecord
-from moonstore.engine import Report
-from moonstore.errors import StoreError
+from moonstore import dead_letters
+from moonstore.batch import sift
+from moonstore.engine import ColumnStore, Report
+from moonstore.errors import UNREACHABLE, StoreError
 
 # Feast warns at every opening that the flag is for SQL registries, but file registries need it as well.
 logging.getLogger("feast.repo_config").addFilter(
@@ -54,6 +58,7 @@ def open_store(store_dir: Path) -> FeatureStore:
     """
     EmbeddingRecord.load(Path(store_dir))
     _renew_class_paths(Path(store_dir) / YAML)
+    _adopt_refused_events(Path(store_dir))
     return FeatureStore(repo_path=str(store_dir))
 
 
@@ -102,17 +107,50 @@ def materialize(store_dir: Path, until: datetime, only: Sequence[str] = ()) -> d
         a report of each view, by name.
 
     Raises:
-        StoreError: ``until`` has no time zone, or there is no store.
+        StoreError: ``until`` has no time zone, there is no store, or a view cannot be loaded: it is in the dead
+            letter, and the others are loaded.
+        sqlite3.OperationalError, redis.exceptions.RedisError: the online store does not answer (``UNREACHABLE``).
     """
     if until.tzinfo is None:
         raise StoreError(f"expected a time with a zone, found {until.isoformat()}")
     store = open_store(store_dir)
-    reports = {}
-    for view in only or sorted(str(view.name) for view in store.list_feature_views()):
-        with contextlib.redirect_stdout(io.StringIO()):  # Feast prints headlines
-            store.materialize(BEGINNING, until - US, feature_views=[view])
-        reports[view] = Report.load(Path(store_dir), view)
+    reports, failed = {}, {}
+    names = only or sorted(str(view.name) for view in store.list_feature_views())
+    for view in names:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # Feast prints headlines
+                store.materialize(BEGINNING, until - US, feature_views=[view])
+            reports[view] = Report.load(Path(store_dir), view)
+            dead_letters.remove(store_dir, f"{dead_letters.VIEWS}/{view}")
+        except (*UNREACHABLE, MemoryError):  # no view's fault
+            raise
+        except Exception as error:  # whatever a damaged source makes its readers raise
+            failed[view] = f"{type(error).__name__}: {error}"
+            asked = {"view": view, "until": until.isoformat()}
+            dead_letters.put(store_dir, dead_letters.VIEWS, "materialize", failed[view], asked, view)
+    if failed:
+        raise StoreError(
+            f"{store_dir}: expected {len(names)} views to load, found {len(failed)} that did not, "
+            f"{'; '.join(f'{view}: {reason}' for view, reason in failed.items())}. The others are loaded. Mend the "
+            f"source, e.g. with 'moon store', and run 'moon materialize' again."
+        )
     return reports
+
+
+def load_row(store: FeatureStore, view: str, row: pa.Table) -> str:
+    """Write a row of a view's source online, as a load would.
+
+    Returns:
+        why it is refused; empty if it is online.
+    """
+    found = store.get_feature_view(view)
+    sifted = sift(found, row, datetime.now(UTC))
+    if sifted.refused.num_rows:
+        return str(sifted.refused.column("reason")[0])
+    online = store._get_provider().online_store  # type: ignore[attr-defined]
+    assert isinstance(online, ColumnStore)
+    online.write_columns(store.config, found, sifted.batch)
+    return ""
 
 
 def known_until(store_dir: Path) -> datetime:
@@ -154,6 +192,21 @@ def _renew_class_paths(path: Path) -> None:
         part[key] = RENAMED[part[key]]
     if stale:
         _write_yaml(path, content)
+
+
+def _adopt_refused_events(store_dir: Path) -> None:
+    """Move the refused events of an earlier release, one per line of a file, to the dead letter."""
+    path = store_dir / DATA / dead_letters.DEAD_LETTER / "events.jsonl"
+    if not path.exists():
+        return
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            told = json.loads(line)
+            reason, event = str(told["reason"]), told["event"]
+        except (ValueError, TypeError, KeyError):
+            reason, event = "unknown: its line in the file of an earlier release is damaged", line
+        dead_letters.put(store_dir, dead_letters.EVENTS, "stream", reason, event)
+    path.unlink()
 
 
 def _connection_string(redis_url: str) -> str:

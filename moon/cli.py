@@ -22,6 +22,19 @@ from typing import Annotated, Any
 
 import typer
 
+from moon.deadletter import deadletter
+from moon.embeddings import generations
+from moon.options import (
+    RECIPES,
+    ClockOption,
+    DataOption,
+    KeysOption,
+    ProfileOption,
+    RunOption,
+    SeedOption,
+    SizeOption,
+)
+
 OURS = {
     "moon",
     "run",
@@ -43,19 +56,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-# The names in encoder/recipes.py, which is not imported here because it imports torch.
-RECIPES = "moon_embedding, moon, moon2, moon3, dual, ours or photos"
-RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; default: the last one.")]
-DataOption = Annotated[str, typer.Option("--data", help="marketplace[:EVENTS] or FORMAT:FOLDER.")]
-SizeOption = Annotated[str | None, typer.Option("--size", help="nano, small or base; default: by the data.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-ClockOption = Annotated[
-    str, typer.Option("--clock", help="log: goes on from the end of the run's log; wall: the time of day.")
-]
-KeysOption = Annotated[
-    Path | None, typer.Option("--keys", help="File of API keys; default: keys.json in the run folder.")
-]
-ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]
+app.add_typer(deadletter, name="deadletter")
 
 
 @app.command()
@@ -110,10 +111,6 @@ def store(run: RunOption = None) -> None:
 
 encoders = typer.Typer(help="Train the MOON encoder, or compare its recipes.", no_args_is_help=True)
 app.add_typer(encoders, name="encoder")
-generations = typer.Typer(
-    help="Publish a generation (encoder, vectors, models trained on them), switch, roll back, remove old ones.",
-    no_args_is_help=True,
-)
 app.add_typer(generations, name="embeddings")
 keys = typer.Typer(help="API keys of the service: who may read, write and administer.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
@@ -216,63 +213,6 @@ def embed(
 ) -> None:
     """Embed every item and query, and publish the vectors to the feature store."""
     _do("embed", run, shard=shard)
-
-
-@generations.command("publish")
-def embeddings_publish(
-    run: RunOption = None,
-    activate: Annotated[bool, typer.Option("--activate", help="Also make it the active one.")] = False,
-) -> None:
-    """Check the run's vectors, load them beside the old ones, and seal them with the models trained on them."""
-    from moon import journey
-    from moon import releases as embeddings
-
-    folder = journey.load(run).folder
-    number = embeddings.publish(folder).number
-    if activate:
-        embeddings.activate(folder, number)
-    typer.echo(embeddings.table(folder))
-
-
-@generations.command("activate")
-def embeddings_activate(
-    generation: Annotated[int, typer.Argument(help="Its number, see 'moon embeddings list'.")],
-    run: RunOption = None,
-) -> None:
-    """Make a published generation active; a running service switches without a failed request."""
-    from moon import journey
-    from moon import releases as embeddings
-
-    embeddings.activate(journey.load(run).folder, generation)
-    typer.echo(f"generation {generation} serves")
-
-
-@generations.command("rollback")
-def embeddings_rollback(run: RunOption = None) -> None:
-    """Return to the generation that was active before."""
-    from moon import journey
-    from moon import releases as embeddings
-
-    typer.echo(f"generation {embeddings.rollback(journey.load(run).folder).number} serves")
-
-
-@generations.command("list")
-def embeddings_list(run: RunOption = None) -> None:
-    """All generations: encoder, items, coverage, spread, overlap with the one before, and which is active."""
-    from moon import journey
-    from moon import releases as embeddings
-
-    typer.echo(embeddings.table(journey.load(run).folder))
-
-
-@generations.command("gc")
-def embeddings_gc(run: RunOption = None) -> None:
-    """Remove all but the active generation and the one a rollback returns to, with their vectors."""
-    from moon import journey
-    from moon import releases as embeddings
-
-    removed = embeddings.collect(journey.load(run).folder)
-    typer.echo("\n".join(f"removed {one}" for one in removed) or "nothing to remove")
 
 
 @app.command()

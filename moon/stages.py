@@ -93,6 +93,7 @@ def embed(run: Run, shard: str | None = None) -> str | None:
     Returns:
         a message with the number of missing shards, while the embedding is incomplete.
     """
+    from encoder.chunks import TABLES, refused_rows
     from encoder.embed import embed as embed_catalogue
     from encoder.embed import merge_shards
     from feature_repo.embeddings import publish_embedding
@@ -107,15 +108,41 @@ def embed(run: Run, shard: str | None = None) -> str | None:
         parents = {"dataset": dataset.artifact, "encoder": encoder}
         artifact = merge_shards(parts, parents | ({} if previous is None else {"previous": previous}), out)
         shutil.rmtree(run.folder / "shards")
-    elif previous is not None and previous.path == out and _is_of(previous, dataset, as_of):
+    elif (
+        previous is not None
+        and previous.path == out
+        and _is_of(previous, dataset, as_of)
+        and not any(refused_rows(previous.config, name) for name in TABLES)
+    ):
         artifact = previous
         sys.stderr.write("  every vector is there already\n")
     else:
         artifact = embed_catalogue(encoder, dataset, as_of=as_of, out=out, previous=previous)
     if artifact is not previous:
         _say_embedded(dataset, artifact)
+    set_refused_aside(run.folder / "store", dataset, artifact)
     publish_embedding(run.folder / "store", artifact)
     return None
+
+
+def set_refused_aside(store_dir: Path, dataset: Dataset, embedding: Artifact) -> None:
+    """Make the dead letter hold the items and queries that this embedding refused, and no earlier ones."""
+    from encoder.chunks import TABLES, refused_rows
+    from moonstore import dead_letters
+
+    refused: set[str] = set()
+    for name, key in TABLES.items():
+        reasons = refused_rows(embedding.config, name)
+        rows = {row[key]: row for row in getattr(dataset, name).to_pylist()} if reasons else {}
+        for one, reason in reasons.items():
+            record = {key: one, **{part: rows[one].get(part) for part in ("title", "text", "image_id")}}
+            letter = dead_letters.put(
+                store_dir, dead_letters.EMBEDDINGS, "embed", reason, record, f"{name}-{one}"
+            )
+            refused.add(letter.id)
+    for letter in dead_letters.letters(store_dir, dead_letters.EMBEDDINGS):
+        if letter.id not in refused:
+            dead_letters.remove(store_dir, letter.id)
 
 
 def embed_shard(run: Run, shard: str) -> int:
@@ -236,11 +263,15 @@ def _is_of(embedding: Artifact, dataset: Dataset, as_of: datetime) -> bool:
 
 
 def _say_embedded(dataset: Dataset, embedding: Artifact) -> None:
+    from encoder.chunks import refused_rows
+
     words = []
     for name, table in (("items", dataset.items), ("queries", dataset.queries)):
         kept = embedding.config[f"{name}_unchanged"]
-        encoded = len(table) - embedding.config[f"{name}_without_content"] - kept
-        words.append(f"{encoded:,} {name} embedded, {kept:,} kept")
+        refused = len(refused_rows(embedding.config, name))
+        encoded = len(table) - embedding.config[f"{name}_without_content"] - kept - refused
+        aside = f", {refused:,} set aside, see 'moon deadletter list embeddings'" if refused else ""
+        words.append(f"{encoded:,} {name} embedded, {kept:,} kept{aside}")
     sys.stderr.write(f"  {'; '.join(words)}\n")
 
 

@@ -49,23 +49,26 @@ def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
     total = Ingested(0, 0, 0)
     for found in track(consume(reader, ingestor, store_dir), "ingest", unit="deliveries"):
         total = total.plus(found)
-    refused = {"invalid": total.refused, "another event has their event_id": len(total.conflicts)}
-    aside = "".join(f", set aside, {reason}: {count}" for reason, count in refused.items() if count)
+    refused = total.refused + len(total.conflicts)
+    aside = f"; {refused} set aside, see 'moon deadletter list events'" if refused else ""
     return f"accepted: {total.accepted}, duplicates: {total.duplicates}{aside}"
 
 
 def fold(run: Run) -> str:
     """Add ingested events and items to the offline sources; the message says what to run next."""
     from feature_repo.ingest.fold import fold as fold_journal
-    from feature_repo.ingest.new_items import fold_items
+    from feature_repo.ingest.item_rows import fold_items
     from feature_repo.store import open_store
     from feature_repo.views import EmbeddingRecord
+    from moonstore import dead_letters
 
     store_dir = run.folder / "store"
     embeddings = EmbeddingRecord.load(store_dir).embeddings
     events, items = fold_journal(store_dir), fold_items(open_store(store_dir), embeddings)
     joined = f"{events} events and {items} items joined the offline log"
-    return f"{joined}. Run 'moon materialize' to count them."
+    refused = sum(dead_letters.counts(store_dir).values())
+    aside = f" {refused} refused records: see 'moon deadletter list'." if refused else ""
+    return f"{joined}. Run 'moon materialize' to count them.{aside}"
 
 
 def compare_encoders(run: Run, seconds: float, ablated: bool, recipe: str | None = None) -> str:

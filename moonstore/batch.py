@@ -142,7 +142,7 @@ def refuse_future(view: str, stamps: Sequence[datetime]) -> None:
 
 
 def _keys(reason: np.ndarray, view: FeatureView, rows: pa.Table) -> list[pa.Array]:
-    """The join keys; marks rows whose key is null or not an integer: Feast would coerce "7", 7.9 and true to ids."""
+    """The join keys; marks rows whose key is null or no int64: Feast would coerce "7", 7.9 and true to ids."""
     keys = []
     kind = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
     for name in view.join_keys:
@@ -151,7 +151,9 @@ def _keys(reason: np.ndarray, view: FeatureView, rows: pa.Table) -> list[pa.Arra
         if kind[name] == ValueType.INT64 and not pa.types.is_integer(key.type):
             _mark(reason, np.ones(len(key), bool), f"{name} is {key.type}, not an integer")
             key = pa.nulls(len(key), pa.int64())
-        keys.append(key.cast(pa.int64()) if kind[name] == ValueType.INT64 else key)
+        if kind[name] == ValueType.INT64:
+            key = _whole_numbers(reason, name, key, pa.int64())
+        keys.append(key)
     return keys
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from feast import Entity, FeatureView, RepoConfig
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine, LocalComputeEngineConfig
@@ -27,13 +26,13 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.utils import _get_column_names
 
 from moonstore.batch import Batch, sift
+from moonstore.dead_letters import DATA, DEAD_LETTER, RefusedRows
 from moonstore.duckdb_store import StreamJob
 from run.artifacts import write_json
 from run.progress import track
 
 ROWS_AT_ONCE = 10_000
-DATA = "data"  # folder of a repository's stores, beside feature_store.yaml
-DEAD_LETTER, REPORTS = "dead_letter", "materialization"
+REPORTS = "materialization"
 
 
 class ArrowComputeEngineConfig(LocalComputeEngineConfig):
@@ -117,7 +116,7 @@ class ArrowComputeEngine(LocalComputeEngine):
         if any(end == start for _, end in view.materialization_intervals):
             start -= self.overlap
         report = Report(view.name, start.isoformat(), task.end_time.isoformat())
-        dead = DeadLetters(repository / DATA / DEAD_LETTER / f"{view.name}.parquet")
+        dead = RefusedRows(repository / DATA / DEAD_LETTER / f"{view.name}.parquet")
         with dead:
             entities = [registry.get_entity(name, task.project) for name in view.entities]
             batches = newest(self.repo_config, self.offline_store, view, entities, start, task.end_time)
@@ -152,41 +151,6 @@ def newest(
     for batch in _batches(job):
         table = pa.Table.from_batches([batch])
         yield table.rename_columns([source.field_mapping.get(name, name) for name in table.column_names])
-
-
-class DeadLetters:
-    """The refused rows of a run in one parquet file, which replaces that of the previous run.
-
-    Args:
-        path: of the file; it is deleted if no row is refused.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._temporary = path.with_suffix(".parquet.tmp")
-        self._writer: pq.ParquetWriter | None = None
-
-    def __enter__(self) -> DeadLetters:
-        return self
-
-    def __exit__(self, failed: object, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        if failed is not None:
-            self._temporary.unlink(missing_ok=True)
-        elif self._writer is not None:
-            self._temporary.replace(self.path)
-        else:
-            self.path.unlink(missing_ok=True)
-
-    def add(self, rows: pa.Table) -> None:
-        """Append refused rows."""
-        if not rows.num_rows:
-            return
-        if self._writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self._temporary, rows.schema)
-        self._writer.write_table(rows)
 
 
 def _batches(job: Any) -> Iterator[pa.RecordBatch]:

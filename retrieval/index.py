@@ -10,11 +10,9 @@ Legend: B queries, N items, D width, k answers.
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
@@ -22,34 +20,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
+from retrieval.approximation import Approximation, approximate
 from retrieval.jagged import best_first
 from run.artifacts import Artifact, open_artifact, write_artifact
 
 EXACT_LIMIT = 300_000
-RECALL_GATE = 0.99
 SEPARATOR = " > "
-GATE_QUERIES = 256
-GATE_K = 10
 
 
 def category_path(parts: Sequence[str]) -> str:
     """One string for a category path, broadest part first: ``["Women", "Shoes"]`` is ``"Women > Shoes"``."""
     return SEPARATOR.join(parts)
-
-
-@dataclass(frozen=True)
-class Approximation:
-    """Inverted lists over the whole catalogue, with the recall@10 measured against the exact answer.
-
-    Attributes:
-        lists: faiss.IndexIVF (faiss types what its factory and reader return as plain Index).
-        recall: recall@10, measured on the catalogue they were trained on.
-        ids: int64, the item that each number in the lists stands for.
-    """
-
-    lists: Any
-    recall: float
-    ids: np.ndarray
 
 
 class ItemIndex:
@@ -73,6 +54,7 @@ class ItemIndex:
         self.ids, self.matrix, self.paths = ids, matrix, list(paths)
         self.approximation, self.artifact = approximation, artifact
         self._by_id = np.argsort(ids, kind="stable")
+        self._shown: np.ndarray | None = None  # storage rows that may be answered, ascending; None: all
         self._slices = _slices(self.paths)
         self._flat = faiss.IndexFlatIP(matrix.shape[1])
         self._flat.add(matrix)
@@ -123,7 +105,7 @@ class ItemIndex:
         keys = [tuple(path.split(SEPARATOR)) for path in paths]
         order = np.array(sorted(range(len(ids)), key=lambda row: (keys[row], ids[row])), dtype=np.int64)
         matrix = matrix[order]
-        approximation = _approximate(matrix, ids[order]) if len(ids) > exact_limit else None
+        approximation = approximate(matrix, ids[order]) if len(ids) > exact_limit else None
         return cls(ids[order], matrix, [paths[row] for row in order], approximation)
 
     def with_items(self, ids: np.ndarray, matrix: np.ndarray, categories: Sequence[str]) -> ItemIndex:
@@ -143,8 +125,24 @@ class ItemIndex:
         )
         exact.artifact = self.artifact
         if self.approximation is not None:
-            exact.approximation = _added(self.approximation, np.asarray(ids, np.int64), matrix)
+            exact.approximation = self.approximation.with_items(np.asarray(ids, np.int64), matrix)
         return exact
+
+    def without(self, ids: np.ndarray) -> ItemIndex:
+        """The same index, of which these items (unknown ids are ignored) are never answered.
+
+        Their vectors can still be read: a hidden item may be in somebody's history, or be asked for similar ones.
+        ``with_items`` shows all items again.
+        """
+        hidden = self.rows(ids)
+        if self._shown is not None:
+            hidden = np.append(hidden, np.setdiff1d(np.arange(len(self)), self._shown))
+        hidden = np.unique(hidden[hidden >= 0])
+        other = copy.copy(self)
+        other._shown = np.delete(np.arange(len(self), dtype=np.int64), hidden) if len(hidden) else None
+        if self.approximation is not None:
+            other.approximation = self.approximation.without(self.ids[hidden])
+        return other
 
     def save(self, out: Path, parents: Mapping[str, Artifact]) -> Artifact:
         """Write the index as an artifact of kind ``index``."""
@@ -198,10 +196,11 @@ class ItemIndex:
         return vectors, found
 
     def contains(self, ids: np.ndarray, category: str | None = None) -> np.ndarray:
-        """Which ``ids`` are in the index (and in ``category``), bool [n]."""
+        """Which ``ids`` may be answered (in ``category``), bool [n]."""
         start, stop = self._slice(category)
         rows = self.rows(ids)
-        return (rows >= start) & (rows < stop)
+        inside = (rows >= start) & (rows < stop)
+        return inside if self._shown is None else inside & np.isin(rows, self._shown)
 
     def search(
         self,
@@ -238,7 +237,7 @@ class ItemIndex:
         k = min(k, len(self) if rows is None else len(rows))
         if k == 0:
             ids, scores = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
-        elif rows is None and self.approximation is not None:
+        elif rows is self._shown and self.approximation is not None:
             ids, scores = self._probe(queries, k)
         else:
             ids, scores = self._scan(queries, k, rows)
@@ -248,9 +247,13 @@ class ItemIndex:
         return (0, len(self)) if category is None else self._slices.get(category, (0, 0))
 
     def _passing(self, category: str | None, exclude: np.ndarray | None) -> np.ndarray | None:
-        """Storage rows that pass the filters, ascending; None when all do."""
+        """Storage rows that may be answered and pass the filters, ascending; None when all do."""
         start, stop = self._slice(category)
-        rows = np.arange(start, stop, dtype=np.int64)
+        rows = self._shown
+        if rows is None:
+            rows = np.arange(start, stop, dtype=np.int64)
+        elif category is not None:
+            rows = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
         if exclude is not None and len(exclude):
             rows = np.setdiff1d(rows, self.rows(exclude), assume_unique=False)
         return None if len(rows) == len(self) else rows
@@ -297,16 +300,14 @@ class ItemIndex:
     def _probe(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Approximate search; queries whose lists hold fewer than k items are scanned instead."""
         assert self.approximation is not None
-        _, numbers = self.approximation.lists.search(queries, k)
-        found = np.where(
-            numbers < 0, -1, self.rows(self.approximation.ids[numbers].ravel()).reshape(numbers.shape)
-        )
+        found = self.approximation.search(queries, k)
+        found = self.rows(found.ravel()).reshape(found.shape)
         ids, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         short = (found < 0).any(1)
         for row in np.flatnonzero(~short):
             ids[row], scores[row] = self._rescored(queries[row], found[row], k)
         if short.any():
-            ids[short], scores[short] = self._scan(queries[short], k, None)
+            ids[short], scores[short] = self._scan(queries[short], k, self._shown)
         return ids, scores
 
 
@@ -336,41 +337,3 @@ def _slices(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
             prefix = category_path(parts[:depth])
             slices[prefix] = (slices.get(prefix, (row, row))[0], row + 1)
     return slices
-
-
-def _added(lists: Approximation, ids: np.ndarray, matrix: np.ndarray) -> Approximation:
-    """The same lists with these items added or replaced."""
-    copy: Any = faiss.clone_index(lists.lists)
-    replaced = np.flatnonzero(np.isin(lists.ids, ids))
-    if len(replaced):
-        copy.remove_ids(faiss.IDSelectorBatch(replaced))
-    numbers = np.arange(len(lists.ids), len(lists.ids) + len(ids))
-    copy.add_with_ids(np.ascontiguousarray(matrix, np.float32), numbers)
-    return Approximation(copy, lists.recall, np.concatenate([lists.ids, ids]))
-
-
-def _approximate(matrix: np.ndarray, ids: np.ndarray) -> Approximation | None:
-    """Inverted lists that reach RECALL_GATE, or None when probing a quarter of them does not.
-
-    Held-out queries are averages of pairs of items, so that none is its own nearest neighbour.
-    """
-    count, width = matrix.shape
-    cells = max(1, int(4 * math.sqrt(count)))
-    lists: Any = faiss.index_factory(width, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
-    rng = np.random.default_rng(0)
-    lists.train(matrix[rng.choice(count, min(count, 40 * cells), replace=False)])
-    lists.add(matrix)
-    exact = faiss.IndexFlatIP(width)
-    exact.add(matrix)
-    pairs = rng.integers(0, count, size=(2, min(GATE_QUERIES, count)))
-    queries = (matrix[pairs[0]] + 0.25 * matrix[pairs[1]]).astype(np.float32)
-    _, truth = exact.search(queries, GATE_K)
-    probes = 8
-    while probes <= max(8, cells // 4):
-        lists.nprobe = probes
-        _, found = lists.search(queries, GATE_K)
-        hits = sum(len(np.intersect1d(row, wanted)) for row, wanted in zip(found, truth, strict=True))
-        if hits >= RECALL_GATE * truth.size:
-            return Approximation(lists, hits / truth.size, ids)
-        probes *= 2
-    return None

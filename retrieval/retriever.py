@@ -144,6 +144,17 @@ class Retriever:
             parts = replace(parts, towers=parts.towers.with_vectors(vectors))
         return self._of(self.index, vectors, parts, self.artifacts)
 
+    def without(self, item_ids: np.ndarray) -> Retriever:
+        """A retriever none of whose sources answers these items (int64 ids); others take their places.
+
+        Their vectors stay: histories may hold them. Its slow twin is ``open`` with all other items as ``only``.
+        """
+        assert self.parts is not None
+        parts = self.parts
+        if parts.tower_index is not None:
+            parts = replace(parts, tower_index=parts.tower_index.without(item_ids))
+        return self._of(self.index.without(item_ids), self.vectors, parts, self.artifacts)
+
     def with_items(self, items: pa.Table, categories: Sequence[str]) -> Retriever:
         """A retriever with these items added or replaced.
 

@@ -12,9 +12,11 @@ from typing import ParamSpec, TypeVar
 
 from dataset.records import Event, Item
 from feature_repo.ingest.ingestor import Ingested, Ingestor
+from feature_repo.ingest.item_states import change_state, state_of
 from feature_repo.ingest.new_items import keep_item, kept_item
 from feature_repo.online import StoreUnavailable
 from feature_repo.sources import DATA, JOURNAL
+from moonstore.errors import StoreError
 from serving.questions import Refused
 from serving.work import TRY_AGAIN, Work
 
@@ -49,13 +51,17 @@ class Intake:
         """See ``feature_repo.ingest.ingestor.Ingestor.ingest``; refuses with 503 what cannot be kept."""
         return await self.work.run(self._written, self._ingestor.ingest, events, "HTTP")
 
-    async def kept(self, item_id: int) -> Item | None:
-        """The item as it was received last; None: it was not."""
-        return await self.work.run(kept_item, self._store_dir, item_id)
+    async def kept(self, item_id: int) -> tuple[Item | None, str]:
+        """The item as it was received last, None if it was not, and its present state."""
+        return await self.work.run(self._written, self._kept, item_id)
 
     async def keep(self, item: Item) -> None:
         """Save an item for the services that read the store (``feature_repo.ingest.new_items``)."""
         await self.work.run(self._written, keep_item, self._store_dir, item, self._now())
+
+    async def set_state(self, item_id: int, state: str) -> None:
+        """See ``feature_repo.ingest.item_states.change_state``."""
+        await self.work.run(self._written, change_state, self._store_dir, item_id, state, self._now())
 
     def unwritable(self) -> str:
         """Why nothing can be written now, by writing something; empty if it can."""
@@ -68,16 +74,20 @@ class Intake:
             return f"nothing can be written to {JOURNAL}: {error.strerror or error}"
         return ""
 
+    def _kept(self, item_id: int) -> tuple[Item | None, str]:
+        return kept_item(self._store_dir, item_id), state_of(self._store_dir, item_id)
+
     def _written(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             result = call(*args, **kwargs)
-        except OSError as error:
+        except (OSError, StoreError) as error:
             self.failed += 1
             self.problem = str(error)
             log.warning("not kept: %s", error)
             if isinstance(error, StoreUnavailable):  # the journal has it
                 raise
-            reason = f"what was sent cannot be kept: {error.strerror or error}; send it again later"
+            why = getattr(error, "strerror", None) or error
+            reason = f"what was sent cannot be kept: {why}; send it again later"
             raise Refused(503, reason, TRY_AGAIN) from error
         self.problem = ""
         return result

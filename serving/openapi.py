@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from dataset.records import Event, Item
+from dataset.records import Event, Item, ItemState
 from feature_repo.ingest.arrivals import MOST_EVENTS
 from serving.questions import SearchForm, SearchQuestion
 
@@ -76,4 +76,5 @@ EVENTS_BODY = _body(
     **{"application/json": {"type": "array", "maxItems": MOST_EVENTS, "items": _schema(Event)}}
 )
 ITEM_BODY = _body(**{"application/json": _schema(Item)})
+STATE_BODY = _body(**{"application/json": _schema(ItemState)})
 SEARCH_BODY = _body(**{"application/json": _schema(SearchQuestion), "multipart/form-data": _form()})

@@ -11,6 +11,7 @@ When something is missing, a named fallback is used, reported in the answer and 
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections import Counter
@@ -18,19 +19,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow.compute as pc
 
 from dataset.contracts import BEHAVIOUR_CODES
+from dataset.records import DELETED
 from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.encode import Content, Encoder
 from feature_repo.frame import Frame, History
+from feature_repo.ingest.item_states import UnknownItem
 from feature_repo.item_matrix import ItemMatrix
 from feature_repo.online import OnlineReader, StoreUnavailable
-from feature_repo.vectors import Vectors
 from ranker.relevance import Relevance
 from ranker.score import Ranker
 from retrieval.fusion import fuse_orders
@@ -43,6 +44,7 @@ from run.generations import open_parts, require_whole
 from run.sizes import size
 from serving.answer import Answer, Hit, Stages
 from serving.catalogue import Card, Catalogue
+from serving.protocols import ContentEncoder, Reader, RelevanceHead, Scorer
 from serving.settings import Settings
 
 log = logging.getLogger("moon.serving")
@@ -54,42 +56,8 @@ SEARCH_DEPTH = 100  # candidates of a search that are reranked
 EXAMPLE_USERS = 50
 
 
-class UnknownItem(LookupError):
-    """An item id that the index does not hold."""
-
-
 class UnknownCategory(LookupError):
     """A category path that no item has."""
-
-
-class Reader(Protocol):
-    """The online side of the feature store (``feature_repo.online.OnlineReader``)."""
-
-    def read_user(self, user_id: int, time: datetime) -> Frame: ...  # noqa: D102
-
-    def with_candidates(self, user: Frame, item_ids: np.ndarray) -> Frame: ...  # noqa: D102
-
-    def with_items(self, items: ItemMatrix) -> Reader: ...  # noqa: D102
-
-
-class Scorer(Protocol):
-    """The ranker (``ranker.score.Ranker``)."""
-
-    def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray: ...  # noqa: D102
-
-    def with_vectors(self, vectors: Vectors) -> Scorer: ...  # noqa: D102
-
-
-class ContentEncoder(Protocol):
-    """The encoder (``encoder.encode.Encoder``)."""
-
-    def encode(self, contents: Sequence[Content]) -> np.ndarray: ...  # noqa: D102
-
-
-class RelevanceHead(Protocol):
-    """The relevance model (``ranker.relevance.Relevance``)."""
-
-    def score(self, query_vector: np.ndarray, item_vectors: np.ndarray) -> np.ndarray: ...  # noqa: D102
 
 
 class Recommender:
@@ -112,6 +80,7 @@ class Recommender:
 
     Attributes:
         items: the snapshot that candidates' features come from (``serving.refresh``); None: the online store.
+        withdrawn: items that are in no answer: id -> state (``feature_repo.ingest.item_states``).
     """
 
     def __init__(
@@ -136,6 +105,7 @@ class Recommender:
         self.example_users = tuple(example_users)
         self.fuse, self.generation = fuse, generation
         self.items: ItemMatrix | None = None
+        self.withdrawn: Mapping[int, str] = {}
         self.counts: Counter[str] = Counter()
 
     @classmethod
@@ -185,6 +155,15 @@ class Recommender:
         for user_id in recommender.example_users[:1]:
             recommender.recommend(user_id, 10)
         return recommender
+
+    def without(self, withdrawn: Mapping[int, str]) -> Recommender:
+        """The same recommender, which answers with none of the withdrawn items (id -> state)."""
+        if not withdrawn:
+            return self
+        moon = copy.copy(self)
+        moon.withdrawn = dict(withdrawn)
+        moon.retriever = self.retriever.without(np.fromiter(withdrawn, np.int64, len(withdrawn)))
+        return moon
 
     def recommend(
         self,
@@ -288,8 +267,10 @@ class Recommender:
         """The k items most like this one, by cosine of their vectors.
 
         Raises:
-            UnknownItem: the index does not hold it.
+            UnknownItem: the index does not hold it, or it was deleted.
         """
+        if self.withdrawn.get(item_id) == DELETED:
+            raise UnknownItem(f"item {item_id} was deleted")
         stages = Stages()
         vectors, found = self.retriever.index.gather(np.array([item_id], dtype=np.int64))
         if not found[0]:

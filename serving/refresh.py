@@ -18,18 +18,13 @@ from feast import FeatureStore
 from dataset.contracts import DataError
 from encoder.encode import item_content
 from feature_repo.features import item_columns
-from feature_repo.ingest.new_items import (
-    NewItem,
-    RowsRefused,
-    are_online,
-    items_table,
-    put_online,
-    set_aside,
-)
+from feature_repo.ingest.item_rows import RowsRefused, are_online, items_table, put_online
+from feature_repo.ingest.new_items import NewItem, set_aside
 from feature_repo.item_matrix import ItemMatrix, read_now
 from feature_repo.online import UNREACHABLE, StoreUnavailable
 from feature_repo.vectors import Vectors
 from feature_repo.views import Embedding
+from moonstore import dead_letters
 from moonstore.errors import StoreError
 from moonstore.freshness import EPOCH, US
 from retrieval.index import category_path
@@ -49,13 +44,18 @@ def refreshed(
         matrix: the snapshot of the last load, of the embedding that ``opened`` uses.
         items: all new items since the catalogue was imported.
 
+    An item whose vector the last load refused is in no answer.
+
     Raises:
-        StoreError: vectors of the embedding are not online.
+        StoreError: other vectors of the embedding are not online.
         StoreUnavailable: the online store does not answer.
     """
     known = opened.retriever.vectors
     missing = known.ids[matrix.vectors.rows(known.ids) < 0]
-    if len(missing):
+    refused = dead_letters.refused_keys(
+        Path(store.config.repo_path or "."), matrix.embedding.item_view, "item_id"
+    )
+    if not np.isin(missing, refused).all():
         raise StoreError(
             f"{matrix.embedding.item_view}: expected {len(known.ids)} vectors online, {len(missing)} are missing "
             f"(item_id {missing[:3].tolist()}). Run 'moon materialize'."
@@ -70,6 +70,8 @@ def refreshed(
     moon.retriever, moon.ranker = opened.retriever.with_vectors(vectors), opened.ranker.with_vectors(vectors)
     if items:
         _answer_with(moon, matrix, items)
+    if len(missing):
+        moon.retriever = moon.retriever.without(missing)
     return moon
 
 

@@ -14,10 +14,11 @@ from starlette.exceptions import HTTPException
 from dataset.contracts import DataError
 from dataset.records import fault
 from feature_repo.ingest.arrivals import TooManyEvents
+from feature_repo.ingest.item_states import UnknownItem
 from feature_repo.online import StoreUnavailable
 from serving.logs import REQUEST_ID
 from serving.questions import Refused
-from serving.recommend import STORE_AWAY, UnknownCategory, UnknownItem
+from serving.recommend import STORE_AWAY, UnknownCategory
 from serving.work import TRY_AGAIN
 
 log = logging.getLogger("moon.serving")

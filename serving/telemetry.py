@@ -19,6 +19,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from feature_repo.ingest.ingestor import Ingested
+from moonstore.dead_letters import KINDS
 from serving.answer import Answer
 from serving.intake import Intake
 from serving.keys import scope_of
@@ -131,8 +132,16 @@ class Telemetry(Collector):
             )
         behind = float(bool(live.stale_reason))
         yield GaugeMetricFamily("moon_items_behind", "Whether answers lag behind the store", value=behind)
+        refused_records = GaugeMetricFamily(
+            "moon_dead_letters", "Refused records in the dead letter", labels=("kind",)
+        )
+        for kind in KINDS:
+            refused_records.add_metric((kind,), live.refused.get(kind, 0))
+        yield refused_records
         yield GaugeMetricFamily(
-            "moon_items_refused", "New items in the dead letter", value=float(live.refused)
+            "moon_items_withdrawn",
+            "Items in no answer: deleted, inactive or out of stock",
+            value=len(moon.withdrawn),
         )
         yield from self._queues()
         made_of = GaugeMetricFamily("moon_artifact", "What makes the answers", labels=("role", "id"))

@@ -12,7 +12,7 @@ from fake_shop import picture, recommender
 from fastapi.testclient import TestClient
 from typer.main import get_command
 
-from dataset.records import Item
+from dataset.records import Item, ItemState
 from feature_repo.ingest.arrivals import parse_events, parsed
 from moon.cli import app
 from moon.summary import TABLES
@@ -30,6 +30,7 @@ TARGETS = re.findall(r"^([a-z][a-z-]*):(.*)$", MAKEFILE, flags=re.MULTILINE)
 READ = {
     "/events": parse_events,
     "/items": lambda body: parsed(Item, body),
+    "/items/ID/state": lambda body: parsed(ItemState, body),
 }  # what the service reads a body with
 
 
@@ -130,13 +131,14 @@ def test_every_curl_of_the_docs_is_understood_by_the_service(tmp_path):
         given = [pair for pair in pairwise(words) if pair[0].startswith("-")]
         fields = [value.split("=", 1) for option, value in given if option == "-F"]
         body = next((value for option, value in given if option == "-d"), None)
-        assert {option for option, _ in given} <= {"-F", "-H", "-d"}, page
+        assert {option for option, _ in given} <= {"-F", "-H", "-X", "-d"}, page
+        method = dict(given).get("-X", "GET")
         if body is not None:
             assert ("-H", "Content-Type: application/json") in given, page
-            READ[path](body)  # raises where the service would refuse it
+            READ[re.sub(r"/\d+", "/ID", path)](body)  # raises where the service would refuse it
             continue
         form = {name: ("photo", picture()) if value[0] == "@" else (None, value) for name, value in fields}
-        answer = client.post(path, files=form) if form else client.get(path, params=query)
+        answer = client.post(path, files=form) if form else client.request(method, path, params=query)
         unknown = answer.status_code == 404 and answer.json()["error"] != "Not Found"
         assert answer.status_code in (200, 503) or unknown, (
             f"{page}: {address}: {answer.status_code} {answer.text}"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import index as index_module
+from retrieval import approximation
 from retrieval.index import ItemIndex, category_path
 from run.artifacts import ArtifactError, open_artifact
 
@@ -37,10 +37,13 @@ def test_filters_equal_brute_force_ties_included(data):
     k = data.draw(st.integers(1, 70))
     category = data.draw(st.sampled_from([None, "a", "a > b", "e", "nowhere"]))
     exclude = rng.choice(ids, data.draw(st.integers(0, count)), replace=False)
-    index = ItemIndex.build(ids, matrix, paths)
+    hidden = rng.choice(ids, data.draw(st.integers(0, count)), replace=False)
+    half = len(hidden) // 2
+    index = ItemIndex.build(ids, matrix, paths).without(hidden[:half]).without(np.append(hidden[half:], 5))
     found, scores = index.search(queries, k, category=category, exclude=exclude)
+    assert index.contains(ids).tolist() == (~np.isin(ids, hidden)).tolist() and index.gather(ids)[1].all()
     for row, query in enumerate(queries):
-        wanted, wanted_scores = brute(ids, matrix, paths, query, k, category, exclude)
+        wanted, wanted_scores = brute(ids, matrix, paths, query, k, category, [*exclude, *hidden])
         assert found[row].tolist() == wanted
         np.testing.assert_array_equal(scores[row], np.array(wanted_scores, np.float32))
         single, single_scores = index.search(query, k, category=category, exclude=exclude)
@@ -123,6 +126,11 @@ def test_large_catalogues_pass_the_recall_gate_and_stay_exact_under_filters(tmp_
         np.testing.assert_array_equal(
             index.search(queries, 20, **filters)[0], exact.search(queries, 20, **filters)[0]
         )
+    hidden = found[:, 0]  # what every query would have answered first
+    visible, _ = index.without(hidden).search(queries, 10)
+    truth, _ = exact.without(hidden).search(queries, 10)
+    assert not np.isin(visible, hidden).any()
+    assert np.mean([len(set(f) & set(t)) / 10 for f, t in zip(visible, truth, strict=True)]) >= 0.97
     everything, _ = index.search(queries[0], 4000)  # more than the probed lists hold
     assert sorted(everything) == sorted(ids)
     saved = index.save(tmp_path / "index", {})
@@ -132,7 +140,7 @@ def test_large_catalogues_pass_the_recall_gate_and_stay_exact_under_filters(tmp_
 
 
 def test_a_catalogue_that_fails_the_gate_is_scanned(monkeypatch):
-    monkeypatch.setattr(index_module, "RECALL_GATE", 1.01)
+    monkeypatch.setattr(approximation, "RECALL_GATE", 1.01)
     rng = np.random.default_rng(0)
     assert ItemIndex.build(np.arange(2000), clustered(2000, rng), exact_limit=1000).approximation is None
 

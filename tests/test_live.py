@@ -11,6 +11,8 @@ from fastapi.testclient import TestClient
 from test_service_refuses_mixed_artifacts import run, write  # noqa: F401  (the fixture)
 
 from feature_repo.create import create_store
+from moonstore import dead_letters
+from moonstore.errors import StoreError
 from run import generations
 from run.artifacts import open_artifact
 from run.generations import GenerationError
@@ -101,6 +103,33 @@ def test_a_generation_that_cannot_be_opened_is_reported_and_the_old_one_serves_o
         assert ready(client)[1]["generation"]["problem"] == ""
         assert client.get("/recommend?user_id=4&k=3").json()["artifacts"]["ranker"] == rankers[1]
         assert "moon_generation_refused{" not in client.get("/metrics").text
+
+
+def test_a_broken_generation_costs_itself_across_a_restart(two):
+    run, rankers = two  # noqa: F811
+    generations.point(run, 2)
+    weights = generations.folder_of(run, 2) / "ranker_full" / "weights.json"
+    whole = weights.read_text()
+    weights.unlink()
+    weights.write_text("damaged")
+    for _ in range(2):
+        live = Live.open(Settings(run=run))
+        assert live.current.artifacts["ranker"] == rankers[0] and live.current.recommend(4, 3).hits
+        assert (live.current.generation, live.target_generation) == (1, 2) and "sha256" in live.problem
+        assert live.refused == {"generations": 1}
+    (letter,) = dead_letters.letters(run / "store")
+    assert letter.id == "generations/2" and "sha256" in letter.reason and letter.attempts == 2
+    assert letter.record["generation"] == 2 and letter.door == "serve"
+    weights.write_text(whole)
+    live = Live.open(Settings(run=run))
+    assert live.current.generation == 2 and live.problem == "" and live.refused == {}
+
+
+def test_a_service_that_cannot_know_what_was_deleted_does_not_start(two):
+    run, _ = two  # noqa: F811
+    (run / "store" / "data" / "item_states.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(StoreError, match="item_states.db: expected the states of the items"):
+        Live.open(Settings(run=run))
 
 
 def test_a_mixture_is_not_served(two):

@@ -27,11 +27,13 @@ from feature_repo.create import create_store
 from feature_repo.frames.join import training_frame
 from feature_repo.ingest.arrivals import parsed
 from feature_repo.ingest.ingestor import Ingestor
-from feature_repo.ingest.new_items import fold_items, keep_item, new_items, refused_items, state
+from feature_repo.ingest.item_rows import fold_items
+from feature_repo.ingest.new_items import fingerprint, keep_item, new_items
 from feature_repo.online import OnlineReader
 from feature_repo.store import known_until, materialize, open_store, use_profile
 from feature_repo.views import EmbeddingRecord
 from moon import journey
+from moonstore import dead_letters
 from moonstore.errors import StoreError
 from moonstore.matrix import read_matrix
 from run.sizes import size
@@ -267,17 +269,19 @@ def test_an_item_that_cannot_be_processed_costs_itself_only(run, poison):
     path.write_text(json.dumps(content))
     live.look()
     live.look()
-    assert live.stale_reason == "" and live.refused == 1
+    assert live.stale_reason == "" and live.refused == {"new_items": 1}
     contained = live.current.retriever.index.contains(np.array([NEW + n for n in range(20)]))
     assert contained.tolist() == [number != 10 for number in range(20)]
-    assert list(refused_items(store)) == [bad] and refused_items(store)[bad]
+    (letter,) = dead_letters.letters(store)
+    assert letter.id == f"new_items/{bad}" and letter.record["item"]["item_id"] == bad and letter.reason
     with TestClient(create_app(Settings(run=run))) as client:  # a service that starts later, too
         assert client.get(f"/similar?item_id={NEW + 11}&k=1").status_code == 200
         assert client.get(f"/similar?item_id={bad}&k=1").status_code == 404
-        assert client.get("/readyz").json()["items"]["refused"] == 1
-        assert "moon_items_refused 1.0" in client.get("/metrics").text
+        assert client.get("/readyz").json()["dead_letters"] == {"new_items": 1}
+        assert 'moon_dead_letters{kind="new_items"} 1.0' in client.get("/metrics").text
         assert client.post("/items", json=good | {"item_id": bad}).status_code == 202  # mended, it comes in
         until_found(client, bad)
+    assert dead_letters.counts(store) == {}
 
 
 @pytest.mark.slow
@@ -324,14 +328,14 @@ def test_a_store_that_may_not_be_replaced_leaves_the_run_finished(run):
 
 def test_an_item_is_kept_whole_and_the_state_changes_with_it(tiny_world, tmp_path):
     create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
-    assert state(tmp_path / "store") == () and new_items(tmp_path / "store") == []
+    assert fingerprint(tmp_path / "store") == () and new_items(tmp_path / "store") == []
     item = Item(item_id=NEW, title="x", attributes={"colour": "red"}, category=["a", "b"])
     keep_item(tmp_path / "store", item, tiny_world.end)
-    before = state(tmp_path / "store")
+    before = fingerprint(tmp_path / "store")
     (one,) = new_items(tmp_path / "store")
     assert one.item == item and one.row["spu"] == NEW and one.row["attributes"] == [("colour", "red")]
     keep_item(tmp_path / "store", item, tiny_world.end + SECOND)
-    assert state(tmp_path / "store") != before and len(new_items(tmp_path / "store")) == 1
+    assert fingerprint(tmp_path / "store") != before and len(new_items(tmp_path / "store")) == 1
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from feature_repo.ingest.ingestor import Ingested, Ingestor
 from feature_repo.ingest.journal import Journal
 from feature_repo.ingest.stream import EventFile, RedisStream, connect, consume, send
 from feature_repo.store import known_until, materialize
+from moonstore import dead_letters
 from moonstore.errors import StoreError
 
 pytestmark = pytest.mark.redis
@@ -96,9 +97,9 @@ def test_what_is_no_event_is_set_aside_and_holds_up_nothing(tiny_world, shop):
     client.xadd(STREAM, {"event": b"\xff"})
     send(client, STREAM, events[10:])
     assert drain(RedisStream(url, "one"), Ingestor(store, Clock()), store).accepted == 20
-    letters = [json.loads(path.read_text()) for path in (store / "data/dead_letter/events").glob("*.json")]
-    reasons = [one["reason"] for one in letters]
-    assert {one["door"] for one in letters} == {"stream"}
+    letters = list(dead_letters.letters(store, "events"))
+    reasons = [one.reason for one in letters]
+    assert {one.door for one in letters} == {"stream"} and "\ufffd" in {one.record for one in letters}
     assert len(reasons) == 4 and sum("user_id" in reason for reason in reasons) == 1
     assert sum("[99999]" in reason for reason in reasons) == 1
     assert client.xpending(STREAM, "moon")["pending"] == 0
@@ -156,7 +157,7 @@ def test_a_file_is_ingested_line_by_line(tiny_world, shop, tmp_path):
     ingestor = Ingestor(store, Clock())
     found = list(consume(EventFile(tmp_path / "events.jsonl"), ingestor, store))
     assert sum(one.accepted for one in found) == 1200 and sum(one.refused for one in found) == 1
-    assert len(list((store / "data/dead_letter/events").glob("*.json"))) == 1
+    assert [one.door for one in dead_letters.letters(store)] == ["file"]
 
 
 @pytest.mark.parametrize("url", ["redis://host/0", "http://host/0/events", "redis://host/x/events", "events"])

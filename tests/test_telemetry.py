@@ -17,13 +17,14 @@ def live(**changed):
         items=changed.pop("items", None),
         artifacts={"index": "abc", "ranker": "def"},
         generation=changed.pop("generation", 3),
+        withdrawn={7: "deleted"},
     )
     parts = {
         "stale_reason": "",
         "target_generation": 4,
         "switches": 2,
         "problem": "",
-        "refused": 5,
+        "refused": {"new_items": 5},
         **changed,
     }
     return SimpleNamespace(current=moon, **parts)
@@ -88,7 +89,8 @@ def test_what_makes_the_answers_is_published():
         found['moon_artifact{id="abc",role="index"}'] == found['moon_artifact{id="def",role="ranker"}'] == 1
     )
     assert found['moon_generation{is="served"}'] == 3 and found['moon_generation{is="asked"}'] == 4
-    assert found["moon_items_behind"] == 0 and found["moon_items_refused"] == 5
+    assert found["moon_items_behind"] == 0 and found["moon_items_withdrawn"] == 1
+    assert found['moon_dead_letters{kind="new_items"}'] == 5 and found['moon_dead_letters{kind="rows"}'] == 0
     assert not [name for name in found if "generation_refused" in name or "loaded_until" in name]
 
 

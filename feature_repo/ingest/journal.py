@@ -1,32 +1,44 @@
 """The journal: events received since the last fold, each once, on disk before they are used anywhere.
 
-The journal is a folder of files with one JSON object per line. ``append`` is idempotent: once it returns, the event
-is durable, and its first arrival decides when it became available, however often and by whichever process it is sent
-again. Another event with the identity of a known one is not kept. ``seal`` starts a new file, so that the earlier
+The journal is a folder of files with one JSON object per line; a damaged line is moved to the dead letter.
+``append`` is idempotent: once it returns, the event is durable, and its first arrival decides when it became
+available, however often and by whichever process it is sent again. Another event with the identity of a known one is
+not kept. ``seal`` starts a new file, so that the earlier
 ones can be folded into the offline log (``feature_repo.ingest.fold``) and archived.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from dataset.contracts import EVENTS
-from dataset.records import Event
+from dataset.contracts import EVENT_TYPES, EVENTS
+from dataset.records import CLOCK_SKEW, Event
 from feature_repo.ingest.arrivals import events_table, table_of
 from feature_repo.ingest.known import LoggedEvents, Told, told
 from feature_repo.sources import DATA, JOURNAL, LOCK, LOG
+from moonstore import dead_letters
 from moonstore.freshness import EPOCH, US
 from run.artifacts import fsync, locked
 
+log = logging.getLogger(__name__)
+
 FIRST, FOLDED = "00000001.jsonl", "folded"
+INTEGERS = tuple(  # name, may it be missing, all are smaller
+    (field.name, field.nullable, 2 ** (field.type.bit_width - 1))
+    for field in EVENTS
+    if pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type)
+)
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class Journal:
 
     def __init__(self, store_dir: Path) -> None:
         data = Path(store_dir) / DATA
-        self._folder, self._log = data / JOURNAL, data / LOG
+        self._store_dir, self._folder, self._log = Path(store_dir), data / JOURNAL, data / LOG
         self._folder.mkdir(exist_ok=True)
         self._known: dict[int, Told] = {}  # by stored id, of every line read so far
         self._read: dict[str, int] = {}  # file -> how many bytes of it
@@ -98,7 +110,15 @@ class Journal:
 
     def table(self, files: Sequence[Path] | None = None) -> pa.Table:
         """Events of the journal, or of these of its files, as EVENTS rows in order of arrival."""
-        rows = [row for path in files or self.files() for row in _lines(path.read_bytes())]
+        rows, damaged = [], False
+        for path in files or self.files():
+            good, bad = _lines(path.read_bytes())
+            rows.extend(good)
+            damaged |= bool(bad)
+        if damaged:
+            with locked(self._folder / LOCK):
+                for path in files or self.files():
+                    self._set_aside(path, 0, path.read_bytes())
         return _table(rows)
 
     def files(self) -> list[Path]:
@@ -125,11 +145,11 @@ class Journal:
     def event_ids(self) -> np.ndarray:
         """Ids of all events ever accepted, folded ones included, int64."""
         paths = [*(self._folder / FOLDED).glob("*.jsonl"), *self.files()]
-        return np.array([row["event_id"] for path in paths for row in _lines(path.read_bytes())], np.int64)
+        return np.array([row["event_id"] for path in paths for row in _lines(path.read_bytes())[0]], np.int64)
 
     def newest_us(self) -> int:
         """Available time of the newest event in the journal, microseconds since 1970 UTC; 0 without any."""
-        rows = (row for path in self.files() for row in _lines(path.read_bytes()))
+        rows = (row for path in self.files() for row in _lines(path.read_bytes())[0])
         return max((row["available_time"] for row in rows), default=0)
 
     def _refresh(self) -> None:
@@ -149,8 +169,34 @@ class Journal:
                 if whole < len(content):
                     # A writer was killed in the middle of a line; that event was never acknowledged.
                     stream.truncate(at + whole)
-            self._remember(dict(told(_table(_lines(content[:whole])))))
+            self._remember(dict(told(_table(self._set_aside(path, at, content[:whole])))))
             self._read[path.name] = at + whole
+
+    def _set_aside(self, path: Path, at: int, content: bytes) -> list[dict[str, Any]]:
+        """Move damaged lines of a file to the dead letter; the lock must be held.
+
+        They are overwritten with blanks, so that no line moves: other processes remember how far they have read.
+
+        Args:
+            path: of the file.
+            at: place in it at which the content begins.
+            content: of the file from there on.
+
+        Returns:
+            the events in the content.
+        """
+        good, bad = _lines(content)
+        for start, line, reason in bad:
+            log.warning("%s: a damaged line is set aside: %s", path, reason)
+            dead_letters.put(
+                self._store_dir, dead_letters.EVENTS, "journal", reason, line.decode(errors="replace")
+            )
+            with path.open("r+b") as stream:
+                stream.seek(at + start)
+                stream.write(b" " * len(line))
+                stream.flush()
+                os.fsync(stream.fileno())
+        return good
 
     def _remember(self, events: Mapping[int, Told]) -> None:
         self._known.update(events)
@@ -199,6 +245,40 @@ def _as_first_told(rows: pa.Table, events: Sequence[Told]) -> pa.Table:
     return rows
 
 
-def _lines(content: bytes) -> Iterator[dict[str, Any]]:
-    whole = content[: content.rfind(b"\n") + 1]
-    return (json.loads(line) for line in whole.splitlines())
+def _lines(content: bytes) -> tuple[list[dict[str, Any]], list[tuple[int, bytes, str]]]:
+    """The events of whole lines, and the damaged lines: place of the first byte, content, reason."""
+    good, bad, at = [], [], 0
+    latest_us = (datetime.now(UTC) + CLOCK_SKEW - EPOCH) // US
+    for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
+        if line.strip():  # a line that was set aside is blank
+            try:
+                good.append(_event(line, latest_us))
+            except (ValueError, RecursionError) as error:
+                bad.append((at, line.rstrip(b"\n"), str(error)))
+        at += len(line)
+    return good, bad
+
+
+def _event(line: bytes, latest_us: int) -> dict[str, Any]:
+    """The event of a line, as ``Journal._write`` wrote it.
+
+    Raises:
+        ValueError: the line is no JSON, or holds no event.
+    """
+    row = json.loads(line.decode())
+    if not isinstance(row, dict):
+        raise ValueError("expected an event, found no JSON object")
+    for name, nullable, most in INTEGERS:
+        value = row.get(name)
+        if not (type(value) is int and 0 <= value < most) and not (nullable and value is None):
+            raise ValueError(
+                f"{name}: expected a whole number, at least 0 and below {most}, found {value!r:.50}"
+            )
+    if row.get("type") not in EVENT_TYPES:
+        raise ValueError(f"type: expected one of {', '.join(EVENT_TYPES)}, found {row.get('type')!r:.50}")
+    value = row.get("value")
+    if value is not None and not (type(value) in (int, float) and abs(value) <= LARGEST):
+        raise ValueError(f"value: expected a number, found {value!r:.50}")
+    if row["available_time"] > latest_us:
+        raise ValueError(f"available_time: expected a time by now, found {row['available_time']} us")
+    return row

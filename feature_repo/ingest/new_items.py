@@ -9,50 +9,38 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from feast import FeatureStore
+from pydantic import Field, ValidationError
 
-from dataset.contracts import ITEMS, content_hash
-from dataset.records import Item
-from feature_repo import source_tables
-from feature_repo.sources import DATA, NEW_ITEMS, TIMESTAMP, replace_source
-from feature_repo.vectors import VectorTable
-from feature_repo.views import Embedding
-from moonstore.batch import sift
-from moonstore.engine import DEAD_LETTER, ColumnStore
-from moonstore.errors import StoreError
+from dataset.contracts import DataError, content_hash
+from dataset.pictures import inspect_picture
+from dataset.records import ACTIVE, CLOCK_SKEW, Item, Record, first_error
+from feature_repo.ingest.item_states import set_state
+from feature_repo.sources import DATA, LOCK, NEW_ITEMS
+from moonstore import dead_letters
+from moonstore.dead_letters import DeadLetter
 from moonstore.freshness import EPOCH, US
-from moonstore.matrix import matrix_reader, read_matrix
-from run.artifacts import write_json
+from run.artifacts import locked, write_json
 
-PROFILE = "item_profile"
-SECOND_US = 1_000_000
+log = logging.getLogger(__name__)
 
 
-class RowsRefused(StoreError):
-    """A row of a new item breaks a rule that materialization enforces."""
-
-
-@dataclass(frozen=True)
-class NewItem:
+class NewItem(Record):
     """A received item and when it became available.
 
     Attributes:
         item: as received.
         available_us: microseconds since 1970 UTC.
+        attempts: how often it was in the dead letter before.
     """
 
     item: Item
-    available_us: int
+    available_us: Annotated[int, Field(strict=True, ge=0)]
+    attempts: int = 0
 
     @property
     def image(self) -> bytes | None:
@@ -79,150 +67,128 @@ class NewItem:
 
 
 def keep_item(store_dir: Path, item: Item, now: datetime) -> None:
-    """Store an item that becomes available at ``now``, for all services of the store."""
-    folder = _folder(store_dir)
-    folder.mkdir(exist_ok=True)
+    """Store an item that becomes available at ``now``, for all services of the store.
+
+    An earlier item of this id, also one in the dead letter, is replaced; one that was deleted is back.
+    """
+    path = _path(store_dir, item.item_id)
+    path.parent.mkdir(exist_ok=True)
+    if item.state != ACTIVE:  # first, so that it is not shown in between
+        set_state(store_dir, item.item_id, item.state, now)
     content = {"item": item.model_dump(exclude_none=True), "available_us": (now - EPOCH) // US}
-    write_json(folder / f"{item.item_id}.json", content)
+    with locked(path.parent / LOCK):
+        write_json(path, content)
+    dead_letters.remove(store_dir, f"{NEW_ITEMS}/{item.item_id}")
+    if item.state == ACTIVE:
+        set_state(store_dir, item.item_id, ACTIVE, now)
 
 
 def kept_item(store_dir: Path, item_id: int) -> Item | None:
     """An item as it was received last; None: it was not, or was set aside."""
+    path = _path(store_dir, item_id)
     try:
-        return Item(**json.loads((_folder(store_dir) / f"{item_id}.json").read_text())["item"])
-    except FileNotFoundError:
+        return _parsed(path.stem, path.read_bytes()).item
+    except (FileNotFoundError, DataError):
         return None
 
 
 def new_items(store_dir: Path) -> list[NewItem]:
-    """All items received, ascending by id."""
-    found = [json.loads(path.read_text()) for path in _files(store_dir)]
-    items = [NewItem(Item(**one["item"]), one["available_us"]) for one in found]
-    return sorted(items, key=lambda one: one.item.item_id)
+    """All items received, ascending by id; a file that holds no item is moved to the dead letter."""
+    found = []
+    for path in _files(store_dir):
+        try:
+            content = path.read_bytes()
+            found.append(_parsed(path.stem, content))
+        except FileNotFoundError:  # another process has just set it aside
+            continue
+        except DataError as error:
+            log.warning("%s is set aside: %s", path.name, error)
+            _move(store_dir, path, content, str(error))
+    return sorted(found, key=lambda one: one.item.item_id)
 
 
 def set_aside(store_dir: Path, item: NewItem, reason: str) -> None:
-    """Move an item that cannot be encoded or stored to the dead letter, with the reason."""
-    folder = Path(store_dir) / DATA / DEAD_LETTER / NEW_ITEMS
-    folder.mkdir(parents=True, exist_ok=True)
-    path = _folder(store_dir) / f"{item.item.item_id}.json"
-    taken = path.rename(folder / f"{path.name}.taken")
-    content = json.loads(taken.read_text())
-    if content["available_us"] == item.available_us:
-        write_json(folder / path.name, {**content, "reason": reason})
-        taken.unlink()
-    elif not path.exists():  # the item was sent again in the meantime: try that one
-        taken.rename(path)
+    """Move an item that cannot be encoded or stored to the dead letter, unless it was sent again in the meantime."""
+    path = _path(store_dir, item.item.item_id)
+    content = path.read_bytes()
+    if _parsed(path.stem, content) == item:
+        _move(store_dir, path, content, reason, item.attempts)
 
 
-def refused_items(store_dir: Path) -> dict[int, str]:
-    """Items in the dead letter: item id -> why it cannot be encoded or stored."""
-    folder = Path(store_dir) / DATA / DEAD_LETTER / NEW_ITEMS
-    return {int(path.stem): json.loads(path.read_text())["reason"] for path in sorted(folder.glob("*.json"))}
+def retry_item(store_dir: Path, letter: DeadLetter) -> None:
+    """Put an item of the dead letter back among the new items, as it was received.
+
+    Raises:
+        DataError: it still is no item, or its picture does not decode; or another one was received since.
+    """
+    name = letter.id.partition("/")[2]
+    one = _parsed(name, json.dumps(letter.record))
+    check_picture(one)
+    path = _path(store_dir, one.item.item_id)
+    path.parent.mkdir(exist_ok=True)
+    with locked(path.parent / LOCK):
+        if path.exists():
+            raise DataError(f"item {name} was received again since: drop this one")
+        write_json(path, {**letter.record, "attempts": letter.attempts})
+    dead_letters.remove(store_dir, letter.id)
 
 
-def state(store_dir: Path) -> tuple[tuple[str, int], ...]:
-    """Fingerprint of the folder; changes when an item is received or removed."""
+def fingerprint(store_dir: Path) -> tuple[tuple[str, int], ...]:
+    """Changes when an item is received or removed."""
     return tuple(sorted((path.name, path.stat().st_mtime_ns) for path in _files(store_dir)))
 
 
-def items_table(items: Sequence[NewItem]) -> pa.Table:
-    """The items as ITEMS rows."""
-    return pa.Table.from_pylist([one.row for one in items], schema=ITEMS)
-
-
-def put_online(
-    store: FeatureStore, items: Sequence[NewItem], vectors: np.ndarray, embedding: Embedding
-) -> None:
-    """Write the profiles and the vectors of N items to the online store.
-
-    Args:
-        store: an open feature store.
-        items: N of them.
-        vectors: float32 (N, D), of unit norm.
-        embedding: the embedding the vectors belong to.
+def _parsed(name: str, content: bytes | str) -> NewItem:
+    """The item in the file of this name.
 
     Raises:
-        RowsRefused: a row breaks a rule that materialization enforces; none is written.
+        DataError: the content is no item, or not the one that the name says.
     """
-    ids = np.array([one.item.item_id for one in items], np.int64)
-    stamp_us = np.array([one.available_us for one in items], np.int64)
-    order = np.argsort(ids)
-    table = VectorTable(ids[order], vectors[order])
-    rows = {  # the profile last: it marks an item as written
-        embedding.item_view: source_tables.item_embedding(table, embedding, stamp_us[order]),
-        PROFILE: source_tables.item_profile(items_table(items)),
-    }
-    online = store._get_provider().online_store  # type: ignore[attr-defined]
-    assert isinstance(online, ColumnStore)
-    sifted = {
-        name: sift(store.get_feature_view(name), some, datetime.now(UTC)) for name, some in rows.items()
-    }
-    for name, one in sifted.items():
-        if one.refused.num_rows:
-            raise RowsRefused(
-                f"{name}: expected {len(items)} valid rows, found {one.refused.num_rows} refused: {one.reasons}"
-            )
-    for name, one in sifted.items():
-        online.write_columns(store.config, store.get_feature_view(name), one.batch)
+    try:
+        one = NewItem.model_validate_json(content)
+    except ValidationError as error:
+        raise DataError(f"expected a received item, found {first_error(error)}") from None
+    try:
+        one.image  # noqa: B018 - is it base64?
+    except ValueError as error:
+        raise DataError(f"expected a picture in base64, found {error}") from None
+    if str(one.item.item_id) != name:
+        raise DataError(f"expected item {name}, as its file is named, found item {one.item.item_id}")
+    if one.available_us > (datetime.now(UTC) + CLOCK_SKEW - EPOCH) // US:
+        raise DataError(f"expected an item received by now, found one of the future ({one.available_us} us)")
+    return one
 
 
-def are_online(store: FeatureStore, items: Sequence[NewItem], embedding: Embedding) -> np.ndarray:
-    """Which items are online, profile and vector, at least as new as received; bool (N)."""
-    ids = np.array([one.item.item_id for one in items], np.int64)
-    received_us = np.array([one.available_us for one in items], np.int64)
-    profile, vector = matrix_reader(
-        store,
-        [
-            (store.get_feature_view(PROFILE), ["first_seen_us"]),
-            (store.get_feature_view(embedding.item_view), ["version"]),
-        ],
-    )(ids)
-    # SQLite keeps event times to the second.
-    profiled = profile["first_seen_us"] >= received_us
-    encoded = vector.event_us // SECOND_US >= received_us // SECOND_US
-    return np.asarray(profile.found & vector.found & profiled & encoded)
+def check_picture(one: NewItem) -> None:
+    """Decode the picture of an item, if it has one.
 
-
-def fold_items(store: FeatureStore, embeddings: Sequence[Embedding]) -> int:
-    """Add received items to the offline sources: their profiles, and those of their vectors that are online.
-
-    Returns:
-        number of profiles added.
+    Raises:
+        DataError: it does not decode.
     """
-    data = Path(store.config.repo_path or ".") / DATA
-    items = new_items(data.parent)
-    if not items:
-        return 0
-    profiles = source_tables.item_profile(items_table(items))
-    added = _append(data / f"{PROFILE}.parquet", profiles)
-    ids = np.array([one.item.item_id for one in items], np.int64)
-    for embedding in embeddings:
-        there = read_matrix(store, embedding.item_view, ids, ["vector"])
-        found = np.flatnonzero(there.found)
-        if len(found):
-            table = VectorTable(ids[found], np.stack([there["vector"][row] for row in found]))
-            rows = source_tables.item_embedding(table, embedding, there.event_us[found])
-            _append(data / f"{embedding.item_view}.parquet", rows)
-    return added
+    problem = None if one.image is None else inspect_picture(one.image).problem
+    if problem is not None:
+        raise DataError(
+            f"expected a picture, found {len(one.image or b'')} bytes that do not decode: {problem}"
+        )
 
 
-def _append(path: Path, rows: pa.Table) -> int:
-    """Append the rows whose (item, time) the file does not hold; returns their number."""
-    there = pq.read_table(path)
-    same = there.filter(pc.is_in(there.column("item_id"), value_set=rows.column("item_id")))
-    known = {*zip(same.column("item_id").to_pylist(), same.column(TIMESTAMP).to_pylist(), strict=True)}
-    asked = zip(rows.column("item_id").to_pylist(), rows.column(TIMESTAMP).to_pylist(), strict=True)
-    fresh = rows.filter(pa.array([one not in known for one in asked]))
-    if fresh.num_rows:
-        fresh = fresh.select(there.column_names).cast(there.schema)
-        replace_source(path, pa.concat_tables([there, fresh]))
-    return int(fresh.num_rows)
+def _move(store_dir: Path, path: Path, content: bytes, reason: str, attempts: int = 0) -> None:
+    """Move a file to the dead letter, unless it has another content by now."""
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        record = content.decode(errors="replace")
+    if isinstance(record, dict):
+        record.pop("attempts", None)
+    with locked(path.parent / LOCK):
+        if path.exists() and path.read_bytes() == content:
+            dead_letters.put(store_dir, NEW_ITEMS, "items", reason, record, path.stem, attempts)
+            path.unlink()
 
 
 def _files(store_dir: Path) -> list[Path]:
-    return list(_folder(store_dir).glob("*.json"))
+    return list((Path(store_dir) / DATA / NEW_ITEMS).glob("*.json"))
 
 
-def _folder(store_dir: Path) -> Path:
-    return Path(store_dir) / DATA / NEW_ITEMS
+def _path(store_dir: Path, item_id: int) -> Path:
+    return Path(store_dir) / DATA / NEW_ITEMS / f"{item_id}.json"

@@ -6,6 +6,7 @@ another one if it stays away. Invalid entries go to the dead letter with a reaso
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -17,11 +18,12 @@ from urllib.parse import urlsplit
 import redis
 
 from dataset.contracts import DataError
-from dataset.records import Event
+from dataset.records import Event, Rule
 from feature_repo.ingest.arrivals import parsed
 from feature_repo.ingest.ingestor import Ingested, Ingestor
 from feature_repo.online import StoreUnavailable
 from moonstore import dead_letters
+from moonstore.dead_letters import DeadLetter
 from moonstore.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -200,6 +202,23 @@ def consume(source: Source, ingestor: Ingestor, store_dir: Path) -> Iterator[Ing
             log.warning("waiting: %s", error)
             source.redeliver()
             time.sleep(RETRY_S)
+
+
+def retry_event(letter: DeadLetter, ingestor: Ingestor) -> None:
+    """Ingest an event of the dead letter, and remove it from there.
+
+    Args:
+        letter: a record of the kind ``events``.
+        ingestor: of the store.
+
+    Raises:
+        DataError: it still is no event, or is refused.
+        StoreUnavailable: the online store does not answer.
+    """
+    text = letter.record if isinstance(letter.record, str) else json.dumps(letter.record)
+    found = ingestor.ingest([parsed(Event, text)], letter.door)
+    if found.conflicts:
+        raise DataError(f"{letter.id}: {Rule.USED_ID.format('event_id')}")
 
 
 def _parsed(entries: Sequence[Entry]) -> tuple[list[Event], list[Refused]]:

@@ -9,13 +9,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from dataset.pictures import decoded
-from dataset.records import Event, Item, Rule
+from dataset.records import DELETED, Event, Item, ItemState, Rule
 from feature_repo.ingest.arrivals import parse_events, parsed
 from serving.bodies import read_json
 from serving.intake import Intake
 from serving.live import Live
-from serving.openapi import EVENTS_BODY, ITEM_BODY, refused_with
-from serving.questions import Refused, check_image, decode_base64
+from serving.openapi import EVENTS_BODY, ITEM_BODY, STATE_BODY, refused_with
+from serving.questions import Refused, TextId, check_image, decode_base64
 from serving.settings import Settings
 from serving.telemetry import Telemetry
 from serving.work import Work
@@ -24,7 +24,7 @@ from serving.work import Work
 def add_arrivals(
     app: FastAPI, settings: Settings, live: Live, intake: Intake | None, parsing: Work, telemetry: Telemetry
 ) -> None:
-    """Add ``/events`` and ``/items``; ``parsing`` parses bodies and decodes pictures."""
+    """Add ``/events``, ``/items`` and what changes an item's state; ``parsing`` parses bodies, decodes pictures."""
 
     @app.post("/events", openapi_extra=EVENTS_BODY, responses=refused_with(408, 409, 413, 415, 422, 503))
     async def events(request: Request) -> JSONResponse:
@@ -49,20 +49,40 @@ def add_arrivals(
     async def items(request: Request, overwrite: bool = False) -> JSONResponse:
         """An item as JSON; it can be recommended within seconds, see ``/similar``.
 
-        One that the catalogue holds is replaced only with ``overwrite``; sending the same again changes nothing.
+        One that exists is replaced only with ``overwrite``; sending the same again changes nothing, unless the item
+        has another state by now. One that was deleted is back.
         """
         item = await parsing.run(parsed, Item, await read_json(request, settings))
         if item.image_base64 is not None:
             await parsing.run(_check_picture, item.image_base64, settings)
         taken = _taken(intake)
-        kept = await taken.kept(item.item_id)
-        if kept != item:
-            if not overwrite and (kept is not None or item.item_id in live.current.catalogue):
+        kept, state = await taken.kept(item.item_id)
+        if kept != item or state != item.state:
+            exists = kept is not None or item.item_id in live.current.catalogue
+            if exists and state != DELETED and not overwrite:
                 raise Refused(
                     409, f"item {item.item_id} exists: POST it to /items?overwrite=true to replace it"
                 )
             await taken.keep(item)
         return JSONResponse({"item_id": item.item_id}, status_code=202)
+
+    @app.put(
+        "/items/{item_id}/state",
+        status_code=202,
+        openapi_extra=STATE_BODY,
+        responses=refused_with(404, 408, 415, 422, 503),
+    )
+    async def put_state(item_id: TextId, request: Request) -> JSONResponse:
+        """Whether an item may be answered, as JSON: ``{"state": "out_of_stock"}``; heeded within a second."""
+        state = (await parsing.run(parsed, ItemState, await read_json(request, settings))).state
+        await _taken(intake).set_state(item_id, state)
+        return JSONResponse({"item_id": item_id, "state": state}, status_code=202)
+
+    @app.delete("/items/{item_id}", status_code=202, responses=refused_with(404, 422, 503))
+    async def delete(item_id: TextId) -> JSONResponse:
+        """An item that is to be in no answer any more, within a second; histories keep it. Posting it undoes this."""
+        await _taken(intake).set_state(item_id, DELETED)
+        return JSONResponse({"item_id": item_id, "state": DELETED}, status_code=202)
 
 
 def _check_picture(image_base64: str, settings: Settings) -> None:

@@ -30,7 +30,8 @@ def add_operations(
         """May this process get requests: 200 when it is ready or degraded, 503 when it is not ready or draining.
 
         Degraded: it answers, but with popular items, because the online store is away or empty, or it cannot keep
-        what it is sent. A generation that cannot be opened leaves it ready: the one before it still serves.
+        what it is sent. A generation that cannot be opened leaves it ready: the one before it still serves. So do
+        records in the dead letter: everything else is processed.
         Where keys are in force, only one of scope admin is told the details.
         """
         moon = live.current
@@ -51,12 +52,13 @@ def add_operations(
             "items": {
                 "loaded_until": moon.items.loaded_until if moon.items is not None else None,
                 "problem": live.stale_reason,
-                "refused": live.refused,
+                "withdrawn": len(moon.withdrawn),
             },
             "writes": {
                 "failed": intake.failed if intake is not None else 0,
                 "problem": intake.problem if intake is not None else "",
             },
+            "dead_letters": live.refused,
         }
         if "admin" not in caller_of(request.scope).scopes:
             content = {"status": state}

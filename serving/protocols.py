@@ -1,0 +1,44 @@
+"""What the recommender needs of the online store and of the models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+import numpy as np
+
+from encoder.encode import Content
+from feature_repo.frame import Frame
+from feature_repo.item_matrix import ItemMatrix
+from feature_repo.vectors import Vectors
+
+
+class Reader(Protocol):
+    """The online side of the feature store (``feature_repo.online.OnlineReader``)."""
+
+    def read_user(self, user_id: int, time: datetime) -> Frame: ...  # noqa: D102
+
+    def with_candidates(self, user: Frame, item_ids: np.ndarray) -> Frame: ...  # noqa: D102
+
+    def with_items(self, items: ItemMatrix) -> Reader: ...  # noqa: D102
+
+
+class Scorer(Protocol):
+    """The ranker (``ranker.score.Ranker``)."""
+
+    def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray: ...  # noqa: D102
+
+    def with_vectors(self, vectors: Vectors) -> Scorer: ...  # noqa: D102
+
+
+class ContentEncoder(Protocol):
+    """The encoder (``encoder.encode.Encoder``)."""
+
+    def encode(self, contents: Sequence[Content]) -> np.ndarray: ...  # noqa: D102
+
+
+class RelevanceHead(Protocol):
+    """The relevance model (``ranker.relevance.Relevance``)."""
+
+    def score(self, query_vector: np.ndarray, item_vectors: np.ndarray) -> np.ndarray: ...  # noqa: D102
