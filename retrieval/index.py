@@ -5,7 +5,7 @@ whose recall was measured when they were built. A category is a path such as ``"
 sorted by path, so a category and all it contains is one slice, and a filtered query scans only that slice: an
 approximate index loses almost everything there, because the allowed items lie far from the query.
 
-Legend: B queries, N items, D width, k answers.
+Legend: B queries, N items, D width, K answers, F candidates of the scan, A ids asked for, G queries of the gate.
 """
 
 from __future__ import annotations
@@ -190,12 +190,12 @@ class ItemIndex:
         return np.where(self.ids[rows] == ids, rows, -1)
 
     def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors float32 [n, D] of ``ids`` (zeros where unknown) and which were found, bool [n]."""
+        """Vectors float32 [A, D] of ``ids`` (zeros where unknown) and which were found, bool [A]."""
         rows = self.rows(ids)
         found = rows >= 0
-        vectors = np.zeros((len(rows), self.width), dtype=np.float32)
-        vectors[found] = self.matrix[rows[found]]
-        return vectors, found
+        vectors_AD = np.zeros((len(rows), self.width), dtype=np.float32)
+        vectors_AD[found] = self.matrix[rows[found]]
+        return vectors_AD, found
 
     def contains(self, ids: np.ndarray, category: str | None = None) -> np.ndarray:
         """Which ``ids`` are in the index (and in ``category``), bool [n]."""
@@ -230,19 +230,24 @@ class ItemIndex:
             raise ValueError(f"k is {k}: expected at least 1")
         if query.ndim not in (1, 2) or query.shape[-1] != self.width:
             raise ValueError(f"query of shape {query.shape}: expected [{self.width}] or [B, {self.width}]")
-        queries = np.ascontiguousarray(np.atleast_2d(query))
-        if not np.isfinite(queries).all():
-            bad = np.flatnonzero(~np.isfinite(queries).all(1))
-            raise ValueError(f"{len(bad)} of {len(queries)} queries are not finite (rows {bad[:3].tolist()})")
+        queries_BD = np.ascontiguousarray(np.atleast_2d(query))
+        if not np.isfinite(queries_BD).all():
+            bad = np.flatnonzero(~np.isfinite(queries_BD).all(1))
+            raise ValueError(
+                f"{len(bad)} of {len(queries_BD)} queries are not finite (rows {bad[:3].tolist()})"
+            )
         rows = self._passing(category, exclude)
         k = min(k, len(self) if rows is None else len(rows))
         if k == 0:
-            ids, scores = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+            ids_BK, scores_BK = (
+                np.empty((len(queries_BD), 0), np.int64),
+                np.empty((len(queries_BD), 0), np.float32),
+            )
         elif rows is None and self.approximation is not None:
-            ids, scores = self._probe(queries, k)
+            ids_BK, scores_BK = self._probe(queries_BD, k)
         else:
-            ids, scores = self._scan(queries, k, rows)
-        return (ids[0], scores[0]) if query.ndim == 1 else (ids, scores)
+            ids_BK, scores_BK = self._scan(queries_BD, k, rows)
+        return (ids_BK[0], scores_BK[0]) if query.ndim == 1 else (ids_BK, scores_BK)
 
     def _slice(self, category: str | None) -> tuple[int, int]:
         return (0, len(self)) if category is None else self._slices.get(category, (0, 0))
@@ -255,7 +260,7 @@ class ItemIndex:
             rows = np.setdiff1d(rows, self.rows(exclude), assume_unique=False)
         return None if len(rows) == len(self) else rows
 
-    def _scan(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def _scan(self, queries_BD: np.ndarray, k: int, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Exact search among ``rows`` (None: all).
 
         The scan's float32 sums depend on batch shape and row position, so rows that may belong to the answer
@@ -264,22 +269,26 @@ class ItemIndex:
         count = len(self) if rows is None else len(rows)
         selector = None if rows is None else self._selector(rows)
         parameters = None if selector is None else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        ids = np.empty((len(queries), k), np.int64)
-        scores = np.empty((len(queries), k), np.float32)
+        ids_BK = np.empty((len(queries_BD), k), np.int64)
+        scores_BK = np.empty((len(queries_BD), k), np.float32)
         slack = (
-            2 * self.width * np.finfo(np.float32).eps * self._largest_norm * np.linalg.norm(queries, axis=1)
+            2
+            * self.width
+            * np.finfo(np.float32).eps
+            * self._largest_norm
+            * np.linalg.norm(queries_BD, axis=1)
         )
-        pending, fetch = np.arange(len(queries)), min(count, k + 8)
+        pending, fetch = np.arange(len(queries_BD)), min(count, k + 8)
         while len(pending):
-            rough, found = self._flat.search(queries[pending], fetch, params=parameters)
+            rough_BF, found_BF = self._flat.search(queries_BD[pending], fetch, params=parameters)
             settled = np.full(len(pending), fetch == count) | (
-                rough[:, -1] < rough[:, k - 1] - slack[pending]
+                rough_BF[:, -1] < rough_BF[:, k - 1] - slack[pending]
             )
             for place in np.flatnonzero(settled):
                 row = pending[place]
-                ids[row], scores[row] = self._rescored(queries[row], found[place], k)
+                ids_BK[row], scores_BK[row] = self._rescored(queries_BD[row], found_BF[place], k)
             pending, fetch = pending[~settled], min(count, fetch * 4)
-        return ids, scores
+        return ids_BK, scores_BK
 
     def _selector(self, rows: np.ndarray) -> faiss.IDSelector:
         if rows[-1] - rows[0] + 1 == len(rows):
@@ -294,32 +303,37 @@ class ItemIndex:
         exact = self.matrix[rows].astype(np.float64) @ query.astype(np.float64)
         return best_first(self.ids[rows], exact.astype(np.float32), k)
 
-    def _probe(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _probe(self, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Approximate search; queries whose lists hold fewer than k items are scanned instead."""
         assert self.approximation is not None
-        _, numbers = self.approximation.lists.search(queries, k)
-        found = np.where(
-            numbers < 0, -1, self.rows(self.approximation.ids[numbers].ravel()).reshape(numbers.shape)
+        _, numbers_BK = self.approximation.lists.search(queries_BD, k)
+        found_BK = np.where(
+            numbers_BK < 0,
+            -1,
+            self.rows(self.approximation.ids[numbers_BK].ravel()).reshape(numbers_BK.shape),
         )
-        ids, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-        short = (found < 0).any(1)
+        ids_BK, scores_BK = (
+            np.empty((len(queries_BD), k), np.int64),
+            np.empty((len(queries_BD), k), np.float32),
+        )
+        short = (found_BK < 0).any(1)
         for row in np.flatnonzero(~short):
-            ids[row], scores[row] = self._rescored(queries[row], found[row], k)
+            ids_BK[row], scores_BK[row] = self._rescored(queries_BD[row], found_BK[row], k)
         if short.any():
-            ids[short], scores[short] = self._scan(queries[short], k, None)
-        return ids, scores
+            ids_BK[short], scores_BK[short] = self._scan(queries_BD[short], k, None)
+        return ids_BK, scores_BK
 
 
-def _check(ids: np.ndarray, matrix: np.ndarray, paths: Sequence[str]) -> None:
-    if matrix.ndim != 2 or not len(ids) == len(matrix) == len(paths):
+def _check(ids: np.ndarray, matrix_ND: np.ndarray, paths: Sequence[str]) -> None:
+    if matrix_ND.ndim != 2 or not len(ids) == len(matrix_ND) == len(paths):
         raise ValueError(
-            f"{len(ids)} ids, vectors of shape {matrix.shape}, {len(paths)} categories: expected one each"
+            f"{len(ids)} ids, vectors of shape {matrix_ND.shape}, {len(paths)} categories: expected one each"
         )
     unique, counts = np.unique(ids, return_counts=True)
     if len(unique) != len(ids) or (len(ids) and unique[0] < 0):
         bad = unique[(counts > 1) | (unique < 0)]
         raise ValueError(f"{len(bad)} of {len(unique)} item ids repeat or are negative ({bad[:3].tolist()})")
-    finite = np.isfinite(matrix).all(1)
+    finite = np.isfinite(matrix_ND).all(1)
     if not finite.all():
         bad = ids[~finite]
         raise ValueError(
@@ -338,39 +352,39 @@ def _slices(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
     return slices
 
 
-def _added(lists: Approximation, ids: np.ndarray, matrix: np.ndarray) -> Approximation:
+def _added(lists: Approximation, ids: np.ndarray, matrix_ND: np.ndarray) -> Approximation:
     """The same lists with these items added or replaced."""
     copy: Any = faiss.clone_index(lists.lists)
     replaced = np.flatnonzero(np.isin(lists.ids, ids))
     if len(replaced):
         copy.remove_ids(faiss.IDSelectorBatch(replaced))
     numbers = np.arange(len(lists.ids), len(lists.ids) + len(ids))
-    copy.add_with_ids(np.ascontiguousarray(matrix, np.float32), numbers)
+    copy.add_with_ids(np.ascontiguousarray(matrix_ND, np.float32), numbers)
     return Approximation(copy, lists.recall, np.concatenate([lists.ids, ids]))
 
 
-def _approximate(matrix: np.ndarray, ids: np.ndarray) -> Approximation | None:
+def _approximate(matrix_ND: np.ndarray, ids: np.ndarray) -> Approximation | None:
     """Inverted lists that reach RECALL_GATE, or None when probing a quarter of them does not.
 
     Held-out queries are averages of pairs of items, so that none is its own nearest neighbour.
     """
-    count, width = matrix.shape
+    count, width = matrix_ND.shape
     cells = max(1, int(4 * math.sqrt(count)))
     lists: Any = faiss.index_factory(width, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
     rng = np.random.default_rng(0)
-    lists.train(matrix[rng.choice(count, min(count, 40 * cells), replace=False)])
-    lists.add(matrix)
+    lists.train(matrix_ND[rng.choice(count, min(count, 40 * cells), replace=False)])
+    lists.add(matrix_ND)
     exact = faiss.IndexFlatIP(width)
-    exact.add(matrix)
-    pairs = rng.integers(0, count, size=(2, min(GATE_QUERIES, count)))
-    queries = (matrix[pairs[0]] + 0.25 * matrix[pairs[1]]).astype(np.float32)
-    _, truth = exact.search(queries, GATE_K)
+    exact.add(matrix_ND)
+    pairs_2G = rng.integers(0, count, size=(2, min(GATE_QUERIES, count)))
+    queries_GD = (matrix_ND[pairs_2G[0]] + 0.25 * matrix_ND[pairs_2G[1]]).astype(np.float32)
+    _, truth_GK = exact.search(queries_GD, GATE_K)
     probes = 8
     while probes <= max(8, cells // 4):
         lists.nprobe = probes
-        _, found = lists.search(queries, GATE_K)
-        hits = sum(len(np.intersect1d(row, wanted)) for row, wanted in zip(found, truth, strict=True))
-        if hits >= RECALL_GATE * truth.size:
-            return Approximation(lists, hits / truth.size, ids)
+        _, found_GK = lists.search(queries_GD, GATE_K)
+        hits = sum(len(np.intersect1d(row, wanted)) for row, wanted in zip(found_GK, truth_GK, strict=True))
+        if hits >= RECALL_GATE * truth_GK.size:
+            return Approximation(lists, hits / truth_GK.size, ids)
         probes *= 2
     return None
