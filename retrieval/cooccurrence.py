@@ -55,7 +55,7 @@ def build_cooccurrence(
         raise ValueError(f"{log.num_rows} events, none of them a click, cart, purchase or liked rating")
     items, column = np.unique(item_id, return_inverse=True)
     _, row = np.unique(user_id, return_inverse=True)
-    acted_UI = sp.csr_matrix((np.ones(len(row), np.float64), (row, column)), dtype=np.float64)
+    acted_UI = sp.csr_matrix((np.ones(len(row)), (row, column)))
     popularity = np.bincount(column, minlength=len(items)).astype(np.float32)
     graph = _neighbour_graph(acted_UI, neighbours)
     config = {

@@ -72,13 +72,11 @@ class ItemIndex:
     ) -> None:
         self.ids, self.matrix, self.paths = ids, matrix, list(paths)
         self.approximation, self.artifact = approximation, artifact
-        self._by_id = np.argsort(ids, kind="stable")
+        self._by_id = np.argsort(ids)
         self._slices = _slices(self.paths)
         self._flat = faiss.IndexFlatIP(matrix.shape[1])
         self._flat.add(matrix)
-        self._largest_norm = (
-            float(np.sqrt((matrix.astype(np.float64) ** 2).sum(1).max())) if len(ids) else 0.0
-        )
+        self._largest_norm = np.linalg.norm(matrix, axis=1).max(initial=0)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -268,7 +266,7 @@ class ItemIndex:
         """
         count = len(self) if rows is None else len(rows)
         selector = None if rows is None else self._selector(rows)
-        parameters = None if selector is None else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+        parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
         ids_BK = np.empty((len(queries_BD), k), np.int64)
         scores_BK = np.empty((len(queries_BD), k), np.float32)
         slack = (

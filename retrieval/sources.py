@@ -94,8 +94,6 @@ class VectorSource(Source):
 
     def _search(self, requests: Requests, k: int, category: str | None) -> Retrieved:
         vectors_RD, present = self._side(requests)
-        if not present.any():
-            return _nothing(len(requests))
         ids_BK, scores_BK = self.index.search(vectors_RD[present], k, category=category)
         counts = np.where(present, ids_BK.shape[1], 0)
         return Retrieved(offsets_of(counts), ids_BK.ravel(), scores_BK.ravel())
@@ -140,8 +138,6 @@ class SimilarSource(Source):
         spoken = interests(requests.history)
         items, place = np.unique(spoken.item_id, return_inverse=True)
         vectors_BD, found = self._vectors.gather(items)
-        if not found.any():
-            return _nothing(len(requests))
         ids_BK, scores_BK = self.index.search(vectors_BD[found], k, category=category)
         row_of = np.cumsum(found) - 1
         known = found[place]
@@ -288,7 +284,7 @@ def match_scores(
     """
     names = tuple(f"match_{source.name}" for source in sources)
     columns = [source.score(requests, item_id, offsets) for source in sources]
-    return names, np.stack(columns, axis=1) if columns else np.empty((len(item_id), 0), np.float32)
+    return names, np.stack(columns, axis=1)
 
 
 @dataclass(frozen=True)
@@ -328,10 +324,6 @@ def add_matches(frame: Frame, names: Sequence[str], matches_CS: np.ndarray) -> F
     for column, name in enumerate(names):
         candidates = candidates.append_column(name, pa.array(np.ascontiguousarray(matches_CS[:, column])))
     return Frame(frame.requests, candidates, frame.offsets, frame.history)
-
-
-def _nothing(requests: int) -> Retrieved:
-    return Retrieved(np.zeros(requests + 1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
 
 def _mean_vectors(spoken: Interests, vectors: VectorLookup) -> tuple[np.ndarray, np.ndarray]:
