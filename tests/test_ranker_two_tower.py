@@ -14,6 +14,7 @@ from dataset.contracts import DataError
 from ranker.fit import Plan
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
+from ranker.inputs.hashing import hash_column
 from ranker.two_tower import negatives
 from ranker.two_tower import train as train_module
 from ranker.two_tower.model import sampled_softmax
@@ -459,3 +460,56 @@ def test_an_unknown_vector_adds_nothing_to_an_item(towers):
         expected = torch.nn.functional.normalize(whole + parts, dim=1)
     np.testing.assert_allclose(unknown.item_vectors(known), expected.numpy(), atol=1e-6)
     assert not np.allclose(towers.item_vectors(known), expected.numpy(), atol=1e-2)
+
+
+def test_the_towers_are_their_formulas(towers):
+    """The slow twin, a request at a time without padding; all weights are drawn, so that each of them matters."""
+    config, code = TowerConfig.read(towers.artifact.file("config.json")), towers.encoder
+    model = config.build().eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape))
+    w = {name: parameter.detach().double().numpy() for name, parameter in model.named_parameters()}
+
+    def rows(table, name, values):
+        return w[f"{table}.embedding_bags.t_{name}.weight"][code._table_rows(name, hash_column(values))]
+
+    def mixed(x):
+        hidden = w["user_mix.0.weight"] @ x + w["user_mix.0.bias"]
+        return w["user_mix.2.weight"] @ (hidden / (1 + np.exp(-hidden))) + w["user_mix.2.bias"]
+
+    histories = [VECTORS.ids[:3].tolist(), [], [*VECTORS.ids[5:11].tolist(), 4]]  # nobody knows item 4
+    frame = make_frame([3, 4, 5], histories, [[]] * 3, query_id=[None, 2, 1])
+    numbers = code.numbers(frame.requests, ("user_events", "user_found"))
+    expected = []
+    for row, items in enumerate(histories):
+        vectors, _ = VECTORS.gather(np.array(items, np.int64))
+        minutes = 60 * np.arange(len(items), 0, -1)
+        kind = (
+            w["behaviours.embedding_bags.t_code.weight"][np.ones(len(items), int)]
+            + w["behaviours.embedding_bags.t_age.weight"][np.log2(1 + minutes).astype(int)]
+        )
+        seen = rows("items", "item_id", pa.array(items, pa.int64())) + vectors @ w["content.weight"].T
+        score = seen @ w["attend"] + kind @ w["recency.weight"][0]
+        weight = np.exp(score - score.max(initial=0))
+        pooled = weight @ seen / max(weight.sum(), 1e-300)
+        asked = w["content.weight"] @ ([np.zeros(WIDTH), *VECTORS.queries.matrix[[2, 1]]][row])
+        profile = [
+            rows("requests", name, frame.requests[name].combine_chunks())[row]
+            for name in ("age_band", "segment")
+        ]
+        whole = pooled + asked + mixed(np.concatenate([pooled, asked, *profile, numbers[row]]))
+        expected.append(whole / np.linalg.norm(whole))
+    drawn = TwoTower(model, code)
+    np.testing.assert_allclose(drawn.user_vectors(frame), expected, atol=1e-4)
+
+    items = CATALOGUE.slice(20, 4)
+    whole = rows("items", "item_id", items["item_id"].combine_chunks())
+    for name in ("category", "category_top", "spu"):
+        whole = whole + rows("candidates", name, items[name].combine_chunks())
+    for row, bag in enumerate(items["attributes"].to_pylist()):
+        whole[row] += rows("candidates", "attributes", pa.array(bag, pa.string())).sum(0)
+    whole = whole + VECTORS.matrix[20:24] @ w["content.weight"].T
+    whole /= np.linalg.norm(whole, axis=1, keepdims=True)
+    np.testing.assert_allclose(drawn.item_vectors(items), whole, atol=1e-4)
