@@ -298,6 +298,15 @@ def test_frames_without_a_column_are_refused_with_the_side_it_is_missing_from():
             read(short)
 
 
+@pytest.mark.parametrize(
+    ("counts", "sizes"), [([1] * 20, [8, 8, 4]), ([2] * 9, [4, 4, 1]), ([9, 9], [1, 1]), ([0] * 5, [5])]
+)
+def test_groups_of_equal_requests_are_as_large_as_the_budget_allows(counts, sizes):
+    groups = list(size_groups(np.array(counts), np.arange(len(counts)), 8))
+    assert [len(group) for group in groups] == sizes
+    assert np.concatenate(groups).tolist() == list(range(len(counts)))
+
+
 def test_groups_keep_the_order_among_requests_of_equal_size():
     counts = np.array([1, 2] * 60)
     order = np.random.default_rng(0).permutation(120)
