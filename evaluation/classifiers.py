@@ -30,7 +30,7 @@ def class_means(vectors_ND: np.ndarray, label_N: np.ndarray, classes: int) -> np
         label_N: int64, 0 .. C - 1.
         classes: C.
     """
-    total = np.zeros((classes, vectors_ND.shape[1]), dtype=np.float64)
+    total = np.zeros((classes, vectors_ND.shape[1]))
     np.add.at(total, label_N, vectors_ND)
     return (total / np.bincount(label_N, minlength=classes)[:, None]).astype(np.float32)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from evaluation.metrics import Measurement
-from run.artifacts import fsync
+from run.artifacts import write_json
 
 
 def write_measurements(path: Path, measurements: Iterable[Measurement]) -> list[Measurement]:
@@ -19,16 +18,12 @@ def write_measurements(path: Path, measurements: Iterable[Measurement]) -> list[
     """
     kept = list(measurements)
     content: dict[str, dict[str, float | int | str]] = {}
-    for one in kept:
+    for one in sorted(kept, key=lambda one: one.name):
         if one.name in content:
             raise ValueError(f"{path}: {one.name} was measured twice; names must be distinct")
-        content[one.name] = {"value": float(one.value), "n": int(one.n), "split": one.split}
+        content[one.name] = {"n": int(one.n), "split": one.split, "value": float(one.value)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    fsync(temporary)
-    os.replace(temporary, path)
-    fsync(path.parent)
+    write_json(path, content)
     return kept
 
 

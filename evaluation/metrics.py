@@ -109,7 +109,7 @@ def reliability(label: np.ndarray, probability: np.ndarray, bins: int = 10) -> t
     if len(label) == 0:
         raise NoData("a reliability diagram needs at least one row")
     p = np.asarray(probability, dtype=np.float64)
-    below = np.searchsorted(np.sort(p), p, side="left")
+    below = np.searchsorted(np.sort(p), p)
     part = below * bins // len(p)
     count = np.bincount(part, minlength=bins)
     mean_p = np.bincount(part, weights=p, minlength=bins)

@@ -120,7 +120,7 @@ def _step(
         raise TrainingError(
             f"loss is {value.item()} in epoch {epoch + 1}, step {step + 1}: lower the learning rate"
         )
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     value.backward()
     norms = torch._foreach_norm([p.grad for _, p in dense if p.grad is not None])
     if not torch.isfinite(torch.stack(norms)).all():

@@ -88,8 +88,7 @@ class ClickModel(nn.Module):
             nn.SiLU(), nn.Linear(hidden, hidden // 2), nn.SiLU(), nn.Linear(hidden // 2, 1)
         )
         self.position = nn.Parameter(torch.zeros(max(len(shape.position_share), 1)))
-        share = torch.tensor(shape.position_share or (0.0,))
-        self.register_buffer("position_share", share, persistent=False)
+        self.register_buffer("position_share", torch.tensor(shape.position_share or (0.0,)))
 
     def forward(self, batch: Batch) -> Tensor:
         """Position-free logits, float32 [R, N]; undefined in empty slots."""
@@ -99,7 +98,7 @@ class ClickModel(nn.Module):
         first = self.candidate_input(torch.cat(candidate, dim=-1))
         if self.request_input is not None:
             request = [said.request for said in outputs if said.request is not None]
-            first = first + self.request_input(torch.cat(request, dim=-1))[:, None]
+            first = first + self.request_input(torch.cat(request, dim=1))[:, None]
         return self.head(first)[..., 0]
 
     def features(self, batch: Batch) -> Features:

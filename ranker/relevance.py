@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,8 +47,8 @@ class RelevanceModel(nn.Module):
     def raw(self, query: Tensor, item: Tensor) -> Tensor:
         """Uncalibrated logits, float32 [P], of pairs of unit vectors float32 [P, V]."""
         product = query * item
-        cosine = product.sum(-1, keepdim=True)
-        features = torch.cat([cosine, product * query.shape[-1] ** 0.5, (query - item).abs()], dim=-1)
+        cosine = product.sum(1, keepdim=True)
+        features = torch.cat([cosine, product * query.shape[1] ** 0.5, (query - item).abs()], dim=1)
         return (self.cosine(cosine) + self.pair(features))[:, 0]
 
     def forward(self, query: Tensor, item: Tensor) -> Tensor:
@@ -130,11 +131,11 @@ def train_relevance(
     torch.manual_seed(seed)
     model = RelevanceModel(query.shape[1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
-    best, best_loss, since = tensors_of(model), float("inf"), 0
+    best, best_loss, since = tensors_of(model), math.inf, 0
     for _ in range(EPOCHS):
         for start in range(0, len(learned), BATCH):
             rows = torch.from_numpy(learned[start : start + BATCH])
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             logits = model.raw(query[rows], item[rows])
             functional.binary_cross_entropy_with_logits(logits, target[rows]).backward()
             optimizer.step()

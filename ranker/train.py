@@ -128,9 +128,9 @@ def pointwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
 
 def listwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
     """Softmax cross-entropy over each request's candidates, mean over the requests that have a positive."""
-    log_fraction = torch.log_softmax(logit_RN.masked_fill(~filled_RN, -1e9), dim=-1)
-    total = label_RN.sum(-1)
-    per_request = -(log_fraction * label_RN).sum(-1) / total.clamp(min=1e-9)
+    log_fraction = torch.log_softmax(logit_RN.masked_fill(~filled_RN, -1e9), dim=1)
+    total = label_RN.sum(1)
+    per_request = -(log_fraction * label_RN).sum(1) / total.clamp(min=1e-9)
     return per_request.sum() / (total > 0).sum().clamp(min=1)
 
 
@@ -165,7 +165,7 @@ def _validate(model: ClickModel, valid: StoredRequests, encoder: FrameEncoder, l
         with torch.no_grad():
             value = float(training_loss(model, batch, loss))
         units = (
-            int(batch.candidate_mask.sum()) if loss == "pointwise" else int((batch.label.sum(-1) > 0).sum())
+            int(batch.candidate_mask.sum()) if loss == "pointwise" else int((batch.label.sum(1) > 0).sum())
         )
         total, weight = total + value * units, weight + units
     return total / max(weight, 1)

@@ -8,6 +8,8 @@ where n_u counts the user's distinct items and n_i the item's distinct users. Wi
 user weight this is the cosine of plain item-kNN; heavy users say less about each pair they make, and a weaker
 penalty on popular candidates keeps the base rate of j, which the cosine divides away
 (docs/log/retrieval.md#item-knn-and-what-beats-it).
+
+Legend: U users, I items, R requests, B items of one block.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def build_cooccurrence(
         raise ValueError(f"{log.num_rows} events, none of them a click, cart, purchase or liked rating")
     items, column = np.unique(item_id, return_inverse=True)
     _, row = np.unique(user_id, return_inverse=True)
-    acted_UI = sp.csr_matrix((np.ones(len(row), np.float64), (row, column)), dtype=np.float64)
+    acted_UI = sp.csr_matrix((np.ones(len(row)), (row, column)))
     popularity = np.bincount(column, minlength=len(items)).astype(np.float32)
     graph = _neighbour_graph(acted_UI, neighbours)
     config = {
@@ -111,12 +113,13 @@ class Cooccurrence:
         """
         answers: list[tuple[np.ndarray, np.ndarray]] = []
         for start in range(0, len(history), BLOCK_REQUESTS):
-            scores = self._scores(history, start, min(start + BLOCK_REQUESTS, len(history)))
-            request, column, score = owners(scores.indptr), scores.indices, scores.data.astype(np.float32)
+            scores_RI = self._scores(history, start, min(start + BLOCK_REQUESTS, len(history)))
+            request, column = owners(scores_RI.indptr), scores_RI.indices
+            score = scores_RI.data.astype(np.float32)
             if answerable is not None:
                 passing = answerable[column]
                 request, column, score = request[passing], column[passing], score[passing]
-            answers.extend(group_best(request, self.item_ids[column], score, scores.shape[0], k))
+            answers.extend(group_best(request, self.item_ids[column], score, scores_RI.shape[0], k))
         return stack(answers)
 
     def score(self, history: History, candidates: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -131,12 +134,12 @@ class Cooccurrence:
         out = np.zeros(len(candidates), dtype=np.float32)
         for start in range(0, len(history), BLOCK_REQUESTS):
             stop = min(start + BLOCK_REQUESTS, len(history))
-            scores = self._scores(history, start, stop)
+            scores_RI = self._scores(history, start, stop)
             rows = slice(offsets[start], offsets[stop])
             request = owners(offsets[start : stop + 1])
             wanted = known[rows]
             if wanted.any():
-                found = np.asarray(scores[request[wanted], columns[rows][wanted]]).ravel()
+                found = np.asarray(scores_RI[request[wanted], columns[rows][wanted]]).ravel()
                 out[rows][wanted] = found.astype(np.float32)
         return out
 
@@ -186,10 +189,10 @@ def _neighbour_graph(acted_UI: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
     seen_IU = (sp.diags(per_item**-SEEN_EXPONENT) @ acted_UI.T).tocsr()
     columns, scores, counts = [], [], []
     for start in range(0, seen_IU.shape[0], BLOCK_ITEMS):
-        block = (seen_IU[start : start + BLOCK_ITEMS] @ weighted_UI).tocsr()
-        for row in range(block.shape[0]):
-            entries = slice(block.indptr[row], block.indptr[row + 1])
-            column, score = block.indices[entries], block.data[entries]
+        block_BI = (seen_IU[start : start + BLOCK_ITEMS] @ weighted_UI).tocsr()
+        for row in range(block_BI.shape[0]):
+            entries = slice(block_BI.indptr[row], block_BI.indptr[row + 1])
+            column, score = block_BI.indices[entries], block_BI.data[entries]
             other = column != start + row
             column, score = best_first(column[other], score[other].astype(np.float32), neighbours)
             columns.append(column)

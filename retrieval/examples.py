@@ -203,7 +203,7 @@ def requests_frame(folder: Path, requests: pa.Table, size: Size) -> TrainingFram
 def retrieve(frames: TrainingFrame, sources: Sequence[Source], k: int) -> Retrieved:
     """The union of every source's k best items for each request, without what the user already took."""
     answers: list[tuple[np.ndarray, np.ndarray]] = []
-    for frame in chunks(frames, "retrieve"):
+    for frame in chunks(frames, "retrieve candidates"):
         requests = Requests.from_frame(frame, exclude_history=True)
         answers.extend(propose(sources, requests, k))
     return stack(answers)

@@ -25,8 +25,7 @@ def fuse_orders(ids: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.nda
     Returns:
         ids and fused scores, best first.
     """
-    rank = np.empty(len(ids), dtype=np.int64)
-    rank[np.lexsort((ids, -ranked))] = np.arange(len(ids))
+    rank = np.argsort(np.lexsort((ids, -ranked)))
     fused = 1.0 / (FUSION + 1 + np.arange(len(ids))) + 1.0 / (FUSION + 1 + rank)
     return best_first(ids, fused.astype(np.float32), len(ids))
 

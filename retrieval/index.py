@@ -5,7 +5,7 @@ whose recall was measured when they were built. A category is a path such as ``"
 sorted by path, so a category and all it contains is one slice, and a filtered query scans only that slice: an
 approximate index loses almost everything there, because the allowed items lie far from the query.
 
-Legend: B queries, N items, D width, k answers.
+Legend: B queries, N items, D width, K answers, F candidates of the scan, A ids asked for, G queries of the gate.
 """
 
 from __future__ import annotations
@@ -53,14 +53,12 @@ class ItemIndex:
     ) -> None:
         self.ids, self.matrix, self.paths = ids, matrix, list(paths)
         self.approximation, self.artifact = approximation, artifact
-        self._by_id = np.argsort(ids, kind="stable")
+        self._by_id = np.argsort(ids)
         self._shown: np.ndarray | None = None  # storage rows that may be answered, ascending; None: all
         self._slices = _slices(self.paths)
         self._flat = faiss.IndexFlatIP(matrix.shape[1])
         self._flat.add(matrix)
-        self._largest_norm = (
-            float(np.sqrt((matrix.astype(np.float64) ** 2).sum(1).max())) if len(ids) else 0.0
-        )
+        self._largest_norm = np.linalg.norm(matrix, axis=1).max(initial=0)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -188,12 +186,12 @@ class ItemIndex:
         return np.where(self.ids[rows] == ids, rows, -1)
 
     def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors float32 [n, D] of ``ids`` (zeros where unknown) and which were found, bool [n]."""
+        """Vectors float32 [A, D] of ``ids`` (zeros where unknown) and which were found, bool [A]."""
         rows = self.rows(ids)
         found = rows >= 0
-        vectors = np.zeros((len(rows), self.width), dtype=np.float32)
-        vectors[found] = self.matrix[rows[found]]
-        return vectors, found
+        vectors_AD = np.zeros((len(rows), self.width), dtype=np.float32)
+        vectors_AD[found] = self.matrix[rows[found]]
+        return vectors_AD, found
 
     def contains(self, ids: np.ndarray, category: str | None = None) -> np.ndarray:
         """Which ``ids`` may be answered (in ``category``), bool [n]."""
@@ -229,19 +227,24 @@ class ItemIndex:
             raise ValueError(f"k is {k}: expected at least 1")
         if query.ndim not in (1, 2) or query.shape[-1] != self.width:
             raise ValueError(f"query of shape {query.shape}: expected [{self.width}] or [B, {self.width}]")
-        queries = np.ascontiguousarray(np.atleast_2d(query))
-        if not np.isfinite(queries).all():
-            bad = np.flatnonzero(~np.isfinite(queries).all(1))
-            raise ValueError(f"{len(bad)} of {len(queries)} queries are not finite (rows {bad[:3].tolist()})")
+        queries_BD = np.ascontiguousarray(np.atleast_2d(query))
+        if not np.isfinite(queries_BD).all():
+            bad = np.flatnonzero(~np.isfinite(queries_BD).all(1))
+            raise ValueError(
+                f"{len(bad)} of {len(queries_BD)} queries are not finite (rows {bad[:3].tolist()})"
+            )
         rows = self._passing(category, exclude)
         k = min(k, len(self) if rows is None else len(rows))
         if k == 0:
-            ids, scores = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+            ids_BK, scores_BK = (
+                np.empty((len(queries_BD), 0), np.int64),
+                np.empty((len(queries_BD), 0), np.float32),
+            )
         elif rows is self._shown and self.approximation is not None:
-            ids, scores = self._probe(queries, k)
+            ids_BK, scores_BK = self._probe(queries_BD, k)
         else:
-            ids, scores = self._scan(queries, k, rows)
-        return (ids[0], scores[0]) if query.ndim == 1 else (ids, scores)
+            ids_BK, scores_BK = self._scan(queries_BD, k, rows)
+        return (ids_BK[0], scores_BK[0]) if query.ndim == 1 else (ids_BK, scores_BK)
 
     def _slice(self, category: str | None) -> tuple[int, int]:
         return (0, len(self)) if category is None else self._slices.get(category, (0, 0))
@@ -258,7 +261,7 @@ class ItemIndex:
             rows = np.setdiff1d(rows, self.rows(exclude), assume_unique=False)
         return None if len(rows) == len(self) else rows
 
-    def _scan(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def _scan(self, queries_BD: np.ndarray, k: int, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Exact search among ``rows`` (None: all).
 
         The scan's float32 sums depend on batch shape and row position, so rows that may belong to the answer
@@ -266,23 +269,27 @@ class ItemIndex:
         """
         count = len(self) if rows is None else len(rows)
         selector = None if rows is None else self._selector(rows)
-        parameters = None if selector is None else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        ids = np.empty((len(queries), k), np.int64)
-        scores = np.empty((len(queries), k), np.float32)
+        parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+        ids_BK = np.empty((len(queries_BD), k), np.int64)
+        scores_BK = np.empty((len(queries_BD), k), np.float32)
         slack = (
-            2 * self.width * np.finfo(np.float32).eps * self._largest_norm * np.linalg.norm(queries, axis=1)
+            2
+            * self.width
+            * np.finfo(np.float32).eps
+            * self._largest_norm
+            * np.linalg.norm(queries_BD, axis=1)
         )
-        pending, fetch = np.arange(len(queries)), min(count, k + 8)
+        pending, fetch = np.arange(len(queries_BD)), min(count, k + 8)
         while len(pending):
-            rough, found = self._flat.search(queries[pending], fetch, params=parameters)
+            rough_BF, found_BF = self._flat.search(queries_BD[pending], fetch, params=parameters)
             settled = np.full(len(pending), fetch == count) | (
-                rough[:, -1] < rough[:, k - 1] - slack[pending]
+                rough_BF[:, -1] < rough_BF[:, k - 1] - slack[pending]
             )
             for place in np.flatnonzero(settled):
                 row = pending[place]
-                ids[row], scores[row] = self._rescored(queries[row], found[place], k)
+                ids_BK[row], scores_BK[row] = self._rescored(queries_BD[row], found_BF[place], k)
             pending, fetch = pending[~settled], min(count, fetch * 4)
-        return ids, scores
+        return ids_BK, scores_BK
 
     def _selector(self, rows: np.ndarray) -> faiss.IDSelector:
         if rows[-1] - rows[0] + 1 == len(rows):
@@ -297,30 +304,33 @@ class ItemIndex:
         exact = self.matrix[rows].astype(np.float64) @ query.astype(np.float64)
         return best_first(self.ids[rows], exact.astype(np.float32), k)
 
-    def _probe(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _probe(self, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Approximate search; queries whose lists hold fewer than k items are scanned instead."""
         assert self.approximation is not None
-        found = self.approximation.search(queries, k)
-        found = self.rows(found.ravel()).reshape(found.shape)
-        ids, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-        short = (found < 0).any(1)
+        found_BK = self.approximation.search(queries_BD, k)
+        found_BK = self.rows(found_BK.ravel()).reshape(found_BK.shape)
+        ids_BK, scores_BK = (
+            np.empty((len(queries_BD), k), np.int64),
+            np.empty((len(queries_BD), k), np.float32),
+        )
+        short = (found_BK < 0).any(1)
         for row in np.flatnonzero(~short):
-            ids[row], scores[row] = self._rescored(queries[row], found[row], k)
+            ids_BK[row], scores_BK[row] = self._rescored(queries_BD[row], found_BK[row], k)
         if short.any():
-            ids[short], scores[short] = self._scan(queries[short], k, self._shown)
-        return ids, scores
+            ids_BK[short], scores_BK[short] = self._scan(queries_BD[short], k, self._shown)
+        return ids_BK, scores_BK
 
 
-def _check(ids: np.ndarray, matrix: np.ndarray, paths: Sequence[str]) -> None:
-    if matrix.ndim != 2 or not len(ids) == len(matrix) == len(paths):
+def _check(ids: np.ndarray, matrix_ND: np.ndarray, paths: Sequence[str]) -> None:
+    if matrix_ND.ndim != 2 or not len(ids) == len(matrix_ND) == len(paths):
         raise ValueError(
-            f"{len(ids)} ids, vectors of shape {matrix.shape}, {len(paths)} categories: expected one each"
+            f"{len(ids)} ids, vectors of shape {matrix_ND.shape}, {len(paths)} categories: expected one each"
         )
     unique, counts = np.unique(ids, return_counts=True)
     if len(unique) != len(ids) or (len(ids) and unique[0] < 0):
         bad = unique[(counts > 1) | (unique < 0)]
         raise ValueError(f"{len(bad)} of {len(unique)} item ids repeat or are negative ({bad[:3].tolist()})")
-    finite = np.isfinite(matrix).all(1)
+    finite = np.isfinite(matrix_ND).all(1)
     if not finite.all():
         bad = ids[~finite]
         raise ValueError(

@@ -65,7 +65,7 @@ def group_best(
         k: how many to keep of each.
     """
     if (np.diff(request) < 0).any():
-        order = np.argsort(request, kind="stable")
+        order = np.argsort(request)
         request, item_id, score = request[order], item_id[order], score[order]
     bounds = np.searchsorted(request, np.arange(requests + 1))
     return stack(

@@ -1,4 +1,7 @@
-"""Requests to retrieval: one at a time when serving, thousands at once when training."""
+"""Requests to retrieval: one at a time when serving, thousands at once when training.
+
+Legend: R requests, D width.
+"""
 
 from __future__ import annotations
 
@@ -79,13 +82,13 @@ class Requests:
         histories = [request.history for request in requests]
         counts = np.array([len(history.item_id) for history in histories], dtype=np.int64)
         widths = {len(r.query_vector) for r in requests if r.query_vector is not None}
-        queries = None
+        queries_RD = None
         if widths:
             (width,) = widths
-            queries = np.zeros((len(requests), width), dtype=np.float32)
+            queries_RD = np.zeros((len(requests), width), dtype=np.float32)
             for row, request in enumerate(requests):
                 if request.query_vector is not None:
-                    queries[row] = request.query_vector
+                    queries_RD[row] = request.query_vector
         users = [request.user for request in requests if request.user is not None]
         return cls(
             history=History(
@@ -95,7 +98,7 @@ class Requests:
                     for name in ("item_id", "code", "time_us")
                 ),
             ),
-            query_vectors=queries,
+            query_vectors=queries_RD,
             categories=tuple(request.category for request in requests),
             exclude=tuple(request.exclude for request in requests),
             users=pa.concat_tables(users) if requests and len(users) == len(requests) else None,

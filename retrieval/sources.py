@@ -4,7 +4,8 @@ Every source can answer the same two questions: which items (``retrieve``), and 
 (``score``). The second one makes the ranker's ``match_*`` columns in training and in serving alike, for every
 candidate whichever source proposed it, so the ranker never sees a number that serving would compute differently.
 
-Legend: R requests, C candidates, N items, D width, S sources.
+Legend: R requests, C candidates, P pairs of one chunk, T behaviours, N items, B searches, K answers, D width,
+E width of the two-tower model, S sources.
 """
 
 from __future__ import annotations
@@ -82,22 +83,20 @@ class VectorSource(Source):
 
     def score(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Inner product of the request's and the item's vectors, float32 [C]."""
-        vectors, _ = self._side(requests)
+        vectors_RD, _ = self._side(requests)
         request = owners(offsets)
         out = np.zeros(len(item_id), dtype=np.float32)
         for start in range(0, len(item_id), CHUNK_PAIRS):
             rows = slice(start, start + CHUNK_PAIRS)
-            items, _ = self.index.gather(item_id[rows])
-            out[rows] = np.einsum("cd,cd->c", items, vectors[request[rows]])
+            items_PD, _ = self.index.gather(item_id[rows])
+            out[rows] = np.einsum("cd,cd->c", items_PD, vectors_RD[request[rows]])
         return out
 
     def _search(self, requests: Requests, k: int, category: str | None) -> Retrieved:
-        vectors, present = self._side(requests)
-        if not present.any():
-            return _nothing(len(requests))
-        ids, scores = self.index.search(vectors[present], k, category=category)
-        counts = np.where(present, ids.shape[1], 0)
-        return Retrieved(offsets_of(counts), ids.ravel(), scores.ravel())
+        vectors_RD, present = self._side(requests)
+        ids_BK, scores_BK = self.index.search(vectors_RD[present], k, category=category)
+        counts = np.where(present, ids_BK.shape[1], 0)
+        return Retrieved(offsets_of(counts), ids_BK.ravel(), scores_BK.ravel())
 
 
 class SimilarSource(Source):
@@ -123,46 +122,44 @@ class SimilarSource(Source):
     def score(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """The largest weighted cosine of the item with a history item, float32 [C]; 0 without history."""
         spoken = interests(requests.history)
-        seen, found = self._vectors.gather(spoken.item_id)
-        seen *= spoken.weight[:, None]
+        seen_TD, found = self._vectors.gather(spoken.item_id)
+        seen_TD *= spoken.weight[:, None]
         spoken_kept = offsets_of(np.bincount(owners(spoken.offsets)[found], minlength=len(requests)))
-        seen = seen[found]
+        seen_TD = seen_TD[found]
         out = np.zeros(len(item_id), dtype=np.float32)
         for request in np.flatnonzero((np.diff(spoken_kept) > 0) & (np.diff(offsets) > 0)):
             rows = slice(offsets[request], offsets[request + 1])
-            items, known = self.index.gather(item_id[rows])
-            best = (seen[spoken_kept[request] : spoken_kept[request + 1]] @ items.T).max(axis=0)
+            items_PD, known = self.index.gather(item_id[rows])
+            best = (seen_TD[spoken_kept[request] : spoken_kept[request + 1]] @ items_PD.T).max(axis=0)
             out[rows] = np.where(known, best, 0)
         return out
 
     def _search(self, requests: Requests, k: int, category: str | None) -> Retrieved:
         spoken = interests(requests.history)
         items, place = np.unique(spoken.item_id, return_inverse=True)
-        vectors, found = self._vectors.gather(items)
-        if not found.any():
-            return _nothing(len(requests))
-        ids, scores = self.index.search(vectors[found], k, category=category)
+        vectors_BD, found = self._vectors.gather(items)
+        ids_BK, scores_BK = self.index.search(vectors_BD[found], k, category=category)
         row_of = np.cumsum(found) - 1
         known = found[place]
         kept = offsets_of(np.bincount(owners(spoken.offsets)[known], minlength=len(requests)))
-        return stack(self._merge(ids, scores, row_of[place][known], spoken.weight[known], kept, k))
+        return stack(self._merge(ids_BK, scores_BK, row_of[place][known], spoken.weight[known], kept, k))
 
     def _merge(
         self,
-        ids: np.ndarray,
-        scores: np.ndarray,
+        ids_BK: np.ndarray,
+        scores_BK: np.ndarray,
         searches: np.ndarray,
         weight: np.ndarray,
         offsets: np.ndarray,
         k: int,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Merge each request's searches, each times its weight, keeping an item's largest score."""
-        rows = self.index.rows(ids.ravel()).reshape(ids.shape)
+        rows_BK = self.index.rows(ids_BK.ravel()).reshape(ids_BK.shape)
         best = np.full(len(self.index), -np.inf, dtype=np.float32)
         for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
             for search, factor in zip(searches[start:stop], weight[start:stop], strict=True):
-                touched = rows[search]
-                best[touched] = np.maximum(best[touched], scores[search] * factor)
+                touched = rows_BK[search]
+                best[touched] = np.maximum(best[touched], scores_BK[search] * factor)
             reached = np.flatnonzero(best > -np.inf)
             yield best_first(self.index.ids[reached], best[reached], k)
             best[reached] = -np.inf
@@ -260,8 +257,8 @@ def two_tower_source(towers: UserTower, index: ItemIndex) -> VectorSource:
     def side(requests: Requests) -> tuple[np.ndarray, np.ndarray]:
         if requests.users is None:
             return np.zeros((len(requests), index.width), np.float32), np.zeros(len(requests), bool)
-        vectors = np.asarray(towers.user_vectors(requests.two_tower_frame()), dtype=np.float32)
-        return vectors, np.ones(len(requests), bool)
+        vectors_RE = np.asarray(towers.user_vectors(requests.two_tower_frame()), dtype=np.float32)
+        return vectors_RE, np.ones(len(requests), bool)
 
     return VectorSource("two_tower", index, side)
 
@@ -287,7 +284,7 @@ def match_scores(
     """
     names = tuple(f"match_{source.name}" for source in sources)
     columns = [source.score(requests, item_id, offsets) for source in sources]
-    return names, np.stack(columns, axis=1) if columns else np.empty((len(item_id), 0), np.float32)
+    return names, np.stack(columns, axis=1)
 
 
 @dataclass(frozen=True)
@@ -321,29 +318,25 @@ class Matches:
         return [dict(zip(self.names, row, strict=True)) for row in self.rows(item_id).tolist()]
 
 
-def add_matches(frame: Frame, names: Sequence[str], matches: np.ndarray) -> Frame:
+def add_matches(frame: Frame, names: Sequence[str], matches_CS: np.ndarray) -> Frame:
     """The same frame with the given match columns, float32 [C, S], in the order of its candidates."""
     candidates = frame.candidates
     for column, name in enumerate(names):
-        candidates = candidates.append_column(name, pa.array(np.ascontiguousarray(matches[:, column])))
+        candidates = candidates.append_column(name, pa.array(np.ascontiguousarray(matches_CS[:, column])))
     return Frame(frame.requests, candidates, frame.offsets, frame.history)
-
-
-def _nothing(requests: int) -> Retrieved:
-    return Retrieved(np.zeros(requests + 1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
 
 def _mean_vectors(spoken: Interests, vectors: VectorLookup) -> tuple[np.ndarray, np.ndarray]:
     """Recency-weighted means of unit norm, float32 [R, D], and which requests have one."""
-    seen, _ = vectors.gather(spoken.item_id)
-    seen *= spoken.weight[:, None]
-    means = np.zeros((len(spoken.offsets) - 1, seen.shape[1]), dtype=np.float32)
+    seen_TD, _ = vectors.gather(spoken.item_id)
+    seen_TD *= spoken.weight[:, None]
+    means_RD = np.zeros((len(spoken.offsets) - 1, seen_TD.shape[1]), dtype=np.float32)
     filled = np.flatnonzero(np.diff(spoken.offsets) > 0)
     if len(filled):
-        means[filled] = np.add.reduceat(seen, spoken.offsets[filled], axis=0)
-    norms = np.linalg.norm(means, axis=1, keepdims=True)
-    present = norms[:, 0] > 1e-6
-    return np.where(norms > 1e-6, means / np.maximum(norms, 1e-6), 0).astype(np.float32), present
+        means_RD[filled] = np.add.reduceat(seen_TD, spoken.offsets[filled], axis=0)
+    norms_R1 = np.linalg.norm(means_RD, axis=1, keepdims=True)
+    present = norms_R1[:, 0] > 1e-6
+    return np.where(norms_R1 > 1e-6, means_RD / np.maximum(norms_R1, 1e-6), 0).astype(np.float32), present
 
 
 def _filtered(

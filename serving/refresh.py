@@ -104,7 +104,7 @@ def _written(
     except (DataError, RowsRefused) as error:
         if len(items) == 1:
             log.warning("item %d is set aside: %s", items[0].item.item_id, error)
-            set_aside(Path(store.config.repo_path or "."), items[0], str(error))
+            set_aside(Path(str(store.config.repo_path)), items[0], str(error))
             return []
     half = len(items) // 2
     return [

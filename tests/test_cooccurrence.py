@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dataset.contracts import EVENTS
 from retrieval import cooccurrence as module
 from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
-from retrieval.requests import HISTORY_ITEMS, RECENCY, Request, Requests, history_of, interests
+from retrieval.requests import Request, Requests, history_of, interests
 
 
 def log_of(rows):
@@ -48,7 +48,7 @@ def by_hand(pairs):
     users_of = {i: {u for u, j in pairs if j == i} for _, i in pairs}
     return {
         (i, j): sum(1 / math.log2(1 + len(items_of[u])) for u in users_of[i] & users_of[j])
-        / (len(users_of[i]) ** module.SEEN_EXPONENT * len(users_of[j]) ** module.CANDIDATE_EXPONENT)
+        / (len(users_of[i]) ** 0.5 * len(users_of[j]) ** 0.1)
         for i, j in product(users_of, users_of)
         if i != j and users_of[i] & users_of[j]
     }
@@ -103,7 +103,7 @@ def test_a_history_sums_its_items_by_recency_and_pairs_score_as_retrieved(tmp_pa
     wanted = by_hand({(u, i) for u, i, *_ in rows})
     history = [3, 9, 4, 3]  # 3 counts once, at its newest place
     expected = {
-        j: sum(RECENCY**rank * wanted.get((i, j), 0) for rank, i in enumerate([3, 4, 9])) for j in range(30)
+        j: sum(0.9**rank * wanted.get((i, j), 0) for rank, i in enumerate([3, 4, 9])) for j in range(30)
     }
     ids, scores = neighbours_of(graph, history, 30)
     assert dict(zip(ids.tolist(), scores.tolist(), strict=True)) == pytest.approx(
@@ -162,7 +162,33 @@ def test_interests_are_distinct_positive_newest_first():
         ]
     ).history
     spoken = interests(history)
-    assert spoken.offsets.tolist() == [0, 3, 3, 3 + HISTORY_ITEMS]
+    assert spoken.offsets.tolist() == [0, 3, 3, 3 + 20]
     assert spoken.item_id[:3].tolist() == [3, 1, 2]
-    np.testing.assert_allclose(spoken.weight[:3], [1, RECENCY, RECENCY**2], rtol=1e-6)
-    assert spoken.item_id[3:].tolist() == list(range(49, 49 - HISTORY_ITEMS, -1))
+    np.testing.assert_allclose(spoken.weight[:3], [1, 0.9, 0.81], rtol=1e-6)
+    assert spoken.item_id[3:].tolist() == list(range(49, 49 - 20, -1))
+
+
+def test_answers_and_scores_are_of_the_promised_types(tmp_path):
+    graph = opened(tmp_path, log_of([(1, 10, "click", 1), (1, 11, "click", 2), (2, 11, "click", 3)]))
+    assert (graph.item_ids.dtype, graph.popularity.dtype) == (np.int64, np.float32)
+    for history in (history_of([10]), history_of([])):
+        found = graph.retrieve_batch(history, 3)
+        assert (found.offsets.dtype, found.item_id.dtype, found.score.dtype) == (
+            np.int64,
+            np.int64,
+            np.float32,
+        )
+        score = graph.score(history, np.array([11, 99]), np.array([0, 2]))
+        assert score.dtype == np.float32 and score[1] == 0
+    assert graph.retrieve_batch(history_of([10]), 3, np.array([True, False])).item_id.tolist() == []
+    assert graph.retrieve_batch(history_of([10]), 3, np.array([False, True])).item_id.tolist() == [11]
+
+
+def test_the_newest_five_hundred_items_of_a_user_count(tmp_path):
+    graph = opened(tmp_path, log_of([(1, item, "click", item) for item in range(502)]))
+    assert graph.item_ids.tolist() == list(range(2, 502))
+
+
+def test_two_hundred_neighbours_of_an_item_are_kept(tmp_path):
+    graph = opened(tmp_path, log_of([(1, item, "click", item) for item in range(205)]))
+    assert len(neighbours_of(graph, [7], 1000)[0]) == 200

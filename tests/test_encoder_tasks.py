@@ -165,7 +165,7 @@ def test_the_probe_is_scikit_learns_logistic_regression():
     rng = np.random.default_rng(0)
     train, label = blobs(rng, 300, 4)
     test, _ = blobs(rng, 200, 4)
-    for strength in (1e-3, 1e-1):
+    for strength in (1e-4, 1e-3, 1e-1):
         probe = LinearProbe.fit(train, label, 4, strength)
         scaled = (train - probe.centre) * probe.scale
         assert np.mean(np.sum(scaled**2, axis=1)) == pytest.approx(1, abs=1e-5)
@@ -256,3 +256,27 @@ def test_random_vectors_classify_no_better_than_chance():
     found = values(classification(labels("q", answer[:400], answer[400:]), train, test, None, "test"))
     assert abs(found["encoder/q/probe/accuracy"][0] - 0.5) < 0.1
     assert abs(found["encoder/q/nearest_mean/accuracy"][0] - 0.5) < 0.1
+
+
+def test_what_a_classifier_holds_is_single_precision_and_constant_columns_weigh_nothing():
+    rng = np.random.default_rng(2)
+    train, label = blobs(rng, 120, 3)
+    train[:, 2] = 0.25  # a word that every title has
+    assert class_means(train, label, 3).dtype == np.float32
+    probe = LinearProbe.fit(train, label, 3)
+    assert probe.weight.dtype == probe.bias.dtype == probe.centre.dtype == np.float32
+    assert probe.weight.shape == (3, train.shape[1]) and not probe.weight[:, 2].any()
+    assert probe.weight[:, [0, 1, 3]].all()
+    same = LinearProbe.fit(train, label, 3, strength=1e-4)
+    np.testing.assert_array_equal(probe.weight, same.weight)
+    assert not np.array_equal(probe.weight, LinearProbe.fit(train, label, 3, strength=1e-3).weight)
+    spread = np.mean(np.sum((train - train.mean(axis=0)) ** 2, axis=1))
+    assert probe.scale == pytest.approx(spread**-0.5, rel=1e-6)
+    assert LinearProbe.fit(np.ones((4, 2), np.float32), np.array([0, 1, 0, 1]), 2).scale == 1.0
+
+
+def test_a_class_without_a_prototype_is_never_nearest_to_anything_alike():
+    prototypes = np.array([[0.0, 0.0], [0.0, 5.0], [3.0, 0.0]])
+    assert nearest(np.array([[1.0, 0.2], [0.2, 1.0]]), prototypes).tolist() == [2, 1]
+    assert nearest(np.array([[-1.0, -1.0]]), prototypes).tolist() == [0]
+    assert nearest(np.array([[1.0, 1.0]]), prototypes).tolist() == [1], "of equals the first"

@@ -233,3 +233,87 @@ def test_inverted_lists_hold_what_was_added_and_forget_what_was_replaced():
     assert hits >= 0.95 * 10 * len(queries)
     again = new.with_items(changed[:3], vectors[:3], ["Men"] * 3)
     assert len(again) == 900 and again.search(vectors[0], 1)[0][0] == changed[0]
+
+
+def test_an_empty_index_knows_no_item_and_no_category():
+    empty = ItemIndex.build(np.empty(0, np.int64), np.empty((0, 2), np.float32))
+    assert empty.rows(np.array([5, -1])).tolist() == [-1, -1]
+    vectors, found = empty.gather(np.array([5, 7]))
+    assert vectors.tolist() == [[0, 0], [0, 0]] and found.tolist() == [False, False]
+    assert vectors.dtype == np.float32 and not empty.contains(np.array([5])).any()
+    assert empty.categories == []
+
+
+def test_an_item_without_a_category_makes_none_that_can_be_asked_for():
+    index = ItemIndex.build(np.array([1, 2]), np.eye(2, dtype=np.float32), ["", "a"])
+    assert index.categories == ["a"] and index.has_category("a") and not index.has_category("")
+    assert ItemIndex.build(np.array([1, 2]), np.eye(2, dtype=np.float32)).categories == []
+
+
+def test_only_an_unfiltered_query_is_answered_from_the_lists():
+    """With one list probed of many, the nearest item of another list is not found."""
+    rng = np.random.default_rng(0)
+    matrix = clustered(2000, rng)
+    index = ItemIndex.build(np.arange(2000), matrix, exact_limit=1000)
+    queries = matrix[:50] + 0.3 * rng.normal(size=(50, 16)).astype(np.float32)
+    exact = ItemIndex.build(np.arange(2000), matrix).search(queries, 1)[0]
+    index.approximation.lists.nprobe = 1
+    assert (index.search(queries, 1)[0] != exact).any()
+    far = np.array([int(row) for row in range(2000) if row not in exact])[:1]
+    np.testing.assert_array_equal(index.search(queries, 1, exclude=far)[0], exact)
+
+
+def test_lists_are_made_only_for_catalogues_above_the_limit():
+    matrix = clustered(2000, np.random.default_rng(0))
+    assert ItemIndex.build(np.arange(2000), matrix, exact_limit=2000).approximation is None
+    assert ItemIndex.build(np.arange(2000), matrix, exact_limit=1999).approximation is not None
+
+
+def test_queries_that_are_not_finite_are_counted_and_their_rows_named():
+    index = ItemIndex.build(np.array([1]), np.ones((1, 2), np.float32))
+    bad = np.array([[0, 0], [np.nan, 0], [1, 1], [0, np.inf]], np.float32)
+    with pytest.raises(ValueError, match=r"^2 of 4 queries are not finite \(rows \[1, 3\]\)$"):
+        index.search(bad, 1)
+
+
+def test_the_lists_are_trained_on_distinct_items(monkeypatch):
+    trained, real = [], index_module.faiss.index_factory
+
+    def factory(*arguments):
+        lists = real(*arguments)
+        train = lists.train
+        lists.train = lambda rows: trained.append(rows) or train(rows)
+        return lists
+
+    monkeypatch.setattr(index_module.faiss, "index_factory", factory)
+    matrix = clustered(1500, np.random.default_rng(0))
+    ItemIndex.build(np.arange(1500), matrix, exact_limit=1000)
+    assert {row.tobytes() for row in trained[0]} == {row.tobytes() for row in matrix}
+
+
+def test_three_hundred_thousand_items_are_scanned_and_one_more_gets_lists(monkeypatch):
+    given = []
+    monkeypatch.setattr(index_module, "_approximate", lambda matrix, ids: given.append(len(ids)))
+    vectors = np.ones((300_001, 1), np.float32)
+    ItemIndex.build(np.arange(300_000), vectors[1:])
+    assert not given
+    ItemIndex.build(np.arange(300_001), vectors)
+    assert given == [300_001]
+
+
+@pytest.mark.parametrize("limit", [100, 10_000], ids=["lists", "scanned"])
+def test_answers_are_of_the_promised_types_and_shapes(limit):
+    rng = np.random.default_rng(0)
+    index = ItemIndex.build(np.arange(600), clustered(600, rng), ["a", "b > c"] * 300, exact_limit=limit)
+    assert (index.approximation is not None) == (limit == 100)
+    queries = clustered(3, rng).astype(np.float64)
+    for filters in ({}, {"category": "a"}, {"category": "nowhere"}, {"exclude": np.arange(600)}):
+        k = {"nowhere": 0}.get(filters.get("category"), 0 if "exclude" in filters else 4)
+        for asked, shape in ((queries, (3, k)), (queries[0], (k,))):
+            ids, scores = index.search(asked, 4, **filters)
+            assert (ids.dtype, scores.dtype, ids.shape, scores.shape) == (np.int64, np.float32, shape, shape)
+    vectors, found = index.gather(np.array([5, 10**6]))
+    assert (vectors.dtype, found.dtype, index.rows(np.array([5])).dtype) == (np.float32, bool, np.int64)
+    assert index.ids.dtype == np.int64 and index.matrix.dtype == np.float32
+    built = ItemIndex.build([3, 1], np.eye(2), ["b", "a"])  # of whatever numbers it is built
+    assert built.ids.dtype == np.int64 and built.matrix.dtype == np.float32 and built.ids.tolist() == [1, 3]

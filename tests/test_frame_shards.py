@@ -3,6 +3,7 @@
 Run: pytest tests/test_frame_shards.py
 """
 
+import hashlib
 import os
 import shutil
 import threading
@@ -23,6 +24,7 @@ from typer.testing import CliRunner
 from dataset.contracts import DataError
 from dataset.split import RANKING, RETRIEVAL, Split
 from feature_repo.create import create_store
+from feature_repo.event_log import open_event_log
 from feature_repo.frames import logged as logged_module
 from feature_repo.frames import shards as frame_shards
 from feature_repo.frames.join import training_frame
@@ -355,3 +357,40 @@ def test_a_log_of_purchases_gives_each_request_with_what_was_taken(store, tiny_w
     assert frame.given["item_id"].to_pylist() == [*items[:2], items[4], *items[7:9]]
     assert frame.given["part"].to_pylist() == ["train"] * 3 + ["test"] * 2
     assert frame.requests["user_id"].to_pylist() == users.tolist()
+
+
+def test_a_source_is_known_by_its_store_its_log_its_requests_and_its_history(store, rows):
+    source = source_of(store, rows)
+    first = rows.group_by("request_id", use_threads=False).aggregate([("user_id", "min"), ("time", "min")])
+    keys = b"".join(
+        first[name].cast(pa.int64()).to_numpy().tobytes()
+        for name in ("request_id", "user_id_min", "time_min")
+    )
+    log = open_event_log(store).version
+    digest = hashlib.sha256(log.encode())
+    for view in ("item_profile", "item_stats", "user_events", "user_profile"):
+        digest.update(hashlib.sha256((store / "data" / f"{view}.parquet").read_bytes()).digest())
+    assert source.config == {
+        "store": digest.hexdigest()[:16],
+        "log": log,
+        "requests": hashlib.sha256(keys).hexdigest()[:16],
+        "history": HISTORY,
+    }
+
+
+def test_which_shard_a_user_falls_into_never_changes(store, rows):
+    """Shards of one frame may be made by several releases: the golden-ratio spread, in Python's own integers."""
+    source = source_of(store, rows)
+    users = source.requests["user_id"].tolist()
+    owner = [(user * 0x9E3779B97F4A7C15 % 2**64 >> 32) % 3 for user in users]
+    for number in (1, 2, 3):
+        expected = [place for place, one in enumerate(owner) if one == number - 1]
+        assert source.places((number, 3), "users").tolist() == expected
+    assert len(set(owner)) == 3
+
+
+def test_equal_times_are_cut_in_the_order_of_the_requests(store, rows):
+    source = source_of(store, rows)
+    source.__dict__["requests"] = {"time_us": np.zeros(100, np.int64)}
+    places = [source.places((number, 7), "time").tolist() for number in range(1, 8)]
+    assert sum(places, []) == list(range(100)) and {len(one) for one in places} == {14, 15}

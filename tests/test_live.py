@@ -5,17 +5,23 @@ Run: pytest tests/test_live.py
 
 import shutil
 import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
 from test_service_refuses_mixed_artifacts import run, write  # noqa: F401  (the fixture)
 
+from dataset.contracts import DataError
 from feature_repo.create import create_store
+from feature_repo.ingest.clock import ShopClock
+from feature_repo.online import StoreUnavailable
 from moonstore import dead_letters
 from moonstore.errors import StoreError
 from run import generations
 from run.artifacts import open_artifact
 from run.generations import GenerationError
+from serving import live as live_module
 from serving.app import create_app
 from serving.live import Live
 from serving.settings import Settings
@@ -146,7 +152,7 @@ def test_the_thread_looks_and_ends(two):
     run, rankers = two  # noqa: F811
     live = Live(Live.open(Settings(run=run)).current, Settings(run=run), every_s=0.01)
     live.start()
-    assert live._thread.daemon, "it ends with the process"
+    assert (live._thread.name, live._thread.daemon) == ("live", True), "it ends with the process"
     generations.point(run, 2)
     wait_for(lambda: live.current.artifacts["ranker"] == rankers[1])
     (run / "generations" / "current.json").write_text("not JSON")
@@ -174,3 +180,74 @@ def wait_for(condition, seconds=20.0):
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+@pytest.fixture
+def watched(monkeypatch, tmp_path):
+    """A live recommender over a scripted store, what the store holds, and what was built from it."""
+    store = SimpleNamespace(loaded="monday", items=(), refused={}, error=None, built=[])
+
+    def refreshed(*parts):
+        if store.error:
+            raise store.error
+        store.built.append(parts)
+        return SimpleNamespace(number=len(store.built))
+
+    for name, value in {
+        "embedding_of": lambda folder, embedding: (folder, embedding),
+        "matrix_key": lambda folder, embedding: store.loaded,
+        "open_store": lambda folder: "store",
+        "open_item_matrix": lambda opened, embedding: (opened, embedding),
+        "refreshed": refreshed,
+    }.items():
+        monkeypatch.setattr(live_module, name, value)
+    for name, value in {
+        "state": lambda folder: store.items,
+        "new_items": lambda folder: list(store.items),
+        "refused_items": lambda folder: store.refused,
+    }.items():
+        monkeypatch.setattr(live_module.new_items, name, value)
+    first = SimpleNamespace(generation=None, artifacts={"embedding": "e1"})
+    return Live(first, Settings(run=tmp_path)), store, first
+
+
+def test_each_load_and_each_new_item_is_taken_over_once(watched):
+    live, store, first = watched
+    assert live.current is first
+    live.look()
+    embedding = (live._settings.run / "store", "e1")
+    assert store.built == [(first, "store", ("store", embedding), [])] and live.current.number == 1
+    live.look()
+    assert live.current.number == 1, "nothing has changed"
+    store.items, store.refused = ("new",), {5: "bad", 6: "worse"}
+    live.look()
+    assert store.built[1] == (first, "store", ("store", embedding), ["new"]) and live.current.number == 2
+    assert (live.refused, live.stale_reason, live.switches) == (2, "", 0)
+    store.loaded = "tuesday"
+    live.look()
+    live.look()
+    assert live.current.number == len(store.built) == 3
+
+
+@pytest.mark.parametrize("error", [StoreError("lost"), StoreUnavailable("lost"), DataError("lost")])
+def test_while_the_store_cannot_be_read_the_last_answers_stay_and_it_is_tried_again(watched, error, caplog):
+    live, store, _ = watched
+    live.look()
+    store.loaded, store.error = "tuesday", error
+    live.look()
+    live.look()
+    assert live.current.number == 1 and live.stale_reason == "lost"
+    said = [record.getMessage() for record in caplog.records if record.name == "moon.serving"]
+    assert said == ["not up to date: lost"], "the same reason is said once"
+    store.error = None
+    live.look()
+    assert live.current.number == 2 and live.stale_reason == ""
+
+
+def test_the_shops_clock_starts_anew_with_each_service(two):
+    run, _ = two  # noqa: F811
+    first = Live.open(Settings(run=run)).current.now()
+    ShopClock(run / "store", first).set(first + timedelta(days=3))  # by the service before, say
+    assert abs(Live.open(Settings(run=run)).current.now() - first) < timedelta(minutes=1)
+    moon = Live.open(Settings(run=run, clock="wall")).current
+    assert abs(moon.now() - datetime.now(UTC)) < timedelta(minutes=1)

@@ -326,6 +326,9 @@ def test_the_same_measurements_make_the_same_bytes_in_any_folder_and_order(tmp_p
     write_measurements(far, [two, one])
     write_measurements(far, [two, one])  # over what is there
     assert near.read_bytes() == far.read_bytes()
+    assert near.read_text().startswith(
+        '{\n  "a": {\n    "n": 1,\n    "split": "test",\n    "value": 0.5\n  },\n  "b"'
+    )
     assert [path.name for path in far.parent.iterdir()] == ["metrics.json"]
 
 
@@ -347,3 +350,107 @@ def test_duplicate_names_and_not_a_number_are_refused(tmp_path):
     path.write_text('{"a": {"value": 1, "n": 1}}')
     with pytest.raises(ValueError, match="value, n, split"):
         read_measurements(path)
+
+
+def test_metrics_are_computed_in_double_precision_whatever_they_are_given():
+    """Slow twins that add up exactly; in single precision the eighth digit would already differ."""
+    generator = np.random.default_rng(7)
+    p = generator.uniform(1e-4, 0.9, 5000).astype(np.float32)
+    y = (generator.random(5000) < p).astype(np.float32)
+    pairs = list(zip(y.tolist(), p.tolist(), strict=True))
+    loss = math.fsum(-math.log(q) if label else -math.log1p(-q) for label, q in pairs) / 5000
+    rate = math.fsum(y.tolist()) / 5000
+    base = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
+    assert log_loss(y, p) == pytest.approx(loss, rel=1e-12)
+    assert normalized_entropy(y, p) == pytest.approx(loss / base, rel=1e-12)
+    assert calibration_ratio(y, p) == pytest.approx(math.fsum(p.tolist()) / math.fsum(y.tolist()), rel=1e-12)
+    below = sorted(pairs, key=lambda pair: pair[1])
+    parts = [below[start : start + 500] for start in range(0, 5000, 500)]
+    mean_p, mean_y, count = reliability(y, p)
+    assert count.tolist() == [500] * 10
+    np.testing.assert_allclose(mean_p, [math.fsum(q for _, q in part) / 500 for part in parts], rtol=1e-12)
+    np.testing.assert_allclose(
+        mean_y, [math.fsum(one for one, _ in part) / 500 for part in parts], rtol=1e-12
+    )
+    assert expected_calibration_error(y, p) == pytest.approx(np.abs(mean_p - mean_y).mean(), rel=1e-12)
+    assert probabilities(np.float32([1e-9]))[0] == 0.5 * (1 + math.tanh(0.5 * float(np.float32(1e-9))))
+
+
+def test_a_probability_of_nothing_costs_as_much_as_one_in_ten_millions():
+    assert log_loss(np.array([1.0]), np.array([0.0])) == pytest.approx(-math.log(1e-7), rel=1e-12)
+    assert log_loss(np.array([0.0]), np.array([1.0])) == pytest.approx(-math.log(1e-7), rel=1e-8)
+
+
+def test_every_measurement_of_clicks_says_its_name_its_part_and_what_it_was_averaged_over():
+    label = np.array([1.0, 0.0, 1.0, 0.0])
+    guess = np.array([0.9, 0.2, 0.4, 0.6])
+    user = np.array([1, 1, 2, 2])
+    found = list(ctr_quality(label, guess, user, {"cold": np.array([True, True, False, False])}))
+    assert [(one.name, one.n, one.split) for one in found] == [
+        ("ctr/full/auc", 4, "test"),
+        ("ctr/full/gauc", 2, "test"),
+        ("ctr/full/ne", 4, "test"),
+        ("ctr/full/calibration", 4, "test"),
+        ("ctr/full/ece", 4, "test"),
+        ("ctr/full/cold/auc", 2, "test"),
+        ("ctr/full/cold/gauc", 1, "test"),
+        ("ctr/full/cold/ne", 2, "test"),
+    ]
+    assert [one.value for one in found[:2]] == [0.75, 0.5] and found[5].value == 1.0
+    named = list(ctr_quality(label, guess, user, split="valid", prefix="ctr/id_only"))
+    assert {one.name.rsplit("/", 1)[0] for one in named} == {"ctr/id_only"}
+    assert {one.split for one in named} == {"valid"} and len(named) == 5
+    with pytest.raises(ValueError, match="found 4, 4, 3"):
+        list(ctr_quality(label, guess, user[:3]))
+
+
+def test_every_measurement_of_lists_says_its_name_its_part_and_what_it_was_averaged_over():
+    ranked = np.tile(np.arange(60), (2, 1))
+    relevant = Relevant(np.array([0, 1, 2]), np.array([0, 15]))
+    found = list(retrieval_quality(ranked, relevant, 120, {"cold": np.array([15])}))
+    assert [(one.name, one.value, one.n, one.split) for one in found] == [
+        ("retrieval/recall@10", 0.5, 2, "test"),
+        ("retrieval/recall@20", 1.0, 2, "test"),
+        ("retrieval/recall@50", 1.0, 2, "test"),
+        ("retrieval/ndcg@20", pytest.approx((1 + 1 / math.log2(17)) / 2), 2, "test"),
+        ("retrieval/mrr", pytest.approx((1 + 1 / 16) / 2), 2, "test"),
+        ("retrieval/coverage@20", 20 / 120, 120, "test"),
+        ("retrieval/cold/recall@10", 0.0, 1, "test"),
+        ("retrieval/cold/recall@20", 1.0, 1, "test"),
+        ("retrieval/cold/recall@50", 1.0, 1, "test"),
+        ("retrieval/cold/ndcg@20", pytest.approx(1 / math.log2(17)), 1, "test"),
+    ]
+    named = list(retrieval_quality(ranked, relevant, 0, split="valid", prefix="retrieval/popularity"))
+    assert [one.name for one in named][-1] == "retrieval/popularity/mrr"  # nothing can be covered
+    assert {one.split for one in named} == {"valid"} and len(named) == 5
+    with pytest.raises(ValueError, match="expected ranked ids of shape .3, at least 50., found .2, 60."):
+        list(retrieval_quality(ranked, Relevant(np.arange(4), np.arange(3)), 5))
+
+
+def test_slices_of_a_catalogue_that_nobody_has_bought_from():
+    slices = item_slices(
+        np.array([5, 7]), np.empty(0, np.int64), np.array([0, 9]), 9, np.array([False, True])
+    )
+    assert {name: ids.tolist() for name, ids in slices.items()} == {
+        "cold": [5, 7],
+        "new": [7],
+        "no_image": [5],
+        "tail": [5, 7],
+    }
+
+
+def test_items_bought_equally_often_are_head_by_their_ids():
+    """Ten items of one event each: the first eight hold 80 % of them; a larger id than any bought has none."""
+    ids = np.append(np.arange(10, 20), 99)
+    slices = item_slices(ids, np.arange(10, 20), np.zeros(11), 1, np.ones(11, bool))
+    assert slices["tail"].tolist() == [18, 19, 99] and len(slices["cold"]) == 11
+
+
+def test_lists_and_requests_without_anything_have_no_hits():
+    none = np.empty(0, np.int64)
+    assert hits(np.empty((0, 5), np.int64), np.array([0]), none).shape == (0, 5)
+    assert hits(np.empty((2, 0), np.int64), np.array([0, 0, 0]), none).shape == (2, 0)
+    nothing = hits(np.array([[1, 2], [3, -1]]), np.array([0, 0, 0]), none)
+    assert nothing.tolist() == [[False, False]] * 2 and nothing.dtype == bool
+    with pytest.raises(NoData, match="found 2 and 0"):
+        coverage_at(np.array([[1], [2]]), 1, 0)

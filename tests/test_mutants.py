@@ -1,6 +1,7 @@
 """``make mutants`` draws the same mutants while code elsewhere moves, leaves out what nobody should notice, and
 tells a caught mutant from a survivor."""
 
+import ast
 import json
 import os
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import draw
+from tests.mutants import draw, page
 from tests.mutants.draw import mutants_of
+from tests.mutants.page import Draw
 
 CODE = '''"""A module: 1 + 1."""
 from typing import TYPE_CHECKING
@@ -151,3 +153,35 @@ def test_the_tests_that_touch_a_mutant_run_and_a_caught_one_is_told_from_a_survi
     )
     assert found["LIMIT = 3 → LIMIT = None"][1] == "caught"
     assert answer["kept"] and answer["after"] == ["tests/test_one.py::test_other"]
+
+
+def test_the_page_keeps_the_first_run_of_a_seed_beside_the_last(tmp_path):
+    draws: list[Draw] = []
+    for seed, caught in (("a", 9), ("b", 8), ("a", 10), ("a", 7)):
+        draws = page.keep(draws, seed, "abc", caught, 10)
+    assert [(one.seed, one.caught, one.looked_at) for one in draws] == [
+        ("a", 9, False),
+        ("b", 8, False),
+        ("a", 7, True),
+    ]
+    mutant = next(one for one in mutants_of("file.py", CODE) if one.change == "> most → >= most")
+    written = page.text(draws, [(mutant, "It may."), (mutant, "")])
+    day = draws[0].date
+    assert f"| `a` | {day} | abc | 9 of 10 (90.0%) | no |" in written
+    assert f"| `a` | {day} | abc | 7 of 10 (70.0%) | yes |" in written
+    assert "2 places of `a` no test noticed" in written
+    assert "| file.py, `taken` | `> most → >= most` | It may. |" in written
+    assert written.endswith("| none yet |\n")
+
+
+def test_every_size_of_a_piece_that_is_left_out_is_one_of_the_code():
+    names = {
+        target.id
+        for path in draw.files(Path(__file__).parents[1])
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    assert draw._PIECES <= names
+    assert not mutants_of("file.py", "ROWS = 4096\n") and mutants_of("file.py", "EPOCHS = 8\n")

@@ -7,7 +7,8 @@ import pytest
 
 from serving.answer import Answer, Hit
 from serving.catalogue import Card
-from serving.page import SHOWN, render
+from serving.page import STYLE, render
+from serving.recommend import UnknownItem
 
 
 def card(item_id, image="ab"):
@@ -23,9 +24,9 @@ FOUND = Answer([HIT], {"retrieve": 1.26}, ("no_history",), "ranker")
 class Moon(SimpleNamespace):
     """Answers FOUND to everything and remembers what it was asked."""
 
-    def __init__(self, answer=FOUND, example_users=()):
+    def __init__(self, answer=FOUND, example_users=(), categories=("Shoes",)):
         super().__init__(answer=answer, example_users=example_users, asked=[], artifacts={"index": "abc"})
-        self.retriever = SimpleNamespace(index=_Index())
+        self.retriever = SimpleNamespace(index=_Index(categories))
         self.catalogue = SimpleNamespace(cards=lambda ids: [card(one) for one in ids])
 
     def recommend(self, *question):
@@ -45,7 +46,8 @@ class Moon(SimpleNamespace):
 
 
 class _Index:
-    categories = ("Shoes",)
+    def __init__(self, categories):
+        self.categories = categories
 
     def __len__(self):
         return 7
@@ -73,11 +75,11 @@ def test_an_answer_without_hits_says_so():
 @pytest.mark.parametrize(
     "arguments, asked, title",
     [
-        (("4", "", "", ""), ("recommend", 4, SHOWN, None), "Recommended to user 4"),
-        (("4", "Shoes", "", ""), ("recommend", 4, SHOWN, "Shoes"), "Recommended to user 4"),
-        (("4", "", "8", ""), ("similar", 8, SHOWN), "Like item 8"),
-        (("4", "", "8", "boots"), ("search", "boots", None, SHOWN), "Found for “boots”"),
-        (("", "", "", ""), ("recommend", 9, SHOWN, None), "Recommended to user 9"),
+        (("4", "", "", ""), ("recommend", 4, 24, None), "Recommended to user 4"),
+        (("4", "Shoes", "", ""), ("recommend", 4, 24, "Shoes"), "Recommended to user 4"),
+        (("4", "", "8", ""), ("similar", 8, 24), "Like item 8"),
+        (("4", "", "8", "boots"), ("search", "boots", None, 24), "Found for “boots”"),
+        (("", "", "", ""), ("recommend", 9, 24, None), "Recommended to user 9"),
     ],
 )
 def test_text_goes_before_item_before_user_before_an_example(arguments, asked, title):
@@ -89,3 +91,71 @@ def test_text_goes_before_item_before_user_before_an_example(arguments, asked, t
 def test_without_anything_asked_or_known_nothing_is_answered():
     moon = Moon()
     assert "<h2>Made of</h2>" in render(moon, "", "", "", "") and not moon.asked
+
+
+PAGE = """<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Moon</title>
+<meta name='viewport' content='width=device-width, initial-scale=1'>
+<style>STYLE</style></head><body>
+<h1>Moon <small>7 items</small></h1>
+<form><input name='user_id' list='users' placeholder='user' value=''>\
+<datalist id='users'><option value='9'><option value='10'></datalist>\
+<select name='category'><option value=''>every category</option>\
+<option value='Men &amp; Boys'>Men &amp; Boys</option><option value='Shoes' selected>Shoes</option></select>\
+<button>Recommend</button></form>\
+<form><input name='text' placeholder='search' value=''><button>Search</button></form>
+<h2>The item</h2><div class='grid'><a class='card' href='/?item_id=8' title=''>\
+<div class='frame'><img src='/image/ab' alt='' loading='lazy'></div><b>item 8</b><i>Shoes</i></a></div>
+<h2>Like item 8</h2>\
+<div class='bars soft'><span>ordered by <b>ranker</b></span><span>retrieve <b>1.3 ms</b></span></div>\
+<p class='flag'>no history</p> <div class='grid'>\
+<a class='card' href='/?item_id=5' title='popular 0.50 · similar 0.25'>\
+<div class='frame'><img src='/image/ab' alt='' loading='lazy'></div><b>item 5</b><i>Shoes</i><div>0.432</div></a>\
+<a class='card' href='/?item_id=6' title=''>\
+<div class='frame'>no picture</div><b>6</b><i></i><div>0.250</div></a></div>
+<h2>Made of</h2><p class='soft'>index <code>abc</code> · split <code>&lt;d&gt;</code></p>
+</body></html>"""
+
+
+def test_the_whole_page_of_an_item_to_the_letter():
+    unknown = Hit(Card(6, "", "", None, None), 0.25, {})
+    moon = Moon(
+        Answer([HIT, unknown], FOUND.timings_ms, FOUND.fallbacks, FOUND.order),
+        example_users=(9, 10),
+        categories=("Men & Boys", "Shoes"),
+    )
+    moon.artifacts = {"index": "abc", "split": "<d>"}
+    assert render(moon, "", "Shoes", "8", "").replace(STYLE, "STYLE") == PAGE
+
+
+def test_what_was_asked_stands_in_the_form_again_and_cannot_break_out_of_it():
+    page = render(Moon(), "4", "", "", "a 'b' <c>")
+    assert "placeholder='user' value='4'" in page
+    assert "placeholder='search' value='a &#x27;b&#x27; &lt;c&gt;'" in page
+    assert "<h2>Found for “a &#x27;b&#x27; &lt;c&gt;”</h2>" in page
+    assert " selected" not in page and "The item" not in render(Moon(), "4", "", "", "")
+
+
+def test_a_search_shows_no_history_whatever_else_is_asked():
+    page = render(Moon(), "4", "", "8", "boots")
+    assert page.count("<h2>") == 2 and "The item" not in page and "What the user did" not in page
+
+
+@pytest.mark.parametrize(
+    ("user", "item", "said"),
+    [
+        ("", "x8", "&#x27;x8&#x27; is not an id: expected a whole number"),
+        ("-1", "", "&#x27;-1&#x27; is not an id: expected a whole number"),
+        ("9" * 19, "", f"&#x27;{'9' * 19}&#x27; is not an id: expected a whole number"),
+        ("", "77", "no item 77"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_flagged_and_nothing_else_is_shown(user, item, said):
+    moon = Moon()
+
+    def refuse(*question):
+        raise UnknownItem("no item 77")
+
+    moon.similar = refuse
+    page = render(moon, user, "", item, "")
+    assert re.findall(r"<p class='flag'>(.*?)</p>", page) == [said]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Made of"] and not moon.asked

@@ -285,3 +285,30 @@ def test_no_requests_give_an_empty_frame(tiny_world, store):
     empty, full = frame.take(0, 0), training_frame(store, make_requests(tiny_world, 6), 5).take(0, 1)
     assert empty.candidates.schema.equals(full.candidates.schema)
     assert empty.requests.schema.equals(full.requests.schema)
+
+
+def test_a_joined_frame_has_the_types_that_it_says(tiny_world, store):
+    frame = training_frame(store, make_requests(tiny_world, 6), 5)
+    for part in (frame, frame.only(np.array([2, 0]))):
+        assert {part.item_row.dtype, part.offsets.dtype, part.positions.dtype} == {np.dtype(np.int64)}
+        assert len(part.offsets) == len(part) + 1 and part.history == 5
+    cut = frame.take(0, 10**6)
+    assert len(cut) == len(frame) and cut.offsets.dtype == np.int64
+    kinds = {name: cut.candidates.schema.field(name).type for name in ("item_id", "label", "position")}
+    assert kinds == {"item_id": pa.int64(), "label": pa.float32(), "position": pa.int64()}
+    assert frame.requests.schema.field("time").type == TIME
+    assert frame.requests.column_names[:4] == ["request_id", "user_id", "time", "query_id"]
+
+
+def test_mixed_and_scattered_requests_are_counted_and_the_first_are_named(tiny_world, store):
+    rows = make_requests(tiny_world, seed=5, most=6).slice(0, 60)
+    request = rows["request_id"].to_numpy()
+    twice = [int(one) for one in np.unique(request) if (request == one).sum() > 1]
+    others = np.where(np.append(False, request[1:] == request[:-1]), 1, rows["user_id"].to_numpy())
+    mixed = rows.set_column(1, "user_id", pa.array(others))
+    said = rf"^expected one user_id per request, found {len(twice)} with several \(first \[{twice[0]}, {twice[1]}"
+    with pytest.raises(DataError, match=said):
+        training_frame(store, mixed, 5)
+    whole = pa.concat_tables([rows, rows.slice(0, 1)])
+    with pytest.raises(DataError, match=rf"found 1 requests in several places \(first \[{request[0]}\]\)"):
+        training_frame(store, whole, 5)

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from ranker_world import NOW_US, Requests, make_frame, make_vectors
 
 from dataset.contracts import DataError
@@ -280,3 +281,76 @@ def test_jagged_tensors_keep_keys_values_and_lengths_together():
     ).to_dict()
     assert ids["a"].values().tolist() == [1, 2] and ids["a"].lengths().tolist() == [2, 0]
     assert ids["b"].values().tolist() == [3] and ids["b"].lengths().tolist() == [0, 1]
+
+
+def test_frames_without_a_column_are_refused_with_the_side_it_is_missing_from():
+    frame, code = small_frame(), encoder()
+    requests = frame.requests.drop_columns(["segment", "user_found"])
+    shown = frame.candidates.drop_columns(["price"])
+    short = Frame(requests, frame.candidates, frame.offsets, frame.history)
+    with pytest.raises(DataError, match=r"^requests: 2 of 7 expected columns .*\(segment, user_found\)"):
+        code.batch(short)
+    with pytest.raises(DataError, match=r"^requests: 2 of 6 expected columns .*\(segment, user_found\)"):
+        learn_inputs(Requests(short), 50)
+    short = Frame(frame.requests, shown, frame.offsets, frame.history)
+    for read in (code.batch, lambda one: learn_inputs(Requests(one), 50)):
+        with pytest.raises(DataError, match=r"^candidates: 1 of 15 expected columns are missing \(price\)"):
+            read(short)
+
+
+@pytest.mark.parametrize(
+    ("counts", "sizes"), [([1] * 20, [8, 8, 4]), ([2] * 9, [4, 4, 1]), ([9, 9], [1, 1]), ([0] * 5, [5])]
+)
+def test_groups_of_equal_requests_are_as_large_as_the_budget_allows(counts, sizes):
+    groups = list(size_groups(np.array(counts), np.arange(len(counts)), 8))
+    assert [len(group) for group in groups] == sizes
+    assert np.concatenate(groups).tolist() == list(range(len(counts)))
+
+
+def test_groups_keep_the_order_among_requests_of_equal_size():
+    counts = np.array([1, 2] * 60)
+    order = np.random.default_rng(0).permutation(120)
+    groups = np.concatenate(list(size_groups(counts, order, 40)))
+    assert groups.tolist() == [r for r in order if counts[r] == 1] + [r for r in order if counts[r] == 2]
+
+
+def test_a_missing_text_is_the_empty_text():
+    assert hash_strings(pa.array([None, "", "a"])).tolist()[0] == hash_strings(pa.array([""])).tolist()[0]
+
+
+def test_every_tensor_of_a_batch_has_its_type_and_shape():
+    batch = encoder().batch(small_frame())
+    width = VECTORS.width
+    expected = {
+        "candidate_numbers": ((3, 5, len(encoder().inputs.candidate_numbers)), torch.float32),
+        "request_numbers": ((3, 2), torch.float32),
+        "candidate_mask": ((3, 5), torch.bool),
+        "history_mask": ((3, 3), torch.bool),
+        "target_content": ((3, 5, width), torch.float32),
+        "target_known": ((3, 5), torch.bool),
+        "history_content": ((3, 3, width), torch.float32),
+        "history_known": ((3, 3), torch.bool),
+        "query_content": ((3, width), torch.float32),
+        "query_known": ((3,), torch.bool),
+        "position": ((3, 5), torch.int64),
+        "label": ((3, 5), torch.float32),
+    }
+    for name, (shape, kind) in expected.items():
+        tensor = getattr(batch, name)
+        assert (tuple(tensor.shape), tensor.dtype) == (shape, kind), name
+    for name in ("items", "candidates", "requests", "behaviours"):
+        ids = getattr(batch, name)
+        assert (ids.values().dtype, ids.lengths().dtype) == (torch.int64, torch.int32), name
+    assert batch.shape == (3, 5, 3)
+
+
+def test_a_frame_without_labels_and_places_has_zeros_and_no_places():
+    frame = small_frame()
+    bare = frame.candidates.drop_columns(["label", "position"])
+    batch = encoder().batch(Frame(frame.requests, bare, frame.offsets, frame.history))
+    assert not batch.label.any() and (batch.position == -1).all()
+    assert (batch.label.dtype, batch.position.dtype) == (torch.float32, torch.int64)
+    only = FrameEncoder(encoder().inputs, None).batch(frame)
+    assert only.target_content.shape == (3, 5, 0) and not only.target_known.any()
+    assert only.query_content.shape == (3, 0) and only.query_known.tolist() == [False, True, True]
+    assert only.query_content.dtype == torch.float32

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from ranker.fit import Outcome, Plan, TrainingError, fit
@@ -251,3 +252,10 @@ def test_another_jobs_epochs_are_not_continued(small, tmp_path):
     trained(small, tmp_path, job={"seed": 1}, plan=Plan(3, 2, 0.1, 3))
     outcome, _ = trained(fresh, tmp_path, job={"seed": 2}, plan=Plan(1, 2, 0.1, 3))
     assert outcome.epochs == 1
+
+
+def test_the_last_epoch_lies_where_every_release_looks_for_it(small, tmp_path):
+    trained(small, tmp_path, plan=Plan(1, 2, 0.1, 3))
+    kept = load_file(tmp_path / "out.partial" / "epoch" / "state.safetensors")
+    assert {name.split("/")[0] for name in kept} == {"model", "best", "tables", "adam"}
+    assert torch.equal(kept["best/layer.weight"], small.layer.weight.detach())

@@ -12,6 +12,7 @@ from ranker_world import Requests, make_frame, make_vectors
 from torchrec import EmbeddingBagCollection
 
 from feature_repo.frame import Frame
+from ranker import score as score_module
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
 from ranker.inputs.id_tables import bag_configs, is_table
@@ -245,3 +246,55 @@ def test_pointwise_loss_counts_real_candidates_only():
 
 
 SUBJECT = ranker()
+
+
+def test_one_request_alone_is_not_copied_to_be_scored(monkeypatch):
+    copied = []
+    monkeypatch.setattr(
+        score_module, "select_requests", lambda *one: copied.append(one) or select_requests(*one)
+    )
+    one = select_requests(FRAME, np.array([1]))
+    alone = SUBJECT.score(one)
+    assert not copied and alone.dtype == np.float32
+    np.testing.assert_allclose(SUBJECT.score(FRAME)[3:10], alone, atol=1e-5)
+    assert copied
+
+
+def test_given_queries_follow_their_requests_into_the_pieces(monkeypatch):
+    """Searches without an id, a piece of one request each: as if every request were scored alone."""
+    draw = np.random.default_rng(3)
+    given = np.zeros((len(FRAME), VECTORS.width), np.float32)
+    given[[0, 2, 3]] = VECTORS.matrix[draw.integers(0, 60, 3)]
+    expected = [
+        SUBJECT.score(select_requests(FRAME, np.array([row])), given[[row]]) for row in range(len(FRAME))
+    ]
+    monkeypatch.setattr(score_module, "SLOTS", 1)
+    found = SUBJECT.score(FRAME, given)
+    np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-5)
+    assert not np.allclose(found, SUBJECT.score(FRAME), atol=1e-3), "the queries matter"
+
+
+def test_the_click_model_has_the_tensors_that_its_files_have_always_had():
+    tables = {
+        f"tables.{place}.embedding_bags.t_{name}.weight"
+        for place, names in (
+            ("items", ["item_id"]),
+            ("candidates", ["category", "category_top", "spu", "attributes"]),
+            ("requests", ["user_id", "query_id", "age_band", "segment"]),
+            ("behaviours", ["code", "age"]),
+        )
+        for name in names
+    }
+    dense = {
+        "position", "candidate_input.weight", "candidate_input.bias", "request_input.weight",
+        *(f"head.{layer}.{kind}" for layer in (1, 3) for kind in ("weight", "bias")),
+        *(f"parts.interest.{mix}_mix.{kind}" for mix in ("item", "user") for kind in ("weight", "bias")),
+        "parts.interest.attention.query.weight", "parts.interest.attention.key.weight",
+    }  # fmt: skip
+    content = {
+        "parts.cube.extractor.log_temperature",
+        "parts.cube.content_mix.weight",
+        "parts.cube.content_mix.bias",
+    }
+    assert set(dict(SUBJECT.model.named_parameters())) == tables | dense | content
+    assert set(dict(ranker(None).model.named_parameters())) == tables | dense

@@ -126,7 +126,7 @@ def held_out_losses(monkeypatch, out, **changes):
 def test_the_best_epoch_is_kept_and_three_without_a_better_one_are_the_last(monkeypatch, tmp_path):
     losses, made = held_out_losses(monkeypatch, tmp_path / "r", LEARNING_RATE=0.2)
     best = int(np.argmin(losses))
-    assert best < len(losses) - 1 < module.EPOCHS - 1 and len(losses) - 1 - best == module.PATIENCE
+    assert best < len(losses) - 1 < 19 and len(losses) - 1 - best == 3
     assert made.config == {"seed": 0, "pairs": 400, "held_out_loss": losses[best]}
     only, kept = held_out_losses(monkeypatch, tmp_path / "short", LEARNING_RATE=0.2, EPOCHS=best + 1)
     assert only == losses[: best + 1]
@@ -198,3 +198,39 @@ def test_training_is_adamw_on_shuffled_batches_of_all_but_a_held_out_seventh(mon
     found = Relevance.open(made).model
     for name, tensor in model.named_parameters():
         torch.testing.assert_close(found.get_parameter(name), tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_pairs_scored_a_few_at_a_time_are_scored_alike(trained, monkeypatch):
+    relevance, (query, item, _, _) = Relevance.open(trained), pairs(50, 3)
+    whole = relevance.score(query, item)
+    monkeypatch.setattr(module, "ROWS", 7)
+    np.testing.assert_allclose(relevance.score(query, item), whole, atol=1e-6)
+    assert whole.dtype == relevance.score(query[0], item[:0]).dtype == np.float32
+    assert relevance.width == WIDTH and relevance.artifact is trained
+
+
+def test_a_head_says_what_it_was_made_of_and_another_seed_makes_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "EPOCHS", 1)
+    query, item, label, _ = pairs(60, 4)
+    with write_artifact(tmp_path / "e", "embedding", {}) as folder:
+        (folder / "content").write_text("vectors")
+    embedding = open_artifact(tmp_path / "e", "embedding")
+    made = train_relevance(query, item, label, tmp_path / "a", {"embedding": embedding})
+    assert made.parents == {"embedding": embedding.id} and made.kind == "relevance"
+    assert (made.config["seed"], made.config["pairs"]) == (0, 60)
+    other = train_relevance(query, item, label, tmp_path / "b", {}, seed=1)
+    assert other.config["seed"] == 1 and not np.array_equal(
+        Relevance.open(made).score(query, item), Relevance.open(other).score(query, item)
+    )
+    assert load_file(made.file("model.safetensors"))["pair.0.weight"].shape == (32, 2 * WIDTH + 1)
+    assert made.file("config.json").read_text() == '{"width": 16}\n'
+
+
+def test_a_head_with_another_configuration_is_refused(trained, tmp_path):
+    with write_artifact(tmp_path / "r", "relevance", {}) as folder:
+        (folder / "model.safetensors").write_bytes(trained.file("model.safetensors").read_bytes())
+        (folder / "config.json").write_text('{"width": 16, "depth": 2}')
+    with pytest.raises(
+        ArtifactError, match=r"expected a config of width, found \['depth', 'width'\]. Run 'moon"
+    ):
+        Relevance.open(open_artifact(tmp_path / "r", "relevance"))

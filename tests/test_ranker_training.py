@@ -13,10 +13,9 @@ from dataset.contracts import DataError
 from feature_repo.frame import Frame
 from ranker import train as train_module
 from ranker.controls import shuffled
-from ranker.fit import TrainingError
+from ranker.fit import Plan, TrainingError
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
-from ranker.model import POSITION_LEARNING_RATE_SCALE
 from ranker.score import Ranker
 from ranker.train import train_ctr
 from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
@@ -134,7 +133,7 @@ def test_position_bias_is_learned_and_left_out_of_the_score(tmp_path):
         Requests(frame), Requests(make_frame([], [], [])), None, NANO, tmp_path / "r", {}, epochs=10
     )
     ranker = Ranker.open(made, None)
-    learned = POSITION_LEARNING_RATE_SCALE * ranker.model.position.detach().numpy()
+    learned = 10 * ranker.model.position.detach().numpy()
     assert (np.diff(learned) < 0).all()
     assert learned[0] - learned[-1] > 1.5  # the planted log-odds differ by 3.3
     assert auc(label(frame), -np.tile(np.arange(5), 500)) > 0.75
@@ -303,3 +302,106 @@ def test_a_file_that_is_no_safetensors_or_of_another_precision_is_refused(full, 
         (folder / "config.json").write_bytes(full.file("config.json").read_bytes())
     with pytest.raises(ArtifactError, match="not a readable safetensors file"):
         Ranker.open(open_artifact(tmp_path / "junk", "ranker"), world.vectors)
+
+
+def test_a_ranker_reads_other_vectors_of_its_embedding_and_of_no_other(full, world):
+    ranker = Ranker.open(full, world.vectors)
+    more = make_vectors(300)
+    other = ranker.with_vectors(more)
+    assert other.encoder.vectors is more and ranker.encoder.vectors is world.vectors
+    assert (other.model, other.artifact, other.encoder.inputs) == (
+        ranker.model,
+        ranker.artifact,
+        ranker.encoder.inputs,
+    )
+    with pytest.raises(ArtifactError, match=r"trained with embedding embedding-1, given embedding-2\. Run"):
+        ranker.with_vectors(make_vectors(300, vector_id="embedding-2"))
+
+
+def planned(monkeypatch, loss="pointwise", **told):
+    """How a ranker would be trained: the plan and the configuration; nothing is trained.
+
+    A checkpoint is continued by a job of the same content: one that may train for more epochs is the same job.
+    """
+
+    class Told(Exception):
+        pass
+
+    def tell(model, plan, **_):
+        raise Told(plan)
+
+    configurations, jobs = [], []
+    monkeypatch.setattr(train_module, "Checkpoints", lambda out, job, parents: jobs.append(job))
+    real = train_module.CtrConfig
+    monkeypatch.setattr(train_module, "CtrConfig", lambda **kept: configurations.append(kept) or real(**kept))
+    monkeypatch.setattr(train_module, "fit", tell)
+    one = Requests(make_frame([1], [[]], [make_vectors(9).ids[:3].tolist()], [[1.0, 0.0, 0.0]]))
+    with pytest.raises(Told) as said:
+        train_ctr(one, one, None, NANO, Path("nowhere"), {}, loss=loss, **told)
+    plan = said.value.args[0]
+    of_plan = {
+        "epochs": None,
+        "patience": plan.patience,
+        "learning_rate": plan.learning_rate,
+        "seed": plan.seed,
+    }
+    assert {name: jobs[0][name] for name in ("plan", "requests")} == {"plan": of_plan, "requests": 1}
+    assert set(jobs[0]) == {"plan", "requests", "config"} and jobs[0]["config"]["loss"] == loss
+    return plan, configurations[0]
+
+
+def test_unless_told_otherwise_rankers_are_trained_as_was_measured_best(monkeypatch):
+    plan, config = planned(monkeypatch)
+    assert plan == Plan(epochs=8, patience=2, learning_rate=0.002, seed=0)
+    assert (config["learning_rate"], config["table_learning_rate"]) == (0.002, 0.005)
+    assert planned(monkeypatch, loss="listwise", seed=7, epochs=3)[0] == Plan(3, 2, 0.002, 7)
+    assert planned(monkeypatch, loss="listwise")[1]["table_learning_rate"] == 0.0005
+
+
+def test_a_loss_that_is_none_is_refused_with_those_there_are(tmp_path):
+    one = Requests(make_frame([1], [[]], [[1000]], [[1.0]]))
+    with pytest.raises(ValueError, match="unknown loss 'pairwise': expected one of pointwise, listwise"):
+        train_ctr(one, one, None, NANO, tmp_path / "r", {}, loss="pairwise")
+
+
+def test_a_ranker_says_how_it_was_made(full, world):
+    outcome = full.config["outcome"]
+    assert full.config == {
+        "recipe": "cube",
+        "size": "nano",
+        "seed": 0,
+        "loss": "pointwise",
+        "embedding_id": "embedding-1",
+        "outcome": outcome,
+    }
+    assert set(outcome) == {"epochs", "best", "train_loss", "valid_loss"} and full.kind == "ranker"
+    assert outcome["best"] == 1 + int(np.argmin(outcome["valid_loss"]))
+    text = full.file("config.json").read_text()
+    assert text == json.dumps(json.loads(text), indent=2) + "\n", "for people to read"
+    assert sorted(path.name for path in full.path.iterdir()) == [
+        "config.json",
+        "manifest.json",
+        "model.safetensors",
+    ]
+    assert not full.path.with_name("ranker_full.partial").exists()
+
+
+def untrained(path, seed=0, **parents):
+    """A ranker that was trained for no epoch at all, on one request."""
+    one = Requests(make_frame([1], [[]], [make_vectors(9).ids[:3].tolist()], [[1.0, 0.0, 0.0]]))
+    return train_ctr(one, one, None, NANO, path, parents, seed=seed, epochs=0)
+
+
+def test_a_ranker_names_its_parents_and_begins_where_its_seed_says(tmp_path):
+    parent = untrained(tmp_path / "parent")
+    made, other = untrained(tmp_path / "a", split=parent), untrained(tmp_path / "b", seed=1)
+    assert made.parents == {"split": parent.id} and parent.parents == {}
+    first, again, another = (load_file(one.file("model.safetensors")) for one in (parent, made, other))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    for name, tensor in first.items():
+        if "embedding_bags" in name:  # an untrained id has almost no effect: evenly between -0.01 and 0.01
+            assert not torch.equal(tensor, another[name])
+            assert tensor.min() < -0.005 and tensor.max() > 0.005 and tensor.abs().max() <= 0.01
+            assert float(tensor.std()) == pytest.approx(0.01 / 3**0.5, rel=0.25), name
+    assert first["position"].shape == (1,), "no place was logged"
+    assert made.config["outcome"] == {"epochs": 0, "best": 0, "train_loss": [], "valid_loss": []}

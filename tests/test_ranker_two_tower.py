@@ -11,8 +11,10 @@ from ranker_world import WIDTH, Requests, catalogue, make_frame, make_vectors, u
 from safetensors.numpy import load_file
 
 from dataset.contracts import DataError
+from ranker.fit import Plan
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
+from ranker.inputs.hashing import hash_column
 from ranker.two_tower import negatives
 from ranker.two_tower import train as train_module
 from ranker.two_tower.model import sampled_softmax
@@ -125,9 +127,9 @@ def test_the_chance_of_being_in_a_batch_is_counted_by_drawing_batches():
     owner = np.repeat(np.arange(2000), positives)
     hits = np.zeros(2000)
     for _ in range(200):
-        both = [draw.choice(owner, negatives.REQUESTS), draw.integers(0, 2000, negatives.UNIFORM)]
+        both = [draw.choice(owner, 512), draw.integers(0, 2000, 512)]
         hits[np.unique(np.concatenate(both))] += 1
-    expected = negatives.inclusion(positives, len(owner), negatives.REQUESTS)
+    expected = negatives.inclusion(positives, len(owner), 512)
     np.testing.assert_allclose(expected[:4], hits[:4] / 200, atol=0.1)
     assert expected[4:].mean() == pytest.approx(hits[4:].mean() / 200, abs=0.01)
 
@@ -245,7 +247,7 @@ def test_a_twentieth_of_the_users_are_held_out_whole_and_nobody_without_a_positi
     counts = np.zeros(ITEMS + COLD)
     for some in positives:
         np.add.at(counts, np.searchsorted(VECTORS.ids, some), 1)
-    missed = (1 - counts / len(with_one)) ** 32 * (1 - 1 / (ITEMS + COLD)) ** negatives.UNIFORM
+    missed = (1 - counts / len(with_one)) ** 32 * (1 - 1 / (ITEMS + COLD)) ** 512
     np.testing.assert_allclose(drawn.chance, 1 - missed, rtol=1e-5)
 
 
@@ -319,3 +321,195 @@ def test_a_share_of_ids_is_hidden_while_training_and_none_afterwards(towers):
     hidden = (model.train().item_ids(keys) == 0).all(1)
     assert float(hidden.float().mean()) == pytest.approx(0.2, abs=0.03)
     assert not (model.eval().item_ids(keys) == 0).all(1).any()
+
+
+def test_a_twentieth_of_the_users_stops_the_training_and_the_losses_are_recorded(trained):
+    outcome = trained.config["outcome"]
+    assert len(outcome["valid_loss"]) == len(outcome["train_loss"]) == outcome["epochs"] == 5
+    assert outcome["best"] == 1 + int(np.argmin(outcome["valid_loss"]))
+
+
+def test_as_many_users_are_held_out_as_asked_for_none_twice(monkeypatch):
+    monkeypatch.setattr(negatives, "VALID_FRACTION", 0.5)
+    drawn, positives = sampler()
+    asking = {r % 60 for r, some in enumerate(positives) if some}
+    held, learned = ({r % 60 for r in rows.tolist()} for rows in (drawn.held_out, drawn.learned))
+    assert len(asking) == 60 and len(held) == len(learned) == 30
+
+
+def test_the_history_is_padded_on_the_left():
+    frame = make_frame([1, 2], [[1000], [1007, 1014, 1021]], [[], []])
+    code = FrameEncoder(learn_inputs(Requests(purchases(50, 0, np.arange(ITEMS))[0]), 50)[0], VECTORS)
+    side, mask = negatives.user_side(code, frame)
+    assert mask.tolist() == [[False, False, True], [True, True, True]]
+    assert side.history_mask.tolist() == mask.tolist()
+
+
+def test_the_towers_have_the_tensors_that_their_files_have_always_had(trained, towers):
+    tables = {
+        f"{place}.embedding_bags.t_{name}.weight"
+        for place, names in (
+            ("items", ["item_id"]),
+            ("candidates", ["category", "category_top", "spu", "attributes"]),
+            ("requests", ["age_band", "segment"]),
+            ("behaviours", ["code", "age"]),
+        )
+        for name in names
+    }
+    dense = {"content.weight", "attend", "recency.weight", "log_scale"}
+    mix = {f"user_mix.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+    assert set(load_file(trained.file("model.safetensors"))) == tables | dense | mix
+    config = TowerConfig.read(towers.artifact.file("config.json"))
+    only = replace(config, content_width=0, embedding_id=None).build()
+    assert set(dict(only.named_parameters())) == (tables | dense | mix) - {"content.weight"}
+
+
+def test_a_damaged_file_of_the_towers_names_the_command_that_makes_it_again(trained, tmp_path):
+    with write_artifact(tmp_path / "t", "two_tower", trained.config) as folder:
+        (folder / "model.safetensors").write_bytes(b"junk")
+        (folder / "config.json").write_bytes(trained.file("config.json").read_bytes())
+    with pytest.raises(ArtifactError, match="Run 'moon retrieval' to make it again"):
+        TwoTower.open(open_artifact(tmp_path / "t", "two_tower"), VECTORS)
+
+
+def test_unless_told_otherwise_towers_are_trained_as_was_measured_best(monkeypatch, tmp_path):
+    plans, jobs = [], []
+    monkeypatch.setattr(train_module, "Checkpoints", lambda out, job, parents: jobs.append(job))
+
+    def tell(model, plan, **_):
+        plans.append((plan, model.id_dropout))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "fit", tell)
+    frame = Requests(purchases(50, 0, np.arange(ITEMS))[0])
+    for told in ({}, {"seed": 3, "epochs": 4}):
+        with pytest.raises(KeyboardInterrupt):
+            train_two_tower(frame, VECTORS, CATALOGUE, NANO, tmp_path / "t", {}, **told)
+    assert plans == [(Plan(10, 2, 0.002, 0), 0.2), (Plan(4, 2, 0.002, 3), 0.2)]
+    for job, seed in zip(jobs, (0, 3), strict=True):  # that may train for more epochs is the same job
+        assert job["plan"] == {"epochs": None, "patience": 2, "learning_rate": 0.002, "seed": seed}
+        assert set(job) == {"plan", "requests", "config"} and job["requests"] == 50
+        assert job["config"]["id_width"] == NANO.id_width
+
+
+def test_requests_that_fit_in_one_piece_are_not_copied_and_more_are_the_same(towers, monkeypatch):
+    frame, _, _ = purchases(30, 3, np.arange(ITEMS))
+    pieces = []
+    monkeypatch.setattr(
+        train_module, "select_requests", lambda *one: pieces.append(one) or select_requests(*one)
+    )
+    whole, items = towers.user_vectors(frame), towers.item_vectors(CATALOGUE)
+    assert not pieces and whole.dtype == items.dtype == np.float32
+    monkeypatch.setattr(train_module, "ROWS", 7)
+    np.testing.assert_allclose(towers.user_vectors(frame), whole, atol=1e-6)
+    np.testing.assert_allclose(towers.item_vectors(CATALOGUE), items, atol=1e-6)
+    assert [rows.tolist() for _, rows in pieces] == [list(range(n, min(n + 7, 30))) for n in range(0, 30, 7)]
+
+
+def test_towers_say_how_they_were_made(trained, towers):
+    outcome = trained.config["outcome"]
+    assert trained.config == {
+        "size": "nano",
+        "seed": 0,
+        "width": 2 * NANO.id_width,
+        "embedding_id": "embedding-1",
+        "outcome": outcome,
+    }
+    assert towers.width == 2 * NANO.id_width and trained.kind == "two_tower"
+    text = trained.file("config.json").read_text()
+    assert text == json.dumps(json.loads(text), indent=2) + "\n", "for people to read"
+    assert not trained.path.with_name("two_tower.partial").exists()
+
+
+def test_frames_without_a_column_are_refused_with_the_side_it_is_missing_from(towers):
+    frame, _, _ = purchases(50, 0, np.arange(ITEMS))
+    without = replace(frame, requests=frame.requests.drop_columns(["segment"]))
+    with pytest.raises(DataError, match=r"^requests: 1 of 7 expected columns are missing \(segment\)"):
+        towers.user_vectors(without)
+    with pytest.raises(DataError, match=r"^catalogue: 1 of 5 expected columns are missing \(spu\)"):
+        towers.item_vectors(CATALOGUE.drop_columns(["spu"]))
+    unlabelled = replace(frame, candidates=frame.candidates.drop_columns(["label"]))
+    with pytest.raises(DataError, match=r"^candidates: 1 of 2 expected columns are missing \(label\)"):
+        negatives.Sampler(Requests(unlabelled), CATALOGUE, towers.encoder, 0)
+
+
+def test_towers_of_ids_alone_need_no_vectors_and_take_none(tmp_path):
+    frame = make_frame([1, 2, 3], [[], [1007], []], [[1000], [1007], [1014]], [[1.0]] * 3)
+    made = train_two_tower(Requests(frame), None, CATALOGUE, NANO, tmp_path / "t", {}, epochs=1)
+    assert made.config["embedding_id"] is None
+    only = TwoTower.open(made, None)
+    users, items = only.user_vectors(frame), only.item_vectors(CATALOGUE)
+    assert users.shape == (3, only.width) and items.shape == (ITEMS + COLD, only.width)
+    np.testing.assert_allclose(np.linalg.norm(users, axis=1), 1, atol=1e-5)
+    with pytest.raises(ArtifactError, match="trained with embedding none, given embedding-1"):
+        TwoTower.open(made, VECTORS)
+
+
+def test_an_unknown_vector_adds_nothing_to_an_item(towers):
+    """Nor does a search without a query to a user: the projection has no constant part."""
+    known = CATALOGUE.slice(0, 5)
+    unknown = towers.with_vectors(make_vectors(0))
+    model = towers.model
+    with torch.no_grad():
+        assert not model.content(torch.zeros(3, WIDTH)).any()
+        side = negatives.item_side(unknown.encoder, known)
+        ids = known["item_id"].to_numpy()
+        everywhere = np.ones((1, 5), dtype=bool)
+        whole = model.item_ids(unknown.encoder.item_ids(ids, ids[:0], everywhere, everywhere[:, :0]))
+        parts = model.candidates(side.candidates).values().view(5, -1, towers.width).sum(1)
+        expected = torch.nn.functional.normalize(whole + parts, dim=1)
+    np.testing.assert_allclose(unknown.item_vectors(known), expected.numpy(), atol=1e-6)
+    assert not np.allclose(towers.item_vectors(known), expected.numpy(), atol=1e-2)
+
+
+def test_the_towers_are_their_formulas(towers):
+    """The slow twin, a request at a time without padding; all weights are drawn, so that each of them matters."""
+    config, code = TowerConfig.read(towers.artifact.file("config.json")), towers.encoder
+    model = config.build().eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape))
+    w = {name: parameter.detach().double().numpy() for name, parameter in model.named_parameters()}
+
+    def rows(table, name, values):
+        return w[f"{table}.embedding_bags.t_{name}.weight"][code._table_rows(name, hash_column(values))]
+
+    def mixed(x):
+        hidden = w["user_mix.0.weight"] @ x + w["user_mix.0.bias"]
+        return w["user_mix.2.weight"] @ (hidden / (1 + np.exp(-hidden))) + w["user_mix.2.bias"]
+
+    histories = [VECTORS.ids[:3].tolist(), [], [*VECTORS.ids[5:11].tolist(), 4]]  # nobody knows item 4
+    frame = make_frame([3, 4, 5], histories, [[]] * 3, query_id=[None, 2, 1])
+    numbers = code.numbers(frame.requests, ("user_events", "user_found"))
+    expected = []
+    for row, items in enumerate(histories):
+        vectors, _ = VECTORS.gather(np.array(items, np.int64))
+        minutes = 60 * np.arange(len(items), 0, -1)
+        kind = (
+            w["behaviours.embedding_bags.t_code.weight"][np.ones(len(items), int)]
+            + w["behaviours.embedding_bags.t_age.weight"][np.log2(1 + minutes).astype(int)]
+        )
+        seen = rows("items", "item_id", pa.array(items, pa.int64())) + vectors @ w["content.weight"].T
+        score = seen @ w["attend"] + kind @ w["recency.weight"][0]
+        weight = np.exp(score - score.max(initial=0))
+        pooled = weight @ seen / max(weight.sum(), 1e-300)
+        asked = w["content.weight"] @ ([np.zeros(WIDTH), *VECTORS.queries.matrix[[2, 1]]][row])
+        profile = [
+            rows("requests", name, frame.requests[name].combine_chunks())[row]
+            for name in ("age_band", "segment")
+        ]
+        whole = pooled + asked + mixed(np.concatenate([pooled, asked, *profile, numbers[row]]))
+        expected.append(whole / np.linalg.norm(whole))
+    drawn = TwoTower(model, code)
+    np.testing.assert_allclose(drawn.user_vectors(frame), expected, atol=1e-4)
+
+    items = CATALOGUE.slice(20, 4)
+    whole = rows("items", "item_id", items["item_id"].combine_chunks())
+    for name in ("category", "category_top", "spu"):
+        whole = whole + rows("candidates", name, items[name].combine_chunks())
+    for row, bag in enumerate(items["attributes"].to_pylist()):
+        whole[row] += rows("candidates", "attributes", pa.array(bag, pa.string())).sum(0)
+    whole = whole + VECTORS.matrix[20:24] @ w["content.weight"].T
+    whole /= np.linalg.norm(whole, axis=1, keepdims=True)
+    np.testing.assert_allclose(drawn.item_vectors(items), whole, atol=1e-4)

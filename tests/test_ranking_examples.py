@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from dataset.contracts import TIME
 from evaluation.replay import found_order, lists
 from feature_repo.frame import Frame, History
-from ranker.inputs.columns import HEAVY_TAILED, number
+from ranker.inputs.columns import number
 from retrieval.examples import MatchedFrames, example_rows
-from retrieval.fusion import FUSION, fuse, fuse_orders
+from retrieval.fusion import fuse, fuse_orders
 from retrieval.jagged import Retrieved
 
 AT = datetime(2025, 6, 1, tzinfo=UTC)
@@ -72,11 +72,11 @@ def test_fusion_is_the_sum_of_reciprocal_ranks():
     ids = np.array([5, 3, 9])
     got, scores = fuse_orders(ids, np.array([0.1, 0.9, 0.5], dtype=np.float32))
     worth = {
-        5: 1 / (FUSION + 1) + 1 / (FUSION + 3),
-        3: 1 / (FUSION + 2) + 1 / (FUSION + 1),
-        9: 2 / (FUSION + 2.5),
+        5: 1 / (60 + 1) + 1 / (60 + 3),
+        3: 1 / (60 + 2) + 1 / (60 + 1),
+        9: 2 / (60 + 2.5),
     }
-    worth[9] = 1 / (FUSION + 3) + 1 / (FUSION + 2)
+    worth[9] = 1 / (60 + 3) + 1 / (60 + 2)
     assert got.tolist() == sorted(worth, key=lambda i: (-worth[i], i))
     assert np.allclose(scores, sorted(worth.values(), reverse=True))
 
@@ -100,7 +100,7 @@ def test_fusing_sources_equals_adding_reciprocal_ranks_one_by_one(sources):
         worth: dict[int, float] = {}
         for source in sources:
             for place, item in enumerate(source[request]):
-                worth[item] = worth.get(item, 0) + 1 / (FUSION + 1 + place)
+                worth[item] = worth.get(item, 0) + 1 / (60 + 1 + place)
         ids, scores = got[request]
         assert {i: np.float32(s) for i, s in zip(ids.tolist(), scores, strict=True)} == {
             i: np.float32(s) for i, s in worth.items()
@@ -111,9 +111,7 @@ def test_fusing_sources_equals_adding_reciprocal_ranks_one_by_one(sources):
 def test_the_order_of_the_strongest_matches_survives():
     scores = np.array([0, 1e-3, 0.5, 5.0, 50.0], dtype=np.float32)
     table = pa.table({"match_cooccurrence": scores, "match_similar": scores})
-    assert np.allclose(
-        number(table, "match_cooccurrence"), np.log1p(scores / HEAVY_TAILED["match_cooccurrence"])
-    )
+    assert np.allclose(number(table, "match_cooccurrence"), np.log1p(scores / 1e-3))
     assert np.array_equal(number(table, "match_similar"), scores)
 
 
@@ -149,3 +147,23 @@ def test_match_columns_follow_their_candidates_in_any_order_of_requests():
             *(frame.candidates[name].to_pylist() for name in ("item_id", "match_a", "match_b")), strict=True
         ):
             assert np.allclose([a, b], [by_item[item], -by_item[item]])
+
+
+def test_rows_of_examples_have_the_types_of_request_rows():
+    rows = example_rows(requests([[1], [2]]), retrieved([[1, 3], [4]]))
+    assert rows.schema.equals(
+        pa.schema(
+            {
+                "request_id": pa.int64(),
+                "user_id": pa.int64(),
+                "time": TIME,
+                "query_id": pa.int64(),
+                "item_id": pa.int64(),
+                "label": pa.float32(),
+            }
+        )
+    )
+    assert rows["query_id"].null_count == 3 and set(rows["time"].to_pylist()) == {AT}
+    again = example_rows(requests([[1], [2]]), retrieved([list(range(20)), [4]]), 5)
+    assert again.equals(example_rows(requests([[1], [2]]), retrieved([list(range(20)), [4]]), 5, seed=0))
+    assert not again.equals(example_rows(requests([[1], [2]]), retrieved([list(range(20)), [4]]), 5, seed=1))

@@ -221,3 +221,62 @@ def test_while_the_store_is_away_nothing_new_is_known(opened, shop, monkeypatch)
     monkeypatch.setattr(refresh, "are_online", away)
     with pytest.raises(StoreUnavailable, match="does not answer: .*gone"):
         refreshed(opened, store, matrix, came(store_dir))
+
+
+class Choosy(Encoder):
+    """Cannot encode an item that says so; counts what it was given at once."""
+
+    def __init__(self, vector, error):
+        super().__init__(vector)
+        self.error, self.sizes = error, []
+
+    def encode(self, contents):
+        self.sizes.append(len(contents))
+        if any("bad" in content.text for content in contents):
+            raise self.error
+        return super().encode(contents)
+
+
+def test_items_at_fault_are_found_by_halving_and_set_aside_with_the_reason(opened, shop, caplog):
+    store_dir, store, matrix = shop
+    opened.encoder = Choosy(opened.encoder.vector, ValueError("no picture"))
+    first = 2**51  # five items of which the second and the last cannot be encoded
+    for number, title in enumerate(["one", "bad two", "three", "four", "bad five"]):
+        items = came(store_dir, first + number, title=title)
+    moon = refreshed(opened, store, matrix, items)
+    assert opened.encoder.sizes == [5, 2, 1, 1, 3, 1, 2, 1, 1]
+    good = [first, first + 2, first + 3]
+    assert moon.retriever.index.contains(np.arange(first, first + 5)).tolist() == [1, 0, 1, 1, 0]
+    assert [one.item.item_id for one in new_items.new_items(store_dir)] == good
+    said = "1 items cannot be encoded: ValueError: no picture"
+    refused = new_items.refused_items(store_dir)
+    assert {item: refused[item] for item in refused if item >= first} == {first + 1: said, first + 4: said}
+    assert [record.getMessage() for record in caplog.records if record.name == "moon.serving"] == [
+        f"item {first + 1} is set aside: {said}",
+        f"item {first + 4} is set aside: {said}",
+    ]
+    opened.encoder.sizes.clear()
+    refreshed(opened, store, matrix, new_items.new_items(store_dir))
+    assert not opened.encoder.sizes, "all that are left are online"
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), OSError("disk")])
+def test_where_the_machine_is_at_fault_no_item_is_set_aside(opened, shop, error):
+    store_dir, store, matrix = shop
+    opened.encoder = Choosy(opened.encoder.vector, error)
+    items = came(store_dir, 2**52, title="bad luck")
+    with pytest.raises(type(error)):
+        refreshed(opened, store, matrix, items)
+    assert [one.item.item_id for one in new_items.new_items(store_dir)] == [2**52]
+
+
+def test_a_row_that_the_store_refuses_is_set_aside_too(opened, shop, monkeypatch):
+    store_dir, store, matrix = shop
+
+    def refuse(*_):
+        raise new_items.RowsRefused("price below zero")
+
+    monkeypatch.setattr(refresh, "put_online", refuse)
+    moon = refreshed(opened, store, matrix, came(store_dir, 2**53))
+    assert new_items.refused_items(store_dir)[2**53] == "price below zero"
+    assert moon.items is matrix and not moon.retriever.index.contains(np.array([2**53])).any()

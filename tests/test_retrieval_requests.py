@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dataset.contracts import TIME
 from feature_repo.frame import Frame, History
-from retrieval.requests import HISTORY_ITEMS, RECENCY, Request, Requests, history_of, interests
+from retrieval.requests import Request, Requests, history_of, interests
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 DISLIKED = 5
@@ -34,9 +34,9 @@ def spoken(user):
     """The slow twin: walk back from the newest behaviour."""
     items = []
     for item, code in reversed(user):
-        if code != DISLIKED and item not in items and len(items) < HISTORY_ITEMS:
+        if code != DISLIKED and item not in items and len(items) < 20:
             items.append(item)
-    return [(item, np.float32(RECENCY**rank)) for rank, item in enumerate(items)]
+    return [(item, np.float32(0.9**rank)) for rank, item in enumerate(items)]
 
 
 @given(st.lists(behaviours, max_size=5))
@@ -132,3 +132,18 @@ def test_the_two_towers_read_users_and_histories_without_candidates():
     assert frame.requests["user_id"].to_pylist() == [1, 2, 3, 4] and len(frame.candidates) == 0
     assert frame.offsets.tolist() == [0] * 5 and frame.offsets.dtype == np.int64
     assert frame.history.item_id.tolist() == [5, 6, 9, 1, 2, 3]
+
+
+def test_columns_are_of_the_types_of_a_stored_history():
+    for history in (history_of([7, 3]), history_of([]), Requests.of(FOUR).history, Requests.of([]).history):
+        for name in ("offsets", "item_id", "code", "time_us"):
+            assert getattr(history, name).dtype == np.int64, name
+    chosen = Requests.of(FOUR).select(np.array([2, 0]))
+    assert chosen.history.offsets.dtype == np.int64 and chosen.query_vectors.dtype == np.float32
+    spoken = interests(Requests.of(FOUR).history)
+    kinds = (spoken.offsets.dtype, spoken.item_id.dtype, spoken.weight.dtype)
+    assert kinds == (np.int64, np.int64, np.float32)
+    assert request(1).exclude.dtype == np.int64 and not len(request(1).exclude)
+    assert Requests.of([request(1)]).has_query().dtype == Requests.of(FOUR).has_query().dtype == bool
+    large = 2**62 + 1  # not a whole number in double precision
+    assert history_of([large]).item_id.tolist() == [large]

@@ -5,14 +5,18 @@ Run: pytest tests/test_service_order.py
 
 from collections import Counter
 from dataclasses import replace
+from inspect import signature
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from fake_shop import BEHAVIOURS, EVEN, ITEM_IDS, NOW, ODD, WIDTH, picture, recommender, vectors_of
+from fake_shop import BEHAVIOURS, EVEN, ITEM_IDS, NOW, ODD, WIDTH, namespace, picture, recommender, vectors_of
 
 from feature_repo.frame import History
-from retrieval.requests import RECENCY, Request, Requests, history_of
+from retrieval.jagged import stack
+from retrieval.requests import Request, Requests, history_of
 from retrieval.sources import PopularSource, SimilarSource, VectorSource, match_scores, propose
+from serving import recommend
 from serving.recommend import UnknownCategory, UnknownItem
 
 VECTORS = dict(zip(ITEM_IDS.tolist(), vectors_of(len(ITEM_IDS)), strict=True))
@@ -176,7 +180,7 @@ def test_the_ranker_reads_the_match_of_every_source_with_every_candidate(moon):
         np.testing.assert_allclose(frame.candidates[name].to_numpy(), alone[:, column], atol=1e-6)
     seen = np.stack([VECTORS[item] for item in [*session, *EVEN[:3][::-1].tolist()]])
     cosines = np.stack([VECTORS[item] for item in ids.tolist()]) @ seen.T
-    similar = (cosines * RECENCY ** np.arange(4)).max(axis=1)
+    similar = (cosines * 0.9 ** np.arange(4)).max(axis=1)
     np.testing.assert_allclose(frame.candidates["match_similar"].to_numpy(), similar, atol=1e-6)
 
 
@@ -340,3 +344,47 @@ def test_the_time_of_a_request_is_the_services_unless_it_is_given(moon):
     moon.recommend(4, 3, time=later)
     moon.search("even", None, 3, user_id=4, time=later)
     assert times == [NOW, NOW, later, later]
+
+
+class Fond:
+    """A source that always finds something: towers answer for everyone whose features they can read."""
+
+    name = "fond"
+
+    def retrieve_batch(self, requests, k):
+        return stack([(ITEM_IDS[-1:], np.ones(1, np.float32)) for _ in range(len(requests))])
+
+    def score(self, requests, item_id, offsets):
+        return np.zeros(len(item_id), np.float32)
+
+
+def test_only_popular_items_are_proposed_to_those_who_have_not_acted_yet(moon):
+    moon.retriever = replace(moon.retriever, personal=(*moon.retriever.personal, Fond()))
+    assert ITEM_IDS[-1] in ids_of(moon.recommend(4, 40))
+    for user in (50, 999):  # known without a history, and unknown
+        answer = moon.recommend(user, 40)
+        assert answer.order == "popularity" and ITEM_IDS[-1] not in ids_of(answer)
+
+
+def test_a_hundred_candidates_are_asked_of_every_source_and_of_a_search(moon):
+    asked = []
+
+    def counted(source):
+        real = source.retrieve_batch
+        source.retrieve_batch = lambda requests, k: asked.append(k) or real(requests, k)
+
+    for source in (*moon.retriever.recommending, moon.retriever.query):
+        counted(source)
+    moon.per_source = signature(recommend.Recommender).parameters["per_source"].default
+    moon.recommend(4, 3)
+    assert asked == [100] * len(moon.retriever.recommending)
+    asked.clear()
+    moon.search("even", None, 3)
+    moon.search("even", None, 101)
+    assert asked == [100, 101]
+
+
+def test_the_page_offers_the_first_fifty_users_with_test_requests_once_each():
+    users = [7, 7, *range(100, 160), 7]
+    split = namespace(retrieval=pa.table({"user_id": [5, *users], "part": ["train", *["test"] * len(users)]}))
+    assert recommend._example_users(split) == [7, *range(100, 149)]

@@ -13,7 +13,7 @@ from feature_repo.frame import Frame
 from retrieval import sources as module
 from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
 from retrieval.index import ItemIndex
-from retrieval.requests import RECENCY, Request, Requests, history_of
+from retrieval.requests import Request, Requests, history_of
 from retrieval.sources import (
     CooccurrenceSource,
     Matches,
@@ -121,7 +121,7 @@ def test_similar_is_the_largest_weighted_cosine_and_profile_the_mean(shop):
     history = ids[[3, 75, 11]]  # 75 may not be answered, but speaks
     request = Request(0, history_of(history), NOW)
     pairs = Requests.of([request]), ids[:70], np.array([0, 70])
-    weights = RECENCY ** np.array([2, 1, 0])
+    weights = 0.9 ** np.array([2, 1, 0])
     cosines = matrix[:70] @ matrix[[3, 75, 11]].T
     np.testing.assert_allclose(sources[0].score(*pairs), (cosines * weights).max(1), atol=1e-6)
     mean = weights @ matrix[[3, 75, 11]]
@@ -202,3 +202,43 @@ def test_a_frame_gets_the_match_columns_that_serving_computes(shop):
             column = out.candidates[f"match_{source.name}"].to_numpy()[3 * row : 3 * row + 3]
             alone = source.score(Requests.of([request]), candidates[3 * row : 3 * row + 3], np.array([0, 3]))
             np.testing.assert_allclose(column, alone, atol=1e-6)
+
+
+def test_requests_of_one_category_are_not_copied(shop, monkeypatch):
+    ids, _, _, sources = shop
+    copied, real = [], Requests.select
+    monkeypatch.setattr(Requests, "select", lambda all, rows: copied.append(rows.tolist()) or real(all, rows))
+    batch = Requests.of([replace(one, category="a") for one in requests_of(ids, 5)])
+    for source in sources:
+        source.retrieve_batch(batch, 3)
+    assert not copied
+    mixed = Requests.of(
+        [replace(one, category=["a", "c"][n % 2]) for n, one in enumerate(requests_of(ids, 5))]
+    )
+    sources[-1].retrieve_batch(mixed, 3)
+    assert copied == [[0, 2, 4], [1, 3]]
+
+
+def test_answers_and_scores_are_of_the_promised_types(shop):
+    ids, _, _, sources = shop
+    for requests in (requests_of(ids, 4), [Request(1, history_of([]), NOW)]):
+        batch = Requests.of(requests)
+        offsets = np.arange(len(requests) + 1) * 2
+        for source in sources:
+            found = source.retrieve_batch(batch, 5)
+            assert (found.offsets.dtype, found.item_id.dtype, found.score.dtype) == (
+                np.int64,
+                np.int64,
+                np.float32,
+            ), source.name
+            assert source.score(batch, np.resize(ids, 2 * len(requests)), offsets).dtype == np.float32
+        fused = propose(sources, batch, 5)
+        assert (fused.offsets.dtype, fused.item_id.dtype, fused.score.dtype) == (
+            np.int64,
+            np.int64,
+            np.float32,
+        )
+        asked = Requests.from_frame(
+            Frame(batch.users, pa.table({"item_id": ids[:0]}), offsets * 0, batch.history)
+        ) if batch.users is not None else batch  # fmt: skip
+        assert all(one.dtype == np.int64 for one in asked.exclude)

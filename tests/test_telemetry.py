@@ -6,8 +6,10 @@ import pytest
 
 from dataset.records import Event
 from feature_repo.ingest.ingestor import Ingested
-from serving.answer import Answer
-from serving.telemetry import BUCKETS_S, Telemetry
+from serving.answer import Answer, Stages
+from serving.telemetry import Telemetry
+
+BOUNDS = "0.001 0.002 0.005 0.01 0.02 0.05 0.1 0.2 0.5 1.0 2.0 5.0 +Inf".split()
 
 
 def live(**changed):
@@ -55,7 +57,7 @@ def test_times_of_stages_are_counted_summed_and_put_into_buckets():
 
     assert stage("count") == 4 and stage("sum") == pytest.approx(9.0331)
     assert stage("count", "/search") == 1 and stage("sum", "/search") == pytest.approx(0.003)
-    below = [stage("bucket", bound=f'le="{bound}",') for bound in (*BUCKETS_S, "+Inf")]
+    below = [stage("bucket", bound=f'le="{bound}",') for bound in BOUNDS]
     assert below == [0, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 4]
 
 
@@ -106,3 +108,15 @@ def test_what_is_wrong_is_published():
 def test_the_end_of_the_last_load_is_published_where_there_was_one(until, published):
     found = values(Telemetry(live(items=SimpleNamespace(loaded_until=until))))
     assert found.get("moon_items_loaded_until_seconds") == (1767225600.0 if published else None)
+
+
+def test_the_time_of_a_stage_is_in_milliseconds_and_adds_up(monkeypatch):
+    clock = iter([10.0, 10.25, 20.0, 20.5, 30.0, 31.0])
+    monkeypatch.setattr("serving.answer.time.perf_counter", lambda: next(clock))
+    stages = Stages()
+    for stage in ("features", "rank"):
+        with stages.measure(stage):
+            pass
+    with pytest.raises(KeyError), stages.measure("features"):
+        raise KeyError  # that it failed does not hide how long it took
+    assert stages.ms == {"features": 1250.0, "rank": 500.0}

@@ -99,6 +99,8 @@ def test_purchases_become_lists_of_what_was_retrieved_and_a_tenth_stops_training
             expected = [np.log1p(popularity[item]) for item in items]
             np.testing.assert_allclose(rows["match_popular"], expected, rtol=1e-6)
             learned[key] = set(items)
+    assert train.matches.dtype == np.float32 and train.offsets.dtype == np.int64
+    assert train.names == valid.names == ("match_popular",)
     assert len(train) > 10 and len(valid), "the last items are never retrieved, and their requests left out"
     answerable = set(tiny_world.item_ids[:-4].tolist())
     for key, row in wanted.items():
@@ -164,3 +166,18 @@ def test_a_few_requests_at_a_time_are_all_requests(folder, tiny_world, monkeypat
     assert [len(frame) for frame in frames] == [7, 7, 7, 7, 7, 5]
     ids = [key for frame in frames for key in frame.requests["request_id"].to_pylist()]
     assert ids == list(range(100, 100 + REQUESTS))
+
+
+def test_what_a_user_has_acted_on_before_is_not_proposed_again(folder, tiny_world):
+    requests = bought(tiny_world)
+    stored = requests_frame(folder, requests, NANO)
+    everything = examples.retrieve(stored, retriever_of(tiny_world).recommending[1:], 100)
+    frame = stored.take(0, REQUESTS)
+    before = [set(frame.history.item_id[a:b].tolist()) for a, b in zip(*_bounds(frame.history), strict=True)]
+    popular = set(tiny_world.item_ids[:-4].tolist())
+    assert [set(ids.tolist()) for ids, _ in everything] == [popular - known for known in before]
+    assert sum(map(len, before)) and len(everything) == REQUESTS
+
+
+def _bounds(history):
+    return history.offsets[:-1], history.offsets[1:]

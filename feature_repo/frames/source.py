@@ -78,9 +78,8 @@ class FrameSource:
             spread = self.requests["user_id"].astype(np.uint64) * SPREAD  # wraps around
             owner = (spread >> np.uint64(32)).astype(np.int64) % count
         else:
-            order = np.argsort(self.requests["time_us"], kind="stable")
-            owner = np.empty(len(order), np.int64)
-            owner[order] = np.arange(len(order)) * count // max(len(order), 1)
+            place = np.argsort(np.argsort(self.requests["time_us"], stable=True))
+            owner = place * count // len(place)
         return np.flatnonzero(owner == number - 1)
 
     def rows_of(self, places: np.ndarray) -> pa.Table:
@@ -106,5 +105,5 @@ def store_id(store_dir: Path) -> str:
     digest = hashlib.sha256(open_event_log(store_dir).version.encode())
     for view in sorted({view for view, _, _ in (USER_FEATURES | POINTER | ITEM_FEATURES).values()}):
         with (store_dir / DATA / f"{view}.parquet").open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(hashlib.file_digest(stream, hashlib.sha256).digest())
     return digest.hexdigest()[:16]

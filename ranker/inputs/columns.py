@@ -60,19 +60,13 @@ class Inputs:
         return cls(**known)
 
 
-def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece."""
-    pieces = column.combine_chunks()
-    return pieces if isinstance(pieces, pa.Array) else pa.concat_arrays(pieces.chunks)
-
-
 def number(table: pa.Table, name: str) -> np.ndarray:
     """A numeric column after its transform, float32, not yet standardised.
 
     Raises:
         DataError: a value is null or not finite.
     """
-    column = one_array(table[name])
+    column = table[name].combine_chunks()
     values = column.cast(pa.float32()).to_numpy(zero_copy_only=False).astype(np.float32)
     if not np.isfinite(values).all():
         bad = np.flatnonzero(~np.isfinite(values))
@@ -155,11 +149,11 @@ def learn_inputs(train: StoredRequests, history: int) -> tuple[Inputs, np.ndarra
 
 def _hashes(frame: Frame) -> Iterator[tuple[str, np.ndarray]]:
     for name in REQUEST_IDS:
-        yield name, hash_column(one_array(frame.requests[name]).drop_null())
+        yield name, hash_column(frame.requests[name].combine_chunks().drop_null())
     for name in CANDIDATE_IDS:
-        yield name, hash_column(one_array(frame.candidates[name]).drop_null())
-    yield BAG, hash_column(one_array(frame.candidates[BAG]).flatten())
-    items = one_array(frame.candidates[ITEM]).to_numpy(zero_copy_only=False)
+        yield name, hash_column(frame.candidates[name].combine_chunks().drop_null())
+    yield BAG, hash_column(frame.candidates[BAG].combine_chunks().flatten())
+    items = frame.candidates[ITEM].to_numpy()
     yield ITEM, np.concatenate([items, frame.history.item_id])
 
 

@@ -23,7 +23,6 @@ from ranker.inputs.columns import (
     REQUEST_NUMBERS,
     Inputs,
     number,
-    one_array,
     require_columns,
 )
 from ranker.inputs.hashing import hash_column, hash_integers
@@ -65,7 +64,7 @@ class FrameEncoder:
                 f"frame history: expected at most {self.inputs.history} behaviours per request, found "
                 f"{history_mask.shape[1]}. Read the frame with the history length of this model's size."
             )
-        item_id = one_array(frame.candidates[ITEM]).to_numpy(zero_copy_only=False)
+        item_id = frame.candidates[ITEM].to_numpy()
         target_content, target_known = self.content(item_id, candidate_mask)
         history_content, history_known = self.content(frame.history.item_id, history_mask)
         query_content, query_known = self.queries(frame.requests, query_vectors)
@@ -102,8 +101,10 @@ class FrameEncoder:
 
     def candidate_ids(self, candidates: pa.Table, candidate_mask: np.ndarray) -> KeyedJaggedTensor:
         """Keys ``CANDIDATE_IDS`` and ``attributes``, the slots of ``candidate_mask`` bool [R, N]."""
-        values = [self._table_rows(name, hash_column(one_array(candidates[name]))) for name in CANDIDATE_IDS]
-        bags = one_array(candidates[BAG])
+        values = [
+            self._table_rows(name, hash_column(candidates[name].combine_chunks())) for name in CANDIDATE_IDS
+        ]
+        bags = candidates[BAG].combine_chunks()
         values.append(self._table_rows(BAG, hash_column(bags.flatten())))
         bag_lengths = np.zeros(candidate_mask.shape, dtype=np.int32)
         bag_lengths[candidate_mask] = pc.fill_null(pc.list_value_length(bags), 0).to_numpy(
@@ -116,7 +117,7 @@ class FrameEncoder:
         """Keys ``REQUEST_IDS``, one row per request; a null id is an empty bag."""
         values, lengths = [], []
         for name in REQUEST_IDS:
-            column = one_array(requests[name])
+            column = requests[name].combine_chunks()
             values.append(self._table_rows(name, hash_column(column.drop_null())))
             lengths.append(column.is_valid().to_numpy(zero_copy_only=False))
         return jagged(REQUEST_IDS, values, lengths)
@@ -141,12 +142,12 @@ class FrameEncoder:
     def queries(self, requests: pa.Table, given: np.ndarray | None) -> tuple[Tensor, Tensor]:
         """Query vectors float32 [R, V], and which requests have one."""
         if self.vectors is None:
-            asked = one_array(requests["query_id"]).is_valid().to_numpy(zero_copy_only=False)
+            asked = requests["query_id"].combine_chunks().is_valid().to_numpy(zero_copy_only=False)
             return torch.zeros(len(requests), 0), torch.from_numpy(asked)
         if given is not None:
             content = np.ascontiguousarray(given, dtype=np.float32)
             return torch.from_numpy(content), torch.from_numpy(np.any(content != 0, axis=1))
-        column = one_array(requests["query_id"])
+        column = requests["query_id"].combine_chunks()
         asked = column.is_valid().to_numpy(zero_copy_only=False)
         content = np.zeros((len(requests), self.vectors.width), dtype=np.float32)
         known = np.zeros(len(requests), dtype=bool)
@@ -174,13 +175,13 @@ def behaviour_ids(history: History, time_us: np.ndarray, history_mask: np.ndarra
         history_mask: bool [R, L].
     """
     age_s = (np.repeat(time_us, np.diff(history.offsets)) - history.time_us) / 1e6
-    buckets = np.log2(1 + np.maximum(age_s, 0) / 60).astype(np.int64).clip(0, AGE_BUCKETS - 1)
+    buckets = np.log2(1 + np.maximum(age_s, 0) / 60).astype(np.int64).clip(max=AGE_BUCKETS - 1)
     return jagged(("code", "age"), [history.code.astype(np.int64), buckets], [history_mask.ravel()] * 2)
 
 
 def request_time_us(requests: pa.Table) -> np.ndarray:
     """Request times, int64 microseconds since 1970 UTC."""
-    return one_array(requests["time"]).cast(pa.int64()).to_numpy(zero_copy_only=False)
+    return requests["time"].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
 
 
 def slots(counts: np.ndarray, left: bool) -> np.ndarray:
@@ -217,7 +218,7 @@ def size_groups(counts: np.ndarray, order: np.ndarray, slots_per_batch: int) -> 
         order: int64, the requests to cut, any order; it decides among requests of equal count.
         slots_per_batch: padded candidates per batch; a request with more makes a batch of its own.
     """
-    order = order[np.argsort(counts[order], kind="stable")]
+    order = order[np.argsort(counts[order], stable=True)]
     start = 0
     while start < len(order):
         guess = max(1, slots_per_batch // max(int(counts[order[start]]), 1))
@@ -243,4 +244,4 @@ def _place(values: np.ndarray, where: np.ndarray, empty: float = 0) -> Tensor:
 def _optional(table: pa.Table, name: str, kind: type, absent: float) -> np.ndarray:
     if name not in table.column_names:
         return np.full(len(table), absent, dtype=kind)
-    return pc.fill_null(one_array(table[name]), absent).to_numpy(zero_copy_only=False).astype(kind)
+    return pc.fill_null(table[name].combine_chunks(), absent).to_numpy(zero_copy_only=False).astype(kind)

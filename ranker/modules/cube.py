@@ -147,11 +147,11 @@ class Cube(Module):
             target_known_RN[..., None].float(),
         ]
         query = self.content_mix(branch.query_RV) * query_known_R[:, None].float()
-        return Output(torch.cat(candidate, dim=-1), torch.cat([query, branch.query_behaviour_RK], dim=-1))
+        return Output(torch.cat(candidate, dim=-1), torch.cat([query, branch.query_behaviour_RK], dim=1))
 
 
 def _summary(similarity_RNL: Tensor, weight_RNL: Tensor, known_RL: Tensor) -> Tensor:
     weighted = (weight_RNL * similarity_RNL).sum(-1)
-    mean = similarity_RNL.sum(-1) / known_RL.sum(-1).clamp(min=1)[:, None]
+    mean = similarity_RNL.sum(-1) / known_RL.sum(1).clamp(min=1)[:, None]
     largest = similarity_RNL.masked_fill(~known_RL[:, None], -1).amax(-1)
-    return torch.stack([weighted, mean, largest * known_RL.any(-1)[:, None]], dim=-1)
+    return torch.stack([weighted, mean, largest * known_RL.any(1)[:, None]], dim=-1)

@@ -20,4 +20,4 @@ class Numbers(Module):
     ) -> Output:
         """The numbers, and 1 for a search: searchers click more, which the controls may know, too."""
         searched = query_known_R[:, None].float()
-        return Output(candidate_numbers_RNF, torch.cat([request_numbers_RG, searched], dim=-1))
+        return Output(candidate_numbers_RNF, torch.cat([request_numbers_RG, searched], dim=1))

@@ -122,14 +122,14 @@ class TwoTowerModel(nn.Module):
         if self.content is not None:
             score = score + side.history_content @ (self.content.weight.T @ self.attend)
         score = score.masked_fill(~side.history_mask, torch.finfo(score.dtype).min)
-        weight = torch.softmax(score, dim=-1) * side.history_mask
+        weight = torch.softmax(score, dim=1) * side.history_mask
         pooled = (weight[:, None] @ behaved_RLE)[:, 0]
         asked = torch.zeros_like(pooled)
         if self.content is not None:
             pooled = pooled + self.content((weight[:, None] @ side.history_content)[:, 0])
             asked = self.content(side.query_content)
         context = [pooled, asked, lookup(self.requests, side.requests), side.numbers]
-        return functional.normalize(pooled + asked + self.user_mix(torch.cat(context, dim=-1)), dim=-1)
+        return functional.normalize(pooled + asked + self.user_mix(torch.cat(context, dim=1)), dim=1)
 
     def item(self, side: ItemSide, ids_ME: Tensor) -> Tensor:
         """Item vectors, float32 [M, E], unit norm: id + category + attributes + projected content."""
@@ -137,7 +137,7 @@ class TwoTowerModel(nn.Module):
         whole = ids_ME + parts
         if self.content is not None:
             whole = whole + self.content(side.content)
-        return functional.normalize(whole, dim=-1)
+        return functional.normalize(whole, dim=1)
 
     def scale(self) -> Tensor:
         """One over the temperature, at most 100."""

@@ -18,7 +18,6 @@ from ranker.inputs.columns import (
     ITEM,
     REQUEST_IDS,
     REQUEST_NUMBERS,
-    one_array,
     require_columns,
 )
 from ranker.inputs.frame_encoder import FrameEncoder, behaviour_ids, request_time_us, slots
@@ -74,7 +73,7 @@ def user_side(encoder: FrameEncoder, frame: Frame) -> tuple[UserSide, np.ndarray
 def item_side(encoder: FrameEncoder, items: pa.Table) -> ItemSide:
     """The item tower's inputs."""
     everywhere = np.ones((1, len(items)), dtype=bool)
-    content, _ = encoder.content(one_array(items[ITEM]).to_numpy(zero_copy_only=False), everywhere)
+    content, _ = encoder.content(items[ITEM].to_numpy(), everywhere)
     return ItemSide(encoder.candidate_ids(items, everywhere), content[0])
 
 
@@ -111,7 +110,7 @@ class Sampler:
 
     def __init__(self, train: StoredRequests, catalogue: pa.Table, encoder: FrameEncoder, seed: int) -> None:
         self.train, self.catalogue, self.encoder, self.seed = train, catalogue, encoder, seed
-        self.ids = one_array(catalogue[ITEM]).to_numpy(zero_copy_only=False)
+        self.ids = catalogue[ITEM].to_numpy()
         drawn = np.zeros(len(self.ids), dtype=np.int64)
         has_positive, users = np.zeros(len(train), dtype=bool), np.zeros(len(train), dtype=np.int64)
         for start in range(0, len(train), ROWS):
@@ -141,8 +140,8 @@ class Sampler:
     def _positives(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         """Request and catalogue row of every positive."""
         require_columns(frame.candidates, (ITEM, "label"), "candidates")
-        liked = pc.fill_null(one_array(frame.candidates["label"]), 0).to_numpy(zero_copy_only=False) > 0
-        ids = one_array(frame.candidates[ITEM]).to_numpy(zero_copy_only=False)[liked]
+        liked = pc.fill_null(frame.candidates["label"].combine_chunks(), 0).to_numpy(zero_copy_only=False) > 0
+        ids = frame.candidates[ITEM].to_numpy()[liked]
         rows = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
         strange = self.ids[rows] != ids
         if strange.any():

@@ -23,7 +23,6 @@ from ranker.inputs.columns import (
     REQUEST_NUMBERS,
     Inputs,
     learn_inputs,
-    one_array,
     require_columns,
 )
 from ranker.inputs.frame_encoder import (
@@ -133,9 +132,7 @@ class TwoTower:
             DataError: the requests lack columns the model was trained with.
         """
         parts = [np.empty((0, self.width), dtype=np.float32)]
-        whole = Frame(
-            frame.requests, frame.candidates.slice(0, 0), np.zeros_like(frame.offsets), frame.history
-        )
+        whole = Frame(frame.requests, frame.candidates, np.zeros_like(frame.offsets), frame.history)
         for start in range(0, len(frame), ROWS):
             rows = np.arange(start, min(start + ROWS, len(frame)))
             part = whole if len(rows) == len(frame) else select_requests(whole, rows)
@@ -161,7 +158,7 @@ class TwoTower:
         parts = [np.empty((0, self.width), dtype=np.float32)]
         for start in range(0, len(items), ROWS):
             rows = items.slice(start, ROWS)
-            ids = one_array(rows[ITEM]).to_numpy(zero_copy_only=False)
+            ids = rows[ITEM].to_numpy()
             everywhere = np.ones((1, len(rows)), dtype=bool)
             with torch.no_grad():
                 embedded = self.model.item_ids(
@@ -240,7 +237,7 @@ def train_two_tower(
     with write_artifact(out, "two_tower", manifest, parents) as folder:
         save_weights(model, folder)
         (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
-        ids = one_array(catalogue[ITEM]).to_numpy(zero_copy_only=False)
+        ids = catalogue[ITEM].to_numpy()
         save_file({ITEM: ids, "vector": towers.item_vectors(catalogue)}, folder / "items.safetensors")
     checkpoints.remove()
     return open_artifact(out, "two_tower")

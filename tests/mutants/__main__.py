@@ -12,29 +12,27 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutants import page
 from tests.mutants.draw import SEED, Mutant, sample
 from tests.mutants.forks import Ended, Job, prepare, run_all, say, snapshot, workplaces
 from tests.mutants.record import OPTIONS, Recording, digest, record
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = ROOT / ".mutants"
-REASONS = Path(__file__).with_name("reasons.json")
-TABLE = ROOT / "docs" / "mutants.md"
+PAGE = ROOT / "docs" / "mutants.md"
 
 
 def main() -> None:
-    """Draws, records what is missing, runs what is missing, prints the share caught and writes the table."""
+    """Draws, records what is missing, runs what is missing, prints the share caught and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, prog="make mutants")
     parser.add_argument("--size", type=int, default=150, help="how many mutants")
     parser.add_argument("--workers", type=int, default=2, help="how many at a time")
+    parser.add_argument("--seed", default=SEED, help="of the draw; a new one has not been looked at")
     parser.add_argument(
-        "--seed", default=SEED, help="of another draw, which no test was written for; no table"
-    )
-    parser.add_argument(
-        "--only", default="", help="only mutants whose key contains this text; writes no table"
+        "--only", default="", help="only mutants whose key contains this text; writes no page"
     )
     arguments = parser.parse_args()
-    tree = snapshot(ROOT, STORE / "snapshot")
+    commit, tree = page.commit_of(ROOT), snapshot(ROOT, STORE / "snapshot")
     drawn = [
         mutant for mutant in sample(tree, arguments.size, arguments.seed) if arguments.only in mutant.key
     ]
@@ -58,7 +56,10 @@ def main() -> None:
             plans[key] = {name: [t for t in names if t not in unreliable] for name, names in tests.items()}
             if results.get(key).get("by") in unreliable:
                 results.forget(key)
-    report(drawn, results, write=not arguments.only and arguments.seed == SEED)
+    survivors = report(drawn, results)
+    if not arguments.only:
+        draws = page.keep(page.kept(), arguments.seed, commit, len(drawn) - len(survivors), len(drawn))
+        page.write(PAGE, draws, survivors)
 
 
 def plan(mutant: Mutant, fast: Recording, slow: Recording) -> dict[str, list[str]]:
@@ -184,50 +185,20 @@ class _Failures:
             self.names.append(report.nodeid)
 
 
-def report(drawn: list[Mutant], results: Results, write: bool) -> None:
-    """Prints the share caught and the survivors, and writes them with their reasons."""
-    reasons = json.loads(REASONS.read_text())
+def report(drawn: list[Mutant], results: Results) -> list[tuple[Mutant, str]]:
+    """Prints the share caught and the survivors; returns these with their reasons."""
+    known = page.reasons()
     survivors = sorted(
         (m for m in drawn if results.get(m.key)["outcome"] != "caught"), key=lambda m: (m.file, m.first)
     )
     caught = len(drawn) - len(survivors)
-    summary = f"{caught} of {len(drawn)} mutants are caught: {caught / max(len(drawn), 1):.1%}"
-    say(f"\n{summary}")
-    rows = []
+    say(f"\n{caught} of {len(drawn)} mutants are caught: {caught / max(len(drawn), 1):.1%}")
     for mutant in survivors:
-        reason = reasons.get(mutant.key, "")
         say(f"{results.get(mutant.key)['outcome']:9} {mutant.file}:{mutant.first} in {mutant.inside}")
-        say(
-            f"          {mutant.statement[:150]}\n          {mutant.change[:150]}\n          {reason or 'no reason'}"
-        )
-        rows.append(
-            f"| {mutant.file}, `{mutant.inside}` | `{_cell(mutant.change)}` | {reason or 'none yet'} |"
-        )
-    if write:
-        TABLE.parent.mkdir(exist_ok=True)
-        TABLE.write_text(HEAD.format(summary=summary) + "\n".join(rows) + "\n")
+        say(f"          {mutant.statement[:150]}\n          {mutant.change[:150]}")
+        say(f"          {known.get(mutant.key, 'no reason')}")
+    return [(mutant, known.get(mutant.key, "")) for mutant in survivors]
 
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("`", "'")
-
-
-HEAD = """# Mutants: which changes to the code no test notices
-
-`make mutants` changes the code in 150 places, one at a time (an operator swapped, a number raised, an argument left
-out, a value replaced by None), runs the tests that touch the line, and counts the changes that make one fail. The
-places are drawn with a fixed seed from the ranker, retrieval, serving, the evaluation's metrics and the training
-frames; messages, types, documentation and logs are left out by rule (`tests/mutants/draw.py`). This page is written
-by the command; the reasons stand in `tests/mutants/reasons.json`.
-
-Tests have been written for survivors of this draw, so its share flatters the tests. `--seed NAME` makes another draw,
-for which nothing was written: `.venv/bin/python -m tests.mutants --seed NAME` prints the fairer figure.
-
-{summary}. The others, each with the reason why it may live:
-
-| Where | Change | Reason |
-|---|---|---|
-"""
 
 if __name__ == "__main__":
     main()

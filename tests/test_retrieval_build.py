@@ -1,0 +1,209 @@
+"""``moon retrieval`` on a tiny world: each artifact is made of what it should, and of nothing newer.
+
+Run: pytest tests/test_retrieval_build.py
+"""
+
+import json
+import shutil
+from datetime import timedelta
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+from conftest import DAY, START, write_embedding
+from safetensors.numpy import load_file
+from test_training_requests import bought
+
+from dataset.contracts import POSITIVE_CODES, behaviour_codes
+from feature_repo.create import create_store
+from feature_repo.frames.join import training_frame
+from feature_repo.vectors import Vectors
+from ranker.two_tower.train import TwoTower, train_two_tower
+from retrieval import build
+from retrieval.cooccurrence import Cooccurrence
+from retrieval.index import ItemIndex, category_path
+from retrieval.retriever import Retriever, open_retrieval
+from run.artifacts import ArtifactError, open_artifact, write_artifact
+from run.sizes import size
+
+NANO = size("nano")
+FIT, TEST = START + 30 * DAY, START + 45 * DAY
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def known_before(log, moment):
+    return log.filter(pc.less(log["available_time"], pa.scalar(moment, log["available_time"].type)))
+
+
+@pytest.fixture(scope="module")
+def built(tiny_world, tmp_path_factory):
+    """A run folder after ``build_retrieval``, and the split it was made from."""
+    run = tmp_path_factory.mktemp("run")
+    create_store(run / "store", tiny_world.dataset, tiny_world.split)
+    write_embedding(run / "embedding", tiny_world, 8, FIT)
+    with write_artifact(run / "split", "split", {}) as folder:
+        (folder / "content").write_text("stands in for the tables below")
+    log = tiny_world.split.log
+    split = SimpleNamespace(
+        artifact=open_artifact(run / "split", "split"),
+        protocol="holdout",
+        log=log,
+        fit_log=known_before(log, FIT),
+        test_log=known_before(log, TEST),
+        retrieval=bought(tiny_world),
+    )
+    build.build_retrieval(run, tiny_world.dataset, split, NANO, 5)
+    return run, split
+
+
+def opened(run, name, kind=None):
+    return open_artifact(run / name, kind or name)
+
+
+def test_co_occurrence_is_counted_before_the_requests_it_is_used_for(built):
+    run, split = built
+    for name, log in (("cooccurrence", split.test_log), ("cooccurrence_fit", split.fit_log)):
+        artifact = opened(run, name, "cooccurrence")
+        positive = np.isin(behaviour_codes(log["type"], log["value"]), POSITIVE_CODES)
+        pairs = set(
+            zip(*(log[key].to_numpy()[positive].tolist() for key in ("item_id", "user_id")), strict=True)
+        )
+        counted = Cooccurrence.open(artifact)
+        expected = {item: float(sum(one == item for one, _ in pairs)) for item, _ in pairs}
+        assert dict(zip(counted.item_ids.tolist(), counted.popularity.tolist(), strict=True)) == expected
+        assert artifact.parents == {"split": split.artifact.id}
+        assert artifact.config["neighbours"] == 200 and artifact.config["items"] == len(expected)
+        assert (artifact.config["seen_exponent"], artifact.config["candidate_exponent"]) == (0.5, 0.1)
+
+
+def test_the_index_holds_the_embeddings_vectors_under_the_items_categories(built, tiny_world):
+    run, _ = built
+    embedding, index = opened(run, "embedding"), ItemIndex.open(opened(run, "index"))
+    vectors = Vectors.open(embedding)
+    assert index.artifact.parents == {"embedding": embedding.id}
+    np.testing.assert_array_equal(index.gather(vectors.ids)[0], vectors.matrix)
+    paths = dict(zip(index.ids.tolist(), index.paths, strict=True))
+    items = tiny_world.dataset.items
+    assert paths == {
+        item: category_path(parts)
+        for item, parts in zip(items["item_id"].to_pylist(), items["category"].to_pylist(), strict=True)
+    }
+
+
+def test_the_towers_learn_what_was_taken_with_this_seed_and_place_every_item_as_served(
+    built, tiny_world, tmp_path
+):
+    run, split = built
+    embedding, towers = opened(run, "embedding"), opened(run, "two_tower")
+    vectors = Vectors.open(embedding)
+    catalogue = build.catalogue_frame(run, split, vectors.ids, NANO).take(0, 1).candidates
+    again = train_two_tower(
+        training_frame(run / "store", build._positives(split), NANO.history),
+        vectors,
+        catalogue,
+        NANO,
+        tmp_path / "again",
+        {"split": split.artifact, "embedding": embedding},
+        seed=5,
+    )
+    assert again.id == towers.id, "the same job, made again"
+    assert towers.parents == {"split": split.artifact.id, "embedding": embedding.id}
+    assert towers.config["seed"] == 5 and towers.config["embedding_id"] == embedding.id
+    index = ItemIndex.open(opened(run, "two_tower_index", "index"))
+    assert index.artifact.parents == {"two_tower": towers.id}
+    expected = TwoTower.open(towers, vectors).item_vectors(catalogue)
+    np.testing.assert_array_equal(index.gather(vectors.ids)[0], expected)
+    assert dict(zip(index.ids.tolist(), index.paths, strict=True)) == dict(
+        zip(*(getattr(ItemIndex.open(opened(run, "index")), name) for name in ("ids", "paths")), strict=True)
+    )
+    stored = load_file(towers.file("items.safetensors"))
+    assert stored["item_id"].tolist() == vectors.ids.tolist()
+
+
+def test_the_catalogue_is_one_request_of_nobody_one_second_after_the_log(built, tiny_world):
+    run, split = built
+    ids = tiny_world.item_ids[::-1].copy()
+    frames = build.catalogue_frame(run, split, ids, NANO)
+    frame = frames.take(0, 1)
+    assert len(frames) == 1 and frames.history == NANO.history
+    assert frame.candidates["item_id"].to_pylist() == ids.tolist()
+    request = frame.requests.to_pylist()[0]
+    end = pc.max(split.log["available_time"]).as_py()
+    assert (request["user_id"], request["query_id"]) == (-1, None)
+    assert request["time"] == end + timedelta(seconds=1)
+    assert not request["user_found"] and not len(frame.history.item_id)
+    seen = split.log.filter(pc.is_in(split.log["type"], pa.array(["impression", "click"])))
+    shown = dict(
+        zip(frame.candidates["item_id"].to_pylist(), frame.candidates["shown_all"].to_pylist(), strict=True)
+    )
+    assert max(shown.values()) > 0 and set(seen["item_id"].to_pylist()) <= {i for i, n in shown.items() if n}
+
+
+def test_without_an_embedding_nothing_is_built(built, tiny_world, tmp_path):
+    _, split = built
+    with pytest.raises(ArtifactError, match="Run 'moon embed'"):
+        build.build_retrieval(tmp_path, tiny_world.dataset, split, NANO, 5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_retriever_opens_all_of_it_and_refuses_what_was_not_made_from_one_another(
+    built, tiny_world, tmp_path
+):
+    run, _ = built
+    artifacts = open_retrieval(run)
+    assert {role: one.path.name for role, one in artifacts.items()} == {
+        role: role for role in ("embedding", "index", "cooccurrence", "two_tower", "two_tower_index")
+    }
+    assert open_retrieval(run, "cooccurrence_fit")["cooccurrence"].path.name == "cooccurrence_fit"
+    retriever = Retriever.open(artifacts | {"ranker": artifacts["index"]})
+    assert set(retriever.artifacts) == set(artifacts), "what it does not read is not its own"
+    names = ["similar", "profile", "cooccurrence", "two_tower", "popular", "query"]
+    assert [source.name for source in retriever.sources] == names
+    assert [source.name for source in retriever.recommending] == names[:-1]
+    some = tiny_world.item_ids[3:9]
+    only = Retriever.open(artifacts, only=some)
+    assert sorted(only.index.ids) == sorted(only.parts.tower_index.ids) == some.tolist()
+    assert len(only.vectors.ids) == len(tiny_world.item_ids), "history items need not be answerable"
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    index = ItemIndex.open(artifacts["two_tower_index"])
+    shutil.rmtree(other / "two_tower_index")
+    index.save(other / "two_tower_index", {"two_tower": artifacts["index"]})
+    with pytest.raises(ArtifactError, match="two_tower_index"):
+        Retriever.open(open_retrieval(other))
+    shutil.rmtree(other / "two_tower_index")
+    shutil.rmtree(other / "two_tower")
+    assert [source.name for source in Retriever.open(open_retrieval(other)).personal] == names[:3]
+    write_embedding(tmp_path / "strange", tiny_world, 8, FIT, seed=1)
+    mixed = artifacts | {"embedding": open_artifact(tmp_path / "strange", "embedding")}
+    with pytest.raises(ArtifactError, match="index: made from embedding"):
+        Retriever.open({role: one for role, one in mixed.items() if "two_tower" not in role})
+
+
+def test_a_retriever_with_other_vectors_of_the_embedding_answers_with_the_same_items(built):
+    run, _ = built
+    retriever = Retriever.open(open_retrieval(run))
+    more = Vectors(
+        np.append(retriever.vectors.ids, 2**50),
+        np.concatenate([retriever.vectors.matrix, retriever.vectors.matrix[:1]]),
+        retriever.vectors.queries,
+        retriever.vectors.id,
+    )
+    other = retriever.with_vectors(more)
+    assert other.vectors is more and other.index is retriever.index
+    assert other.parts.towers.encoder.vectors is more and other.parts.graph is retriever.parts.graph
+    assert other.parts.tower_index is retriever.parts.tower_index
+    assert other.artifacts == retriever.artifacts
+    assert retriever.parts.towers.encoder.vectors is retriever.vectors, "the first one is as it was"
+    config = json.loads((run / "two_tower" / "config.json").read_text())
+    assert config["id_width"] == NANO.id_width
