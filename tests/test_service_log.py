@@ -12,14 +12,17 @@ import re
 
 import pytest
 from fake_shop import recommender
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from test_service_hostile import EVENT, ITEM, Kept
 
 from feature_repo.online import StoreUnavailable
+from serving.access import Access
 from serving.app import create_app
 from serving.keys import create_key
 from serving.logs import REQUEST_ID, JsonLines
 from serving.settings import Settings
+from serving.telemetry import Telemetry
 
 
 @pytest.fixture
@@ -147,7 +150,7 @@ def call(app, path, receive, method="POST"):
 
     scope = {
         "type": "http", "http_version": "1.1", "method": method, "path": path, "raw_path": path.encode(),
-        "root_path": "", "scheme": "http", "query_string": b"", "server": ("t", 80), "client": ("t", 1),
+        "root_path": "", "app": FastAPI(), "scheme": "http", "query_string": b"", "server": ("t", 80), "client": ("t", 1),
         "headers": [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"9")],
     }  # fmt: skip
     asyncio.run(app(scope, receive, send))
@@ -166,25 +169,21 @@ def test_a_client_that_hangs_up_is_a_line_and_no_failure(tmp_path, said, path):
     assert line["status"] == 499 and line["level"] == "info" and "traceback" not in line
 
 
-def test_half_an_answer_is_not_finished_as_if_it_were_whole(tmp_path):
+def test_half_an_answer_is_not_finished_as_if_it_were_whole():
     """The server must see the failure: only a closed connection tells the client that something is missing."""
-    app = create_app(Settings(run=tmp_path), recommender(), Kept())
 
-    @app.get("/half")
-    async def half():
-        from fastapi.responses import StreamingResponse
-
-        async def parts():
-            yield b"a"
-            raise RuntimeError("broken")
-
-        return StreamingResponse(parts())
+    async def half(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        raise RuntimeError("broken")
 
     async def receive():
-        return {"type": "http.request", "body": b"", "more_body": False}
+        raise AssertionError("nothing is read")
 
+    telemetry = Telemetry(None)
     with pytest.raises(RuntimeError, match="broken"):
-        call(app, "/half", receive, "GET")
+        call(Access(half, telemetry), "/half", receive, "GET")
+    assert telemetry.in_flight == 0
 
 
 def test_requests_are_timed_from_end_to_end_and_counted_while_they_run(client, moon):
