@@ -22,6 +22,17 @@ from typing import Annotated, Any
 
 import typer
 
+from moon.keys import app as keys_app
+from moon.options import (
+    ClockOption,
+    DataOption,
+    KeysOption,
+    ProfileOption,
+    RunOption,
+    SeedOption,
+    SizeOption,
+)
+
 OURS = {
     "moon",
     "run",
@@ -45,17 +56,6 @@ app = typer.Typer(
 
 # The names in encoder/recipes.py, which is not imported here because it imports torch.
 RECIPES = "moon_embedding, moon, moon2, moon3, dual, ours or photos"
-RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; default: the last one.")]
-DataOption = Annotated[str, typer.Option("--data", help="marketplace[:EVENTS] or FORMAT:FOLDER.")]
-SizeOption = Annotated[str | None, typer.Option("--size", help="nano, small or base; default: by the data.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-ClockOption = Annotated[
-    str, typer.Option("--clock", help="log: goes on from the end of the run's log; wall: the time of day.")
-]
-KeysOption = Annotated[
-    Path | None, typer.Option("--keys", help="File of API keys; default: keys.json in the run folder.")
-]
-ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]
 
 
 @app.command()
@@ -115,8 +115,7 @@ generations = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(generations, name="embeddings")
-keys = typer.Typer(help="API keys of the service: who may read, write and administer.", no_args_is_help=True)
-app.add_typer(keys, name="keys")
+app.add_typer(keys_app, name="keys")
 bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
@@ -361,48 +360,6 @@ def serve(
     """Answer /recommend, /search and /similar over HTTP from a finished run."""
     options = {"host": host, "port": port, "clock": clock, "workers": workers, "drain_s": drain}
     _do("serve", run, profile=profile, keys=keys, hosts=tuple(allow_host or ()), **options)
-
-
-@keys.command("create")
-def keys_create(
-    name: Annotated[str, typer.Argument(help="Who will hold it; also the sender of their events.")],
-    scope: Annotated[list[str], typer.Option(help="read, write or admin; may be repeated.")],
-    run: RunOption = None,
-    keys: KeysOption = None,
-) -> None:
-    """Make an API key and print it, once; only its digest is stored. A running service takes it at once."""
-    from serving.keys import create_key
-
-    typer.echo(create_key(_keys_file(run, keys), name, scope))
-
-
-@keys.command("list")
-def keys_list(run: RunOption = None, keys: KeysOption = None) -> None:
-    """Name, id, scopes and date of every key."""
-    from serving.keys import read_keys
-
-    for key in read_keys(_keys_file(run, keys)):
-        made = key.created.date().isoformat() if key.created else ""
-        typer.echo(f"{key.name}\t{key.id}\t{','.join(key.scopes)}\t{made}")
-
-
-@keys.command("revoke")
-def keys_revoke(
-    which: Annotated[str, typer.Argument(metavar="NAME", help="All keys of a name, or one key by its id.")],
-    run: RunOption = None,
-    keys: KeysOption = None,
-) -> None:
-    """Revoke keys; a running service refuses them from the next request on."""
-    from serving.keys import revoke_key
-
-    typer.echo(f"{revoke_key(_keys_file(run, keys), which)} revoked")
-
-
-def _keys_file(run: Path | None, keys: Path | None) -> Path:
-    from moon import journey
-    from serving.keys import KEYS_FILE
-
-    return keys or journey.load(run).folder / KEYS_FILE
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import ParamSpec, TypeVar
 
 from serving.questions import Refused
@@ -51,7 +52,8 @@ class Work:
                 TRY_AGAIN,
             )
         self.inside += 1
-        future = self._thread.submit(call, *args, **kwargs)
+        context = copy_context()  # what the call logs carries the id of its request
+        future = self._thread.submit(context.run, call, *args, **kwargs)
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._left))
         return await asyncio.wrap_future(future)

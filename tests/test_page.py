@@ -1,12 +1,17 @@
 """The page says what was answered: titles, scores, what each source gave, and nothing where there is nothing."""
 
+import base64
+import hashlib
 import re
+from dataclasses import replace
+from html import escape
 from types import SimpleNamespace
 
 import pytest
 
 from serving.answer import Answer, Hit
 from serving.catalogue import Card
+from serving.headers import POLICY
 from serving.page import SHOWN, render
 
 
@@ -57,6 +62,22 @@ def test_a_hit_shows_its_score_and_every_source_that_gave_one():
     assert "<div>0.432</div>" in page and "ordered by <b>ranker</b>" in page
     assert "retrieve <b>1.3 ms</b>" in page and "<p class='flag'>no history</p>" in page
     assert "7 items" in page and "index <code>abc</code>" in page
+
+
+def test_everything_shown_has_a_name_and_nothing_in_it_is_code():
+    hostile = "<script>alert(1)</script>' onerror='alert(2)"
+    moon = Moon(Answer([Hit(replace(card(5, "a'/../b"), title=hostile), 1.0, {})], {}, (), "ranker"))
+    page = render(moon, hostile, "", "", "boots")
+    assert "<script" not in page and not re.search(r"<[^>]* on\w+=", re.sub(r"'[^']*'", "''", page))
+    assert f"alt='{escape(hostile)}'" in page and "/image/a%27%2F..%2Fb'" in page
+    controls = re.findall(r"<(?:input|select)[^>]*>", page)
+    assert len(controls) == 3 and all("aria-label=" in one for one in controls)
+
+
+def test_a_browser_takes_the_style_of_the_page_and_no_other():
+    style = re.search("<style>(.*?)</style>", render(Moon(), "", "", "", ""), flags=re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}';" in POLICY and "unsafe" not in POLICY and " style=" not in style
 
 
 def test_the_history_is_shown_newest_first_and_cut_and_left_out_where_there_is_none():

@@ -23,7 +23,9 @@ from feature_repo.ingest.ingestor import Ingested
 from feature_repo.online import StoreUnavailable
 from serving.app import create_app
 from serving.headers import HEADERS
+from serving.intake import Intake
 from serving.settings import Settings
+from serving.work import Work
 
 LIMIT = 2 * 2**20
 EVENT = {"event_id": 1, "user_id": 2, "item_id": 3, "type": "click"}
@@ -266,11 +268,15 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-class Kept:
+class Kept(Intake):
     """Where events and items would end up."""
 
     def __init__(self):
+        self.work, self.failed, self.problem = Work("intake", 16), 0, ""
         self.events, self.items = [], {}
+
+    def unwritable(self):
+        return ""
 
     def clear(self):
         self.events.clear()

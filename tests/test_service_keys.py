@@ -16,7 +16,7 @@ from test_service_hostile import EVENT, ITEM, Kept
 from typer.testing import CliRunner
 
 from moon.cli import app as moon
-from serving.app import create_app, serve
+from serving.app import create_app
 from serving.keys import (
     ENVIRONMENT,
     SCOPES,
@@ -31,6 +31,7 @@ from serving.keys import (
     scope_of,
 )
 from serving.limits import Buckets
+from serving.server import serve
 from serving.settings import Settings
 
 
