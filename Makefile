@@ -7,7 +7,7 @@ BIN := .venv/bin
 # One thread pool that sleeps between kernels: a spinning one is many times slower on a shared machine.
 export OMP_WAIT_POLICY = passive
 
-.PHONY: help setup setup-ray demo test mutants check fmt serve lock clean
+.PHONY: help setup setup-ray demo test fuzz mutants check fmt serve lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -33,6 +33,9 @@ demo: .venv/ready  ## run the whole journey: make demo [DATA=hm_fashion:FOLDER]
 
 test: .venv/ready  ## run the tests
 	$(BIN)/python -m pytest
+
+fuzz: .venv/ready  ## try the service with thousands of requests made up from its OpenAPI document (some minutes)
+	MOON_FUZZ=300 $(BIN)/python -m pytest tests/test_service_fuzzed.py
 
 mutants: .venv/ready  ## change the code in 150 places and count how many changes a test notices (about twenty minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants

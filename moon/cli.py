@@ -24,6 +24,7 @@ import typer
 
 from moon.deadletter import deadletter
 from moon.embeddings import generations
+from moon.keys import app as keys
 from moon.options import (
     RECIPES,
     ClockOption,
@@ -112,7 +113,6 @@ def store(run: RunOption = None) -> None:
 encoders = typer.Typer(help="Train the MOON encoder, or compare its recipes.", no_args_is_help=True)
 app.add_typer(encoders, name="encoder")
 app.add_typer(generations, name="embeddings")
-keys = typer.Typer(help="API keys of the service: who may read, write and administer.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
@@ -301,48 +301,6 @@ def serve(
     """Answer /recommend, /search and /similar over HTTP from a finished run."""
     options = {"host": host, "port": port, "clock": clock, "workers": workers, "drain_s": drain}
     _do("serve", run, profile=profile, keys=keys, hosts=tuple(allow_host or ()), **options)
-
-
-@keys.command("create")
-def keys_create(
-    name: Annotated[str, typer.Argument(help="Who will hold it; also the sender of their events.")],
-    scope: Annotated[list[str], typer.Option(help="read, write or admin; may be repeated.")],
-    run: RunOption = None,
-    keys: KeysOption = None,
-) -> None:
-    """Make an API key and print it, once; only its digest is stored. A running service takes it at once."""
-    from serving.keys import create_key
-
-    typer.echo(create_key(_keys_file(run, keys), name, scope))
-
-
-@keys.command("list")
-def keys_list(run: RunOption = None, keys: KeysOption = None) -> None:
-    """Name, id, scopes and date of every key."""
-    from serving.keys import read_keys
-
-    for key in read_keys(_keys_file(run, keys)):
-        made = key.created.date().isoformat() if key.created else ""
-        typer.echo(f"{key.name}\t{key.id}\t{','.join(key.scopes)}\t{made}")
-
-
-@keys.command("revoke")
-def keys_revoke(
-    which: Annotated[str, typer.Argument(metavar="NAME", help="All keys of a name, or one key by its id.")],
-    run: RunOption = None,
-    keys: KeysOption = None,
-) -> None:
-    """Revoke keys; a running service refuses them from the next request on."""
-    from serving.keys import revoke_key
-
-    typer.echo(f"{revoke_key(_keys_file(run, keys), which)} revoked")
-
-
-def _keys_file(run: Path | None, keys: Path | None) -> Path:
-    from moon import journey
-    from serving.keys import KEYS_FILE
-
-    return keys or journey.load(run).folder / KEYS_FILE
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ class Access:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = _route(scope)
-        self._telemetry.responded(scope["method"], route, status, seconds)
+        self._telemetry.responded(route, status, seconds)
         if access_log.isEnabledFor(logging.INFO):
             caller = scope.get("caller")
             fields = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel
 
 from dataset.records import Event, Item, ItemState
 from feature_repo.ingest.arrivals import MOST_EVENTS
@@ -57,24 +56,25 @@ def describe_keys(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _schema(model: type[BaseModel]) -> dict[str, Any]:
-    return model.model_json_schema()
-
-
-def _body(**schemas: dict[str, Any]) -> dict[str, Any]:
-    content = {kind: {"schema": schema} for kind, schema in schemas.items()}
+def _body(*contents: tuple[str, dict[str, Any], Any]) -> dict[str, Any]:
+    """A request body: content types, their schemas and an example of each."""
+    content = {kind: {"schema": schema, "example": example} for kind, schema, example in contents}
     return {"requestBody": {"required": True, "content": content}}
 
 
 def _form() -> dict[str, Any]:
-    schema = _schema(SearchForm)
+    schema = SearchForm.model_json_schema()
     picture = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, GIF or BMP"}
     return {**schema, "properties": {**schema["properties"], "image": picture}}
 
 
-EVENTS_BODY = _body(
-    **{"application/json": {"type": "array", "maxItems": MOST_EVENTS, "items": _schema(Event)}}
+_EVENTS = {"type": "array", "maxItems": MOST_EVENTS, "items": Event.model_json_schema()}
+_CLICK = {"event_id": 900001, "user_id": 1, "item_id": 10001, "type": "click"}
+_MUG = {"item_id": 900001, "title": "red striped mug", "category": ["kitchen", "mug"], "price": 12.5}
+EVENTS_BODY = _body(("application/json", _EVENTS, [_CLICK]))
+ITEM_BODY = _body(("application/json", Item.model_json_schema(), _MUG))
+SEARCH_BODY = _body(
+    ("application/json", SearchQuestion.model_json_schema(), {"text": "red striped mug", "k": 5}),
+    ("multipart/form-data", _form(), {"text": "red striped mug", "k": "5"}),
 )
-ITEM_BODY = _body(**{"application/json": _schema(Item)})
-STATE_BODY = _body(**{"application/json": _schema(ItemState)})
-SEARCH_BODY = _body(**{"application/json": _schema(SearchQuestion), "multipart/form-data": _form()})
+STATE_BODY = _body(("application/json", ItemState.model_json_schema(), {"state": "out_of_stock"}))

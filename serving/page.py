@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Sequence
 from html import escape
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from feature_repo.online import StoreUnavailable
 from serving.answer import Answer
@@ -93,11 +93,12 @@ def _forms(moon: Recommender, user_id: str, category: str, text: str) -> str:
         for path in moon.retriever.index.categories
     )
     return (
-        f"<form><input name='user_id' list='users' placeholder='user' value='{escape(user_id)}'>"
+        f"<form><input name='user_id' aria-label='user' list='users' placeholder='user' value='{escape(user_id)}'>"
         f"<datalist id='users'>{users}</datalist>"
-        f"<select name='category'><option value=''>every category</option>{categories}</select>"
+        f"<select name='category' aria-label='category'><option value=''>every category</option>{categories}</select>"
         f"<button>Recommend</button></form>"
-        f"<form><input name='text' placeholder='search' value='{escape(text)}'><button>Search</button></form>"
+        f"<form><input name='text' aria-label='search' placeholder='search' value='{escape(text)}'>"
+        f"<button>Search</button></form>"
     )
 
 
@@ -132,13 +133,16 @@ def _section(
 
 
 def _tile(card: Card, caption: str, note: str) -> str:
+    name = card.title or f"item {card.item_id}"
     picture = (
-        f"<img src='/image/{escape(card.image_id)}' alt='' loading='lazy'>" if card.image_id else "no picture"
+        f"<img src='/image/{quote(card.image_id, safe='')}' alt='{escape(name)}' loading='lazy'>"
+        if card.image_id
+        else "no picture"
     )
     link = "/?" + urlencode({"item_id": card.item_id})
     return (
         f"<a class='card' href='{escape(link)}' title='{escape(note)}'><div class='frame'>{picture}</div>"
-        f"<b>{escape(card.title or str(card.item_id))}</b><i>{escape(card.category)}</i>"
+        f"<b>{escape(name)}</b><i>{escape(card.category)}</i>"
         f"{f'<div>{escape(caption)}</div>' if caption else ''}</a>"
     )
 

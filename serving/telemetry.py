@@ -22,7 +22,6 @@ from feature_repo.ingest.ingestor import Ingested
 from moonstore.dead_letters import KINDS
 from serving.answer import Answer
 from serving.intake import Intake
-from serving.keys import scope_of
 from serving.live import Live
 from serving.work import Work
 
@@ -64,7 +63,6 @@ class Telemetry(Collector):
         self._events: Counter[tuple[str]] = Counter()
         self.ingested(Ingested(0, 0, 0))  # zeros, so that a rate can be taken of the first one
         self._refused: Counter[tuple[str]] = Counter()
-        self._failed_writes: Counter[tuple[str]] = Counter()
         self._stages, self._requests = _Times(), _Times()
         self.in_flight = 0
         self._registry = CollectorRegistry()
@@ -86,14 +84,12 @@ class Telemetry(Collector):
         self._events[("late",)] += found.late
         self._events[("conflicts",)] += len(found.conflicts)
 
-    def responded(self, method: str, endpoint: str, status: int, seconds: float) -> None:
+    def responded(self, endpoint: str, status: int, seconds: float) -> None:
         """Count one response, refusals included, and the time from the request to its end."""
         self._responses[endpoint, str(status)] += 1
         self._requests.add((endpoint,), seconds)
         if status in REFUSED:
             self._refused[(REFUSED[status],)] += 1
-        if status >= 500 and scope_of(method, endpoint) == "write":
-            self._failed_writes[(endpoint,)] += 1
 
     def text(self) -> bytes:
         """Everything, in the Prometheus text format."""
@@ -103,12 +99,6 @@ class Telemetry(Collector):
         """The current values, for the registry."""
         yield _counter("moon_responses", "Responses by status", ("endpoint", "status"), self._responses)
         yield _counter("moon_refused", "Requests that were refused", ("reason",), self._refused)
-        yield _counter(
-            "moon_failed_writes",
-            "Events and items that were not taken in",
-            ("endpoint",),
-            self._failed_writes,
-        )
         yield GaugeMetricFamily(
             "moon_requests_in_flight", "Requests being answered, this one included", value=self.in_flight
         )

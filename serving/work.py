@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import ParamSpec, TypeVar
 
 from serving.questions import Refused
@@ -51,7 +52,8 @@ class Work:
                 TRY_AGAIN,
             )
         self.inside += 1
-        future = self._thread.submit(call, *args, **kwargs)
+        context = copy_context()  # what the call logs carries the id of its request
+        future: Future[T] = self._thread.submit(context.run, call, *args, **kwargs)  # type: ignore[arg-type]
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._left))
         return await asyncio.wrap_future(future)

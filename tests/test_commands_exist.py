@@ -19,6 +19,7 @@ from moon import journey
 from moon.cli import app
 from ranker import recipes as rankers
 from run.sizes import SIZES
+from serving.keys import SCOPES
 from serving.settings import CLOCKS, PROFILES
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -29,6 +30,7 @@ CHOICES = {
     "--profile": PROFILES,
     "--by": WAYS,
     "--clock": CLOCKS,
+    "--scope": SCOPES,
     "--recipe": {**encoders.RECIPES, **rankers.RECIPES},
 }
 OTHERS = {"--no-deps"}  # flags of other programs that documents name by themselves: pip's

@@ -240,6 +240,9 @@ def test_the_options_are_few_and_frozen():
         "--json",
         "--activate",
         "--consumer",
+        "--keys",
+        "--scope",
+        "--allow-host",
     }
 
 

@@ -277,7 +277,7 @@ def test_queries_that_are_not_finite_are_counted_and_their_rows_named():
 
 
 def test_the_lists_are_trained_on_distinct_items(monkeypatch):
-    trained, real = [], index_module.faiss.index_factory
+    trained, real = [], approximation.faiss.index_factory
 
     def factory(*arguments):
         lists = real(*arguments)
@@ -285,7 +285,7 @@ def test_the_lists_are_trained_on_distinct_items(monkeypatch):
         lists.train = lambda rows: trained.append(rows) or train(rows)
         return lists
 
-    monkeypatch.setattr(index_module.faiss, "index_factory", factory)
+    monkeypatch.setattr(approximation.faiss, "index_factory", factory)
     matrix = clustered(1500, np.random.default_rng(0))
     ItemIndex.build(np.arange(1500), matrix, exact_limit=1000)
     assert {row.tobytes() for row in trained[0]} == {row.tobytes() for row in matrix}
@@ -293,7 +293,7 @@ def test_the_lists_are_trained_on_distinct_items(monkeypatch):
 
 def test_three_hundred_thousand_items_are_scanned_and_one_more_gets_lists(monkeypatch):
     given = []
-    monkeypatch.setattr(index_module, "_approximate", lambda matrix, ids: given.append(len(ids)))
+    monkeypatch.setattr("retrieval.index.approximate", lambda matrix, ids: given.append(len(ids)))
     vectors = np.ones((300_001, 1), np.float32)
     ItemIndex.build(np.arange(300_000), vectors[1:])
     assert not given

@@ -366,5 +366,8 @@ def test_a_picture_that_is_none_is_refused_at_the_door(run):
         for image, status in (("!!", 422), (base64.b64encode(b"no picture").decode(), 422)):
             answer = client.post("/items", json={"item_id": 1, "title": "x", "image_base64": image})
             assert answer.status_code == status and answer.json()["error"]
-        assert client.post("/items", content=b"{").status_code == 422
+        assert (
+            client.post("/items", content=b"{", headers={"content-type": "application/json"}).status_code
+            == 422
+        )
     assert new_items(run / "store") == []

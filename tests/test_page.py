@@ -1,12 +1,17 @@
 """The page says what was answered: titles, scores, what each source gave, and nothing where there is nothing."""
 
+import base64
+import hashlib
 import re
+from dataclasses import replace
+from html import escape
 from types import SimpleNamespace
 
 import pytest
 
 from serving.answer import Answer, Hit
 from serving.catalogue import Card
+from serving.headers import POLICY
 from serving.page import STYLE, render
 from serving.recommend import UnknownItem
 
@@ -61,6 +66,22 @@ def test_a_hit_shows_its_score_and_every_source_that_gave_one():
     assert "7 items" in page and "index <code>abc</code>" in page
 
 
+def test_everything_shown_has_a_name_and_nothing_in_it_is_code():
+    hostile = "<script>alert(1)</script>' onerror='alert(2)"
+    moon = Moon(Answer([Hit(replace(card(5, "a'/../b"), title=hostile), 1.0, {})], {}, (), "ranker"))
+    page = render(moon, hostile, "", "", "boots")
+    assert "<script" not in page and not re.search(r"<[^>]* on\w+=", re.sub(r"'[^']*'", "''", page))
+    assert f"alt='{escape(hostile)}'" in page and "/image/a%27%2F..%2Fb'" in page
+    controls = re.findall(r"<(?:input|select)[^>]*>", page)
+    assert len(controls) == 3 and all("aria-label=" in one for one in controls)
+
+
+def test_a_browser_takes_the_style_of_the_page_and_no_other():
+    style = re.search("<style>(.*?)</style>", render(Moon(), "", "", "", ""), flags=re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}';" in POLICY and "unsafe" not in POLICY and " style=" not in style
+
+
 def test_the_history_is_shown_newest_first_and_cut_and_left_out_where_there_is_none():
     history = render(Moon(), "4", "", "", "").split("What the user did")[1].split("Recommended")[0]
     assert re.findall(r"<b>(item \d+)</b>", history) == [f"item {n}" for n in range(12)]
@@ -97,21 +118,22 @@ PAGE = """<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Moon
 <meta name='viewport' content='width=device-width, initial-scale=1'>
 <style>STYLE</style></head><body>
 <h1>Moon <small>7 items</small></h1>
-<form><input name='user_id' list='users' placeholder='user' value=''>\
+<form><input name='user_id' aria-label='user' list='users' placeholder='user' value=''>\
 <datalist id='users'><option value='9'><option value='10'></datalist>\
-<select name='category'><option value=''>every category</option>\
+<select name='category' aria-label='category'><option value=''>every category</option>\
 <option value='Men &amp; Boys'>Men &amp; Boys</option><option value='Shoes' selected>Shoes</option></select>\
 <button>Recommend</button></form>\
-<form><input name='text' placeholder='search' value=''><button>Search</button></form>
+<form><input name='text' aria-label='search' placeholder='search' value=''><button>Search</button></form>
 <h2>The item</h2><div class='grid'><a class='card' href='/?item_id=8' title=''>\
-<div class='frame'><img src='/image/ab' alt='' loading='lazy'></div><b>item 8</b><i>Shoes</i></a></div>
+<div class='frame'><img src='/image/ab' alt='item 8' loading='lazy'></div><b>item 8</b><i>Shoes</i></a></div>
 <h2>Like item 8</h2>\
 <div class='bars soft'><span>ordered by <b>ranker</b></span><span>retrieve <b>1.3 ms</b></span></div>\
 <p class='flag'>no history</p> <div class='grid'>\
 <a class='card' href='/?item_id=5' title='popular 0.50 · similar 0.25'>\
-<div class='frame'><img src='/image/ab' alt='' loading='lazy'></div><b>item 5</b><i>Shoes</i><div>0.432</div></a>\
+<div class='frame'><img src='/image/ab' alt='item 5' loading='lazy'></div><b>item 5</b><i>Shoes</i>\
+<div>0.432</div></a>\
 <a class='card' href='/?item_id=6' title=''>\
-<div class='frame'>no picture</div><b>6</b><i></i><div>0.250</div></a></div>
+<div class='frame'>no picture</div><b>item 6</b><i></i><div>0.250</div></a></div>
 <h2>Made of</h2><p class='soft'>index <code>abc</code> · split <code>&lt;d&gt;</code></p>
 </body></html>"""
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fake_shop import (
 )
 from fastapi.testclient import TestClient
 
+from retrieval.requests import history_of
 from serving.app import create_app
 from serving.settings import Settings
 
@@ -71,6 +73,20 @@ def test_a_category_narrows_and_an_unknown_one_is_not_found(client):
 
 @pytest.mark.parametrize(("user_id", "fallback"), [(10**9, "unknown_user"), (50, "empty_history")])
 def test_strangers_and_newcomers_get_popular_items(client, user_id, fallback):
+    response = client.get("/recommend", params={"user_id": user_id, "k": 4})
+    assert ids_of(response) == ITEM_IDS[:4].tolist()
+    assert response.json()["fallbacks"] == [fallback] and response.json()["order"] == "popularity"
+
+
+@pytest.mark.parametrize(("user_id", "fallback"), [(10**9, "unknown_user"), (50, "empty_history")])
+def test_one_who_acted_on_nothing_that_is_in_the_catalogue_is_a_stranger(client, moon, user_id, fallback):
+    read_user = moon.reader.read_user
+
+    def gone(user_id, time):  # their one event is on an item that does not exist, or no longer
+        user = read_user(user_id, time)
+        return replace(user, history=history_of([12345]))
+
+    moon.reader.read_user = gone
     response = client.get("/recommend", params={"user_id": user_id, "k": 4})
     assert ids_of(response) == ITEM_IDS[:4].tolist()
     assert response.json()["fallbacks"] == [fallback] and response.json()["order"] == "popularity"
@@ -324,9 +340,15 @@ def test_the_page_shows_history_and_hits_and_escapes_what_it_shows(client):
         assert "class='flag'" in client.get("/", params=broken).text
 
 
-def test_pictures_are_served_by_id(client):
+def test_pictures_are_served_by_id_as_what_they_are(client, moon):
     response = client.get(f"/image/{0:016x}")
     assert response.headers["content-type"] == "image/png" and response.content == picture()
+    assert (
+        response.headers["cache-control"] == "private, max-age=86400"
+    )  # no proxy gives it to one without a key
+    for kind in ("JPEG", "GIF", "BMP", "WEBP"):
+        moon.catalogue.image_bytes = {"a": picture(kind)}.get
+        assert client.get("/image/a").headers["content-type"] == f"image/{kind.lower()}"
     assert client.get("/image/none").status_code == 404
 
 

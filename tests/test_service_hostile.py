@@ -23,7 +23,9 @@ from feature_repo.ingest.ingestor import Ingested
 from feature_repo.online import StoreUnavailable
 from serving.app import create_app
 from serving.headers import HEADERS
+from serving.intake import Intake
 from serving.settings import Settings
+from serving.work import Work
 
 LIMIT = 2 * 2**20
 EVENT = {"event_id": 1, "user_id": 2, "item_id": 3, "type": "click"}
@@ -159,6 +161,8 @@ def items():
         "no type": {"type": None},
         "another type": {"type": "refund"},
         "a rating without a value": {"type": "rating"},
+        "a rating of 1e308": {"type": "rating", "value": 1e308},
+        "a time in 1970": {"event_time": "1970-01-01T00:00:00Z"},
         "an infinite rating": {"type": "rating", "value": "inf"},
         "a time without a zone": {"event_time": "2026-01-01T00:00:00"},
         "no time at all": {"event_time": "yesterday"},
@@ -195,6 +199,8 @@ def pictures():
 
 def forms():
     one = ("image", ("a.png", picture()))
+    part = b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n1\r\n"
+    long = b"--x\r\nA: " + b"b" * 100_000 + b"\r\n\r\n--x--"
     for name, status, sent in (
         ("two files", 400, {"files": [one, one]}),
         ("500 files", 400, {"files": [one] * 500}),
@@ -203,8 +209,8 @@ def forms():
         ("a field twice", 422, {"data": {"k": ["5", "6"]}, "files": [one]}),
         ("a picture that is text", 422, {"files": {"image": (None, "text")}}),
         ("no boundary", 400, raw(b"--x\r\n\r\n--x--", "multipart/form-data")),
-        ("20,000 parts", 400, raw(b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n1\r\n" * 20_000, "multipart/form-data; boundary=x")),
-        ("a part of 100 kB of headers", 400, raw(b"--x\r\nA: " + b"b" * 100_000 + b"\r\n\r\n--x--", "multipart/form-data; boundary=x")),
+        ("20,000 parts", 400, raw(part * 20_000, "multipart/form-data; boundary=x")),
+        ("a part of 100 kB of headers", 400, raw(long, "multipart/form-data; boundary=x")),
     ):  # fmt: skip
         yield Hostile(f"a form with {name}", "POST", "/search", status, sent=sent)
 
@@ -262,11 +268,15 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-class Kept:
+class Kept(Intake):
     """Where events and items would end up."""
 
     def __init__(self):
+        self.work, self.failed, self.problem = Work("intake", 16), 0, ""
         self.events, self.items = [], {}
+
+    def unwritable(self):
+        return ""
 
     def clear(self):
         self.events.clear()

@@ -67,7 +67,7 @@ def test_fallbacks_empty_answers_responses_and_events_are_counted():
     telemetry.answered("/recommend", answer(1.0, hits=0, fallbacks=("no_history",)))
     telemetry.answered("/recommend", answer(1.0))
     for status in (200, 200, 404):
-        telemetry.responded("GET", "/recommend", status, 0.003)
+        telemetry.responded("/recommend", status, 0.003)
     telemetry.ingested(Ingested(accepted=5, duplicates=2, late=1))
     other = Event(event_id=1, user_id=1, item_id=1, type="click")
     telemetry.ingested(Ingested(accepted=1, duplicates=0, late=1, conflicts=(other, other)))
