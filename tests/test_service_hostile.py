@@ -24,6 +24,7 @@ from feature_repo.online import StoreUnavailable
 from serving.app import create_app
 from serving.headers import HEADERS
 from serving.settings import Settings
+from serving.work import Work
 
 LIMIT = 2 * 2**20
 EVENT = {"event_id": 1, "user_id": 2, "item_id": 3, "type": "click"}
@@ -267,6 +268,10 @@ class Kept:
 
     def __init__(self):
         self.events, self.items = [], {}
+        self.work, self.failed, self.problem = Work("intake", 16), 0, ""
+
+    def unwritable(self):
+        return ""
 
     def clear(self):
         self.events.clear()
