@@ -6,6 +6,7 @@ one for parsing, one for what arrives and one that examines store and disk.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -25,6 +26,7 @@ from serving.openapi import describe_keys
 from serving.recommend import Recommender
 from serving.refusals import add_refusals
 from serving.settings import Settings
+from serving.siblings import Siblings
 from serving.telemetry import Telemetry
 from serving.work import Work
 
@@ -53,13 +55,16 @@ def create_app(
     answering, parsing, examining = works = [Work(name, settings.most_waiting) for name in names]
     if intake is not None:
         works.append(intake.work)
-    telemetry, drain = Telemetry(live, intake, works), Drain(settings.drain_s)
+    siblings = None if settings.metrics is None else Siblings(settings.metrics)
+    telemetry, drain = Telemetry(live, intake, works, siblings), Drain(settings.drain_s)
 
     @asynccontextmanager
     async def following(_: FastAPI) -> AsyncIterator[None]:
         live.start()
+        sharing = asyncio.create_task(telemetry.share())
         with drain.on_signal():
             yield
+        sharing.cancel()
         live.stop()
         for work in works:
             work.close()

@@ -9,7 +9,10 @@ import gc
 import logging
 import socket
 import sys
+import tempfile
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -51,9 +54,11 @@ def serve(settings: Settings) -> None:
             _say(settings)
             uvicorn.Server(config).run([listening])
         else:
-            config = _config(partial(_worker, settings), settings)
-            _say(settings)
-            Multiprocess(config, sockets=[listening]).run()
+            with tempfile.TemporaryDirectory(prefix="moon_metrics_") as folder:
+                shared = replace(settings, metrics=Path(folder))
+                config = _config(partial(_worker, shared), shared)
+                _say(settings)
+                Multiprocess(config, sockets=[listening]).run()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -27,6 +27,7 @@ class Settings:
             many, because it is decoded at a fraction of its size.
         body_deadline_s: a body that arrives slower gets 408.
         workers: processes that share the port; each holds the models and uses one core.
+        metrics: folder in which these leave their metrics for each other; ``serving.server`` makes one.
         most_waiting: requests of a process that may wait for an answer; a further one gets 503.
         most_connections: of a process; a further one gets 503.
         head_deadline_s: a connection whose request line and headers arrive slower gets 408.
@@ -51,6 +52,7 @@ class Settings:
     max_image_pixels: int = 4_000_000
     body_deadline_s: int = 10
     workers: int = 1
+    metrics: Path | None = None
     most_waiting: int = 64
     most_connections: int = 512
     head_deadline_s: float = 10

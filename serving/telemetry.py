@@ -6,6 +6,7 @@ shared by the whole process, where two apps, or an app and the process before it
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from moonstore.dead_letters import KINDS
 from serving.answer import Answer
 from serving.intake import Intake
 from serving.live import Live
+from serving.siblings import EVERY_S, Siblings
 from serving.work import Work
 
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -50,13 +52,20 @@ class Telemetry(Collector):
         live: holds the recommender that serves.
         intake: takes events and items; None: nothing does.
         works: the threads of the app.
+        siblings: the processes that share the port with this one; None: there are none.
 
     Attributes:
         in_flight: requests that are being answered.
     """
 
-    def __init__(self, live: Live, intake: Intake | None = None, works: Sequence[Work] = ()) -> None:
-        self._live, self._intake, self._works = live, intake, works
+    def __init__(
+        self,
+        live: Live,
+        intake: Intake | None = None,
+        works: Sequence[Work] = (),
+        siblings: Siblings | None = None,
+    ) -> None:
+        self._live, self._intake, self._works, self._siblings = live, intake, works, siblings
         self._responses: Counter[tuple[str, str]] = Counter()
         self._fallbacks: Counter[tuple[str, str]] = Counter()
         self._empty: Counter[tuple[str]] = Counter()
@@ -92,8 +101,15 @@ class Telemetry(Collector):
             self._refused[(REFUSED[status],)] += 1
 
     def text(self) -> bytes:
-        """Everything, in the Prometheus text format."""
-        return generate_latest(self._registry)
+        """Everything, of all processes, in the Prometheus text format."""
+        own = generate_latest(self._registry)
+        return own if self._siblings is None else self._siblings.merged(own)
+
+    async def share(self) -> None:
+        """Leave this process's numbers for the others, again and again."""
+        while self._siblings is not None:
+            self._siblings.leave(generate_latest(self._registry))
+            await asyncio.sleep(EVERY_S)
 
     def collect(self) -> Iterator[Metric]:
         """The current values, for the registry."""

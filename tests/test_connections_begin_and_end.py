@@ -66,7 +66,7 @@ def everything(link):
     return said
 
 
-ALIVE = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+ALIVE = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 def one_answer(link):
@@ -80,7 +80,7 @@ def one_answer(link):
 def test_a_head_that_does_not_arrive_in_time_ends_the_connection(tmp_path):
     with served(tmp_path, head_deadline_s=0.3) as port:
         silent, slow, second = connect(port), connect(port), connect(port)
-        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-A: ")
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ")
         second.sendall(ALIVE)
         assert one_answer(second)
         second.sendall(b"GET /heal")  # the next request of a connection is no better
@@ -96,8 +96,8 @@ def test_a_body_may_take_longer_than_a_head(tmp_path):
     with served(tmp_path, head_deadline_s=0.2) as port, connect(port) as link:
         content = b'{"text": "even"}'
         link.sendall(
-            b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-            % len(content)
+            b"POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content)
         )
         time.sleep(0.5)
         link.sendall(content)
@@ -120,7 +120,9 @@ def test_a_head_that_is_too_large_is_refused(tmp_path, pieces):
 
 
 def test_a_head_just_below_the_limit_and_a_large_body_are_read(tmp_path):
-    head = b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nX: " + b"a" * 60_000
+    head = (
+        b"POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nX: " + b"a" * 60_000
+    )
     content = b'{"text": "even", "image_base64": "' + b"A" * 400_000 + b'"}'
     with served(tmp_path) as port, connect(port) as link:
         link.sendall(head + b"\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
@@ -165,7 +167,7 @@ def test_a_service_that_is_told_to_end_says_so_answers_on_and_finishes_what_it_h
 
     def ask(path):
         link = connect(port)
-        link.sendall(b"GET %s HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % path)
+        link.sendall(b"GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n" % path)
         return everything(link)
 
     def watch():

@@ -138,6 +138,16 @@ def test_a_service_that_cannot_know_what_was_deleted_does_not_start(two):
         Live.open(Settings(run=run))
 
 
+def test_no_start_moves_the_clock_of_the_run_back(two):
+    run, _ = two  # noqa: F811
+    first = Live.open(Settings(run=run)).current
+    clock = run / "store" / "data" / "clock.json"
+    set_to, before = clock.read_bytes(), first.now()
+    second = Live.open(Settings(run=run)).current
+    assert clock.read_bytes() == set_to
+    assert before <= first.now() <= second.now() <= first.now()
+
+
 def test_a_mixture_is_not_served(two):
     run, _ = two  # noqa: F811
     other = {"embedding": write(run, "other", "embedding", {}, 5)}

@@ -105,7 +105,7 @@ def slow_parsing(monkeypatch, gate, moon):
 
 def slow_disk(monkeypatch, gate, moon):
     monkeypatch.setattr(intake_module, "keep_item", gate.before(intake_module.keep_item))
-    return lambda client: client.post("/items", json={"item_id": 7, "title": "a", "category": ["b"]})
+    return lambda client: client.post("/items", json={"item_id": 8, "title": "a", "category": ["b"]})
 
 
 def slow_store(monkeypatch, gate, moon):

@@ -274,6 +274,7 @@ class Kept(Intake):
     def __init__(self):
         self.work, self.failed, self.problem = Work("intake", 16), 0, ""
         self.events, self.items = [], {}
+        self.work, self.failed, self.problem = Work("intake", 16), 0, ""
 
     def unwritable(self):
         return ""

@@ -323,14 +323,18 @@ def test_answers_and_what_they_lacked_are_counted(moon):
     assert dict(moon.counts) == {"answers": 3, "unknown_user": 1, "empty_history": 1, "empty": 0}
 
 
-def test_readiness_says_what_is_missing(moon):
-    assert moon.ready() == []
+def test_what_makes_answers_poorer_is_said_and_is_not_what_prevents_them(moon):
+    assert moon.degraded() == []
     moon.example_users = (777,)
-    assert moon.ready() == ["the online store has no user 777: run 'moon materialize'"]
+    assert moon.degraded() == ["the online store has no user 777: run 'moon materialize'"]
     moon.reader.available = False
-    assert moon.ready() == ["the online store does not answer: refused"]
+    (problem,) = moon.degraded()
+    assert problem.startswith("the online store does not answer")
+    assert moon.unready() == []
     moon.example_users = ()
-    assert moon.ready() == []
+    assert moon.degraded() == []
+    moon.retriever = replace(moon.retriever, index=())
+    assert moon.unready() == ["the index holds no item"]
 
 
 def test_the_time_of_a_request_is_the_services_unless_it_is_given(moon):

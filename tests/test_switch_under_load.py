@@ -76,7 +76,7 @@ class Service:
     def __enter__(self):
         program = [sys.executable, "-m", "moon", "serve"]
         self.process = subprocess.Popen(
-            [*program, "--run", str(self.run), "--port", str(self.port)],
+            [*program, "--run", str(self.run), "--port", str(self.port), "--drain", "0"],
             stdout=subprocess.DEVNULL,
             stderr=(self.run / "serve.log").open("w"),
         )

@@ -1,12 +1,15 @@
 """``/metrics`` counts what happened: every value by hand, from answers with known times."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from dataset.records import Event
 from feature_repo.ingest.ingestor import Ingested
 from serving.answer import Answer, Stages
+from serving.siblings import Siblings
 from serving.telemetry import Telemetry
 
 BOUNDS = "0.001 0.002 0.005 0.01 0.02 0.05 0.1 0.2 0.5 1.0 2.0 5.0 +Inf".split()
@@ -120,3 +123,31 @@ def test_the_time_of_a_stage_is_in_milliseconds_and_adds_up(monkeypatch):
     with pytest.raises(KeyError), stages.measure("features"):
         raise KeyError  # that it failed does not hide how long it took
     assert stages.ms == {"features": 1250.0, "rank": 500.0}
+
+
+def test_whichever_process_is_asked_answers_for_all_that_share_the_port(tmp_path):
+    one, two = Siblings(tmp_path, "1"), Siblings(tmp_path, "2")
+    apps = [Telemetry(live(), siblings=each) for each in (one, two)]
+    for app, answered in zip(apps, (3, 4), strict=True):
+        for _ in range(answered):
+            app.responded("GET", "/recommend", 200, 0.003)
+        app.answered("/recommend", Answer([], {"rank": 1.0}, (), "ranker"))
+        asyncio.run(first_of(app.share()))
+    apps[0].responded("GET", "/recommend", 200, 0.003)  # its own numbers are those of now
+    text = apps[0].text().decode()
+    families = {one.name: one for one in text_string_to_metric_families(text)}
+    counted = {one.labels["worker"]: one.value for one in families["moon_responses"].samples}
+    assert counted == {"1": 4, "2": 4}
+    assert text.count("# TYPE moon_responses_total counter") == 1
+    observed = [one for one in families["moon_stage_seconds"].samples if one.name.endswith("_count")]
+    assert {one.labels["worker"] for one in observed} == {"1", "2"} and all(
+        one.value == 1 for one in observed
+    )
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+async def first_of(endless):
+    """Run a task until it first waits."""
+    task = asyncio.ensure_future(endless)
+    await asyncio.sleep(0)
+    task.cancel()
