@@ -152,9 +152,10 @@ def _generation(run: Path, letter: DeadLetter) -> str:
 
 
 def _still(run: Path, letter: DeadLetter, error: Exception) -> StillRefused:
-    """Note that a record was refused again."""
+    """Note that a record was refused again, unless its door has done so."""
     kind, _, name = letter.id.partition("/")
-    dead_letters.put(run / "store", kind, letter.door, str(error), letter.record, name)
+    if dead_letters.find(run / "store", letter.id).attempts == letter.attempts:
+        dead_letters.put(run / "store", kind, letter.door, str(error), letter.record, name)
     return StillRefused(
         f"{letter.id}: {error}. It stays in the dead letter; 'moon deadletter drop' removes it."
     )

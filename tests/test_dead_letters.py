@@ -347,6 +347,11 @@ def test_an_event_is_tried_again(alone):
     with pytest.raises(refused.StillRefused, match="user_id"):
         answered(shop, "retry", bad.id)
     assert "is in the journal" in answered(shop, "retry", "events/conflict")
+    other = dead_letters.put(store, "events", "stream", "another", told | {"item_id": item + 1})
+    with pytest.raises(refused.StillRefused, match="event_id"):  # the id is taken
+        answered(shop, "retry", other.id)
+    assert dead_letters.find(store, other.id).attempts == 2
+    answered(shop, "drop", other.id)
     assert Journal(store).table()["item_id"].to_pylist() == [item]
     assert OnlineReader(store, 5).read_user(user, NOW + DAY).history.item_id[-1] == item
     assert [one.id for one in dead_letters.letters(store)] == [bad.id]

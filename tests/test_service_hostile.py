@@ -291,7 +291,7 @@ class Kept(Intake):
         return Ingested(len(events), 0, 0)
 
     async def kept(self, item_id):
-        return self.items.get(item_id)
+        return self.items.get(item_id), "active"
 
     async def keep(self, item):
         self.items[item.item_id] = item
