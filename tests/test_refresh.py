@@ -16,11 +16,13 @@ from dataset.records import Item
 from feature_repo.create import create_store
 from feature_repo.embeddings import publish_embedding
 from feature_repo.ingest import new_items
+from feature_repo.ingest.item_rows import RowsRefused
 from feature_repo.ingest.new_items import keep_item
 from feature_repo.item_matrix import embedding_of, open_item_matrix
 from feature_repo.online import UNREACHABLE, OnlineReader, StoreUnavailable
 from feature_repo.store import materialize, open_store
 from feature_repo.vectors import Vectors, VectorTable
+from moonstore import dead_letters
 from moonstore.errors import StoreError
 from moonstore.freshness import EPOCH, US
 from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
@@ -237,6 +239,11 @@ class Choosy(Encoder):
         return super().encode(contents)
 
 
+def reasons(store_dir):
+    """Item id -> why it is in the dead letter."""
+    return {int(one.id.split("/")[1]): one.reason for one in dead_letters.letters(store_dir, "new_items")}
+
+
 def test_items_at_fault_are_found_by_halving_and_set_aside_with_the_reason(opened, shop, caplog):
     store_dir, store, matrix = shop
     opened.encoder = Choosy(opened.encoder.vector, ValueError("no picture"))
@@ -249,7 +256,7 @@ def test_items_at_fault_are_found_by_halving_and_set_aside_with_the_reason(opene
     assert moon.retriever.index.contains(np.arange(first, first + 5)).tolist() == [1, 0, 1, 1, 0]
     assert [one.item.item_id for one in new_items.new_items(store_dir)] == good
     said = "1 items cannot be encoded: ValueError: no picture"
-    refused = new_items.refused_items(store_dir)
+    refused = reasons(store_dir)
     assert {item: refused[item] for item in refused if item >= first} == {first + 1: said, first + 4: said}
     assert [record.getMessage() for record in caplog.records if record.name == "moon.serving"] == [
         f"item {first + 1} is set aside: {said}",
@@ -274,9 +281,9 @@ def test_a_row_that_the_store_refuses_is_set_aside_too(opened, shop, monkeypatch
     store_dir, store, matrix = shop
 
     def refuse(*_):
-        raise new_items.RowsRefused("price below zero")
+        raise RowsRefused("price below zero")
 
     monkeypatch.setattr(refresh, "put_online", refuse)
     moon = refreshed(opened, store, matrix, came(store_dir, 2**53))
-    assert new_items.refused_items(store_dir)[2**53] == "price below zero"
+    assert reasons(store_dir)[2**53] == "price below zero"
     assert moon.items is matrix and not moon.retriever.index.contains(np.array([2**53])).any()
