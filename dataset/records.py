@@ -65,7 +65,7 @@ class Rule(StrEnum):
     INFINITE = "{} is infinite"
     PRICE = "{} is negative or infinite"
     AGE = "{} is not between 0 and 150 years"
-    MOMENT = "{} is before 1990 or in the future"
+    MOMENT = "{} outside sane bounds: before 1990 or in the future"
     LONG = "{} is too long"
     LONG_INSIDE = "too long a text inside {}"
     NULL_INSIDE = "null inside {}"

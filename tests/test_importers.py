@@ -399,7 +399,7 @@ def test_missing_and_absurd_cells_are_counted_not_fatal(tmp_path: Path) -> None:
     assert artifact.config["quarantined"]["events"] == {
         "null item_id": 1,
         "rating without a value": 1,
-        "event_time is before 1990 or in the future": 2,
+        "event_time outside sane bounds: before 1990 or in the future": 2,
     }
     first_seen = (
         Dataset.open(open_artifact(tmp_path / "dataset", "dataset")).users.column("first_seen").to_pylist()
