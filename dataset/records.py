@@ -35,6 +35,7 @@ from dataset.identity import event_key
 from dataset.text import clean
 
 LARGEST_ID = 2**63 - 1
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 CLOCK_SKEW = timedelta(minutes=5)  # how far another clock may be ahead of ours
 OLDEST = 150.0  # years
@@ -225,21 +226,24 @@ def _word_map(value: Any, info: ValidationInfo) -> dict[str, str]:
     return {_word(key, Rule.TEXT_MAP, info): _word(one, Rule.TEXT_MAP, info) for key, one in value.items()}
 
 
-Id = Annotated[int, BeforeValidator(_whole(Rule.INT64, LARGEST_ID)), Field(ge=0, le=LARGEST_ID)]
-Place = Annotated[int, BeforeValidator(_whole(Rule.INT32, 2**31 - 1)), Field(ge=0, lt=2**31)]
+# The validators decide, in our words; the bounds behind them describe the fields in the OpenAPI document.
+Id = Annotated[int, Field(ge=0, le=LARGEST_ID), BeforeValidator(_whole(Rule.INT64, LARGEST_ID))]
+Place = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole(Rule.INT32, 2**31 - 1))]
 Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
-Text = Annotated[str, BeforeValidator(_text(MOST_TEXT)), Field(max_length=MOST_TEXT)]
-Word = Annotated[str, BeforeValidator(_text(MOST_WORD)), Field(max_length=MOST_WORD)]
-Value = Annotated[float | None, BeforeValidator(_value)]
-Price = Annotated[float | None, BeforeValidator(_price)]
+Text = Annotated[str, Field(max_length=MOST_TEXT), BeforeValidator(_text(MOST_TEXT))]
+Word = Annotated[str, Field(max_length=MOST_WORD), BeforeValidator(_text(MOST_WORD))]
+Number = Annotated[float, Field(ge=-LARGEST_FLOAT, le=LARGEST_FLOAT)]
+Value = Annotated[Number | None, BeforeValidator(_value)]
+Price = Annotated[Annotated[float, Field(ge=0, le=LARGEST_FLOAT)] | None, BeforeValidator(_price)]
 Age = Annotated[float | None, BeforeValidator(_age)]
-Words = Annotated[list[str], BeforeValidator(_words), Field(max_length=MOST_PARTS)]
-WordMap = Annotated[dict[str, str], BeforeValidator(_word_map), Field(max_length=MOST_PARTS)]
+Part = Annotated[str, Field(min_length=1, max_length=MOST_WORD)]
+Words = Annotated[list[Part], Field(max_length=MOST_PARTS), BeforeValidator(_words)]
+WordMap = Annotated[dict[Part, Part], Field(max_length=MOST_PARTS), BeforeValidator(_word_map)]
 EventType = Annotated[
-    str, BeforeValidator(_one_of(EVENT_TYPES)), Field(json_schema_extra={"enum": list(EVENT_TYPES)})
+    str, Field(json_schema_extra={"enum": list(EVENT_TYPES)}), BeforeValidator(_one_of(EVENT_TYPES))
 ]
 State = Annotated[
-    str, BeforeValidator(_one_of(ITEM_STATES)), Field(json_schema_extra={"enum": list(ITEM_STATES)})
+    str, Field(json_schema_extra={"enum": list(ITEM_STATES)}), BeforeValidator(_one_of(ITEM_STATES))
 ]
 
 
