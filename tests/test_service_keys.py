@@ -241,6 +241,17 @@ def test_the_command_line_makes_lists_and_revokes_keys(keys_file):
     assert sorted(os.listdir(keys_file.parent)) == ["keys.json", "keys.json.lock"]
 
 
+def test_events_have_the_name_of_their_key_as_sender_unless_they_name_one(tmp_path, keys):
+    client, kept = client_of(tmp_path)
+    told = [EVENT, EVENT | {"event_id": 2, "sender": "till 7"}]
+    assert client.post("/events", json=told, headers=bearer(keys["write"])).status_code == 200
+    assert [one.sender for one in kept.events] == ["writeer", "till 7"]
+    (tmp_path / "open").mkdir()
+    client, kept = client_of(tmp_path / "open")  # without keys
+    assert client.post("/events", json=told).status_code == 200
+    assert [one.sender for one in kept.events] == ["", "till 7"]
+
+
 def test_a_scope_is_needed_for_whatever_is_added():
     assert scope_of("GET", "/new") == "read" and scope_of("POST", "/search") == "read"
     assert {scope_of(method, "/new") for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS")} == {"write"}
