@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from serving.questions import Refused
@@ -52,8 +53,8 @@ class Work:
                 TRY_AGAIN,
             )
         self.inside += 1
-        context = copy_context()  # what the call logs carries the id of its request
-        future = self._thread.submit(context.run, call, *args, **kwargs)
+        # In the request's context, so that what the call logs carries the request's id.
+        future = self._thread.submit(copy_context().run, partial(call, *args, **kwargs))
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._left))
         return await asyncio.wrap_future(future)
