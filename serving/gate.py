@@ -45,7 +45,12 @@ class Gate:
         try:
             scope["caller"] = self._admitted(scope)
         except Refused as refused:
-            return await error_response(refused.status, refused.reason, refused.headers)(scope, receive, send)
+            answer = error_response(refused.status, refused.reason, refused.headers)
+            if (
+                refused.status == 401 and scope["method"] == "GET"
+            ):  # a line of its own, or Chrome would not ask
+                answer.headers.append("WWW-Authenticate", BASIC)
+            return await answer(scope, receive, send)
         await self._app(scope, receive, send)
 
     def _admitted(self, scope: Scope) -> Caller:
@@ -64,7 +69,8 @@ class Gate:
         self._require_rate(caller.name if caller and caller.name else f"address {client and client[0]}")
         needed = scope_of(method, path)
         if caller is None:
-            raise _unauthorized(method, needed)
+            reason = f"expected 'Authorization: Bearer KEY' with a key of scope {needed}"
+            raise Refused(401, reason, {"WWW-Authenticate": BEARER})
         if needed not in caller.scopes:
             raise Refused(403, f"this key may {' and '.join(sorted(caller.scopes))}; scope needed: {needed}")
         length = given.get(b"content-length", "0")
@@ -99,12 +105,6 @@ def caller_of(scope: Scope) -> Caller:
     """Who sent a request that came through the gate."""
     caller: Caller = scope["caller"]
     return caller
-
-
-def _unauthorized(method: str, needed: str) -> Refused:
-    challenge = f"{BEARER}, {BASIC}" if method == "GET" else BEARER
-    reason = f"expected 'Authorization: Bearer KEY' with a key of scope {needed}"
-    return Refused(401, reason, {"WWW-Authenticate": challenge})
 
 
 def _presented(authorization: str, method: str) -> str | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from serving.questions import Refused
@@ -52,8 +53,8 @@ class Work:
                 TRY_AGAIN,
             )
         self.inside += 1
-        context = copy_context()  # what the call logs carries the id of its request
-        future: Future[T] = self._thread.submit(context.run, call, *args, **kwargs)  # type: ignore[arg-type]
+        # In the request's context, so that what the call logs carries the request's id.
+        future = self._thread.submit(copy_context().run, partial(call, *args, **kwargs))
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._left))
         return await asyncio.wrap_future(future)

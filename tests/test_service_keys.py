@@ -130,7 +130,11 @@ def test_the_probes_are_open_and_tell_details_to_an_admin_only(tmp_path, keys):
 
 def test_a_browser_sends_a_key_as_a_password_and_only_to_read(tmp_path, keys):
     client, kept = client_of(tmp_path)
-    assert "Basic" in client.get("/").headers["WWW-Authenticate"]
+    asked = client.get("/").headers.get_list("WWW-Authenticate")
+    assert [one.split()[0] for one in asked] == [
+        "Bearer",
+        "Basic",
+    ]  # each on a line of its own: Chrome reads no list
     assert "Basic" not in client.post("/items", json=ITEM).headers["WWW-Authenticate"]
     assert client.get("/", auth=("me", keys["read"])).status_code == 200
     assert client.get("/", auth=("me", "wrong")).status_code == 401
@@ -239,6 +243,17 @@ def test_the_command_line_makes_lists_and_revokes_keys(keys_file):
     assert run("revoke", "shop") == "1 revoked" and run("list") == ""
     assert json.loads(keys_file.read_text()) == {"keys": []}
     assert sorted(os.listdir(keys_file.parent)) == ["keys.json", "keys.json.lock"]
+
+
+def test_events_have_the_name_of_their_key_as_sender_unless_they_name_one(tmp_path, keys):
+    client, kept = client_of(tmp_path)
+    told = [EVENT, EVENT | {"event_id": 2, "sender": "till 7"}]
+    assert client.post("/events", json=told, headers=bearer(keys["write"])).status_code == 200
+    assert [one.sender for one in kept.events] == ["writeer", "till 7"]
+    (tmp_path / "open").mkdir()
+    client, kept = client_of(tmp_path / "open")  # without keys
+    assert client.post("/events", json=told).status_code == 200
+    assert [one.sender for one in kept.events] == ["", "till 7"]
 
 
 def test_a_scope_is_needed_for_whatever_is_added():

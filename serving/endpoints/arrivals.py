@@ -12,6 +12,7 @@ from dataset.pictures import decoded
 from dataset.records import DELETED, Event, Item, ItemState, Rule
 from feature_repo.ingest.arrivals import parse_events, parsed
 from serving.bodies import read_json
+from serving.gate import caller_of
 from serving.intake import Intake
 from serving.live import Live
 from serving.openapi import EVENTS_BODY, ITEM_BODY, STATE_BODY, refused_with
@@ -32,7 +33,8 @@ def add_arrivals(
 
         Another event under the id of a known one is refused (409) and set aside; the others of the list are taken.
         """
-        listed = await parsing.run(parse_events, await read_json(request, settings))
+        body, sender = await read_json(request, settings), caller_of(request.scope).name
+        listed = await parsing.run(_sent_by, sender, body)
         found = await _taken(intake).take(listed)
         telemetry.ingested(found)
         content = {"accepted": found.accepted, "duplicates": found.duplicates}
@@ -83,6 +85,12 @@ def add_arrivals(
         """An item that is to be in no answer any more, within a second; histories keep it. Posting it undoes this."""
         await _taken(intake).set_state(item_id, DELETED)
         return JSONResponse({"item_id": item_id, "state": DELETED}, status_code=202)
+
+
+def _sent_by(sender: str, body: bytes) -> list[Event]:
+    """The events of a body; one that names no sender has the name of the key that it came with."""
+    events = parse_events(body)
+    return [one if one.sender else one.model_copy(update={"sender": sender}) for one in events]
 
 
 def _check_picture(image_base64: str, settings: Settings) -> None:
