@@ -167,6 +167,7 @@ def test_the_page_keeps_the_first_run_of_a_seed_beside_the_last(tmp_path):
     mutant = next(one for one in mutants_of("file.py", CODE) if one.change == "> most → >= most")
     written = page.text(draws, [(mutant, "It may."), (mutant, "")])
     day = draws[0].date
+    assert f"The last draw, `a`, was run on {day} at commit abc: 7 of 10 (70.0%) caught." in written
     assert f"| `a` | {day} | abc | 9 of 10 (90.0%) | no |" in written
     assert f"| `a` | {day} | abc | 7 of 10 (70.0%) | yes |" in written
     assert "2 places of `a` no test noticed" in written

@@ -75,6 +75,10 @@ def text(draws: Sequence[Draw], survivors: Sequence[tuple[Mutant, str]]) -> str:
     return "\n".join(
         [
             HEAD.format(size=last.of),
+            f"The last draw, `{last.seed}`, was run on {last.date} at commit {last.commit}: {_share(last)} caught.",
+            "",
+            "| Seed | Date | Commit | Caught | Looked at before |",
+            "|---|---|---|---|---|",
             *table,
             "",
             f"{len(survivors)} places of `{last.seed}` no test noticed, each with the reason why it may live:",
@@ -123,6 +127,4 @@ the pieces in which work is done, for which any number gives the same answer (a 
 Only a draw that nobody had looked at before says how much the tests notice: once survivors have been seen, tests are
 written for them. `.venv/bin/python -m tests.mutants --seed NAME` makes another draw. This page is written by the
 command, from `tests/mutants/draws.json` and the reasons in `tests/mutants/reasons.json`.
-
-| Seed | Date | Commit | Caught | Looked at before |
-|---|---|---|---|---|"""
+"""
