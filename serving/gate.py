@@ -18,6 +18,7 @@ from serving.settings import Settings
 
 PROBES = ("/healthz", "/readyz")  # a balancer asks them, without a key
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+TEST_CLIENT = "testserver"  # what Starlette's test client asks for; no name that the public DNS can lead here
 BEARER, BASIC = 'Bearer realm="moon"', 'Basic realm="moon", charset="UTF-8"'
 
 
@@ -35,7 +36,12 @@ class Gate:
         self, app: ASGIApp, settings: Settings, keys: KeyRing, buckets: Buckets | None = None
     ) -> None:
         self._app, self._keys, self._largest = app, keys, settings.max_body_bytes
-        self._hosts = {*LOOPBACK_NAMES, settings.host.lower(), *(name.lower() for name in settings.hosts)}
+        self._hosts = {
+            *LOOPBACK_NAMES,
+            TEST_CLIENT,
+            settings.host.lower(),
+            *(name.lower() for name in settings.hosts),
+        }
         self._buckets = buckets or Buckets(settings.requests_per_s, settings.burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,13 +10,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache, cached_property, partialmethod
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from fastapi.testclient import TestClient
 from needs import NEEDS, missing
 
 from dataset import contracts
@@ -27,8 +26,6 @@ from run.artifacts import open_artifact, write_artifact
 
 pytest.register_assert_rewrite("contracts")  # the suites: what failed is shown as in a test module
 
-# The service answers to its own names only; the client's own default is none of them.
-TestClient.__init__ = partialmethod(TestClient.__init__, base_url="http://localhost")
 
 ROOT = Path(__file__).resolve().parents[1]
 REDIS = local_redis.BINARY

@@ -61,7 +61,7 @@ def tried(app):
 
 
 def test_every_answer_is_one_that_the_document_names(tmp_path):
-    settings = Settings(run=tmp_path, hosts=("testserver",), burst=10**9)
+    settings = Settings(run=tmp_path, burst=10**9)
     app = create_app(settings, recommender(), Kept())
     calls, wrong = tried(app)
     assert not wrong, f"{len(wrong)} wrong\n\n" + "\n\n".join(one[:2000] for one in wrong[:5])
