@@ -24,6 +24,7 @@ from run.generations import GenerationError
 from serving import live as live_module
 from serving.app import create_app
 from serving.live import Live
+from serving.recommend import STORE_AWAY
 from serving.settings import Settings
 
 
@@ -192,6 +193,13 @@ def wait_for(condition, seconds=20.0):
         time.sleep(0.02)
 
 
+def whole(**parts):
+    """A recommender from which nothing is withdrawn."""
+    one = SimpleNamespace(**parts)
+    one.without = lambda withdrawn: one
+    return one
+
+
 @pytest.fixture
 def watched(monkeypatch, tmp_path):
     """A live recommender over a scripted store, what the store holds, and what was built from it."""
@@ -201,7 +209,7 @@ def watched(monkeypatch, tmp_path):
         if store.error:
             raise store.error
         store.built.append(parts)
-        return SimpleNamespace(number=len(store.built))
+        return whole(number=len(store.built))
 
     for name, value in {
         "embedding_of": lambda folder, embedding: (folder, embedding),
@@ -212,12 +220,12 @@ def watched(monkeypatch, tmp_path):
     }.items():
         monkeypatch.setattr(live_module, name, value)
     for name, value in {
-        "state": lambda folder: store.items,
+        "fingerprint": lambda folder: store.items,
         "new_items": lambda folder: list(store.items),
-        "refused_items": lambda folder: store.refused,
     }.items():
         monkeypatch.setattr(live_module.new_items, name, value)
-    first = SimpleNamespace(generation=None, artifacts={"embedding": "e1"})
+    monkeypatch.setattr(live_module.dead_letters, "counts", lambda folder: store.refused)
+    first = whole(generation=None, artifacts={"embedding": "e1"})
     return Live(first, Settings(run=tmp_path)), store, first
 
 
@@ -229,10 +237,10 @@ def test_each_load_and_each_new_item_is_taken_over_once(watched):
     assert store.built == [(first, "store", ("store", embedding), [])] and live.current.number == 1
     live.look()
     assert live.current.number == 1, "nothing has changed"
-    store.items, store.refused = ("new",), {5: "bad", 6: "worse"}
+    store.items, store.refused = ("new",), {"new_items": 2}
     live.look()
     assert store.built[1] == (first, "store", ("store", embedding), ["new"]) and live.current.number == 2
-    assert (live.refused, live.stale_reason, live.switches) == (2, "", 0)
+    assert (live.refused, live.stale_reason, live.switches) == ({"new_items": 2}, "", 0)
     store.loaded = "tuesday"
     live.look()
     live.look()
@@ -246,7 +254,10 @@ def test_while_the_store_cannot_be_read_the_last_answers_stay_and_it_is_tried_ag
     store.loaded, store.error = "tuesday", error
     live.look()
     live.look()
-    assert live.current.number == 1 and live.stale_reason == "lost"
+    reason = (
+        STORE_AWAY if isinstance(error, StoreUnavailable) else "lost"
+    )  # no client is told where the store is
+    assert live.current.number == 1 and live.stale_reason == reason
     said = [record.getMessage() for record in caplog.records if record.name == "moon.serving"]
     assert said == ["not up to date: lost"], "the same reason is said once"
     store.error = None
@@ -254,10 +265,11 @@ def test_while_the_store_cannot_be_read_the_last_answers_stay_and_it_is_tried_ag
     assert live.current.number == 2 and live.stale_reason == ""
 
 
-def test_the_shops_clock_starts_anew_with_each_service(two):
+def test_the_shops_clock_goes_on_with_each_service(two):
     run, _ = two  # noqa: F811
     first = Live.open(Settings(run=run)).current.now()
-    ShopClock(run / "store", first).set(first + timedelta(days=3))  # by the service before, say
-    assert abs(Live.open(Settings(run=run)).current.now() - first) < timedelta(minutes=1)
+    later = first + timedelta(days=3)
+    ShopClock(run / "store", first).set(later)  # by the service before, say
+    assert abs(Live.open(Settings(run=run)).current.now() - later) < timedelta(minutes=1)
     moon = Live.open(Settings(run=run, clock="wall")).current
     assert abs(moon.now() - datetime.now(UTC)) < timedelta(minutes=1)
