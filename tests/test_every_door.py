@@ -167,6 +167,8 @@ def imported(kind, record):
     """The verdict of an import whose last record of this kind is ``record``; the three before it are good."""
     name = f"{kind}_id"
     others = [{**GOOD[kind], name: 10 + number} for number in range(3)]
+    if kind == "event":  # each of another request: one request is of one user
+        others = [{**one, "request_id": 20 + number} for number, one in enumerate(others)]
     fields = dict.fromkeys([*GOOD[kind], *record])
     columns = {}
     for field in fields:
