@@ -35,7 +35,7 @@ from dataset.identity import event_key
 from dataset.text import clean
 
 LARGEST_ID = 2**63 - 1
-LARGEST_FLOAT = float(np.finfo(np.float32).max)
+TOO_LARGE = 2.0**128 - 2.0**103  # the first number that float32 rounds to infinity
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 CLOCK_SKEW = timedelta(minutes=5)  # how far another clock may be ahead of ours
 OLDEST = 150.0  # years
@@ -232,9 +232,9 @@ Place = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole(Rule.INT32,
 Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
 Text = Annotated[str, Field(max_length=MOST_TEXT), BeforeValidator(_text(MOST_TEXT))]
 Word = Annotated[str, Field(max_length=MOST_WORD), BeforeValidator(_text(MOST_WORD))]
-Number = Annotated[float, Field(ge=-LARGEST_FLOAT, le=LARGEST_FLOAT)]
+Number = Annotated[float, Field(gt=-TOO_LARGE, lt=TOO_LARGE)]
 Value = Annotated[Number | None, BeforeValidator(_value)]
-Price = Annotated[Annotated[float, Field(ge=0, le=LARGEST_FLOAT)] | None, BeforeValidator(_price)]
+Price = Annotated[Annotated[float, Field(ge=0, lt=TOO_LARGE)] | None, BeforeValidator(_price)]
 Age = Annotated[float | None, BeforeValidator(_age)]
 Part = Annotated[str, Field(min_length=1, max_length=MOST_WORD)]
 Words = Annotated[list[Part], Field(max_length=MOST_PARTS), BeforeValidator(_words)]

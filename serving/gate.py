@@ -29,12 +29,9 @@ class Gate:
         app: the application behind the gate.
         settings: names and limits.
         keys: who may do what.
-        buckets: rate limits; None: those of ``settings``.
     """
 
-    def __init__(
-        self, app: ASGIApp, settings: Settings, keys: KeyRing, buckets: Buckets | None = None
-    ) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing) -> None:
         self._app, self._keys, self._largest = app, keys, settings.max_body_bytes
         self._hosts = {
             *LOOPBACK_NAMES,
@@ -42,7 +39,7 @@ class Gate:
             settings.host.lower(),
             *(name.lower() for name in settings.hosts),
         }
-        self._buckets = buckets or Buckets(settings.requests_per_s, settings.burst)
+        self._buckets = Buckets(settings.requests_per_s, settings.burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, as ASGI has it."""
@@ -52,9 +49,8 @@ class Gate:
             scope["caller"] = self._admitted(scope)
         except Refused as refused:
             answer = error_response(refused.status, refused.reason, refused.headers)
-            if (
-                refused.status == 401 and scope["method"] == "GET"
-            ):  # a line of its own, or Chrome would not ask
+            if refused.status == 401 and scope["method"] == "GET":
+                # A line of its own: Chrome does not look for it behind a comma.
                 answer.headers.append("WWW-Authenticate", BASIC)
             return await answer(scope, receive, send)
         await self._app(scope, receive, send)

@@ -171,6 +171,21 @@ def items():
         yield Hostile(f"an event with {name}", "POST", "/events", 422, sent={"json": [EVENT | changed]})
 
 
+def states():
+    for item_id in ("-1", str(2**63), "7.0", "x", "9" * 5000, "%00"):
+        yield Hostile(f"deleting item {item_id[:9]}", "DELETE", f"/items/{item_id}", 422)
+    gone = {"state": "inactive"}
+    for name, status, sent in (
+        ("an unknown state", 422, {"json": {"state": "free"}}),
+        ("no state", 422, {"json": {}}),
+        ("a state twice", 422, raw('{"state": "active", "state": "inactive"}')),
+        ("another field", 422, {"json": gone | {"price": 0}}),
+        ("a text", 415, raw(json.dumps(gone), "text/plain")),
+    ):
+        yield Hostile(f"changing an item's state by {name}", "PUT", "/items/7/state", status, sent=sent)
+    yield Hostile("a state of an item that is no number", "PUT", "/items/x/state", 422, sent={"json": gone})
+
+
 def pictures():
     bomb = chunk(b"zTXt", b"comment\0\0" + zlib.compress(b"\0" * 2**26))
     for name, content in {
@@ -263,7 +278,7 @@ def hosts():
 
 HOSTILE = [
     one
-    for kind in (ids, counts, bodies, items, pictures, forms, addresses, hosts)
+    for kind in (ids, counts, bodies, items, states, pictures, forms, addresses, hosts)
     for one in kind()
 ]  # fmt: skip
 
@@ -273,8 +288,7 @@ class Kept(Intake):
 
     def __init__(self):
         self.work, self.failed, self.problem = Work("intake", 16), 0, ""
-        self.events, self.items = [], {}
-        self.work, self.failed, self.problem = Work("intake", 16), 0, ""
+        self.events, self.items, self.states = [], {}, {}
 
     def unwritable(self):
         return ""
@@ -282,9 +296,10 @@ class Kept(Intake):
     def clear(self):
         self.events.clear()
         self.items.clear()
+        self.states.clear()
 
     def nothing(self):
-        return not self.events and not self.items
+        return not self.events and not self.items and not self.states
 
     async def take(self, events):
         self.events += events
@@ -295,6 +310,9 @@ class Kept(Intake):
 
     async def keep(self, item):
         self.items[item.item_id] = item
+
+    async def set_state(self, item_id, state):
+        self.states[item_id] = state
 
 
 @pytest.fixture(scope="module")
