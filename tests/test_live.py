@@ -138,16 +138,6 @@ def test_a_service_that_cannot_know_what_was_deleted_does_not_start(two):
         Live.open(Settings(run=run))
 
 
-def test_no_start_moves_the_clock_of_the_run_back(two):
-    run, _ = two  # noqa: F811
-    first = Live.open(Settings(run=run)).current
-    clock = run / "store" / "data" / "clock.json"
-    set_to, before = clock.read_bytes(), first.now()
-    second = Live.open(Settings(run=run)).current
-    assert clock.read_bytes() == set_to
-    assert before <= first.now() <= second.now() <= first.now()
-
-
 def test_a_mixture_is_not_served(two):
     run, _ = two  # noqa: F811
     other = {"embedding": write(run, "other", "embedding", {}, 5)}
@@ -254,10 +244,14 @@ def test_while_the_store_cannot_be_read_the_last_answers_stay_and_it_is_tried_ag
     assert live.current.number == 2 and live.stale_reason == ""
 
 
-def test_the_shops_clock_starts_anew_with_each_service(two):
+def test_the_clock_belongs_to_the_run_and_no_start_moves_it_back(two):
     run, _ = two  # noqa: F811
-    first = Live.open(Settings(run=run)).current.now()
-    ShopClock(run / "store", first).set(first + timedelta(days=3))  # by the service before, say
-    assert abs(Live.open(Settings(run=run)).current.now() - first) < timedelta(minutes=1)
+    first = Live.open(Settings(run=run)).current
+    began = first.now()
+    ShopClock(run / "store", began).set(began + timedelta(days=3))  # it has been running for three days, say
+    set_to = (run / "store" / "data" / "clock.json").read_bytes()
+    second = Live.open(Settings(run=run)).current
+    assert (run / "store" / "data" / "clock.json").read_bytes() == set_to
+    assert began + timedelta(days=3) <= first.now() <= second.now() <= first.now()
     moon = Live.open(Settings(run=run, clock="wall")).current
     assert abs(moon.now() - datetime.now(UTC)) < timedelta(minutes=1)

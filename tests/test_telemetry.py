@@ -130,10 +130,10 @@ def test_whichever_process_is_asked_answers_for_all_that_share_the_port(tmp_path
     apps = [Telemetry(live(), siblings=each) for each in (one, two)]
     for app, answered in zip(apps, (3, 4), strict=True):
         for _ in range(answered):
-            app.responded("GET", "/recommend", 200, 0.003)
+            app.responded("/recommend", 200, 0.003)
         app.answered("/recommend", Answer([], {"rank": 1.0}, (), "ranker"))
         asyncio.run(first_of(app.share()))
-    apps[0].responded("GET", "/recommend", 200, 0.003)  # its own numbers are those of now
+    apps[0].responded("/recommend", 200, 0.003)  # its own numbers are those of now
     text = apps[0].text().decode()
     families = {one.name: one for one in text_string_to_metric_families(text)}
     counted = {one.labels["worker"]: one.value for one in families["moon_responses"].samples}
