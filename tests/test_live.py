@@ -24,6 +24,7 @@ from run.generations import GenerationError
 from serving import live as live_module
 from serving.app import create_app
 from serving.live import Live
+from serving.recommend import STORE_AWAY
 from serving.settings import Settings
 
 
@@ -182,6 +183,17 @@ def wait_for(condition, seconds=20.0):
         time.sleep(0.02)
 
 
+class Whole:
+    """A recommender that nothing was withdrawn from."""
+
+    def __init__(self, number):
+        self.number, self.generation, self.artifacts = number, None, {"embedding": "e1"}
+
+    def without(self, withdrawn):
+        assert not withdrawn
+        return self
+
+
 @pytest.fixture
 def watched(monkeypatch, tmp_path):
     """A live recommender over a scripted store, what the store holds, and what was built from it."""
@@ -191,7 +203,7 @@ def watched(monkeypatch, tmp_path):
         if store.error:
             raise store.error
         store.built.append(parts)
-        return SimpleNamespace(number=len(store.built))
+        return Whole(len(store.built))
 
     for name, value in {
         "embedding_of": lambda folder, embedding: (folder, embedding),
@@ -202,12 +214,12 @@ def watched(monkeypatch, tmp_path):
     }.items():
         monkeypatch.setattr(live_module, name, value)
     for name, value in {
-        "state": lambda folder: store.items,
+        "fingerprint": lambda folder: store.items,
         "new_items": lambda folder: list(store.items),
-        "refused_items": lambda folder: store.refused,
     }.items():
         monkeypatch.setattr(live_module.new_items, name, value)
-    first = SimpleNamespace(generation=None, artifacts={"embedding": "e1"})
+    monkeypatch.setattr(live_module.dead_letters, "counts", lambda folder: store.refused)
+    first = Whole(0)
     return Live(first, Settings(run=tmp_path)), store, first
 
 
@@ -219,24 +231,29 @@ def test_each_load_and_each_new_item_is_taken_over_once(watched):
     assert store.built == [(first, "store", ("store", embedding), [])] and live.current.number == 1
     live.look()
     assert live.current.number == 1, "nothing has changed"
-    store.items, store.refused = ("new",), {5: "bad", 6: "worse"}
+    store.items, store.refused = ("new",), {"new_items": 2}
     live.look()
     assert store.built[1] == (first, "store", ("store", embedding), ["new"]) and live.current.number == 2
-    assert (live.refused, live.stale_reason, live.switches) == (2, "", 0)
+    assert (live.refused, live.stale_reason, live.switches) == ({"new_items": 2}, "", 0)
     store.loaded = "tuesday"
     live.look()
     live.look()
     assert live.current.number == len(store.built) == 3
 
 
-@pytest.mark.parametrize("error", [StoreError("lost"), StoreUnavailable("lost"), DataError("lost")])
-def test_while_the_store_cannot_be_read_the_last_answers_stay_and_it_is_tried_again(watched, error, caplog):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(StoreError("lost"), "lost"), (StoreUnavailable("lost"), STORE_AWAY), (DataError("lost"), "lost")],
+)
+def test_while_the_store_cannot_be_read_the_last_answers_stay_and_it_is_tried_again(
+    watched, error, reason, caplog
+):
     live, store, _ = watched
     live.look()
     store.loaded, store.error = "tuesday", error
     live.look()
     live.look()
-    assert live.current.number == 1 and live.stale_reason == "lost"
+    assert live.current.number == 1 and live.stale_reason == reason
     said = [record.getMessage() for record in caplog.records if record.name == "moon.serving"]
     assert said == ["not up to date: lost"], "the same reason is said once"
     store.error = None
