@@ -139,16 +139,6 @@ def test_a_service_that_cannot_know_what_was_deleted_does_not_start(two):
         Live.open(Settings(run=run))
 
 
-def test_no_start_moves_the_clock_of_the_run_back(two):
-    run, _ = two  # noqa: F811
-    first = Live.open(Settings(run=run)).current
-    clock = run / "store" / "data" / "clock.json"
-    set_to, before = clock.read_bytes(), first.now()
-    second = Live.open(Settings(run=run)).current
-    assert clock.read_bytes() == set_to
-    assert before <= first.now() <= second.now() <= first.now()
-
-
 def test_a_mixture_is_not_served(two):
     run, _ = two  # noqa: F811
     other = {"embedding": write(run, "other", "embedding", {}, 5)}
@@ -193,11 +183,15 @@ def wait_for(condition, seconds=20.0):
         time.sleep(0.02)
 
 
-def whole(**parts):
-    """A recommender from which nothing is withdrawn."""
-    one = SimpleNamespace(**parts)
-    one.without = lambda withdrawn: one
-    return one
+class Whole:
+    """A recommender that nothing was withdrawn from."""
+
+    def __init__(self, number):
+        self.number, self.generation, self.artifacts = number, None, {"embedding": "e1"}
+
+    def without(self, withdrawn):
+        assert not withdrawn
+        return self
 
 
 @pytest.fixture
@@ -209,7 +203,7 @@ def watched(monkeypatch, tmp_path):
         if store.error:
             raise store.error
         store.built.append(parts)
-        return whole(number=len(store.built))
+        return Whole(len(store.built))
 
     for name, value in {
         "embedding_of": lambda folder, embedding: (folder, embedding),
@@ -225,7 +219,7 @@ def watched(monkeypatch, tmp_path):
     }.items():
         monkeypatch.setattr(live_module.new_items, name, value)
     monkeypatch.setattr(live_module.dead_letters, "counts", lambda folder: store.refused)
-    first = whole(generation=None, artifacts={"embedding": "e1"})
+    first = Whole(0)
     return Live(first, Settings(run=tmp_path)), store, first
 
 
@@ -247,16 +241,18 @@ def test_each_load_and_each_new_item_is_taken_over_once(watched):
     assert live.current.number == len(store.built) == 3
 
 
-@pytest.mark.parametrize("error", [StoreError("lost"), StoreUnavailable("lost"), DataError("lost")])
-def test_while_the_store_cannot_be_read_the_last_answers_stay_and_it_is_tried_again(watched, error, caplog):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(StoreError("lost"), "lost"), (StoreUnavailable("lost"), STORE_AWAY), (DataError("lost"), "lost")],
+)
+def test_while_the_store_cannot_be_read_the_last_answers_stay_and_it_is_tried_again(
+    watched, error, reason, caplog
+):
     live, store, _ = watched
     live.look()
     store.loaded, store.error = "tuesday", error
     live.look()
     live.look()
-    reason = (
-        STORE_AWAY if isinstance(error, StoreUnavailable) else "lost"
-    )  # no client is told where the store is
     assert live.current.number == 1 and live.stale_reason == reason
     said = [record.getMessage() for record in caplog.records if record.name == "moon.serving"]
     assert said == ["not up to date: lost"], "the same reason is said once"
@@ -265,11 +261,14 @@ def test_while_the_store_cannot_be_read_the_last_answers_stay_and_it_is_tried_ag
     assert live.current.number == 2 and live.stale_reason == ""
 
 
-def test_the_shops_clock_goes_on_with_each_service(two):
+def test_the_clock_belongs_to_the_run_and_no_start_moves_it_back(two):
     run, _ = two  # noqa: F811
-    first = Live.open(Settings(run=run)).current.now()
-    later = first + timedelta(days=3)
-    ShopClock(run / "store", first).set(later)  # by the service before, say
-    assert abs(Live.open(Settings(run=run)).current.now() - later) < timedelta(minutes=1)
+    first = Live.open(Settings(run=run)).current
+    began = first.now()
+    ShopClock(run / "store", began).set(began + timedelta(days=3))  # it has been running for three days, say
+    set_to = (run / "store" / "data" / "clock.json").read_bytes()
+    second = Live.open(Settings(run=run)).current
+    assert (run / "store" / "data" / "clock.json").read_bytes() == set_to
+    assert began + timedelta(days=3) <= first.now() <= second.now() <= first.now()
     moon = Live.open(Settings(run=run, clock="wall")).current
     assert abs(moon.now() - datetime.now(UTC)) < timedelta(minutes=1)

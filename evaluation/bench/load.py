@@ -23,7 +23,7 @@ from evaluation.bench.local_redis import free_port
 from evaluation.bench.serving import copy_run
 from run.artifacts import open_artifact
 
-SECONDS, ROUNDS = 4.0, 3
+SECONDS, ROUNDS = 4.0, 6
 START_GOAL_S, ALIVE_GOAL_MS, MORE_GOAL = 5.0, 50.0, 1.5
 SEARCHING, ASKING, EVENTS = 8, 4, 1000
 PATIENCE_S = 120.0
@@ -100,7 +100,7 @@ def _alive(port: int, of: str, pictures: Sequence[bytes]) -> Iterator[Line]:
 
 
 def _rate(port: int, clients: int, ask: Callable[[_Client, int], None]) -> float:
-    return sum(_drive(port, [ask] * clients, SECONDS / 2)) / (SECONDS / 2)
+    return sum(_drive(port, [ask] * clients, SECONDS / 4)) / (SECONDS / 4)
 
 
 def _drive(port: int, asks: Sequence[Callable[[_Client, int], None]], seconds: float) -> list[int]:
