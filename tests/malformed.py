@@ -92,7 +92,10 @@ def _number(name: str, negative: str | None, infinite: str | None, missing: str 
 
 
 def _time(name: str) -> Kinds:
-    rule, outside = f"{name} is not a time with a zone", f"{name} is before 1990 or in the future"
+    rule, outside = (
+        f"{name} is not a time with a zone",
+        f"{name} outside sane bounds: before 1990 or in the future",
+    )
     return {
         "truth value": ([True], rule),
         "numeric string": (["0", "20250701", "1751364000", "1751364000.5"], rule),

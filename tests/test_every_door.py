@@ -255,7 +255,7 @@ def store(tiny_world, tmp_path):
         for door in doors
     ],
 )
-def test_every_door_gives_the_same_verdict_in_the_same_words(request, store, kind, door):
+def test_every_door_gives_the_same_verdict_in_the_same_words(request, kind, door):
     tried_here = cases(kind)
     records = [
         {**one, "event_id": one["event_id"] + number}
@@ -267,7 +267,7 @@ def test_every_door_gives_the_same_verdict_in_the_same_words(request, store, kin
         found = [imported(kind, one) for one in records]
     else:
         server = request.getfixturevalue("redis_server") if door == "stream" else None
-        found = Live(store, server).verdicts(kind, door, records)
+        found = Live(request.getfixturevalue("store"), server).verdicts(kind, door, records)
     wrong = {
         name: (verdict, rule)
         for (name, _, rule), verdict in zip(tried_here, found, strict=True)
@@ -300,7 +300,7 @@ def pools():
 
 
 @given(drawn=st.one_of(*pools()))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_whatever_is_wrong_with_a_record_the_doors_agree(drawn):
     """Several fields may be malformed at once: each door may name another of the rules, none accepts it."""
     kind, fields = drawn
