@@ -39,8 +39,9 @@ TOO_LARGE = 2.0**128 - 2.0**103  # the first number that float32 rounds to infin
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 CLOCK_SKEW = timedelta(minutes=5)  # how far another clock may be ahead of ours
 OLDEST = 150.0  # years
-MOST_TEXT = 10_000  # characters of a title or a description
-MOST_WORD = 1000  # characters of a part of a category, an attribute, a segment or a query
+MOST_TEXT = 100_000  # characters of a title or a description
+MOST_VALUE = 10_000  # characters of the name or the value of an attribute
+MOST_WORD = 1000  # characters of a part of a category, a segment or a query
 MOST_PARTS = 100  # of a category or of the attributes
 # An item that is not active is in no answer (``feature_repo.ingest.item_states``); deleting is a door of its own.
 ACTIVE, DELETED = "active", "deleted"
@@ -192,8 +193,8 @@ def _one_of(known: Sequence[str]) -> Callable[[Any, ValidationInfo], str]:
     return check
 
 
-def _word(value: Any, rule: Rule, info: ValidationInfo) -> str:
-    """A text inside a list or a map; ``rule`` is broken if it is none."""
+def _word(value: Any, most: int, rule: Rule, info: ValidationInfo) -> str:
+    """A text of at most ``most`` characters inside a list or a map; ``rule`` is broken if it is none."""
     if value is None:
         raise broken(Rule.NULL_INSIDE, info.field_name)
     if not _is_text(value):
@@ -201,7 +202,7 @@ def _word(value: Any, rule: Rule, info: ValidationInfo) -> str:
     text = clean(value)
     if not text:
         raise broken(Rule.EMPTY_INSIDE, info.field_name)
-    if len(text) > MOST_WORD:
+    if len(text) > most:
         raise broken(Rule.LONG_INSIDE, info.field_name)
     return text
 
@@ -213,7 +214,7 @@ def _words(value: Any, info: ValidationInfo) -> list[str]:
         raise broken(Rule.TEXTS, info.field_name)
     if len(value) > MOST_PARTS:
         raise broken(Rule.PARTS, info.field_name)
-    return [_word(one, Rule.TEXTS, info) for one in value]
+    return [_word(one, MOST_WORD, Rule.TEXTS, info) for one in value]
 
 
 def _word_map(value: Any, info: ValidationInfo) -> dict[str, str]:
@@ -223,7 +224,8 @@ def _word_map(value: Any, info: ValidationInfo) -> dict[str, str]:
         raise broken(Rule.TEXT_MAP, info.field_name)
     if len(value) > MOST_PARTS:
         raise broken(Rule.PARTS, info.field_name)
-    return {_word(key, Rule.TEXT_MAP, info): _word(one, Rule.TEXT_MAP, info) for key, one in value.items()}
+    texts = ([_word(one, MOST_VALUE, Rule.TEXT_MAP, info) for one in pair] for pair in value.items())
+    return {key: one for key, one in texts}
 
 
 # The validators decide, in our words; the bounds behind them describe the fields in the OpenAPI document.
@@ -238,7 +240,8 @@ Price = Annotated[Annotated[float, Field(ge=0, lt=TOO_LARGE)] | None, BeforeVali
 Age = Annotated[float | None, BeforeValidator(_age)]
 Part = Annotated[str, Field(min_length=1, max_length=MOST_WORD)]
 Words = Annotated[list[Part], Field(max_length=MOST_PARTS), BeforeValidator(_words)]
-WordMap = Annotated[dict[Part, Part], Field(max_length=MOST_PARTS), BeforeValidator(_word_map)]
+Property = Annotated[str, Field(min_length=1, max_length=MOST_VALUE)]
+WordMap = Annotated[dict[Property, Property], Field(max_length=MOST_PARTS), BeforeValidator(_word_map)]
 EventType = Annotated[
     str, Field(json_schema_extra={"enum": list(EVENT_TYPES)}), BeforeValidator(_one_of(EVENT_TYPES))
 ]

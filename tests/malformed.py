@@ -130,8 +130,8 @@ def _text(name: str, most: int, optional: bool) -> Kinds:
     }
 
 
-def _texts(name: str, rule: str, wrap: Any) -> Kinds:
-    """Kinds of a list or a map of texts; ``wrap`` makes one that holds a value."""
+def _texts(name: str, most: int, rule: str, wrap: Any) -> Kinds:
+    """Kinds of a list or a map of texts of at most ``most`` characters; ``wrap`` makes one that holds a value."""
     return {
         "truth value": ([True, wrap(True)], rule),
         "number": ([7, wrap(7), wrap(7.5)], rule),
@@ -141,9 +141,9 @@ def _texts(name: str, rule: str, wrap: Any) -> Kinds:
         "null inside": ([wrap(None)], f"null inside {name}"),
         "empty inside": ([wrap(""), wrap("  ")], f"empty text inside {name}"),
         "invisible inside": ([wrap("\u200b")], f"empty text inside {name}"),
-        "too long": ([wrap("x" * 1001), wrap("x" * 10**6)], f"too long a text inside {name}"),
+        "too long": ([wrap("x" * (most + 1)), wrap("x" * 10**6)], f"too long a text inside {name}"),
         "missing": ([MISSING], None),
-        "good": ([wrap("cafe\u0301"), wrap("007"), wrap("x" * 1000)], None),
+        "good": ([wrap("cafe\u0301"), wrap("007"), wrap("x" * most)], None),
     }
 
 
@@ -177,12 +177,12 @@ CASES: dict[str, dict[str, Kinds]] = {
         "item_id": _whole(64, False, "item_id"),
         "spu": _whole(64, True, "spu"),
         "price": _number("price", "price is negative or infinite", "price is negative or infinite", None),
-        "title": {kind: found for kind, found in _text("title", 10_000, True).items()
+        "title": {kind: found for kind, found in _text("title", 100_000, True).items()
                   if kind not in ("null", "missing", "empty", "invisible")},  # see DIFFERENT
-        "description": _text("description", 10_000, True),
-        "category": _texts("category", "category is not a list of texts", lambda one: ["shop", one])
+        "description": _text("description", 100_000, True),
+        "category": _texts("category", 1000, "category is not a list of texts", lambda one: ["shop", one])
         | PARTS["category"],
-        "attributes": _texts("attributes", "attributes is not a map of texts", lambda one: {"colour": one})
+        "attributes": _texts("attributes", 10_000, "attributes is not a map of texts", lambda one: {"colour": one})
         | PARTS["attributes"],
         "colour": {"extra": (["red", None, 7], "unknown field colour")},
     },

@@ -144,7 +144,7 @@ def items():
         "a price as text": {"price": "0"},
         "no title and no picture": {"title": None},
         "a title of invisible characters": {"title": "\u200b\u202e\0"},
-        "a title of 10,001 characters": {"title": "m" * 10_001},
+        "a title of 100,001 characters": {"title": "m" * 100_001},
         "101 categories": {"category": ["mug"] * 101},
         "an empty category": {"category": [""]},
         "a picture by address": {"image_base64": "http://169.254.169.254/latest/meta-data"},
