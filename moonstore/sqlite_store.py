@@ -16,6 +16,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,12 @@ from moonstore.decode import decode
 from moonstore.encode import encode
 from moonstore.freshness import FreshReads
 from moonstore.matrix import Asked, Matrix, Reader, entity_key, kinds
+from run.artifacts import locked
 
 READ_WAIT_MS = 100  # for a lock that another process holds
-SWAP_WAIT_MS = (
-    250  # of an event, whose sender waits; it is in the journal already and goes online with the next one
-)
+# Of an event, for a lock that no writer of ours holds: its sender waits. It is in the journal already, and goes
+# online with the next one.
+SWAP_WAIT_MS = 250
 LOAD_WAIT_MS = 5_000  # of a load, for which nobody waits
 AT_ONCE = 10_000  # entities per query; SQLite allows 32,766 parameters
 TEXT = ("string", "int32", "int64", "float", "double", "bool")  # types that Feast stores as text as well
@@ -134,7 +136,7 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
         connection = self._get_conn(config)
         keys = _keys(config, view, batch)
         connection.execute(f"PRAGMA busy_timeout = {SWAP_WAIT_MS}")
-        with connection:
+        with self._turn(config), connection:
             connection.execute("BEGIN IMMEDIATE")  # excludes other writers between compare and set
             query = f"SELECT value FROM {table} WHERE entity_key = ? AND feature_name = ?"
             found = [connection.execute(query, (key, guard)).fetchone() for key in keys]
@@ -164,9 +166,13 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
         table = feast_sqlite._quote_id(self._table(config, view))
         connection = self._get_conn(config)
         connection.execute(f"PRAGMA busy_timeout = {LOAD_WAIT_MS}")
-        with connection:
+        with self._turn(config), connection:
             cursor = connection.executemany(UPSERT.format(table=table), rows)
         return cursor.rowcount
+
+    def _turn(self, config: RepoConfig) -> contextlib.AbstractContextManager[None]:
+        """Our writers queue for the file; SQLite's own waiting is by polling, in which one of many may starve."""
+        return locked(Path(f"{self._get_db_path(config)}-writing"))
 
     def _table(self, config: RepoConfig, view: FeatureView) -> str:
         name: str = feast_sqlite._table_id(
