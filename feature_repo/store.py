@@ -20,16 +20,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 from feast import FeatureStore
+from feast.errors import FeastError
+from feast.repo_config import FeastConfigError
+from google.protobuf.message import DecodeError
 
 from feature_repo.services import definitions
 from feature_repo.sources import DATA, LOG, read_source
-from feature_repo.views import EmbeddingRecord
+from feature_repo.views import EmbeddingRecord, views
 from moonstore import dead_letters
 from moonstore.batch import sift
 from moonstore.engine import ColumnStore, Report
 from moonstore.errors import UNREACHABLE, StoreError
 from run.artifacts import write_text
-from run.disk import DiskError, writing
+from run.disk import DiskError, disk_reason, writing
 
 # Feast warns at every opening that the flag is for SQL registries, but file registries need it as well.
 logging.getLogger("feast.repo_config").addFilter(
@@ -162,7 +165,10 @@ def materialize(store_dir: Path, until: datetime, only: Sequence[str] = ()) -> d
     names = only or sorted(str(view.name) for view in store.list_feature_views())
     for view in names:
         try:
-            with writing(Path(store_dir)), contextlib.redirect_stdout(io.StringIO()):  # Feast prints headlines
+            with (
+                writing(Path(store_dir)),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):  # Feast prints headlines
                 store.materialize(BEGINNING, until - US, feature_views=[view])
             reports[view] = Report.load(Path(store_dir), view)
             dead_letters.remove(store_dir, f"{dead_letters.VIEWS}/{view}")

@@ -105,7 +105,9 @@ def embed(run: Run, shard: str | None = None) -> str | None:
         and _is_of(previous, dataset, as_of)
         and not any(refused_rows(previous.config, name) for name in TABLES)
     )
-    done = previous if is_done else None  # by the last shard, perhaps, which was killed before it removed them all
+    done = (
+        previous if is_done else None
+    )  # by the last shard, perhaps, which was killed before it removed them all
     if shard is not None and done is None and (missing := embed_shard(run, shard)):
         return f"{missing} shards are missing: run 'moon embed --shard' for each"
     shards = sorted(path for path in (run.folder / "shards").glob("*-of-*") if not path.suffix)  # whole ones

@@ -27,11 +27,11 @@ SQLITE = {
     "SQLITE_IOERR": BROKEN,
 }
 WORDS = {  # of libraries that pass on no number: safetensors, faiss, shutil, numpy
-    r"No space left on device|requested and \d+ written": FULL,
+    r"No space left on device|requested and \d+ written|database or disk is full": FULL,
     r"Disk quota exceeded": QUOTA,
-    r"Read-only file system": READ_ONLY,
-    r"Permission denied|Operation not permitted": FORBIDDEN,
-    r"Input/output error": BROKEN,
+    r"Read-only file system|readonly database": READ_ONLY,
+    r"Permission denied|Operation not permitted|unable to open database file": FORBIDDEN,
+    r"Input/output error|disk I/O error": BROKEN,
 }
 
 

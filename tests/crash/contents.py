@@ -12,7 +12,7 @@ from feast.protos.feast.core.Registry_pb2 import Registry
 
 from run.artifacts import MANIFEST
 
-VOLATILE = {"seconds", "since", "published", "shop", "wall"}
+VOLATILE = {"seconds", "since", "published", "shop", "wall", "time", "attempts"}
 OF_A_DATABASE = ("-journal", "-wal", "-shm")  # SQLite removes or replays them when it is opened
 
 

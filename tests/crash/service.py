@@ -11,27 +11,21 @@ import pyarrow.parquet as pq
 import test_ingest
 from conftest import make_world
 
+from dataset.records import Item
 from feature_repo.event_log import log_version
 from feature_repo.ingest.clock import ShopClock
 from feature_repo.ingest.fold import fold
 from feature_repo.ingest.ingestor import Ingestor
+from feature_repo.ingest.item_rows import are_online, fold_items, put_online
+from feature_repo.ingest.item_states import set_state, withdrawn
 from feature_repo.ingest.journal import Journal
-from feature_repo.ingest.new_items import (
-    Item,
-    NewItem,
-    are_online,
-    fold_items,
-    keep_item,
-    new_items,
-    put_online,
-    refused_items,
-    set_aside,
-)
+from feature_repo.ingest.new_items import keep_item, new_items, set_aside
 from feature_repo.ingest.stream import EventFile, consume
 from feature_repo.item_matrix import open_item_matrix
 from feature_repo.sources import DATA, LOG
 from feature_repo.store import open_store, use_profile
 from feature_repo.views import EmbeddingRecord
+from moonstore import dead_letters
 from tests.crash.contents import contents
 from tests.crash.job import Job, acknowledge, acknowledged
 
@@ -157,13 +151,17 @@ def _item_is_online(folder: Path) -> str:
 def _set_aside(folder: Path) -> None:
     """What a service does with each item that it cannot encode; it looks at them again and again."""
     for one in new_items(folder / "store"):
-        set_aside(folder / "store", NewItem(one.item, one.available_us), "cannot be encoded")
+        set_aside(folder / "store", one, "cannot be encoded")
 
 
 def _item_is_known(folder: Path) -> None:
     """The item waits or is set aside: it does not vanish."""
     waiting = [one.item.item_id for one in new_items(folder / "store")]
-    assert {*waiting, *refused_items(folder / "store")} == {NEW}, "a received item is lost"
+    refused = [
+        int(one.id.partition("/")[2])
+        for one in dead_letters.letters(folder / "store", dead_letters.NEW_ITEMS)
+    ]
+    assert {*waiting, *refused} == {NEW}, "a received item is lost"
 
 
 def _stream(folder: Path) -> None:
@@ -199,6 +197,22 @@ def _profile(folder: Path) -> str:
     return str(open_store(folder / "store").config.online_store.type)
 
 
+def _withdraw(folder: Path) -> None:
+    """One item is out of stock and then deleted."""
+    for state in ("out_of_stock", "deleted"):
+        set_state(folder / "store", NEW, state, NOW)
+        acknowledge(folder, [NEW])
+
+
+def _is_withdrawn(folder: Path) -> None:
+    """What was acknowledged as withdrawn is not answered."""
+    assert acknowledged(folder) <= set(withdrawn(folder / "store")), "an acknowledged change is lost"
+
+
+def _state(folder: Path) -> str:
+    return withdrawn(folder / "store").get(NEW, "active")
+
+
 def _start_clock(folder: Path) -> None:
     ShopClock(folder / "store", NOW)
 
@@ -210,6 +224,7 @@ SERVICE = (
     Job("items over HTTP", "store", _keep, look=_items_kept),
     Job("item goes online", "trained", _put_online, prepare=_one_new, look=_item_is_online),
     Job("item is set aside", "trained", _set_aside, prepare=_one_new, look=_item_is_known),
+    Job("item is withdrawn", "store", _withdraw, look=_is_withdrawn, state=_state),
     Job("snapshot of items", "trained", _snapshot),
     Job("clock", "store", _set_clock, prepare=_start_clock, look=_time),
     Job("online store switched", "store", _switch, look=_profile),
