@@ -56,7 +56,7 @@ CONTINUE = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 GO, KILL, TEAR = "go", "kill", "tear"
-Verdict = str | int  # GO, KILL, TEAR (the first half of a write, then KILL), or an error number
+Verdict = str | int  # GO, KILL, TEAR (half of a write, if it is one, then KILL), or an error number
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _one(
         operation = Operation(len(done) + 1, NAMES[call], path[len(below) + 1 :], size)
         done.append(operation)
         verdict = decide(operation)
-    if verdict == TEAR:
+    if verdict == TEAR and NAMES[call] in WRITES:
         _half(pid, thread, NAMES[call], arguments)
     if verdict in (TEAR, KILL):
         os.killpg(pid, signal.SIGKILL)
