@@ -35,7 +35,7 @@ from moonstore.decode import decode
 from moonstore.encode import encode
 from moonstore.freshness import FreshReads
 from moonstore.matrix import Asked, Matrix, Reader, entity_key, kinds
-from run.disk import writing
+from run.disk import DiskError, disk_reason, writing
 
 READ_WAIT_MS = 100  # for a lock that another process holds
 SWAP_WAIT_MS = (
@@ -56,7 +56,7 @@ WHERE excluded.event_ts > stored.event_ts
 
 
 class DamagedStore(sqlite3.OperationalError):
-    """The file of the store cannot be read."""
+    """The file of the store is damaged, or its disk takes nothing."""
 
 
 class SqliteOnlineStoreConfig(feast_sqlite.SqliteOnlineStoreConfig):
@@ -167,12 +167,13 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
         try:
             yield
         except (sqlite3.DatabaseError, DecodeError, ValueError) as error:
+            path = Path(self._get_db_path(config))
+            if (why := disk_reason(error)) is not None:  # readers write, too: locks and the index of the log
+                raise DamagedStore(str(DiskError(path, why))) from error
             absent = "no such table" in str(error)  # it was emptied, or removed and made anew
             if isinstance(error, DataError) or (isinstance(error, sqlite3.OperationalError) and not absent):
                 raise
-            raise DamagedStore(
-                f"{self._get_db_path(config)}: damaged ({error}). Remove it and run 'moon materialize'"
-            ) from error
+            raise DamagedStore(f"{path}: damaged ({error}). Remove it and run 'moon materialize'") from error
 
     def _by_feast(self, config: RepoConfig, view: FeatureView, batch: Batch) -> None:
         kind = kinds(view)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -79,10 +78,18 @@ def _ingest_again(folder: Path) -> None:
 
 
 def _histories(folder: Path) -> dict[str, object]:
-    """The journal's events whatever their order, and everything else."""
-    rows = sorted(json.dumps(row, default=str) for row in Journal(folder / "store").table().to_pylist())
-    rest = {name: one for name, one in contents(folder).items() if "/events/" not in name}
-    return {"journal": rows, **rest}
+    """The journal's events and what each user's history holds, in order.
+
+    Not their times to the microsecond: those of one request follow one another, and here a later request brings some.
+    """
+    rows = Journal(folder / "store").table().drop_columns(["event_time", "available_time"]).to_pylist()
+    seen = [
+        test_ingest.online(folder / "store", user, NOW + timedelta(seconds=1), 50)
+        for user in WORLD.user_ids.tolist()
+    ]
+    others = ("/events/", "online.db")
+    rest = {name: one for name, one in contents(folder).items() if not any(some in name for some in others)}
+    return {"journal": rows, "online": seen, **rest}
 
 
 def _received(folder: Path) -> None:

@@ -186,6 +186,12 @@ def _publish_and_activate(folder: Path) -> None:
     releases.activate(folder, releases.publish(folder).number)
 
 
+def _roll_back_if_needed(folder: Path) -> None:
+    """A user looks first: to go back twice is to go back two generations."""
+    if releases.generations.serving(folder).generation == 2:
+        releases.rollback(folder)
+
+
 def _write_results(folder: Path) -> None:
     """What ``evaluate`` and ``seeds`` write, without measuring."""
     write_measurements(folder / "metrics.json", [Measurement("auc", 0.5, 10, "test")])
@@ -221,7 +227,7 @@ STAGES = (
     Job("publish", "generations", releases.publish, look=_serves, state=_generations),
     Job("publish and activate", "generations", _publish_and_activate, look=_serves, state=_generations),
     Job("activate", "generations", lambda folder: releases.activate(folder, 1), look=_serves, state=_generations),
-    Job("roll back", "generations", lambda folder: releases.rollback(folder), look=_serves, state=_generations),
+    Job("roll back", "generations", releases.rollback, look=_serves, state=_generations, again=_roll_back_if_needed),
     Job("collect", "generations", lambda folder: releases.collect(folder), look=_serves, state=_generations,
         prepare=lambda folder: (_publish_and_activate(folder), None)[1]),
     Job("results", "empty", _write_results),
