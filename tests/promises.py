@@ -52,10 +52,11 @@ def record(what: str, where: str, tried: int, wrong: int = 0) -> None:
         (Path(os.environ[FOLDER]) / f"{name}.json").write_text(json.dumps(content))
 
 
-def table(records: list[dict], commit: str, day: str) -> str:
-    """The part of the page between the markers."""
+def table(records: list[dict], commit: str, day: str, most: int | None = None) -> str:
+    """The part of the page between the markers; ``most``: how many points of each job were drawn."""
+    drawn = "" if most is None else f", with at most {most} points drawn of each job of the crash matrix"
     lines = [
-        f"Written by `make promises` on {day} at commit {commit}.",
+        f"Written by `make promises` on {day} at commit {commit}{drawn}.",
         "",
         "| tried | each time | places | times | went wrong |",
         "|---|---|---|---|---|",
@@ -91,7 +92,7 @@ def main() -> None:
         records = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
     asked = ["git", "rev-parse", "--short=7", "HEAD"]
     commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    PAGE.write_text(written(PAGE.read_text(), table(records, commit, f"{datetime.now(UTC):%Y-%m-%d}")))
+    PAGE.write_text(written(PAGE.read_text(), table(records, commit, f"{datetime.now(UTC):%Y-%m-%d}", most)))
     sys.exit(1 if any(codes) else 0)
 
 
