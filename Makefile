@@ -7,7 +7,7 @@ BIN := .venv/bin
 # One thread pool that sleeps between kernels: a spinning one is many times slower on a shared machine.
 export OMP_WAIT_POLICY = passive
 
-.PHONY: help setup setup-ray demo test fuzz mutants check fmt serve lock clean
+.PHONY: help setup setup-ray demo test fuzz mutants crashes promises check fmt serve lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -39,6 +39,12 @@ fuzz: .venv/ready  ## try the service with thousands of requests made up from it
 
 mutants: .venv/ready  ## change the code in 150 places and count how many changes a test notices (about twenty minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
+
+crashes: .venv/ready  ## kill every stage and the service at every write, and fill their disk (about an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.crash
+
+promises: .venv/ready  ## make crashes and every other attempt to break a promise; writes the table of docs/promises.md
+	$(BIN)/python -m tests.promises
 
 check: .venv/ready  ## lint, formatting and types
 	$(BIN)/ruff check .

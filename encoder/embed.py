@@ -21,6 +21,7 @@ from encoder.content import Content, item_content, query_content
 from encoder.encode import Encoder
 from encoder.pictures.cache import kept
 from run.artifacts import Artifact, ArtifactError, open_artifact, require_parent, write_artifact
+from run.disk import make_folder
 from run.progress import track
 from run.resume import Checkpoints
 from run.shards import WHOLE, Shard, check_complete, check_shard
@@ -85,7 +86,7 @@ def embed(
         "as_of": as_of.astimezone(UTC).isoformat(),
     }
     checkpoints = Checkpoints(out, {**run, "shard": shard, "chunk": CHUNK}, parents)
-    checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(checkpoints.folder)
     before = kept(dataset, model.model.px)
     pictures = Pictures(
         dataset.artifact.file("images.parquet"), checkpoints.folder / "pictures.arrow", before

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evaluation.metrics import Measurement
 from run.artifacts import write_json
+from run.disk import make_folder
 
 
 def write_measurements(path: Path, measurements: Iterable[Measurement]) -> list[Measurement]:
@@ -22,7 +23,7 @@ def write_measurements(path: Path, measurements: Iterable[Measurement]) -> list[
         if one.name in content:
             raise ValueError(f"{path}: {one.name} was measured twice; names must be distinct")
         content[one.name] = {"n": int(one.n), "split": one.split, "value": float(one.value)}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_json(path, content)
     return kept
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,8 @@ from dataset.contracts import DataError
 from dataset.pictures import decoded
 from evaluation.metrics import Measurement
 from evaluation.plots import Curve, line_plot, reliability_plot
+from run.artifacts import write_text
+from run.disk import make_folder
 
 PICTURE_PX = 224  # longest side of an embedded picture
 
@@ -233,10 +234,8 @@ def render_page(out: Path, template: str, **shown: object) -> Path:
     environment.filters["number"] = number
     environment.filters["data_uri"] = data_uri
     page = environment.get_template(template).render(**shown)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, out)
+    make_folder(out.parent)
+    write_text(out, page)
     return out
 
 

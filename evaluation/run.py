@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -29,7 +28,7 @@ from evaluation.sheets import Evidence, write_report
 from evaluation.shop_baselines import positive_events, relevant_of, requests_of, shop_baselines
 from ranker.relevance import Relevance, judged_pairs
 from retrieval.retriever import Retriever, open_retrieval
-from run.artifacts import open_artifact
+from run.artifacts import open_artifact, write_json
 from run.sizes import Size
 
 DEPTH = 50
@@ -63,7 +62,7 @@ def evaluate_run(
     )
     write_measurements(folder / "metrics.json", measured)
     example = evidence.served_example()
-    (folder / "example.json").write_text(json.dumps(example, indent=2) + "\n")
+    write_json(folder / "example.json", example)
     write_report(folder / "report.html", evidence, measured, example)
 
 

@@ -22,7 +22,7 @@ from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import train_ctr
 from retrieval.examples import ranker_frames
 from retrieval.retriever import Retriever, open_retrieval
-from run.artifacts import open_artifact
+from run.artifacts import open_artifact, write_text
 from run.sizes import Size
 
 SEEDS = (0, 1, 2)
@@ -64,7 +64,7 @@ def measure_seeds(
         result[name] = {"mean": float(np.mean(values)), "n": len(values)}
         if len(values) > 1:  # the mix has no seed
             result[name]["sd"] = float(np.std(values, ddof=1))
-    (folder / "seeds.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
+    write_text(folder / "seeds.json", json.dumps(result, indent=2, sort_keys=True) + "\n")
     return result
 
 

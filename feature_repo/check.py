@@ -7,7 +7,6 @@ without problems becomes the baseline that the next one measures drift from.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,7 +26,8 @@ from moonstore.encode import encode
 from moonstore.engine import newest
 from moonstore.freshness import EPOCH, as_of
 from moonstore.matrix import Matrix, kinds, read_matrix
-from run.artifacts import write_json
+from run.artifacts import read_json, write_json
+from run.disk import make_folder
 
 SAMPLE = 1000  # entities compared per view
 COVERAGE, PARITY, NULLS, DRIFT = 0.99, 1.0, 0.9, 0.25  # at least, at least, at most, at most
@@ -153,12 +153,13 @@ def _examine(store: FeatureStore, view: FeatureView) -> Finding:
 
 
 def _load(path: Path) -> Baseline:
-    found: Baseline = json.loads(path.read_text()) if path.exists() else {}
+    again = "Remove it: the next check without problems writes another one."
+    found: Baseline = read_json(path, again) if path.exists() else {}
     return found
 
 
 def _save(path: Path, baseline: Baseline) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_json(path, baseline)
 
 

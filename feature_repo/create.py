@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from feast import FeatureStore
 
 from feature_repo import source_tables
 from feature_repo.ingest.journal import Journal
-from feature_repo.sources import DATA, LOG, NEW_ITEMS, STATES_FILE
+from feature_repo.sources import DATA, LOG, NEW_ITEMS, STATES_FILE, replace_source
 from feature_repo.store import apply_definitions, open_store, use_profile
 from feature_repo.views import EmbeddingRecord
 from moonstore.dead_letters import DEAD_LETTER, EVENTS
 from moonstore.errors import StoreError
+from run.disk import writing
 
 if TYPE_CHECKING:
     from dataset.split import Split
@@ -48,28 +48,33 @@ def create_store(
     """
     store_dir = Path(store_dir)
     refuse_to_lose(store_dir, dataset.items, split.log)
-    building = store_dir.with_name(store_dir.name + ".tmp")
+    building, previous = (store_dir.with_name(store_dir.name + end) for end in (".tmp", ".previous"))
     shutil.rmtree(building, ignore_errors=True)
-    data = building / DATA
+    with writing(store_dir):
+        _build(building, dataset, split, profile, redis_url)
+        _keep(store_dir / DATA, building / DATA)
+        shutil.rmtree(previous, ignore_errors=True)
+        if store_dir.exists():
+            store_dir.rename(previous)
+        building.rename(store_dir)
+    shutil.rmtree(previous, ignore_errors=True)
+    return open_store(store_dir)
+
+
+def _build(folder: Path, dataset: Dataset, split: Split, profile: str, redis_url: str | None) -> None:
+    """Write a whole store into an empty place."""
+    data = folder / DATA
     data.mkdir(parents=True)
-    use_profile(building, profile, redis_url)
+    use_profile(folder, profile, redis_url)
     source_tables.write_behaviour(data, split.log)
     tables = {
         "item_profile": source_tables.item_profile(dataset.items),
         "user_profile": source_tables.user_profile(dataset.users),
     }
     for view, table in tables.items():
-        pq.write_table(table, data / f"{view}.parquet")
-    EmbeddingRecord().save(building)
-    _keep(store_dir / DATA, data)
-    apply_definitions(building)
-    previous = store_dir.with_name(store_dir.name + ".previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if store_dir.exists():
-        store_dir.rename(previous)
-    building.rename(store_dir)
-    shutil.rmtree(previous, ignore_errors=True)
-    return open_store(store_dir)
+        replace_source(data / f"{view}.parquet", table)
+    EmbeddingRecord().save(folder)
+    apply_definitions(folder)
 
 
 def _keep(old: Path, new: Path) -> None:

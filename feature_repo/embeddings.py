@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dataset.contracts import TIME
 from feature_repo import source_tables
-from feature_repo.sources import DATA, replace_source
+from feature_repo.sources import DATA, read_source, replace_source
 from feature_repo.store import apply_definitions
 from feature_repo.vectors import Vectors, VectorTable
 from feature_repo.views import ITEM_EMBEDDING, QUERY_EMBEDDING, Embedding, EmbeddingRecord
 from moonstore.errors import StoreError
 from run.artifacts import Artifact
+from run.disk import writing
 
 
 def publish_embedding(store_dir: Path, artifact: Artifact) -> Embedding:
@@ -78,14 +78,15 @@ def drop_embeddings(store_dir: Path, keep: Collection[str]) -> list[Embedding]:
     for name in (ITEM_EMBEDDING, QUERY_EMBEDDING):
         for path in (store_dir / DATA).rglob(f"{name}_v*"):  # the source, dead letters, reports, checks
             if path.name.partition(".")[0] not in views:
-                path.unlink()
+                with writing(path):
+                    path.unlink()
     return [one for one in record.embeddings if one not in kept]
 
 
 def _write(store_dir: Path, embedding: Embedding, vectors: Vectors, artifact: Artifact) -> None:
     as_of = datetime.fromisoformat(str(artifact.config["as_of"]))
     as_of_us = pa.scalar(as_of, TIME).cast(pa.int64()).as_py()
-    profile = pq.read_table(store_dir / DATA / "item_profile.parquet", columns=["item_id", "first_seen_us"])
+    profile = read_source(store_dir / DATA / "item_profile.parquet", ["item_id", "first_seen_us"])
     profile = profile.sort_by("item_id")
     known = VectorTable(profile.column("item_id").to_numpy(), np.zeros((profile.num_rows, 0), np.float32))
     row = known.rows(vectors.ids)

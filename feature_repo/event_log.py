@@ -19,6 +19,10 @@ from dataset.contracts import TIME, behaviour_codes
 from dataset.order import sequence_of
 from feature_repo.frame import History
 from feature_repo.sources import DATA
+from moonstore.errors import StoreError
+from moonstore.readable import readable
+from run.artifacts import fsync
+from run.disk import writing
 
 COLUMNS = ("item_id", "code", "time_us", "available_us", "event_id")
 FOLDER, POINTERS = "event_log", "user_events.parquet"
@@ -48,11 +52,20 @@ class EventLog:
 
     @classmethod
     def open(cls, folder: Path) -> EventLog:
-        """Memory-map the log at ``folder``, which is named after its version."""
-        arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("users", "starts", *COLUMNS)
-        }
+        """Memory-map the log at ``folder``, which is named after its version.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        try:
+            arrays = {
+                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                for name in ("users", "starts", *COLUMNS)
+            }
+        except (OSError, ValueError, EOFError) as error:
+            raise StoreError(
+                f"{folder}: missing or damaged ({error}). Run 'moon store' to make it again."
+            ) from None
         return cls(**arrays, version=folder.name)
 
     def __len__(self) -> int:
@@ -117,7 +130,14 @@ def open_event_log(store_dir: Path, version: str | None = None) -> EventLog:
 def log_version(data: Path) -> str | None:
     """The event-log version that the pointers in the folder ``data`` refer to; None: there are no pointers."""
     path = data / POINTERS
-    return pq.read_schema(path).metadata[LOG_VERSION.encode()].decode() if path.exists() else None
+    if not path.exists():
+        return None
+    with readable(path):
+        metadata = pq.read_schema(path).metadata or {}
+    version = metadata.get(LOG_VERSION.encode(), b"").decode(errors="replace")
+    if not version:
+        raise StoreError(f"{path}: damaged, it names no event log. Run 'moon store' to make it again.")
+    return version
 
 
 def write_event_log(folder: Path, log: pa.Table) -> EventLog:
@@ -147,8 +167,10 @@ def write_event_log(folder: Path, log: pa.Table) -> EventLog:
     if not version.exists():
         building = folder / (version.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        for name, values in arrays.items():
-            np.save(building / f"{name}.npy", values, allow_pickle=False)
-        building.rename(version)
+        with writing(version):
+            building.mkdir(parents=True)
+            for name, values in arrays.items():
+                np.save(building / f"{name}.npy", values, allow_pickle=False)
+                fsync(building / f"{name}.npy")
+            building.rename(version)
     return EventLog.open(version)

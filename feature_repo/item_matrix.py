@@ -21,20 +21,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from feast import FeatureStore, FeatureView
 
 from feature_repo.features import ITEM_FEATURES
 from feature_repo.ingest.new_items import new_items
 from feature_repo.online import UNREACHABLE, Stored, StoreUnavailable
-from feature_repo.sources import DATA
+from feature_repo.sources import DATA, read_source
 from feature_repo.vectors import VectorTable
 from feature_repo.views import Embedding, EmbeddingRecord
 from moonstore.engine import REPORTS, Report
 from moonstore.errors import StoreError
 from moonstore.freshness import EPOCH, US, as_of, is_fresh
 from moonstore.matrix import Matrix, Reader, matrix_reader, to_arrow
-from run.artifacts import locked
+from run.artifacts import ArtifactError, discard, locked, read_json, write_json
+from run.disk import make_folder, writing
 from run.progress import track
 
 FOLDER, ITEMS, VECTORS, ABOUT = "item_matrix", "items.arrow", "vectors.arrow", "about.json"
@@ -141,10 +141,11 @@ def open_item_matrix(store: FeatureStore, embedding: Embedding) -> ItemMatrix:
     """
     store_dir = Path(store.config.repo_path or ".")
     folder = store_dir / DATA / FOLDER
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     with locked(folder / "lock"):
         key = matrix_key(store_dir, embedding)
-        if not (folder / key).exists():
+        if not _is_whole(folder / key):
+            discard(folder / key)
             _write(
                 folder / key,
                 _loaded_until(store_dir),
@@ -156,12 +157,26 @@ def open_item_matrix(store: FeatureStore, embedding: Embedding) -> ItemMatrix:
             for old in folder.glob("v*"):
                 if old.name != key and old.name.split("-")[0] not in others:
                     shutil.rmtree(old)  # processes that have mapped it keep it
-    about = json.loads((folder / key / ABOUT).read_text())
-    items, vectors = (
-        pa.ipc.open_file(pa.memory_map(str(folder / key / name))).read_all() for name in (ITEMS, VECTORS)
-    )
+    loaded_until, items, vectors = _mapped(folder / key)
     views = {view: store.get_feature_view(view) for view in VIEWS}
-    return ItemMatrix(key, embedding, about["loaded_until"], items, _table(vectors, embedding.width), views)
+    return ItemMatrix(key, embedding, loaded_until, items, _table(vectors, embedding.width), views)
+
+
+def _mapped(folder: Path) -> tuple[str, pa.Table, pa.Table]:
+    about = read_json(folder / ABOUT, "", ("loaded_until",))
+    items, vectors = (
+        pa.ipc.open_file(pa.memory_map(str(folder / name))).read_all() for name in (ITEMS, VECTORS)
+    )
+    return about["loaded_until"], items, vectors
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the snapshot is there and can be opened; one that cannot is made again from the online store."""
+    try:
+        _mapped(folder)
+    except (ArtifactError, OSError, pa.ArrowException):
+        return False
+    return True
 
 
 def read_now(store: FeatureStore, embedding: Embedding, item_ids: np.ndarray, key: str = "") -> ItemMatrix:
@@ -213,16 +228,17 @@ def _table(vectors: pa.Table, width: int) -> VectorTable:
 def _write(folder: Path, loaded_until: str, matrix: ItemMatrix) -> None:
     building = folder.with_suffix(".tmp")
     shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
     ids, flat = matrix.vectors.ids, pa.array(matrix.vectors.matrix.reshape(-1), pa.float32())
     vectors = pa.table(
         {"item_id": ids, "vector": pa.FixedSizeListArray.from_arrays(flat, matrix.embedding.width)}
     )
-    for name, table in ((ITEMS, matrix.items), (VECTORS, vectors)):
-        with pa.ipc.new_file(building / name, table.schema) as file:
-            file.write_table(table.combine_chunks())
-    (building / ABOUT).write_text(json.dumps({"loaded_until": loaded_until}) + "\n")
-    building.rename(folder)
+    with writing(folder):
+        building.mkdir()
+        for name, table in ((ITEMS, matrix.items), (VECTORS, vectors)):
+            with pa.ipc.new_file(building / name, table.schema) as file:
+                file.write_table(table.combine_chunks())
+        write_json(building / ABOUT, {"loaded_until": loaded_until})
+        building.rename(folder)
 
 
 def _known_ids(store_dir: Path, embedding: Embedding) -> np.ndarray:
@@ -235,7 +251,7 @@ def _known_ids(store_dir: Path, embedding: Embedding) -> np.ndarray:
 
 def _source_ids(store_dir: Path, view: str) -> np.ndarray:
     """Ids of the rows of a view's source, int64, without those that a load refuses."""
-    ids = pq.read_table(store_dir / DATA / f"{view}.parquet", columns=["item_id"]).column(0).drop_null()
+    ids = read_source(store_dir / DATA / f"{view}.parquet", ["item_id"]).column(0).drop_null()
     fitting = ids.filter(pc.less_equal(ids, pa.scalar(2**63 - 1, ids.type)))
     return np.asarray(fitting.cast(pa.int64()).to_numpy())
 

@@ -15,6 +15,7 @@ from feature_repo.sources import LOG, TIMESTAMP, replace_source
 from feature_repo.statistics import daily_stats
 from feature_repo.vectors import VectorTable
 from feature_repo.views import HISTORY, Embedding
+from run.disk import make_folder
 
 END = np.iinfo(np.int64).max
 
@@ -96,7 +97,7 @@ def write_behaviour(data: Path, events: pa.Table) -> EventLog:
     }
     for name, table in tables.items():
         replace_source(data / f"{name}.parquet", table)
-    (data / LOG).parent.mkdir(exist_ok=True)
+    make_folder((data / LOG).parent)
     replace_source(data / LOG, events)  # last: a kill before this line is repaired by folding again
     for other in (data / FOLDER).iterdir():
         if other.name not in (log.version, before):

@@ -15,6 +15,9 @@ from feast.data_format import ParquetFormat
 
 from moonstore import dead_letters
 from moonstore.dead_letters import DATA
+from moonstore.readable import readable
+from run.artifacts import fsync
+from run.disk import writing
 
 TIMESTAMP = "event_timestamp"
 # Within DATA: the journal of received events, the log it is folded into, the lock of both, received items.
@@ -25,8 +28,21 @@ STATES_FILE = "item_states.db"
 def replace_source(path: Path, table: pa.Table) -> None:
     """Write the file of a source atomically."""
     temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with writing(path):
+        pq.write_table(table, temporary)
+        fsync(temporary)
+        temporary.replace(path)
+        fsync(path.parent)
+
+
+def read_source(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read the file of a source, or these columns of it.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    with readable(path):
+        return pq.read_table(path, columns=columns)
 
 
 def source(view: str) -> FileSource:

@@ -18,17 +18,21 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 from feast import FeatureStore
+from feast.errors import FeastError
+from feast.repo_config import FeastConfigError
+from google.protobuf.message import DecodeError
 
 from feature_repo.services import definitions
-from feature_repo.sources import DATA, LOG
-from feature_repo.views import EmbeddingRecord
+from feature_repo.sources import DATA, LOG, read_source
+from feature_repo.views import EmbeddingRecord, views
 from moonstore import dead_letters
 from moonstore.batch import sift
 from moonstore.engine import ColumnStore, Report
 from moonstore.errors import UNREACHABLE, StoreError
+from run.artifacts import write_text
+from run.disk import DiskError, disk_reason, writing
 
 # Feast warns at every opening that the flag is for SQL registries, but file registries need it as well.
 logging.getLogger("feast.repo_config").addFilter(
@@ -54,12 +58,53 @@ def open_store(store_dir: Path) -> FeatureStore:
     """Open the store at ``store_dir``.
 
     Raises:
-        StoreError: there is none.
+        StoreError: there is none, or its configuration or its registry is damaged.
+        ArtifactError: the record of its embeddings is damaged.
     """
+    store = _open(store_dir)
+    found = {str(view.name): {one.name for one in view.features} for view in store.list_feature_views()}
+    needed = {name: {one.name for one in view.features} for name, view in views(EmbeddingRecord()).items()}
+    wrong = sorted(name for name, features in needed.items() if not features <= found.get(name, set()))
+    if wrong:
+        raise StoreError(
+            f"{_registry(store_dir)}: damaged, or of an earlier release: it lacks views, or features of views "
+            f"({', '.join(wrong)}). Remove it and run 'moon materialize'."
+        )
+    return store
+
+
+def _open(store_dir: Path) -> FeatureStore:
+    """``open_store``, whether or not its definitions are registered."""
     EmbeddingRecord.load(Path(store_dir))
-    _renew_class_paths(Path(store_dir) / YAML)
-    _adopt_refused_events(Path(store_dir))
-    return FeatureStore(repo_path=str(store_dir))
+    settings = Path(store_dir) / YAML
+    try:
+        _renew_class_paths(settings)
+        _adopt_refused_events(Path(store_dir))
+        store = FeatureStore(repo_path=str(store_dir))
+        store.refresh_registry()
+        return store
+    except DecodeError as error:
+        raise StoreError(
+            f"{_registry(store_dir)}: damaged ({error}). Remove it and run 'moon materialize'."
+        ) from error
+    except (
+        yaml.YAMLError,
+        FeastError,
+        FeastConfigError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OSError,
+    ) as error:
+        if disk_reason(error):
+            raise
+        raise StoreError(
+            f"{settings}: missing or damaged ({error}). Run 'moon store' to write it again."
+        ) from error
+
+
+def _registry(store_dir: Path) -> Path:
+    return Path(store_dir) / DATA / "registry.db"
 
 
 def use_profile(store_dir: Path, profile: str, redis_url: str | None = None) -> None:
@@ -88,9 +133,10 @@ def activate(store_dir: Path) -> None:
     if link.exists() and not link.is_symlink():
         raise StoreError(f"{link}: expected a link to a run's store, found a folder. Move it away.")
     temporary = link.with_name(DATA + ".tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to((Path(store_dir) / DATA).resolve(), target_is_directory=True)
-    temporary.replace(link)
+    with writing(link):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to((Path(store_dir) / DATA).resolve(), target_is_directory=True)
+        temporary.replace(link)
 
 
 def materialize(store_dir: Path, until: datetime, only: Sequence[str] = ()) -> dict[str, Report]:
@@ -113,16 +159,20 @@ def materialize(store_dir: Path, until: datetime, only: Sequence[str] = ()) -> d
     """
     if until.tzinfo is None:
         raise StoreError(f"expected a time with a zone, found {until.isoformat()}")
+    apply_definitions(Path(store_dir))  # an online store or a registry that was removed is there again
     store = open_store(store_dir)
     reports, failed = {}, {}
     names = only or sorted(str(view.name) for view in store.list_feature_views())
     for view in names:
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # Feast prints headlines
+            with (
+                writing(Path(store_dir)),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):  # Feast prints headlines
                 store.materialize(BEGINNING, until - US, feature_views=[view])
             reports[view] = Report.load(Path(store_dir), view)
             dead_letters.remove(store_dir, f"{dead_letters.VIEWS}/{view}")
-        except (*UNREACHABLE, MemoryError):  # no view's fault
+        except (*UNREACHABLE, MemoryError, DiskError):  # no view's fault
             raise
         except Exception as error:  # whatever a damaged source makes its readers raise
             failed[view] = f"{type(error).__name__}: {error}"
@@ -155,7 +205,7 @@ def load_row(store: FeatureStore, view: str, row: pa.Table) -> str:
 
 def known_until(store_dir: Path) -> datetime:
     """A second after the newest event of the offline log became available: materializing until then loads all."""
-    stamps = pq.read_table(Path(store_dir) / DATA / LOG, columns=["available_time"]).column(0)
+    stamps = read_source(Path(store_dir) / DATA / LOG, ["available_time"]).column(0)
     last: datetime = pc.max(stamps).as_py() or BEGINNING
     return last + timedelta(seconds=1)
 
@@ -166,16 +216,15 @@ def apply_definitions(store_dir: Path) -> None:
     Does what ``feast apply`` does inside ``feature_repo/``; idempotent.
     """
     objects: dict[str, Any] = dict(definitions(EmbeddingRecord.load(store_dir)))
-    store = open_store(store_dir)
-    gone: list[Any] = [view for view in store.list_feature_views() if view.name not in objects]
-    gone += [view.batch_source for view in gone]
-    store.apply(list(objects.values()), objects_to_delete=gone, partial=False)
+    with writing(store_dir):
+        store = _open(store_dir)
+        gone: list[Any] = [view for view in store.list_feature_views() if view.name not in objects]
+        gone += [view.batch_source for view in gone]
+        store.apply(list(objects.values()), objects_to_delete=gone, partial=False)
 
 
 def _write_yaml(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(yaml.safe_dump(content, sort_keys=False))
-    temporary.replace(path)
+    write_text(path, yaml.safe_dump(content, sort_keys=False))
 
 
 def _renew_class_paths(path: Path) -> None:

@@ -7,7 +7,6 @@ of any length; ``user_history`` is its online counterpart, the last behaviours.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -20,7 +19,7 @@ from feast.types import Array, FeastType, Float32, Int64, String
 from feature_repo.entities import item, query, user
 from feature_repo.sources import DATA, source
 from moonstore.errors import StoreError
-from run.artifacts import write_json
+from run.artifacts import read_json, write_json
 from run.sizes import SIZES
 
 HISTORY = max(size.history for size in SIZES.values())  # behaviours kept online; readers may use fewer
@@ -100,13 +99,18 @@ class EmbeddingRecord:
             raise StoreError(
                 f"{path}: expected the feature store of a run, found none. Run 'moon demo' (or 'moon store')."
             )
-        content = json.loads(path.read_text())
-        if set(content) != {"embeddings", "active", "last"}:
+        content = read_json(path, "Run 'moon store' again, and 'moon embed'.")
+        if not isinstance(content, dict) or set(content) != {"embeddings", "active", "last"}:
             raise StoreError(
-                f"{path}: expected the keys active, embeddings and last, found {sorted(content)}, of an earlier "
-                f"release. Run 'moon store' again."
+                f"{path}: expected the keys active, embeddings and last, found {sorted(content)}: damaged, or of an "
+                f"earlier release. Run 'moon store' again."
             )
-        embeddings = tuple(Embedding(**one) for one in content["embeddings"])
+        try:
+            embeddings = tuple(Embedding(**one) for one in content["embeddings"])
+        except TypeError as error:
+            raise StoreError(
+                f"{path}: damaged ({error}). Run 'moon store' again, and 'moon embed'."
+            ) from None
         return cls(embeddings, content["active"], content["last"])
 
     def save(self, repository: Path) -> None:

@@ -24,6 +24,7 @@ import typer
 
 from moon.deadletter import deadletter
 from moon.embeddings import generations
+from moon.failures import told
 from moon.keys import app as keys
 from moon.options import (
     RECIPES,
@@ -35,19 +36,6 @@ from moon.options import (
     SeedOption,
     SizeOption,
 )
-
-OURS = {
-    "moon",
-    "run",
-    "moonstore",
-    "dataset",
-    "feature_repo",
-    "encoder",
-    "ranker",
-    "retrieval",
-    "serving",
-    "evaluation",
-}
 
 app = typer.Typer(
     help="Moon: a feature-store-centric multimodal recommender.",
@@ -314,10 +302,11 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("interrupted: run the same command again to go on", err=True)
         code = 130
-    except (ValueError, RuntimeError, OSError) as error:
-        if type(error).__module__.split(".")[0] not in OURS:
+    except Exception as error:
+        said = told(error)
+        if said is None:
             raise
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        typer.echo(said, err=True)
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()

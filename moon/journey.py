@@ -13,8 +13,9 @@ from typing import Any
 
 from moon import stages as work
 from moon import verbs
-from run.artifacts import open_artifact, write_json
-from run.folder import LAST, RUNS, JourneyError, Run, choices, load, stamp
+from run.artifacts import open_artifact, read_json, write_json
+from run.disk import make_folder, writing
+from run.folder import LAST, RUNS, STAMPED, STAMPED_AGAIN, JourneyError, Run, choices, load, stamp
 from run.sizes import REAL, SIMULATED, size
 
 COMMANDS = {"encoder": "moon encoder train", "publish": "moon embeddings publish --activate"}
@@ -102,9 +103,9 @@ def start(data: str, folder: Path | None, size_name: str | None, seed: int, prof
                 f"{run.folder} holds the run {choices(known)}, asked for {choices(run)}. "
                 f"Choose another folder with --run, or remove this one."
             )
-    run.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(run.folder)
+    make_folder(RUNS)
     write_json(record, choices(run))
-    RUNS.mkdir(exist_ok=True)
     write_json(LAST, {"folder": str(run.folder)})
     return run
 
@@ -138,8 +139,9 @@ def do(run: Run, verb: str, **options: Any) -> str | None:
     for earlier in STAGES[:place]:
         if not _done(run, earlier):
             _keep(run, earlier)
-    for undone in STAGES[place:]:
-        stamp(run, undone.verb).unlink(missing_ok=True)
+    with writing(run.folder):
+        for undone in STAGES[place:]:
+            stamp(run, undone.verb).unlink(missing_ok=True)
     return _work(run, asked, **options)
 
 
@@ -164,7 +166,8 @@ def _keep(run: Run, stage: Stage) -> None:
 
 def _work(run: Run, stage: Stage, **options: Any) -> str | None:
     began = time.monotonic()
-    missing = stage.work(run, **options)
+    with writing(run.folder):
+        missing = stage.work(run, **options)
     if missing is None:
         seconds = time.monotonic() - began
         _note(run, stage, seconds)
@@ -173,13 +176,13 @@ def _work(run: Run, stage: Stage, **options: Any) -> str | None:
 
 
 def _note(run: Run, stage: Stage, seconds: float) -> None:
-    stamp(run, stage.verb).parent.mkdir(exist_ok=True)
+    make_folder(stamp(run, stage.verb).parent)
     write_json(stamp(run, stage.verb), {"key": _key(run, stage.verb), "seconds": round(seconds, 2)})
 
 
 def _done(run: Run, stage: Stage) -> bool:
     path = stamp(run, stage.verb)
-    return path.exists() and json.loads(path.read_text())["key"] == _key(run, stage.verb)
+    return path.exists() and read_json(path, STAMPED_AGAIN, STAMPED)["key"] == _key(run, stage.verb)
 
 
 def _key(run: Run, verb: str) -> str:

@@ -7,7 +7,6 @@ Nothing here knows how a model works; every heavy import is inside the stage tha
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import replace
 from datetime import datetime
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from run import generations
-from run.artifacts import Artifact, open_artifact, write_json
+from run.artifacts import Artifact, discard, open_artifact, write_json
 from run.folder import Run, choices, stamp
 
 if TYPE_CHECKING:
@@ -98,26 +97,30 @@ def embed(run: Run, shard: str | None = None) -> str | None:
     from encoder.embed import merge_shards
     from feature_repo.embeddings import publish_embedding
 
-    if shard is not None and (missing := embed_shard(run, shard)):
-        return f"{missing} shards are missing: run 'moon embed --shard' for each"
     out, dataset, encoder = run.folder / "embedding", open_dataset(run), open_encoder(run)
     previous, as_of = _previous(run, encoder), open_split(run).fit_until
-    shards = sorted((run.folder / "shards").glob("*"))
-    if shards:
-        parts = [open_artifact(path, "embedding-shard", "moon embed --shard") for path in shards]
-        parents = {"dataset": dataset.artifact, "encoder": encoder}
-        artifact = merge_shards(parts, parents | ({} if previous is None else {"previous": previous}), out)
-        shutil.rmtree(run.folder / "shards")
-    elif (
+    is_done = (
         previous is not None
         and previous.path == out
         and _is_of(previous, dataset, as_of)
         and not any(refused_rows(previous.config, name) for name in TABLES)
-    ):
-        artifact = previous
+    )
+    done = (
+        previous if is_done else None
+    )  # by the last shard, perhaps, which was killed before it removed them all
+    if shard is not None and done is None and (missing := embed_shard(run, shard)):
+        return f"{missing} shards are missing: run 'moon embed --shard' for each"
+    shards = sorted(path for path in (run.folder / "shards").glob("*-of-*") if not path.suffix)  # whole ones
+    if done is not None:
+        artifact = done
         sys.stderr.write("  every vector is there already\n")
+    elif shards:
+        parts = [open_artifact(path, "embedding-shard", "moon embed --shard") for path in shards]
+        parents = {"dataset": dataset.artifact, "encoder": encoder}
+        artifact = merge_shards(parts, parents | ({} if previous is None else {"previous": previous}), out)
     else:
         artifact = embed_catalogue(encoder, dataset, as_of=as_of, out=out, previous=previous)
+    discard(run.folder / "shards")
     if artifact is not previous:
         _say_embedded(dataset, artifact)
     set_refused_aside(run.folder / "store", dataset, artifact)

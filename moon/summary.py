@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from run.artifacts import read_json
 
 # (row, column) -> metric name; a metric that was not measured for this data leaves its cell empty.
 TABLES: dict[str, dict[str, list[str]]] = {
@@ -31,11 +32,11 @@ TABLES: dict[str, dict[str, list[str]]] = {
 
 def text(folder: Path) -> str:
     """The closing message of ``moon demo``: metrics, the served example and where the report is."""
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_json(folder / "metrics.json", "Run 'moon evaluate'.")
     parts = [table(name, metrics) for name in TABLES]
     example = folder / "example.json"
     if example.exists():
-        parts.append(_example(json.loads(example.read_text())))
+        parts.append(_example(read_json(example, "Run 'moon evaluate'.")))
     parts.append(f"metrics: {folder / 'metrics.json'}\nreport:  {folder / 'report.html'}")
     return "\n\n".join(part for part in parts if part)
 

@@ -25,6 +25,7 @@ from ibis.expr import datatypes as dt
 
 from moonstore.errors import StoreError
 from moonstore.exact import ExactIbisJob
+from moonstore.readable import readable
 
 Reader = Callable[[DataSource, str], ibis.Table]
 UTC = dt.Timestamp(timezone="UTC", scale=6)
@@ -62,7 +63,8 @@ class AsofJob(ExactIbisJob):
         self._rows = rows
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
-        answer = super()._to_arrow_internal(timeout)
+        with readable():
+            answer = super()._to_arrow_internal(timeout)
         if len(answer) != self._rows:
             raise StoreError(f"expected a row for each of {self._rows} entity rows, found {len(answer)}")
         return answer

@@ -6,6 +6,7 @@ of one view are one file, ``data/dead_letter/<view>.parquet`` with a column ``re
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from moonstore.errors import StoreError
 from run.artifacts import write_json
+from run.disk import make_folder, writing
 
 DATA, DEAD_LETTER = "data", "dead_letter"
 # What a record can be; the first five are folders.
@@ -79,7 +81,7 @@ def put(
         f"{kind}/{name}", door, reason, datetime.now(UTC).isoformat(timespec="seconds"), record, attempts
     )
     path = _path(store_dir, letter.id)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_json(path, {name: value for name, value in asdict(letter).items() if name != "id"})
     return letter
 
@@ -171,23 +173,28 @@ class RefusedRows:
         return self
 
     def __exit__(self, failed: object, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
         if failed is not None:
+            with contextlib.suppress(OSError):  # the footer of a file that is thrown away
+                if self._writer is not None:
+                    self._writer.close()
             self._temporary.unlink(missing_ok=True)
-        elif self._writer is not None:
-            self._temporary.replace(self.path)
-        else:
-            self.path.unlink(missing_ok=True)
+            return
+        with writing(self.path):
+            if self._writer is None:
+                self.path.unlink(missing_ok=True)
+            else:
+                self._writer.close()
+                self._temporary.replace(self.path)
 
     def add(self, rows: pa.Table) -> None:
         """Append refused rows, with their column ``reason``."""
         if not rows.num_rows:
             return
-        if self._writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self._temporary, rows.schema)
-        self._writer.write_table(rows)
+        with writing(self.path):
+            if self._writer is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._writer = pq.ParquetWriter(self._temporary, rows.schema)
+            self._writer.write_table(rows)
 
 
 def _rows(path: Path) -> Iterator[DeadLetter]:

@@ -41,6 +41,7 @@ from dataset.records import CLOCK_SKEW
 from moonstore.asof import Reader, asof_job, lookup, why_not
 from moonstore.errors import StoreError
 from moonstore.exact import ExactIbisJob, ExactJob
+from moonstore.readable import readable
 
 # ibis 11 calls a method that DuckDB 2 has renamed, which warns once per query.
 warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
@@ -78,10 +79,9 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
         reason = why_not(feature_views, entity_df, filter_by_created_timestamp)
         if reason is None:
             assert isinstance(entity_df, pd.DataFrame)
-            lookups = [
-                lookup(view, feature_refs, full_feature_names, read(view.batch_source, str(config.repo_path)))
-                for view in feature_views
-            ]
+            with readable():
+                tables = [(view, read(view.batch_source, str(config.repo_path))) for view in feature_views]
+            lookups = [lookup(view, feature_refs, full_feature_names, table) for view, table in tables]
             return asof_job(
                 lookups,
                 entity_df,
@@ -179,7 +179,8 @@ def _check_columns(path: str, columns: Sequence[str]) -> None:
         raise StoreError(
             f"{path}: expected the source of a view, found no file. The online store is unchanged."
         )
-    there = set(pq.read_schema(path).names) if Path(path).is_file() else set(columns)
+    with readable(path):
+        there = set(pq.read_schema(path).names) if Path(path).is_file() else set(columns)
     missing = [name for name in columns if name not in there]
     if missing:
         raise StoreError(
@@ -201,7 +202,7 @@ class StreamJob(ExactJob):
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         """The result in batches of at most ``rows`` rows."""
-        with duckdb.connect() as connection:
+        with readable(), duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
             yield from connection.sql(self._query).to_arrow_reader(rows)
 
@@ -212,7 +213,7 @@ class StreamJob(ExactJob):
         raise NotImplementedError("rows to materialize cannot be saved as a dataset")
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
-        with duckdb.connect() as connection:
+        with readable(), duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
             return connection.sql(self._query).to_arrow_table()
 

@@ -8,10 +8,9 @@ or filters, and other stores, use Feast's engine.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -28,7 +27,8 @@ from feast.utils import _get_column_names
 from moonstore.batch import Batch, sift
 from moonstore.dead_letters import DATA, DEAD_LETTER, RefusedRows
 from moonstore.duckdb_store import StreamJob
-from run.artifacts import write_json
+from run.artifacts import read_json, write_json
+from run.disk import make_folder
 from run.progress import track
 
 ROWS_AT_ONCE = 10_000
@@ -80,13 +80,18 @@ class Report:
 
     @classmethod
     def load(cls, repository: Path, view: str) -> Report:
-        """The report of the view's last run."""
-        return cls(**json.loads((repository / DATA / REPORTS / f"{view}.json").read_text()))
+        """The report of the view's last run.
+
+        Raises:
+            ArtifactError: it is damaged.
+        """
+        path, again = repository / DATA / REPORTS / f"{view}.json", "Run 'moon materialize'."
+        return cls(**read_json(path, again, [one.name for one in fields(cls)]))
 
     def save(self, repository: Path) -> None:
         """Write the report atomically."""
         folder = repository / DATA / REPORTS
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_json(folder / f"{self.view}.json", asdict(self))
 
 

@@ -6,12 +6,14 @@ after a kill.
 
 from __future__ import annotations
 
-import os
 import uuid
 from datetime import UTC, datetime
 
 from feast.infra.registry.file import FileRegistryStore
 from feast.protos.feast.core.Registry_pb2 import Registry
+
+from run.artifacts import fsync, locked
+from run.disk import make_folder, writing
 
 
 class WholeFileRegistryStore(FileRegistryStore):
@@ -20,10 +22,12 @@ class WholeFileRegistryStore(FileRegistryStore):
     def _write_registry(self, registry_proto: Registry) -> None:
         registry_proto.version_id = str(uuid.uuid4())
         registry_proto.last_updated.FromDatetime(datetime.now(UTC))
-        self._filepath.parent.mkdir(exist_ok=True)
-        temporary = self._filepath.with_name(f"{self._filepath.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
-            stream.write(registry_proto.SerializeToString())
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self._filepath)
+        make_folder(self._filepath.parent)
+        # Of two writers at once each needs a file of its own; under a lock the name can be the same every time, and
+        # what a killed writer leaves is overwritten by the next.
+        with locked(self._filepath.with_name(f"{self._filepath.name}.lock")), writing(self._filepath):
+            temporary = self._filepath.with_name(f"{self._filepath.name}.tmp")
+            temporary.write_bytes(registry_proto.SerializeToString())
+            fsync(temporary)
+            temporary.replace(self._filepath)
+            fsync(self._filepath.parent)

@@ -27,13 +27,16 @@ from feast.infra.online_stores.helpers import extract_text_and_num
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.utils import to_naive_utc
+from google.protobuf.message import DecodeError
 
+from dataset.contracts import DataError
 from moonstore.batch import Batch, refuse_future
 from moonstore.decode import decode
 from moonstore.encode import encode
 from moonstore.freshness import FreshReads
 from moonstore.matrix import Asked, Matrix, Reader, entity_key, kinds
 from run.artifacts import locked
+from run.disk import DiskError, disk_reason, writing
 
 READ_WAIT_MS = 100  # for a lock that another process holds
 # Of an event, for a lock that no writer of ours holds: its sender waits. It is in the journal already, and goes
@@ -51,6 +54,10 @@ ON CONFLICT (entity_key, feature_name) DO UPDATE SET
 WHERE excluded.event_ts > stored.event_ts
    OR excluded.event_ts = stored.event_ts AND coalesce(excluded.created_ts, 0) >= coalesce(stored.created_ts, 0)
 """
+
+
+class DamagedStore(sqlite3.OperationalError):
+    """The file of the store is damaged, or its disk takes nothing."""
 
 
 class SqliteOnlineStoreConfig(feast_sqlite.SqliteOnlineStoreConfig):
@@ -84,7 +91,8 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
 
         def read(ids: np.ndarray) -> list[Matrix]:
             unique, row = np.unique(ids, return_inverse=True)
-            return [self._read(config, view, list(features), unique, row) for view, features in asked]
+            with self._sound(config):
+                return [self._read(config, view, list(features), unique, row) for view, features in asked]
 
         return read
 
@@ -136,7 +144,7 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
         connection = self._get_conn(config)
         keys = _keys(config, view, batch)
         connection.execute(f"PRAGMA busy_timeout = {SWAP_WAIT_MS}")
-        with self._turn(config), connection:
+        with self._sound(config), writing(Path(self._get_db_path(config))), self._turn(config), connection:
             connection.execute("BEGIN IMMEDIATE")  # excludes other writers between compare and set
             query = f"SELECT value FROM {table} WHERE entity_key = ? AND feature_name = ?"
             found = [connection.execute(query, (key, guard)).fetchone() for key in keys]
@@ -148,6 +156,25 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
             some = (cell for place, cell in enumerate(cells) if same[place % count])
             connection.executemany(UPSERT.format(table=table), some)
         return same
+
+    def update(self, config: RepoConfig, *rest: Any, **named: Any) -> None:
+        """Make the tables of the views that stay, and remove those of the others."""
+        with self._sound(config):
+            super().update(config, *rest, **named)
+
+    @contextlib.contextmanager
+    def _sound(self, config: RepoConfig) -> Iterator[None]:
+        """Say which file is damaged, as an error of a store that does not answer."""
+        try:
+            yield
+        except (sqlite3.DatabaseError, DecodeError, ValueError) as error:
+            path = Path(self._get_db_path(config))
+            if (why := disk_reason(error)) is not None:  # readers write, too: locks and the index of the log
+                raise DamagedStore(str(DiskError(path, why))) from error
+            absent = "no such table" in str(error)  # it was emptied, or removed and made anew
+            if isinstance(error, DataError) or (isinstance(error, sqlite3.OperationalError) and not absent):
+                raise
+            raise DamagedStore(f"{path}: damaged ({error}). Remove it and run 'moon materialize'") from error
 
     def _by_feast(self, config: RepoConfig, view: FeatureView, batch: Batch) -> None:
         kind = kinds(view)
@@ -166,7 +193,7 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
         table = feast_sqlite._quote_id(self._table(config, view))
         connection = self._get_conn(config)
         connection.execute(f"PRAGMA busy_timeout = {LOAD_WAIT_MS}")
-        with self._turn(config), connection:
+        with self._sound(config), writing(Path(self._get_db_path(config))), self._turn(config), connection:
             cursor = connection.executemany(UPSERT.format(table=table), rows)
         return cursor.rowcount
 

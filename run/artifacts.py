@@ -18,13 +18,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from run.disk import writing
+
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+KEYS = ("schema_version", "kind", "config", "parents", "files", "id")  # of a manifest
 MADE_BY = {  # the command that makes an artifact of each kind
     "dataset": "moon dataset",
     "split": "moon split",
@@ -72,7 +75,7 @@ def _sha256(path: Path) -> str:
 
 def _identity(manifest: Mapping[str, Any]) -> str:
     canonical = json.dumps(
-        {key: manifest[key] for key in ("schema_version", "kind", "config", "parents", "files")},
+        {key: manifest[key] for key in KEYS if key != "id"},
         sort_keys=True,
     )
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
@@ -96,18 +99,75 @@ def _rows(path: Path) -> int | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a small JSON record atomically; it survives a kill and a loss of power."""
+    """Write a small JSON record atomically; it survives a kill and a loss of power.
+
+    Raises:
+        DiskError: the disk does not take it; the record before it stays.
+    """
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file as ``write_json`` does."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    fsync(temporary)
-    temporary.replace(path)
-    fsync(path.parent)
+    with writing(path), _removed_if_it_fails(temporary):
+        temporary.write_text(text, encoding="utf-8")
+        fsync(temporary)
+        temporary.replace(path)
+        fsync(path.parent)
+
+
+def read_json(path: Path, again: str, keys: Collection[str] | None = None) -> Any:
+    """Read a record that ``write_json`` wrote.
+
+    Args:
+        path: of the record.
+        again: what to do about a damaged one, a sentence.
+        keys: which the record has, if it is an object with known ones.
+
+    Raises:
+        ArtifactError: it is damaged.
+        FileNotFoundError: there is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: damaged, not JSON any more ({error}). {again}") from None
+    if keys is not None and (not isinstance(content, dict) or set(content) != set(keys)):
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise ArtifactError(f"{path}: damaged, expected the keys {sorted(keys)}, found {found}. {again}")
+    return content
+
+
+@contextlib.contextmanager
+def _removed_if_it_fails(temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder, if it is there; a kill in the middle leaves nothing under its name."""
+    leaving = folder.with_name(folder.name + ".leaving")
+    with writing(folder):
+        for _ in range(2):  # first what an earlier removal left that was killed
+            if leaving.exists():
+                shutil.rmtree(leaving)
+            if folder.exists():
+                folder.rename(leaving)
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file at ``path``, exclusive between processes and threads."""
-    with path.open("w") as lock:
+    with writing(path):
+        lock = path.open("w")
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -120,42 +180,46 @@ def write_artifact(
 
     An exception inside the block leaves ``path`` untouched. An existing artifact is moved aside first and removed
     last, so at every moment either the old or the new one can be opened.
+
+    Raises:
+        DiskError: the disk does not take it.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary, previous = (path.with_name(path.name + end) for end in (".tmp", ".previous"))
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with writing(path), _removed_if_it_fails(temporary):
+        temporary.mkdir(parents=True)
         yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        _seal(temporary, kind, config, parents or {})
+        if path.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            path.rename(previous)
+        temporary.rename(path)
+        fsync(path.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _seal(folder: Path, kind: str, config: Mapping[str, Any], parents: Mapping[str, Artifact]) -> None:
+    """Write the manifest of the files in a folder, and have everything on disk."""
     files: dict[str, dict[str, Any]] = {}
-    for file in sorted(p for p in temporary.rglob("*") if p.is_file()):
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         fsync(file)
         entry: dict[str, Any] = {"sha256": _sha256(file), "bytes": file.stat().st_size}
         if (rows := _rows(file)) is not None:
             entry["rows"] = rows
-        files[file.relative_to(temporary).as_posix()] = entry
+        files[file.relative_to(folder).as_posix()] = entry
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
         "config": dict(config),
-        "parents": {role: parent.id for role, parent in (parents or {}).items()},
+        "parents": {role: parent.id for role, parent in parents.items()},
         "files": files,
     }
     manifest["id"] = _identity(manifest)
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-    fsync(temporary / MANIFEST)
-    for folder in [*(p for p in temporary.rglob("*") if p.is_dir()), temporary]:
-        fsync(folder)
-    previous = path.with_name(path.name + ".previous")
-    if path.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        path.rename(previous)
-    temporary.rename(path)
-    fsync(path.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    fsync(folder / MANIFEST)
+    for inner in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
+        fsync(inner)
 
 
 def open_artifact(path: Path, kind: str, made_by: str | None = None) -> Artifact:
@@ -172,24 +236,23 @@ def open_artifact(path: Path, kind: str, made_by: str | None = None) -> Artifact
     path = Path(path)
     previous = path.with_name(path.name + ".previous")
     if not path.exists() and previous.exists():
-        previous.rename(path)  # write_artifact was killed between its two renames
+        with writing(path):
+            previous.rename(path)  # write_artifact was killed between its two renames
     again = f"Run '{MADE_BY[kind] if made_by is None else made_by}' to recreate it."
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = read_json(path / MANIFEST, again, KEYS)
     except FileNotFoundError:
         raise ArtifactError(f"{path}: expected a {kind} artifact, found no {MANIFEST}. {again}") from None
-    except ValueError as error:
-        raise ArtifactError(f"{path / MANIFEST}: not JSON ({error}). {again}") from None
-    expected_keys = {"schema_version", "kind", "config", "parents", "files", "id"}
-    if not isinstance(manifest, dict) or set(manifest) != expected_keys:
-        found = sorted(manifest) if isinstance(manifest, dict) else type(manifest).__name__
-        raise ArtifactError(f"{path / MANIFEST}: expected {sorted(expected_keys)}, found {found}. {again}")
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise ArtifactError(
             f"{path}: expected schema version {SCHEMA_VERSION}, found {manifest['schema_version']}. {again}"
         )
     if manifest["kind"] != kind:
         raise ArtifactError(f"{path}: expected a {kind} artifact, found a {manifest['kind']} one. {again}")
+    if manifest["id"] != _identity(manifest):  # before anything in it is believed
+        raise ArtifactError(
+            f"{path / MANIFEST}: expected id {_identity(manifest)}, found {manifest['id']}: it was edited. {again}"
+        )
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {MANIFEST}
     listed = set(manifest["files"])
     if present != listed:
@@ -204,10 +267,6 @@ def open_artifact(path: Path, kind: str, made_by: str | None = None) -> Artifact
                 f"{path / name}: expected sha256 {entry['sha256'][:12]}…, found {digest[:12]}…: "
                 f"the file changed after it was written. {again}"
             )
-    if manifest["id"] != _identity(manifest):
-        raise ArtifactError(
-            f"{path / MANIFEST}: expected id {_identity(manifest)}, found {manifest['id']}: it was edited. {again}"
-        )
     return Artifact(path, kind, manifest["id"], manifest["config"], manifest["parents"])
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from run.artifacts import read_json
 from run.sizes import Size, size
 
 RUNS = Path("runs")
 LAST = RUNS / "last.json"
 STAMPS = "stages"  # folder in a run: one file per finished stage
+CHOICES, STAMPED = ("data", "size_name", "seed", "profile"), ("key", "seconds")  # keys of both records
+STAMPED_AGAIN = "Remove it: the stage is then done again."
 
 
 class JourneyError(ValueError):
@@ -46,21 +48,23 @@ def load(folder: Path | None) -> Run:
 
     Raises:
         JourneyError: there is no run.
+        ArtifactError: its record is damaged.
     """
     if folder is None:
         if not LAST.exists():
             raise JourneyError("no run yet: start one with 'moon demo'")
-        folder = Path(json.loads(LAST.read_text())["folder"])
+        folder = Path(read_json(LAST, "Name the run with --run.", ("folder",))["folder"])
     record = folder / "run.json"
     if not record.exists():
         raise JourneyError(f"{folder} holds no run: start one with 'moon demo --run {folder}'")
-    return Run(folder=folder, **json.loads(record.read_text()))
+    again = f"Remove it and run 'moon demo --run {folder}' with the choices that the run was started with."
+    return Run(folder=folder, **read_json(record, again, CHOICES))
 
 
 def timings(run: Run) -> dict[str, float]:
     """Seconds per finished stage, in order of completion."""
     stamps = sorted((run.folder / STAMPS).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    return {path.stem: float(json.loads(path.read_text())["seconds"]) for path in stamps}
+    return {path.stem: float(read_json(path, STAMPED_AGAIN, STAMPED)["seconds"]) for path in stamps}
 
 
 def stamp(run: Run, verb: str) -> Path:

@@ -7,7 +7,6 @@ the active generation and those active before it; replacing that file switches. 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from run.artifacts import MANIFEST, Artifact, open_artifact, require_agreement, write_json
+from run.artifacts import MANIFEST, Artifact, open_artifact, read_json, require_agreement, write_json
+from run.disk import writing
 
 FOLDER, RECORD, CURRENT, LAST = "generations", "generation.json", "current.json", "last.json"
 
@@ -40,6 +40,7 @@ class Part:
     needed: bool = True
 
 
+KEYS = ("number", "artifacts", "published", "figures")  # of a generation's record
 PARTS = {  # by folder name
     "encoder": Part("encoder", "encoder"),
     "embedding": Part("embedding", "embedding"),
@@ -123,7 +124,8 @@ def folder_of(run: Path, number: int) -> Path:
 def generations(run: Path) -> list[Generation]:
     """All generations, by number."""
     records = (run / FOLDER).glob(f"[0-9]*/{RECORD}")
-    found = [Generation(**json.loads(path.read_text())) for path in records if path.parent.name.isdigit()]
+    again = "Move that folder away and run 'moon embeddings publish'."
+    found = [Generation(**read_json(path, again, KEYS)) for path in records if path.parent.name.isdigit()]
     return sorted(found, key=lambda one: one.number)
 
 
@@ -140,9 +142,14 @@ def find(run: Path, number: int) -> Generation:
 
 
 def current(run: Path) -> Current | None:
-    """The active generation; None before the first activation."""
+    """The active generation; None before the first activation.
+
+    Raises:
+        ArtifactError: the file that names it is damaged.
+    """
+    again = "Remove it and run 'moon embeddings activate' with the number of a generation."
     try:
-        content = json.loads((run / FOLDER / CURRENT).read_text())
+        content = read_json(run / FOLDER / CURRENT, again, ("generation", "before", "since"))
     except FileNotFoundError:
         return None
     return Current(**{**content, "before": tuple(content["before"])})
@@ -177,19 +184,20 @@ def seal(run: Path, artifacts: Mapping[str, Artifact], figures: Mapping[str, Any
         figures: their measurements.
     """
     last = run / FOLDER / LAST
-    number = 1 + (json.loads(last.read_text())["number"] if last.exists() else 0)
+    number = 1 + _highest(run)
     generation = Generation(
         number, _ids(artifacts), datetime.now(UTC).isoformat(timespec="seconds"), dict(figures)
     )
     building = run / FOLDER / "building"
     shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    write_json(last, {"number": number})  # first, so that no number is used twice
-    for name, part in PARTS.items():
-        if part.role in artifacts:
-            shutil.copytree(artifacts[part.role].path, building / name, copy_function=_link)
-    write_json(building / RECORD, asdict(generation))
-    building.rename(folder_of(run, number))
+    with writing(run / FOLDER):
+        building.mkdir(parents=True)
+        write_json(last, {"number": number})  # first, so that no number is used twice
+        for name, part in PARTS.items():
+            if part.role in artifacts:
+                shutil.copytree(artifacts[part.role].path, building / name, copy_function=_link)
+        write_json(building / RECORD, asdict(generation))
+        building.rename(folder_of(run, number))
     return generation
 
 
@@ -240,17 +248,28 @@ def remove(run: Path, numbers: Iterable[int]) -> None:
         raise GenerationError(
             f"{run}: generation {max(set(numbers) & staying)} serves, or a rollback returns to it."
         )
-    for number in numbers:
-        folder_of(run, number).rename(run / FOLDER / f"leaving-{number}")
-    for path in (run / FOLDER).glob("leaving-*"):  # also those of a removal that was killed
-        shutil.rmtree(path)
+    with writing(run / FOLDER):
+        for number in numbers:
+            folder_of(run, number).rename(run / FOLDER / f"leaving-{number}")
+        for path in (run / FOLDER).glob("leaving-*"):  # also those of a removal that was killed
+            shutil.rmtree(path)
 
 
 def newer(run: Path, generation: Generation) -> list[str]:
     """Names of the artifacts whose version in the run folder differs from the generation's."""
     manifests = {name: run / name / MANIFEST for name in PARTS}
-    held = {name: json.loads(path.read_text())["id"] for name, path in manifests.items() if path.exists()}
+    again = "Run its stage again."
+    held = {name: read_json(path, again)["id"] for name, path in manifests.items() if path.exists()}
     return [name for name in PARTS if name in held and held[name] != generation.artifacts.get(name)]
+
+
+def _highest(run: Path) -> int:
+    """The highest number that a generation ever had."""
+    last = run / FOLDER / LAST
+    if not last.exists():
+        return max((one.number for one in generations(run)), default=0)
+    again = "Remove it: numbers then go on after the highest that is there."
+    return int(read_json(last, again, ("number",))["number"])
 
 
 def _ids(artifacts: Mapping[str, Artifact]) -> dict[str, str]:

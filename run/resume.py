@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from run.artifacts import Artifact, ArtifactError, fsync, open_artifact, write_artifact
+from run.disk import writing
 
 KIND = "checkpoint"
 
@@ -88,8 +89,9 @@ class Checkpoints:
             state: saved with the files (JSON values).
         """
         if not self.folder.exists():
-            self.folder.mkdir(parents=True)
-            fsync(self.folder.parent)
+            with writing(self.folder):
+                self.folder.mkdir(parents=True)
+                fsync(self.folder.parent)
         content = {"job": self._job, "state": dict(state)}
         with write_artifact(self.folder / name, KIND, content, self._parents) as folder:
             yield folder

@@ -17,6 +17,7 @@ from feature_repo.ingest.new_items import keep_item, kept_item
 from feature_repo.online import StoreUnavailable
 from feature_repo.sources import DATA, JOURNAL
 from moonstore.errors import StoreError
+from run.disk import disk_reason
 from serving.questions import Refused
 from serving.work import TRY_AGAIN, Work
 
@@ -86,7 +87,7 @@ class Intake:
             log.warning("not kept: %s", error)
             if isinstance(error, StoreUnavailable):  # the journal has it
                 raise
-            why = getattr(error, "strerror", None) or error
+            why = disk_reason(error) or getattr(error, "strerror", None) or error
             reason = f"what was sent cannot be kept: {why}; send it again later"
             raise Refused(503, reason, TRY_AGAIN) from error
         self.problem = ""

@@ -18,6 +18,8 @@ from feature_repo.online import StoreUnavailable
 from feature_repo.store import open_store
 from moonstore import dead_letters
 from moonstore.errors import StoreError
+from run.artifacts import ArtifactError
+from run.disk import DiskError
 from run.generations import Current, before, current, folder_of, serving
 from serving.recommend import STORE_AWAY, Recommender
 from serving.refresh import refreshed
@@ -167,7 +169,7 @@ class Live:
             self._whole = refreshed(self._opened, store, matrix, items)
             self._state, self._behind["store"] = state, ""
             return True
-        except (StoreError, StoreUnavailable, DataError) as error:
+        except (StoreError, StoreUnavailable, DataError, ArtifactError, DiskError) as error:
             self._lags("store", error, STORE_AWAY if isinstance(error, StoreUnavailable) else str(error))
             return False
 

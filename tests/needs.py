@@ -6,14 +6,30 @@ and ``conftest.py`` skips it where that is missing. There is no other way to ski
 
 import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from evaluation.bench import local_redis
+from tests.crash import watched
 
 DATA = Path(os.environ.get("MOON_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def _may_mount() -> bool:
+    """Whether a small file system can be mounted, and taken away again."""
+    with tempfile.TemporaryDirectory() as folder:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+        if (
+            shutil.which("mount") is None
+            or subprocess.run(mount, capture_output=True, check=False).returncode
+        ):
+            return False
+        subprocess.run(["umount", folder], check=True)
+        return True
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,10 @@ NEEDS = {
     "openssl": Need(
         lambda: shutil.which("openssl") is not None, "openssl is not installed: 'apt-get install openssl'"
     ),
+    "watched": Need(
+        watched.possible, "a process cannot be watched here: Linux on x86-64 with seccomp is needed"
+    ),
+    "tmpfs": Need(_may_mount, "a file system cannot be mounted here: that takes root"),
     "ray": Need(lambda: find_spec("ray") is not None, "Ray is not installed: 'make setup-ray'"),
     "real": Need(
         lambda pack: (DATA / pack).is_dir(),

@@ -241,7 +241,7 @@ def test_vectors_that_may_not_serve_are_not_published(run, matrix, ids, named):
 
 
 PUBLISHING = [
-    "feature_repo.embeddings.pq.write_table",
+    "feature_repo.sources.pq.write_table",
     "feature_repo.embeddings.EmbeddingRecord.save",
     "feature_repo.embeddings.apply_definitions",
     "feature_repo.store.materialize",
@@ -252,7 +252,7 @@ PUBLISHING = [
 ACTIVATING = [
     "feature_repo.embeddings.EmbeddingRecord.save",
     "feature_repo.embeddings.apply_definitions",
-    "moonstore.registry_store.os.fsync",
+    "moonstore.registry_store.fsync",
     "run.generations.point",
     "run.generations.write_json",
 ]
@@ -441,7 +441,7 @@ def test_where_links_are_impossible_files_are_copied(run, monkeypatch):
 
 def test_a_service_starts_while_an_encoder_is_trained_and_says_what_waits(run, monkeypatch, capsys):
     served = []
-    monkeypatch.setattr("serving.app.serve", lambda settings: served.append(settings.run))
+    monkeypatch.setattr("serving.server.serve", lambda settings: served.append(settings.run))
     options = {"host": "127.0.0.1", "port": 8000, "profile": None, "clock": "log"}
     one = journey.Run(run, "marketplace", "nano", 0, "embedded")
     with pytest.raises(GenerationError, match="no generation is active. Run 'moon demo'"):

@@ -57,12 +57,14 @@ def decoded(dataset: Dataset, px: int) -> Decoded:
     new = [image_id for image_id in image_ids if image_id not in before.rows]
     fresh = Decoded(new, decode_images(contents, new, px))
     with write_artifact(_place(dataset, px), "pixels", {"px": px}, {"dataset": dataset.artifact}) as folder:
-        shape = (len(image_ids), px, px, 3)
-        pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, shape)
-        for row, image_id in enumerate(image_ids):
-            source = fresh if image_id in fresh.rows else before
-            pixels[row] = source.pixels[source.rows[image_id]]
-        pixels.flush()
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(image_ids), px, px, 3)}
+        with (folder / "pixels.npy").open(
+            "wb"
+        ) as stream:  # not mapped: a full disk ends a process that writes there
+            np.lib.format.write_array_header_1_0(stream, header)
+            for image_id in image_ids:
+                source = fresh if image_id in fresh.rows else before
+                stream.write(source.pixels[source.rows[image_id]].tobytes())
         (folder / "image_ids.json").write_text(json.dumps(image_ids))
     return _open(open_artifact(_place(dataset, px), "pixels", MADE_BY))
 

@@ -7,7 +7,6 @@ features are kept once per distinct (item, time).
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from feature_repo.event_log import open_event_log
 from feature_repo.frames.join import TrainingFrame, distinct, training_frame
 from feature_repo.frames.source import FrameSource
 from moonstore.errors import StoreError
-from run.artifacts import Artifact, ArtifactError, locked, open_artifact, write_artifact
+from run.artifacts import Artifact, ArtifactError, discard, locked, open_artifact, write_artifact
 from run.progress import track
 from run.resume import find_artifact
 from run.shards import WHOLE, Shard, check_complete, check_shard
@@ -103,6 +102,7 @@ def write_or_join(source: FrameSource, out: Path, shard: Shard, by: str = "users
     paths = {place: folder / f"{place}-of-{count}-by-{by}" for place in range(1, count + 1)}
     commands = {place: f"{MADE_BY} --by {by} --shard {place}/{count}" for place in paths}
     if _made(source, out, source.config) is not None:
+        discard(folder)
         return []
     if shard == WHOLE:
         write_frame(source, out)
@@ -115,7 +115,7 @@ def write_or_join(source: FrameSource, out: Path, shard: Shard, by: str = "users
         if not missing:
             parts = [open_artifact(path, "frame-shard", commands[place]) for place, path in paths.items()]
             join_frame(source, parts, out)
-            shutil.rmtree(folder)
+            discard(folder)
     return []
 
 

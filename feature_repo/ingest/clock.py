@@ -8,7 +8,6 @@ sets it; a later one only moves it forward, where the store knows of a newer eve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +16,7 @@ from feature_repo.ingest.journal import Journal
 from feature_repo.sources import DATA
 from feature_repo.store import known_until
 from moonstore.freshness import EPOCH
-from run.artifacts import locked, write_json
+from run.artifacts import locked, read_json, write_json
 
 SECOND = timedelta(seconds=1)
 CLOCK, LOCK = "clock.json", ".clock.lock"
@@ -53,7 +52,9 @@ class ShopClock:
         """The shop time, UTC."""
         changed = self._path.stat().st_mtime_ns
         if changed != self._read_at:
-            kept = json.loads(self._path.read_text())
+            kept = read_json(
+                self._path, "Remove it: the next start of 'moon serve' sets it.", ("shop", "wall")
+            )
             self._ahead = datetime.fromisoformat(kept["shop"]) - datetime.fromisoformat(kept["wall"])
             self._read_at = changed
         return wall() + self._ahead

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dataset.contracts import EVENTS, completed
 from feature_repo.ingest.journal import Journal
 from feature_repo.source_tables import write_behaviour
-from feature_repo.sources import DATA, LOG
+from feature_repo.sources import DATA, LOG, read_source
 
 
 def fold(store_dir: Path) -> int:
@@ -28,7 +27,7 @@ def fold(store_dir: Path) -> int:
     data = Path(store_dir) / DATA
     journal = Journal(store_dir)
     sealed = journal.seal()
-    log = completed(pq.read_table(data / LOG), EVENTS)
+    log = completed(read_source(data / LOG), EVENTS)
     events = deduplicate(pa.concat_tables([log, journal.table(sealed)]))
     added = len(events) - len(log)
     if added:

@@ -28,6 +28,7 @@ from moonstore.batch import refuse_future
 from moonstore.encode import encode
 from moonstore.errors import StoreError
 from moonstore.freshness import EPOCH, US
+from run.disk import DiskError
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class Ingestor:
         self._undone = [self._journal.table()]
         try:
             self._push()
-        except StoreUnavailable as error:
+        except (StoreUnavailable, DiskError) as error:
             log.warning("the journal is not online yet: %s", error)
 
     def ingest(self, events: Sequence[Event], door: str = "call") -> Ingested:
@@ -177,6 +178,7 @@ class Ingestor:
 
         Raises:
             DataError: an event time lies in the future; no event is accepted.
+            DiskError: the journal or the online store cannot be written; sending the events again is safe.
             StoreUnavailable: the online store does not answer. The events are in the journal and go online with the
                 next ones; sending them again is safe.
         """

@@ -19,6 +19,7 @@ from dataset.records import ACTIVE, DELETED, ITEM_STATES
 from feature_repo.sources import DATA, NEW_ITEMS, STATES_FILE
 from moonstore.errors import StoreError
 from moonstore.freshness import EPOCH, US
+from run.disk import writing
 
 STATES = (*ITEM_STATES, DELETED)
 TABLE = """CREATE TABLE IF NOT EXISTS item_states
@@ -41,13 +42,14 @@ def set_state(store_dir: Path, item_id: int, state: str, now: datetime) -> None:
 
     Raises:
         ValueError: no such state.
-        StoreError: the states cannot be written.
+        DiskError: the disk does not take it.
+        StoreError: the states cannot be written for another reason.
     """
     if state not in STATES:
         raise ValueError(f"state is {state!r}: expected one of {', '.join(STATES)}")
     if state == ACTIVE and not _path(store_dir).exists():
         return
-    with _opened(store_dir) as states, states:
+    with writing(_path(store_dir)), _opened(store_dir) as states, states:
         states.execute("BEGIN IMMEDIATE")
         (change,) = states.execute("SELECT coalesce(max(change), 0) + 1 FROM item_states").fetchone()
         found = states.execute("SELECT state FROM item_states WHERE item_id = ?", (item_id,)).fetchone()

@@ -9,6 +9,7 @@ ones can be folded into the offline log (``feature_repo.ingest.fold``) and archi
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ from feature_repo.sources import DATA, JOURNAL, LOCK, LOG
 from moonstore import dead_letters
 from moonstore.freshness import EPOCH, US
 from run.artifacts import fsync, locked
+from run.disk import make_folder, writing
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class Journal:
     def __init__(self, store_dir: Path) -> None:
         data = Path(store_dir) / DATA
         self._store_dir, self._folder, self._log = Path(store_dir), data / JOURNAL, data / LOG
-        self._folder.mkdir(exist_ok=True)
+        make_folder(self._folder)
         self._known: dict[int, Told] = {}  # by stored id, of every line read so far
         self._read: dict[str, int] = {}  # file -> how many bytes of it
         self._logged = LoggedEvents(self._log, np.zeros(0, np.int64))
@@ -131,16 +133,18 @@ class Journal:
             sealed = self.files()
             if sealed:
                 following = self._folder / f"{int(sealed[-1].stem) + 1:08}.jsonl"
-                following.touch()
-                fsync(self._folder)
+                with writing(following):
+                    following.touch()
+                    fsync(self._folder)
         return sealed
 
     def archive(self, sealed: Sequence[Path]) -> None:
         """Move files whose events are in the offline log to the archive."""
         folded = self._folder / FOLDED
-        folded.mkdir(exist_ok=True)
-        for path in sealed:
-            path.rename(folded / path.name)
+        make_folder(folded)
+        with writing(folded):
+            for path in sealed:
+                path.rename(folded / path.name)
 
     def event_ids(self) -> np.ndarray:
         """Ids of all events ever accepted, folded ones included, int64."""
@@ -214,13 +218,10 @@ class Journal:
         )
         files = self.files()
         path = files[-1] if files else self._folder / FIRST
-        with path.open("ab") as stream:
-            stream.write(lines.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-            self._read[path.name] = stream.tell()
-        if not files:
-            fsync(self._folder)
+        with writing(path):
+            self._read[path.name] = _append(path, lines.encode())
+            if not files:
+                fsync(self._folder)
         self._remember(events)
 
 
@@ -243,6 +244,20 @@ def _as_first_told(rows: pa.Table, events: Sequence[Told]) -> pa.Table:
         place = rows.schema.get_field_index(name)
         rows = rows.set_column(place, rows.field(name), pa.array(us, pa.int64()).cast(rows.field(name).type))
     return rows
+
+
+def _append(path: Path, lines: bytes) -> int:
+    """Append to a file, all or nothing; its size then."""
+    with path.open("ab", buffering=0) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        try:
+            if stream.write(lines) < len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(stream.fileno())
+        except OSError:
+            stream.truncate(size)  # an event that is refused may not be found here later
+            raise
+    return size + len(lines)
 
 
 def _lines(content: bytes) -> tuple[list[dict[str, Any]], list[tuple[int, bytes, str]]]:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dataset.identity import event_content
+from feature_repo.sources import read_source
 
 
 class Told(NamedTuple):
@@ -58,7 +58,7 @@ class LoggedEvents:
     @classmethod
     def read(cls, path: Path) -> LoggedEvents:
         """Read the ids; what the events say is read when it is first asked for."""
-        return cls(path, np.sort(pq.read_table(path, columns=["event_id"]).column(0).to_numpy()))
+        return cls(path, np.sort(read_source(path, ["event_id"]).column(0).to_numpy()))
 
     def find(self, event_id: int) -> Told | None:
         """The event stored under an id; None: the log does not hold it."""
@@ -74,7 +74,7 @@ class LoggedEvents:
 
         A fold may have replaced the log since ``read``: the newer one holds all events of the older.
         """
-        events = pq.read_table(self.path)
+        events = read_source(self.path)
         ids = events.column("event_id").to_numpy()
         order = np.argsort(ids, kind="stable")
         times = [events.column(name).cast(pa.int64()).to_numpy() for name in ("available_time", "event_time")]

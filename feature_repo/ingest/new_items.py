@@ -25,6 +25,7 @@ from moonstore import dead_letters
 from moonstore.dead_letters import DeadLetter
 from moonstore.freshness import EPOCH, US
 from run.artifacts import locked, write_json
+from run.disk import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def keep_item(store_dir: Path, item: Item, now: datetime) -> None:
     An earlier item of this id, also one in the dead letter, is replaced; one that was deleted is back.
     """
     path = _path(store_dir, item.item_id)
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     if item.state != ACTIVE:  # first, so that it is not shown in between
         set_state(store_dir, item.item_id, item.state, now)
     content = {"item": item.model_dump(exclude_none=True), "available_us": (now - EPOCH) // US}

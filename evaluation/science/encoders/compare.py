@@ -36,7 +36,8 @@ from evaluation.science.encoders.held_out import POOL_ITEMS, BenchmarkSplit, hol
 from evaluation.science.encoders.model_free import model_free
 from evaluation.science.encoders.reasoning import ARMS, reasoning_arms, train_stage
 from evaluation.science.encoders.table import EncoderTable
-from run.artifacts import ArtifactError, open_artifact, write_json
+from run.artifacts import ArtifactError, open_artifact, write_json, write_text
+from run.disk import make_folder
 from run.sizes import Size, size
 
 COLUMNS = {
@@ -163,7 +164,7 @@ def compare(
         ComparisonError: the folder holds a comparison with other settings.
     """
     dataset = Dataset.open(open_artifact(data, "dataset"))
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     _same_terms(
         out / "terms.json", {"dataset": dataset.artifact.id, "size": dial.name, "seconds": cpu_seconds}
     )
@@ -191,8 +192,8 @@ def compare(
         {name: [_file(out, name, 0)] for name in PLAIN}
         | {name: [_file(out, name, seed) for seed in seeds] for name in recipes}
     )
-    (out / "table.md").write_text(table.markdown(COLUMNS))
-    (out / "table.json").write_text(table.to_json())
+    write_text(out / "table.md", table.markdown(COLUMNS))
+    write_text(out / "table.json", table.to_json())
     return table
 
 
