@@ -317,3 +317,10 @@ def test_answers_are_of_the_promised_types_and_shapes(limit):
     assert index.ids.dtype == np.int64 and index.matrix.dtype == np.float32
     built = ItemIndex.build([3, 1], np.eye(2), ["b", "a"])  # of whatever numbers it is built
     assert built.ids.dtype == np.int64 and built.matrix.dtype == np.float32 and built.ids.tolist() == [1, 3]
+
+
+def test_a_scanned_index_says_that_it_is_exact(tmp_path):
+    saved = ItemIndex.build(np.array([7, 3]), np.eye(2, dtype=np.float32)).save(tmp_path / "index", {})
+    assert saved.config == {"items": 2, "width": 2, "recall": 1.0, "probes": 0}
+    opened = ItemIndex.open(saved)
+    assert opened.approximation is None and opened.artifact is saved and opened.paths == ["", ""]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,7 @@ def test_the_tests_that_touch_a_mutant_run_and_a_caught_one_is_told_from_a_survi
 def test_the_page_keeps_the_first_run_of_a_seed_beside_the_last(tmp_path):
     draws: list[Draw] = []
     for seed, caught in (("a", 9), ("b", 8), ("a", 10), ("a", 7)):
-        draws = page.keep(draws, seed, "abc", caught, 10)
+        draws = page.keep(draws, seed, "abc", {"ranker": [caught - 2, 5], "serving": [2, 5]})
     assert [(one.seed, one.caught, one.looked_at) for one in draws] == [
         ("a", 9, False),
         ("b", 8, False),
@@ -167,6 +168,9 @@ def test_the_page_keeps_the_first_run_of_a_seed_beside_the_last(tmp_path):
     mutant = next(one for one in mutants_of("file.py", CODE) if one.change == "> most → >= most")
     written = page.text(draws, [(mutant, "It may."), (mutant, "")])
     day = draws[0].date
+    assert "\nBy package: ranker 5 of 5, serving 2 of 5.\n" in written
+    three = [replace(mutant, file=name) for name in ("serving/a.py", "ranker/b.py", "serving/c.py")]
+    assert page.by_package(three, three[2:]) == {"ranker": [1, 1], "serving": [1, 2]}
     assert f"The last draw, `a`, was run on {day} at commit abc: 7 of 10 (70.0%) caught." in written
     assert f"| `a` | {day} | abc | 9 of 10 (90.0%) | no |" in written
     assert f"| `a` | {day} | abc | 7 of 10 (70.0%) | yes |" in written

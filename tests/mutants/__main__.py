@@ -59,7 +59,8 @@ def main() -> None:
                 results.forget(key)
     survivors = report(drawn, results)
     if not arguments.only:
-        draws = page.keep(page.kept(), arguments.seed, commit, len(drawn) - len(survivors), len(drawn))
+        packages = page.by_package(drawn, [mutant for mutant, _ in survivors])
+        draws = page.keep(page.kept(), arguments.seed, commit, packages)
         page.write(PAGE, draws, survivors)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +26,7 @@ class Draw:
         caught: how many of its places a test noticed.
         of: how many places it has.
         looked_at: whether it had been run before, so that tests may have been written for its survivors.
+        packages: package -> [caught, of] of the places in it.
     """
 
     seed: str
@@ -34,6 +35,7 @@ class Draw:
     caught: int
     of: int
     looked_at: bool = False
+    packages: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 def kept() -> list[Draw]:
@@ -41,11 +43,22 @@ def kept() -> list[Draw]:
     return [Draw(**one) for one in json.loads(DRAWS.read_text())]
 
 
-def keep(draws: Sequence[Draw], seed: str, commit: str, caught: int, of: int) -> list[Draw]:
+def keep(draws: Sequence[Draw], seed: str, commit: str, packages: Mapping[str, list[int]]) -> list[Draw]:
     """The draws with this one added: the first run of a seed stays, a later one replaces the later one before."""
     looked_at = any(one.seed == seed for one in draws)
-    new = Draw(seed, datetime.now(UTC).date().isoformat(), commit, caught, of, looked_at)
+    caught, of = (sum(counts) for counts in zip(*packages.values(), strict=True))
+    new = Draw(seed, datetime.now(UTC).date().isoformat(), commit, caught, of, looked_at, packages)
     return [one for one in draws if (one.seed, one.looked_at) != (seed, True)] + [new]
+
+
+def by_package(drawn: Sequence[Mutant], survivors: Sequence[Mutant]) -> dict[str, list[int]]:
+    """Package -> [places that a test noticed, all places], by name."""
+    found: dict[str, list[int]] = {}
+    for mutant in sorted(drawn, key=lambda one: one.file):
+        counts = found.setdefault(mutant.file.split("/")[0], [0, 0])
+        counts[0] += mutant not in survivors
+        counts[1] += 1
+    return found
 
 
 def write(page: Path, draws: Sequence[Draw], survivors: Sequence[tuple[Mutant, str]]) -> None:
@@ -64,6 +77,7 @@ def write(page: Path, draws: Sequence[Draw], survivors: Sequence[tuple[Mutant, s
 def text(draws: Sequence[Draw], survivors: Sequence[tuple[Mutant, str]]) -> str:
     """The page; see ``write``."""
     last = draws[-1]
+    packages = ", ".join(f"{name} {caught} of {of}" for name, (caught, of) in last.packages.items())
     table = [
         f"| `{one.seed}` | {one.date} | {one.commit} | {_share(one)} | {'yes' if one.looked_at else 'no'} |"
         for one in draws
@@ -76,6 +90,7 @@ def text(draws: Sequence[Draw], survivors: Sequence[tuple[Mutant, str]]) -> str:
         [
             HEAD.format(size=last.of),
             f"The last draw, `{last.seed}`, was run on {last.date} at commit {last.commit}: {_share(last)} caught.",
+            f"By package: {packages}.",
             "",
             "| Seed | Date | Commit | Caught | Looked at before |",
             "|---|---|---|---|---|",
