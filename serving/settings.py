@@ -61,7 +61,7 @@ class Settings:
     drain_s: float = 5
     keys: Path | None = None
     hosts: tuple[str, ...] = ()
-    requests_per_s: float = 100.0
+    requests_per_s: float = 500.0
     burst: int = 1000
 
     def __post_init__(self) -> None:

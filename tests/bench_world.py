@@ -55,11 +55,17 @@ def starts_redis(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a benchmark returned, the ports that it connected to, and those of the Redis servers that it started."""
+    """What a benchmark returned, the ports that it connected to, and those of the servers that it started."""
 
     lines: list[Line]
     connected: set[str]
-    started: set[str]
+    redis: set[str]
+    services: set[str]
+
+    @property
+    def started(self) -> set[str]:
+        """Ports of its own."""
+        return self.redis | self.services
 
 
 def watched(call, log: Path) -> Measured:
@@ -76,8 +82,13 @@ def watched(call, log: Path) -> Measured:
     events = [json.loads(line) for line in log.read_text().splitlines()]
     connected = {address[1] for event, *address in events if event == "socket.connect"}
     programs = [words for event, *words in events if event == "subprocess.Popen"]
-    started = {words[words.index("--port") + 1] for words in programs if words[0].endswith("redis-server")}
-    return Measured(lines, connected, started)
+    redis = [words for words in programs if words[0].endswith("redis-server")]
+    services = [words for words in programs if words[1:4] == ["-m", "moon", "serve"]]
+    return Measured(lines, connected, _ports(redis), _ports(services))
+
+
+def _ports(programs: list[list[str]]) -> set[str]:
+    return {words[words.index("--port") + 1] for words in programs}
 
 
 def measure(name: str, folder: Path, finished_run) -> Measured:

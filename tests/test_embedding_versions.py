@@ -170,7 +170,7 @@ def test_an_embedding_that_is_there_keeps_its_version(store, tiny_world, tmp_pat
     assert EmbeddingRecord.load(store) == record and source.stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("step", ["pq.write_table", "EmbeddingRecord.save", "apply_definitions"])
+@pytest.mark.parametrize("step", ["replace_source", "EmbeddingRecord.save", "apply_definitions"])
 def test_a_killed_publication_serves_the_old_vectors_and_is_repeated(
     store, tiny_world, tmp_path, monkeypatch, step
 ):
@@ -204,7 +204,7 @@ def interrupted(*_, **__):
 def test_a_registry_half_written_is_not_seen(store, tiny_world, tmp_path, monkeypatch):
     publish_embedding(store, embedding_of(tmp_path, tiny_world, 0))
     whole = (store / "data" / "registry.db").read_bytes()
-    monkeypatch.setattr("moonstore.registry_store.os.fsync", interrupted)
+    monkeypatch.setattr("moonstore.registry_store.fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         publish_embedding(store, embedding_of(tmp_path, tiny_world, 1))
     assert (store / "data" / "registry.db").read_bytes() == whole
