@@ -159,7 +159,7 @@ def test_the_tests_that_touch_a_mutant_run_and_a_caught_one_is_told_from_a_survi
 def test_the_page_keeps_the_first_run_of_a_seed_beside_the_last(tmp_path):
     draws: list[Draw] = []
     for seed, caught in (("a", 9), ("b", 8), ("a", 10), ("a", 7)):
-        draws = page.keep(draws, seed, "abc", {"ranker": [caught - 2, 5], "serving": [2, 5]})
+        draws = page.keep(draws, seed, "abc", 10, {"ranker": [caught - 2, 5], "serving": [2, 5]})
     assert [(one.seed, one.caught, one.looked_at) for one in draws] == [
         ("a", 9, False),
         ("b", 8, False),
@@ -169,6 +169,9 @@ def test_the_page_keeps_the_first_run_of_a_seed_beside_the_last(tmp_path):
     written = page.text(draws, [(mutant, "It may."), (mutant, "")])
     day = draws[0].date
     assert "\nBy package: ranker 5 of 5, serving 2 of 5.\n" in written
+    assert "stopped" not in written
+    stopped = page.text([replace(draws[0], places=15)], [])
+    assert "9 of 10 (90.0%) caught. It was stopped after 10 of its 15 places." in stopped
     three = [replace(mutant, file=name) for name in ("serving/a.py", "ranker/b.py", "serving/c.py")]
     assert page.by_package(three, three[2:]) == {"ranker": [1, 1], "serving": [1, 2]}
     assert f"The last draw, `a`, was run on {day} at commit abc: 7 of 10 (70.0%) caught." in written

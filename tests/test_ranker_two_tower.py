@@ -513,3 +513,10 @@ def test_the_towers_are_their_formulas(towers):
     whole = whole + VECTORS.matrix[20:24] @ w["content.weight"].T
     whole /= np.linalg.norm(whole, axis=1, keepdims=True)
     np.testing.assert_allclose(drawn.item_vectors(items), whole, atol=1e-4)
+
+
+def test_a_batch_draws_between_32_and_512_requests(monkeypatch):
+    monkeypatch.setattr(negatives, "STEPS", 1)
+    drawn, _ = sampler(requests=900)
+    assert len(drawn.learned) > 512 and drawn.per_batch == 512
+    assert sampler(requests=20)[0].per_batch == 32

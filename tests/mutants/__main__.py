@@ -60,7 +60,7 @@ def main() -> None:
     survivors = report(drawn, results)
     if not arguments.only:
         packages = page.by_package(drawn, [mutant for mutant, _ in survivors])
-        draws = page.keep(page.kept(), arguments.seed, commit, packages)
+        draws = page.keep(page.kept(), arguments.seed, commit, len(drawn), packages)
         page.write(PAGE, draws, survivors)
 
 

@@ -24,7 +24,8 @@ class Draw:
         date: when it was run.
         commit: of the code and tests; with ``+`` where files had changed since.
         caught: how many of its places a test noticed.
-        of: how many places it has.
+        of: how many of its places were tried.
+        places: how many it has; more than were tried if it was stopped.
         looked_at: whether it had been run before, so that tests may have been written for its survivors.
         packages: package -> [caught, of] of the places in it.
     """
@@ -34,6 +35,7 @@ class Draw:
     commit: str
     caught: int
     of: int
+    places: int
     looked_at: bool = False
     packages: Mapping[str, list[int]] = field(default_factory=dict)
 
@@ -43,11 +45,13 @@ def kept() -> list[Draw]:
     return [Draw(**one) for one in json.loads(DRAWS.read_text())]
 
 
-def keep(draws: Sequence[Draw], seed: str, commit: str, packages: Mapping[str, list[int]]) -> list[Draw]:
+def keep(
+    draws: Sequence[Draw], seed: str, commit: str, places: int, packages: Mapping[str, list[int]]
+) -> list[Draw]:
     """The draws with this one added: the first run of a seed stays, a later one replaces the later one before."""
     looked_at = any(one.seed == seed for one in draws)
     caught, of = (sum(counts) for counts in zip(*packages.values(), strict=True))
-    new = Draw(seed, datetime.now(UTC).date().isoformat(), commit, caught, of, looked_at, packages)
+    new = Draw(seed, datetime.now(UTC).date().isoformat(), commit, caught, of, places, looked_at, packages)
     return [one for one in draws if (one.seed, one.looked_at) != (seed, True)] + [new]
 
 
@@ -77,6 +81,7 @@ def write(page: Path, draws: Sequence[Draw], survivors: Sequence[tuple[Mutant, s
 def text(draws: Sequence[Draw], survivors: Sequence[tuple[Mutant, str]]) -> str:
     """The page; see ``write``."""
     last = draws[-1]
+    stopped = f" It was stopped after {last.of} of its {last.places} places." if last.of < last.places else ""
     packages = ", ".join(f"{name} {caught} of {of}" for name, (caught, of) in last.packages.items())
     table = [
         f"| `{one.seed}` | {one.date} | {one.commit} | {_share(one)} | {'yes' if one.looked_at else 'no'} |"
@@ -88,8 +93,9 @@ def text(draws: Sequence[Draw], survivors: Sequence[tuple[Mutant, str]]) -> str:
     ]
     return "\n".join(
         [
-            HEAD.format(size=last.of),
-            f"The last draw, `{last.seed}`, was run on {last.date} at commit {last.commit}: {_share(last)} caught.",
+            HEAD.format(size=last.places),
+            f"The last draw, `{last.seed}`, was run on {last.date} at commit {last.commit}: "
+            f"{_share(last)} caught.{stopped}",
             f"By package: {packages}.",
             "",
             "| Seed | Date | Commit | Caught | Looked at before |",
