@@ -82,7 +82,7 @@ def run(tmp_path, monkeypatch):
 
 def test_a_whole_run_starts_warms_up_and_names_its_artifacts(run):
     moon = recommend.Recommender.open(Settings(run=run), run)
-    assert moon.example_users == (4,) and moon.counts["answers"] == 1 and moon.ready() == []
+    assert moon.example_users == (4,) and moon.counts["answers"] == 1 and not moon.unready() + moon.degraded()
     assert set(moon.artifacts) == {"embedding", "index", "cooccurrence", "encoder", "ranker"}
     assert moon.artifacts["index"] == open_artifact(run / "index", "index").id
     answer = moon.recommend(4, 3)

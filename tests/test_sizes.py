@@ -35,7 +35,7 @@ def test_nothing_but_the_dial_decides_by_a_sizes_name():
 
 
 def test_the_help_of_the_command_line_names_every_size():
-    (line,) = [one for one in Path(ROOT / "moon/cli.py").read_text().splitlines() if '"--size"' in one]
+    (line,) = [one for one in Path(ROOT / "moon/options.py").read_text().splitlines() if '"--size"' in one]
     assert ", ".join(SIZES).replace(f", {GPU}", f" or {GPU}") in line
 
 
