@@ -206,7 +206,7 @@ async def _get(app: FastAPI, query: str, began: float) -> Answered:
         "root_path": "",
         "scheme": "http",
         "query_string": query.encode(),
-        "headers": [],
+        "headers": [(b"host", b"localhost")],
         "server": ("shop", 80),
         "client": ("user", 1),
     }
