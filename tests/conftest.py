@@ -203,7 +203,7 @@ def tiny_world() -> TinyWorld:
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory):
     """The Redis server of this session: a test takes a database of it that no other test uses."""
-    with RedisServer("--dir", str(tmp_path_factory.mktemp("redis"))) as server:
+    with RedisServer("--dir", str(tmp_path_factory.mktemp("redis")), "--databases", "64") as server:
         yield server
 
 

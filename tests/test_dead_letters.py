@@ -62,7 +62,7 @@ AT_THE_ENCODER = {"encoder", "vector"}
 @pytest.fixture(scope="module", params=["embedded", pytest.param("redis", marks=pytest.mark.redis)])
 def made(request, tiny_world, tmp_path_factory):
     """A loaded shop on each store."""
-    url = request.getfixturevalue("redis_server").url(12) if request.param == "redis" else None
+    url = request.getfixturevalue("redis_server").url(22) if request.param == "redis" else None
     return make_shop(tmp_path_factory.mktemp("refused"), tiny_world, url)
 
 
@@ -226,7 +226,7 @@ def large(tmp_path_factory):
 
 @pytest.mark.parametrize("profile", ["embedded", pytest.param("redis", marks=pytest.mark.redis)])
 def test_rows_and_views_that_are_loaded(large, tmp_path, profile, request):
-    url = request.getfixturevalue("redis_server").url(13) if profile == "redis" else None
+    url = request.getfixturevalue("redis_server").url(23) if profile == "redis" else None
     shop = large.copied(tmp_path / "run", url)
     data = shop.store / "data"
     ids, bad = shop.world.item_ids.tolist(), {}

@@ -68,10 +68,10 @@ class Shop:
             path.write_text("\n".join(map(json.dumps, events)))
             found = list(consume(EventFile(path), self._ingestor, self.store))
         else:
-            client = redis.Redis.from_url(self._server.url(7))
+            client = redis.Redis.from_url(self._server.url(20))
             for one in events:
                 client.xadd("events", {FIELD: json.dumps(one)})
-            source = RedisStream(f"{self._server.url(7)}/events", "one")
+            source = RedisStream(f"{self._server.url(20)}/events", "one")
             found = [drain(source, self._ingestor, self.store, deliveries=1)]
         counts = [(one.accepted, one.duplicates, len(one.conflicts)) for one in found]
         return tuple(np.sum(counts, axis=0).tolist())
@@ -104,7 +104,7 @@ def store(tiny_world, tmp_path):
 def shop(request, store):
     server = request.getfixturevalue("redis_server") if request.param == "stream" else None
     if server is not None:
-        redis.Redis.from_url(server.url(7)).flushdb()
+        redis.Redis.from_url(server.url(20)).flushdb()
     return Shop(store, request.param, server)
 
 

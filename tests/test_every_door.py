@@ -104,11 +104,11 @@ class Live:
             path.write_text("\n".join(texts))
             accepted = sum(one.accepted for one in consume(EventFile(path), self._ingestor, self.store))
         else:
-            client = redis.Redis.from_url(self._server.url(6))
+            client = redis.Redis.from_url(self._server.url(21))
             client.flushdb()
             for text in texts:
                 client.xadd("events", {FIELD: text})
-            source = RedisStream(f"{self._server.url(6)}/events", "one")
+            source = RedisStream(f"{self._server.url(21)}/events", "one")
             accepted = drain(source, self._ingestor, self.store).accepted
         folder = self.store / "data" / "dead_letter" / "events"
         letters = [json.loads(path.read_text()) for path in folder.glob("*.json")]

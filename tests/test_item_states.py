@@ -53,7 +53,7 @@ def any_shop(request, tiny_world, tmp_path):
     """A loaded shop on either store."""
     if request.param == "embedded":
         return request.getfixturevalue("shop")
-    return make_shop(tmp_path / "run", tiny_world, request.getfixturevalue("redis_server").url(11))
+    return make_shop(tmp_path / "run", tiny_world, request.getfixturevalue("redis_server").url(24))
 
 
 def questions(shop, moon):
