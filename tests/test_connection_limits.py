@@ -257,3 +257,10 @@ def test_what_is_no_http_is_refused_once_and_what_follows_a_refusal_is_not_read(
     said = one.transport.said
     one.data_received(HEAD)
     assert one.transport.said == said and not server.loop.tasks
+
+
+def test_a_connection_that_broke_is_not_closed_again():
+    server = Server()
+    one = server.connect()
+    one.connection_lost(OSError("reset"))
+    assert not one.transport.closed and not server.state.connections
