@@ -18,13 +18,15 @@ from functools import partial
 import pytest
 import uvicorn
 from fake_shop import recommender
-from test_nothing_waits_for_slow_work import SOON_S, Gate, wait_for
+from test_nothing_waits_for_slow_work import Gate, wait_for
 
 from serving.app import create_app
 from serving.connections import Connection
 from serving.drain import Drain
 from serving.server import listen, serve
 from serving.settings import Settings
+
+SOON_S = 5  # whatever is broken, no test here waits longer
 
 
 @contextmanager
@@ -35,10 +37,11 @@ def served(tmp_path, moon=None, **limits):
         create_app(settings, moon or recommender()),
         http=partial(Connection, settings),
         timeout_keep_alive=settings.idle_deadline_s,
+        timeout_graceful_shutdown=1,
         log_level="error",
     )
     server, listening = uvicorn.Server(config), listen("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, args=([listening],))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     port = listening.getsockname()[1]
     thread.start()
     try:
@@ -50,8 +53,7 @@ def served(tmp_path, moon=None, **limits):
 
 
 def connect(port):
-    link = socket.create_connection(("127.0.0.1", port))
-    link.settimeout(SOON_S)
+    link = socket.create_connection(("127.0.0.1", port), timeout=SOON_S)
     return link
 
 
@@ -73,7 +75,9 @@ def one_answer(link):
     """Whether the next thing the server says is that it is alive."""
     said = b""
     while not said.endswith(b"}"):
-        said += link.recv(1 << 16)
+        more = link.recv(1 << 16)
+        assert more, f"the connection was closed after {said!r}"
+        said += more
     return said.startswith(b"HTTP/1.1 200") and said.endswith(b'{"status":"alive"}')
 
 
@@ -152,7 +156,9 @@ def test_a_start_on_a_taken_port_fails_before_it_touches_anything(tmp_path):
 def test_nothing_heavy_is_imported_before_the_port_is_taken():
     heavy = ("torch", "feast", "pyarrow", "transformers", "serving.app")
     program = f"import sys, serving.server; print([one for one in {heavy} if one in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -161,7 +167,8 @@ def test_a_service_that_is_told_to_end_says_so_answers_on_and_finishes_what_it_h
     gate, moon = Gate(), recommender()
     moon.recommend = gate.before(moon.recommend)
     app = create_app(Settings(run=tmp_path, drain_s=1000), moon)
-    server, listening = uvicorn.Server(uvicorn.Config(app, log_level="error")), listen("127.0.0.1", 0)
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=SOON_S)
+    server, listening = uvicorn.Server(config), listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
     said, ended = [], []
 
@@ -185,7 +192,16 @@ def test_a_service_that_is_told_to_end_says_so_answers_on_and_finishes_what_it_h
             said.extend([under_way.result(SOON_S), late.result(SOON_S)])
 
     before = signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
-    watcher = threading.Thread(target=lambda: (wait_for(lambda: server.started), watch()))
+
+    def watched():
+        try:
+            wait_for(lambda: server.started)
+            watch()
+        finally:  # however it went, the server below comes to an end
+            gate.open.set()
+            server.should_exit = True
+
+    watcher = threading.Thread(target=watched, daemon=True)
     try:
         watcher.start()
         server.run([listening])
@@ -208,8 +224,9 @@ def test_a_second_sigterm_does_not_wait():
             drain = Drain(grace_s=1000)
             with drain.on_signal():
                 os.kill(os.getpid(), signal.SIGTERM)
-                while not drain.began:
-                    await asyncio.sleep(0.001)
+                async with asyncio.timeout(SOON_S):
+                    while not drain.began:
+                        await asyncio.sleep(0.001)
                 assert not ended.is_set()
                 os.kill(os.getpid(), signal.SIGTERM)
                 await asyncio.wait_for(ended.wait(), SOON_S)
