@@ -24,14 +24,14 @@ DOORS = "malformed records at the doors"
 KILLS = "killed before or in the middle of a write"
 FAULTS = "disk full, read-only or forbidden at a write"
 DAMAGE = "files cut off, swapped, removed, or with a flipped bit"
-REQUESTS = "hostile requests to the service"
+REQUESTS = "hostile and made-up requests to the service"
 # What must hold each time; and the tests that record it, besides the crash matrix.
 MEANS = {
-    DOORS: ("refused or set aside, by every door alike", ()),
+    DOORS: ("refused or set aside, by every door alike", ("test_every_door.py",)),
     KILLS: ("healed by the next run; nothing acknowledged lost, counted twice or read half", ()),
     FAULTS: ("path, reason and remedy are said; what was there stays; answers go on", ("test_disk.py",)),
     DAMAGE: ("refused by name or made again", ("test_damage.py",)),
-    REQUESTS: ("the documented status, in time", ()),
+    REQUESTS: ("the documented status, in time", ("test_service_hostile.py", "test_service_fuzzed.py")),
 }
 
 

@@ -14,6 +14,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
+import promises
 import pytest
 from fake_shop import ITEM_IDS, picture, recommender
 from fastapi.testclient import TestClient
@@ -342,6 +343,7 @@ def test_a_hostile_request_is_refused_at_once_and_leaves_nothing(service, one):
     if one.method != "HEAD":
         assert set(answer.json()) == {"error"} and len(answer.text) < 1000
         assert one.says in answer.json()["error"]
+    promises.record(promises.REQUESTS, f"{one.method} {one.path[:60]} {one.name}", 1)
     assert "x-evil" not in answer.headers and "access-control-allow-origin" not in answer.headers
     assert {(name.decode(), value.decode()) for name, value in HEADERS} <= set(answer.headers.items())
     assert kept.nothing()
