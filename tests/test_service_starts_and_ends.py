@@ -1,4 +1,4 @@
-"""How a service is put together: what the server is told, what runs in which thread, what a start and an end do in order.
+"""How a service is put together: what the server is told, which thread does what, the order of start and end.
 
 Nothing here listens for longer than a moment, waits, or loads a model.
 
