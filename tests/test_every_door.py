@@ -7,7 +7,6 @@ import json
 import re
 from datetime import UTC, datetime
 
-import promises
 import pyarrow as pa
 import pytest
 import redis
@@ -43,6 +42,7 @@ from feature_repo.ingest.stream import FIELD, EventFile, RedisStream, consume
 from serving.app import create_app
 from serving.intake import Intake
 from serving.settings import Settings
+from tests import promises
 
 MODELS = {"event": Event, "item": Item, "user": User, "query": Query}
 FIELDS = sorted({field for kinds in CASES.values() for field in kinds} | {"sender"})

@@ -8,7 +8,6 @@ Run: pytest tests/test_service_fuzzed.py
 import os
 from collections import Counter
 
-import promises
 import schemathesis
 from fake_shop import recommender
 from schemathesis.config import SchemathesisConfig
@@ -18,6 +17,7 @@ from test_service_hostile import Kept
 
 from serving.app import create_app
 from serving.settings import Settings
+from tests import promises
 
 FEW = 5
 EXAMPLES = int(os.environ.get("MOON_FUZZ", FEW))  # of each route, in each phase that draws them

@@ -14,7 +14,6 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
-import promises
 import pytest
 from fake_shop import ITEM_IDS, picture, recommender
 from fastapi.testclient import TestClient
@@ -27,6 +26,7 @@ from serving.headers import HEADERS
 from serving.intake import Intake
 from serving.settings import Settings
 from serving.work import Work
+from tests import promises
 
 LIMIT = 2 * 2**20
 EVENT = {"event_id": 1, "user_id": 2, "item_id": 3, "type": "click"}
