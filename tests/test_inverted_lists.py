@@ -1,4 +1,4 @@
-"""Inverted lists: how many cells are trained on what, how many are read, and against which queries recall is measured.
+"""Inverted lists: how many cells are trained on what, how many are read, and how their recall is measured.
 
 Run: pytest tests/test_inverted_lists.py
 """
