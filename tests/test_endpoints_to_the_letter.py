@@ -460,3 +460,10 @@ def test_the_store_that_does_not_answer_is_in_the_log(client, kept, caplog):
         answer = client.post("/events", json=[EVENT])
     assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
     assert "10.0.0.9" in caplog.messages
+
+
+def test_the_page_is_made_of_what_was_asked_and_nothing_else(client, moon, monkeypatch):
+    monkeypatch.setattr("serving.endpoints.answers.render", lambda one, *asked: repr((one is moon, *asked)))
+    assert client.get("/").text == repr((True, "", "", "", ""))
+    asked = {"user_id": "1", "category": "2", "item_id": "3", "text": "4"}
+    assert client.get("/", params=asked).text == repr((True, "1", "2", "3", "4"))

@@ -9,6 +9,7 @@ import pytest
 
 from retrieval import approximation
 from retrieval.approximation import GATE_K, GATE_QUERIES, RECALL_GATE, Approximation, approximate
+from retrieval.index import ItemIndex
 
 
 def clustered(count, width=8, seed=0):
@@ -136,3 +137,12 @@ def test_items_are_added_and_replaced_and_the_first_lists_stay_as_they_are():
     assert 5000 not in whole.search(axis.astype(np.float32), 300)
     only_new = whole.with_items(np.array([5000]), axis[:1])
     assert len(set(only_new.search(axis[:1].astype(np.float32), 201)[0].tolist())) == 201
+
+
+def test_an_index_with_lists_says_their_recall_and_how_many_cells_are_read(tmp_path):
+    matrix, ids = clustered(200), np.arange(200)
+    index = ItemIndex(ids, matrix, [""] * 200, lists_of(matrix, ids, probes=3))
+    saved = index.save(tmp_path / "index", {})
+    assert saved.config == {"items": 200, "width": 8, "recall": 0.5, "probes": 3}
+    opened = ItemIndex.open(saved).approximation
+    assert (opened.recall, opened.lists.nprobe, opened.ids.tolist()) == (0.5, 3, ids.tolist())
