@@ -258,6 +258,12 @@ def test_twenty_items_are_answered_unless_another_number_is_asked_for(client):
         assert len(ask(k=3).json()["hits"]) == 3
 
 
+def test_a_field_of_a_form_that_is_left_empty_is_not_there(client):
+    sent = {"text": "even", "user_id": "", "k": ""}
+    answer = client.post("/search", data=sent, files={"image": ("empty", b"")})
+    assert answer.status_code == 200 and len(answer.json()["hits"]) == 20
+
+
 def test_a_session_may_repeat_itself_and_has_at_most_a_hundred_items(client):
     session = lambda count: "&".join(["user_id=4", *(f"session={HELD}" for _ in range(count))])  # noqa: E731
     assert client.get(f"/recommend?{session(100)}").status_code == 200
@@ -296,6 +302,11 @@ def test_the_content_type_says_what_a_body_is(client, kind, status):
         assert answer.json()["error"] == f"expected application/json or multipart/form-data, found {found}"
         answer = client.post("/events", content=b"[]", headers={"content-type": kind})
         assert answer.json()["error"] == f"expected application/json, found {found}"
+
+
+def test_every_fault_of_a_question_is_named(client):
+    said = client.get("/recommend?k=0").json()["error"].split("; ")
+    assert len(said) == 2 and "user_id" in said[0] and "k" in said[1]
 
 
 def test_a_picture_may_have_so_many_bytes_and_pixels_and_no_more(client):

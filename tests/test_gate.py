@@ -7,6 +7,7 @@ Run: pytest tests/test_gate.py
 
 import asyncio
 import base64
+import contextvars
 import json
 import logging
 import time
@@ -283,6 +284,9 @@ def test_the_fault_of_a_keys_file_is_named_by_its_place(tmp_path):
             KeyRing(path)
 
 
+LATER = 0.1234567
+
+
 class Telemetry:
     """Keeps what is counted."""
 
@@ -295,9 +299,9 @@ class Telemetry:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The layer's clock: each look is a quarter of a second after the one before."""
+    """The layer's clock: each look is LATER seconds after the one before."""
     looks = iter(range(100))
-    monkeypatch.setattr(access_module, "time", SimpleNamespace(perf_counter=lambda: next(looks) / 4))
+    monkeypatch.setattr(access_module, "time", SimpleNamespace(perf_counter=lambda: next(looks) * LATER))
 
 
 @pytest.mark.parametrize(("known", "name"), [(True, "reader"), (False, "")])
@@ -317,7 +321,7 @@ def test_a_request_is_one_line_one_count_and_one_answer(clock, caplog, known, na
     assert seen == [(1, "mine")]
     assert sent[0]["headers"] == [(b"a", b"b"), *HEADERS, (b"x-request-id", b"mine")]
     assert sent[1] == {"type": "http.response.body", "body": b"c"}
-    assert telemetry.counted == [("/image/{image_id}", 204, 0.25, 0)]
+    assert telemetry.counted == [("/image/{image_id}", 204, LATER, 0)]
     (record,) = caplog.records
     record.created = 1.5
     REQUEST_ID.set("mine")
@@ -330,7 +334,7 @@ def test_a_request_is_one_line_one_count_and_one_answer(clock, caplog, known, na
         "method": "PUT",
         "route": "/image/{image_id}",
         "status": 204,
-        "ms": 250.0,
+        "ms": 123.46,
         "key": name,
     }
 
@@ -346,6 +350,10 @@ def test_an_id_that_the_client_does_not_give_is_sixteen_digits_and_a_header_like
     assert sent[0]["headers"][:-1] == list(HEADERS)
 
 
+def test_outside_of_requests_there_is_no_id():
+    assert contextvars.Context().run(REQUEST_ID.get) == ""
+
+
 def test_a_log_that_is_off_is_not_written_and_the_count_goes_on(clock, caplog):
     async def app(scope, receive, send):
         scope["route"] = SimpleNamespace(path="/")
@@ -354,7 +362,7 @@ def test_a_log_that_is_off_is_not_written_and_the_count_goes_on(clock, caplog):
     telemetry = Telemetry()
     caplog.set_level(logging.WARNING, "moon.access")
     ask(Access(app, telemetry))
-    assert not caplog.records and telemetry.counted == [("/", 200, 0.25, 0)]
+    assert not caplog.records and telemetry.counted == [("/", 200, LATER, 0)]
 
 
 def test_the_headers_of_every_answer():

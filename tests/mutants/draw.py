@@ -31,7 +31,7 @@ PLACES = (
 SEED = "moon"
 
 # Calls whose arguments nobody's answer depends on: progress, logs, types.
-_TOLD = {"track", "warn", "cast", "TypeVar", "getLogger", "print"}
+_TOLD = {"track", "warn", "cast", "TypeVar", "ParamSpec", "getLogger", "print"}
 _LOGGED = {"debug", "info", "warning", "error", "exception"}
 _TYPES = {"Callable", "Iterator", "Mapping", "Sequence", "Union", "dict", "list", "tuple", "type"}
 # How much is worked on at once: any number gives the same answer, and each has a test that says so.
@@ -225,6 +225,8 @@ def _left_out(node: cst.CSTNode) -> bool:
             return (name in ("log", "logger", "logging") and verb in _LOGGED) or verb in _TOLD
         case cst.Arg(keyword=cst.Name(value=name)):
             return name in _KEPT
+        case cst.Assign(value=cst.Call(func=cst.Name(value="TypeVar" | "ParamSpec"))):
+            return True
         case cst.Assign(targets=[cst.AssignTarget(target=cst.Name(value=name))]):
             alias = isinstance(node.value, cst.Subscript) and _alias(node.value)
             return name == "__all__" or name in _PIECES or alias
