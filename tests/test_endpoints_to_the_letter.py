@@ -270,6 +270,15 @@ def test_a_session_may_repeat_itself_and_has_at_most_a_hundred_items(client):
     assert client.get(f"/recommend?{session(101)}").status_code == 422
 
 
+def test_every_answer_is_counted_under_its_own_address(client):
+    client.get("/recommend?user_id=4")
+    client.get(f"/similar?item_id={HELD}")
+    client.post("/search", json={"text": "even"})
+    lines = client.get("/metrics").text.splitlines()
+    counted = {line.split('"')[1] for line in lines if line.startswith("moon_stage_seconds_count")}
+    assert counted == {"/recommend", "/similar", "/search"}
+
+
 def test_what_is_given_twice_is_named_in_short(client):
     with pytest.raises(Refused) as refused:
         refuse_repeated(["a" * 50, "b", "a" * 50])
@@ -416,6 +425,7 @@ def test_events_whose_id_is_anothers_are_counted_and_the_first_three_named(clien
     assert answer.status_code == 409
     assert answer.json() == {"accepted": 2, "duplicates": 1, **_conflicts(events)}
     said = _conflicts(events)
+    assert "event_id" in said["error"].split(": 4 events")[0].split()
     assert said["conflicts"] == 4 and said["error"].endswith(
         "4 events were refused (event_id [4, 5, 6]), the others were taken. Give each event its own event_id, or "
         "each sender a name (sender)."
