@@ -277,6 +277,7 @@ def test_the_fault_of_a_keys_file_is_named_by_its_place(tmp_path):
     for content, place in (
         ('{"keys": [{"name": "a", "scopes": ["root"], "sha256": "%s"}]}' % ("0" * 64), "keys.0.scopes.0"),
         ('{"keys": [], "more": 1}', "more"),
+        ('{"keys": [{"name": "a", "scopes": ["read"], "sha256": "%s", "b": 1}]}' % ("0" * 64), "keys.0.b"),
         ("7", "the whole"),
     ):
         path.write_text(content)
