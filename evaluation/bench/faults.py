@@ -57,8 +57,7 @@ def bench_faults(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> It
     Raises:
         AssertionError: a request fails, or has an unexpected answer.
     """
-    logging.getLogger("moon.serving").setLevel(logging.ERROR)  # hides the expected warnings about Redis
-    with RedisServer("--dir", str(folder)) as server:
+    with _quiet(logging.getLogger("moon.serving")), RedisServer("--dir", str(folder)) as server:
         app = service(folder / "store", server, clicks)
         faiss.omp_set_num_threads(1)  # as in ``moon serve``
         with _frozen_garbage_collector():
@@ -73,6 +72,17 @@ def bench_faults(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> It
                 again.append(whole(ask(app)))
         yield worst("/recommend, Redis refuses: slowest request, ms", _ms(refused), REFUSED_GOAL)
         yield worst("/recommend, Redis restarted: slowest first request, in full, ms", _ms(again), HUNG_GOAL)
+
+
+@contextmanager
+def _quiet(log: logging.Logger) -> Iterator[None]:
+    """Hide the warnings about Redis, which are expected here."""
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @contextmanager
