@@ -50,9 +50,10 @@ def bench_load(run: Path, workers: Sequence[int] = (1, 2)) -> Iterator[Line]:
         RuntimeError: the service does not start, or refuses a request.
     """
     with tempfile.TemporaryDirectory(prefix="moon_bench_") as name:
-        copied = copy_run(run, Path(name) / "run")
-        pictures = _pictures(copied)
+        pictures = _pictures(run)
         for number in workers:
+            # A copy each: the events that are posted change what the users' answers cost.
+            copied = copy_run(run, Path(name) / f"run{number}")
             with _served(copied, number) as (port, took):
                 of = f"{number} process" if number == 1 else f"{number} processes"
                 yield line_below(f"{of}: from the start to the first answer, s", [took], START_GOAL_S)
