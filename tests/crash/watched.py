@@ -22,6 +22,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,10 +97,18 @@ def possible() -> bool:
     """Whether this machine lets a process watch its child in this way."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return False
-    try:
-        return not run(lambda: None, Path("/nowhere"), lambda _: GO).error
-    except OSError:
-        return False
+    seen: list[Operation] = []
+
+    def decide(operation: Operation) -> Verdict:
+        seen.append(operation)
+        return GO
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            ended = run(lambda: (Path(folder) / "file").write_text("text"), Path(folder), decide)
+        except OSError:
+            return False
+    return not ended.error and bool(seen)
 
 
 def run(work: Callable[[], object], below: Path, decide: Callable[[Operation], Verdict]) -> Ended:
