@@ -488,3 +488,11 @@ def test_the_page_is_made_of_what_was_asked_and_nothing_else(client, moon, monke
     assert client.get("/").text == repr((True, "", "", "", ""))
     asked = {"user_id": "1", "category": "2", "item_id": "3", "text": "4"}
     assert client.get("/", params=asked).text == repr((True, "1", "2", "3", "4"))
+
+
+def test_every_body_that_is_read_is_required(document):
+    paths = document["paths"].values()
+    bodies = [
+        one["requestBody"]["required"] for path in paths for one in path.values() if "requestBody" in one
+    ]
+    assert bodies == [True] * 4  # /search, /events, /items and a state
