@@ -207,24 +207,24 @@ def _word(value: Any, most: int, rule: Rule, info: ValidationInfo) -> str:
     return text
 
 
-def _words(value: Any, info: ValidationInfo) -> list[str]:
+def _parts(value: Any, kind: type[list] | type[dict], rule: Rule, info: ValidationInfo) -> Any:
+    """A list or a map that is neither missing nor too long; ``rule`` is broken if it is none."""
     if value is None:
         raise broken(Rule.NULL, info.field_name)
-    if not isinstance(value, list):
-        raise broken(Rule.TEXTS, info.field_name)
+    if not isinstance(value, kind):
+        raise broken(rule, info.field_name)
     if len(value) > MOST_PARTS:
         raise broken(Rule.PARTS, info.field_name)
-    return [_word(one, MOST_WORD, Rule.TEXTS, info) for one in value]
+    return value
+
+
+def _words(value: Any, info: ValidationInfo) -> list[str]:
+    return [_word(one, MOST_WORD, Rule.TEXTS, info) for one in _parts(value, list, Rule.TEXTS, info)]
 
 
 def _word_map(value: Any, info: ValidationInfo) -> dict[str, str]:
-    if value is None:
-        raise broken(Rule.NULL, info.field_name)
-    if not isinstance(value, dict):
-        raise broken(Rule.TEXT_MAP, info.field_name)
-    if len(value) > MOST_PARTS:
-        raise broken(Rule.PARTS, info.field_name)
-    texts = ([_word(one, MOST_VALUE, Rule.TEXT_MAP, info) for one in pair] for pair in value.items())
+    pairs = _parts(value, dict, Rule.TEXT_MAP, info).items()
+    texts = ([_word(one, MOST_VALUE, Rule.TEXT_MAP, info) for one in pair] for pair in pairs)
     return {key: one for key, one in texts}
 
 

@@ -16,8 +16,7 @@ from feast.data_format import ParquetFormat
 from moonstore import dead_letters
 from moonstore.dead_letters import DATA
 from moonstore.readable import readable
-from run.artifacts import fsync
-from run.disk import writing
+from run.artifacts import replacing
 
 TIMESTAMP = "event_timestamp"
 # Within DATA: the journal of received events, the log it is folded into, the lock of both, received items.
@@ -27,12 +26,8 @@ STATES_FILE = "item_states.db"
 
 def replace_source(path: Path, table: pa.Table) -> None:
     """Write the file of a source atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    with writing(path):
+    with replacing(path) as temporary:
         pq.write_table(table, temporary)
-        fsync(temporary)
-        temporary.replace(path)
-        fsync(path.parent)
 
 
 def read_source(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -141,10 +141,8 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
     ) -> np.ndarray:
         """Write the rows whose stored ``guard`` still equals ``before`` (see ``feature_repo.history``)."""
         table = feast_sqlite._quote_id(self._table(config, view))
-        connection = self._get_conn(config)
         keys = _keys(config, view, batch)
-        connection.execute(f"PRAGMA busy_timeout = {SWAP_WAIT_MS}")
-        with self._sound(config), writing(Path(self._get_db_path(config))), self._turn(config), connection:
+        with self._transaction(config, SWAP_WAIT_MS) as connection:
             connection.execute("BEGIN IMMEDIATE")  # excludes other writers between compare and set
             query = f"SELECT value FROM {table} WHERE entity_key = ? AND feature_name = ?"
             found = [connection.execute(query, (key, guard)).fetchone() for key in keys]
@@ -191,15 +189,20 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
 
     def _write(self, config: RepoConfig, view: FeatureView, rows: Iterable[tuple[Any, ...]]) -> int:
         table = feast_sqlite._quote_id(self._table(config, view))
-        connection = self._get_conn(config)
-        connection.execute(f"PRAGMA busy_timeout = {LOAD_WAIT_MS}")
-        with self._sound(config), writing(Path(self._get_db_path(config))), self._turn(config), connection:
+        with self._transaction(config, LOAD_WAIT_MS) as connection:
             cursor = connection.executemany(UPSERT.format(table=table), rows)
         return cursor.rowcount
 
-    def _turn(self, config: RepoConfig) -> contextlib.AbstractContextManager[None]:
-        """Our writers queue for the file; SQLite's own waiting is by polling, in which one of many may starve."""
-        return locked(Path(f"{self._get_db_path(config)}-writing"))
+    @contextlib.contextmanager
+    def _transaction(self, config: RepoConfig, wait_ms: int) -> Iterator[sqlite3.Connection]:
+        """The connection in a transaction that waits so long for a lock that no writer of ours holds.
+
+        Our writers queue for the file: SQLite's own waiting is by polling, in which one of many may starve.
+        """
+        connection, path = self._get_conn(config), Path(self._get_db_path(config))
+        connection.execute(f"PRAGMA busy_timeout = {wait_ms}")
+        with self._sound(config), writing(path), locked(Path(f"{path}-writing")), connection:
+            yield connection
 
     def _table(self, config: RepoConfig, view: FeatureView) -> str:
         name: str = feast_sqlite._table_id(

@@ -109,9 +109,20 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small text file as ``write_json`` does."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a file to write; on a clean exit it takes the place of the one at ``path``, durably and at once.
+
+    Raises:
+        DiskError: the disk does not take it; the file before it stays.
+    """
     temporary = path.with_name(path.name + ".tmp")
     with writing(path), _removed_if_it_fails(temporary):
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         fsync(temporary)
         temporary.replace(path)
         fsync(path.parent)
