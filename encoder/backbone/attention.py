@@ -194,3 +194,6 @@ class VisionAttention(nn.Module):
 
 AttentionInterface.register(PICTURES, picture_attention)
 AttentionInterface.register(GROUPS, grouped_attention)
+# cuDNN builds a plan for every shape that it has not seen, and packed sequences have many shapes: on one GPU three
+# quarters of a training step went there (docs/log/encoder.md#attention-on-a-gpu).
+torch.backends.cuda.enable_cudnn_sdp(False)
