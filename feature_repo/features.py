@@ -1,74 +1,123 @@
-"""The columns of a frame and their defaults, shared by offline and online reads so that both agree."""
+"""The features of users, items and queries: plain Feast objects, to read and to change.
 
-from __future__ import annotations
+Rows are stamped with the time they became available. Windows of statistics end at the row's stamp, a midnight UTC.
+A tag of a ``Field`` says how models read it where its type does not (``feature_repo.feature_tags``); the services
+that name these features are in ``feature_repo.services``. Views of your own go into ``feature_repo/mine``.
+"""
 
-from collections.abc import Mapping
-from typing import Any
+from datetime import timedelta
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from feast import FeatureView, Field, PushSource
+from feast.types import Array, Float32, Int64, String
 
-# feature -> (view, type, default)
-Features = dict[str, tuple[str, pa.DataType, Any]]
-USER_FEATURES: Features = {
-    "age_band": ("user_profile", pa.int64(), -1),
-    "segment": ("user_profile", pa.string(), ""),
-}
-ITEM_FEATURES: Features = {
-    "category": ("item_profile", pa.string(), ""),
-    "category_top": ("item_profile", pa.string(), ""),
-    "spu": ("item_profile", pa.int64(), -1),
-    "price": ("item_profile", pa.float32(), 0.0),
-    "attributes": ("item_profile", pa.list_(pa.string()), []),
-    "first_seen_us": ("item_profile", pa.int64(), None),
-    "shown_7d": ("item_stats", pa.int64(), 0),
-    "positive_7d": ("item_stats", pa.int64(), 0),
-    "shown_28d": ("item_stats", pa.int64(), 0),
-    "positive_28d": ("item_stats", pa.int64(), 0),
-    "shown_all": ("item_stats", pa.int64(), 0),
-    "positive_all": ("item_stats", pa.int64(), 0),
-    "rate_all": ("item_stats", pa.float32(), 1 / 20),
-}
-US = 1_000_000
+from feature_repo.entities import item, query, user
+from feature_repo.sources import source
 
+FOREVER = timedelta(0)
+# Oldest statistics used at the time of a request, in training and serving alike. A row is written only when a count
+# changes, so an old row is still exact; a limit under 28 days would drop the statistics of rarely shown items.
+STATISTICS_TTL = FOREVER
+CATEGORY = {"kind": "category"}
+TIMESTAMP = {"kind": "timestamp"}
 
-def references(features: Features) -> list[str]:
-    """Feast's names of ``features``."""
-    return [f"{view}:{name}" for name, (view, _, _) in features.items()]
+# Rows pushed here are online at once: ``store.push("item_profile_push", rows)``.
+item_profile_push = PushSource(name="item_profile_push", batch_source=source("item_profile"))
 
+item_profile = FeatureView(
+    name="item_profile",
+    entities=[item],
+    ttl=FOREVER,
+    schema=[
+        Field(name="item_id", dtype=Int64),
+        Field(name="category", dtype=String),
+        Field(name="category_top", dtype=String),
+        Field(name="spu", dtype=Int64, tags=CATEGORY),
+        Field(name="price", dtype=Float32),
+        Field(name="attributes", dtype=Array(String)),
+        Field(name="first_seen_us", dtype=Int64, tags=TIMESTAMP),
+    ],
+    source=item_profile_push,
+    description="Catalogue data of an item, available from the time it was first seen.",
+)
 
-def user_columns(stored: Mapping[str, pa.Array], known_behaviours: np.ndarray) -> dict[str, pa.Array]:
-    """The user columns of a frame.
+item_stats = FeatureView(
+    name="item_stats",
+    entities=[item],
+    ttl=STATISTICS_TTL,
+    schema=[
+        Field(name="item_id", dtype=Int64),
+        Field(name="shown_7d", dtype=Int64),
+        Field(name="positive_7d", dtype=Int64),
+        Field(name="shown_28d", dtype=Int64),
+        Field(name="positive_28d", dtype=Int64),
+        Field(name="shown_all", dtype=Int64),
+        Field(name="positive_all", dtype=Int64),
+        Field(name="rate_all", dtype=Float32),
+    ],
+    source=source("item_stats"),
+    description="How often an item was shown and liked in the windows ending at the row's midnight.",
+)
 
-    Args:
-        stored: USER_FEATURES, null where the store has nothing.
-        known_behaviours: int64, number of behaviours of each user before the request.
-    """
-    found = pc.is_valid(stored["age_band"])  # never null in its source
-    return {
-        **_fill(stored, USER_FEATURES),
-        "user_events": pa.array(known_behaviours, pa.int64()),
-        "user_found": found,
-    }
+user_profile = FeatureView(
+    name="user_profile",
+    entities=[user],
+    ttl=FOREVER,
+    schema=[
+        Field(name="user_id", dtype=Int64),
+        Field(name="age_band", dtype=Int64, tags=CATEGORY),
+        Field(name="segment", dtype=String),
+    ],
+    source=source("user_profile"),
+    description="Profile of a user: decade of age (-1 unknown) and the source's own grouping.",
+)
 
+query_stats = FeatureView(
+    name="query_stats",
+    entities=[query],
+    ttl=STATISTICS_TTL,
+    schema=[
+        Field(name="query_id", dtype=Int64),
+        Field(name="query_shown_7d", dtype=Int64),
+        Field(name="query_positive_7d", dtype=Int64),
+        Field(name="query_shown_28d", dtype=Int64),
+        Field(name="query_positive_28d", dtype=Int64),
+        Field(name="query_shown_all", dtype=Int64),
+        Field(name="query_positive_all", dtype=Int64),
+        Field(name="query_rate_all", dtype=Float32),
+    ],
+    source=source("query_stats"),
+    description="How often the query's results were shown and liked in the windows ending at the row's midnight.",
+)
 
-def item_columns(stored: Mapping[str, pa.Array], time_us: np.ndarray) -> dict[str, pa.Array]:
-    """The item columns of a frame.
+# Every frame has the user's behaviours, so no service names the two views below. ``user_events`` points into the
+# immutable event log (``feature_repo.event_log``), so that training can cut histories of any length;
+# ``user_history`` is its online counterpart, the last behaviours.
+user_events = FeatureView(
+    name="user_events",
+    entities=[user],
+    ttl=FOREVER,
+    schema=[
+        Field(name="user_id", dtype=Int64),
+        Field(name="position", dtype=Int64),
+        Field(name="log_version", dtype=String),
+    ],
+    source=source("user_events"),
+    description="Number of the user's behaviours in this version of the event log at the row's time.",
+)
 
-    Args:
-        stored: ITEM_FEATURES, null where the store has nothing.
-        time_us: int64, time of each row's request, microseconds since 1970 UTC.
-    """
-    first_seen_us = stored["first_seen_us"]  # never null in its source
-    found = pc.is_valid(first_seen_us)
-    since = np.where(found, time_us - pc.fill_null(first_seen_us, 0).to_numpy(), 0)
-    filled = _fill(stored, {name: spec for name, spec in ITEM_FEATURES.items() if spec[2] is not None})
-    return {**filled, "age_s": pa.array(np.maximum(since, 0) / US, pa.float32()), "item_found": found}
-
-
-def _fill(stored: Mapping[str, pa.Array], features: Features) -> dict[str, pa.Array]:
-    return {
-        name: pc.coalesce(stored[name].cast(dtype), pa.scalar(default, dtype))
-        for name, (_, dtype, default) in features.items()
-    }
+user_history = FeatureView(
+    name="user_history",
+    entities=[user],
+    ttl=FOREVER,
+    schema=[
+        Field(name="user_id", dtype=Int64),
+        Field(name="recent_item_id", dtype=Array(Int64)),
+        Field(name="recent_code", dtype=Array(Int64)),
+        Field(name="recent_time_us", dtype=Array(Int64)),
+        Field(name="recent_available_us", dtype=Array(Int64)),
+        Field(name="recent_event_id", dtype=Array(Int64)),
+        Field(name="recent_position", dtype=Int64),
+    ],
+    source=source("user_history"),
+    description="The user's last behaviours, newest last, and how many there were in all.",
+)

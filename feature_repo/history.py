@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from feast import FeatureView, RepoConfig
 
+from feature_repo.columns import Features
 from feature_repo.event_log import COLUMNS
-from feature_repo.features import Features
 from feature_repo.views import HISTORY
 from moonstore.batch import Batch
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView
 
-from feature_repo.features import ITEM_FEATURES
+from feature_repo.columns import ITEM_FEATURES
 from feature_repo.ingest.new_items import new_items
 from feature_repo.online import UNREACHABLE, Stored, StoreUnavailable
 from feature_repo.sources import DATA, read_source

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import TIME
-from feature_repo.features import (
+from feature_repo.columns import (
     ITEM_FEATURES,
     USER_FEATURES,
     Features,

@@ -1,41 +1,30 @@
-"""One FeatureService per model, listing what it reads, and all definitions that are applied together."""
+"""One FeatureService per model: the signature of the model, all that it reads (``feature_repo.signature``).
 
-from __future__ import annotations
+``[[...]]`` names features of a view; without it a model reads all of them. The tag ``vectors`` adds the vectors of
+the active embedding, of items, of queries, or of both: which view holds them changes with every embedding.
+"""
 
-from feast import Entity, FeatureService, FeatureView
+from feast import FeatureService
 
-from feature_repo.entities import ENTITIES
-from feature_repo.views import ITEM_EMBEDDING, QUERY_EMBEDDING, EmbeddingRecord, views
+from feature_repo.features import item_profile, item_stats, query_stats, user_profile
 
-SERVICES = {
-    "retrieval_v1": ("user_profile", "user_events", "user_history", "item_profile", ITEM_EMBEDDING),
-    "relevance_v1": ("item_profile", ITEM_EMBEDDING, QUERY_EMBEDDING, "query_stats"),
-    "ctr_v1": ("user_profile", "user_events", "user_history", "item_profile", "item_stats", ITEM_EMBEDDING),
-}
-MODELS = {
-    "retrieval_v1": "The two-tower model: a user's profile and history against items.",
-    "relevance_v1": "How well an item answers a query, from their vectors.",
-    "ctr_v1": "The click model: a user's profile and history against candidates.",
-}
+retrieval_v1 = FeatureService(
+    name="retrieval_v1",
+    features=[user_profile, item_profile],
+    tags={"vectors": "item"},
+    description="The two-tower model: a user's profile and history against items.",
+)
 
+relevance_v1 = FeatureService(
+    name="relevance_v1",
+    features=[item_profile, query_stats],
+    tags={"vectors": "item, query"},
+    description="How well an item answers a query, from their vectors.",
+)
 
-def definitions(record: EmbeddingRecord) -> dict[str, Entity | FeatureView | FeatureService]:
-    """Everything that ``feast apply`` registers, by name.
-
-    Services read the vectors of the active embedding, and no vectors before the first one.
-    """
-    every_view = views(record)
-    active = f"_v{record.active}"
-
-    def named(member: str) -> str:
-        return member + active if member in (ITEM_EMBEDDING, QUERY_EMBEDDING) else member
-
-    services = {
-        name: FeatureService(
-            name=name,
-            features=[every_view[named(view)] for view in members if named(view) in every_view],
-            description=MODELS[name],
-        )
-        for name, members in SERVICES.items()
-    }
-    return {**{entity.name: entity for entity in ENTITIES}, **every_view, **services}
+ctr_v1 = FeatureService(
+    name="ctr_v1",
+    features=[user_profile, item_profile, item_stats],
+    tags={"vectors": "item"},
+    description="The click model: a user's profile and history against candidates.",
+)

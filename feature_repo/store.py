@@ -19,14 +19,15 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
-from feast import FeatureStore
+from feast import FeatureStore, FeatureView
 from feast.errors import FeastError
 from feast.repo_config import FeastConfigError
 from google.protobuf.message import DecodeError
 
-from feature_repo.services import definitions
+from feature_repo import features
+from feature_repo.repository import definitions
 from feature_repo.sources import DATA, LOG, read_source
-from feature_repo.views import EmbeddingRecord, views
+from feature_repo.views import EmbeddingRecord
 from moonstore import dead_letters
 from moonstore.batch import sift
 from moonstore.engine import ColumnStore, Report
@@ -63,7 +64,8 @@ def open_store(store_dir: Path) -> FeatureStore:
     """
     store = _open(store_dir)
     found = {str(view.name): {one.name for one in view.features} for view in store.list_feature_views()}
-    needed = {name: {one.name for one in view.features} for name, view in views(EmbeddingRecord()).items()}
+    ours = [view for view in vars(features).values() if isinstance(view, FeatureView)]
+    needed = {str(view.name): {one.name for one in view.features} for view in ours}
     wrong = sorted(name for name, features in needed.items() if not features <= found.get(name, set()))
     if wrong:
         raise StoreError(
@@ -162,7 +164,7 @@ def materialize(store_dir: Path, until: datetime, only: Sequence[str] = ()) -> d
     apply_definitions(Path(store_dir))  # an online store or a registry that was removed is there again
     store = open_store(store_dir)
     reports, failed = {}, {}
-    names = only or sorted(str(view.name) for view in store.list_feature_views())
+    names = only or sorted(str(view.name) for view in store.list_feature_views() if view.online)
     for view in names:
         try:
             with (
@@ -211,15 +213,21 @@ def known_until(store_dir: Path) -> datetime:
 
 
 def apply_definitions(store_dir: Path) -> None:
-    """Register the store's definitions, and delete views it no longer has from registry and online store.
+    """Register the store's definitions, and delete those it no longer has from registry and online store.
 
     Does what ``feast apply`` does inside ``feature_repo/``; idempotent.
+
+    Raises:
+        StoreError: there is no store, or a definition is refused (``feature_repo.repository.definitions``).
     """
-    objects: dict[str, Any] = dict(definitions(EmbeddingRecord.load(store_dir)))
+    objects: dict[str, Any] = dict(definitions(EmbeddingRecord.load(store_dir), REPOSITORY))
     with writing(store_dir):
         store = _open(store_dir)
-        gone: list[Any] = [view for view in store.list_feature_views() if view.name not in objects]
-        gone += [view.batch_source for view in gone]
+        views = [view for view in store.list_feature_views() if view.name not in objects]
+        gone: list[Any] = [*views, *(view.batch_source for view in views)]
+        gone += [view.stream_source for view in views if view.stream_source]
+        for others in (store.list_feature_services(), store.list_on_demand_feature_views()):
+            gone += [one for one in others if one.name not in objects]
         store.apply(list(objects.values()), objects_to_delete=gone, partial=False)
 
 

@@ -17,7 +17,7 @@ from feast import FeatureStore
 
 from dataset.contracts import DataError
 from encoder.encode import item_content
-from feature_repo.features import item_columns
+from feature_repo.columns import item_columns
 from feature_repo.ingest.item_rows import RowsRefused, are_online, items_table, put_online
 from feature_repo.ingest.new_items import NewItem, set_aside
 from feature_repo.item_matrix import ItemMatrix, read_now

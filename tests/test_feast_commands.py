@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DAY, START, free_port
+from test_repository import add_example
 
 from feature_repo.create import create_store
 from feature_repo.online import OnlineReader
@@ -67,8 +68,9 @@ def test_without_a_run_feast_says_how_to_make_one(repository):
 @pytest.mark.slow
 def test_apply_materialize_serve_and_ui_act_on_the_active_run(tiny_world, repository, monkeypatch):
     run = repository.parent / "run" / "store"
-    create_store(run, tiny_world.dataset, tiny_world.split)
+    add_example(repository, tiny_world.item_ids)
     monkeypatch.setattr("feature_repo.store.REPOSITORY", repository)
+    create_store(run, tiny_world.dataset, tiny_world.split)
     activate(run)
 
     code, output = feast(repository, "plan")
@@ -90,6 +92,10 @@ def test_apply_materialize_serve_and_ui_act_on_the_active_run(tiny_world, reposi
         answer = post(f"{address}/get-online-features", body)
         served = dict(zip(answer["metadata"]["feature_names"], answer["results"], strict=True))
         assert served["recent_position"]["values"] == frame.requests.column("user_events").to_pylist()
+        body = {"features": ["discounts:discount"], "entities": {"item_id": tiny_world.item_ids[:3].tolist()}}
+        answer = post(f"{address}/get-online-features", body)
+        served = dict(zip(answer["metadata"]["feature_names"], answer["results"], strict=True))
+        assert served["discount"]["values"] == pytest.approx([0, 0.1, 0.2])  # of a file in mine/
     with server(repository, "ui") as address:
         assert "<html" in urllib.request.urlopen(address, timeout=30).read().decode().lower()
 

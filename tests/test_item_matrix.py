@@ -78,7 +78,7 @@ def test_a_frame_is_the_same_with_it_and_without(tiny_world, shop):
 
 
 def test_a_time_to_live_counts_at_the_time_of_the_request(tiny_world, tmp_path, monkeypatch):
-    monkeypatch.setattr("feature_repo.views.STATISTICS_TTL", DAY)
+    monkeypatch.setattr("feature_repo.features.item_stats.ttl", DAY)
     create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
     artifact = write_embedding(tmp_path / "e", tiny_world, WIDTH, START + 10 * DAY)
     publish_embedding(tmp_path / "store", artifact)

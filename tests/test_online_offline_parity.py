@@ -110,7 +110,7 @@ def test_statistics_beyond_their_time_to_live_count_neither_online_nor_offline(
     counted = []
     # Rows are of midnights, and so is the request: one microsecond decides.
     for database, ttl in ((13, DAY), (14, DAY - US)):
-        monkeypatch.setattr("feature_repo.views.STATISTICS_TTL", ttl)
+        monkeypatch.setattr("feature_repo.features.item_stats.ttl", ttl)
         store = tmp_path / f"{ttl.total_seconds()}"
         url = server and server.url(database)
         create_store(store, tiny_world.dataset, tiny_world.split, profile, url)

@@ -18,7 +18,7 @@ from feast import FeatureStore
 from feature_repo.check import check_store
 from feature_repo.create import create_store
 from feature_repo.embeddings import publish_embedding
-from feature_repo.services import definitions
+from feature_repo.repository import definitions
 from feature_repo.sources import DATA, TIMESTAMP
 from feature_repo.store import BEGINNING, REPOSITORY, US, materialize, open_store
 from feature_repo.views import EmbeddingRecord

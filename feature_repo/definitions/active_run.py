@@ -6,7 +6,7 @@ update of the module's namespace.
 
 from pathlib import Path
 
-from feature_repo.services import definitions
+from feature_repo.repository import definitions
 from feature_repo.views import EmbeddingRecord
 
-globals().update(definitions(EmbeddingRecord.load(Path.cwd())))
+globals().update(definitions(EmbeddingRecord.load(Path.cwd()), Path.cwd()))

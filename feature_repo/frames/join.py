@@ -15,8 +15,7 @@ import pyarrow as pa
 from feast import FeatureStore
 
 from dataset.contracts import TIME, DataError
-from feature_repo.event_log import EventLog, open_event_log
-from feature_repo.features import (
+from feature_repo.columns import (
     ITEM_FEATURES,
     USER_FEATURES,
     Features,
@@ -24,6 +23,7 @@ from feature_repo.features import (
     references,
     user_columns,
 )
+from feature_repo.event_log import EventLog, open_event_log
 from feature_repo.frame import Frame
 from feature_repo.store import open_store
 from moonstore.errors import StoreError

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import TIME
+from feature_repo.columns import ITEM_FEATURES, USER_FEATURES
 from feature_repo.event_log import open_event_log
-from feature_repo.features import ITEM_FEATURES, USER_FEATURES
 from feature_repo.frames.join import POINTER, check_columns, check_grouped
 from feature_repo.sources import DATA
 from run.artifacts import Artifact

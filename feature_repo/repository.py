@@ -1,0 +1,101 @@
+"""Everything that ``feast apply`` registers: our definitions, those in ``mine/``, and the views of the embeddings."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+
+from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView
+from feast.base_feature_view import BaseFeatureView
+
+from feature_repo import entities, features, services
+from feature_repo.signature import signature_of
+from feature_repo.views import EmbeddingRecord, embedding_views
+from moonstore.errors import StoreError
+
+MINE = "mine"  # folder of a repository: every .py file in it is part of the repository
+VECTORS = "vectors"  # tag of a service: which vectors of the active embedding it reads
+Definition = Entity | BaseFeatureView | FeatureService
+KINDS = (Entity, FeatureView, OnDemandFeatureView, FeatureService)
+
+
+def definitions(record: EmbeddingRecord, repository: Path = Path(__file__).parent) -> dict[str, Definition]:
+    """All definitions by name; new objects at each call, because Feast modifies those it applies.
+
+    Args:
+        record: the embeddings of the store. Services with the tag ``vectors`` read the active one, and no vectors
+            before the first one.
+        repository: a definition in its folder ``mine`` joins ours; a service there replaces ours of the same name.
+
+    Raises:
+        StoreError: a file cannot be imported, two definitions have one name, or a service is no signature
+            (``signature_of``).
+    """
+    found = {one.name: one for module in (entities, features, services) for one in _defined(module)}
+    where = dict.fromkeys(found, "feature_repo")
+    for path in sorted((repository / MINE).glob("*.py")):
+        known = {id(one) for one in found.values()}  # what a file imports it does not define
+        for one in _defined(_imported(path)):
+            if id(one) not in known:
+                _check_name(one, found, where, path)
+                found[one.name], where[one.name] = one, str(path)
+    found = copy.deepcopy(found)
+    for embedding in record.embeddings:
+        found |= embedding_views(embedding)
+    views = [one for one in found.values() if isinstance(one, BaseFeatureView)]
+    for one in found.values():
+        if isinstance(one, FeatureService):
+            _add_vectors(one, record, found)
+            signature_of(one, views)
+    return found
+
+
+def _defined(module: ModuleType) -> Iterator[Definition]:
+    """The definitions in a module's namespace, each once."""
+    yield from {id(one): one for one in vars(module).values() if isinstance(one, KINDS)}.values()
+
+
+def _imported(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"feature_repo.mine.{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a file of the user's raises
+        raise StoreError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _check_name(
+    one: Definition, found: Mapping[str, Definition], where: Mapping[str, str], path: Path
+) -> None:
+    other = found.get(one.name)
+    ours = where.get(one.name) == "feature_repo"
+    if other is None or (ours and isinstance(one, FeatureService) and isinstance(other, FeatureService)):
+        return
+    raise StoreError(
+        f"{path}: expected definitions of new names, found {type(one).__name__} {one.name}, which {where[one.name]} "
+        f"defines as well. Rename it; only a FeatureService may replace one of feature_repo."
+    )
+
+
+def _add_vectors(service: FeatureService, record: EmbeddingRecord, found: Mapping[str, Definition]) -> None:
+    asked = [one.strip() for one in service.tags.get(VECTORS, "").split(",") if one.strip()]
+    wrong = sorted(set(asked) - {"item", "query"})
+    if wrong:
+        raise StoreError(
+            f"service {service.name}: tag {VECTORS}: expected item, query or both, found {', '.join(wrong)}."
+        )
+    for embedding in record.embeddings:
+        if embedding.version == record.active:
+            chosen = {
+                "item": (embedding.item_view, "vector"),
+                "query": (embedding.query_view, "query_vector"),
+            }
+            for name, feature in (chosen[one] for one in asked):
+                view = found[name]
+                assert isinstance(view, FeatureView)
+                service.feature_view_projections.append(view[[feature]].projection)

@@ -1,0 +1,144 @@
+"""The feature repository: our definitions, and any file in ``feature_repo/mine``.
+
+Run: pytest tests/test_repository.py
+"""
+
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import DAY, START
+
+from feature_repo.create import create_store
+from feature_repo.repository import definitions
+from feature_repo.signature import signature_of
+from feature_repo.store import REPOSITORY, apply_definitions, materialize, open_store
+from feature_repo.views import Embedding, EmbeddingRecord
+from moonstore.errors import StoreError
+from moonstore.matrix import read_matrix
+
+TWO = EmbeddingRecord(tuple(Embedding(version, 4, "encoder", f"e{version}") for version in (1, 2)), 2, 2)
+NONE = EmbeddingRecord()
+SEEN = START + 2 * DAY
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with an empty folder ``mine``, in the place of ours."""
+    monkeypatch.setattr("feature_repo.store.REPOSITORY", tmp_path / "repository")
+    (tmp_path / "repository" / "mine").mkdir(parents=True)
+    return tmp_path / "repository"
+
+
+def add_example(repository, item_ids):
+    """The documented example and its data: a discount of a tenth of the item's place."""
+    mine = repository / "mine"
+    shutil.copy(REPOSITORY / "mine" / "example.py.txt", mine / "example.py")
+    rows = {
+        "item_id": pa.array(item_ids, pa.int64()),
+        "discount": pa.array([place / 10 for place in range(len(item_ids))], pa.float32()),
+        "event_timestamp": pa.array([SEEN] * len(item_ids), pa.timestamp("us", "UTC")),
+    }
+    pq.write_table(pa.table(rows), mine / "discounts.parquet")
+
+
+def names(service, record=NONE, repository=REPOSITORY):
+    found = definitions(record, repository)
+    return [one.reference for one in signature_of(found[service], found.values()).features]
+
+
+def test_our_services_are_signatures():
+    assert names("relevance_v1")[:2] == ["item_profile:category", "item_profile:category_top"]
+    assert {one.split(":")[0] for one in names("ctr_v1")} == {"user_profile", "item_profile", "item_stats"}
+
+
+def test_the_tag_vectors_adds_those_of_the_active_embedding_alone():
+    assert names("ctr_v1", TWO)[-1:] == ["item_embedding_v2:vector"]
+    assert names("relevance_v1", TWO)[-2:] == ["item_embedding_v2:vector", "query_embedding_v2:query_vector"]
+    assert {"item_embedding_v1", "query_embedding_v1"} <= set(definitions(TWO))
+
+
+def test_definitions_are_new_at_each_call():
+    first, second = definitions(TWO), definitions(TWO)
+    assert all(first[name] is not second[name] for name in first)
+    first["item_stats"].tags["changed"] = "by Feast"
+    assert second["item_stats"].tags == {}
+
+
+def test_a_file_in_mine_is_part_of_the_repository_until_it_is_taken_out(repository, tiny_world, tmp_path):
+    add_example(repository, tiny_world.item_ids)
+    store_dir = tmp_path / "store"
+    create_store(store_dir, tiny_world.dataset, tiny_world.split)
+    assert "discounts" in materialize(store_dir, START + 10 * DAY)
+    store = open_store(store_dir)
+    stored = read_matrix(store, "discounts", tiny_world.item_ids, ["discount"])["discount"]
+    assert stored.tolist() == pytest.approx([place / 10 for place in range(len(tiny_world.item_ids))])
+    assert (
+        signature_of(store.get_feature_service("ctr_v1"), store).features[-1].reference
+        == "discounts:discount"
+    )
+    assert "discounts:discount" not in names("ctr_v1")  # another repository, other definitions
+
+    (repository / "mine" / "example.py").unlink()
+    apply_definitions(store_dir)
+    store = open_store(store_dir)
+    assert "discounts" not in {view.name for view in store.list_feature_views()}
+    assert not [source for source in store.list_data_sources() if source.name == "discounts"]
+    assert "discount" not in {
+        one.name for one in signature_of(store.get_feature_service("ctr_v1"), store).features
+    }
+
+
+def test_rows_pushed_to_the_profile_are_online_at_once(tiny_world, tmp_path):
+    store_dir = tmp_path / "store"
+    create_store(store_dir, tiny_world.dataset, tiny_world.split)
+    materialize(store_dir, START + 40 * DAY)
+    store, item = open_store(store_dir), tiny_world.item_ids[:1]
+    row = pq.read_table(
+        store_dir / "data" / "item_profile.parquet", filters=[("item_id", "==", int(item[0]))]
+    )
+    pushed = row.to_pandas().assign(price=3.5, event_timestamp=START + 41 * DAY)
+    store.push("item_profile_push", pushed)
+    assert read_matrix(store, "item_profile", item, ["price"])["price"].tolist() == [3.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import nothing_of_this_name", r"mine.py: cannot be imported: ModuleNotFoundError"),
+        ("from feast import", r"mine.py: cannot be imported: SyntaxError"),
+        (
+            "from feature_repo.features import item_profile\nprices = item_profile[['prise']]",
+            "mine.py: cannot be imported: ValueError: Feature prise does not exist",
+        ),
+        (
+            "from feast import Entity, ValueType\n"
+            "one = Entity(name='item', join_keys=['item_id'], value_type=ValueType.INT64)",
+            "mine.py: expected definitions of new names, found Entity item, which feature_repo defines as well",
+        ),
+        (
+            "from feast import FeatureService\nfrom feature_repo.features import user_history\n"
+            "mine = FeatureService(name='mine', features=[user_history, user_history])",
+            "service mine: expected features of different names",
+        ),
+        (
+            "from feast import FeatureService\nfrom feature_repo.features import item_profile\n"
+            "mine = FeatureService(name='mine', features=[item_profile], tags={'vectors': 'items'})",
+            "service mine: tag vectors: expected item, query or both, found items",
+        ),
+    ],
+)
+def test_a_file_that_defines_nothing_usable_is_refused(repository, text, said):
+    (repository / "mine" / "mine.py").write_text(text)
+    with pytest.raises(StoreError, match=said):
+        definitions(NONE, repository)
+
+
+def test_a_refused_definition_leaves_the_store_as_it_was(repository, tiny_world, tmp_path):
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
+    before = (tmp_path / "store" / "data" / "registry.db").read_bytes()
+    (repository / "mine" / "mine.py").write_text("1 / 0")
+    with pytest.raises(StoreError, match="ZeroDivisionError"):
+        apply_definitions(tmp_path / "store")
+    assert (tmp_path / "store" / "data" / "registry.db").read_bytes() == before
