@@ -1,0 +1,163 @@
+"""Categories, one or a bag of them: a dictionary with a row for the unknown, or hashed.
+
+Rows 0 and 1 of a dictionary are for values that were not admitted (new, or rarer than ``min_count`` in training) and
+for null. A hashed category has no dictionary: any value has a row, null is an empty bag, whose embedding is zeros.
+A value within a bag that is null is skipped; a bag that is empty has no row.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ranker.inputs.hashing import hash_column, table_rows
+from ranker.inputs.rules.rule import Rule
+
+UNKNOWN, ABSENT, FIRST = 0, 1, 2  # rows of a dictionary's table
+LARGEST = (
+    100_000  # a dictionary of more values would weigh on every opening of the model: it is hashed instead
+)
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """Every admitted value has a row of its own.
+
+    Attributes:
+        values: the admitted values, ascending; strings or integers.
+    """
+
+    values: tuple[str, ...] | tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        kind = pa.int64() if self.values and isinstance(self.values[0], int) else pa.string()
+        object.__setattr__(self, "_values", pa.array(self.values, kind))
+
+    @property
+    def rows(self) -> int:
+        """A row per value, and two."""
+        return len(self.values) + FIRST
+
+    def ids(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and how many each value has: one, of a bag as many as it holds; a null has row ABSENT."""
+        known: pa.Array = self._values  # type: ignore[attr-defined]
+        values, lengths = _bags(column)
+        place = pc.index_in(plain(values).cast(known.type), value_set=known)
+        rows = pc.fill_null(place, -FIRST).to_numpy(zero_copy_only=False).astype(np.int64) + FIRST
+        if pa.types.is_list(column.type):
+            absent = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
+            rows = np.insert(rows, np.append(0, np.cumsum(lengths))[absent], ABSENT)
+            lengths[absent] = 1
+        else:
+            rows[values.is_null().to_numpy(zero_copy_only=False)] = ABSENT
+        return rows, lengths
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """Values share the rows of a table by their hash.
+
+    Attributes:
+        rows: of the table.
+        admitted: rows whose values occurred often enough, as base64 of packed bits; the values of the others share
+            row 0, which then belongs to no value. None: all.
+    """
+
+    rows: int
+    admitted: str | None = None
+
+    def ids(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Rows, and how many each value has: a null has none."""
+        values, lengths = _bags(column)
+        if not pa.types.is_list(column.type):
+            lengths = values.is_valid().to_numpy(zero_copy_only=False).astype(np.int32)
+        return self.of(hash_column(plain(values.drop_null()))), lengths
+
+    def of(self, hashes: np.ndarray) -> np.ndarray:
+        """The row of each hash uint64, int64."""
+        rows = (hashes % np.uint64(self.rows)).astype(np.int64)
+        if self.admitted is None:
+            return rows
+        bits = np.frombuffer(base64.b64decode(self.admitted), np.uint8)
+        return np.where(np.unpackbits(bits, count=self.rows)[rows].astype(bool), rows, 0)
+
+
+class CategoryLearner:
+    """Counts values.
+
+    Args:
+        hashed: whether they are hashed whatever their number.
+        min_count: a value is admitted if the training data hold it so often.
+        rows: of the table when hashed; None: by the number of admitted values.
+    """
+
+    def __init__(self, hashed: bool, min_count: int = 1, rows: int | None = None) -> None:
+        self.hashed, self.min_count, self.rows = hashed, min_count, rows
+        self.counts: Counter[str | int] = Counter()
+        self.hashes: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def see(self, column: pa.Array, time_us: np.ndarray) -> None:
+        """Count the values of a column."""
+        values = plain(_bags(column)[0].drop_null())
+        if self.hashed:
+            self.hashes.append(np.unique(hash_column(values), return_counts=True))
+            return
+        found = values.value_counts()
+        for value, count in zip(
+            found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True
+        ):
+            self.counts[value] += count
+        if len(self.counts) > LARGEST * self.min_count:
+            self._give_up()
+
+    def learned(self) -> Rule:
+        """The dictionary, or the size of the table and its rows that are admitted."""
+        if not self.hashed:
+            admitted = sorted(value for value, count in self.counts.items() if count >= self.min_count)
+            if len(admitted) <= LARGEST:
+                return Dictionary(tuple(admitted))
+            self._give_up()
+        every = np.concatenate([np.empty(0, np.uint64), *(hashes for hashes, _ in self.hashes)])
+        distinct, place = np.unique(every, return_inverse=True)
+        counts = np.bincount(
+            place, np.concatenate([np.empty(0), *(counts for _, counts in self.hashes)]), len(distinct)
+        )
+        admitted_hashes = distinct[counts >= self.min_count]
+        rows = self.rows or table_rows(len(admitted_hashes))
+        if self.min_count <= 1:
+            return Hashed(rows)
+        bits = np.zeros(rows, dtype=bool)
+        bits[(admitted_hashes % np.uint64(rows)).astype(np.int64)] = True
+        bits[0] = False  # the row of the rare
+        return Hashed(rows, base64.b64encode(np.packbits(bits).tobytes()).decode())
+
+    def _give_up(self) -> None:
+        # More values than a dictionary should hold.
+        values = pa.array(list(self.counts))
+        self.hashes.append((hash_column(values), np.fromiter(self.counts.values(), np.int64, len(values))))
+        self.hashed, self.counts = True, Counter()
+
+
+def plain(values: pa.Array) -> pa.Array:
+    """Categories of any type as int64 or strings."""
+    if pa.types.is_integer(values.type) and values.type != pa.uint64():
+        return values.cast(pa.int64())
+    return values.cast(pa.string())
+
+
+def _bags(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """The values one after the other, and how many belong to each row, int32; nulls within bags are left out."""
+    if not pa.types.is_list(column.type):
+        return column, np.ones(len(column), dtype=np.int32)
+    values = column.flatten()
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int32)
+    if values.null_count:
+        owner = np.repeat(np.arange(len(column)), lengths)[values.is_valid().to_numpy(zero_copy_only=False)]
+        lengths = np.bincount(owner, minlength=len(column)).astype(np.int32)
+        values = values.drop_null()
+    return values, np.array(lengths)

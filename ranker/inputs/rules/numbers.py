@@ -1,0 +1,157 @@
+"""Numbers: the logarithm or the value itself, standardised; or the bucket between learned borders.
+
+What is null enters as the average and, where the training data hold nulls, as a 1 in an indicator of its own. Without
+nulls in training there is no indicator: the weight behind it would never have been learned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from ranker.inputs.rules.rule import Rule, finite
+
+CLIP = 5.0  # standardised numbers are cut here: an old item must not drown the other inputs
+BUCKETS = 16  # of equal frequency, unless a tag says how many
+SAMPLE = 1 << 18  # values kept to find the borders
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as itself (``standard``) or as sign · log(1 + |x| / unit) (``log``), then standardised.
+
+    Attributes:
+        feature: its column.
+        transform: ``log`` or ``standard``.
+        mean, deviation: after the transform, over the values of the training data.
+        unit: what counts as small to the logarithm.
+        absent: whether the training data hold nulls, which then have an indicator.
+    """
+
+    feature: str
+    transform: str
+    mean: float
+    deviation: float
+    unit: float = 1.0
+    absent: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The number, and whether there is none."""
+        return (self.feature, f"no {self.feature}") if self.absent else (self.feature,)
+
+    def numbers(self, column: pa.Array, time_us: np.ndarray) -> np.ndarray:
+        """Standardised and cut at CLIP deviations, 0 where null; and the indicator."""
+        values = transformed(finite(column, self.feature), self.transform, self.unit)
+        return standardised(values, self.mean, self.deviation, self.absent)
+
+
+def transformed(values: np.ndarray, transform: str, unit: float) -> np.ndarray:
+    """Float64 values as they are, or their logarithm with their sign."""
+    return np.copysign(np.log1p(np.abs(values) / unit), values) if transform == "log" else values
+
+
+def standardised(values: np.ndarray, mean: float, deviation: float, absent: bool) -> np.ndarray:
+    """Float32 [N, 1], or [N, 2] with the indicator of null, of float64 values with NaN for null."""
+    missing = np.isnan(values)
+    even = np.where(missing, 0, (values - mean) / deviation).clip(-CLIP, CLIP)
+    return np.stack([even, missing][: 1 + absent], axis=1).astype(np.float32)
+
+
+class Moments:
+    """Count, mean and deviation of values that come in pieces (Chan et al., 1979)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares, self.nulls = 0, 0.0, 0.0, 0
+
+    def add(self, values: np.ndarray) -> None:
+        """Add float64 values; NaN counts as null."""
+        known = values[~np.isnan(values)]
+        self.nulls += len(values) - len(known)
+        if not len(known):
+            return
+        mean = float(known.mean())
+        total, step = self.count + len(known), mean - self.mean
+        self.squares += float(np.square(known - mean).sum()) + step * step * self.count * len(known) / total
+        self.mean += step * len(known) / total
+        self.count = total
+
+    @property
+    def deviation(self) -> float:
+        """Of the values; 1 where they hardly differ."""
+        found = float(np.sqrt(self.squares / max(self.count, 1)))
+        return found if found > 1e-6 else 1.0
+
+    @property
+    def absent(self) -> bool:
+        """Whether there were values and nulls."""
+        return bool(self.nulls and self.count)
+
+
+class NumberLearner:
+    """Measures a number after its transform."""
+
+    def __init__(self, feature: str, transform: str, unit: float = 1.0) -> None:
+        self.feature, self.transform, self.unit = feature, transform, unit
+        self.moments = Moments()
+
+    def see(self, column: pa.Array, time_us: np.ndarray) -> None:
+        """Add the values of a column."""
+        self.moments.add(transformed(finite(column, self.feature), self.transform, self.unit))
+
+    def learned(self) -> Rule:
+        """Mean, deviation, and whether there were nulls."""
+        found = self.moments
+        return Number(self.feature, self.transform, found.mean, found.deviation, self.unit, found.absent)
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """A number as the bucket it falls into, each with an embedding: row 0 is null, bucket b is row b + 1.
+
+    Attributes:
+        feature: its column.
+        borders: ascending; bucket b holds the values from border b - 1 up to, not including, border b.
+    """
+
+    feature: str
+    borders: tuple[float, ...]
+
+    @property
+    def rows(self) -> int:
+        """One more bucket than borders, and null."""
+        return len(self.borders) + 2
+
+    def ids(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """One row per value."""
+        values = finite(column, self.feature)
+        bucket = np.searchsorted(np.array(self.borders), values, side="right") + 1
+        return np.where(np.isnan(values), 0, bucket), np.ones(len(values), dtype=np.int32)
+
+
+class BucketLearner:
+    """Finds borders between which the training values are equally frequent, from an even sample of them."""
+
+    def __init__(self, feature: str, buckets: int = BUCKETS) -> None:
+        self.feature, self.buckets = feature, buckets
+        self.sample, self.every, self.seen = np.empty(0), 1, 0
+
+    def see(self, column: pa.Array, time_us: np.ndarray) -> None:
+        """Keep every k-th value; k doubles whenever the sample is full."""
+        values = finite(column, self.feature)
+        values = values[~np.isnan(values)]
+        kept = values[(-self.seen) % self.every :: self.every]
+        self.seen += len(values)
+        self.sample = np.concatenate([self.sample, kept])
+        while len(self.sample) > SAMPLE:
+            self.sample, self.every = self.sample[::2], self.every * 2
+
+    def learned(self) -> Rule:
+        """Distinct quantiles; a value that is very frequent takes several, so there may be fewer."""
+        if not len(self.sample):
+            return Buckets(self.feature, ())
+        share = np.arange(1, self.buckets) / self.buckets
+        borders = np.unique(np.quantile(self.sample, share, method="inverted_cdf"))
+        return Buckets(self.feature, tuple(borders[borders > self.sample.min()].tolist()))

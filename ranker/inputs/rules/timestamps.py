@@ -1,0 +1,62 @@
+"""Timestamps: how old they are at the request, as the logarithm of seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from ranker.inputs.rules.numbers import Moments, standardised
+from ranker.inputs.rules.rule import Rule
+
+
+@dataclass(frozen=True)
+class Age:
+    """log(1 + seconds from the timestamp to the request), standardised; a time after the request has age 0.
+
+    Attributes:
+        feature: its column, timestamps or int64 microseconds since 1970 UTC.
+        mean, deviation: of the logarithm, over the training data.
+        absent: whether the training data hold nulls, which then have an indicator.
+    """
+
+    feature: str
+    mean: float
+    deviation: float
+    absent: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The age, and whether there is none."""
+        age = f"age of {self.feature}"
+        return (age, f"no {self.feature}") if self.absent else (age,)
+
+    def numbers(self, column: pa.Array, time_us: np.ndarray) -> np.ndarray:
+        """Standardised and cut, 0 where null; and the indicator."""
+        return standardised(log_age(column, time_us), self.mean, self.deviation, self.absent)
+
+
+class AgeLearner:
+    """Measures the logarithm of ages."""
+
+    def __init__(self, feature: str) -> None:
+        self.feature, self.moments = feature, Moments()
+
+    def see(self, column: pa.Array, time_us: np.ndarray) -> None:
+        """Add the ages of a column."""
+        self.moments.add(log_age(column, time_us))
+
+    def learned(self) -> Rule:
+        """Mean, deviation, and whether there were nulls."""
+        return Age(self.feature, self.moments.mean, self.moments.deviation, self.moments.absent)
+
+
+def log_age(column: pa.Array, time_us: np.ndarray) -> np.ndarray:
+    """log(1 + seconds), float64, NaN where null."""
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("us", column.type.tz))
+    since = column.cast(pa.int64())
+    seconds = (time_us - since.fill_null(0).to_numpy(zero_copy_only=False)) / 1e6
+    age = np.log1p(np.maximum(seconds, 0))
+    return np.where(since.is_null().to_numpy(zero_copy_only=False), np.nan, age)
