@@ -33,10 +33,11 @@ Column: TypeAlias = "pa.Array | pa.ChunkedArray"
 
 @dataclass
 class Sieve:
-    """One table under its row rules; ``alive`` is the mask of rows not refused so far."""
+    """One table under its row rules; ``alive`` is the mask of rows not refused so far, ``known`` rows kept before."""
 
     name: str
     table: pa.Table
+    known: pa.Table | None = None
     alive: np.ndarray = field(init=False)
     entries: list[pa.Table] = field(default_factory=list)
 
@@ -113,13 +114,15 @@ class Sieve:
             self.refuse(Rule.NEGATIVE.format(name), pc.less(self.column(name), 0), self.column(name))
 
     def refuse_unknown(self, name: str, parent: Sieve) -> None:
-        """Refuse rows whose id in column ``name`` is not in an alive row of ``parent``."""
+        """Refuse rows whose id in column ``name`` is neither in an alive nor in a known row of ``parent``."""
         self.refuse(f"unknown {name}", self.dangling(name, parent), self.column(name))
 
     def dangling(self, name: str, parent: Sieve) -> Column:
-        """Mask of ids in column ``name`` that are not null and not in an alive row of ``parent``."""
-        known = parent.column(name).filter(pa.array(parent.alive))
-        return pc.and_(self.column(name).is_valid(), pc.invert(pc.is_in(self.column(name), known)))
+        """Mask of ids in column ``name`` that are not null and in neither an alive nor a known row of ``parent``."""
+        found = pc.is_in(self.column(name), parent.column(name).filter(pa.array(parent.alive)))
+        if parent.known is not None:
+            found = pc.or_(found, pc.is_in(self.column(name), parent.known.column(name)))
+        return pc.and_(self.column(name).is_valid(), pc.invert(found))
 
     def require_most(self, given: pa.Table) -> None:
         """Raise DataError if more than half of the rows are refused.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset.checks import check, quarantine_counts
@@ -25,9 +26,11 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
         out: where to write.
         tables: canonical tables.
         config: "name", "protocol" ("time", "holdout" or "none": how the split treats the events), and any other
-            provenance. Added here: "rows" of each table; "quarantined" rows by table and rule; "ties", what orders
-            events with equal times (``dataset.order``); "clicks", how many label an impression, and why others do not
-            (``dataset.slates``).
+            provenance. Of importers: "first_seen", how they derive it from the log (``dataset.first_seen``), and
+            "event_ids": "given" if the source names its events (``dataset.append``). Added here: "rows" of each
+            table; "quarantined" rows by table and rule; "ties", what orders events with equal times
+            (``dataset.order``); "last_event_id", the largest; "clicks", how many label an impression, and why others
+            do not (``dataset.slates``).
 
     Raises:
         DataError: a table breaks its schema, too many of its rows would be quarantined, or no row is left.
@@ -38,13 +41,20 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
             f"events: expected some for protocol {config['protocol']!r}, found 0 rows. "
             f"Give the source's behaviour, or use protocol 'none', then run 'moon dataset' again."
         )
-    counts = {name: getattr(checked, name).num_rows for name in SCHEMAS}
-    complete = {**config, "rows": counts, "quarantined": quarantine_counts(checked.quarantine)}
+    complete = dict(config)
     if checked.events.num_rows:
+        complete["last_event_id"] = pc.max(tables.events.column("event_id")).as_py()
         events, complete["ties"] = sequenced(checked.events, checked.items)
         checked = replace(checked, events=events)
-        if clicks := clicks_explained(events):
-            complete["clicks"] = clicks
+    return write_checked(out, checked, complete)
+
+
+def write_checked(out: Path, checked: Tables, config: Mapping[str, Any]) -> Artifact:
+    """Write tables that obey every rule, their events with a sequence number, as ``write_dataset`` does."""
+    counts = {name: getattr(checked, name).num_rows for name in SCHEMAS}
+    complete = {**config, "rows": counts, "quarantined": quarantine_counts(checked.quarantine)}
+    if checked.events.num_rows and (clicks := clicks_explained(checked.events)):
+        complete["clicks"] = clicks
     with write_artifact(out, "dataset", complete) as folder:
         for name in (*counts, "quarantine"):
             pq.write_table(getattr(checked, name), folder / f"{name}.parquet", compression="zstd")

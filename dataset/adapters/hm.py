@@ -1,7 +1,7 @@
 """H&M Personalized Fashion Recommendations: the research pack (parquet) and the raw competition layout (CSV).
 
-Purchases have a day but no time of day, and rows are not in time order, so a stable hash orders the purchases of a
-user's day: the log has the same order on every machine. Protocol "holdout" does not depend on the order within a day.
+Purchases have a day but no time of day, so each is at noon UTC, and rows are not in time order, so a hash orders
+those of a day (``dataset.order``): the log has the same order on every machine, in whatever files it comes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -29,7 +28,7 @@ from dataset.adapters.canonical import (
 )
 from dataset.adapters.source import choose_layout, read_csv, read_parquet
 from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES, TIME, Tables
-from dataset.identity import stable_hash
+from dataset.first_seen import LOG, START
 from dataset.pictures import read_pictures
 
 PACK = ("items.parquet", "users.parquet", "transactions.parquet", "images.parquet")
@@ -96,8 +95,12 @@ ATTRIBUTES = {
 }
 
 
-def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
+def hm_fashion(folder: Path, some: bool = False) -> tuple[Tables, dict[str, Any]]:
     """Purchases, articles with pictures, and customers.
+
+    Args:
+        folder: the source.
+        some: a new day of it, of which files may be missing.
 
     An article's price is left out: the source gives prices of sales only, so a price would tell a ranker which
     articles sell. For the same reason every article is first seen on the first day of the data.
@@ -105,7 +108,7 @@ def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
     Raises:
         DataError: files, columns or types are not those of either layout.
     """
-    layout = choose_layout(folder, {"pack": PACK, "raw": RAW})
+    layout = choose_layout(folder, {"pack": PACK, "raw": RAW}, some)
     names = None  # of customers; the pack numbers them
     if layout == "pack":
         articles, customers, sales, pictures = (
@@ -121,7 +124,8 @@ def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
         user, customer = ids_of(names), ids_of(customers.column("customer_id"))
         shown = read_pictures(folder / "images")
     item = numbers(sales.column("article_id"), "article_id of sales")
-    time = _moments(flat(user), item, sales.column("t_dat"))
+    day = flat(sales.column("t_dat")).cast(pa.int32()).cast(pa.int64())
+    time = pc.add(pc.multiply(day, DAY_US), NOON_US).cast(TIME)
     events = event_table("purchase", user, item, time)
     items, images, quarantine = _items(articles, shown, start_of(time))
     tables = Tables(
@@ -134,23 +138,8 @@ def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
         quarantine=quarantine,
     )
     source = f"H&M Personalized Fashion Recommendations (Kaggle 2022), {layout} layout"
-    return tables, {"name": "hm_fashion", "source": source, "protocol": "holdout"}
-
-
-def _moments(user: pa.Array, item: pa.Array, day: pa.ChunkedArray) -> pa.Array:
-    """Noon UTC of each purchase's day, plus its rank among the user's purchases of that day in seconds."""
-    days = flat(day).cast(pa.int32())
-    user_id, item_id, number = (
-        column.cast(pa.int64()).fill_null(-1).to_numpy() for column in (user, item, days)
-    )
-    order = np.lexsort((stable_hash(user_id, item_id, number), number, user_id))
-    fresh = np.ones(len(order), dtype=bool)
-    fresh[1:] = (np.diff(user_id[order]) != 0) | (np.diff(number[order]) != 0)
-    start = np.flatnonzero(fresh)
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order)) - np.repeat(start, np.diff(np.append(start, len(order))))
-    times_us = number * DAY_US + NOON_US + place * SECOND_US
-    return pa.array(times_us, mask=days.is_null().to_numpy(zero_copy_only=False)).cast(TIME)
+    rules = {"items": START, "users": LOG}
+    return tables, {"name": "hm_fashion", "source": source, "protocol": "holdout", "first_seen": rules}
 
 
 def _items(

@@ -19,18 +19,19 @@ def has_files(folder: Path, names: Sequence[str]) -> bool:
     return all((folder / name).is_file() for name in names)
 
 
-def choose_layout(folder: Path, layouts: dict[str, Sequence[str]]) -> str:
+def choose_layout(folder: Path, layouts: dict[str, Sequence[str]], some: bool = False) -> str:
     """The name of the first layout whose files are all in ``folder``.
 
     Args:
         folder: the source.
         layouts: name -> file names.
+        some: any of the files will do: those that are not there have nothing new.
 
     Raises:
         DataError: no layout is complete; says which files were expected and which were found.
     """
     for layout, names in layouts.items():
-        if has_files(folder, names):
+        if has_files(folder, names) or (some and any((folder / name).is_file() for name in names)):
             return layout
     expected = " or ".join(f"{', '.join(names)} ({layout})" for layout, names in layouts.items())
     if not folder.is_dir():
@@ -46,9 +47,13 @@ def choose_layout(folder: Path, layouts: dict[str, Sequence[str]]) -> str:
 def read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
     """Read a parquet file that must have exactly the columns of ``schema``, and cast them without loss.
 
+    A file that is not there has no rows: which must be there, ``choose_layout`` says.
+
     Raises:
         DataError: damaged file, unknown or missing columns, or values of another type.
     """
+    if not path.exists():
+        return schema.empty_table()
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
@@ -60,11 +65,13 @@ def read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def read_csv(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a CSV file with a header that must name exactly the columns of ``schema``.
+    """Read a CSV file with a header that must name exactly the columns of ``schema``; no file, no rows.
 
     Raises:
         DataError: unknown or missing columns, ragged rows, not UTF-8, or values of another type.
     """
+    if not path.exists():
+        return schema.empty_table()
     parse = pa.csv.ParseOptions(newlines_in_values=True)
     convert = pa.csv.ConvertOptions(
         column_types={field.name: field.type for field in schema}, strings_can_be_null=True, null_values=[""]
