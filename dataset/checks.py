@@ -79,6 +79,21 @@ def check(tables: Tables, now: datetime | None = None, known: Tables | None = No
     return replace(tables, **kept, quarantine=pa.concat_tables(entries).combine_chunks(), truth=truth)
 
 
+def check_events(events: pa.Table, known: Tables, now: datetime | None = None) -> Sieve:
+    """Check some events of a long log by the rules of ``check``; their ids are unique and they are in no slate.
+
+    Args:
+        events: EVENTS.
+        known: tables that passed, which the events may refer to.
+        now: as in ``check``.
+    """
+    sieve = Sieve("events", conform("events", events))
+    sieve.refuse_nulls()
+    parents = {name: Sieve(name, getattr(known, name)) for name in ("items", "users", "queries")}
+    _check_events(sieve, parents, (now or datetime.now(UTC)) + CLOCK_SKEW)
+    return sieve
+
+
 def quarantine_counts(quarantine: pa.Table) -> dict[str, dict[str, int]]:
     """Number of quarantine entries by table and rule."""
     counts: dict[str, dict[str, int]] = {}

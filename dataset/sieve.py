@@ -130,26 +130,35 @@ class Sieve:
         Args:
             given: the importer's own QUARANTINE entries, of rows that are not in the table.
         """
-        rows_refused = [entry.column("row").to_numpy() for entry in self.entries]
-        refused = given.num_rows + len(np.unique(np.concatenate([np.zeros(0, np.int64), *rows_refused])))
-        total = given.num_rows + self.table.num_rows
-        if refused <= MAX_REFUSED_FRACTION * total:
-            return
-        entries = pa.concat_tables([given, *self.entries])
-        rules = ", ".join(
-            f"{rows} {rule}" for rule, rows in Counter(entries.column("rule").to_pylist()).most_common()
-        )
-        first = entries.slice(0, 3).select(["row", "rule", "value"]).to_pylist()
-        offenders = "; ".join(f"row {entry['row']}: {entry['rule']} {entry['value']}" for entry in first)
-        raise DataError(
-            f"{self.name}: expected at most {MAX_REFUSED_FRACTION:.0%} of the rows to break the contract, "
-            f"found {refused} of {total} ({rules}). First: {offenders}. {AGAIN}"
-        )
+        require_most(self.name, [given, *self.entries], given.num_rows, given.num_rows + self.table.num_rows)
 
     def kept(self) -> pa.Table:
         """The rows still alive, with the exact schema."""
         table = self.table if self.alive.all() else self.table.filter(pa.array(self.alive))
         return pa.table(table.columns, schema=SCHEMAS[self.name])
+
+
+def require_most(name: str, entries: list[pa.Table], given: int, total: int) -> None:
+    """Raise DataError if more than half of a table's rows are refused.
+
+    Args:
+        name: of the table.
+        entries: QUARANTINE; the first ``given`` are of rows that are not in the table.
+        given: their number.
+        total: number of rows, those included.
+    """
+    refusals = pa.concat_tables([QUARANTINE.empty_table(), *entries])
+    refused = given + len(pc.unique(refusals.column("row").slice(given)))
+    if refused <= MAX_REFUSED_FRACTION * total:
+        return
+    counts = Counter(refusals.column("rule").to_pylist()).most_common()
+    rules = ", ".join(f"{rows} {rule}" for rule, rows in counts)
+    first = refusals.slice(0, 3).select(["row", "rule", "value"]).to_pylist()
+    offenders = "; ".join(f"row {entry['row']}: {entry['rule']} {entry['value']}" for entry in first)
+    raise DataError(
+        f"{name}: expected at most {MAX_REFUSED_FRACTION:.0%} of the rows to break the contract, "
+        f"found {refused} of {total} ({rules}). First: {offenders}. {AGAIN}"
+    )
 
 
 def mistyped(column: pa.Field) -> str:

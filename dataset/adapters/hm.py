@@ -7,6 +7,7 @@ those of a day (``dataset.order``): the log has the same order on every machine,
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,17 @@ from dataset.adapters.canonical import (
     under,
     user_table,
 )
-from dataset.adapters.source import choose_layout, read_csv, read_parquet
+from dataset.adapters.source import choose_layout, csv_batches, read_csv, read_parquet
 from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES, TIME, Tables
 from dataset.first_seen import LOG, START
+from dataset.long_log import LongLog
 from dataset.pictures import read_pictures
 
-PACK = ("items.parquet", "users.parquet", "transactions.parquet", "images.parquet")
-RAW = ("articles.csv", "customers.csv", "transactions_train.csv")
+SALES, RAW_SALES = "transactions.parquet", "transactions_train.csv"
+PACK = ("items.parquet", "users.parquet", SALES, "images.parquet")
+RAW = ("articles.csv", "customers.csv", RAW_SALES)
+LARGE = 1 << 28  # bytes of sales, above which the log is not held in memory
+SOLD = "article_id of sales"
 DAY_US = 86_400 * SECOND_US
 NOON_US = DAY_US // 2
 
@@ -109,29 +114,24 @@ def hm_fashion(folder: Path, some: bool = False) -> tuple[Tables, dict[str, Any]
         DataError: files, columns or types are not those of either layout.
     """
     layout = choose_layout(folder, {"pack": PACK, "raw": RAW}, some)
-    names = None  # of customers; the pack numbers them
     if layout == "pack":
-        articles, customers, sales, pictures = (
-            read_parquet(folder / name, PACK_SCHEMAS[name]) for name in PACK
+        articles, customers, pictures = (
+            read_parquet(folder / name, PACK_SCHEMAS[name]) for name in PACK if name != SALES
         )
-        user, customer = sales.column("user_id"), customers.column("user_id")
+        customer = flat(customers.column("user_id"))
         shown: Iterable[tuple[str, bytes | None]] = zip(
             pictures.column("article_id").to_pylist(), pictures.column("jpeg").to_pylist(), strict=True
         )
     else:
-        articles, customers, sales = (read_csv(folder / name, RAW_SCHEMAS[name]) for name in RAW)
-        names = sales.column("customer_id")
-        user, customer = ids_of(names), ids_of(customers.column("customer_id"))
+        articles, customers = (read_csv(folder / name, RAW_SCHEMAS[name]) for name in RAW[:2])
+        customer = ids_of(customers.column("customer_id"))
         shown = read_pictures(folder / "images")
-    item = numbers(sales.column("article_id"), "article_id of sales")
-    day = flat(sales.column("t_dat")).cast(pa.int32()).cast(pa.int64())
-    time = pc.add(pc.multiply(day, DAY_US), NOON_US).cast(TIME)
-    events = event_table("purchase", user, item, time)
-    items, images, quarantine = _items(articles, shown, start_of(time))
+    events, users, start = _log(folder, layout, _profiles(customers, customer))
+    items, images, quarantine = _items(articles, shown, start)
     tables = Tables(
         items=items,
         images=images,
-        users=user_table(events, _profiles(customers, flat(customer)), names),
+        users=users,
         events=events,
         queries=QUERIES.empty_table(),
         judgements=JUDGEMENTS.empty_table(),
@@ -140,6 +140,44 @@ def hm_fashion(folder: Path, some: bool = False) -> tuple[Tables, dict[str, Any]
     source = f"H&M Personalized Fashion Recommendations (Kaggle 2022), {layout} layout"
     rules = {"items": START, "users": LOG}
     return tables, {"name": "hm_fashion", "source": source, "protocol": "holdout", "first_seen": rules}
+
+
+def _log(
+    folder: Path, layout: str, profiles: dict[str, pa.Array]
+) -> tuple[pa.Table | LongLog, pa.Table, datetime]:
+    """EVENTS, in memory or, of a large file, on disk; USERS; and the start of the log."""
+    if layout == "pack":
+        sales = read_parquet(folder / SALES, PACK_SCHEMAS[SALES])
+        names, user = None, sales.column("user_id")  # the pack numbers its customers
+    else:
+        path, schema = folder / RAW_SALES, RAW_SCHEMAS[RAW_SALES]
+        if path.exists() and path.stat().st_size > LARGE:
+            log = _long_log(csv_batches(path, schema))
+            return log, log.users(profiles), log.start
+        sales = read_csv(path, schema)
+        names = sales.column("customer_id")
+        user = ids_of(names)
+    item, time = numbers(sales.column("article_id"), SOLD), _noon(sales)
+    events = event_table("purchase", user, item, time)
+    return events, user_table(events, profiles, names), start_of(time)
+
+
+def _long_log(batches: Iterable[pa.Table]) -> LongLog:
+    """The sales of a large file, some at a time; their article ids must have one length in all of them."""
+    log, shapes = LongLog(), [pa.array([], pa.string())]
+    for sales in batches:
+        article, name = sales.column("article_id"), sales.column("customer_id")
+        log.add("purchase", ids_of(name), numbers(article, SOLD), _noon(sales), name)
+        shape = {"length": pc.utf8_length(article), "zero": pc.starts_with(article, "0"), "id": article}
+        shapes.append(flat(pa.table(shape).group_by(["length", "zero"]).aggregate([("id", "min")])["id_min"]))
+    numbers(pa.concat_arrays(shapes), SOLD)
+    return log
+
+
+def _noon(sales: pa.Table) -> pa.Array:
+    """Noon UTC of each purchase's day."""
+    day = flat(sales.column("t_dat")).cast(pa.int32()).cast(pa.int64())
+    return pc.add(pc.multiply(day, DAY_US), NOON_US).cast(TIME)
 
 
 def _items(

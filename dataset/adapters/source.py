@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,8 +11,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from dataset.contracts import DataError
+from run.progress import track
 
 NEXT = "Then run 'moon dataset' again."
+CSV_BLOCK = 1 << 25  # bytes of a large file read at once
 
 
 def has_files(folder: Path, names: Sequence[str]) -> bool:
@@ -72,6 +75,30 @@ def read_csv(path: Path, schema: pa.Schema) -> pa.Table:
     """
     if not path.exists():
         return schema.empty_table()
+    with _reading_csv(path, schema) as (parse, convert):
+        table = pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+    return pa.table([table.column(field.name) for field in schema], schema=schema)
+
+
+def csv_batches(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of ``read_csv``, some at a time: for a file that does not fit memory.
+
+    Raises:
+        DataError: as ``read_csv``, once the offending rows are reached.
+    """
+    with _reading_csv(path, schema) as (parse, convert):
+        read = pa.csv.ReadOptions(block_size=CSV_BLOCK)
+        batches = pa.csv.open_csv(path, read, parse, convert)
+        count = -(-path.stat().st_size // CSV_BLOCK)
+        for batch in track(batches, f"read {path.name}", total=count, unit="blocks"):
+            yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+
+
+@contextmanager
+def _reading_csv(
+    path: Path, schema: pa.Schema
+) -> Iterator[tuple[pa.csv.ParseOptions, pa.csv.ConvertOptions]]:
+    """How to read a CSV file of these columns; what goes wrong is said in our words."""
     parse = pa.csv.ParseOptions(newlines_in_values=True)
     convert = pa.csv.ConvertOptions(
         column_types={field.name: field.type for field in schema}, strings_can_be_null=True, null_values=[""]
@@ -81,12 +108,11 @@ def read_csv(path: Path, schema: pa.Schema) -> pa.Table:
             header = stream.readline()
         names = pa.csv.read_csv(pa.BufferReader(header), parse_options=parse).column_names
         _require_columns(path, names, schema)
-        table = pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+        yield parse, convert
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: expected CSV of {_types(schema)}, found: {_first_line(error)}. Correct the file. {NEXT}"
         ) from error
-    return pa.table([table.column(field.name) for field in schema], schema=schema)
 
 
 def _require_columns(path: Path, names: Sequence[str], schema: pa.Schema) -> None:
