@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.adapters.canonical import NO_CLOCK, after, flat, start_of, under, users_of
+from dataset.adapters.source import AT_ONCE, together
 from dataset.contracts import EVENTS, TIME, DataError
 from dataset.order import hashed
 from dataset.records import CLOCK_SKEW
 from dataset.sieve import Column, sane
 
-AT_ONCE = 500_000  # events in memory
 DISK = {
-    "memory_limit": "600MB",
+    "memory_limit": "400MB",
     "threads": 2,
     "preserve_insertion_order": False,
 }  # the rest of a sort is on disk
@@ -44,6 +44,7 @@ class LongLog:
         self._folder = tempfile.TemporaryDirectory(prefix="moon-log-")
         place = Path(self._folder.name)
         self._disk = duckdb.connect(str(place / "log.duckdb"), config={**DISK, "temp_directory": str(place)})
+        self._disk.execute("SET enable_progress_bar = false")  # ours is on stderr
         self._users: list[pa.Table] = []
         self.rows = 0
         self.start = NO_CLOCK
@@ -82,11 +83,11 @@ class LongLog:
     def chunks(self) -> Iterator[pa.Table]:
         """EVENTS ordered by time and then by a hash, numbered from 1, available a second after they happened."""
         number = 1
-        for batch in self._disk.sql(IN_ORDER).to_arrow_reader(AT_ONCE) if self.rows else ():
-            part = pa.Table.from_batches([batch])
+        batches = self._disk.sql(IN_ORDER).to_arrow_reader(AT_ONCE) if self.rows else ()
+        for part in together(batches):
+            ties = hashed(*(part.column(name).fill_null(-1).to_numpy() for name in ("user_id", "item_id")))
             time = part.column("time_us").cast(TIME)
             columns = {name: part.column(name) for name in ("user_id", "item_id", "type")}
-            ties = hashed(*(part.column(name).fill_null(-1).to_numpy() for name in ("user_id", "item_id")))
             columns |= {"event_time": time, "available_time": after(time), "sequence": pa.array(ties)}
             yield under(EVENTS, {"event_id": pa.array(np.arange(number, number + len(part))), **columns})
             number += len(part)

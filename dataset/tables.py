@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dataset.adapters.source import AT_ONCE
 from dataset.checks import check, check_events, quarantine_counts
 from dataset.contracts import EVENTS, QUARANTINE, SCHEMAS, DataError, Tables, completed
-from dataset.long_log import AT_ONCE, LongLog
+from dataset.long_log import LongLog
 from dataset.order import HASH, sequenced
 from dataset.sieve import require_most
 from dataset.slates import SCOPE, SEVERAL_TIMES, SEVERAL_USERS, clicks_explained, unexplained

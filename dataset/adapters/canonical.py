@@ -30,6 +30,7 @@ from dataset.sieve import AGAIN, Column, mistyped, sane
 
 NO_CLOCK = datetime(2000, 1, 1, tzinfo=UTC)  # first_seen if the source has no times
 SECOND_US = 1_000_000
+SOME = 1 << 16  # names held as Python's texts at once
 FAR_US = 200_000 * 365 * 86_400 * SECOND_US  # outside every bound of dates, within int64
 
 
@@ -41,7 +42,14 @@ def flat(column: Column) -> pa.Array:
 def ids_of(external: Column) -> pa.Array:
     """Int64 ids of the source's string ids (``stable_ids``), null where they are null."""
     encoded = flat(external.dictionary_encode())  # the text of 30 million rows does not fit one array
-    return pa.array(stable_ids(encoded.dictionary.to_pylist()), pa.int64()).take(encoded.indices)
+    names = encoded.dictionary
+    parts = (stable_ids(names.slice(start, SOME).to_pylist()) for start in range(0, len(names), SOME))
+    ids = np.concatenate([np.zeros(0, np.int64), *parts])
+    if len(np.unique(ids)) < len(ids):
+        raise DataError(
+            f"expected an integer for each of {len(ids)} external ids, found one of two: ids collide"
+        )
+    return pa.array(ids, pa.int64()).take(encoded.indices)
 
 
 def times(column: Column, per_second: int) -> pa.Array:

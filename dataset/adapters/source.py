@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from dataset.contracts import DataError
 from run.progress import track
 
 NEXT = "Then run 'moon dataset' again."
-CSV_BLOCK = 1 << 25  # bytes of a large file read at once
+CSV_BLOCK = 1 << 22  # bytes of a large file; Arrow reads 32 blocks ahead
+AT_ONCE = 500_000  # rows of it in memory
 
 
 def has_files(folder: Path, names: Sequence[str]) -> bool:
@@ -90,8 +91,20 @@ def csv_batches(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
         read = pa.csv.ReadOptions(block_size=CSV_BLOCK)
         batches = pa.csv.open_csv(path, read, parse, convert)
         count = -(-path.stat().st_size // CSV_BLOCK)
-        for batch in track(batches, f"read {path.name}", total=count, unit="blocks"):
-            yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+        for part in together(track(batches, f"read {path.name}", total=count, unit="blocks")):
+            yield part.select(schema.names).cast(schema)
+
+
+def together(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows of the batches, AT_ONCE or a little more of them at a time."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= AT_ONCE:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting)
 
 
 @contextmanager
