@@ -31,12 +31,13 @@ TEXTS = {
 }  # texts that are cleaned, and their most characters
 
 
-def check(tables: Tables, now: datetime | None = None) -> Tables:
+def check(tables: Tables, now: datetime | None = None, known: Tables | None = None) -> Tables:
     """Check the tables against the contract.
 
     Args:
         tables: ``quarantine`` holds what the importer itself refused.
         now: upper bound of times, plus the clock skew; default: the current time.
+        known: rows that passed before, which these may refer to.
 
     Returns:
         Tables in which every row obeys every rule, columns in the order of the schema, and all refused rows in
@@ -46,7 +47,12 @@ def check(tables: Tables, now: datetime | None = None) -> Tables:
         DataError: unknown, missing or mistyped columns; no items; more than half of a table refused.
     """
     latest = (now or datetime.now(UTC)) + CLOCK_SKEW
-    sieve = {name: Sieve(name, _cleaned(name, conform(name, getattr(tables, name)))) for name in SCHEMAS}
+    sieve = {
+        name: Sieve(
+            name, _cleaned(name, conform(name, getattr(tables, name))), known and getattr(known, name)
+        )
+        for name in SCHEMAS
+    }
     for one in sieve.values():
         one.refuse_nulls()
         _check_texts(one)
@@ -60,7 +66,7 @@ def check(tables: Tables, now: datetime | None = None) -> Tables:
     given = tables.quarantine.cast(QUARANTINE)
     for one in sieve.values():
         one.require_most(given.filter(pc.equal(given.column("table"), one.name)))
-    if sieve["items"].table.num_rows == 0:
+    if sieve["items"].table.num_rows == 0 and known is None:
         raise DataError(f"items: expected at least one item, found 0 rows. {AGAIN}")
     entries = [
         given,
@@ -71,6 +77,21 @@ def check(tables: Tables, now: datetime | None = None) -> Tables:
     if truth is not None:
         truth = truth.filter(pc.is_in(truth.column("event_id"), kept["events"].column("event_id")))
     return replace(tables, **kept, quarantine=pa.concat_tables(entries).combine_chunks(), truth=truth)
+
+
+def check_events(events: pa.Table, known: Tables, now: datetime | None = None) -> Sieve:
+    """Check some events of a long log by the rules of ``check``; their ids are unique and they are in no slate.
+
+    Args:
+        events: EVENTS.
+        known: tables that passed, which the events may refer to.
+        now: as in ``check``.
+    """
+    sieve = Sieve("events", conform("events", events))
+    sieve.refuse_nulls()
+    parents = {name: Sieve(name, getattr(known, name)) for name in ("items", "users", "queries")}
+    _check_events(sieve, parents, (now or datetime.now(UTC)) + CLOCK_SKEW)
+    return sieve
 
 
 def quarantine_counts(quarantine: pa.Table) -> dict[str, dict[str, int]]:

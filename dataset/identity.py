@@ -38,7 +38,7 @@ def event_content(events: pa.Table) -> np.ndarray:
         int64 (N).
     """
     columns = [pc.fill_null(events.column(name).cast(pa.int64()), -1).to_numpy() for name in CONTENT]
-    kind = pc.index_in(events.column("type"), value_set=pa.array(EVENT_TYPES)).to_numpy()
+    kind = pc.fill_null(pc.index_in(events.column("type"), value_set=pa.array(EVENT_TYPES)), -1).to_numpy()
     value = events.column("value").to_numpy().astype(np.float32) + np.float32(0)  # -0.0 is 0.0
     bits = np.where(np.isnan(value), np.int64(-1), value.view(np.int32).astype(np.int64))
     return stable_hash(*columns, kind.astype(np.int64), bits).view(np.int64)

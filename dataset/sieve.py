@@ -33,10 +33,11 @@ Column: TypeAlias = "pa.Array | pa.ChunkedArray"
 
 @dataclass
 class Sieve:
-    """One table under its row rules; ``alive`` is the mask of rows not refused so far."""
+    """One table under its row rules; ``alive`` is the mask of rows not refused so far, ``known`` rows kept before."""
 
     name: str
     table: pa.Table
+    known: pa.Table | None = None
     alive: np.ndarray = field(init=False)
     entries: list[pa.Table] = field(default_factory=list)
 
@@ -113,13 +114,15 @@ class Sieve:
             self.refuse(Rule.NEGATIVE.format(name), pc.less(self.column(name), 0), self.column(name))
 
     def refuse_unknown(self, name: str, parent: Sieve) -> None:
-        """Refuse rows whose id in column ``name`` is not in an alive row of ``parent``."""
+        """Refuse rows whose id in column ``name`` is neither in an alive nor in a known row of ``parent``."""
         self.refuse(f"unknown {name}", self.dangling(name, parent), self.column(name))
 
     def dangling(self, name: str, parent: Sieve) -> Column:
-        """Mask of ids in column ``name`` that are not null and not in an alive row of ``parent``."""
-        known = parent.column(name).filter(pa.array(parent.alive))
-        return pc.and_(self.column(name).is_valid(), pc.invert(pc.is_in(self.column(name), known)))
+        """Mask of ids in column ``name`` that are not null and in neither an alive nor a known row of ``parent``."""
+        found = pc.is_in(self.column(name), parent.column(name).filter(pa.array(parent.alive)))
+        if parent.known is not None:
+            found = pc.or_(found, pc.is_in(self.column(name), parent.known.column(name)))
+        return pc.and_(self.column(name).is_valid(), pc.invert(found))
 
     def require_most(self, given: pa.Table) -> None:
         """Raise DataError if more than half of the rows are refused.
@@ -127,26 +130,35 @@ class Sieve:
         Args:
             given: the importer's own QUARANTINE entries, of rows that are not in the table.
         """
-        rows_refused = [entry.column("row").to_numpy() for entry in self.entries]
-        refused = given.num_rows + len(np.unique(np.concatenate([np.zeros(0, np.int64), *rows_refused])))
-        total = given.num_rows + self.table.num_rows
-        if refused <= MAX_REFUSED_FRACTION * total:
-            return
-        entries = pa.concat_tables([given, *self.entries])
-        rules = ", ".join(
-            f"{rows} {rule}" for rule, rows in Counter(entries.column("rule").to_pylist()).most_common()
-        )
-        first = entries.slice(0, 3).select(["row", "rule", "value"]).to_pylist()
-        offenders = "; ".join(f"row {entry['row']}: {entry['rule']} {entry['value']}" for entry in first)
-        raise DataError(
-            f"{self.name}: expected at most {MAX_REFUSED_FRACTION:.0%} of the rows to break the contract, "
-            f"found {refused} of {total} ({rules}). First: {offenders}. {AGAIN}"
-        )
+        require_most(self.name, [given, *self.entries], given.num_rows, given.num_rows + self.table.num_rows)
 
     def kept(self) -> pa.Table:
         """The rows still alive, with the exact schema."""
         table = self.table if self.alive.all() else self.table.filter(pa.array(self.alive))
         return pa.table(table.columns, schema=SCHEMAS[self.name])
+
+
+def require_most(name: str, entries: list[pa.Table], given: int, total: int) -> None:
+    """Raise DataError if more than half of a table's rows are refused.
+
+    Args:
+        name: of the table.
+        entries: QUARANTINE; the first ``given`` are of rows that are not in the table.
+        given: their number.
+        total: number of rows, those included.
+    """
+    refusals = pa.concat_tables([QUARANTINE.empty_table(), *entries])
+    refused = given + len(pc.unique(refusals.column("row").slice(given)))
+    if refused <= MAX_REFUSED_FRACTION * total:
+        return
+    counts = Counter(refusals.column("rule").to_pylist()).most_common()
+    rules = ", ".join(f"{rows} {rule}" for rule, rows in counts)
+    first = refusals.slice(0, 3).select(["row", "rule", "value"]).to_pylist()
+    offenders = "; ".join(f"row {entry['row']}: {entry['rule']} {entry['value']}" for entry in first)
+    raise DataError(
+        f"{name}: expected at most {MAX_REFUSED_FRACTION:.0%} of the rows to break the contract, "
+        f"found {refused} of {total} ({rules}). First: {offenders}. {AGAIN}"
+    )
 
 
 def mistyped(column: pa.Field) -> str:

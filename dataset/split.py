@@ -127,7 +127,7 @@ def _moment(time_us: int) -> datetime:
     return datetime.fromtimestamp(time_us // 1_000_000, UTC).replace(microsecond=time_us % 1_000_000)
 
 
-def split_dataset(dataset: Dataset, out: Path, seed: int = 0) -> Artifact:
+def split_dataset(dataset: Dataset, out: Path, seed: int = 0, pool: np.ndarray | None = None) -> Artifact:
     """Split a dataset by its protocol and write the artifact of kind "split".
 
     Args:
@@ -135,6 +135,7 @@ def split_dataset(dataset: Dataset, out: Path, seed: int = 0) -> Artifact:
         out: where to write.
         seed: of the sample of held-out users, and of retrieval requests beyond 6,000 for test or 12,000 for
             training.
+        pool: items that may be held out from the encoder's training, int64; None: all.
 
     Raises:
         DataError: no events to split, too little time between them, an unknown protocol, or too few users to
@@ -173,15 +174,18 @@ def split_dataset(dataset: Dataset, out: Path, seed: int = 0) -> Artifact:
         pq.write_table(kept.cast(EVENTS), folder / "log.parquet", compression="zstd")
         pq.write_table(ranking, folder / "ranking.parquet", compression="zstd")
         pq.write_table(retrieval, folder / "retrieval.parquet", compression="zstd")
-        pool = _pool(dataset.items, log.item[log.available_us < fit_us], rng)
-        pq.write_table(pa.table({"item_id": pool}), folder / "pool.parquet")
+        held = _pool(dataset.items, log.item[log.available_us < fit_us], pool, rng)
+        pq.write_table(pa.table({"item_id": held}), folder / "pool.parquet")
     return open_artifact(out, "split")
 
 
-def _pool(items: pa.Table, acted_on: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _pool(
+    items: pa.Table, acted_on: np.ndarray, allowed: np.ndarray | None, rng: np.random.Generator
+) -> np.ndarray:
     """Items with picture and title of products without events, in random order of products, at most POOL_ITEMS."""
     spu, item_id = items.column("spu").to_numpy(), items.column("item_id").to_numpy()
-    untouched = ~np.isin(spu, spu[np.isin(item_id, acted_on)])
+    used = acted_on if allowed is None else np.union1d(acted_on, np.setdiff1d(item_id, allowed))
+    untouched = ~np.isin(spu, spu[np.isin(item_id, used)])
     whole = pc.and_(items.column("image_id").is_valid(), items.column("title").is_valid()).to_numpy()
     products = rng.permutation(np.unique(spu[untouched & whole]))
     place = np.full(len(spu), len(products))

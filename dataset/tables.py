@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset.checks import check, quarantine_counts
-from dataset.contracts import SCHEMAS, DataError, Tables, completed
-from dataset.order import sequenced
+from dataset.adapters.source import AT_ONCE
+from dataset.checks import check, check_events, quarantine_counts
+from dataset.contracts import EVENTS, QUARANTINE, SCHEMAS, DataError, Tables, completed
+from dataset.long_log import LongLog
+from dataset.order import HASH, sequenced
+from dataset.sieve import require_most
 from dataset.slates import SCOPE, SEVERAL_TIMES, SEVERAL_USERS, clicks_explained, unexplained
 from run.artifacts import Artifact, open_artifact, write_artifact
+from run.progress import track
 
 
 def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artifact:
@@ -23,28 +28,72 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
 
     Args:
         out: where to write.
-        tables: canonical tables.
+        tables: canonical tables; ``events`` may be a LongLog, which is read once and closed.
         config: "name", "protocol" ("time", "holdout" or "none": how the split treats the events), and any other
-            provenance. Added here: "rows" of each table; "quarantined" rows by table and rule; "ties", what orders
-            events with equal times (``dataset.order``); "clicks", how many label an impression, and why others do not
-            (``dataset.slates``).
+            provenance. Of importers: "first_seen", how they derive it from the log (``dataset.first_seen``), and
+            "event_ids": "given" if the source names its events (``dataset.append``). Added here: "rows" of each
+            table; "quarantined" rows by table and rule; "ties", what orders events with equal times
+            (``dataset.order``); "last_event_id", the largest; "clicks", how many label an impression, and why others
+            do not (``dataset.slates``).
 
     Raises:
         DataError: a table breaks its schema, too many of its rows would be quarantined, or no row is left.
     """
+    if isinstance(tables.events, LongLog):
+        return _write_long(out, tables, tables.events, config)
     checked = check(tables)
     if checked.events.num_rows == 0 and config["protocol"] != "none":
         raise DataError(
             f"events: expected some for protocol {config['protocol']!r}, found 0 rows. "
             f"Give the source's behaviour, or use protocol 'none', then run 'moon dataset' again."
         )
-    counts = {name: getattr(checked, name).num_rows for name in SCHEMAS}
-    complete = {**config, "rows": counts, "quarantined": quarantine_counts(checked.quarantine)}
+    complete = dict(config)
     if checked.events.num_rows:
+        complete["last_event_id"] = pc.max(tables.events.column("event_id")).as_py()
         events, complete["ties"] = sequenced(checked.events, checked.items)
         checked = replace(checked, events=events)
-        if clicks := clicks_explained(events):
-            complete["clicks"] = clicks
+    return write_checked(out, checked, complete)
+
+
+def _write_long(out: Path, tables: Tables, log: LongLog, config: Mapping[str, Any]) -> Artifact:
+    """``write_dataset`` of a log that is longer than memory: it is checked and written some events at a time."""
+    checked = check(replace(tables, events=EVENTS.empty_table()))
+    complete = {**config, "last_event_id": log.rows, "ties": HASH}
+    with write_artifact(out, "dataset", complete) as folder:  # ``complete`` is sealed when all is written
+        kept, refused = _write_events(folder / "events.parquet", log, checked)
+        quarantine = pa.concat_tables([checked.quarantine, *refused])
+        counts = {name: getattr(checked, name).num_rows for name in SCHEMAS}
+        complete |= {"rows": {**counts, "events": kept}, "quarantined": quarantine_counts(quarantine)}
+        checked = replace(checked, quarantine=quarantine)
+        for name in {*SCHEMAS, "quarantine"} - {"events"}:
+            pq.write_table(getattr(checked, name), folder / f"{name}.parquet", compression="zstd")
+    log.close()
+    return open_artifact(out, "dataset")
+
+
+def _write_events(path: Path, log: LongLog, checked: Tables) -> tuple[int, list[pa.Table]]:
+    """Write the events that obey every rule; returns their number and the QUARANTINE entries of the others."""
+    done = kept = 0
+    refused: list[pa.Table] = []
+    with pq.ParquetWriter(path, EVENTS, compression="zstd") as writer:
+        for events in track(log.chunks(), "check events", total=-(-log.rows // AT_ONCE), unit="parts"):
+            sieve = check_events(events, checked)
+            for entries in sieve.entries:
+                row = pc.add(entries.column("row"), done)
+                refused.append(entries.set_column(2, QUARANTINE.field("row"), row))
+            writer.write_table(sieve.kept())
+            done += len(events)
+            kept += int(sieve.alive.sum())
+    require_most("events", refused, 0, done)
+    return kept, refused
+
+
+def write_checked(out: Path, checked: Tables, config: Mapping[str, Any]) -> Artifact:
+    """Write tables that obey every rule, their events with a sequence number, as ``write_dataset`` does."""
+    counts = {name: getattr(checked, name).num_rows for name in SCHEMAS}
+    complete = {**config, "rows": counts, "quarantined": quarantine_counts(checked.quarantine)}
+    if checked.events.num_rows and (clicks := clicks_explained(checked.events)):
+        complete["clicks"] = clicks
     with write_artifact(out, "dataset", complete) as folder:
         for name in (*counts, "quarantine"):
             pq.write_table(getattr(checked, name), folder / f"{name}.parquet", compression="zstd")

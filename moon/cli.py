@@ -79,10 +79,19 @@ def dataset(
     size: SizeOption = None,
     seed: SeedOption = 0,
     profile: ProfileOption = "embedded",
+    append: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--append", help="Folder of new files for the run that is there, in its format; may be repeated."
+        ),
+    ] = None,
 ) -> None:
-    """Simulate the marketplace or import real data into canonical tables."""
+    """Simulate the marketplace or import real data into canonical tables, or add new files to a run's."""
     from moon import journey
 
+    if append:
+        _do("dataset --append", run, folders=append)
+        return
     journey.do(journey.start(data=data, folder=run, size_name=size, seed=seed, profile=profile), "dataset")
 
 

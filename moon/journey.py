@@ -55,7 +55,9 @@ class Stage(Verb):
 
 
 STAGES = (  # name, the stage it needs, its function, inputs -> outputs
-    Stage("dataset", None, work.dataset, "raw catalogue and logs -> canonical tables"),
+    Stage(
+        "dataset", None, work.dataset, "raw catalogue and logs -> canonical tables", work.nothing_is_dropped
+    ),
     Stage("split", "dataset", work.split, "events -> history, ranker training, test"),
     Stage("store", "split", work.store, "tables -> Feast sources and registry", work.nothing_is_lost),
     Stage("encoder", "store", work.encoder, "catalogue, behaviour -> MOON encoder (pre- and post-training)"),
@@ -68,6 +70,7 @@ STAGES = (  # name, the stage it needs, its function, inputs -> outputs
     Stage("publish", "evaluate", work.publish, "encoder, vectors, index, ranker -> a generation that serves"),
 )
 VERBS = (
+    Verb("dataset --append", "dataset", verbs.append),
     Verb("frame", "store", verbs.frame),
     Verb("ingest", "store", verbs.ingest),
     Verb("fold", "store", verbs.fold),
@@ -186,7 +189,14 @@ def _done(run: Run, stage: Stage) -> bool:
 
 
 def _key(run: Run, verb: str) -> str:
+    """What a stage was done for: another key undoes it.
+
+    Files that were appended undo, from the moment they are in the dataset, every stage but the encoder: it is kept,
+    as when a generation is published, and embeds what is new.
+    """
     decided = [run.data, run.size_name, run.seed, verb]  # the online store can be switched at any time
+    if verb not in ("dataset", "encoder") and (grown := work.grown(run)) is not None:
+        decided.append(grown)
     return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:16]
 
 

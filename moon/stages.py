@@ -14,8 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from run import generations
-from run.artifacts import Artifact, discard, open_artifact, write_json
-from run.folder import Run, choices, stamp
+from run.artifacts import (
+    KEYS,
+    MANIFEST,
+    Artifact,
+    discard,
+    open_artifact,
+    read_json,
+    write_json,
+)
+from run.folder import JourneyError, Run, choices, stamp
 
 if TYPE_CHECKING:
     from dataset.split import Split
@@ -39,11 +47,38 @@ def dataset(run: Run) -> None:
         sys.stderr.write(f"  {line}\n")
 
 
-def split(run: Run) -> None:
-    """Cut the log in time."""
-    from dataset.split import split_dataset
+def grown(run: Run) -> str | None:
+    """The id of the run's dataset, if files were appended to it."""
+    places = [run.folder / name / MANIFEST for name in ("dataset", "dataset.previous")]
+    path = next((place for place in places if place.exists()), None)
+    manifest = None if path is None else read_json(path, "Run 'moon dataset' to recreate it.", KEYS)
+    return manifest["id"] if manifest and manifest["config"].get("appended") else None
 
-    split_dataset(open_dataset(run), run.folder / "split", seed=run.seed)
+
+def nothing_is_dropped(run: Run) -> None:
+    """Refuse to import a dataset anew that holds appended files: it would lose them."""
+    if grown(run) is not None:
+        files = [one["source"] for one in open_dataset(run).artifact.config["appended"]]
+        raise JourneyError(
+            f"{run.folder / 'dataset'}: expected a dataset of {run.data} alone to import anew, found {len(files)} "
+            f"appended sources in it, first {files[:3]}. Add more with 'moon dataset --append', or choose another "
+            f"folder with --run."
+        )
+
+
+def split(run: Run) -> None:
+    """Cut the log in time; of a dataset that has grown, items that an encoder may have learned from stay no test."""
+    import numpy as np
+
+    from dataset.append import items_since
+    from dataset.split import Split, split_dataset
+
+    dataset, out, pool = open_dataset(run), run.folder / "split", None
+    if grown(run) is not None and out.exists():
+        before = Split.open(open_artifact(out, "split"))
+        since = items_since(dataset, before.artifact.parents["dataset"])
+        pool = None if since is None else np.union1d(before.pool, since)
+    split_dataset(dataset, out, seed=run.seed, pool=pool)
 
 
 def nothing_is_lost(run: Run) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,20 @@ from run import generations
 
 if TYPE_CHECKING:
     from run.folder import Run
+
+
+def append(run: Run, folders: Sequence[Path]) -> str:
+    """Add the files of some folders to the run's dataset; the message says what is new and what to run next."""
+    from dataset.importers import append_files
+
+    name, _, _ = run.data.partition(":")
+    done = [append_files(name, folder.expanduser(), open_dataset(run)) for folder in folders]
+    said = [f"{folder}: {one.told()}" for folder, one in zip(folders, done, strict=True)]
+    if not all(one.is_nothing for one in done):
+        said.append(
+            f"Run 'moon demo --data {run.data} --run {run.folder}' to go on with them; the encoder stays."
+        )
+    return "\n".join(said)
 
 
 def frame(run: Run, shard: str | None, by: str) -> str:

@@ -243,6 +243,8 @@ def test_the_options_are_few_and_frozen():
         "--keys",
         "--scope",
         "--allow-host",
+        "--append",
+        "--events",
     }
 
 

@@ -30,6 +30,7 @@ from dataset.sieve import AGAIN, Column, mistyped, sane
 
 NO_CLOCK = datetime(2000, 1, 1, tzinfo=UTC)  # first_seen if the source has no times
 SECOND_US = 1_000_000
+SOME = 1 << 16  # names held as Python's texts at once
 FAR_US = 200_000 * 365 * 86_400 * SECOND_US  # outside every bound of dates, within int64
 
 
@@ -41,7 +42,14 @@ def flat(column: Column) -> pa.Array:
 def ids_of(external: Column) -> pa.Array:
     """Int64 ids of the source's string ids (``stable_ids``), null where they are null."""
     encoded = flat(external.dictionary_encode())  # the text of 30 million rows does not fit one array
-    return pa.array(stable_ids(encoded.dictionary.to_pylist()), pa.int64()).take(encoded.indices)
+    names = encoded.dictionary
+    parts = (stable_ids(names.slice(start, SOME).to_pylist()) for start in range(0, len(names), SOME))
+    ids = np.concatenate([np.zeros(0, np.int64), *parts])
+    if len(np.unique(ids)) < len(ids):
+        raise DataError(
+            f"expected an integer for each of {len(ids)} external ids, found one of two: ids collide"
+        )
+    return pa.array(ids, pa.int64()).take(encoded.indices)
 
 
 def times(column: Column, per_second: int) -> pa.Array:
@@ -168,16 +176,31 @@ def user_table(
             None: the source's ids are the numbers.
     """
     active = pc.unique(events.column("user_id")).drop_null().sort()
-    columns = {"user_id": active, "external_id": active.cast(pa.string())}
+    external = active.cast(pa.string())
     if named is not None:
-        external = pc.unique(flat(named)).drop_null()
-        columns["external_id"] = external.take(pc.index_in(active, value_set=ids_of(external)))
-    parts = [under(USERS, columns)]
+        names = pc.unique(flat(named)).drop_null()
+        external = names.take(pc.index_in(active, value_set=ids_of(names)))
+    times = events.column("event_time")
+    seen = first_seen(active, events.column("user_id"), times)
+    log = pa.table({"user_id": active, "external_id": external, "first_seen": seen})
+    return users_of(log, profiles, start_of(times))
+
+
+def users_of(active: pa.Table, profiles: Mapping[str, Column] | None, start: datetime) -> pa.Table:
+    """USERS: users with a profile, then the other active ones.
+
+    Args:
+        active: user_id, external_id and first_seen of the users of a log.
+        profiles: columns of USERS except first_seen; None: the source has no profiles.
+        start: when users without an event, or without a sane time, were first seen.
+    """
+    parts = [under(USERS, {name: active.column(name) for name in ("user_id", "external_id")})]
     if profiles is not None:
-        parts = [under(USERS, profiles), *parts]
-        parts[1] = parts[1].filter(pc.invert(pc.is_in(active, flat(profiles["user_id"]))))
+        known = pc.is_in(active.column("user_id"), flat(profiles["user_id"]))
+        parts = [under(USERS, profiles), parts[0].filter(pc.invert(known))]
     users = pa.concat_tables(parts)
-    seen = first_seen(users.column("user_id"), events.column("user_id"), events.column("event_time"))
+    row = pc.index_in(users.column("user_id"), value_set=active.column("user_id"))
+    seen = pc.fill_null(active.column("first_seen").take(row), pa.scalar(start, TIME))
     return users.set_column(users.schema.get_field_index("first_seen"), USERS.field("first_seen"), seen)
 
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from dataset.adapters.canonical import event_table, first_seen, times, under, user_table
 from dataset.adapters.source import choose_layout, read_parquet
 from dataset.contracts import IMAGES, ITEMS, JUDGEMENTS, QUARANTINE, QUERIES, Tables
+from dataset.first_seen import LOG
 
 FILES = ("clicks.parquet",)
 CONTEXT = ("session_size", "environment", "device", "os", "country", "region", "referrer")
@@ -24,6 +25,7 @@ SCHEMA = pa.schema(
         *((name, pa.int64()) for name in CONTEXT),
     ]
 )
+RULES = {"items": LOG, "users": LOG}
 
 
 def scale_globo(folder: Path) -> tuple[Tables, dict[str, Any]]:
@@ -59,4 +61,4 @@ def scale_globo(folder: Path) -> tuple[Tables, dict[str, Any]]:
         quarantine=QUARANTINE.empty_table(),
     )
     source = "Globo.com news clicks (Moreira et al. 2018), pack layout"
-    return tables, {"name": "scale_globo", "source": source, "protocol": "time"}
+    return tables, {"name": "scale_globo", "source": source, "protocol": "time", "first_seen": RULES}

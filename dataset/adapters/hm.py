@@ -1,16 +1,16 @@
 """H&M Personalized Fashion Recommendations: the research pack (parquet) and the raw competition layout (CSV).
 
-Purchases have a day but no time of day, and rows are not in time order, so a stable hash orders the purchases of a
-user's day: the log has the same order on every machine. Protocol "holdout" does not depend on the order within a day.
+Purchases have a day but no time of day, so each is at noon UTC, and rows are not in time order, so a hash orders
+those of a day (``dataset.order``): the log has the same order on every machine, in whatever files it comes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,13 +27,17 @@ from dataset.adapters.canonical import (
     under,
     user_table,
 )
-from dataset.adapters.source import choose_layout, read_csv, read_parquet
+from dataset.adapters.source import choose_layout, csv_batches, read_csv, read_parquet
 from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES, TIME, Tables
-from dataset.identity import stable_hash
+from dataset.first_seen import LOG, START
+from dataset.long_log import LongLog
 from dataset.pictures import read_pictures
 
-PACK = ("items.parquet", "users.parquet", "transactions.parquet", "images.parquet")
-RAW = ("articles.csv", "customers.csv", "transactions_train.csv")
+SALES, RAW_SALES = "transactions.parquet", "transactions_train.csv"
+PACK = ("items.parquet", "users.parquet", SALES, "images.parquet")
+RAW = ("articles.csv", "customers.csv", RAW_SALES)
+LARGE = 1 << 28  # bytes of sales, above which the log is not held in memory
+SOLD = "article_id of sales"
 DAY_US = 86_400 * SECOND_US
 NOON_US = DAY_US // 2
 
@@ -96,8 +100,12 @@ ATTRIBUTES = {
 }
 
 
-def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
+def hm_fashion(folder: Path, some: bool = False) -> tuple[Tables, dict[str, Any]]:
     """Purchases, articles with pictures, and customers.
+
+    Args:
+        folder: the source.
+        some: a new day of it, of which files may be missing.
 
     An article's price is left out: the source gives prices of sales only, so a price would tell a ranker which
     articles sell. For the same reason every article is first seen on the first day of the data.
@@ -105,52 +113,71 @@ def hm_fashion(folder: Path) -> tuple[Tables, dict[str, Any]]:
     Raises:
         DataError: files, columns or types are not those of either layout.
     """
-    layout = choose_layout(folder, {"pack": PACK, "raw": RAW})
-    names = None  # of customers; the pack numbers them
+    layout = choose_layout(folder, {"pack": PACK, "raw": RAW}, some)
     if layout == "pack":
-        articles, customers, sales, pictures = (
-            read_parquet(folder / name, PACK_SCHEMAS[name]) for name in PACK
+        articles, customers, pictures = (
+            read_parquet(folder / name, PACK_SCHEMAS[name]) for name in PACK if name != SALES
         )
-        user, customer = sales.column("user_id"), customers.column("user_id")
+        customer = flat(customers.column("user_id"))
         shown: Iterable[tuple[str, bytes | None]] = zip(
             pictures.column("article_id").to_pylist(), pictures.column("jpeg").to_pylist(), strict=True
         )
     else:
-        articles, customers, sales = (read_csv(folder / name, RAW_SCHEMAS[name]) for name in RAW)
-        names = sales.column("customer_id")
-        user, customer = ids_of(names), ids_of(customers.column("customer_id"))
+        articles, customers = (read_csv(folder / name, RAW_SCHEMAS[name]) for name in RAW[:2])
+        customer = ids_of(customers.column("customer_id"))
         shown = read_pictures(folder / "images")
-    item = numbers(sales.column("article_id"), "article_id of sales")
-    time = _moments(flat(user), item, sales.column("t_dat"))
-    events = event_table("purchase", user, item, time)
-    items, images, quarantine = _items(articles, shown, start_of(time))
+    events, users, start = _log(folder, layout, _profiles(customers, customer))
+    items, images, quarantine = _items(articles, shown, start)
     tables = Tables(
         items=items,
         images=images,
-        users=user_table(events, _profiles(customers, flat(customer)), names),
+        users=users,
         events=events,
         queries=QUERIES.empty_table(),
         judgements=JUDGEMENTS.empty_table(),
         quarantine=quarantine,
     )
     source = f"H&M Personalized Fashion Recommendations (Kaggle 2022), {layout} layout"
-    return tables, {"name": "hm_fashion", "source": source, "protocol": "holdout"}
+    rules = {"items": START, "users": LOG}
+    return tables, {"name": "hm_fashion", "source": source, "protocol": "holdout", "first_seen": rules}
 
 
-def _moments(user: pa.Array, item: pa.Array, day: pa.ChunkedArray) -> pa.Array:
-    """Noon UTC of each purchase's day, plus its rank among the user's purchases of that day in seconds."""
-    days = flat(day).cast(pa.int32())
-    user_id, item_id, number = (
-        column.cast(pa.int64()).fill_null(-1).to_numpy() for column in (user, item, days)
-    )
-    order = np.lexsort((stable_hash(user_id, item_id, number), number, user_id))
-    fresh = np.ones(len(order), dtype=bool)
-    fresh[1:] = (np.diff(user_id[order]) != 0) | (np.diff(number[order]) != 0)
-    start = np.flatnonzero(fresh)
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order)) - np.repeat(start, np.diff(np.append(start, len(order))))
-    times_us = number * DAY_US + NOON_US + place * SECOND_US
-    return pa.array(times_us, mask=days.is_null().to_numpy(zero_copy_only=False)).cast(TIME)
+def _log(
+    folder: Path, layout: str, profiles: dict[str, pa.Array]
+) -> tuple[pa.Table | LongLog, pa.Table, datetime]:
+    """EVENTS, in memory or, of a large file, on disk; USERS; and the start of the log."""
+    if layout == "pack":
+        sales = read_parquet(folder / SALES, PACK_SCHEMAS[SALES])
+        names, user = None, sales.column("user_id")  # the pack numbers its customers
+    else:
+        path, schema = folder / RAW_SALES, RAW_SCHEMAS[RAW_SALES]
+        if path.exists() and path.stat().st_size > LARGE:
+            log = _long_log(csv_batches(path, schema))
+            return log, log.users(profiles), log.start
+        sales = read_csv(path, schema)
+        names = sales.column("customer_id")
+        user = ids_of(names)
+    item, time = numbers(sales.column("article_id"), SOLD), _noon(sales)
+    events = event_table("purchase", user, item, time)
+    return events, user_table(events, profiles, names), start_of(time)
+
+
+def _long_log(batches: Iterable[pa.Table]) -> LongLog:
+    """The sales of a large file, some at a time; their article ids must have one length in all of them."""
+    log, shapes = LongLog(), [pa.array([], pa.string())]
+    for sales in batches:
+        article, name = sales.column("article_id"), sales.column("customer_id")
+        log.add("purchase", ids_of(name), numbers(article, SOLD), _noon(sales), name)
+        shape = {"length": pc.utf8_length(article), "zero": pc.starts_with(article, "0"), "id": article}
+        shapes.append(flat(pa.table(shape).group_by(["length", "zero"]).aggregate([("id", "min")])["id_min"]))
+    numbers(pa.concat_arrays(shapes), SOLD)
+    return log
+
+
+def _noon(sales: pa.Table) -> pa.Array:
+    """Noon UTC of each purchase's day."""
+    day = flat(sales.column("t_dat")).cast(pa.int32()).cast(pa.int64())
+    return pc.add(pc.multiply(day, DAY_US), NOON_US).cast(TIME)
 
 
 def _items(

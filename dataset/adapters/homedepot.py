@@ -25,13 +25,13 @@ SCHEMAS = {
 TEST_OF = 5  # one query in five is in the test part, with all its judgements
 
 
-def homedepot_relevance(folder: Path) -> tuple[Tables, dict[str, Any]]:
+def homedepot_relevance(folder: Path, some: bool = False) -> tuple[Tables, dict[str, Any]]:
     """Products, text queries, and judgements; relevance is (grade - 1) / 2 for grades 1 to 3.
 
     Raises:
         DataError: files, columns or types are not those of the pack.
     """
-    choose_layout(folder, {"pack": FILES})
+    choose_layout(folder, {"pack": FILES}, some)
     products, queries, labels = (read_parquet(folder / name, SCHEMAS[name]) for name in FILES)
     product = products.column("product_uid")
     items = {

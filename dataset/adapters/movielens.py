@@ -22,6 +22,7 @@ from dataset.adapters.canonical import (
 )
 from dataset.adapters.source import choose_layout, read_csv, read_parquet
 from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES, Tables
+from dataset.first_seen import LOG
 from dataset.pictures import read_pictures
 
 PACK = ("items.parquet", "ratings.parquet", "images.parquet")
@@ -52,13 +53,17 @@ PACK_SCHEMAS = {
 RAW_SCHEMAS = {"movies.csv": pa.schema(MOVIE), "ratings.csv": RATING}
 
 
-def ml_posters(folder: Path) -> tuple[Tables, dict[str, Any]]:
+def ml_posters(folder: Path, some: bool = False) -> tuple[Tables, dict[str, Any]]:
     """Ratings, movies with posters (``posters/<movieId>.jpg`` in the raw layout, optional), and users.
+
+    Args:
+        folder: the source.
+        some: a new day of it, of which files may be missing.
 
     Raises:
         DataError: files, columns or types are not those of either layout.
     """
-    layout = choose_layout(folder, {"pack": PACK, "raw": RAW})
+    layout = choose_layout(folder, {"pack": PACK, "raw": RAW}, some)
     if layout == "pack":
         movies, ratings, posters = (read_parquet(folder / name, PACK_SCHEMAS[name]) for name in PACK)
         shown: Iterable[tuple[str, bytes | None]] = zip(
@@ -88,6 +93,7 @@ def ml_posters(folder: Path) -> tuple[Tables, dict[str, Any]]:
         "name": "ml_posters",
         "source": f"MovieLens latest (GroupLens) with posters, {layout} layout",
         "protocol": "time",
+        "first_seen": {"items": LOG, "users": LOG},
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,8 +11,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from dataset.contracts import DataError
+from run.progress import track
 
 NEXT = "Then run 'moon dataset' again."
+CSV_BLOCK = 1 << 22  # bytes of a large file; Arrow reads 32 blocks ahead
+AT_ONCE = 500_000  # rows of it in memory
 
 
 def has_files(folder: Path, names: Sequence[str]) -> bool:
@@ -19,18 +23,19 @@ def has_files(folder: Path, names: Sequence[str]) -> bool:
     return all((folder / name).is_file() for name in names)
 
 
-def choose_layout(folder: Path, layouts: dict[str, Sequence[str]]) -> str:
+def choose_layout(folder: Path, layouts: dict[str, Sequence[str]], some: bool = False) -> str:
     """The name of the first layout whose files are all in ``folder``.
 
     Args:
         folder: the source.
         layouts: name -> file names.
+        some: any of the files will do: those that are not there have nothing new.
 
     Raises:
         DataError: no layout is complete; says which files were expected and which were found.
     """
     for layout, names in layouts.items():
-        if has_files(folder, names):
+        if has_files(folder, names) or (some and any((folder / name).is_file() for name in names)):
             return layout
     expected = " or ".join(f"{', '.join(names)} ({layout})" for layout, names in layouts.items())
     if not folder.is_dir():
@@ -46,9 +51,13 @@ def choose_layout(folder: Path, layouts: dict[str, Sequence[str]]) -> str:
 def read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
     """Read a parquet file that must have exactly the columns of ``schema``, and cast them without loss.
 
+    A file that is not there has no rows: which must be there, ``choose_layout`` says.
+
     Raises:
         DataError: damaged file, unknown or missing columns, or values of another type.
     """
+    if not path.exists():
+        return schema.empty_table()
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
@@ -60,11 +69,49 @@ def read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def read_csv(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a CSV file with a header that must name exactly the columns of ``schema``.
+    """Read a CSV file with a header that must name exactly the columns of ``schema``; no file, no rows.
 
     Raises:
         DataError: unknown or missing columns, ragged rows, not UTF-8, or values of another type.
     """
+    if not path.exists():
+        return schema.empty_table()
+    with _reading_csv(path, schema) as (parse, convert):
+        table = pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+    return pa.table([table.column(field.name) for field in schema], schema=schema)
+
+
+def csv_batches(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of ``read_csv``, some at a time: for a file that does not fit memory.
+
+    Raises:
+        DataError: as ``read_csv``, once the offending rows are reached.
+    """
+    with _reading_csv(path, schema) as (parse, convert):
+        read = pa.csv.ReadOptions(block_size=CSV_BLOCK)
+        batches = pa.csv.open_csv(path, read, parse, convert)
+        count = -(-path.stat().st_size // CSV_BLOCK)
+        for part in together(track(batches, f"read {path.name}", total=count, unit="blocks")):
+            yield part.select(schema.names).cast(schema)
+
+
+def together(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows of the batches, AT_ONCE or a little more of them at a time."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= AT_ONCE:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting)
+
+
+@contextmanager
+def _reading_csv(
+    path: Path, schema: pa.Schema
+) -> Iterator[tuple[pa.csv.ParseOptions, pa.csv.ConvertOptions]]:
+    """How to read a CSV file of these columns; what goes wrong is said in our words."""
     parse = pa.csv.ParseOptions(newlines_in_values=True)
     convert = pa.csv.ConvertOptions(
         column_types={field.name: field.type for field in schema}, strings_can_be_null=True, null_values=[""]
@@ -74,12 +121,11 @@ def read_csv(path: Path, schema: pa.Schema) -> pa.Table:
             header = stream.readline()
         names = pa.csv.read_csv(pa.BufferReader(header), parse_options=parse).column_names
         _require_columns(path, names, schema)
-        table = pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+        yield parse, convert
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: expected CSV of {_types(schema)}, found: {_first_line(error)}. Correct the file. {NEXT}"
         ) from error
-    return pa.table([table.column(field.name) for field in schema], schema=schema)
 
 
 def _require_columns(path: Path, names: Sequence[str], schema: pa.Schema) -> None:

@@ -1,0 +1,319 @@
+"""Growing a dataset: the tables of a new day's files join those that are there.
+
+Items, users, queries and judgements are replaced or added by their ids, events are added. What is there has passed
+the contract and is not checked again; new rows may refer to it. The result has the tables that an import of all files
+at once would have; what that means where files overlap is said at ``upserted`` and ``already_there``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.checks import check
+from dataset.contracts import TIME, DataError, Tables
+from dataset.first_seen import first_seen_of_all
+from dataset.identity import event_content, stable_hash
+from dataset.log import pairs
+from dataset.order import HASH, SOURCE, hashed, sequence_of, sequenced
+from dataset.tables import Dataset, write_checked
+from run.artifacts import Artifact, open_artifact
+
+GIVEN = "given"  # ``event_ids`` of a source that names its events; others are numbered by their importer
+KEYS = {
+    "items": ("item_id",),
+    "users": ("user_id",),
+    "queries": ("query_id",),
+    "judgements": ("query_id", "item_id"),
+    "images": ("image_id",),
+}
+KEPT = {"items": ("image_id", "first_seen"), "users": ("age", "segment", "first_seen")}
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What an append did.
+
+    Attributes:
+        artifact: the dataset, with the new files' rows.
+        already_there: events of the files that the dataset had.
+        refused: rows of the files that broke a rule.
+        added, changed: rows by table.
+    """
+
+    artifact: Artifact
+    already_there: int
+    refused: int
+    added: dict[str, int]
+    changed: dict[str, int]
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the files hold nothing new, so that the dataset is as it was."""
+        return not any((*self.added.values(), *self.changed.values()))
+
+    def told(self) -> str:
+        """One line for the person who appended the files."""
+        new = [f"{rows:,} new {name}" for name, rows in self.added.items() if rows]
+        new += [f"{rows:,} changed {name}" for name, rows in self.changed.items() if rows]
+        aside = f"; {self.refused:,} rows set aside" if self.refused else ""
+        return f"{', '.join(new) or 'nothing new'}; {self.already_there:,} events already there{aside}"
+
+
+def append(before: Dataset, tables: Tables, config: Mapping[str, Any], source: str) -> Appended:
+    """Write the dataset again, with the rows of ``tables``; nothing is written if there is nothing new in them.
+
+    Args:
+        before: the dataset.
+        tables: of an importer, unchecked, from files in the format of the dataset's own.
+        config: of that importer.
+        source: what the files are called, recorded in the artifact.
+
+    Raises:
+        DataError: a table breaks its schema, more than half of its rows would be quarantined, an id stands for two
+            names, or the dataset is a simulated one.
+    """
+    if before.truth is not None:
+        raise DataError(
+            f"{before.artifact.path}: expected imported data to append to, found a simulated shop. "
+            f"Import yours with 'moon dataset --data FORMAT:FOLDER'."
+        )
+    given = config.get("event_ids") == GIVEN
+    events = tables.events if given else _numbered_on(before, tables.events)
+    there = already_there(before.events, events, by_id=given)
+    fresh = replace(tables, events=_in_order_of(before, events.filter(pa.array(~there))))
+    checked = _checked(before, fresh)
+    old = _tables(before)
+    merged, added, changed = {}, {}, {}
+    for name, keys in KEYS.items():
+        merged[name], added[name], changed[name] = upserted(
+            getattr(old, name), getattr(checked, name), keys, KEPT.get(name, ())
+        )
+    merged = first_seen_of_all(merged, old, fresh.events, config.get("first_seen", {}))
+    merged["images"] = _shown(merged, old)
+    added["events"] = checked.events.num_rows
+    done = Appended(before.artifact, int(there.sum()), checked.quarantine.num_rows, added, changed)
+    if done.is_nothing:
+        return done
+    record = {
+        "source": source,
+        "before": before.artifact.id,
+        "items_before": old.items.num_rows,
+        "already_there": done.already_there,
+        "added": {name: rows for name, rows in added.items() if rows},
+        "changed": {name: rows for name, rows in changed.items() if rows},
+    }
+    kept = before.artifact.config
+    grown = {**kept, "appended": [*kept.get("appended", []), record]}
+    if numbers := last_number(before, events):
+        grown["last_event_id"] = numbers
+    new = checked.events
+    if "ties" not in grown and len(new):  # the first events of this dataset
+        new, grown["ties"] = sequenced(new, merged["items"])
+    written = Tables(
+        **merged,
+        events=_joined(old.events, new),
+        quarantine=pa.concat_tables([old.quarantine, checked.quarantine]),
+    )
+    write_checked(before.artifact.path, written, grown)
+    return replace(done, artifact=open_artifact(before.artifact.path, "dataset"))
+
+
+def items_since(dataset: Dataset, artifact_id: str) -> np.ndarray | None:
+    """The items that were added since the dataset was the artifact ``artifact_id``, int64; None: it never was."""
+    for record in dataset.artifact.config.get("appended", []):
+        if record["before"] == artifact_id:
+            return dataset.items.column("item_id").slice(record["items_before"]).to_numpy()
+    return None
+
+
+def upserted(
+    old: pa.Table, new: pa.Table, keys: Sequence[str], kept: Sequence[str] = ()
+) -> tuple[pa.Table, int, int]:
+    """Rows of ``new`` in place of those of ``old`` with their key, or after them if the key is new.
+
+    Args:
+        old, new: tables of one schema, keys unique in each.
+        keys: columns of the key.
+        kept: columns that keep their old value where the new row has none (an item that comes without its picture,
+            a user of whom the log names only the id); ``first_seen`` always does, what is known is not news.
+
+    Returns:
+        the table, the number of rows added, and of rows changed.
+
+    Raises:
+        DataError: a key stands for another ``external_id`` than before.
+    """
+    place = _places(old, new, keys)
+    is_old = place >= 0
+    before, after = old.take(pa.array(place[is_old])), new.filter(pa.array(is_old))
+    _refuse_other_names(before, after, keys)
+    for name in kept:
+        both = (before, after) if name == "first_seen" else (after, before)
+        column = pc.coalesce(*(table.column(name) for table in both))
+        after = after.set_column(after.column_names.index(name), after.field(name), column)
+    differs = _differs(before, after)
+    row = np.arange(len(old))
+    row[place[is_old][differs]] = len(old) + np.flatnonzero(differs)
+    together = pa.concat_tables([old, after, new.filter(pa.array(~is_old))])
+    rows = np.append(row, len(old) + len(after) + np.arange(int((~is_old).sum())))
+    table = old if len(rows) == len(old) and not differs.any() else together.take(pa.array(rows))
+    return table.combine_chunks(), int((~is_old).sum()), int(differs.sum())
+
+
+def already_there(old: pa.Table, new: pa.Table, by_id: bool) -> np.ndarray:
+    """Which events of ``new`` are in ``old``: the same, as often as it is there.
+
+    A source that does not name its events can hold equal ones (two of an article in one purchase), so they are
+    counted: of three in a file of which two are there, one is new. A file that is sent again, or that begins before
+    the last one ended, adds what was not there.
+
+    Args:
+        old, new: EVENTS.
+        by_id: the source names its events: the same one has the same id, time and content. Otherwise the same time
+            and content.
+
+    Returns:
+        bool, a flag for each row of ``new``.
+    """
+    if not len(new) or not len(old):
+        return np.zeros(len(new), bool)
+    first, last = (pc.cast(one, TIME) for one in pc.min_max(new.column("event_time")).values())
+    if not first.is_valid:
+        return np.zeros(len(new), bool)
+    time = old.column("event_time")
+    old = old.filter(pc.and_(pc.greater_equal(time, first), pc.less_equal(time, last)))
+    known, found = np.sort(_content(old, by_id)), _content(new, by_id)
+    order = np.argsort(found, kind="stable")
+    found = found[order]
+    copy = np.arange(len(found)) - np.searchsorted(found, found)
+    times = np.searchsorted(known, found, side="right") - np.searchsorted(known, found)
+    there = np.zeros(len(found), bool)
+    there[order] = copy < times
+    return there
+
+
+def _content(events: pa.Table, by_id: bool) -> np.ndarray:
+    time_us = pc.fill_null(events.column("event_time").cast(pa.int64()), -1).to_numpy()
+    names = [pc.fill_null(events.column("event_id"), -1).to_numpy()] if by_id else []
+    return stable_hash(event_content(events), time_us, *names)
+
+
+def last_number(before: Dataset, events: pa.Table) -> int:
+    """The largest number of an event so far; an importer numbers refused ones as well."""
+    numbers = (pc.max(table.column("event_id")).as_py() or 0 for table in (before.events, events))
+    return max(before.artifact.config.get("last_event_id", 0), *numbers)
+
+
+def _numbered_on(before: Dataset, events: pa.Table) -> pa.Table:
+    """The events numbered on from those that are there, whose numbers never change."""
+    numbers = pc.add(events.column("event_id"), last_number(before, events.slice(0, 0)))
+    return events.set_column(events.column_names.index("event_id"), events.field("event_id"), numbers)
+
+
+def _in_order_of(before: Dataset, events: pa.Table) -> pa.Table:
+    """The events with what orders equal times in the dataset (``dataset.order``)."""
+    numbers = events.column("sequence")
+    if not len(before.events):
+        return events
+    if before.artifact.config.get("ties", HASH) != SOURCE:
+        user, item = (pc.fill_null(events.column(name), -1).to_numpy() for name in ("user_id", "item_id"))
+        numbers = pa.array(hashed(user, item))
+    else:
+        numbers = pc.add(numbers, int(sequence_of(before.events).max()) + 1)  # a later file's rows come later
+    return events.set_column(events.column_names.index("sequence"), events.field("sequence"), numbers)
+
+
+def _checked(before: Dataset, tables: Tables) -> Tables:
+    """The new rows that obey every rule, together with what is there.
+
+    Events are checked together with those there of the same id or request: of two with one id the one that is there
+    stays, a request that both have must be of one user and moment.
+    """
+    ids, requests = (tables.events.column(name) for name in ("event_id", "request_id"))
+    old = before.events
+    same = pc.or_(
+        pc.is_in(old.column("event_id"), ids), pc.is_in(old.column("request_id"), requests.drop_null())
+    )
+    others = old.filter(same)
+    together = replace(tables, events=pa.concat_tables([others, tables.events]))
+    checked = check(together, known=_tables(before))
+    entries = checked.quarantine
+    row, of_events = entries.column("row").to_numpy(), pc.equal(entries.column("table"), "events").to_numpy()
+    own = ~of_events | (row >= len(others))
+    given = len(tables.quarantine)  # the importer's own entries count rows of its own
+    shift = np.where(of_events & (np.arange(len(row)) >= given), len(others), 0)
+    own[:given] = True
+    entries = entries.set_column(2, entries.schema.field(2), pa.array(row - shift)).filter(pa.array(own))
+    stays = ~pc.is_in(checked.events.column("event_id"), others.column("event_id")).to_numpy()
+    return replace(checked, events=checked.events.filter(pa.array(stays)), quarantine=entries)
+
+
+def _joined(old: pa.Table, new: pa.Table) -> pa.Table:
+    """All events in order of time, those of equal time in their sequence."""
+    events = pa.concat_tables([old, new])
+    time_us = events.column("event_time").cast(pa.int64()).to_numpy()
+    if (np.diff(time_us) > 0)[len(old) - 1 : len(old)].all() and (np.diff(time_us) >= 0).all():
+        return events  # the new ones begin after the last one ended
+    return events.take(pa.array(np.lexsort((sequence_of(events), time_us))))
+
+
+def _shown(merged: Mapping[str, pa.Table], old: Tables) -> pa.Table:
+    """The pictures without those that a change has left without an item or a query."""
+    before, after = (
+        pa.chunked_array([*items.column("image_id").chunks, *queries.column("image_id").chunks], pa.string())
+        for items, queries in ((old.items, old.queries), (merged["items"], merged["queries"]))
+    )
+    images = merged["images"]
+    names = images.column("image_id")
+    left = pc.and_(pc.is_in(names, before), pc.invert(pc.is_in(names, after)))
+    return images.filter(pc.invert(left)) if pc.any(left).as_py() else images
+
+
+def _tables(dataset: Dataset) -> Tables:
+    names = ("items", "images", "users", "events", "queries", "judgements", "quarantine")
+    return Tables(**{name: getattr(dataset, name) for name in names})
+
+
+def _places(old: pa.Table, new: pa.Table, keys: Sequence[str]) -> np.ndarray:
+    """The row of ``old`` with the key of each row of ``new``, -1: there is none; int64."""
+    columns = [pa.concat_tables([table.select([key]) for table in (old, new)]).column(0) for key in keys]
+    if len(columns) == 1:
+        known, asked = columns[0].slice(0, len(old)), columns[0].slice(len(old))
+    else:
+        code = pa.array(pairs(*(column.to_numpy() for column in columns)))
+        known, asked = code.slice(0, len(old)), code.slice(len(old))
+    found = pc.index_in(asked, value_set=known)
+    return np.asarray(pc.fill_null(found, -1).to_numpy()).astype(np.int64)
+
+
+def _refuse_other_names(before: pa.Table, after: pa.Table, keys: Sequence[str]) -> None:
+    if "external_id" not in before.column_names:
+        return
+    was, now = before.column("external_id"), after.column("external_id")
+    other = np.flatnonzero(pc.fill_null(pc.not_equal(was, now), False).to_numpy())
+    if len(other):
+        first = ", ".join(f"{was[row].as_py()!r} and {now[row].as_py()!r}" for row in other[:3].tolist())
+        raise DataError(
+            f"{keys[0]}: expected each id to stand for one name of the source, found {len(other)} that stand for "
+            f"two: {first}. Write them as before, then run 'moon dataset --append' again."
+        )
+
+
+def _differs(before: pa.Table, after: pa.Table) -> np.ndarray:
+    """Whether rows with the same key differ, bool."""
+    differs = np.zeros(len(before), bool)
+    for name in before.column_names:
+        was, now = before.column(name), after.column(name)
+        if pa.types.is_nested(was.type):
+            pair = zip(was.to_pylist(), now.to_pylist(), strict=True)
+            differs |= np.fromiter((one != other for one, other in pair), bool, len(before))
+        else:
+            same = pc.or_(pc.fill_null(pc.equal(was, now), False), pc.and_(was.is_null(), now.is_null()))
+            differs |= ~same.to_numpy()
+    return differs
