@@ -15,6 +15,7 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.repo_config import RepoConfig
 
 from feature_repo.event_log import open_event_log
+from feature_repo.sources import source
 from feature_repo.views import HISTORY, USER_HISTORY
 from moonstore import duckdb_store
 from moonstore.exact import ExactIbisJob
@@ -42,7 +43,7 @@ class MoonOfflineStore(duckdb_store.DuckDBOfflineStore):
         end_date: datetime,
     ) -> RetrievalJob:
         """The newest row of each entity in [start_date, end_date]; histories as of end_date."""
-        if data_source.name != USER_HISTORY:
+        if data_source != source(USER_HISTORY):  # not by its name alone, which anybody may give a source
             return duckdb_store.DuckDBOfflineStore.pull_latest_from_table_or_query(
                 config,
                 data_source,

@@ -7,8 +7,9 @@ time, of equal times the one created last, null if that row is older than the vi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -28,8 +29,8 @@ from moonstore.exact import ExactIbisJob
 from moonstore.readable import readable
 
 Reader = Callable[[DataSource, str], ibis.Table]
+WHOLE = re.compile("0|-?[1-9][0-9]*")  # "007" is another id than 7
 UTC = dt.Timestamp(timezone="UTC", scale=6)
-ROW, AT, ORDER = "__row", "__at", "__order"  # internal columns, beside the caller's
 LATEST = pd.Timestamp("2262-01-01", tz="UTC")  # sorts after every created timestamp
 EARLIEST = pd.Timestamp("1678-01-01", tz="UTC")  # sorts before every created timestamp
 
@@ -114,6 +115,7 @@ def lookup(view: FeatureView, references: Sequence[str], full_names: bool, table
 def asof_job(
     lookups: Sequence[Lookup],
     entity_rows: pd.DataFrame,
+    references: Sequence[str],
     transforms: Sequence[OnDemandFeatureView],
     **rest: Any,
 ) -> AsofJob:
@@ -122,6 +124,7 @@ def asof_job(
     Args:
         lookups: one per view.
         entity_rows: keys, one column of times, and any other columns to pass through.
+        references: what was requested, also from on-demand views, as "view:feature".
         transforms: the requested on-demand views.
         rest: further arguments of Feast's job.
     """
@@ -135,7 +138,7 @@ def asof_job(
     for view in substrait:
         joined = view.transform_ibis(joined, rest["full_feature_names"])
     metadata = RetrievalMetadata(
-        features=[name for one in lookups for name in one.features.values()],
+        features=list(references),
         keys=[name for name in rows.columns if name != time],
         min_event_timestamp=stamps.min().to_pydatetime(),
         max_event_timestamp=stamps.max().to_pydatetime(),
@@ -146,24 +149,65 @@ def asof_job(
 
 def asof_join(rows: pd.DataFrame, time: str, lookups: Sequence[Lookup]) -> ibis.Table:
     """Every row of ``rows``, in order, with the features of each lookup as of its ``time``, or null."""
-    joined = ibis.memtable(rows.assign(**{ROW: range(len(rows))}))
-    joined = joined.mutate(**{AT: joined[time].cast(UTC)})
-    # Of rows with equal times the one created last wins: the join orders by (time, created).
-    joined = joined.mutate(**{ORDER: ibis.struct({"time": _[AT], "created": ibis.literal(LATEST, UTC)})})
+    lookups, names = (
+        list(lookups),
+        [*rows.columns, *(name for one in lookups for name in one.features.values())],
+    )
+    own = _prefix(names)
+    row, at, order = own + "row", own + "at", own + "order"
     for number, one in enumerate(lookups):
-        joined = _with(joined, one, f"__{number}_")
-    names = [*rows.columns, *(name for one in lookups for name in one.features.values())]
-    return joined.order_by(ROW).select(*names)
+        rows, lookups[number] = _with_keys(rows, one, f"{own}{number}_asked_")
+    joined = ibis.memtable(rows.assign(**{row: range(len(rows))}))
+    joined = joined.mutate(**{at: joined[time].cast(UTC)})
+    # Of rows with equal times the one created last wins: the join orders by (time, created).
+    joined = joined.mutate(**{order: ibis.struct({"time": _[at], "created": ibis.literal(LATEST, UTC)})})
+    for number, one in enumerate(lookups):
+        joined = _with(joined, one, at, order, f"{own}{number}_")
+    return joined.order_by(row).select(*names)
 
 
-def _with(rows: ibis.Table, one: Lookup, prefix: str) -> ibis.Table:
+def _prefix(names: Sequence[str]) -> str:
+    """What no name of the caller's begins with: the beginning of the names of columns of our own."""
+    prefix = "__"
+    while any(name.startswith(prefix) for name in names):
+        prefix += "_"
+    return prefix
+
+
+def _with_keys(rows: pd.DataFrame, one: Lookup, prefix: str) -> tuple[pd.DataFrame, Lookup]:
+    """The rows with columns of a key's stored type where theirs is another: text for integers, or integers for text.
+
+    Raises:
+        StoreError: a text is no integer as one is written.
+    """
+    keys = dict(one.keys)
+    for key, column in one.keys.items():
+        of, asked = one.table[key].type(), rows[column]
+        kind = pd.api.types.infer_dtype(asked, skipna=True)
+        if of.is_integer() and kind == "string":
+            bad = [text for text in asked.dropna() if not WHOLE.fullmatch(text)]
+            if bad:
+                raise StoreError(
+                    f"{column}: expected integers, as {key} is stored, found {len(bad)} of {len(asked)} other texts "
+                    f"({', '.join(map(repr, bad[:3]))}). Send the ids as they are stored."
+                )
+            rows = rows.assign(**{prefix + key: asked.astype("Int64")})
+        elif of.is_string() and kind == "integer":
+            rows = rows.assign(**{prefix + key: asked.astype("Int64").astype("string")})
+        else:
+            continue
+        keys[key] = prefix + key
+    return rows, replace(one, keys=keys)
+
+
+def _with(rows: ibis.Table, one: Lookup, at: str, order: str, prefix: str) -> ibis.Table:
     stamp = one.table[one.time].cast(UTC)
     columns = {prefix + key: one.table[key] for key in one.keys}
     columns |= {prefix + name: one.table[name] for name in one.features}
     columns[prefix + "time"] = stamp
-    left = AT
+    left = at
     if one.created:
-        left = ORDER
+        left = order
         created = one.table[one.created].cast(UTC).fill_null(ibis.literal(EARLIEST, UTC))
         columns[prefix + "time"] = ibis.struct({"time": stamp, "created": created})
     found = (
@@ -172,10 +216,10 @@ def _with(rows: ibis.Table, one: Lookup, prefix: str) -> ibis.Table:
     same = [rows[column] == found[prefix + key] for key, column in one.keys.items()]
     joined = rows.asof_join(found, on=rows[left] >= found[prefix + "time"], predicates=same)
     matched = joined[prefix + "time"]
-    at = matched["time"] if one.created else matched
+    since = matched["time"] if one.created else matched
     values = {name: joined[prefix + feature] for feature, name in one.features.items()}
     if one.ttl:
-        alive = at + ibis.literal(one.ttl) >= joined[AT]
+        alive = since + ibis.literal(one.ttl) >= joined[at]
         values = {name: alive.ifelse(value, ibis.null(value.type())) for name, value in values.items()}
     return joined.mutate(**values).drop(*columns)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,11 @@ from feast.type_map import python_values_to_proto_values
 from feast.utils import make_tzaware
 from feast.value_type import ValueType
 
-from dataset.contracts import DataError
-from dataset.records import CLOCK_SKEW
 from moonstore.encode import ARROW
+from moonstore.errors import FutureRowError
 from moonstore.matrix import kinds
 
+CLOCK_SKEW = timedelta(minutes=5)  # how far a sender's clock may be ahead of ours
 STAMP = pa.timestamp("us", "UTC")
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 WHOLE = re.compile("[+-]?[0-9]+")
@@ -130,12 +130,12 @@ def refuse_future(view: str, stamps: Sequence[datetime]) -> None:
     """Refuse rows with event times in the future, which would block all newer rows until then.
 
     Raises:
-        DataError: there are such rows; says how many.
+        FutureRowError: there are such rows; says how many.
     """
     latest = datetime.now(UTC) + CLOCK_SKEW
     late = [stamp for stamp in stamps if make_tzaware(stamp) > latest]
     if late:
-        raise DataError(
+        raise FutureRowError(
             f"{view}: expected event times by now, found {len(late)} of {len(stamps)} in the future "
             f"(first {late[0].isoformat()}). Check the sender's clock."
         )

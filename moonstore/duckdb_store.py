@@ -1,8 +1,9 @@
-"""Feast's DuckDB offline store with two changes.
+"""Feast's DuckDB offline store with three changes.
 
 Point-in-time joins are native ASOF joins (``moonstore.asof``) that keep the order of the rows. A source's relative
-path is resolved against the repository, not the working directory, so a run folder can be moved and two runs can be
-open at once.
+path is resolved against the repository, not the working directory, when it is read and when it is written, so a
+repository can be moved and two can be open at once. Timestamps in nanoseconds, which pandas writes, are read as
+microseconds: DuckDB cannot cast them to what Feast's own queries compare them with.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import atexit
 import gc
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,13 +22,14 @@ import ibis
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
+from feast.feature_logging import LoggingConfig, LoggingSource
 from feast.feature_view import FeatureView
 from feast.infra.offline_stores import duckdb as feast_duckdb
 from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.offline_stores.ibis import (
     get_historical_features_ibis,
+    offline_write_batch_ibis,
     pull_all_from_table_or_query_ibis,
     pull_latest_from_table_or_query_ibis,
 )
@@ -36,11 +38,13 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
+from ibis.expr import datatypes as dt
 
-from dataset.records import CLOCK_SKEW
 from moonstore.asof import Reader, asof_job, lookup, why_not
+from moonstore.batch import CLOCK_SKEW
 from moonstore.errors import StoreError
 from moonstore.exact import ExactIbisJob, ExactJob
+from moonstore.offline_write import is_parquet, log_inside, write_source
 from moonstore.readable import readable
 
 # ibis 11 calls a method that DuckDB 2 has renamed, which warns once per query.
@@ -85,6 +89,7 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
             return asof_job(
                 lookups,
                 entity_df,
+                feature_refs,
                 OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
                 full_feature_names=full_feature_names,
                 repo_path=str(config.repo_path),
@@ -122,7 +127,7 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
         """
         columns = [*join_key_columns, *feature_name_columns, timestamp_field]
         columns += [created_timestamp_column] if created_timestamp_column else []
-        if isinstance(data_source, FileSource) and _is_parquet(data_source):
+        if isinstance(data_source, FileSource) and is_parquet(data_source):
             path = FileSource.get_uri_for_file_path(str(config.repo_path), data_source.path)
             _check_columns(path, columns)
             query = newest_rows(
@@ -172,6 +177,28 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
             **readers(config, read),
         )
         return ExactIbisJob.of(job)
+
+    @staticmethod
+    def offline_write_batch(
+        config: RepoConfig,
+        feature_view: FeatureView,
+        table: pa.Table,
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Append rows to the source of a view, where the next join finds them."""
+        offline_write_batch_ibis(config, feature_view, table, progress, write_source)
+
+    @staticmethod
+    def write_logged_features(
+        config: RepoConfig,
+        data: pa.Table | Path,
+        source: LoggingSource,
+        logging_config: LoggingConfig,
+        registry: BaseRegistry,
+    ) -> None:
+        """Write a log of served features to its destination in the repository."""
+        logging_config = log_inside(logging_config, str(config.repo_path))
+        feast_duckdb.DuckDBOfflineStore.write_logged_features(config, data, source, logging_config, registry)
 
 
 def _check_columns(path: str, columns: Sequence[str]) -> None:
@@ -237,10 +264,11 @@ def newest_rows(
     order = stamp if not created else f"row({stamp}, coalesce({_name(created)}::TIMESTAMPTZ, '-infinity'))"
     source = f"read_parquet('{path.replace(chr(39), chr(39) * 2)}', file_row_number = true)"
     null = " OR ".join(f"{_name(column)} IS NULL" for column in (*keys, time))
+    group = f"GROUP BY {', '.join(map(_name, keys))}" if keys else ""  # a view without entities has one row
     return (
         f"SELECT {', '.join(map(_name, columns))} FROM {source} WHERE ({inside} OR {stamp} IS NULL) AND "
         f"({null} OR {stamp} > {now} OR file_row_number IN (SELECT arg_max(file_row_number, {order}) FROM {source} "
-        f"WHERE {inside} AND {stamp} <= {now} GROUP BY {', '.join(map(_name, keys))}))"
+        f"WHERE {inside} AND {stamp} <= {now} {group}))"
     )
 
 
@@ -259,7 +287,7 @@ def readers(config: RepoConfig, reader: Reader) -> dict[str, Any]:
 
 def _staging(config: RepoConfig) -> dict[str, Any]:
     return {
-        "data_source_writer": feast_duckdb._write_data_source,
+        "data_source_writer": write_source,
         "staging_location": config.offline_store.staging_location,
         "staging_location_endpoint_override": config.offline_store.staging_location_endpoint_override,
     }
@@ -267,16 +295,23 @@ def _staging(config: RepoConfig) -> dict[str, Any]:
 
 def read(data_source: DataSource | None, repo_path: str) -> ibis.Table:
     """The rows of a source; a relative path is resolved against the repository."""
-    if isinstance(data_source, FileSource) and _is_parquet(data_source):
-        return ibis.read_parquet(FileSource.get_uri_for_file_path(repo_path, data_source.path))
     if data_source is None:
         raise StoreError("expected a view with a batch source, found one without")
-    return feast_duckdb._read_data_source(data_source, repo_path)
+    if isinstance(data_source, FileSource) and is_parquet(data_source):
+        table = ibis.read_parquet(FileSource.get_uri_for_file_path(repo_path, data_source.path))
+    else:
+        table = feast_duckdb._read_data_source(data_source, repo_path)
+    return table.mutate(
+        **{name: table[name].cast(short) for name, of in table.schema().items() if (short := _in_us(of))}
+    )
 
 
-def _is_parquet(source: FileSource) -> bool:
-    local = "://" not in source.path
-    return local and (isinstance(source.file_format, ParquetFormat) or source.path.endswith(".parquet"))
+def _in_us(of: dt.DataType) -> dt.DataType | None:
+    """The type of a timestamp in microseconds if this is one in nanoseconds, else None."""
+    if of.is_timestamp():
+        return dt.Timestamp(of.timezone, 6) if of.scale == 9 else None
+    # ibis has no name for nanoseconds with a time zone.
+    return dt.Timestamp("UTC", 6) if of.is_unknown() and "TIMESTAMPTZ_NS" in str(of) else None
 
 
 @atexit.register

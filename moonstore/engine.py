@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 from feast import Entity, FeatureView, RepoConfig
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine, LocalComputeEngineConfig
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
@@ -27,6 +28,7 @@ from feast.utils import _get_column_names
 from moonstore.batch import Batch, sift
 from moonstore.dead_letters import DATA, DEAD_LETTER, RefusedRows
 from moonstore.duckdb_store import StreamJob
+from moonstore.freshness import EPOCH
 from run.artifacts import read_json, write_json
 from run.disk import make_folder
 from run.progress import track
@@ -118,7 +120,9 @@ class ArrowComputeEngine(LocalComputeEngine):
     def _load(self, registry: BaseRegistry, task: MaterializationTask, store: ColumnStore) -> None:
         view, repository, began = task.feature_view, Path(self.repo_config.repo_path or "."), time.monotonic()
         start = task.start_time
-        if any(end == start for _, end in view.materialization_intervals):
+        if not view.materialization_intervals:
+            start = EPOCH  # nothing is online yet, so rows from before the interval would be missing for ever
+        elif any(end == start for _, end in view.materialization_intervals):
             start -= self.overlap
         report = Report(view.name, start.isoformat(), task.end_time.isoformat())
         dead = RefusedRows(repository / DATA / DEAD_LETTER / f"{view.name}.parquet")
@@ -155,6 +159,8 @@ def newest(
     )
     for batch in _batches(job):
         table = pa.Table.from_batches([batch])
+        if DUMMY_ENTITY_ID in view.join_keys:  # Feast's key of the one row of a view without entities
+            table = table.append_column(DUMMY_ENTITY_ID, pa.repeat(DUMMY_ENTITY_VAL, len(table)))
         yield table.rename_columns([source.field_mapping.get(name, name) for name in table.column_names])
 
 

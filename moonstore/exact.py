@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import ibis
 import pandas as pd
 import pyarrow as pa
 from feast.infra.offline_stores.ibis import IbisRetrievalJob
 from feast.infra.offline_stores.offline_store import RetrievalJob
+from feast.saved_dataset import SavedDatasetStorage
 
 NULLABLE = {
     pa.int8(): pd.Int8Dtype(),
@@ -56,6 +58,15 @@ class ExactJob(RetrievalJob):
 
 class ExactIbisJob(ExactJob, IbisRetrievalJob):
     """The result of one of Feast's ibis plans."""
+
+    def persist(
+        self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None
+    ) -> None:
+        """Save the result with the features of on-demand views, which Feast names but leaves out."""
+        result = ibis.memtable(self.to_arrow(timeout=timeout))
+        self.data_source_writer(
+            result, storage.to_data_source(), self.repo_path, "overwrite", allow_overwrite
+        )
 
     @classmethod
     def of(cls, job: RetrievalJob) -> ExactIbisJob:

@@ -35,7 +35,8 @@ def as_of(time: datetime) -> Iterator[None]:
 
 def oldest(view: FeatureView) -> datetime | None:
     """The event time before which a row of ``view`` has expired; None: rows never expire."""
-    return (_time.get() or datetime.now(UTC)) - view.ttl if view.ttl else None
+    ttl = getattr(view, "ttl", None)  # an on-demand view that is written online has no time to live
+    return (_time.get() or datetime.now(UTC)) - ttl if ttl else None
 
 
 def fresh_rows(view: FeatureView, rows: Sequence[Row]) -> list[Row]:

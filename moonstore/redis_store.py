@@ -137,7 +137,7 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
         """Write the rows that are not older than the stored ones, with long timeouts.
 
         Raises:
-            DataError: an event time lies in the future; nothing is written.
+            FutureRowError: an event time lies in the future; nothing is written.
         """
         refuse_future(table.name, [stamp for _, _, stamp, _ in data])
         names = list(data[0][1]) if data else []

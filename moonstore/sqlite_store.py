@@ -21,18 +21,20 @@ from typing import Any
 
 import numpy as np
 from feast import FeatureView, RepoConfig
+from feast.infra.infra_object import InfraObject
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores import sqlite as feast_sqlite
 from feast.infra.online_stores.helpers import extract_text_and_num
+from feast.protos.feast.core.Registry_pb2 import Registry
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.utils import to_naive_utc
 from google.protobuf.message import DecodeError
 
-from dataset.contracts import DataError
 from moonstore.batch import Batch, refuse_future
 from moonstore.decode import decode
 from moonstore.encode import encode
+from moonstore.errors import FutureRowError
 from moonstore.freshness import FreshReads
 from moonstore.matrix import Asked, Matrix, Reader, entity_key, kinds
 from run.artifacts import locked
@@ -84,6 +86,13 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
             connection.execute(f"PRAGMA busy_timeout = {LOAD_WAIT_MS}")
         return connection
 
+    def plan(self, config: RepoConfig, desired_registry_proto: Registry) -> list[InfraObject]:
+        """Nothing: ``update`` makes the tables. Feast records planned ones for its own store only.
+
+        'feast plan' would report them for ever.
+        """
+        return []
+
     def matrix_reader(self, config: RepoConfig, asked: Asked) -> Reader | None:
         """A reader of views of N entities, one query per view (``moonstore.matrix``); None: several join keys."""
         if any(len(view.join_keys) != 1 for view, _ in asked):
@@ -106,7 +115,7 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
         """Write the rows that are not older than the stored ones.
 
         Raises:
-            DataError: an event time lies in the future; nothing is written.
+            FutureRowError: an event time lies in the future; nothing is written.
         """
         refuse_future(table.name, [stamp for _, _, stamp, _ in data])
         if _more(config):
@@ -170,7 +179,9 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
             if (why := disk_reason(error)) is not None:  # readers write, too: locks and the index of the log
                 raise DamagedStore(str(DiskError(path, why))) from error
             absent = "no such table" in str(error)  # it was emptied, or removed and made anew
-            if isinstance(error, DataError) or (isinstance(error, sqlite3.OperationalError) and not absent):
+            if isinstance(error, FutureRowError) or (
+                isinstance(error, sqlite3.OperationalError) and not absent
+            ):
                 raise
             raise DamagedStore(f"{path}: damaged ({error}). Remove it and run 'moon materialize'") from error
 

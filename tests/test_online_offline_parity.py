@@ -13,13 +13,13 @@ import pytest
 from conftest import DAY, START, TinySplit, make_world
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
-from dataset.contracts import TIME, DataError
+from dataset.contracts import TIME
 from feature_repo.create import create_store
 from feature_repo.frames.join import training_frame
 from feature_repo.ingest.ingestor import HistoryWriter
 from feature_repo.online import OnlineReader
 from feature_repo.store import materialize, open_store, use_profile
-from moonstore.errors import StoreError
+from moonstore.errors import FutureRowError, StoreError
 from moonstore.freshness import US
 
 HISTORY = 7
@@ -171,7 +171,7 @@ def test_an_event_of_the_future_is_refused(tiny_world, store):
     future = pa.array([datetime.now(UTC) + timedelta(days=2)], TIME)
     wrong = event.set_column(event.schema.get_field_index("available_time"), "available_time", future)
     before = reader.read_user(user, MOMENT)
-    with pytest.raises(DataError, match="1 of 1 in the future"):
+    with pytest.raises(FutureRowError, match="1 of 1 in the future"):
         HistoryWriter(store).push(wrong)
     assert reader.read_user(user, MOMENT).requests.equals(before.requests)
 

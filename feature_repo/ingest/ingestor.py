@@ -65,7 +65,7 @@ class HistoryWriter:
             events: EVENTS rows; impressions are ignored.
 
         Raises:
-            DataError: an event claims to have become available more than five minutes from now, which would
+            FutureRowError: an event claims to have become available more than five minutes from now, which would
                 hide later ones.
             StoreUnavailable: the store does not answer; part of the events may have been added.
         """

@@ -16,9 +16,9 @@ import pytest
 from store_world import SCHEMA, START, WIDTH, open_store, source_rows, stamps, stored
 from test_read_matrix import assert_same
 
-from dataset.contracts import DataError
 from moonstore.batch import sift
 from moonstore.encode import encode
+from moonstore.errors import FutureRowError
 from moonstore.matrix import by_feast, matrix_reader
 
 FEATURES = list(SCHEMA)
@@ -191,7 +191,7 @@ class OnlineStoreContract:
         assert stored(made, IDS.tolist()) == before
 
     def test_a_row_of_the_future_is_refused_and_none_is_written(self, made):
-        with pytest.raises(DataError, match="expected event times by now, found 1 of 2 in the future"):
+        with pytest.raises(FutureRowError, match="expected event times by now, found 1 of 2 in the future"):
             push(made, rows_of([1, 2], event_timestamp=stamps([1, 24 * 365 * 100])))
         assert not read(made, [1, 2]).found.any()
 
