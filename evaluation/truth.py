@@ -6,7 +6,6 @@ service may import this module or read what is true.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,7 +56,9 @@ class Moments:
     def of(cls, requests: pa.Table) -> Moments:
         """Of a table with user_id, time and, unless nothing is asked, query_id."""
         asks = "query_id" in requests.column_names
-        query = requests["query_id"].fill_null(NO_QUERY).to_numpy() if asks else np.full(len(requests), NO_QUERY)
+        query = (
+            requests["query_id"].fill_null(NO_QUERY).to_numpy() if asks else np.full(len(requests), NO_QUERY)
+        )
         time_us = requests["time"].cast(pa.int64()).to_numpy()
         return cls(requests["user_id"].to_numpy(), time_us, query)
 
@@ -80,11 +81,11 @@ class Judge:
 
     Attributes:
         world: tastes, catalogue, requests and slates.
-        asking: query id -> a row of ``world.requests`` that asks for it.
+        query_of_request: the query of each row of ``world.requests``, int64, NO_QUERY where nothing is asked.
     """
 
     world: World
-    asking: Mapping[int, int]
+    query_of_request: np.ndarray
 
     @classmethod
     def of(cls, dataset: Dataset) -> Judge:
@@ -101,15 +102,22 @@ class Judge:
             )
         world = play(config["requested_events"], config["seed"])
         _is_of(world, dataset)
-        asked = dataset.events.filter(dataset.events["query_id"].is_valid()).select(["query_id", "request_id"])
+        asked = dataset.events.filter(dataset.events["query_id"].is_valid())
+        query_of_request = np.full(len(world.requests.user), NO_QUERY)
         row_of = np.argsort(request_ids(world.requests))
-        rows = row_of[asked["request_id"].to_numpy() - 1].tolist()
-        return cls(world, dict(zip(asked["query_id"].to_pylist(), rows, strict=True)))
+        query_of_request[row_of[asked["request_id"].to_numpy() - 1]] = asked["query_id"].to_numpy()
+        return cls(world, query_of_request)
 
     @cached_property
     def items(self) -> np.ndarray:
         """All item ids, int64 (N), in the order of the catalogue's rows."""
         return self.world.catalogue.item_id
+
+    @cached_property
+    def _asking(self) -> dict[int, int]:
+        """Query id -> a row of ``world.requests`` that asks for it."""
+        rows = np.flatnonzero(self.query_of_request != NO_QUERY)
+        return dict(zip(self.query_of_request[rows].tolist(), rows.tolist(), strict=True))
 
     @cached_property
     def _by_id(self) -> np.ndarray:
@@ -153,10 +161,20 @@ class Judge:
             raise KeyError(f"{len(unknown)} users are not of this world, first {unknown[:3].tolist()}")
         return row
 
+    def requests_before(self, user: np.ndarray, time_us: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The users' requests before these times: rows start to stop of ``world.requests``, int64 (R) each."""
+        requests = self.world.requests
+        times = np.unique(requests.time_us)
+        key = requests.user * (len(times) + 1) + np.searchsorted(times, requests.time_us)
+        stop = np.searchsorted(key, user * (len(times) + 1) + np.searchsorted(times, time_us))
+        return np.searchsorted(requests.user, user), stop
+
     def levels(self, moments: Moments, rows: np.ndarray) -> np.ndarray:
         """What the log-odds of a click have besides the interest, float32 (R, P), for catalogue rows (R, P)."""
         restraint = np.where(moments.query_id == NO_QUERY, 0, SEARCH_RESTRAINT).astype(np.float32)
-        return self.world.catalogue.quality[rows] + np.float32(self.world.slates.intercept) - restraint[:, None]
+        return (
+            self.world.catalogue.quality[rows] + np.float32(self.world.slates.intercept) - restraint[:, None]
+        )
 
     def log_odds(self, moments: Moments, item_id: np.ndarray) -> np.ndarray:
         """True log-odds of a click on items that the user looks at, float32 (R, P), for item ids (R, P)."""
@@ -185,9 +203,9 @@ class Judge:
         """What the shop's own policy brings, the mean of REDRAWN slates of each request."""
         catalogue, interest = self.world.catalogue, self.interest(moments)
         policy = Shop(catalogue, Shelf(catalogue))
-        wanted = np.array(
-            [-1 if query == NO_QUERY else self.world.requests.wanted[self.asking[query]] for query in moments.query_id]
-        )
+        asking = moments.query_id != NO_QUERY
+        wanted = np.full(len(moments), -1)
+        wanted[asking] = self.world.requests.wanted[self._rows_asking(moments.query_id[asking])]
         rng = np.random.default_rng(seed)
         drawn = []
         for _ in range(REDRAWN):
@@ -199,23 +217,30 @@ class Judge:
     def oracle(self, moments: Moments, candidates: np.ndarray) -> np.ndarray:
         """The best slates of ten candidates for who knows the tastes, int64 (R, 10)."""
         rows = self.rows(candidates)
-        score = self.interest(moments) @ self.world.catalogue.properties()[rows].T + self.world.catalogue.quality[rows]
+        score = (
+            self.interest(moments) @ self.world.catalogue.properties()[rows].T
+            + self.world.catalogue.quality[rows]
+        )
         return candidates[np.argsort(-score, axis=1, kind="stable")[:, :SLATE]]
 
     def _shift(self, moments: Moments) -> np.ndarray:
         """What is left of the shift that the user's last earlier request left behind."""
-        requests = self.world.requests
-        user = self.user_rows(moments)
-        end = _search(requests.user, requests.time_us, user, moments.time_us) - 1
-        earlier = (end >= 0) & (requests.user[end] == user)
-        left = self._shift_after[end] * faded(moments.time_us - requests.time_us[end])
-        return np.where(earlier[:, None], left, np.float32(0))
+        start, stop = self.requests_before(self.user_rows(moments), moments.time_us)
+        elapsed_us = moments.time_us - self.world.requests.time_us[stop - 1]
+        left = self._shift_after[stop - 1] * faded(np.maximum(elapsed_us, 0))
+        return np.where((stop > start)[:, None], left, np.float32(0))
+
+    def _rows_asking(self, query_id: np.ndarray) -> np.ndarray:
+        unknown = [query for query in query_id.tolist() if query not in self._asking]
+        if unknown:
+            raise KeyError(f"{len(unknown)} queries are not of this world, first {unknown[:3]}")
+        return np.array([self._asking[query] for query in query_id.tolist()], dtype=np.int64)
 
     def _asked(self, moments: Moments) -> np.ndarray:
         requests, catalogue = self.world.requests, self.world.catalogue
         asking = np.flatnonzero(moments.query_id != NO_QUERY)
         added = np.zeros((len(moments), catalogue.properties().shape[1]), dtype=np.float32)
-        rows = np.array([self.asking[int(query)] for query in moments.query_id[asking]], dtype=np.int64)
+        rows = self._rows_asking(moments.query_id[asking])
         added[asking] = query_interest(requests, rows, asked_facets(requests), catalogue)
         return added
 
@@ -239,23 +264,20 @@ def intervals(values: np.ndarray, user_id: np.ndarray, seed: int = 0) -> np.ndar
     return (drawn @ total) / (drawn @ np.bincount(user))[:, None]
 
 
-def _search(user: np.ndarray, time_us: np.ndarray, who: np.ndarray, when_us: np.ndarray) -> np.ndarray:
-    """Where (who, when) would be inserted before equals in rows ordered by (user, time), int64."""
-    times = np.unique(time_us)
-    key = user * (len(times) + 1) + np.searchsorted(times, time_us)
-    return np.searchsorted(key, who * (len(times) + 1) + np.searchsorted(times, when_us), side="left")
-
-
 def _is_of(world: World, dataset: Dataset) -> None:
     """Refuse a world whose click probabilities are not those that were written with the dataset."""
     assert dataset.truth is not None
     truth = dataset.truth.sort_by("event_id")
-    logged = dataset.events.filter(pc.is_in(dataset.events["event_id"], truth["event_id"])).sort_by("event_id")
+    logged = dataset.events.filter(pc.is_in(dataset.events["event_id"], truth["event_id"])).sort_by(
+        "event_id"
+    )
     row_of = np.argsort(request_ids(world.requests))
     request = logged["request_id"].to_numpy()
     if request.max() <= len(row_of):
         at = row_of[request - 1], logged["position"].to_numpy()
-        same_items = np.array_equal(world.catalogue.item_id[world.slates.item[at]], logged["item_id"].to_numpy())
+        same_items = np.array_equal(
+            world.catalogue.item_id[world.slates.item[at]], logged["item_id"].to_numpy()
+        )
         if same_items and np.array_equal(world.slates.probability[at], truth["click_probability"].to_numpy()):
             return
     raise DataError(

@@ -338,7 +338,11 @@ def browse(
     session = Session(len(shoppers.age), catalogue)
     for rows in turns(requests):
         user, now = requests.user[rows], requests.time_us[rows]
-        interest = shoppers.interest[user] + session.shift(user, now) + query_interest(requests, rows, asked, catalogue)
+        interest = (
+            shoppers.interest[user]
+            + session.shift(user, now)
+            + query_interest(requests, rows, asked, catalogue)
+        )
         slate = shop.slates(interest, now, requests.wanted[rows], slate_rng)
         logit = shop.liking(interest, slate, requests.wanted[rows]) + intercept
         shown = slate >= 0
