@@ -14,7 +14,8 @@ import numpy as np
 from dataset.marketplace.browsing import EXAMINATION, SLATE, sigmoid
 from dataset.marketplace.catalogue import FACETS
 from dataset.marketplace.shoppers import LIKED_SPREAD, TASTE, TRAIT_TASTE
-from evaluation.truth import Judge, Moments
+from evaluation.earlier import Moments
+from evaluation.truth import Judge
 
 STEPS = 8  # of Fisher scoring; the ninth moves no probability by a thousandth
 

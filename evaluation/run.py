@@ -17,7 +17,7 @@ from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.encode import Content, Encoder, item_content
 from evaluation.baselines import Mix, rank, tune_mix
-from evaluation.content import colours, item_text, tf_idf
+from evaluation.content import PlainContent, colours, item_text, tf_idf
 from evaluation.ctr_quality import ctr_quality, probabilities
 from evaluation.encoder_quality import Pool, encoder_quality
 from evaluation.measurements import write_measurements
@@ -157,7 +157,8 @@ def baseline_lists(
     """Answers of every baseline to the test requests; the mix is tuned on train requests with the earlier log."""
     tuning = parts["train"].slice(0, TUNING_REQUESTS)
     wanted = relevant_of(tuning).only(candidates)
-    earlier = shop_baselines(dataset.items, dataset.images, split.fit_log, candidates, seed)
+    content = PlainContent.of(dataset.items, dataset.images)
+    earlier = shop_baselines(content, split.fit_log, candidates, seed)
     tuned = tune_mix(
         {name: earlier[name] for name in MIXED if name in earlier},
         requests_of(log, tuning),
@@ -165,7 +166,7 @@ def baseline_lists(
         wanted.item_id,
         exclude_history=True,
     )
-    baselines = shop_baselines(dataset.items, dataset.images, log, candidates, seed)
+    baselines = shop_baselines(content, log, candidates, seed)
     baselines["mix"] = Mix({name: baselines[name] for name in tuned.parts}, tuned.weights)
     requests = requests_of(log, parts["test"])
     for name, baseline in baselines.items():

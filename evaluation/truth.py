@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import DataError
@@ -31,39 +30,11 @@ from dataset.marketplace.browsing import (
 from dataset.marketplace.shoppers import affinity
 from dataset.marketplace.simulate import World, play, request_ids, user_ids
 from dataset.tables import Dataset
+from evaluation.earlier import NO_QUERY, Moments, rows_before
 
-NO_QUERY = -1
 REDRAWN = 20  # slates of the shop's noisy policy that are averaged for a request
 RESAMPLED = 1_000  # bootstrap samples of an interval
 INTERVAL = (2.5, 97.5)  # percentiles
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Who asks, when and for what: R requests.
-
-    Attributes:
-        user_id: int64 (R).
-        time_us: int64 (R), microseconds since 1970 UTC.
-        query_id: int64 (R), NO_QUERY where nothing is asked.
-    """
-
-    user_id: np.ndarray
-    time_us: np.ndarray
-    query_id: np.ndarray
-
-    @classmethod
-    def of(cls, requests: pa.Table) -> Moments:
-        """Of a table with user_id, time and, unless nothing is asked, query_id."""
-        asks = "query_id" in requests.column_names
-        query = (
-            requests["query_id"].fill_null(NO_QUERY).to_numpy() if asks else np.full(len(requests), NO_QUERY)
-        )
-        time_us = requests["time"].cast(pa.int64()).to_numpy()
-        return cls(requests["user_id"].to_numpy(), time_us, query)
-
-    def __len__(self) -> int:
-        return len(self.user_id)
 
 
 @dataclass(frozen=True)
@@ -164,10 +135,7 @@ class Judge:
     def requests_before(self, user: np.ndarray, time_us: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The users' requests before these times: rows start to stop of ``world.requests``, int64 (R) each."""
         requests = self.world.requests
-        times = np.unique(requests.time_us)
-        key = requests.user * (len(times) + 1) + np.searchsorted(times, requests.time_us)
-        stop = np.searchsorted(key, user * (len(times) + 1) + np.searchsorted(times, time_us))
-        return np.searchsorted(requests.user, user), stop
+        return rows_before(requests.user, requests.time_us, user, time_us)
 
     def levels(self, moments: Moments, rows: np.ndarray) -> np.ndarray:
         """What the log-odds of a click have besides the interest, float32 (R, P), for catalogue rows (R, P)."""
