@@ -17,6 +17,8 @@ from dataset.order import sequenced
 from dataset.slates import SCOPE, SEVERAL_TIMES, SEVERAL_USERS, clicks_explained, unexplained
 from run.artifacts import Artifact, open_artifact, write_artifact
 
+BESIDE = ("truth", "propensities")  # tables about impressions that not every source has
+
 
 def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artifact:
     """Check the tables, move offending rows to quarantine, and write the artifact of kind "dataset".
@@ -48,8 +50,9 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
     with write_artifact(out, "dataset", complete) as folder:
         for name in (*counts, "quarantine"):
             pq.write_table(getattr(checked, name), folder / f"{name}.parquet", compression="zstd")
-        if checked.truth is not None:
-            pq.write_table(checked.truth, folder / "truth.parquet", compression="zstd")
+        for name in BESIDE:
+            if (table := getattr(checked, name)) is not None:
+                pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
     return open_artifact(out, "dataset")
 
 
@@ -124,6 +127,11 @@ class Dataset:
     def truth(self) -> pa.Table | None:
         """True click probability of each impression; only the simulated marketplace has it."""
         return self._read("truth") if self.artifact.file("truth.parquet").exists() else None
+
+    @cached_property
+    def propensities(self) -> pa.Table | None:
+        """How likely each impression of a randomly drawn slate was; None where no slate was drawn at random."""
+        return self._read("propensities") if self.artifact.file("propensities.parquet").exists() else None
 
     @cached_property
     def _image_rows(self) -> dict[str, int]:

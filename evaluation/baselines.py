@@ -164,7 +164,7 @@ def tune_mix(
     grid = [w for w in product(range(STEPS + 1), repeat=len(parts)) if sum(w) == STEPS]
     candidates = next(iter(parts.values())).candidates
     total = np.zeros(len(grid))
-    for start, stop in _blocks(len(requests), len(candidates)):
+    for start, stop in blocks(len(requests), len(candidates)):
         block = requests.take(start, stop)
         scores = [_scaled(part.scores(block)) for part in parts.values()]
         own = offsets[start : stop + 1] - offsets[start]
@@ -189,7 +189,7 @@ def rank(baseline: Baseline, requests: Requests, k: int, exclude_history: bool =
         int64 item ids of shape (R, k), by descending score, then ascending id; -1 after the end of a list.
     """
     lists = [np.empty((0, k), dtype=np.int64)]
-    for start, stop in _blocks(len(requests), len(baseline.candidates)):
+    for start, stop in blocks(len(requests), len(baseline.candidates)):
         block = requests.take(start, stop)
         excluded = block if exclude_history else None
         lists.append(top_k(baseline.scores(block), baseline.candidates, k, excluded))
@@ -230,7 +230,8 @@ def top_k(scores: np.ndarray, candidates: np.ndarray, k: int, exclude: Requests 
     return out
 
 
-def _blocks(requests: int, candidates: int) -> Iterator[tuple[int, int]]:
+def blocks(requests: int, candidates: int) -> Iterator[tuple[int, int]]:
+    """First and last + 1 of the requests whose scores are in memory at once."""
     step = max(1, CHUNK_FLOATS // max(candidates, 1))
     for start in range(0, requests, step):
         yield start, min(start + step, requests)

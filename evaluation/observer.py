@@ -1,8 +1,8 @@
 """The ideal observer: tastes inferred from the same history, by one who knows the catalogue and the shop's rules.
 
-It knows every item's true properties and quality, how users look at slates and how clicks shift their interest, and the
-distribution of tastes, but no user's taste. What it reaches is what nobody who knows histories only can pass, up to
-its one approximation: beliefs about a taste are normal (Laplace), while the likes of a facet are a few among many.
+It knows every item's true properties and quality, how users look at slates, how clicks shift their interest, and how
+tastes are distributed, but no user's taste. Nobody who knows histories only can pass it, up to its one approximation:
+beliefs about a taste are normal (Laplace), while the likes of a facet are a few among many.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataset.marketplace.browsing import EXAMINATION, SLATE, sigmoid
+from dataset.marketplace.browsing import EXAMINATION, sigmoid
 from dataset.marketplace.catalogue import FACETS
 from dataset.marketplace.shoppers import LIKED_SPREAD, TASTE, TRAIT_TASTE
 from evaluation.earlier import Moments
@@ -52,11 +52,6 @@ class Observer:
             out[number] = sigmoid((known + x @ mean) / np.sqrt(1 + np.pi / 8 * spread))
         return out
 
-    def lists(self, moments: Moments, candidates: np.ndarray) -> np.ndarray:
-        """The slates of ten candidates that it expects most clicks of, int64 (R, 10)."""
-        order = np.argsort(-self.probabilities(moments, candidates), axis=1, kind="stable")
-        return candidates[order[:, :SLATE]]
-
     def _histories(self, moments: Moments) -> list[tuple[np.ndarray, ...]]:
         """What each moment's user was shown before: catalogue rows, known log-odds, examination, clicks."""
         world, judge = self.judge.world, self.judge
@@ -81,8 +76,8 @@ class Observer:
 def prior_root() -> np.ndarray:
     """A root L of the covariance of tastes, L @ L.T, float32 (WORDS + 5, D): a taste is L @ z with standard normal z.
 
-    The likes of a facet are a random few of its values; only their mean, which is the same for all values and cancels,
-    and covariance are kept.
+    The likes of a facet are a random few of its values; only their covariance is kept, and their mean, which is the
+    same for all values and cancels.
     """
     blocks = []
     for name, values in FACETS.items():

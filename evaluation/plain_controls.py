@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from dataset.log import pairs
 from dataset.split import Split
 from dataset.tables import Dataset
-from evaluation.baselines import PADDING, Baseline, Requests, rank, top_k
+from evaluation.baselines import PADDING, Baseline, Requests, blocks, rank, top_k
 from evaluation.content import PlainContent
 from evaluation.earlier import Moments
 from evaluation.plain_features import PlainFeatures
@@ -128,8 +128,9 @@ class PlainControls:
         candidates: np.ndarray,
         baselines: Mapping[str, Baseline],
         k: int,
+        exclude_history: bool,
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """The k best candidates of each request, without those of its history.
+        """The k best candidates of each request.
 
         The whole catalogue is ranked up to MOST_PAIRS, else what the baselines propose.
 
@@ -138,20 +139,23 @@ class PlainControls:
             candidates: int64 item ids, ascending.
             baselines: over these candidates.
             k: length of the lists.
+            exclude_history: never list an item of the user's history.
 
         Yields:
             name and int64 item ids (R, k), -1 after the end of a list.
         """
-        if len(asked) * len(candidates) <= MOST_PAIRS:
-            offsets = np.arange(len(asked) + 1) * len(candidates)
-            item_id = np.tile(candidates, len(asked))
-        else:
-            offsets, item_id = proposed(baselines, history)
-        request = np.repeat(np.arange(len(asked)), np.diff(offsets))
-        for name, chance in self.probabilities(asked, offsets, item_id).items():
-            scores = np.full((len(asked), len(candidates)), -np.inf, dtype=np.float32)
-            scores[request, np.searchsorted(candidates, item_id)] = chance
-            yield name, top_k(scores, candidates, k, history)
+        whole = len(asked) * len(candidates) <= MOST_PAIRS
+        found: dict[str, list[np.ndarray]] = {name: [np.empty((0, k), np.int64)] for name in self.models}
+        for start, stop in blocks(len(asked), len(candidates)):
+            past = history.take(start, stop)
+            offsets, item_id = every(candidates, len(past)) if whole else proposed(baselines, past)
+            chances = self.probabilities(asked.take(slice(start, stop)), offsets, item_id)
+            request = np.repeat(np.arange(len(past)), np.diff(offsets))
+            for name, chance in chances.items():
+                scores = np.full((len(past), len(candidates)), -np.inf, dtype=np.float32)
+                scores[request, np.searchsorted(candidates, item_id)] = chance
+                found[name].append(top_k(scores, candidates, k, past if exclude_history else None))
+        yield from ((name, np.concatenate(parts)) for name, parts in found.items())
 
 
 def training_examples(split: Split, content: PlainContent, candidates: np.ndarray, seed: int) -> Examples:
@@ -171,6 +175,11 @@ def training_examples(split: Split, content: PlainContent, candidates: np.ndarra
     pair = pairs(np.append(owner, wanted), np.append(item_id, taken.item_id))
     label = np.isin(pair[: len(owner)], pair[len(owner) :]).astype(np.float32)
     return Examples(Moments.of(requests), offsets, item_id, label)
+
+
+def every(candidates: np.ndarray, requests: int) -> tuple[np.ndarray, np.ndarray]:
+    """All candidates for each request: offsets, int64 (R + 1), and item ids."""
+    return np.arange(requests + 1) * len(candidates), np.tile(candidates, requests)
 
 
 def proposed(baselines: Mapping[str, Baseline], history: Requests) -> tuple[np.ndarray, np.ndarray]:

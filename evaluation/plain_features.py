@@ -163,7 +163,7 @@ class PlainFeatures:
         return known * (self._category.max(initial=0) + 1) + self._category[item]
 
     def _against(self, item: np.ndarray, past: slice, now_us: int) -> np.ndarray:
-        """Candidates against a history: the similarities of every space, length, share in the category; (n, S + 3)."""
+        """Candidates against a history, (n, S + 3): similarities of every space, length, share in the category."""
         behaved, sign = self._past.item[past], self._past.sign[past]
         liked = sign > 0
         fading = np.exp(-(now_us - self._past.time_us[past][liked]) / FADE_US).astype(np.float32)

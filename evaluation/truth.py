@@ -182,15 +182,6 @@ class Judge:
         parts = ([getattr(one, name) for one in drawn] for name in ("clicks", "purchases", "revenue"))
         return Verdict(*(np.mean(part, axis=0) for part in parts))
 
-    def oracle(self, moments: Moments, candidates: np.ndarray) -> np.ndarray:
-        """The best slates of ten candidates for who knows the tastes, int64 (R, 10)."""
-        rows = self.rows(candidates)
-        score = (
-            self.interest(moments) @ self.world.catalogue.properties()[rows].T
-            + self.world.catalogue.quality[rows]
-        )
-        return candidates[np.argsort(-score, axis=1, kind="stable")[:, :SLATE]]
-
     def _shift(self, moments: Moments) -> np.ndarray:
         """What is left of the shift that the user's last earlier request left behind."""
         start, stop = self.requests_before(self.user_rows(moments), moments.time_us)
@@ -213,7 +204,7 @@ class Judge:
         return added
 
 
-def intervals(values: np.ndarray, user_id: np.ndarray, seed: int = 0) -> np.ndarray:
+def resampled_means(values: np.ndarray, user_id: np.ndarray, seed: int = 0) -> np.ndarray:
     """Paired bootstrap over users: the same resampled users for every column.
 
     Args:
