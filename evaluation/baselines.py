@@ -176,24 +176,43 @@ def tune_mix(
     return Mix(parts, {name: weight / STEPS for name, weight in zip(parts, best, strict=True)})
 
 
-def rank(baseline: Baseline, requests: Requests, k: int, exclude_history: bool = False) -> np.ndarray:
-    """The k best candidates of each request.
+@dataclass(frozen=True)
+class Lists:
+    """The best candidates of R requests, int64 item ids (R, k), -1 after the end of a list.
 
-    Args:
-        baseline: scores the candidates.
-        requests: R requests.
-        k: length of the lists.
-        exclude_history: never list an item of the user's history.
-
-    Returns:
-        int64 item ids of shape (R, k), by descending score, then ascending id; -1 after the end of a list.
+    Attributes:
+        new: without the items of the user's history, as the service answers.
+        any: with them.
     """
-    lists = [np.empty((0, k), dtype=np.int64)]
+
+    new: np.ndarray
+    any: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray, candidates: np.ndarray, k: int, history: Requests) -> Lists:
+        """By the scores of candidates, float32 (R, N), as in ``top_k``."""
+        return cls(top_k(scores, candidates, k, history), top_k(scores, candidates, k))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Lists]) -> Lists:
+        """The lists of all requests, from those of some each."""
+        return cls(np.concatenate([one.new for one in parts]), np.concatenate([one.any for one in parts]))
+
+
+def rank(baseline: Baseline, requests: Requests, k: int, exclude_history: bool = False) -> np.ndarray:
+    """The k best candidates of each request, as ``Lists`` has them; int64 item ids (R, k)."""
+    found = lists(baseline, requests, k)
+    return found.new if exclude_history else found.any
+
+
+def lists(baseline: Baseline, requests: Requests, k: int) -> Lists:
+    """The k best candidates of each request, by descending score, then ascending id."""
+    none = Lists(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.int64))
+    found = [none]
     for start, stop in blocks(len(requests), len(baseline.candidates)):
         block = requests.take(start, stop)
-        excluded = block if exclude_history else None
-        lists.append(top_k(baseline.scores(block), baseline.candidates, k, excluded))
-    return np.concatenate(lists)
+        found.append(Lists.of(baseline.scores(block), baseline.candidates, k, block))
+    return Lists.joined(found)
 
 
 def top_k(scores: np.ndarray, candidates: np.ndarray, k: int, exclude: Requests | None = None) -> np.ndarray:

@@ -18,7 +18,7 @@ from dataset.split import RETRIEVAL, Split
 from dataset.tables import Dataset
 from evaluation.earlier import Moments
 from evaluation.metrics import Measurement
-from evaluation.truth import INTERVAL, Judge, resampled_means
+from evaluation.truth import INTERVAL, Judge, methods_of, resampled_means
 
 SPLIT = "random slates of the test"
 
@@ -106,7 +106,7 @@ def off_policy_measures(
         slate with 95 % intervals over users, n = random slates.
     """
     asked = Moments.of(slates.requests)
-    for name, ranked in lists.items():
+    for name, ranked in methods_of(lists).items():
         gain, weight, whole = estimates(ranked, slates)
         truth = judge.judge(asked, ranked).clicks
         drawn = resampled_means(np.stack([gain, weight, truth], axis=1), asked.user_id, seed)

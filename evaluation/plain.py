@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from dataset.split import Split
 from dataset.tables import Dataset
-from evaluation.baselines import Baseline, Mix, rank, tune_mix
+from evaluation.baselines import Baseline, Lists, Mix, lists, tune_mix
 from evaluation.content import PlainContent
 from evaluation.earlier import Moments
 from evaluation.plain_controls import PlainControls
@@ -51,26 +51,19 @@ class PlainMethods:
         controls = PlainControls.fit(dataset, split, content, candidates, seed)
         return cls(baselines, controls, candidates, split.test_log)
 
-    def lists(
-        self, requests: pa.Table, k: int, exclude_history: bool = True
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """Answers of every method.
+    def lists(self, requests: pa.Table, k: int) -> Iterator[tuple[str, Lists]]:
+        """The k best candidates by every method.
 
         Args:
             requests: R rows with user_id and time.
             k: length of the lists.
-            exclude_history: never list an item of the user's history.
-
-        Yields:
-            name and int64 item ids (R, k), best first, -1 after the end of a list.
         """
         history = requests_of(self.log, requests)
         for name, baseline in self.baselines.items():
-            yield name, rank(baseline, history, k, exclude_history)
+            yield name, lists(baseline, history, k)
         if self.controls is not None:
-            yield from self.controls.lists(
-                Moments.of(requests), history, self.candidates, self.baselines, k, exclude_history
-            )
+            asked = Moments.of(requests)
+            yield from self.controls.lists(asked, history, self.candidates, self.baselines, k)
 
 
 def with_mix(content: PlainContent, split: Split, candidates: np.ndarray, seed: int) -> dict[str, Baseline]:

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from dataset.log import pairs
 from dataset.split import Split
 from dataset.tables import Dataset
-from evaluation.baselines import PADDING, Baseline, Requests, blocks, rank, top_k
+from evaluation.baselines import PADDING, Baseline, Lists, Requests, blocks, rank
 from evaluation.content import PlainContent
 from evaluation.earlier import Moments
 from evaluation.plain_features import PlainFeatures
@@ -128,8 +128,7 @@ class PlainControls:
         candidates: np.ndarray,
         baselines: Mapping[str, Baseline],
         k: int,
-        exclude_history: bool,
-    ) -> Iterator[tuple[str, np.ndarray]]:
+    ) -> Iterator[tuple[str, Lists]]:
         """The k best candidates of each request.
 
         The whole catalogue is ranked up to MOST_PAIRS, else what the baselines propose.
@@ -139,13 +138,9 @@ class PlainControls:
             candidates: int64 item ids, ascending.
             baselines: over these candidates.
             k: length of the lists.
-            exclude_history: never list an item of the user's history.
-
-        Yields:
-            name and int64 item ids (R, k), -1 after the end of a list.
         """
         whole = len(asked) * len(candidates) <= MOST_PAIRS
-        found: dict[str, list[np.ndarray]] = {name: [np.empty((0, k), np.int64)] for name in self.models}
+        found: dict[str, list[Lists]] = {name: [] for name in self.models}
         for start, stop in blocks(len(asked), len(candidates)):
             past = history.take(start, stop)
             offsets, item_id = every(candidates, len(past)) if whole else proposed(baselines, past)
@@ -154,8 +149,8 @@ class PlainControls:
             for name, chance in chances.items():
                 scores = np.full((len(past), len(candidates)), -np.inf, dtype=np.float32)
                 scores[request, np.searchsorted(candidates, item_id)] = chance
-                found[name].append(top_k(scores, candidates, k, past if exclude_history else None))
-        yield from ((name, np.concatenate(parts)) for name, parts in found.items())
+                found[name].append(Lists.of(scores, candidates, k, past))
+        yield from ((name, Lists.joined(parts)) for name, parts in found.items())
 
 
 def training_examples(split: Split, content: PlainContent, candidates: np.ndarray, seed: int) -> Examples:
@@ -184,7 +179,11 @@ def every(candidates: np.ndarray, requests: int) -> tuple[np.ndarray, np.ndarray
 
 def proposed(baselines: Mapping[str, Baseline], history: Requests) -> tuple[np.ndarray, np.ndarray]:
     """What any of the baselines lists for each request: offsets, int64 (R + 1), and item ids, ascending."""
-    lists = [rank(baselines[name], history, PROPOSED, True) for name in PROPOSING if name in baselines]
+    lists = [
+        rank(baselines[name], history, PROPOSED, exclude_history=True)
+        for name in PROPOSING
+        if name in baselines
+    ]
     items = np.sort(np.concatenate(lists, axis=1), axis=1)
     kept = items != PADDING
     kept[:, 1:] &= items[:, 1:] != items[:, :-1]

@@ -16,6 +16,7 @@ from dataset.marketplace.browsing import EXAMINATION
 from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.encode import Content, Encoder, item_content
+from evaluation.baselines import Lists
 from evaluation.content import colours, item_text, tf_idf
 from evaluation.ctr_quality import ctr_quality, probabilities
 from evaluation.encoder_quality import Pool, encoder_quality
@@ -96,12 +97,10 @@ class Methods:
         plain = PlainMethods.fit(dataset, split, candidates, seed)
         return cls(folder, size, candidates, plain, retriever, rankers)
 
-    def lists(self, requests: pa.Table) -> dict[str, np.ndarray]:
-        """Name -> answers to RETRIEVAL rows, int64 item ids (R, DEPTH); ``moon`` is what the service answers."""
-        found = dict(self.plain.lists(requests, DEPTH))
-        found |= dict(rank_requests(self.folder, requests, self.size, self.retriever, self.rankers, DEPTH))
-        found["moon"] = found.pop("ranker_full")
-        return found
+    def lists(self, requests: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and our answers to RETRIEVAL rows, int64 item ids (R, DEPTH); ``moon`` is what the service answers."""
+        answers = rank_requests(self.folder, requests, self.size, self.retriever, self.rankers, DEPTH)
+        yield from (("moon" if name == "ranker_full" else name, ranked) for name, ranked in answers)
 
 
 def answerable(dataset: Dataset, split: Split) -> np.ndarray:
@@ -160,11 +159,13 @@ def _lists(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
     test = split.retrieval.filter(pc.equal(split.retrieval["part"], "test"))
     slates = RandomSlates.of(dataset, split)
     asked = test if slates is None else pa.concat_tables([test, slates.requests]).combine_chunks()
-    answers = methods.lists(asked)
+    plain = dict(methods.plain.lists(asked, DEPTH))
+    answers = {name: one.new for name, one in plain.items()} | dict(methods.lists(asked))
     named = {name: ranked[: len(test)] for name, ranked in answers.items()}
     if dataset.truth is not None:
         judge = Judge.of(dataset)
-        yield from truth_measures(judge, test, named, methods.plain, seed)
+        first = {name: Lists(one.new[: len(test)], one.any[: len(test)]) for name, one in plain.items()}
+        yield from truth_measures(judge, test, named, first, methods.plain, seed)
         if slates is not None:
             late = {name: ranked[len(test) :] for name, ranked in answers.items()}
             yield from off_policy_measures(judge, slates, late, seed)

@@ -6,6 +6,7 @@ service may import this module or read what is true.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,6 +36,9 @@ from evaluation.earlier import NO_QUERY, Moments, rows_before
 REDRAWN = 20  # slates of the shop's noisy policy that are averaged for a request
 RESAMPLED = 1_000  # bootstrap samples of an interval
 INTERVAL = (2.5, 97.5)  # percentiles
+SERVED = "served"
+# Names of lists elsewhere -> names of methods here; other lists keep theirs.
+METHOD_OF = {"moon": SERVED, "ranker_id_only": "served_id_only", "ranker_shuffled": "served_shuffled"}
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,11 @@ class Judge:
         rows = self._rows_asking(moments.query_id[asking])
         added[asking] = query_interest(requests, rows, asked_facets(requests), catalogue)
         return added
+
+
+def methods_of(lists: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The lists that are judged, by method: all but those that leave one source out."""
+    return {METHOD_OF.get(name, name): ids for name, ids in lists.items() if not name.startswith("without_")}
 
 
 def resampled_means(values: np.ndarray, user_id: np.ndarray, seed: int = 0) -> np.ndarray:

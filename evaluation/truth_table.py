@@ -8,30 +8,33 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.marketplace.browsing import SLATE
-from evaluation.baselines import top_k
+from evaluation.baselines import Lists
 from evaluation.earlier import Moments
 from evaluation.metrics import Measurement
 from evaluation.observer import Observer
 from evaluation.plain import PlainMethods
 from evaluation.shop_baselines import requests_of
-from evaluation.truth import INTERVAL, Judge, Verdict, resampled_means
+from evaluation.truth import INTERVAL, SERVED, Judge, Verdict, methods_of, resampled_means
 
-SERVED = "served"
-# Names of lists elsewhere -> names of methods here; other lists keep theirs.
-METHOD_OF = {"moon": SERVED, "ranker_id_only": "served_id_only", "ranker_shuffled": "served_shuffled"}
 SPLIT = "test users, by the truth"
 
 
 def truth_measures(
-    judge: Judge, requests: pa.Table, lists: Mapping[str, np.ndarray], plain: PlainMethods, seed: int
+    judge: Judge,
+    requests: pa.Table,
+    named: Mapping[str, np.ndarray],
+    plain: Mapping[str, Lists],
+    methods: PlainMethods,
+    seed: int,
 ) -> Iterator[Measurement]:
     """Judge every method on the same requests.
 
     Args:
         judge: knows the tastes.
         requests: R rows with user_id and time.
-        lists: name -> int64 item ids (R, at least 10), none of the request's history, as the service answers.
-        plain: the plain methods, with the candidates and the log.
+        named: name -> int64 item ids (R, at least 10), none of the request's history, as the service answers.
+        plain: the same of the plain methods, and with the history.
+        methods: the plain methods, for their candidates and their log.
         seed: of the shop's noisy policy and of the bootstrap.
 
     Yields:
@@ -40,19 +43,20 @@ def truth_measures(
         over users. ``observer`` and ``oracle`` are bounds, ``shop`` is the policy that wrote the log. Then
         ``clicks_per_slate_with_history`` of plain methods and bounds that may list items of the history again.
     """
-    asked, candidates = Moments.of(requests), plain.candidates
-    history, scores = requests_of(plain.log, requests), bounds(judge, asked, candidates)
-    new = {name: top_k(score, candidates, SLATE, history) for name, score in scores.items()}
-    again = {name: top_k(score, candidates, SLATE) for name, score in scores.items()}
-    again |= dict(plain.lists(requests, SLATE, exclude_history=False))
+    asked, candidates = Moments.of(requests), methods.candidates
+    history = requests_of(methods.log, requests)
+    bound = {
+        name: Lists.of(scores, candidates, SLATE, history)
+        for name, scores in bounds(judge, asked, candidates).items()
+    }
     verdicts = {
-        METHOD_OF.get(name, name): judge.judge(asked, ranked)
-        for name, ranked in {**lists, **new}.items()
-        if not name.startswith("without_")
+        name: judge.judge(asked, ranked)
+        for name, ranked in {**methods_of(named), **{name: one.new for name, one in bound.items()}}.items()
     }
     verdicts["shop"] = judge.shop(asked, seed)
     yield from _compared(verdicts, asked.user_id, seed)
-    clicks = np.stack([judge.judge(asked, ranked).clicks for ranked in again.values()], axis=1)
+    again = {name: judge.judge(asked, one.any).clicks for name, one in {**plain, **bound}.items()}
+    clicks = np.stack(list(again.values()), axis=1)
     yield from _measured("clicks_per_slate_with_history", list(again), clicks, asked.user_id, seed)
 
 
