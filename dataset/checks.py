@@ -73,10 +73,11 @@ def check(tables: Tables, now: datetime | None = None, known: Tables | None = No
         *(entry for one in sieve.values() for entry in one.entries),
     ]
     kept = {name: one.kept() for name, one in sieve.items()}
-    truth = tables.truth
-    if truth is not None:
-        truth = truth.filter(pc.is_in(truth.column("event_id"), kept["events"].column("event_id")))
-    return replace(tables, **kept, quarantine=pa.concat_tables(entries).combine_chunks(), truth=truth)
+    beside = {
+        name: None if table is None else table.filter(pc.is_in(table["event_id"], kept["events"]["event_id"]))
+        for name, table in (("truth", tables.truth), ("propensities", tables.propensities))
+    }
+    return replace(tables, **kept, **beside, quarantine=pa.concat_tables(entries).combine_chunks())
 
 
 def check_events(events: pa.Table, known: Tables, now: datetime | None = None) -> Sieve:

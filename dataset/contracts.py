@@ -110,7 +110,8 @@ class Tables:
     """Canonical tables in memory, with the schemas above.
 
     ``truth`` exists only for the simulated marketplace: event_id int64 of an impression and its true
-    click_probability float32.
+    click_probability float32. ``propensities`` exists where slates were drawn at random: event_id int64 of an
+    impression and the propensity float32 with which its slate showed this item at all.
     """
 
     items: pa.Table
@@ -121,6 +122,7 @@ class Tables:
     judgements: pa.Table
     quarantine: pa.Table
     truth: pa.Table | None = None
+    propensities: pa.Table | None = None
 
 
 class DataError(ValueError):

@@ -22,6 +22,8 @@ from dataset.slates import SCOPE, SEVERAL_TIMES, SEVERAL_USERS, clicks_explained
 from run.artifacts import Artifact, open_artifact, write_artifact
 from run.progress import track
 
+BESIDE = ("truth", "propensities")  # tables about impressions that not every source has
+
 
 def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artifact:
     """Check the tables, move offending rows to quarantine, and write the artifact of kind "dataset".
@@ -97,8 +99,9 @@ def write_checked(out: Path, checked: Tables, config: Mapping[str, Any]) -> Arti
     with write_artifact(out, "dataset", complete) as folder:
         for name in (*counts, "quarantine"):
             pq.write_table(getattr(checked, name), folder / f"{name}.parquet", compression="zstd")
-        if checked.truth is not None:
-            pq.write_table(checked.truth, folder / "truth.parquet", compression="zstd")
+        for name in BESIDE:
+            if (table := getattr(checked, name)) is not None:
+                pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
     return open_artifact(out, "dataset")
 
 
@@ -173,6 +176,11 @@ class Dataset:
     def truth(self) -> pa.Table | None:
         """True click probability of each impression; only the simulated marketplace has it."""
         return self._read("truth") if self.artifact.file("truth.parquet").exists() else None
+
+    @cached_property
+    def propensities(self) -> pa.Table | None:
+        """How likely each impression of a randomly drawn slate was; None where no slate was drawn at random."""
+        return self._read("propensities") if self.artifact.file("propensities.parquet").exists() else None
 
     @cached_property
     def _image_rows(self) -> dict[str, int]:

@@ -164,7 +164,7 @@ def tune_mix(
     grid = [w for w in product(range(STEPS + 1), repeat=len(parts)) if sum(w) == STEPS]
     candidates = next(iter(parts.values())).candidates
     total = np.zeros(len(grid))
-    for start, stop in _blocks(len(requests), len(candidates)):
+    for start, stop in blocks(len(requests), len(candidates)):
         block = requests.take(start, stop)
         scores = [_scaled(part.scores(block)) for part in parts.values()]
         own = offsets[start : stop + 1] - offsets[start]
@@ -176,24 +176,43 @@ def tune_mix(
     return Mix(parts, {name: weight / STEPS for name, weight in zip(parts, best, strict=True)})
 
 
-def rank(baseline: Baseline, requests: Requests, k: int, exclude_history: bool = False) -> np.ndarray:
-    """The k best candidates of each request.
+@dataclass(frozen=True)
+class Lists:
+    """The best candidates of R requests, int64 item ids (R, k), -1 after the end of a list.
 
-    Args:
-        baseline: scores the candidates.
-        requests: R requests.
-        k: length of the lists.
-        exclude_history: never list an item of the user's history.
-
-    Returns:
-        int64 item ids of shape (R, k), by descending score, then ascending id; -1 after the end of a list.
+    Attributes:
+        new: without the items of the user's history, as the service answers.
+        any: with them.
     """
-    lists = [np.empty((0, k), dtype=np.int64)]
-    for start, stop in _blocks(len(requests), len(baseline.candidates)):
+
+    new: np.ndarray
+    any: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray, candidates: np.ndarray, k: int, history: Requests) -> Lists:
+        """By the scores of candidates, float32 (R, N), as in ``top_k``."""
+        return cls(top_k(scores, candidates, k, history), top_k(scores, candidates, k))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Lists]) -> Lists:
+        """The lists of all requests, from those of some each."""
+        return cls(np.concatenate([one.new for one in parts]), np.concatenate([one.any for one in parts]))
+
+
+def rank(baseline: Baseline, requests: Requests, k: int, exclude_history: bool = False) -> np.ndarray:
+    """The k best candidates of each request, as ``Lists`` has them; int64 item ids (R, k)."""
+    found = lists(baseline, requests, k)
+    return found.new if exclude_history else found.any
+
+
+def lists(baseline: Baseline, requests: Requests, k: int) -> Lists:
+    """The k best candidates of each request, by descending score, then ascending id."""
+    none = Lists(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.int64))
+    found = [none]
+    for start, stop in blocks(len(requests), len(baseline.candidates)):
         block = requests.take(start, stop)
-        excluded = block if exclude_history else None
-        lists.append(top_k(baseline.scores(block), baseline.candidates, k, excluded))
-    return np.concatenate(lists)
+        found.append(Lists.of(baseline.scores(block), baseline.candidates, k, block))
+    return Lists.joined(found)
 
 
 def top_k(scores: np.ndarray, candidates: np.ndarray, k: int, exclude: Requests | None = None) -> np.ndarray:
@@ -230,7 +249,8 @@ def top_k(scores: np.ndarray, candidates: np.ndarray, k: int, exclude: Requests 
     return out
 
 
-def _blocks(requests: int, candidates: int) -> Iterator[tuple[int, int]]:
+def blocks(requests: int, candidates: int) -> Iterator[tuple[int, int]]:
+    """First and last + 1 of the requests whose scores are in memory at once."""
     step = max(1, CHUNK_FLOATS // max(candidates, 1))
     for start in range(0, requests, step):
         yield start, min(start + step, requests)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from dataset.pictures import decoded
@@ -42,6 +43,32 @@ class SparseRows:
         return SparseRows(offsets, self.column[entry], self.value[entry], self.width)
 
 
+@dataclass(frozen=True)
+class PlainContent:
+    """What items look like and say, without a learned model.
+
+    Attributes:
+        item_ids: int64 (M), ascending.
+        tf_idf: M rows.
+        colour: float32 (M, D), zeros without a picture; None where no item has one.
+    """
+
+    item_ids: np.ndarray
+    tf_idf: SparseRows
+    colour: np.ndarray | None
+
+    @classmethod
+    def of(cls, items: pa.Table, images: pa.Table) -> PlainContent:
+        """Of ITEMS and IMAGES rows."""
+        items = items.sort_by("item_id")
+        colour = None
+        if len(images):
+            row_of = {image_id: row for row, image_id in enumerate(images["image_id"].to_pylist())}
+            rows = [row_of.get(image_id) for image_id in items["image_id"].to_pylist()]
+            colour = colours([None if row is None else images["bytes"][row].as_py() for row in rows])
+        return cls(items["item_id"].to_numpy(), tf_idf(item_texts(items)), colour)
+
+
 def _unit_rows(row: np.ndarray, column: np.ndarray, value: np.ndarray, rows: int, width: int) -> SparseRows:
     """Entries grouped by row and scaled to unit length."""
     norm = np.sqrt(np.bincount(row, weights=value**2, minlength=rows))
@@ -65,31 +92,45 @@ def buyers(item_ids: np.ndarray, log_users: np.ndarray, log_items: np.ndarray) -
     return _unit_rows(row, column, np.ones(len(pair)), len(item_ids), max(len(users), 1))
 
 
-def tf_idf(texts: Sequence[str | None]) -> SparseRows:
+def tf_idf(texts: Sequence[str | None], asked: Sequence[str | None] | None = None) -> SparseRows:
     """Each text as the unit row of its words: count times ln((1 + M) / (1 + df)) + 1.
 
     Words are runs of letters a-z and digits, lower-cased; a missing text is an empty row. Equal to
     scikit-learn's ``TfidfVectorizer(token_pattern="[a-z0-9]+")``.
+
+    Args:
+        texts: M texts, whose words are counted.
+        asked: other texts, of which rows are wanted, e.g. queries; their unknown words are left out. None: ``texts``.
     """
     counts = [Counter(WORD.findall((text or "").lower())) for text in texts]
     column_of: dict[str, int] = {}
     for count in counts:
         for word in count:
             column_of.setdefault(word, len(column_of))
-    row = np.repeat(np.arange(len(counts)), [len(count) for count in counts])
-    column = np.fromiter(
-        (column_of[word] for count in counts for word in count), dtype=np.int64, count=len(row)
-    )
-    value = np.fromiter((n for count in counts for n in count.values()), dtype=np.float64, count=len(row))
     width = max(len(column_of), 1)
-    document_frequency = np.bincount(column, minlength=width)
-    idf = np.log((1 + len(counts)) / (1 + document_frequency)) + 1
+    documents = np.bincount([column_of[word] for count in counts for word in count], minlength=width)
+    idf = np.log((1 + len(counts)) / (1 + documents)) + 1
+    if asked is not None:
+        counts = [Counter(WORD.findall((text or "").lower())) for text in asked]
+    entries = [
+        (row, column_of[word], n)
+        for row, count in enumerate(counts)
+        for word, n in count.items()
+        if word in column_of
+    ]
+    row, column, value = np.array(entries, dtype=np.int64).reshape(-1, 3).T
     return _unit_rows(row, column, value * idf[column], len(counts), width)
 
 
 def item_text(title: str | None, description: str | None, attributes: Sequence[tuple[str, str]]) -> str:
     """The text for a TF-IDF row: title, description and attribute values."""
     return " ".join([title or "", description or "", *(value for _, value in attributes)])
+
+
+def item_texts(items: pa.Table) -> list[str]:
+    """The ``item_text`` of each row of ITEMS."""
+    columns = (items[name].to_pylist() for name in ("title", "description", "attributes"))
+    return [item_text(*one) for one in zip(*columns, strict=True)]
 
 
 def colours(pictures: Sequence[bytes | None]) -> np.ndarray:

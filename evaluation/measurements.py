@@ -1,4 +1,7 @@
-"""Read and write metrics.json: {name: {"value": number, "n": rows, "split": part of the data}}."""
+"""Read and write metrics.json: {name: {"value": number, "n": rows, "split": part of the data}}.
+
+An entry with a 95 % interval has "low" and "high" as well.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ def write_measurements(path: Path, measurements: Iterable[Measurement]) -> list[
         if one.name in content:
             raise ValueError(f"{path}: {one.name} was measured twice; names must be distinct")
         content[one.name] = {"n": int(one.n), "split": one.split, "value": float(one.value)}
+        if one.low is not None and one.high is not None:
+            content[one.name] |= {"low": float(one.low), "high": float(one.high)}
     make_folder(path.parent)
     write_json(path, content)
     return kept
@@ -33,7 +38,7 @@ def read_measurements(path: Path) -> dict[str, Measurement]:
 
     Raises:
         ValueError: not JSON, a name occurs twice, a value is not finite, or an entry has other keys than
-            value, n and split.
+            value, n and split, and perhaps low and high.
     """
     try:
         content = json.loads(path.read_text(), object_pairs_hook=_distinct)
@@ -41,9 +46,12 @@ def read_measurements(path: Path) -> dict[str, Measurement]:
         raise ValueError(f"{path}: {error}. Run 'moon evaluate' to write it again.") from None
     measurements = {}
     for name, entry in content.items():
-        if not isinstance(entry, dict) or set(entry) != {"value", "n", "split"}:
+        if not isinstance(entry, dict) or set(entry) - {"low", "high"} != {"value", "n", "split"}:
             raise ValueError(f"{path}: {name}: expected keys value, n, split, found {entry!r}")
-        measurements[name] = Measurement(name, float(entry["value"]), int(entry["n"]), str(entry["split"]))
+        interval = (entry.get("low"), entry.get("high"))
+        measurements[name] = Measurement(
+            name, float(entry["value"]), int(entry["n"]), str(entry["split"]), *interval
+        )
     return measurements
 
 

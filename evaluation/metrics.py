@@ -25,12 +25,15 @@ class Measurement:
         value: the number; always finite.
         n: number of rows, users or requests that were averaged (the evaluator's docstring says which).
         split: the part of the data it was measured on, e.g. ``test``.
+        low, high: its 95 % interval, where one was computed.
     """
 
     name: str
     value: float
     n: int
     split: str
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.value):

@@ -84,6 +84,19 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What one method would bring by the truth of a simulated shop.
+
+    Attributes:
+        method: e.g. ``served``.
+        values: column -> measurement, with its interval.
+    """
+
+    method: str
+    values: Mapping[str, Measurement]
+
+
+@dataclass(frozen=True)
 class Neighbours:
     """A query (item, text or picture) and what was found for it, best first."""
 
@@ -162,6 +175,7 @@ class ReportContent:
         title: name of the run.
         summary: one or two sentences under the title.
         measurements: every measurement of the run; all are listed.
+        judged: every method by the truth, where it is known; the first table.
         headline: our numbers beside named baselines.
         neighbours: query -> nearest neighbours, by picture.
         visits: history, recommendations and what was then taken, per user.
@@ -179,6 +193,7 @@ class ReportContent:
     title: str
     summary: str
     measurements: Sequence[Measurement] = ()
+    judged: Sequence[Judged] = ()
     headline: Sequence[Comparison] = ()
     neighbours: Sequence[Neighbours] = ()
     visits: Sequence[Visit] = ()
@@ -211,6 +226,7 @@ def render_report(out: Path, content: ReportContent) -> Path:
         "template.html",
         content=content,
         plots=plots,
+        judged_by=list(dict.fromkeys(name for one in content.judged for name in one.values)),
         control_metrics=list(dict.fromkeys(name for one in content.controls for name in one.values)),
         total_ms=sum(content.stages.values()),
     )

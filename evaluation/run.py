@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -16,25 +16,30 @@ from dataset.marketplace.browsing import EXAMINATION
 from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.encode import Content, Encoder, item_content
-from evaluation.baselines import Mix, rank, tune_mix
+from evaluation.baselines import Lists
 from evaluation.content import colours, item_text, tf_idf
 from evaluation.ctr_quality import ctr_quality, probabilities
 from evaluation.encoder_quality import Pool, encoder_quality
 from evaluation.measurements import write_measurements
 from evaluation.metrics import Measurement
+from evaluation.observer import Observer
+from evaluation.off_policy import RandomSlates, off_policy_measures
+from evaluation.plain import PlainMethods
+from evaluation.plain_controls import Examples
 from evaluation.replay import Impressions, open_rankers, rank_requests, score_impressions
 from evaluation.retrieval_quality import item_slices, retrieval_quality
 from evaluation.sheets import Evidence, write_report
-from evaluation.shop_baselines import positive_events, relevant_of, requests_of, shop_baselines
+from evaluation.shop_baselines import positive_events, relevant_of
+from evaluation.truth import Judge
+from evaluation.truth_table import truth_measures
 from ranker.relevance import Relevance, judged_pairs
+from ranker.score import Ranker
 from retrieval.retriever import Retriever, open_retrieval
 from run.artifacts import open_artifact, write_json
 from run.sizes import Size
 
 DEPTH = 50
-TUNING_REQUESTS = 2_000
 RELEVANT = 0.5
-MIXED = ("item_knn", "tf_idf", "colour")
 
 
 def evaluate_run(
@@ -48,15 +53,12 @@ def evaluate_run(
         seed: for the shuffled control and the random baseline.
         timings_s: stage -> duration in seconds, for the report.
     """
-    candidates = answerable(dataset, split)
-    retriever = Retriever.open(open_retrieval(folder), only=candidates)
-    vectors = retriever.vectors
-    rankers = open_rankers(folder, vectors, seed)
-    evidence = Evidence(folder, dataset, split, vectors, timings_s, seed)
+    methods = Methods.open(folder, dataset, split, size, seed)
+    evidence = Evidence(folder, dataset, split, methods.retriever.vectors, timings_s, seed)
     measured = list(
         chain(
-            _retrieval(folder, dataset, split, size, seed, candidates, retriever, rankers, evidence),
-            _ctr(folder, dataset, split, size, retriever, rankers, evidence),
+            _lists(methods, evidence),
+            _ctr(methods, evidence),
             *(measure(evidence) for measure in MEASURES),
         )
     )
@@ -64,6 +66,41 @@ def evaluate_run(
     example = evidence.served_example()
     write_json(folder / "example.json", example)
     write_report(folder / "report.html", evidence, measured, example)
+
+
+@dataclass(frozen=True)
+class Methods:
+    """Everything that answers requests: ours, its parts and controls, and the plain methods.
+
+    Attributes:
+        folder: of the run.
+        size: of the run.
+        candidates: int64 item ids that may be listed, ascending.
+        plain: the plain methods.
+        retriever: the sources, over the candidates.
+        rankers: ``full`` and its controls.
+    """
+
+    folder: Path
+    size: Size
+    candidates: np.ndarray
+    plain: PlainMethods
+    retriever: Retriever
+    rankers: Mapping[str, Ranker]
+
+    @classmethod
+    def open(cls, folder: Path, dataset: Dataset, split: Split, size: Size, seed: int) -> Methods:
+        """Open what the run trained, and train the plain methods."""
+        candidates = answerable(dataset, split)
+        retriever = Retriever.open(open_retrieval(folder), only=candidates)
+        rankers = open_rankers(folder, retriever.vectors, seed)
+        plain = PlainMethods.fit(dataset, split, candidates, seed)
+        return cls(folder, size, candidates, plain, retriever, rankers)
+
+    def lists(self, requests: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and our answers to RETRIEVAL rows, int64 item ids (R, DEPTH); ``moon`` is what the service answers."""
+        answers = rank_requests(self.folder, requests, self.size, self.retriever, self.rankers, DEPTH)
+        yield from (("moon" if name == "ranker_full" else name, ranked) for name, ranked in answers)
 
 
 def answerable(dataset: Dataset, split: Split) -> np.ndarray:
@@ -116,60 +153,30 @@ def encoder_measures(evidence: Evidence) -> Iterator[Measurement]:
                 yield Measurement(one.name.replace("moon/chance", "random"), one.value, one.n, one.split)
 
 
-def _retrieval(
-    folder: Path,
-    dataset: Dataset,
-    split: Split,
-    size: Size,
-    seed: int,
-    candidates: np.ndarray,
-    retriever: Retriever,
-    rankers: Mapping,
-    evidence: Evidence,
-) -> Iterator[Measurement]:
-    """Measure every baseline, every source, their union and every ranker on the same requests and candidates."""
-    parts = {
-        part: split.retrieval.filter(pc.equal(split.retrieval["part"], part)) for part in ("train", "test")
-    }
-    test = parts["test"]
-    relevant = relevant_of(test).only(candidates)
-    log = split.test_log
-    slices = _slices(dataset, split, log)
-    named = dict(baseline_lists(dataset, split, log, parts, candidates, seed))
-    named |= dict(rank_requests(folder, test, size, retriever, rankers, DEPTH))
-    named["moon"] = named.pop("ranker_full")
+def _lists(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
+    """Measure every method's lists for the same requests and candidates: by the truth if it is known, by the log."""
+    dataset, split, seed = evidence.dataset, evidence.split, evidence.seed
+    test = split.retrieval.filter(pc.equal(split.retrieval["part"], "test"))
+    slates = RandomSlates.of(dataset, split)
+    asked = test if slates is None else pa.concat_tables([test, slates.requests]).combine_chunks()
+    plain = dict(methods.plain.lists(asked, DEPTH))
+    answers = {name: one.new for name, one in plain.items()} | dict(methods.lists(asked))
+    named = {name: ranked[: len(test)] for name, ranked in answers.items()}
+    if dataset.truth is not None:
+        judge = Judge.of(dataset)
+        first = {name: Lists(one.new[: len(test)], one.any[: len(test)]) for name, one in plain.items()}
+        yield from truth_measures(judge, test, named, first, methods.plain, seed)
+        if slates is not None:
+            late = {name: ranked[len(test) :] for name, ranked in answers.items()}
+            yield from off_policy_measures(judge, slates, late, seed)
+    relevant = relevant_of(test).only(methods.candidates)
+    slices = _slices(dataset, split, split.test_log)
     for name, ranked in named.items():
         shown = slices if name in ("moon", "item_knn", "mix", "ranker_id_only", "ranker_shuffled") else None
         yield from retrieval_quality(
-            ranked, relevant, len(candidates), shown, split="test", prefix=f"retrieval/{name}"
+            ranked, relevant, len(methods.candidates), shown, split="test", prefix=f"retrieval/{name}"
         )
     evidence.retrieval(test, relevant, named)
-
-
-def baseline_lists(
-    dataset: Dataset,
-    split: Split,
-    log: pa.Table,
-    parts: Mapping[str, pa.Table],
-    candidates: np.ndarray,
-    seed: int,
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Answers of every baseline to the test requests; the mix is tuned on train requests with the earlier log."""
-    tuning = parts["train"].slice(0, TUNING_REQUESTS)
-    wanted = relevant_of(tuning).only(candidates)
-    earlier = shop_baselines(dataset.items, dataset.images, split.fit_log, candidates, seed)
-    tuned = tune_mix(
-        {name: earlier[name] for name in MIXED if name in earlier},
-        requests_of(log, tuning),
-        wanted.offsets,
-        wanted.item_id,
-        exclude_history=True,
-    )
-    baselines = shop_baselines(dataset.items, dataset.images, log, candidates, seed)
-    baselines["mix"] = Mix({name: baselines[name] for name in tuned.parts}, tuned.weights)
-    requests = requests_of(log, parts["test"])
-    for name, baseline in baselines.items():
-        yield name, rank(baseline, requests, DEPTH, exclude_history=True)
 
 
 def _slices(dataset: Dataset, split: Split, log: pa.Table) -> dict[str, np.ndarray]:
@@ -183,26 +190,24 @@ def _slices(dataset: Dataset, split: Split, log: pa.Table) -> dict[str, np.ndarr
     )
 
 
-def _ctr(
-    folder: Path,
-    dataset: Dataset,
-    split: Split,
-    size: Size,
-    retriever: Retriever,
-    rankers: Mapping,
-    evidence: Evidence,
-) -> Iterator[Measurement]:
+def _ctr(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
     """Click prediction of the ranker and its controls on logged test impressions, if there are any."""
-    if not (pc.equal(split.ranking["part"], "test").to_numpy()).any():
+    dataset, split = evidence.dataset, evidence.split
+    rows = split.ranking.filter(pc.equal(split.ranking["part"], "test"))
+    if not len(rows):
         return
-    scored = score_impressions(folder, split, size, retriever, rankers)
-    log = split.test_log
-    slices = {name: np.isin(scored.item_id, ids) for name, ids in _slices(dataset, split, log).items()}
+    scored = score_impressions(methods.folder, split, methods.size, methods.retriever, methods.rankers)
+    slices = {
+        name: np.isin(scored.item_id, ids) for name, ids in _slices(dataset, split, split.test_log).items()
+    }
     slices["new_user"] = ~scored.known_user
-    for name, logits in scored.logits.items():
-        chance = probabilities(logits)
+    chances = {name: probabilities(logits) for name, logits in scored.logits.items()}
+    if methods.plain.controls is not None:
+        shown = Examples.of(rows)
+        chances |= methods.plain.controls.probabilities(shown.asked, shown.offsets, shown.item_id)
+    for name, chance in chances.items():
         yield from ctr_quality(scored.label, chance, scored.user_id, slices, prefix=f"ctr/{name}")
-    for name, chance in _truth(dataset, scored):
+    for name, chance in _bounds(dataset, rows, scored):
         for one in ctr_quality(scored.label, chance, scored.user_id, prefix=f"ctr/{name}"):
             if name == "truth" or one.name.endswith("auc"):
                 yield one
@@ -224,11 +229,11 @@ def relevance_measures(evidence: Evidence) -> Iterator[Measurement]:
         yield Measurement(f"relevance/{name}/auc", auc(label, values), len(label), "test judgements")
 
 
-def _truth(dataset: Dataset, scored: Impressions) -> Iterator[tuple[str, np.ndarray]]:
+def _bounds(dataset: Dataset, rows: pa.Table, scored: Impressions) -> Iterator[tuple[str, np.ndarray]]:
     """The Bayes-optimal predictions: the true click probabilities, where data are simulated.
 
     Rankers do not know the position of a candidate, so their upper bound is ``truth_unplaced``: the probability of a
-    click given that the user looks at the candidate.
+    click given that the user looks at the candidate. ``observer`` is the same for who knows the history only.
     """
     if dataset.truth is None:
         return
@@ -237,6 +242,12 @@ def _truth(dataset: Dataset, scored: Impressions) -> Iterator[tuple[str, np.ndar
     true = chance[order[np.searchsorted(event[order], scored.event_id)]]
     yield "truth", true
     yield "truth_unplaced", np.minimum(true / EXAMINATION[scored.position], 1)
+    shown = Examples.of(rows)
+    row = np.repeat(np.arange(len(shown.asked)), np.diff(shown.offsets))
+    place = np.arange(len(row)) - shown.offsets[row]
+    slates = np.full((len(shown.asked), int(place.max()) + 1), shown.item_id[0])
+    slates[row, place] = shown.item_id
+    yield "observer", Observer(Judge.of(dataset)).probabilities(shown.asked, slates)[row, place]
 
 
 # Measurements of a run that need only its evidence. To add one, write a function like these and add a line here.

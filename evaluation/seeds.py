@@ -12,11 +12,14 @@ import pyarrow.compute as pc
 
 from dataset.split import Split
 from dataset.tables import Dataset
+from evaluation.baselines import rank
+from evaluation.content import PlainContent
 from evaluation.ctr_quality import ctr_quality, probabilities
+from evaluation.plain import with_mix
 from evaluation.replay import CONTROLS, rank_requests, score_impressions
 from evaluation.retrieval_quality import retrieval_quality
-from evaluation.run import DEPTH, answerable, baseline_lists
-from evaluation.shop_baselines import relevant_of
+from evaluation.run import DEPTH, answerable
+from evaluation.shop_baselines import relevant_of, requests_of
 from ranker.controls import shuffled
 from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import train_ctr
@@ -83,15 +86,14 @@ def _recalls(
     folder: Path, dataset: Dataset, split: Split, size: Size, rankers: Mapping[str, Ranker]
 ) -> Iterator[tuple[str, float]]:
     candidates = answerable(dataset, split)
-    parts = {
-        part: split.retrieval.filter(pc.equal(split.retrieval["part"], part)) for part in ("train", "test")
-    }
-    drawn = np.sort(np.random.default_rng(0).permutation(len(parts["test"]))[:REPLAYED])
-    parts["test"] = parts["test"].take(pa.array(drawn))
-    relevant = relevant_of(parts["test"]).only(candidates)
+    test = split.retrieval.filter(pc.equal(split.retrieval["part"], "test"))
+    drawn = np.sort(np.random.default_rng(0).permutation(len(test))[:REPLAYED])
+    test = test.take(pa.array(drawn))
+    relevant = relevant_of(test).only(candidates)
     retriever = Retriever.open(open_retrieval(folder), only=candidates)
-    answers = dict(rank_requests(folder, parts["test"], size, retriever, rankers, DEPTH))
-    answers["mix"] = dict(baseline_lists(dataset, split, split.log, parts, candidates, seed=0))["mix"]
+    answers = dict(rank_requests(folder, test, size, retriever, rankers, DEPTH))
+    mix = with_mix(PlainContent.of(dataset.items, dataset.images), split, candidates, seed=0)["mix"]
+    answers["mix"] = rank(mix, requests_of(split.test_log, test), DEPTH, exclude_history=True)
     for name, ranked in answers.items():
         if name == "mix" or name.startswith("ranker_"):
             way = name.removeprefix("ranker_").rsplit("_", 1)[0]

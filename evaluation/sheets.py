@@ -13,13 +13,12 @@ import pyarrow.compute as pc
 
 from dataset.split import Split
 from dataset.tables import Dataset
+from evaluation.comparisons import BASELINES, controls, headline, judged
 from evaluation.ctr_quality import probabilities
 from evaluation.metrics import Measurement, hits, recall_at, reliability
 from evaluation.plots import Curve
 from evaluation.replay import Impressions
 from evaluation.report import (
-    Comparison,
-    Control,
     Neighbours,
     Plot,
     Reliability,
@@ -39,7 +38,6 @@ from serving.recommend import Recommender
 from serving.settings import Settings
 
 SHEETS, NEIGHBOURS, VISITS, SHOWN = 6, 7, 4, 8
-BASELINES = ("popularity", "item_knn", "tf_idf", "colour", "mix")
 ARTIFACTS = {
     "dataset": "dataset", "split": "split", "encoder": "encoder", "embedding": "embedding", "index": "index",
     "cooccurrence": "cooccurrence", "two_tower": "two_tower", "ranker_full": "ranker",
@@ -206,10 +204,11 @@ def write_report(
         title=f"Moon on {name}",
         summary="Items encoded by MOON, features and vectors served by Feast, candidates ranked by TorchRec.",
         measurements=measured,
-        headline=_headline(measured),
+        judged=judged(measured),
+        headline=headline(measured),
         neighbours=evidence.neighbours(),
         visits=evidence.visits,
-        controls=_controls(measured),
+        controls=controls(measured),
         reliability=evidence.reliability,
         plots=[*evidence.plots, *evidence.training_curves()],
         stages=example["timings_ms"],
@@ -237,54 +236,6 @@ def store_check(store_dir: Path) -> StoreCheck:
     except StoreUnavailable as error:
         return StoreCheck(unanswered=str(error))
     return StoreCheck(HEAD, [(tuple(cells(one)), one.problems) for one in findings])
-
-
-def _headline(measured: Sequence[Measurement]) -> list[Comparison]:
-    by_name = {one.name: one for one in measured}
-    found = []
-    for metric in ("recall@10", "recall@20", "ndcg@20", "cold/recall@20"):
-        ours = by_name.get(f"retrieval/moon/{metric}")
-        if ours is not None:
-            others = {
-                b: by_name[f"retrieval/{b}/{metric}"].value
-                for b in BASELINES
-                if f"retrieval/{b}/{metric}" in by_name
-            }
-            found.append(Comparison(ours.name, ours.value, others, ours.n, ours.split))
-    for metric in ("auc", "gauc"):
-        ours = by_name.get(f"ctr/full/{metric}")
-        if ours is not None:
-            others = {c: by_name[f"ctr/{c}/{metric}"].value for c in ("id_only", "shuffled")}
-            found.append(Comparison(ours.name, ours.value, others, ours.n, ours.split, start=0.5))
-    for direction in ("image_to_item", "text_to_item", "item_to_item", "image_to_text"):
-        ours = by_name.get(f"encoder/moon/{direction}/recall@10")
-        if ours is not None:
-            others = {
-                b: by_name[f"encoder/{b}/{direction}/recall@10"].value
-                for b in ("random", "colour", "tf_idf")
-                if f"encoder/{b}/{direction}/recall@10" in by_name
-            }
-            found.append(Comparison(ours.name, ours.value, others, ours.n, ours.split))
-    return found
-
-
-def _controls(measured: Sequence[Measurement]) -> list[Control]:
-    values = {one.name: one.value for one in measured}
-    found = []
-    for control in ("full", "id_only", "shuffled"):
-        ranker = "moon" if control == "full" else f"ranker_{control}"
-        names = {
-            "AUC": f"ctr/{control}/auc",
-            "GAUC": f"ctr/{control}/gauc",
-            "normalised entropy": f"ctr/{control}/ne",
-            "AUC, cold items": f"ctr/{control}/cold/auc",
-            "recall@20": f"retrieval/{ranker}/recall@20",
-            "recall@20, cold items": f"retrieval/{ranker}/cold/recall@20",
-        }
-        found.append(
-            Control(control, {label: (values[key], None) for label, key in names.items() if key in values})
-        )
-    return found
 
 
 def _quarantine(dataset: Dataset) -> list[tuple[str, str, int]]:

@@ -8,7 +8,8 @@ import pyarrow.compute as pc
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from evaluation.baselines import Baseline, Chance, Popularity, Requests, Similarity
-from evaluation.content import buyers, colours, item_text, tf_idf
+from evaluation.content import PlainContent, buyers
+from evaluation.earlier import rows_before
 from evaluation.retrieval_quality import Relevant
 
 
@@ -35,13 +36,8 @@ def requests_of(log: pa.Table, retrieval: pa.Table) -> Requests:
     available = pc.cast(events["available_time"], pa.int64()).to_numpy()
     asked_by = retrieval["user_id"].to_numpy()
     asked_at = pc.cast(pc.cast(retrieval["time"], pa.timestamp("us", tz="UTC")), pa.int64()).to_numpy()
-    # One search over (user, time) pairs: events are sorted by both, so their ranks combine to an ascending key.
-    times = np.unique(available)
-    key = np.searchsorted(np.unique(user), user) * (len(times) + 1) + np.searchsorted(times, available)
-    known = np.isin(asked_by, user)
-    wanted = np.searchsorted(np.unique(user), asked_by) * (len(times) + 1) + np.searchsorted(times, asked_at)
-    start = np.searchsorted(user, asked_by, side="left")
-    length = np.where(known, np.searchsorted(key, wanted, side="left") - start, 0)
+    start, stop = rows_before(user, available, asked_by, asked_at)
+    length = stop - start
     offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
     row = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], length)
     return Requests(offsets, item[row])
@@ -56,13 +52,12 @@ def relevant_of(retrieval: pa.Table) -> Relevant:
 
 
 def shop_baselines(
-    items: pa.Table, images: pa.Table, log: pa.Table, candidates: np.ndarray, seed: int = 0
+    content: PlainContent, log: pa.Table, candidates: np.ndarray, seed: int = 0
 ) -> dict[str, Baseline]:
     """Every named baseline over the candidates.
 
     Args:
-        items: ITEMS rows; histories may hold any of them.
-        images: IMAGES rows.
+        content: of all items; histories may hold any of them.
         log: EVENTS rows that baselines may use; only positive ones count.
         candidates: int64 item ids that may be recommended.
         seed: for the random baseline.
@@ -71,27 +66,15 @@ def shop_baselines(
         popularity, chance, item_knn, tf_idf and, where the shop has pictures, colour. (``baselines.tune_mix``
         makes the mix from the last three.)
     """
-    items = items.sort_by("item_id")
-    item_ids = items["item_id"].to_numpy()
-    candidates = np.sort(candidates)
+    candidates, item_ids = np.sort(candidates), content.item_ids
     positive = positive_events(log)
     users, bought = positive["user_id"].to_numpy(), positive["item_id"].to_numpy()
-    text = zip(
-        items["title"].to_pylist(),
-        items["description"].to_pylist(),
-        items["attributes"].to_pylist(),
-        strict=True,
-    )
     baselines: dict[str, Baseline] = {
         "popularity": Popularity(candidates, bought),
         "chance": Chance(candidates, seed),
         "item_knn": Similarity(candidates, item_ids, buyers(item_ids, users, bought)),
-        "tf_idf": Similarity(candidates, item_ids, tf_idf([item_text(*one) for one in text])),
+        "tf_idf": Similarity(candidates, item_ids, content.tf_idf),
     }
-    if len(images):
-        row_of = {image_id: row for row, image_id in enumerate(images["image_id"].to_pylist())}
-        content = images["bytes"]
-        rows = [row_of.get(image_id) for image_id in items["image_id"].to_pylist()]
-        pictures = (None if row is None else content[row].as_py() for row in rows)
-        baselines["colour"] = Similarity(candidates, item_ids, colours(list(pictures)))
+    if content.colour is not None:
+        baselines["colour"] = Similarity(candidates, item_ids, content.colour)
     return baselines

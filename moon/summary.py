@@ -8,13 +8,45 @@ from run.artifacts import read_json
 
 # (row, column) -> metric name; a metric that was not measured for this data leaves its cell empty.
 TABLES: dict[str, dict[str, list[str]]] = {
+    "truth": {
+        "columns": ["clicks_per_slate", "revenue_per_slate", "lift_of_served"],
+        "rows": [
+            *("popularity", "item_knn", "colour", "tf_idf", "mix", "logistic", "boosting"),
+            *(
+                "source_popular",
+                "source_similar",
+                "source_profile",
+                "source_cooccurrence",
+                "source_two_tower",
+            ),
+            *("candidates", "served_shuffled", "served_id_only", "served", "shop", "observer", "oracle"),
+        ],
+    },
+    "off_policy": {
+        "columns": ["truth", "ips", "snips"],
+        "rows": ["popularity", "tf_idf", "logistic", "boosting", "candidates", "served"],
+    },
     "retrieval": {
         "columns": ["recall@10", "recall@20", "recall@50", "ndcg@20", "coverage@20"],
-        "rows": ["popularity", "item_knn", "tf_idf", "colour", "mix", "candidates", "moon"],
+        "rows": [
+            *(
+                "popularity",
+                "item_knn",
+                "tf_idf",
+                "colour",
+                "mix",
+                "logistic",
+                "boosting",
+                "candidates",
+                "moon",
+            )
+        ],
     },
     "ctr": {
         "columns": ["auc", "gauc", "ne", "calibration"],
-        "rows": ["id_only", "shuffled", "full", "truth_unplaced", "truth"],
+        "rows": [
+            *("logistic", "boosting", "id_only", "shuffled", "full", "observer", "truth_unplaced", "truth")
+        ],
     },
     "relevance": {"columns": ["auc"], "rows": ["cosine", "head"]},
     "encoder": {
@@ -29,11 +61,22 @@ TABLES: dict[str, dict[str, list[str]]] = {
     },
 }
 
+NOTES = {  # above a table, in a run whose truth is known
+    "truth": "by the truth: what a slate of ten would bring, whatever the log showed, with 95 % intervals over users",
+    "off_policy": "clicks per slate at the log's random slates, and what the log alone says of it",
+    "retrieval": "by the log: of what the shop chose to show, which rewards lists like the shop's",
+}
+
 
 def text(folder: Path) -> str:
     """The closing message of ``moon demo``: metrics, the served example and where the report is."""
     metrics = read_json(folder / "metrics.json", "Run 'moon evaluate'.")
     parts = [table(name, metrics) for name in TABLES]
+    if parts[0]:
+        notes = (NOTES.get(name, "") for name in TABLES)
+        parts = [
+            f"{note}\n{part}" if note and part else part for note, part in zip(notes, parts, strict=True)
+        ]
     example = folder / "example.json"
     if example.exists():
         parts.append(_example(read_json(example, "Run 'moon evaluate'.")))
@@ -44,23 +87,32 @@ def text(folder: Path) -> str:
 def table(name: str, metrics: dict[str, dict]) -> str:
     """One table of TABLES as aligned text; empty when nothing of it was measured."""
     columns, rows = TABLES[name]["columns"], TABLES[name]["rows"]
-    values = {
-        row: [metrics.get(f"{name}/{row}/{column}", {}).get("value") for column in columns] for row in rows
-    }
-    values = {row: cells for row, cells in values.items() if any(cell is not None for cell in cells)}
-    kept = [i for i in range(len(columns)) if any(cells[i] is not None for cells in values.values())]
+    cells = {row: [_cell(metrics.get(f"{name}/{row}/{column}")) for column in columns] for row in rows}
+    cells = {row: shown for row, shown in cells.items() if any(shown)}
+    kept = [i for i in range(len(columns)) if any(shown[i] for shown in cells.values())]
     if not kept:
         return ""
     heads = [columns[i].replace("/recall", " recall").replace("_to_", "→") for i in kept]
-    first = max(len(name), *(len(row) for row in values))
-    lines = [name.ljust(first) + "".join("  " + head.rjust(max(len(head), 7)) for head in heads)]
-    for row, cells in values.items():
-        shown = ["" if cells[i] is None else f"{cells[i]:.4f}" for i in kept]
-        lines.append(
-            row.ljust(first)
-            + "".join("  " + cell.rjust(max(len(head), 7)) for cell, head in zip(shown, heads, strict=True))
-        )
-    return "\n".join(lines)
+    widths = [
+        max(len(head), 7, *(len(shown[i]) for shown in cells.values()))
+        for i, head in zip(kept, heads, strict=True)
+    ]
+    first = max(len(name), *(len(row) for row in cells))
+    lines = {name: heads} | {row: [shown[i] for i in kept] for row, shown in cells.items()}
+    return "\n".join(
+        row.ljust(first)
+        + "".join("  " + cell.rjust(width) for cell, width in zip(shown, widths, strict=True))
+        for row, shown in lines.items()
+    )
+
+
+def _cell(measured: dict[str, float] | None) -> str:
+    """A number, with its interval if it has one; empty if it was not measured."""
+    if measured is None:
+        return ""
+    if "low" not in measured:
+        return f"{measured['value']:.4f}"
+    return f"{measured['value']:.3f} [{measured['low']:.3f}, {measured['high']:.3f}]"
 
 
 def seeds(measured: dict[str, dict[str, float | int]]) -> str:

@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from dataset.contracts import EVENTS, TIME
 from evaluation.baselines import Chance, Mix, Popularity, Requests, Similarity, rank, top_k, tune_mix
-from evaluation.content import SparseRows, buyers, colours, item_text, tf_idf
+from evaluation.content import PlainContent, SparseRows, buyers, colours, item_text, tf_idf
 from evaluation.metrics import hits, recall_at
 from evaluation.shop_baselines import relevant_of, requests_of, shop_baselines
 
@@ -252,7 +252,7 @@ def test_shop_baselines_read_the_canonical_tables():
         }
     )
     log = events((1, 10, "click", 1), (1, 20, "click", 2), (2, 10, "click", 3), (2, 30, "impression", 4))
-    found = shop_baselines(items, images, log, np.array([40, 20, 10, 30]))
+    found = shop_baselines(PlainContent.of(items, images), log, np.array([40, 20, 10, 30]))
     assert set(found) == {"popularity", "chance", "item_knn", "tf_idf", "colour"}
     first = {
         name: rank(one, requests([10]), 4, exclude_history=True)[0].tolist() for name, one in found.items()
@@ -261,7 +261,7 @@ def test_shop_baselines_read_the_canonical_tables():
     assert first["item_knn"] == [20, -1, -1, -1]
     assert first["tf_idf"] == [40, -1, -1, -1]
     assert first["colour"] == [40, 30, -1, -1]
-    assert "colour" not in shop_baselines(items, images.slice(0, 0), log, np.array([10]))
+    assert "colour" not in shop_baselines(PlainContent.of(items, images.slice(0, 0)), log, np.array([10]))
 
 
 def test_relevant_lists_become_ragged_arrays():

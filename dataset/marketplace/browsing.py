@@ -90,6 +90,7 @@ class Slates:
         item: int64, catalogue row, -1 for padding.
         probability: float32, true click probability, 0 for padding.
         clicked, carted, purchased: bool.
+        intercept: of the click probability, in log-odds.
     """
 
     item: np.ndarray
@@ -97,6 +98,7 @@ class Slates:
     clicked: np.ndarray
     carted: np.ndarray
     purchased: np.ndarray
+    intercept: float
 
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:
@@ -186,7 +188,7 @@ def asked_facets(requests: Requests) -> np.ndarray:
     return asked
 
 
-def _query_interest(
+def query_interest(
     requests: Requests, rows: np.ndarray, asked: np.ndarray, catalogue: Catalogue
 ) -> np.ndarray:
     """What the queries of these request rows add to interest, float32 (len(rows), WORDS + 5)."""
@@ -240,13 +242,75 @@ def _intercept(liking: np.ndarray, shown: np.ndarray) -> float:
     return (low + high) / 2
 
 
-def _turns(requests: Requests, most: int = 20_000) -> Iterator[np.ndarray]:
+def turns(requests: Requests, most: int = 20_000) -> Iterator[np.ndarray]:
     """Batches of request rows, in time order for each user: all first requests, then all second, ..."""
     order = np.argsort(requests.turn, kind="stable")
     bounds = np.flatnonzero(np.diff(requests.turn[order], prepend=-1))
     for rows in np.split(order, bounds[1:]):
         for start in range(0, len(rows), most):
             yield rows[start : start + most]
+
+
+def cart_chance(logit: np.ndarray) -> np.ndarray:
+    """Probability that a clicked item goes into the cart, by the log-odds of its click when examined."""
+    return sigmoid(0.7 * logit - 0.8)
+
+
+def purchase_chance(logit: np.ndarray) -> np.ndarray:
+    """Probability that an item in the cart is bought, by the log-odds of its click when examined."""
+    return sigmoid(0.7 * logit + 0.2)
+
+
+class Session:
+    """How recent clicks shift the interest of each of U users; the shift fades by the hour.
+
+    Args:
+        users: U.
+        catalogue: the items that are clicked.
+    """
+
+    def __init__(self, users: int, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._shift = np.zeros((users, WORDS + len(TRAITS)), dtype=np.float32)
+        self._last_us = np.full(users, START_US)
+
+    def shift(self, user: np.ndarray, now_us: np.ndarray) -> np.ndarray:
+        """The shift of these users at these times, float32 (len(user), WORDS + 5); times never go back."""
+        self._shift[user] *= faded(now_us - self._last_us[user])
+        self._last_us[user] = now_us
+        return self._shift[user]
+
+    def remember(self, user: np.ndarray, slate: np.ndarray, clicked: np.ndarray) -> np.ndarray:
+        """Add the clicks on these users' slates and return their shift from now on.
+
+        Args:
+            user: int64 (B), each at most once.
+            slate: int64 (B, P), catalogue rows.
+            clicked: bool (B, P).
+        """
+        row, place = np.nonzero(clicked)
+        who, items = user[row], slate[row, place]
+        for number, (name, start) in enumerate(FACET_START.items()):
+            columns = start + self._catalogue.facet[items, number]
+            np.add.at(self._shift, (who, columns), np.float32(CLICK_SHIFT[name]))
+        np.add.at(self._shift[:, WORDS:], who, self._catalogue.trait[items] * np.float32(CLICK_TRAIT_SHIFT))
+        self._shift[user] = np.clip(self._shift[user], -1.0, 1.0)
+        return self._shift[user]
+
+
+def faded(elapsed_us: np.ndarray) -> np.ndarray:
+    """The fraction of a shift that is left after this time, float32 (R, 1)."""
+    return np.exp(-elapsed_us / (SESSION_FADE_S * 1e6)).astype(np.float32)[:, None]
+
+
+def replay(requests: Requests, slates: Slates, catalogue: Catalogue, users: int) -> np.ndarray:
+    """The shift of each request's user right after its slate, float32 (R, WORDS + 5)."""
+    session = Session(users, catalogue)
+    after = np.empty((len(requests.user), WORDS + len(TRAITS)), dtype=np.float32)
+    for rows in turns(requests):
+        session.shift(requests.user[rows], requests.time_us[rows])
+        after[rows] = session.remember(requests.user[rows], slates.item[rows], slates.clicked[rows])
+    return after
 
 
 def browse(
@@ -260,24 +324,25 @@ def browse(
     """Simulate all requests; a user's clicks shift the interest in that user's later requests."""
     shop = Shop(catalogue, shelf)
     asked = asked_facets(requests)
-    count, width = len(requests.user), WORDS + len(TRAITS)
+    count = len(requests.user)
 
     pilot = slate_rng.permutation(count)[:3000]
     interest = shoppers.interest[requests.user[pilot]]
-    interest = interest + _query_interest(requests, pilot, asked, catalogue)
+    interest = interest + query_interest(requests, pilot, asked, catalogue)
     slate = shop.slates(interest, requests.time_us[pilot], requests.wanted[pilot], slate_rng)
     intercept = _intercept(shop.liking(interest, slate, requests.wanted[pilot]), slate >= 0)
 
     item = np.empty((count, SLATE), dtype=np.int64)
     probability = np.empty((count, SLATE), dtype=np.float32)
     clicked, carted, purchased = (np.zeros((count, SLATE), dtype=bool) for _ in range(3))
-    shift = np.zeros((len(shoppers.age), width), dtype=np.float32)
-    last_us = np.full(len(shoppers.age), START_US)
-    for rows in _turns(requests):
+    session = Session(len(shoppers.age), catalogue)
+    for rows in turns(requests):
         user, now = requests.user[rows], requests.time_us[rows]
-        shift[user] *= np.exp(-(now - last_us[user]) / (SESSION_FADE_S * 1e6)).astype(np.float32)[:, None]
-        last_us[user] = now
-        interest = shoppers.interest[user] + shift[user] + _query_interest(requests, rows, asked, catalogue)
+        interest = (
+            shoppers.interest[user]
+            + session.shift(user, now)
+            + query_interest(requests, rows, asked, catalogue)
+        )
         slate = shop.slates(interest, now, requests.wanted[rows], slate_rng)
         logit = shop.liking(interest, slate, requests.wanted[rows]) + intercept
         shown = slate >= 0
@@ -285,19 +350,7 @@ def browse(
         probability[rows] = np.where(shown, sigmoid(logit) * EXAMINATION, 0.0)
         draws = click_rng.random((3, len(rows), SLATE), dtype=np.float32)
         clicked[rows] = draws[0] < probability[rows]
-        carted[rows] = clicked[rows] & (draws[1] < sigmoid(0.7 * logit - 0.8))
-        purchased[rows] = carted[rows] & (draws[2] < sigmoid(0.7 * logit + 0.2))
-        _remember(shift, user, slate, clicked[rows], catalogue)
-    return Slates(item, probability, clicked, carted, purchased)
-
-
-def _remember(
-    shift: np.ndarray, user: np.ndarray, slate: np.ndarray, clicked: np.ndarray, catalogue: Catalogue
-) -> None:
-    """Add a batch's clicks to ``shift`` in place; a user occurs at most once per batch."""
-    row, place = np.nonzero(clicked)
-    who, items = user[row], slate[row, place]
-    for number, (name, start) in enumerate(FACET_START.items()):
-        np.add.at(shift, (who, start + catalogue.facet[items, number]), np.float32(CLICK_SHIFT[name]))
-    np.add.at(shift[:, WORDS:], who, catalogue.trait[items] * np.float32(CLICK_TRAIT_SHIFT))
-    shift[user] = np.clip(shift[user], -1.0, 1.0)
+        carted[rows] = clicked[rows] & (draws[1] < cart_chance(logit))
+        purchased[rows] = carted[rows] & (draws[2] < purchase_chance(logit))
+        session.remember(user, slate, clicked[rows])
+    return Slates(item, probability, clicked, carted, purchased, intercept)

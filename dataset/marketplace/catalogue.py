@@ -98,6 +98,12 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.item_id)
 
+    def properties(self) -> np.ndarray:
+        """What an interest weighs: one-hot facets, then traits, float32 (N, WORDS + 5)."""
+        hot = np.zeros((len(self), WORDS), dtype=np.float32)
+        np.put_along_axis(hot, self.facet + np.array(list(FACET_START.values())), 1, axis=1)
+        return np.concatenate([hot, self.trait], axis=1)
+
     def look(self, row: int, background: float | None = None) -> Look:
         """What the picture of the item in this row shows; ``background`` replaces its own backdrop."""
         leaf, colour, pattern = (int(value) for value in self.facet[row, :3])

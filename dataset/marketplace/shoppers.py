@@ -28,6 +28,7 @@ TASTE = {
     "brand": (3, 1.3, 0.2),
     "style": (1, 0.6, 0.2),
 }
+LIKED_SPREAD = 0.2  # of the liked values about their mean
 TRAIT_TASTE = (0.95, 0.95, 0.65, 0.75, 0.2)  # spread per trait; the first two make a preferred backdrop hue
 
 
@@ -57,7 +58,7 @@ def make_shoppers(users: int, rng: np.random.Generator) -> Shoppers:
         liked, strength, spread = TASTE[name]
         taste = rng.normal(0, spread, size=(users, len(values)))
         chosen = np.argsort(rng.random((users, len(values))), axis=1)[:, :liked]
-        np.put_along_axis(taste, chosen, strength + rng.normal(0, 0.2, size=chosen.shape), axis=1)
+        np.put_along_axis(taste, chosen, strength + rng.normal(0, LIKED_SPREAD, size=chosen.shape), axis=1)
         parts.append(taste - taste.mean(axis=1, keepdims=True))
     leaf = parts[0].reshape(users, len(SEGMENTS), -1).sum(axis=2)
     segment = np.argmax(leaf + rng.gumbel(0, 1.5, size=leaf.shape), axis=1)

@@ -140,8 +140,8 @@ def _users(shoppers: Shoppers, requests: Requests) -> pa.Table:
     np.minimum.at(first_request, requests.user, requests.time_us)
     seen = np.minimum(shoppers.registered_us, first_request)
     columns = [
-        pa.array(_user_ids(np.arange(n))),
-        pa.array([f"user-{number}" for number in _user_ids(np.arange(n)).tolist()]),
+        pa.array(user_ids(np.arange(n))),
+        pa.array([f"user-{number}" for number in user_ids(np.arange(n)).tolist()]),
         pa.array(shoppers.age, pa.float32(), from_pandas=True),
         pa.array(SEGMENTS).take(pa.array(shoppers.segment)),
         pa.array(seen).cast(TIME),
@@ -149,7 +149,8 @@ def _users(shoppers: Shoppers, requests: Requests) -> pa.Table:
     return pa.table(columns, schema=USERS)
 
 
-def _user_ids(rows: np.ndarray) -> np.ndarray:
+def user_ids(rows: np.ndarray) -> np.ndarray:
+    """The ids of the users in these rows of Shoppers."""
     return rows + 1
 
 
@@ -185,14 +186,14 @@ def _events(
     query = query_of_request[request]
     columns = [
         pa.array(event_id),
-        pa.array(_user_ids(requests.user[request])),
+        pa.array(user_ids(requests.user[request])),
         pa.array(catalogue.item_id[slates.item[request, place[source]]]),
         pa.array(["impression", "click", "cart", "purchase"]).take(pa.array(step)),
         pa.array(time_us).cast(TIME),
         pa.array(time_us + lag_us).cast(TIME),
         pa.array(query, mask=query == 0),
         pa.array(place[source], pa.int32()),
-        pa.array(_request_ids(requests)[request]),
+        pa.array(request_ids(requests)[request]),
         pa.nulls(len(source), pa.float32()),
         pa.array(event_id),
     ]
@@ -202,7 +203,7 @@ def _events(
     return pa.table(columns, schema=EVENTS), truth
 
 
-def _request_ids(requests: Requests) -> np.ndarray:
+def request_ids(requests: Requests) -> np.ndarray:
     """Number requests by time, from 1."""
     ids = np.empty(len(requests.user), dtype=np.int64)
     ids[np.argsort(requests.time_us, kind="stable")] = np.arange(1, len(ids) + 1)

@@ -1,0 +1,88 @@
+"""The numbers of a run side by side: ours, our controls, the plain methods, and, where it is known, the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evaluation.metrics import Measurement
+from evaluation.report import Comparison, Control, Judged
+
+BASELINES = ("popularity", "item_knn", "tf_idf", "colour", "mix", "logistic", "boosting")
+CONTROLS = ("id_only", "shuffled", "logistic", "boosting")
+# A ranker's name among click predictions -> among lists.
+RANKERS = {
+    "full": "moon", "id_only": "ranker_id_only", "shuffled": "ranker_shuffled",
+    "logistic": "logistic", "boosting": "boosting",
+}  # fmt: skip
+JUDGED = {
+    "clicks": "clicks_per_slate", "purchases": "purchases_per_slate", "revenue": "revenue_per_slate",
+    "served over it": "lift_of_served", "clicks, history allowed": "clicks_per_slate_with_history",
+}  # fmt: skip
+LAST = ("shop", "observer", "oracle")
+
+
+def judged(measured: Sequence[Measurement]) -> list[Judged]:
+    """What every method would bring by the truth, by clicks; then the shop's policy and the bounds."""
+    by_name = {one.name: one for one in measured}
+    clicks = [
+        one for one in measured if one.name.startswith("truth/") and one.name.endswith("/clicks_per_slate")
+    ]
+    found = []
+    for one in sorted(clicks, key=lambda one: one.value):
+        method = one.name.split("/")[1]
+        keys = {label: f"truth/{method}/{what}" for label, what in JUDGED.items()}
+        estimated = {"IPS": f"off_policy/{method}/ips", "SNIPS": f"off_policy/{method}/snips"}
+        values = {label: by_name[key] for label, key in {**keys, **estimated}.items() if key in by_name}
+        found.append(Judged(method, values))
+    return sorted(found, key=lambda one: LAST.index(one.method) if one.method in LAST else -1)
+
+
+def headline(measured: Sequence[Measurement]) -> list[Comparison]:
+    """Our numbers beside the baselines and plain controls that were measured on the same rows."""
+    by_name = {one.name: one for one in measured}
+    found = []
+    for metric in ("recall@10", "recall@20", "ndcg@20", "cold/recall@20"):
+        ours = by_name.get(f"retrieval/moon/{metric}")
+        if ours is not None:
+            others = {
+                b: by_name[f"retrieval/{b}/{metric}"].value
+                for b in BASELINES
+                if f"retrieval/{b}/{metric}" in by_name
+            }
+            found.append(Comparison(ours.name, ours.value, others, ours.n, ours.split))
+    for metric in ("auc", "gauc"):
+        ours = by_name.get(f"ctr/full/{metric}")
+        if ours is not None:
+            others = {
+                c: by_name[f"ctr/{c}/{metric}"].value for c in CONTROLS if f"ctr/{c}/{metric}" in by_name
+            }
+            found.append(Comparison(ours.name, ours.value, others, ours.n, ours.split, start=0.5))
+    for direction in ("image_to_item", "text_to_item", "item_to_item", "image_to_text"):
+        ours = by_name.get(f"encoder/moon/{direction}/recall@10")
+        if ours is not None:
+            others = {
+                b: by_name[f"encoder/{b}/{direction}/recall@10"].value
+                for b in ("random", "colour", "tf_idf")
+                if f"encoder/{b}/{direction}/recall@10" in by_name
+            }
+            found.append(Comparison(ours.name, ours.value, others, ours.n, ours.split))
+    return found
+
+
+def controls(measured: Sequence[Measurement]) -> list[Control]:
+    """The ranker with vectors, without, and with those of other items, beside the plain controls."""
+    values = {one.name: one.value for one in measured}
+    found = []
+    for control, ranker in RANKERS.items():
+        names = {
+            "AUC": f"ctr/{control}/auc",
+            "GAUC": f"ctr/{control}/gauc",
+            "normalised entropy": f"ctr/{control}/ne",
+            "AUC, cold items": f"ctr/{control}/cold/auc",
+            "recall@20": f"retrieval/{ranker}/recall@20",
+            "recall@20, cold items": f"retrieval/{ranker}/cold/recall@20",
+        }
+        found.append(
+            Control(control, {label: (values[key], None) for label, key in names.items() if key in values})
+        )
+    return found

@@ -1,0 +1,250 @@
+"""Plain features of a request and an item: similarities to the user's history, and counts, as of the request.
+
+No learned vector and no feature store takes part: texts, pictures, who acted on what, and when. Legend: R requests,
+C candidates of all requests, M items, n candidates and H behaviours of one request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import sparse
+
+from dataset.contracts import POSITIVE_CODES, behaviour_codes
+from dataset.tables import Dataset
+from evaluation.content import PlainContent, SparseRows, buyers, colours, item_texts, tf_idf
+from evaluation.earlier import NO_QUERY, Counts, Moments, rows_before
+from evaluation.shop_baselines import positive_events
+
+HISTORY = 50  # latest behaviours of a user that a candidate is compared with
+DAY_US = 86_400_000_000
+MONTH_US = 28 * DAY_US
+FADE_US = DAY_US / 8  # in which a behaviour's weight falls to 1 / e
+LARGEST = 3  # similarities of the mean of the largest
+PRIOR = 10.0  # shown items at the log's own rate, by which like-rates are smoothed
+
+SHOWN = pa.array(["impression", "rating"])
+
+Rows = sparse.csr_array | np.ndarray
+SIMILARITIES = ("mean", "largest", "three_largest", "fading", "liked_less_disliked")
+COUNTS = (
+    *(
+        "length",
+        "in_category",
+        "in_category_fading",
+        "user_shown",
+        "user_rate",
+        "category_shown",
+        "category_rate",
+    ),
+    *("item_shown_28d", "item_liked_28d", "item_shown", "item_liked", "item_rate", "price", "age"),
+)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Behaviours of all users, ordered by (user, available time).
+
+    Attributes:
+        user_id, time_us: int64 (T).
+        item: int64 (T), row among the items.
+        sign: float32 (T), 1 for a like, -1 for a dislike.
+    """
+
+    user_id: np.ndarray
+    time_us: np.ndarray
+    item: np.ndarray
+    sign: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tallies:
+    """How often items, users, and users within a category were shown something and liked it."""
+
+    shown: Counts
+    liked: Counts
+
+    def rate(self, key: np.ndarray, when_us: np.ndarray, usual: float) -> np.ndarray:
+        """Log-odds of liking, smoothed towards the log's usual rate, float64 (R)."""
+        shown = np.maximum(self.shown.before(key, when_us), self.liked.before(key, when_us))
+        return _log_odds((self.liked.before(key, when_us) + PRIOR * usual) / (shown + PRIOR))
+
+
+class PlainFeatures:
+    """Features of pairs of a request and an item.
+
+    Args:
+        dataset: items and queries.
+        content: of all its items.
+        log: EVENTS rows; at each request only those available strictly before it are read.
+        together: EVENTS rows of which co-occurrence is counted at once, so all before the first request.
+    """
+
+    def __init__(self, dataset: Dataset, content: PlainContent, log: pa.Table, together: pa.Table) -> None:
+        self.item_ids = content.item_ids
+        items = dataset.items.sort_by("item_id")
+        positive = positive_events(together)
+        shown = pc.sum(pc.is_in(together["type"], value_set=SHOWN)).as_py() or 0
+        self._usual = (len(positive) + 1) / (max(shown, len(positive)) + 20)
+        users, bought = positive["user_id"].to_numpy(), positive["item_id"].to_numpy()
+        self._spaces: dict[str, Rows] = {
+            "co_occurrence": _csr(buyers(self.item_ids, users, bought)),
+            "tf_idf": _csr(content.tf_idf),
+        }
+        if content.colour is not None:
+            self._spaces["colour"] = content.colour
+        self._query_ids, self._queries = _queries(dataset, content)
+        paths = ["/".join(path) for path in items["category"].to_pylist()]
+        _, self._category = np.unique(paths, return_inverse=True)
+        self._price = np.log1p(np.maximum(items["price"].fill_null(0).to_numpy(), 0))
+        self._first_us = items["first_seen"].cast(pa.int64()).to_numpy()
+        self._read(log)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns."""
+        similar = [f"{space}_{kind}" for space in self._spaces for kind in SIMILARITIES]
+        return [*similar, *COUNTS, *(f"query_{kind}" for kind in self._queries), "asked"]
+
+    def of(self, asked: Moments, offsets: np.ndarray, item_id: np.ndarray) -> np.ndarray:
+        """The features of every candidate.
+
+        Args:
+            asked: R requests.
+            offsets: int64 (R + 1); request r owns item_id[offsets[r]:offsets[r + 1]].
+            item_id: int64 (C).
+
+        Returns:
+            float32 (C, F), finite, in the order of ``names``.
+        """
+        item = np.searchsorted(self.item_ids, item_id)
+        out = np.empty((len(item), len(self.names)), dtype=np.float32)
+        width = len(self._spaces) * len(SIMILARITIES)
+        start, stop = rows_before(self._past.user_id, self._past.time_us, asked.user_id, asked.time_us)
+        start = np.maximum(start, stop - HISTORY)
+        for r in range(len(asked)):
+            mine = slice(offsets[r], offsets[r + 1])
+            past = slice(start[r], stop[r])
+            out[mine, : width + 3] = self._against(item[mine], past, asked.time_us[r])
+            out[mine, width + len(COUNTS) :] = self._searched(item[mine], int(asked.query_id[r]))
+        owner = np.repeat(np.arange(len(asked)), np.diff(offsets))
+        out[:, width + 3 : width + len(COUNTS)] = self._counted(
+            asked.user_id[owner], asked.time_us[owner], item
+        )
+        return out
+
+    def _read(self, log: pa.Table) -> None:
+        """Unpack the log: behaviours in order, and counts of what was shown and liked."""
+        code = behaviour_codes(log["type"], log["value"])
+        user, time_us = log["user_id"].to_numpy(), log["available_time"].cast(pa.int64()).to_numpy()
+        item = np.searchsorted(self.item_ids, log["item_id"].to_numpy())
+        self._users = np.unique(user)
+        liked = np.isin(code, POSITIVE_CODES)
+        shown = pc.is_in(log["type"], value_set=SHOWN).to_numpy()
+        order = np.flatnonzero(code > 0)
+        sequence = log["sequence"].fill_null(0).to_numpy()
+        order = order[np.lexsort((sequence[order], time_us[order], user[order]))]
+        sign = np.where(liked, 1, -1).astype(np.float32)
+        self._past = Behaviour(user[order], time_us[order], item[order], sign[order])
+        keys = {"user": user, "item": item, "category": self._within(user, item)}
+        self._tally = {
+            name: Tallies(Counts.of(key[shown], time_us[shown]), Counts.of(key[liked], time_us[liked]))
+            for name, key in keys.items()
+        }
+
+    def _within(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """A key for a user within the category of an item."""
+        place = np.minimum(np.searchsorted(self._users, user), len(self._users) - 1)
+        known = np.where(self._users[place] == user, place, -1)
+        return known * (self._category.max(initial=0) + 1) + self._category[item]
+
+    def _against(self, item: np.ndarray, past: slice, now_us: int) -> np.ndarray:
+        """Candidates against a history, (n, S + 3): similarities of every space, length, share in the category."""
+        behaved, sign = self._past.item[past], self._past.sign[past]
+        liked = sign > 0
+        fading = np.exp(-(now_us - self._past.time_us[past][liked]) / FADE_US).astype(np.float32)
+        out = np.zeros((len(item), len(self._spaces) * len(SIMILARITIES) + 3), dtype=np.float32)
+        out[:, -3] = np.log1p(len(behaved))
+        if len(behaved) == 0:
+            return out
+        for number, rows in enumerate(self._spaces.values()):
+            cosine = _product(rows[item], rows[behaved])
+            columns = slice(number * len(SIMILARITIES), (number + 1) * len(SIMILARITIES))
+            out[:, columns] = np.stack(
+                [*_summaries(cosine[:, liked], fading), cosine @ sign / len(sign)], axis=1
+            )
+        if liked.any():
+            same = self._category[item][:, None] == self._category[behaved[liked]]
+            out[:, -2], out[:, -1] = same.mean(axis=1), same @ fading
+        return out
+
+    def _counted(self, user: np.ndarray, now_us: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """Counts of users and items, price and age, float64 (C, 11)."""
+        of_item, of_user, within = (self._tally[name] for name in ("item", "user", "category"))
+        category = self._within(user, item)
+        columns = [
+            np.log1p(of_user.shown.before(user, now_us)),
+            of_user.rate(user, now_us, self._usual),
+            np.log1p(within.shown.before(category, now_us)),
+            within.rate(category, now_us, self._usual),
+            np.log1p(of_item.shown.before(item, now_us, MONTH_US)),
+            np.log1p(of_item.liked.before(item, now_us, MONTH_US)),
+            np.log1p(of_item.shown.before(item, now_us)),
+            np.log1p(of_item.liked.before(item, now_us)),
+            of_item.rate(item, now_us, self._usual),
+            self._price[item],
+            np.log1p(np.maximum(now_us - self._first_us[item], 0) / DAY_US),
+        ]
+        return np.stack(columns, axis=1)
+
+    def _searched(self, item: np.ndarray, query_id: int) -> np.ndarray:
+        """Cosines with the query in words and in colours, and whether there is one, (n, 1 to 3)."""
+        out = np.zeros((len(item), len(self._queries) + 1), dtype=np.float32)
+        if query_id != NO_QUERY:
+            out[:, -1] = 1
+            row = np.searchsorted(self._query_ids, query_id)
+            for number, (space, rows) in enumerate(self._queries.items()):
+                out[:, number] = _product(self._spaces[space][item], rows[[row]])[:, 0]
+        return out
+
+
+def _queries(dataset: Dataset, content: PlainContent) -> tuple[np.ndarray, dict[str, Rows]]:
+    """The ids of all queries, ascending, and their rows in the spaces of items; none where nobody asks."""
+    queries = dataset.queries.sort_by("query_id")
+    if not len(queries):
+        return np.zeros(0, dtype=np.int64), {}
+    texts = item_texts(dataset.items.sort_by("item_id"))
+    rows: dict[str, Rows] = {"tf_idf": _csr(tf_idf(texts, queries["text"].to_pylist()))}
+    if content.colour is not None:
+        rows["colour"] = colours([dataset.image_bytes(one) for one in queries["image_id"].to_pylist()])
+    return queries["query_id"].to_numpy(), rows
+
+
+def _summaries(cosine: np.ndarray, fading: np.ndarray) -> Iterator[np.ndarray]:
+    """Mean, largest, mean of the three largest, and sum fading with time, of cosines (n, H)."""
+    if cosine.shape[1] == 0:
+        yield from np.zeros((4, len(cosine)), dtype=np.float32)
+        return
+    most = min(LARGEST, cosine.shape[1])
+    top = np.partition(cosine, cosine.shape[1] - most, axis=1)[:, -most:]
+    yield from (cosine.mean(axis=1), top.max(axis=1), top.mean(axis=1), cosine @ fading)
+
+
+def _product(left: Rows, right: Rows) -> np.ndarray:
+    product = left @ right.T
+    return product.toarray() if sparse.issparse(product) else product
+
+
+def _csr(rows: SparseRows) -> sparse.csr_array:
+    return sparse.csr_array(
+        (rows.value, rows.column, rows.offsets), shape=(len(rows.offsets) - 1, rows.width)
+    )
+
+
+def _log_odds(chance: np.ndarray) -> np.ndarray:
+    kept = np.clip(chance, 1e-4, 1 - 1e-4)
+    return np.log(kept / (1 - kept))
