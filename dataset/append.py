@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 from dataset.checks import check
 from dataset.contracts import TIME, DataError, Tables
 from dataset.first_seen import first_seen_of_all
-from dataset.identity import event_content, stable_hash
+from dataset.identity import IMPORTED, event_content, stable_hash
 from dataset.log import pairs
 from dataset.order import HASH, SOURCE, hashed, sequence_of, sequenced
+from dataset.shop_ids import NAMED
 from dataset.tables import Dataset, write_checked
 from run.artifacts import Artifact, open_artifact
 
@@ -110,6 +111,9 @@ def append(before: Dataset, tables: Tables, config: Mapping[str, Any], source: s
     }
     kept = before.artifact.config
     grown = {**kept, "appended": [*kept.get("appended", []), record]}
+    # Of a table that was empty nothing is known of its ids; others stay as clients know them.
+    ids = kept.get("ids", {}).items()
+    grown["ids"] = {field: kind for field, kind in ids if field not in NAMED or len(getattr(old, NAMED[field]))}
     if numbers := last_number(before, events):
         grown["last_event_id"] = numbers
     new = checked.events
@@ -212,7 +216,8 @@ def last_number(before: Dataset, events: pa.Table) -> int:
 
 def _numbered_on(before: Dataset, events: pa.Table) -> pa.Table:
     """The events numbered on from those that are there, whose numbers never change."""
-    numbers = pc.add(events.column("event_id"), last_number(before, events.slice(0, 0)))
+    last = max(last_number(before, events.slice(0, 0)), IMPORTED)
+    numbers = pc.add(pc.subtract(events.column("event_id"), IMPORTED), last)
     return events.set_column(events.column_names.index("event_id"), events.field("event_id"), numbers)
 
 

@@ -8,7 +8,6 @@ cause of silent leaks).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,28 +162,3 @@ def behaviour_codes(types: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray |
 def content_hash(content: bytes) -> str:
     """Identity of a picture: the first 16 hex digits of the sha256 of its bytes."""
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def stable_ids(external: Sequence[str]) -> np.ndarray:
-    """Map the source's string ids to int64, the same on every machine and in every run.
-
-    The mapping depends on the id alone, so it is the same in every file of a source and does not change when data are
-    added: a decimal number without leading zeros keeps its value (a MovieLens id stays readable), any other text
-    becomes the first 63 bits of its sha256. "07" and "7" are different ids.
-
-    Raises:
-        DataError: two different external ids map to the same int64.
-    """
-    mapped = {text: _stable_id(text) for text in external}
-    if len(set(mapped.values())) != len(mapped):
-        raise DataError(
-            f"expected {len(mapped)} distinct integers for {len(mapped)} external ids, found "
-            f"{len(set(mapped.values()))}: ids collide"
-        )
-    return np.fromiter((mapped[text] for text in external), dtype=np.int64, count=len(external))
-
-
-def _stable_id(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) <= 18 and str(int(text)) == text:
-        return int(text)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import EVENT_TYPES
+from dataset.shop_ids import CANONICAL, LARGEST_ID, ShopId
 
+# Importers number events from here on, so that a client that counts from 1 and names no sender does not meet them.
+IMPORTED = 2**62
 CONTENT = ("user_id", "item_id", "query_id", "request_id", "position")  # and type and value
 
 
-def event_key(sender: str, event_id: int) -> int:
-    """The id an event is stored under: the given one, or, of a named sender, 63 bits of a hash of name and id."""
-    if not sender:
+def event_key(sender: str, event_id: ShopId) -> int:
+    """The int64 that an event is stored under: its id, if no sender is named and it is one, else a hash of both.
+
+    A text of decimal digits is the same id as the integer.
+    """
+    if isinstance(event_id, str) and re.fullmatch(CANONICAL, event_id, flags=re.ASCII):
+        event_id = int(event_id)
+    if not sender and isinstance(event_id, int) and 0 <= event_id <= LARGEST_ID:
         return event_id
     name = json.dumps([sender, event_id]).encode()
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from dataset.adapters.canonical import NO_CLOCK, after, flat, start_of, under, users_of
 from dataset.adapters.source import AT_ONCE, together
 from dataset.contracts import EVENTS, TIME, DataError
+from dataset.identity import IMPORTED
 from dataset.order import hashed
 from dataset.records import CLOCK_SKEW
 from dataset.sieve import Column, sane
@@ -81,8 +82,8 @@ class LongLog:
         self._see(user, time, name)
 
     def chunks(self) -> Iterator[pa.Table]:
-        """EVENTS ordered by time and then by a hash, numbered from 1, available a second after they happened."""
-        number = 1
+        """EVENTS ordered by time and then by a hash, numbered from ``IMPORTED`` on, available a second after they happened."""
+        number = IMPORTED + 1
         batches = self._disk.sql(IN_ORDER).to_arrow_reader(AT_ONCE) if self.rows else ()
         for part in together(batches):
             ties = hashed(*(part.column(name).fill_null(-1).to_numpy() for name in ("user_id", "item_id")))

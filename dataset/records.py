@@ -4,7 +4,9 @@ Records come in through several doors. JSON (HTTP, the Redis stream, event files
 models here, one record at a time; an import goes through ``dataset.checks``, whole columns at a time, with the same
 bounds and the same words. A record that one door refuses is refused by all of them, for the same reason.
 
-Numbers are numbers: ``true`` and ``"7"`` are not, 7.0 is no id. A time is ISO 8601 with date, time of day and zone
+Numbers are numbers: ``true`` and ``"7"`` are not, 7.0 is no id. What an id is depends on the shop
+(``dataset.shop_ids``): whoever parses a record says so with the context ``kinds``; without one ids are integers of 64
+bits. A time is ISO 8601 with date, time of day and zone
 (``2026-07-01T10:00:00+08:00``) or, in Python, a datetime with a zone; numbers are no times, their unit would be a
 guess. Texts are cleaned (``dataset.text``) before they are measured. NaN is a missing number.
 """
@@ -26,15 +28,16 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from dataset.contracts import EVENT_TYPES
 from dataset.identity import event_key
+from dataset.shop_ids import ALL_INT64, LARGEST_ID, MOST_ID, IdKind, ShopId
 from dataset.text import clean
 
-LARGEST_ID = 2**63 - 1
 TOO_LARGE = 2.0**128 - 2.0**103  # the first number that float32 rounds to infinity
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 CLOCK_SKEW = timedelta(minutes=5)  # how far another clock may be ahead of ours
@@ -58,6 +61,8 @@ class Rule(StrEnum):
     UNKNOWN_FIELD = "unknown field {}"
     INT64 = "{} is not an integer of 64 bits"
     INT32 = "{} is not an integer of 32 bits"
+    INTEGER = "{} is not an integer"
+    NO_ID = "{} is neither an integer nor a text"
     NUMBER = "{} is not a number"
     TEXT = "{} is not a text"
     TEXTS = "{} is not a list of texts"
@@ -69,6 +74,7 @@ class Rule(StrEnum):
     AGE = "{} is not between 0 and 150 years"
     MOMENT = "{} outside sane bounds: before 1990 or in the future"
     LONG = "{} is too long"
+    EMPTY = "empty {}"
     LONG_INSIDE = "too long a text inside {}"
     NULL_INSIDE = "null inside {}"
     EMPTY_INSIDE = "empty text inside {}"
@@ -114,6 +120,27 @@ def _whole(rule: Rule, most: int) -> Callable[[Any, ValidationInfo], int]:
         return int(value)
 
     return check
+
+
+_int64 = _whole(Rule.INT64, LARGEST_ID)
+
+
+def _shop_id(value: Any, info: ValidationInfo) -> ShopId:
+    """An id as it was sent; its text is kept letter by letter."""
+    kind = (info.context or ALL_INT64)[info.field_name]
+    if kind is IdKind.INT64:
+        return _int64(value, info)
+    if value is None:
+        raise broken(Rule.NULL, info.field_name)
+    whole, text = _is_whole(value), _is_text(value)
+    if not (whole and kind is not IdKind.TEXT) and not (text and kind is not IdKind.INTEGER):
+        wrong = {IdKind.TEXT: Rule.TEXT, IdKind.INTEGER: Rule.INTEGER}
+        raise broken(wrong.get(kind, Rule.NO_ID), info.field_name)
+    if text and not value:
+        raise broken(Rule.EMPTY, info.field_name)
+    if len(value) > MOST_ID if text else abs(value) >= 10**MOST_ID:
+        raise broken(Rule.LONG, info.field_name)
+    return str(value) if text else int(value)
 
 
 def _float32(value: Any, info: ValidationInfo) -> float | None:
@@ -229,7 +256,11 @@ def _word_map(value: Any, info: ValidationInfo) -> dict[str, str]:
 
 
 # The validators decide, in our words; the bounds behind them describe the fields in the OpenAPI document.
-Id = Annotated[int, Field(ge=0, le=LARGEST_ID), BeforeValidator(_whole(Rule.INT64, LARGEST_ID))]
+Id = Annotated[
+    ShopId,
+    BeforeValidator(_shop_id),
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": LARGEST_ID}),
+]
 Place = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole(Rule.INT32, 2**31 - 1))]
 Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
 Text = Annotated[str, Field(max_length=MOST_TEXT), BeforeValidator(_text(MOST_TEXT))]

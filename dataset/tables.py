@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 from dataset.adapters.source import AT_ONCE
 from dataset.checks import check, check_events, quarantine_counts
 from dataset.contracts import EVENTS, QUARANTINE, SCHEMAS, DataError, Tables, completed
+from dataset.identity import IMPORTED
 from dataset.long_log import LongLog
 from dataset.order import HASH, sequenced
+from dataset.shop_ids import ALL_INT64, IdKind, Kinds, id_kinds
 from dataset.sieve import require_most
 from dataset.slates import SCOPE, SEVERAL_TIMES, SEVERAL_USERS, clicks_explained, unexplained
 from run.artifacts import Artifact, open_artifact, write_artifact
@@ -32,14 +34,16 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
         out: where to write.
         tables: canonical tables; ``events`` may be a LongLog, which is read once and closed.
         config: "name", "protocol" ("time", "holdout" or "none": how the split treats the events), and any other
-            provenance. Of importers: "first_seen", how they derive it from the log (``dataset.first_seen``), and
-            "event_ids": "given" if the source names its events (``dataset.append``). Added here: "rows" of each
-            table; "quarantined" rows by table and rule; "ties", what orders events with equal times
+            provenance. Of importers: "first_seen", how they derive it from the log (``dataset.first_seen``),
+            "event_ids": "given" if the source names its events (``dataset.append``), and "ids": what the source's ids
+            are (field -> kind, ``dataset.shop_ids``). Added here: "ids" that the source does not state; "rows" of
+            each table; "quarantined" rows by table and rule; "ties", what orders events with equal times
             (``dataset.order``); "last_event_id", the largest; "clicks", how many label an impression, and why others
             do not (``dataset.slates``).
 
     Raises:
-        DataError: a table breaks its schema, too many of its rows would be quarantined, or no row is left.
+        DataError: a table breaks its schema, too many of its rows would be quarantined, no row is left, or ids are
+            not of the kind that "ids" says.
     """
     if isinstance(tables.events, LongLog):
         return _write_long(out, tables, tables.events, config)
@@ -60,7 +64,7 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
 def _write_long(out: Path, tables: Tables, log: LongLog, config: Mapping[str, Any]) -> Artifact:
     """``write_dataset`` of a log that is longer than memory: it is checked and written some events at a time."""
     checked = check(replace(tables, events=EVENTS.empty_table()))
-    complete = {**config, "last_event_id": log.rows, "ties": HASH}
+    complete = {**config, "ids": _ids(checked, config), "last_event_id": IMPORTED + log.rows, "ties": HASH}
     with write_artifact(out, "dataset", complete) as folder:  # ``complete`` is sealed when all is written
         kept, refused = _write_events(folder / "events.parquet", log, checked)
         quarantine = pa.concat_tables([checked.quarantine, *refused])
@@ -93,7 +97,12 @@ def _write_events(path: Path, log: LongLog, checked: Tables) -> tuple[int, list[
 def write_checked(out: Path, checked: Tables, config: Mapping[str, Any]) -> Artifact:
     """Write tables that obey every rule, their events with a sequence number, as ``write_dataset`` does."""
     counts = {name: getattr(checked, name).num_rows for name in SCHEMAS}
-    complete = {**config, "rows": counts, "quarantined": quarantine_counts(checked.quarantine)}
+    complete = {
+        **config,
+        "ids": _ids(checked, config),
+        "rows": counts,
+        "quarantined": quarantine_counts(checked.quarantine),
+    }
     if checked.events.num_rows and (clicks := clicks_explained(checked.events)):
         complete["clicks"] = clicks
     with write_artifact(out, "dataset", complete) as folder:
@@ -103,6 +112,11 @@ def write_checked(out: Path, checked: Tables, config: Mapping[str, Any]) -> Arti
             if (table := getattr(checked, name)) is not None:
                 pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
     return open_artifact(out, "dataset")
+
+
+def _ids(checked: Tables, config: Mapping[str, Any]) -> dict[str, str]:
+    named = {"items": checked.items, "users": checked.users, "queries": checked.queries}
+    return id_kinds(named, config.get("ids", {}))
 
 
 def noticed(config: Mapping[str, Any]) -> list[str]:
@@ -136,6 +150,11 @@ class Dataset:
     def _read(self, name: str) -> pa.Table:
         table = pq.read_table(self.artifact.file(f"{name}.parquet"))
         return completed(table, SCHEMAS[name]) if name in SCHEMAS else table
+
+    @property
+    def id_kinds(self) -> Kinds:
+        """What the shop's ids are; earlier releases knew integers only."""
+        return {field: IdKind(kind) for field, kind in self.artifact.config.get("ids", ALL_INT64).items()}
 
     @cached_property
     def items(self) -> pa.Table:

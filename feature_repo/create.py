@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 from feast import FeatureStore
 
+from dataset.shop_ids import ALL_INT64, Kinds
 from feature_repo import source_tables
 from feature_repo.ingest.journal import Journal
+from feature_repo.shop_ids import RECEIVED, write_shop_ids
 from feature_repo.sources import DATA, LOG, NEW_ITEMS, STATES_FILE, replace_source
 from feature_repo.store import apply_definitions, open_store, use_profile
 from feature_repo.views import EmbeddingRecord
@@ -30,10 +32,11 @@ def create_store(
     split: Split,
     profile: str = "embedded",
     redis_url: str | None = None,
+    id_kinds: Kinds = ALL_INT64,
 ) -> FeatureStore:
     """Write the sources of a run and register its definitions, replacing an existing store.
 
-    The states of its items, and the refused items and events, are kept.
+    The states of its items, the ids that were received, and the refused items and events, are kept.
 
     Args:
         store_dir: the repository folder to create.
@@ -41,6 +44,7 @@ def create_store(
         split: its log holds every event that behaviour features may see.
         profile: online store, "embedded" (SQLite) or "redis".
         redis_url: ``redis://host:port/db``; the profile's own address by default.
+        id_kinds: what the dataset's ids are.
 
     Raises:
         StoreError: unknown profile, malformed address, or the existing store holds events or items that were received
@@ -52,6 +56,8 @@ def create_store(
     shutil.rmtree(building, ignore_errors=True)
     with writing(store_dir):
         _build(building, dataset, split, profile, redis_url)
+        tables = {"items": dataset.items, "users": dataset.users, "queries": dataset.queries}
+        write_shop_ids(building, id_kinds, tables)
         _keep(store_dir / DATA, building / DATA)
         shutil.rmtree(previous, ignore_errors=True)
         if store_dir.exists():
@@ -78,9 +84,10 @@ def _build(folder: Path, dataset: Dataset, split: Split, profile: str, redis_url
 
 
 def _keep(old: Path, new: Path) -> None:
-    """Copy what no dataset holds: what was refused, and which items are withdrawn."""
-    if (old / STATES_FILE).exists():
-        shutil.copy2(old / STATES_FILE, new / STATES_FILE)
+    """Copy what no dataset holds: what was refused, which items are withdrawn, and the ids that were received."""
+    for name in (STATES_FILE, RECEIVED):
+        if (old / name).exists():
+            shutil.copy2(old / name, new / name)
     for kind in (NEW_ITEMS, EVENTS):
         if (old / DEAD_LETTER / kind).exists():
             shutil.copytree(old / DEAD_LETTER / kind, new / DEAD_LETTER / kind)

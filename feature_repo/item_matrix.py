@@ -243,7 +243,7 @@ def _write(folder: Path, loaded_until: str, matrix: ItemMatrix) -> None:
 
 def _known_ids(store_dir: Path, embedding: Embedding) -> np.ndarray:
     """Ids of the catalogue, of the vectors and of items received since, int64, ascending."""
-    new = np.array([one.item.item_id for one in new_items(store_dir)], np.int64)
+    new = np.array([one.item_id for one in new_items(store_dir)], np.int64)
     return np.unique(
         np.concatenate([new, *(_source_ids(store_dir, view) for view in (VIEWS[0], embedding.item_view))])
     )

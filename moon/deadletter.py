@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moon.options import RunOption
+from moon.options import ClockOption, RunOption
 
 deadletter = typer.Typer(
     help="What was refused: items, events, rows, views, vectors, generations; retry or drop it.",
@@ -41,11 +41,11 @@ def deadletter_show(letter: LetterArgument, run: RunOption = None) -> None:
 
 
 @deadletter.command("retry")
-def deadletter_retry(letter: LetterArgument, run: RunOption = None) -> None:
+def deadletter_retry(letter: LetterArgument, run: RunOption = None, clock: ClockOption = "log") -> None:
     """Put a record back through the door it came by; it leaves the dead letter only if it is accepted."""
     from moon import journey, refused
 
-    typer.echo(refused.retry(journey.load(run).folder, letter))
+    typer.echo(refused.retry(journey.load(run).folder, letter, clock))
 
 
 @deadletter.command("drop")

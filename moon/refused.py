@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,39 @@ class StillRefused(RuntimeError):
 
 
 def listed(run: Path, kind: str | None) -> list[DeadLetter]:
-    """All refused records of a run, or those of one kind.
+    """All refused records of a run, or those of one kind, with the shop's ids in them.
 
     Raises:
         StoreError: no such kind.
     """
     if kind is not None and kind not in KINDS:
         raise StoreError(f"expected one of the kinds {', '.join(KINDS)}, found {kind!r}")
-    return list(dead_letters.letters(run / "store", kind))
+    return [_named(run, letter) for letter in dead_letters.letters(run / "store", kind)]
+
+
+def _named(run: Path, letter: DeadLetter) -> DeadLetter:
+    """The same with the shop's ids; records of other kinds are as they were sent, and have them already."""
+    from dataset.shop_ids import NAMED
+    from feature_repo.shop_ids import shop_ids
+
+    if letter.kind not in (ROWS, EMBEDDINGS) or not isinstance(letter.record, dict):
+        return letter
+    ids = shop_ids(run / "store")
+    record = {
+        name: ids.names(name, [value])[0] if name in NAMED and isinstance(value, int) else value
+        for name, value in letter.record.items()
+    }
+    return replace(letter, record=record)
+
+
+def _whose(letter: DeadLetter) -> str:
+    """The ids in a record that its name does not tell, for a list."""
+    from dataset.shop_ids import NAMED
+
+    record = letter.record if isinstance(letter.record, dict) else {}
+    told = record.get("item", record) if letter.kind == NEW_ITEMS else record
+    ids = {name: told[name] for name in NAMED if isinstance(told, dict) and name in told}
+    return "".join(f"  {name} {one!r}" for name, one in ids.items() if str(one) not in letter.id)
 
 
 def table(run: Path, kind: str | None) -> str:
@@ -41,7 +66,7 @@ def table(run: Path, kind: str | None) -> str:
     for one in KINDS:
         of_kind = [letter for letter in letters if letter.kind == one]
         shown = of_kind if kind is not None else of_kind[:SHOWN]
-        lines += [f"{letter.id}  {letter.door}  {letter.reason:.{WIDTH}}" for letter in shown]
+        lines += [f"{letter.id}{_whose(letter)}  {letter.door}  {letter.reason:.{WIDTH}}" for letter in shown]
         if len(shown) < len(of_kind):
             lines.append(f"... {len(of_kind) - len(shown)} more: moon deadletter list {one}")
     counts = dead_letters.counts(run / "store")
@@ -54,7 +79,7 @@ def shown(run: Path, letter_id: str) -> str:
     Raises:
         StoreError: there is none with this id.
     """
-    return as_json(dead_letters.find(run / "store", letter_id))
+    return as_json(_named(run, dead_letters.find(run / "store", letter_id)))
 
 
 def as_json(letter: DeadLetter | list[DeadLetter]) -> str:
@@ -74,8 +99,13 @@ def drop(run: Path, letter_id: str) -> str:
     return f"dropped {letter_id}, refused {letter.time} at {letter.door}: {letter.reason}"
 
 
-def retry(run: Path, letter_id: str) -> str:
+def retry(run: Path, letter_id: str, clock: str = "log") -> str:
     """Put a record back through its door; only if it is accepted, it leaves the dead letter.
+
+    Args:
+        run: the run folder.
+        letter_id: of the record.
+        clock: that the run is served with (``feature_repo.ingest.clock``); an event without a time gets its time.
 
     Raises:
         StoreError: there is none with this id.
@@ -83,7 +113,7 @@ def retry(run: Path, letter_id: str) -> str:
         StoreUnavailable: the online store does not answer; the record stays as it is.
     """
     letter = dead_letters.find(run / "store", letter_id)
-    said = RETRIES[letter.kind](run, letter)
+    said = _event(run, letter, clock) if letter.kind == EVENTS else RETRIES[letter.kind](run, letter)
     dead_letters.remove(run / "store", letter_id)
     return said
 
@@ -99,15 +129,16 @@ def _item(run: Path, letter: DeadLetter) -> str:
     return f"{letter.id} is among the new items: running services encode it"
 
 
-def _event(run: Path, letter: DeadLetter) -> str:
+def _event(run: Path, letter: DeadLetter, clock: str) -> str:
     from dataset.contracts import DataError
     from feature_repo.ingest.clock import shop_clock
     from feature_repo.ingest.ingestor import Ingestor
     from feature_repo.ingest.stream import retry_event
+    from feature_repo.shop_ids import shop_ids
 
     store_dir = run / "store"
     try:
-        retry_event(letter, Ingestor(store_dir, shop_clock(store_dir, "log")))
+        retry_event(letter, Ingestor(store_dir, shop_clock(store_dir, clock)), shop_ids(store_dir).kinds)
     except DataError as error:
         raise _still(run, letter, error) from None
     return f"{letter.id} is in the journal and online"
@@ -163,7 +194,6 @@ def _still(run: Path, letter: DeadLetter, error: Exception) -> StillRefused:
 
 RETRIES: dict[str, Callable[[Path, DeadLetter], str]] = {
     NEW_ITEMS: _item,
-    EVENTS: _event,
     ROWS: _row,
     VIEWS: _view,
     EMBEDDINGS: _embedding,

@@ -93,7 +93,10 @@ def store(run: Run) -> None:
     from feature_repo.create import create_store
     from feature_repo.store import activate
 
-    create_store(run.folder / "store", open_dataset(run), open_split(run), profile=run.profile)
+    dataset = open_dataset(run)
+    create_store(
+        run.folder / "store", dataset, open_split(run), profile=run.profile, id_kinds=dataset.id_kinds
+    )
     activate(run.folder / "store")
 
 

@@ -94,4 +94,4 @@ def _route(scope: Scope) -> str:
     found = scope.get("route")
     if found is None:
         found = next((one for one in scope["app"].routes if one.matches(scope)[0] == Match.FULL), None)
-    return str(getattr(found, "path", "unknown"))
+    return str(getattr(found, "path_format", "unknown"))

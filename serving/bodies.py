@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from dataset.json_keys import refuse_repeated_keys
-from serving.questions import Refused, SearchForm, SearchQuestion, decode_base64
+from dataset.shop_ids import Kinds, ShopId
+from serving.questions import Refused, SearchForm, SearchQuestion, decode_base64, read_id
 from serving.refusals import reasons
 from serving.settings import Settings
 from serving.work import Work
@@ -31,9 +32,11 @@ async def read_json(request: Request, settings: Settings) -> bytes:
 
 
 async def read_search(
-    request: Request, settings: Settings, parsing: Work
-) -> tuple[str | None, bytes | None, int | None, int]:
+    request: Request, settings: Settings, parsing: Work, kinds: Kinds
+) -> tuple[str | None, bytes | None, ShopId | None, int]:
     """Text, picture, user and k of a search, from JSON, which ``parsing`` parses, or a form.
+
+    ``kinds`` says what the shop's ids are.
 
     Raises:
         Refused: 408, too slow; 415, another content type; 422, not a search.
@@ -42,7 +45,7 @@ async def read_search(
     kind = _kind(request)
     try:
         if kind == JSON:
-            return await parsing.run(_parse_search, await _read_body(request, settings))
+            return await parsing.run(_parse_search, await _read_body(request, settings), kinds)
         if kind == FORM:
             form = await asyncio.wait_for(request.form(max_files=1, max_fields=8), settings.body_deadline_s)
             refuse_repeated(name for name, _ in form.multi_items())
@@ -52,7 +55,8 @@ async def read_search(
                 raise Refused(422, "image: expected a file")
             filled = SearchForm.model_validate({name: value for name, value in fields.items() if value != ""})
             image = await upload.read() if upload is not None else None
-            return filled.text, image or None, filled.user_id, filled.k
+            user = None if filled.user_id is None else read_id("user_id", filled.user_id, kinds)
+            return filled.text, image or None, user, filled.k
     except TimeoutError:
         raise _too_slow(settings) from None
     except ValidationError as error:
@@ -88,8 +92,8 @@ def _kind(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _parse_search(body: bytes) -> tuple[str | None, bytes | None, int | None, int]:
-    asked = SearchQuestion.model_validate_json(body)
+def _parse_search(body: bytes, kinds: Kinds) -> tuple[str | None, bytes | None, ShopId | None, int]:
+    asked = SearchQuestion.model_validate_json(body, context=kinds)
     refuse_repeated_keys(body)
     image = None if asked.image_base64 is None else decode_base64(asked.image_base64)
     return asked.text, image, asked.user_id, asked.k

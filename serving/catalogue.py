@@ -9,14 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataset.shop_ids import ShopId
+from feature_repo.shop_ids import INT64_IDS, ShopIds
 from retrieval.index import category_path
 
 
 @dataclass(frozen=True)
 class Card:
-    """An item for display; fields the catalogue lacks are None or empty."""
+    """An item for display, under the shop's id; fields the catalogue lacks are None or empty."""
 
-    item_id: int
+    item_id: ShopId
     title: str
     category: str
     price: float | None
@@ -29,12 +31,15 @@ class Catalogue:
     Args:
         items: the dataset's items table.
         image_bytes: picture of an image id, None when there is none.
+        ids: of the shop.
     """
 
-    def __init__(self, items: pa.Table, image_bytes: Callable[[str], bytes | None]) -> None:
+    def __init__(
+        self, items: pa.Table, image_bytes: Callable[[str], bytes | None], ids: ShopIds = INT64_IDS
+    ) -> None:
         self._items = items.select(["item_id", "title", "category", "price", "image_id"])
         self._row = {item_id: row for row, item_id in enumerate(items["item_id"].to_pylist())}
-        self.image_bytes = image_bytes
+        self.image_bytes, self._ids = image_bytes, ids
 
     def __len__(self) -> int:
         return len(self._row)
@@ -50,6 +55,7 @@ class Catalogue:
         return Catalogue(
             pa.concat_tables([self._items.filter(kept), columns]),
             lambda image_id: pictures[image_id] if image_id in pictures else image_bytes(image_id),
+            self._ids,
         )
 
     def cards(self, item_ids: Sequence[int] | np.ndarray) -> list[Card]:
@@ -57,10 +63,11 @@ class Catalogue:
         ids = [int(item_id) for item_id in item_ids]
         held = [self._row[item_id] for item_id in ids if item_id in self._row]
         found = {row["item_id"]: row for row in self._items.take(pa.array(held, pa.int64())).to_pylist()}
-        return [_card(item_id, found.get(item_id)) for item_id in ids]
+        names = self._ids.names("item_id", ids)
+        return [_card(name, found.get(item_id)) for item_id, name in zip(ids, names, strict=True)]
 
 
-def _card(item_id: int, row: dict | None) -> Card:
+def _card(item_id: ShopId, row: dict | None) -> Card:
     if row is None:
         return Card(item_id, "", "", None, None)
     price = row["price"]

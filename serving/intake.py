@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from dataset.records import Event, Item
+from dataset.shop_ids import ShopId
 from feature_repo.ingest.ingestor import Ingested, Ingestor
 from feature_repo.ingest.item_states import change_state, state_of
 from feature_repo.ingest.new_items import keep_item, kept_item
@@ -52,7 +53,7 @@ class Intake:
         """See ``feature_repo.ingest.ingestor.Ingestor.ingest``; refuses with 503 what cannot be kept."""
         return await self.work.run(self._written, self._ingestor.ingest, events, "HTTP")
 
-    async def kept(self, item_id: int) -> tuple[Item | None, str]:
+    async def kept(self, item_id: ShopId) -> tuple[Item | None, str]:
         """The item as it was received last, None if it was not, and its present state."""
         return await self.work.run(self._written, self._kept, item_id)
 
@@ -60,7 +61,7 @@ class Intake:
         """Save an item for the services that read the store (``feature_repo.ingest.new_items``)."""
         await self.work.run(self._written, keep_item, self._store_dir, item, self._now())
 
-    async def set_state(self, item_id: int, state: str) -> None:
+    async def set_state(self, item_id: ShopId, state: str) -> None:
         """See ``feature_repo.ingest.item_states.change_state``."""
         await self.work.run(self._written, change_state, self._store_dir, item_id, state, self._now())
 
@@ -75,7 +76,7 @@ class Intake:
             return f"nothing can be written to {JOURNAL}: {error.strerror or error}"
         return ""
 
-    def _kept(self, item_id: int) -> tuple[Item | None, str]:
+    def _kept(self, item_id: ShopId) -> tuple[Item | None, str]:
         return kept_item(self._store_dir, item_id), state_of(self._store_dir, item_id)
 
     def _written(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from fastapi import FastAPI
 
 from dataset.records import Event, Item, ItemState
+from dataset.shop_ids import LARGEST_ID, MOST_ID, IdKind, Kinds
 from feature_repo.ingest.arrivals import MOST_EVENTS
 from serving.questions import SearchForm, SearchQuestion
 
@@ -35,6 +37,16 @@ _SCHEMES = {
 }
 
 
+_INTEGER = {"type": "integer"}
+_TEXT = {"type": "string", "minLength": 1, "maxLength": MOST_ID}
+ID_SCHEMAS: dict[IdKind, dict[str, Any]] = {
+    IdKind.INT64: {"type": "integer", "minimum": 0, "maximum": LARGEST_ID},
+    IdKind.INTEGER: _INTEGER,
+    IdKind.TEXT: _TEXT,
+    IdKind.ANY: {"anyOf": [_INTEGER, _TEXT]},
+}
+
+
 def refused_with(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The refusals of a route, besides those of every route."""
     return {
@@ -54,6 +66,41 @@ def describe_keys(app: FastAPI) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def describe_ids(app: FastAPI, kinds: Kinds) -> None:
+    """Say in the document what the shop's ids are."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(
+            json.dumps(described())
+        )  # bodies are shared with other applications
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                _say_kinds(operation, kinds)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _say_kinds(operation: dict[str, Any], kinds: Kinds) -> None:
+    """Put the schemas of ids into the parameters and the body of an operation, in place."""
+    for one in operation.get("parameters", []):
+        kind = kinds.get({"session": "item_id"}.get(one["name"], one["name"]))
+        if kind is None or one["schema"].get("default") == "":  # of the page, which says itself what is no id
+            continue
+        said = ID_SCHEMAS[kind]
+        one["schema"] = {**one["schema"], "items": said} if "items" in one["schema"] else said
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        record = content["schema"].get("items", content["schema"])
+        for name, schema in record["properties"].items():
+            if name in kinds:
+                said = ID_SCHEMAS[kinds[name]]
+                optional = {"type": "null"} in schema.get("anyOf", [])
+                record["properties"][name] = (
+                    {"anyOf": [said, {"type": "null"}], "default": None} if optional else said
+                )
 
 
 def _body(*contents: tuple[str, dict[str, Any], Any]) -> dict[str, Any]:

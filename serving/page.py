@@ -6,11 +6,11 @@ Rendered on the server without scripts or external files: item ids may exceed Ja
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from html import escape
 from urllib.parse import quote, urlencode
 
+from dataset.shop_ids import ShopId, from_text
 from feature_repo.online import StoreUnavailable
 from serving.answer import Answer
 from serving.catalogue import Card
@@ -52,13 +52,15 @@ def render(moon: Recommender, user_id: str, category: str, item_id: str, text: s
         if text:
             answer, title = moon.search(text, None, SHOWN), f"Found for “{text}”"
         elif item_id:
-            answer, title = moon.similar(_number(item_id), SHOWN), f"Like item {item_id}"
-            history = moon.catalogue.cards([_number(item_id)])
+            item = _id("item_id", item_id, moon)
+            answer, title = moon.similar(item, SHOWN), f"Like item {item_id}"
+            history = moon.catalogue.cards([moon.ids.one("item_id", item)])
         elif user_id or moon.example_users:
             user_id = user_id or str(moon.example_users[0])
-            answer = moon.recommend(_number(user_id), SHOWN, category or None)
+            user = _id("user_id", user_id, moon)
+            answer = moon.recommend(user, SHOWN, category or None)
             title = f"Recommended to user {user_id}"
-            history = moon.history(_number(user_id))
+            history = moon.history(user)
     except StoreUnavailable as error:
         log.warning("%s", error)
         problem = STORE_AWAY
@@ -80,14 +82,15 @@ def render(moon: Recommender, user_id: str, category: str, item_id: str, text: s
     return "\n".join(part for part in parts if part)
 
 
-def _number(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,18}|[0-8][0-9]{18}", text):
-        raise ValueError(f"{text!r} is not an id: expected a whole number")
-    return int(text)
+def _id(field: str, text: str, moon: Recommender) -> ShopId:
+    try:
+        return from_text(text, moon.ids.kinds[field])
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not an id: {error}") from None
 
 
 def _forms(moon: Recommender, user_id: str, category: str, text: str) -> str:
-    users = "".join(f"<option value='{user}'>" for user in moon.example_users)
+    users = "".join(f"<option value='{escape(str(user))}'>" for user in moon.example_users)
     categories = "".join(
         f"<option value='{escape(path)}'{' selected' if path == category else ''}>{escape(path)}</option>"
         for path in moon.retriever.index.categories

@@ -1,4 +1,7 @@
-"""The parameters of HTTP requests as strict models: no ``true``, ``"7"``, ``7.0`` or NaN passes for an id."""
+"""The parameters of HTTP requests as strict models: no ``true``, ``"7"``, ``7.0`` or NaN passes for an integer.
+
+In addresses and forms an id is a text; ``read_id`` says whether it is one of the shop's.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
 
 from dataset.contracts import DataError
 from dataset.pictures import decoded_pixels
-from dataset.records import LARGEST_ID, Id, Word
+from dataset.records import Id, Word
+from dataset.shop_ids import MOST_ID, Kinds, ShopId, from_text
 
 MOST_HITS = 200
 MOST_SESSION = 100
@@ -27,13 +31,13 @@ class Refused(Exception):
 
 
 def _whole_number(value: Any) -> int:
-    """Ids in addresses and forms arrive as text: digits and nothing else."""
+    """Numbers in addresses and forms arrive as text: digits and nothing else."""
     if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,19}", value):
         raise ValueError("expected a whole number in decimal digits")
     return int(value)
 
 
-TextId = Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=LARGEST_ID)]
+TextId = Annotated[str, Field(min_length=1, max_length=MOST_ID)]
 TextCount = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=MOST_HITS)]
 
 
@@ -76,6 +80,23 @@ class SearchQuestion(BaseModel):
     image_base64: str | None = None
     user_id: Id | None = None
     k: Annotated[StrictInt, Field(ge=1, le=MOST_HITS)] = 20
+
+
+def read_id(field: str, text: str, kinds: Kinds) -> ShopId:
+    """An id of an address or a form.
+
+    Args:
+        field: which id, e.g. ``item_id``.
+        text: as it was sent.
+        kinds: what the shop's ids are.
+
+    Raises:
+        Refused: 422, the shop's ids are not written so.
+    """
+    try:
+        return from_text(text, kinds[field])
+    except ValueError as error:
+        raise Refused(422, f"{field}: {error}") from None
 
 
 def decode_base64(text: str) -> bytes:

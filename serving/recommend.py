@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 
 from dataset.contracts import BEHAVIOUR_CODES
 from dataset.records import DELETED
+from dataset.shop_ids import ShopId
 from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.encode import Content, Encoder
@@ -32,6 +33,7 @@ from feature_repo.frame import Frame, History
 from feature_repo.ingest.item_states import UnknownItem
 from feature_repo.item_matrix import ItemMatrix
 from feature_repo.online import OnlineReader, StoreUnavailable
+from feature_repo.shop_ids import INT64_IDS, ShopIds, shop_ids
 from ranker.relevance import Relevance
 from ranker.score import Ranker
 from retrieval.fusion import fuse_orders
@@ -74,9 +76,10 @@ class Recommender:
         now: the time of requests that give none.
         behaviours: most behaviours of a history that the ranker can read.
         per_source: candidates asked of every source.
-        example_users: users with test requests, for the page.
+        example_users: users with test requests, for the page; the shop's ids.
         fuse: the ranker learned from impressions only, so its order of candidates is fused with retrieval's.
         generation: number of the generation; None: the artifacts are not a generation.
+        ids: of the shop. Questions and answers have its ids; everything behind them has what stands for them inside.
 
     Attributes:
         items: the snapshot that candidates' features come from (``serving.refresh``); None: the online store.
@@ -95,15 +98,16 @@ class Recommender:
         now: Callable[[], datetime],
         behaviours: int,
         per_source: int = 100,
-        example_users: Sequence[int] = (),
+        example_users: Sequence[ShopId] = (),
         fuse: bool = False,
         generation: int | None = None,
+        ids: ShopIds = INT64_IDS,
     ) -> None:
         self.retriever, self.reader, self.ranker, self.encoder = retriever, reader, ranker, encoder
         self.relevance, self.catalogue, self.artifacts = relevance, catalogue, dict(artifacts)
         self.now, self.behaviours, self.per_source = now, behaviours, per_source
         self.example_users = tuple(example_users)
-        self.fuse, self.generation = fuse, generation
+        self.fuse, self.generation, self.ids = fuse, generation, ids
         self.items: ItemMatrix | None = None
         self.withdrawn: Mapping[int, str] = {}
         self.counts: Counter[str] = Counter()
@@ -137,20 +141,22 @@ class Recommender:
         retriever = Retriever.open(artifacts)
         last = pc.max(split.log["available_time"]).as_py() + timedelta(seconds=1)
         behaviours = size(recorded["size_name"]).history
+        ids = shop_ids(run / "store")
         recommender = cls(
             retriever=retriever,
             reader=OnlineReader(run / "store", behaviours),
             ranker=Ranker.open(artifacts["ranker"], retriever.vectors),
             encoder=Encoder.open(artifacts["encoder"]),
             relevance=Relevance.open(artifacts["relevance"]) if "relevance" in artifacts else None,
-            catalogue=Catalogue(dataset.items, dataset.image_bytes),
+            catalogue=Catalogue(dataset.items, dataset.image_bytes, ids),
             artifacts=_ids(artifacts),
             now=lambda: last,
             behaviours=behaviours,
             per_source=settings.per_source,
-            example_users=_example_users(split),
+            example_users=ids.names("user_id", _example_users(split)),
             fuse=artifacts["ranker"].config["loss"] == "pointwise",
             generation=generation,
+            ids=ids,
         )
         for user_id in recommender.example_users[:1]:
             recommender.recommend(user_id, 10)
@@ -167,16 +173,16 @@ class Recommender:
 
     def recommend(
         self,
-        user_id: int,
+        user_id: ShopId,
         k: int,
         category: str | None = None,
         time: datetime | None = None,
-        session: Sequence[int] = (),
+        session: Sequence[ShopId] = (),
     ) -> Answer:
         """The k items this user should see now, without what they already bought or rated.
 
         Args:
-            user_id: any int64; an unknown one gets popular items.
+            user_id: any id; an unknown one gets popular items.
             k: at most how many.
             category: only items under this path.
             time: as of when; default ``now``.
@@ -187,20 +193,21 @@ class Recommender:
         """
         self._require_category(category)
         fallbacks: list[str] = []
+        person, visit = self.ids.one("user_id", user_id), self.ids.find("item_id", session)
         stages, time = Stages(), time or self.now()
         with stages.measure("features"):
-            user = self._read_user(user_id, time, fallbacks)
-        history = _with_session(user.history if user is not None else history_of(()), session)
+            user = self._read_user(person, time, fallbacks)
+        history = _with_session(user.history if user is not None else history_of(()), visit)
         personal = bool((self.retriever.vectors.rows(interests(history).item_id) >= 0).any())
         if user is not None and not personal:
             fallbacks.append("empty_history" if _known(user) else "unknown_user")
         owned = history.item_id[np.isin(history.code, OWNED_CODES)]
         request = Request(
-            user_id=user_id,
+            user_id=person,
             history=history,
             time=time,
             category=category,
-            exclude=np.union1d(owned, np.asarray(session, dtype=np.int64)),
+            exclude=np.union1d(owned, np.asarray(visit, dtype=np.int64)),
             user=user.requests if user is not None and _known(user) else None,
         )
         sources = self.retriever.recommending if personal else (self.retriever.popular,)
@@ -222,7 +229,7 @@ class Recommender:
         text: str | None,
         image: bytes | None,
         k: int,
-        user_id: int | None = None,
+        user_id: ShopId | None = None,
         time: datetime | None = None,
     ) -> Answer:
         """The k items that answer a text, a picture or both.
@@ -231,18 +238,19 @@ class Recommender:
         reciprocal ranks, so that neither order overrules the other.
         """
         fallbacks: list[str] = []
+        person = None if user_id is None else self.ids.one("user_id", user_id)
         stages, time = Stages(), time or self.now()
         with stages.measure("encode"):
             vector = self.encoder.encode([Content(image=image, text=text)])[0]
         user = None
-        if user_id is not None:
+        if person is not None:
             with stages.measure("features"):
-                user = self._read_user(user_id, time, fallbacks)
+                user = self._read_user(person, time, fallbacks)
             if user is not None and not _known(user):
                 fallbacks.append("unknown_user")
                 user = None
         request = Request(
-            user_id=-1 if user_id is None else user_id,
+            user_id=-1 if person is None else person,
             history=user.history if user is not None else history_of(()),
             time=time,
             query_vector=vector,
@@ -263,31 +271,30 @@ class Recommender:
                 order, (ids, scores) = "relevance+ranker", fuse_orders(ids, ranked)
         return self._answer(ids[:k], scores[:k], matches, order, stages, fallbacks)
 
-    def similar(self, item_id: int, k: int) -> Answer:
+    def similar(self, item_id: ShopId, k: int) -> Answer:
         """The k items most like this one, by cosine of their vectors.
 
         Raises:
             UnknownItem: the index does not hold it, or it was deleted.
         """
-        if self.withdrawn.get(item_id) == DELETED:
+        item = self.ids.one("item_id", item_id)
+        if self.withdrawn.get(item) == DELETED:
             raise UnknownItem(f"item {item_id} was deleted")
         stages = Stages()
-        vectors, found = self.retriever.index.gather(np.array([item_id], dtype=np.int64))
+        vectors, found = self.retriever.index.gather(np.array([item], dtype=np.int64))
         if not found[0]:
             raise UnknownItem(f"no item {item_id}")
         with stages.measure("retrieve"):
-            ids, scores = self.retriever.index.search(
-                vectors[0], k, exclude=np.array([item_id], dtype=np.int64)
-            )
+            ids, scores = self.retriever.index.search(vectors[0], k, exclude=np.array([item], dtype=np.int64))
         return self._answer(ids, scores, None, "similarity", stages, [])
 
-    def history(self, user_id: int) -> list[Card]:
+    def history(self, user_id: ShopId) -> list[Card]:
         """What the user acted on, newest first; empty for an unknown user.
 
         Raises:
             StoreUnavailable: the online store does not answer.
         """
-        items = self.reader.read_user(user_id, self.now()).history.item_id
+        items = self.reader.read_user(self.ids.one("user_id", user_id), self.now()).history.item_id
         return self.catalogue.cards(items[::-1])
 
     def unready(self) -> list[str]:
@@ -298,7 +305,7 @@ class Recommender:
         """What makes it answer with popular items instead of personal ones; empty when nothing does."""
         try:
             for user_id in self.example_users[:1]:
-                if not _known(self.reader.read_user(user_id, self.now())):
+                if not _known(self.reader.read_user(self.ids.one("user_id", user_id), self.now())):
                     return [f"the online store has no user {user_id}: run 'moon materialize'"]
         except StoreUnavailable as error:
             log.warning("%s", error)

@@ -62,7 +62,7 @@ def refreshed(
         )
     items = _stored(opened, store, matrix.embedding, items)
     if items:
-        ids = np.array([one.item.item_id for one in items], np.int64)
+        ids = np.array([one.item_id for one in items], np.int64)
         matrix = read_now(store, matrix.embedding, ids).over(matrix)
     vectors = Vectors(matrix.vectors.ids, matrix.vectors.matrix, known.queries, known.id)
     moon = copy.copy(opened)
@@ -86,7 +86,7 @@ def _stored(
         written = _written(opened, store, embedding, fresh)
     except UNREACHABLE as error:
         raise StoreUnavailable(f"the online store does not answer: {error}") from error
-    return sorted([*known, *written], key=lambda one: one.item.item_id)
+    return sorted([*known, *written], key=lambda one: one.item_id)
 
 
 def _written(
@@ -103,7 +103,7 @@ def _written(
         return list(items)
     except (DataError, RowsRefused) as error:
         if len(items) == 1:
-            log.warning("item %d is set aside: %s", items[0].item.item_id, error)
+            log.warning("item %s is set aside: %s", items[0].item.item_id, error)
             set_aside(Path(str(store.config.repo_path)), items[0], str(error))
             return []
     half = len(items) // 2

@@ -11,10 +11,12 @@ import numpy as np
 import redis
 from conftest import DAY, START, TinyWorld, write_embedding
 
+from dataset.shop_ids import ALL_INT64, Kinds
 from encoder.pictures.decode import decode_image
 from feature_repo.create import create_store
 from feature_repo.embeddings import publish_embedding
 from feature_repo.online import OnlineReader
+from feature_repo.shop_ids import shop_ids
 from feature_repo.store import materialize, use_profile
 from feature_repo.vectors import Vectors
 from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
@@ -108,16 +110,18 @@ class Shop:
         places = Towers().item_vectors(self.world.dataset.items)
         tower_index = ItemIndex.build(vectors.ids, places, paths)
         parts = Parts(self.graph, Towers(), tower_index.only(only))
+        ids = shop_ids(self.store)
         return Recommender(
             retriever=Retriever._of(index.only(only), vectors, parts, {}),
             reader=OnlineReader(self.store, 7),
             ranker=Ranker(),
             encoder=Encoder(),
             relevance=None,
-            catalogue=Catalogue(self.world.dataset.items, {}.get),
+            catalogue=Catalogue(self.world.dataset.items, {}.get, ids),
             artifacts={"embedding": embedding.id},
             now=lambda: NOW,
             behaviours=7,
+            ids=ids,
         )
 
     def live(self, **changes) -> Live:
@@ -128,12 +132,18 @@ class Shop:
         return live
 
 
-def make_shop(folder: Path, world: TinyWorld, redis_url: str | None = None, loaded: bool = True) -> Shop:
+def make_shop(
+    folder: Path,
+    world: TinyWorld,
+    redis_url: str | None = None,
+    loaded: bool = True,
+    id_kinds: Kinds = ALL_INT64,
+) -> Shop:
     """A shop in ``folder``."""
     profile = "embedded" if redis_url is None else "redis"
     if redis_url is not None:
         redis.Redis.from_url(redis_url).flushdb()
-    create_store(folder / "store", world.dataset, world.split, profile, redis_url)
+    create_store(folder / "store", world.dataset, world.split, profile, redis_url, id_kinds)
     artifact = write_embedding(folder / "e", world, WIDTH, START + 10 * DAY)
     publish_embedding(folder / "store", artifact)
     if loaded:

@@ -18,9 +18,10 @@ from PIL import Image
 
 from dataset.adapters import globo, grocery, hm, homedepot, movielens
 from dataset.adapters.canonical import attributes, paths
-from dataset.contracts import DataError, content_hash, stable_ids
+from dataset.contracts import DataError, content_hash
 from dataset.identity import stable_hash
 from dataset.importers import IMPORTERS, import_dataset
+from dataset.shop_ids import stable_ids
 from dataset.tables import Dataset
 from run.artifacts import open_artifact
 

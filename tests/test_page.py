@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from feature_repo.shop_ids import INT64_IDS
 from serving.answer import Answer, Hit
 from serving.catalogue import Card
 from serving.headers import POLICY
@@ -31,6 +32,7 @@ class Moon(SimpleNamespace):
 
     def __init__(self, answer=FOUND, example_users=(), categories=("Shoes",)):
         super().__init__(answer=answer, example_users=example_users, asked=[], artifacts={"index": "abc"})
+        self.ids = INT64_IDS
         self.retriever = SimpleNamespace(index=_Index(categories))
         self.catalogue = SimpleNamespace(cards=lambda ids: [card(one) for one in ids])
 
@@ -165,9 +167,9 @@ def test_a_search_shows_no_history_whatever_else_is_asked():
 @pytest.mark.parametrize(
     ("user", "item", "said"),
     [
-        ("", "x8", "&#x27;x8&#x27; is not an id: expected a whole number"),
-        ("-1", "", "&#x27;-1&#x27; is not an id: expected a whole number"),
-        ("9" * 19, "", f"&#x27;{'9' * 19}&#x27; is not an id: expected a whole number"),
+        ("", "x8", "&#x27;x8&#x27; is not an id: expected a whole number in decimal digits"),
+        ("-1", "", "&#x27;-1&#x27; is not an id: expected a whole number in decimal digits"),
+        ("9" * 19, "", f"&#x27;{'9' * 19}&#x27; is not an id: expected at most {2**63 - 1}"),
         ("", "77", "no item 77"),
     ],
 )

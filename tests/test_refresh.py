@@ -254,7 +254,7 @@ def test_items_at_fault_are_found_by_halving_and_set_aside_with_the_reason(opene
     assert opened.encoder.sizes == [5, 2, 1, 1, 3, 1, 2, 1, 1]
     good = [first, first + 2, first + 3]
     assert moon.retriever.index.contains(np.arange(first, first + 5)).tolist() == [1, 0, 1, 1, 0]
-    assert [one.item.item_id for one in new_items.new_items(store_dir)] == good
+    assert [one.item_id for one in new_items.new_items(store_dir)] == good
     said = "1 items cannot be encoded: ValueError: no picture"
     refused = reasons(store_dir)
     assert {item: refused[item] for item in refused if item >= first} == {first + 1: said, first + 4: said}
@@ -274,7 +274,7 @@ def test_where_the_machine_is_at_fault_no_item_is_set_aside(opened, shop, error)
     items = came(store_dir, 2**52, title="bad luck")
     with pytest.raises(type(error)):
         refreshed(opened, store, matrix, items)
-    assert [one.item.item_id for one in new_items.new_items(store_dir)] == [2**52]
+    assert [one.item_id for one in new_items.new_items(store_dir)] == [2**52]
 
 
 def test_a_row_that_the_store_refuses_is_set_aside_too(opened, shop, monkeypatch):

@@ -17,7 +17,8 @@ from dataset.adapters.canonical import event_table, ids_of, numbers, scoped_ids,
 from dataset.adapters.mbe import mbe
 from dataset.adapters.movielens import RATING, ml_posters
 from dataset.checks import check
-from dataset.contracts import TIME, DataError, stable_ids
+from dataset.contracts import TIME, DataError
+from dataset.shop_ids import stable_ids
 
 IDS = st.one_of(st.integers(0, 10**18 - 1).map(str), st.text(min_size=1, max_size=12))
 

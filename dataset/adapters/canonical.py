@@ -21,11 +21,12 @@ from dataset.contracts import (
     USERS,
     DataError,
     content_hash,
-    stable_ids,
 )
+from dataset.identity import IMPORTED
 from dataset.order import hashed
 from dataset.pictures import picture_size
 from dataset.records import CLOCK_SKEW, Rule
+from dataset.shop_ids import stable_ids
 from dataset.sieve import AGAIN, Column, mistyped, sane
 
 NO_CLOCK = datetime(2000, 1, 1, tzinfo=UTC)  # first_seen if the source has no times
@@ -103,7 +104,7 @@ def event_table(
     value: Column | None = None,
     sequence: Column | None = None,
 ) -> pa.Table:
-    """EVENTS ordered by time and numbered from 1, available a second after they happened.
+    """EVENTS ordered by time and numbered from ``IMPORTED`` on, available a second after they happened.
 
     Args:
         kind: the type of all events, or of each (EVENT_TYPES).
@@ -135,7 +136,7 @@ def event_table(
         "sequence": pa.nulls(rows, pa.int64()) if sequence is None else sequence,
     }
     sorted_columns = {name: flat(column).take(order) for name, column in columns.items()}
-    return under(EVENTS, {"event_id": pa.array(np.arange(1, rows + 1)), **sorted_columns})
+    return under(EVENTS, {"event_id": pa.array(np.arange(1, rows + 1) + IMPORTED), **sorted_columns})
 
 
 def scoped_ids(external: Column, scope: Sequence[Column] = ()) -> pa.Array:

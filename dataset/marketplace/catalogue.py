@@ -234,7 +234,7 @@ def items_table(catalogue: Catalogue, image_ids: list[str | None], rng: np.rando
         )
     columns = {
         "item_id": pa.array(catalogue.item_id, pa.int64()),
-        "external_id": pa.array([f"item-{number}" for number in catalogue.item_id.tolist()]),
+        "external_id": pa.array(map(str, catalogue.item_id.tolist())),
         "title": pa.array(titles, pa.string()),
         "description": pa.array(descriptions, pa.string()),
         "category": pa.array(categories, ITEMS.field("category").type),

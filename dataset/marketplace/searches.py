@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from dataset.contracts import JUDGEMENTS, QUERIES, content_hash, stable_ids
+from dataset.contracts import JUDGEMENTS, QUERIES, content_hash
 from dataset.marketplace.browsing import IMAGE_QUERY, PHRASES, TEXT_QUERY, Requests, asked_facets
 from dataset.marketplace.catalogue import FACETS, Catalogue
 
@@ -102,7 +102,10 @@ def judgements_table(catalogue: Catalogue, searches: Searches, rng: np.random.Ge
         queries.column("text").fill_null("").to_pylist(),
         queries.column("image_id").fill_null("").to_pylist(),
     )
-    keys = stable_ids([f"q {text}{image}" for text, image in zip(*names, strict=True)])
+    keys = np.array(
+        [int(content_hash(f"q {text}{image}".encode()), 16) >> 1 for text, image in zip(*names, strict=True)],
+        dtype=np.int64,
+    )
     part = np.where(
         keys % 10 < 7, "train", "test"
     )  # by hash of the content, so a query is in the same part in every run

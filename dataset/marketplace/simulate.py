@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from dataset.auc import auc
 from dataset.contracts import EVENTS, QUARANTINE, TIME, USERS, DataError, Tables, content_hash
+from dataset.identity import IMPORTED
 from dataset.marketplace.browsing import SLATE, Requests, Shelf, Slates, browse, choose_wanted, make_requests
 from dataset.marketplace.catalogue import (
     NOISE,
@@ -141,7 +142,7 @@ def _users(shoppers: Shoppers, requests: Requests) -> pa.Table:
     seen = np.minimum(shoppers.registered_us, first_request)
     columns = [
         pa.array(user_ids(np.arange(n))),
-        pa.array([f"user-{number}" for number in user_ids(np.arange(n)).tolist()]),
+        pa.array(map(str, user_ids(np.arange(n)).tolist())),
         pa.array(shoppers.age, pa.float32(), from_pandas=True),
         pa.array(SEGMENTS).take(pa.array(shoppers.segment)),
         pa.array(seen).cast(TIME),
@@ -181,7 +182,7 @@ def _events(
     time_us = requests.time_us[request] + (delay[source, step] * 1e6).astype(np.int64)
     order = np.lexsort((place[source], request, time_us))
     source, step, request, time_us = source[order], step[order], request[order], time_us[order]
-    event_id = np.arange(1, len(source) + 1)
+    event_id = np.arange(1, len(source) + 1) + IMPORTED
     lag_us = (rng.uniform(1, 30, size=len(source)) * 1e6).astype(np.int64)
     query = query_of_request[request]
     columns = [

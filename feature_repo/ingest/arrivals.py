@@ -11,6 +11,8 @@ from pydantic import BaseModel, FailFast, Field, TypeAdapter, ValidationError
 from dataset.contracts import EVENTS, DataError
 from dataset.json_keys import refuse_repeated_keys
 from dataset.records import CLOCK_SKEW, Event, Rule, first_error
+from dataset.shop_ids import ALL_INT64, Kinds
+from feature_repo.shop_ids import INT64_IDS, ShopIds
 from moonstore.freshness import EPOCH, US
 
 
@@ -24,14 +26,19 @@ EVENT_LIST = TypeAdapter(Annotated[list[Event], Field(max_length=MOST_EVENTS), F
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def parsed(model: type[Model], text: bytes | str) -> Model:
+def parsed(model: type[Model], text: bytes | str, kinds: Kinds = ALL_INT64) -> Model:
     """Parse one event, or an instance of another model, from JSON.
+
+    Args:
+        model: what to parse.
+        text: the JSON.
+        kinds: what the shop's ids are.
 
     Raises:
         DataError: the JSON does not fit the model, or has a key twice.
     """
     try:
-        found = model.model_validate_json(text)
+        found = model.model_validate_json(text, context=kinds)
     except ValidationError as error:
         what = model.__name__.lower()
         raise DataError(f"expected an {what}, found {first_error(error)}") from None
@@ -39,15 +46,15 @@ def parsed(model: type[Model], text: bytes | str) -> Model:
     return found
 
 
-def parse_events(text: bytes | str) -> list[Event]:
-    """Parse a JSON list of at most MOST_EVENTS events.
+def parse_events(text: bytes | str, kinds: Kinds = ALL_INT64) -> list[Event]:
+    """Parse a JSON list of at most MOST_EVENTS events of a shop with ids of these kinds.
 
     Raises:
         TooManyEvents: there are more.
         DataError: place and reason of the first fault; no event of the list is accepted.
     """
     try:
-        events = EVENT_LIST.validate_json(text)
+        events = EVENT_LIST.validate_json(text, context=kinds)
     except ValidationError as error:
         one = error.errors(include_url=False, include_context=False, include_input=False)[0]
         refused = TooManyEvents if one["type"] == "too_long" and not one["loc"] else DataError
@@ -59,7 +66,7 @@ def parse_events(text: bytes | str) -> list[Event]:
     return events
 
 
-def events_table(events: Sequence[Event], available_us: int) -> pa.Table:
+def events_table(events: Sequence[Event], available_us: int, ids: ShopIds = INT64_IDS) -> pa.Table:
     """EVENTS rows of events that arrived together.
 
     They become available a microsecond apart, so that they keep their order.
@@ -68,9 +75,10 @@ def events_table(events: Sequence[Event], available_us: int) -> pa.Table:
         events: stored under their ``key``; an event time after the event became available, but within the clock skew,
             is set to just before that.
         available_us: when the first one becomes available, microseconds since 1970 UTC.
+        ids: of the store; it remembers those that are new.
 
     Raises:
-        DataError: an event time further in the future.
+        DataError: an event time further in the future, or an id that cannot be told from another inside.
     """
     available = range(available_us, available_us + len(events))
     happened = [None if one.event_time is None else (one.event_time - EPOCH) // US for one in events]
@@ -81,11 +89,11 @@ def events_table(events: Sequence[Event], available_us: int) -> pa.Table:
             f"{Rule.MOMENT.format('event_time')}: found {len(wrong)} of {len(events)} events later than now "
             f"(event_id {wrong[:3]}). Check the sender's clock."
         )
-    columns = {
-        name: [getattr(one, name) for one in events]
-        for name in EVENTS.names
-        if name not in ("event_id", "event_time", "available_time", "sequence")
+    columns: dict[str, list] = {
+        name: [getattr(one, name) for one in events] for name in ("type", "position", "value")
     }
+    for name in ("user_id", "item_id", "query_id", "request_id"):
+        columns[name] = ids.keep(name, [getattr(one, name) for one in events])
     columns["event_id"] = [one.key for one in events]
     columns["event_time"] = [
         us - 1 if told is None else min(told, us - 1) for told, us in zip(happened, available, strict=True)

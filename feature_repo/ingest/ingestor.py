@@ -177,7 +177,8 @@ class Ingestor:
             the counts, once the events are on disk and online.
 
         Raises:
-            DataError: an event time lies in the future; no event is accepted.
+            DataError: an event time lies in the future, or an id cannot be told from another inside; no event is
+                accepted.
             DiskError: the journal or the online store cannot be written; sending the events again is safe.
             StoreUnavailable: the online store does not answer. The events are in the journal and go online with the
                 next ones; sending them again is safe.

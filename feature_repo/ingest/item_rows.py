@@ -50,7 +50,7 @@ def put_online(
     Raises:
         RowsRefused: a row breaks a rule that materialization enforces; none is written.
     """
-    ids = np.array([one.item.item_id for one in items], np.int64)
+    ids = np.array([one.item_id for one in items], np.int64)
     stamp_us = np.array([one.available_us for one in items], np.int64)
     order = np.argsort(ids)
     table = VectorTable(ids[order], vectors[order])
@@ -74,7 +74,7 @@ def put_online(
 
 def are_online(store: FeatureStore, items: Sequence[NewItem], embedding: Embedding) -> np.ndarray:
     """Which items are online, profile and vector, at least as new as received; bool (N)."""
-    ids = np.array([one.item.item_id for one in items], np.int64)
+    ids = np.array([one.item_id for one in items], np.int64)
     received_us = np.array([one.available_us for one in items], np.int64)
     profile, vector = matrix_reader(
         store,
@@ -102,7 +102,7 @@ def fold_items(store: FeatureStore, embeddings: Sequence[Embedding]) -> int:
     if not items:
         return 0
     added = _append(data / f"{PROFILE}.parquet", source_tables.item_profile(items_table(items)))
-    ids = np.array([one.item.item_id for one in items], np.int64)
+    ids = np.array([one.item_id for one in items], np.int64)
     for embedding in embeddings:
         there = read_matrix(store, embedding.item_view, ids, ["vector"])
         found = np.flatnonzero(there.found)

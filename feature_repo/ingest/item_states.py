@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset.records import ACTIVE, DELETED, ITEM_STATES
+from dataset.shop_ids import ShopId
+from feature_repo.shop_ids import shop_ids
 from feature_repo.sources import DATA, NEW_ITEMS, STATES_FILE
 from moonstore.errors import StoreError
 from moonstore.freshness import EPOCH, US
@@ -36,7 +38,7 @@ def set_state(store_dir: Path, item_id: int, state: str, now: datetime) -> None:
 
     Args:
         store_dir: the run's store.
-        item_id: of the item.
+        item_id: of the item, inside.
         state: one of STATES.
         now: the time of the change.
 
@@ -60,30 +62,32 @@ def set_state(store_dir: Path, item_id: int, state: str, now: datetime) -> None:
             )
 
 
-def change_state(store_dir: Path, item_id: int, state: str, now: datetime) -> None:
-    """``set_state`` of an item that the store knows; one that was deleted can only be deleted again.
+def change_state(store_dir: Path, item_id: ShopId, state: str, now: datetime) -> None:
+    """``set_state`` of an item that the store knows by the shop's id; a deleted one can only be deleted again.
 
     Raises:
         UnknownItem: it was deleted, or the store does not know it.
         ValueError, StoreError: as ``set_state``.
     """
+    inside = shop_ids(store_dir).one("item_id", item_id)
     if state != DELETED and state_of(store_dir, item_id) == DELETED:
         raise UnknownItem(f"item {item_id} was deleted; post it again to bring it back")
-    if not _is_known(store_dir, item_id):
+    if not _is_known(store_dir, inside):
         raise UnknownItem(f"no item {item_id}")
-    set_state(store_dir, item_id, state, now)
+    set_state(store_dir, inside, state, now)
 
 
-def state_of(store_dir: Path, item_id: int) -> str:
-    """The state of one item.
+def state_of(store_dir: Path, item_id: ShopId) -> str:
+    """The state of one item, by the shop's id.
 
     Raises:
         StoreError: the states cannot be read.
     """
     if not _path(store_dir).exists():
         return ACTIVE
+    inside = shop_ids(store_dir).one("item_id", item_id)
     with _opened(store_dir) as states:
-        found = states.execute("SELECT state FROM item_states WHERE item_id = ?", (item_id,)).fetchone()
+        found = states.execute("SELECT state FROM item_states WHERE item_id = ?", (inside,)).fetchone()
         return ACTIVE if found is None else str(found[0])
 
 

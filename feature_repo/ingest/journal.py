@@ -26,6 +26,7 @@ from dataset.contracts import EVENT_TYPES, EVENTS
 from dataset.records import CLOCK_SKEW, Event
 from feature_repo.ingest.arrivals import events_table, table_of
 from feature_repo.ingest.known import LoggedEvents, Told, told
+from feature_repo.shop_ids import shop_ids
 from feature_repo.sources import DATA, JOURNAL, LOCK, LOG
 from moonstore import dead_letters
 from moonstore.freshness import EPOCH, US
@@ -84,11 +85,11 @@ class Journal:
                 newest time in the journal, so that available times always increase.
 
         Raises:
-            DataError: an event time lies in the future; no event is accepted.
+            DataError: as ``events_table``; no event is accepted.
         """
         with locked(self._folder / LOCK):
             self._refresh()
-            table = events_table(events, max(clock_us(), self._newest + 1))
+            table = events_table(events, max(clock_us(), self._newest + 1), shop_ids(self._store_dir))
             fresh: dict[int, Told] = {}
             accepted: list[int] = []
             again: dict[int, int] = {}  # rows of duplicates that the journal holds

@@ -19,9 +19,11 @@ import redis
 
 from dataset.contracts import DataError
 from dataset.records import Event, Rule
+from dataset.shop_ids import Kinds
 from feature_repo.ingest.arrivals import parsed
 from feature_repo.ingest.ingestor import Ingested, Ingestor
 from feature_repo.online import StoreUnavailable
+from feature_repo.shop_ids import shop_ids
 from moonstore import dead_letters
 from moonstore.dead_letters import DeadLetter
 from moonstore.errors import StoreError
@@ -192,7 +194,7 @@ def consume(source: Source, ingestor: Ingestor, store_dir: Path) -> Iterator[Ing
             entries = source.receive()
             if not entries:
                 continue
-            good, bad = _parsed(entries)
+            good, bad = _parsed(entries, shop_ids(store_dir).kinds)
             found = _ingested(ingestor, source.door, good, bad)
             for reason, event in bad:
                 dead_letters.put(store_dir, dead_letters.EVENTS, source.door, reason, event)
@@ -204,29 +206,30 @@ def consume(source: Source, ingestor: Ingestor, store_dir: Path) -> Iterator[Ing
             time.sleep(RETRY_S)
 
 
-def retry_event(letter: DeadLetter, ingestor: Ingestor) -> None:
+def retry_event(letter: DeadLetter, ingestor: Ingestor, kinds: Kinds) -> None:
     """Ingest an event of the dead letter, and remove it from there.
 
     Args:
         letter: a record of the kind ``events``.
         ingestor: of the store.
+        kinds: what the shop's ids are.
 
     Raises:
         DataError: it still is no event, or is refused.
         StoreUnavailable: the online store does not answer.
     """
     text = letter.record if isinstance(letter.record, str) else json.dumps(letter.record)
-    found = ingestor.ingest([parsed(Event, text)], letter.door)
+    found = ingestor.ingest([parsed(Event, text, kinds)], letter.door)
     if found.conflicts:
         raise DataError(f"{letter.id}: {Rule.USED_ID.format('event_id')}")
 
 
-def _parsed(entries: Sequence[Entry]) -> tuple[list[Event], list[Refused]]:
+def _parsed(entries: Sequence[Entry], kinds: Kinds) -> tuple[list[Event], list[Refused]]:
     good: list[Event] = []
     bad: list[Refused] = []
     for _, text in entries:
         try:
-            good.append(parsed(Event, text))
+            good.append(parsed(Event, text, kinds))
         except DataError as error:
             bad.append((str(error), text.decode(errors="replace")))
     return good, bad

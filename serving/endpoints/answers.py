@@ -15,7 +15,7 @@ from serving.bodies import read_search, refuse_repeated
 from serving.live import Live
 from serving.openapi import SEARCH_BODY, refused_with
 from serving.page import render
-from serving.questions import RecommendQuestion, Refused, SimilarQuestion, check_image
+from serving.questions import RecommendQuestion, Refused, SimilarQuestion, check_image, read_id
 from serving.recommend import Recommender
 from serving.settings import Settings
 from serving.telemetry import Telemetry
@@ -42,10 +42,10 @@ def add_answers(
         """What this user should see now."""
         refuse_repeated((name for name, _ in request.query_params.multi_items()), lists=("session",))
         moon, asked = live.current, question
+        user = read_id("user_id", asked.user_id, moon.ids.kinds)
+        session = [read_id("item_id", one, moon.ids.kinds) for one in asked.session]
         return await answered(
-            "/recommend",
-            moon,
-            lambda: moon.recommend(asked.user_id, asked.k, asked.category, session=asked.session),
+            "/recommend", moon, lambda: moon.recommend(user, asked.k, asked.category, session=session)
         )
 
     @app.get("/similar", responses=refused_with(404, 422, 503))
@@ -53,17 +53,18 @@ def add_answers(
         """Items like this one."""
         refuse_repeated(name for name, _ in request.query_params.multi_items())
         moon = live.current
-        return await answered("/similar", moon, lambda: moon.similar(question.item_id, question.k))
+        item = read_id("item_id", question.item_id, moon.ids.kinds)
+        return await answered("/similar", moon, lambda: moon.similar(item, question.k))
 
     @app.post("/search", openapi_extra=SEARCH_BODY, responses=refused_with(408, 415, 422, 503))
     async def search(request: Request) -> JSONResponse:
         """Items that answer a text, a picture or both: JSON (``image_base64``) or multipart (``image``)."""
-        text, image, user_id, k = await read_search(request, settings, parsing)
+        moon = live.current
+        text, image, user_id, k = await read_search(request, settings, parsing, moon.ids.kinds)
         if image is not None:
             check_image(image, settings.max_image_bytes, settings.max_image_pixels)
         if image is None and not (text and text.strip()):
             raise Refused(422, Rule.NO_QUERY)
-        moon = live.current
         return await answered("/search", moon, lambda: moon.search(text, image, k, user_id))
 
     @app.get("/image/{image_id}", response_class=Response, responses=PICTURE | refused_with(404, 503))

@@ -10,13 +10,14 @@ from fastapi.responses import JSONResponse
 
 from dataset.pictures import decoded
 from dataset.records import DELETED, Event, Item, ItemState, Rule
+from dataset.shop_ids import IdKind, Kinds
 from feature_repo.ingest.arrivals import parse_events, parsed
 from serving.bodies import read_json
 from serving.gate import caller_of
 from serving.intake import Intake
 from serving.live import Live
 from serving.openapi import EVENTS_BODY, ITEM_BODY, STATE_BODY, refused_with
-from serving.questions import Refused, TextId, check_image, decode_base64
+from serving.questions import Refused, TextId, check_image, decode_base64, read_id
 from serving.settings import Settings
 from serving.telemetry import Telemetry
 from serving.work import Work
@@ -26,6 +27,9 @@ def add_arrivals(
     app: FastAPI, settings: Settings, live: Live, intake: Intake | None, parsing: Work, telemetry: Telemetry
 ) -> None:
     """Add ``/events``, ``/items`` and what changes an item's state; ``parsing`` parses bodies, decodes pictures."""
+    # A text may have slashes in it.
+    any_text = live.current.ids.kinds["item_id"] is IdKind.TEXT
+    item_path = "/items/{item_id:path}" if any_text else "/items/{item_id}"
 
     @app.post("/events", openapi_extra=EVENTS_BODY, responses=refused_with(408, 409, 413, 415, 422, 503))
     async def events(request: Request) -> JSONResponse:
@@ -34,7 +38,7 @@ def add_arrivals(
         Another event under the id of a known one is refused (409) and set aside; the others of the list are taken.
         """
         body, sender = await read_json(request, settings), caller_of(request.scope).name
-        listed = await parsing.run(_sent_by, sender, body)
+        listed = await parsing.run(_sent_by, sender, body, live.current.ids.kinds)
         found = await _taken(intake).take(listed)
         telemetry.ingested(found)
         content = {"accepted": found.accepted, "duplicates": found.duplicates}
@@ -54,13 +58,14 @@ def add_arrivals(
         One that exists is replaced only with ``overwrite``; sending the same again changes nothing, unless the item
         has another state by now. One that was deleted is back.
         """
-        item = await parsing.run(parsed, Item, await read_json(request, settings))
+        ids = live.current.ids
+        item = await parsing.run(parsed, Item, await read_json(request, settings), ids.kinds)
         if item.image_base64 is not None:
             await parsing.run(_check_picture, item.image_base64, settings)
         taken = _taken(intake)
         kept, state = await taken.kept(item.item_id)
         if kept != item or state != item.state:
-            exists = kept is not None or item.item_id in live.current.catalogue
+            exists = kept is not None or ids.one("item_id", item.item_id) in live.current.catalogue
             if exists and state != DELETED and not overwrite:
                 raise Refused(
                     409, f"item {item.item_id} exists: POST it to /items?overwrite=true to replace it"
@@ -69,7 +74,7 @@ def add_arrivals(
         return JSONResponse({"item_id": item.item_id}, status_code=202)
 
     @app.put(
-        "/items/{item_id}/state",
+        f"{item_path}/state",
         status_code=202,
         openapi_extra=STATE_BODY,
         responses=refused_with(404, 408, 415, 422, 503),
@@ -77,19 +82,21 @@ def add_arrivals(
     async def put_state(item_id: TextId, request: Request) -> JSONResponse:
         """Whether an item may be answered, as JSON: ``{"state": "out_of_stock"}``; heeded within a second."""
         state = (await parsing.run(parsed, ItemState, await read_json(request, settings))).state
-        await _taken(intake).set_state(item_id, state)
-        return JSONResponse({"item_id": item_id, "state": state}, status_code=202)
+        item = read_id("item_id", item_id, live.current.ids.kinds)
+        await _taken(intake).set_state(item, state)
+        return JSONResponse({"item_id": item, "state": state}, status_code=202)
 
-    @app.delete("/items/{item_id}", status_code=202, responses=refused_with(404, 422, 503))
+    @app.delete(item_path, status_code=202, responses=refused_with(404, 422, 503))
     async def delete(item_id: TextId) -> JSONResponse:
         """An item that is to be in no answer any more, within a second; histories keep it. Posting it undoes this."""
-        await _taken(intake).set_state(item_id, DELETED)
-        return JSONResponse({"item_id": item_id, "state": DELETED}, status_code=202)
+        item = read_id("item_id", item_id, live.current.ids.kinds)
+        await _taken(intake).set_state(item, DELETED)
+        return JSONResponse({"item_id": item, "state": DELETED}, status_code=202)
 
 
-def _sent_by(sender: str, body: bytes) -> list[Event]:
+def _sent_by(sender: str, body: bytes, kinds: Kinds) -> list[Event]:
     """The events of a body; one that names no sender has the name of the key that it came with."""
-    events = parse_events(body)
+    events = parse_events(body, kinds)
     return [one if one.sender else one.model_copy(update={"sender": sender}) for one in events]
 
 

@@ -131,7 +131,7 @@ def _keep(folder: Path) -> None:
 
 
 def _items_kept(folder: Path) -> None:
-    ids = {one.item.item_id for one in new_items(folder / "store")}
+    ids = {one.item_id for one in new_items(folder / "store")}
     assert acknowledged(folder) <= ids, "an acknowledged item is lost"
 
 
@@ -163,7 +163,7 @@ def _set_aside(folder: Path) -> None:
 
 def _item_is_known(folder: Path) -> None:
     """The item waits or is set aside: it does not vanish."""
-    waiting = [one.item.item_id for one in new_items(folder / "store")]
+    waiting = [one.item_id for one in new_items(folder / "store")]
     refused = [
         int(one.id.partition("/")[2])
         for one in dead_letters.letters(folder / "store", dead_letters.NEW_ITEMS)
