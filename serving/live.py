@@ -43,7 +43,8 @@ class Live:
         current: the recommender that serves; read it once per request.
         target_generation: number of the generation that should serve, None where nothing is watched.
         problem: why it does not serve, empty when it does.
-        refused: number of records in the store's dead letter by kind (``moonstore.dead_letters``).
+        refused: number of records in the store's dead letter by kind (``moonstore.dead_letters``), as
+            ``count_refused`` found them last.
         switches: how often another generation took over.
     """
 
@@ -59,6 +60,7 @@ class Live:
         self._seen: Current | None = None
         self._state: State | None = None  # of the store when ``_whole`` was built
         self._withdrawn: dict[int, str] = {}
+        self._counted = False  # whether the dead letter was counted since the last check
         self._changes = 0  # of items' states when ``_withdrawn`` was read
         self._behind = {"states": "", "store": ""}  # why ``current`` lags behind each
         self._stop = threading.Event()
@@ -103,7 +105,17 @@ class Live:
             log.info("generation %s serves", self.current.generation)
         elif newer or changed:
             self.current = self._whole.without(self._withdrawn)
-        self.refused = dead_letters.counts(store_dir)
+        self._counted = False
+
+    def count_refused(self) -> dict[str, int]:
+        """Count the dead letter, if it may have changed since it was last counted; with many records that takes time.
+
+        Whoever shows ``refused`` calls this first, in a thread that may wait.
+        """
+        if self._settings is not None and not self._counted:
+            self._counted = True  # first: what changes in between is counted again
+            self.refused = dead_letters.counts(self._settings.run / "store")
+        return self.refused
 
     def _read_states(self, store_dir: Path) -> None:
         changes = item_states.changes(store_dir)  # first: what changes in between is read again

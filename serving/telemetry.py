@@ -110,6 +110,7 @@ class Telemetry(Collector):
         while self._siblings is not None:
             self._siblings.leave(generate_latest(self._registry))
             await asyncio.sleep(EVERY_S)
+            await asyncio.to_thread(self._live.count_refused)
 
     def collect(self) -> Iterator[Metric]:
         """The current values, for the registry."""

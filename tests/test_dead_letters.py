@@ -7,7 +7,7 @@ Run: pytest tests/test_dead_letters.py
 
 import base64
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,9 @@ from feature_repo.ingest.fold import fold
 from feature_repo.ingest.ingestor import Ingestor
 from feature_repo.ingest.item_rows import fold_items
 from feature_repo.ingest.journal import Journal
-from feature_repo.ingest.new_items import keep_item, new_items
+from feature_repo.ingest.new_items import keep_item, new_items, retry_item
 from feature_repo.online import OnlineReader
-from feature_repo.store import materialize, open_store
+from feature_repo.store import known_until, materialize, open_store
 from feature_repo.views import EmbeddingRecord
 from moon import refused
 from moon.cli import app
@@ -118,7 +118,7 @@ def test_items_that_come_in(shop, monkeypatch):
         assert POISONS[kind][1] in found[f"new_items/{item_id}"], kind
     for another in (live, shop.live()):  # and one that starts later
         moon = another.current
-        assert another.stale_reason == "" and another.refused == {"new_items": len(bad)}
+        assert another.stale_reason == "" and another.count_refused() == {"new_items": len(bad)}
         assert np.isin(moon.retriever.index.ids, np.arange(FIRST, FIRST + COUNT)).sum() == len(good)
         wanted = np.stack([vector_of(told(int(item_id) - FIRST)["title"]) for item_id in good])
         np.testing.assert_array_equal(moon.retriever.index.gather(good)[0], wanted)
@@ -318,7 +318,7 @@ def test_an_item_is_tried_again_and_leaves_only_when_accepted(alone):
     live._opened.encoder.encode = live.current.encoder.encode
     answered(shop, "retry", letter)
     live.look()
-    assert live.current.retriever.index.contains(np.array([FIRST])).all() and live.refused == {}
+    assert live.current.retriever.index.contains(np.array([FIRST])).all() and live.count_refused() == {}
 
 
 def test_an_item_that_is_still_wrong_stays_until_it_is_sent_again(alone):
@@ -421,3 +421,44 @@ def test_the_list_says_which_there_are(alone):
     )
     again = dead_letters.put(store, "events", "file", "again", "text 3")
     assert again.attempts == 2 and dead_letters.counts(store) == {"events": 13}
+
+
+def test_a_retry_that_was_killed_half_way_is_completed_by_the_next(alone, monkeypatch):
+    shop, store = alone, alone.store
+    keep_item(store, Item(item_id=FIRST, title="boom"), NOW)
+    shop.live()
+    letter = f"new_items/{FIRST}"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as half:
+        half.setattr("moonstore.dead_letters.remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            retry_item(store, dead_letters.find(store, letter))
+    assert len(new_items(store)) == 1 and dead_letters.counts(store) == {"new_items": 1}
+    assert "running services encode it" in answered(shop, "retry", letter)
+    assert dead_letters.counts(store) == {} and [one.attempts for one in new_items(store)] == [1]
+    keep_item(store, Item(item_id=FIRST + 1, title="boom"), NOW)
+    shop.live()
+    record = dead_letters.find(store, f"new_items/{FIRST + 1}").record
+    keep_item(store, Item(item_id=FIRST + 1, title="sent again"), NOW)
+    dead_letters.put(store, "new_items", "items", "the encoder failed", record, str(FIRST + 1))
+    with pytest.raises(
+        refused.StillRefused, match=f"item {FIRST + 1} was received again since: drop this one"
+    ):
+        answered(shop, "retry", f"new_items/{FIRST + 1}")
+
+
+@pytest.mark.parametrize(("clock", "asked"), [("log", []), ("wall", ["--clock", "wall"])])
+def test_an_event_is_tried_again_by_the_clock_that_is_said(alone, clock, asked):
+    """The log of this shop ended in the past: there the two clocks are far apart."""
+    store = alone.store
+    told = {"event_id": FIRST, "user_id": 1, "item_id": 1, "type": "click"}
+    letter = dead_letters.put(store, "events", "stream", "no reason", told)
+    assert "is in the journal" in answered(alone, "retry", letter.id, *asked)
+    (when,) = Journal(store).table()["event_time"].to_pylist()
+    there = {"wall": datetime.now(UTC), "log": known_until(store)}[clock]
+    assert abs(when - there) < timedelta(minutes=1)
+    assert abs(datetime.now(UTC) - known_until(store)) > timedelta(hours=1)
+    assert (store / "data" / "clock.json").exists() == (clock == "log")

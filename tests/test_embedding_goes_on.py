@@ -117,6 +117,13 @@ def test_the_others_are_embedded_and_the_mended_ones_follow(run, monkeypatch, ca
     assert dead_letters.counts(store) == {"embeddings": 1}
 
 
+def test_an_encoder_is_trained_on_the_others(run, tmp_path, caplog):
+    made = train_encoder(
+        stages.open_dataset(run), stages.open_split(run), TINY, tmp_path / "encoder", budget=0.001
+    )
+    assert made.config["losses"] and f"image {'f' * 16}: expected a picture" in caplog.text
+
+
 def test_an_encoder_that_fails_on_everything_is_no_items_fault(run, monkeypatch, tmp_path):
     monkeypatch.setattr(Encoder, "encode", lambda *_: 1 / 0)
     sound = Dataset.open(open_artifact(run.folder / "sound", "dataset"))

@@ -1,9 +1,11 @@
 """Decoded pictures kept beside a dataset: the same pixels, made once, made again when the dataset changes."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from encoder_world import shop
 
+from dataset.contracts import DataError
 from encoder.examples.corpus import catalogue_texts, read_corpus
 from encoder.pictures import cache as module
 from encoder.pictures.cache import decoded
@@ -20,7 +22,7 @@ def dataset(tmp_path):
 
 def plain(dataset):
     ids = dataset.images["image_id"].to_pylist()
-    return decode_images(dict(zip(ids, dataset.images["bytes"].to_pylist(), strict=True)), ids, PX)
+    return decode_images(dict(zip(ids, dataset.images["bytes"].to_pylist(), strict=True)), ids, PX)[1]
 
 
 def refuse(*_):
@@ -64,6 +66,36 @@ def test_of_another_dataset_only_what_is_new_is_decoded(dataset, monkeypatch):
     monkeypatch.setattr(module, "decode_images", watched)
     np.testing.assert_array_equal(decoded(dataset, PX).pixels, everything[::-1])
     assert sorted(asked) == sorted(images["image_id"].to_pylist()[-3:])
+
+
+def test_a_picture_that_does_not_decode_costs_itself(dataset, caplog):
+    images = dataset.images.to_pylist()
+    images[1]["bytes"] = images[1]["bytes"][:70]
+    wanted = np.delete(plain(dataset), 1, axis=0)
+    object.__setattr__(dataset, "images", pa.Table.from_pylist(images, dataset.images.schema))
+    found = decoded(dataset, PX)
+    assert list(found.image_ids) == [one["image_id"] for one in images if one is not images[1]]
+    np.testing.assert_array_equal(found.pixels, wanted)
+    assert (
+        f"1 of {len(images)} pictures do not decode (image {images[1]['image_id']}: expected" in caplog.text
+    )
+    caplog.clear()
+    np.testing.assert_array_equal(decoded(dataset, PX).pixels, wanted)
+    assert not caplog.text, "it is not tried again"
+
+    ids = dataset.items["item_id"].to_numpy()
+    tokenizer = train_tokenizer(catalogue_texts(dataset, ids))
+    for kept in (None, found):
+        corpus = read_corpus(dataset, tokenizer, 16, PX, ids, regions=True, decoded=kept)
+        pictured = [one["image_id"] not in (None, images[1]["image_id"]) for one in corpus.records]
+        assert corpus.items.has_image.tolist() == pictured and not all(pictured)
+        assert corpus.items.has_text.all()
+
+
+def test_pictures_of_which_none_decodes_are_nobodys_fault(dataset):
+    with pytest.raises(DataError, match="2 of 2 pictures do not decode .image a: .*Run 'moon dataset' again"):
+        decode_images({"a": b"junk", "b": b"junk"}, ["a", "b"], PX)
+    assert decode_images({}, [], PX)[0] == [] == decode_images({"a": b"junk"}, ["a"], PX)[0]
 
 
 def test_a_corpus_reads_the_same_from_both(dataset):

@@ -123,13 +123,13 @@ def test_a_broken_generation_costs_itself_across_a_restart(two):
         live = Live.open(Settings(run=run))
         assert live.current.artifacts["ranker"] == rankers[0] and live.current.recommend(4, 3).hits
         assert (live.current.generation, live.target_generation) == (1, 2) and "sha256" in live.problem
-        assert live.refused == {"generations": 1}
+        assert live.count_refused() == {"generations": 1}
     (letter,) = dead_letters.letters(run / "store")
     assert letter.id == "generations/2" and "sha256" in letter.reason and letter.attempts == 2
     assert letter.record["generation"] == 2 and letter.door == "serve"
     weights.write_text(whole)
     live = Live.open(Settings(run=run))
-    assert live.current.generation == 2 and live.problem == "" and live.refused == {}
+    assert live.current.generation == 2 and live.problem == "" and live.count_refused() == {}
 
 
 def test_a_service_that_cannot_know_what_was_deleted_does_not_start(two):
@@ -223,6 +223,22 @@ def watched(monkeypatch, tmp_path):
     return Live(first, Settings(run=tmp_path)), store, first
 
 
+def test_the_dead_letter_is_counted_when_somebody_asks_and_once_for_each_check(watched, monkeypatch):
+    live, store, _ = watched
+    counted = []
+    monkeypatch.setattr(
+        live_module.dead_letters, "counts", lambda folder: counted.append(folder) or {"events": len(counted)}
+    )
+    for _ in range(5):
+        live.look()
+    assert counted == [] and live.refused == {}
+    assert [live.count_refused() for _ in range(3)] == [{"events": 1}] * 3
+    live.look()
+    assert live.refused == {"events": 1} and live.count_refused() == live.refused == {"events": 2}
+    assert set(counted) == {live._settings.run / "store"}
+    assert Live(live.current).count_refused() == {}, "nothing is watched"
+
+
 def test_each_load_and_each_new_item_is_taken_over_once(watched):
     live, store, first = watched
     assert live.current is first
@@ -234,7 +250,7 @@ def test_each_load_and_each_new_item_is_taken_over_once(watched):
     store.items, store.refused = ("new",), {"new_items": 2}
     live.look()
     assert store.built[1] == (first, "store", ("store", embedding), ["new"]) and live.current.number == 2
-    assert (live.refused, live.stale_reason, live.switches) == ({"new_items": 2}, "", 0)
+    assert (live.count_refused(), live.stale_reason, live.switches) == ({"new_items": 2}, "", 0)
     store.loaded = "tuesday"
     live.look()
     live.look()

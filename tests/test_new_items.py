@@ -269,7 +269,7 @@ def test_an_item_that_cannot_be_processed_costs_itself_only(run, poison):
     path.write_text(json.dumps(content))
     live.look()
     live.look()
-    assert live.stale_reason == "" and live.refused == {"new_items": 1}
+    assert live.stale_reason == "" and live.count_refused() == {"new_items": 1}
     contained = live.current.retriever.index.contains(np.array([NEW + n for n in range(20)]))
     assert contained.tolist() == [number != 10 for number in range(20)]
     (letter,) = dead_letters.letters(store)

@@ -32,7 +32,7 @@ def live(**changed):
         "refused": {"new_items": 5},
         **changed,
     }
-    return SimpleNamespace(current=moon, **parts)
+    return SimpleNamespace(current=moon, count_refused=dict, **parts)
 
 
 def values(telemetry):

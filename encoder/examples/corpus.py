@@ -133,6 +133,8 @@ def read_corpus(
 ) -> Corpus:
     """Tokenise every text and decode every picture of some items and all queries of a dataset.
 
+    An item or query whose picture does not decode has none here.
+
     Args:
         dataset: the dataset.
         tokenizer: the model's tokenizer.
@@ -143,7 +145,7 @@ def read_corpus(
         decoded: the dataset's pictures at ``px``; None: decode the pictures that are needed.
 
     Raises:
-        DataError: a picture that an item or query names is missing or does not decode.
+        DataError: a picture that an item or query names is missing, or none decodes.
     """
     items = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(item_ids)))
     items = items.select(["item_id", "title", "description", "category", "attributes", "spu", "image_id"])
@@ -151,12 +153,12 @@ def read_corpus(
     wanted = sorted({row["image_id"] for row in [*records, *queries] if row["image_id"] is not None})
     contents = _image_bytes(dataset.images, wanted)
     if decoded is None:
-        decoded = Decoded(wanted, decode_images(contents, wanted, px))
+        decoded = Decoded(*decode_images(contents, wanted, px))
     place = decoded.rows
 
     def side(key: str, rows: list[dict[str, Any]], content_of: Callable[[dict[str, Any]], Content]) -> Side:
         texts = tokenize_fields(tokenizer, [content_of(row) for row in rows], text_tokens)
-        image = [NO_IMAGE if row["image_id"] is None else place[row["image_id"]] for row in rows]
+        image = [place.get(row["image_id"], NO_IMAGE) for row in rows]
         return Side(
             ids=np.array([row[key] for row in rows], dtype=np.int64),
             tokens=[tokens for tokens, _ in texts],

@@ -40,13 +40,13 @@ class Decoded:
 
 
 def decoded(dataset: Dataset, px: int) -> Decoded:
-    """Every picture of a dataset as a square of ``px`` pixels.
+    """Every picture of a dataset that decodes as a square of ``px`` pixels.
 
     They are cached in ``<dataset>.pixels_<px>``, which may be deleted at any time. When the dataset changes, only new
     pictures are decoded.
 
     Raises:
-        DataError: a picture does not decode, naming its id.
+        DataError: no picture decodes.
     """
     earlier = _find(_place(dataset, px))
     if _is_of(earlier, dataset):
@@ -55,7 +55,8 @@ def decoded(dataset: Dataset, px: int) -> Decoded:
     image_ids = dataset.images["image_id"].to_pylist()
     contents = dict(zip(image_ids, dataset.images["bytes"].to_pylist(), strict=True))
     new = [image_id for image_id in image_ids if image_id not in before.rows]
-    fresh = Decoded(new, decode_images(contents, new, px))
+    fresh = Decoded(*decode_images(contents, new, px))
+    image_ids = [one for one in image_ids if one in fresh.rows or one in before.rows]
     with write_artifact(_place(dataset, px), "pixels", {"px": px}, {"dataset": dataset.artifact}) as folder:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(image_ids), px, px, 3)}
         with (folder / "pixels.npy").open(

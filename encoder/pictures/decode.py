@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image, ImageOps
 from dataset.contracts import DataError
 from dataset.pictures import WHITE, decoded
 from run.progress import track
+
+log = logging.getLogger(__name__)
 
 
 def decode_image(content: bytes, px: int) -> np.ndarray:
@@ -31,8 +34,13 @@ def decode_image(content: bytes, px: int) -> np.ndarray:
     return np.asarray(picture, dtype=np.uint8)
 
 
-def decode_images(contents: Mapping[str, bytes], image_ids: Iterable[str], px: int) -> np.ndarray:
+def decode_images(
+    contents: Mapping[str, bytes], image_ids: Iterable[str], px: int
+) -> tuple[list[str], np.ndarray]:
     """Decode many pictures once, for training: one array instead of a decode per step.
+
+    One that does not decode (a dataset of an earlier release may hold some) is left out, and the log says so; ``moon
+    embed`` then sets its item aside.
 
     Args:
         contents: image id -> encoded picture.
@@ -40,16 +48,25 @@ def decode_images(contents: Mapping[str, bytes], image_ids: Iterable[str], px: i
         px: side of the squares in pixels.
 
     Returns:
-        uint8 (N, px, px, 3).
+        the ids of the N that decode, and uint8 (N, px, px, 3).
 
     Raises:
-        DataError: a picture does not decode, naming its id.
+        DataError: none of several pictures decodes.
     """
     wanted = list(image_ids)
     pixels = np.empty((len(wanted), px, px, 3), dtype=np.uint8)
-    for row, image_id in enumerate(track(wanted, "decode pictures", unit="pictures")):
+    good: list[str] = []
+    bad: dict[str, DataError] = {}
+    for image_id in track(wanted, "decode pictures", unit="pictures"):
         try:
-            pixels[row] = decode_image(contents[image_id], px)
+            pixels[len(good)] = decode_image(contents[image_id], px)
+            good.append(image_id)
         except DataError as error:
-            raise DataError(f"image {image_id}: {error}. Run 'moon dataset' to quarantine it.") from error
-    return pixels
+            bad[image_id] = error
+    if bad:
+        first, reason = next(iter(bad.items()))
+        found = f"{len(bad)} of {len(wanted)} pictures do not decode (image {first}: {reason})"
+        if len(bad) > 1 and not good:
+            raise DataError(f"{found}. Run 'moon dataset' again.") from reason
+        log.warning("%s: nothing is learned from them; 'moon dataset' would quarantine them", found)
+    return good, pixels[: len(good)]

@@ -37,6 +37,7 @@ def add_operations(
         moon = live.current
         unready = moon.unready()
         degraded = await examining.run(_degraded, moon, intake)
+        refused = await examining.run(live.count_refused)
         state = "not ready" if unready else "degraded" if degraded else "ready"
         if drain.began:
             state = "draining"
@@ -58,7 +59,7 @@ def add_operations(
                 "failed": intake.failed if intake is not None else 0,
                 "problem": intake.problem if intake is not None else "",
             },
-            "dead_letters": live.refused,
+            "dead_letters": refused,
         }
         if "admin" not in caller_of(request.scope).scopes:
             content = {"status": state}
@@ -67,6 +68,7 @@ def add_operations(
     @app.get("/metrics", response_class=PlainTextResponse, responses=refused_with())
     async def metrics() -> Response:
         """Prometheus text."""
+        await examining.run(live.count_refused)
         return Response(telemetry.text(), media_type="text/plain; version=0.0.4")
 
 
