@@ -113,7 +113,9 @@ def append(before: Dataset, tables: Tables, config: Mapping[str, Any], source: s
     grown = {**kept, "appended": [*kept.get("appended", []), record]}
     # Of a table that was empty nothing is known of its ids; others stay as clients know them.
     ids = kept.get("ids", {}).items()
-    grown["ids"] = {field: kind for field, kind in ids if field not in NAMED or len(getattr(old, NAMED[field]))}
+    grown["ids"] = {
+        field: kind for field, kind in ids if field not in NAMED or len(getattr(old, NAMED[field]))
+    }
     if numbers := last_number(before, events):
         grown["last_event_id"] = numbers
     new = checked.events

@@ -82,7 +82,7 @@ class LongLog:
         self._see(user, time, name)
 
     def chunks(self) -> Iterator[pa.Table]:
-        """EVENTS ordered by time and then by a hash, numbered from ``IMPORTED`` on, available a second after they happened."""
+        """EVENTS ordered by time and then by a hash, numbered from ``IMPORTED`` on, available a second later."""
         number = IMPORTED + 1
         batches = self._disk.sql(IN_ORDER).to_arrow_reader(AT_ONCE) if self.rows else ()
         for part in together(batches):

@@ -19,6 +19,7 @@ from test_importers import article, picture, put, write
 from dataset.adapters import globo, hm, movielens
 from dataset.append import append, upserted
 from dataset.contracts import DataError
+from dataset.identity import IMPORTED
 from dataset.importers import append_files, import_dataset
 from dataset.tables import Dataset, write_dataset
 from run.artifacts import open_artifact
@@ -184,7 +185,7 @@ def test_a_late_event_takes_its_place_and_no_event_its_number(tmp_path):
     assert [row["event_id"] for row in events if row["event_id"] in before] == list(before)
     assert all(row == before[row["event_id"]] for row in events if row["event_id"] in before)
     assert [(row["event_time"].date() - FIRST).days for row in events] == [3, 4, 5, 5, 9]
-    assert events[1]["event_id"] == 5
+    assert events[1]["event_id"] == IMPORTED + 5
 
 
 def test_an_item_that_comes_without_its_picture_and_a_user_without_age_keep_them(tmp_path):
@@ -206,15 +207,44 @@ def test_an_event_under_a_used_id_is_set_aside_and_the_same_event_is_counted(tmp
     import_dataset("hm_fashion", tmp_path / "1", tmp_path / "dataset")
     dataset = opened(tmp_path / "dataset")
     tables, config = hm.hm_fashion(tmp_path / "2", some=True)
-    numbers = pa.array([1, 2, 2, 3])  # as sent by a source that names its events; the third is another event
+    numbers = pa.array(
+        [IMPORTED + one for one in (1, 2, 2, 3)]
+    )  # as sent by a source that names its events; the third is another event
     tables = replace(tables, events=tables.events.set_column(0, tables.events.field(0), numbers))
     done = append(dataset, tables, {**config, "event_ids": "given"}, "2")
     assert (done.already_there, done.added["events"], done.refused) == (2, 1, 1)
     after = opened(tmp_path / "dataset")
-    assert after.events.column("event_id").to_pylist() == [1, 2, 3]
+    assert after.events.column("event_id").to_pylist() == [IMPORTED + one for one in (1, 2, 3)]
     assert after.quarantine.select(["rule", "value"]).to_pylist() == [
-        {"rule": "another event has this event_id", "value": "2"}
+        {"rule": "another event has this event_id", "value": str(IMPORTED + 2)}
     ]
+
+
+def test_new_files_do_not_change_what_ids_are_to_clients(tmp_path):
+    def named(tables, names):
+        """The tables with other names of the users."""
+        place = tables.users.column_names.index("external_id")
+        return replace(
+            tables, users=tables.users.set_column(place, tables.users.field(place), names(tables.users))
+        )
+
+    def digits(users):
+        return users.column("user_id").cast(pa.string())
+
+    hm_files(tmp_path / "1", [article(a) for a in ARTICLES], [(1, 30.0)], [(0, 1, 0)])
+    tables, config = hm.hm_fashion(tmp_path / "1")
+    write_dataset(tmp_path / "dataset", named(tables, digits), config)
+    dataset = opened(tmp_path / "dataset")
+    kinds = dataset.artifact.config["ids"]
+    assert (kinds["item_id"], kinds["user_id"], kinds["event_id"]) == ("text", "int64", "any")
+    hm_files(tmp_path / "2", [], [(2, 40.0)], [(1, 2, 0)])
+    tables, config = hm.hm_fashion(tmp_path / "2", some=True)
+    with pytest.raises(DataError, match="users: expected ids of the kind int64, as is stated, found text"):
+        append(dataset, tables, config, "2")
+    assert opened(tmp_path / "dataset").artifact.id == dataset.artifact.id
+    append(dataset, named(tables, digits), config, "2")
+    after = opened(tmp_path / "dataset")
+    assert after.artifact.config["ids"] == kinds and len(after.users) == 2
 
 
 def test_files_that_do_not_fit_leave_the_dataset_as_it_was(tmp_path):
