@@ -253,11 +253,11 @@ def _rows(config: RepoConfig, view: FeatureView, batch: Batch) -> Rows:
 
 
 def _keys(config: RepoConfig, view: FeatureView, batch: Batch) -> list[bytes]:
-    """Redis keys; those of int64 ids differ only in eight bytes and are built together, others one by one."""
+    """Redis keys; those of int64 ids differ only in eight bytes and are built together."""
     if len(batch.keys) == 1 and batch.keys[0].type == pa.int64():
         return _id_keys(config, view, batch.keys[0].to_numpy())
-    version = config.entity_key_serialization_version
-    return [_redis_key(config.project, key, version) for key in batch.entity_keys(view)]
+    project = config.project.encode()
+    return [key + project for key in batch.serialized_keys(view, config.entity_key_serialization_version)]
 
 
 def _id_keys(config: RepoConfig, view: FeatureView, ids: np.ndarray) -> list[bytes]:

@@ -162,7 +162,7 @@ class SqliteOnlineStore(FrontDoor, FreshReads, feast_sqlite.SqliteOnlineStore):
     ) -> np.ndarray:
         """Write the rows whose stored ``guard`` still equals ``before`` (see ``feature_repo.history``)."""
         table = feast_sqlite._quote_id(self._table(config, view))
-        keys = _keys(config, view, batch)
+        keys = batch.serialized_keys(view, config.entity_key_serialization_version)
         with self._transaction(config, SWAP_WAIT_MS) as connection:
             connection.execute("BEGIN IMMEDIATE")  # excludes other writers between compare and set
             query = f"SELECT value FROM {table} WHERE entity_key = ? AND feature_name = ?"
@@ -281,14 +281,9 @@ class SqliteOnlineStore(FrontDoor, FreshReads, feast_sqlite.SqliteOnlineStore):
         return rows
 
 
-def _keys(config: RepoConfig, view: FeatureView, batch: Batch) -> list[bytes]:
-    version = config.entity_key_serialization_version
-    return [serialize_entity_key(key, version) for key in batch.entity_keys(view)]
-
-
 def _cells(config: RepoConfig, view: FeatureView, batch: Batch) -> Iterator[tuple[Any, ...]]:
     """Rows of the table: the values of all entities for the first feature, then for the second, ..."""
-    keys = _keys(config, view, batch)
+    keys = batch.serialized_keys(view, config.entity_key_serialization_version)
     event = [_stored(stamp) for stamp in batch.event_us.tolist()]
     created: list[int | None] = [None] * len(keys)
     if batch.created_us is not None:
