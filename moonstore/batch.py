@@ -12,11 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView
+from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.type_map import python_values_to_proto_values
 from feast.utils import make_tzaware
 from feast.value_type import ValueType
 
+from moonstore import keys
 from moonstore.encode import ARROW
 from moonstore.errors import FutureRowError
 from moonstore.matrix import kinds
@@ -46,6 +48,16 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.event_us)
+
+    def serialized_keys(self, view: FeatureView, version: int) -> list[bytes]:
+        """Feast's serialized key of each row, in this version of the serialization."""
+        kind = {column.name: column.dtype.to_value_type().name.lower() for column in view.entity_columns}
+        found = None
+        if version == keys.VERSION:
+            found = keys.of_arrow(view.join_keys, self.keys, [kind[name] for name in view.join_keys])
+        if found is None:
+            found = [serialize_entity_key(one, version) for one in self.entity_keys(view)]
+        return found
 
     def entity_keys(self, view: FeatureView) -> Iterator[EntityKey]:
         """Feast's key of each row."""

@@ -6,9 +6,9 @@ redis-py's own pipeline asks a hanging node again for each of its keys, waiting 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 from redis import RedisCluster, exceptions
 from redis.cluster import ClusterNode
 from redis.crc import key_slot
@@ -31,17 +31,17 @@ class ClusterWire:
         self._client, self._address, self._timeout_s = client, address, timeout_s
         self._wires: dict[ClusterNode, Wire] = {}
 
-    def columns(self, commands: Hmgets, ids: np.ndarray, keys: list[bytes]) -> list[Values]:
-        """The values of each field in the hashes of N ids with these Redis keys.
+    def columns(self, commands: Hmgets, keys: Sequence[bytes]) -> list[Values]:
+        """The values of each field in the hashes with these N Redis keys.
 
         Raises:
             redis.exceptions.TimeoutError: a node hangs.
             redis.exceptions.ClusterError: a slot has moved or a node is gone; the client has to refresh its map.
         """
-        found: list[list[bytes | None]] = [[None] * len(ids) for _ in range(commands.fields)]
+        found: list[list[bytes | None]] = [[None] * len(keys) for _ in range(commands.fields)]
         try:
             for node, rows in self._rows(keys).items():
-                reply = self._wire(node).ask(commands.message(ids[rows]))
+                reply = self._wire(node).ask(commands.of_keys([keys[row] for row in rows]))
                 for field, column in zip(found, commands.columns(reply, len(rows)), strict=True):
                     values = column.values() if isinstance(column, Cells) else column
                     for row, value in zip(rows, values, strict=True):
@@ -54,7 +54,7 @@ class ClusterWire:
             raise exceptions.ClusterError(f"the cluster has changed: {error}") from error
         return list(found)
 
-    def _rows(self, keys: list[bytes]) -> dict[ClusterNode, list[int]]:
+    def _rows(self, keys: Sequence[bytes]) -> dict[ClusterNode, list[int]]:
         rows = defaultdict(list)
         for row, key in enumerate(keys):
             rows[self._client.nodes_manager.get_node_from_slot(key_slot(key))].append(row)

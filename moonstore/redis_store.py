@@ -18,7 +18,6 @@ import pyarrow as pa
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores import redis as feast_redis
 from feast.infra.online_stores.helpers import _mmh3, _redis_key
-from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.redis import _versioned_fv_name
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
@@ -37,6 +36,7 @@ from moonstore.connection import Address, Wire
 from moonstore.decode import Cells, Values, decode, decode_stamps
 from moonstore.encode import encode, encode_stamps
 from moonstore.freshness import FreshReads, Row
+from moonstore.front_door import FrontDoor, Stored
 from moonstore.matrix import Asked, Matrix, Reader, entity_key, kinds
 from moonstore.redis_delete import delete_fields
 from moonstore.redis_write import Rows, compare_and_set, write
@@ -45,6 +45,7 @@ from moonstore.resp import Hmgets
 READ_TIMEOUT_S = 0.1
 CAS_TIMEOUT_S = 1.0  # compare-and-set
 WRITE_TIMEOUT_S = 30.0
+AT_ONCE = 2_000  # entities per message and deadline
 
 
 class RedisOnlineStoreConfig(feast_redis.RedisOnlineStoreConfig):
@@ -53,7 +54,7 @@ class RedisOnlineStoreConfig(feast_redis.RedisOnlineStoreConfig):
     type: str = "moonstore.redis_store.RedisOnlineStore"  # type: ignore[assignment]
 
 
-class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
+class RedisOnlineStore(FrontDoor, FreshReads, feast_redis.RedisOnlineStore):
     """Writes and reads the same bytes as Feast's store, with deadlines."""
 
     _bulk: Redis | RedisCluster | None = None
@@ -66,25 +67,19 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
         Returns:
             None if the server is behind a sentinel or TLS, or the views have several join keys.
         """
-        address = address_of(config.online_store)
         keys = {tuple(view.join_keys) for view, _ in asked}
-        if address is None or len(keys) != 1 or len(keys.pop()) != 1:
+        wire = self._open_wire(config)
+        if wire is None or len(keys) != 1 or len(keys.pop()) != 1:
             return None
-        if self._wire is None and config.online_store.redis_type == feast_redis.RedisType.redis_cluster:
-            self._wire = ClusterWire(self._get_client(config.online_store), address, READ_TIMEOUT_S)
-        elif self._wire is None:
-            self._wire = Wire(address, READ_TIMEOUT_S)
-        wire, first, version = self._wire, asked[0][0], config.entity_key_serialization_version
-        fields: list[bytes] = []
-        for view, features in asked:
-            name = _versioned_fv_name(view, config)
-            fields += [*(_mmh3(f"{name}:{feature}") for feature in features), f"_ts:{name}".encode()]
-        commands = Hmgets(lambda one: _redis_key(config.project, entity_key(first, one), version), fields)
+        first, version = asked[0][0], config.entity_key_serialization_version
+        commands = Hmgets(
+            _fields(config, asked), lambda one: _redis_key(config.project, entity_key(first, one), version)
+        )
         kind = [kinds(view) for view, _ in asked]
 
         def read(ids: np.ndarray) -> list[Matrix]:
             columns: Sequence[Cells | Values] = (
-                wire.columns(commands, ids, _id_keys(config, first, ids))
+                wire.columns(commands, _id_keys(config, first, ids))
                 if isinstance(wire, ClusterWire)
                 else commands.columns(wire.ask(commands.message(ids)), len(ids))
             )
@@ -98,9 +93,37 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
 
         return read
 
-    # Use ``online_read``, view by view; Feast's own methods for Redis bypass it.
-    _read_features_per_fv = OnlineStore._read_features_per_fv
-    _read_features_per_fv_async = OnlineStore._read_features_per_fv_async
+    def stored(self, config: RepoConfig, asked: Asked, entities: Sequence[bytes]) -> list[Stored] | None:
+        """What is stored of views of the same entities; None: the server is behind a sentinel or TLS."""
+        wire = self._open_wire(config)
+        if wire is None:
+            return None
+        commands, project = Hmgets(_fields(config, asked)), config.project.encode()
+        groups = []
+        for start in range(0, len(entities), AT_ONCE):  # each with a deadline of its own
+            some = [key + project for key in entities[start : start + AT_ONCE]]
+            if isinstance(wire, ClusterWire):
+                groups.append(wire.columns(commands, some))
+            else:
+                groups.append(commands.columns(wire.ask(commands.of_keys(some)), len(some)))
+        found = iter(groups[0] if len(groups) == 1 else map(_joined, zip(*groups, strict=True)))
+        answer = []
+        for _, features in asked:
+            columns = [next(found) for _ in features]
+            event_us = decode_stamps(next(found))
+            # Of a stored row Feast calls every feature present, also one that was added to the view since.
+            answer.append(Stored(columns, [event_us != 0] * len(features), event_us))
+        return answer
+
+    def _open_wire(self, config: RepoConfig) -> Wire | ClusterWire | None:
+        address = address_of(config.online_store)
+        if address is None:
+            return None
+        if self._wire is None and config.online_store.redis_type == feast_redis.RedisType.redis_cluster:
+            self._wire = ClusterWire(self._get_client(config.online_store), address, READ_TIMEOUT_S)
+        elif self._wire is None:
+            self._wire = Wire(address, READ_TIMEOUT_S)
+        return self._wire
 
     async def online_read_async(
         self,
@@ -197,6 +220,20 @@ class RedisOnlineStore(FreshReads, feast_redis.RedisOnlineStore):
         return super()._get_features_for_entity(values, feature_view, requested_features)
 
 
+def _fields(config: RepoConfig, asked: Asked) -> list[bytes]:
+    """The fields of an entity's hash: of each view its features, then its event time."""
+    fields: list[bytes] = []
+    for view, features in asked:
+        name = _versioned_fv_name(view, config)
+        fields += [*(_mmh3(f"{name}:{feature}") for feature in features), f"_ts:{name}".encode()]
+    return fields
+
+
+def _joined(parts: tuple[Cells | Values, ...]) -> Values:
+    """The values of one field, of several replies."""
+    return [one for part in parts for one in (part.values() if isinstance(part, Cells) else part)]
+
+
 def _stamp(moment: datetime) -> bytes:
     stamp = Timestamp()
     stamp.FromDatetime(make_tzaware(moment))
@@ -216,11 +253,11 @@ def _rows(config: RepoConfig, view: FeatureView, batch: Batch) -> Rows:
 
 
 def _keys(config: RepoConfig, view: FeatureView, batch: Batch) -> list[bytes]:
-    """Redis keys; those of int64 ids differ only in eight bytes and are built together, others one by one."""
+    """Redis keys; those of int64 ids differ only in eight bytes and are built together."""
     if len(batch.keys) == 1 and batch.keys[0].type == pa.int64():
         return _id_keys(config, view, batch.keys[0].to_numpy())
-    version = config.entity_key_serialization_version
-    return [_redis_key(config.project, key, version) for key in batch.entity_keys(view)]
+    project = config.project.encode()
+    return [key + project for key in batch.serialized_keys(view, config.entity_key_serialization_version)]
 
 
 def _id_keys(config: RepoConfig, view: FeatureView, ids: np.ndarray) -> list[bytes]:

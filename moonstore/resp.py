@@ -27,15 +27,24 @@ class Hmgets:
     """HMGETs of the same fields of many hashes, as one message.
 
     Args:
-        key: function from an id to its Redis key, which has to contain the id as 8 little-endian bytes.
         fields: fields of the hash to read.
+        key: function from an id to its Redis key, which has to contain the id as 8 little-endian bytes; None: the
+            keys are given one by one.
     """
 
-    def __init__(self, key: Callable[[int], bytes], fields: Sequence[bytes]) -> None:
-        zero, ones = (command(b"HMGET", key(number), *fields) for number in (0, -1))
-        self._template = np.frombuffer(zero, np.uint8)
-        self._at = int(np.flatnonzero(self._template != np.frombuffer(ones, np.uint8))[0])
+    def __init__(self, fields: Sequence[bytes], key: Callable[[int], bytes] | None = None) -> None:
         self.fields = len(fields)
+        self._before = b"*%d\r\n$5\r\nHMGET\r\n" % (2 + len(fields))
+        self._after = b"\r\n" + command(*fields).split(b"\r\n", 1)[1]
+        if key is not None:
+            zero, ones = (command(b"HMGET", key(number), *fields) for number in (0, -1))
+            self._template = np.frombuffer(zero, np.uint8)
+            self._at = int(np.flatnonzero(self._template != np.frombuffer(ones, np.uint8))[0])
+
+    def of_keys(self, keys: Sequence[bytes]) -> bytes:
+        """One HMGET per Redis key."""
+        before, after = self._before, self._after
+        return b"".join([b"%b$%d\r\n%b%b" % (before, len(key), key, after) for key in keys])
 
     def message(self, ids: np.ndarray) -> bytes:
         """One HMGET per id, int64 (N)."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
@@ -36,6 +36,7 @@ from moonstore.decode import decode
 from moonstore.encode import encode
 from moonstore.errors import FutureRowError
 from moonstore.freshness import FreshReads
+from moonstore.front_door import FrontDoor, Stored
 from moonstore.matrix import Asked, Matrix, Reader, entity_key, kinds
 from run.artifacts import locked
 from run.disk import DiskError, disk_reason, writing
@@ -68,7 +69,7 @@ class SqliteOnlineStoreConfig(feast_sqlite.SqliteOnlineStoreConfig):
     type: str = "moonstore.sqlite_store.SqliteOnlineStore"  # type: ignore[assignment]
 
 
-class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
+class SqliteOnlineStore(FrontDoor, FreshReads, feast_sqlite.SqliteOnlineStore):
     """The default: one file, embedded in the process."""
 
     _read_wait_ms = READ_WAIT_MS  # 0 while the file is locked
@@ -104,6 +105,17 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
                 return [self._read(config, view, list(features), unique, row) for view, features in asked]
 
         return read
+
+    def stored(self, config: RepoConfig, asked: Asked, entities: Sequence[bytes]) -> list[Stored] | None:
+        """What is stored of each view, one query per view."""
+        answer = []
+        with self._sound(config):
+            for view, features in asked:
+                values, stamps = self._columns(config, view, list(features), entities)
+                # A feature that was added to the view since has no row of its own, and Feast does not find it.
+                there = [np.array([one is not None for one in values[name]], bool) for name in features]
+                answer.append(Stored([values[name] for name in features], there, _event_times(stamps)))
+        return answer
 
     def online_write_batch(
         self,
@@ -150,7 +162,7 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
     ) -> np.ndarray:
         """Write the rows whose stored ``guard`` still equals ``before`` (see ``feature_repo.history``)."""
         table = feast_sqlite._quote_id(self._table(config, view))
-        keys = _keys(config, view, batch)
+        keys = batch.serialized_keys(view, config.entity_key_serialization_version)
         with self._transaction(config, SWAP_WAIT_MS) as connection:
             connection.execute("BEGIN IMMEDIATE")  # excludes other writers between compare and set
             query = f"SELECT value FROM {table} WHERE entity_key = ? AND feature_name = ?"
@@ -226,6 +238,16 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
     ) -> Matrix:
         version = config.entity_key_serialization_version
         keys = [serialize_entity_key(entity_key(view, one), version) for one in ids.tolist()]
+        values, stamps = self._columns(config, view, features, keys)
+        found = np.array([stamp is not None for stamp in stamps], bool)
+        kind = kinds(view)
+        columns = {name: decode(values[name], kind[name]).take(row) for name in features}
+        return Matrix(columns, found[row], _event_times(stamps)[row])
+
+    def _columns(
+        self, config: RepoConfig, view: FeatureView, features: list[str], keys: Sequence[bytes]
+    ) -> tuple[dict[str, list[bytes | None]], list[int | None]]:
+        """The values of each feature of N entities, and the event times as Feast stores them."""
         place = {key: number for number, key in enumerate(keys)}
         table = self._table(config, view)
         values: dict[str, list[bytes | None]] = {name: [None] * len(keys) for name in features}
@@ -245,11 +267,7 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
                 stamps[at] = stamp
                 if value is not None:
                     values[name][at] = value
-        found = np.array([stamp is not None for stamp in stamps], bool)
-        event_us = np.array([0 if stamp is None else _event_us(stamp) for stamp in stamps], np.int64)
-        kind = kinds(view)
-        columns = {name: decode(values[name], kind[name]).take(row) for name in features}
-        return Matrix(columns, found[row], event_us[row])
+        return values, stamps
 
     def _rows(self, connection: sqlite3.Connection, query: str, parameters: list[Any]) -> list[tuple]:
         """The rows of a query; a lock is waited for once, and only looked at until it is gone."""
@@ -263,14 +281,9 @@ class SqliteOnlineStore(FreshReads, feast_sqlite.SqliteOnlineStore):
         return rows
 
 
-def _keys(config: RepoConfig, view: FeatureView, batch: Batch) -> list[bytes]:
-    version = config.entity_key_serialization_version
-    return [serialize_entity_key(key, version) for key in batch.entity_keys(view)]
-
-
 def _cells(config: RepoConfig, view: FeatureView, batch: Batch) -> Iterator[tuple[Any, ...]]:
     """Rows of the table: the values of all entities for the first feature, then for the second, ..."""
-    keys = _keys(config, view, batch)
+    keys = batch.serialized_keys(view, config.entity_key_serialization_version)
     event = [_stored(stamp) for stamp in batch.event_us.tolist()]
     created: list[int | None] = [None] * len(keys)
     if batch.created_us is not None:
@@ -280,6 +293,12 @@ def _cells(config: RepoConfig, view: FeatureView, batch: Batch) -> Iterator[tupl
         values = encode(column, kind[name])
         texts = [_text(Value.FromString(one)) if kind[name] in TEXT else None for one in values]
         yield from zip(keys, repeat(name), values, texts, event, created, strict=False)
+
+
+def _event_times(stamps: Sequence[int | None]) -> np.ndarray:
+    """Microseconds since 1970, 0 where there is no row."""
+    of = {stamp: 0 if stamp is None else _event_us(stamp) for stamp in set(stamps)}
+    return np.array([of[stamp] for stamp in stamps], np.int64)
 
 
 def _event_us(stamp: int) -> int:
