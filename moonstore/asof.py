@@ -25,6 +25,7 @@ from ibis.expr import datatypes as dt
 
 from moonstore.errors import StoreError
 from moonstore.exact import ExactIbisJob
+from moonstore.freshness import US
 from moonstore.readable import readable
 
 Reader = Callable[[DataSource, str], ibis.Table]
@@ -175,7 +176,7 @@ def _with(rows: ibis.Table, one: Lookup, prefix: str) -> ibis.Table:
     at = matched["time"] if one.created else matched
     values = {name: joined[prefix + feature] for feature, name in one.features.items()}
     if one.ttl:
-        alive = at + ibis.literal(one.ttl) >= joined[AT]
+        alive = at + ibis.interval(microseconds=one.ttl // US) >= joined[AT]  # a literal takes whole units only
         values = {name: alive.ifelse(value, ibis.null(value.type())) for name, value in values.items()}
     return joined.mutate(**values).drop(*columns)
 
