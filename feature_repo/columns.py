@@ -1,74 +1,85 @@
-"""The columns of a frame and their defaults, shared by offline and online reads so that both agree."""
+"""The columns of a frame, the same whether they were read offline (training) or online (serving).
+
+A null means that the store has nothing: no row, a row beyond its time to live, or a row without this value.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# feature -> (view, type, default)
-Features = dict[str, tuple[str, pa.DataType, Any]]
-USER_FEATURES: Features = {
-    "age_band": ("user_profile", pa.int64(), -1),
-    "segment": ("user_profile", pa.string(), ""),
-}
-ITEM_FEATURES: Features = {
-    "category": ("item_profile", pa.string(), ""),
-    "category_top": ("item_profile", pa.string(), ""),
-    "spu": ("item_profile", pa.int64(), -1),
-    "price": ("item_profile", pa.float32(), 0.0),
-    "attributes": ("item_profile", pa.list_(pa.string()), []),
-    "first_seen_us": ("item_profile", pa.int64(), None),
-    "shown_7d": ("item_stats", pa.int64(), 0),
-    "positive_7d": ("item_stats", pa.int64(), 0),
-    "shown_28d": ("item_stats", pa.int64(), 0),
-    "positive_28d": ("item_stats", pa.int64(), 0),
-    "shown_all": ("item_stats", pa.int64(), 0),
-    "positive_all": ("item_stats", pa.int64(), 0),
-    "rate_all": ("item_stats", pa.float32(), 1 / 20),
-}
-US = 1_000_000
+from feature_repo.signature import Feature
+
+SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
-def references(features: Features) -> list[str]:
-    """Feast's names of ``features``."""
-    return [f"{view}:{name}" for name, (view, _, _) in features.items()]
-
-
-def user_columns(stored: Mapping[str, pa.Array], known_behaviours: np.ndarray) -> dict[str, pa.Array]:
+def user_columns(
+    features: Sequence[Feature], stored: Mapping[str, pa.Array], known_behaviours: np.ndarray
+) -> dict[str, pa.Array]:
     """The user columns of a frame.
 
     Args:
-        stored: USER_FEATURES, null where the store has nothing.
+        features: of users.
+        stored: their values by name.
         known_behaviours: int64, number of behaviours of each user before the request.
+
+    Returns:
+        the features, ``user_events`` int64, the number of behaviours, and ``user_found`` bool: whether the store has
+        a feature of the user.
     """
-    found = pc.is_valid(stored["age_band"])  # never null in its source
-    return {
-        **_fill(stored, USER_FEATURES),
-        "user_events": pa.array(known_behaviours, pa.int64()),
-        "user_found": found,
-    }
+    columns = {one.name: stored[one.name] for one in features}
+    events = pa.array(known_behaviours, pa.int64())
+    return {**columns, "user_events": events, "user_found": _found(columns, len(events))}
 
 
-def item_columns(stored: Mapping[str, pa.Array], time_us: np.ndarray) -> dict[str, pa.Array]:
-    """The item columns of a frame.
+def item_columns(
+    features: Sequence[Feature], stored: Mapping[str, pa.Array], count: int
+) -> dict[str, pa.Array]:
+    """The candidate columns of a frame: the features, and ``item_found`` bool: whether the store has one of them.
 
     Args:
-        stored: ITEM_FEATURES, null where the store has nothing.
-        time_us: int64, time of each row's request, microseconds since 1970 UTC.
+        features: of candidates.
+        stored: their values by name.
+        count: number of candidates.
     """
-    first_seen_us = stored["first_seen_us"]  # never null in its source
-    found = pc.is_valid(first_seen_us)
-    since = np.where(found, time_us - pc.fill_null(first_seen_us, 0).to_numpy(), 0)
-    filled = _fill(stored, {name: spec for name, spec in ITEM_FEATURES.items() if spec[2] is not None})
-    return {**filled, "age_s": pa.array(np.maximum(since, 0) / US, pa.float32()), "item_found": found}
+    columns = {one.name: stored[one.name] for one in features}
+    return {**columns, "item_found": _found(columns, count)}
 
 
-def _fill(stored: Mapping[str, pa.Array], features: Features) -> dict[str, pa.Array]:
-    return {
-        name: pc.coalesce(stored[name].cast(dtype), pa.scalar(default, dtype))
-        for name, (_, dtype, default) in features.items()
-    }
+def as_read(column: pa.Array, dtype: pa.DataType) -> pa.Array:
+    """A column as an online store would return it: of this type, NaN as null, timestamps in whole seconds."""
+    if pa.types.is_timestamp(dtype) and pa.types.is_timestamp(column.type):
+        ticks = column.cast(pa.timestamp(column.type.unit, "UTC")).cast(pa.int64())
+        return pc.divide(ticks, SECOND[column.type.unit]).cast(dtype)  # towards 1970, as Feast does
+    column = column.cast(dtype)
+    if pa.types.is_floating(dtype):
+        return pc.if_else(pc.is_nan(column), pa.scalar(None, dtype), column)
+    return column
+
+
+def nothing(features: Sequence[Feature], count: int) -> dict[str, pa.Array]:
+    """Columns of entities of which the store has nothing."""
+    return {one.name: pa.nulls(count, one.dtype) for one in features}
+
+
+def in_frames(features: Sequence[Feature], *roles: str) -> tuple[Feature, ...]:
+    """The features of these roles whose values a frame holds: all but vectors of embeddings, kept in an artifact."""
+    return tuple(one for one in features if one.role in roles and not one.of_embedding)
+
+
+def by_view(features: Sequence[Feature]) -> dict[str, list[Feature]]:
+    """The features of each view."""
+    views: dict[str, list[Feature]] = {}
+    for one in features:
+        views.setdefault(one.view, []).append(one)
+    return views
+
+
+def _found(columns: Mapping[str, pa.Array], count: int) -> pa.Array:
+    found = np.zeros(count, bool)
+    for column in columns.values():
+        found |= pc.is_valid(column).to_numpy(zero_copy_only=False)
+    return pa.array(found)

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from feature_repo.signature import Signature
+
 
 @dataclass(frozen=True)
 class History:
@@ -35,9 +37,11 @@ class Frame:
 
     Attributes:
         requests: R rows: request_id int64, user_id int64, time timestamp[us, UTC], query_id int64 (null:
-            none), then the user features (see ``feature_repo.features``).
+            none), then the features of user, query and request, and ``user_events`` and ``user_found``
+            (``feature_repo.columns``). Null: the store has nothing.
         candidates: C rows, grouped by request in the order of ``requests``: item_id int64, then the item
-            features; training frames also carry label float32 and position int64 (null when not logged).
+            features and ``item_found``; training frames also carry label float32 and position int64 (null when
+            not logged).
             Columns named ``match_*`` (float32) are retrieval scores of the (request, item) pair.
         offsets: int64 of shape (R + 1); request r owns candidates offsets[r]:offsets[r + 1].
         history: behaviour of each request's user before its time.
@@ -57,6 +61,11 @@ class StoredRequests(Protocol):
 
     Implemented by ``feature_repo.frames.join.TrainingFrame`` and ``retrieval.examples.MatchedFrames``.
     """
+
+    @property
+    def signature(self) -> Signature:
+        """The features of the store that the frames hold."""
+        ...
 
     def __len__(self) -> int:
         """Number of requests R."""

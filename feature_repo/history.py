@@ -14,17 +14,18 @@ import numpy as np
 import pyarrow as pa
 from feast import FeatureView, RepoConfig
 
-from feature_repo.columns import Features
 from feature_repo.event_log import COLUMNS
+from feature_repo.signature import Feature
 from feature_repo.views import HISTORY
 from moonstore.batch import Batch
 
 VIEW = "user_history"
 POSITION = "recent_position"
-BEHAVIOURS: Features = {
-    **{f"recent_{name}": (VIEW, pa.list_(pa.int64()), []) for name in COLUMNS},
-    POSITION: (VIEW, pa.int64(), 0),
-}
+LISTS = [f"recent_{name}" for name in COLUMNS]
+BEHAVIOURS = (
+    *(Feature(name, VIEW, name, "user", "categories", pa.list_(pa.int64())) for name in LISTS),
+    Feature(POSITION, VIEW, POSITION, "user", "number", pa.int64()),
+)
 
 
 @runtime_checkable

@@ -23,22 +23,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView
 
-from feature_repo.columns import ITEM_FEATURES
+from feature_repo.columns import by_view, in_frames
+from feature_repo.features import query_stats, user_events, user_history, user_profile
 from feature_repo.ingest.new_items import new_items
-from feature_repo.online import UNREACHABLE, Stored, StoreUnavailable
+from feature_repo.online import UNREACHABLE, Stored, StoreUnavailable, asked_of, unpacked
+from feature_repo.services import CTR, RETRIEVAL
+from feature_repo.signature import EMBEDDING_VIEW, Feature, open_signature, united
 from feature_repo.sources import DATA, read_source
 from feature_repo.vectors import VectorTable
 from feature_repo.views import Embedding, EmbeddingRecord
 from moonstore.engine import REPORTS, Report
 from moonstore.errors import StoreError
 from moonstore.freshness import EPOCH, US, as_of, is_fresh
-from moonstore.matrix import Matrix, Reader, matrix_reader, to_arrow
+from moonstore.matrix import Matrix, Reader, matrix_reader
 from run.artifacts import ArtifactError, discard, locked, read_json, write_json
 from run.disk import make_folder, writing
 from run.progress import track
 
 FOLDER, ITEMS, VECTORS, ABOUT = "item_matrix", "items.arrow", "vectors.arrow", "about.json"
-VIEWS = ("item_profile", "item_stats")
+CATALOGUE, STATISTICS = "item_profile", "item_stats"  # views that are loaded whenever items are
+OF_OTHERS = {view.name for view in (user_profile, user_events, user_history, query_stats)}  # not of items
 AT_ONCE = 10_000  # items per read
 
 
@@ -50,10 +54,11 @@ class ItemMatrix:
         key: identifies the embedding and the load.
         embedding: the embedding of the vectors.
         loaded_until: end of the last load of the items' views, ISO 8601.
-        items: item_id, ITEM_FEATURES (null where nothing is stored) and <view>_us, the event time of the row of each
+        items: item_id, the features (null where nothing is stored) and <view>_us, the event time of the row of each
             view in microseconds since 1970 UTC, 0 where there is none; a later row of an item replaces earlier ones.
         vectors: of the items that have one.
-        views: VIEWS by name; their times to live are applied when reading.
+        features: of candidates, of all models of the product.
+        views: of the features, by name; their times to live are applied when reading.
     """
 
     key: str
@@ -61,6 +66,7 @@ class ItemMatrix:
     loaded_until: str
     items: pa.Table
     vectors: VectorTable
+    features: tuple[Feature, ...]
     views: dict[str, FeatureView]
 
     def __post_init__(self) -> None:
@@ -84,18 +90,17 @@ class ItemMatrix:
         """Stored features of N items, as ``OnlineReader.read_items`` returns them right after the load."""
         rows = self.rows(item_ids)
         take = pa.array(rows, mask=rows < 0)
-        columns = {name: _one(self.items.column(name).take(take)) for name in ITEM_FEATURES}
+        columns = {one.name: _one(self.items.column(one.name).take(take)) for one in self.features}
         found = {}
-        for name, view in self.views.items():
+        for name, some in by_view(self.features).items():
+            view = self.views[name]
             event_us = _one(self.items.column(f"{name}_us").take(take)).fill_null(0).to_numpy()
             with as_of(time - US):  # as ``OnlineReader`` does
                 found[name] = (event_us > 0) & is_fresh(view, event_us)
             if view.ttl:
                 gone = pa.array(~found[name])
-                for feature in (feature for feature, of in ITEM_FEATURES.items() if of[0] == name):
-                    columns[feature] = pc.if_else(
-                        gone, pa.scalar(None, columns[feature].type), columns[feature]
-                    )
+                for one in some:
+                    columns[one.name] = pc.if_else(gone, pa.scalar(None, one.dtype), columns[one.name])
         return Stored(columns, found)
 
     def over(self, other: ItemMatrix) -> ItemMatrix:
@@ -112,9 +117,14 @@ class ItemMatrix:
 
 
 def matrix_key(store_dir: Path, embedding: Embedding) -> str:
-    """Key that changes with the embedding and with every load of one of the items' views."""
-    reports = [Path(store_dir) / DATA / REPORTS / f"{view}.json" for view in (*VIEWS, embedding.item_view)]
-    loads = [path.stat().st_mtime_ns if path.exists() else 0 for path in reports]
+    """Key that changes with the embedding and with every load of a view that items may have features in."""
+    reports = sorted((Path(store_dir) / DATA / REPORTS).glob("*.json"))
+    loads = [
+        (path.stem, path.stat().st_mtime_ns)
+        for path in reports
+        if path.stem == embedding.item_view
+        or not (path.stem in OF_OTHERS or EMBEDDING_VIEW.fullmatch(path.stem))
+    ]
     return f"v{embedding.version}-" + hashlib.sha256(json.dumps(loads).encode()).hexdigest()[:16]
 
 
@@ -144,7 +154,8 @@ def open_item_matrix(store: FeatureStore, embedding: Embedding) -> ItemMatrix:
     make_folder(folder)
     with locked(folder / "lock"):
         key = matrix_key(store_dir, embedding)
-        if not _is_whole(folder / key):
+        features = _features(store)
+        if not _is_whole(folder / key, features):
             discard(folder / key)
             _write(
                 folder / key,
@@ -158,8 +169,13 @@ def open_item_matrix(store: FeatureStore, embedding: Embedding) -> ItemMatrix:
                 if old.name != key and old.name.split("-")[0] not in others:
                     shutil.rmtree(old)  # processes that have mapped it keep it
     loaded_until, items, vectors = _mapped(folder / key)
-    views = {view: store.get_feature_view(view) for view in VIEWS}
-    return ItemMatrix(key, embedding, loaded_until, items, _table(vectors, embedding.width), views)
+    views = {view: store.get_feature_view(view) for view in by_view(features)}
+    return ItemMatrix(key, embedding, loaded_until, items, _table(vectors, embedding.width), features, views)
+
+
+def _features(store: FeatureStore) -> tuple[Feature, ...]:
+    """The candidates' features of all models of the product."""
+    return in_frames(united(open_signature(store, one) for one in (RETRIEVAL, CTR)), "candidate")
 
 
 def _mapped(folder: Path) -> tuple[str, pa.Table, pa.Table]:
@@ -170,13 +186,14 @@ def _mapped(folder: Path) -> tuple[str, pa.Table, pa.Table]:
     return about["loaded_until"], items, vectors
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether the snapshot is there and can be opened; one that cannot is made again from the online store."""
+def _is_whole(folder: Path, features: Sequence[Feature]) -> bool:
+    """Whether the snapshot can be opened and has these features; else it is made again from the online store."""
     try:
-        _mapped(folder)
+        _, items, _ = _mapped(folder)
     except (ArtifactError, OSError, pa.ArrowException):
         return False
-    return True
+    types = {field.name: field.type for field in items.schema}
+    return all(types.get(one.name) == one.dtype for one in features)
 
 
 def read_now(store: FeatureStore, embedding: Embedding, item_ids: np.ndarray, key: str = "") -> ItemMatrix:
@@ -185,28 +202,29 @@ def read_now(store: FeatureStore, embedding: Embedding, item_ids: np.ndarray, ke
     Raises:
         StoreUnavailable: the online store does not answer.
     """
-    names = {view: [name for name, of in ITEM_FEATURES.items() if of[0] == view] for view in VIEWS}
-    views = {view: store.get_feature_view(view) for view in VIEWS}
-    asked = [(views[view], features) for view, features in names.items()]
+    features = _features(store)
+    asked = asked_of(store, features)
     reader = matrix_reader(store, [*asked, (store.get_feature_view(embedding.item_view), ["vector"])])
     starts = range(0, max(len(item_ids), 1), AT_ONCE)
     parts = [
-        _read(reader, item_ids[start : start + AT_ONCE], names) for start in track(starts, "item matrix")
+        _read(reader, item_ids[start : start + AT_ONCE], features) for start in track(starts, "item matrix")
     ]
     vectors = _table(pa.concat_tables([vectors for _, vectors in parts]), embedding.width)
-    return ItemMatrix(key, embedding, "", pa.concat_tables([items for items, _ in parts]), vectors, views)
+    items = pa.concat_tables([items for items, _ in parts])
+    return ItemMatrix(
+        key, embedding, "", items, vectors, features, {str(view.name): view for view, _ in asked}
+    )
 
 
-def _read(reader: Reader, ids: np.ndarray, names: dict[str, list[str]]) -> tuple[pa.Table, pa.Table]:
+def _read(reader: Reader, ids: np.ndarray, features: Sequence[Feature]) -> tuple[pa.Table, pa.Table]:
     try:
         with as_of(EPOCH):  # of any age; the time to live is applied when the snapshot is read
             *views, vectors = reader(ids)
     except UNREACHABLE as error:
         raise StoreUnavailable(f"the online store does not answer: {error}") from error
     columns = {"item_id": pa.array(ids, pa.int64())}
-    for view, matrix in zip(names, views, strict=True):
-        for name in names[view]:
-            columns[name] = to_arrow(matrix.columns[name], ITEM_FEATURES[name][1])
+    columns |= unpacked(views, features).columns
+    for view, matrix in zip(by_view(features), views, strict=True):
         columns[f"{view}_us"] = pa.array(matrix.event_us, pa.int64())
     return pa.table(columns), _vectors(ids, vectors)
 
@@ -245,7 +263,7 @@ def _known_ids(store_dir: Path, embedding: Embedding) -> np.ndarray:
     """Ids of the catalogue, of the vectors and of items received since, int64, ascending."""
     new = np.array([one.item_id for one in new_items(store_dir)], np.int64)
     return np.unique(
-        np.concatenate([new, *(_source_ids(store_dir, view) for view in (VIEWS[0], embedding.item_view))])
+        np.concatenate([new, *(_source_ids(store_dir, view) for view in (CATALOGUE, embedding.item_view))])
     )
 
 
@@ -258,7 +276,7 @@ def _source_ids(store_dir: Path, view: str) -> np.ndarray:
 
 def _loaded_until(store_dir: Path) -> str:
     try:
-        return max(Report.load(store_dir, view).end for view in VIEWS)
+        return max(Report.load(store_dir, view).end for view in (CATALOGUE, STATISTICS))
     except FileNotFoundError:
         return ""
 

@@ -12,20 +12,17 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+from feast import FeatureStore, FeatureView
 
 from dataset.contracts import TIME
-from feature_repo.columns import (
-    ITEM_FEATURES,
-    USER_FEATURES,
-    Features,
-    item_columns,
-    user_columns,
-)
+from feature_repo.columns import as_read, by_view, in_frames, item_columns, nothing, user_columns
 from feature_repo.frame import Frame, History
 from feature_repo.history import BEHAVIOURS, behaviours
+from feature_repo.services import CTR, RETRIEVAL
+from feature_repo.signature import Feature, open_signature, united
 from feature_repo.store import open_store
 from feature_repo.views import HISTORY
-from moonstore.errors import UNREACHABLE
+from moonstore.errors import UNREACHABLE, StoreError
 from moonstore.freshness import EPOCH, US, as_of
 from moonstore.matrix import Matrix, Reader, matrix_reader, to_arrow
 
@@ -60,20 +57,24 @@ class OnlineReader:
     Args:
         store_dir: the run's store.
         history: K, most behaviours in a frame's history; at most ``views.HISTORY``.
+        services: the FeatureServices whose features a frame holds.
 
     Attributes:
         store: the open feature store.
+        features: of the services, each once.
 
     Raises:
-        StoreError: there is no store.
+        StoreError: there is no store, or a service is missing, wrong or names a feature that is not online.
         ValueError: ``history`` is more than the store keeps.
     """
 
-    def __init__(self, store_dir: Path, history: int) -> None:
+    def __init__(self, store_dir: Path, history: int, services: Sequence[str] = (RETRIEVAL, CTR)) -> None:
         if not 0 < history <= HISTORY:
             raise ValueError(f"expected a history of 1 to {HISTORY} behaviours, found {history}")
         self.history = history
         self.store = open_store(store_dir)
+        self.features = united(open_signature(self.store, service) for service in services)
+        check_online(self.store, self.features)
         self._readers: dict[tuple[str, ...], Reader] = {}
         self._items: Items | None = None
 
@@ -86,8 +87,8 @@ class OnlineReader:
     ) -> Frame:
         """The frame of one request: a user and N candidate items at ``time``.
 
-        Unknown users and items get the defaults of ``feature_repo.features`` and a false "found" column.
-        ``request_id`` is 0. Behaviours available at or after ``time`` are left out. Rows older at ``time`` than
+        Features of unknown users and items are null, and their "found" column is false. ``request_id`` is 0.
+        Behaviours available at or after ``time`` are left out. Rows older at ``time`` than
         their view's time to live count as not found.
 
         Raises:
@@ -101,15 +102,19 @@ class OnlineReader:
         ids = int64_ids(item_ids, "item_id")
         time = user.requests.column("time")[0].as_py()
         stored = self.read_items(ids, time)
-        columns = item_columns(stored.columns, np.full(len(ids), _us(time)))
-        candidates = pa.table({"item_id": pa.array(ids, pa.int64()), **columns})
+        candidates = self._candidates(ids, stored.columns)
         return Frame(user.requests, candidates, np.array([0, len(ids)]), user.history)
+
+    def _candidates(self, ids: np.ndarray, stored: dict[str, pa.Array]) -> pa.Table:
+        columns = item_columns(in_frames(self.features, "candidate"), stored, len(ids))
+        return pa.table({"item_id": pa.array(ids, pa.int64()), **columns})
 
     def read_user(self, user_id: int, time: datetime, query_id: int | None = None) -> Frame:
         """The frame of a request, still without candidates; raises like ``read``."""
         users = int64_ids([user_id], "user_id")
         queries = [None if query_id is None else int(int64_ids([query_id], "query_id")[0])]
-        stored = self.stored("user_id", users, {**USER_FEATURES, **BEHAVIOURS}, time)
+        of_users = in_frames(self.features, "user")
+        stored = self.stored("user_id", users, (*of_users, *BEHAVIOURS), time)
         known = behaviours(stored.columns)[0].before(_us(time))
         item_id, code, time_us, _, _ = known.last(self.history)
         requests = pa.table(
@@ -118,18 +123,25 @@ class OnlineReader:
                 "user_id": pa.array(users),
                 "time": pa.array([_us(time)], pa.int64()).cast(TIME),
                 "query_id": pa.array(queries, pa.int64()),
-                **user_columns(stored.columns, np.array([known.position])),
+                **user_columns(of_users, stored.columns, np.array([known.position])),
+                **self._query(queries[0], time),
             }
         )
-        candidates = pa.table({"item_id": pa.array([], pa.int64()), **_no_items()})
+        no_items = nothing(in_frames(self.features, "candidate"), 0)
         history = History(np.array([0, len(item_id)]), item_id, code, time_us)
-        return Frame(requests, candidates, np.zeros(2, dtype=np.int64), history)
+        return Frame(requests, self._candidates(users[:0], no_items), np.zeros(2, dtype=np.int64), history)
+
+    def _query(self, query_id: int | None, time: datetime) -> dict[str, pa.Array]:
+        features = in_frames(self.features, "query")
+        if query_id is None or not features:
+            return nothing(features, 1)
+        return self.stored("query_id", np.array([query_id]), features, time).columns
 
     def read_items(self, item_ids: np.ndarray, time: datetime) -> Stored:
         """Stored features of N items, with found masks per view; raises like ``read``."""
         if self._items is not None:
             return self._items.read(item_ids, time)
-        return self.stored("item_id", item_ids, ITEM_FEATURES, time)
+        return self.stored("item_id", item_ids, in_frames(self.features, "candidate"), time)
 
     def with_items(self, items: Items | None) -> OnlineReader:
         """A reader that takes item features from a snapshot (``feature_repo.item_matrix``)."""
@@ -137,25 +149,55 @@ class OnlineReader:
         other._items = items
         return other
 
-    def stored(self, key: str, ids: np.ndarray, features: Features, time: datetime) -> Stored:
+    def stored(self, key: str, ids: np.ndarray, features: Sequence[Feature], time: datetime) -> Stored:
         """Stored values of ``features`` for N entities; raises like ``read``."""
         if not len(ids):
-            views = {view for view, _, _ in features.values()}
-            empty = {name: pa.array([], dtype) for name, (_, dtype, _) in features.items()}
-            return Stored(empty, {view: np.zeros(0, bool) for view in views})
+            return Stored(nothing(features, 0), {view: np.zeros(0, bool) for view in by_view(features)})
         try:
             with as_of(time - US):  # the moment at which a training frame is joined
                 matrices = self._reader(features)(ids)
         except UNREACHABLE as error:
             raise StoreUnavailable(f"the online store does not answer: {error}") from error
-        return _unpack(matrices, features)
+        return unpacked(matrices, features)
 
-    def _reader(self, features: Features) -> Reader:
-        key = tuple(features)
+    def _reader(self, features: Sequence[Feature]) -> Reader:
+        key = tuple(one.reference for one in features)
         if key not in self._readers:
-            asked = [(self.store.get_feature_view(view), names) for view, names in _views(features).items()]
-            self._readers[key] = matrix_reader(self.store, asked)
+            self._readers[key] = matrix_reader(self.store, asked_of(self.store, features))
         return self._readers[key]
+
+
+def check_online(store: FeatureStore, features: Sequence[Feature]) -> None:
+    """Refuse features that training frames have and the online store never will.
+
+    Raises:
+        StoreError: a view is not online.
+    """
+    views = {str(view.name): view for view in store.list_feature_views()}
+    for view, some in by_view(features).items():
+        if view in views and not views[view].online:
+            raise StoreError(
+                f"view {view}: expected a view with online=True, as a model reads {some[0].name} of it when serving, "
+                f"found online=False. Change it, or take it out of the service, and run 'moon materialize'."
+            )
+
+
+def asked_of(store: FeatureStore, features: Sequence[Feature]) -> list[tuple[FeatureView, list[str]]]:
+    """What ``matrix_reader`` shall read: each view with its fields."""
+    return [
+        (store.get_feature_view(view), [one.field for one in some])
+        for view, some in by_view(features).items()
+    ]
+
+
+def unpacked(matrices: Sequence[Matrix], features: Sequence[Feature]) -> Stored:
+    """What a reader of ``asked_of`` answered, by the names of the features."""
+    columns, found = {}, {}
+    for (view, some), matrix in zip(by_view(features).items(), matrices, strict=True):
+        found[view] = matrix.found
+        for one in some:
+            columns[one.name] = as_read(to_arrow(matrix.columns[one.field], one.dtype), one.dtype)
+    return Stored({one.name: columns[one.name] for one in features}, found)
 
 
 def int64_ids(ids: Sequence[int] | np.ndarray, name: str) -> np.ndarray:
@@ -175,27 +217,6 @@ def int64_ids(ids: Sequence[int] | np.ndarray, name: str) -> np.ndarray:
             raise ValueError(f"expected {name}s of 64 bits, found {number}")
         good.append(number)
     return np.array(good, dtype=np.int64)
-
-
-def _views(features: Features) -> dict[str, list[str]]:
-    names: dict[str, list[str]] = {}
-    for name, (view, _, _) in features.items():
-        names.setdefault(view, []).append(name)
-    return names
-
-
-def _unpack(matrices: Sequence[Matrix], features: Features) -> Stored:
-    columns, found = {}, {}
-    for view, matrix in zip(_views(features), matrices, strict=True):
-        found[view] = matrix.found
-        for name, column in matrix.columns.items():
-            columns[name] = to_arrow(column, features[name][1])
-    return Stored(columns, found)
-
-
-def _no_items() -> dict[str, pa.Array]:
-    empty = {name: pa.array([], dtype) for name, (_, dtype, _) in ITEM_FEATURES.items()}
-    return item_columns(empty, np.zeros(0, np.int64))
 
 
 def _us(time: datetime) -> int:

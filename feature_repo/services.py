@@ -28,3 +28,5 @@ ctr_v1 = FeatureService(
     tags={"vectors": "item"},
     description="The click model: a user's profile and history against candidates.",
 )
+
+RETRIEVAL, RELEVANCE, CTR = str(retrieval_v1.name), str(relevance_v1.name), str(ctr_v1.name)

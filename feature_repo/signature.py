@@ -7,6 +7,7 @@ its Feast type, its role from the entity of its view; tags of the ``Field`` say 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 from feast import FeatureService, FeatureStore, FeatureView, Field, OnDemandFeatureView, RequestSource
 from feast.base_feature_view import BaseFeatureView
+from feast.errors import FeastObjectNotFoundException
 from feast.types import (
     Array,
     Bool,
@@ -51,9 +53,10 @@ ROLE_OF = {"user": "user", "item": "candidate", "query": "query"}  # entity -> r
 # Columns of a frame that are no features; a feature of this name would hide one.
 RESERVED = {
     "request_id", "user_id", "time", "query_id", "item_id", "label", "position", "part", "user_events",
-    "log_position", "candidates", "item_row", "row_id", "event_timestamp",
+    "user_found", "item_found", "log_position", "candidates", "item_row", "row_id", "event_timestamp",
 }  # fmt: skip
 RESERVED_PREFIX = "match_"
+EMBEDDING_VIEW = re.compile(r"(item|query)_embedding_v\d+")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,11 @@ class Feature:
     def reference(self) -> str:
         """Feast's name of the feature."""
         return f"{self.view}:{self.field}"
+
+    @property
+    def of_embedding(self) -> bool:
+        """Whether it is a vector of one of our embeddings, which every version of it keeps in views of its own."""
+        return EMBEDDING_VIEW.fullmatch(self.view) is not None
 
 
 @dataclass(frozen=True)
@@ -115,14 +123,17 @@ class Signature:
         return cls(content["service"], tuple(features))
 
     def difference(self, other: Signature) -> list[str]:
-        """Sentences that name the features ``other`` has added, lost or changed; none if they are equal."""
+        """Sentences that name the features ``other`` has added, lost or changed; none if they are equal.
+
+        Another version of our embedding is no difference: models record which embedding they belong to.
+        """
         mine, theirs = ({one.name: one for one in each.features} for each in (self, other))
         said = [f"added: {_named(theirs[name])}" for name in theirs if name not in mine]
         said += [f"lost: {_named(mine[name])}" for name in mine if name not in theirs]
         return said + [
             f"changed: {name}, {', '.join(_changes(mine[name], theirs[name]))}"
             for name in mine
-            if name in theirs and mine[name] != theirs[name]
+            if name in theirs and any(_changes(mine[name], theirs[name]))
         ]
 
 
@@ -157,6 +168,40 @@ def signature_of(service: FeatureService, views: FeatureStore | Iterable[BaseFea
             for feature in features_of(view, fields[name], known):
                 _add(found, feature, service.name)
     return Signature(service.name, tuple(found.values()))
+
+
+def open_signature(store: FeatureStore, service: str) -> Signature:
+    """The signature of a registered service.
+
+    Raises:
+        StoreError: there is no such service, or it is no signature (``signature_of``).
+    """
+    try:
+        found = store.get_feature_service(service)
+    except FeastObjectNotFoundException:
+        known = ", ".join(sorted(str(one.name) for one in store.list_feature_services())) or "none"
+        raise StoreError(
+            f"expected the feature service {service}, found {known}. Define it in feature_repo/services.py or "
+            f"feature_repo/mine, and run 'feast apply'."
+        ) from None
+    return signature_of(found, store)
+
+
+def united(signatures: Iterable[Signature]) -> tuple[Feature, ...]:
+    """The features of several signatures, each once.
+
+    Raises:
+        StoreError: two of one name are read differently.
+    """
+    found: dict[str, Feature] = {}
+    for signature in signatures:
+        for one in signature.features:
+            if found.setdefault(one.name, one) != one:
+                raise StoreError(
+                    f"service {signature.service}: expected {one.name} to be {found[one.name].reference}, as in the "
+                    f"other services, found {one.reference}. Rename the Field of one."
+                )
+    return tuple(found.values())
 
 
 def features_of(view: BaseFeatureView, one: Field, views: Mapping[str, BaseFeatureView]) -> Iterator[Feature]:
@@ -262,5 +307,5 @@ def _named(feature: Feature) -> str:
 def _changes(before: Feature, after: Feature) -> Iterator[str]:
     for what in ("view", "field", "role", "kind", "dtype", "options"):
         old, new = getattr(before, what), getattr(after, what)
-        if old != new:
+        if old != new and not (what == "view" and before.of_embedding and after.of_embedding):
             yield f"{'type' if what == 'dtype' else what} {old} -> {new}"

@@ -27,7 +27,7 @@ from google.protobuf.message import DecodeError
 from feature_repo import features
 from feature_repo.repository import definitions
 from feature_repo.sources import DATA, LOG, read_source
-from feature_repo.views import EmbeddingRecord
+from feature_repo.views import USER_HISTORY, EmbeddingRecord
 from moonstore import dead_letters
 from moonstore.batch import sift
 from moonstore.engine import ColumnStore, Report
@@ -63,6 +63,9 @@ def open_store(store_dir: Path) -> FeatureStore:
         ArtifactError: the record of its embeddings is damaged.
     """
     store = _open(store_dir)
+    if _names_behaviours(store):
+        apply_definitions(Path(store_dir))
+        store = _open(store_dir)
     found = {str(view.name): {one.name for one in view.features} for view in store.list_feature_views()}
     ours = [view for view in vars(features).values() if isinstance(view, FeatureView)]
     needed = {str(view.name): {one.name for one in view.features} for view in ours}
@@ -103,6 +106,12 @@ def _open(store_dir: Path) -> FeatureStore:
         raise StoreError(
             f"{settings}: missing or damaged ({error}). Run 'moon store' to write it again."
         ) from error
+
+
+def _names_behaviours(store: FeatureStore) -> bool:
+    """Whether the services are of an earlier release: no signatures, as they named the behaviours, too."""
+    projections = (each.feature_view_projections for each in store.list_feature_services())
+    return any(view.name == USER_HISTORY for some in projections for view in some)
 
 
 def _registry(store_dir: Path) -> Path:

@@ -26,6 +26,7 @@ from ibis.expr import datatypes as dt
 
 from moonstore.errors import StoreError
 from moonstore.exact import ExactIbisJob
+from moonstore.freshness import US
 from moonstore.readable import readable
 
 Reader = Callable[[DataSource, str], ibis.Table]
@@ -219,7 +220,8 @@ def _with(rows: ibis.Table, one: Lookup, at: str, order: str, prefix: str) -> ib
     since = matched["time"] if one.created else matched
     values = {name: joined[prefix + feature] for feature, name in one.features.items()}
     if one.ttl:
-        alive = since + ibis.literal(one.ttl) >= joined[at]
+        age = ibis.interval(microseconds=one.ttl // US)  # a literal takes whole units only
+        alive = since + age >= joined[at]
         values = {name: alive.ifelse(value, ibis.null(value.type())) for name, value in values.items()}
     return joined.mutate(**values).drop(*columns)
 

@@ -12,6 +12,7 @@ from dataset.contracts import TIME
 from dataset.split import Split
 from dataset.tables import Dataset
 from feature_repo.frames.join import TrainingFrame, training_frame
+from feature_repo.services import RETRIEVAL
 from feature_repo.vectors import Vectors
 from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval.cooccurrence import build_cooccurrence
@@ -65,7 +66,7 @@ def catalogue_frame(folder: Path, split: Split, item_ids: np.ndarray, size: Size
             "item_id": pa.array(item_ids),
         }
     )
-    return training_frame(folder / "store", rows, size.history)
+    return training_frame(folder / "store", rows, size.history, RETRIEVAL)
 
 
 def _positives(split: Split) -> pa.Table:

@@ -21,6 +21,8 @@ from dataset.split import Split
 from feature_repo.frame import Frame, StoredRequests
 from feature_repo.frames.join import TrainingFrame, training_frame
 from feature_repo.frames.logged import logged_frames, of_part
+from feature_repo.services import RETRIEVAL
+from feature_repo.signature import Signature
 from retrieval.jagged import Retrieved, owners, stack
 from retrieval.requests import Requests
 from retrieval.retriever import Retriever
@@ -49,6 +51,11 @@ class MatchedFrames:
     names: tuple[str, ...]
     matches: np.ndarray
     offsets: np.ndarray
+
+    @property
+    def signature(self) -> Signature:
+        """The features of the store that the frames hold."""
+        return self.stored.signature
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -197,7 +204,7 @@ def requests_frame(folder: Path, requests: pa.Table, size: Size) -> TrainingFram
     rows = rows.append_column("query_id", pa.nulls(len(rows), pa.int64()))
     first = requests["relevant"].combine_chunks()
     rows = rows.append_column("item_id", pc.list_element(first, 0))
-    return training_frame(folder / "store", rows, size.history)
+    return training_frame(folder / "store", rows, size.history, RETRIEVAL)
 
 
 def retrieve(frames: TrainingFrame, sources: Sequence[Source], k: int) -> Retrieved:

@@ -17,7 +17,6 @@ from feast import FeatureStore
 
 from dataset.contracts import DataError
 from encoder.encode import item_content
-from feature_repo.columns import item_columns
 from feature_repo.ingest.item_rows import RowsRefused, are_online, items_table, put_online
 from feature_repo.ingest.new_items import NewItem, set_aside
 from feature_repo.item_matrix import ItemMatrix, read_now
@@ -26,7 +25,6 @@ from feature_repo.vectors import Vectors
 from feature_repo.views import Embedding
 from moonstore import dead_letters
 from moonstore.errors import StoreError
-from moonstore.freshness import EPOCH, US
 from retrieval.index import category_path
 from serving.recommend import Recommender
 
@@ -129,11 +127,9 @@ def _encoded(opened: Recommender, items: Sequence[NewItem]) -> np.ndarray:
 
 def _answer_with(moon: Recommender, matrix: ItemMatrix, items: Sequence[NewItem]) -> None:
     """Add the items to the sources and the catalogue."""
-    table, now = items_table(items), moon.now()
-    ids = table["item_id"].to_numpy()
-    time_us = np.full(len(ids), (now - EPOCH) // US)
-    columns = item_columns(matrix.read(ids, now).columns, time_us)
-    candidates = pa.table({"item_id": table["item_id"].combine_chunks(), **columns})
+    table = items_table(items)
+    stored = matrix.read(table["item_id"].to_numpy(), moon.now())
+    candidates = pa.table({"item_id": table["item_id"].combine_chunks(), **stored.columns})
     moon.retriever = moon.retriever.with_items(
         candidates, [category_path(one.item.category) for one in items]
     )

@@ -123,7 +123,7 @@ def test_items_that_come_in(shop, monkeypatch):
         wanted = np.stack([vector_of(told(int(item_id) - FIRST)["title"]) for item_id in good])
         np.testing.assert_array_equal(moon.retriever.index.gather(good)[0], wanted)
         frame = moon.reader.with_candidates(moon.reader.read_user(7, NOW + DAY), good)
-        assert frame.candidates["price"].to_pylist() == [(int(one) - FIRST) / 4 for one in good]
+        assert frame.candidates["price"].to_pylist() == [(int(one) - FIRST) / 4 or None for one in good]
         assert frame.candidates["item_found"].to_pylist() == [True] * len(good)
     assert not shop.live().current.encoder.given  # nothing is tried again
     monkeypatch.setattr(Live, "open", classmethod(lambda cls, settings: live))

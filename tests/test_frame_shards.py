@@ -31,6 +31,8 @@ from feature_repo.frames.join import training_frame
 from feature_repo.frames.logged import LOGGED, logged_frames, logged_rows, logged_source
 from feature_repo.frames.shards import join_frame, open_frame, write_frame, write_or_join
 from feature_repo.frames.source import FrameSource
+from feature_repo.signature import open_signature
+from feature_repo.store import open_store
 from moon import journey
 from moon.cli import app
 from moon.journey import Verb
@@ -372,6 +374,7 @@ def test_a_source_is_known_by_its_store_its_log_its_requests_and_its_history(sto
         digest.update(hashlib.sha256((store / "data" / f"{view}.parquet").read_bytes()).digest())
     assert source.config == {
         "store": digest.hexdigest()[:16],
+        "signature": open_signature(open_store(store), "ctr_v1").to_json(),
         "log": log,
         "requests": hashlib.sha256(keys).hexdigest()[:16],
         "history": HISTORY,

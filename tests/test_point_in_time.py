@@ -21,6 +21,7 @@ from feature_repo.event_log import open_event_log, write_event_log
 from feature_repo.frames import join
 from feature_repo.frames.join import training_frame
 from feature_repo.statistics import daily_stats
+from moonstore.freshness import EPOCH
 
 WIDTH = 8
 US = timedelta(microseconds=1)
@@ -59,23 +60,21 @@ def slow_counts(log, key, entity, when):
 def slow_item(items, item, when):
     row = next((i for i in items if i["item_id"] == item and i["first_seen"] < when), None)
     if row is None:
-        unknown = {"category": "", "category_top": "", "spu": -1, "price": 0.0, "attributes": []}
-        return {**unknown, "age_s": 0.0, "item_found": False}
+        return dict.fromkeys(("category", "category_top", "spu", "price", "attributes", "first_seen_us"))
     return {
         "category": row["category"][-1] if row["category"] else "",
         "category_top": row["category"][0] if row["category"] else "",
         "spu": row["spu"],
-        "price": row["price"] if row["price"] is not None else 0.0,
+        "price": row["price"],
         "attributes": [f"{name}={value}" for name, value in row["attributes"]],
-        "age_s": np.float32((when - row["first_seen"]).total_seconds()),
-        "item_found": True,
+        "first_seen_us": (row["first_seen"] - EPOCH) // US,
     }
 
 
 def slow_user(users, user, when):
     row = next((u for u in users if u["user_id"] == user and u["first_seen"] < when), None)
     if row is None:
-        return {"age_band": -1, "segment": "", "user_found": False}
+        return {"age_band": None, "segment": None, "user_found": False}
     band = -1 if row["age"] is None else int(row["age"] // 10)
     return {"age_band": band, "segment": row["segment"] or "", "user_found": True}
 
@@ -102,8 +101,13 @@ def assert_equals_nested_loop(world, frame, rows, history):
         ]
     for logged, candidate in zip(asked, frame.candidates.to_pylist(), strict=True):
         counts = slow_counts(log, "item_id", logged["item_id"], logged["time"])
+        today = (logged["time"] - US).replace(hour=0, minute=0, second=0, microsecond=0)
+        if not any(e["item_id"] == logged["item_id"] and e["available_time"] < today for e in log):
+            counts = dict.fromkeys(counts)  # no row yet: nothing is known, not even that it was never shown
         given_ = {name: logged[name] for name in ("item_id", "position", "label")}
-        assert candidate == {**given_, **slow_item(items, logged["item_id"], logged["time"]), **counts}
+        features = {**slow_item(items, logged["item_id"], logged["time"]), **counts}
+        found = any(value is not None for value in features.values())
+        assert candidate == {**given_, **features, "item_found": found}
 
 
 START_US = pa.scalar(START, TIME).cast(pa.int64()).as_py()

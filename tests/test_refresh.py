@@ -176,7 +176,7 @@ def test_a_new_item_is_encoded_stored_and_answered_with(tiny_world, opened, shop
     placed = moon.retriever.parts.tower_index.gather(np.array([NEW]))[0]
     np.testing.assert_allclose(placed, [[0.6, 0.8]], atol=1e-6)
     told = moon.retriever.parts.towers.items
-    assert told["item_id"].to_pylist() == [NEW] and told["age_s"].to_pylist() == [0.0]
+    assert told["item_id"].to_pylist() == [NEW] and told["first_seen_us"].to_pylist() == [(NOW - EPOCH) // US]
     assert moon.retriever.vectors.ids.tolist() == [*opened.retriever.vectors.ids.tolist(), NEW]
     assert moon.ranker.vectors is moon.retriever.vectors
     assert opened.items is None and not opened.retriever.index.contains(np.array([NEW])).any()
@@ -193,13 +193,13 @@ def test_what_is_online_is_not_encoded_again(opened, shop):
     assert [card.title for card in moon.catalogue.cards([FIRST, SECOND])] == ["first", "second"]
 
 
-def test_an_item_seen_days_ago_is_that_old(opened, shop):
+def test_an_item_seen_days_ago_keeps_the_time_of_its_first_sight(opened, shop):
     store_dir, store, matrix = shop
     items = came(store_dir)
     opened.now = lambda: NOW + 2 * DAY
     moon = refreshed(opened, store, matrix, items)
-    assert moon.retriever.parts.towers.items["age_s"].to_pylist() == [2 * 86_400.0]
-    assert (NOW - EPOCH) // US == items[0].available_us
+    seen_us = moon.retriever.parts.towers.items["first_seen_us"].to_pylist()
+    assert seen_us == [(NOW - EPOCH) // US] == [items[0].available_us]
 
 
 def test_a_snapshot_without_some_vectors_is_refused_by_name(opened, shop):

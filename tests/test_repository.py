@@ -11,8 +11,9 @@ import pytest
 from conftest import DAY, START
 
 from feature_repo.create import create_store
+from feature_repo.online import OnlineReader
 from feature_repo.repository import definitions
-from feature_repo.signature import signature_of
+from feature_repo.signature import Feature, Signature, signature_of, united
 from feature_repo.store import REPOSITORY, apply_definitions, materialize, open_store
 from feature_repo.views import Embedding, EmbeddingRecord
 from moonstore.errors import StoreError
@@ -142,3 +143,31 @@ def test_a_refused_definition_leaves_the_store_as_it_was(repository, tiny_world,
     with pytest.raises(StoreError, match="ZeroDivisionError"):
         apply_definitions(tmp_path / "store")
     assert (tmp_path / "store" / "data" / "registry.db").read_bytes() == before
+
+
+def test_a_feature_that_no_service_could_read_online_is_refused(repository, tiny_world, tmp_path):
+    add_example(repository, tiny_world.item_ids)
+    path = repository / "mine" / "example.py"
+    path.write_text(path.read_text().replace('name="discounts",', 'name="discounts", online=False,', 1))
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
+    assert "discounts" not in materialize(tmp_path / "store", START + 10 * DAY)
+    with pytest.raises(
+        StoreError, match="view discounts: expected a view with online=True, .* reads discount"
+    ):
+        OnlineReader(tmp_path / "store", 5)
+
+
+def test_a_service_that_is_not_there_is_named_beside_those_that_are(tiny_world, tmp_path):
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
+    with pytest.raises(StoreError, match="feature service ctr_v2, found ctr_v1, relevance_v1, retrieval_v1"):
+        OnlineReader(tmp_path / "store", 5, services=("ctr_v2",))
+
+
+def test_two_services_that_read_one_name_differently_are_refused():
+    one = Feature("price", "item_profile", "price", "candidate", "number", pa.float32())
+    other = Feature("price", "offers", "price", "candidate", "number", pa.float32())
+    assert united([Signature("a", (one,)), Signature("b", (one,))]) == (one,)
+    with pytest.raises(
+        StoreError, match="service b: expected price to be item_profile:price, .* found offers:price"
+    ):
+        united([Signature("a", (one,)), Signature("b", (other,))])

@@ -142,11 +142,14 @@ def test_the_catalogue_is_one_request_of_nobody_one_second_after_the_log(built, 
     assert (request["user_id"], request["query_id"]) == (-1, None)
     assert request["time"] == end + timedelta(seconds=1)
     assert not request["user_found"] and not len(frame.history.item_id)
-    seen = split.log.filter(pc.is_in(split.log["type"], pa.array(["impression", "click"])))
-    shown = dict(
-        zip(frame.candidates["item_id"].to_pylist(), frame.candidates["shown_all"].to_pylist(), strict=True)
+    seen_us = dict(
+        zip(
+            tiny_world.item_ids.tolist(),
+            tiny_world.dataset.items["first_seen"].cast(pa.int64()).to_pylist(),
+            strict=True,
+        )
     )
-    assert max(shown.values()) > 0 and set(seen["item_id"].to_pylist()) <= {i for i, n in shown.items() if n}
+    assert frame.candidates["first_seen_us"].to_pylist() == [seen_us[one] for one in ids.tolist()]
 
 
 def test_without_an_embedding_nothing_is_built(built, tiny_world, tmp_path):

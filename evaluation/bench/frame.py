@@ -22,9 +22,11 @@ from dataset import contracts
 from dataset.contracts import TIME
 from evaluation.bench.lines import FEAST, OURS, Drawn, Line, line, line_below
 from evaluation.bench.subprocess_cost import measure_in_subprocess
+from feature_repo.columns import in_frames
 from feature_repo.create import create_store
-from feature_repo.columns import ITEM_FEATURES
 from feature_repo.frames.join import POINTER, join_features, training_frame
+from feature_repo.services import CTR
+from feature_repo.signature import open_signature
 from feature_repo.store import open_store
 
 CLICKS, USERS, ITEMS, DAYS = 3_000_000, 322_897, 46_033, 16
@@ -140,10 +142,11 @@ def _joined(store_dir: Path, clicks: int, size: int, stock: bool) -> Callable[[]
         os.chdir(store_dir)  # Feast's store resolves the sources' paths against it
         store = FeatureStore(config=store.config.model_copy(update={"offline_store": StockConfig()}))
     time_us = requests.column("time").cast(pa.int64()).to_numpy()
+    of_items = in_frames(open_signature(store, CTR).features, "candidate")
 
     def call() -> float:
         total = 0.0
-        for key, features in (("user_id", POINTER), ("item_id", ITEM_FEATURES)):
+        for key, features in (("user_id", POINTER), ("item_id", of_items)):
             found = join_features(store, key, requests.column(key).to_numpy(), time_us, features)
             some = "position" if key == "user_id" else "shown_all"
             total += float(found[some].fill_null(0).to_numpy().sum())

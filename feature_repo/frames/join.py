@@ -6,6 +6,7 @@ because Feast's join includes equal times; behaviour sequences are gathered from
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,23 +16,18 @@ import pyarrow as pa
 from feast import FeatureStore
 
 from dataset.contracts import TIME, DataError
-from feature_repo.columns import (
-    ITEM_FEATURES,
-    USER_FEATURES,
-    Features,
-    item_columns,
-    references,
-    user_columns,
-)
+from feature_repo.columns import as_read, in_frames, item_columns, nothing, user_columns
 from feature_repo.event_log import EventLog, open_event_log
 from feature_repo.frame import Frame
+from feature_repo.services import CTR
+from feature_repo.signature import Feature, Signature, open_signature
 from feature_repo.store import open_store
 from moonstore.errors import StoreError
 
-POINTER: Features = {
-    "position": ("user_events", pa.int64(), 0),
-    "log_version": ("user_events", pa.string(), ""),
-}
+POINTER = (
+    Feature("position", "user_events", "position", "user", "number", pa.int64()),
+    Feature("log_version", "user_events", "log_version", "user", "category", pa.string()),
+)
 REQUEST_COLUMNS = ("request_id", "user_id", "time", "query_id")
 CANDIDATE_TYPES = {"item_id": pa.int64(), "label": pa.float32(), "position": pa.int64()}
 
@@ -49,6 +45,7 @@ class TrainingFrame:
         log: the event log.
         positions: int64 of shape (R), how much of the log each request's user had.
         history: K, most behaviours in a frame's history.
+        signature: the features that it holds.
     """
 
     requests: pa.Table
@@ -59,6 +56,7 @@ class TrainingFrame:
     log: EventLog
     positions: np.ndarray
     history: int
+    signature: Signature
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -101,7 +99,7 @@ class TrainingFrame:
         )
 
 
-def training_frame(store_dir: Path, rows: pa.Table, history: int) -> TrainingFrame:
+def training_frame(store_dir: Path, rows: pa.Table, history: int, service: str = CTR) -> TrainingFrame:
     """Join logged requests with the features available strictly before each.
 
     Args:
@@ -110,32 +108,38 @@ def training_frame(store_dir: Path, rows: pa.Table, history: int) -> TrainingFra
             (nullable), item_id, optionally label and position; further columns are carried along to the
             candidates.
         history: K, most behaviours in a frame's history.
+        service: the FeatureService whose features are joined.
 
     Raises:
         DataError: a column is missing, a request is not contiguous or has two users or times.
-        StoreError: there is no store, or it returned other rows than were asked for.
+        StoreError: there is no store, it returned other rows than were asked for, or the service is missing or wrong.
     """
     store = open_store(store_dir)
+    signature = open_signature(store, service)
+    of_users, of_queries, of_items = (
+        in_frames(signature.features, role) for role in ("user", "query", "candidate")
+    )
     first, offsets = _requests(rows)
     user = rows.column("user_id").to_numpy()[first]
     row_time_us = rows.column("time").cast(TIME).cast(pa.int64()).to_numpy()
     item = rows.column("item_id").to_numpy()
 
     users, user_time_us, user_row = distinct(user, row_time_us[first])
-    stored = join_features(store, "user_id", users, user_time_us, {**USER_FEATURES, **POINTER})
+    stored = join_features(store, "user_id", users, user_time_us, (*of_users, *POINTER))
     log = open_event_log(store_dir, _version(stored["log_version"], store_dir))
     position = stored["position"].fill_null(0).to_numpy()
-    user_features = pa.table(user_columns(stored, position)).take(user_row)
+    user_features = pa.table(user_columns(of_users, stored, position)).take(user_row)
 
     items, item_time_us, item_row = distinct(item, row_time_us)
-    item_features = pa.table(
-        item_columns(join_features(store, "item_id", items, item_time_us, ITEM_FEATURES), item_time_us)
-    )
+    item_stored = join_features(store, "item_id", items, item_time_us, of_items)
+    item_features = pa.table(item_columns(of_items, item_stored, len(items)))
 
     requests = rows.select(REQUEST_COLUMNS).take(first)
     requests = requests.set_column(2, "time", requests.column("time").cast(TIME))
     for name in user_features.column_names:
         requests = requests.append_column(name, user_features.column(name))
+    for name, column in _of_queries(store, requests, of_queries).items():
+        requests = requests.append_column(name, column)
     return TrainingFrame(
         requests=requests.combine_chunks(),
         given=_given(rows),
@@ -145,7 +149,23 @@ def training_frame(store_dir: Path, rows: pa.Table, history: int) -> TrainingFra
         log=log,
         positions=position[user_row],
         history=history,
+        signature=signature,
     )
+
+
+def _of_queries(store: FeatureStore, requests: pa.Table, features: Sequence[Feature]) -> dict[str, pa.Array]:
+    """Features of the requests' queries; null where there is none."""
+    query = requests.column("query_id").cast(pa.int64()).combine_chunks()
+    asked = np.flatnonzero(query.is_valid().to_numpy(zero_copy_only=False))
+    if not features or not len(asked):
+        return nothing(features, len(query))
+    time_us = requests.column("time").cast(pa.int64()).to_numpy()[asked]
+    queries, query_time_us, pair = distinct(query.drop_null().to_numpy(), time_us)
+    row = np.full(len(query), -1)
+    row[asked] = pair
+    take = pa.array(row, mask=row < 0)
+    found = join_features(store, "query_id", queries, query_time_us, features)
+    return {name: column.take(take) for name, column in found.items()}
 
 
 def _requests(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +228,7 @@ def distinct(ids: np.ndarray, time_us: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def join_features(
-    store: FeatureStore, key: str, ids: np.ndarray, time_us: np.ndarray, features: Features
+    store: FeatureStore, key: str, ids: np.ndarray, time_us: np.ndarray, features: Sequence[Feature]
 ) -> dict[str, pa.Array]:
     """Point-in-time values strictly before ``time_us``, in the order given; null where there are none.
 
@@ -221,8 +241,8 @@ def join_features(
     Raises:
         StoreError: the store returned other rows than were asked for.
     """
-    if not len(ids):
-        return {name: pa.array([], dtype) for name, (_, dtype, _) in features.items()}
+    if not len(ids) or not features:
+        return nothing(features, len(ids))
     asked = pd.DataFrame(
         {
             key: ids,
@@ -230,12 +250,11 @@ def join_features(
             "row_id": np.arange(len(ids)),
         }
     )
-    joined = store.get_historical_features(asked, features=references(features)).to_arrow().sort_by("row_id")
+    job = store.get_historical_features(asked, features=[one.reference for one in features])
+    joined = job.to_arrow().sort_by("row_id")
     if not np.array_equal(joined.column("row_id").to_numpy(), asked["row_id"].to_numpy()):
         raise StoreError(f"asked the store for {len(ids)} rows by {key}, got {joined.num_rows} or other ones")
-    return {
-        name: joined.column(name).combine_chunks().cast(dtype) for name, (_, dtype, _) in features.items()
-    }
+    return {one.name: as_read(joined.column(one.field).combine_chunks(), one.dtype) for one in features}
 
 
 def _version(versions: pa.Array, store_dir: Path) -> str | None:

@@ -20,6 +20,7 @@ from dataset.contracts import DataError
 from feature_repo.event_log import open_event_log
 from feature_repo.frames.join import TrainingFrame, distinct, training_frame
 from feature_repo.frames.source import FrameSource
+from feature_repo.signature import Signature
 from moonstore.errors import StoreError
 from run.artifacts import Artifact, ArtifactError, discard, locked, open_artifact, write_artifact
 from run.progress import track
@@ -54,7 +55,9 @@ def write_frame(source: FrameSource, out: Path, shard: Shard = WHOLE, by: str = 
     found = _made(source, out, config)
     if found is None:
         rows = source.rows_of(source.places(shard, by))
-        found = _write(source, out, config, training_frame(source.store_dir, rows, source.history))
+        found = _write(
+            source, out, config, training_frame(source.store_dir, rows, source.history, source.service)
+        )
     return found
 
 
@@ -203,6 +206,7 @@ def _read(artifact: Artifact, store_dir: Path) -> TrainingFrame:
         log=log,
         positions=position,
         history=int(artifact.config["history"]),
+        signature=Signature.from_json(artifact.config["signature"]),
     )
 
 
@@ -219,6 +223,7 @@ def _joined(parts: Sequence[TrainingFrame], order: np.ndarray) -> TrainingFrame:
         log=parts[0].log,
         positions=np.concatenate([part.positions for part in parts]),
         history=parts[0].history,
+        signature=parts[0].signature,
     )
     frame = apart.only(order)
     time_us = np.repeat(frame.requests.column("time").cast(pa.int64()).to_numpy(), np.diff(frame.offsets))

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from feast import FeatureStore, FileSource
 
 from dataset.contracts import TIME
-from feature_repo.columns import ITEM_FEATURES, USER_FEATURES
+from feature_repo.columns import in_frames
 from feature_repo.event_log import open_event_log
 from feature_repo.frames.join import POINTER, check_columns, check_grouped
-from feature_repo.sources import DATA
+from feature_repo.services import CTR
+from feature_repo.signature import ROLES, Signature, open_signature
+from feature_repo.store import open_store
 from run.artifacts import Artifact
 from run.shards import Shard
 
@@ -34,12 +37,14 @@ class FrameSource:
             table; at least one, which may be empty.
         history: K, most behaviours in a frame's history.
         parents: artifacts the rows come from: equal parents mean equal rows.
+        service: the FeatureService whose features are joined.
     """
 
     store_dir: Path
     rows: Callable[[], Iterable[pa.Table]]
     history: int
     parents: Mapping[str, Artifact]
+    service: str = CTR
 
     @cached_property
     def requests(self) -> dict[str, np.ndarray]:
@@ -64,8 +69,11 @@ class FrameSource:
     def config(self) -> dict[str, Any]:
         """What every frame and shard of this source has in its manifest."""
         keys = hashlib.sha256(b"".join(self.requests[name].tobytes() for name in KEYS))
+        store = open_store(self.store_dir)
+        signature = open_signature(store, self.service)
         return {
-            "store": store_id(self.store_dir),
+            "store": store_id(store, signature),
+            "signature": signature.to_json(),
             "log": open_event_log(self.store_dir).version,
             "requests": keys.hexdigest()[:16],
             "history": self.history,
@@ -100,10 +108,19 @@ class FrameSource:
             yield table, numbers
 
 
-def store_id(store_dir: Path) -> str:
+def store_id(store: FeatureStore, signature: Signature) -> str:
     """16 hex digits that change with anything a frame reads of a store: the event log and its features' sources."""
-    digest = hashlib.sha256(open_event_log(store_dir).version.encode())
-    for view in sorted({view for view, _, _ in (USER_FEATURES | POINTER | ITEM_FEATURES).values()}):
-        with (store_dir / DATA / f"{view}.parquet").open("rb") as stream:
+    folder = Path(store.config.repo_path or ".")
+    digest = hashlib.sha256(open_event_log(folder).version.encode())
+    stored = in_frames(signature.features, *ROLES)
+    for path in sorted({_source(store, one.view) for one in (*POINTER, *stored)}):
+        with (folder / path).open("rb") as stream:
             digest.update(hashlib.file_digest(stream, hashlib.sha256).digest())
     return digest.hexdigest()[:16]
+
+
+def _source(store: FeatureStore, view: str) -> str:
+    """The file of a view; its path is relative to the repository unless it is absolute."""
+    source = store.get_feature_view(view).batch_source
+    assert isinstance(source, FileSource)
+    return str(source.path)

@@ -48,7 +48,7 @@ class HistoryWriter:
     """
 
     def __init__(self, store_dir: Path) -> None:
-        self._reader = OnlineReader(store_dir, history=1)
+        self._reader = OnlineReader(store_dir, history=1, services=())
         self._store = self._reader.store
         self._view = self._store.get_feature_view(VIEW)
         online = self._store._get_provider().online_store  # type: ignore[attr-defined]

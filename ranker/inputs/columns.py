@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from dataset.contracts import DataError
 from feature_repo.frame import Frame, StoredRequests
+from ranker.inputs.constants import filled
 from ranker.inputs.hashing import hash_column, table_rows
 
 REQUEST_IDS = ("user_id", "query_id", "age_band", "segment")
@@ -115,7 +116,7 @@ def learn_inputs(train: StoredRequests, history: int) -> tuple[Inputs, np.ndarra
     distinct: dict[str, list[np.ndarray]] = {}
     moments: dict[str, np.ndarray] = {}
     places, counts = np.zeros(0, dtype=np.int64), []
-    for frame in _chunks(train):
+    for frame in map(filled, _chunks(train)):
         require_columns(frame.requests, REQUEST_IDS + REQUEST_NUMBERS, "requests")
         require_columns(
             frame.candidates, (ITEM, BAG) + CANDIDATE_IDS + CANDIDATE_NUMBERS + matches, "candidates"

@@ -25,6 +25,7 @@ from ranker.inputs.columns import (
     number,
     require_columns,
 )
+from ranker.inputs.constants import filled
 from ranker.inputs.hashing import hash_column, hash_integers
 
 AGE_BUCKETS = 32  # bucket b holds behaviours 2^b - 1 to 2^(b+1) - 1 minutes old
@@ -54,6 +55,7 @@ class FrameEncoder:
         Raises:
             DataError: missing columns, numbers that are not finite, or histories longer than in training.
         """
+        frame = filled(frame)
         require_columns(frame.requests, ("time", *REQUEST_IDS, *REQUEST_NUMBERS), "requests")
         names = (ITEM, BAG, *CANDIDATE_IDS, *self.inputs.candidate_numbers)
         require_columns(frame.candidates, names, "candidates")

@@ -20,6 +20,7 @@ from ranker.inputs.columns import (
     REQUEST_NUMBERS,
     require_columns,
 )
+from ranker.inputs.constants import filled, filled_table
 from ranker.inputs.frame_encoder import FrameEncoder, behaviour_ids, request_time_us, slots
 from ranker.two_tower.model import ItemSide, UserSide
 
@@ -55,6 +56,7 @@ class Sample:
 
 def user_side(encoder: FrameEncoder, frame: Frame) -> tuple[UserSide, np.ndarray]:
     """The user tower's inputs, and which history slots are filled, bool [R, L]."""
+    frame = filled(frame)
     require_columns(frame.requests, ("time", *REQUEST_IDS, *REQUEST_NUMBERS), "requests")
     history_mask = slots(np.diff(frame.history.offsets), left=False)
     content, _ = encoder.content(frame.history.item_id, history_mask)
@@ -72,6 +74,7 @@ def user_side(encoder: FrameEncoder, frame: Frame) -> tuple[UserSide, np.ndarray
 
 def item_side(encoder: FrameEncoder, items: pa.Table) -> ItemSide:
     """The item tower's inputs."""
+    items = filled_table(items)
     everywhere = np.ones((1, len(items)), dtype=bool)
     content, _ = encoder.content(items[ITEM].to_numpy(), everywhere)
     return ItemSide(encoder.candidate_ids(items, everywhere), content[0])
