@@ -11,6 +11,7 @@ import pytest
 from dataset.auc import auc
 from dataset.marketplace.browsing import EXAMINATION, sigmoid
 from dataset.marketplace.catalogue import WORDS, make_catalogue
+from dataset.marketplace.rules import FIRST
 from dataset.marketplace.shoppers import make_shoppers
 from dataset.marketplace.simulate import play
 from evaluation.earlier import NO_QUERY, Moments
@@ -20,7 +21,7 @@ from evaluation.truth import Judge
 
 def test_the_prior_is_the_spread_of_tastes():
     interest = make_shoppers(40_000, np.random.default_rng(0)).interest
-    root = prior_root()
+    root = prior_root(FIRST)
     assert root @ root.T == pytest.approx(np.cov(interest.T), abs=0.04)
 
 
@@ -42,7 +43,7 @@ def test_a_posterior_is_that_of_a_fine_grid():
 
 def test_much_behaviour_tells_the_taste():
     rng, catalogue = np.random.default_rng(2), make_catalogue(300, np.random.default_rng(2))
-    root, properties = prior_root(), catalogue.properties()
+    root, properties = prior_root(FIRST), catalogue.properties()
     taste = make_shoppers(1, rng).interest[0]
     shown = rng.integers(0, len(catalogue), size=40_000)
     offset, examined = np.full(len(shown), -2.0, np.float32), np.ones(len(shown), np.float32)
@@ -53,7 +54,7 @@ def test_much_behaviour_tells_the_taste():
 
 @pytest.fixture(scope="module")
 def judge():
-    world = play(20_000, seed=4)
+    world = play(20_000, seed=4, rules=FIRST)
     return Judge(world, np.full(len(world.requests.user), NO_QUERY))
 
 
@@ -64,7 +65,7 @@ def test_without_history_it_expects_what_all_users_like(judge):
     found = Observer(judge).probabilities(asked, items)[0]
     catalogue = judge.world.catalogue
     rng = np.random.default_rng(5)
-    tastes = rng.normal(size=(20_000, prior_root().shape[1])) @ prior_root().T
+    tastes = rng.normal(size=(20_000, prior_root(FIRST).shape[1])) @ prior_root(FIRST).T
     logit = tastes @ catalogue.properties()[judge.rows(items)].T + judge.levels(
         asked, judge.rows(items)[None]
     )

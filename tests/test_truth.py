@@ -13,7 +13,7 @@ import pytest
 from dataset.contracts import DataError
 from dataset.marketplace import browsing
 from dataset.marketplace.browsing import IMAGE_QUERY, TEXT_QUERY
-from dataset.marketplace.catalogue import FACETS, WORDS
+from dataset.marketplace.catalogue import FACETS, WIDTH, WORDS
 from dataset.marketplace.simulate import simulate
 from dataset.tables import Dataset, write_dataset
 from evaluation.baselines import top_k
@@ -61,7 +61,7 @@ def by_hand(judge, user_id, time_us, asking, slate):
     catalogue, requests, slates = world.catalogue, world.requests, world.slates
     names, row_of = list(FACETS), {item: row for row, item in enumerate(catalogue.item_id.tolist())}
     start = dict(zip(names, np.cumsum([0, *map(len, FACETS.values())]).tolist(), strict=False))
-    shift, last = np.zeros(WORDS + 5), None
+    shift, last = np.zeros(WIDTH), None
     for request in sorted(np.flatnonzero(requests.user == user_id - 1), key=lambda r: requests.time_us[r]):
         now = requests.time_us[request]
         if now >= time_us:

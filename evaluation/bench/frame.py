@@ -22,8 +22,8 @@ from dataset import contracts
 from dataset.contracts import TIME
 from evaluation.bench.lines import FEAST, OURS, Drawn, Line, line, line_below
 from evaluation.bench.subprocess_cost import measure_in_subprocess
-from feature_repo.create import create_store
 from feature_repo.columns import ITEM_FEATURES
+from feature_repo.create import create_store
 from feature_repo.frames.join import POINTER, join_features, training_frame
 from feature_repo.store import open_store
 
