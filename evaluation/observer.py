@@ -13,7 +13,8 @@ import numpy as np
 
 from dataset.marketplace.browsing import EXAMINATION, sigmoid
 from dataset.marketplace.catalogue import FACETS
-from dataset.marketplace.shoppers import LIKED_SPREAD, TASTE, TRAIT_TASTE
+from dataset.marketplace.rules import Rules
+from dataset.marketplace.shoppers import LIKED_SPREAD, TASTE, TRAIT_TASTE, strengths
 from evaluation.earlier import Moments
 from evaluation.truth import Judge
 
@@ -37,7 +38,7 @@ class Observer:
             moments: R requests.
             item_id: int64 (R, P), or (P) for the same items at every request.
         """
-        judge, root = self.judge, prior_root()
+        judge, root = self.judge, prior_root(self.judge.world.rules)
         properties = judge.world.catalogue.properties()
         rows = np.broadcast_to(judge.rows(item_id), (len(moments), item_id.shape[-1]))
         passing, levels = judge.passing(moments), judge.levels(moments, rows)
@@ -73,8 +74,8 @@ class Observer:
         return found
 
 
-def prior_root() -> np.ndarray:
-    """A root L of the covariance of tastes, L @ L.T, float32 (WORDS + 5, D): a taste is L @ z with standard normal z.
+def prior_root(rules: Rules) -> np.ndarray:
+    """A root L of the covariance of tastes, L @ L.T, float32 (WIDTH, D): a taste is L @ z with standard normal z.
 
     The likes of a facet are a random few of its values; only their covariance is kept, and their mean, which is the
     same for all values and cancels.
@@ -99,6 +100,7 @@ def prior_root() -> np.ndarray:
         stop = start + len(block)
         root[start:stop, start:stop] = vector * np.sqrt(np.maximum(value, 0))
         start = stop
+    root = root * strengths(rules)[:, None]
     return root[:, root.any(axis=0)].astype(np.float32)
 
 

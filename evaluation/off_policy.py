@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset.marketplace.browsing import EXAMINATION, SLATE
+from dataset.marketplace.browsing import EXAMINATION
+from dataset.marketplace.policy import SLATE
 from dataset.split import RETRIEVAL, Split
 from dataset.tables import Dataset
 from evaluation.earlier import Moments

@@ -17,9 +17,6 @@ from dataset.contracts import DataError
 from dataset.marketplace.browsing import (
     EXAMINATION,
     SEARCH_RESTRAINT,
-    SLATE,
-    Shelf,
-    Shop,
     asked_facets,
     cart_chance,
     faded,
@@ -28,6 +25,8 @@ from dataset.marketplace.browsing import (
     replay,
     sigmoid,
 )
+from dataset.marketplace.policy import SLATE, Shelf, Shop
+from dataset.marketplace.rules import Rules
 from dataset.marketplace.shoppers import affinity
 from dataset.marketplace.simulate import World, play, request_ids, user_ids
 from dataset.tables import Dataset
@@ -75,7 +74,7 @@ class Judge:
                 f"{dataset.artifact.path}: expected a simulated dataset, whose truth is known, "
                 f"found {config['name']!r}"
             )
-        world = play(config["requested_events"], config["seed"])
+        world = play(config["requested_events"], config["seed"], Rules.of(config))
         _is_of(world, dataset)
         asked = dataset.events.filter(dataset.events["query_id"].is_valid())
         query_of_request = np.full(len(world.requests.user), NO_QUERY)
@@ -117,11 +116,11 @@ class Judge:
         return row
 
     def passing(self, moments: Moments) -> np.ndarray:
-        """The part of the interest that passes: shift by earlier clicks, and the query, float32 (R, WORDS + 5)."""
+        """The part of the interest that passes: shift by earlier clicks, and the query, float32 (R, WIDTH)."""
         return self._shift(moments) + self._asked(moments)
 
     def interest(self, moments: Moments) -> np.ndarray:
-        """The whole true interest, float32 (R, WORDS + 5)."""
+        """The whole true interest, float32 (R, WIDTH)."""
         return self.world.shoppers.interest[self.user_rows(moments)] + self.passing(moments)
 
     def user_rows(self, moments: Moments) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from dataset.marketplace.browsing import SLATE
+from dataset.marketplace.policy import SLATE
 from evaluation.baselines import Lists
 from evaluation.earlier import Moments
 from evaluation.metrics import Measurement

@@ -99,6 +99,37 @@ def test_models_do_not_know_how_they_are_trained_stored_or_served(path):
         assert not name.startswith(tuple(f"{p}." for p in PACKAGES if p not in (package, "moon"))), name
 
 
+def test_nothing_that_learns_or_serves_reads_what_is_true():
+    """Only measurements know a simulated shop's tastes; the plain methods are rankers, so they do not either."""
+    learning = [
+        path for name in ("serving", "retrieval", "ranker", "encoder", "feature_repo") for path in files(name)
+    ]
+    plain = (
+        "baselines",
+        "content",
+        "earlier",
+        "plain",
+        "plain_controls",
+        "plain_features",
+        "replay",
+        "shop_baselines",
+    )
+    for path in [*learning, *files("moonstore"), *(ROOT / "evaluation" / f"{name}.py" for name in plain)]:
+        for name in imported(path):
+            forbidden = (
+                "dataset.marketplace",
+                "evaluation.truth",
+                "evaluation.observer",
+                "evaluation.off_policy",
+            )
+            assert not name.startswith(forbidden), f"{path.relative_to(ROOT)} imports {name}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            read = getattr(node, "attr", None) or (node.value if isinstance(node, ast.Constant) else None)
+            assert read not in ("truth", "propensities", "truth.parquet"), (
+                f"{path.relative_to(ROOT)} reads {read}"
+            )
+
+
 def test_no_unsafe_loading_is_spelled_anywhere():
     for package in PACKAGES:
         for path in files(package):

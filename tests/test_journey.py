@@ -128,6 +128,23 @@ def test_the_summary_shows_what_was_measured_and_nothing_else(tmp_path):
     assert "auc" not in text and "served example" not in text
 
 
+def test_the_truth_comes_first_with_its_intervals_and_recall_is_labelled(tmp_path):
+    interval = {"value": 1.25, "low": 1.0, "high": 1.5, "n": 10, "split": "test"}
+    metrics = {
+        "retrieval/moon/recall@20": {"value": 0.25, "n": 10, "split": "test"},
+        "truth/served/clicks_per_slate": interval,
+        "truth/oracle/clicks_per_slate": {**interval, "value": 4.0},
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    lines = summary.text(tmp_path).splitlines()
+    assert lines[0].startswith("by the truth: ")
+    assert lines[1].split() == ["truth", "clicks_per_slate"]
+    assert lines[2].split() == ["served", "1.250", "[1.000,", "1.500]"]
+    assert lines[3].split()[:2] == ["oracle", "4.000"]
+    assert lines[5].startswith("by the log: of what the shop chose to show")
+    assert lines[6].split() == ["retrieval", "recall@20"]
+
+
 def test_stage_commands_are_the_stages():
     verbs = {stage.verb for stage in journey.STAGES}
     result = CliRunner().invoke(app, ["--help"])

@@ -352,7 +352,7 @@ def auc_without(world: World, hidden: slice) -> float:
     interest[:, hidden] = 0
     requests, slates = world.requests, world.slates
     rows = np.arange(len(requests.user))
-    asked = behaviour._query_interest(requests, rows, behaviour.asked_facets(requests), world.catalogue)
+    asked = behaviour.query_interest(requests, rows, behaviour.asked_facets(requests), world.catalogue)
     liking = shoppers.affinity(interest[requests.user] + asked, world.catalogue, slates.item)
     liking += world.catalogue.quality[slates.item] - (requests.wanted >= 0)[:, None]
     shown = slates.item >= 0

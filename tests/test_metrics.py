@@ -307,11 +307,14 @@ def test_measurements_round_trip(tmp_path):
     written = [
         Measurement("retrieval/recall@20", 0.25, 6000, "test"),
         Measurement("ctr/full/auc", 0.7, 9, "valid"),
+        Measurement("truth/served/clicks_per_slate", 1.5, 680, "test", 1.25, 1.75),
     ]
     write_measurements(tmp_path / "metrics.json", iter(written))
     assert read_measurements(tmp_path / "metrics.json") == {one.name: one for one in written}
     raw = json.loads((tmp_path / "metrics.json").read_text())
     assert raw["ctr/full/auc"] == {"value": 0.7, "n": 9, "split": "valid"}
+    interval = {"low": 1.25, "high": 1.75}
+    assert raw["truth/served/clicks_per_slate"] == {"value": 1.5, "n": 680, "split": "test", **interval}
 
 
 def test_a_list_of_one_and_a_list_of_none_have_a_reciprocal_rank():

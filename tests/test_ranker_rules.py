@@ -120,7 +120,7 @@ def test_more_values_than_a_dictionary_should_hold_are_hashed(monkeypatch):
     assert isinstance(learned("category", list(range(10)), pa.int64()), Dictionary)
     rule = learned("category", list(range(11)), pa.int64(), pieces=3)
     assert rule == Hashed(8 * 11)
-    twice = learned("category", [one // 2 for one in range(24)] + list(range(50, 90)), pa.int64(), 
+    twice = learned("category", [one // 2 for one in range(24)] + list(range(50, 90)), pa.int64(),
                     pieces=4, min_count="2")  # fmt: skip
     unknown = rows_of(twice, [50, 89], pa.int64())
     assert twice.rows == 8 * 12 and unknown == [[0], [0]]

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from evaluation.comparisons import controls, headline, judged
 from evaluation.metrics import Measurement
 from evaluation.plots import Curve, line_plot
 from evaluation.report import (
     Comparison,
     Control,
+    Judged,
     Neighbours,
     Plot,
     Reliability,
@@ -45,6 +47,7 @@ def content(**changes):
             Measurement("retrieval/recall@20", 0.25131, 6000, "test"),
             Measurement("ctr/full/ne", 0.9, 7, "test"),
         ],
+        "judged": [Judged("served", {"clicks": Measurement("truth/served/clicks", 1.5, 7, "t", 1.25, 1.75)})],
         "headline": [Comparison("retrieval/recall@20", 0.2513, {"popularity": 0.038, "mix": 0.222}, 6000)],
         "neighbours": [Neighbours(tile, [Tile("Red mug", None, "0.5"), Tile(EVIL, picture())])],
         "visits": [
@@ -143,13 +146,49 @@ def test_a_hit_is_marked_and_a_missing_picture_is_said(page):
 
 
 @pytest.mark.parametrize(
-    "part", ["headline", "neighbours", "visits", "controls", "stages", "store", "measurements", "limits"]
+    "part",
+    ["judged", "headline", "neighbours", "visits", "controls", "stages", "store", "measurements", "limits"],
 )
 def test_an_empty_section_is_left_out(part):
-    assert f'id="{part}"' in _render(content())
+    name = {"judged": "truth"}.get(part, part)
+    assert f'id="{name}"' in _render(content())
     without = _render(content(**{part: {"stages": {}, "store": None}.get(part, ())}))
-    assert f'id="{part}"' not in without
-    assert f'href="#{part}"' not in without
+    assert f'id="{name}"' not in without
+    assert f'href="#{name}"' not in without
+
+
+def test_the_truth_is_the_first_table_with_intervals_and_bounds_last():
+    def clicks(method, value):
+        return Measurement(f"truth/{method}/clicks_per_slate", value, 7, "t", value - 0.25, value + 0.25)
+
+    estimate = Measurement("off_policy/served/ips", 0.875, 3, "random", 0.0, 2.0)
+    found = judged(
+        [clicks("oracle", 4.5), clicks("served", 1.5), clicks("shop", 1.0), clicks("mix", 2.0), estimate]
+    )
+    assert [one.method for one in found] == ["served", "mix", "shop", "oracle"]
+    page = _render(content(judged=found))
+    assert page.index('id="truth"') < page.index('id="headline"')
+    assert '1.500 <span class="soft">1.250 to 1.750</span>' in page and "0.875" in page
+    assert "Recall is of what the shop chose to show" in page
+    assert "Recall is of what the shop chose to show" not in _render(content(judged=()))
+
+
+def test_ours_is_shown_beside_the_plain_controls():
+    names = (
+        "ctr/full/auc",
+        "ctr/id_only/auc",
+        "ctr/logistic/auc",
+        "ctr/boosting/auc",
+        "retrieval/moon/recall@20",
+    )
+    measured = [Measurement(name, 0.6, 9, "test") for name in (*names, "retrieval/boosting/recall@20")]
+    by_metric = {one.metric: one.baselines for one in headline(measured)}
+    assert by_metric == {
+        "ctr/full/auc": dict.fromkeys(("id_only", "logistic", "boosting"), 0.6),
+        "retrieval/moon/recall@20": {"boosting": 0.6},
+    }
+    rows = {one.name: one.values for one in controls(measured)}
+    assert rows["boosting"] == {"AUC": (0.6, None), "recall@20": (0.6, None)}
 
 
 def test_the_store_has_a_row_per_view_with_its_problems_or_says_why_not():

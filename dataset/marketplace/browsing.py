@@ -9,7 +9,7 @@ where interest = lasting taste + shift by recent clicks (which decays) + what th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,16 +19,14 @@ from dataset.marketplace.catalogue import (
     DAYS,
     FACET_START,
     FACETS,
-    LEAVES,
     START_US,
-    TRAITS,
+    WIDTH,
     WORDS,
     Catalogue,
 )
+from dataset.marketplace.policy import SLATE, Shelf, Shop, browsed_leaves
 from dataset.marketplace.shoppers import Shoppers, affinity
 
-SLATE = 10
-POOL = 40  # candidates that the shop ranks for a slate
 TARGET_CTR = 0.12  # without recent clicks, which add about one percentage point
 EXAMINATION = (1.0 + np.arange(SLATE)) ** -0.35  # probability that a position is examined
 SESSION_FADE_S = 3 * 3600.0
@@ -38,12 +36,8 @@ CLICK_SHIFT = {"leaf": 0.35, "colour": 0.2, "pattern": 0.15, "material": 0.1, "b
 CLICK_TRAIT_SHIFT = 0.12
 # What a query adds for a match. An image query asks for what it shows, except the backdrop.
 ASKED = {"leaf": 2.2, "colour": 1.2, "pattern": 1.0, "material": 1.2, "brand": 1.2, "style": 0.9}
-ASKED_TRAIT = (0.0, 0.0, 0.7, 0.6, 0.0)
+ASKED_TRAIT = (0.0, 0.0, 0.7, 0.6, 0.0, 0.0, 0.0, 0.0)
 SEARCH_RESTRAINT = 1.0  # log-odds by which items are clicked less when searching
-# The shop ranks by a rougher relevance: the fraction of the true interest it knows, per facet.
-SHOP_KNOWS = {"leaf": 0.6, "colour": 0.4, "pattern": 0.3, "material": 0.1, "brand": 0.2, "style": 0.1}
-SHOP_NOISE = 0.9
-
 # Text queries: the facets they name, in order, and the fraction of text queries.
 PHRASES = (
     (("colour", "leaf"), 0.30),
@@ -91,6 +85,7 @@ class Slates:
         probability: float32, true click probability, 0 for padding.
         clicked, carted, purchased: bool.
         intercept: of the click probability, in log-odds.
+        propensity: float32 (R), with which a random slate shows any available item; 0 where the shop chose.
     """
 
     item: np.ndarray
@@ -99,49 +94,12 @@ class Slates:
     carted: np.ndarray
     purchased: np.ndarray
     intercept: float
+    propensity: np.ndarray
 
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:
     """Logistic function."""
     return 1.0 / (1.0 + np.exp(-logit))
-
-
-def _per_column(by_facet: dict[str, float], traits: tuple[float, ...]) -> np.ndarray:
-    """Expand a number per facet to the columns of an interest vector."""
-    parts = [np.full(len(values), by_facet[name]) for name, values in FACETS.items()]
-    return np.concatenate([*parts, traits]).astype(np.float32)
-
-
-_SHOP_WEIGHT = _per_column(SHOP_KNOWS, (0.1,) * len(TRAITS))
-
-
-class Shelf:
-    """Samples items available at a time, by leaf category and popularity."""
-
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._earliest = int(catalogue.first_seen_us.min())
-        self._span = 2 * (START_US + DAYS * DAY_US - self._earliest)
-        self._key = catalogue.facet[:, 0] * self._span + catalogue.first_seen_us - self._earliest
-        self._start = np.searchsorted(self._key, np.arange(len(LEAVES)) * self._span)
-        weight = catalogue.popularity + 0.3 * catalogue.popularity.mean()
-        self._mass = np.concatenate([[0.0], np.cumsum(weight)])
-
-    def draw(self, leaf: np.ndarray, time_us: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Sample an item per entry of ``leaf`` (R, P), first seen by ``time_us`` (R); int64 catalogue rows."""
-        now = np.minimum(time_us - self._earliest, self._span - 1)[:, None]
-        start = self._start[leaf]
-        stop = np.searchsorted(self._key, leaf * self._span + now, side="right")
-        low, high = self._mass[start], self._mass[stop]
-        drawn = np.searchsorted(self._mass, low + rng.random(leaf.shape) * (high - low), side="right") - 1
-        return np.clip(drawn, start, stop - 1)
-
-
-def _browsed_leaves(interest: np.ndarray, pool: int, rng: np.random.Generator) -> np.ndarray:
-    """Sample leaf categories of a pool, half by the user's taste and half uniformly; int64 (R, pool)."""
-    weight = np.exp(interest[:, : len(LEAVES)])
-    chance = 0.5 * weight / weight.sum(axis=1, keepdims=True) + 0.5 / len(LEAVES)
-    reached = rng.random((len(interest), pool, 1), dtype=np.float32) > np.cumsum(chance, axis=1)[:, None, :]
-    return np.minimum(reached.sum(axis=2), len(LEAVES) - 1)
 
 
 def make_requests(count: int, shoppers: Shoppers, rng: np.random.Generator) -> Requests:
@@ -173,7 +131,7 @@ def choose_wanted(
     wanted = np.full(len(requests.user), -1)
     asking = np.flatnonzero(requests.query_kind != NO_QUERY)
     interest = shoppers.interest[requests.user[asking]]
-    pool = shelf.draw(_browsed_leaves(interest, 12, rng), requests.time_us[asking], rng)
+    pool = shelf.draw(browsed_leaves(interest, 12, rng), requests.time_us[asking], rng)
     liking = affinity(interest, catalogue, pool) + rng.gumbel(0, 1, size=pool.shape)
     wanted[asking] = np.take_along_axis(pool, liking.argmax(axis=1)[:, None], axis=1)[:, 0]
     return wanted
@@ -191,8 +149,8 @@ def asked_facets(requests: Requests) -> np.ndarray:
 def query_interest(
     requests: Requests, rows: np.ndarray, asked: np.ndarray, catalogue: Catalogue
 ) -> np.ndarray:
-    """What the queries of these request rows add to interest, float32 (len(rows), WORDS + 5)."""
-    added = np.zeros((len(rows), WORDS + len(TRAITS)), dtype=np.float32)
+    """What the queries of these request rows add to interest, float32 (len(rows), WIDTH)."""
+    added = np.zeros((len(rows), WIDTH), dtype=np.float32)
     wanted = requests.wanted[rows]
     for number, (name, start) in enumerate(FACET_START.items()):
         asking = np.flatnonzero(asked[rows, number])
@@ -202,33 +160,10 @@ def query_interest(
     return added
 
 
-@dataclass(frozen=True)
-class Shop:
-    """The shop's slate policy: a pool by taste or query, ranked by rough relevance, popularity and noise."""
-
-    catalogue: Catalogue
-    shelf: Shelf
-
-    def slates(
-        self, interest: np.ndarray, time_us: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
-    ) -> np.ndarray:
-        """Choose up to SLATE distinct items per request, best first; int64 (R, SLATE), padded with -1."""
-        leaf = _browsed_leaves(interest, POOL, rng)
-        asking = wanted >= 0
-        leaf[asking, : 3 * POOL // 4] = self.catalogue.facet[wanted[asking], 0][:, None]
-        pool = np.sort(self.shelf.draw(leaf, time_us, rng), axis=1)
-        score = affinity(interest * _SHOP_WEIGHT, self.catalogue, pool)
-        score += 0.3 * np.log(self.catalogue.popularity)[pool].astype(np.float32)
-        score += rng.gumbel(0, SHOP_NOISE, size=score.shape).astype(np.float32)
-        score[:, 1:][pool[:, 1:] == pool[:, :-1]] = -np.inf
-        best = np.argsort(-score, axis=1, kind="stable")[:, :SLATE]
-        chosen = np.take_along_axis(pool, best, axis=1)
-        return np.where(np.isfinite(np.take_along_axis(score, best, axis=1)), chosen, -1)
-
-    def liking(self, interest: np.ndarray, slate: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Log-odds of a click on an examined item, without the intercept, float32 (R, SLATE)."""
-        restraint = np.where(wanted >= 0, np.float32(SEARCH_RESTRAINT), np.float32(0))[:, None]
-        return affinity(interest, self.catalogue, slate) + self.catalogue.quality[slate] - restraint
+def liking(interest: np.ndarray, catalogue: Catalogue, slate: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Log-odds of a click on an examined item, without the intercept, float32 (R, SLATE)."""
+    restraint = np.where(wanted >= 0, np.float32(SEARCH_RESTRAINT), np.float32(0))[:, None]
+    return affinity(interest, catalogue, slate) + catalogue.quality[slate] - restraint
 
 
 def _intercept(liking: np.ndarray, shown: np.ndarray) -> float:
@@ -271,11 +206,11 @@ class Session:
 
     def __init__(self, users: int, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._shift = np.zeros((users, WORDS + len(TRAITS)), dtype=np.float32)
+        self._shift = np.zeros((users, WIDTH), dtype=np.float32)
         self._last_us = np.full(users, START_US)
 
     def shift(self, user: np.ndarray, now_us: np.ndarray) -> np.ndarray:
-        """The shift of these users at these times, float32 (len(user), WORDS + 5); times never go back."""
+        """The shift of these users at these times, float32 (len(user), WIDTH); times never go back."""
         self._shift[user] *= faded(now_us - self._last_us[user])
         self._last_us[user] = now_us
         return self._shift[user]
@@ -304,9 +239,9 @@ def faded(elapsed_us: np.ndarray) -> np.ndarray:
 
 
 def replay(requests: Requests, slates: Slates, catalogue: Catalogue, users: int) -> np.ndarray:
-    """The shift of each request's user right after its slate, float32 (R, WORDS + 5)."""
+    """The shift of each request's user right after its slate, float32 (R, WIDTH)."""
     session = Session(users, catalogue)
-    after = np.empty((len(requests.user), WORDS + len(TRAITS)), dtype=np.float32)
+    after = np.empty((len(requests.user), WIDTH), dtype=np.float32)
     for rows in turns(requests):
         session.shift(requests.user[rows], requests.time_us[rows])
         after[rows] = session.remember(requests.user[rows], slates.item[rows], slates.clicked[rows])
@@ -318,23 +253,31 @@ def browse(
     shoppers: Shoppers,
     catalogue: Catalogue,
     shelf: Shelf,
-    slate_rng: np.random.Generator,
-    click_rng: np.random.Generator,
+    rng: Mapping[str, np.random.Generator],
+    random_share: float,
 ) -> Slates:
-    """Simulate all requests; a user's clicks shift the interest in that user's later requests."""
+    """Simulate all requests; a user's clicks shift the interest in that user's later requests.
+
+    Args:
+        requests, shoppers, catalogue, shelf: the world so far.
+        rng: of ``slates``, ``clicks`` and ``random`` slates.
+        random_share: fraction of the requests without a query that are answered at random.
+    """
     shop = Shop(catalogue, shelf)
     asked = asked_facets(requests)
     count = len(requests.user)
 
-    pilot = slate_rng.permutation(count)[:3000]
+    pilot = rng["slates"].permutation(count)[:3000]
     interest = shoppers.interest[requests.user[pilot]]
     interest = interest + query_interest(requests, pilot, asked, catalogue)
-    slate = shop.slates(interest, requests.time_us[pilot], requests.wanted[pilot], slate_rng)
-    intercept = _intercept(shop.liking(interest, slate, requests.wanted[pilot]), slate >= 0)
+    slate = shop.slates(interest, requests.time_us[pilot], requests.wanted[pilot], rng["slates"])
+    intercept = _intercept(liking(interest, catalogue, slate, requests.wanted[pilot]), slate >= 0)
 
     item = np.empty((count, SLATE), dtype=np.int64)
     probability = np.empty((count, SLATE), dtype=np.float32)
     clicked, carted, purchased = (np.zeros((count, SLATE), dtype=bool) for _ in range(3))
+    drawn = (rng["random"].random(count) < random_share) & (requests.wanted < 0)
+    propensity = np.zeros(count, dtype=np.float32)
     session = Session(len(shoppers.age), catalogue)
     for rows in turns(requests):
         user, now = requests.user[rows], requests.time_us[rows]
@@ -343,14 +286,16 @@ def browse(
             + session.shift(user, now)
             + query_interest(requests, rows, asked, catalogue)
         )
-        slate = shop.slates(interest, now, requests.wanted[rows], slate_rng)
-        logit = shop.liking(interest, slate, requests.wanted[rows]) + intercept
+        slate = shop.slates(interest, now, requests.wanted[rows], rng["slates"])
+        at_random = np.flatnonzero(drawn[rows])
+        slate[at_random], propensity[rows[at_random]] = shop.random(now[at_random], rng["random"])
+        logit = liking(interest, catalogue, slate, requests.wanted[rows]) + intercept
         shown = slate >= 0
         item[rows] = slate
         probability[rows] = np.where(shown, sigmoid(logit) * EXAMINATION, 0.0)
-        draws = click_rng.random((3, len(rows), SLATE), dtype=np.float32)
+        draws = rng["clicks"].random((3, len(rows), SLATE), dtype=np.float32)
         clicked[rows] = draws[0] < probability[rows]
         carted[rows] = clicked[rows] & (draws[1] < cart_chance(logit))
         purchased[rows] = carted[rows] & (draws[2] < purchase_chance(logit))
         session.remember(user, slate, clicked[rows])
-    return Slates(item, probability, clicked, carted, purchased, intercept)
+    return Slates(item, probability, clicked, carted, purchased, intercept, propensity)

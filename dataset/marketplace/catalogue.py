@@ -1,7 +1,8 @@
 """The simulated catalogue: the true properties of every item, its text and its picture.
 
 Six facets (leaf category, colour, pattern, material, brand, style) have words; three traits (background hue,
-elongation, pattern density) are only in the picture. Material, brand and style are only in the text.
+elongation, pattern density) are only in the picture. Material, brand and style are only in the text. The circle of a
+product is in neither.
 """
 
 from __future__ import annotations
@@ -48,9 +49,19 @@ FACETS: dict[str, tuple[str, ...]] = {
 }
 FACET_START = dict(zip(FACETS, np.cumsum([0, *map(len, FACETS.values())][:-1]).tolist(), strict=True))
 WORDS = sum(map(len, FACETS.values()))  # number of all facet values
-# Dense traits, in this order: the backdrop hue as a point on the circle, then three scalars.
-# All except the price are only in the picture.
-TRAITS = ("background_x", "background_y", "elongation", "density", "price")
+# Dense traits, in this order: the backdrop hue as a point on the colour circle, three scalars, and the circle of
+# users that a product appeals to as a point on a sphere. The first four are only in the picture, the last nowhere.
+TRAITS = (
+    "background_x",
+    "background_y",
+    "elongation",
+    "density",
+    "price",
+    "circle_x",
+    "circle_y",
+    "circle_z",
+)
+WIDTH = WORDS + len(TRAITS)  # numbers of an interest
 
 NOISE = {
     "wrong_colour_word": 0.05,
@@ -73,7 +84,7 @@ class Catalogue:
         word: like ``facet``, with the text's errors in colour and pattern; used in title and attributes.
         listed: bool (N, 6), mask of the facets in the item's attributes.
         elongation, density, background: float64 (N), see ``drawing.Look``.
-        trait: float32 (N, 5), TRAITS as tastes weight them.
+        trait: float32 (N, 8), TRAITS as tastes weight them.
         price: float32 (N), in the shop's own currency.
         spu: int64 (N).
         first_seen_us: int64 (N), microseconds since 1970 UTC.
@@ -99,7 +110,7 @@ class Catalogue:
         return len(self.item_id)
 
     def properties(self) -> np.ndarray:
-        """What an interest weighs: one-hot facets, then traits, float32 (N, WORDS + 5)."""
+        """What an interest weighs: one-hot facets, then traits, float32 (N, WIDTH)."""
         hot = np.zeros((len(self), WORDS), dtype=np.float32)
         np.put_along_axis(hot, self.facet + np.array(list(FACET_START.values())), 1, axis=1)
         return np.concatenate([hot, self.trait], axis=1)
@@ -123,10 +134,15 @@ def _misread(rng: np.random.Generator, true: np.ndarray, choices: int, rate: flo
     return np.where(rng.random(len(true)) < rate, other, true)
 
 
-def make_catalogue(items: int, rng: np.random.Generator) -> Catalogue:
+def make_catalogue(items: int, rng: np.random.Generator, circles: bool = False) -> Catalogue:
     """Generate at least ``items`` items: products of 1 to 4 variants that differ in colour, pattern and picture.
 
     Every leaf category has a product from the start; a quarter of the others appears during the log.
+
+    Args:
+        items: how many.
+        rng: of everything.
+        circles: whether products belong to circles; else the traits of the circle are 0.
     """
     variants = rng.choice([1, 2, 3, 4], p=[0.35, 0.3, 0.2, 0.15], size=items)
     products = max(int(np.searchsorted(np.cumsum(variants), items)) + 1, 2 * len(LEAVES))
@@ -170,12 +186,17 @@ def make_catalogue(items: int, rng: np.random.Generator) -> Catalogue:
             elongation[product],
             density * (pattern != PATTERNS.index("plain")),
             (log_price - log_price.mean()) / log_price.std(),
+            *np.zeros((3, n)),
         ],
         axis=1,
     )
     order = np.lexsort((first_seen_us, facet[:, 0]))
+    item_id, popularity = 10_000 + rng.permutation(n), np.exp(rng.normal(0, 0.8, size=n) + quality)
+    if circles:  # drawn last: the rest of the catalogue is the same without them
+        point = rng.normal(size=(products, 3))
+        trait[:, -3:] = (point / np.linalg.norm(point, axis=1, keepdims=True))[product]
     columns = {
-        "item_id": 10_000 + rng.permutation(n),
+        "item_id": item_id,
         "facet": facet,
         "word": word,
         "listed": listed,
@@ -187,7 +208,7 @@ def make_catalogue(items: int, rng: np.random.Generator) -> Catalogue:
         "spu": 500 + product,
         "first_seen_us": first_seen_us,
         "quality": quality.astype(np.float32),
-        "popularity": np.exp(rng.normal(0, 0.8, size=n) + quality),
+        "popularity": popularity,
     }
     return Catalogue(**{name: column[order] for name, column in columns.items()})
 

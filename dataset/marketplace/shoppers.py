@@ -16,6 +16,7 @@ from dataset.marketplace.catalogue import (
     WORDS,
     Catalogue,
 )
+from dataset.marketplace.rules import FIRST, Rules
 
 SEGMENTS = ("homemaker", "fashion", "gift")  # weakly tied to the three top categories
 
@@ -29,7 +30,14 @@ TASTE = {
     "style": (1, 0.6, 0.2),
 }
 LIKED_SPREAD = 0.2  # of the liked values about their mean
-TRAIT_TASTE = (0.95, 0.95, 0.65, 0.75, 0.2)  # spread per trait; the first two make a preferred backdrop hue
+# Spread per trait; the first two make a preferred backdrop hue, the last three a preferred circle.
+TRAIT_TASTE = (0.95, 0.95, 0.65, 0.75, 0.2, 1.2, 1.2, 1.2)
+SHOWS = {  # where a taste shows -> its facets and traits
+    "pixels": ("background_x", "background_y", "elongation", "density"),
+    "words": ("material", "brand", "style", "price"),
+    "both": ("leaf", "colour", "pattern"),
+    "behaviour": ("circle_x", "circle_y", "circle_z"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Shoppers:
     """True properties of U users.
 
     Attributes:
-        interest: float32 (U, WORDS + 5), lasting taste over facet values, then traits, in log-odds.
+        interest: float32 (U, WIDTH), lasting taste over facet values, then traits, in log-odds.
         age: float32 (U), years, NaN where unknown.
         segment: int64 (U), index in SEGMENTS.
         registered_us: int64 (U), microseconds since 1970 UTC; the tables cap it at the first request.
@@ -51,7 +59,14 @@ class Shoppers:
     activity: np.ndarray
 
 
-def make_shoppers(users: int, rng: np.random.Generator) -> Shoppers:
+def strengths(rules: Rules) -> np.ndarray:
+    """By how much the rules multiply each number of an interest, float32 (WIDTH)."""
+    of = {name: getattr(rules, way) for way, names in SHOWS.items() for name in names}
+    facets = [np.full(len(values), of[name]) for name, values in FACETS.items()]
+    return np.concatenate([*facets, [of[name] for name in TRAITS]]).astype(np.float32)
+
+
+def make_shoppers(users: int, rng: np.random.Generator, rules: Rules = FIRST) -> Shoppers:
     """Generate users with a few strong likes per facet; age and segment are only weakly related to them."""
     parts = []
     for name, values in FACETS.items():
@@ -66,13 +81,17 @@ def make_shoppers(users: int, rng: np.random.Generator) -> Shoppers:
     age = 38 + 5 * (style[:, 2] - style[:, 3]) + rng.normal(0, 11, size=users)  # vintage up, sporty down
     age = np.where(rng.random(users) < 0.1, np.nan, np.clip(np.round(age), 16, 85))
     early = START_US - (rng.uniform(1, 365, size=users) * DAY_US).astype(np.int64)
-    traits = rng.normal(0, 1, size=(users, len(TRAITS))) * TRAIT_TASTE
+    traits = rng.normal(0, 1, size=(users, TRAITS.index("circle_x")))
+    registered = rng.random(users) < 0.7
+    activity = np.exp(rng.normal(0, 0.9, size=users))
+    traits = np.concatenate([traits, rng.normal(0, 1, size=(users, 3))], axis=1) * TRAIT_TASTE
+    interest = np.concatenate([*parts, traits], axis=1).astype(np.float32)
     return Shoppers(
-        interest=np.concatenate([*parts, traits], axis=1).astype(np.float32),
+        interest=interest * strengths(rules),
         age=age.astype(np.float32),
         segment=segment,
-        registered_us=np.where(rng.random(users) < 0.7, early, START_US + DAYS * DAY_US),
-        activity=np.exp(rng.normal(0, 0.9, size=users)),
+        registered_us=np.where(registered, early, START_US + DAYS * DAY_US),
+        activity=activity,
     )
 
 
@@ -80,7 +99,7 @@ def affinity(interest: np.ndarray, catalogue: Catalogue, items: np.ndarray) -> n
     """Interest of each row in its items, in log-odds.
 
     Args:
-        interest: float32 (R, WORDS + 5).
+        interest: float32 (R, WIDTH).
         catalogue: the items.
         items: int64 (R, P), catalogue rows.
 

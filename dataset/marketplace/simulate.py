@@ -15,9 +15,14 @@ import pyarrow as pa
 from dataset.auc import auc
 from dataset.contracts import EVENTS, QUARANTINE, TIME, USERS, DataError, Tables, content_hash
 from dataset.identity import IMPORTED
-from dataset.marketplace.browsing import SLATE, Requests, Shelf, Slates, browse, choose_wanted, make_requests
+from dataset.marketplace.browsing import Requests, Slates, browse, choose_wanted, make_requests
 from dataset.marketplace.catalogue import (
+    FACET_START,
+    FACETS,
     NOISE,
+    TRAITS,
+    WIDTH,
+    WORDS,
     Catalogue,
     images_table,
     item_pictures,
@@ -25,8 +30,10 @@ from dataset.marketplace.catalogue import (
     make_catalogue,
     query_pictures,
 )
+from dataset.marketplace.policy import SLATE, Shelf
+from dataset.marketplace.rules import DEFAULT, Rules
 from dataset.marketplace.searches import find_searches, image_requests, judgements_table
-from dataset.marketplace.shoppers import SEGMENTS, Shoppers, make_shoppers
+from dataset.marketplace.shoppers import SEGMENTS, SHOWS, Shoppers, make_shoppers
 
 SMALLEST = 500
 STREAMS = (
@@ -41,6 +48,7 @@ STREAMS = (
     "clicks",
     "judges",
     "clock",
+    "random",
 )
 TRUTH = pa.schema(
     [
@@ -49,11 +57,19 @@ TRUTH = pa.schema(
     ]
 )
 
+PROPENSITIES = pa.schema(
+    [
+        pa.field("event_id", pa.int64(), nullable=False),  # of an impression of a random slate
+        pa.field("propensity", pa.float32(), nullable=False),  # with which the slate showed this item
+    ]
+)
+
 
 @dataclass(frozen=True)
 class World:
     """The true properties behind the tables."""
 
+    rules: Rules
     catalogue: Catalogue
     shoppers: Shoppers
     requests: Requests
@@ -64,36 +80,39 @@ def _seeds(seed: int) -> dict[str, np.random.SeedSequence]:
     return {name: np.random.SeedSequence(seed, spawn_key=(number,)) for number, name in enumerate(STREAMS)}
 
 
-def play(events: int, seed: int) -> World:
+def play(events: int, seed: int, rules: Rules = DEFAULT) -> World:
     """Generate items and users and simulate all requests; ``simulate`` then adds pictures and tables."""
     if events < SMALLEST:
         raise DataError(f"expected at least {SMALLEST} events, which fill every category; found {events}")
     rng = {name: np.random.default_rng(sequence) for name, sequence in _seeds(seed).items()}
-    catalogue = make_catalogue(round(1000 * (events / 60_000) ** 0.6), rng["catalogue"])
-    shoppers = make_shoppers(round(1000 * (events / 60_000) ** 0.8), rng["users"])
+    items = round(1000 * (events / 60_000) ** 0.6)
+    catalogue = make_catalogue(items, rng["catalogue"], circles=rules.behaviour > 0)
+    shoppers = make_shoppers(rules.user_count(events), rng["users"], rules)
     shelf = Shelf(catalogue)
     requests = make_requests(round(events / SLATE), shoppers, rng["requests"])
     requests = requests.wanting(choose_wanted(requests, shoppers, catalogue, shelf, rng["queries"]))
-    slates = browse(requests, shoppers, catalogue, shelf, rng["slates"], rng["clicks"])
-    return World(catalogue, shoppers, requests, slates)
+    slates = browse(requests, shoppers, catalogue, shelf, rng, rules.random_share)
+    return World(rules, catalogue, shoppers, requests, slates)
 
 
-def simulate(events: int = 120_000, seed: int = 0) -> tuple[Tables, dict[str, Any]]:
+def simulate(events: int = 120_000, seed: int = 0, rules: Rules = DEFAULT) -> tuple[Tables, dict[str, Any]]:
     """Simulate 30 days of the shop.
 
     Args:
         events: approximate number of impressions; items grow with its power 0.6, users with its power 0.8.
         seed: equal seeds give bitwise equal tables. Every table has its own random stream.
+        rules: of this world.
 
     Returns:
         The canonical tables with ``truth`` (one row per impression), and the dataset's configuration: seed,
-        counts, noise rates, click-through rate and ``bayes_auc``, the AUC of the true click probability
+        rules, counts, noise rates, click-through rate, ``taste_shares`` and ``bayes_auc``, the AUC of the true click
+        probability
         against the clicks: the Bayes-optimal ranking, which no ranker can beat except by chance.
 
     Raises:
         DataError: fewer than 500 events, too few to fill every category.
     """
-    world = play(events, seed)
+    world = play(events, seed, rules)
     catalogue, requests = world.catalogue, world.requests
     seeds = _seeds(seed)
     rng = {name: np.random.default_rng(seeds[name]) for name in ("text", "judges", "clock")}
@@ -101,7 +120,7 @@ def simulate(events: int = 120_000, seed: int = 0) -> tuple[Tables, dict[str, An
     pictures = item_pictures(catalogue, seeds["pictures"], missing)
     asked_pictures = query_pictures(catalogue, requests.wanted[image_requests(requests)], seeds["drawings"])
     searches = find_searches(catalogue, requests, asked_pictures)
-    log, truth = _events(world, searches.of_request, rng["clock"])
+    log, truth, propensities = _events(world, searches.of_request, rng["clock"])
     tables = Tables(
         items=items_table(
             catalogue,
@@ -115,11 +134,13 @@ def simulate(events: int = 120_000, seed: int = 0) -> tuple[Tables, dict[str, An
         judgements=judgements_table(catalogue, searches, rng["judges"]),
         quarantine=QUARANTINE.empty_table(),
         truth=truth,
+        propensities=propensities if len(propensities) else None,
     )
-    return tables, _config(tables, world.slates, seed, events)
+    return tables, _config(tables, world, seed, events)
 
 
-def _config(tables: Tables, slates: Slates, seed: int, events: int) -> dict[str, Any]:
+def _config(tables: Tables, world: World, seed: int, events: int) -> dict[str, Any]:
+    slates = world.slates
     shown = slates.item >= 0
     names = ("items", "images", "users", "events", "queries", "judgements")
     return {
@@ -128,11 +149,25 @@ def _config(tables: Tables, slates: Slates, seed: int, events: int) -> dict[str,
         "protocol": "time",
         "seed": seed,
         "requested_events": events,
+        "rules": world.rules.record(),
+        "taste_shares": taste_shares(world),
         "counts": {name: getattr(tables, name).num_rows for name in names},
         "noise": dict(NOISE),
         "click_through_rate": round(float(slates.clicked[shown].mean()), 6),
         "bayes_auc": round(auc(slates.clicked[shown], slates.probability[shown]), 6),
     }
+
+
+def taste_shares(world: World) -> dict[str, float]:
+    """Where the lasting tastes show: fractions of their variance over items, averaged over users; they sum to 1."""
+    properties = world.catalogue.properties()
+    column = dict(zip([*FACETS, *TRAITS], [*FACET_START.values(), *range(WORDS, WIDTH)], strict=True))
+    size = {name: len(values) for name, values in FACETS.items()}
+    variance = {}
+    for way, names in SHOWS.items():
+        own = np.concatenate([np.arange(column[name], column[name] + size.get(name, 1)) for name in names])
+        variance[way] = float((properties[:, own] @ world.shoppers.interest[:, own].T).var(axis=0).mean())
+    return {way: round(value / sum(variance.values()), 4) for way, value in variance.items()}
 
 
 def _users(shoppers: Shoppers, requests: Requests) -> pa.Table:
@@ -157,8 +192,8 @@ def user_ids(rows: np.ndarray) -> np.ndarray:
 
 def _events(
     world: World, query_of_request: np.ndarray, rng: np.random.Generator
-) -> tuple[pa.Table, pa.Table]:
-    """EVENTS ordered by event time, and the true click probability of each impression (TRUTH)."""
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """EVENTS ordered by event time, the true click probability of each impression, propensities of random ones."""
     catalogue, requests, slates = world.catalogue, world.requests, world.slates
     shown, place = np.nonzero(slates.item >= 0)
     behaviours = np.zeros(len(shown), dtype=np.int64)
@@ -201,7 +236,10 @@ def _events(
     impression = step == 0
     probability = slates.probability[request[impression], place[source[impression]]]
     truth = pa.table([pa.array(event_id[impression]), pa.array(probability)], schema=TRUTH)
-    return pa.table(columns, schema=EVENTS), truth
+    propensity = slates.propensity[request[impression]]
+    random = propensity > 0
+    known = [pa.array(event_id[impression][random]), pa.array(propensity[random])]
+    return pa.table(columns, schema=EVENTS), truth, pa.table(known, schema=PROPENSITIES)
 
 
 def request_ids(requests: Requests) -> np.ndarray:
