@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from dataset.adapters.source import AT_ONCE
 from dataset.checks import check, check_events, quarantine_counts
 from dataset.contracts import EVENTS, QUARANTINE, SCHEMAS, DataError, Tables, completed
+from dataset.extra import TABLES as EXTRA
+from dataset.extra import extra_types, write_extra
 from dataset.long_log import LongLog
 from dataset.order import HASH, sequenced
 from dataset.sieve import require_most
@@ -41,6 +43,8 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
     Raises:
         DataError: a table breaks its schema, too many of its rows would be quarantined, or no row is left.
     """
+    if tables.extra:
+        config = {**config, "extra": extra_types(tables.extra)}
     if isinstance(tables.events, LongLog):
         return _write_long(out, tables, tables.events, config)
     checked = check(tables)
@@ -69,6 +73,7 @@ def _write_long(out: Path, tables: Tables, log: LongLog, config: Mapping[str, An
         checked = replace(checked, quarantine=quarantine)
         for name in {*SCHEMAS, "quarantine"} - {"events"}:
             pq.write_table(getattr(checked, name), folder / f"{name}.parquet", compression="zstd")
+        write_extra(folder, checked.extra, {name: getattr(checked, name) for name in SCHEMAS})
     log.close()
     return open_artifact(out, "dataset")
 
@@ -102,6 +107,7 @@ def write_checked(out: Path, checked: Tables, config: Mapping[str, Any]) -> Arti
         for name in BESIDE:
             if (table := getattr(checked, name)) is not None:
                 pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+        write_extra(folder, checked.extra, {name: getattr(checked, name) for name in SCHEMAS})
     return open_artifact(out, "dataset")
 
 
@@ -117,6 +123,14 @@ def noticed(config: Mapping[str, Any]) -> list[str]:
         lines.append(f"{table}: {sum(rules.values()):,} set aside, in quarantine.parquet: {kinds}")
         if table == "events" and {SEVERAL_USERS, SEVERAL_TIMES} & set(rules):
             lines.append(SCOPE)
+    for entity, rows in config.get("merged", {}).items():
+        lines.append(
+            f"{rows:,} row{'s' if rows > 1 else ''} of {EXTRA[entity]} replaced by a later one of the same id"
+        )
+    for table, ids in config.get("unlisted", {}).items():
+        lines.append(f"{ids:,} of the {table} are known by the log alone, no table lists them")
+    for reason, pictures in config.get("pictures", {}).items():
+        lines.append(f"{pictures:,} pictures {reason}")
     if said := unexplained(config.get("clicks", {})):
         lines.append(said)
     return lines
