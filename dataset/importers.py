@@ -95,6 +95,6 @@ def has_changed(path: Path, dataset: Artifact) -> bool:
     A description that is not there any more has not changed.
     """
     if (path / MANIFEST).exists():
-        return open_artifact(path, "dataset").id != dataset.id
+        return "appended" not in dataset.config and open_artifact(path, "dataset").id != dataset.id
     description = path / FILE if path.is_dir() else path
     return description.exists() and open_description(description)[1] != dataset.config.get("description")
