@@ -8,7 +8,8 @@ cause of silent leaks).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -110,7 +111,8 @@ class Tables:
 
     ``truth`` exists only for the simulated marketplace: event_id int64 of an impression and its true
     click_probability float32. ``propensities`` exists where slates were drawn at random: event_id int64 of an
-    impression and the propensity float32 with which its slate showed this item at all.
+    impression and the propensity float32 with which its slate showed this item at all. ``extra`` holds the columns
+    that nothing else reads, beside the id of their entity: "item", "user", "query" or "event" (``dataset.extra``).
     """
 
     items: pa.Table
@@ -122,6 +124,7 @@ class Tables:
     quarantine: pa.Table
     truth: pa.Table | None = None
     propensities: pa.Table | None = None
+    extra: Mapping[str, pa.Table] = field(default_factory=dict)
 
 
 class DataError(ValueError):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
+from dataset.adapters.described.description import FILE, open_description
+from dataset.adapters.described.importer import described
 from dataset.adapters.globo import scale_globo
 from dataset.adapters.grocery import grocery_store
 from dataset.adapters.hm import hm_fashion
@@ -15,7 +18,7 @@ from dataset.adapters.movielens import ml_posters
 from dataset.append import Appended, append
 from dataset.contracts import DataError, Tables
 from dataset.tables import Dataset, write_dataset
-from run.artifacts import Artifact
+from run.artifacts import MANIFEST, Artifact, open_artifact, write_artifact
 
 # Each takes a folder and returns canonical tables and the configuration to record in the artifact.
 IMPORTERS: dict[str, Callable[..., tuple[Tables, dict[str, Any]]]] = {
@@ -28,6 +31,11 @@ IMPORTERS: dict[str, Callable[..., tuple[Tables, dict[str, Any]]]] = {
     "mbe2": mbe2,
 }
 OF_SEVERAL_FILES = ("hm_fashion", "ml_posters", "homedepot_relevance")  # a new day may have only some of them
+
+
+def is_format(data: str) -> bool:
+    """Whether ``data`` is FORMAT:FOLDER with one of the formats, and not the path of a folder."""
+    return data.partition(":")[0] in IMPORTERS and ":" in data
 
 
 def import_dataset(name: str, folder: Path, out: Path) -> Artifact:
@@ -57,3 +65,36 @@ def _read(name: str, folder: Path, **options: Any) -> tuple[Tables, dict[str, An
             f"Run 'moon dataset --data FORMAT:FOLDER'."
         )
     return IMPORTERS[name](Path(folder), **options)
+
+
+def import_path(path: Path, out: Path) -> Artifact:
+    """Import ``path``: a ``moon.toml``, a folder that holds one, or a dataset artifact, to an artifact at ``out``.
+
+    Raises:
+        DataError: there is none of them, or the data are not what the description says; nothing is written.
+    """
+    if (path / MANIFEST).exists():
+        return copied(open_artifact(path, "dataset"), out)
+    tables, config = described(path / FILE if path.is_dir() else path)
+    return write_dataset(out, tables, config)
+
+
+def copied(dataset: Artifact, out: Path) -> Artifact:
+    """Write the same dataset artifact, with the same id, to ``out``."""
+    if dataset.path.resolve() != out.resolve():
+        with write_artifact(out, "dataset", dataset.config) as folder:
+            for file in dataset.path.iterdir():
+                if file.name != MANIFEST:
+                    copyfile(file, folder / file.name)
+    return open_artifact(out, "dataset")
+
+
+def has_changed(path: Path, dataset: Artifact) -> bool:
+    """Whether ``dataset`` was imported under another description than the one that is at ``path`` now.
+
+    A description that is not there any more has not changed.
+    """
+    if (path / MANIFEST).exists():
+        return "appended" not in dataset.config and open_artifact(path, "dataset").id != dataset.id
+    description = path / FILE if path.is_dir() else path
+    return description.exists() and open_description(description)[1] != dataset.config.get("description")

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from dataset.adapters.source import AT_ONCE
 from dataset.checks import check, check_events, quarantine_counts
 from dataset.contracts import EVENTS, QUARANTINE, SCHEMAS, DataError, Tables, completed
+from dataset.extra import TABLES as EXTRA
+from dataset.extra import extra_types, write_extra
 from dataset.identity import IMPORTED
 from dataset.long_log import LongLog
 from dataset.order import HASH, sequenced
@@ -45,6 +47,8 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
         DataError: a table breaks its schema, too many of its rows would be quarantined, no row is left, or ids are
             not of the kind that "ids" says.
     """
+    if tables.extra:
+        config = {**config, "extra": extra_types(tables.extra)}
     if isinstance(tables.events, LongLog):
         return _write_long(out, tables, tables.events, config)
     checked = check(tables)
@@ -73,6 +77,7 @@ def _write_long(out: Path, tables: Tables, log: LongLog, config: Mapping[str, An
         checked = replace(checked, quarantine=quarantine)
         for name in {*SCHEMAS, "quarantine"} - {"events"}:
             pq.write_table(getattr(checked, name), folder / f"{name}.parquet", compression="zstd")
+        write_extra(folder, checked.extra, {name: getattr(checked, name) for name in SCHEMAS})
     log.close()
     return open_artifact(out, "dataset")
 
@@ -111,6 +116,7 @@ def write_checked(out: Path, checked: Tables, config: Mapping[str, Any]) -> Arti
         for name in BESIDE:
             if (table := getattr(checked, name)) is not None:
                 pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+        write_extra(folder, checked.extra, {name: getattr(checked, name) for name in SCHEMAS})
     return open_artifact(out, "dataset")
 
 
@@ -131,6 +137,14 @@ def noticed(config: Mapping[str, Any]) -> list[str]:
         lines.append(f"{table}: {sum(rules.values()):,} set aside, in quarantine.parquet: {kinds}")
         if table == "events" and {SEVERAL_USERS, SEVERAL_TIMES} & set(rules):
             lines.append(SCOPE)
+    for entity, rows in config.get("merged", {}).items():
+        lines.append(
+            f"{rows:,} row{'s' if rows > 1 else ''} of {EXTRA[entity]} replaced by a later one of the same id"
+        )
+    for table, ids in config.get("unlisted", {}).items():
+        lines.append(f"{ids:,} of the {table} are known by the log alone, no table lists them")
+    for reason, pictures in config.get("pictures", {}).items():
+        lines.append(f"{pictures:,} pictures {reason}")
     if said := unexplained(config.get("clicks", {})):
         lines.append(said)
     return lines

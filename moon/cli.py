@@ -96,6 +96,19 @@ def dataset(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of your tables and pictures.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write; default: moon.toml in the folder.")
+    ] = None,
+) -> None:
+    """Look at a folder of data and write moon.toml: which file is what, which column is what, and why."""
+    from moon.describing import init as describe
+
+    typer.echo(describe(folder.expanduser(), out))
+
+
+@app.command()
 def split(run: RunOption = None) -> None:
     """Split the log by time: history to learn from, training data of the ranker, test data."""
     _do("split", run)

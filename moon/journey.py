@@ -6,11 +6,12 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dataset.importers import IMPORTERS, is_format
 from moon import stages as work
 from moon import verbs
 from run.artifacts import open_artifact, read_json, write_json
@@ -88,6 +89,8 @@ def start(data: str, folder: Path | None, size_name: str | None, seed: int, prof
         SizeError: unknown size.
     """
     name, _, rest = data.partition(":")
+    if name != "marketplace" and not is_format(data):
+        data, name = _place(data)
     if name == "marketplace" and rest and not rest.isdigit():
         raise JourneyError(
             f"data {data!r}: expected marketplace or marketplace:EVENTS, e.g. marketplace:120000"
@@ -113,8 +116,31 @@ def start(data: str, folder: Path | None, size_name: str | None, seed: int, prof
     return run
 
 
+def _place(data: str) -> tuple[str, str]:
+    """The absolute path that ``data`` is, and the name of its run.
+
+    Raises:
+        JourneyError: there is nothing of that name.
+    """
+    path = Path(data).expanduser()
+    if path.exists():
+        named = path.parent if path.is_file() else path
+        return str(path.resolve()), named.resolve().name
+    if ":" in data:
+        return data, data.partition(":")[0]  # a format that nobody knows: the import says so
+    raise JourneyError(
+        f"data {data!r}: expected marketplace, FORMAT:FOLDER ({', '.join(IMPORTERS)}), or a folder that is there"
+    )
+
+
 def travel(run: Run) -> None:
-    """Run every stage that is not done yet, in order; a finished one is not repeated."""
+    """Run every stage that is not done yet, in order; a finished one is not repeated.
+
+    The import is repeated, and all that follows, when the description of the data has changed.
+    """
+    if _done(run, STAGES[0]) and work.is_described_anew(run):
+        _say(f"{run.data} says something else than when it was imported: it is imported again")
+        _undo(run, STAGES)
     for number, stage in enumerate(STAGES, start=1):
         _say(f"[{number}/{len(STAGES)}] {stage.verb}: {stage.says}")
         if _done(run, stage):
@@ -142,10 +168,15 @@ def do(run: Run, verb: str, **options: Any) -> str | None:
     for earlier in STAGES[:place]:
         if not _done(run, earlier):
             _keep(run, earlier)
-    with writing(run.folder):
-        for undone in STAGES[place:]:
-            stamp(run, undone.verb).unlink(missing_ok=True)
+    _undo(run, STAGES[place:])
     return _work(run, asked, **options)
+
+
+def _undo(run: Run, stages: Sequence[Stage]) -> None:
+    """Mark stages as not done."""
+    with writing(run.folder):
+        for undone in stages:
+            stamp(run, undone.verb).unlink(missing_ok=True)
 
 
 def _require(run: Run, asked: Verb) -> None:

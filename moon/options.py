@@ -10,7 +10,13 @@ import typer
 # The names in encoder/recipes.py, which is not imported here because it imports torch.
 RECIPES = "moon_embedding, moon, moon2, moon3, dual, ours or photos"
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; default: the last one.")]
-DataOption = Annotated[str, typer.Option("--data", help="marketplace[:EVENTS] or FORMAT:FOLDER.")]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="marketplace[:EVENTS], FORMAT:FOLDER, or a path: your folder, its moon.toml, or a dataset.",
+    ),
+]
 SizeOption = Annotated[str | None, typer.Option("--size", help="nano, small or base; default: by the data.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 ClockOption = Annotated[

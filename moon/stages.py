@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moon.describing import described_by
 from run import generations
 from run.artifacts import (
     KEYS,
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 
 def dataset(run: Run) -> None:
-    """Simulate the marketplace, or import the folder named by the run's data."""
-    from dataset.importers import import_dataset
+    """Simulate the marketplace, or import what the run's data names: FORMAT:FOLDER, or a path."""
+    from dataset.importers import import_dataset, import_path, is_format
     from dataset.marketplace.simulate import simulate
     from dataset.tables import noticed, write_dataset
 
@@ -41,8 +42,10 @@ def dataset(run: Run) -> None:
     if name == "marketplace":
         tables, config = simulate(events=int(rest), seed=run.seed) if rest else simulate(seed=run.seed)
         made = write_dataset(out, tables, config)
-    else:
+    elif is_format(run.data):
         made = import_dataset(name, Path(rest).expanduser(), out)
+    else:
+        made = import_path(described_by(Path(run.data), run.folder), out)
     for line in noticed(made.config):
         sys.stderr.write(f"  {line}\n")
 
@@ -79,6 +82,16 @@ def split(run: Run) -> None:
         since = items_since(dataset, before.artifact.parents["dataset"])
         pool = None if since is None else np.union1d(before.pool, since)
     split_dataset(dataset, out, seed=run.seed, pool=pool)
+
+
+def is_described_anew(run: Run) -> bool:
+    """Whether the description of the run's data, or the dataset that it names, has changed since the import."""
+    from dataset.importers import has_changed, is_format
+
+    path, done = Path(run.data), run.folder / "dataset"
+    if run.data.startswith("marketplace") or is_format(run.data) or not path.exists() or not done.exists():
+        return False
+    return has_changed(described_by(path, run.folder), open_artifact(done, "dataset"))
 
 
 def nothing_is_lost(run: Run) -> None:

@@ -25,7 +25,7 @@ class Run:
 
     Attributes:
         folder: holds every artifact of the run.
-        data: ``marketplace[:EVENTS]`` or ``FORMAT:FOLDER``.
+        data: ``marketplace[:EVENTS]``, ``FORMAT:FOLDER``, or an absolute path.
         size_name: size of all models, see ``run.sizes``.
         seed: random seed of every stage.
         profile: online store, ``embedded`` (SQLite) or ``redis``.

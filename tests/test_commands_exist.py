@@ -116,6 +116,8 @@ def _wrong_value(flag, option, value, choices):
         known = [*choices[flag]]
         return None if value in known else f"{flag}: expected one of {known}, found {value}"
     if flag == "--data":
+        if "/" in value or value == ".":  # a path
+            return None
         name = value.partition(":")[0]
         return None if name in {"marketplace", *IMPORTERS} or filled_in(name) else f"unknown format {name}"
     if flag == "--shard":

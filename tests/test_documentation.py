@@ -238,6 +238,7 @@ def test_the_options_are_few_and_frozen():
         "--shard",
         "--by",
         "--json",
+        "--out",
         "--activate",
         "--consumer",
         "--keys",

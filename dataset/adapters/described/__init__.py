@@ -1,0 +1,1 @@
+"""Tables of any layout, read as ``moon.toml`` describes them."""

@@ -1,0 +1,240 @@
+"""Items and users of described tables: one row per id, and ids alone where a log knows more than the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.adapters.canonical import attributes, first_seen, flat, ids_of, under
+from dataset.adapters.described.cells import Cell, Reader, read
+from dataset.adapters.described.description import Items, Section, Users
+from dataset.adapters.described.files import Batch, Files, connection
+from dataset.adapters.described.names import Names
+from dataset.adapters.described.rows import KEY, UPDATED, extra_cells, extras, filled, latest
+from dataset.contracts import ITEMS, TIME, USERS
+from dataset.records import CLOCK_SKEW
+from dataset.sieve import sane
+
+ATTRIBUTE = "attribute "  # prefix of a column that becomes one
+
+
+@dataclass(frozen=True)
+class Described:
+    """What tables say of an entity.
+
+    Attributes:
+        rows: KEY int64 and typed columns, one row per id.
+        extra: columns that are nobody's, row by row.
+        changed: rows that a later row of their id replaced with another content.
+    """
+
+    rows: pa.Table
+    extra: dict[str, pa.Array]
+    changed: int
+
+
+def files_of(root: Path, section: Section) -> Files:
+    """The files that a section of ``moon.toml`` names."""
+    return Files(
+        root, tuple(section.files), section.delimiter, section.quote, section.header, section.encoding
+    )
+
+
+def described_items(root: Path, sections: Sequence[Items], names: Names) -> Described:
+    """The rows of all tables of items; columns: title, description, category, price, product, first_seen, ..."""
+
+    def cells(section: Items, reader: Reader) -> list[Cell]:
+        made = [
+            reader.id("external", section.id),
+            reader.text("title", section.title),
+            reader.text("description", section.description),
+            reader.parts("category", section.category, section.category_separator, section.category_levels),
+            reader.number("price", section.price),
+            reader.id("product", section.product),
+            reader.time("first_seen", section.first_seen, section.time_format),
+            *(reader.text(ATTRIBUTE + column, column) for column in section.attributes),
+        ]
+        return (
+            made
+            if section.updated is None
+            else [*made, reader.time(UPDATED, section.updated, section.time_format)]
+        )
+
+    found = _described(root, sections, names, cells)
+    return replace(found, rows=_of_their_product(found.rows)) if len(found.rows) else found
+
+
+def described_users(root: Path, sections: Sequence[Users], names: Names) -> Described:
+    """The rows of all tables of users; columns: age, segment, first_seen."""
+
+    def cells(section: Users, reader: Reader) -> list[Cell]:
+        made = [
+            reader.id("external", section.id),
+            reader.number("age", section.age),
+            reader.text("segment", section.segment),
+            reader.time("first_seen", section.first_seen, section.time_format),
+        ]
+        return (
+            made
+            if section.updated is None
+            else [*made, reader.time(UPDATED, section.updated, section.time_format)]
+        )
+
+    return _described(root, sections, names, cells)
+
+
+def _of_their_product(rows: pa.Table) -> pa.Table:
+    """Fill texts that only one variant of a product has: exports write them in the product's first row alone."""
+    made = [
+        f"coalesce({name}, first_value({name} IGNORE NULLS) OVER product) AS {name}"
+        for name in ("title", "description")
+    ]
+    cursor = connection().cursor().register("rows", rows)
+    window = (
+        "WINDOW product AS (PARTITION BY coalesce(product, CAST(key AS VARCHAR)) ORDER BY key "
+        "ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)"
+    )
+    return cursor.sql(
+        f"SELECT * REPLACE ({', '.join(made)}) FROM rows {window} ORDER BY key"
+    ).to_arrow_table()
+
+
+def columns_of(section: Section) -> list[str]:
+    """The columns of its files that a section names, in order, each once."""
+    found: list[str] = []
+    for name in COLUMN_KEYS:
+        value = getattr(section, name, None)
+        found += [value] if isinstance(value, str) else value or []
+    return list(dict.fromkeys(found))
+
+
+COLUMN_KEYS = (
+    "id", "user", "item", "time", "type_column", "value", "request", "request_scope", "position", "query",
+    "query_text", "text", "title", "description", "category", "price", "product", "attributes", "picture",
+    "first_seen", "updated", "age", "segment", "relevance", "part", "features", "context",
+)  # fmt: skip
+
+
+def _described(
+    root: Path,
+    sections: Sequence[Items] | Sequence[Users],
+    names: Names,
+    cells: Callable[[Any, Reader], list[Cell]],
+) -> Described:
+    tables, changed = [], 0
+    for section in sections:
+        used = set(columns_of(section)) - set(section.features)
+
+        def made(reader: Reader, section: Section = section, used: set[str] = used) -> list[Cell]:
+            return [*cells(section, reader), *extra_cells(reader, used)]
+
+        merged = latest(
+            _keyed(read(files_of(root, section), section, columns_of(section), made), names, section.id)
+        )
+        tables.append(merged.table)
+        changed += merged.changed
+    if not tables:
+        return Described(pa.table({KEY: pa.array([], pa.int64())}), {}, 0)
+    rows = filled(
+        [table.drop_columns([name for name in (UPDATED,) if name in table.column_names]) for table in tables]
+    )
+    return Described(rows, extras(rows), changed)
+
+
+def _keyed(batches: Iterator[Batch], names: Names, column: str) -> Iterator[tuple[Batch, pa.Array]]:
+    for batch in batches:
+        ids = names.ids(batch, "external", column)
+        yield Batch(batch.file, batch.start, batch.table.drop_columns(["external"])), ids
+
+
+def items_table(
+    found: Described, names: Names, events: pa.Table, image_id: pa.Array, keep_unknown: bool
+) -> pa.Table:
+    """ITEMS: the described ones in order of their id, then those of which only the id is known.
+
+    Args:
+        found: of the tables.
+        names: of all items, those of the log included.
+        events: EVENTS.
+        image_id: of each described item.
+        keep_unknown: whether items that no table has are made.
+    """
+    rows, named = found.rows, names.table()
+    known = rows.column(KEY)
+    product = rows.column("product") if "product" in rows.column_names else pa.nulls(len(rows), pa.string())
+    parts = []
+    if len(rows):
+        described = [name for name in rows.column_names if name.startswith(ATTRIBUTE)]
+        columns = {
+            "item_id": known,
+            **{name: rows.column(name) for name in ("title", "description", "category")},
+            "price": pc.cast(rows.column("price"), pa.float32()),
+            "spu": _products(product, known),
+            "image_id": image_id,
+            "first_seen": _first(rows, events, "item_id"),
+        }
+        if described:
+            columns["attributes"] = attributes(
+                {name.removeprefix(ATTRIBUTE): rows.column(name) for name in described}
+            )
+        parts.append(under(ITEMS, {**columns, "external_id": _external(known, named)}))
+    if keep_unknown:
+        fresh = named.filter(pc.invert(pc.is_in(named.column("id"), known.combine_chunks())))
+        ids = flat(fresh.column("id"))
+        seen = first_seen(ids, events.column("item_id"), events.column("event_time"))
+        columns = {"item_id": ids, "external_id": fresh.column("external"), "spu": ids, "first_seen": seen}
+        parts.append(under(ITEMS, columns))
+    return pa.concat_tables([ITEMS.empty_table(), *parts]).combine_chunks()
+
+
+def users_table(found: Described, names: Names, events: pa.Table, keep_unknown: bool) -> pa.Table:
+    """USERS, as ``items_table`` makes ITEMS."""
+    rows, named = found.rows, names.table()
+    known = rows.column(KEY)
+    parts = []
+    if len(rows):
+        columns = {
+            "user_id": known,
+            "external_id": _external(known, named),
+            "age": pc.cast(rows.column("age"), pa.float32()),
+            "segment": rows.column("segment"),
+            "first_seen": _first(rows, events, "user_id"),
+        }
+        parts.append(under(USERS, columns))
+    if keep_unknown:
+        fresh = named.filter(pc.invert(pc.is_in(named.column("id"), known.combine_chunks())))
+        seen = first_seen(fresh.column("id"), events.column("user_id"), events.column("event_time"))
+        columns = {"user_id": fresh.column("id"), "external_id": fresh.column("external"), "first_seen": seen}
+        parts.append(under(USERS, columns))
+    return pa.concat_tables([USERS.empty_table(), *parts]).combine_chunks()
+
+
+def _external(ids: pa.ChunkedArray, named: pa.Table) -> pa.Array:
+    return flat(named.column("external").take(pc.index_in(flat(ids), value_set=flat(named.column("id")))))
+
+
+def _products(product: pa.ChunkedArray | pa.Array, own: pa.ChunkedArray) -> pa.Array:
+    """The product's id, of an item without one its own."""
+    given = ids_of(product) if product.null_count < len(product) else pa.nulls(len(product), pa.int64())
+    return pc.coalesce(given, flat(own))
+
+
+def _first(rows: pa.Table, events: pa.Table, key: str) -> pa.Array:
+    """When each row's entity was first there: as its table says, or its first event if that is earlier.
+
+    A time outside the bounds of dates (a film of 1937, an announcement) says nothing about this shop.
+    """
+    seen = first_seen(rows.column(KEY), events.column(key), events.column("event_time"))
+    said = flat(rows.column("first_seen")).cast(TIME)
+    kept = pc.if_else(
+        pc.fill_null(sane(said, datetime.now(UTC) + CLOCK_SKEW), False), said, pa.scalar(None, TIME)
+    )
+    acted = pc.is_in(flat(rows.column(KEY)), value_set=pc.unique(events.column(key)))
+    is_earlier = pc.and_(acted, pc.less(seen, kept))
+    return pc.coalesce(pc.if_else(pc.fill_null(is_earlier, False), seen, kept), seen)

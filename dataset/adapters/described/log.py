@@ -1,0 +1,169 @@
+"""Events of described tables, batch by batch: what a batch becomes takes a fixed number of bytes per event."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset.adapters.canonical import NO_CLOCK, SECOND_US, flat, scoped_ids, under
+from dataset.adapters.described.cells import Cell, Reader, read
+from dataset.adapters.described.description import IGNORE, Events
+from dataset.adapters.described.entities import columns_of, files_of
+from dataset.adapters.described.files import Batch
+from dataset.adapters.described.names import Names
+from dataset.contracts import EVENTS, TIME
+from dataset.order import hashed
+from dataset.text import clean_column
+
+LOWEST, HIGHEST = 1.0, 5.0  # rating, on the scale of LIKED_RATING
+SCOPE = "scope "  # prefix
+CONTEXT = "context "  # prefix
+
+
+@dataclass
+class Searches:
+    """Queries by their id, or by their words where they have none.
+
+    Attributes:
+        names: of those with an id of their own.
+        words: int64 id -> text.
+        unnamed: ids that were made of the words.
+    """
+
+    names: Names
+    words: dict[int, str] = field(default_factory=dict)
+    unnamed: set[int] = field(default_factory=set)
+
+    def ids(self, batch: Batch, query: str | None, text: str | None) -> pa.Array:
+        """Int64 ids of the queries of a batch, from its columns ``query`` and ``query_text``.
+
+        Args:
+            batch: rows with these columns.
+            query, text: the columns of the file, None: it has no such.
+        """
+        words = flat(clean_column(batch.table.column("query_text")))
+        words = pc.if_else(pc.equal(words, ""), pa.scalar(None, pa.string()), words)
+        if query is None:
+            made = Batch(batch.file, batch.start, batch.table.append_column("words", words))
+            ids = Names("query", "different").ids(made, "words", text or "")
+            self.unnamed.update(pc.unique(ids).drop_null().to_pylist())
+        else:
+            ids = self.names.ids(batch, "query", query)
+        if text is not None:
+            said = pa.table({"id": ids, "text": words}).filter(pc.and_(ids.is_valid(), words.is_valid()))
+            first = said.group_by("id", use_threads=False).aggregate([("text", "first")])
+            for one, word in zip(
+                first.column("id").to_pylist(), first.column("text_first").to_pylist(), strict=True
+            ):
+                self.words.setdefault(one, word)
+        return ids
+
+
+def event_batches(
+    root: Path, sections: Sequence[Events], items: Names, users: Names, searches: Searches
+) -> Iterator[pa.Table]:
+    """The columns of EVENTS, without event_id, and CONTEXT columns, in the order of the files."""
+    row = 0
+    for section in sections:
+        wanted = columns_of(section)
+        for batch in read(files_of(root, section), section, wanted, partial(_cells, section)):
+            yield _events(section, batch, row, items, users, searches)
+            row += len(batch.table)
+
+
+def events_table(batches: Iterator[pa.Table]) -> tuple[pa.Table, pa.Table]:
+    """EVENTS, ordered by time and numbered from 1, and the context of each (event_id and CONTEXT columns)."""
+    found = list(batches)
+    if not found:
+        return EVENTS.empty_table(), pa.table({"event_id": pa.array([], pa.int64())})
+    together = pa.concat_tables(found, promote_options="permissive").combine_chunks()
+    users, items, times = (
+        together.column(name).cast(pa.int64()).fill_null(-1).to_numpy()
+        for name in ("user_id", "item_id", "event_time")
+    )
+    ties = hashed(users, items)
+    if together.column("sequence").null_count == 0:
+        ties = together.column("sequence").to_numpy()
+    ordered = together.take(pa.array(np.lexsort([ties, times])))
+    number = pa.array(np.arange(1, len(ordered) + 1))
+    columns = {name: ordered.column(name) for name in ordered.column_names if name in EVENTS.names}
+    context = {
+        name.removeprefix(CONTEXT): ordered.column(name)
+        for name in ordered.column_names
+        if name.startswith(CONTEXT)
+    }
+    return under(EVENTS, {"event_id": number, **columns}), pa.table({"event_id": number, **context})
+
+
+def _cells(section: Events, reader: Reader) -> list[Cell]:
+    return [
+        reader.id("user", section.user),
+        reader.id("item", section.item),
+        reader.time("time", section.time, section.time_format),
+        reader.known("known", section.time, section.time_format, section.whole_days),
+        reader.text("type", section.type_column),
+        reader.number("value", section.value),
+        reader.id("request", section.request),
+        *(reader.id(SCOPE + column, column) for column in section.request_scope),
+        reader.whole("position", section.position),
+        reader.id("query", section.query),
+        reader.text("query_text", section.query_text),
+        *(Cell(CONTEXT + column, reader.raw(column)) for column in section.context),
+    ]
+
+
+def _events(
+    section: Events, batch: Batch, row: int, items: Names, users: Names, searches: Searches
+) -> pa.Table:
+    rows, table = len(batch.table), batch.table
+    kind = _types(section, flat(table.column("type")))
+    sequence = pa.nulls(rows, pa.int64()) if section.whole_days else pa.array(np.arange(row, row + rows))
+    scope = [flat(table.column(SCOPE + column)) for column in section.request_scope]
+    request = flat(table.column("request"))
+    asked = section.query is not None or section.query_text is not None
+    event_us, known_us = (flat(table.column(name)) for name in ("time", "known"))
+    if section.time is None:  # in the order of the rows
+        event_us = pa.array((np.arange(row, row + rows) + int(NO_CLOCK.timestamp())) * SECOND_US)
+        known_us = pc.add(event_us, SECOND_US)
+    columns = {
+        "user_id": users.ids(batch, "user", section.user),
+        "item_id": items.ids(batch, "item", section.item),
+        "type": kind,
+        "event_time": event_us.cast(TIME),
+        "available_time": known_us.cast(TIME),
+        "query_id": searches.ids(batch, section.query, section.query_text)
+        if asked
+        else pa.nulls(rows, pa.int64()),
+        "position": pc.subtract(flat(table.column("position")), section.first_position),
+        "request_id": scoped_ids(request, scope) if section.request else pa.nulls(rows, pa.int64()),
+        "value": _ratings(section, kind, flat(table.column("value"))),
+        "sequence": sequence,
+    }
+    context = {CONTEXT + column: flat(table.column(CONTEXT + column)) for column in section.context}
+    made = pa.table({**columns, **context})
+    ignored = pc.fill_null(pc.equal(kind, IGNORE), False)
+    return made.filter(pc.invert(ignored)) if IGNORE in section.types.values() else made
+
+
+def _types(section: Events, said: pa.Array) -> pa.Array:
+    """The type of each event; of a value that is not listed the value itself, which the contract refuses."""
+    if section.type is not None:
+        return pa.array([section.type]).take(pa.array(np.zeros(len(said), np.int64)))
+    encoded = said.dictionary_encode()
+    types = [section.types.get(text, text) for text in encoded.dictionary.to_pylist()]
+    return pa.array(types, pa.string()).take(encoded.indices)
+
+
+def _ratings(section: Events, kind: pa.Array, value: pa.Array) -> pa.Array:
+    """The rating of each rating, on the scale from 1 to 5; null for other events."""
+    if section.value_scale is not None:
+        low, high = section.value_scale
+        value = pc.add(pc.multiply(pc.subtract(value, low), (HIGHEST - LOWEST) / (high - low)), LOWEST)
+    rated = pc.if_else(pc.fill_null(pc.equal(kind, "rating"), False), value, pa.scalar(None, pa.float64()))
+    return rated.cast(pa.float32())

@@ -1,0 +1,140 @@
+"""Rows of items, users and queries: one per id, from any number of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from dataset.adapters.described.cells import Cell, Reader
+from dataset.adapters.described.files import Batch, connection, quoted
+
+KEY, UPDATED, ROW = "key", "updated", "row"
+EXTRA = "extra "  # prefix of columns that are nobody's
+COMPACT = 500_000  # rows that are collected before those of one id are merged
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One row per id.
+
+    Attributes:
+        table: KEY int64, and the columns that were read.
+        changed: rows that a later row of their id with another content replaced.
+    """
+
+    table: pa.Table
+    changed: int
+
+
+def extra_cells(reader: Reader, used: set[str]) -> list[Cell]:
+    """The columns of a file that nothing uses, in their own type; structs as text, bytes not at all."""
+    cells = []
+    for column, kind in reader.types.items():
+        if column in used or column in reader.section.ignore or kind == "BLOB":
+            continue
+        is_plain = "(" not in kind or kind.startswith("DECIMAL")
+        raw = reader.raw(column)
+        sql = (
+            f"CAST({raw} AS DOUBLE)"
+            if kind.startswith("DECIMAL")
+            else raw
+            if is_plain
+            else f"CAST({raw} AS VARCHAR)"
+        )
+        cells.append(Cell(EXTRA + column, sql))
+    return cells
+
+
+def latest(batches: Iterator[tuple[Batch, pa.Array]]) -> Merged:
+    """The last row of each id: by its time ``updated``, then by its place.
+
+    Args:
+        batches: of rows, with the int64 id of each.
+    """
+    collected: list[pa.Table] = []
+    waiting, row, changed = 0, 0, 0
+    for batch, ids in batches:
+        places = pa.array(range(row, row + len(ids)), pa.int64())
+        table = batch.table.append_column(KEY, ids).append_column(ROW, places)
+        collected.append(table.filter(ids.is_valid()))
+        waiting, row = waiting + len(ids), row + len(ids)
+        if waiting > COMPACT:
+            one, more = _last(_together(collected))
+            collected, waiting, changed = [one], 0, changed + more
+    if not collected:
+        return Merged(pa.table({KEY: pa.array([], pa.int64())}), 0)
+    one, more = _last(_together(collected))
+    return Merged(one.drop_columns([ROW]), changed + more)
+
+
+def _together(tables: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _last(rows: pa.Table) -> tuple[pa.Table, int]:
+    """The last row of each key, and how many others say something else."""
+    said = [quoted(name) for name in rows.column_names if name not in (KEY, UPDATED, ROW)]
+    updated = f"{UPDATED} DESC NULLS LAST, " if UPDATED in rows.column_names else ""
+    cursor = connection().cursor().register("rows", rows)
+    if cursor.execute(f"SELECT count(*) = count(DISTINCT {KEY}) FROM rows").fetchall()[0][0]:
+        return rows, 0
+    ranked = (
+        f"WITH ranked AS (SELECT *, row_number() OVER latest AS place, first_value(content) OVER latest AS kept "
+        f"FROM (SELECT *, hash({', '.join(said) or '1'}) AS content FROM rows) "
+        f"WINDOW latest AS (PARTITION BY {KEY} ORDER BY {updated}{ROW} DESC))"
+    )
+    changed = cursor.execute(
+        f"{ranked} SELECT count(*) FROM ranked WHERE place > 1 AND content <> kept"
+    ).fetchall()[0][0]
+    names = ", ".join(quoted(name) for name in rows.column_names)
+    last = cursor.sql(f"{ranked} SELECT {names} FROM ranked WHERE place = 1 ORDER BY {ROW}").to_arrow_table()
+    return last.cast(rows.schema), int(changed)
+
+
+def filled(tables: Sequence[pa.Table]) -> pa.Table:
+    """One row per KEY of any of the tables, in order of KEY; a cell is that of the first table that has one."""
+    whole = tables[0]
+    for other in tables[1:]:
+        cursor = connection().cursor().register("a", whole).register("b", other)
+        names = dict.fromkeys([*whole.column_names, *other.column_names])
+        cells = [
+            _first(name, name in whole.column_names, name in other.column_names, other) for name in names
+        ]
+        whole = cursor.sql(
+            f"SELECT {', '.join(cells)} FROM a FULL JOIN b ON a.{KEY} = b.{KEY}"
+        ).to_arrow_table()
+    return whole.sort_by(KEY).combine_chunks()
+
+
+def _first(name: str, in_a: bool, in_b: bool, other: pa.Table) -> str:
+    cell = quoted(name)
+    if not (in_a and in_b):
+        return f"{'a' if in_a else 'b'}.{cell} AS {cell}"
+    if pa.types.is_list(other.schema.field(name).type):
+        return f"CASE WHEN len(a.{cell}) > 0 THEN a.{cell} ELSE b.{cell} END AS {cell}"
+    return f"coalesce(a.{cell}, b.{cell}) AS {cell}"
+
+
+def extras(table: pa.Table) -> dict[str, pa.Array]:
+    """The columns that are nobody's, under their own names; texts that are all numbers as numbers."""
+    cursor = connection().cursor().register("rows", table)
+    found = {}
+    for name in table.column_names:
+        if not name.startswith(EXTRA):
+            continue
+        column, cell = table.column(name), quoted(name)
+        if pa.types.is_string(column.type):
+            is_number = f"NOT regexp_matches({cell}, '^0[0-9]') AND try_cast({cell} AS DOUBLE) IS NOT NULL"
+            there, whole, number = cursor.execute(
+                f"SELECT count({cell}), count(CASE WHEN CAST(try_cast({cell} AS BIGINT) AS VARCHAR) = {cell} "
+                f"THEN 1 END), count(CASE WHEN {is_number} THEN 1 END) FROM rows"
+            ).fetchall()[0]
+            kind = "BIGINT" if whole == there else "DOUBLE" if number == there else "VARCHAR"
+            if there and kind != "VARCHAR":
+                column = (
+                    cursor.sql(f"SELECT CAST({cell} AS {kind}) AS cell FROM rows").to_arrow_table().column(0)
+                )
+        found[name.removeprefix(EXTRA)] = column.combine_chunks()
+    return found

@@ -1,0 +1,256 @@
+"""Which column of a log is the user, the item, the time, the type, ...; and those of judgements."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from dataset.adapters.described.description import IGNORE
+from dataset.adapters.guessing.clock import Clock
+from dataset.adapters.guessing.guess import Proposal
+from dataset.adapters.guessing.profile import Profile, pairs
+from dataset.adapters.guessing.tables import Seen, percent
+from dataset.adapters.guessing.words import GRADES, PART, POSITION, TYPE, event_type, tokens
+
+MOST_TYPES = 60  # values of a column of event types
+MAPPED = 0.5  # share of the rows whose type is recognised
+CONSISTENT = 0.98
+SCALE = (1.0, 5.0)
+
+
+def event_columns(proposal: Proposal, table: Seen) -> None:
+    """Add the guesses of a log."""
+    columns = table.columns
+    _who(proposal, table)
+    item = table.refs["item"]
+    proposal.add(
+        "item", item, f"{columns[item].distinct:,} values in {columns[item].rows:,} rows; {table.why['item']}"
+    )
+    time_columns(proposal, "time", table.time(), table)
+    if table.time() is None:
+        proposal.doubts.append("no column of times: the rows are taken in their order")
+    _type(proposal, table)
+    _request(proposal, table)
+    places = [
+        name
+        for name in table.with_words(POSITION)
+        if min(columns[name].numbers) >= 0 and "." not in columns[name].example()
+    ]
+    if places:
+        first = int(min(columns[places[0]].numbers))
+        proposal.add("position", places[0], f"its name; from {first} to {max(columns[places[0]].numbers):g}")
+        proposal.add("first_position", int(first == 1), "places count from 1")
+    _query(proposal, table)
+    proposal.left = [name for name in columns if name not in proposal.used]
+
+
+def time_columns(proposal: Proposal, key: str, name: str | None, table: Seen) -> None:
+    """Add the column of the time, its format, its zone, and what was seen of its sanity."""
+    if name is None:
+        return
+    clock = table.columns[name].clock
+    assert clock is not None  # Seen.time returns columns with one
+    order = "in order" if clock.rising >= 0.999 else "not in order"
+    span = f"{clock.first:%Y-%m-%d} to {clock.last:%Y-%m-%d}, rows {order}"
+    odd = f"; {percent(1 - clock.share)} are no such time" if clock.share < 1 else ""
+    odd += f"; {clock.future} are in the future" if clock.future else ""
+    proposal.add(key, name, f"times from {span}{odd}", not odd)
+    kind = table.columns[name].kind
+    if kind.startswith(("TIMESTAMP", "DATE")):
+        proposal.add("time_format", clock.layout, f"stored as {kind}")
+    else:
+        proposal.add(
+            "time_format", clock.layout, _format_words(clock, table.columns[name]), clock.twin is None
+        )
+    if not clock.zoned:
+        proposal.add("time_zone", "UTC", "they do not say their zone; write yours, e.g. Europe/Berlin", False)
+    if clock.days:
+        proposal.add("whole_days", True, "none has a time of day: known at the end of its day")
+
+
+def _format_words(clock: Clock, profile: Profile) -> str:
+    known = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+    words = f"{known[clock.layout]} since 1970" if clock.layout in known else "as written"
+    doubt = f"; could be {clock.twin} as well" if clock.twin else ""
+    return f"{words}, e.g. {profile.example(1)}{doubt}"
+
+
+def _who(proposal: Proposal, table: Seen) -> None:
+    user, session = table.refs.get("user"), table.refs.get("session")
+    columns = table.columns
+    if user is None or (session is not None and columns[user].full < 0.3 < columns[session].full):
+        assert session is not None  # role_of asks for one of them
+        why = "no column of users: a session stands for one" if user is None else f"{user!r} is mostly empty"
+        proposal.add("user", session, f"{why}; {columns[session].distinct:,} values", False)
+        return
+    gaps = f"; empty in {percent(1 - columns[user].full)} of the rows" if columns[user].full < 1 else ""
+    sure = "not surely" not in table.why["user"]
+    proposal.add(
+        "user",
+        user,
+        f"{columns[user].distinct:,} values in {columns[user].rows:,} rows; {table.why['user']}{gaps}",
+        sure,
+    )
+
+
+def _type(proposal: Proposal, table: Seen) -> None:
+    best, share, types = None, 0.0, {}
+    for name, one in table.columns.items():
+        if name in proposal.used or not one.is_text or one.distinct > MOST_TYPES:
+            continue
+        named = {value: event_type(value) for value in one.values}
+        mapped = sum(count for value, count in one.values.items() if named[value]) / len(one.cells)
+        fits = (
+            mapped >= MAPPED if set(tokens(name)) & TYPE else mapped >= 0.9 and len(set(named.values())) > 1
+        )
+        if fits and mapped > share:
+            best, share, types = name, mapped, {value: kind or IGNORE for value, kind in named.items()}
+    ratings = [name for name in table.ratings() if name not in proposal.used]
+    if best is not None:
+        if not ratings:
+            types = {value: "click" if kind == "rating" else kind for value, kind in types.items()}
+        common = ", ".join(f"{value} {count:,}" for value, count in table.columns[best].values.most_common(6))
+        proposal.add("type_column", best, f"its values: {common}")
+        unknown = [value for value, kind in types.items() if kind == IGNORE]
+        said = f"; not recognised, left out: {', '.join(unknown[:6])}" if unknown else ""
+        proposal.add("types", types, f"by what the words mean{said}", not unknown)
+        if "rating" in types.values():
+            _rating(proposal, table, ratings[0])
+        return
+    if ratings:
+        proposal.add("type", "rating", f"the column {ratings[0]!r} holds ratings")
+        _rating(proposal, table, ratings[0])
+        return
+    kind, why, sure = _kind(table)
+    proposal.add("type", kind, why, sure)
+
+
+def _kind(table: Seen) -> tuple[str, str, bool]:
+    """The type of all rows, of a log without a column of types or ratings."""
+    by_name = event_type(table.name.rpartition("/")[2].partition(".")[0]) or event_type(
+        table.name.rpartition("/")[0]
+    )
+    if by_name is not None and by_name != "rating":
+        return by_name, "the name of the file", True
+    by_column = [event_type(name) for name, one in table.columns.items() if one.clock is not None]
+    if table.is_bought or "purchase" in by_column:
+        return "purchase", "the columns are those of a bill", True
+    refs = {event_type(name) for name in table.refs.values()} - {None, "rating"}
+    if "purchase" in refs:
+        return "purchase", "every row belongs to an order", True
+    if any("price" in tokens(name) or "amount" in tokens(name) for name in table.columns):
+        return "purchase", "there is a price in every row", True
+    return "click", "nothing says what the rows are", False
+
+
+def _rating(proposal: Proposal, table: Seen, name: str) -> None:
+    numbers = table.columns[name].numbers
+    low, high = min(numbers), max(numbers)
+    proposal.add("value", name, f"its name; {table.columns[name].distinct} values from {low:g} to {high:g}")
+    if high > SCALE[1] or high <= 1 or low < 0:
+        top = next((one for one in (1.0, 10.0, 20.0, 100.0) if high <= one), high)
+        proposal.add(
+            "value_scale",
+            [min(low, 0.0 if high <= 1 or top > 10 else 1.0), top],
+            "brought to the scale from 1 to 5",
+        )
+
+
+def _request(proposal: Proposal, table: Seen) -> None:
+    """A session, order or slate, if its rows are of one user."""
+    name, user = table.refs.get("session"), proposal.get("user")
+    if name is None or name == user:
+        return
+    types = proposal.get("types") or {}
+    request, users = table.columns[name], table.columns[user]
+    shown = {value for value, kind in types.items() if kind == "impression"}
+    if _agree(pairs(request, users)):
+        if (shown or proposal.get("type") == "impression") and not _one_time(table, name, proposal, shown):
+            return
+        proposal.add("request", name, f"its name; {request.distinct:,} values, each of one user")
+
+
+def _one_time(table: Seen, name: str, proposal: Proposal, shown: set[str]) -> bool:
+    """Whether the impressions of a slate have one time; ``shown``: the values of the type that are impressions."""
+    time, kind = proposal.get("time"), proposal.get("type_column")
+    if time is None:
+        return False
+    rows = zip(table.columns[name].aligned, table.columns[time].aligned, strict=True)
+    if kind is not None:
+        rows = (row for row, said in zip(rows, table.columns[kind].aligned, strict=True) if said in shown)
+    return _agree([(str(left), str(right)) for left, right in rows if left is not None])
+
+
+def _agree(both: list[tuple[str, str]]) -> bool:
+    """Whether, nearly always, equal left values have equal right values."""
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    for left, right in both:
+        seen[left][right] += 1
+    rows = sum(sum(counts.values()) for counts in seen.values())
+    return sum(max(counts.values()) for counts in seen.values()) / max(rows, 1) >= CONSISTENT
+
+
+def _query(proposal: Proposal, table: Seen) -> None:
+    name = table.refs.get("query")
+    words = [column for column in _query_texts(table) if column not in proposal.used]
+    if name is not None and name not in words:
+        proposal.add("query", name, f"{table.why['query']}; {table.columns[name].distinct:,} values")
+    if words:
+        proposal.add("query_text", words[0], f"its name; e.g. {table.columns[words[0]].example(2)}")
+
+
+def _query_texts(table: Seen) -> list[str]:
+    named = {"query", "search", "keyword", "term", "phrase"}
+    return [
+        name
+        for name, one in table.columns.items()
+        if set(tokens(name)) & named and one.is_text and (one.words > 1.1 or not one.is_id)
+    ]
+
+
+def query_columns(proposal: Proposal, table: Seen) -> None:
+    """Add the guesses of a table of queries."""
+    text = next(
+        name for name in [*_query_texts(table), *(n for n, one in table.columns.items() if one.is_text)]
+    )
+    proposal.add("id", table.refs["query"], f"{table.why['query']}; a value of its own in every row")
+    proposal.add("text", text, f"its name; e.g. {table.columns[text].example(2)}")
+    proposal.left = [name for name in table.columns if name not in proposal.used]
+
+
+def judgement_columns(proposal: Proposal, table: Seen) -> None:
+    """Add the guesses of a table of judgements."""
+    item, query = table.refs["item"], table.refs.get("query")
+    words = [name for name in _query_texts(table) if name != query]
+    if query is not None:
+        proposal.add("query", query, table.why["query"])
+    if words:
+        proposal.add("query_text", words[0], f"its name; e.g. {table.columns[words[0]].example(2)}")
+    proposal.add("item", item, table.why["item"])
+    name = max(
+        table.relevances(), key=lambda one: ("relevance" in tokens(one) or "label" in tokens(one), -len(one))
+    )
+    one = table.columns[name]
+    proposal.add("relevance", name, f"its name; {one.distinct} values, e.g. {one.example()}")
+    if one.is_number:
+        low, high = min(one.numbers), max(one.numbers)
+        proposal.add("relevance_scale", [low, high], "the lowest and the highest grade", high > low)
+    else:
+        grades = {value: _grade(value) for value in one.values}
+        known = {value: grade for value, grade in grades.items() if grade is not None}
+        unknown = [value for value in grades if value not in known]
+        proposal.add(
+            "grades", {**known, **dict.fromkeys(unknown, 0.0)}, "by what the words mean", not unknown
+        )
+    parts = [
+        column
+        for column, each in table.columns.items()
+        if set(tokens(column)) & PART and 1 < each.distinct <= 6 and each.is_text
+    ]
+    if parts:
+        proposal.add("part", parts[0], f"its name; {table.columns[parts[0]].example()}")
+    proposal.left = [column for column in table.columns if column not in proposal.used]
+
+
+def _grade(text: str) -> float | None:
+    words = (text.lower(), *tokens(text))
+    return next((GRADES[word] for word in words if word in GRADES), None)

@@ -1,0 +1,220 @@
+"""The tables of a folder: which files belong together, and which are pictures, notes or neither."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from dataset.adapters.described.description import FILE
+from dataset.adapters.described.files import PACKED, Files, format_of, opened
+from dataset.adapters.described.pictures import ENDINGS
+from dataset.contracts import DataError
+
+NOTES = re.compile(r"readme|licen[cs]e|changelog|requirements|notes?\b", re.IGNORECASE)
+PARTED = re.compile(r"\d+|(?<![a-z])(train|test|valid|validation|val|dev|eval|part|chunk|shard)(?![a-z])")
+DELIMITERS = (",", "\t", ";", "|", "::")
+HEAD = 64 * 1024  # bytes of a text file that are looked at for its layout
+SAMPLED_FILES = 5
+
+
+@dataclass
+class Found:
+    """A table of the folder.
+
+    Attributes:
+        patterns: its files, as ``moon.toml`` writes them.
+        files: the same, to read.
+        columns: name -> DuckDB type, of its first file.
+        rows: in all, about; None: not known without reading them all.
+        bytes: of all files.
+    """
+
+    patterns: list[str]
+    files: Files
+    columns: dict[str, str]
+    rows: int | None
+    bytes: int
+
+    @property
+    def name(self) -> str:
+        """What to call it: its first pattern."""
+        return self.patterns[0]
+
+
+@dataclass
+class Listing:
+    """What is in a folder.
+
+    Attributes:
+        tables: of rows.
+        pictures: picture files.
+        unread: files that are neither, and why they were not read.
+    """
+
+    tables: list[Found] = field(default_factory=list)
+    pictures: list[Path] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
+
+
+def look(root: Path) -> Listing:
+    """List a folder and all below it.
+
+    Raises:
+        DataError: no such folder.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: expected a folder with your data, found no such folder.")
+    found = Listing()
+    groups: dict[tuple, list[Path]] = {}
+    layouts: dict[Path, Files] = {}
+    for path in sorted(root.rglob("*")):
+        inner = path.relative_to(root)
+        if (
+            not path.is_file()
+            or any(part.startswith((".", "_")) for part in inner.parts)
+            or path.name == FILE
+        ):
+            continue
+        if path.suffix.lower() in ENDINGS:
+            found.pictures.append(path)
+        elif format_of(path) is None or (
+            path.suffix.lower() in (".txt", ".dat", ".json") and NOTES.search(path.name)
+        ):
+            found.unread[inner.as_posix()] = "no table" if format_of(path) is None else "a note"
+        else:
+            try:
+                layouts[path] = layout(root, inner.as_posix())
+                columns = tuple(layouts[path].columns(path))
+            except DataError as error:
+                found.unread[inner.as_posix()] = str(error).partition(": ")[2]
+                continue
+            if path.suffix.lower() in (".txt", ".dat") and len(columns) < 2:
+                found.unread[inner.as_posix()] = "a text without columns"
+                continue
+            groups.setdefault((_family(inner), format_of(path), columns), []).append(path)
+    for paths in groups.values():
+        found.tables.append(_table(root, paths, layouts[paths[0]]))
+    return found
+
+
+def layout(root: Path, name: str) -> Files:
+    """How a file is to be read: delimiter, quotes, header and encoding of a csv."""
+    path = root / name
+    plain = Files(root, (name,))
+    if format_of(path) != "csv":
+        return plain
+    with opened(path) as stream:
+        head = stream.read(HEAD)
+    encoding = _encoding(head)
+    text = head.decode(encoding, errors="replace").lstrip("\ufeff")
+    lines = [line for line in text.splitlines()[: -1 if len(head) == HEAD else None] if line.strip()][:200]
+    usual = "\t" if Path(path.name.removesuffix(PACKED)).suffix in (".tsv", ".tab") else ","
+    delimiter = _delimiter(lines, usual)
+    quote = (
+        '"'
+        if any(f'{delimiter}"' in line or line.startswith('"') for line in lines) or delimiter != "\t"
+        else ""
+    )
+    return Files(
+        root,
+        (name,),
+        None if delimiter == usual else delimiter,
+        quote,
+        _has_header(lines, delimiter),
+        encoding,
+    )
+
+
+def _encoding(head: bytes) -> str:
+    """UTF-8 unless the bytes say otherwise; then what Windows writes."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    cut = head[:-4] if len(head) == HEAD else head
+    try:
+        cut.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return "utf-8" if error.start >= len(cut) - 4 else "cp1252"
+    return "utf-8"
+
+
+def _delimiter(lines: list[str], usual: str) -> str:
+    """The delimiter that cuts the first rows into the same number of cells, most of them."""
+    best, most = usual, 1.0
+    for delimiter in dict.fromkeys((usual, *DELIMITERS)):
+        counts = [len(_cut(line, delimiter)) for line in lines[:50]]
+        if not counts or counts[0] < 2:
+            continue
+        score = sum(count == counts[0] for count in counts) / len(counts) * counts[0]
+        if score > most:
+            best, most = delimiter, score
+    return best
+
+
+def _cut(line: str, delimiter: str) -> list[str]:
+    if len(delimiter) > 1:
+        return line.split(delimiter)
+    return next(csv.reader([line], delimiter=delimiter), [])
+
+
+def _has_header(lines: list[str], delimiter: str) -> bool:
+    """Whether the first row names columns: no number in it, no name twice, and rows below that look otherwise."""
+    rows = [_cut(line, delimiter) for line in lines[:50]]
+    if not rows:
+        return True
+    first = [cell.strip() for cell in rows[0]]
+    if any(re.fullmatch(r"[-+]?[\d.,]+([eE][-+]?\d+)?", cell) for cell in first):
+        return False
+    return len(set(first)) == len(first) or len(rows) == 1
+
+
+def _family(inner: Path) -> str:
+    """The name of a file without what numbers its part: dates, digits, partitions, train and test."""
+    folders = [part for part in inner.parent.parts if "=" not in part]
+    stem = inner.name.lower()
+    if len(folders) < len(inner.parent.parts):
+        stem = "*" + "".join(Path(stem.removesuffix(PACKED)).suffixes[-1:])  # files of a partition
+    return "/".join([*folders, re.sub(r"[*_.\s-]+", "*", PARTED.sub("*", stem))])
+
+
+def _table(root: Path, paths: list[Path], layout: Files) -> Found:
+    names = [path.relative_to(root).as_posix() for path in paths]
+    patterns = _patterns(root, paths) if len(paths) > 1 else names
+    files = Files(root, tuple(patterns), layout.delimiter, layout.quote, layout.header, layout.encoding)
+    return Found(
+        patterns, files, files.columns(paths[0]), _rows(paths), sum(path.stat().st_size for path in paths)
+    )
+
+
+def _patterns(root: Path, paths: list[Path]) -> list[str]:
+    """One pattern that matches these files and no others, or else all their names."""
+    names = [path.relative_to(root) for path in paths]
+    ending = "".join(re.findall(r"\.(?:[a-z]+)(?:\.gz)?$", names[0].name.lower())) or names[0].suffix
+    parents = {name.parent for name in names}
+    start = names[0].name
+    for other in names[1:]:
+        while not other.name.startswith(start):
+            start = start[:-1]
+    top = Path(*[part for part in names[0].parent.parts if "=" not in part])
+    guesses = [f"{names[0].parent.as_posix()}/{start}*{ending}"] if len(parents) == 1 else []
+    guesses += [f"{top.as_posix()}/**/*{ending}"]
+    for guess in (guess.removeprefix("./") for guess in guesses):
+        if sorted(path for path in root.glob(guess) if path.is_file()) == sorted(paths):
+            return [guess]
+    return [name.as_posix() for name in names]
+
+
+def _rows(paths: list[Path]) -> int | None:
+    if format_of(paths[0]) == "parquet" and not paths[0].name.endswith(PACKED):
+        return sum(pq.read_metadata(path).num_rows for path in paths)
+    return None
+
+
+def sampled(paths: list[Path]) -> list[Path]:
+    """At most SAMPLED_FILES of the files, from the first to the last."""
+    if len(paths) <= SAMPLED_FILES:
+        return paths
+    return [paths[round(place * (len(paths) - 1) / (SAMPLED_FILES - 1))] for place in range(SAMPLED_FILES)]

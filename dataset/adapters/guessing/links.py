@@ -1,0 +1,155 @@
+"""Which columns hold ids of items, users, sessions and queries: by names, and by the ids that tables share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dataset.adapters.guessing.folder import Found
+from dataset.adapters.guessing.profile import Profile, profiles, values_of
+from dataset.adapters.guessing.tables import OF, Seen, percent
+from dataset.adapters.guessing.words import IDS, NOISE, OTHERS, TIME, is_bare_id, names_id_of, tokens
+
+LINKED = 0.5  # share of a column's ids that are in another table, which shows what they are ids of
+SURE = 0.75  # score of a name that says what its column holds
+
+
+def seen(founds: list[Found]) -> list[Seen]:
+    """Profile all tables, and find the columns that hold ids of items, users, sessions and queries."""
+    tables = [Seen(found, profiles(found)) for found in founds]
+    for table in tables:
+        for entity in ("item", "user", "session", "query"):
+            _by_name(table, entity)
+    _by_links(tables)
+    return tables
+
+
+def _by_name(table: Seen, entity: str) -> None:
+    """The column whose name says that it holds ids of the entity, and whose values can be ids."""
+    scored = []
+    for place, (name, profile) in enumerate(table.columns.items()):
+        if (
+            not profile.is_id
+            or set(tokens(name)) & NOISE
+            or profile.clock is not None
+            and _is_clock(name, profile)
+        ):
+            continue
+        score = names_id_of(name, entity)
+        if is_bare_id(name) and OF.get(table.called or "") == entity:
+            score = 0.85 if table.is_key(name) else 0.0
+        if score:
+            scored.append(
+                (score + 0.2 * table.is_key(name) * (OF.get(table.called or "") == entity), -place, name)
+            )
+    taken = set(table.refs.values())
+    for score, _, name in sorted(scored, reverse=True):
+        if name not in taken and score > 0.2:
+            table.refs[entity] = name
+            table.why[entity] = "its name" if score >= SURE else "its name, not surely"
+            return
+
+
+def _is_clock(name: str, profile: Profile) -> bool:
+    """Whether times are the better reading of a column that could hold ids."""
+    return not profile.is_number or bool(set(tokens(name)) & TIME)
+
+
+def _by_links(tables: list[Seen]) -> None:
+    """Ids that a table has one row for tell what the same ids are in other tables."""
+    for home, entity, key, values in _homes(tables):
+        for table in tables:
+            if table is home or not values:
+                continue
+            taken = [one for other, one in table.refs.items() if other != entity]
+            shares = {
+                name: len(ids & values) / len(ids) for name, ids in _id_columns(table) if name not in taken
+            }
+            known = table.refs.get(entity)
+            if known is None or (_weak(table, entity) and shares.get(known, 0.0) < LINKED):
+                known = _linked(table, shares, values)
+            if known is not None and shares.get(known, 0.0) >= LINKED:
+                table.refs[entity] = known
+                table.why[entity] = f"{percent(shares[known])} are in {home.name} ({key})"
+                home.why[entity] = f"a row each; has {percent(shares[known])} of those in {table.name}"
+    for table in tables:
+        for entity in [one for one in table.refs if _weak(table, one)]:
+            del table.refs[entity]
+        _by_values(table)
+
+
+def _linked(table: Seen, shares: dict[str, float], values: set[str]) -> str | None:
+    """The column of other names whose ids are in the other table, the one with most of them.
+
+    Any column of small numbers is among 1, 2, 3, ...; of such ids it must hold nearly all.
+    """
+    held = {name: len(table.columns[name].values.keys() & values) / len(values) for name in shares}
+    least = 0.9 if _dense(values) else 0.0
+    fits = [name for name, share in shares.items() if share >= 0.8 and held[name] >= least]
+    return max(fits, key=lambda name: held[name], default=None)
+
+
+def _by_values(table: Seen) -> None:
+    """A log whose names say nothing: its ids are the columns that repeat, users first, as most people write them."""
+    item, user = table.refs.get("item"), table.refs.get("user") or table.refs.get("session")
+    if item is not None and (
+        user is not None or table.columns[item].unique > 0.8 or table.called in ("items", "images")
+    ):
+        return
+    if item is None and (
+        user is not None or set(table.refs) & {"query"} or (table.time() is None and not table.ratings())
+    ):
+        return
+    taken = {*table.refs.values(), *table.ratings(), table.time()}
+    free = [
+        name
+        for name, one in table.columns.items()
+        if one.is_id and name not in taken and one.distinct > 10 and 0 < one.unique < 0.8 and one.full > 0.5
+        and not set(tokens(name)) & OTHERS
+    ]  # fmt: skip
+    named = "nothing names it; its values repeat"
+    if item is not None and free:
+        table.refs["user"] = max(free, key=lambda name: table.columns[name].distinct)
+        table.why["user"] = named
+    elif item is None and len(free) >= 2:
+        table.refs["user"], table.refs["item"] = free[:2]
+        table.why["user"], table.why["item"] = f"{named}; the first of such columns", f"{named}; the second"
+
+
+def _weak(table: Seen, entity: str) -> bool:
+    return "not surely" in table.why.get(entity, "")
+
+
+def _dense(values: set[str]) -> bool:
+    """Whether the ids are 1, 2, 3, ...: any column of small numbers is among those."""
+    if not all(one.isascii() and one.isdigit() and len(one) < 10 for one in values):
+        return False
+    return max(map(int, values)) <= 2 * len(values)
+
+
+def _homes(tables: list[Seen]) -> Iterator[tuple[Seen, str, str, set[str] | None]]:
+    """Tables with a row per item, user or query: (table, entity, its key, all values of the key)."""
+    for table in tables:
+        for entity, key in list(table.refs.items()):
+            others = [one for one in ("item", "user") if one in table.refs and one != entity]
+            if entity != "session" and not others and table.is_key(key):
+                yield table, entity, key, values_of(table.found, key)
+    for table in tables:  # nothing named: a table of texts with a key is a catalogue
+        if set(table.refs) & {"item", "user", "query"} or table.has_picture_bytes:
+            continue
+        texts = [one for one in table.columns.values() if one.is_text and one.words > 1.5]
+        keys = [
+            name
+            for name, one in table.columns.items()
+            if one.is_id and table.is_key(name) and len(one.cells) > 5
+        ]
+        if texts and keys and (table.called in (None, "items")):
+            key = max(keys, key=lambda name: bool(set(tokens(name)) & IDS))
+            table.refs["item"] = key
+            table.why["item"] = "a value of its own in every row, beside texts"
+            yield table, "item", key, values_of(table.found, key)
+
+
+def _id_columns(table: Seen) -> Iterator[tuple[str, set[str]]]:
+    for name, profile in table.columns.items():
+        if profile.is_id and profile.distinct > 1:
+            yield name, set(profile.values)
