@@ -127,9 +127,9 @@ def test_a_long_log_of_refused_events_is_refused(long, tmp_path):
 
 
 def test_the_benchmark_measures_an_import_of_as_many_rows_as_were_asked_for():
-    seconds, cpu, memory = imports.bench_import(3_000)
+    seconds, *others = imports.bench_import(3_000)
     assert seconds.name == "import of 3,000 events, 100 items, 150 users, seconds"
-    assert seconds.value > 0 and cpu.value > 0 and memory.value > 50
+    assert len(others) == 3 and all(one.value > 0 for one in (seconds, *others))
 
 
 def test_the_files_of_the_benchmark_are_the_same_every_time(tmp_path):
