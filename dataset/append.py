@@ -22,6 +22,7 @@ from dataset.identity import IMPORTED, event_content, stable_hash
 from dataset.log import pairs
 from dataset.order import HASH, SOURCE, hashed, sequence_of, sequenced
 from dataset.shop_ids import NAMED
+from dataset.sieve import require_most
 from dataset.tables import Dataset, write_checked
 from run.artifacts import Artifact, open_artifact
 
@@ -88,7 +89,7 @@ def append(before: Dataset, tables: Tables, config: Mapping[str, Any], source: s
     events = tables.events if given else _numbered_on(before, tables.events)
     there = already_there(before.events, events, by_id=given)
     fresh = replace(tables, events=_in_order_of(before, events.filter(pa.array(~there))))
-    checked = _checked(before, fresh)
+    checked = _checked(before, fresh, int(there.sum()))
     old = _tables(before)
     merged, added, changed = {}, {}, {}
     for name, keys in KEYS.items():
@@ -236,8 +237,8 @@ def _in_order_of(before: Dataset, events: pa.Table) -> pa.Table:
     return events.set_column(events.column_names.index("sequence"), events.field("sequence"), numbers)
 
 
-def _checked(before: Dataset, tables: Tables) -> Tables:
-    """The new rows that obey every rule, together with what is there.
+def _checked(before: Dataset, tables: Tables, repeated: int) -> Tables:
+    """The new rows that obey every rule, together with what is there; ``repeated`` other events are there already.
 
     Events are checked together with those there of the same id or request: of two with one id the one that is there
     stays, a request that both have must be of one user and moment.
@@ -257,6 +258,9 @@ def _checked(before: Dataset, tables: Tables) -> Tables:
     shift = np.where(of_events & (np.arange(len(row)) >= given), len(others), 0)
     own[:given] = True
     entries = entries.set_column(2, entries.schema.field(2), pa.array(row - shift)).filter(pa.array(own))
+    about = entries.filter(pc.equal(entries.column("table"), "events"))
+    unread = int(of_events[:given].sum())
+    require_most("events", [about], unread, unread + len(tables.events) + repeated)
     stays = ~pc.is_in(checked.events.column("event_id"), others.column("event_id")).to_numpy()
     return replace(checked, events=checked.events.filter(pa.array(stays)), quarantine=entries)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 TIME = pa.timestamp("us", tz="UTC")
 
@@ -150,15 +151,14 @@ def behaviour_codes(types: pa.ChunkedArray | pa.Array, values: pa.ChunkedArray |
     Returns:
         int64 codes of BEHAVIOUR_CODES, same length.
     """
-    kind = np.asarray(types.to_pylist(), dtype=object)
-    value = values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
-    codes = np.zeros(len(kind), dtype=np.int64)
-    for name in ("click", "cart", "purchase"):
-        codes[kind == name] = BEHAVIOUR_CODES[name]
-    rating = kind == "rating"
-    liked = rating & (np.nan_to_num(value.astype(np.float64), nan=0.0) >= LIKED_RATING)
-    codes[liked] = BEHAVIOUR_CODES["liked"]
-    codes[rating & ~liked] = BEHAVIOUR_CODES["disliked"]
+    kind = np.asarray(pc.fill_null(pc.index_in(types, value_set=pa.array(EVENT_TYPES)), len(EVENT_TYPES)))
+    codes = np.array([BEHAVIOUR_CODES.get(name, 0) for name in (*EVENT_TYPES, "")])[kind]
+    rating = kind == EVENT_TYPES.index("rating")
+    if rating.any():
+        value = np.asarray(values, np.float64)
+        liked = np.nan_to_num(value, nan=0.0) >= LIKED_RATING
+        codes[rating & liked] = BEHAVIOUR_CODES["liked"]
+        codes[rating & ~liked] = BEHAVIOUR_CODES["disliked"]
     return codes
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from dataset.identity import IMPORTED
 from dataset.order import hashed
 from dataset.records import CLOCK_SKEW
 from dataset.sieve import Column, sane
+from run.disk import writing
 
 DISK = {
     "memory_limit": "400MB",
@@ -70,11 +72,12 @@ class LongLog:
                 "row": np.arange(self.rows, self.rows + count),
             }
         )
-        self._disk.register("part", part)
-        if not self.rows:
-            self._disk.execute("CREATE TABLE log AS SELECT * FROM part LIMIT 0")
-        self._disk.execute("INSERT INTO log SELECT * FROM part")
-        self._disk.unregister("part")
+        with writing(Path(self._folder.name)):
+            self._disk.register("part", part)
+            if not self.rows:
+                self._disk.execute("CREATE TABLE log AS SELECT * FROM part LIMIT 0")
+            self._disk.execute("INSERT INTO log SELECT * FROM part")
+            self._disk.unregister("part")
         first = start_of(time)
         if first != NO_CLOCK:
             self.start = first if self.start == NO_CLOCK else min(self.start, first)
@@ -106,6 +109,15 @@ class LongLog:
                 "users: expected an id for each name of the source, found two names of one: ids collide"
             )
         return users_of(active, profiles, self.start)
+
+    @contextmanager
+    def removed_if_it_fails(self) -> Iterator[None]:
+        """Close the log if what is done with it raises."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Remove the temporary file."""

@@ -67,9 +67,10 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
 
 def _write_long(out: Path, tables: Tables, log: LongLog, config: Mapping[str, Any]) -> Artifact:
     """``write_dataset`` of a log that is longer than memory: it is checked and written some events at a time."""
-    checked = check(replace(tables, events=EVENTS.empty_table()))
-    complete = {**config, "ids": _ids(checked, config), "last_event_id": IMPORTED + log.rows, "ties": HASH}
-    with write_artifact(out, "dataset", complete) as folder:  # ``complete`` is sealed when all is written
+    complete = {**config, "last_event_id": IMPORTED + log.rows, "ties": HASH}
+    with log.removed_if_it_fails(), write_artifact(out, "dataset", complete) as folder:
+        checked = check(replace(tables, events=EVENTS.empty_table()))
+        complete["ids"] = _ids(checked, config)  # ``complete`` is sealed when all is written
         kept, refused = _write_events(folder / "events.parquet", log, checked)
         quarantine = pa.concat_tables([checked.quarantine, *refused])
         counts = {name: getattr(checked, name).num_rows for name in SCHEMAS}

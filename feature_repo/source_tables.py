@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from dataset.contracts import TIME
 from feature_repo.event_log import FOLDER, LOG_VERSION, EventLog, log_version, write_event_log
-from feature_repo.sources import LOG, TIMESTAMP, replace_source
+from feature_repo.sources import LOG, TIMESTAMP, replace_source, replace_source_in_parts
 from feature_repo.statistics import daily_stats
 from feature_repo.vectors import VectorTable
 from feature_repo.views import HISTORY, Embedding
@@ -73,12 +74,11 @@ def user_events(log: EventLog) -> pa.Table:
     ).replace_schema_metadata({LOG_VERSION: log.version})
 
 
-def query_stats(log: pa.Table) -> pa.Table:
+def query_stats(log: pa.Table) -> Iterator[pa.Table]:
     """``daily_stats`` of queries, columns renamed as in their view."""
-    stats = daily_stats(log, "query_id")
-    return stats.rename_columns(
-        [name if name in ("query_id", TIMESTAMP) else f"query_{name}" for name in stats.column_names]
-    )
+    for stats in daily_stats(log, "query_id"):
+        names = [name if name in ("query_id", TIMESTAMP) else f"query_{name}" for name in stats.column_names]
+        yield stats.rename_columns(names)
 
 
 def write_behaviour(data: Path, events: pa.Table) -> EventLog:
@@ -92,11 +92,11 @@ def write_behaviour(data: Path, events: pa.Table) -> EventLog:
     tables = {
         "user_events": user_events(log),
         "user_history": log.snapshot(before_us=END, history=HISTORY),
-        "item_stats": daily_stats(events, "item_id"),
-        "query_stats": query_stats(events),
     }
     for name, table in tables.items():
         replace_source(data / f"{name}.parquet", table)
+    for name, parts in (("item_stats", daily_stats(events, "item_id")), ("query_stats", query_stats(events))):
+        replace_source_in_parts(data / f"{name}.parquet", parts)
     make_folder((data / LOG).parent)
     replace_source(data / LOG, events)  # last: a kill before this line is repaired by folding again
     for other in (data / FOLDER).iterdir():

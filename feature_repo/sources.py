@@ -6,6 +6,8 @@ the row) and no two rows with the same key and timestamp, so a point-in-time joi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +30,15 @@ def replace_source(path: Path, table: pa.Table) -> None:
     """Write the file of a source atomically."""
     with replacing(path) as temporary:
         pq.write_table(table, temporary)
+
+
+def replace_source_in_parts(path: Path, parts: Iterable[pa.Table]) -> None:
+    """Write the file of a source atomically from parts of one schema, at least one, that never are all in memory."""
+    rest = iter(parts)
+    first = next(rest)
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, first.schema) as writer:
+        for part in chain([first], rest):
+            writer.write_table(part)
 
 
 def read_source(path: Path, columns: list[str] | None = None) -> pa.Table:

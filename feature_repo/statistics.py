@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,11 +11,12 @@ import pyarrow.compute as pc
 from dataset.contracts import POSITIVE_CODES, TIME, behaviour_codes
 
 DAY_US = 86_400_000_000
+EVENTS_AT_ONCE = 1 << 18
 WINDOWS = {"7d": 7, "28d": 28}  # days
 PRIOR_POSITIVE, PRIOR_SHOWN = 1, 20  # rate_all starts at 1 in 20
 
 
-def daily_stats(log: pa.Table, key: str) -> pa.Table:
+def daily_stats(log: pa.Table, key: str) -> Iterator[pa.Table]:
     """Counts per ``key`` at every midnight at which one of them changes.
 
     A row stamped with midnight D counts the events that became available before D: ``*_7d`` those of the
@@ -25,12 +28,27 @@ def daily_stats(log: pa.Table, key: str) -> pa.Table:
         log: EVENTS; rows where ``key`` is null are left out.
         key: ``"item_id"`` or ``"query_id"``.
 
-    Returns:
-        key int64, event_timestamp, shown_{7d,28d,all} and positive_{7d,28d,all} int64, and rate_all float32:
+    Yields:
+        parts, at least one, each of the next ids with about EVENTS_AT_ONCE events, so that intermediate arrays stay
+        small: key int64, event_timestamp, shown_{7d,28d,all} and positive_{7d,28d,all} int64, and rate_all float32:
         (positive + 1) / (shown + 20) of all time. Shown are impressions and ratings; positive are clicks,
         carts, purchases and ratings of 4 or more. Ascending by (key, event_timestamp), unique.
     """
-    log = log.filter(log.column(key).is_valid())
+    log = log.select([key, "available_time", "type", "value"]).filter(log.column(key).is_valid())
+    ids = log.column(key).to_numpy()
+    order = np.argsort(ids, kind="stable")
+    if not len(ids):
+        yield _stats(log, key)
+    start = 0
+    while start < len(ids):
+        last = ids[order[min(start + EVENTS_AT_ONCE, len(ids)) - 1]]
+        end = int(np.searchsorted(ids, last, side="right", sorter=order))  # no id is in two parts
+        yield _stats(log.take(pa.array(order[start:end])), key)
+        start = end
+
+
+def _stats(log: pa.Table, key: str) -> pa.Table:
+    """``daily_stats`` of the events of some ids."""
     ids, entity = np.unique(log.column(key).to_numpy(), return_inverse=True)
     day = log.column("available_time").cast(pa.int64()).to_numpy() // DAY_US
     shown = pc.is_in(log.column("type"), value_set=pa.array(["impression", "rating"])).to_numpy()

@@ -214,6 +214,21 @@ def bench_serving(
     typer.echo(bench.to_json(lines) if json else bench.to_text(lines))
 
 
+@bench.command("import")
+def bench_import(
+    events: Annotated[
+        int, typer.Option(help="How many purchases; an item for every 30 of them.")
+    ] = 3_000_000,
+    json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
+) -> None:
+    """Measure seconds and memory of importing a large log, in files like those of H&M, written for it and removed."""
+    from evaluation.bench import imports
+    from evaluation.bench import lines as bench
+
+    lines = imports.bench_import(events)
+    typer.echo(bench.to_json(lines) if json else bench.to_text(lines))
+
+
 @app.command()
 def embed(
     run: RunOption = None,

@@ -6,19 +6,20 @@ Run: pytest tests/test_append.py
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from encoder_world import event
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_importers import article, picture, put, write
 
 from dataset.adapters import globo, hm, movielens
 from dataset.append import append, upserted
-from dataset.contracts import DataError
+from dataset.contracts import EVENTS, DataError
 from dataset.identity import IMPORTED
 from dataset.importers import append_files, import_dataset
 from dataset.tables import Dataset, write_dataset
@@ -245,6 +246,44 @@ def test_new_files_do_not_change_what_ids_are_to_clients(tmp_path):
     append(dataset, named(tables, digits), config, "2")
     after = opened(tmp_path / "dataset")
     assert after.artifact.config["ids"] == kinds and len(after.users) == 2
+
+
+def shown(number, user, item, hour, request):
+    at = datetime(2020, 9, 2, hour, tzinfo=UTC)
+    return event(number, user, item, at, type="impression", request_id=request, position=0)
+
+
+def ids_of(folder):
+    return sorted(opened(folder).events["event_id"].to_pylist())
+
+
+def test_a_request_that_is_there_is_not_another_users(tmp_path):
+    hm_files(tmp_path / "1", [article(a) for a in ARTICLES], [(1, 20.0), (2, 20.0)], [(0, 1, 0)])
+    tables, config = hm.hm_fashion(tmp_path / "1")
+    users, items = (tables.users["user_id"].to_pylist(), tables.items["item_id"].to_pylist())
+    first = [shown(1, users[0], items[0], 5, 7), shown(2, users[0], items[1], 5, 7)]
+    write_dataset(tmp_path / "d", replace(tables, events=pa.Table.from_pylist(first, EVENTS)), config)
+    new = [
+        shown(3, users[0], items[2], 5, 7),
+        shown(4, users[1], items[3], 6, 8),
+        shown(5, users[0], items[3], 6, 9),
+    ]
+    other = [*new, {**shown(6, users[1], items[4], 6, 9)}, shown(7, users[1], items[5], 6, 10)]
+    given = {**config, "event_ids": "given"}
+    done = append(
+        opened(tmp_path / "d"), replace(tables, events=pa.Table.from_pylist(other, EVENTS)), given, "2"
+    )
+    assert ids_of(tmp_path / "d") == [1, 2, 3, 4, 7] and done.refused == 2
+    mixed = [
+        shown(8, users[1], items[5], 9, 7),
+        shown(9, users[1], items[5], 8, 11),
+        shown(10, users[0], items[0], 8, 12),
+    ]
+    append(opened(tmp_path / "d"), replace(tables, events=pa.Table.from_pylist(mixed, EVENTS)), given, "3")
+    after = opened(tmp_path / "d")
+    assert ids_of(tmp_path / "d") == [1, 2, 3, 4, 7, 9, 10]  # what was there stays
+    entries = after.quarantine.select(["rule", "row"]).to_pylist()
+    assert entries == [{"rule": "request of several users", "row": row} for row in (2, 3, 0)]
 
 
 def test_files_that_do_not_fit_leave_the_dataset_as_it_was(tmp_path):

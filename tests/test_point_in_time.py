@@ -195,7 +195,7 @@ def slate(world, items, when, user=None):
 
 @pytest.mark.parametrize("key", ["item_id", "query_id"])
 def test_statistics_hold_the_windows_of_every_midnight(tiny_world, key):
-    stats = daily_stats(tiny_world.split.log, key).to_pylist()
+    stats = pa.concat_tables(daily_stats(tiny_world.split.log, key)).to_pylist()
     newest = {}
     for row in stats:
         assert (row[key], row["event_timestamp"]) not in newest, "two rows with one key and stamp"
@@ -212,6 +212,19 @@ def test_statistics_hold_the_windows_of_every_midnight(tiny_world, key):
                 continue
             row = known[-1]
             assert {name: row[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("key", ["item_id", "query_id"])
+def test_statistics_made_in_parts_are_those_made_at_once(tiny_world, monkeypatch, key):
+    log = tiny_world.split.log
+    (whole,) = daily_stats(log, key)
+    assert [len(part) for part in daily_stats(log.slice(0, 0), key)] == [0]
+    for most in (1, 7, 50):
+        monkeypatch.setattr("feature_repo.statistics.EVENTS_AT_ONCE", most)
+        parts = list(daily_stats(log, key))
+        assert len(parts) > 2 and pa.concat_tables(parts).equals(whole)
+        ids = [set(part[key].to_pylist()) for part in parts]
+        assert sum(map(len, ids)) == len(set.union(*ids))
 
 
 def test_a_source_has_one_row_per_key_and_moment_in_utc_microseconds(store):

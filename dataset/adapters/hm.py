@@ -165,12 +165,15 @@ def _log(
 def _long_log(batches: Iterable[pa.Table]) -> LongLog:
     """The sales of a large file, some at a time; their article ids must have one length in all of them."""
     log, shapes = LongLog(), [pa.array([], pa.string())]
-    for sales in batches:
-        article, name = sales.column("article_id"), sales.column("customer_id")
-        log.add("purchase", ids_of(name), numbers(article, SOLD), _noon(sales), name)
-        shape = {"length": pc.utf8_length(article), "zero": pc.starts_with(article, "0"), "id": article}
-        shapes.append(flat(pa.table(shape).group_by(["length", "zero"]).aggregate([("id", "min")])["id_min"]))
-    numbers(pa.concat_arrays(shapes), SOLD)
+    with log.removed_if_it_fails():
+        for sales in batches:
+            article, name = sales.column("article_id"), sales.column("customer_id")
+            log.add("purchase", ids_of(name), numbers(article, SOLD), _noon(sales), name)
+            shape = {"length": pc.utf8_length(article), "zero": pc.starts_with(article, "0"), "id": article}
+            shapes.append(
+                flat(pa.table(shape).group_by(["length", "zero"]).aggregate([("id", "min")])["id_min"])
+            )
+        numbers(pa.concat_arrays(shapes), SOLD)
     return log
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,45 +27,58 @@ EVENTS_PER_ITEM, EVENTS_PER_USER = 30, 20
 FIRST_DAY, DAYS = 17_794, 733  # 2018-09-20, as days since 1970; of the competition's log
 AT_ONCE = 500_000  # rows written at once
 MEASURED = """
-import json, resource, sys, time
+import json, os, resource, sys, time
 from pathlib import Path
 from dataset.importers import import_dataset
 began = time.monotonic()
 made = import_dataset("hm_fashion", Path(sys.argv[1]), Path(sys.argv[2]))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"seconds": time.monotonic() - began, "mib": peak / 1024, "rows": made.config["rows"]}))
+seconds = {"seconds": time.monotonic() - began, "cpu": time.process_time()}
+print(json.dumps({**seconds, "mib": peak / 1024, "rows": made.config["rows"]}), flush=True)
+os._exit(0)  # DuckDB's bindings list every object alive at a normal exit
 """
 
 
-def bench_import(folder: Path, events: int) -> list[Line]:
-    """Write ``events`` purchases with their articles and customers into ``folder``, and import them.
+def bench_import(events: int) -> list[Line]:
+    """Import ``events`` purchases with their articles and customers, and a tenth of them with all of these.
+
+    The files are written into a temporary folder.
 
     Returns:
-        lines of the seconds and of the peak memory.
+        lines of the seconds and of the peak memory, and how much memory ten times the events take more.
     """
-    raw = folder / "raw"
-    write_hm(raw, events)
-    command = [sys.executable, "-c", MEASURED, str(raw), str(folder / "dataset")]
-    done = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-    rows = done["rows"]
-    said = f"{rows['events']:,} events, {rows['items']:,} items, {rows['users']:,} users"
+    small, large = (_measured(count, events) for count in (max(events // 10, 1), events))
+    said = "{events:,} events, {items:,} items, {users:,} users".format(**large["rows"])
     return [
-        line(f"import of {said}, seconds", [done["seconds"]]),
-        line("the same, peak memory, MiB", [done["mib"]]),
+        line(f"import of {said}, seconds", [large["seconds"]]),
+        line("the same, CPU seconds", [large["cpu"]]),
+        line("the same, peak memory, MiB", [large["mib"]]),
+        line("a tenth of the events, peak memory, MiB", [small["mib"]]),
     ]
 
 
-def write_hm(folder: Path, events: int, seed: int = 0) -> None:
+def _measured(events: int, of: int) -> dict[str, Any]:
+    """Seconds, CPU seconds, peak MiB and rows of importing so many purchases of the catalogue for ``of``."""
+    with tempfile.TemporaryDirectory(prefix="moon-import-") as folder:
+        raw = Path(folder) / "raw"
+        write_hm(raw, events, of)
+        command = [sys.executable, "-c", MEASURED, str(raw), str(Path(folder) / "dataset")]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return dict(json.loads(done))
+
+
+def write_hm(folder: Path, events: int, of: int | None = None, seed: int = 0) -> None:
     """Write articles.csv, customers.csv and transactions_train.csv: popular articles, busy customers, days in order.
 
     Args:
         folder: where to write.
-        events: number of purchases; there are an item for every 30 of them and a customer for every 20.
+        events: number of purchases.
+        of: there are an item for every 30 and a customer for every 20 of so many; default: ``events``.
         seed: of everything drawn.
     """
     make_folder(folder)
     rng = np.random.default_rng(seed)
-    items, users = max(events // EVENTS_PER_ITEM, 2), max(events // EVENTS_PER_USER, 2)
+    items, users = (max((of or events) // each, 2) for each in (EVENTS_PER_ITEM, EVENTS_PER_USER))
     _write(folder, "articles.csv", items, (_articles(first, last) for first, last in _spans(items)))
     _write(folder, "customers.csv", users, (_customers(first, last) for first, last in _spans(users)))
     sales = (_sales(first, last, events, items, users, rng) for first, last in _spans(events))

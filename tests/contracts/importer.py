@@ -17,7 +17,7 @@ import pytest
 
 from dataset.checks import check
 from dataset.contracts import SCHEMAS, DataError, Tables
-from dataset.importers import IMPORTERS, import_dataset
+from dataset.importers import IMPORTERS, append_files, import_dataset
 from dataset.order import HASH, SORTED, SOURCE, sequenced
 from dataset.tables import Dataset
 from run.artifacts import open_artifact
@@ -130,6 +130,12 @@ class ImporterContract:
         assert {"name", "source", "protocol", "rows", "quarantined"} <= set(first.config)
         orders = [SOURCE, HASH, SORTED] if first.config["rows"]["events"] else [None]
         assert first.config.get("ties") in orders
+
+    def test_appending_what_is_there_changes_nothing(self, raw, tmp_path):
+        first = self.imported(raw, tmp_path / "d")
+        done = append_files(self.importer, raw, first)
+        assert done.is_nothing and done.already_there == len(first.events)
+        assert opened(tmp_path / "d").artifact.id == first.artifact.id
 
     def test_the_order_of_a_file_changes_nothing(self, raw, tmp_path):
         first = self.imported(raw, tmp_path / "a")
