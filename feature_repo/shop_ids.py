@@ -130,7 +130,8 @@ class ShopIds:
         """
         if self.kinds[field] is IdKind.INT64:
             return list(ids)  # type: ignore[arg-type]
-        inside, clash = self._inside(field, list(map(str, ids)))
+        inside, new = self._inside(field, list(map(str, ids)))
+        clash = self._clash(field, new)
         return [NOBODY if str(one) in clash else inside[str(one)] for one in ids]
 
     def keep(self, field: str, ids: Sequence[ShopId | None]) -> list[int | None]:
@@ -144,10 +145,8 @@ class ShopIds:
         if self.kinds[field] is IdKind.INT64:
             return list(ids)  # type: ignore[arg-type]
         texts = [str(one) for one in ids if one is not None]
-        inside, clash = self._inside(field, texts)
-        if not clash and field in NAMED:
-            clash = self._remember(field, inside)
-        if clash:
+        inside, new = self._inside(field, texts)
+        if clash := self._clash(field, new) or self._remember(field, new):
             raise DataError(
                 f"{field}: found {len(clash)} ids that cannot be told from others inside, first "
                 f"{[text[:40] for text in sorted(clash)[:3]]}. Choose others for them."
@@ -172,17 +171,17 @@ class ShopIds:
         ]
         return [shown(text, kind) for text in texts]
 
-    def _inside(self, field: str, texts: Sequence[str]) -> tuple[dict[str, int], set[str]]:
-        """What stands for each text, and those of them whose int64 stands for another text."""
+    def _inside(self, field: str, texts: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
+        """What stands for each text, and of these the texts that the dataset could know and does not."""
         distinct = list(dict.fromkeys(texts))
         keys = np.fromiter(map(stable_id, distinct), np.int64, len(distinct))
         inside = dict(zip(distinct, keys.tolist(), strict=True))
         if field not in NAMED:
-            return inside, set()
+            return inside, {}
         known = self._names[field].ids_of(keys, distinct)
         new = {text: inside[text] for text, number in zip(distinct, known, strict=True) if number is None}
         inside |= {text: number for text, number in zip(distinct, known, strict=True) if number is not None}
-        return inside, self._clash(field, new)
+        return inside, new
 
     def _clash(self, field: str, new: Mapping[str, int]) -> set[str]:
         """Which of these texts, new to the dataset, have an int64 that stands for another text."""
@@ -196,21 +195,13 @@ class ShopIds:
             if name is not None or stands[number] != text
         }
 
-    def _remember(self, field: str, inside: Mapping[str, int]) -> set[str]:
-        """Write those that neither the dataset nor the database has; returns what another process took meanwhile."""
-        numbers = np.fromiter(inside.values(), np.int64, len(inside))
-        of_dataset = self._names[field].names_of(numbers)
-        received = self._read(field, inside.values())
-        new = {
-            text: number
-            for (text, number), name in zip(inside.items(), of_dataset, strict=True)
-            if name is None and received.get(number) != text
-        }
-        if not new or self._path is None:
+    def _remember(self, field: str, new: Mapping[str, int]) -> set[str]:
+        """Write those that are not in the database; returns what another process took meanwhile."""
+        rows = [(field, one, text) for text, one in new.items() if (field, one) not in self._received]
+        if not rows or self._path is None:
             return set()
         with writing(self._path), _opened(self._path) as database, database:
             database.execute("BEGIN IMMEDIATE")
-            rows = [(field, number, text) for text, number in new.items()]
             database.executemany("INSERT OR IGNORE INTO shop_ids VALUES (?, ?, ?)", rows)
         return self._clash(field, new)
 

@@ -162,6 +162,17 @@ def require_keys(settings: Settings) -> None:
         )
 
 
+def warn_of_no_keys(settings: Settings) -> None:
+    """Say that everybody who reaches the service may do everything, where that is so."""
+    if KeyRing.open(settings).keys is None:
+        log.warning(
+            "NO API KEYS: every program on this machine, and whoever a proxy lets through to %s:%d, may read, write "
+            "and delete. Run 'moon keys create NAME --scope read' to close it.",
+            settings.host,
+            settings.port,
+        )
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address."""
     try:

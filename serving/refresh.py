@@ -56,7 +56,7 @@ def refreshed(
     if not np.isin(missing, refused).all():
         raise StoreError(
             f"{matrix.embedding.item_view}: expected {len(known.ids)} vectors online, {len(missing)} are missing "
-            f"(item_id {missing[:3].tolist()}). Run 'moon materialize'."
+            f"(item_id {opened.ids.names('item_id', missing[:3])}). Run 'moon materialize'."
         )
     items = _stored(opened, store, matrix.embedding, items)
     if items:

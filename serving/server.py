@@ -21,7 +21,7 @@ from uvicorn.supervisors import Multiprocess
 
 from moonstore.quick_import import without_type_checks
 from serving.connections import Connection
-from serving.keys import require_keys
+from serving.keys import require_keys, warn_of_no_keys
 from serving.logs import start_logging
 from serving.settings import Settings
 
@@ -128,3 +128,4 @@ def _config(app: FastAPI | partial[FastAPI], settings: Settings) -> uvicorn.Conf
 def _say(settings: Settings) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     log.info("serving on http://%s:%d (CTRL+C to quit)", host, settings.port)
+    warn_of_no_keys(settings)

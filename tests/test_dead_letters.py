@@ -161,9 +161,9 @@ def line(number, **changes):
 
 
 LINES = {
-    "broken": (b'{"event_id": 7, "user_id"', "Expecting"),
-    "bytes": (b"\xff\xfe\x00", "decode"),
-    "no object": (b"[1, 2]", "no JSON object"),
+    "broken": (b'{"event_id": 7, "user_id"', "Invalid JSON"),
+    "bytes": (b"\xff\xfe\x00", "Invalid JSON"),
+    "no object": (b"[1, 2]", "an object"),
     "id": (line(1, event_id=2**63), "event_id"),
     "text": (line(1, user_id="7"), "user_id"),
     "negative": (line(1, item_id=-1), "item_id"),

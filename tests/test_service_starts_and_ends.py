@@ -23,7 +23,7 @@ import pytest
 
 import serving.drain
 from serving import intake as intake_module
-from serving import server
+from serving import keys, server
 from serving.connections import Connection
 from serving.drain import Drain
 from serving.intake import Intake
@@ -161,7 +161,9 @@ def test_one_process_takes_the_port_before_it_loads(quiet_start, caplog):
     assert quiet_start == [
         "keys", "log", ("127.0.0.1", 81), "loaded", ("run", (settings, settings), True), "closed",
     ]  # fmt: skip
-    assert caplog.messages == ["serving on http://127.0.0.1:81 (CTRL+C to quit)"]
+    said, loudly = caplog.messages
+    assert said == "serving on http://127.0.0.1:81 (CTRL+C to quit)"
+    assert loudly.startswith("NO API KEYS: every program on this machine") and "127.0.0.1:81" in loudly
 
 
 def test_several_processes_load_themselves_and_share_a_folder_for_their_metrics(quiet_start, caplog):
@@ -172,7 +174,16 @@ def test_several_processes_load_themselves_and_share_a_folder_for_their_metrics(
     assert isinstance(load, partial) and load.func is server._worker and load.args == (shared,)
     assert folder == ("folder", True) and shared.metrics.name.startswith("moon_metrics_")
     assert not shared.metrics.exists() and shared.workers == 2
-    assert caplog.messages == ["serving on http://[::1]:8000 (CTRL+C to quit)"]
+    assert caplog.messages[0] == "serving on http://[::1]:8000 (CTRL+C to quit)"
+
+
+def test_a_service_with_keys_does_not_warn_of_none(tmp_path, caplog):
+    keys.warn_of_no_keys(Settings(run=tmp_path))
+    assert [one.levelname for one in caplog.records] == ["WARNING"]
+    caplog.clear()
+    keys.create_key(tmp_path / keys.KEYS_FILE, "shop", ("read",))
+    keys.warn_of_no_keys(Settings(run=tmp_path))
+    assert not caplog.records
 
 
 def test_a_worker_that_cannot_load_ends_for_good(monkeypatch, caplog):

@@ -186,14 +186,14 @@ def test_two_processes_that_meet_the_same_integer_at_once_do_not_make_one_of_two
     monkeypatch.setattr(feature_repo.shop_ids, "stable_id", lambda name: HASHED + len(str(name)))
     ids = shop_ids(shop.store)
     one, other = (ShopIds(ids.kinds, ids._names, shop.store) for _ in range(2))
-    looked = other._inside
+    looked = other._clash
 
-    def overtaken(field, texts):
-        found = looked(field, texts)
+    def overtaken(field, new):
+        found = looked(field, new)
         one.keep("user_id", ["one"])
         return found
 
-    monkeypatch.setattr(other, "_inside", overtaken)
+    monkeypatch.setattr(other, "_clash", overtaken)
     with pytest.raises(DataError, match="first .'two'"):
         other.keep("user_id", ["two"])
     assert other.names("user_id", [HASHED + 3]) == ["one"]

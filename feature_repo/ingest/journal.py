@@ -17,13 +17,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import BaseModel, Field, ValidationError
 
-from dataset.contracts import EVENT_TYPES, EVENTS
-from dataset.records import CLOCK_SKEW, Event
+from dataset.contracts import EVENTS
+from dataset.records import CLOCK_SKEW, TOO_LARGE, Event, EventType, Place, first_error
+from dataset.shop_ids import LARGEST_ID
 from feature_repo.ingest.arrivals import events_table, table_of
 from feature_repo.ingest.known import LoggedEvents, Told, told
 from feature_repo.shop_ids import shop_ids
@@ -36,12 +38,27 @@ from run.disk import make_folder, writing
 log = logging.getLogger(__name__)
 
 FIRST, FOLDED = "00000001.jsonl", "folded"
-INTEGERS = tuple(  # name, may it be missing, all are smaller
-    (field.name, field.nullable, 2 ** (field.type.bit_width - 1))
-    for field in EVENTS
-    if pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type)
-)
-LARGEST = float(np.finfo(np.float32).max)
+Whole = Annotated[int, Field(strict=True, ge=0, le=LARGEST_ID)]
+
+
+class Line(BaseModel):
+    """A line of the journal, an EVENTS row with times in microseconds since 1970 UTC.
+
+    Its values keep the bounds of ``dataset.records``; what a door asks of an event besides (a rating has a value, a
+    time is a recent one) may be newer than the line.
+    """
+
+    event_id: Whole
+    user_id: Whole
+    item_id: Whole
+    type: EventType
+    event_time: Whole
+    available_time: Whole
+    query_id: Whole | None = None
+    position: Place | None = None
+    request_id: Whole | None = None
+    value: Annotated[float, Field(strict=True, gt=-TOO_LARGE, lt=TOO_LARGE)] | None = None
+    sequence: Whole | None = None
 
 
 @dataclass(frozen=True)
@@ -269,7 +286,7 @@ def _lines(content: bytes) -> tuple[list[dict[str, Any]], list[tuple[int, bytes,
         if line.strip():  # a line that was set aside is blank
             try:
                 good.append(_event(line, latest_us))
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 bad.append((at, line.rstrip(b"\n"), str(error)))
         at += len(line)
     return good, bad
@@ -281,20 +298,10 @@ def _event(line: bytes, latest_us: int) -> dict[str, Any]:
     Raises:
         ValueError: the line is no JSON, or holds no event.
     """
-    row = json.loads(line.decode())
-    if not isinstance(row, dict):
-        raise ValueError("expected an event, found no JSON object")
-    for name, nullable, most in INTEGERS:
-        value = row.get(name)
-        if not (type(value) is int and 0 <= value < most) and not (nullable and value is None):
-            raise ValueError(
-                f"{name}: expected a whole number, at least 0 and below {most}, found {value!r:.50}"
-            )
-    if row.get("type") not in EVENT_TYPES:
-        raise ValueError(f"type: expected one of {', '.join(EVENT_TYPES)}, found {row.get('type')!r:.50}")
-    value = row.get("value")
-    if value is not None and not (type(value) in (int, float) and abs(value) <= LARGEST):
-        raise ValueError(f"value: expected a number, found {value!r:.50}")
+    try:
+        row = Line.model_validate_json(line).model_dump()
+    except ValidationError as error:
+        raise ValueError(f"expected an event, found {first_error(error)}") from None
     if row["available_time"] > latest_us:
         raise ValueError(f"available_time: expected a time by now, found {row['available_time']} us")
     return row
