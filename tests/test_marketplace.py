@@ -32,7 +32,8 @@ from dataset.marketplace.catalogue import (
     make_catalogue,
 )
 from dataset.marketplace.drawing import COLOURS, PATTERNS, SILHOUETTES, Camera, Look, draw
-from dataset.marketplace.simulate import World, play, simulate
+from dataset.marketplace.rules import FIRST, Rules
+from dataset.marketplace.simulate import World, play, simulate, taste_shares
 from dataset.order import SOURCE
 from dataset.tables import Dataset, write_dataset
 from run.artifacts import open_artifact
@@ -389,3 +390,98 @@ def test_recent_clicks_shift_what_is_liked_next(world: World) -> None:
 def test_ids_tell_nothing_about_age(world: World) -> None:
     age = pa.array(world.catalogue.first_seen_us).to_numpy()
     assert abs(np.corrcoef(age, world.catalogue.item_id)[0, 1]) < 0.1
+
+
+ODD = Rules(users=100, random_share=0.3, pixels=0.0, words=2.0, behaviour=1.0)
+
+
+@pytest.fixture(scope="module")
+def odd() -> World:
+    return play(20_000, seed=7, rules=ODD)
+
+
+def test_random_slates_are_uniform_over_what_is_there_and_answer_no_query(odd: World) -> None:
+    requests, slates, catalogue = odd.requests, odd.slates, odd.catalogue
+    random = slates.propensity > 0
+    browsing = requests.wanted < 0
+    assert not random[~browsing].any()
+    assert random[browsing].mean() == pytest.approx(0.3, abs=0.04)
+    available = (catalogue.first_seen_us <= requests.time_us[random][:, None]).sum(axis=1)
+    assert slates.propensity[random] == pytest.approx(10 / available, rel=1e-6)
+    shown = slates.item[random]
+    assert (catalogue.first_seen_us[shown] <= requests.time_us[random][:, None]).all()
+    assert all(len(set(slate)) == 10 for slate in shown.tolist())
+    old = catalogue.first_seen_us < START_US
+    count = np.bincount(shown.ravel(), minlength=len(catalogue))[old]
+    expected = slates.propensity[random].sum()
+    # Counts of a fair draw spread like those of a Poisson law, whatever the item's popularity.
+    assert count.mean() == pytest.approx(expected, rel=0.05)
+    assert count.var() == pytest.approx(expected, rel=0.3)
+    assert abs(np.corrcoef(count, catalogue.popularity[old])[0, 1]) < 0.15
+
+
+def test_the_log_names_the_propensity_of_every_item_of_a_random_slate() -> None:
+    tables, config = simulate(EVENTS, seed=7, rules=ODD)
+    world = play(EVENTS, seed=7, rules=ODD)
+    assert config["rules"] == ODD.record() and Rules.of(config) == ODD
+    known = dict(
+        zip(*(tables.propensities[name].to_pylist() for name in ("event_id", "propensity")), strict=True)
+    )
+    numbers = np.empty(len(world.requests.user), dtype=np.int64)
+    numbers[np.argsort(world.requests.time_us, kind="stable")] = np.arange(1, len(numbers) + 1)
+    of_request = dict(zip(numbers.tolist(), world.slates.propensity.tolist(), strict=True))
+    shown = [row for row in tables.events.to_pylist() if row["type"] == "impression"]
+    expected = {
+        row["event_id"]: of_request[row["request_id"]] for row in shown if of_request[row["request_id"]] > 0
+    }
+    assert known == pytest.approx(expected) and 0 < len(known) < len(shown) / 2
+    assert simulate(500, seed=7, rules=FIRST)[0].propensities is None
+
+
+def test_taste_shares_are_stated_and_can_be_switched(odd: World, world: World) -> None:
+    shares = taste_shares(odd)
+    assert shares["pixels"] == 0 and sum(shares.values()) == pytest.approx(1, abs=2e-4)
+    logit = odd.catalogue.properties() @ odd.shoppers.interest.T
+    circles = odd.catalogue.trait[:, -3:] @ odd.shoppers.interest[:, -3:].T
+    rest = logit - circles
+    assert shares["behaviour"] == pytest.approx(
+        circles.var(axis=0).mean() / (circles.var(axis=0).mean() + rest.var(axis=0).mean()), abs=0.06
+    )
+    assert auc_without(odd, slice(WORDS, WORDS + PIXEL_TRAITS)) == auc_without(odd, slice(0, 0))
+    assert auc_without(odd, slice(0, 0)) - auc_without(odd, slice(WORDS + 5, WORDS + 8)) > 0.02
+    start = shoppers.FACET_START["material"]
+    twice = play(2_000, seed=1, rules=Rules(words=2)).shoppers.interest[:, start:WORDS]
+    assert np.array_equal(twice, 2 * play(2_000, seed=1, rules=FIRST).shoppers.interest[:, start:WORDS])
+
+
+def test_circles_show_in_nothing_but_behaviour(odd: World) -> None:
+    assert np.linalg.norm(odd.catalogue.trait[:, -3:], axis=1) == pytest.approx(1)
+    seen = one_hot(odd.catalogue)
+    for axis in range(3):
+        product, row = np.unique(odd.catalogue.spu, return_index=True)
+        assert len(product) > 200
+        guess = cross_val_predict(LinearRegression(), seen[row], odd.catalogue.trait[row, -3 + axis], cv=5)
+        assert np.corrcoef(guess, odd.catalogue.trait[row, -3 + axis])[0, 1] < 0.2
+
+
+def test_switching_circles_on_changes_nothing_else() -> None:
+    without, within = (make_catalogue(300, np.random.default_rng(1), circles=one) for one in (False, True))
+    for name in ("item_id", "facet", "word", "price", "quality", "popularity", "first_seen_us"):
+        assert np.array_equal(getattr(without, name), getattr(within, name)), name
+    assert np.array_equal(without.trait[:, :5], within.trait[:, :5]) and not without.trait[:, 5:].any()
+
+
+def test_fewer_users_share_the_events_but_a_small_shop_keeps_its_users() -> None:
+    rules = Rules(users=250)
+    assert rules.user_count(60_000) == 250
+    assert rules.user_count(500) == FIRST.user_count(500) == 22
+    assert rules.user_count(5_000) == 100 < FIRST.user_count(5_000)
+
+
+def test_the_world_of_earlier_releases_is_still_known() -> None:
+    """Their datasets name no rules; their truth is made again from the seed (numbers of release 0.1.0)."""
+    assert Rules.of({"seed": 3}) == FIRST == Rules()
+    slates = play(2_000, seed=3, rules=FIRST).slates
+    assert slates.item[0].tolist() == [113, 108, 114, 5, 15, 107, 109, 16, 21, 106]
+    assert (slates.clicked.sum(), slates.purchased.sum()) == (266, 62)
+    assert slates.probability.sum() == pytest.approx(261.39285, rel=1e-6)
