@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,16 @@ import torch
 from feature_repo.frame import Frame
 from feature_repo.vectors import Vectors
 from ranker.inputs.batch import Batch
-from ranker.inputs.columns import BAG, CANDIDATE_IDS, ITEM, REQUEST_IDS, REQUEST_NUMBERS, Inputs
-from ranker.inputs.frame_encoder import AGE_BUCKETS, CODES, FrameEncoder, select_requests, size_groups
+from ranker.inputs.columns import ITEM, Inputs
+from ranker.inputs.earlier import read_inputs
+from ranker.inputs.frame_encoder import BEHAVIOUR_ROWS, FrameEncoder, select_requests, size_groups
 from ranker.model import ClickModel, ModelShape
 from ranker.recipes import Recipe, RecipeError, cube, recorded
 from ranker.weights import load_weights
 from run.artifacts import MADE_BY, Artifact, ArtifactError
 
 CONFIG = "config.json"
+SERVICE = "ctr_v1"  # the FeatureService that lists what it reads
 SLOTS = 8192  # padded candidates scored at once
 # How the tensors of release 0.1.0 began, and begin now that the recipe's modules own them.
 RENAMED = {
@@ -66,7 +68,7 @@ class CtrConfig:
         content = json.loads(path.read_text())
         content.setdefault("recipe", cube().to_json())  # the only recipe of release 0.1.0
         try:
-            parts = {"recipe": recorded(content["recipe"]), "inputs": Inputs.from_json(content["inputs"])}
+            parts = {"recipe": recorded(content["recipe"]), "inputs": read_inputs(content["inputs"], SERVICE)}
             return cls(**{**content, **parts})
         except (KeyError, TypeError, RecipeError) as error:
             raise ArtifactError(
@@ -75,23 +77,23 @@ class CtrConfig:
 
     def to_json(self) -> Mapping:
         """JSON values that ``read`` understands."""
-        return vars(self) | {"recipe": self.recipe.to_json(), "inputs": asdict(self.inputs)}
+        return vars(self) | {"recipe": self.recipe.to_json(), "inputs": self.inputs.to_json()}
 
     @property
     def shape(self) -> ModelShape:
         """What fixes the tensors of the model and of its modules."""
-        rows = self.inputs.rows
+        inputs = self.inputs
         return ModelShape(
-            item_rows={ITEM: rows[ITEM]},
-            candidate_rows={name: rows[name] for name in (*CANDIDATE_IDS, BAG)},
-            request_rows={name: rows[name] for name in REQUEST_IDS},
-            behaviour_rows={"code": CODES, "age": AGE_BUCKETS},
+            item_rows={ITEM: inputs.items.rows},
+            candidate_rows=inputs.rows("candidate"),
+            request_rows=inputs.rows("request"),
+            behaviour_rows=BEHAVIOUR_ROWS | inputs.rows("behaviour"),
             id_width=self.id_width,
             content_width=self.content_width,
-            history=self.inputs.history,
-            candidate_numbers=len(self.inputs.candidate_numbers),
-            request_numbers=len(REQUEST_NUMBERS),
-            position_share=self.inputs.position_share,
+            history=inputs.history,
+            candidate_numbers=inputs.width("candidate"),
+            request_numbers=inputs.width("request"),
+            position_share=inputs.position_share,
             table_learning_rate=self.table_learning_rate,
         )
 

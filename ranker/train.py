@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def train_ctr(
     epochs: int | None = None,
     loss: str = "pointwise",
     recipe: Recipe | None = None,
+    without: Collection[str] = (),
 ) -> Artifact:
     """Train a click model and write an artifact of kind "ranker".
 
@@ -62,16 +63,17 @@ def train_ctr(
         epochs: at most so many passes, 8 by default.
         loss: ``pointwise`` for logged impressions, ``listwise`` for one positive among sampled negatives.
         recipe: what the model is made of; ``recipes.cube()`` unless given.
+        without: features of the service that the model does without.
 
     Raises:
-        DataError: no training requests, or columns missing.
+        DataError: no training requests, columns missing, or a feature to do without that is not in the service.
         TrainingError: the loss or a gradient is not finite.
         RecipeError: the recipe cannot be built on these inputs.
         ValueError: unknown loss.
     """
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}: expected one of {', '.join(LOSSES)}")
-    inputs, counts = learn_inputs(train, size.history)
+    inputs, counts = learn_inputs(train, size.history, without=without)
     config = CtrConfig(
         recipe=recipe or cube(),
         inputs=inputs,

@@ -1,4 +1,4 @@
-"""Every rule of the rule table gives the textbook's values, and null, rare, unknown and NaN a meaning of their own."""
+"""Every rule of the table gives the textbook's values; null, rare, unknown and NaN have a meaning of their own."""
 
 import json
 import math
