@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from feature_repo.frame import Frame
+from feature_repo.services import CTR
+from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors
 from ranker.inputs.batch import Batch
 from ranker.inputs.columns import ITEM, Inputs
@@ -22,7 +24,6 @@ from ranker.weights import load_weights
 from run.artifacts import MADE_BY, Artifact, ArtifactError
 
 CONFIG = "config.json"
-SERVICE = "ctr_v1"  # the FeatureService that lists what it reads
 SLOTS = 8192  # padded candidates scored at once
 # How the tensors of release 0.1.0 began, and begin now that the recipe's modules own them.
 RENAMED = {
@@ -68,7 +69,7 @@ class CtrConfig:
         content = json.loads(path.read_text())
         content.setdefault("recipe", cube().to_json())  # the only recipe of release 0.1.0
         try:
-            parts = {"recipe": recorded(content["recipe"]), "inputs": read_inputs(content["inputs"], SERVICE)}
+            parts = {"recipe": recorded(content["recipe"]), "inputs": read_inputs(content["inputs"], CTR)}
             return cls(**{**content, **parts})
         except (KeyError, TypeError, RecipeError) as error:
             raise ArtifactError(
@@ -118,6 +119,35 @@ def require_vectors(
         )
 
 
+def require_signature(where: Path, trained: Signature, found: Signature | None, made_by: str) -> None:
+    """Refuse a model under a service that lists other features than those it was trained with.
+
+    Another embedding is ``require_vectors``'s to refuse.
+
+    Args:
+        where: the model's artifact.
+        trained: what it was trained with.
+        found: what the store's service lists now; None: nobody asked a store.
+        made_by: the command that trains it again.
+
+    Raises:
+        ArtifactError: naming the features that were added, lost or changed.
+    """
+    if (
+        found is None or not trained.service
+    ):  # earlier releases recorded none: their columns are asked for by name
+        return
+    before, now = (
+        Signature(one.service, tuple(feature for feature in one.features if not feature.of_embedding))
+        for one in (trained, found)
+    )
+    if said := before.difference(now):
+        raise ArtifactError(
+            f"{where}: the service {found.service} is not the one it was trained with: {'; '.join(said)}. "
+            f"Run '{made_by}', or undo the change in feature_repo."
+        )
+
+
 class Ranker:
     """A trained click model and the vectors it needs.
 
@@ -129,18 +159,20 @@ class Ranker:
         self.model, self.encoder, self.artifact = model, encoder, artifact
 
     @classmethod
-    def open(cls, artifact: Artifact, vectors: Vectors | None) -> Ranker:
+    def open(cls, artifact: Artifact, vectors: Vectors | None, signature: Signature | None = None) -> Ranker:
         """Open an artifact of kind "ranker".
 
         Args:
             artifact: the trained model.
             vectors: the embedding it was trained with, None for an id-only one.
+            signature: of the service that frames will be read with; None: not known here.
 
         Raises:
-            ArtifactError: tensors missing or not finite, or trained with another embedding.
+            ArtifactError: tensors missing or not finite, or trained with another embedding or other features.
         """
         config = CtrConfig.read(artifact.file(CONFIG))
         require_vectors(artifact.path, config.embedding_id, vectors)
+        require_signature(artifact.path, config.inputs.signature, signature, MADE_BY["ranker"])
         model = config.build()
         load_weights(model, artifact.file("model.safetensors"), MADE_BY["ranker"], RENAMED)
         return cls(model.eval(), FrameEncoder(config.inputs, vectors), artifact)

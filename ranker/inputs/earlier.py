@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from feature_repo.services import CTR
 from feature_repo.signature import Feature, Signature
 from ranker.inputs.columns import QUERY_ID, USER_EVENTS, USER_ID, Inputs, match
 from ranker.inputs.rules.categories import Hashed
@@ -120,7 +121,7 @@ def read_inputs(content: Mapping[str, Any], service: str) -> Inputs:
 
     Args:
         content: JSON values of ``Inputs.to_json``, or of the constants before it.
-        service: of the model, ``ctr_v1`` or ``retrieval_v1``: they read different constants.
+        service: of the model, ``CTR`` or ``RETRIEVAL``: they read different constants.
 
     Raises:
         KeyError, TypeError: it is neither.
@@ -128,7 +129,7 @@ def read_inputs(content: Mapping[str, Any], service: str) -> Inputs:
     if set(content) != KEYS:
         return Inputs.from_json(content)
     rows, scale = content["rows"], {name: tuple(pair) for name, pair in content["scale"].items()}
-    click = service == "ctr_v1"
+    click = service == CTR
     given = (USER_ID, QUERY_ID, USER_EVENTS, USER_FOUND) if click else (USER_EVENTS, USER_FOUND)
     given += (ITEM_FOUND, *map(match, content["matches"])) if click else ()
     stored = (*PROFILE, *CATALOGUE, *(STATISTICS if click else ()))
@@ -136,7 +137,7 @@ def read_inputs(content: Mapping[str, Any], service: str) -> Inputs:
     if not click:  # its item tower read no numbers
         rules = {name: rule for name, rule in rules.items() if name not in ("price", "first_seen_us")}
     return Inputs(
-        signature=Signature(service, stored),
+        signature=Signature("", stored),
         given=given,
         rules=rules,
         items=Hashed(rows["item_id"]),

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from feature_repo.frame import Frame, StoredRequests
+from feature_repo.services import RETRIEVAL
 from feature_repo.vectors import Vectors
 from ranker.fit import Plan, fit
 from ranker.inputs.columns import ITEM, USER_EVENTS, Inputs, learn_inputs
@@ -28,7 +29,6 @@ from run.artifacts import MADE_BY, Artifact, ArtifactError, open_artifact, write
 from run.resume import Checkpoints
 from run.sizes import Size
 
-SERVICE = "retrieval_v1"  # the FeatureService that lists what it reads
 EPOCHS = 10
 PATIENCE = 2
 LEARNING_RATE = 2e-3
@@ -58,7 +58,7 @@ class TowerConfig:
         """
         content = json.loads(path.read_text())
         try:
-            return cls(**{**content, "inputs": read_inputs(content["inputs"], SERVICE)})
+            return cls(**{**content, "inputs": read_inputs(content["inputs"], RETRIEVAL)})
         except (KeyError, TypeError) as error:
             raise ArtifactError(
                 f"{path}: not a two-tower configuration ({error}). Run '{MADE_BY['two_tower']}'."
