@@ -51,7 +51,7 @@ def measure_worth(
         folder: of a run with its retrieval artifacts.
         dataset, split: of the run.
         size: of the run.
-        names: features of the ranker's service; one at a time is left out.
+        names: features of the ranker's service; one at a time is left out, the embedding with all vectors.
         recipe: of the ranker.
 
     Returns:
@@ -64,14 +64,16 @@ def measure_worth(
     embedding, vectors = retriever.artifacts["embedding"], retriever.vectors
     train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
     parents = {"split": split.artifact, "embedding": embedding}
+    embedded = {one.name for one in train.signature.features if one.of_embedding}
     rankers: dict[str, Ranker] = {}
     for seed in SEEDS:
         for left_out in (None, *names):
             name = f"{ALL if left_out is None else left_out}_{seed}"
+            table = None if left_out in embedded else vectors
             made = train_ctr(
                 train,
                 valid,
-                vectors,
+                table,
                 size,
                 folder / "ablation" / name,
                 parents,
@@ -80,7 +82,7 @@ def measure_worth(
                 recipe=recipe,
                 without=() if left_out is None else (left_out,),
             )
-            rankers[name] = Ranker.open(made, vectors)
+            rankers[name] = Ranker.open(made, table)
     values: dict[tuple[str, str], list[float]] = {}
     for measured, value in measured_rankers(folder, dataset, split, size, rankers):
         _, name, metric = measured.split("/", 2)

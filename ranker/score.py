@@ -92,8 +92,8 @@ class CtrConfig:
             id_width=self.id_width,
             content_width=self.content_width,
             history=inputs.history,
-            candidate_numbers=inputs.width("candidate"),
-            request_numbers=inputs.width("request"),
+            candidate_numbers=inputs.widths("candidate"),
+            request_numbers=inputs.widths("request"),
             position_share=inputs.position_share,
             table_learning_rate=self.table_learning_rate,
         )

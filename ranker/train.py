@@ -55,7 +55,8 @@ def train_ctr(
     Args:
         train: requests whose candidates carry ``label`` and, where logged, ``position``.
         valid: requests whose loss stops training; none: all epochs are run.
-        vectors: the embedding; None trains the id-only control; ``controls.shuffled`` the other one.
+        vectors: the embedding; None trains the id-only control, which reads no vector of the store either;
+            ``controls.shuffled`` the other one.
         size: fixes widths, history and the batch.
         out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
         parents: what it was made from, by role.
@@ -73,6 +74,8 @@ def train_ctr(
     """
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}: expected one of {', '.join(LOSSES)}")
+    if vectors is None:
+        without = {*without, *(one.name for one in train.signature.features if one.kind == "vector")}
     inputs, counts = learn_inputs(train, size.history, without=without)
     config = CtrConfig(
         recipe=recipe or cube(),

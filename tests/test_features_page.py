@@ -42,7 +42,7 @@ def test_types_and_tags_of_a_kind_are_those_of_the_code(kind):
     assert named(tags) == sorted(name for name, option in OPTIONS.items() if kind in option.kinds)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "vector"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_rule_of_a_kind_is_the_one_it_gets_by_default(kind):
     dtype = next(dtype for kinds, dtype in TYPES.values() if kinds[0] == kind)
     rule = learner(Feature("x", "v", "x", "candidate", kind, dtype)).learned()

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from ranker_world import Requests, auc, make_frame, make_vectors
+from ranker_world import SIGNATURE, Requests, auc, make_frame, make_vectors
 
 from dataset.contracts import DataError
 from evaluation import ablation
+from feature_repo.signature import Feature
 from moon import summary
 from ranker.explain import explain
 from ranker.recipes import cube
@@ -20,6 +21,7 @@ from run.sizes import size
 
 TINY = replace(size("nano"), id_width=4, history=8, ranker_slots=96)
 VECTORS = make_vectors(24)
+CLIP = Feature("clip", "photos", "clip", "candidate", "vector", pa.list_(pa.float32()))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,6 +82,56 @@ def test_a_ranker_without_a_feature_neither_reads_nor_names_it(tmp_path):
     np.testing.assert_array_equal(without.score(bare), without.score(TEST))
     with pytest.raises(DataError, match="to do without .*, found segments"):
         trained(tmp_path / "no", without=["segments"])
+
+
+@pytest.mark.parametrize("project", [{}, {"project": "3"}], ids=["as it is", "projected"])
+def test_a_vector_of_the_store_is_a_feature_like_others(tmp_path, project):
+    """A third party's vectors of the items, beside our own: the sign of their first component decides."""
+    draw = np.random.default_rng(0)
+    clip = {item: draw.normal(size=5) for item in VECTORS.ids.tolist()}
+    signature = replace(SIGNATURE, features=(*SIGNATURE.features, replace(CLIP, options=project)))
+
+    def liked(frame, seed):
+        items = frame.candidates["item_id"].to_pylist()
+        label = np.random.default_rng(seed).random(len(items)) < [
+            0.9 if clip[i][0] > 0 else 0.1 for i in items
+        ]
+        table = frame.candidates.append_column(
+            "clip", pa.array([clip[item].tolist() for item in items], CLIP.dtype)
+        )
+        place = table.column_names.index("label")
+        return replace(frame, candidates=table.set_column(place, "label", pa.array(label.astype(np.float32))))
+
+    train, valid, test = liked(TRAIN, 3), liked(shop(60, 2), 4), liked(TEST, 5)
+    # No item of the test is known by its id: only its vector says what it is.
+    hidden = test.candidates.set_column(0, "item_id", pa.array(np.arange(len(test.candidates)) + 10**9))
+    for name in ("spu", "price", "category", "category_top", "attributes"):
+        at = hidden.column_names.index(name)
+        hidden = hidden.set_column(at, name, pa.nulls(len(hidden), hidden.schema.field(name).type))
+    test = replace(test, candidates=hidden)
+    label = test.candidates["label"].to_numpy()
+
+    def quality(vectors, name):
+        made = train_ctr(
+            Requests(train, signature), Requests(valid, signature), vectors, TINY, tmp_path / name, {}
+        )
+        ranker = Ranker.open(made, vectors)
+        tensors = [name for name, _ in ranker.model.named_parameters() if "vectors" in name]
+        return ranker, auc(label, ranker.score(test)), tensors
+
+    ranker, found, tensors = quality(VECTORS, "all")
+    assert found > 0.7 and len(tensors) == (2 if project else 0)
+    part = explain(ranker, test)["clip"]
+    assert auc(label, part) > 0.7
+    control, blind, _ = quality(None, "id_only")
+    assert "clip" not in explain(control, test) and abs(blind - 0.5) < 0.1
+
+
+def test_side_information_of_behaviours_is_refused_until_frames_hold_it(tmp_path):
+    behaved = replace(SIGNATURE.features[3], name="behaviour_category", role="behaviour")
+    signature = replace(SIGNATURE, features=(*SIGNATURE.features, behaved))
+    with pytest.raises(DataError, match="found behaviour_category of the behaviours"):
+        train_ctr(Requests(TRAIN, signature), Requests(TEST, signature), VECTORS, TINY, tmp_path / "r", {})
 
 
 def test_worth_is_the_loss_of_going_without(tmp_path, monkeypatch):

@@ -78,9 +78,14 @@ class Inputs:
         rules = ((one, self.rules[one.name]) for one in self.features(side))
         return {one.name: (column_of(one), rule) for one, rule in rules if isinstance(rule, NumberRule)}
 
+    def widths(self, side: str) -> tuple[tuple[str, int, int], ...]:
+        """(feature, its numbers, width of their learned projection or 0) of a side, in order."""
+        numbers = ((name, rule, len(rule.names)) for name, (_, rule) in self.numbers(side).items())
+        return tuple((name, have, getattr(rule, "project", 0) if have else 0) for name, rule, have in numbers)
+
     def width(self, side: str) -> int:
         """How many numbers a request, candidate or behaviour has."""
-        return sum(len(rule.names) for _, rule in self.numbers(side).values())
+        return sum(have for _, have, _ in self.widths(side))
 
     def rows(self, side: str) -> dict[str, int]:
         """Rows of the tables of a side."""
@@ -185,8 +190,9 @@ def learn_inputs(
         raise DataError("expected training requests, found none. Run 'moon split' with more events.")
     given = (*given, *matches_of(train.take(0, 1).candidates))
     _check_known(train.signature, without)
+    _check_sides(train.signature)
     every = [one for one in (*given, *train.signature.features) if one.name not in without]
-    learners = {one.name: rule_table.learner(one) for one in every if one.kind != "vector"}
+    learners = {one.name: rule_table.learner(one) for one in every if not one.of_embedding}
     items = rule_table.learner(ITEM_ID)
     places, counts = np.zeros(0, dtype=np.int64), []
     for frame in _chunks(train):
@@ -234,6 +240,15 @@ def _check_known(signature: Signature, without: Collection[str]) -> None:
         raise DataError(
             f"expected features of the service {signature.service} to do without ({', '.join(known)}), "
             f"found {', '.join(strange)}"
+        )
+
+
+def _check_sides(signature: Signature) -> None:
+    if behaved := signature.of("behaviour"):
+        raise DataError(
+            f"service {signature.service}: expected features of user, candidate, query and request, found "
+            f"{', '.join(one.name for one in behaved)} of the behaviours, which no frame holds yet. "
+            f"Take behaviour out of the role of their fields."
         )
 
 
