@@ -13,6 +13,13 @@ import pyarrow.compute as pc
 
 from feature_repo.signature import Feature
 
+# Never null in the sources of the profiles: null says that the store does not know the user or the item.
+FOUND = {
+    "user": Feature("user_profile__age_band", "user_profile", "age_band", "user", "category", pa.int64()),
+    "candidate": Feature(
+        "item_profile__first_seen_us", "item_profile", "first_seen_us", "candidate", "timestamp", pa.int64()
+    ),
+}
 SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
@@ -23,30 +30,27 @@ def user_columns(
 
     Args:
         features: of users.
-        stored: their values by name.
+        stored: their values by name, and that of ``FOUND``.
         known_behaviours: int64, number of behaviours of each user before the request.
 
     Returns:
-        the features, ``user_events`` int64, the number of behaviours, and ``user_found`` bool: whether the store has
-        a feature of the user.
+        the features, ``user_events`` int64, the number of behaviours, and ``user_found`` bool: whether the store
+        knows the user.
     """
     columns = {one.name: stored[one.name] for one in features}
-    events = pa.array(known_behaviours, pa.int64())
-    return {**columns, "user_events": events, "user_found": _found(columns, len(events))}
+    found = pc.is_valid(stored[FOUND["user"].name])
+    return {**columns, "user_events": pa.array(known_behaviours, pa.int64()), "user_found": found}
 
 
-def item_columns(
-    features: Sequence[Feature], stored: Mapping[str, pa.Array], count: int
-) -> dict[str, pa.Array]:
-    """The candidate columns of a frame: the features, and ``item_found`` bool: whether the store has one of them.
+def item_columns(features: Sequence[Feature], stored: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
+    """The candidate columns of a frame: the features, and ``item_found`` bool: whether the store knows the item.
 
     Args:
         features: of candidates.
-        stored: their values by name.
-        count: number of candidates.
+        stored: their values by name, and that of ``FOUND``.
     """
     columns = {one.name: stored[one.name] for one in features}
-    return {**columns, "item_found": _found(columns, count)}
+    return {**columns, "item_found": pc.is_valid(stored[FOUND["candidate"].name])}
 
 
 def as_read(column: pa.Array, dtype: pa.DataType) -> pa.Array:
@@ -76,10 +80,3 @@ def by_view(features: Sequence[Feature]) -> dict[str, list[Feature]]:
     for one in features:
         views.setdefault(one.view, []).append(one)
     return views
-
-
-def _found(columns: Mapping[str, pa.Array], count: int) -> pa.Array:
-    found = np.zeros(count, bool)
-    for column in columns.values():
-        found |= pc.is_valid(column).to_numpy(zero_copy_only=False)
-    return pa.array(found)

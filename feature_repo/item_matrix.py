@@ -23,9 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView
 
-from feature_repo.columns import by_view, in_frames
+from feature_repo.columns import by_view
 from feature_repo.features import query_stats, user_events, user_history, user_profile
 from feature_repo.ingest.new_items import new_items
+from feature_repo.on_demand import reads_of
 from feature_repo.online import UNREACHABLE, Stored, StoreUnavailable, asked_of, unpacked
 from feature_repo.services import CTR, RETRIEVAL
 from feature_repo.signature import EMBEDDING_VIEW, Feature, open_signature, united
@@ -174,8 +175,9 @@ def open_item_matrix(store: FeatureStore, embedding: Embedding) -> ItemMatrix:
 
 
 def _features(store: FeatureStore) -> tuple[Feature, ...]:
-    """The candidates' features of all models of the product."""
-    return in_frames(united(open_signature(store, one) for one in (RETRIEVAL, CTR)), "candidate")
+    """What the candidates' features of all models of the product are read or computed from."""
+    features = united(open_signature(store, one) for one in (RETRIEVAL, CTR))
+    return reads_of(store, features).stored["candidate"]
 
 
 def _mapped(folder: Path) -> tuple[str, pa.Table, pa.Table]:

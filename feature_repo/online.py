@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from feast import FeatureStore, FeatureView
 
 from dataset.contracts import TIME
-from feature_repo.columns import as_read, by_view, in_frames, item_columns, nothing, user_columns
+from feature_repo.columns import as_read, by_view, item_columns, nothing, user_columns
 from feature_repo.frame import Frame, History
 from feature_repo.history import BEHAVIOURS, behaviours
+from feature_repo.on_demand import STORED, Reads, compute, reads_of, request_table
 from feature_repo.services import CTR, RETRIEVAL
 from feature_repo.signature import Feature, open_signature, united
 from feature_repo.store import open_store
@@ -62,6 +63,7 @@ class OnlineReader:
     Attributes:
         store: the open feature store.
         features: of the services, each once.
+        reads: what its frames take from the store.
 
     Raises:
         StoreError: there is no store, or a service is missing, wrong or names a feature that is not online.
@@ -74,7 +76,8 @@ class OnlineReader:
         self.history = history
         self.store = open_store(store_dir)
         self.features = united(open_signature(self.store, service) for service in services)
-        check_online(self.store, self.features)
+        self.reads = reads_of(self.store, self.features)
+        check_online(self.store, self.reads)
         self._readers: dict[tuple[str, ...], Reader] = {}
         self._items: Items | None = None
 
@@ -84,8 +87,9 @@ class OnlineReader:
         item_ids: Sequence[int] | np.ndarray,
         time: datetime,
         query_id: int | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> Frame:
-        """The frame of one request: a user and N candidate items at ``time``.
+        """The frame of one request: a user and N candidate items at ``time``, and what the caller sent with it.
 
         Features of unknown users and items are null, and their "found" column is false. ``request_id`` is 0.
         Behaviours available at or after ``time`` are left out. Rows older at ``time`` than
@@ -93,46 +97,61 @@ class OnlineReader:
 
         Raises:
             StoreUnavailable: the store does not answer.
-            ValueError: an id is not a 64-bit integer, or ``time`` has no time zone.
+            ValueError: an id is not a 64-bit integer, ``time`` has no time zone, or the context is not one.
         """
-        return self.with_candidates(self.read_user(user_id, time, query_id), item_ids)
+        return self.with_candidates(self.read_user(user_id, time, query_id, context), item_ids)
 
     def with_candidates(self, user: Frame, item_ids: Sequence[int] | np.ndarray) -> Frame:
         """Add N candidates to the frame of a request read by ``read_user``; raises like ``read``."""
         ids = int64_ids(item_ids, "item_id")
         time = user.requests.column("time")[0].as_py()
         stored = self.read_items(ids, time)
-        candidates = self._candidates(ids, stored.columns)
+        candidates = self._candidates(user.requests, ids, stored.columns)
         return Frame(user.requests, candidates, np.array([0, len(ids)]), user.history)
 
-    def _candidates(self, ids: np.ndarray, stored: dict[str, pa.Array]) -> pa.Table:
-        columns = item_columns(in_frames(self.features, "candidate"), stored, len(ids))
-        return pa.table({"item_id": pa.array(ids, pa.int64()), **columns})
+    def _candidates(self, request: pa.Table, ids: np.ndarray, stored: dict[str, pa.Array]) -> pa.Table:
+        columns = item_columns(self.reads.asked["candidate"], stored)
+        computed: dict[str, pa.Array] = {}
+        if self.reads.of_candidates():
+            of_request = request.take(pa.array(np.zeros(len(ids), np.int64))).combine_chunks()
+            inputs = {name: of_request.column(name) for name in of_request.column_names} | stored
+            time_us = of_request.column("time").cast(pa.int64()).to_numpy()
+            computed = compute(self.reads, True, inputs, time_us)
+        return pa.table({"item_id": pa.array(ids, pa.int64()), **computed, **columns})
 
-    def read_user(self, user_id: int, time: datetime, query_id: int | None = None) -> Frame:
+    def read_user(
+        self,
+        user_id: int,
+        time: datetime,
+        query_id: int | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Frame:
         """The frame of a request, still without candidates; raises like ``read``."""
         users = int64_ids([user_id], "user_id")
         queries = [None if query_id is None else int(int64_ids([query_id], "query_id")[0])]
-        of_users = in_frames(self.features, "user")
-        stored = self.stored("user_id", users, (*of_users, *BEHAVIOURS), time)
+        sent = self.reads.sent(context or {})
+        stored = self.stored("user_id", users, (*self.reads.stored["user"], *BEHAVIOURS), time)
         known = behaviours(stored.columns)[0].before(_us(time))
         item_id, code, time_us, _, _ = known.last(self.history)
-        requests = pa.table(
+        of_user = {one.name: stored.columns[one.name] for one in self.reads.stored["user"]}
+        requests = request_table(
+            self.reads,
             {
                 "request_id": pa.array([0], pa.int64()),
                 "user_id": pa.array(users),
                 "time": pa.array([_us(time)], pa.int64()).cast(TIME),
                 "query_id": pa.array(queries, pa.int64()),
-                **user_columns(of_users, stored.columns, np.array([known.position])),
-                **self._query(queries[0], time),
-            }
+            },
+            user_columns(self.reads.asked["user"], of_user, np.array([known.position])),
+            of_user | self._query(queries[0], time) | sent,
         )
-        no_items = nothing(in_frames(self.features, "candidate"), 0)
+        no_items = nothing(self.reads.stored["candidate"], 0)
         history = History(np.array([0, len(item_id)]), item_id, code, time_us)
-        return Frame(requests, self._candidates(users[:0], no_items), np.zeros(2, dtype=np.int64), history)
+        candidates = self._candidates(requests, users[:0], no_items)
+        return Frame(requests, candidates, np.zeros(2, dtype=np.int64), history)
 
     def _query(self, query_id: int | None, time: datetime) -> dict[str, pa.Array]:
-        features = in_frames(self.features, "query")
+        features = self.reads.stored["query"]
         if query_id is None or not features:
             return nothing(features, 1)
         return self.stored("query_id", np.array([query_id]), features, time).columns
@@ -141,7 +160,7 @@ class OnlineReader:
         """Stored features of N items, with found masks per view; raises like ``read``."""
         if self._items is not None:
             return self._items.read(item_ids, time)
-        return self.stored("item_id", item_ids, in_frames(self.features, "candidate"), time)
+        return self.stored("item_id", item_ids, self.reads.stored["candidate"], time)
 
     def with_items(self, items: Items | None) -> OnlineReader:
         """A reader that takes item features from a snapshot (``feature_repo.item_matrix``)."""
@@ -151,8 +170,10 @@ class OnlineReader:
 
     def stored(self, key: str, ids: np.ndarray, features: Sequence[Feature], time: datetime) -> Stored:
         """Stored values of ``features`` for N entities; raises like ``read``."""
-        if not len(ids):
-            return Stored(nothing(features, 0), {view: np.zeros(0, bool) for view in by_view(features)})
+        if not len(ids) or not features:
+            return Stored(
+                nothing(features, len(ids)), {view: np.zeros(len(ids), bool) for view in by_view(features)}
+            )
         try:
             with as_of(time - US):  # the moment at which a training frame is joined
                 matrices = self._reader(features)(ids)
@@ -167,15 +188,15 @@ class OnlineReader:
         return self._readers[key]
 
 
-def check_online(store: FeatureStore, features: Sequence[Feature]) -> None:
+def check_online(store: FeatureStore, reads: Reads) -> None:
     """Refuse features that training frames have and the online store never will.
 
     Raises:
         StoreError: a view is not online.
     """
     views = {str(view.name): view for view in store.list_feature_views()}
-    for view, some in by_view(features).items():
-        if view in views and not views[view].online:
+    for view, some in by_view([one for role in STORED for one in reads.stored[role]]).items():
+        if not views[view].online:
             raise StoreError(
                 f"view {view}: expected a view with online=True, as a model reads {some[0].name} of it when serving, "
                 f"found online=False. Change it, or take it out of the service, and run 'moon materialize'."
@@ -185,7 +206,7 @@ def check_online(store: FeatureStore, features: Sequence[Feature]) -> None:
 def asked_of(store: FeatureStore, features: Sequence[Feature]) -> list[tuple[FeatureView, list[str]]]:
     """What ``matrix_reader`` shall read: each view with its fields."""
     return [
-        (store.get_feature_view(view), [one.field for one in some])
+        (store.get_feature_view(view), list(dict.fromkeys(one.field for one in some)))
         for view, some in by_view(features).items()
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ from feature_repo.views import EmbeddingRecord, embedding_views
 from moonstore.errors import StoreError
 
 MINE = "mine"  # folder of a repository: every .py file in it is part of the repository
+KEPT = {"pd", "pandas", "np", "numpy"}  # what Feast gives to the functions of on-demand views
 VECTORS = "vectors"  # tag of a service: which vectors of the active embedding it reads
 Definition = Entity | BaseFeatureView | FeatureService
 KINDS = (Entity, FeatureView, OnDemandFeatureView, FeatureService)
@@ -31,8 +33,8 @@ def definitions(record: EmbeddingRecord, repository: Path = Path(__file__).paren
         repository: a definition in its folder ``mine`` joins ours; a service there replaces ours of the same name.
 
     Raises:
-        StoreError: a file cannot be imported, two definitions have one name, or a service is no signature
-            (``signature_of``).
+        StoreError: a file cannot be imported, two definitions have one name, the function of an on-demand view is
+            not whole, or a service is no signature (``signature_of``).
     """
     found = {one.name: one for module in (entities, features, services) for one in _defined(module)}
     where = dict.fromkeys(found, "feature_repo")
@@ -46,6 +48,8 @@ def definitions(record: EmbeddingRecord, repository: Path = Path(__file__).paren
     for embedding in record.embeddings:
         found |= embedding_views(embedding)
     views = [one for one in found.values() if isinstance(one, BaseFeatureView)]
+    for view in views:
+        _check_function(view)
     for one in found.values():
         if isinstance(one, FeatureService):
             _add_vectors(one, record, found)
@@ -80,6 +84,20 @@ def _check_name(
         f"{path}: expected definitions of new names, found {type(one).__name__} {one.name}, which {where[one.name]} "
         f"defines as well. Rename it; only a FeatureService may replace one of feature_repo."
     )
+
+
+def _check_function(view: BaseFeatureView) -> None:
+    """Refuse an on-demand view whose function needs its module: Feast keeps the text of the function alone."""
+    udf = getattr(getattr(view, "feature_transformation", None), "udf", None)
+    if udf is None:
+        return
+    used = inspect.getclosurevars(udf)
+    names = sorted({*used.globals, *used.nonlocals} - KEPT)
+    if names:
+        raise StoreError(
+            f"on-demand view {view.name}: its function uses {', '.join(names)} of its module, and Feast keeps the "
+            f"text of the function alone. Define or import in the function what it needs; pd and np are there."
+        )
 
 
 def _add_vectors(service: FeatureService, record: EmbeddingRecord, found: Mapping[str, Definition]) -> None:

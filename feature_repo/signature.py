@@ -79,7 +79,7 @@ class Feature:
     role: str
     kind: str
     dtype: pa.DataType
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def reference(self) -> str:
@@ -148,7 +148,9 @@ def signature_of(service: FeatureService, views: FeatureStore | Iterable[BaseFea
         StoreError: the service names a view or a field that is not there, two features have one name, a type has no
             rule, a source has no time, a view has no role, or a tag or its value is unknown.
     """
-    known = {str(view.name): view for view in (_all(views) if isinstance(views, FeatureStore) else views)}
+    known = {
+        str(view.name): view for view in (all_views(views) if isinstance(views, FeatureStore) else views)
+    }
     found: dict[str, Feature] = {}
     for projection in service.feature_view_projections:
         view = known.get(projection.name)
@@ -281,7 +283,8 @@ def check_source(view: BaseFeatureView) -> None:
         )
 
 
-def _all(store: FeatureStore) -> list[BaseFeatureView]:
+def all_views(store: FeatureStore) -> list[BaseFeatureView]:
+    """The feature views and on-demand views of a store."""
     return [*store.list_feature_views(), *store.list_on_demand_feature_views()]
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from feast import FeatureStore
 
 from dataset.contracts import DataError
@@ -29,6 +28,7 @@ from retrieval.index import category_path
 from serving.recommend import Recommender
 
 log = logging.getLogger("moon.serving")
+NOBODY = -1  # a user whom no store knows
 
 
 def refreshed(
@@ -67,7 +67,7 @@ def refreshed(
     moon.items, moon.reader = matrix, opened.reader.with_items(matrix)
     moon.retriever, moon.ranker = opened.retriever.with_vectors(vectors), opened.ranker.with_vectors(vectors)
     if items:
-        _answer_with(moon, matrix, items)
+        _answer_with(moon, items)
     if len(missing):
         moon.retriever = moon.retriever.without(missing)
     return moon
@@ -125,11 +125,11 @@ def _encoded(opened: Recommender, items: Sequence[NewItem]) -> np.ndarray:
         raise DataError(f"{len(items)} items cannot be encoded: {type(error).__name__}: {error}") from error
 
 
-def _answer_with(moon: Recommender, matrix: ItemMatrix, items: Sequence[NewItem]) -> None:
+def _answer_with(moon: Recommender, items: Sequence[NewItem]) -> None:
     """Add the items to the sources and the catalogue."""
     table = items_table(items)
-    stored = matrix.read(table["item_id"].to_numpy(), moon.now())
-    candidates = pa.table({"item_id": table["item_id"].combine_chunks(), **stored.columns})
+    nobody = moon.reader.read_user(NOBODY, moon.now())
+    candidates = moon.reader.with_candidates(nobody, table["item_id"].to_numpy()).candidates
     moon.retriever = moon.retriever.with_items(
         candidates, [category_path(one.item.category) for one in items]
     )

@@ -6,7 +6,7 @@ because Feast's join includes equal times; behaviour sequences are gathered from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +16,10 @@ import pyarrow as pa
 from feast import FeatureStore
 
 from dataset.contracts import TIME, DataError
-from feature_repo.columns import as_read, in_frames, item_columns, nothing, user_columns
+from feature_repo.columns import as_read, item_columns, nothing, user_columns
 from feature_repo.event_log import EventLog, open_event_log
 from feature_repo.frame import Frame
+from feature_repo.on_demand import compute, reads_of, request_table
 from feature_repo.services import CTR
 from feature_repo.signature import Feature, Signature, open_signature
 from feature_repo.store import open_store
@@ -38,7 +39,8 @@ class TrainingFrame:
 
     Attributes:
         requests: R rows, the columns of ``Frame.requests``.
-        given: C rows, the candidate columns that were given (item_id, label, position and any other).
+        given: C rows, the candidate columns that were given (item_id, label, position and any other), and those that
+            were computed of request and candidate together.
         items: distinct item feature rows.
         item_row: int64 of shape (C), each candidate's row of ``items``.
         offsets: int64 of shape (R + 1); request r owns candidates offsets[r]:offsets[r + 1].
@@ -105,8 +107,8 @@ def training_frame(store_dir: Path, rows: pa.Table, history: int, service: str =
     Args:
         store_dir: the run's store.
         rows: one per (request, candidate), grouped by request: request_id, user_id, time, query_id
-            (nullable), item_id, optionally label and position; further columns are carried along to the
-            candidates.
+            (nullable), item_id, optionally label and position; what was sent with each request, in columns named
+            as in the ``RequestSource`` that reads it; further columns are carried along to the candidates.
         history: K, most behaviours in a frame's history.
         service: the FeatureService whose features are joined.
 
@@ -116,33 +118,42 @@ def training_frame(store_dir: Path, rows: pa.Table, history: int, service: str =
     """
     store = open_store(store_dir)
     signature = open_signature(store, service)
-    of_users, of_queries, of_items = (
-        in_frames(signature.features, role) for role in ("user", "query", "candidate")
-    )
+    reads = reads_of(store, signature.features)
     first, offsets = _requests(rows)
     user = rows.column("user_id").to_numpy()[first]
     row_time_us = rows.column("time").cast(TIME).cast(pa.int64()).to_numpy()
     item = rows.column("item_id").to_numpy()
 
     users, user_time_us, user_row = distinct(user, row_time_us[first])
-    stored = join_features(store, "user_id", users, user_time_us, (*of_users, *POINTER))
+    stored = join_features(store, "user_id", users, user_time_us, (*reads.stored["user"], *POINTER))
     log = open_event_log(store_dir, _version(stored["log_version"], store_dir))
     position = stored["position"].fill_null(0).to_numpy()
-    user_features = pa.table(user_columns(of_users, stored, position)).take(user_row)
+    of_user = {one.name: stored[one.name].take(user_row) for one in reads.stored["user"]}
 
     items, item_time_us, item_row = distinct(item, row_time_us)
-    item_stored = join_features(store, "item_id", items, item_time_us, of_items)
-    item_features = pa.table(item_columns(of_items, item_stored, len(items)))
+    item_stored = join_features(store, "item_id", items, item_time_us, reads.stored["candidate"])
+    item_features = pa.table(item_columns(reads.asked["candidate"], item_stored))
 
-    requests = rows.select(REQUEST_COLUMNS).take(first)
-    requests = requests.set_column(2, "time", requests.column("time").cast(TIME))
-    for name in user_features.column_names:
-        requests = requests.append_column(name, user_features.column(name))
-    for name, column in _of_queries(store, requests, of_queries).items():
-        requests = requests.append_column(name, column)
+    logged = rows.take(first)
+    identity = {name: logged.column(name).combine_chunks() for name in REQUEST_COLUMNS}
+    identity["time"] = identity["time"].cast(TIME)
+    identity["query_id"] = identity["query_id"].cast(pa.int64())
+    requests = request_table(
+        reads,
+        identity,
+        user_columns(reads.asked["user"], of_user, position[user_row]),
+        of_user | _of_queries(store, identity, reads.stored["query"]) | reads.logged(logged),
+    )
+    given = _given(rows.drop_columns([name for name in reads.context if name in rows.column_names]))
+    if reads.of_candidates():
+        of_request = requests.take(pa.array(np.repeat(np.arange(len(first)), np.diff(offsets))))
+        inputs = {name: of_request.column(name).combine_chunks() for name in of_request.column_names}
+        inputs |= {name: column.take(item_row) for name, column in item_stored.items()}
+        for name, column in compute(reads, True, inputs, row_time_us).items():
+            given = given.append_column(name, column)
     return TrainingFrame(
         requests=requests.combine_chunks(),
-        given=_given(rows),
+        given=given,
         items=item_features,
         item_row=item_row,
         offsets=offsets,
@@ -153,13 +164,15 @@ def training_frame(store_dir: Path, rows: pa.Table, history: int, service: str =
     )
 
 
-def _of_queries(store: FeatureStore, requests: pa.Table, features: Sequence[Feature]) -> dict[str, pa.Array]:
+def _of_queries(
+    store: FeatureStore, requests: Mapping[str, pa.Array], features: Sequence[Feature]
+) -> dict[str, pa.Array]:
     """Features of the requests' queries; null where there is none."""
-    query = requests.column("query_id").cast(pa.int64()).combine_chunks()
+    query = requests["query_id"]
     asked = np.flatnonzero(query.is_valid().to_numpy(zero_copy_only=False))
     if not features or not len(asked):
         return nothing(features, len(query))
-    time_us = requests.column("time").cast(pa.int64()).to_numpy()[asked]
+    time_us = requests["time"].cast(pa.int64()).to_numpy()[asked]
     queries, query_time_us, pair = distinct(query.drop_null().to_numpy(), time_us)
     row = np.full(len(query), -1)
     row[asked] = pair
@@ -250,11 +263,15 @@ def join_features(
             "row_id": np.arange(len(ids)),
         }
     )
-    job = store.get_historical_features(asked, features=[one.reference for one in features])
+    references = list(dict.fromkeys(one.reference for one in features))
+    job = store.get_historical_features(asked, features=references, full_feature_names=True)
     joined = job.to_arrow().sort_by("row_id")
     if not np.array_equal(joined.column("row_id").to_numpy(), asked["row_id"].to_numpy()):
         raise StoreError(f"asked the store for {len(ids)} rows by {key}, got {joined.num_rows} or other ones")
-    return {one.name: as_read(joined.column(one.field).combine_chunks(), one.dtype) for one in features}
+    return {
+        one.name: as_read(joined.column(f"{one.view}__{one.field}").combine_chunks(), one.dtype)
+        for one in features
+    }
 
 
 def _version(versions: pa.Array, store_dir: Path) -> str | None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import pyarrow as pa
 from feast import FeatureStore, FileSource
 
 from dataset.contracts import TIME
-from feature_repo.columns import in_frames
 from feature_repo.event_log import open_event_log
 from feature_repo.frames.join import POINTER, check_columns, check_grouped
+from feature_repo.on_demand import reads_of
 from feature_repo.services import CTR
-from feature_repo.signature import ROLES, Signature, open_signature
+from feature_repo.signature import Signature, open_signature
 from feature_repo.store import open_store
 from run.artifacts import Artifact
 from run.shards import Shard
@@ -112,7 +113,7 @@ def store_id(store: FeatureStore, signature: Signature) -> str:
     """16 hex digits that change with anything a frame reads of a store: the event log and its features' sources."""
     folder = Path(store.config.repo_path or ".")
     digest = hashlib.sha256(open_event_log(folder).version.encode())
-    stored = in_frames(signature.features, *ROLES)
+    stored = chain.from_iterable(reads_of(store, signature.features).stored.values())
     for path in sorted({_source(store, one.view) for one in (*POINTER, *stored)}):
         with (folder / path).open("rb") as stream:
             digest.update(hashlib.file_digest(stream, hashlib.sha256).digest())
