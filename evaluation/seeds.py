@@ -57,10 +57,8 @@ def measure_seeds(
             out = folder / "seeds" / name
             trained = train_ctr(train, valid, table, size, out, parents, seed=seed, loss=loss, recipe=recipe)
             rankers[name] = Ranker.open(trained, table)
-    logged = pc.any(pc.equal(split.ranking["part"], "test")).as_py()
-    measure = _clicks if logged else _recalls
     found: dict[str, list[float]] = {}
-    for name, value in measure(folder, dataset, split, size, rankers):
+    for name, value in measured_rankers(folder, dataset, split, size, rankers):
         found.setdefault(name, []).append(value)
     result: dict[str, dict[str, float | int]] = {}
     for name, values in found.items():
@@ -69,6 +67,22 @@ def measure_seeds(
             result[name]["sd"] = float(np.std(values, ddof=1))
     write_text(folder / "seeds.json", json.dumps(result, indent=2, sort_keys=True) + "\n")
     return result
+
+
+def measured_rankers(
+    folder: Path, dataset: Dataset, split: Split, size: Size, rankers: Mapping[str, Ranker]
+) -> Iterator[tuple[str, float]]:
+    """Measure rankers on the test part: their clicks where impressions were logged, else their recall.
+
+    Args:
+        folder, dataset, split, size: of the run.
+        rankers: ``<name>_<seed>`` -> ranker.
+
+    Yields:
+        ``ctr/<name>/<metric>`` or ``retrieval/<name>/<metric>``, and its value, once per ranker of the name.
+    """
+    logged = pc.any(pc.equal(split.ranking["part"], "test")).as_py()
+    yield from (_clicks if logged else _recalls)(folder, dataset, split, size, rankers)
 
 
 def _clicks(

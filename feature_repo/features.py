@@ -19,6 +19,7 @@ FOREVER = timedelta(0)
 STATISTICS_TTL = FOREVER
 CATEGORY = {"kind": "category"}
 TIMESTAMP = {"kind": "timestamp"}
+LOG = {"transform": "log"}
 
 # Rows pushed here are online at once: ``store.push("item_profile_push", rows)``.
 item_profile_push = PushSource(name="item_profile_push", batch_source=source("item_profile"))
@@ -32,7 +33,7 @@ item_profile = FeatureView(
         Field(name="category", dtype=String),
         Field(name="category_top", dtype=String),
         Field(name="spu", dtype=Int64, tags=CATEGORY),
-        Field(name="price", dtype=Float32),
+        Field(name="price", dtype=Float32, tags=LOG),
         Field(name="attributes", dtype=Array(String)),
         Field(name="first_seen_us", dtype=Int64, tags=TIMESTAMP),
     ],

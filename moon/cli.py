@@ -289,9 +289,16 @@ def retrieval(run: RunOption = None) -> None:
 def ranker(
     run: RunOption = None,
     recipe: Annotated[str | None, typer.Option(help="cube, the default; see ranker/recipes.py.")] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Print what this feature is worth, and leave the run as it is; may be repeated."),
+    ] = None,
 ) -> None:
     """Train the ranker from point-in-time frames, with its ID-only and shuffled-embedding controls."""
-    _do("ranker", run, recipe=recipe)
+    if without:
+        _do("ranker --without", run, without=without, recipe=recipe)
+    else:
+        _do("ranker", run, recipe=recipe)
 
 
 @app.command()

@@ -76,6 +76,7 @@ VERBS = (
     Verb("ingest", "store", verbs.ingest),
     Verb("fold", "store", verbs.fold),
     Verb("encoder compare", "dataset", verbs.compare_encoders),
+    Verb("ranker --without", "retrieval", verbs.worth),
     Verb("seeds", "evaluate", verbs.seeds),
     Verb("serve", None, verbs.serve),  # the active generation, whatever is being made in the run folder
 )

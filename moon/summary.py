@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from run.artifacts import read_json
+
+if TYPE_CHECKING:
+    from evaluation.ablation import Worth
 
 # (row, column) -> metric name; a metric that was not measured for this data leaves its cell empty.
 TABLES: dict[str, dict[str, list[str]]] = {
@@ -122,6 +127,17 @@ def seeds(measured: dict[str, dict[str, float | int]]) -> str:
         f"{name.ljust(width)}  {one['mean']:.4f}"
         + (f" ± {one['sd']:.4f}  ({one['n']} seeds)" if "sd" in one else "")
         for name, one in sorted(measured.items())
+    )
+
+
+def worth(measured: Mapping[str, Sequence[Worth]]) -> str:
+    """What each feature adds to each metric, a line each."""
+    width = max(len(name) for name in measured)
+    return "\n".join(
+        f"{name.ljust(width)}  {one.metric} {one.with_all:.4f} with all, {one.without:.4f} without: "
+        f"{one.with_all - one.without:+.4f} ± {one.deviation:.4f}  ({one.seeds} seeds)"
+        for name, every in measured.items()
+        for one in every
     )
 
 

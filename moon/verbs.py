@@ -114,6 +114,18 @@ def seeds(run: Run) -> str:
     return summary.seeds(measure_seeds(run.folder, open_dataset(run), open_split(run), run.size))
 
 
+def worth(run: Run, without: Sequence[str], recipe: str | None) -> str:
+    """What each of these features adds to the ranker, over several seeds."""
+    from evaluation.ablation import measure_worth
+    from moon import summary
+    from ranker.recipes import cube
+    from ranker.recipes import recipe as named
+
+    chosen = cube() if recipe is None else named(recipe)
+    measured = measure_worth(run.folder, open_dataset(run), open_split(run), run.size, without, chosen)
+    return summary.worth(measured)
+
+
 def serve(run: Run, profile: str | None, **options: Any) -> None:
     """Serve the active generation over HTTP until interrupted, even while the run folder holds newer artifacts.
 

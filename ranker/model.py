@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ranker.inputs.batch import Batch
 from ranker.inputs.id_tables import IdTables
+from ranker.inputs.projections import Projections
 from ranker.modules.module import Features, Module, Output, Widths
 from ranker.recipes import Recipe
 
@@ -32,8 +33,8 @@ class ModelShape:
         id_width: D.
         content_width: V; 0 leaves out the modules that read content (the id-only control).
         history: most behaviours per request.
-        candidate_numbers: how many numbers a candidate has.
-        request_numbers: how many a request has.
+        candidate_numbers: (feature, its numbers, width of their projection or 0) of a candidate.
+        request_numbers: those of a request.
         position_share: fraction of the training candidates at each logged position.
         table_learning_rate: of the tables' row-wise Adagrad.
     """
@@ -45,8 +46,8 @@ class ModelShape:
     id_width: int
     content_width: int
     history: int
-    candidate_numbers: int
-    request_numbers: int
+    candidate_numbers: tuple[tuple[str, int, int], ...]
+    request_numbers: tuple[tuple[str, int, int], ...]
     position_share: tuple[float, ...]
     table_learning_rate: float
 
@@ -59,8 +60,8 @@ class ModelShape:
             user=len(self.request_rows) * self.id_width,
             content=self.content_width,
             history=self.history,
-            candidate_numbers=self.candidate_numbers,
-            request_numbers=self.request_numbers,
+            candidate_numbers=sum(want or have for _, have, want in self.candidate_numbers),
+            request_numbers=sum(want or have for _, have, want in self.request_numbers),
         )
 
 
@@ -77,6 +78,8 @@ class ClickModel(nn.Module):
             shape.id_width,
             shape.table_learning_rate,
         )
+        self.candidate_vectors = Projections(shape.candidate_numbers)
+        self.request_vectors = Projections(shape.request_numbers)
         parts = recipe.build(shape.widths)
         self.parts = nn.ModuleDict(parts)
         hidden = 8 * shape.id_width
@@ -112,8 +115,8 @@ class ClickModel(nn.Module):
             history_RLD=behaved + self.tables.behaviour(batch),
             candidate_mask_RN=batch.candidate_mask,
             history_mask_RL=batch.history_mask,
-            candidate_numbers_RNF=batch.candidate_numbers,
-            request_numbers_RG=batch.request_numbers,
+            candidate_numbers_RNF=self.candidate_vectors(batch.candidate_numbers),
+            request_numbers_RG=self.request_vectors(batch.request_numbers),
             target_content_RNV=batch.target_content,
             target_known_RN=batch.target_known,
             history_content_RLV=batch.history_content,

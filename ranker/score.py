@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from feature_repo.frame import Frame
+from feature_repo.services import CTR
+from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors
 from ranker.inputs.batch import Batch
-from ranker.inputs.columns import BAG, CANDIDATE_IDS, ITEM, REQUEST_IDS, REQUEST_NUMBERS, Inputs
-from ranker.inputs.frame_encoder import AGE_BUCKETS, CODES, FrameEncoder, select_requests, size_groups
+from ranker.inputs.columns import ITEM, Inputs
+from ranker.inputs.earlier import read_inputs
+from ranker.inputs.frame_encoder import BEHAVIOUR_ROWS, FrameEncoder, select_requests, size_groups
 from ranker.model import ClickModel, ModelShape
 from ranker.recipes import Recipe, RecipeError, cube, recorded
 from ranker.weights import load_weights
@@ -66,7 +69,7 @@ class CtrConfig:
         content = json.loads(path.read_text())
         content.setdefault("recipe", cube().to_json())  # the only recipe of release 0.1.0
         try:
-            parts = {"recipe": recorded(content["recipe"]), "inputs": Inputs.from_json(content["inputs"])}
+            parts = {"recipe": recorded(content["recipe"]), "inputs": read_inputs(content["inputs"], CTR)}
             return cls(**{**content, **parts})
         except (KeyError, TypeError, RecipeError) as error:
             raise ArtifactError(
@@ -75,23 +78,23 @@ class CtrConfig:
 
     def to_json(self) -> Mapping:
         """JSON values that ``read`` understands."""
-        return vars(self) | {"recipe": self.recipe.to_json(), "inputs": asdict(self.inputs)}
+        return vars(self) | {"recipe": self.recipe.to_json(), "inputs": self.inputs.to_json()}
 
     @property
     def shape(self) -> ModelShape:
         """What fixes the tensors of the model and of its modules."""
-        rows = self.inputs.rows
+        inputs = self.inputs
         return ModelShape(
-            item_rows={ITEM: rows[ITEM]},
-            candidate_rows={name: rows[name] for name in (*CANDIDATE_IDS, BAG)},
-            request_rows={name: rows[name] for name in REQUEST_IDS},
-            behaviour_rows={"code": CODES, "age": AGE_BUCKETS},
+            item_rows={ITEM: inputs.items.rows},
+            candidate_rows=inputs.rows("candidate"),
+            request_rows=inputs.rows("request"),
+            behaviour_rows=BEHAVIOUR_ROWS | inputs.rows("behaviour"),
             id_width=self.id_width,
             content_width=self.content_width,
-            history=self.inputs.history,
-            candidate_numbers=len(self.inputs.candidate_numbers),
-            request_numbers=len(REQUEST_NUMBERS),
-            position_share=self.inputs.position_share,
+            history=inputs.history,
+            candidate_numbers=inputs.widths("candidate"),
+            request_numbers=inputs.widths("request"),
+            position_share=inputs.position_share,
             table_learning_rate=self.table_learning_rate,
         )
 
@@ -116,6 +119,35 @@ def require_vectors(
         )
 
 
+def require_signature(where: Path, trained: Signature, found: Signature | None, made_by: str) -> None:
+    """Refuse a model under a service that lists other features than those it was trained with.
+
+    Another embedding is ``require_vectors``'s to refuse.
+
+    Args:
+        where: the model's artifact.
+        trained: what it was trained with.
+        found: what the store's service lists now; None: nobody asked a store.
+        made_by: the command that trains it again.
+
+    Raises:
+        ArtifactError: naming the features that were added, lost or changed.
+    """
+    if (
+        found is None or not trained.service
+    ):  # earlier releases recorded none: their columns are asked for by name
+        return
+    before, now = (
+        Signature(one.service, tuple(feature for feature in one.features if not feature.of_embedding))
+        for one in (trained, found)
+    )
+    if said := before.difference(now):
+        raise ArtifactError(
+            f"{where}: the service {found.service} is not the one it was trained with: {'; '.join(said)}. "
+            f"Run '{made_by}', or undo the change in feature_repo."
+        )
+
+
 class Ranker:
     """A trained click model and the vectors it needs.
 
@@ -127,18 +159,20 @@ class Ranker:
         self.model, self.encoder, self.artifact = model, encoder, artifact
 
     @classmethod
-    def open(cls, artifact: Artifact, vectors: Vectors | None) -> Ranker:
+    def open(cls, artifact: Artifact, vectors: Vectors | None, signature: Signature | None = None) -> Ranker:
         """Open an artifact of kind "ranker".
 
         Args:
             artifact: the trained model.
             vectors: the embedding it was trained with, None for an id-only one.
+            signature: of the service that frames will be read with; None: not known here.
 
         Raises:
-            ArtifactError: tensors missing or not finite, or trained with another embedding.
+            ArtifactError: tensors missing or not finite, or trained with another embedding or other features.
         """
         config = CtrConfig.read(artifact.file(CONFIG))
         require_vectors(artifact.path, config.embedding_id, vectors)
+        require_signature(artifact.path, config.inputs.signature, signature, MADE_BY["ranker"])
         model = config.build()
         load_weights(model, artifact.file("model.safetensors"), MADE_BY["ranker"], RENAMED)
         return cls(model.eval(), FrameEncoder(config.inputs, vectors), artifact)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,15 @@ def train_ctr(
     epochs: int | None = None,
     loss: str = "pointwise",
     recipe: Recipe | None = None,
+    without: Collection[str] = (),
 ) -> Artifact:
     """Train a click model and write an artifact of kind "ranker".
 
     Args:
         train: requests whose candidates carry ``label`` and, where logged, ``position``.
         valid: requests whose loss stops training; none: all epochs are run.
-        vectors: the embedding; None trains the id-only control; ``controls.shuffled`` the other one.
+        vectors: the embedding; None trains the id-only control, which reads no vector of the store either;
+            ``controls.shuffled`` the other one.
         size: fixes widths, history and the batch.
         out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
         parents: what it was made from, by role.
@@ -62,16 +64,19 @@ def train_ctr(
         epochs: at most so many passes, 8 by default.
         loss: ``pointwise`` for logged impressions, ``listwise`` for one positive among sampled negatives.
         recipe: what the model is made of; ``recipes.cube()`` unless given.
+        without: features of the service that the model does without.
 
     Raises:
-        DataError: no training requests, or columns missing.
+        DataError: no training requests, columns missing, or a feature to do without that is not in the service.
         TrainingError: the loss or a gradient is not finite.
         RecipeError: the recipe cannot be built on these inputs.
         ValueError: unknown loss.
     """
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}: expected one of {', '.join(LOSSES)}")
-    inputs, counts = learn_inputs(train, size.history)
+    if vectors is None:
+        without = {*without, *(one.name for one in train.signature.features if one.kind == "vector")}
+    inputs, counts = learn_inputs(train, size.history, without=without)
     config = CtrConfig(
         recipe=recipe or cube(),
         inputs=inputs,

@@ -41,7 +41,7 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
 
     catalogue = catalogue_frame(folder, split, vectors.ids, size).take(0, 1).candidates
     towers = train_two_tower(
-        training_frame(folder / "store", _positives(split), size.history),
+        training_frame(folder / "store", _positives(split), size.history, RETRIEVAL),
         vectors,
         catalogue,
         size,

@@ -33,7 +33,9 @@ from feature_repo.frame import Frame, History
 from feature_repo.ingest.item_states import UnknownItem
 from feature_repo.item_matrix import ItemMatrix
 from feature_repo.online import OnlineReader, StoreUnavailable
+from feature_repo.services import CTR
 from feature_repo.shop_ids import INT64_IDS, ShopIds, shop_ids
+from feature_repo.signature import open_signature
 from ranker.relevance import Relevance
 from ranker.score import Ranker
 from retrieval.fusion import fuse_orders
@@ -142,10 +144,12 @@ class Recommender:
         last = pc.max(split.log["available_time"]).as_py() + timedelta(seconds=1)
         behaviours = size(recorded["size_name"]).history
         ids = shop_ids(run / "store")
+        reader = OnlineReader(run / "store", behaviours)
+        signature = open_signature(reader.store, CTR)
         recommender = cls(
             retriever=retriever,
-            reader=OnlineReader(run / "store", behaviours),
-            ranker=Ranker.open(artifacts["ranker"], retriever.vectors),
+            reader=reader,
+            ranker=Ranker.open(artifacts["ranker"], retriever.vectors, signature),
             encoder=Encoder.open(artifacts["encoder"]),
             relevance=Relevance.open(artifacts["relevance"]) if "relevance" in artifacts else None,
             catalogue=Catalogue(dataset.items, dataset.image_bytes, ids),

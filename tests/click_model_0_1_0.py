@@ -26,8 +26,8 @@ class ClickModel010(nn.Module):
         self.item_mix = nn.Linear(item_side, width)
         self.user_mix = nn.Linear(user_side, width)
         self.interest = TargetAttention(width)
-        from_candidate = item_side + 3 * width + shape.candidate_numbers
-        from_request = user_side + shape.request_numbers + 1
+        from_candidate = item_side + 3 * width + shape.widths.candidate_numbers
+        from_request = user_side + shape.widths.request_numbers + 1
         self.cube = None
         if shape.content_width:
             self.cube = Extractor(shape.history)

@@ -7,12 +7,17 @@ import pyarrow as pa
 
 from dataset.contracts import TIME
 from feature_repo.frame import Frame, History
+from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors, VectorTable
+from ranker.inputs import earlier
 from ranker.inputs.frame_encoder import select_requests
 
 WIDTH = 8
 NOW_US = 1_700_000_000_000_000
+DAY_US = 86_400_000_000
 COLOURS = ("red", "green", "blue")
+SIGNATURE = Signature("ctr_v1", (*earlier.PROFILE, *earlier.CATALOGUE, *earlier.STATISTICS))
+TOWERS = Signature("retrieval_v1", (*earlier.PROFILE, *earlier.CATALOGUE))
 
 
 @dataclass
@@ -20,6 +25,7 @@ class Requests:
     """What ``feature_repo.frames.join.TrainingFrame`` offers, in memory."""
 
     frame: Frame
+    signature: Signature = SIGNATURE
 
     def __len__(self):
         return len(self.frame)
@@ -60,6 +66,7 @@ def catalogue(item_id):
             [[f"colour={COLOURS[i % 3]}", f"size={i % 4}"][: i % 3] for i in item_id.tolist()],
             pa.list_(pa.string()),
         ),
+        "first_seen_us": pa.array(np.full(len(item_id), NOW_US - DAY_US)),
     }
 
 
@@ -76,16 +83,13 @@ def make_frame(user_id, history, candidates, labels=None, query_id=None, positio
             "age_band": pa.array([u % 5 - 1 for u in user_id], pa.int64()),
             "segment": pa.array([f"s{u % 3}" for u in user_id], pa.string()),
             "user_events": pa.array([len(h) for h in history], pa.int64()),
-            "user_found": pa.array([True] * len(counts)),
         }
     )
     n = len(flat)
     columns = catalogue(flat)
-    columns["age_s"] = pa.array(np.full(n, 86_400, np.float32))
     for name in ("shown_7d", "positive_7d", "shown_28d", "positive_28d", "shown_all", "positive_all"):
         columns[name] = pa.array(np.full(n, 3, np.int64))
     columns["rate_all"] = pa.array(np.full(n, 0.1, np.float32))
-    columns["item_found"] = pa.array([True] * n)
     if labels is not None:
         columns["label"] = pa.array(np.concatenate(labels).astype(np.float32))
     if positions is not None:

@@ -10,8 +10,9 @@ from ranker_world import NOW_US, Requests, make_frame, make_vectors
 
 from dataset.contracts import DataError
 from feature_repo.frame import Frame, History
+from feature_repo.signature import Signature
 from ranker.inputs import columns
-from ranker.inputs.columns import BAG, CANDIDATE_IDS, Inputs, learn_inputs, number
+from ranker.inputs.columns import Inputs, learn_inputs
 from ranker.inputs.frame_encoder import (
     FrameEncoder,
     behaviour_ids,
@@ -62,32 +63,23 @@ def test_bags_of_a_sliced_arrow_column_are_the_slice(start, stop):
     whole = small_frame().candidates
     sliced = whole.slice(start, stop - start)
     code = encoder()
-    everywhere = np.ones((1, stop - start), dtype=bool)
-    ids = code.candidate_ids(sliced, everywhere).to_dict()
-    assert list(ids) == [*CANDIDATE_IDS, BAG]
-    bags = [whole[BAG][row].as_py() for row in range(start, stop)]
-    expected = [
-        int(hash_strings(pa.array([text]))[0] % np.uint64(code.inputs.rows[BAG]))
-        for bag in bags
-        for text in bag
-    ]
-    assert ids[BAG].lengths().tolist() == [len(bag) for bag in bags]
-    assert ids[BAG].values().tolist() == expected
-    spu = [
-        int(hash_integers(np.array([v]))[0] % np.uint64(code.inputs.rows["spu"]))
-        for v in sliced["spu"].to_pylist()
-    ]
+    ids = code.ids("candidate", sliced, np.ones(stop - start, dtype=bool)).to_dict()
+    assert list(ids) == ["category", "category_top", "spu", "attributes"]
+    bags = [whole["attributes"][row].as_py() for row in range(start, stop)]
+    words = code.inputs.rules["attributes"].values
+    assert ids["attributes"].lengths().tolist() == [len(bag) for bag in bags]
+    assert ids["attributes"].values().tolist() == [2 + words.index(text) for bag in bags for text in bag]
+    spu = [2 + code.inputs.rules["spu"].values.index(one) for one in sliced["spu"].to_pylist()]
     assert ids["spu"].values().tolist() == spu
 
 
-def test_null_and_empty_bags_are_empty():
-    frame = small_frame()
-    bags = pa.array([None, [], ["a"], None, ["a", "b"], [], [], []], pa.list_(pa.string()))
-    at = frame.candidates.column_names.index(BAG)
-    changed = frame.candidates.set_column(at, BAG, bags)
-    ids = encoder().candidate_ids(changed, np.ones((1, 8), dtype=bool)).to_dict()[BAG]
-    assert ids.lengths().tolist() == [0, 0, 1, 0, 2, 0, 0, 0]
-    assert len(ids.values()) == 3
+def test_ids_lie_in_the_slots_they_are_meant_for():
+    table = small_frame().candidates.slice(0, 3)
+    where = np.array([[True, False, True], [False, True, False]])
+    ids = encoder().ids("candidate", table, where).to_dict()["spu"]
+    assert ids.lengths().tolist() == [1, 0, 1, 0, 1, 0]
+    spu = encoder().inputs.rules["spu"].values
+    assert [spu[row - 2] for row in ids.values().tolist()] == table["spu"].to_pylist()
 
 
 def test_candidates_fill_from_the_left_and_histories_from_the_right():
@@ -121,13 +113,11 @@ def test_numbers_are_standardised_over_the_training_rows():
     inputs = encoder().inputs
     batch = encoder().batch(frame)
     price = np.log1p(frame.candidates["price"].to_numpy())
-    column = inputs.candidate_numbers.index("price")
     np.testing.assert_allclose(
-        batch.candidate_numbers[batch.candidate_mask][:, column],
-        (price - price.mean()) / price.std(),
-        atol=1e-5,
+        batch.candidate_numbers[batch.candidate_mask][:, 0], (price - price.mean()) / price.std(), atol=1e-5
     )
-    assert inputs.scale["age_s"][1] == 1.0  # a constant column is not divided by zero
+    assert list(inputs.numbers("candidate"))[0] == "price"
+    assert inputs.rules["first_seen_us"].deviation == 1.0  # a constant column is not divided by zero
 
 
 def test_missing_columns_are_named_all_at_once():
@@ -141,7 +131,7 @@ def test_match_columns_are_found_and_then_required():
     ids = VECTORS.ids
     with_match = make_frame([1], [[]], [ids[:3].tolist()], matches={"match_two_tower": [0.1, 0.2, 0.3]})
     inputs = learn_inputs(Requests(with_match), 50)[0]
-    assert inputs.matches == ("match_two_tower",)
+    assert inputs.columns("candidate")[-1] == "match_two_tower"
     with pytest.raises(DataError, match="match_two_tower"):
         FrameEncoder(inputs, VECTORS).batch(make_frame([1], [[]], [ids[:3].tolist()]))
 
@@ -160,10 +150,9 @@ def test_longer_histories_than_in_training_are_refused():
 
 def test_what_was_learned_survives_json():
     import json
-    from dataclasses import asdict
 
     inputs = encoder().inputs
-    assert Inputs.from_json(json.loads(json.dumps(asdict(inputs)))) == inputs
+    assert Inputs.from_json(json.loads(json.dumps(inputs.to_json()))) == inputs
     assert inputs.position_share == (3 / 8, 2 / 8, 1 / 8, 1 / 8, 1 / 8)
 
 
@@ -191,29 +180,14 @@ def test_no_history_at_all_is_one_empty_slot():
     assert slots(np.zeros(3, dtype=np.int64), left=False).tolist() == [[False]] * 3
 
 
-def test_numbers_enter_as_their_kind_says():
-    table = pa.table(
-        {
-            "price": [0.0, 1.0, 9.0, -3.0],  # log(1 + x), nothing below 0
-            "rate_all": [0.0, 0.5, 1.0, 0.25],  # as it is
-            "match_two_tower": [-0.5, 0.0, 0.5, 1.0],  # as it is
-            "match_cooccurrence": [0.0, 1e-3, 9e-3, -1.0],  # log(1 + x / 0.001)
-        }
-    )
-    logs = [0.0, np.log(2), np.log(10), 0.0]
-    for name, expected in {
-        "price": logs, "match_cooccurrence": logs, "rate_all": [0.0, 0.5, 1.0, 0.25],
-        "match_two_tower": [-0.5, 0.0, 0.5, 1.0],
-    }.items():  # fmt: skip
-        np.testing.assert_allclose(number(table, name), expected, rtol=1e-6, err_msg=name)
-        assert number(table, name).dtype == np.float32
-
-
-def test_standardised_numbers_are_cut_at_five_deviations():
-    code = encoder()
-    code = FrameEncoder(Inputs(**{**vars(code.inputs), "scale": {"rate_all": (1.0, 0.5)}}), None)
-    table = pa.table({"rate_all": [1.0, 1.5, 3.4, 9.0, -9.0]})
-    np.testing.assert_allclose(code.numbers(table, ("rate_all",))[:, 0], [0, 1, 4.8, 5, -5], rtol=1e-6)
+def test_matches_enter_as_they_are_but_for_the_heavy_tailed():
+    ids = VECTORS.ids
+    scores = {"match_two_tower": [-0.5, 0.0, 0.5, 1.0], "match_cooccurrence": [0.0, 1e-3, 9e-3, 1.0]}
+    frame = make_frame([1], [[]], [ids[:4].tolist()], matches=scores)
+    code = FrameEncoder(learn_inputs(Requests(frame), 50)[0], None)
+    expected = [np.log1p(np.array(scores["match_cooccurrence"]) / 1e-3), np.array(scores["match_two_tower"])]
+    expected = np.stack([(one - one.mean()) / one.std() for one in expected], axis=1)
+    np.testing.assert_allclose(code.batch(frame).candidate_numbers[0, :, -2:], expected, atol=1e-5)
 
 
 def test_what_is_learned_counts_every_chunk_once(monkeypatch):
@@ -224,17 +198,22 @@ def test_what_is_learned_counts_every_chunk_once(monkeypatch):
     monkeypatch.setattr(columns, "CHUNK_REQUESTS", 2)
     inputs, counts = learn_inputs(Requests(frame), 50)
     assert counts.tolist() == whole[1].tolist() == [2, 5, 1]
-    assert inputs.rows == whole[0].rows and inputs.position_share == whole[0].position_share
-    for table, names in ((frame.requests, columns.REQUEST_IDS), (frame.candidates, CANDIDATE_IDS)):
-        for name in names:
-            assert inputs.rows[name] == max(8, 8 * len(set(table[name].to_pylist()) - {None})), name
-    texts = {text for bag in frame.candidates[BAG].to_pylist() for text in bag}
-    assert inputs.rows[BAG] == 8 * len(texts)
+    assert inputs.position_share == whole[0].position_share
+    for side in ("request", "candidate"):
+        assert inputs.rows(side) == whole[0].rows(side) and inputs.columns(side) == whole[0].columns(side)
+    rows = inputs.rows("request") | inputs.rows("candidate")
+    for name in ("user_id", "query_id"):  # hashed
+        assert rows[name] == max(8, 8 * len(set(frame.requests[name].to_pylist()) - {None})), name
+    for name in ("category", "category_top", "spu"):
+        assert rows[name] == 2 + len(set(frame.candidates[name].to_pylist())), name
+    texts = {text for bag in frame.candidates["attributes"].to_pylist() for text in bag}
+    assert rows["attributes"] == 2 + len(texts)
     met = {*frame.candidates["item_id"].to_pylist(), *frame.history.item_id.tolist()}
-    assert inputs.rows["item_id"] == 8 * len(met) and inputs.history == 50 and inputs.matches == ()
+    assert inputs.items.rows == 8 * len(met) and inputs.history == 50
     price = np.log1p(frame.candidates["price"].to_numpy().astype(np.float64))
-    assert inputs.scale["price"] == pytest.approx((price.mean(), price.std()), rel=1e-5)
-    assert inputs.scale["price"] == pytest.approx(whole[0].scale["price"])
+    for learned in (inputs, whole[0]):
+        found = learned.rules["price"]
+        assert (found.mean, found.deviation) == pytest.approx((price.mean(), price.std()), rel=1e-5)
 
 
 def test_behaviours_are_told_by_kind_and_by_age_in_doubling_minutes():
@@ -250,10 +229,11 @@ def test_behaviours_are_told_by_kind_and_by_age_in_doubling_minutes():
 
 def test_every_id_of_a_batch_is_the_row_its_hash_names():
     frame, code = small_frame(), encoder()
-    batch, rows = code.batch(frame), code.inputs.rows
+    batch = code.batch(frame)
 
     def expected(name, hashed):
-        return [int(one % np.uint64(rows[name])) for one in hashed]
+        rule = code.inputs.items if name == "item_id" else code.inputs.rules[name]
+        return [int(one % np.uint64(rule.rows)) for one in hashed]
 
     items = np.concatenate([frame.candidates["item_id"].to_numpy(), frame.history.item_id])
     assert batch.items.values().tolist() == expected("item_id", hash_integers(items))
@@ -261,8 +241,9 @@ def test_every_id_of_a_batch_is_the_row_its_hash_names():
     users = frame.requests["user_id"].to_numpy()
     assert requests["user_id"].values().tolist() == expected("user_id", hash_integers(users))
     assert requests["query_id"].values().tolist() == expected("query_id", hash_integers(np.array([2, 777])))
-    segments = hash_strings(pa.array(frame.requests["segment"].to_pylist()))
-    assert requests["segment"].values().tolist() == expected("segment", segments)
+    segments = code.inputs.rules["segment"].values
+    found = [segments[row - 2] for row in requests["segment"].values().tolist()]
+    assert found == frame.requests["segment"].to_pylist()
     assert batch.position.tolist()[2] == [0, -1, -1, -1, -1]
     assert batch.history_known.tolist() == batch.history_mask.tolist()
     assert batch.target_known.tolist() == batch.candidate_mask.tolist()
@@ -285,16 +266,15 @@ def test_jagged_tensors_keep_keys_values_and_lengths_together():
 
 def test_frames_without_a_column_are_refused_with_the_side_it_is_missing_from():
     frame, code = small_frame(), encoder()
-    requests = frame.requests.drop_columns(["segment", "user_found"])
+    requests = frame.requests.drop_columns(["segment", "age_band"])
     shown = frame.candidates.drop_columns(["price"])
     short = Frame(requests, frame.candidates, frame.offsets, frame.history)
-    with pytest.raises(DataError, match=r"^requests: 2 of 7 expected columns .*\(segment, user_found\)"):
-        code.batch(short)
-    with pytest.raises(DataError, match=r"^requests: 2 of 6 expected columns .*\(segment, user_found\)"):
-        learn_inputs(Requests(short), 50)
+    for read in (code.batch, lambda one: learn_inputs(Requests(one), 50)):
+        with pytest.raises(DataError, match=r"^requests: 2 of 7 expected columns .*\(age_band, segment\)"):
+            read(short)
     short = Frame(frame.requests, shown, frame.offsets, frame.history)
     for read in (code.batch, lambda one: learn_inputs(Requests(one), 50)):
-        with pytest.raises(DataError, match=r"^candidates: 1 of 15 expected columns are missing \(price\)"):
+        with pytest.raises(DataError, match=r"^candidates: 1 of 14 expected columns are missing \(price\)"):
             read(short)
 
 
@@ -318,12 +298,39 @@ def test_a_missing_text_is_the_empty_text():
     assert hash_strings(pa.array([None, "", "a"])).tolist()[0] == hash_strings(pa.array([""])).tolist()[0]
 
 
+def nothing_but_ids(frame):
+    """The frame of a store without features."""
+    requests = frame.requests.select(["request_id", "user_id", "time", "query_id"])
+    return Frame(requests, frame.candidates.select(["item_id", "label"]), frame.offsets, frame.history)
+
+
+def test_a_store_without_features_makes_batches_of_ids():
+    frame = nothing_but_ids(small_frame())
+    inputs = learn_inputs(Requests(frame, Signature("ctr_v1", ())), 50, given=())[0]
+    batch = FrameEncoder(inputs, VECTORS).batch(frame)
+    assert batch.items.values().tolist() == encoder().batch(small_frame()).items.values().tolist()
+    assert batch.candidates.keys() == batch.requests.keys() == []
+    assert (batch.candidates.stride(), batch.requests.stride()) == (15, 3)
+    assert batch.candidate_numbers.shape == (3, 5, 0) and batch.request_numbers.shape == (3, 0)
+
+
+def test_what_is_left_out_is_not_read_and_must_be_there():
+    frame = small_frame()
+    without = learn_inputs(Requests(frame), 50, without=["price", "segment"])[0]
+    assert "price" not in without.columns("candidate") and "segment" not in without.columns("request")
+    assert without.signature == Requests(frame).signature
+    bare = frame.candidates.drop_columns(["price"])
+    FrameEncoder(without, VECTORS).batch(Frame(frame.requests, bare, frame.offsets, frame.history))
+    with pytest.raises(DataError, match="service ctr_v1 to do without .*, found prise"):
+        learn_inputs(Requests(frame), 50, without=["prise"])
+
+
 def test_every_tensor_of_a_batch_has_its_type_and_shape():
     batch = encoder().batch(small_frame())
     width = VECTORS.width
     expected = {
-        "candidate_numbers": ((3, 5, len(encoder().inputs.candidate_numbers)), torch.float32),
-        "request_numbers": ((3, 2), torch.float32),
+        "candidate_numbers": ((3, 5, 9), torch.float32),
+        "request_numbers": ((3, 1), torch.float32),
         "candidate_mask": ((3, 5), torch.bool),
         "history_mask": ((3, 3), torch.bool),
         "target_content": ((3, 5, width), torch.float32),

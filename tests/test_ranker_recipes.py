@@ -11,13 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from click_model_0_1_0 import ClickModel010
-from ranker_world import Requests, auc, full_frame, make_vectors, make_world
+from ranker_world import SIGNATURE, Requests, auc, full_frame, make_vectors, make_world
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from feature_repo.signature import Feature, Signature
 from moon import stages
 from moon.cli import app
 from ranker import recipes, score
@@ -84,6 +86,22 @@ def test_a_ranker_made_by_release_0_1_0_opens_and_says_what_it_said(vectors):
     twin = ClickModel010(config.shape)
     twin.load_state_dict(load_file(path / "model.safetensors"), strict=False)
     assert np.array_equal(Ranker(twin.eval(), ranker.encoder).score(VALID), ranker.score(VALID))
+
+
+def test_a_ranker_is_refused_under_a_service_that_has_changed_since(tmp_path):
+    made, of = trained(tmp_path / "r", epochs=1), SIGNATURE.features
+    assert Ranker.open(made, VECTORS, SIGNATURE).encoder.inputs.signature == SIGNATURE
+    brand = replace(of[0], name="brand", field="brand")
+    number = replace(of[3], kind="number")
+    changed = Signature(SIGNATURE.service, (*of[1:3], number, *of[4:], brand))
+    with pytest.raises(ArtifactError) as refused:
+        Ranker.open(made, VECTORS, changed)
+    for part in ("added: brand", f"lost: {of[0].name}", f"changed: {of[3].name}, kind", "Run 'moon ranker'"):
+        assert part in str(refused.value)
+    vector = Feature("vector", "item_embedding_v2", "vector", "candidate", "vector", pa.list_(pa.float32()))
+    Ranker.open(made, VECTORS, Signature(SIGNATURE.service, (*of, vector)))  # embeddings are checked by id
+    before = open_artifact(MADE_BY_0_1_0 / "ranker_full", "ranker")
+    assert Ranker.open(before, VECTORS, changed).score(VALID).std() > 0.01
 
 
 def test_unknown_recipes_are_refused_with_the_known_ones(tmp_path):

@@ -1,4 +1,4 @@
-"""Every rule of the rule table gives the textbook's values, and null, rare, unknown and NaN a meaning of their own."""
+"""Every rule of the table gives the textbook's values; null, rare, unknown and NaN have a meaning of their own."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from ranker.inputs.rules.categories import Dictionary, Hashed
 from ranker.inputs.rules.numbers import Buckets, Moments, Number
 from ranker.inputs.rules.table import from_json, learner, to_json
 from ranker.inputs.rules.timestamps import Age
+from ranker.inputs.rules.vectors import Vector
 
 NOW_US = 1_700_000_000_000_000
 NONE = np.zeros(0, np.int64)
@@ -235,6 +236,28 @@ def test_a_boolean_is_one_or_zero():
     assert numbers_of(rule, [True, False, None], pa.bool_()) == [[1.0], [0.0], [0.0]]
     rule = learned("boolean", [True, None], pa.bool_(), pieces=2)
     assert numbers_of(rule, [True, False, None], pa.bool_()) == [[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]
+
+
+VECTOR = pa.list_(pa.float32())
+
+
+def test_a_vector_is_its_components_in_units_of_their_usual_size():
+    rule = learned("vector", [[3.0, 0.0], [0.0, 1.0]], VECTOR, pieces=2)
+    size = math.sqrt(10 / 4)
+    assert rule == Vector("x", 2, pytest.approx(size)) and rule.names == ("x[0]", "x[1]")
+    found = numbers_of(rule, [[1.0, -2.0], None, [1e6, 0.0]], VECTOR)
+    np.testing.assert_allclose(found, [[1 / size, -2 / size], [0, 0], [5, 0]], rtol=1e-6)
+    rule = learned("vector", [None, [3.0, 4.0], None], VECTOR, pieces=3, project="7")
+    assert rule.absent and rule.project == 7 and rule.scale == pytest.approx(math.sqrt(25 / 2))
+    assert numbers_of(rule, [None, [0.0, 0.0]], VECTOR) == [[0, 0, 1], [0, 0, 0]]
+    assert learned("vector", [None], VECTOR).names == ()
+
+
+def test_vectors_of_another_width_or_with_holes_are_refused():
+    with pytest.raises(DataError, match=r"width 2, found 1 of 3 of another \(rows \[2\], widths \[3\]\)"):
+        learned("vector", [[1.0, 2.0], None, [1.0, 2.0, 3.0]], VECTOR)
+    with pytest.raises(DataError, match="column x: 2 components are null or NaN"):
+        learned("vector", [[1.0, None], [math.nan, 1.0]], VECTOR)
 
 
 def test_a_kind_without_a_rule_is_refused():

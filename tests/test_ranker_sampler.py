@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from ranker_world import Requests, catalogue, make_frame, make_vectors
+from ranker_world import TOWERS, Requests, catalogue, make_frame, make_vectors
 
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder
@@ -32,8 +32,8 @@ def world(requests=60, users=40):
 
 
 def sampler(frame, seed=0):
-    train = Requests(frame)
-    return Sampler(train, CATALOGUE, FrameEncoder(learn_inputs(train, 50)[0], VECTORS), seed)
+    train = Requests(frame, TOWERS)
+    return Sampler(train, CATALOGUE, FrameEncoder(learn_inputs(train, 50, ())[0], VECTORS), seed)
 
 
 def liked(frame, request):

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from dataset.contracts import TIME
 from evaluation.replay import found_order, lists
 from feature_repo.frame import Frame, History
-from ranker.inputs.columns import number
 from retrieval.examples import MatchedFrames, example_rows
 from retrieval.fusion import fuse, fuse_orders
 from retrieval.jagged import Retrieved
@@ -106,13 +105,6 @@ def test_fusing_sources_equals_adding_reciprocal_ranks_one_by_one(sources):
             i: np.float32(s) for i, s in worth.items()
         }
         assert (np.diff(scores) <= 0).all()
-
-
-def test_the_order_of_the_strongest_matches_survives():
-    scores = np.array([0, 1e-3, 0.5, 5.0, 50.0], dtype=np.float32)
-    table = pa.table({"match_cooccurrence": scores, "match_similar": scores})
-    assert np.allclose(number(table, "match_cooccurrence"), np.log1p(scores / 1e-3))
-    assert np.array_equal(number(table, "match_similar"), scores)
 
 
 def test_lists_end_with_minus_one():

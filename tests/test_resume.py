@@ -20,7 +20,7 @@ import pytest
 import torch
 from conftest import make_requests
 from encoder_world import START, TINY, shop
-from ranker_world import Requests, catalogue, make_world
+from ranker_world import TOWERS, Requests, catalogue, make_world
 
 import encoder.embed
 import encoder.train
@@ -99,7 +99,7 @@ def train_towers(source: Path, out: Path, worked: Worked) -> None:
     counted(ranker.fit, "_step", worked)
     world = make_world(requests=64, users=20)
     items = pa.table(catalogue(world.vectors.ids))
-    train_two_tower(Requests(world.frame), world.vectors, items, size("nano"), out, {}, epochs=3)
+    train_two_tower(Requests(world.frame, TOWERS), world.vectors, items, size("nano"), out, {}, epochs=3)
 
 
 def write_frames(source: Path, out: Path, worked: Worked) -> None:

@@ -1,8 +1,8 @@
-"""Frame -> Batch: jagged tensors straight from Arrow buffers, frozen vectors gathered by id."""
+"""Frame -> Batch: the rules of the features applied to Arrow columns, frozen vectors gathered by id."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,21 +16,21 @@ from feature_repo.frame import Frame, History
 from feature_repo.vectors import Vectors
 from ranker.inputs.batch import Batch
 from ranker.inputs.columns import (
-    BAG,
-    CANDIDATE_IDS,
+    BOOKKEEPING,
     ITEM,
-    REQUEST_IDS,
-    REQUEST_NUMBERS,
+    QUERY_ID,
+    SIDES,
     Inputs,
-    number,
+    column_of,
     require_columns,
+    require_complete,
+    tables_of,
 )
-from ranker.inputs.constants import filled
-from ranker.inputs.hashing import hash_column, hash_integers
+from ranker.inputs.hashing import hash_integers
 
 AGE_BUCKETS = 32  # bucket b holds behaviours 2^b - 1 to 2^(b+1) - 1 minutes old
 CODES = 6  # dataset.contracts.BEHAVIOUR_CODES and 0
-CLIP = 5.0  # standardised numbers are cut here: an old item must not drown the other inputs
+BEHAVIOUR_ROWS = {"code": CODES, "age": AGE_BUCKETS}
 
 
 class FrameEncoder:
@@ -43,6 +43,9 @@ class FrameEncoder:
 
     def __init__(self, inputs: Inputs, vectors: Vectors | None) -> None:
         self.inputs, self.vectors = inputs, vectors
+        self._ids = {side: inputs.ids(side) for side in SIDES}
+        self._numbers = {side: inputs.numbers(side) for side in SIDES}
+        self._features = {side: inputs.features(side) for side in SIDES}
 
     def batch(self, frame: Frame, query_vectors: np.ndarray | None = None) -> Batch:
         """Encode R requests.
@@ -55,10 +58,6 @@ class FrameEncoder:
         Raises:
             DataError: missing columns, numbers that are not finite, or histories longer than in training.
         """
-        frame = filled(frame)
-        require_columns(frame.requests, ("time", *REQUEST_IDS, *REQUEST_NUMBERS), "requests")
-        names = (ITEM, BAG, *CANDIDATE_IDS, *self.inputs.candidate_numbers)
-        require_columns(frame.candidates, names, "candidates")
         candidate_mask = slots(np.diff(frame.offsets), left=True)
         history_mask = slots(np.diff(frame.history.offsets), left=False)
         if history_mask.shape[1] > self.inputs.history:
@@ -66,19 +65,21 @@ class FrameEncoder:
                 f"frame history: expected at most {self.inputs.history} behaviours per request, found "
                 f"{history_mask.shape[1]}. Read the frame with the history length of this model's size."
             )
+        tables = {side: (table, time_us) for side, table, time_us in tables_of(frame)}
+        for side, (table, _) in tables.items():
+            self.require(side, table)
+        requests, time_us = tables["request"]
         item_id = frame.candidates[ITEM].to_numpy()
         target_content, target_known = self.content(item_id, candidate_mask)
         history_content, history_known = self.content(frame.history.item_id, history_mask)
-        query_content, query_known = self.queries(frame.requests, query_vectors)
+        query_content, query_known = self.queries(requests, query_vectors)
         return Batch(
             items=self.item_ids(item_id, frame.history.item_id, candidate_mask, history_mask),
-            candidates=self.candidate_ids(frame.candidates, candidate_mask),
-            requests=self.request_ids(frame.requests),
-            behaviours=behaviour_ids(frame.history, request_time_us(frame.requests), history_mask),
-            candidate_numbers=_place(
-                self.numbers(frame.candidates, self.inputs.candidate_numbers), candidate_mask
-            ),
-            request_numbers=torch.from_numpy(self.numbers(frame.requests, REQUEST_NUMBERS)),
+            candidates=self.ids("candidate", frame.candidates, candidate_mask),
+            requests=self.ids("request", requests, np.ones(len(requests), dtype=bool)),
+            behaviours=behaviour_ids(frame.history, time_us, history_mask),
+            candidate_numbers=_place(self.numbers("candidate", *tables["candidate"]), candidate_mask),
+            request_numbers=torch.from_numpy(self.numbers("request", requests, time_us)),
             candidate_mask=torch.from_numpy(candidate_mask),
             history_mask=torch.from_numpy(history_mask),
             target_content=target_content,
@@ -91,46 +92,40 @@ class FrameEncoder:
             label=_place(_optional(frame.candidates, "label", np.float32, 0), candidate_mask),
         )
 
-    def _table_rows(self, name: str, hashes: np.ndarray) -> np.ndarray:
-        return (hashes % np.uint64(self.inputs.rows[name])).astype(np.int64)
+    def require(self, side: str, table: pa.Table) -> None:
+        """Refuse a table of a side that lacks columns of the model, or numbers that are always known.
+
+        Raises:
+            DataError: naming them.
+        """
+        features = self._features[side]
+        require_columns(table, (*BOOKKEEPING[side], *map(column_of, features)), f"{side}s")
+        require_complete(table, features)
+
+    def ids(self, side: str, table: pa.Table, where: np.ndarray) -> KeyedJaggedTensor:
+        """All ids of a side, a key per feature, in the slots of ``where`` bool; other slots are empty bags."""
+        values, lengths = [], []
+        for column, rule in self._ids[side].values():
+            rows, counts = rule.ids(table[column].combine_chunks())
+            values.append(rows)
+            lengths.append(np.zeros(where.shape, dtype=np.int32))
+            lengths[-1][where] = counts
+        return jagged(tuple(self._ids[side]), values, [one.ravel() for one in lengths], where.size)
+
+    def numbers(self, side: str, table: pa.Table, time_us: np.ndarray) -> np.ndarray:
+        """All numbers of a side side by side, float32 [rows, W]; of requests made at ``time_us`` int64."""
+        parts = [
+            rule.numbers(table[column].combine_chunks(), time_us)
+            for column, rule in self._numbers[side].values()
+        ]
+        return np.concatenate([np.empty((len(table), 0), np.float32), *parts], axis=1)
 
     def item_ids(
         self, item_id: np.ndarray, behaved: np.ndarray, candidate_mask: np.ndarray, history_mask: np.ndarray
     ) -> KeyedJaggedTensor:
         """Key ``item_id``: the slots of ``candidate_mask`` [R, N], then those of ``history_mask`` [R, L]."""
-        rows = self._table_rows(ITEM, hash_integers(np.concatenate([item_id, behaved])))
+        rows = self.inputs.items.of(hash_integers(np.concatenate([item_id, behaved])))
         return jagged((ITEM,), [rows], [np.concatenate([candidate_mask.ravel(), history_mask.ravel()])])
-
-    def candidate_ids(self, candidates: pa.Table, candidate_mask: np.ndarray) -> KeyedJaggedTensor:
-        """Keys ``CANDIDATE_IDS`` and ``attributes``, the slots of ``candidate_mask`` bool [R, N]."""
-        values = [
-            self._table_rows(name, hash_column(candidates[name].combine_chunks())) for name in CANDIDATE_IDS
-        ]
-        bags = candidates[BAG].combine_chunks()
-        values.append(self._table_rows(BAG, hash_column(bags.flatten())))
-        bag_lengths = np.zeros(candidate_mask.shape, dtype=np.int32)
-        bag_lengths[candidate_mask] = pc.fill_null(pc.list_value_length(bags), 0).to_numpy(
-            zero_copy_only=False
-        )
-        lengths = [candidate_mask.ravel()] * len(CANDIDATE_IDS) + [bag_lengths.ravel()]
-        return jagged((*CANDIDATE_IDS, BAG), values, lengths)
-
-    def request_ids(self, requests: pa.Table) -> KeyedJaggedTensor:
-        """Keys ``REQUEST_IDS``, one row per request; a null id is an empty bag."""
-        values, lengths = [], []
-        for name in REQUEST_IDS:
-            column = requests[name].combine_chunks()
-            values.append(self._table_rows(name, hash_column(column.drop_null())))
-            lengths.append(column.is_valid().to_numpy(zero_copy_only=False))
-        return jagged(REQUEST_IDS, values, lengths)
-
-    def numbers(self, table: pa.Table, names: tuple[str, ...]) -> np.ndarray:
-        """Numeric columns standardised and cut at ``CLIP`` deviations, float32 [rows, names]."""
-        out = np.empty((len(table), len(names)), dtype=np.float32)
-        for column, name in enumerate(names):
-            mean, deviation = self.inputs.scale[name]
-            out[:, column] = (number(table, name) - mean) / deviation
-        return out.clip(-CLIP, CLIP, out=out)
 
     def content(self, ids: np.ndarray, where: np.ndarray) -> tuple[Tensor, Tensor]:
         """Item vectors in the slots of ``where`` bool [R, N], float32 [R, N, V], and which are known."""
@@ -144,12 +139,12 @@ class FrameEncoder:
     def queries(self, requests: pa.Table, given: np.ndarray | None) -> tuple[Tensor, Tensor]:
         """Query vectors float32 [R, V], and which requests have one."""
         if self.vectors is None:
-            asked = requests["query_id"].combine_chunks().is_valid().to_numpy(zero_copy_only=False)
+            asked = requests[QUERY_ID.name].combine_chunks().is_valid().to_numpy(zero_copy_only=False)
             return torch.zeros(len(requests), 0), torch.from_numpy(asked)
         if given is not None:
             content = np.ascontiguousarray(given, dtype=np.float32)
             return torch.from_numpy(content), torch.from_numpy(np.any(content != 0, axis=1))
-        column = requests["query_id"].combine_chunks()
+        column = requests[QUERY_ID.name].combine_chunks()
         asked = column.is_valid().to_numpy(zero_copy_only=False)
         content = np.zeros((len(requests), self.vectors.width), dtype=np.float32)
         known = np.zeros(len(requests), dtype=bool)
@@ -159,12 +154,15 @@ class FrameEncoder:
         return torch.from_numpy(content), torch.from_numpy(known)
 
 
-def jagged(keys: tuple[str, ...], values: list[np.ndarray], lengths: list[np.ndarray]) -> KeyedJaggedTensor:
-    """One jagged tensor of several keys, each with values int64 and a length per bag."""
+def jagged(
+    keys: Sequence[str], values: Sequence[np.ndarray], lengths: Sequence[np.ndarray], bags: int | None = None
+) -> KeyedJaggedTensor:
+    """One jagged tensor of several keys, each with values int64 and a length per bag; ``bags`` is how many."""
     return KeyedJaggedTensor(
         keys=list(keys),
-        values=torch.from_numpy(np.concatenate(values)),
-        lengths=torch.from_numpy(np.concatenate(lengths).astype(np.int32)),
+        values=torch.from_numpy(np.concatenate([np.empty(0, np.int64), *values])),
+        lengths=torch.from_numpy(np.concatenate([np.empty(0), *lengths]).astype(np.int32)),
+        stride=bags,
     )
 
 
@@ -179,11 +177,6 @@ def behaviour_ids(history: History, time_us: np.ndarray, history_mask: np.ndarra
     age_s = (np.repeat(time_us, np.diff(history.offsets)) - history.time_us) / 1e6
     buckets = np.log2(1 + np.maximum(age_s, 0) / 60).astype(np.int64).clip(max=AGE_BUCKETS - 1)
     return jagged(("code", "age"), [history.code.astype(np.int64), buckets], [history_mask.ravel()] * 2)
-
-
-def request_time_us(requests: pa.Table) -> np.ndarray:
-    """Request times, int64 microseconds since 1970 UTC."""
-    return requests["time"].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
 
 
 def slots(counts: np.ndarray, left: bool) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
@@ -38,8 +39,12 @@ def bag_configs(rows: Mapping[str, int], width: int) -> list[EmbeddingBagConfig]
     ]
 
 
-def collection(rows: Mapping[str, int], width: int, learning_rate: float) -> FusedEmbeddingBagCollection:
-    """Tables that learn by row-wise Adagrad (one accumulator per row) during ``backward``."""
+def collection(
+    rows: Mapping[str, int], width: int, learning_rate: float
+) -> FusedEmbeddingBagCollection | None:
+    """Tables that learn by row-wise Adagrad (one accumulator per row) during ``backward``; None without any."""
+    if not rows:
+        return None
     return FusedEmbeddingBagCollection(
         tables=bag_configs(rows, width),
         optimizer_type=RowWiseAdagrad,
@@ -47,9 +52,9 @@ def collection(rows: Mapping[str, int], width: int, learning_rate: float) -> Fus
     )
 
 
-def lookup(tables: nn.Module, ids: KeyedJaggedTensor) -> Tensor:
+def lookup(tables: nn.Module | None, ids: KeyedJaggedTensor) -> Tensor:
     """Embeddings side by side in the order of the tables, float32 [bags, tables x width]."""
-    return tables(ids).values()
+    return torch.zeros(ids.stride(), 0) if tables is None else tables(ids).values()
 
 
 class IdTables(nn.Module):
@@ -90,17 +95,18 @@ class IdTables(nn.Module):
     def candidate(self, batch: Batch) -> Tensor:
         """Embeddings of the candidates' other ids side by side, [R, N, keys x d]."""
         requests, slots, _ = batch.shape
-        return lookup(self.candidates, batch.candidates).view(requests, slots, -1)
+        found = lookup(self.candidates, batch.candidates)
+        return found.view(requests, slots, found.shape[1])
 
     def request(self, batch: Batch) -> Tensor:
         """Embeddings of the request's ids side by side, [R, keys x d]."""
         return lookup(self.requests, batch.requests)
 
     def behaviour(self, batch: Batch) -> Tensor:
-        """What each behaviour was plus how long ago, [R, L, d]."""
+        """What each behaviour was, how long ago and what is known of its item, summed, [R, L, d]."""
         requests, _, memory = batch.shape
-        code_and_age = lookup(self.behaviours, batch.behaviours)
-        return code_and_age.view(requests, memory, 2, self.width).sum(dim=2)
+        every = lookup(self.behaviours, batch.behaviours)
+        return every.view(requests, memory, -1, self.width).sum(dim=2)
 
 
 def is_table(name: str) -> bool:

@@ -25,7 +25,7 @@ class UserSide:
     """R requests as the user tower reads them; padded as in ``ranker.inputs.batch``.
 
     Attributes:
-        requests: keys ``age_band`` and ``segment`` (others are ignored).
+        requests: a key per feature of the user, query or request that enters as ids, R rows.
         behaviours: keys ``code`` and ``age``, R·L slots.
         numbers: float32 [R, F].
         history_mask: bool [R, L].
@@ -46,11 +46,13 @@ class ItemSide:
     """M items as the item tower reads them.
 
     Attributes:
-        candidates: keys ``category``, ``category_top``, ``spu``, ``attributes``, M rows.
+        candidates: a key per feature that enters as ids, M rows.
+        numbers: float32 [M, G].
         content: float32 [M, V], zeros where unknown.
     """
 
     candidates: KeyedJaggedTensor
+    numbers: Tensor
     content: Tensor
 
 
@@ -62,7 +64,8 @@ class TowerShape:
         item_rows, candidate_rows, request_rows, behaviour_rows: rows of the id tables, by name.
         id_width: D.
         content_width: V; 0: id-only.
-        request_numbers: how many numbers a request has.
+        request_numbers: F, how many numbers a request has.
+        item_numbers: G, how many an item has.
         id_dropout: fraction of items whose id is hidden in training, so that content carries cold items.
         table_learning_rate: of the tables' row-wise Adagrad.
     """
@@ -74,6 +77,7 @@ class TowerShape:
     id_width: int
     content_width: int
     request_numbers: int
+    item_numbers: int
     id_dropout: float
     table_learning_rate: float
 
@@ -91,6 +95,13 @@ class TwoTowerModel(nn.Module):
         self.requests = collection(shape.request_rows, self.width, rate)
         self.behaviours = collection(shape.behaviour_rows, self.width, rate)
         self.content = nn.Linear(shape.content_width, self.width, bias=False) if shape.content_width else None
+        self.item_numbers = (
+            nn.Linear(shape.item_numbers, self.width, bias=False) if shape.item_numbers else None
+        )
+        if self.item_numbers is not None:
+            nn.init.zeros_(
+                self.item_numbers.weight
+            )  # like an untrained id, an untrained number has no effect
         self.attend = nn.Parameter(torch.zeros(self.width))
         self.recency = nn.Linear(self.width, 1, bias=False)
         context = self.width * (2 + len(shape.request_rows)) + shape.request_numbers
@@ -117,7 +128,7 @@ class TwoTowerModel(nn.Module):
             behaved_RLE: id embeddings of the behaviours.
         """
         requests, memory = side.history_mask.shape
-        kind = lookup(self.behaviours, side.behaviours).view(requests, memory, 2, self.width).sum(2)
+        kind = lookup(self.behaviours, side.behaviours).view(requests, memory, -1, self.width).sum(2)
         score = behaved_RLE @ self.attend + self.recency(kind)[..., 0]
         if self.content is not None:
             score = score + side.history_content @ (self.content.weight.T @ self.attend)
@@ -132,9 +143,11 @@ class TwoTowerModel(nn.Module):
         return functional.normalize(pooled + asked + self.user_mix(torch.cat(context, dim=1)), dim=1)
 
     def item(self, side: ItemSide, ids_ME: Tensor) -> Tensor:
-        """Item vectors, float32 [M, E], unit norm: id + category + attributes + projected content."""
-        parts = lookup(self.candidates, side.candidates).view(len(ids_ME), -1, self.width).sum(1)
-        whole = ids_ME + parts
+        """Item vectors, float32 [M, E], unit norm: the sum of its ids, projected numbers and content."""
+        parts = lookup(self.candidates, side.candidates)
+        whole = ids_ME + parts.view(len(ids_ME), -1, self.width).sum(1)
+        if self.item_numbers is not None:
+            whole = whole + self.item_numbers(side.numbers)
         if self.content is not None:
             whole = whole + self.content(side.content)
         return functional.normalize(whole, dim=1)

@@ -14,14 +14,8 @@ from torchrec import KeyedJaggedTensor
 
 from dataset.contracts import DataError
 from feature_repo.frame import Frame, StoredRequests
-from ranker.inputs.columns import (
-    ITEM,
-    REQUEST_IDS,
-    REQUEST_NUMBERS,
-    require_columns,
-)
-from ranker.inputs.constants import filled, filled_table
-from ranker.inputs.frame_encoder import FrameEncoder, behaviour_ids, request_time_us, slots
+from ranker.inputs.columns import ITEM, request_time_us, require_columns
+from ranker.inputs.frame_encoder import FrameEncoder, behaviour_ids, slots
 from ranker.two_tower.model import ItemSide, UserSide
 
 REQUESTS = 512  # per batch at most; small data get batches small enough for STEPS of them
@@ -56,15 +50,15 @@ class Sample:
 
 def user_side(encoder: FrameEncoder, frame: Frame) -> tuple[UserSide, np.ndarray]:
     """The user tower's inputs, and which history slots are filled, bool [R, L]."""
-    frame = filled(frame)
-    require_columns(frame.requests, ("time", *REQUEST_IDS, *REQUEST_NUMBERS), "requests")
+    encoder.require("request", frame.requests)
+    time_us = request_time_us(frame.requests)
     history_mask = slots(np.diff(frame.history.offsets), left=False)
     content, _ = encoder.content(frame.history.item_id, history_mask)
     query, _ = encoder.queries(frame.requests, None)
     side = UserSide(
-        requests=encoder.request_ids(frame.requests),
-        behaviours=behaviour_ids(frame.history, request_time_us(frame.requests), history_mask),
-        numbers=torch.from_numpy(encoder.numbers(frame.requests, REQUEST_NUMBERS)),
+        requests=encoder.ids("request", frame.requests, np.ones(len(frame), dtype=bool)),
+        behaviours=behaviour_ids(frame.history, time_us, history_mask),
+        numbers=torch.from_numpy(encoder.numbers("request", frame.requests, time_us)),
         history_mask=torch.from_numpy(history_mask),
         history_content=content,
         query_content=query,
@@ -74,10 +68,10 @@ def user_side(encoder: FrameEncoder, frame: Frame) -> tuple[UserSide, np.ndarray
 
 def item_side(encoder: FrameEncoder, items: pa.Table) -> ItemSide:
     """The item tower's inputs."""
-    items = filled_table(items)
     everywhere = np.ones((1, len(items)), dtype=bool)
     content, _ = encoder.content(items[ITEM].to_numpy(), everywhere)
-    return ItemSide(encoder.candidate_ids(items, everywhere), content[0])
+    numbers = torch.from_numpy(encoder.numbers("candidate", items, np.zeros(len(items), np.int64)))
+    return ItemSide(encoder.ids("candidate", items, everywhere[0]), numbers, content[0])
 
 
 def inclusion(positives: np.ndarray, requests: int, per_batch: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,23 +15,12 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from feature_repo.frame import Frame, StoredRequests
+from feature_repo.services import RETRIEVAL
 from feature_repo.vectors import Vectors
 from ranker.fit import Plan, fit
-from ranker.inputs.columns import (
-    BAG,
-    CANDIDATE_IDS,
-    ITEM,
-    REQUEST_NUMBERS,
-    Inputs,
-    learn_inputs,
-    require_columns,
-)
-from ranker.inputs.frame_encoder import (
-    AGE_BUCKETS,
-    CODES,
-    FrameEncoder,
-    select_requests,
-)
+from ranker.inputs.columns import ITEM, USER_EVENTS, Inputs, learn_inputs
+from ranker.inputs.earlier import read_inputs
+from ranker.inputs.frame_encoder import BEHAVIOUR_ROWS, FrameEncoder, select_requests
 from ranker.score import CONFIG, require_vectors
 from ranker.two_tower.model import TowerShape, TwoTowerModel, sampled_softmax
 from ranker.two_tower.negatives import Sample, Sampler, item_side, user_side
@@ -39,12 +29,14 @@ from run.artifacts import MADE_BY, Artifact, ArtifactError, open_artifact, write
 from run.resume import Checkpoints
 from run.sizes import Size
 
-PROFILE_IDS = ("age_band", "segment")
 EPOCHS = 10
 PATIENCE = 2
 LEARNING_RATE = 2e-3
 TABLE_LEARNING_RATE = 0.02
 ID_DROPOUT = 0.2
+GIVEN = (
+    USER_EVENTS,
+)  # what it reads beside the features of its service; ids of users would only be memorised
 ROWS = 4096  # requests or items encoded at once
 
 
@@ -66,24 +58,29 @@ class TowerConfig:
         """
         content = json.loads(path.read_text())
         try:
-            return cls(**{**content, "inputs": Inputs.from_json(content["inputs"])})
+            return cls(**{**content, "inputs": read_inputs(content["inputs"], RETRIEVAL)})
         except (KeyError, TypeError) as error:
             raise ArtifactError(
                 f"{path}: not a two-tower configuration ({error}). Run '{MADE_BY['two_tower']}'."
             ) from None
 
+    def to_json(self) -> dict[str, Any]:
+        """JSON values that ``read`` understands."""
+        return vars(self) | {"inputs": self.inputs.to_json()}
+
     def build(self) -> TwoTowerModel:
         """The untrained model."""
-        rows = self.inputs.rows
+        inputs = self.inputs
         return TwoTowerModel(
             TowerShape(
-                item_rows={ITEM: rows[ITEM]},
-                candidate_rows={name: rows[name] for name in (*CANDIDATE_IDS, BAG)},
-                request_rows={name: rows[name] for name in PROFILE_IDS},
-                behaviour_rows={"code": CODES, "age": AGE_BUCKETS},
+                item_rows={ITEM: inputs.items.rows},
+                candidate_rows=inputs.rows("candidate"),
+                request_rows=inputs.rows("request"),
+                behaviour_rows=BEHAVIOUR_ROWS | inputs.rows("behaviour"),
                 id_width=self.id_width,
                 content_width=self.content_width,
-                request_numbers=len(REQUEST_NUMBERS),
+                request_numbers=inputs.width("request"),
+                item_numbers=inputs.width("candidate"),
                 id_dropout=ID_DROPOUT,
                 table_learning_rate=TABLE_LEARNING_RATE,
             )
@@ -149,12 +146,12 @@ class TwoTower:
         """Items, float32 [N, E], unit norm, in the order given.
 
         Args:
-            items: N rows with item_id, category, category_top, spu, attributes, as in ``Frame.candidates``.
+            items: N rows with item_id and the features of the candidates, as in ``Frame.candidates``.
 
         Raises:
             DataError: a column is missing.
         """
-        require_columns(items, (ITEM, BAG, *CANDIDATE_IDS), "catalogue")
+        self.encoder.require("candidate", items)
         parts = [np.empty((0, self.width), dtype=np.float32)]
         for start in range(0, len(items), ROWS):
             rows = items.slice(start, ROWS)
@@ -186,7 +183,7 @@ def train_two_tower(
     Args:
         train: requests whose candidates with ``label`` > 0 are the positives; the others are not used.
         vectors: the embedding; None: id-only towers.
-        catalogue: N rows with item_id, category, category_top, spu, attributes, as in ``Frame.candidates``.
+        catalogue: N rows with item_id and the features of the candidates, as in ``Frame.candidates``.
         size: fixes widths and history.
         out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
         parents: what it was made from, by role.
@@ -197,9 +194,9 @@ def train_two_tower(
         DataError: no positives, positives outside the catalogue, or columns missing.
         TrainingError: the loss or a gradient is not finite.
     """
-    require_columns(catalogue, (ITEM, BAG, *CANDIDATE_IDS), "catalogue")
     catalogue = catalogue.sort_by(ITEM).combine_chunks()
-    inputs, _ = learn_inputs(train, size.history)
+    ages = [one.name for one in train.signature.of("candidate") if one.kind == "timestamp"]
+    inputs, _ = learn_inputs(train, size.history, GIVEN, without=ages)  # an item's vector is of no moment
     config = TowerConfig(
         inputs,
         size.id_width,
@@ -207,12 +204,13 @@ def train_two_tower(
         None if vectors is None else vectors.id,
     )
     encoder = FrameEncoder(inputs, vectors)
+    encoder.require("candidate", catalogue)
     sampler = Sampler(train, catalogue, encoder, seed)
     torch.manual_seed(seed)
     model = config.build()
     plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, LEARNING_RATE, seed)
     job = {
-        "config": asdict(config),
+        "config": config.to_json(),
         "plan": asdict(plan) | {"epochs": None},
         "requests": len(train),
     }
@@ -236,7 +234,7 @@ def train_two_tower(
     }
     with write_artifact(out, "two_tower", manifest, parents) as folder:
         save_weights(model, folder)
-        (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
+        (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
         ids = catalogue[ITEM].to_numpy()
         save_file({ITEM: ids, "vector": towers.item_vectors(catalogue)}, folder / "items.safetensors")
     checkpoints.remove()

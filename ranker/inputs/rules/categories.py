@@ -35,8 +35,10 @@ class Dictionary:
     values: tuple[str, ...] | tuple[int, ...]
 
     def __post_init__(self) -> None:
-        kind = pa.int64() if self.values and isinstance(self.values[0], int) else pa.string()
-        object.__setattr__(self, "_values", pa.array(self.values, kind))
+        place = {value: row for row, value in enumerate(self.values, FIRST)}
+        integers = np.array(self.values if all(isinstance(one, int) for one in self.values) else (), np.int64)
+        object.__setattr__(self, "_place", place)
+        object.__setattr__(self, "_integers", integers)
 
     @property
     def rows(self) -> int:
@@ -45,17 +47,30 @@ class Dictionary:
 
     def ids(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Rows and how many each value has: one, of a bag as many as it holds; a null has row ABSENT."""
-        known: pa.Array = self._values  # type: ignore[attr-defined]
         values, lengths = _bags(column)
-        place = pc.index_in(plain(values).cast(known.type), value_set=known)
-        rows = pc.fill_null(place, -FIRST).to_numpy(zero_copy_only=False).astype(np.int64) + FIRST
+        rows = self._rows(plain(values))
         if pa.types.is_list(column.type):
             absent = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
             rows = np.insert(rows, np.append(0, np.cumsum(lengths))[absent], ABSENT)
             lengths[absent] = 1
-        else:
-            rows[values.is_null().to_numpy(zero_copy_only=False)] = ABSENT
         return rows, lengths
+
+    def _rows(self, values: pa.Array) -> np.ndarray:
+        if pa.types.is_integer(values.type) and not values.null_count:
+            known: np.ndarray = self._integers  # type: ignore[attr-defined]
+            if not len(known):
+                return np.full(len(values), UNKNOWN)
+            wanted = values.to_numpy()
+            at = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+            return np.where(known[at] == wanted, at + FIRST, UNKNOWN)
+        place: dict[str | int, int] = self._place  # type: ignore[attr-defined]
+        coded = values.dictionary_encode(
+            null_encoding="encode"
+        )  # so that each distinct value is looked up once
+        distinct = [
+            ABSENT if one is None else place.get(one, UNKNOWN) for one in coded.dictionary.to_pylist()
+        ]
+        return np.array(distinct, np.int64)[coded.indices.to_numpy()]
 
 
 @dataclass(frozen=True)
@@ -145,9 +160,8 @@ class CategoryLearner:
 
 def plain(values: pa.Array) -> pa.Array:
     """Categories of any type as int64 or strings."""
-    if pa.types.is_integer(values.type) and values.type != pa.uint64():
-        return values.cast(pa.int64())
-    return values.cast(pa.string())
+    kind = pa.int64() if pa.types.is_integer(values.type) and values.type != pa.uint64() else pa.string()
+    return values if values.type == kind else values.cast(kind)
 
 
 def _bags(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
@@ -155,7 +169,8 @@ def _bags(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
     if not pa.types.is_list(column.type):
         return column, np.ones(len(column), dtype=np.int32)
     values = column.flatten()
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int32)
+    counts = pc.list_value_length(column)
+    lengths = (counts.fill_null(0) if counts.null_count else counts).to_numpy().astype(np.int32)
     if values.null_count:
         owner = np.repeat(np.arange(len(column)), lengths)[values.is_valid().to_numpy(zero_copy_only=False)]
         lengths = np.bincount(owner, minlength=len(column)).astype(np.int32)

@@ -55,9 +55,10 @@ def transformed(values: np.ndarray, transform: str, unit: float) -> np.ndarray:
 
 def standardised(values: np.ndarray, mean: float, deviation: float, absent: bool) -> np.ndarray:
     """Float32 [N, 1], or [N, 2] with the indicator of null, of float64 values with NaN for null."""
+    even = ((values - mean) / deviation).clip(-CLIP, CLIP)
     missing = np.isnan(values)
-    even = np.where(missing, 0, (values - mean) / deviation).clip(-CLIP, CLIP)
-    return np.stack([even, missing][: 1 + absent], axis=1).astype(np.float32)
+    even[missing] = 0
+    return (np.stack([even, missing], axis=1) if absent else even[:, None]).astype(np.float32)
 
 
 class Moments:

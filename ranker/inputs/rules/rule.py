@@ -1,6 +1,6 @@
 """The contract of a rule: how the column of one feature becomes an input of a model.
 
-A rule is what was learned about a feature from the training data, so it is part of every model's configuration. A null
+A rule is what was learned about a feature from the training data, part of every model's configuration. A null
 means that the store has nothing; every rule gives it a meaning of its own.
 """
 
@@ -73,8 +73,8 @@ def finite(column: pa.Array, name: str) -> np.ndarray:
         DataError: a value is infinite.
     """
     values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    infinite = np.flatnonzero(np.isinf(values))
-    if len(infinite):
+    if np.isinf(values).any():
+        infinite = np.flatnonzero(np.isinf(values))
         raise DataError(
             f"column {name}: {len(infinite)} of {len(values)} values are infinite (rows {infinite[:3].tolist()}). "
             f"Write null where there is no number, then run 'moon store'."

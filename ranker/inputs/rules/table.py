@@ -15,6 +15,7 @@ from ranker.inputs.rules.categories import CategoryLearner, Dictionary, Hashed
 from ranker.inputs.rules.numbers import BUCKETS, BucketLearner, Buckets, Number, NumberLearner
 from ranker.inputs.rules.rule import Learner, Rule
 from ranker.inputs.rules.timestamps import Age, AgeLearner
+from ranker.inputs.rules.vectors import Vector, VectorLearner
 
 RULES: Mapping[str, type] = {
     "dictionary": Dictionary,
@@ -23,6 +24,7 @@ RULES: Mapping[str, type] = {
     "buckets": Buckets,
     "age": Age,
     "boolean": Boolean,
+    "vector": Vector,
 }
 BY_IDS = "by ids"  # a hashed feature of ours: its table grows with the ids of the training data
 NAMES = {rule: name for name, rule in RULES.items()}
@@ -51,6 +53,8 @@ def learner(feature: Feature) -> Learner:
             return AgeLearner(feature.name)
         case "boolean":
             return BooleanLearner(feature.name)
+        case "vector":
+            return VectorLearner(feature.name, int(tags.get("project", 0)))
     raise DataError(
         f"feature {feature.name}: there is no rule for the kind {feature.kind!r}; expected category, categories, "
         f"number, vector, timestamp or boolean. Say another kind by a tag of its field."

@@ -54,9 +54,11 @@ class AgeLearner:
 
 def log_age(column: pa.Array, time_us: np.ndarray) -> np.ndarray:
     """log(1 + seconds), float64, NaN where null."""
-    if pa.types.is_timestamp(column.type):
+    if pa.types.is_timestamp(column.type) and column.type.unit != "us":
         column = column.cast(pa.timestamp("us", column.type.tz))
     since = column.cast(pa.int64())
-    seconds = (time_us - since.fill_null(0).to_numpy(zero_copy_only=False)) / 1e6
-    age = np.log1p(np.maximum(seconds, 0))
-    return np.where(since.is_null().to_numpy(zero_copy_only=False), np.nan, age)
+    known = since.fill_null(0) if since.null_count else since
+    age = np.log1p(np.maximum((time_us - known.to_numpy()) / 1e6, 0))
+    if since.null_count:
+        age[since.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return age
