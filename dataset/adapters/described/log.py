@@ -19,6 +19,7 @@ from dataset.adapters.described.files import PACKED, Batch
 from dataset.adapters.described.firsts import Firsts
 from dataset.adapters.described.names import Names
 from dataset.contracts import EVENTS, TIME
+from dataset.identity import IMPORTED
 from dataset.long_log import FEW, LongLog
 from dataset.order import hashed
 from dataset.text import clean_column
@@ -108,7 +109,7 @@ class EventLog:
                 row += len(batch.table)
 
     def short(self) -> tuple[pa.Table, pa.Table]:
-        """EVENTS, ordered by time and numbered from 1, and the context of each (event_id and CONTEXT columns)."""
+        """EVENTS, by time and numbered from ``IMPORTED`` on, and the context of each (event_id, CONTEXT columns)."""
         return events_table(self.batches())
 
     def long(self) -> LongLog:
@@ -152,7 +153,7 @@ class EventLog:
 
 
 def events_table(batches: Iterator[pa.Table]) -> tuple[pa.Table, pa.Table]:
-    """EVENTS, ordered by time and numbered from 1, and the context of each (event_id and CONTEXT columns)."""
+    """EVENTS, by time and numbered from ``IMPORTED`` on, and the context of each (event_id, CONTEXT columns)."""
     found = list(batches)
     if not found:
         return EVENTS.empty_table(), pa.table({"event_id": pa.array([], pa.int64())})
@@ -165,7 +166,7 @@ def events_table(batches: Iterator[pa.Table]) -> tuple[pa.Table, pa.Table]:
     if together.column("sequence").null_count == 0:
         ties = together.column("sequence").to_numpy()
     ordered = together.take(pa.array(np.lexsort([ties, times])))
-    number = pa.array(np.arange(1, len(ordered) + 1))
+    number = pa.array(np.arange(1, len(ordered) + 1) + IMPORTED)
     columns = {name: ordered.column(name) for name in ordered.column_names if name in EVENTS.names}
     context = {
         name.removeprefix(CONTEXT): ordered.column(name)
