@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,7 +74,7 @@ def check(tables: Tables, now: datetime | None = None, known: Tables | None = No
         *(entry for one in sieve.values() for entry in one.entries),
     ]
     kept = {name: one.kept() for name, one in sieve.items()}
-    beside = {
+    beside: dict[str, Any] = {
         name: None if table is None else table.filter(pc.is_in(table["event_id"], kept["events"]["event_id"]))
         for name, table in (("truth", tables.truth), ("propensities", tables.propensities))
     }

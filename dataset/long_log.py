@@ -32,6 +32,7 @@ DISK = {
     "threads": 2,
     "preserve_insertion_order": False,
 }  # the rest of a sort is on disk
+FEW = ("available_time", "query_id", "value")  # of EVENTS, of which a source may know more than the usual
 IN_ORDER = "SELECT * EXCLUDE (tie, row) FROM log ORDER BY coalesce(time_us, -1), tie, row"
 
 
@@ -52,24 +53,35 @@ class LongLog:
         self.rows = 0
         self.start = NO_CLOCK
 
-    def add(self, kind: str, user: Column, item: Column, time: Column, name: Column) -> None:
+    def add(
+        self,
+        kind: str | Column,
+        user: Column,
+        item: Column,
+        time: Column,
+        name: Column | None = None,
+        more: Mapping[str, Column] | None = None,
+    ) -> None:
         """Add events, in any order.
 
         Args:
-            kind: their type, one of EVENT_TYPES.
+            kind: the type of all, or of each (EVENT_TYPES).
             user, item, time: as for ``canonical.event_table``.
-            name: the source's ids of the users, text.
+            name: the source's ids of the users, text; None: ``users`` is not asked.
+            more: columns of FEW; the same ones every time.
         """
         count = len(time)
+        kinds = pa.array([kind]).take(pa.array(np.zeros(count, np.int64))) if isinstance(kind, str) else kind
         users, items = (flat(ids).fill_null(-1).to_numpy() for ids in (user, item))
         part = pa.table(
             {
                 "user_id": user,
                 "item_id": item,
-                "type": pa.array([kind]).take(pa.array(np.zeros(count, np.int64))),
+                "type": kinds,
                 "time_us": flat(time).cast(pa.int64()),
                 "tie": hashed(users, items),
                 "row": np.arange(self.rows, self.rows + count),
+                **(more or {}),
             }
         )
         with writing(Path(self._folder.name)):
@@ -82,17 +94,22 @@ class LongLog:
         if first != NO_CLOCK:
             self.start = first if self.start == NO_CLOCK else min(self.start, first)
         self.rows += count
-        self._see(user, time, name)
+        if name is not None:
+            self._see(user, time, name)
 
     def chunks(self) -> Iterator[pa.Table]:
-        """EVENTS ordered by time and then by a hash, numbered from ``IMPORTED`` on, available a second later."""
+        """EVENTS ordered by time and then by a hash, from ``IMPORTED`` on; known a second later, unless said."""
         number = IMPORTED + 1
         batches = self._disk.sql(IN_ORDER).to_arrow_reader(AT_ONCE) if self.rows else ()
         for part in together(batches):
             ties = hashed(*(part.column(name).fill_null(-1).to_numpy() for name in ("user_id", "item_id")))
             time = part.column("time_us").cast(TIME)
-            columns = {name: part.column(name) for name in ("user_id", "item_id", "type")}
-            columns |= {"event_time": time, "available_time": after(time), "sequence": pa.array(ties)}
+            columns = {"event_time": time, "available_time": after(time), "sequence": pa.array(ties)}
+            columns |= {
+                name: part.column(name)
+                for name in ("user_id", "item_id", "type", *FEW)
+                if name in part.column_names
+            }
             yield under(EVENTS, {"event_id": pa.array(np.arange(number, number + len(part))), **columns})
             number += len(part)
 

@@ -25,7 +25,6 @@ UNITS = {
 }  # time_format of numbers -> ticks per second
 ISO = "iso"
 IGNORE = "ignore"  # the type of rows that are left out
-Columns = Annotated[list[str], Field(default_factory=list)]
 
 
 class Section(BaseModel):
@@ -49,9 +48,9 @@ class Section(BaseModel):
     quote: str = '"'
     header: bool = True
     encoding: str = "utf-8"
-    missing: Columns
+    missing: list[str] = Field(default_factory=list)
     time_zone: str = "UTC"
-    ignore: Columns
+    ignore: list[str] = Field(default_factory=list)
 
 
 class Items(Section):
@@ -80,13 +79,13 @@ class Items(Section):
     category_levels: Annotated[int, Field(gt=0)] | None = None
     price: str | None = None
     product: str | None = None
-    attributes: Columns
+    attributes: list[str] = Field(default_factory=list)
     picture: str | None = None
     picture_folder: str = "."
     first_seen: str | None = None
     updated: str | None = None
     time_format: str = ISO
-    features: Columns
+    features: list[str] = Field(default_factory=list)
 
 
 class Users(Section):
@@ -98,7 +97,7 @@ class Users(Section):
     first_seen: str | None = None
     updated: str | None = None
     time_format: str = ISO
-    features: Columns
+    features: list[str] = Field(default_factory=list)
 
 
 class Queries(Section):
@@ -111,7 +110,7 @@ class Queries(Section):
 
     id: str
     text: str
-    features: Columns
+    features: list[str] = Field(default_factory=list)
 
 
 class Events(Section):
@@ -145,12 +144,12 @@ class Events(Section):
     value: str | None = None
     value_scale: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     request: str | None = None
-    request_scope: Columns
+    request_scope: list[str] = Field(default_factory=list)
     position: str | None = None
     first_position: int = 0
     query: str | None = None
     query_text: str | None = None
-    context: Columns
+    context: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _every_event_has_a_type(self) -> Events:

@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset.adapters.canonical import attributes, first_seen, flat, ids_of, under
+from dataset.adapters.canonical import attributes, flat, ids_of, under
 from dataset.adapters.described.cells import Cell, Reader, read
 from dataset.adapters.described.description import Items, Section, Users
 from dataset.adapters.described.files import Batch, Files, connection
+from dataset.adapters.described.firsts import Firsts
 from dataset.adapters.described.names import Names
 from dataset.adapters.described.rows import KEY, UPDATED, extra_cells, extras, filled, latest
 from dataset.contracts import ITEMS, TIME, USERS
@@ -154,14 +155,14 @@ def _keyed(batches: Iterator[Batch], names: Names, column: str) -> Iterator[tupl
 
 
 def items_table(
-    found: Described, names: Names, events: pa.Table, image_id: pa.Array, keep_unknown: bool
+    found: Described, names: Names, firsts: Firsts, image_id: pa.Array, keep_unknown: bool
 ) -> pa.Table:
     """ITEMS: the described ones in order of their id, then those of which only the id is known.
 
     Args:
         found: of the tables.
         names: of all items, those of the log included.
-        events: EVENTS.
+        firsts: of the log.
         image_id: of each described item.
         keep_unknown: whether items that no table has are made.
     """
@@ -177,7 +178,7 @@ def items_table(
             "price": pc.cast(rows.column("price"), pa.float32()),
             "spu": _products(product, known),
             "image_id": image_id,
-            "first_seen": _first(rows, events, "item_id"),
+            "first_seen": _first(rows, firsts),
         }
         if described:
             columns["attributes"] = attributes(
@@ -187,13 +188,13 @@ def items_table(
     if keep_unknown:
         fresh = named.filter(pc.invert(pc.is_in(named.column("id"), known.combine_chunks())))
         ids = flat(fresh.column("id"))
-        seen = first_seen(ids, events.column("item_id"), events.column("event_time"))
+        seen = pc.fill_null(firsts.of(ids), pa.scalar(firsts.start(), TIME))
         columns = {"item_id": ids, "external_id": fresh.column("external"), "spu": ids, "first_seen": seen}
         parts.append(under(ITEMS, columns))
     return pa.concat_tables([ITEMS.empty_table(), *parts]).combine_chunks()
 
 
-def users_table(found: Described, names: Names, events: pa.Table, keep_unknown: bool) -> pa.Table:
+def users_table(found: Described, names: Names, firsts: Firsts, keep_unknown: bool) -> pa.Table:
     """USERS, as ``items_table`` makes ITEMS."""
     rows, named = found.rows, names.table()
     known = rows.column(KEY)
@@ -204,12 +205,12 @@ def users_table(found: Described, names: Names, events: pa.Table, keep_unknown: 
             "external_id": _external(known, named),
             "age": pc.cast(rows.column("age"), pa.float32()),
             "segment": rows.column("segment"),
-            "first_seen": _first(rows, events, "user_id"),
+            "first_seen": _first(rows, firsts),
         }
         parts.append(under(USERS, columns))
     if keep_unknown:
         fresh = named.filter(pc.invert(pc.is_in(named.column("id"), known.combine_chunks())))
-        seen = first_seen(fresh.column("id"), events.column("user_id"), events.column("event_time"))
+        seen = pc.fill_null(firsts.of(fresh.column("id")), pa.scalar(firsts.start(), TIME))
         columns = {"user_id": fresh.column("id"), "external_id": fresh.column("external"), "first_seen": seen}
         parts.append(under(USERS, columns))
     return pa.concat_tables([USERS.empty_table(), *parts]).combine_chunks()
@@ -225,16 +226,13 @@ def _products(product: pa.ChunkedArray | pa.Array, own: pa.ChunkedArray) -> pa.A
     return pc.coalesce(given, flat(own))
 
 
-def _first(rows: pa.Table, events: pa.Table, key: str) -> pa.Array:
+def _first(rows: pa.Table, firsts: Firsts) -> pa.Array:
     """When each row's entity was first there: as its table says, or its first event if that is earlier.
 
     A time outside the bounds of dates (a film of 1937, an announcement) says nothing about this shop.
     """
-    seen = first_seen(rows.column(KEY), events.column(key), events.column("event_time"))
-    said = flat(rows.column("first_seen")).cast(TIME)
-    kept = pc.if_else(
-        pc.fill_null(sane(said, datetime.now(UTC) + CLOCK_SKEW), False), said, pa.scalar(None, TIME)
-    )
-    acted = pc.is_in(flat(rows.column(KEY)), value_set=pc.unique(events.column(key)))
-    is_earlier = pc.and_(acted, pc.less(seen, kept))
-    return pc.coalesce(pc.if_else(pc.fill_null(is_earlier, False), seen, kept), seen)
+    seen, said = firsts.of(rows.column(KEY)), flat(rows.column("first_seen")).cast(TIME)
+    is_sane = pc.fill_null(sane(said, datetime.now(UTC) + CLOCK_SKEW), False)
+    kept = pc.if_else(is_sane, said, pa.scalar(None, TIME))
+    is_earlier = pc.fill_null(pc.less(seen, kept), False)
+    return pc.coalesce(pc.if_else(is_earlier, seen, kept), seen, pa.scalar(firsts.start(), TIME))

@@ -177,12 +177,10 @@ class Files:
             if len(delimiter) > 1:
                 first = next(lines, "").rstrip("\r\n")
                 row = first.split(delimiter) if first else None
+            elif self.quote:
+                row = next(csv.reader(lines, delimiter=delimiter, quotechar=self.quote), None)
             else:
-                quoting = csv.QUOTE_MINIMAL if self.quote else csv.QUOTE_NONE
-                row = next(
-                    csv.reader(lines, delimiter=delimiter, quotechar=self.quote or None, quoting=quoting),
-                    None,
-                )
+                row = next(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE), None)
         if not row:
             raise DataError(f"{self.name(path)}: expected a table, found an empty file. Remove it. {NEXT}")
         return row

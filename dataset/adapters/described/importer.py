@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dataset.adapters.canonical import attach_pictures
 from dataset.adapters.described.description import Description, open_description
@@ -18,11 +17,12 @@ from dataset.adapters.described.entities import (
     users_table,
 )
 from dataset.adapters.described.judged import described_queries, judgements_table, queries_table
-from dataset.adapters.described.log import Searches, event_batches, events_table
+from dataset.adapters.described.log import EventLog, Searches
 from dataset.adapters.described.names import DIFFERENT, Names
 from dataset.adapters.described.pictures import Pictures
 from dataset.adapters.described.rows import KEY
 from dataset.contracts import Tables
+from dataset.first_seen import LOG
 
 KEEP = "keep"
 FEW_DAYS = 30  # a clock of days that counts fewer of them is too coarse to cut the log in time
@@ -48,16 +48,19 @@ def described(path: Path) -> tuple[Tables, dict[str, Any]]:
     }
     judgements = judgements_table(root, description.judgements, items, searches)
     listed = len(items), len(users)
-    events, context = events_table(event_batches(root, description.events, items, users, searches))
+    log = EventLog(root, description.events, items, users, searches)
+    is_long = log.is_long()
+    events, context = (log.long(), None) if is_long else log.short()
     data = description.data
     pictures = Pictures(root, items, set(found["item"].rows.column(KEY).to_pylist()))
     keys = [str(one) for one in found["item"].rows.column(KEY).to_pylist()]
     shown = ((str(one), content) for one, content in pictures.of(description.items, description.images))
     image_id, images, quarantine = attach_pictures(keys, shown)
+    seen = log.seen
     tables = Tables(
-        items=items_table(found["item"], items, events, image_id, data.unknown_items == KEEP),
+        items=items_table(found["item"], items, seen["item"], image_id, data.unknown_items == KEEP),
         images=images,
-        users=users_table(found["user"], users, events, data.unknown_users == KEEP),
+        users=users_table(found["user"], users, seen["user"], data.unknown_users == KEEP),
         events=events,
         queries=queries_table(searches),
         judgements=judgements,
@@ -68,28 +71,37 @@ def described(path: Path) -> tuple[Tables, dict[str, Any]]:
         "name": data.name,
         "source": f"described by moon.toml, {digest}",
         "description": digest,
-        "protocol": _protocol(description, events),
+        "protocol": _protocol(description, log),
+        "first_seen": {
+            name: LOG
+            for name, sections in (("items", description.items), ("users", description.users))
+            if not any(one.first_seen for one in sections)
+        },
         "merged": {name: one.changed for name, one in found.items() if one.changed},
         "unlisted": _unlisted(description, listed, (len(items), len(users))),
         "pictures": dict(sorted(pictures.counts.items())),
         "features": _features(description),
+        "left_out": [one for section in description.events for one in section.context] if is_long else [],
     }
 
 
-def _extra(found: dict[str, Described], context: pa.Table) -> dict[str, pa.Table]:
+def _extra(found: dict[str, Described], context: pa.Table | None) -> dict[str, pa.Table]:
     """The columns that are nobody's, beside the id of their entity."""
     tables = {
         name: pa.table({f"{name}_id": one.rows.column(KEY), **one.extra})
         for name, one in found.items()
         if one.extra
     }
-    return tables | ({"event": context} if len(context.column_names) > 1 else {})
+    return tables | ({"event": context} if context is not None and len(context.column_names) > 1 else {})
 
 
 def _features(description: Description) -> dict[str, list[str]]:
     """The left-over columns that ``moon.toml`` switches on, by entity."""
-    sections = {"item": description.items, "user": description.users, "query": description.queries}
-    on = {name: [column for one in listed for column in one.features] for name, listed in sections.items()}
+    on = {
+        "item": [column for section in description.items for column in section.features],
+        "user": [column for section in description.users for column in section.features],
+        "query": [column for section in description.queries for column in section.features],
+    }
     return {name: columns for name, columns in on.items() if columns}
 
 
@@ -100,12 +112,11 @@ def _unlisted(description: Description, listed: tuple[int, int], all_ids: tuple[
     return {name: rows for name, rows in counts.items() if rows and getattr(description, name)}
 
 
-def _protocol(description: Description, events: pa.Table) -> str:
-    """As ``moon.toml`` says; else by time, or held out where the clock knows days only."""
+def _protocol(description: Description, log: EventLog) -> str:
+    """As ``moon.toml`` says; else by time, or held out where the clock knows few days and no time of day."""
     if description.split.protocol is not None:
         return description.split.protocol
-    if not len(events):
+    if not description.events:
         return "none"
-    days = pc.count_distinct(pc.floor_temporal(events.column("event_time"), unit="day")).as_py()
-    is_coarse = all(one.whole_days or one.time is None for one in description.events)
-    return "holdout" if is_coarse and days < FEW_DAYS else "time"
+    coarse = all(one.whole_days or one.time is None for one in description.events)
+    return "holdout" if coarse and log.seen["item"].days() < FEW_DAYS else "time"

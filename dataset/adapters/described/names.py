@@ -8,14 +8,14 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.adapters.canonical import flat
 from dataset.adapters.described.files import Batch
 from dataset.adapters.source import NEXT
-from dataset.contracts import DataError, stable_ids
+from dataset.contracts import DataError
+from dataset.shop_ids import stable_ids
 
 REFUSE, DIFFERENT, SAME = "refuse", "different", "same"
 
@@ -31,15 +31,17 @@ class Names:
 
     entity: str
     similar: str = REFUSE
-    _ids: dict[str, int] = field(default_factory=dict)
-    _spelled: dict[str, str] = field(default_factory=dict)  # plain form -> the spelling that differs from it
-    _same: dict[str, str] = field(default_factory=dict)  # other spelling -> the first one
+    _known: dict[str, int] = field(default_factory=dict)  # every spelling -> its id
+    _names: list[str] = field(default_factory=list)  # the first spelling of each id
+    _spelled: dict[str, str] = field(
+        default_factory=dict
+    )  # plain form -> the first spelling that differs from it
     _sources: list[tuple[int, str]] = field(
         default_factory=list
-    )  # number of ids before, where they come from
+    )  # number of names before, where they come from
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._names)
 
     def ids(self, batch: Batch, name: str, column: str) -> pa.Array:
         """Int64 ids of the texts in column ``name`` of a batch, null where they are null.
@@ -53,19 +55,15 @@ class Names:
             DataError: an id differs from an earlier one by case, spaces or leading zeros, and that is not allowed.
         """
         encoded = flat(batch.table.column(name).dictionary_encode())
-        self._sources.append((len(self._ids), f"{batch.file}, column {column!r}"))
+        self._sources.append((len(self._names), f"{batch.file}, column {column!r}"))
         texts = encoded.dictionary.to_pylist()
-        for text in [text for text in texts if text not in self._ids and text not in self._same]:
-            first = None if self.similar == DIFFERENT else self._like(text)
-            if first is None:
-                self._ids[text] = -1
-            elif self.similar == SAME:
-                self._same[text] = first
-            else:
-                raise DataError(self._twins(batch, encoded, text, first, column))
-        self._number(texts)
-        ids = np.fromiter((self._ids[self._same.get(text, text)] for text in texts), np.int64, len(texts))
-        return pa.array(ids).take(encoded.indices)
+        ids = list(map(self._known.get, texts))
+        if None in ids:
+            self._learn(
+                [text for text, one in zip(texts, ids, strict=True) if one is None], batch, encoded, column
+            )
+            ids = list(map(self._known.get, texts))
+        return pa.array(ids, pa.int64()).take(encoded.indices)
 
     def table(self) -> pa.Table:
         """Columns ``id`` int64 and ``external`` string, in order of appearance.
@@ -73,18 +71,31 @@ class Names:
         Raises:
             DataError: two of them became one integer.
         """
-        stable_ids(list(self._ids))  # says so if they collide
-        ids = pa.array(np.fromiter(self._ids.values(), np.int64, len(self._ids)))
-        return pa.table({"id": ids, "external": pa.array(list(self._ids), pa.string())})
+        return pa.table(
+            {"id": pa.array(stable_ids(self._names)), "external": pa.array(self._names, pa.string())}
+        )
 
-    def _number(self, texts: list[str]) -> None:
-        new = [text for text in texts if self._ids.get(text) == -1]
-        self._ids.update(zip(new, stable_ids(new).tolist(), strict=True))
+    def _learn(self, texts: list[str], batch: Batch, encoded: pa.DictionaryArray, column: str) -> None:
+        """Number new spellings."""
+        new, same = [], {}
+        for text in texts:
+            first = None if self.similar == DIFFERENT else self._like(text)
+            if first is None:
+                new.append(text)
+                self._known[text] = -1  # so that a later one of these is like it
+            elif self.similar == SAME:
+                same[text] = first
+            else:
+                self._names += new
+                raise DataError(self._twins(batch, encoded, text, first, column))
+        self._names += new
+        self._known.update(zip(new, stable_ids(new).tolist(), strict=True))
+        self._known.update({text: self._known[first] for text, first in same.items()})
 
     def _like(self, text: str) -> str | None:
         """The earlier id of the same plain form; None: there is none."""
         plain = plain_form(text)
-        if plain != text and plain in self._ids:
+        if plain != text and plain in self._known:
             return plain
         if plain in self._spelled:
             return self._spelled[plain]
@@ -94,7 +105,7 @@ class Names:
 
     def _twins(self, batch: Batch, encoded: pa.DictionaryArray, text: str, first: str, column: str) -> str:
         row = batch.start + pc.index(pc.equal(encoded.cast(pa.string()), text), True).as_py() + 1
-        place = list(self._ids).index(first)
+        place = self._names.index(first)
         source = self._sources[bisect.bisect_right([count for count, _ in self._sources], place) - 1][1]
         return (
             f"{batch.file}: row {row}, column {column!r}: the {self.entity} {text!r} and the {self.entity} {first!r} "

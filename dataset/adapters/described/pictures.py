@@ -80,11 +80,11 @@ class Pictures:
         for section in items:
             if section.picture is not None:
                 yield from self._listed(section, section.id, section.picture)
-        for section in images:
-            if section.item is not None and section.picture is not None:
-                yield from self._listed(section, section.item, section.picture)
+        for apart in images:
+            if apart.item is not None and apart.picture is not None:
+                yield from self._listed(apart, apart.item, apart.picture)
             else:
-                yield from self._named(section.files)
+                yield from self._named(apart.files)
 
     def _listed(
         self, section: Items | Images, item: str, picture: str

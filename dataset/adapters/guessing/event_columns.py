@@ -174,9 +174,9 @@ def _one_time(table: Seen, name: str, proposal: Proposal, shown: set[str]) -> bo
     time, kind = proposal.get("time"), proposal.get("type_column")
     if time is None:
         return False
-    rows = zip(table.columns[name].aligned, table.columns[time].aligned, strict=True)
+    rows = list(zip(table.columns[name].aligned, table.columns[time].aligned, strict=True))
     if kind is not None:
-        rows = (row for row, said in zip(rows, table.columns[kind].aligned, strict=True) if said in shown)
+        rows = [row for row, said in zip(rows, table.columns[kind].aligned, strict=True) if said in shown]
     return _agree([(str(left), str(right)) for left, right in rows if left is not None])
 
 
