@@ -127,7 +127,7 @@ _int64 = _whole(Rule.INT64, LARGEST_ID)
 
 def _shop_id(value: Any, info: ValidationInfo) -> ShopId:
     """An id as it was sent; its text is kept letter by letter."""
-    kind = (info.context or ALL_INT64)[info.field_name]
+    kind = (info.context or ALL_INT64)[info.field_name or ""]
     if kind is IdKind.INT64:
         return _int64(value, info)
     if value is None:

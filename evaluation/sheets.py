@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataset.shop_ids import ShopId
 from dataset.split import Split
 from dataset.tables import Dataset
 from evaluation.comparisons import BASELINES, controls, headline, judged
@@ -169,7 +170,7 @@ class Evidence:
         }
 
 
-def _titles(recommender: Recommender, user_id: int) -> list[str]:
+def _titles(recommender: Recommender, user_id: ShopId) -> list[str]:
     """Titles of the user's history; empty if the store does not answer, which the answer's fallbacks report."""
     try:
         return [card.title or "(no title)" for card in recommender.history(user_id)]

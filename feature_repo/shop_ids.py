@@ -22,7 +22,7 @@ from dataset.shop_ids import ALL_INT64, NAMED, IdKind, Kinds, ShopId, shown, sta
 from feature_repo.sources import DATA
 from moonstore.errors import StoreError
 from moonstore.readable import readable
-from run.artifacts import read_json, write_json
+from run.artifacts import read_json, replacing, write_json
 from run.disk import writing
 
 KINDS, RECEIVED = "id_kinds.json", "shop_ids.db"
@@ -56,7 +56,8 @@ class Names:
         """
         with readable(path), pa.memory_map(str(path)) as stream:
             batch = pa.ipc.open_file(stream).get_batch(0)
-        return cls(*(batch.column(name).to_numpy() for name in ("key", "id", "by_id")), batch.column("name"))
+        key, number, by_id = (batch.column(name).to_numpy() for name in ("key", "id", "by_id"))
+        return cls(key, number, by_id, batch.column("name"))
 
     def ids_of(self, keys: np.ndarray, names: Sequence[str]) -> list[int | None]:
         """The int64 of each name, given its key; None where the dataset has none."""
@@ -102,7 +103,11 @@ def write_names(path: Path, ids: pa.ChunkedArray, names: pa.ChunkedArray) -> Non
         "name": pa.array(texts, pa.large_string()).take(pa.array(order)),
     }
     batch = pa.record_batch(columns)
-    with writing(path), pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, batch.schema) as writer:
+    with (
+        replacing(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as stream,
+        pa.ipc.new_file(stream, batch.schema) as writer,
+    ):
         writer.write_batch(batch)
 
 

@@ -395,6 +395,32 @@ def test_events_of_every_door_join_the_history_that_the_page_shows(shop, request
     assert "value='nobody / 1'" in page
 
 
+def test_integers_of_any_width_stay_integers(tiny_world, tmp_path):
+    wide = [7, -7, 0, LARGEST, LARGEST + 1, 2**64, 10**99, -(10**99), 2**62]
+    kinds = {**TEXTS, "item_id": IdKind.INTEGER, "user_id": IdKind.INTEGER}
+    shop = make_shop(
+        tmp_path, named(tiny_world, [str(one) for one in [*wide, *range(100, 111)]]), id_kinds=kinds
+    )
+    service = Service(shop)
+    client = service.client
+    everything = ids(client.get("/similar", params={"item_id": str(10**99), "k": 200}))
+    assert set(wide) == {*everything, 10**99} & set(wide) and all(type(one) is int for one in everything)
+    sent = [event(10**30 + n, user, item) for n, (user, item) in enumerate([(10**50, 10**99), (7, -7)])]
+    assert client.post("/events", json=sent).json() == {"accepted": 2, "duplicates": 0}
+    moon = service.live.current
+    moon.now = lambda: NOW.replace(year=NOW.year + 1)
+    assert [card.item_id for card in moon.history(10**50)] == [10**99] and moon.history(7)[0].item_id == -7
+    assert "/?item_id=" + str(10**99) in client.get("/", params={"user_id": str(10**50)}).text
+    answer = client.put(f"/items/{2**64}/state", json={"state": "inactive"})
+    assert answer.json() == {"item_id": 2**64, "state": "inactive"}
+    made = client.post("/items", json={"item_id": 10**80, "title": "red"})
+    assert (made.status_code, made.json()) == (202, {"item_id": 10**80})
+    for wrong in ("007", "7.0", "x"):
+        assert client.get("/similar", params={"item_id": wrong}).status_code == 422
+    answer = client.post("/events", json=[event(10**31, "7", 7)])
+    assert answer.status_code == 422 and "user_id is not an integer" in answer.json()["error"]
+
+
 def test_ids_that_are_none_of_the_shops_are_answered_as_documented(shop):
     service = Service(shop)
     client = service.client

@@ -92,7 +92,7 @@ def _seen(client: redis.Redis, reader: OnlineReader, users: int, count: int, rat
     """Milliseconds from sending some of ``count`` events until their users' histories have them."""
     events = _events(10**9 + count, count, users)
     began, sent = time.monotonic(), 0
-    waiting: dict[int, tuple[Event, float]] = {}
+    waiting: dict[int, tuple[int, float]] = {}  # by item
     took = []
     while sent < count or waiting:
         due = min(int((time.monotonic() - began) * rate) + 1, count)
@@ -100,16 +100,14 @@ def _seen(client: redis.Redis, reader: OnlineReader, users: int, count: int, rat
             some = events[sent:due]
             send(client, STREAM, some)
             now = time.monotonic()
-            waiting |= {
-                one.event_id: (one, now) for one in some if (one.event_id - events[0].event_id) % EVERY == 0
-            }
+            waiting |= {int(one.item_id): (int(one.user_id), now) for one in some[-sent % EVERY :: EVERY]}
             sent = due
-        for event_id, (event, at) in list(waiting.items()):
-            if event.item_id in reader.read_user(event.user_id, wall()).history.item_id:
+        for item, (user, at) in list(waiting.items()):
+            if item in reader.read_user(user, wall()).history.item_id:
                 took.append((time.monotonic() - at) * 1e3)
-                del waiting[event_id]
+                del waiting[item]
             elif time.monotonic() - at > START_S:
-                raise RuntimeError(f"event {event_id} was not online within {START_S:g} s")
+                raise RuntimeError(f"the event of item {item} was not online within {START_S:g} s")
         time.sleep(0.001)
     return took
 

@@ -11,6 +11,7 @@ import test_ingest
 from conftest import make_world
 
 from dataset.records import Item
+from dataset.shop_ids import ALL_INT64, IdKind
 from feature_repo.event_log import log_version
 from feature_repo.ingest.clock import ShopClock
 from feature_repo.ingest.fold import fold
@@ -21,6 +22,7 @@ from feature_repo.ingest.journal import Journal
 from feature_repo.ingest.new_items import keep_item, new_items, set_aside
 from feature_repo.ingest.stream import EventFile, consume
 from feature_repo.item_matrix import open_item_matrix
+from feature_repo.shop_ids import shop_ids, write_shop_ids
 from feature_repo.sources import DATA, LOG
 from feature_repo.store import open_store, use_profile
 from feature_repo.views import EmbeddingRecord
@@ -220,6 +222,32 @@ def _state(folder: Path) -> str:
     return withdrawn(folder / "store").get(NEW, "active")
 
 
+def _texts(folder: Path) -> None:
+    """The same store of a shop whose ids are texts."""
+    tables = {name: getattr(WORLD.dataset, name) for name in ("items", "users", "queries")}
+    write_shop_ids(folder / "store", {**ALL_INT64, "user_id": IdKind.TEXT}, tables)
+
+
+def _receive_ids(folder: Path) -> None:
+    """Users that nobody has heard of, one after the other, and one who is known."""
+    ids = shop_ids(folder / "store")
+    for number, names in enumerate((["a", "u0"], ["b", "c"], ["a", "d"])):
+        ids.keep("user_id", names)
+        acknowledge(folder, [number])
+
+
+def _ids_have_names(folder: Path) -> None:
+    """The names of what was acknowledged are known to another process."""
+    ids = shop_ids(folder / "store")
+    names = ["a", "b", "c", "d"][: {0: 1, 1: 3, 2: 4}.get(max(acknowledged(folder), default=-1), 0)]
+    assert ids.names("user_id", ids.find("user_id", names)) == names, "the name of an acknowledged id is lost"
+
+
+def _named(folder: Path) -> list:
+    ids = shop_ids(folder / "store")
+    return ids.names("user_id", ids.find("user_id", ["a", "b", "c", "d", "u0"]))
+
+
 def _start_clock(folder: Path) -> None:
     ShopClock(folder / "store", NOW)
 
@@ -232,6 +260,7 @@ SERVICE = (
     Job("item goes online", "trained", _put_online, prepare=_one_new, look=_item_is_online),
     Job("item is set aside", "trained", _set_aside, prepare=_one_new, look=_item_is_known),
     Job("item is withdrawn", "store", _withdraw, look=_is_withdrawn, state=_state),
+    Job("ids are received", "store", _receive_ids, prepare=_texts, look=_ids_have_names, state=_named),
     Job("snapshot of items", "trained", _snapshot),
     Job("clock", "store", _set_clock, prepare=_start_clock, look=_time),
     Job("online store switched", "store", _switch, look=_profile),
