@@ -96,9 +96,10 @@ def test_few_events_are_in_memory_at_once(long, tmp_path, monkeypatch):
 
 
 def test_what_is_wrong_at_the_end_of_a_long_log_is_said_and_nothing_is_left(long, tmp_path):
-    with pytest.raises(DataError, match="expected integers, found 1 others"):
+    with pytest.raises(DataError, match="expected integers, found 1 others") as refusal:
         imported(raw(tmp_path / "raw", article_id="none"), tmp_path / "made")
     assert not (tmp_path / "made").exists() and not list(long.iterdir())
+    assert refusal.traceback  # still holds the log
 
 
 def test_article_ids_have_one_length_in_all_of_a_long_log(long):
@@ -106,9 +107,10 @@ def test_article_ids_have_one_length_in_all_of_a_long_log(long):
         columns = {"t_dat": [date(2020, 9, 1)], "article_id": [article_id], "customer_id": ["a"]}
         return pa.table(columns)
 
-    with pytest.raises(DataError, match=r"because some begin with 0, found lengths \[9, 10\]"):
+    with pytest.raises(DataError, match=r"because some begin with 0, found lengths \[9, 10\]") as refusal:
         hm._long_log([sold("0100000001"), sold("100000001")])
     assert not list(long.iterdir())
+    assert refusal.traceback  # still holds the log
 
 
 def test_a_broken_row_is_said_with_its_file(long, tmp_path):
@@ -138,9 +140,10 @@ def test_two_names_of_one_id_are_refused_wherever_they_stand(long, monkeypatch):
 def test_a_long_log_of_refused_events_is_refused(long, tmp_path):
     folder = raw(tmp_path / "raw")
     write(folder / "articles.csv", hm.RAW_SCHEMAS["articles.csv"], [article(ARTICLES[0])])
-    with pytest.raises(DataError, match="events: expected at most 50% of the rows to break the contract"):
+    with pytest.raises(DataError, match="events: expected at most 50% of the rows to break the contract") as refusal:
         imported(folder, tmp_path / "made")
     assert not (tmp_path / "made").exists() and not list(long.iterdir())
+    assert refusal.traceback  # still holds the log
 
 
 def test_the_benchmark_measures_an_import_of_as_many_rows_as_were_asked_for():
