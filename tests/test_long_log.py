@@ -140,7 +140,9 @@ def test_two_names_of_one_id_are_refused_wherever_they_stand(long, monkeypatch):
 def test_a_long_log_of_refused_events_is_refused(long, tmp_path):
     folder = raw(tmp_path / "raw")
     write(folder / "articles.csv", hm.RAW_SCHEMAS["articles.csv"], [article(ARTICLES[0])])
-    with pytest.raises(DataError, match="events: expected at most 50% of the rows to break the contract") as refusal:
+    with pytest.raises(
+        DataError, match="events: expected at most 50% of the rows to break the contract"
+    ) as refusal:
         imported(folder, tmp_path / "made")
     assert not (tmp_path / "made").exists() and not list(long.iterdir())
     assert refusal.traceback  # still holds the log
