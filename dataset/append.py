@@ -24,7 +24,7 @@ from dataset.order import HASH, SOURCE, hashed, sequence_of, sequenced
 from dataset.shop_ids import NAMED
 from dataset.sieve import require_most
 from dataset.tables import Dataset, write_checked
-from run.artifacts import Artifact, open_artifact
+from run.artifacts import Artifact, open_artifact, remove_leftovers
 
 GIVEN = "given"  # ``event_ids`` of a source that names its events; others are numbered by their importer
 KEYS = {
@@ -100,7 +100,8 @@ def append(before: Dataset, tables: Tables, config: Mapping[str, Any], source: s
     merged["images"] = _shown(merged, old)
     added["events"] = checked.events.num_rows
     done = Appended(before.artifact, int(there.sum()), checked.quarantine.num_rows, added, changed)
-    if done.is_nothing:
+    if done.is_nothing:  # perhaps because an append was killed when all was written
+        remove_leftovers(before.artifact.path)
         return done
     record = {
         "source": source,

@@ -210,6 +210,14 @@ def write_artifact(
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what a ``write_artifact`` that was killed left beside the artifact at ``path``, which is whole."""
+    with writing(path):
+        for end in (".tmp", ".previous"):
+            if (left := path.with_name(path.name + end)).exists():
+                shutil.rmtree(left)
+
+
 def _seal(folder: Path, kind: str, config: Mapping[str, Any], parents: Mapping[str, Artifact]) -> None:
     """Write the manifest of the files in a folder, and have everything on disk."""
     files: dict[str, dict[str, Any]] = {}

@@ -6,15 +6,16 @@ Run: pytest tests/test_long_log.py
 from __future__ import annotations
 
 import tempfile
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from test_importers import article, picture, put, write
 
-from dataset import long_log, tables
-from dataset.adapters import hm, source
-from dataset.contracts import SCHEMAS, DataError
+from dataset import long_log, shop_ids, tables
+from dataset.adapters import canonical, hm, source
+from dataset.contracts import SCHEMAS, TIME, DataError
 from dataset.importers import import_dataset
 from dataset.tables import Dataset
 from evaluation.bench import imports
@@ -94,17 +95,22 @@ def test_few_events_are_in_memory_at_once(long, tmp_path, monkeypatch):
     assert max(sizes) < 4 * FEW
 
 
-@pytest.mark.parametrize(
-    ("strange", "said"),
-    [
-        ({"article_id": "100001"}, "expected numbers of one length"),
-        ({"article_id": "none"}, "expected integers, found 1 others"),
-    ],
-)
-def test_what_is_wrong_at_the_end_of_a_long_log_is_said_and_nothing_is_left(long, tmp_path, strange, said):
-    with pytest.raises(DataError, match=said):
-        imported(raw(tmp_path / "raw", **strange), tmp_path / "made")
+def test_what_is_wrong_at_the_end_of_a_long_log_is_said_and_nothing_is_left(long, tmp_path):
+    with pytest.raises(DataError, match="expected integers, found 1 others") as refusal:
+        imported(raw(tmp_path / "raw", article_id="none"), tmp_path / "made")
     assert not (tmp_path / "made").exists() and not list(long.iterdir())
+    assert refusal.traceback  # still holds the log
+
+
+def test_article_ids_have_one_length_in_all_of_a_long_log(long):
+    def sold(article_id):
+        columns = {"t_dat": [date(2020, 9, 1)], "article_id": [article_id], "customer_id": ["a"]}
+        return pa.table(columns)
+
+    with pytest.raises(DataError, match=r"because some begin with 0, found lengths \[9, 10\]") as refusal:
+        hm._long_log([sold("0100000001"), sold("100000001")])
+    assert not list(long.iterdir())
+    assert refusal.traceback  # still holds the log
 
 
 def test_a_broken_row_is_said_with_its_file(long, tmp_path):
@@ -118,12 +124,28 @@ def test_a_broken_row_is_said_with_its_file(long, tmp_path):
     assert not list(long.iterdir())
 
 
+def test_two_names_of_one_id_are_refused_wherever_they_stand(long, monkeypatch):
+    monkeypatch.setattr(shop_ids, "stable_id", lambda name: 7)
+    monkeypatch.setattr(canonical, "SOME", 1)
+    with pytest.raises(DataError, match="ids collide"):
+        canonical.ids_of(pa.array(["a", "b"]))
+    log, noon = long_log.LongLog(), pa.array([datetime(2020, 9, 1, 12, tzinfo=UTC)], TIME)
+    for name in (pa.array(["a"]), pa.array(["b"])):
+        log.add("purchase", canonical.ids_of(name), pa.array([1]), noon, name)
+    with pytest.raises(DataError, match="ids collide"), log.removed_if_it_fails():
+        log.users()
+    assert not list(long.iterdir())
+
+
 def test_a_long_log_of_refused_events_is_refused(long, tmp_path):
     folder = raw(tmp_path / "raw")
     write(folder / "articles.csv", hm.RAW_SCHEMAS["articles.csv"], [article(ARTICLES[0])])
-    with pytest.raises(DataError, match="events: expected at most 50% of the rows to break the contract"):
+    with pytest.raises(
+        DataError, match="events: expected at most 50% of the rows to break the contract"
+    ) as refusal:
         imported(folder, tmp_path / "made")
     assert not (tmp_path / "made").exists() and not list(long.iterdir())
+    assert refusal.traceback  # still holds the log
 
 
 def test_the_benchmark_measures_an_import_of_as_many_rows_as_were_asked_for():

@@ -15,9 +15,11 @@ from encoder_world import TINY
 
 import encoder.embed
 import encoder.train
+from dataset.importers import append_files, import_dataset
 from dataset.marketplace.simulate import simulate
 from dataset.tables import write_dataset
 from encoder.pictures.cache import decoded
+from evaluation.bench.imports import write_hm
 from evaluation.measurements import write_measurements
 from evaluation.metrics import Measurement
 from evaluation.report import render_page
@@ -41,6 +43,17 @@ from tests.crash.job import Job
 from tests.crash.worlds import dataset_of, do, split_of
 
 RUN = "run"
+
+
+def _two_days(folder: Path) -> None:
+    """A dataset of the first of two folders of files."""
+    for day in (1, 2):
+        write_hm(folder / "raw" / str(day), 60 * day, seed=day)
+    import_dataset("hm_fashion", folder / "raw" / "1", folder / "dataset")
+
+
+def _append(folder: Path) -> None:
+    append_files("hm_fashion", folder / "raw" / "2", dataset_of(folder))
 
 
 def _encode_in_chunks(folder: Path, out: str, shard: tuple[int, int] = (1, 1)) -> None:
@@ -208,6 +221,7 @@ STAGES = (
     Job("dataset", "empty", lambda folder: do(folder, "dataset")),
     Job("dataset, replaced", "market", lambda folder: write_dataset(
         folder / RUN / "dataset", *simulate(events=500, seed=2)), look=_which("run/dataset", "dataset")),
+    Job("dataset, appended", "empty", _append, prepare=_two_days, look=_which("dataset", "dataset")),
     Job("split", "market", lambda folder: do(folder, "split"), look=_which("run/split", "split")),
     Job("store", "market", lambda folder: do(folder, "store"), prepare=_without("run/store")),
     Job("store, replaced", "market", lambda folder: do(folder, "store")),
