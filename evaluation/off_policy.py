@@ -104,9 +104,9 @@ def off_policy_measures(
         seed: of the bootstrap.
 
     Yields:
-        ``off_policy/<method>/truth``, and ``ips`` and ``snips`` unless no random slate shows a listed item: clicks per
-        slate, n = random slates. With 95 % intervals over users, which of fewer than FEWEST slates with a click on a
-        listed item would mean nothing.
+        ``off_policy/<method>/truth``, and ``ips`` and ``snips`` unless no random slate shows a listed item: clicks
+        per slate, n = random slates. With 95 % intervals over users, unless fewer than FEWEST slates have a click on a
+        listed item: of so few an interval would mean nothing.
     """
     asked = Moments.of(slates.requests)
     for name, ranked in methods_of(lists).items():
