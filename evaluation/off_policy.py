@@ -105,8 +105,8 @@ def off_policy_measures(
 
     Yields:
         ``off_policy/<method>/truth``, and ``ips`` and ``snips`` unless no random slate shows a listed item: clicks
-        per slate, n = random slates. With 95 % intervals over users, unless fewer than FEWEST slates have a click on a
-        listed item: of so few an interval would mean nothing.
+        per slate, n = random slates. With 95 % intervals over users, unless fewer than FEWEST slates have a click on
+        a listed item: an interval would mean nothing.
     """
     asked = Moments.of(slates.requests)
     for name, ranked in methods_of(lists).items():
