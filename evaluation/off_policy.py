@@ -22,6 +22,7 @@ from evaluation.metrics import Measurement
 from evaluation.truth import INTERVAL, Judge, methods_of, resampled_means
 
 SPLIT = "random slates of the test"
+FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -103,18 +104,23 @@ def off_policy_measures(
         seed: of the bootstrap.
 
     Yields:
-        ``off_policy/<method>/ips``, ``snips`` (unless no random slate shows a listed item) and ``truth``, clicks per
-        slate with 95 % intervals over users, n = random slates.
+        ``off_policy/<method>/truth``, and ``ips`` and ``snips`` unless no random slate shows a listed item: clicks
+        per slate, n = random slates. With 95 % intervals over users, unless fewer than FEWEST slates have a click on
+        a listed item: an interval would mean nothing.
     """
     asked = Moments.of(slates.requests)
     for name, ranked in methods_of(lists).items():
         gain, weight, whole = estimates(ranked, slates)
         truth = judge.judge(asked, ranked).clicks
         drawn = resampled_means(np.stack([gain, weight, truth], axis=1), asked.user_id, seed)
-        found = {"ips": (gain.mean(), drawn[:, 0]), "truth": (truth.mean(), drawn[:, 2])}
+        found = {"truth": (truth.mean(), drawn[:, 2])}
         if weight.any():
             seen = drawn[:, 1] > 0
+            found["ips"] = (gain.mean(), drawn[:, 0])
             found["snips"] = (whole * gain.mean() / weight.mean(), whole * drawn[seen, 0] / drawn[seen, 1])
         for kind, (value, samples) in found.items():
+            if kind != "truth" and np.count_nonzero(gain) < FEWEST:
+                yield Measurement(f"off_policy/{name}/{kind}", float(value), len(slates), SPLIT)
+                continue
             low, high = np.percentile(samples, INTERVAL)
             yield Measurement(f"off_policy/{name}/{kind}", float(value), len(slates), SPLIT, low, high)

@@ -3,6 +3,7 @@
 Run: pytest tests/test_off_policy.py
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from dataset.marketplace.browsing import EXAMINATION
 from dataset.split import RANKING, RETRIEVAL
-from evaluation.off_policy import RandomSlates, estimates
+from evaluation.off_policy import RandomSlates, estimates, off_policy_measures
 
 ITEMS, SLATES = 14, 60_000
 
@@ -76,3 +77,34 @@ def test_only_random_slates_of_the_test_are_read():
     assert found.clicked[0, :2].tolist() == [False, True]
     assert found.propensity[0, :3].tolist() == pytest.approx([0.2, 0.4, 1])
     assert RandomSlates.of(SimpleNamespace(propensities=None), split) is None
+
+
+def test_estimates_stand_beside_the_truth_and_few_clicks_have_no_interval(planted):
+    liking, slates = planted
+
+    def judge(_, lists):
+        return SimpleNamespace(clicks=(liking[lists] * EXAMINATION).sum(axis=1))
+
+    users = pa.table(
+        {"user_id": np.arange(SLATES) % 400, "time": pa.array([0] * SLATES, pa.timestamp("us", "UTC"))}
+    )
+    first = replace(slates, requests=users)
+    lists = {
+        "moon": np.tile(np.arange(10), (SLATES, 1)),
+        "without_popular": np.tile(np.arange(10), (SLATES, 1)),
+    }
+    found = {one.name: one for one in off_policy_measures(SimpleNamespace(judge=judge), first, lists, seed=0)}
+    assert set(found) == {"off_policy/served/truth", "off_policy/served/ips", "off_policy/served/snips"}
+    true = found["off_policy/served/truth"].value
+    for kind in ("ips", "snips"):
+        one = found[f"off_policy/served/{kind}"]
+        assert one.low < true < one.high and one.high - one.low < 0.2 * true
+    few = np.flatnonzero(slates.clicked.any(axis=1))[:4]
+    some = RandomSlates(
+        users.take(few), *(one[few] for one in (slates.item_id, slates.clicked, slates.propensity))
+    )
+    found = {
+        one.name: one
+        for one in off_policy_measures(SimpleNamespace(judge=judge), some, {"moon": lists["moon"][:4]}, 0)
+    }
+    assert found["off_policy/served/ips"].low is None and found["off_policy/served/truth"].low is not None

@@ -12,13 +12,13 @@ from sklearn.metrics import roc_auc_score
 
 from dataset.contracts import EVENTS, IMAGES, ITEMS, QUERIES, TIME
 from dataset.split import RANKING, RETRIEVAL
-from evaluation import plain_controls
+from evaluation import plain_controls, plain_features
 from evaluation.baselines import rank
 from evaluation.content import PlainContent, item_texts, tf_idf
 from evaluation.earlier import NO_QUERY, Counts, Moments, rows_before
 from evaluation.plain import PlainMethods
 from evaluation.plain_controls import Examples, PlainControls, proposed, training_examples
-from evaluation.plain_features import HISTORY, PlainFeatures
+from evaluation.plain_features import PlainFeatures
 from evaluation.shop_baselines import requests_of, shop_baselines
 
 DAY = 86_400_000_000
@@ -121,7 +121,7 @@ def slowly(shop, together, user, now, item, query_id):
         return int(row["available_time"].timestamp() * 1e6)
 
     past = [row for row in before if row["user_id"] == user and row["type"] != "impression"]
-    past = sorted(past, key=lambda row: (at(row), row["sequence"]))[-HISTORY:]
+    past = sorted(past, key=lambda row: (at(row), row["sequence"]))[-8:]
     likes = [row for row in past if liked(row)]
     fade = [np.exp(-(now - at(row)) / (DAY / 8)) for row in likes]
     usual = (sum(map(liked, together.to_pylist())) + 1) / (sum(map(shown, together.to_pylist())) + 20)
@@ -179,7 +179,8 @@ def slowly(shop, together, user, now, item, query_id):
     return found
 
 
-def test_every_feature_is_what_a_plain_loop_finds(shop):
+def test_every_feature_is_what_a_plain_loop_finds(shop, monkeypatch):
+    monkeypatch.setattr(plain_features, "HISTORY", 8)
     dataset, content, log, _ = shop
     together = log.filter(pa.array(np.arange(len(log)) < len(log) // 2))
     features = PlainFeatures(dataset, content, log, together)
@@ -187,8 +188,8 @@ def test_every_feature_is_what_a_plain_loop_finds(shop):
     users = np.array([1, 2, 21, 99, 7, 21])
     times = np.array([12 * DAY, 3 * DAY, 10 * DAY, 10 * DAY, 0, 40 * DAY])
     asked = Moments(users, times, np.array([NO_QUERY, 9, NO_QUERY, 9, NO_QUERY, NO_QUERY]))
-    offsets = np.array([0, 3, 5, 9, 10, 12, 14])
-    item = rng.choice(dataset.items["item_id"].to_numpy(), size=14)
+    offsets = np.array([0, 3, 5, 9, 21, 23, 25])  # 99 is nobody, whose counts could be anybody's
+    item = rng.choice(dataset.items["item_id"].to_numpy(), size=25)
     found = features.of(asked, offsets, item)
     for row, of in enumerate(np.repeat(np.arange(6), np.diff(offsets))):
         expected = slowly(
@@ -283,6 +284,18 @@ def test_the_controls_find_planted_tastes(shop, shown, whole, monkeypatch):
             examples.asked, examples.offsets, examples.item_id
         ).values():
             assert roc_auc_score(examples.label, chance) > 0.8
+
+
+def test_later_behaviour_changes_neither_the_training_nor_the_answers(shop):
+    dataset, content, log, kinds = shop
+    ids = dataset.items["item_id"].to_numpy()
+    alone = split_of(log, kinds, ids)
+    later = log_of([(user, int(item), "click", 30 * DAY, None) for user in range(1, 21) for item in ids[::3]])
+    more = SimpleNamespace(**{**vars(alone), "log": pa.concat_tables([log, later])})
+    test = alone.retrieval.slice(20)
+    one, two = (dict(PlainMethods.fit(dataset, split, ids, 0).lists(test, 20)) for split in (alone, more))
+    for name in set(one) - {"chance"}:
+        assert np.array_equal(one[name].any, two[name].any), name
 
 
 def test_training_rows_are_bounded_whole_requests_and_one_class_trains_nothing(shop, monkeypatch):
