@@ -11,6 +11,7 @@ import test_ingest
 from conftest import make_world
 
 from dataset.records import Item
+from feature_repo import dead_letters
 from feature_repo.event_log import log_version
 from feature_repo.ingest.clock import ShopClock
 from feature_repo.ingest.fold import fold
@@ -24,7 +25,6 @@ from feature_repo.item_matrix import open_item_matrix
 from feature_repo.sources import DATA, LOG
 from feature_repo.store import open_store, use_profile
 from feature_repo.views import EmbeddingRecord
-from moonstore import dead_letters
 from tests.crash.contents import contents
 from tests.crash.job import Job, acknowledge, acknowledged
 

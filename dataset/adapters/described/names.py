@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from dataset.adapters.canonical import flat
 from dataset.adapters.described.files import Batch
 from dataset.adapters.source import NEXT
-from dataset.contracts import DataError, stable_ids
+from dataset.contracts import DataError
+from dataset.shop_ids import stable_ids
 
 REFUSE, DIFFERENT, SAME = "refuse", "different", "same"
 
