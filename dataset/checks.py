@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 from dataset.contracts import EVENT_TYPES, QUARANTINE, SCHEMAS, DataError, Tables
 from dataset.identity import event_content
 from dataset.pictures import inspect_pictures
-from dataset.records import CLOCK_SKEW, MOST_PARTS, MOST_TEXT, MOST_VALUE, MOST_WORD, OLDEST, Rule
+from dataset.records import MOST_PARTS, MOST_TEXT, MOST_VALUE, MOST_WORD, OLDEST, Rule
 from dataset.sieve import AGAIN, Sieve, mistyped
 from dataset.slates import refuse_mixed_requests
 from dataset.text import clean_column
+from moonstore.clock import CLOCK_SKEW
 
 TEXTS = {
     "items": {"title": MOST_TEXT, "description": MOST_TEXT, "category": MOST_WORD, "attributes": MOST_VALUE},

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import TIME, Tables
-from dataset.records import CLOCK_SKEW
 from dataset.sieve import sane
+from moonstore.clock import CLOCK_SKEW
 
 START = "start of the log"  # of every item or user
 LOG = "first event"  # of each; of those without one, the start of the log

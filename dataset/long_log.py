@@ -23,9 +23,9 @@ from dataset.adapters.source import AT_ONCE, together
 from dataset.contracts import EVENTS, TIME, DataError
 from dataset.identity import IMPORTED
 from dataset.order import hashed
-from dataset.records import CLOCK_SKEW
 from dataset.sieve import Column, sane
-from run.disk import writing
+from moonstore.clock import CLOCK_SKEW
+from moonstore.disk import writing
 
 DISK = {
     "memory_limit": "400MB",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -40,7 +40,6 @@ from dataset.text import clean
 
 TOO_LARGE = 2.0**128 - 2.0**103  # the first number that float32 rounds to infinity
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
-CLOCK_SKEW = timedelta(minutes=5)  # how far another clock may be ahead of ours
 OLDEST = 150.0  # years
 MOST_TEXT = 100_000  # characters of a title or a description
 MOST_VALUE = 10_000  # characters of the name or the value of an attribute

@@ -20,8 +20,8 @@ from encoder.chunks import HASH_BYTES, TABLES, Embedded, Pictures, content_diges
 from encoder.content import Content, item_content, query_content
 from encoder.encode import Encoder
 from encoder.pictures.cache import kept
+from moonstore.disk import make_folder
 from run.artifacts import Artifact, ArtifactError, open_artifact, require_parent, write_artifact
-from run.disk import make_folder
 from run.progress import track
 from run.resume import Checkpoints
 from run.shards import WHOLE, Shard, check_complete, check_shard

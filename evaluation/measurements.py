@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from evaluation.metrics import Measurement
-from run.artifacts import write_json
-from run.disk import make_folder
+from moonstore.disk import make_folder
+from moonstore.files import write_json
 
 
 def write_measurements(path: Path, measurements: Iterable[Measurement]) -> list[Measurement]:

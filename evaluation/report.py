@@ -16,8 +16,8 @@ from dataset.contracts import DataError
 from dataset.pictures import decoded
 from evaluation.metrics import Measurement
 from evaluation.plots import Curve, line_plot, reliability_plot
-from run.artifacts import write_text
-from run.disk import make_folder
+from moonstore.disk import make_folder
+from moonstore.files import write_text
 
 PICTURE_PX = 224  # longest side of an embedded picture
 

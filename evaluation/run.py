@@ -32,10 +32,11 @@ from evaluation.sheets import Evidence, write_report
 from evaluation.shop_baselines import positive_events, relevant_of
 from evaluation.truth import Judge
 from evaluation.truth_table import truth_measures
+from moonstore.files import write_json
 from ranker.relevance import Relevance, judged_pairs
 from ranker.score import Ranker
 from retrieval.retriever import Retriever, open_retrieval
-from run.artifacts import open_artifact, write_json
+from run.artifacts import open_artifact
 from run.sizes import Size
 
 DEPTH = 50

@@ -20,12 +20,13 @@ from evaluation.replay import CONTROLS, rank_requests, score_impressions
 from evaluation.retrieval_quality import retrieval_quality
 from evaluation.run import DEPTH, answerable
 from evaluation.shop_baselines import relevant_of, requests_of
+from moonstore.files import write_text
 from ranker.controls import shuffled
 from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import train_ctr
 from retrieval.examples import ranker_frames
 from retrieval.retriever import Retriever, open_retrieval
-from run.artifacts import open_artifact, write_text
+from run.artifacts import open_artifact
 from run.sizes import Size
 
 SEEDS = (0, 1, 2)

@@ -22,12 +22,13 @@ from feature_repo.sources import DATA
 from feature_repo.store import BEGINNING, open_store
 from moonstore.batch import Batch, sift
 from moonstore.decode import Column, decode
+from moonstore.disk import make_folder
 from moonstore.encode import encode
 from moonstore.engine import newest
+from moonstore.files import write_json
 from moonstore.freshness import EPOCH, as_of
 from moonstore.matrix import Matrix, kinds, read_matrix
-from run.artifacts import read_json, write_json
-from run.disk import make_folder
+from run.artifacts import read_json
 
 SAMPLE = 1000  # entities compared per view
 COVERAGE, PARITY, NULLS, DRIFT = 0.99, 1.0, 0.9, 0.25  # at least, at least, at most, at most

@@ -12,14 +12,14 @@ from feast import FeatureStore
 
 from dataset.shop_ids import ALL_INT64, Kinds
 from feature_repo import source_tables
+from feature_repo.dead_letters import DEAD_LETTER, EVENTS
 from feature_repo.ingest.journal import Journal
 from feature_repo.shop_ids import RECEIVED, write_shop_ids
 from feature_repo.sources import DATA, LOG, NEW_ITEMS, STATES_FILE, replace_source
 from feature_repo.store import apply_definitions, open_store, use_profile
 from feature_repo.views import EmbeddingRecord
-from moonstore.dead_letters import DEAD_LETTER, EVENTS
+from moonstore.disk import writing
 from moonstore.errors import StoreError
-from run.disk import writing
 
 if TYPE_CHECKING:
     from dataset.split import Split

@@ -20,9 +20,9 @@ from feature_repo.sources import DATA, read_source, replace_source
 from feature_repo.store import apply_definitions
 from feature_repo.vectors import Vectors, VectorTable
 from feature_repo.views import ITEM_EMBEDDING, QUERY_EMBEDDING, Embedding, EmbeddingRecord
+from moonstore.disk import writing
 from moonstore.errors import StoreError
 from run.artifacts import Artifact
-from run.disk import writing
 
 
 def publish_embedding(store_dir: Path, artifact: Artifact) -> Embedding:

@@ -19,10 +19,10 @@ from dataset.contracts import TIME, behaviour_codes
 from dataset.order import sequence_of
 from feature_repo.frame import History
 from feature_repo.sources import DATA
+from moonstore.disk import writing
 from moonstore.errors import StoreError
+from moonstore.files import fsync
 from moonstore.readable import readable
-from run.artifacts import fsync
-from run.disk import writing
 
 COLUMNS = ("item_id", "code", "time_us", "available_us", "event_id")
 FOLDER, POINTERS = "event_log", "user_events.parquet"
@@ -132,7 +132,7 @@ def log_version(data: Path) -> str | None:
     path = data / POINTERS
     if not path.exists():
         return None
-    with readable(path):
+    with readable(path, "Run 'moon store' to make it again."):
         metadata = pq.read_schema(path).metadata or {}
     version = metadata.get(LOG_VERSION.encode(), b"").decode(errors="replace")
     if not version:

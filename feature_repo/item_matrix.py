@@ -33,12 +33,13 @@ from feature_repo.signature import EMBEDDING_VIEW, Feature, open_signature, unit
 from feature_repo.sources import DATA, read_source
 from feature_repo.vectors import VectorTable
 from feature_repo.views import Embedding, EmbeddingRecord
+from moonstore.disk import make_folder, writing
 from moonstore.engine import REPORTS, Report
 from moonstore.errors import StoreError
+from moonstore.files import locked, write_json
 from moonstore.freshness import EPOCH, US, as_of, is_fresh
 from moonstore.matrix import Matrix, Reader, matrix_reader
-from run.artifacts import ArtifactError, discard, locked, read_json, write_json
-from run.disk import make_folder, writing
+from run.artifacts import ArtifactError, discard, read_json
 from run.progress import track
 
 FOLDER, ITEMS, VECTORS, ABOUT = "item_matrix", "items.arrow", "vectors.arrow", "about.json"

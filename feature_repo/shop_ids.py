@@ -20,10 +20,11 @@ import pyarrow as pa
 from dataset.contracts import DataError
 from dataset.shop_ids import ALL_INT64, NAMED, IdKind, Kinds, ShopId, shown, stable_id
 from feature_repo.sources import DATA
+from moonstore.disk import writing
 from moonstore.errors import StoreError
+from moonstore.files import replacing, write_json
 from moonstore.readable import readable
-from run.artifacts import read_json, replacing, write_json
-from run.disk import writing
+from run.artifacts import read_json
 
 KINDS, RECEIVED = "id_kinds.json", "shop_ids.db"
 TABLE = """CREATE TABLE IF NOT EXISTS shop_ids

@@ -16,7 +16,7 @@ from feature_repo.sources import LOG, TIMESTAMP, replace_source, replace_source_
 from feature_repo.statistics import daily_stats
 from feature_repo.vectors import VectorTable
 from feature_repo.views import HISTORY, Embedding
-from run.disk import make_folder
+from moonstore.disk import make_folder
 
 END = np.iinfo(np.int64).max
 

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from feast import FileSource
 from feast.data_format import ParquetFormat
 
-from moonstore import dead_letters
-from moonstore.dead_letters import DATA
+from feature_repo import dead_letters
+from feature_repo.dead_letters import DATA
+from moonstore.files import replacing
 from moonstore.readable import readable
-from run.artifacts import replacing
 
 TIMESTAMP = "event_timestamp"
 # Within DATA: the journal of received events, the log it is folded into, the lock of both, received items.
@@ -47,7 +47,7 @@ def read_source(path: Path, columns: list[str] | None = None) -> pa.Table:
     Raises:
         StoreError: it is missing or damaged.
     """
-    with readable(path):
+    with readable(path, "Run 'moon store' to make it again."):
         return pq.read_table(path, columns=columns)
 
 

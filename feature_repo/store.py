@@ -24,16 +24,15 @@ from feast.errors import FeastError
 from feast.repo_config import FeastConfigError
 from google.protobuf.message import DecodeError
 
-from feature_repo import features
+from feature_repo import dead_letters, features
 from feature_repo.repository import definitions
 from feature_repo.sources import DATA, LOG, read_source
 from feature_repo.views import USER_HISTORY, EmbeddingRecord
-from moonstore import dead_letters
 from moonstore.batch import sift
+from moonstore.disk import DiskError, disk_reason, writing
 from moonstore.engine import ColumnStore, Report
 from moonstore.errors import UNREACHABLE, StoreError
-from run.artifacts import write_text
-from run.disk import DiskError, disk_reason, writing
+from moonstore.files import write_text
 
 # Feast warns at every opening that the flag is for SQL registries, but file registries need it as well.
 logging.getLogger("feast.repo_config").addFilter(

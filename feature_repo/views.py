@@ -16,7 +16,8 @@ from feature_repo.entities import item, query
 from feature_repo.features import FOREVER
 from feature_repo.sources import DATA, source
 from moonstore.errors import StoreError
-from run.artifacts import read_json, write_json
+from moonstore.files import write_json
+from run.artifacts import read_json
 from run.sizes import SIZES
 
 HISTORY = max(size.history for size in SIZES.values())  # behaviours kept online; readers may use fewer

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from dataset.contracts import DataError
-from run.artifacts import MANIFEST, write_text
-from run.disk import DiskError
+from moonstore.disk import DiskError
+from moonstore.files import write_text
+from run.artifacts import MANIFEST
 
 PROPOSED = ".proposed"  # ending of what is written beside a description that was changed by hand
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from run.disk import DiskError, disk_reason
+from moonstore.disk import DiskError, disk_reason
 
 OURS = (
     "moon", "evaluation", "serving", "retrieval", "ranker", "encoder", "feature_repo", "moonstore", "dataset", "run",

@@ -14,8 +14,9 @@ from typing import Any
 from dataset.importers import IMPORTERS, is_format
 from moon import stages as work
 from moon import verbs
-from run.artifacts import open_artifact, read_json, write_json
-from run.disk import make_folder, writing
+from moonstore.disk import make_folder, writing
+from moonstore.files import write_json
+from run.artifacts import open_artifact, read_json
 from run.folder import LAST, RUNS, STAMPED, STAMPED_AGAIN, JourneyError, Run, choices, load, stamp
 from run.sizes import REAL, SIMULATED, size
 

@@ -8,9 +8,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from feature_repo import dead_letters
+from feature_repo.dead_letters import (
+    EMBEDDINGS,
+    EVENTS,
+    GENERATIONS,
+    KINDS,
+    NEW_ITEMS,
+    ROWS,
+    VIEWS,
+    DeadLetter,
+)
 from moon import journey, releases
-from moonstore import dead_letters
-from moonstore.dead_letters import EMBEDDINGS, EVENTS, GENERATIONS, KINDS, NEW_ITEMS, ROWS, VIEWS, DeadLetter
 from moonstore.errors import StoreError
 
 SHOWN = 10  # records of each kind in a list of all kinds

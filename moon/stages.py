@@ -14,16 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moon.describing import described_by
+from moonstore.files import write_json
 from run import generations
-from run.artifacts import (
-    KEYS,
-    MANIFEST,
-    Artifact,
-    discard,
-    open_artifact,
-    read_json,
-    write_json,
-)
+from run.artifacts import KEYS, MANIFEST, Artifact, discard, open_artifact, read_json
 from run.folder import JourneyError, Run, choices, stamp
 
 if TYPE_CHECKING:
@@ -182,7 +175,7 @@ def embed(run: Run, shard: str | None = None) -> str | None:
 def set_refused_aside(store_dir: Path, dataset: Dataset, embedding: Artifact) -> None:
     """Make the dead letter hold the items and queries that this embedding refused, and no earlier ones."""
     from encoder.chunks import TABLES, refused_rows
-    from moonstore import dead_letters
+    from feature_repo import dead_letters
 
     refused: set[str] = set()
     for name, key in TABLES.items():

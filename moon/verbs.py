@@ -71,11 +71,11 @@ def ingest(run: Run, source: str, consumer: str | None, clock: str) -> str:
 
 def fold(run: Run) -> str:
     """Add ingested events and items to the offline sources; the message says what to run next."""
+    from feature_repo import dead_letters
     from feature_repo.ingest.fold import fold as fold_journal
     from feature_repo.ingest.item_rows import fold_items
     from feature_repo.store import open_store
     from feature_repo.views import EmbeddingRecord
-    from moonstore import dead_letters
 
     store_dir = run.folder / "store"
     embeddings = EmbeddingRecord.load(store_dir).embeddings

@@ -1,1 +1,1 @@
-"""Fast Feast stores and engine: ASOF joins, columnar reads and writes, compare-and-set; independent of Moon."""
+"""Fast Feast stores and engine: ASOF joins, columnar reads and writes, compare-and-set."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,11 @@ from feast.utils import make_tzaware
 from feast.value_type import ValueType
 
 from moonstore import keys
+from moonstore.clock import CLOCK_SKEW
 from moonstore.encode import ARROW
 from moonstore.errors import FutureRowError
 from moonstore.matrix import kinds
 
-CLOCK_SKEW = timedelta(minutes=5)  # how far a sender's clock may be ahead of ours
 STAMP = pa.timestamp("us", "UTC")
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 WHOLE = re.compile("[+-]?[0-9]+")

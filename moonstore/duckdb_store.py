@@ -41,7 +41,7 @@ from feast.saved_dataset import SavedDatasetStorage
 from ibis.expr import datatypes as dt
 
 from moonstore.asof import Reader, asof_job, lookup, why_not
-from moonstore.batch import CLOCK_SKEW
+from moonstore.clock import CLOCK_SKEW
 from moonstore.errors import StoreError
 from moonstore.exact import ExactIbisJob, ExactJob
 from moonstore.offline_write import is_parquet, log_inside, write_source

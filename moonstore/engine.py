@@ -8,9 +8,10 @@ or filters, and other stores, use Feast's engine.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,14 +25,15 @@ from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.offline_stores.offline_store import OfflineStore
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.utils import _get_column_names
+from tqdm import tqdm
 
 from moonstore.batch import Batch, sift
-from moonstore.dead_letters import DATA, DEAD_LETTER, RefusedRows
+from moonstore.disk import make_folder
 from moonstore.duckdb_store import StreamJob
+from moonstore.errors import StoreError
+from moonstore.files import write_json
 from moonstore.freshness import EPOCH
-from run.artifacts import read_json, write_json
-from run.disk import make_folder
-from run.progress import track
+from moonstore.refused_rows import DATA, DEAD_LETTER, RefusedRows
 
 ROWS_AT_ONCE = 10_000
 REPORTS = "materialization"
@@ -85,10 +87,14 @@ class Report:
         """The report of the view's last run.
 
         Raises:
-            ArtifactError: it is damaged.
+            StoreError: it is damaged.
+            FileNotFoundError: there is none.
         """
-        path, again = repository / DATA / REPORTS / f"{view}.json", "Run 'moon materialize'."
-        return cls(**read_json(path, again, [one.name for one in fields(cls)]))
+        path = repository / DATA / REPORTS / f"{view}.json"
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"{path}: damaged ({error}). Load the view {view} again.") from None
 
     def save(self, repository: Path) -> None:
         """Write the report atomically."""
@@ -121,7 +127,7 @@ class ArrowComputeEngine(LocalComputeEngine):
         view, repository, began = task.feature_view, Path(self.repo_config.repo_path or "."), time.monotonic()
         start = task.start_time
         if not view.materialization_intervals:
-            start = EPOCH  # nothing is online yet, so rows from before the interval would be missing for ever
+            start = min(start, EPOCH)  # nothing is online: rows from before the interval would never get there
         elif any(end == start for _, end in view.materialization_intervals):
             start -= self.overlap
         report = Report(view.name, start.isoformat(), task.end_time.isoformat())
@@ -129,7 +135,7 @@ class ArrowComputeEngine(LocalComputeEngine):
         with dead:
             entities = [registry.get_entity(name, task.project) for name in view.entities]
             batches = newest(self.repo_config, self.offline_store, view, entities, start, task.end_time)
-            for rows in track(batches, view.name, unit=f"x {ROWS_AT_ONCE:,} rows"):
+            for rows in tqdm(batches, view.name, unit=f" x {ROWS_AT_ONCE:,} rows", disable=None):
                 sifted = sift(view, rows, datetime.now(UTC))
                 dead.add(sifted.refused)
                 for reason, count in sifted.reasons.items():

@@ -16,7 +16,7 @@ from feast.feature_logging import LoggingConfig
 from feast.infra.offline_stores import duckdb as feast_duckdb
 from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource
 
-from run.artifacts import replacing
+from moonstore.files import replacing
 
 
 def write_source(

@@ -13,11 +13,12 @@ from moonstore.errors import StoreError
 
 
 @contextlib.contextmanager
-def readable(path: Path | str = "") -> Iterator[None]:
+def readable(path: Path | str = "", again: str = "Write it again.") -> Iterator[None]:
     """Say what to do about a damaged source.
 
     Args:
         path: of the file; empty where DuckDB, which reads several, names it.
+        again: what to do about it, a sentence.
 
     Raises:
         StoreError: instead of what is raised inside because a file is damaged.
@@ -26,6 +27,4 @@ def readable(path: Path | str = "") -> Iterator[None]:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         named = f"{path}: " if str(path) not in str(error) else ""
-        raise StoreError(
-            f"{named}missing or damaged ({error}). Run 'moon store' to make it again."
-        ) from error
+        raise StoreError(f"{named}missing or damaged ({error}). {again}") from error

@@ -183,7 +183,7 @@ class RedisOnlineStore(FrontDoor, FreshReads, feast_redis.RedisOnlineStore):
     def compare_and_set(
         self, config: RepoConfig, view: FeatureView, batch: Batch, guard: str, before: list[bytes]
     ) -> np.ndarray:
-        """Write the rows whose stored ``guard`` still equals ``before`` (see ``feature_repo.history``)."""
+        """Write the rows whose stored ``guard`` still is what it was when it was read, ``before``."""
         if self._cas_client is None:
             self._cas_client = connect(config.online_store, CAS_TIMEOUT_S)
         name = _versioned_fv_name(view, config)

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from feast.infra.registry.file import FileRegistryStore
 from feast.protos.feast.core.Registry_pb2 import Registry
 
-from run.artifacts import fsync, locked
-from run.disk import make_folder, writing
+from moonstore.disk import make_folder, writing
+from moonstore.files import fsync, locked
 
 
 class WholeFileRegistryStore(FileRegistryStore):

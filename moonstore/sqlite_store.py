@@ -33,13 +33,13 @@ from google.protobuf.message import DecodeError
 
 from moonstore.batch import Batch, refuse_future
 from moonstore.decode import decode
+from moonstore.disk import DiskError, disk_reason, writing
 from moonstore.encode import encode
 from moonstore.errors import FutureRowError
+from moonstore.files import locked
 from moonstore.freshness import FreshReads
 from moonstore.front_door import FrontDoor, Stored
 from moonstore.matrix import Asked, Matrix, Reader, entity_key, kinds
-from run.artifacts import locked
-from run.disk import DiskError, disk_reason, writing
 
 READ_WAIT_MS = 100  # for a lock that another process holds
 # Of an event, for a lock that no writer of ours holds: its sender waits. It is in the journal already, and goes
@@ -160,7 +160,7 @@ class SqliteOnlineStore(FrontDoor, FreshReads, feast_sqlite.SqliteOnlineStore):
     def compare_and_set(
         self, config: RepoConfig, view: FeatureView, batch: Batch, guard: str, before: list[bytes]
     ) -> np.ndarray:
-        """Write the rows whose stored ``guard`` still equals ``before`` (see ``feature_repo.history``)."""
+        """Write the rows whose stored ``guard`` still is what it was when it was read, ``before``."""
         table = feast_sqlite._quote_id(self._table(config, view))
         keys = batch.serialized_keys(view, config.entity_key_serialization_version)
         with self._transaction(config, SWAP_WAIT_MS) as connection:
@@ -195,7 +195,7 @@ class SqliteOnlineStore(FrontDoor, FreshReads, feast_sqlite.SqliteOnlineStore):
                 isinstance(error, sqlite3.OperationalError) and not absent
             ):
                 raise
-            raise DamagedStore(f"{path}: damaged ({error}). Remove it and run 'moon materialize'") from error
+            raise DamagedStore(f"{path}: damaged ({error}). Remove it and materialize again") from error
 
     def _by_feast(self, config: RepoConfig, view: FeatureView, batch: Batch) -> None:
         kind = kinds(view)

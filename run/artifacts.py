@@ -13,17 +13,16 @@ on.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from run.disk import writing
+from moonstore.disk import writing
+from moonstore.files import fsync, removed_if_it_fails
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -81,51 +80,12 @@ def _identity(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def fsync(path: Path) -> None:
-    """Flush a file, or a folder's list of files, to disk, so that it survives a loss of power."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _rows(path: Path) -> int | None:
     if path.suffix != ".parquet":
         return None
     import pyarrow.parquet as pq
 
     return int(pq.read_metadata(path).num_rows)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a small JSON record atomically; it survives a kill and a loss of power.
-
-    Raises:
-        DiskError: the disk does not take it; the record before it stays.
-    """
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file as ``write_json`` does."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a file to write; on a clean exit it takes the place of the one at ``path``, durably and at once.
-
-    Raises:
-        DiskError: the disk does not take it; the file before it stays.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    with writing(path), _removed_if_it_fails(temporary):
-        yield temporary
-        fsync(temporary)
-        temporary.replace(path)
-        fsync(path.parent)
 
 
 def read_json(path: Path, again: str, keys: Collection[str] | None = None) -> Any:
@@ -150,18 +110,6 @@ def read_json(path: Path, again: str, keys: Collection[str] | None = None) -> An
     return content
 
 
-@contextlib.contextmanager
-def _removed_if_it_fails(temporary: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
 def discard(folder: Path) -> None:
     """Remove a folder, if it is there; a kill in the middle leaves nothing under its name."""
     leaving = folder.with_name(folder.name + ".leaving")
@@ -171,16 +119,6 @@ def discard(folder: Path) -> None:
                 shutil.rmtree(leaving)
             if folder.exists():
                 folder.rename(leaving)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file at ``path``, exclusive between processes and threads."""
-    with writing(path):
-        lock = path.open("w")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager
@@ -198,7 +136,7 @@ def write_artifact(
     path = Path(path)
     temporary, previous = (path.with_name(path.name + end) for end in (".tmp", ".previous"))
     shutil.rmtree(temporary, ignore_errors=True)
-    with writing(path), _removed_if_it_fails(temporary):
+    with writing(path), removed_if_it_fails(temporary):
         temporary.mkdir(parents=True)
         yield temporary
         _seal(temporary, kind, config, parents or {})

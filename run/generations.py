@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from run.artifacts import MANIFEST, Artifact, open_artifact, read_json, require_agreement, write_json
-from run.disk import writing
+from moonstore.disk import writing
+from moonstore.files import write_json
+from run.artifacts import MANIFEST, Artifact, open_artifact, read_json, require_agreement
 
 FOLDER, RECORD, CURRENT, LAST = "generations", "generation.json", "current.json", "last.json"
 

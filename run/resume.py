@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from run.artifacts import Artifact, ArtifactError, fsync, open_artifact, write_artifact
-from run.disk import writing
+from moonstore.disk import writing
+from moonstore.files import fsync
+from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 
 KIND = "checkpoint"
 

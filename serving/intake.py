@@ -17,8 +17,8 @@ from feature_repo.ingest.item_states import change_state, state_of
 from feature_repo.ingest.new_items import keep_item, kept_item
 from feature_repo.online import StoreUnavailable
 from feature_repo.sources import DATA, JOURNAL
+from moonstore.disk import disk_reason
 from moonstore.errors import StoreError
-from run.disk import disk_reason
 from serving.questions import Refused
 from serving.work import TRY_AGAIN, Work
 

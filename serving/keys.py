@@ -19,7 +19,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from run.artifacts import locked, write_json
+from moonstore.files import locked, write_json
 from serving.settings import Settings
 
 log = logging.getLogger("moon.serving")

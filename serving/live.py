@@ -11,15 +11,15 @@ import threading
 from pathlib import Path
 
 from dataset.contracts import DataError
+from feature_repo import dead_letters
 from feature_repo.ingest import item_states, new_items
 from feature_repo.ingest.clock import shop_clock
 from feature_repo.item_matrix import embedding_of, matrix_key, open_item_matrix
 from feature_repo.online import StoreUnavailable
 from feature_repo.store import open_store
-from moonstore import dead_letters
+from moonstore.disk import DiskError
 from moonstore.errors import StoreError
 from run.artifacts import ArtifactError
-from run.disk import DiskError
 from run.generations import Current, before, current, folder_of, serving
 from serving.recommend import STORE_AWAY, Recommender
 from serving.refresh import refreshed
@@ -43,7 +43,7 @@ class Live:
         current: the recommender that serves; read it once per request.
         target_generation: number of the generation that should serve, None where nothing is watched.
         problem: why it does not serve, empty when it does.
-        refused: number of records in the store's dead letter by kind (``moonstore.dead_letters``), as
+        refused: number of records in the store's dead letter by kind (``feature_repo.dead_letters``), as
             ``count_refused`` found them last.
         switches: how often another generation took over.
     """

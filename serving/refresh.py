@@ -16,13 +16,13 @@ from feast import FeatureStore
 
 from dataset.contracts import DataError
 from encoder.encode import item_content
+from feature_repo import dead_letters
 from feature_repo.ingest.item_rows import RowsRefused, are_online, items_table, put_online
 from feature_repo.ingest.new_items import NewItem, set_aside
 from feature_repo.item_matrix import ItemMatrix, read_now
 from feature_repo.online import UNREACHABLE, StoreUnavailable
 from feature_repo.vectors import Vectors
 from feature_repo.views import Embedding
-from moonstore import dead_letters
 from moonstore.errors import StoreError
 from retrieval.index import category_path
 from serving.recommend import Recommender

@@ -19,8 +19,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from feature_repo.dead_letters import KINDS
 from feature_repo.ingest.ingestor import Ingested
-from moonstore.dead_letters import KINDS
 from serving.answer import Answer
 from serving.intake import Intake
 from serving.live import Live

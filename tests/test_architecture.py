@@ -15,9 +15,9 @@ FLOORS = (
     ("retrieval",),
     ("ranker",),
     ("encoder", "feature_repo"),
-    ("moonstore",),
     ("dataset",),
     ("run",),
+    ("moonstore",),  # a distribution of its own, which knows nothing of the rest
 )
 PACKAGES = tuple(package for floor in FLOORS for package in floor)
 # What would be downward, and is not wanted: the two models meet in Feast, Feast's stores know nothing of Moon.

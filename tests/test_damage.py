@@ -232,7 +232,7 @@ def test_what_is_said_of_a_damaged_store_mends_it(store, tmp_path):
         rest.unlink()
     online, registry = copy / DATA / "online.db", copy / DATA / "registry.db"
     online.write_bytes(online.read_bytes()[:5000])
-    with pytest.raises(ConnectionError, match="online.db: damaged.*Remove it and run 'moon materialize'"):
+    with pytest.raises(ConnectionError, match="online.db: damaged.*Remove it and materialize again"):
         user(copy)
     online.unlink()
     registry.write_bytes(b"x" + registry.read_bytes())

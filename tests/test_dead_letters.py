@@ -20,6 +20,7 @@ from shop_world import NOW, ids_of, make_shop, vector_of
 from typer.testing import CliRunner
 
 from dataset.records import Item
+from feature_repo import dead_letters
 from feature_repo.ingest.fold import fold
 from feature_repo.ingest.ingestor import Ingestor
 from feature_repo.ingest.item_rows import fold_items
@@ -30,7 +31,6 @@ from feature_repo.store import known_until, materialize, open_store
 from feature_repo.views import EmbeddingRecord
 from moon import refused
 from moon.cli import app
-from moonstore import dead_letters
 from moonstore.errors import StoreError
 from moonstore.freshness import EPOCH, US
 from moonstore.matrix import read_matrix
@@ -433,7 +433,7 @@ def test_a_retry_that_was_killed_half_way_is_completed_by_the_next(alone, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as half:
-        half.setattr("moonstore.dead_letters.remove", killed)
+        half.setattr("feature_repo.dead_letters.remove", killed)
         with pytest.raises(KeyboardInterrupt):
             retry_item(store, dead_letters.find(store, letter))
     assert len(new_items(store)) == 1 and dead_letters.counts(store) == {"new_items": 1}

@@ -17,8 +17,9 @@ from feature_repo.ingest.ingestor import Ingestor
 from feature_repo.ingest.journal import Journal
 from feature_repo.ingest.new_items import new_items
 from moon.failures import told
-from run.artifacts import open_artifact, write_artifact, write_json
-from run.disk import DiskError, disk_reason
+from moonstore.disk import DiskError, disk_reason
+from moonstore.files import write_json
+from run.artifacts import open_artifact, write_artifact
 from serving.app import create_app
 from serving.intake import Intake
 from serving.settings import Settings

@@ -20,10 +20,10 @@ from dataset.tables import Dataset
 from encoder.embed import embed
 from encoder.encode import Encoder
 from encoder.train import train_encoder
+from feature_repo import dead_letters
 from feature_repo.create import create_store
 from feature_repo.store import materialize
 from moon import journey, refused, stages
-from moonstore import dead_letters
 from run.artifacts import open_artifact, write_artifact
 from run.folder import Run
 

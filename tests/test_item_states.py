@@ -27,8 +27,8 @@ from feature_repo.ingest.new_items import keep_item
 from feature_repo.store import materialize, open_store
 from feature_repo.views import EmbeddingRecord
 from moonstore.errors import StoreError
+from moonstore.files import write_json
 from retrieval.requests import Requests
-from run.artifacts import write_json
 from serving.app import create_app
 from serving.live import Live
 from serving.settings import Settings

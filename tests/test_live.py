@@ -13,10 +13,10 @@ from fastapi.testclient import TestClient
 from test_service_refuses_mixed_artifacts import run, write  # noqa: F401  (the fixture)
 
 from dataset.contracts import DataError
+from feature_repo import dead_letters
 from feature_repo.create import create_store
 from feature_repo.ingest.clock import ShopClock
 from feature_repo.online import StoreUnavailable
-from moonstore import dead_letters
 from moonstore.errors import StoreError
 from run import generations
 from run.artifacts import open_artifact

@@ -22,6 +22,7 @@ from PIL import Image
 from dataset.contracts import EVENTS, ITEMS, TIME, DataError
 from dataset.records import Event, Item
 from encoder.encode import Encoder
+from feature_repo import dead_letters
 from feature_repo.check import check_store
 from feature_repo.create import create_store
 from feature_repo.frames.join import training_frame
@@ -33,7 +34,6 @@ from feature_repo.online import OnlineReader
 from feature_repo.store import known_until, materialize, open_store, use_profile
 from feature_repo.views import EmbeddingRecord
 from moon import journey
-from moonstore import dead_letters
 from moonstore.errors import StoreError
 from moonstore.matrix import read_matrix
 from run.sizes import size

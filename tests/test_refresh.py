@@ -13,6 +13,7 @@ from fake_shop import picture
 
 from dataset.contracts import content_hash
 from dataset.records import Item
+from feature_repo import dead_letters
 from feature_repo.create import create_store
 from feature_repo.embeddings import publish_embedding
 from feature_repo.ingest import new_items
@@ -22,7 +23,6 @@ from feature_repo.item_matrix import embedding_of, open_item_matrix
 from feature_repo.online import UNREACHABLE, OnlineReader, StoreUnavailable
 from feature_repo.store import materialize, open_store
 from feature_repo.vectors import Vectors, VectorTable
-from moonstore import dead_letters
 from moonstore.errors import StoreError
 from moonstore.freshness import EPOCH, US
 from retrieval.cooccurrence import Cooccurrence, build_cooccurrence

@@ -25,6 +25,7 @@ from dataset.contracts import DataError
 from dataset.identity import IMPORTED, event_key
 from dataset.records import Item, first_error
 from dataset.shop_ids import ALL_INT64, HASHED, IdKind, id_kinds, stable_id, stable_ids
+from feature_repo import dead_letters
 from feature_repo.create import create_store
 from feature_repo.ingest.arrivals import parsed
 from feature_repo.ingest.ingestor import Ingestor
@@ -33,7 +34,6 @@ from feature_repo.ingest.new_items import keep_item, new_items
 from feature_repo.ingest.stream import FIELD, EventFile, RedisStream, consume
 from feature_repo.shop_ids import INT64_IDS, NOBODY, Names, ShopIds, shop_ids, write_names
 from moon import refused
-from moonstore import dead_letters
 from moonstore.errors import StoreError
 from serving.app import create_app
 from serving.intake import Intake

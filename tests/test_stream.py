@@ -20,6 +20,7 @@ from test_ingest import END, Clock, offline, online, some_events
 
 from dataset.contracts import DataError
 from evaluation.bench.local_redis import RedisServer
+from feature_repo import dead_letters
 from feature_repo.create import create_store
 from feature_repo.ingest import stream
 from feature_repo.ingest.clock import ShopClock
@@ -28,7 +29,6 @@ from feature_repo.ingest.ingestor import Ingested, Ingestor
 from feature_repo.ingest.journal import Journal
 from feature_repo.ingest.stream import EventFile, RedisStream, connect, consume, send
 from feature_repo.store import known_until, materialize
-from moonstore import dead_letters
 from moonstore.errors import StoreError
 
 pytestmark = pytest.mark.redis
@@ -199,7 +199,7 @@ def test_kill_9_of_the_consumer_or_of_redis_loses_nothing_and_counts_nothing_twi
     stamps = tmp_path / "run" / "stages"
     stamps.mkdir()
     from moon import journey
-    from run.artifacts import write_json
+    from moonstore.files import write_json
 
     run = journey.load(tmp_path / "run")
     for verb in ("dataset", "split", "store"):

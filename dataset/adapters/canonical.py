@@ -25,9 +25,10 @@ from dataset.contracts import (
 from dataset.identity import IMPORTED
 from dataset.order import hashed
 from dataset.pictures import picture_size
-from dataset.records import CLOCK_SKEW, Rule
+from dataset.records import Rule
 from dataset.shop_ids import stable_ids
 from dataset.sieve import AGAIN, Column, mistyped, sane
+from moonstore.clock import CLOCK_SKEW
 
 NO_CLOCK = datetime(2000, 1, 1, tzinfo=UTC)  # first_seen if the source has no times
 SECOND_US = 1_000_000

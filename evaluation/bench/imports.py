@@ -20,7 +20,7 @@ import pyarrow.csv
 
 from dataset.adapters.hm import RAW_SCHEMAS
 from evaluation.bench.lines import Line, line
-from run.disk import make_folder
+from moonstore.disk import make_folder
 from run.progress import track
 
 EVENTS_PER_ITEM, EVENTS_PER_USER = 30, 20

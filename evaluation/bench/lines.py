@@ -67,10 +67,10 @@ def worst(name: str, values: Sequence[float], goal: float) -> Line:
     return Line(name, most, goal, most <= goal, len(values))
 
 
-def ratio(name: str, more: Sequence[float], less: Sequence[float], goal: float) -> Line:
+def ratio(name: str, more: Sequence[float], less: Sequence[float], goal: float | None) -> Line:
     """The ratio of two medians as a line; more is better."""
     times = median(more) / median(less)
-    return Line(name, times, goal, times >= goal, min(len(more), len(less)))
+    return Line(name, times, goal, None if goal is None else times >= goal, min(len(more), len(less)))
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:

@@ -22,7 +22,8 @@ from feature_repo.frames.join import TrainingFrame, distinct, training_frame
 from feature_repo.frames.source import FrameSource
 from feature_repo.signature import Signature
 from moonstore.errors import StoreError
-from run.artifacts import Artifact, ArtifactError, discard, locked, open_artifact, write_artifact
+from moonstore.files import locked
+from run.artifacts import Artifact, ArtifactError, discard, open_artifact, write_artifact
 from run.progress import track
 from run.resume import find_artifact
 from run.shards import WHOLE, Shard, check_complete, check_shard

@@ -10,9 +10,10 @@ from pydantic import BaseModel, FailFast, Field, TypeAdapter, ValidationError
 
 from dataset.contracts import EVENTS, DataError
 from dataset.json_keys import refuse_repeated_keys
-from dataset.records import CLOCK_SKEW, Event, Rule, first_error
+from dataset.records import Event, Rule, first_error
 from dataset.shop_ids import ALL_INT64, Kinds
 from feature_repo.shop_ids import INT64_IDS, ShopIds
+from moonstore.clock import CLOCK_SKEW
 from moonstore.freshness import EPOCH, US
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from feature_repo.ingest.journal import Journal
 from feature_repo.sources import DATA
 from feature_repo.store import known_until
+from moonstore.files import locked, write_json
 from moonstore.freshness import EPOCH
-from run.artifacts import locked, read_json, write_json
+from run.artifacts import read_json
 
 SECOND = timedelta(seconds=1)
 CLOCK, LOCK = "clock.json", ".clock.lock"

@@ -19,16 +19,16 @@ import pyarrow as pa
 
 from dataset.contracts import behaviour_codes
 from dataset.records import Event, Rule
+from feature_repo import dead_letters
 from feature_repo.history import BEHAVIOURS, POSITION, VIEW, CompareAndSetStore, behaviours, history_batch
 from feature_repo.ingest.clock import wall
 from feature_repo.ingest.journal import Journal
 from feature_repo.online import UNREACHABLE, OnlineReader, StoreUnavailable
-from moonstore import dead_letters
 from moonstore.batch import refuse_future
+from moonstore.disk import DiskError
 from moonstore.encode import encode
 from moonstore.errors import StoreError
 from moonstore.freshness import EPOCH, US
-from run.disk import DiskError
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from dataset.records import ACTIVE, DELETED, ITEM_STATES
 from dataset.shop_ids import ShopId
 from feature_repo.shop_ids import shop_ids
 from feature_repo.sources import DATA, NEW_ITEMS, STATES_FILE
+from moonstore.disk import writing
 from moonstore.errors import StoreError
 from moonstore.freshness import EPOCH, US
-from run.disk import writing
 
 STATES = (*ITEM_STATES, DELETED)
 TABLE = """CREATE TABLE IF NOT EXISTS item_states

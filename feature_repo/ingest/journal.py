@@ -24,16 +24,17 @@ import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError
 
 from dataset.contracts import EVENTS
-from dataset.records import CLOCK_SKEW, TOO_LARGE, Event, EventType, Place, first_error
+from dataset.records import TOO_LARGE, Event, EventType, Place, first_error
 from dataset.shop_ids import LARGEST_ID
+from feature_repo import dead_letters
 from feature_repo.ingest.arrivals import events_table, table_of
 from feature_repo.ingest.known import LoggedEvents, Told, told
 from feature_repo.shop_ids import shop_ids
 from feature_repo.sources import DATA, JOURNAL, LOCK, LOG
-from moonstore import dead_letters
+from moonstore.clock import CLOCK_SKEW
+from moonstore.disk import make_folder, writing
+from moonstore.files import fsync, locked
 from moonstore.freshness import EPOCH, US
-from run.artifacts import fsync, locked
-from run.disk import make_folder, writing
 
 log = logging.getLogger(__name__)
 

@@ -18,16 +18,17 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from dataset.contracts import DataError, content_hash
 from dataset.pictures import inspect_picture
-from dataset.records import ACTIVE, CLOCK_SKEW, Item, Record, first_error
+from dataset.records import ACTIVE, Item, Record, first_error
 from dataset.shop_ids import ShopId
+from feature_repo import dead_letters
+from feature_repo.dead_letters import DeadLetter
 from feature_repo.ingest.item_states import set_state
 from feature_repo.shop_ids import ShopIds, shop_ids
 from feature_repo.sources import DATA, LOCK, NEW_ITEMS
-from moonstore import dead_letters
-from moonstore.dead_letters import DeadLetter
+from moonstore.clock import CLOCK_SKEW
+from moonstore.disk import make_folder
+from moonstore.files import locked, write_json
 from moonstore.freshness import EPOCH, US
-from run.artifacts import locked, write_json
-from run.disk import make_folder
 
 log = logging.getLogger(__name__)
 

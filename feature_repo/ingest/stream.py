@@ -1,7 +1,7 @@
 """Events from a Redis stream or a file: read by a consumer group, ingested, and only then acknowledged.
 
 An entry that was delivered but not acknowledged is delivered again: to the same consumer when it returns, or to
-another one if it stays away. Invalid entries go to the dead letter with a reason (``moonstore.dead_letters``).
+another one if it stays away. Invalid entries go to the dead letter with a reason (``feature_repo.dead_letters``).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import redis
 from dataset.contracts import DataError
 from dataset.records import Event, Rule
 from dataset.shop_ids import Kinds
+from feature_repo import dead_letters
+from feature_repo.dead_letters import DeadLetter
 from feature_repo.ingest.arrivals import parsed
 from feature_repo.ingest.ingestor import Ingested, Ingestor
 from feature_repo.online import StoreUnavailable
 from feature_repo.shop_ids import shop_ids
-from moonstore import dead_letters
-from moonstore.dead_letters import DeadLetter
 from moonstore.errors import StoreError
 
 log = logging.getLogger(__name__)

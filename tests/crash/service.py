@@ -12,6 +12,7 @@ from conftest import make_world
 
 from dataset.records import Item
 from dataset.shop_ids import ALL_INT64, IdKind
+from feature_repo import dead_letters
 from feature_repo.event_log import log_version
 from feature_repo.ingest.clock import ShopClock
 from feature_repo.ingest.fold import fold
@@ -26,7 +27,6 @@ from feature_repo.shop_ids import shop_ids, write_shop_ids
 from feature_repo.sources import DATA, LOG
 from feature_repo.store import open_store, use_profile
 from feature_repo.views import EmbeddingRecord
-from moonstore import dead_letters
 from tests.crash.contents import contents
 from tests.crash.job import Job, acknowledge, acknowledged
 

@@ -33,10 +33,11 @@ from feature_repo.sources import DATA
 from feature_repo.store import apply_definitions, known_until, materialize
 from feature_repo.vectors import Vectors
 from moon import releases, stages
+from moonstore.files import write_json
 from ranker.relevance import train_relevance
 from retrieval.cooccurrence import build_cooccurrence
 from retrieval.index import ItemIndex
-from run.artifacts import ArtifactError, open_artifact, write_json
+from run.artifacts import ArtifactError, open_artifact
 from run.folder import Run
 from tests.crash.contents import contents
 from tests.crash.job import Job

@@ -19,8 +19,8 @@ from dataset.adapters.described.firsts import Firsts
 from dataset.adapters.described.names import Names
 from dataset.adapters.described.rows import KEY, UPDATED, extra_cells, extras, filled, latest
 from dataset.contracts import ITEMS, TIME, USERS
-from dataset.records import CLOCK_SKEW
 from dataset.sieve import sane
+from moonstore.clock import CLOCK_SKEW
 
 ATTRIBUTE = "attribute "  # prefix of a column that becomes one
 

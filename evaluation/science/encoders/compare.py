@@ -36,8 +36,9 @@ from evaluation.science.encoders.held_out import POOL_ITEMS, BenchmarkSplit, hol
 from evaluation.science.encoders.model_free import model_free
 from evaluation.science.encoders.reasoning import ARMS, reasoning_arms, train_stage
 from evaluation.science.encoders.table import EncoderTable
-from run.artifacts import ArtifactError, open_artifact, write_json, write_text
-from run.disk import make_folder
+from moonstore.disk import make_folder
+from moonstore.files import write_json, write_text
+from run.artifacts import ArtifactError, open_artifact
 from run.sizes import Size, size
 
 COLUMNS = {

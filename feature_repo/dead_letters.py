@@ -6,7 +6,6 @@ of one view are one file, ``data/dead_letter/<view>.parquet`` with a column ``re
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -19,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moonstore.disk import make_folder
 from moonstore.errors import StoreError
-from run.artifacts import write_json
-from run.disk import make_folder, writing
+from moonstore.files import write_json
+from moonstore.refused_rows import DATA, DEAD_LETTER, RefusedRows
 
-DATA, DEAD_LETTER = "data", "dead_letter"
 # What a record can be; the first five are folders.
 NEW_ITEMS, EVENTS, EMBEDDINGS, VIEWS, GENERATIONS = (
     "new_items",
@@ -155,46 +154,6 @@ def digest(record: Any) -> str:
     """16 hex digits that depend on the content of a record alone."""
     text = record if isinstance(record, str) else json.dumps(record, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-class RefusedRows:
-    """A parquet file of refused rows; a context manager that replaces the file atomically on success.
-
-    Args:
-        path: of the file; it is deleted if no row is refused.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._temporary = path.with_suffix(".parquet.tmp")
-        self._writer: pq.ParquetWriter | None = None
-
-    def __enter__(self) -> RefusedRows:
-        return self
-
-    def __exit__(self, failed: object, *_: object) -> None:
-        if failed is not None:
-            with contextlib.suppress(OSError):  # the footer of a file that is thrown away
-                if self._writer is not None:
-                    self._writer.close()
-            self._temporary.unlink(missing_ok=True)
-            return
-        with writing(self.path):
-            if self._writer is None:
-                self.path.unlink(missing_ok=True)
-            else:
-                self._writer.close()
-                self._temporary.replace(self.path)
-
-    def add(self, rows: pa.Table) -> None:
-        """Append refused rows, with their column ``reason``."""
-        if not rows.num_rows:
-            return
-        with writing(self.path):
-            if self._writer is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._writer = pq.ParquetWriter(self._temporary, rows.schema)
-            self._writer.write_table(rows)
 
 
 def _rows(path: Path) -> Iterator[DeadLetter]:
