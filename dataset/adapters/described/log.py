@@ -118,7 +118,8 @@ class EventLog:
         for part in track(self.batches(), "read events", unit="parts"):
             more = {name: part.column(name) for name in FEW}
             columns = [part.column(name) for name in ("type", "user_id", "item_id", "event_time")]
-            log.add(*columns, more=more)
+            kind, user, item, time = columns
+            log.add(kind, user, item, time, more=more)
         return log
 
     def _events(self, section: Events, batch: Batch, row: int) -> pa.Table:
