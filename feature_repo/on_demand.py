@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from feast import FeatureStore, FeatureView, OnDemandFeatureView
 
+from dataset.contracts import DataError
 from feature_repo.columns import FOUND, as_read, by_view, in_frames, nothing
 from feature_repo.signature import TYPES, Feature, all_views, features_of, request_fields
 from moonstore.errors import StoreError
@@ -53,12 +54,12 @@ class Reads:
         """The columns of one request's context, null where the caller sent nothing.
 
         Raises:
-            ValueError: a name that no on-demand view reads, or a value of another type.
+            DataError: a name that no on-demand view reads, or a value of another type.
         """
         for name in given:
             if name not in self.context:
                 close = get_close_matches(name, list(self.context), 1)
-                raise ValueError(
+                raise DataError(
                     f"context: expected some of {', '.join(self.context) or 'nothing'}, found {name!r}"
                     + (f". Did you mean {close[0]}?" if close else ".")
                 )
@@ -221,5 +222,5 @@ def _type(view: str, field: Any) -> pa.DataType:
 def _value(name: str, value: Any, dtype: pa.DataType) -> pa.Array:
     try:
         return pa.array([value], dtype)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError) as error:
-        raise ValueError(f"context: expected {name} as {dtype}, found {value!r} ({error}).") from None
+    except (ValueError, TypeError, OverflowError):
+        raise DataError(f"context: expected {name} as {dtype}, found {type(value).__name__}.") from None

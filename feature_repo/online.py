@@ -97,7 +97,8 @@ class OnlineReader:
 
         Raises:
             StoreUnavailable: the store does not answer.
-            ValueError: an id is not a 64-bit integer, ``time`` has no time zone, or the context is not one.
+            DataError: the context has a name that no on-demand view reads, or a value of another type.
+            ValueError: an id is not a 64-bit integer, or ``time`` has no time zone.
         """
         return self.with_candidates(self.read_user(user_id, time, query_id, context), item_ids)
 

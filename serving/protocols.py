@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,11 +13,19 @@ from feature_repo.frame import Frame
 from feature_repo.item_matrix import ItemMatrix
 from feature_repo.vectors import Vectors
 
+Context = Mapping[str, Any]  # what a client sends with a request
+
 
 class Reader(Protocol):
     """The online side of the feature store (``feature_repo.online.OnlineReader``)."""
 
-    def read_user(self, user_id: int, time: datetime) -> Frame: ...  # noqa: D102
+    def read_user(  # noqa: D102
+        self,
+        user_id: int,
+        time: datetime,
+        query_id: int | None = None,
+        context: Context | None = None,
+    ) -> Frame: ...
 
     def with_candidates(self, user: Frame, item_ids: np.ndarray) -> Frame: ...  # noqa: D102
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -14,12 +15,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
 
 from dataset.contracts import DataError
+from dataset.json_keys import refuse_repeated_keys
 from dataset.pictures import decoded_pixels
 from dataset.records import Id, Word
 from dataset.shop_ids import MOST_ID, Kinds, ShopId, from_text
 
 MOST_HITS = 200
 MOST_SESSION = 100
+MOST_CONTEXT = 4000  # characters
 
 
 class Refused(Exception):
@@ -42,7 +45,7 @@ TextCount = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=MOST_H
 
 
 class RecommendQuestion(BaseModel):
-    """``GET /recommend``: the user, how many items, of which category, and the items of this visit."""
+    """``GET /recommend``: who asks, how many items of which category, the items of this visit, and a JSON object."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,6 +53,7 @@ class RecommendQuestion(BaseModel):
     k: TextCount = 20
     category: Annotated[Word, Field(min_length=1)] | None = None
     session: Annotated[list[TextId], Field(max_length=MOST_SESSION)] = Field(default_factory=list)
+    context: Annotated[str, Field(max_length=MOST_CONTEXT)] | None = None
 
 
 class SimilarQuestion(BaseModel):
@@ -97,6 +101,25 @@ def read_id(field: str, text: str, kinds: Kinds) -> ShopId:
         return from_text(text, kinds[field])
     except ValueError as error:
         raise Refused(422, f"{field}: {error}") from None
+
+
+def read_context(text: str | None) -> dict[str, Any] | None:
+    """What a client sends with a request: a JSON object.
+
+    Raises:
+        Refused: 422, it is none.
+        DataError: a key is there twice.
+    """
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise Refused(422, "context: expected a JSON object")
+    refuse_repeated_keys(text)
+    return found
 
 
 def decode_base64(text: str) -> bytes:

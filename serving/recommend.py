@@ -48,7 +48,7 @@ from run.generations import open_parts, require_whole
 from run.sizes import size
 from serving.answer import Answer, Hit, Stages
 from serving.catalogue import Card, Catalogue
-from serving.protocols import ContentEncoder, Reader, RelevanceHead, Scorer
+from serving.protocols import ContentEncoder, Context, Reader, RelevanceHead, Scorer
 from serving.settings import Settings
 
 log = logging.getLogger("moon.serving")
@@ -182,6 +182,7 @@ class Recommender:
         category: str | None = None,
         time: datetime | None = None,
         session: Sequence[ShopId] = (),
+        context: Context | None = None,
     ) -> Answer:
         """The k items this user should see now, without what they already bought or rated.
 
@@ -191,16 +192,18 @@ class Recommender:
             category: only items under this path.
             time: as of when; default ``now``.
             session: item ids of this visit that the store may not know yet, oldest first.
+            context: what on-demand views read of the request (``feature_repo.on_demand``).
 
         Raises:
             UnknownCategory: no item has this category.
+            DataError: a name in the context that no view reads, or a value of another type.
         """
         self._require_category(category)
         fallbacks: list[str] = []
         person, visit = self.ids.one("user_id", user_id), self.ids.find("item_id", session)
         stages, time = Stages(), time or self.now()
         with stages.measure("features"):
-            user = self._read_user(person, time, fallbacks)
+            user = self._read_user(person, time, fallbacks, context)
         history = _with_session(user.history if user is not None else history_of(()), visit)
         personal = bool((self.retriever.vectors.rows(interests(history).item_id) >= 0).any())
         if user is not None and not personal:
@@ -321,9 +324,11 @@ class Recommender:
             known = self.retriever.index.categories
             raise UnknownCategory(f"no item has category {category!r}; {len(known)} have, e.g. {known[:3]}")
 
-    def _read_user(self, user_id: int, time: datetime, fallbacks: list[str]) -> Frame | None:
+    def _read_user(
+        self, user_id: int, time: datetime, fallbacks: list[str], context: Context | None = None
+    ) -> Frame | None:
         try:
-            return self.reader.read_user(user_id, time)
+            return self.reader.read_user(user_id, time, context=context)
         except StoreUnavailable as error:
             log.warning("a user is answered without the store: %s", error)
             fallbacks.append("store_unavailable")

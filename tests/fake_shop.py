@@ -76,9 +76,10 @@ class FakeReader:
     def __init__(self):
         self.available = True
 
-    def read_user(self, user_id, time):
+    def read_user(self, user_id, time, query_id=None, context=None):
         if not self.available:
             raise StoreUnavailable("refused")
+        self.context = context
         liked = (EVEN if user_id % 2 == 0 else ODD)[:3] if user_id < 10 else []
         requests = pa.table(
             {

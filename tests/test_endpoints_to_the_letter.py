@@ -16,6 +16,7 @@ from fake_shop import ARTIFACTS, ITEM_IDS, picture, recommender
 from fastapi.testclient import TestClient
 from test_service_hostile import EVENT, ITEM, Kept
 
+from dataset.contracts import DataError
 from dataset.records import DELETED, Event, Item, ItemState
 from feature_repo.ingest.ingestor import Ingested
 from serving import telemetry as telemetry_module
@@ -262,6 +263,38 @@ def test_a_field_of_a_form_that_is_left_empty_is_not_there(client):
     sent = {"text": "even", "user_id": "", "k": ""}
     answer = client.post("/search", data=sent, files={"image": ("empty", b"")})
     assert answer.status_code == 200 and len(answer.json()["hits"]) == 20
+
+
+def test_what_a_client_sends_with_a_request_reaches_the_store(client, moon):
+    asked = {"user_id": "4", "context": '{"device": "phone", "pages": 3}'}
+    assert client.get("/recommend", params=asked).status_code == 200
+    assert moon.reader.context == {"device": "phone", "pages": 3}
+    client.get("/recommend?user_id=4")
+    assert moon.reader.context is None
+
+
+@pytest.mark.parametrize(
+    ("context", "said"),
+    [
+        ("[1]", "context: expected a JSON object"),
+        ("phone", "context: expected a JSON object"),
+        ("[" * 3000, "context: expected a JSON object"),
+        ('{"a": 1, "a": 2}', "expected each key of a JSON object once, found 'a' more than once"),
+        ("{" + " " * 4000 + "}", "query.context: String should have at most 4000 characters"),
+    ],
+)
+def test_a_context_that_is_no_object_is_refused(client, context, said):
+    answer = client.get("/recommend", params={"user_id": "4", "context": context})
+    assert answer.status_code == 422 and said in answer.json()["error"]
+
+
+def test_a_context_that_no_feature_reads_is_refused(client, moon, monkeypatch):
+    def read_user(user_id, time, context):
+        raise DataError("context: expected some of device, found 'devise'. Did you mean device?")
+
+    monkeypatch.setattr(moon.reader, "read_user", read_user)
+    answer = client.get("/recommend", params={"user_id": "4", "context": '{"devise": "phone"}'})
+    assert answer.status_code == 422 and "Did you mean device?" in answer.json()["error"]
 
 
 def test_a_session_may_repeat_itself_and_has_at_most_a_hundred_items(client):

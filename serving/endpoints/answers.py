@@ -15,7 +15,7 @@ from serving.bodies import read_search, refuse_repeated
 from serving.live import Live
 from serving.openapi import SEARCH_BODY, refused_with
 from serving.page import render
-from serving.questions import RecommendQuestion, Refused, SimilarQuestion, check_image, read_id
+from serving.questions import RecommendQuestion, Refused, SimilarQuestion, check_image, read_context, read_id
 from serving.recommend import Recommender
 from serving.settings import Settings
 from serving.telemetry import Telemetry
@@ -44,8 +44,11 @@ def add_answers(
         moon, asked = live.current, question
         user = read_id("user_id", asked.user_id, moon.ids.kinds)
         session = [read_id("item_id", one, moon.ids.kinds) for one in asked.session]
+        context = read_context(asked.context)
         return await answered(
-            "/recommend", moon, lambda: moon.recommend(user, asked.k, asked.category, session=session)
+            "/recommend",
+            moon,
+            lambda: moon.recommend(user, asked.k, asked.category, session=session, context=context),
         )
 
     @app.get("/similar", responses=refused_with(404, 422, 503))
