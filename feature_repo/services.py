@@ -17,15 +17,15 @@ retrieval_v1 = FeatureService(
 
 relevance_v1 = FeatureService(
     name="relevance_v1",
-    features=[item_profile, query_stats],
+    features=[],
     tags={"vectors": "item, query"},
     description="How well an item answers a query, from their vectors.",
 )
 
 ctr_v1 = FeatureService(
     name="ctr_v1",
-    features=[user_profile, item_profile, item_stats],
-    tags={"vectors": "item"},
+    features=[user_profile, item_profile, item_stats, query_stats],
+    tags={"vectors": "item, query"},
     description="The click model: a user's profile and history against candidates.",
 )
 

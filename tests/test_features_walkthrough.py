@@ -1,0 +1,134 @@
+"""The walkthrough of docs/features.md runs as printed: four features of a shop's own, from file to explanation."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import DAY, START, write_embedding
+from ranker_world import auc
+
+from dataset.contracts import TIME
+from feature_repo.create import create_store
+from feature_repo.embeddings import publish_embedding
+from feature_repo.frames.join import training_frame
+from feature_repo.online import OnlineReader
+from feature_repo.store import materialize
+from feature_repo.vectors import Vectors
+from moonstore.freshness import EPOCH, US
+from ranker.explain import explain
+from ranker.score import Ranker
+from ranker.train import train_ctr
+from run.artifacts import ArtifactError
+from run.sizes import size
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "features.md").read_text()
+(FILE,) = re.findall(
+    r"^```python\n(# feature_repo/mine/shop.py\n.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL
+)
+MOMENT = START + 40 * DAY
+TINY = replace(size("nano"), id_width=4, history=5, ranker_slots=96)
+OWN = ("discount", "brand", "minutes_since_cart", "device")
+
+
+def sources(folder, world):
+    """Offers of half of the items, and carts of half of the users."""
+    folder.mkdir(parents=True)
+    (folder / "shop.py").write_text(FILE)
+    items, users = world.item_ids[::2], world.user_ids[::2]
+    discount = np.arange(len(items)) % 5 / 10
+    stamp = pa.array([MOMENT - 2 * DAY] * len(items), TIME)
+    table = {
+        "item_id": items,
+        "discount": pa.array(discount, pa.float32()),
+        "brand": [f"b{number % 3}" for number in range(len(items))],
+        "event_timestamp": stamp,
+    }
+    pq.write_table(pa.table(table), folder / "offers.parquet")
+    cart_us = (MOMENT - DAY / 2 - EPOCH) // US
+    stamp = pa.array([MOMENT - DAY / 2] * len(users), TIME)
+    table = {"user_id": users, "last_cart_us": pa.array([cart_us] * len(users)), "event_timestamp": stamp}
+    pq.write_table(pa.table(table), folder / "carts.parquet")
+    return dict(zip(items.tolist(), discount.astype(np.float32).tolist(), strict=True)), set(users.tolist())
+
+
+def asked(world, requests, seed):
+    """Requests of MOMENT; phones click seven of eight items, other devices one of eight."""
+    draw = np.random.default_rng(seed)
+    phone = draw.random(requests) < 0.5
+    items = [draw.choice(world.item_ids, 5, replace=False) for _ in range(requests)]
+    each = np.repeat(phone, 5)
+    return pa.table(
+        {
+            "request_id": np.repeat(np.arange(requests), 5),
+            "user_id": np.repeat(draw.choice(world.user_ids, requests), 5),
+            "time": pa.array([MOMENT] * 5 * requests, TIME),
+            "query_id": pa.nulls(5 * requests, pa.int64()),
+            "item_id": np.concatenate(items),
+            "device": pa.array(np.where(each, "phone", "desk").tolist()),
+            "label": (draw.random(5 * requests) < np.where(each, 0.875, 0.125)).astype(np.float32),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    from conftest import make_world
+
+    folder, world = tmp_path_factory.mktemp("walkthrough"), make_world(seed=1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("feature_repo.store.REPOSITORY", folder / "repository")
+        discount, carts = sources(folder / "repository" / "mine", world)
+        create_store(folder / "store", world.dataset, world.split)
+        artifact = write_embedding(folder / "e", world, 4, START)
+        publish_embedding(folder / "store", artifact)
+        materialize(folder / "store", MOMENT)
+        train, valid, test = (
+            training_frame(folder / "store", asked(world, count, seed), 5)
+            for count, seed in ((150, 0), (40, 1), (60, 2))
+        )
+        vectors = Vectors.open(artifact)
+        made = train_ctr(train, valid, vectors, TINY, folder / "ranker", {})
+        yield folder, world, made, vectors, test, discount, carts
+
+
+def test_every_frame_holds_the_four_features(shop):
+    _, world, _, _, test, discount, carts = shop
+    frame = test.take(0, len(test))
+    place = {item: number for number, item in enumerate(world.item_ids[::2].tolist())}
+    for row in frame.candidates.to_pylist():
+        number = place.get(row["item_id"])
+        assert row["discount"] == discount.get(row["item_id"])
+        assert row["brand"] == (None if number is None else f"b{number % 3}")
+    for row in frame.requests.to_pylist():
+        assert row["minutes_since_cart"] == (720 if row["user_id"] in carts else None)
+        assert row["device"] in ("phone", "desk")
+
+
+def test_the_ranker_reads_explains_and_needs_them(shop):
+    folder, _, made, vectors, test, *_ = shop
+    ranker, frame = Ranker.open(made, vectors, test.signature), test.take(0, len(test))
+    assert auc(frame.candidates["label"].to_numpy() > 0, ranker.score(frame)) > 0.75
+    parts = explain(ranker, frame)
+    weight = {name: float(np.abs(part).mean()) for name, part in parts.items()}
+    assert set(OWN) <= set(weight) and max(weight, key=weight.__getitem__) == "device"
+    ours = replace(test.signature, features=tuple(f for f in test.signature.features if f.name not in OWN))
+    with pytest.raises(ArtifactError) as refused:
+        Ranker.open(made, vectors, ours)
+    assert all(f"lost: {name} " in str(refused.value) for name in OWN)
+
+
+def test_the_service_scores_as_the_frame_does(shop):
+    folder, _, made, vectors, test, *_ = shop
+    ranker, reader = Ranker.open(made, vectors), OnlineReader(folder / "store", 5)
+    for place in range(5):
+        frame = test.take(place, place + 1)
+        (request,) = frame.requests.to_pylist()
+        items = frame.candidates["item_id"].to_pylist()
+        online = reader.read(request["user_id"], items, MOMENT, context={"device": request["device"]})
+        np.testing.assert_allclose(ranker.score(online), ranker.score(frame), atol=1e-6)
+        other = reader.read(request["user_id"], items, MOMENT, context={})
+        assert not np.allclose(ranker.score(other), ranker.score(frame), atol=1e-3)
