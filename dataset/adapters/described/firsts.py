@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from dataset.adapters.canonical import NO_CLOCK, flat
 from dataset.contracts import TIME
-from dataset.records import CLOCK_SKEW
 from dataset.sieve import Column, sane
+from moonstore.clock import CLOCK_SKEW
 
 COMPACT = 1_000_000  # ids that are collected before they are merged
 
