@@ -23,7 +23,8 @@ from feature_repo.entities import item, query, user
 from feature_repo.features import FOREVER
 from feature_repo.services import CTR, RELEVANCE
 from feature_repo.sources import DATA, TIMESTAMP, replace_source, source
-from run.artifacts import read_json, write_json
+from moonstore.files import write_json
+from run.artifacts import read_json
 
 RECORD = "extra.json"  # beside the sources
 ENTITIES: dict[str, Entity] = {"item": item, "user": user, "query": query}
