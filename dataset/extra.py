@@ -6,12 +6,15 @@ configuration, under "extra". What ``moon.toml`` switches on of them is there un
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from run.artifacts import Artifact
 
 TABLES = {
     "item": "items",
@@ -19,6 +22,29 @@ TABLES = {
     "query": "queries",
     "event": "events",
 }  # entity -> canonical table
+
+
+@dataclass(frozen=True)
+class LeftOver:
+    """The left-over columns of a dataset.
+
+    Attributes:
+        tables: entity -> its id and the columns.
+        on: entity -> the columns that are switched on.
+    """
+
+    tables: Mapping[str, pa.Table]
+    on: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def of(cls, dataset: Artifact) -> LeftOver:
+        """Those of an artifact of kind "dataset"."""
+        entities = [entity for entity in dataset.config.get("extra", {}) if entity != "event"]
+        tables = {entity: pq.read_table(dataset.file(extra_file(entity))) for entity in entities}
+        return cls(tables, dataset.config.get("features", {}))
+
+
+NOTHING = LeftOver({}, {})
 
 
 def extra_file(entity: str) -> str:

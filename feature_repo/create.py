@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 from feast import FeatureStore
 
+from dataset.extra import NOTHING, LeftOver
 from dataset.shop_ids import ALL_INT64, Kinds
 from feature_repo import source_tables
 from feature_repo.dead_letters import DEAD_LETTER, EVENTS
+from feature_repo.extras import write_extras
 from feature_repo.ingest.journal import Journal
 from feature_repo.shop_ids import RECEIVED, write_shop_ids
 from feature_repo.sources import DATA, LOG, NEW_ITEMS, STATES_FILE, replace_source
@@ -33,6 +35,7 @@ def create_store(
     profile: str = "embedded",
     redis_url: str | None = None,
     id_kinds: Kinds = ALL_INT64,
+    left_over: LeftOver = NOTHING,
 ) -> FeatureStore:
     """Write the sources of a run and register its definitions, replacing an existing store.
 
@@ -45,6 +48,7 @@ def create_store(
         profile: online store, "embedded" (SQLite) or "redis".
         redis_url: ``redis://host:port/db``; the profile's own address by default.
         id_kinds: what the dataset's ids are.
+        left_over: columns of the dataset that no table has a place for.
 
     Raises:
         StoreError: unknown profile, malformed address, or the existing store holds events or items that were received
@@ -55,7 +59,7 @@ def create_store(
     building, previous = (store_dir.with_name(store_dir.name + end) for end in (".tmp", ".previous"))
     shutil.rmtree(building, ignore_errors=True)
     with writing(store_dir):
-        _build(building, dataset, split, profile, redis_url)
+        _build(building, dataset, split, profile, redis_url, left_over)
         tables = {"items": dataset.items, "users": dataset.users, "queries": dataset.queries}
         write_shop_ids(building, id_kinds, tables)
         _keep(store_dir / DATA, building / DATA)
@@ -67,7 +71,9 @@ def create_store(
     return open_store(store_dir)
 
 
-def _build(folder: Path, dataset: Dataset, split: Split, profile: str, redis_url: str | None) -> None:
+def _build(
+    folder: Path, dataset: Dataset, split: Split, profile: str, redis_url: str | None, left_over: LeftOver
+) -> None:
     """Write a whole store into an empty place."""
     data = folder / DATA
     data.mkdir(parents=True)
@@ -79,6 +85,9 @@ def _build(folder: Path, dataset: Dataset, split: Split, profile: str, redis_url
     }
     for view, table in tables.items():
         replace_source(data / f"{view}.parquet", table)
+    write_extras(
+        data, left_over, {"items": dataset.items, "users": dataset.users, "queries": dataset.queries}
+    )
     EmbeddingRecord().save(folder)
     apply_definitions(folder)
 

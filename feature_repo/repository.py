@@ -13,6 +13,7 @@ from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView
 from feast.base_feature_view import BaseFeatureView
 
 from feature_repo import entities, features, services
+from feature_repo.extras import Extra, extra_views, switch_on
 from feature_repo.signature import signature_of
 from feature_repo.views import EmbeddingRecord, embedding_views
 from moonstore.errors import StoreError
@@ -24,13 +25,16 @@ Definition = Entity | BaseFeatureView | FeatureService
 KINDS = (Entity, FeatureView, OnDemandFeatureView, FeatureService)
 
 
-def definitions(record: EmbeddingRecord, repository: Path = Path(__file__).parent) -> dict[str, Definition]:
+def definitions(
+    record: EmbeddingRecord, repository: Path = Path(__file__).parent, extras: tuple[Extra, ...] = ()
+) -> dict[str, Definition]:
     """All definitions by name; new objects at each call, because Feast modifies those it applies.
 
     Args:
         record: the embeddings of the store. Services with the tag ``vectors`` read the active one, and no vectors
             before the first one.
         repository: a definition in its folder ``mine`` joins ours; a service there replaces ours of the same name.
+        extras: left-over columns of the store's data, which are views as well.
 
     Raises:
         StoreError: a file cannot be imported, two definitions have one name, the function of an on-demand view is
@@ -47,12 +51,15 @@ def definitions(record: EmbeddingRecord, repository: Path = Path(__file__).paren
     found = copy.deepcopy(found)
     for embedding in record.embeddings:
         found |= embedding_views(embedding)
+    own = extra_views(extras)
+    found |= own
     views = [one for one in found.values() if isinstance(one, BaseFeatureView)]
     for view in views:
         _check_function(view)
     for one in found.values():
         if isinstance(one, FeatureService):
             _add_vectors(one, record, found)
+            switch_on(one, extras, own)
             signature_of(one, views)
     return found
 

@@ -25,6 +25,7 @@ from feast.repo_config import FeastConfigError
 from google.protobuf.message import DecodeError
 
 from feature_repo import dead_letters, features
+from feature_repo.extras import read_extras
 from feature_repo.repository import definitions
 from feature_repo.sources import DATA, LOG, read_source
 from feature_repo.views import USER_HISTORY, EmbeddingRecord
@@ -228,7 +229,9 @@ def apply_definitions(store_dir: Path) -> None:
     Raises:
         StoreError: there is no store, or a definition is refused (``feature_repo.repository.definitions``).
     """
-    objects: dict[str, Any] = dict(definitions(EmbeddingRecord.load(store_dir), REPOSITORY))
+    objects: dict[str, Any] = dict(
+        definitions(EmbeddingRecord.load(store_dir), REPOSITORY, read_extras(store_dir))
+    )
     with writing(store_dir):
         store = _open(store_dir)
         views = [view for view in store.list_feature_views() if view.name not in objects]

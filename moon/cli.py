@@ -132,6 +132,15 @@ features = typer.Typer(help="Examine the feature store of a run.", no_args_is_he
 app.add_typer(features, name="features")
 
 
+@features.command("list")
+def features_list(run: RunOption = None) -> None:
+    """Every feature of every view, its type, and which services read it; those of your own columns among them."""
+    from feature_repo.listing import listed
+    from moon import journey
+
+    typer.echo(listed(journey.load(run).folder / "store"))
+
+
 @features.command("check")
 def features_check(run: RunOption = None) -> None:
     """Coverage, parity, freshness, nulls and drift of every view; exit code 1 if one exceeds its limit."""

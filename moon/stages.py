@@ -96,12 +96,18 @@ def nothing_is_lost(run: Run) -> None:
 
 def store(run: Run) -> None:
     """Write the feature sources, apply the repository, and make this run the active one of ``feature_repo/``."""
+    from dataset.extra import LeftOver
     from feature_repo.create import create_store
     from feature_repo.store import activate
 
     dataset = open_dataset(run)
     create_store(
-        run.folder / "store", dataset, open_split(run), profile=run.profile, id_kinds=dataset.id_kinds
+        run.folder / "store",
+        dataset,
+        open_split(run),
+        profile=run.profile,
+        id_kinds=dataset.id_kinds,
+        left_over=LeftOver.of(dataset.artifact),
     )
     activate(run.folder / "store")
 

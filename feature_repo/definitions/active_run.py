@@ -6,7 +6,9 @@ update of the module's namespace.
 
 from pathlib import Path
 
+from feature_repo.extras import read_extras
 from feature_repo.repository import definitions
 from feature_repo.views import EmbeddingRecord
 
-globals().update(definitions(EmbeddingRecord.load(Path.cwd()), Path.cwd()))
+HERE = Path.cwd()
+globals().update(definitions(EmbeddingRecord.load(HERE), HERE, read_extras(HERE)))

@@ -1,0 +1,98 @@
+"""Columns that nothing else reads are features of their entity: kept, off, listed, and on by a line of moon.toml.
+
+Run: pytest tests/test_left_over_columns.py
+"""
+
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+
+from dataset.extra import LeftOver
+from dataset.importers import import_path
+from dataset.split import Split, split_dataset
+from dataset.tables import Dataset
+from feature_repo.create import create_store
+from feature_repo.listing import listed
+from feature_repo.signature import Signature, signature_of
+from feature_repo.store import materialize
+from moon.describing import init
+
+ITEMS = "sku,name,Weight (kg),Colours,handmade\n" + "".join(
+    f'A{n},red lamp No {n},{"" if n == 3 else n / 4},"[""a"",""b{n}""]",{("true", "false")[n % 2]}\n'
+    for n in range(40)
+)
+USERS = "customer,age,points\n" + "".join(f"c{n},{n + 20},{n * 10}\n" for n in range(12))
+LOG = "customer,sku,created_at,event\n" + "".join(
+    f"c{n % 12},A{n * 7 % 40},2024-03-{n % 28 + 1:02d}T{n % 24:02d}:00:00Z,{('view', 'buy')[n % 3 == 0]}\n"
+    for n in range(400)
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shop")
+    for name, text in (("products.csv", ITEMS), ("customers.csv", USERS), ("log.csv", LOG)):
+        (root / name).write_text(text)
+    init(root)
+    return root
+
+
+def imported(folder, out):
+    return Dataset.open(import_path(folder, out))
+
+
+def stored(dataset, out):
+    split = Split.open(split_dataset(dataset, out / "split"))
+    left_over = LeftOver.of(dataset.artifact)
+    return create_store(out / "store", dataset, split, id_kinds=dataset.id_kinds, left_over=left_over)
+
+
+def test_left_over_columns_are_in_the_artifact_in_their_own_type(folder, tmp_path):
+    dataset = imported(folder, tmp_path / "d")
+    kept = dataset.artifact.config["extra"]
+    assert kept["item"]["Weight (kg)"] == "double" and kept["user"] == {"points": "int64"}
+    left = LeftOver.of(dataset.artifact).tables["item"]
+    names = dict(
+        zip(dataset.items["item_id"].to_pylist(), dataset.items["external_id"].to_pylist(), strict=True)
+    )
+    found = {names[row["item_id"]]: row["Weight (kg)"] for row in left.to_pylist()}
+    assert found == {f"A{n}": None if n == 3 else n / 4 for n in range(40)}
+
+
+def test_they_are_features_that_are_off_listed_and_read_online(folder, tmp_path):
+    dataset = imported(folder, tmp_path / "d")
+    store = stored(dataset, tmp_path)
+    text = listed(tmp_path / "store")
+    (line,) = [one for one in text.splitlines() if "item_weight_kg" in one]
+    assert line.split()[:2] == ["item_extra", "item_weight_kg"] and "off" in line and "'Weight (kg)'" in line
+    assert "features = [" in text
+    for service in store.list_feature_services():
+        assert not {"item_extra", "user_extra"} & {one.name for one in service.feature_view_projections}
+    materialize(tmp_path / "store", datetime(2024, 5, 1, tzinfo=UTC), only=["item_extra"])
+    ids = dict(
+        zip(dataset.items["external_id"].to_pylist(), dataset.items["item_id"].to_pylist(), strict=True)
+    )
+    asked = [{"item_id": ids["A3"]}, {"item_id": ids["A8"]}]
+    answer = store.get_online_features(["item_extra:item_weight_kg"], asked).to_dict()
+    assert answer["item_weight_kg"] == [None, 2.0]
+
+
+def test_one_line_switches_a_column_on_in_the_signature(folder, tmp_path):
+    path = folder / "moon.toml"
+    before = path.read_text()
+    path.write_text(before.replace("[[users]]", '[[users]]\nfeatures = ["points"]', 1))
+    try:
+        store = stored(imported(folder, tmp_path / "d"), tmp_path)
+    finally:
+        path.write_text(before)
+    ctr = signature_of(store.get_feature_service("ctr_v1"), store.list_all_feature_views())
+    assert isinstance(ctr, Signature)
+    (feature,) = [one for one in ctr.features if one.name == "user_points"]
+    assert (feature.view, feature.role, feature.kind, feature.dtype) == (
+        "user_extra",
+        "user",
+        "number",
+        pa.int64(),
+    )
+    assert "ctr_v1" in next(one for one in listed(tmp_path / "store").splitlines() if "user_points" in one)
