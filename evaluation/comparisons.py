@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from evaluation.metrics import Measurement
 from evaluation.report import Comparison, Control, Judged
@@ -18,22 +18,33 @@ JUDGED = {
     "clicks": "clicks_per_slate", "purchases": "purchases_per_slate", "revenue": "revenue_per_slate",
     "served over it": "lift_of_served", "clicks, history allowed": "clicks_per_slate_with_history",
 }  # fmt: skip
+ESTIMATED = {"truth": "truth", "IPS": "ips", "SNIPS": "snips"}
 LAST = ("shop", "observer", "oracle")
 
 
 def judged(measured: Sequence[Measurement]) -> list[Judged]:
     """What every method would bring by the truth, by clicks; then the shop's policy and the bounds."""
+    return _methods(measured, "truth", JUDGED)
+
+
+def estimated(measured: Sequence[Measurement]) -> list[Judged]:
+    """What the log's random slates say of every method, beside the truth on the same requests."""
+    return _methods(measured, "off_policy", ESTIMATED)
+
+
+def _methods(measured: Sequence[Measurement], prefix: str, columns: Mapping[str, str]) -> list[Judged]:
+    """A row per method, by the first column; the last ones are the policy of the shop and the bounds."""
     by_name = {one.name: one for one in measured}
-    clicks = [
-        one for one in measured if one.name.startswith("truth/") and one.name.endswith("/clicks_per_slate")
-    ]
+    first = next(iter(columns.values()))
+    ordered = sorted(
+        (one.value, one.name.split("/")[1])
+        for one in measured
+        if one.name.startswith(f"{prefix}/") and one.name.endswith(f"/{first}")
+    )
     found = []
-    for one in sorted(clicks, key=lambda one: one.value):
-        method = one.name.split("/")[1]
-        keys = {label: f"truth/{method}/{what}" for label, what in JUDGED.items()}
-        estimated = {"IPS": f"off_policy/{method}/ips", "SNIPS": f"off_policy/{method}/snips"}
-        values = {label: by_name[key] for label, key in {**keys, **estimated}.items() if key in by_name}
-        found.append(Judged(method, values))
+    for _, method in ordered:
+        keys = {label: f"{prefix}/{method}/{what}" for label, what in columns.items()}
+        found.append(Judged(method, {label: by_name[key] for label, key in keys.items() if key in by_name}))
     return sorted(found, key=lambda one: LAST.index(one.method) if one.method in LAST else -1)
 
 

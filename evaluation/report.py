@@ -176,6 +176,7 @@ class ReportContent:
         summary: one or two sentences under the title.
         measurements: every measurement of the run; all are listed.
         judged: every method by the truth, where it is known; the first table.
+        estimated: what random slates of the log say of them.
         headline: our numbers beside named baselines.
         neighbours: query -> nearest neighbours, by picture.
         visits: history, recommendations and what was then taken, per user.
@@ -194,6 +195,7 @@ class ReportContent:
     summary: str
     measurements: Sequence[Measurement] = ()
     judged: Sequence[Judged] = ()
+    estimated: Sequence[Judged] = ()
     headline: Sequence[Comparison] = ()
     neighbours: Sequence[Neighbours] = ()
     visits: Sequence[Visit] = ()
@@ -226,7 +228,6 @@ def render_report(out: Path, content: ReportContent) -> Path:
         "template.html",
         content=content,
         plots=plots,
-        judged_by=list(dict.fromkeys(name for one in content.judged for name in one.values)),
         control_metrics=list(dict.fromkeys(name for one in content.controls for name in one.values)),
         total_ms=sum(content.stages.values()),
     )

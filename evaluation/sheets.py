@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from dataset.shop_ids import ShopId
 from dataset.split import Split
 from dataset.tables import Dataset
-from evaluation.comparisons import BASELINES, controls, headline, judged
+from evaluation.comparisons import BASELINES, controls, estimated, headline, judged
 from evaluation.ctr_quality import probabilities
 from evaluation.metrics import Measurement, hits, recall_at, reliability
 from evaluation.plots import Curve
@@ -206,6 +206,7 @@ def write_report(
         summary="Items encoded by MOON, features and vectors served by Feast, candidates ranked by TorchRec.",
         measurements=measured,
         judged=judged(measured),
+        estimated=estimated(measured),
         headline=headline(measured),
         neighbours=evidence.neighbours(),
         visits=evidence.visits,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evaluation.comparisons import controls, headline, judged
+from evaluation.comparisons import controls, estimated, headline, judged
 from evaluation.metrics import Measurement
 from evaluation.plots import Curve, line_plot
 from evaluation.report import (
@@ -166,7 +166,8 @@ def test_the_truth_is_the_first_table_with_intervals_and_bounds_last():
         [clicks("oracle", 4.5), clicks("served", 1.5), clicks("shop", 1.0), clicks("mix", 2.0), estimate]
     )
     assert [one.method for one in found] == ["served", "mix", "shop", "oracle"]
-    page = _render(content(judged=found))
+    random = estimated([estimate, Measurement("off_policy/served/truth", 1.0, 3, "random", 0.5, 1.5)])
+    page = _render(content(judged=found, estimated=random))
     assert page.index('id="truth"') < page.index('id="headline"')
     assert '1.500 <span class="soft">1.250 to 1.750</span>' in page and "0.875" in page
     assert "Recall is of what the shop chose to show" in page
