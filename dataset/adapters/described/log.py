@@ -18,6 +18,7 @@ from dataset.adapters.described.entities import columns_of, files_of
 from dataset.adapters.described.files import Batch
 from dataset.adapters.described.names import Names
 from dataset.contracts import EVENTS, TIME
+from dataset.identity import IMPORTED
 from dataset.order import hashed
 from dataset.text import clean_column
 
@@ -78,7 +79,7 @@ def event_batches(
 
 
 def events_table(batches: Iterator[pa.Table]) -> tuple[pa.Table, pa.Table]:
-    """EVENTS, ordered by time and numbered from 1, and the context of each (event_id and CONTEXT columns)."""
+    """EVENTS, ordered by time and numbered from ``IMPORTED`` on, and the context of each (event_id and CONTEXT columns)."""
     found = list(batches)
     if not found:
         return EVENTS.empty_table(), pa.table({"event_id": pa.array([], pa.int64())})
@@ -91,7 +92,7 @@ def events_table(batches: Iterator[pa.Table]) -> tuple[pa.Table, pa.Table]:
     if together.column("sequence").null_count == 0:
         ties = together.column("sequence").to_numpy()
     ordered = together.take(pa.array(np.lexsort([ties, times])))
-    number = pa.array(np.arange(1, len(ordered) + 1))
+    number = pa.array(np.arange(1, len(ordered) + 1) + IMPORTED)
     columns = {name: ordered.column(name) for name in ordered.column_names if name in EVENTS.names}
     context = {
         name.removeprefix(CONTEXT): ordered.column(name)
