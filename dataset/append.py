@@ -2,13 +2,14 @@
 
 Items, users, queries and judgements are replaced or added by their ids, events are added. What is there has passed
 the contract and is not checked again; new rows may refer to it. The result has the tables that an import of all files
-at once would have; what that means where files overlap is said at ``upserted`` and ``already_there``.
+at once would have; what that means where files overlap is said at ``dataset.upsert`` and ``already_there``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.checks import check
-from dataset.contracts import TIME, DataError, Tables
+from dataset.contracts import EVENTS, TIME, DataError, Tables
+from dataset.extra import extra_types, merged_extra
 from dataset.first_seen import first_seen_of_all
 from dataset.identity import IMPORTED, event_content, stable_hash
-from dataset.log import pairs
+from dataset.long_log import LongLog
 from dataset.order import HASH, SOURCE, hashed, sequence_of, sequenced
 from dataset.shop_ids import NAMED
 from dataset.sieve import require_most
 from dataset.tables import Dataset, write_checked
+from dataset.upsert import upserted
 from run.artifacts import Artifact, open_artifact, remove_leftovers
 
 GIVEN = "given"  # ``event_ids`` of a source that names its events; others are numbered by their importer
@@ -85,12 +88,16 @@ def append(before: Dataset, tables: Tables, config: Mapping[str, Any], source: s
             f"{before.artifact.path}: expected imported data to append to, found a simulated shop. "
             f"Import yours with 'moon dataset --data FORMAT:FOLDER'."
         )
+    tables = _in_memory(tables)
     given = config.get("event_ids") == GIVEN
-    events = tables.events if given else _numbered_on(before, tables.events)
+    if not given:
+        tables = _numbered_on(before, tables)
+    events = tables.events
     there = already_there(before.events, events, by_id=given)
     fresh = replace(tables, events=_in_order_of(before, events.filter(pa.array(~there))))
     checked = _checked(before, fresh, int(there.sum()))
     old = _tables(before)
+    checked = replace(checked, items=_with_content(checked.items, old.items))
     merged, added, changed = {}, {}, {}
     for name, keys in KEYS.items():
         merged[name], added[name], changed[name] = upserted(
@@ -98,38 +105,42 @@ def append(before: Dataset, tables: Tables, config: Mapping[str, Any], source: s
         )
     merged = first_seen_of_all(merged, old, fresh.events, config.get("first_seen", {}))
     merged["images"] = _shown(merged, old)
+    extra, changed["left-over columns"] = merged_extra(old.extra, checked.extra)
     added["events"] = checked.events.num_rows
     done = Appended(before.artifact, int(there.sum()), checked.quarantine.num_rows, added, changed)
     if done.is_nothing:  # perhaps because an append was killed when all was written
         remove_leftovers(before.artifact.path)
         return done
+    new, ties = checked.events, before.artifact.config.get("ties")
+    if ties is None and len(new):  # the first events of this dataset
+        new, ties = sequenced(new, merged["items"])
+    quarantine = pa.concat_tables([old.quarantine, checked.quarantine])
+    written = Tables(**merged, events=_joined(old.events, new), extra=extra, quarantine=quarantine)
+    grown = _grown(before, done, source) | ({} if ties is None else {"ties": ties})
+    grown |= {"extra": extra_types(extra)} if extra else {}
+    grown |= {"last_event_id": number} if (number := last_number(before, events)) else {}
+    write_checked(before.artifact.path, written, grown)
+    return replace(done, artifact=open_artifact(before.artifact.path, "dataset"))
+
+
+def _grown(before: Dataset, done: Appended, source: str) -> dict[str, Any]:
+    """The configuration of the dataset with a record of what was appended."""
+    kept = before.artifact.config
     record = {
         "source": source,
         "before": before.artifact.id,
-        "items_before": old.items.num_rows,
+        "items_before": before.items.num_rows,
         "already_there": done.already_there,
-        "added": {name: rows for name, rows in added.items() if rows},
-        "changed": {name: rows for name, rows in changed.items() if rows},
+        "added": {name: rows for name, rows in done.added.items() if rows},
+        "changed": {name: rows for name, rows in done.changed.items() if rows},
     }
-    kept = before.artifact.config
-    grown = {**kept, "appended": [*kept.get("appended", []), record]}
     # Of a table that was empty nothing is known of its ids; others stay as clients know them.
-    ids = kept.get("ids", {}).items()
-    grown["ids"] = {
-        field: kind for field, kind in ids if field not in NAMED or len(getattr(old, NAMED[field]))
+    ids = {
+        field: kind
+        for field, kind in kept.get("ids", {}).items()
+        if field not in NAMED or len(getattr(before, NAMED[field]))
     }
-    if numbers := last_number(before, events):
-        grown["last_event_id"] = numbers
-    new = checked.events
-    if "ties" not in grown and len(new):  # the first events of this dataset
-        new, grown["ties"] = sequenced(new, merged["items"])
-    written = Tables(
-        **merged,
-        events=_joined(old.events, new),
-        quarantine=pa.concat_tables([old.quarantine, checked.quarantine]),
-    )
-    write_checked(before.artifact.path, written, grown)
-    return replace(done, artifact=open_artifact(before.artifact.path, "dataset"))
+    return {**kept, "appended": [*kept.get("appended", []), record], "ids": ids}
 
 
 def items_since(dataset: Dataset, artifact_id: str) -> np.ndarray | None:
@@ -138,40 +149,6 @@ def items_since(dataset: Dataset, artifact_id: str) -> np.ndarray | None:
         if record["before"] == artifact_id:
             return dataset.items.column("item_id").slice(record["items_before"]).to_numpy()
     return None
-
-
-def upserted(
-    old: pa.Table, new: pa.Table, keys: Sequence[str], kept: Sequence[str] = ()
-) -> tuple[pa.Table, int, int]:
-    """Rows of ``new`` in place of those of ``old`` with their key, or after them if the key is new.
-
-    Args:
-        old, new: tables of one schema, keys unique in each.
-        keys: columns of the key.
-        kept: columns that keep their old value where the new row has none (an item that comes without its picture,
-            a user of whom the log names only the id); ``first_seen`` always does, what is known is not news.
-
-    Returns:
-        the table, the number of rows added, and of rows changed.
-
-    Raises:
-        DataError: a key stands for another ``external_id`` than before.
-    """
-    place = _places(old, new, keys)
-    is_old = place >= 0
-    before, after = old.take(pa.array(place[is_old])), new.filter(pa.array(is_old))
-    _refuse_other_names(before, after, keys)
-    for name in kept:
-        both = (before, after) if name == "first_seen" else (after, before)
-        column = pc.coalesce(*(table.column(name) for table in both))
-        after = after.set_column(after.column_names.index(name), after.field(name), column)
-    differs = _differs(before, after)
-    row = np.arange(len(old))
-    row[place[is_old][differs]] = len(old) + np.flatnonzero(differs)
-    together = pa.concat_tables([old, after, new.filter(pa.array(~is_old))])
-    rows = np.append(row, len(old) + len(after) + np.arange(int((~is_old).sum())))
-    table = old if len(rows) == len(old) and not differs.any() else together.take(pa.array(rows))
-    return table.combine_chunks(), int((~is_old).sum()), int(differs.sum())
 
 
 def already_there(old: pa.Table, new: pa.Table, by_id: bool) -> np.ndarray:
@@ -218,11 +195,38 @@ def last_number(before: Dataset, events: pa.Table) -> int:
     return max(before.artifact.config.get("last_event_id", 0), *numbers)
 
 
-def _numbered_on(before: Dataset, events: pa.Table) -> pa.Table:
+def _in_memory(tables: Tables) -> Tables:
+    """The tables, their events in memory if the file was so large that they are not."""
+    if not isinstance(tables.events, LongLog):
+        return tables
+    log = tables.events
+    with log.removed_if_it_fails():
+        events = pa.concat_tables([EVENTS.empty_table(), *log.chunks()])
+    log.close()
+    return replace(tables, events=events)
+
+
+def _numbered_on(before: Dataset, tables: Tables) -> Tables:
     """The events numbered on from those that are there, whose numbers never change."""
-    last = max(last_number(before, events.slice(0, 0)), IMPORTED)
-    numbers = pc.add(pc.subtract(events.column("event_id"), IMPORTED), last)
-    return events.set_column(events.column_names.index("event_id"), events.field("event_id"), numbers)
+    shift = max(last_number(before, tables.events.slice(0, 0)), IMPORTED) - IMPORTED
+
+    def numbered(table: pa.Table) -> pa.Table:
+        place = table.column_names.index("event_id")
+        return table.set_column(place, table.field(place), pc.add(table.column(place), shift))
+
+    extra = {name: numbered(table) if name == "event" else table for name, table in tables.extra.items()}
+    return replace(tables, events=numbered(tables.events), extra=extra)
+
+
+def _with_content(new: pa.Table, old: pa.Table) -> pa.Table:
+    """The items without those that are there already and of which the new files say nothing but that they exist."""
+    said = [new.column(name).is_valid() for name in ("title", "description", "price", "image_id")]
+    said += [pc.greater(pc.list_value_length(new.column("category")), 0)]
+    said += [
+        pa.chunked_array([np.diff(one.offsets) > 0 for one in new.column("attributes").chunks], pa.bool_())
+    ]
+    known = pc.is_in(new.column("item_id"), old.column("item_id"))
+    return new.filter(reduce(pc.or_, said, pc.invert(known)))
 
 
 def _in_order_of(before: Dataset, events: pa.Table) -> pa.Table:
@@ -289,43 +293,4 @@ def _shown(merged: Mapping[str, pa.Table], old: Tables) -> pa.Table:
 
 def _tables(dataset: Dataset) -> Tables:
     names = ("items", "images", "users", "events", "queries", "judgements", "quarantine")
-    return Tables(**{name: getattr(dataset, name) for name in names})
-
-
-def _places(old: pa.Table, new: pa.Table, keys: Sequence[str]) -> np.ndarray:
-    """The row of ``old`` with the key of each row of ``new``, -1: there is none; int64."""
-    columns = [pa.concat_tables([table.select([key]) for table in (old, new)]).column(0) for key in keys]
-    if len(columns) == 1:
-        known, asked = columns[0].slice(0, len(old)), columns[0].slice(len(old))
-    else:
-        code = pa.array(pairs(*(column.to_numpy() for column in columns)))
-        known, asked = code.slice(0, len(old)), code.slice(len(old))
-    found = pc.index_in(asked, value_set=known)
-    return np.asarray(pc.fill_null(found, -1).to_numpy()).astype(np.int64)
-
-
-def _refuse_other_names(before: pa.Table, after: pa.Table, keys: Sequence[str]) -> None:
-    if "external_id" not in before.column_names:
-        return
-    was, now = before.column("external_id"), after.column("external_id")
-    other = np.flatnonzero(pc.fill_null(pc.not_equal(was, now), False).to_numpy())
-    if len(other):
-        first = ", ".join(f"{was[row].as_py()!r} and {now[row].as_py()!r}" for row in other[:3].tolist())
-        raise DataError(
-            f"{keys[0]}: expected each id to stand for one name of the source, found {len(other)} that stand for "
-            f"two: {first}. Write them as before, then run 'moon dataset --append' again."
-        )
-
-
-def _differs(before: pa.Table, after: pa.Table) -> np.ndarray:
-    """Whether rows with the same key differ, bool."""
-    differs = np.zeros(len(before), bool)
-    for name in before.column_names:
-        was, now = before.column(name), after.column(name)
-        if pa.types.is_nested(was.type):
-            pair = zip(was.to_pylist(), now.to_pylist(), strict=True)
-            differs |= np.fromiter((one != other for one, other in pair), bool, len(before))
-        else:
-            same = pc.or_(pc.fill_null(pc.equal(was, now), False), pc.and_(was.is_null(), now.is_null()))
-            differs |= ~same.to_numpy()
-    return differs
+    return Tables(**{name: getattr(dataset, name) for name in names}, extra=dataset.extra)

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dataset.contracts import DataError
+from dataset.upsert import upserted
 from run.artifacts import Artifact
 
 TABLES = {
@@ -72,3 +74,31 @@ def write_extra(folder: Path, extra: Mapping[str, pa.Table], kept: Mapping[str, 
         key = f"{entity}_id"
         is_there = pc.is_in(table.column(key), value_set=kept[TABLES[entity]].column(key))
         pq.write_table(table.filter(is_there), folder / extra_file(entity), compression="zstd")
+
+
+def merged_extra(old: Mapping[str, pa.Table], new: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table], int]:
+    """Left-over columns of a dataset and of files that are appended; of an entity that has both the new row counts.
+
+    A column that only one of them has is null in the other's rows, and keeps what it says of an entity that has both.
+
+    Returns:
+        the columns by entity, and how many rows of entities that were there have changed.
+
+    Raises:
+        DataError: a column has two types that no type holds.
+    """
+    merged, changed = {**old, **new}, 0
+    for entity in old.keys() & new.keys():
+        parts = [old[entity], new[entity]]
+        try:
+            both = pa.concat_tables(parts, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{TABLES[entity]}: expected the left-over columns as they were before, found another type: {error}."
+            ) from error
+        count = len(old[entity])
+        unsaid = [name for name in both.column_names if name not in new[entity].column_names]
+        merged[entity], _, rows = upserted(both.slice(0, count), both.slice(count), [f"{entity}_id"], unsaid)
+        changed += rows
+    changed += sum(len(new[entity]) for entity in new.keys() - old.keys() - {"event"})
+    return merged, changed

@@ -58,6 +58,26 @@ def append_files(name: str, folder: Path, dataset: Dataset) -> Appended:
     return append(dataset, tables, config, Path(folder).name)
 
 
+def append_described(path: Path, folder: Path, dataset: Dataset) -> Appended:
+    """Add ``folder``, new files under the description at ``path``, to a dataset of that description, in its place.
+
+    Args:
+        path: a ``moon.toml``, or a folder that holds one.
+        folder: holds any of the files that it describes, under the same names.
+        dataset: made under it.
+
+    Raises:
+        DataError: as ``append_files``; or the description has changed since.
+    """
+    if has_changed(path, dataset.artifact):
+        raise DataError(
+            f"{path}: expected the description that the dataset was imported under, found another one. Append under "
+            f"that, or import everything anew into another folder, with --run."
+        )
+    tables, config = described(path / FILE if path.is_dir() else path, folder)
+    return append(dataset, tables, config, Path(folder).name)
+
+
 def _read(name: str, folder: Path, **options: Any) -> tuple[Tables, dict[str, Any]]:
     if name not in IMPORTERS:
         raise DataError(

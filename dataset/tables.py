@@ -16,7 +16,7 @@ from dataset.adapters.source import AT_ONCE
 from dataset.checks import check, check_events, quarantine_counts
 from dataset.contracts import EVENTS, QUARANTINE, SCHEMAS, DataError, Tables, completed
 from dataset.extra import TABLES as EXTRA
-from dataset.extra import extra_types, write_extra
+from dataset.extra import extra_file, extra_types, write_extra
 from dataset.identity import IMPORTED
 from dataset.long_log import LongLog
 from dataset.order import HASH, sequenced
@@ -207,6 +207,12 @@ class Dataset:
     def quarantine(self) -> pa.Table:
         """Refused rows and the rules they broke (QUARANTINE)."""
         return self._read("quarantine")
+
+    @cached_property
+    def extra(self) -> dict[str, pa.Table]:
+        """Left-over columns of the source by entity (``dataset.extra``)."""
+        files = {entity: self.artifact.file(extra_file(entity)) for entity in EXTRA}
+        return {entity: pq.read_table(path) for entity, path in files.items() if path.exists()}
 
     @cached_property
     def truth(self) -> pa.Table | None:

@@ -141,6 +141,7 @@ def travel(run: Run) -> None:
     The import is repeated, and all that follows, when the description of the data has changed.
     """
     if _done(run, STAGES[0]) and work.is_described_anew(run):
+        work.nothing_is_dropped(run)
         _say(f"{run.data} says something else than when it was imported: it is imported again")
         _undo(run, STAGES)
     for number, stage in enumerate(STAGES, start=1):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moon.describing import described_by
 from moon.stages import open_dataset, open_split, switch
 from run import generations
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
 def append(run: Run, folders: Sequence[Path]) -> str:
     """Add the files of some folders to the run's dataset; the message says what is new and what to run next."""
-    from dataset.importers import append_files
+    from dataset.importers import append_described, append_files, is_format
 
-    name, _, _ = run.data.partition(":")
-    done = [append_files(name, folder.expanduser(), open_dataset(run)) for folder in folders]
+    name, source, add = run.data.partition(":")[0], Path(run.data), append_files
+    if not is_format(run.data) and source.exists():
+        name, add = described_by(source, run.folder), append_described
+    done = [add(name, folder.expanduser(), open_dataset(run)) for folder in folders]
     said = [f"{folder}: {one.told()}" for folder, one in zip(folders, done, strict=True)]
     if not all(one.is_nothing for one in done):
         said.append(

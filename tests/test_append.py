@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from test_importers import article, picture, put, write
 
 from dataset.adapters import globo, hm, movielens
-from dataset.append import append, upserted
+from dataset.append import append
 from dataset.contracts import EVENTS, DataError
 from dataset.identity import IMPORTED
 from dataset.importers import append_files, import_dataset
 from dataset.tables import Dataset, write_dataset
+from dataset.upsert import upserted
 from run.artifacts import open_artifact
 
 KEYS = {"items": "item_id", "images": "image_id", "users": "user_id"}

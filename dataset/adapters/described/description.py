@@ -299,6 +299,30 @@ def open_description(path: Path) -> tuple[Description, str]:
     return found, hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
+def present(description: Description, root: Path) -> Description:
+    """The description of those files alone that are in the folder ``root``.
+
+    Raises:
+        DataError: none of them is.
+    """
+    tables = ("items", "users", "events", "queries", "judgements", "images")
+    kept: dict[str, list[Section]] = {name: [] for name in tables}
+    for name in tables:
+        for section in getattr(description, name):
+            files = [one for one in section.files if _is_there(root, one)]
+            if files:
+                kept[name].append(section.model_copy(update={"files": files}))
+    if not any(kept.values()):
+        files = [one for name in tables for section in getattr(description, name) for one in section.files]
+        present = sorted(path.name for path in root.iterdir()) if root.is_dir() else "no such folder"
+        raise DataError(f"{root}: expected some of the files {files[:6]} of moon.toml, found {present[:12]}.")
+    return description.model_copy(update=kept)
+
+
+def _is_there(root: Path, pattern: str) -> bool:
+    return (root / pattern).is_file() or any(root.glob(pattern.replace("{id}", "*")))
+
+
 def _fault(error: Any, content: dict[str, Any]) -> str:
     """Place and fault of one entry of pydantic's ``errors()``; an unknown key with the nearest known one."""
     *place, key = error["loc"] or ("",)

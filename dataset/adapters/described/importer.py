@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataset.adapters.canonical import attach_pictures
-from dataset.adapters.described.description import Description, open_description
+from dataset.adapters.described.description import Description, open_description, present
 from dataset.adapters.described.entities import (
     Described,
     described_items,
@@ -28,16 +28,21 @@ KEEP = "keep"
 FEW_DAYS = 30  # a clock of days that counts fewer of them is too coarse to cut the log in time
 
 
-def described(path: Path) -> tuple[Tables, dict[str, Any]]:
+def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, Any]]:
     """The tables that the description at ``path`` describes, and the configuration to record.
 
     Catalogue, users and queries are read first, then the log in batches, then the pictures.
 
+    Args:
+        path: of the description.
+        new: a folder of new files under the same names, of which any may be missing; None: the described folder.
+
     Raises:
         DataError: the description or the data are wrong; names file, row and column.
     """
-    description, digest = open_description(path)
-    root = (path.parent / description.data.folder).resolve()
+    whole, digest = open_description(path)
+    root = (path.parent / whole.data.folder if new is None else new).resolve()
+    description = whole if new is None else present(whole, root)
     items = Names("item", description.data.similar_ids)
     users = Names("user", description.data.similar_ids)
     searches = Searches(Names("query", DIFFERENT))
@@ -74,7 +79,7 @@ def described(path: Path) -> tuple[Tables, dict[str, Any]]:
         "protocol": _protocol(description, log),
         "first_seen": {
             name: LOG
-            for name, sections in (("items", description.items), ("users", description.users))
+            for name, sections in (("items", whole.items), ("users", whole.users))
             if not any(one.first_seen for one in sections)
         },
         "merged": {name: one.changed for name, one in found.items() if one.changed},

@@ -15,14 +15,18 @@ from dataset.adapters.canonical import NO_CLOCK, SECOND_US, flat, scoped_ids, un
 from dataset.adapters.described.cells import Cell, Reader, read
 from dataset.adapters.described.description import IGNORE, Events
 from dataset.adapters.described.entities import columns_of, files_of
-from dataset.adapters.described.files import Batch
+from dataset.adapters.described.files import PACKED, Batch
+from dataset.adapters.described.firsts import Firsts
 from dataset.adapters.described.names import Names
 from dataset.contracts import EVENTS, TIME
 from dataset.identity import IMPORTED
+from dataset.long_log import FEW, LongLog
 from dataset.order import hashed
 from dataset.text import clean_column
+from run.progress import track
 
 LOWEST, HIGHEST = 1.0, 5.0  # rating, on the scale of LIKED_RATING
+LARGE, UNPACKED = 1 << 28, 5  # bytes above which a log is not held in memory; how much larger .gz is unpacked
 SCOPE = "scope "  # prefix
 CONTEXT = "context "  # prefix
 
@@ -66,20 +70,91 @@ class Searches:
         return ids
 
 
-def event_batches(
-    root: Path, sections: Sequence[Events], items: Names, users: Names, searches: Searches
-) -> Iterator[pa.Table]:
-    """The columns of EVENTS, without event_id, and CONTEXT columns, in the order of the files."""
-    row = 0
-    for section in sections:
-        wanted = columns_of(section)
-        for batch in read(files_of(root, section), section, wanted, partial(_cells, section)):
-            yield _events(section, batch, row, items, users, searches)
-            row += len(batch.table)
+@dataclass
+class EventLog:
+    """The log while it is read.
+
+    Attributes:
+        root: the folder.
+        sections: its tables.
+        items, users: their ids; the log may bring new ones.
+        searches: its queries.
+        seen: when each item, and each user, was first seen.
+    """
+
+    root: Path
+    sections: Sequence[Events]
+    items: Names
+    users: Names
+    searches: Searches
+    seen: dict[str, Firsts] = field(default_factory=lambda: {"item": Firsts(), "user": Firsts()})
+
+    def is_long(self) -> bool:
+        """Whether it is not held in memory: large files, and nothing in them that was shown in slates."""
+        files = [path for one in self.sections for path in files_of(self.root, one).paths()]
+        sizes = [path.stat().st_size * (UNPACKED if path.name.endswith(PACKED) else 1) for path in files]
+        shown = any("impression" in (one.type, *one.types.values()) for one in self.sections)
+        return sum(sizes) > LARGE and not shown
+
+    def batches(self) -> Iterator[pa.Table]:
+        """The columns of EVENTS, without event_id, and CONTEXT columns, in the order of the files."""
+        row = 0
+        for section in self.sections:
+            wanted = columns_of(section)
+            for batch in read(files_of(self.root, section), section, wanted, partial(_cells, section)):
+                events = self._events(section, batch, row)
+                for entity, firsts in self.seen.items():
+                    firsts.see(events.column(f"{entity}_id"), events.column("event_time"))
+                yield events
+                row += len(batch.table)
+
+    def short(self) -> tuple[pa.Table, pa.Table]:
+        """EVENTS, by time and numbered from ``IMPORTED`` on, and the context of each (event_id, CONTEXT columns)."""
+        return events_table(self.batches())
+
+    def long(self) -> LongLog:
+        """The same on disk. Sessions and context are left out; events of equal time are in order of a hash."""
+        log = LongLog()
+        for part in track(self.batches(), "read events", unit="parts"):
+            more = {name: part.column(name) for name in FEW}
+            columns = [part.column(name) for name in ("type", "user_id", "item_id", "event_time")]
+            kind, user, item, time = columns
+            log.add(kind, user, item, time, more=more)
+        return log
+
+    def _events(self, section: Events, batch: Batch, row: int) -> pa.Table:
+        rows, table = len(batch.table), batch.table
+        kind = _types(section, flat(table.column("type")))
+        sequence = pa.nulls(rows, pa.int64()) if section.whole_days else pa.array(np.arange(row, row + rows))
+        scope = [flat(table.column(SCOPE + column)) for column in section.request_scope]
+        request = flat(table.column("request"))
+        asked = section.query is not None or section.query_text is not None
+        event_us, known_us = (flat(table.column(name)) for name in ("time", "known"))
+        if section.time is None:  # in the order of the rows
+            event_us = pa.array((np.arange(row, row + rows) + int(NO_CLOCK.timestamp())) * SECOND_US)
+            known_us = pc.add(event_us, SECOND_US)
+        columns = {
+            "user_id": self.users.ids(batch, "user", section.user),
+            "item_id": self.items.ids(batch, "item", section.item),
+            "type": kind,
+            "event_time": event_us.cast(TIME),
+            "available_time": known_us.cast(TIME),
+            "query_id": self.searches.ids(batch, section.query, section.query_text)
+            if asked
+            else pa.nulls(rows, pa.int64()),
+            "position": pc.subtract(flat(table.column("position")), section.first_position),
+            "request_id": scoped_ids(request, scope) if section.request else pa.nulls(rows, pa.int64()),
+            "value": _ratings(section, kind, flat(table.column("value"))),
+            "sequence": sequence,
+        }
+        context = {CONTEXT + column: flat(table.column(CONTEXT + column)) for column in section.context}
+        made = pa.table({**columns, **context})
+        ignored = pc.fill_null(pc.equal(kind, IGNORE), False)
+        return made.filter(pc.invert(ignored)) if IGNORE in section.types.values() else made
 
 
 def events_table(batches: Iterator[pa.Table]) -> tuple[pa.Table, pa.Table]:
-    """EVENTS, ordered by time and numbered from ``IMPORTED`` on, and the context of each (event_id and CONTEXT columns)."""
+    """EVENTS, by time and numbered from ``IMPORTED`` on, and the context of each (event_id, CONTEXT columns)."""
     found = list(batches)
     if not found:
         return EVENTS.empty_table(), pa.table({"event_id": pa.array([], pa.int64())})
@@ -117,39 +192,6 @@ def _cells(section: Events, reader: Reader) -> list[Cell]:
         reader.text("query_text", section.query_text),
         *(Cell(CONTEXT + column, reader.raw(column)) for column in section.context),
     ]
-
-
-def _events(
-    section: Events, batch: Batch, row: int, items: Names, users: Names, searches: Searches
-) -> pa.Table:
-    rows, table = len(batch.table), batch.table
-    kind = _types(section, flat(table.column("type")))
-    sequence = pa.nulls(rows, pa.int64()) if section.whole_days else pa.array(np.arange(row, row + rows))
-    scope = [flat(table.column(SCOPE + column)) for column in section.request_scope]
-    request = flat(table.column("request"))
-    asked = section.query is not None or section.query_text is not None
-    event_us, known_us = (flat(table.column(name)) for name in ("time", "known"))
-    if section.time is None:  # in the order of the rows
-        event_us = pa.array((np.arange(row, row + rows) + int(NO_CLOCK.timestamp())) * SECOND_US)
-        known_us = pc.add(event_us, SECOND_US)
-    columns = {
-        "user_id": users.ids(batch, "user", section.user),
-        "item_id": items.ids(batch, "item", section.item),
-        "type": kind,
-        "event_time": event_us.cast(TIME),
-        "available_time": known_us.cast(TIME),
-        "query_id": searches.ids(batch, section.query, section.query_text)
-        if asked
-        else pa.nulls(rows, pa.int64()),
-        "position": pc.subtract(flat(table.column("position")), section.first_position),
-        "request_id": scoped_ids(request, scope) if section.request else pa.nulls(rows, pa.int64()),
-        "value": _ratings(section, kind, flat(table.column("value"))),
-        "sequence": sequence,
-    }
-    context = {CONTEXT + column: flat(table.column(CONTEXT + column)) for column in section.context}
-    made = pa.table({**columns, **context})
-    ignored = pc.fill_null(pc.equal(kind, IGNORE), False)
-    return made.filter(pc.invert(ignored)) if IGNORE in section.types.values() else made
 
 
 def _types(section: Events, said: pa.Array) -> pa.Array:

@@ -1,0 +1,163 @@
+"""New files under a ``moon.toml`` join the dataset as those of a known format do, with their left-over columns.
+
+Run: pytest tests/test_append_described.py
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from dataset.contracts import DataError
+from dataset.importers import append_described, import_path
+from dataset.tables import Dataset
+from moon import journey, stages
+from run.artifacts import open_artifact
+from run.folder import JourneyError
+
+TOML = """
+[data]
+name = "shop"
+
+[[items]]
+files = ["items/*.csv"]
+id = "sku"
+title = "name"
+price = "price"
+
+[[users]]
+files = ["users.csv"]
+id = "user"
+age = "age"
+
+[[events]]
+files = ["log/*.csv"]
+user = "user"
+item = "sku"
+time = "time"
+type = "click"
+context = ["device"]
+"""
+HEADS = {"items": "sku,name,price,brand", "users": "user,age,town", "log": "user,sku,time,device"}
+FIRST = {
+    "items": ["A1,red lamp,3,Lux", "B2,oak chair,4,Wood", "C3,tall shelf,5,Wood"],
+    "users": ["ann,30,Bonn", "bob,40,Kiel"],
+    "log": [
+        f"{'ann bob eve'.split()[n % 3]},{'A1 B2 X9'.split()[n % 3]},2024-03-{n + 1:02d}T10:00:00Z,phone"
+        for n in range(9)
+    ],
+}  # fmt: skip
+LATER = {
+    "items": [
+        "B2,oak chair,6,Oak",
+        "X9,blue rug,7,Rug",
+        "D4,clock,8,Tick",
+    ],  # changed; known by the log alone; new
+    "users": ["bob,41,Ulm", "kim,20,Bonn"],
+    "log": [
+        "ann,C3,2024-03-20T10:00:00Z,tablet",  # an item that the new files do not list
+        "zoe,A1,2024-03-21T10:00:00Z,phone",
+        "kim,Z7,2024-03-21T11:00:00Z,phone",
+        "bob,D4,2024-03-22T10:00:00Z,phone",
+    ],
+}
+
+
+def write(folder, *days, toml=True):
+    for name, place in (("items", "items/{}.csv"), ("users", "users.csv"), ("log", "log/{}.csv")):
+        for number, day in enumerate(days):
+            rows = [row for one in days for row in one[name]] if "{}" not in place else day.get(name, [])
+            if rows:
+                path = folder / place.format(number + len(str(folder)))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("\n".join([HEADS[name], *rows]) + "\n")
+    if toml:
+        (folder / "moon.toml").write_text(TOML)
+    return folder
+
+
+def opened(path):
+    return Dataset.open(open_artifact(path, "dataset"))
+
+
+def rows(table, key):
+    return sorted((row for row in table.to_pylist()), key=lambda row: row[key])
+
+
+@pytest.fixture
+def grew(tmp_path):
+    import_path(write(tmp_path / "first", FIRST), tmp_path / "dataset")
+    later = write(tmp_path / "later", LATER, toml=False)
+    done = append_described(tmp_path / "first", later, opened(tmp_path / "dataset"))
+    assert done.added["events"] == 4 and done.changed["items"] == 2
+    return opened(tmp_path / "dataset")
+
+
+def test_files_under_a_description_join_as_if_they_had_been_there(grew, tmp_path):
+    whole = Dataset.open(import_path(write(tmp_path / "all", FIRST, LATER), tmp_path / "whole"))
+    for name, key in (("items", "item_id"), ("users", "user_id"), ("events", "event_id")):
+        assert rows(getattr(grew, name), key) == rows(getattr(whole, name), key), name
+    assert len(grew.items) == 6 and len(grew.users) == 5
+    assert grew.extra.keys() == whole.extra.keys() == {"item", "user", "event"}
+    for entity, table in grew.extra.items():
+        assert rows(table, f"{entity}_id") == rows(whole.extra[entity], f"{entity}_id"), entity
+    assert sorted(grew.extra["item"]["brand"].to_pylist()) == ["Lux", "Oak", "Rug", "Tick", "Wood"]
+    assert grew.artifact.config["extra"] == whole.artifact.config["extra"]
+
+
+def test_an_item_that_only_the_log_names_keeps_what_is_known_of_it(grew):
+    titles = dict(zip(grew.items["external_id"].to_pylist(), grew.items["title"].to_pylist(), strict=True))
+    assert titles == {
+        "A1": "red lamp", "B2": "oak chair", "C3": "tall shelf", "X9": "blue rug", "D4": "clock", "Z7": None
+    }  # fmt: skip
+
+
+def test_any_of_the_files_may_be_missing_but_not_all(grew, tmp_path):
+    write(
+        tmp_path / "more",
+        {"log": ["ann,B2,2024-03-23T10:00:00Z,phone"], "items": [], "users": []},
+        toml=False,
+    )
+    done = append_described(tmp_path / "first", tmp_path / "more", grew)
+    assert done.told() == "1 new events; 0 events already there"
+    assert append_described(tmp_path / "first", tmp_path / "more", opened(tmp_path / "dataset")).is_nothing
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="expected some of the files .'items/..csv', 'users.csv'"):
+        append_described(tmp_path / "first", tmp_path / "none", grew)
+
+
+def test_a_left_over_column_that_alone_has_changed_is_news(grew, tmp_path):
+    other = write(tmp_path / "more", {"items": ["A1,red lamp,3,Shine"], "users": [], "log": []}, toml=False)
+    done = append_described(tmp_path / "first", other, grew)
+    assert done.told() == "1 changed left-over columns; 0 events already there"
+    brands = opened(tmp_path / "dataset").extra["item"]["brand"].to_pylist()
+    assert sorted(brands) == ["Oak", "Rug", "Shine", "Tick", "Wood"]
+    (other / "items/0.csv").unlink(missing_ok=True)
+    for path in (other / "items").iterdir():
+        path.write_text("sku,name,price\nA1,red lamp,9\n")
+    append_described(tmp_path / "first", other, opened(tmp_path / "dataset"))
+    after = opened(tmp_path / "dataset")
+    assert sorted(after.extra["item"]["brand"].to_pylist()) == sorted(brands)
+    assert 9.0 in after.items["price"].to_pylist()
+
+
+def test_files_are_not_appended_under_another_description(grew, tmp_path):
+    (tmp_path / "first" / "moon.toml").write_text(TOML.replace('price = "price"\n', ""))
+    with pytest.raises(DataError, match="expected the description that the dataset was imported under"):
+        append_described(tmp_path / "first", tmp_path / "later", grew)
+
+
+def test_the_journey_appends_under_the_runs_description_and_never_imports_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(journey, "STAGES", journey.STAGES[:1])
+    write(tmp_path / "first", FIRST)
+    write(tmp_path / "later", LATER, toml=False)
+    run = journey.start(str(tmp_path / "first"), tmp_path / "run", "nano", 0, "embedded")
+    journey.travel(run)
+    assert "4 new events" in journey.do(run, "dataset --append", folders=[tmp_path / "later"])
+    (tmp_path / "first" / "moon.toml").write_text(TOML.replace('price = "price"\n', ""))
+    with pytest.raises(JourneyError, match="found 1 appended sources in it"):
+        journey.travel(run)
+    assert len(stages.open_dataset(run).events) == 13
+    (tmp_path / "first" / "moon.toml").write_text(TOML)
+    journey.travel(run)
+    assert len(stages.open_dataset(run).events) == 13
