@@ -15,7 +15,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import Entity, FeatureService, FeatureView, Field
-from feast.types import Array, Bool, Float64, Int64, String, UnixTimestamp
+from feast.types import (
+    Array,
+    Bool,
+    ComplexFeastType,
+    Float64,
+    Int64,
+    PrimitiveFeastType,
+    String,
+    UnixTimestamp,
+)
 
 from dataset.contracts import TIME
 from dataset.extra import TABLES, LeftOver
@@ -30,7 +39,7 @@ RECORD = "extra.json"  # beside the sources
 ENTITIES: dict[str, Entity] = {"item": item, "user": user, "query": query}
 READ_BY = {"item": CTR, "user": CTR, "query": RELEVANCE}
 EPOCH = pa.scalar(0, pa.int64()).cast(TIME)  # queries have no time of their own
-TYPES = {
+TYPES: dict[str, tuple[PrimitiveFeastType | ComplexFeastType, pa.DataType]] = {
     "Int64": (Int64, pa.int64()),
     "Float64": (Float64, pa.float64()),
     "Bool": (Bool, pa.bool_()),

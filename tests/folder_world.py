@@ -351,7 +351,47 @@ def slates(folder):
     )
 
 
+def order_lines(folder):
+    """A marketplace's tables: what was ordered is in one, by whom and when in another, what it is in a third."""
+    draw = random.Random(10)
+    times = moments(EVENTS // 2, 10)
+    put_csv(
+        folder / "shop_orders_dataset.csv",
+        [
+            {
+                "order_id": f"{n:08x}",
+                "customer_id": f"{n % USERS:06x}",
+                "order_status": ("delivered", "shipped")[n % 9 == 0],
+                "order_purchase_timestamp": time.strftime("%Y-%m-%d %H:%M:%S"),
+                "order_estimated_delivery_date": (time + timedelta(days=9)).strftime("%Y-%m-%d 00:00:00"),
+            }
+            for n, time in enumerate(times)
+        ],
+    )
+    lines = [
+        {
+            "order_id": f"{n // 2:08x}",
+            "order_item_id": n % 2 + 1,
+            "product_id": f"{draw.randrange(ITEMS):05x}p",
+            "seller_id": f"s{draw.randrange(5)}",
+            "shipping_limit_date": (times[n // 2] + timedelta(days=3)).strftime("%Y-%m-%d %H:%M:%S"),
+            "price": f"{n % 50}.90",
+            "freight_value": "8.72",
+        }
+        for n in range(EVENTS)
+    ]
+    put_csv(folder / "shop_order_items_dataset.csv", lines)
+    put_csv(
+        folder / "shop_products_dataset.csv",
+        [
+            {"product_id": f"{n:05x}p", "product_category_name": NOUNS[n % 6], "product_weight_g": n * 10}
+            for n in range(ITEMS)
+        ],
+    )
+
+
 LAYOUTS = (
+    order_lines,
     shop_export,
     rated_films,
     purchase_log,

@@ -141,6 +141,17 @@ PLANTED = {
             "grades": {"Exact": 1.0, "Partial": 0.5, "Irrelevant": 0.0},
         },
     },
+    world.order_lines: {
+        ("items", "shop_products_dataset.csv"): {"id": "product_id", "category": "product_category_name"},
+        ("events", "shop_order_items_dataset.csv"): {
+            "join": ["shop_orders_dataset.csv"],
+            "join_on": "order_id",
+            "user": "customer_id",
+            "item": "product_id",
+            "time": "order_purchase_timestamp",
+            "type": "purchase",
+        },
+    },
     world.without_header: {
         ("events", "ratings.tsv"): {
             "header": False,

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from dataset.adapters.canonical import FAR_US, SECOND_US
 from dataset.adapters.described.description import ISO, UNITS, Section
 from dataset.adapters.described.files import ROWS, Batch, Files, literal, quoted
+from dataset.adapters.described.joined import Joined
 from dataset.adapters.source import NEXT
 from dataset.contracts import DataError
 
@@ -201,7 +202,7 @@ class Reader:
 
 
 def read(
-    files: Files,
+    files: Files | Joined,
     section: Section,
     wanted: Sequence[str],
     cells: Callable[[Reader], Sequence[Cell]],

@@ -117,6 +117,7 @@ class Events(Section):
     """A table with a row per event.
 
     Attributes:
+        join, join_on: files of a table that says more (the orders of these lines), and the column that both have.
         user, item, time: columns. Without a time the rows are taken in their order, a second apart, from 2000 on.
         time_format: see ``Items``.
         whole_days: whether the times are days: such an event is known at the end of its day, and the events of a
@@ -133,6 +134,8 @@ class Events(Section):
         context: left-over columns, kept beside the event.
     """
 
+    join: list[str] = Field(default_factory=list)
+    join_on: str | None = None
     user: str
     item: str
     time: str | None = None
@@ -153,6 +156,8 @@ class Events(Section):
 
     @model_validator(mode="after")
     def _every_event_has_a_type(self) -> Events:
+        if (self.join_on is None) == bool(self.join):
+            raise ValueError("expected both join and join_on, or neither")
         if (self.type is None) == (self.type_column is None):
             raise ValueError("expected either type or type_column")
         unknown = sorted(set(self.types.values()) - {*EVENT_TYPES, IGNORE})

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 
 from dataset.adapters.canonical import attributes, flat, ids_of, under
 from dataset.adapters.described.cells import Cell, Reader, read
-from dataset.adapters.described.description import Items, Section, Users
+from dataset.adapters.described.description import Events, Items, Section, Users
 from dataset.adapters.described.files import Batch, Files, connection
 from dataset.adapters.described.firsts import Firsts
+from dataset.adapters.described.joined import Joined
 from dataset.adapters.described.names import Names
 from dataset.adapters.described.rows import KEY, UPDATED, extra_cells, extras, filled, latest
 from dataset.contracts import ITEMS, TIME, USERS
@@ -40,11 +41,13 @@ class Described:
     changed: int
 
 
-def files_of(root: Path, section: Section) -> Files:
+def files_of(root: Path, section: Section) -> Files | Joined:
     """The files that a section of ``moon.toml`` names."""
-    return Files(
-        root, tuple(section.files), section.delimiter, section.quote, section.header, section.encoding
-    )
+    layout = (section.delimiter, section.quote, section.header, section.encoding)
+    own = Files(root, tuple(section.files), *layout)
+    if isinstance(section, Events) and section.join_on is not None:
+        return Joined(own, Files(root, tuple(section.join), *layout), section.join_on)
+    return own
 
 
 def described_items(root: Path, sections: Sequence[Items], names: Names) -> Described:

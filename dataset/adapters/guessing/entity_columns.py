@@ -83,6 +83,8 @@ def _title(rest: Rest) -> None:
     scored = []
     for place, (name, one) in enumerate(rest.free.items()):
         words = tokens(name)
+        if set(words) & (set(CATEGORY) - {"class"}) and one.unique < 0.9:
+            continue  # the name of a category
         is_title = bool(set(words) & (TITLE | NOUNS["item"])) and one.is_text and one.length >= 2
         foreign = (
             set(words)

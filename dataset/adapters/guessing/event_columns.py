@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from dataset.adapters.described.description import IGNORE
+from dataset.adapters.described.joined import Joined
 from dataset.adapters.guessing.clock import Clock
 from dataset.adapters.guessing.guess import Proposal
 from dataset.adapters.guessing.profile import Profile, pairs
@@ -20,6 +21,9 @@ SCALE = (1.0, 5.0)
 def event_columns(proposal: Proposal, table: Seen) -> None:
     """Add the guesses of a log."""
     columns = table.columns
+    if isinstance(joined := table.found.files, Joined):
+        proposal.add("join", list(joined.other.patterns), "says whose the rows are")
+        proposal.add("join_on", joined.on, "both have it")
     _who(proposal, table)
     item = table.refs["item"]
     proposal.add(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from dataset.adapters.described.description import FILE
 from dataset.adapters.described.files import PACKED, Files, format_of, opened
+from dataset.adapters.described.joined import Joined
 from dataset.adapters.described.pictures import ENDINGS
 from dataset.contracts import DataError
 
@@ -34,7 +35,7 @@ class Found:
     """
 
     patterns: list[str]
-    files: Files
+    files: Files | Joined
     columns: dict[str, str]
     rows: int | None
     bytes: int

@@ -89,5 +89,5 @@ class Rest:
 NOT_COLUMNS = (
     "files", "time_format", "whole_days", "time_zone", "type", "types", "value_scale", "category_separator",
     "category_levels", "picture_folder", "relevance_scale", "grades", "missing", "ignore", "encoding", "delimiter",
-    "header", "quote", "context", "first_position",
+    "header", "quote", "context", "first_position", "join",
 )  # fmt: skip

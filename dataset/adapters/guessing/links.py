@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+from dataset.adapters.described.files import Files
+from dataset.adapters.described.joined import Joined
 from dataset.adapters.guessing.folder import Found
 from dataset.adapters.guessing.profile import Profile, profiles, values_of
 from dataset.adapters.guessing.tables import OF, Seen, percent
@@ -20,7 +23,35 @@ def seen(founds: list[Found]) -> list[Seen]:
         for entity in ("item", "user", "session", "query"):
             _by_name(table, entity)
     _by_links(tables)
-    return tables
+    return [_with_user(table, tables) for table in tables]
+
+
+def _with_user(table: Seen, tables: list[Seen]) -> Seen:
+    """The table, joined to one that says whose its rows are, where it does not: lines of orders, and the orders."""
+    item, files = table.refs.get("item"), table.found.files
+    if item is None or "user" in table.refs or table.is_key(item) or not isinstance(files, Files):
+        return table
+    for other in tables:
+        theirs = other.found.files
+        if (
+            other is table
+            or "user" not in other.refs
+            or "item" in other.refs
+            or not isinstance(theirs, Files)
+        ):
+            continue
+        for key in (name for name in table.columns if name in other.columns and table.columns[name].is_id):
+            held = values_of(other.found, key) if other.is_key(key) else None
+            ids = set(table.columns[key].values)
+            if held and ids and len(ids & held) / len(ids) >= LINKED and key != other.refs["user"]:
+                joined = Joined(files, theirs, key)
+                found = replace(table.found, files=joined, columns=joined.columns(files.paths()[0]))
+                whole = Seen(found, profiles(found), dict(table.refs), dict(table.why))
+                whole.refs["user"] = other.refs["user"]
+                whole.why["user"] = f"by {key}, in {other.name}"
+                other.joined_to = table.name
+                return whole
+    return table
 
 
 def _by_name(table: Seen, entity: str) -> None:
@@ -91,13 +122,9 @@ def _linked(table: Seen, shares: dict[str, float], values: set[str]) -> str | No
 def _by_values(table: Seen) -> None:
     """A log whose names say nothing: its ids are the columns that repeat, users first, as most people write them."""
     item, user = table.refs.get("item"), table.refs.get("user") or table.refs.get("session")
-    if item is not None and (
-        user is not None or table.columns[item].unique > 0.8 or table.called in ("items", "images")
-    ):
+    if user is not None or set(table.refs) & {"query"} or (table.time() is None and not table.ratings()):
         return
-    if item is None and (
-        user is not None or set(table.refs) & {"query"} or (table.time() is None and not table.ratings())
-    ):
+    if item is not None and (table.columns[item].unique > 0.8 or table.called in ("items", "images")):
         return
     taken = {*table.refs.values(), *table.ratings(), table.time()}
     free = [

@@ -37,12 +37,14 @@ class Seen:
         columns: by name.
         refs: entity -> the column of its ids.
         why: entity -> what shows it.
+        joined_to: the table that takes its columns, and needs it for nothing else.
     """
 
     found: Found
     columns: dict[str, Profile]
     refs: dict[str, str] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
+    joined_to: str | None = None
 
     @property
     def name(self) -> str:
@@ -150,6 +152,8 @@ class Seen:
 def role_of(table: Seen) -> tuple[str | None, str]:
     """What the table is, and why; None: it could not be placed, and why not."""
     refs = table.refs
+    if table.joined_to is not None:
+        return None, f"joined to {table.joined_to}, which it says more of"
     item, user = refs.get("item"), refs.get("user") or refs.get("session")
     if not any(one.cells for one in table.columns.values()):
         return None, "it has no rows"

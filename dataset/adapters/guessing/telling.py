@@ -7,7 +7,7 @@ from dataset.adapters.guessing.propose import Proposals
 
 QUIET = (
     "missing", "ignore", "context", "types", "time_zone", "whole_days", "time_format", "category_separator", "files",
-    "category_levels", "picture_folder", "value_scale", "relevance_scale", "grades", "first_position",
+    "category_levels", "picture_folder", "value_scale", "relevance_scale", "grades", "first_position", "join_on",
 )  # fmt: skip
 MARGIN, KEY, COLUMN, MOST = 2, 12, 26, 116
 LEAST_TO_TRAIN = {"events": "without events only the encoder, search and similar items can be trained"}

@@ -73,7 +73,7 @@ PRICE = {
     "amount": 2,
     "value": 1,
 }
-PRODUCT = _words("parent group model style master family spu base root product code")
+PRODUCT = _words("parent group model style master family spu base root code")
 ATTRIBUTE = _words(
     "brand vendor manufacturer color colour size material gender season style author publisher language country "
     "director actor actors cast maker fabric pattern shape flavor flavour marke farbe marque couleur marca"

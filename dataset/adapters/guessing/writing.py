@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dataset.adapters.described.joined import Joined
 from dataset.adapters.guessing.guess import Proposal
 from dataset.adapters.guessing.propose import Proposals
 
@@ -62,7 +63,7 @@ def _table(proposal: Proposal) -> str:
     lines = [f"[[{proposal.role}]]".ljust(WIDE) + f"# {proposal.why}"]
     table = proposal.table
     if table is not None:
-        files = table.found.files
+        files = table.found.files.own if isinstance(table.found.files, Joined) else table.found.files
         rows = (
             f"{table.found.bytes / 1e6:,.1f} MB" if table.found.rows is None else f"{table.found.rows:,} rows"
         )
