@@ -142,10 +142,11 @@ def _tile(card: Card, caption: str, note: str) -> str:
         if card.image_id
         else "no picture"
     )
+    price = "" if card.price is None else f"<div>{card.price:,.2f}</div>"  # in the shop's own unit
     link = "/?" + urlencode({"item_id": card.item_id})
     return (
         f"<a class='card' href='{escape(link)}' title='{escape(note)}'><div class='frame'>{picture}</div>"
-        f"<b>{escape(name)}</b><i>{escape(card.category)}</i>"
+        f"<b>{escape(name)}</b><i>{escape(card.category)}</i>{price}"
         f"{f'<div>{escape(caption)}</div>' if caption else ''}</a>"
     )
 

@@ -90,6 +90,13 @@ def test_the_history_is_shown_newest_first_and_cut_and_left_out_where_there_is_n
     assert "What the user did" not in render(Moon(), "5", "", "", "")
 
 
+def test_a_price_is_shown_where_there_is_one():
+    priced = Answer([Hit(replace(card(5), price=1234.5), 1.0, {}), Hit(card(6), 0.5, {})], {}, (), "ranker")
+    page = render(Moon(priced), "5", "", "", "")
+    assert page.count("<i>Shoes</i><div>1,234.50</div>") == 1 == page.count("1,234.50")
+    assert "<i>Shoes</i><div>0.500</div>" in page
+
+
 def test_an_answer_without_hits_says_so():
     page = render(Moon(Answer([], {}, (), "popularity")), "5", "", "", "")
     assert "Nothing fits." in page and "class='card'" not in page

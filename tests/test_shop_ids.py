@@ -34,6 +34,7 @@ from feature_repo.ingest.new_items import keep_item, new_items
 from feature_repo.ingest.stream import FIELD, EventFile, RedisStream, consume
 from feature_repo.shop_ids import INT64_IDS, NOBODY, Names, ShopIds, shop_ids, write_names
 from moon import refused
+from moon.describing import init
 from moonstore.errors import StoreError
 from serving.app import create_app
 from serving.intake import Intake
@@ -467,13 +468,22 @@ def test_an_event_number_is_one_id_as_an_integer_and_as_its_digits():
 def test_an_import_and_a_client_that_counts_from_one_do_not_meet(tiny_world, tmp_path):
     from test_importers import hm_pack
 
-    from dataset.importers import import_dataset
+    from dataset.importers import import_dataset, import_path
     from dataset.marketplace.simulate import simulate
     from dataset.tables import Dataset
 
     hm_pack(tmp_path / "raw")
     imported = Dataset.open(import_dataset("hm_fashion", tmp_path / "raw", tmp_path / "d")).events
-    for events in (imported, simulate(500, seed=1)[0].events):
+    (tmp_path / "mine").mkdir()
+    rows = [f"u{n % 7},00{n % 5},click,2026-01-{1 + n % 9:02}T10:{n:02}:00Z" for n in range(50)]
+    (tmp_path / "mine/events.csv").write_text("\n".join(["user_id,item_id,event_type,event_time", *rows]))
+    (tmp_path / "mine/items.csv").write_text(
+        "\n".join(["item_id,title", *(f"00{n},mug {n}" for n in range(5))])
+    )
+    init(tmp_path / "mine")
+    described = Dataset.open(import_path(tmp_path / "mine", tmp_path / "m"))
+    assert (described.id_kinds["item_id"], described.id_kinds["user_id"]) == (IdKind.TEXT, IdKind.TEXT)
+    for events in (imported, described.events, simulate(500, seed=1)[0].events):
         assert len(events) > 0 and min(events["event_id"].to_pylist()) == IMPORTED + 1
     assert IMPORTED == 2**62
 
