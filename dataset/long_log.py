@@ -27,7 +27,7 @@ from dataset.sieve import Column, sane
 from moonstore.clock import CLOCK_SKEW
 from moonstore.disk import writing
 
-DISK = {
+DISK: dict[str, str | int] = {
     "memory_limit": "400MB",
     "threads": 2,
     "preserve_insertion_order": False,

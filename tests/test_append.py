@@ -160,6 +160,9 @@ def test_the_same_files_again_are_counted_and_change_nothing(tmp_path, growth):
             10 if day == "2" else 20
         )
         assert opened(tmp_path / "dataset").artifact.id == grew.artifact.id
+    left = tmp_path / "dataset.previous"  # of an append that was killed when all was written
+    left.mkdir()
+    assert append_files(name, tmp_path / "raw" / day, grew).is_nothing and not left.exists()
     assert "nothing new" in done.told() and "events already there" in done.told()
 
 

@@ -138,6 +138,32 @@ def test_a_left_over_column_that_alone_has_changed_is_news(grew, tmp_path):
     after = opened(tmp_path / "dataset")
     assert sorted(after.extra["item"]["brand"].to_pylist()) == sorted(brands)
     assert 9.0 in after.items["price"].to_pylist()
+    for path in (other / "items").iterdir():
+        path.write_text("sku,name,price,made\nA1,red lamp,9,Rome\n")
+    append_described(tmp_path / "first", other, after)
+    extra = opened(tmp_path / "dataset").extra["item"].to_pylist()
+    assert [(row["brand"], row["made"]) for row in extra if row["made"]] == [("Shine", "Rome")]
+    assert len(extra) == len(brands)
+
+
+def test_items_that_say_when_they_were_first_there_say_so_whatever_is_appended(tmp_path):
+    dated = {
+        **FIRST,
+        "items": [f"{row},2024-02-0{n + 1}T00:00:00Z" for n, row in enumerate(FIRST["items"])],
+    }
+    folder = write(tmp_path / "first", dated)
+    for path in (folder / "items").iterdir():
+        path.write_text(path.read_text().replace("brand", "brand,since"))
+    toml = TOML.replace('price = "price"', 'price = "price"\nfirst_seen = "since"')
+    (folder / "moon.toml").write_text(toml)
+    before = Dataset.open(import_path(folder, tmp_path / "dataset"))
+    write(tmp_path / "more", {"log": LATER["log"][:1], "items": [], "users": []}, toml=False)
+    append_described(folder, tmp_path / "more", before)
+    after = opened(tmp_path / "dataset")
+    assert len(after.events) == 10
+    assert rows(after.items.select(["item_id", "first_seen"]), "item_id") == rows(
+        before.items.select(["item_id", "first_seen"]), "item_id"
+    )
 
 
 def test_files_are_not_appended_under_another_description(grew, tmp_path):
