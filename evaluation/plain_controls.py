@@ -154,7 +154,7 @@ class PlainControls:
 
 
 def training_examples(split: Split, content: PlainContent, candidates: np.ndarray, seed: int) -> Examples:
-    """What was shown in the training part, or proposals for its requests where nothing was: at most MOST_ROWS."""
+    """What was shown in the training part, or, where nothing was, proposals: at most MOST_ROWS, drawn at random."""
     rng = np.random.default_rng(seed)
     shown = split.ranking.filter(pc.is_in(split.ranking["part"], pa.array(["train", "valid"])))
     if len(shown):
@@ -168,8 +168,12 @@ def training_examples(split: Split, content: PlainContent, candidates: np.ndarra
     owner = np.repeat(np.arange(len(requests)), np.diff(offsets))
     wanted = np.repeat(np.arange(len(requests)), np.diff(taken.offsets))
     pair = pairs(np.append(owner, wanted), np.append(item_id, taken.item_id))
-    label = np.isin(pair[: len(owner)], pair[len(owner) :]).astype(np.float32)
-    return Examples(Moments.of(requests), offsets, item_id, label)
+    label = np.isin(pair[: len(owner)], pair[len(owner) :])
+    drawn = np.lexsort((rng.random(len(owner)), ~label, owner))  # of each request what was taken, then others
+    kept = np.sort(drawn[np.arange(len(owner)) - offsets[owner] < MOST_ROWS // MOST_REQUESTS])
+    count = np.bincount(owner[kept], minlength=len(requests))
+    label = label[kept].astype(np.float32)
+    return Examples(Moments.of(requests), np.append(0, np.cumsum(count)), item_id[kept], label)
 
 
 def every(candidates: np.ndarray, requests: int) -> tuple[np.ndarray, np.ndarray]:

@@ -320,6 +320,27 @@ def test_training_rows_are_bounded_whole_requests_and_one_class_trains_nothing(s
     assert PlainControls.fit(dataset, split, content, ids, seed=1) is None
 
 
+def test_of_proposals_all_that_was_taken_is_kept_and_few_others(shop, monkeypatch):
+    dataset, content, log, kinds = shop
+    ids = dataset.items["item_id"].to_numpy()
+    split = split_of(log, kinds, ids, shown=False)
+    every = training_examples(split, content, ids, seed=1)
+    monkeypatch.setattr(plain_controls, "MOST_ROWS", 6 * plain_controls.MOST_REQUESTS)
+    few = training_examples(split, content, ids, seed=1)
+    assert np.diff(few.offsets).tolist() == np.minimum(np.diff(every.offsets), 6).tolist()
+    for r in range(len(few.asked)):
+        one, all_of = slice(*few.offsets[r : r + 2]), slice(*every.offsets[r : r + 2])
+        assert few.label[one].sum() == min(every.label[all_of].sum(), 6)
+        known = dict(zip(every.item_id[all_of].tolist(), every.label[all_of].tolist(), strict=True))
+        found = dict(zip(few.item_id[one].tolist(), few.label[one].tolist(), strict=True))
+        assert found.items() <= known.items()
+        assert all(
+            (item in set(ids[kinds == few.asked.user_id[r] % 3].tolist())) == bool(y)
+            for item, y in found.items()
+        )
+    assert every.label.sum() > 0
+
+
 def test_proposals_are_the_union_of_what_the_baselines_list(shop, monkeypatch):
     dataset, content, log, _ = shop
     monkeypatch.setattr(plain_controls, "PROPOSED", 6)
