@@ -127,7 +127,9 @@ class ArrowComputeEngine(LocalComputeEngine):
         view, repository, began = task.feature_view, Path(self.repo_config.repo_path or "."), time.monotonic()
         start = task.start_time
         if not view.materialization_intervals:
-            start = min(start, EPOCH)  # nothing is online: rows from before the interval would never get there
+            start = min(
+                start, EPOCH
+            )  # nothing is online: rows from before the interval would never get there
         elif any(end == start for _, end in view.materialization_intervals):
             start -= self.overlap
         report = Report(view.name, start.isoformat(), task.end_time.isoformat())
