@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from dataset.adapters.source import AT_ONCE
 from dataset.checks import check, check_events, quarantine_counts
-from dataset.contracts import EVENTS, QUARANTINE, SCHEMAS, DataError, Tables, completed
+from dataset.contracts import EVENTS, QUARANTINE, SCHEMAS, Tables, completed
 from dataset.extra import TABLES as EXTRA
 from dataset.extra import extra_file, extra_types, write_extra
 from dataset.identity import IMPORTED
@@ -35,13 +35,14 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
     Args:
         out: where to write.
         tables: canonical tables; ``events`` may be a LongLog, which is read once and closed.
-        config: "name", "protocol" ("time", "holdout" or "none": how the split treats the events), and any other
-            provenance. Of importers: "first_seen", how they derive it from the log (``dataset.first_seen``),
-            "event_ids": "given" if the source names its events (``dataset.append``), and "ids": what the source's ids
-            are (field -> kind, ``dataset.shop_ids``). Added here: "ids" that the source does not state; "rows" of
-            each table; "quarantined" rows by table and rule; "ties", what orders events with equal times
-            (``dataset.order``); "last_event_id", the largest; "clicks", how many label an impression, and why others
-            do not (``dataset.slates``).
+        config: "name" and any other provenance. "candidates": "pictured" if the source's benchmark is of items that
+            have a picture and were acted on (``dataset.split.measured_items``); "protocol", by which to split if the
+            run does not say (``dataset.protocols``). Of importers: "first_seen", how they derive it from the log
+            (``dataset.first_seen``), "event_ids": "given" if the source names its events (``dataset.append``), and
+            "ids": what the source's ids are (field -> kind, ``dataset.shop_ids``). Added here: "ids" that the source
+            does not state; "rows" of each table; "quarantined" rows by table and rule; "ties", what orders events
+            with equal times (``dataset.order``); "last_event_id", the largest; "clicks", how many label an
+            impression, and why others do not (``dataset.slates``).
 
     Raises:
         DataError: a table breaks its schema, too many of its rows would be quarantined, no row is left, or ids are
@@ -52,11 +53,6 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
     if isinstance(tables.events, LongLog):
         return _write_long(out, tables, tables.events, config)
     checked = check(tables)
-    if checked.events.num_rows == 0 and config["protocol"] != "none":
-        raise DataError(
-            f"events: expected some for protocol {config['protocol']!r}, found 0 rows. "
-            f"Give the source's behaviour, or use protocol 'none', then run 'moon dataset' again."
-        )
     complete = dict(config)
     if checked.events.num_rows:
         complete["last_event_id"] = pc.max(tables.events.column("event_id")).as_py()

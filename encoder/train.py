@@ -84,7 +84,7 @@ def train_encoder(
 
     Args:
         dataset: catalogue and judgements.
-        split: only log events available before its ``fit_until`` are used.
+        split: only its ``fit_log`` is used.
         size: width, depth and lengths; a checkpoint keeps its own width and depth.
         out: directory of the artifact.
         seed: for weights, batches and augmentation.
@@ -96,7 +96,8 @@ def train_encoder(
         lora: rank of the adapters that are trained instead of the backbone's own weights; 0: train all weights.
 
     Raises:
-        DataError: nothing to learn from: no kind of pair has two pairs.
+        DataError: nothing to learn from: no kind of pair has two pairs. (Where no item has words or a picture
+            the encoder is left untrained: there is nothing to encode either.)
         BackboneError: the checkpoint folder cannot be used.
         FloatingPointError: training diverged, naming stage, step and batch.
     """
@@ -105,7 +106,7 @@ def train_encoder(
         "size": asdict(size), "widths": list(size.matryoshka), "seed": seed, "budget": budget,
         "recipe": recipe.name, "parts": asdict(recipe.parts), "cpu_seconds": cpu_seconds, "lora": lora,
         "checkpoint": None if checkpoint is None else Path(checkpoint).name,
-        "fit_until": split.fit_until.isoformat(),
+        "fit_until": split.known_from.isoformat(),
     }  # fmt: skip
     parents = {"dataset": dataset.artifact, "split": split.artifact}
     origin = None if checkpoint is None else str(checkpoint.resolve())  # two folders may have one name
@@ -153,9 +154,9 @@ def new_learner(
         model=model,
         tokenizer=tokenizer,
         corpus=corpus,
-        relations=read_relations(split.log, split.fit_until, dataset.judgements, corpus),
-        purchases=read_relations(split.log, split.fit_until, dataset.judgements, corpus, purchases=True),
-        shown=exposures(split.log, split.fit_until, corpus.items, rows, len(rows)),
+        relations=read_relations(split.fit_log, split.fit_until, dataset.judgements, corpus),
+        purchases=read_relations(split.fit_log, split.fit_until, dataset.judgements, corpus, purchases=True),
+        shown=exposures(split.fit_log, split.fit_until, corpus.items, rows, len(rows)),
         size=size,
         batch=plan.batch,
         seed=seed,
@@ -231,7 +232,7 @@ def _train(
             objective = stage.begin(learner)
         except NothingToLearn as nothing:
             position.steps[name] = 0
-            if not any(position.steps.values()) and stage is recipe.stages[-1]:
+            if not any(position.steps.values()) and stage is recipe.stages[-1] and learner.corpus.has_content:
                 raise
             sys.stderr.write(f"  stage left out: {nothing}\n")
             continue

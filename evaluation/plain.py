@@ -29,7 +29,7 @@ class PlainMethods:
         baselines: over the candidates, with the mix.
         controls: None where nothing can train them.
         candidates: int64 item ids, ascending.
-        log: EVENTS rows that histories are read from.
+        log: EVENTS rows that histories are read from, whatever may be counted of them.
     """
 
     baselines: dict[str, Baseline]
@@ -49,7 +49,7 @@ class PlainMethods:
         content = PlainContent.of(dataset.items, dataset.images)
         baselines = with_mix(content, split, candidates, seed)
         controls = PlainControls.fit(dataset, split, content, candidates, seed)
-        return cls(baselines, controls, candidates, split.test_log)
+        return cls(baselines, controls, candidates, split.log)
 
     def lists(self, requests: pa.Table, k: int) -> Iterator[tuple[str, Lists]]:
         """The k best candidates by every method.
@@ -73,7 +73,7 @@ def with_mix(content: PlainContent, split: Split, candidates: np.ndarray, seed: 
     earlier = shop_baselines(content, split.fit_log, candidates, seed)
     tuned = tune_mix(
         {name: earlier[name] for name in MIXED if name in earlier},
-        requests_of(split.test_log, tuning),
+        requests_of(split.log, tuning),
         wanted.offsets,
         wanted.item_id,
         exclude_history=True,

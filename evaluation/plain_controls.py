@@ -157,12 +157,12 @@ def training_examples(split: Split, content: PlainContent, candidates: np.ndarra
     """What was shown in the training part, or, where nothing was, proposals: at most MOST_ROWS, drawn at random."""
     rng = np.random.default_rng(seed)
     shown = split.ranking.filter(pc.is_in(split.ranking["part"], pa.array(["train", "valid"])))
-    if len(shown):
+    if split.shows and len(shown):
         return _some(Examples.of(shown), MOST_ROWS, rng)
     requests = split.retrieval.filter(pc.equal(split.retrieval["part"], "train"))
     chosen = np.sort(rng.permutation(len(requests))[:MOST_REQUESTS])
     requests = requests.take(pa.array(chosen))
-    history = requests_of(split.fit_log, requests)
+    history = requests_of(split.log, requests)
     offsets, item_id = proposed(shop_baselines(content, split.fit_log, candidates, seed), history)
     taken = relevant_of(requests)
     owner = np.repeat(np.arange(len(requests)), np.diff(offsets))

@@ -10,7 +10,9 @@ import numpy as np
 from evaluation.metrics import Measurement, coverage_at, hits, ndcg_at, recall_at, reciprocal_rank
 
 RECALL_DEPTHS = (10, 20, 50)
-NDCG_DEPTH = 20
+NDCG_DEPTHS = (10, 20)
+COVERAGE_DEPTH = 20
+HIT_DEPTH = 10  # of tables of sequential recommenders: HR@10, NDCG@10
 COLD_EVENTS = 1  # an item with at most this many positive training events is cold
 HEAD_FRACTION = 0.8  # of positive training events: the most popular items that have it are the head
 
@@ -95,8 +97,9 @@ def retrieval_quality(
         prefix: first part of the names, e.g. ``retrieval`` or ``retrieval/popularity``.
 
     Yields:
-        recall@k, ndcg@20 and mrr with n = requests with a relevant item, coverage@20 with n = catalogue; then
-        ``prefix/slice/...`` recall@k and ndcg@20. Metrics without data are not yielded.
+        recall@k, ndcg@k, hit_rate@10 (requests of which any relevant item is listed) and mrr with n = requests with a
+        relevant item, coverage@20 with n = catalogue; then ``prefix/slice/...`` recall@k and ndcg@k. Metrics without
+        data are not yielded.
 
     Raises:
         ValueError: the lists are shorter than max(RECALL_DEPTHS), are not one per request, or repeat an item.
@@ -108,7 +111,10 @@ def retrieval_quality(
     yield from _measure(ranked, relevant, split, prefix, whole=True)
     if len(ranked) and catalogue:
         yield Measurement(
-            f"{prefix}/coverage@{NDCG_DEPTH}", coverage_at(ranked, NDCG_DEPTH, catalogue), catalogue, split
+            f"{prefix}/coverage@{COVERAGE_DEPTH}",
+            coverage_at(ranked, COVERAGE_DEPTH, catalogue),
+            catalogue,
+            split,
         )
     for name, items in (slices or {}).items():
         yield from _measure(ranked, relevant.only(items), split, f"{prefix}/{name}", whole=False)
@@ -126,7 +132,9 @@ def _measure(
     count = count[counted]
     for k in RECALL_DEPTHS:
         yield Measurement(f"{prefix}/recall@{k}", float(recall_at(hit, count, k).mean()), requests, split)
-    ndcg = float(ndcg_at(hit, count, NDCG_DEPTH).mean())
-    yield Measurement(f"{prefix}/ndcg@{NDCG_DEPTH}", ndcg, requests, split)
+    for k in NDCG_DEPTHS:
+        yield Measurement(f"{prefix}/ndcg@{k}", float(ndcg_at(hit, count, k).mean()), requests, split)
     if whole:
+        found = float(hit[:, :HIT_DEPTH].any(axis=1).mean())
+        yield Measurement(f"{prefix}/hit_rate@{HIT_DEPTH}", found, requests, split)
         yield Measurement(f"{prefix}/mrr", float(reciprocal_rank(hit).mean()), requests, split)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from dataset.auc import auc
 from dataset.marketplace.browsing import EXAMINATION
-from dataset.split import Split
+from dataset.split import Split, measured_items
 from dataset.tables import Dataset
 from encoder.encode import Content, Encoder, item_content
 from evaluation.baselines import Lists
@@ -32,6 +32,7 @@ from evaluation.sheets import Evidence, write_report
 from evaluation.shop_baselines import positive_events, relevant_of
 from evaluation.truth import Judge
 from evaluation.truth_table import truth_measures
+from evaluation.unmeasured import RECORD, unmeasured
 from moonstore.files import write_json
 from ranker.relevance import Relevance, judged_pairs
 from ranker.score import Ranker
@@ -46,7 +47,7 @@ RELEVANT = 0.5
 def evaluate_run(
     folder: Path, dataset: Dataset, split: Split, size: Size, seed: int, timings_s: Mapping[str, float]
 ) -> None:
-    """Write ``metrics.json``, ``example.json`` and ``report.html`` of a run.
+    """Write ``metrics.json``, ``not_measured.json``, ``example.json`` and ``report.html`` of a run.
 
     Args:
         folder: folder of the run.
@@ -64,9 +65,11 @@ def evaluate_run(
         )
     )
     write_measurements(folder / "metrics.json", measured)
+    missing = unmeasured(dataset, split, measured)
+    write_json(folder / RECORD, missing)
     example = evidence.served_example()
     write_json(folder / "example.json", example)
-    write_report(folder / "report.html", evidence, measured, example)
+    write_report(folder / "report.html", evidence, measured, example, missing)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Methods:
         candidates: int64 item ids that may be listed, ascending.
         plain: the plain methods.
         retriever: the sources, over the candidates.
-        rankers: ``full`` and its controls.
+        rankers: ``full`` and its controls; none where the log has nothing that a ranker could learn from.
     """
 
     folder: Path
@@ -94,29 +97,30 @@ class Methods:
         """Open what the run trained, and train the plain methods."""
         candidates = answerable(dataset, split)
         retriever = Retriever.open(open_retrieval(folder), only=candidates)
-        rankers = open_rankers(folder, retriever.vectors, seed)
+        rankers = open_rankers(folder, retriever.vectors, seed) if split.ranks else {}
         plain = PlainMethods.fit(dataset, split, candidates, seed)
         return cls(folder, size, candidates, plain, retriever, rankers)
 
     def lists(self, requests: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
         """Name and our answers to RETRIEVAL rows, int64 item ids (R, DEPTH); ``moon`` is what the service answers."""
         answers = rank_requests(self.folder, requests, self.size, self.retriever, self.rankers, DEPTH)
-        yield from (("moon" if name == "ranker_full" else name, ranked) for name, ranked in answers)
+        served = "ranker_full" if self.rankers else "candidates"
+        for name, ranked in answers:
+            yield "moon" if name == "ranker_full" else name, ranked
+            if name == served == "candidates":
+                yield "moon", ranked
 
 
 def answerable(dataset: Dataset, split: Split) -> np.ndarray:
-    """Candidates of the measurement, int64 item ids, ascending.
+    """Candidates of the measurement, int64 item ids, ascending: all that are measured (full ranking).
 
-    Protocol "time": those first seen before ``test_from``. Protocol "holdout": those with a picture that were
-    sold at all, the 12,044 candidates of the H&M pack.
+    Protocol "time": of these, the items first seen before ``test_from``.
     """
-    items = dataset.items
-    if split.protocol == "time":
-        known = pc.less(items["first_seen"], pa.scalar(split.test_from, items["first_seen"].type))
-        return np.sort(items.filter(known)["item_id"].to_numpy())
-    sold = np.unique(dataset.events["item_id"].to_numpy())
-    pictured = items.filter(items["image_id"].is_valid())["item_id"].to_numpy()
-    return np.intersect1d(sold, pictured)
+    measured, items = measured_items(dataset), dataset.items
+    if split.by != "time":
+        return measured
+    known = pc.less(items["first_seen"], pa.scalar(split.test_from, items["first_seen"].type))
+    return np.intersect1d(measured, items.filter(known)["item_id"].to_numpy())
 
 
 def encoder_measures(evidence: Evidence) -> Iterator[Measurement]:
@@ -158,6 +162,8 @@ def _lists(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
     """Measure every method's lists for the same requests and candidates: by the truth if it is known, by the log."""
     dataset, split, seed = evidence.dataset, evidence.split, evidence.seed
     test = split.retrieval.filter(pc.equal(split.retrieval["part"], "test"))
+    if not len(test):
+        return
     slates = RandomSlates.of(dataset, split)
     asked = test if slates is None else pa.concat_tables([test, slates.requests]).combine_chunks()
     plain = dict(methods.plain.lists(asked, DEPTH))
@@ -195,7 +201,7 @@ def _ctr(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
     """Click prediction of the ranker and its controls on logged test impressions, if there are any."""
     dataset, split = evidence.dataset, evidence.split
     rows = split.ranking.filter(pc.equal(split.ranking["part"], "test"))
-    if not len(rows):
+    if not (split.shows and methods.rankers and len(rows)):
         return
     scored = score_impressions(methods.folder, split, methods.size, methods.retriever, methods.rankers)
     slices = {

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataset.contracts import DataError
 from dataset.split import Split
 from dataset.tables import Dataset
 from evaluation.baselines import rank
@@ -44,7 +45,14 @@ def measure_seeds(
 
     Returns:
         name -> mean, n (seeds) and, over several seeds, sd (n - 1); also written to ``seeds.json``.
+
+    Raises:
+        DataError: the run has no ranker.
     """
+    if not split.ranks:
+        raise DataError(
+            f"{folder}: expected events that a ranker can learn from, found none, so there is no ranker"
+        )
     retriever = Retriever.open(open_retrieval(folder, cooccurrence="cooccurrence_fit"))
     embedding, vectors = retriever.artifacts["embedding"], retriever.vectors
     train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
@@ -82,8 +90,7 @@ def measured_rankers(
     Yields:
         ``ctr/<name>/<metric>`` or ``retrieval/<name>/<metric>``, and its value, once per ranker of the name.
     """
-    logged = pc.any(pc.equal(split.ranking["part"], "test")).as_py()
-    yield from (_clicks if logged else _recalls)(folder, dataset, split, size, rankers)
+    yield from (_clicks if split.shows else _recalls)(folder, dataset, split, size, rankers)
 
 
 def _clicks(
@@ -108,7 +115,7 @@ def _recalls(
     retriever = Retriever.open(open_retrieval(folder), only=candidates)
     answers = dict(rank_requests(folder, test, size, retriever, rankers, DEPTH))
     mix = with_mix(PlainContent.of(dataset.items, dataset.images), split, candidates, seed=0)["mix"]
-    answers["mix"] = rank(mix, requests_of(split.test_log, test), DEPTH, exclude_history=True)
+    answers["mix"] = rank(mix, requests_of(split.log, test), DEPTH, exclude_history=True)
     for name, ranked in answers.items():
         if name == "mix" or name.startswith("ranker_"):
             way = name.removeprefix("ranker_").rsplit("_", 1)[0]

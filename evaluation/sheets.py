@@ -38,6 +38,7 @@ from run.artifacts import ArtifactError, open_artifact
 from serving.recommend import Recommender
 from serving.settings import Settings
 
+NOBODY = -1  # an id that no user has
 SHEETS, NEIGHBOURS, VISITS, SHOWN = 6, 7, 4, 8
 ARTIFACTS = {
     "dataset": "dataset", "split": "split", "encoder": "encoder", "embedding": "embedding", "index": "index",
@@ -48,9 +49,13 @@ LIMITS = {
         "The shop is simulated: its users, pictures and clicks follow rules we wrote. It shows that the parts "
         "work together and find planted tastes, not what they are worth in a real shop."
     ),
-    "holdout": (
-        "The log is one week with day resolution and holds purchases only: there are no impressions, so no "
-        "click prediction is measured, and each user's last purchase stands for what they would take next."
+    "users": (
+        "Users that no model has learned from are asked for what they liked last: others may have acted later, and "
+        "one item stands for all that they would take next."
+    ),
+    "last": (
+        "Everybody is asked for what they liked last, as in published tables of sequential recommenders: the models "
+        "have learned from what others did later, so the figures are higher than a cut in time would give."
     ),
     "time": "One cut in time, one seed: differences smaller than a few thousandths may be chance.",
 }
@@ -155,14 +160,17 @@ class Evidence:
         ]
 
     def served_example(self) -> dict[str, Any]:
-        """One user answered by the service's own code: history, recommendations, milliseconds per stage."""
+        """One user answered by the service's own code: history, recommendations, milliseconds per stage.
+
+        Where no user was tested it is somebody unknown, ``user_id`` null.
+        """
         profile = open_profile(self.folder)
         recommender = Recommender.open(Settings(run=self.folder, profile=profile), self.folder)
-        (user_id, *_) = recommender.example_users
-        answer = recommender.recommend(user_id, 5)
+        user_id = next(iter(recommender.example_users), None)
+        answer = recommender.recommend(NOBODY if user_id is None else user_id, 5)
         return {
             "user_id": user_id,
-            "history": _titles(recommender, user_id)[:5],
+            "history": [] if user_id is None else _titles(recommender, user_id)[:5],
             "recommended": [hit.card.title or "(no title)" for hit in answer.hits],
             "timings_ms": {stage: round(value, 2) for stage, value in answer.timings_ms.items()},
             "order": answer.order,
@@ -186,21 +194,29 @@ def open_profile(folder: Path) -> str:
 
 
 def write_report(
-    out: Path, evidence: Evidence, measured: Sequence[Measurement], example: Mapping[str, Any]
+    out: Path,
+    evidence: Evidence,
+    measured: Sequence[Measurement],
+    example: Mapping[str, Any],
+    missing: Mapping[str, str],
 ) -> Path:
-    """Render everything that was measured and collected as one page."""
+    """Render everything that was measured and collected as one page, and say what is ``missing`` (table -> why)."""
     dataset, split = evidence.dataset, evidence.split
     config = dataset.artifact.config
     events = dataset.events["event_time"]
     name = str(config["name"])
     facts: dict[str, str | int | float] = {
-        "protocol": split.protocol,
+        "split by": f"{split.by}: {split.artifact.config.get('why', '')}",
         **import_facts(config),
-        "first event": str(pc.min(events).as_py())[:19],
-        "last event": str(pc.max(events).as_py())[:19],
+        **(
+            {"first event": str(pc.min(events))[:19], "last event": str(pc.max(events))[:19]}
+            if len(events)
+            else {}
+        ),
         **{f"{stage}, s": round(seconds) for stage, seconds in evidence.timings_s.items()},
     }
-    limits = [LIMITS[key] for key in (name, split.protocol) if key in LIMITS]
+    limits = [LIMITS[key] for key in (name, split.by) if key in LIMITS]
+    limits += [f"Not measured: {table}: {why}." for table, why in missing.items()]
     content = ReportContent(
         title=f"Moon on {name}",
         summary="Items encoded by MOON, features and vectors served by Feast, candidates ranked by TorchRec.",

@@ -24,6 +24,7 @@ from feast.errors import FeastError
 from feast.repo_config import FeastConfigError
 from google.protobuf.message import DecodeError
 
+from dataset.contracts import TIME
 from feature_repo import dead_letters, features
 from feature_repo.extras import read_extras
 from feature_repo.repository import definitions
@@ -215,9 +216,15 @@ def load_row(store: FeatureStore, view: str, row: pa.Table) -> str:
 
 
 def known_until(store_dir: Path) -> datetime:
-    """A second after the newest event of the offline log became available: materializing until then loads all."""
+    """A second after the newest event of the offline log became available: materializing until then loads all.
+
+    Without any event, a second after the newest item was first seen.
+    """
     stamps = read_source(Path(store_dir) / DATA / LOG, ["available_time"]).column(0)
-    last: datetime = pc.max(stamps).as_py() or BEGINNING
+    last: datetime | None = pc.max(stamps).as_py()
+    if last is None:
+        seen = read_source(Path(store_dir) / DATA / "item_profile.parquet", ["first_seen_us"]).column(0)
+        last = pa.scalar(pc.max(seen).as_py() or 0, TIME).as_py()
     return last + timedelta(seconds=1)
 
 

@@ -35,6 +35,7 @@ from moon.options import (
     RunOption,
     SeedOption,
     SizeOption,
+    SplitOption,
 )
 
 app = typer.Typer(
@@ -55,11 +56,12 @@ def demo(
     size: SizeOption = None,
     seed: SeedOption = 0,
     profile: ProfileOption = "embedded",
+    split: SplitOption = None,
 ) -> None:
     """Run the whole journey on DATA, resuming where it was interrupted, and print the results."""
     from moon import journey, summary
 
-    settings = journey.start(data=data, folder=run, size_name=size, seed=seed, profile=profile)
+    settings = journey.start(data, run, size, seed, profile, split)
     journey.travel(settings)
     typer.echo(summary.text(settings.folder))
 
@@ -109,9 +111,16 @@ def init(
 
 
 @app.command()
-def split(run: RunOption = None) -> None:
-    """Split the log by time: history to learn from, training data of the ranker, test data."""
-    _do("split", run)
+def split(
+    run: RunOption = None,
+    by: Annotated[
+        str | None, typer.Option("--by", help="time, last (leave one out) or users; default: by the data.")
+    ] = None,
+) -> None:
+    """Split the log: history to learn from, training data of the ranker, test data."""
+    from moon import journey
+
+    journey.do(journey.resplit(journey.load(run), by), "split")
 
 
 @app.command()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.importers import IMPORTERS, is_format
+from dataset.protocols import BY
 from moon import stages as work
 from moon import verbs
 from moonstore.disk import make_folder, writing
@@ -83,8 +84,10 @@ VERBS = (
 )
 
 
-def start(data: str, folder: Path | None, size_name: str | None, seed: int, profile: str) -> Run:
-    """Create or reopen the run of ``data``.
+def start(
+    data: str, folder: Path | None, size_name: str | None, seed: int, profile: str, split: str | None = None
+) -> Run:
+    """Create or reopen the run of ``data``; another protocol of the split undoes the stages from the split on.
 
     Raises:
         JourneyError: the folder already holds a run with other settings, or ``data`` or ``profile`` is invalid.
@@ -99,11 +102,16 @@ def start(data: str, folder: Path | None, size_name: str | None, seed: int, prof
         )
     if profile not in ("embedded", "redis"):
         raise JourneyError(f"unknown profile {profile!r}: expected embedded or redis")
+    require_protocol(split)
     chosen = size(size_name or (SIMULATED if name == "marketplace" else REAL))
-    run = Run(folder or RUNS / name, data, chosen.name, seed, profile)
+    run = Run(folder or RUNS / name, data, chosen.name, seed, profile, split)
     record = run.folder / "run.json"
     if record.exists():
         known = load(run.folder)
+        if split is None:
+            run = replace(run, split=known.split)
+        else:
+            known = replace(known, split=split)
         if known != run and replace(known, profile=profile) == run:
             return work.switch(known, profile)
         if known != run and (run.folder / "stages").exists():
@@ -133,6 +141,30 @@ def _place(data: str) -> tuple[str, str]:
     raise JourneyError(
         f"data {data!r}: expected marketplace, FORMAT:FOLDER ({', '.join(IMPORTERS)}), or a folder that is there"
     )
+
+
+def resplit(run: Run, by: str | None) -> Run:
+    """The same run with another protocol of its split; None: the one that it has.
+
+    Raises:
+        JourneyError: an unknown protocol.
+    """
+    if by is None:
+        return run
+    require_protocol(by)
+    changed = replace(run, split=by)
+    write_json(run.folder / "run.json", choices(changed))
+    return changed
+
+
+def require_protocol(by: str | None) -> None:
+    """Refuse a protocol of the split that nobody knows; None is chosen from the data.
+
+    Raises:
+        JourneyError: naming those that there are.
+    """
+    if by is not None and by not in BY:
+        raise JourneyError(f"unknown protocol {by!r}: expected one of {', '.join(BY)}")
 
 
 def travel(run: Run) -> None:
@@ -229,6 +261,8 @@ def _key(run: Run, verb: str) -> str:
     as when a generation is published, and embeds what is new.
     """
     decided = [run.data, run.size_name, run.seed, verb]  # the online store can be switched at any time
+    if run.split is not None and verb != "dataset":
+        decided.append(run.split)
     if verb not in ("dataset", "encoder") and (grown := work.grown(run)) is not None:
         decided.append(grown)
     return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:16]

@@ -25,4 +25,8 @@ ClockOption = Annotated[
 KeysOption = Annotated[
     Path | None, typer.Option("--keys", help="File of API keys; default: keys.json in the run folder.")
 ]
+SplitOption = Annotated[
+    str | None,
+    typer.Option("--split", help="Protocol of the split: time, last or users; default: by the data."),
+]
 ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]

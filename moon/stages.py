@@ -63,7 +63,10 @@ def nothing_is_dropped(run: Run) -> None:
 
 
 def split(run: Run) -> None:
-    """Cut the log in time; of a dataset that has grown, items that an encoder may have learned from stay no test."""
+    """Split the log by the run's protocol, and say which it is and why.
+
+    Of a dataset that has grown, items that an encoder may have learned from stay no test.
+    """
     import numpy as np
 
     from dataset.append import items_since
@@ -74,7 +77,8 @@ def split(run: Run) -> None:
         before = Split.open(open_artifact(out, "split"))
         since = items_since(dataset, before.artifact.parents["dataset"])
         pool = None if since is None else np.union1d(before.pool, since)
-    split_dataset(dataset, out, seed=run.seed, pool=pool)
+    made = split_dataset(dataset, out, run.split, run.seed, pool)
+    sys.stderr.write(f"  by {made.config['by']}: {made.config['why']}\n")
 
 
 def is_described_anew(run: Run) -> bool:
@@ -148,7 +152,7 @@ def embed(run: Run, shard: str | None = None) -> str | None:
     from feature_repo.embeddings import publish_embedding
 
     out, dataset, encoder = run.folder / "embedding", open_dataset(run), open_encoder(run)
-    previous, as_of = _previous(run, encoder), open_split(run).fit_until
+    previous, as_of = _previous(run, encoder), open_split(run).known_from
     is_done = (
         previous is not None
         and previous.path == out
@@ -208,7 +212,7 @@ def embed_shard(run: Run, shard: str) -> int:
     embed_catalogue(
         encoder,
         open_dataset(run),
-        as_of=open_split(run).fit_until,
+        as_of=open_split(run).known_from,
         out=folder / f"{number}-of-{count}",
         shard=(number, count),
         previous=_previous(run, encoder),
@@ -233,7 +237,10 @@ def retrieval(run: Run) -> None:
 
 
 def ranker(run: Run, recipe: str | None = None) -> None:
-    """Train the ranker by a recipe and its two controls on the same frames, and the relevance head."""
+    """Train the ranker by a recipe and its two controls on the same frames, and the relevance head.
+
+    Each is left out where the data has nothing for it to learn from.
+    """
     from ranker.controls import shuffled
     from ranker.recipes import cube
     from ranker.recipes import recipe as named
@@ -246,9 +253,15 @@ def ranker(run: Run, recipe: str | None = None) -> None:
     cut = open_split(run)
     retriever = Retriever.open(open_retrieval(run.folder, cooccurrence="cooccurrence_fit"))
     embedding, vectors = retriever.artifacts["embedding"], retriever.vectors
-    train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever)
     content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, run.seed)}
+    if cut.ranks:
+        train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever)
+    else:
+        sys.stderr.write("  no ranker: nothing in the log says what users took\n")
     for control, table in content.items():
+        if not cut.ranks:
+            discard(run.folder / f"ranker_{control}")
+            continue
         train_ctr(
             train,
             valid,

@@ -82,6 +82,10 @@ def text(folder: Path) -> str:
         parts = [
             f"{note}\n{part}" if note and part else part for note, part in zip(notes, parts, strict=True)
         ]
+    missing = folder / "not_measured.json"  # an evaluation of release 0.1.0 has none
+    if missing.exists():
+        told = read_json(missing, "Run 'moon evaluate'.")
+        parts += [f"{name}: not measured: {why}" for name, why in told.items()]
     example = folder / "example.json"
     if example.exists():
         parts.append(_example(read_json(example, "Run 'moon evaluate'.")))
@@ -145,9 +149,10 @@ def _example(example: dict) -> str:
     stages = ", ".join(
         f"{stage} {milliseconds:.1f} ms" for stage, milliseconds in example["timings_ms"].items()
     )
+    user = example["user_id"]
     lines = [
-        f"served example: user {example['user_id']} ({stages})",
-        "  history: " + "; ".join(example["history"]),
+        f"served example: {'an unknown user' if user is None else f'user {user}'} ({stages})",
+        "  history: " + ("; ".join(example["history"]) or "none"),
     ]
     lines += [f"  {place}. {title}" for place, title in enumerate(example["recommended"], start=1)]
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from feature_repo.vectors import Vectors
 from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval.cooccurrence import build_cooccurrence
 from retrieval.index import ItemIndex, category_path
-from run.artifacts import open_artifact
+from run.artifacts import discard, open_artifact
 from run.sizes import Size
 
 NO_USER = -1
@@ -26,9 +26,11 @@ NO_USER = -1
 def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, seed: int) -> None:
     """Write the artifacts ``cooccurrence``, ``cooccurrence_fit``, ``index``, ``two_tower``, ``two_tower_index``.
 
-    ``cooccurrence`` counts what was known before ``test_from`` and answers requests after it;
-    ``cooccurrence_fit`` counts what was known before ``fit_until`` and scores the ranker's training requests,
-    which come after that: no count is newer than the request it is used for.
+    The index holds every item of the catalogue, with or without a vector. The last two are left out where nothing
+    says what users took.
+
+    ``cooccurrence`` counts the split's ``test_log`` and answers test requests; ``cooccurrence_fit`` counts its
+    ``fit_log`` and scores the ranker's training requests: nothing is counted that a request asks for.
     """
     embedding = open_artifact(folder / "embedding", "embedding")
     vectors = Vectors.open(embedding)
@@ -36,12 +38,18 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
     build_cooccurrence(split.test_log, folder / "cooccurrence", parents)
     build_cooccurrence(split.fit_log, folder / "cooccurrence_fit", parents)
 
-    paths = _category_paths(dataset, vectors.ids)
-    ItemIndex.build(vectors.ids, vectors.matrix, paths).save(folder / "index", {"embedding": embedding})
+    items = np.sort(dataset.items["item_id"].to_numpy())
+    paths = _category_paths(dataset, items)
+    ItemIndex.build(items, vectors.gather(items)[0], paths).save(folder / "index", {"embedding": embedding})
 
-    catalogue = catalogue_frame(folder, split, vectors.ids, size).take(0, 1).candidates
+    positives = _positives(split)
+    if not len(positives):  # nothing to learn from: there is no two-tower source
+        for name in ("two_tower", "two_tower_index"):
+            discard(folder / name)
+        return
+    catalogue = catalogue_frame(folder, split, items, size).take(0, 1).candidates
     towers = train_two_tower(
-        training_frame(folder / "store", _positives(split), size.history, RETRIEVAL),
+        training_frame(folder / "store", positives, size.history, RETRIEVAL),
         vectors,
         catalogue,
         size,
@@ -50,18 +58,17 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
         seed=seed,
     )
     matrix = TwoTower.open(towers, vectors).item_vectors(catalogue)
-    ItemIndex.build(vectors.ids, matrix, paths).save(folder / "two_tower_index", {"two_tower": towers})
+    ItemIndex.build(items, matrix, paths).save(folder / "two_tower_index", {"two_tower": towers})
 
 
 def catalogue_frame(folder: Path, split: Split, item_ids: np.ndarray, size: Size) -> TrainingFrame:
     """One request without a user for every item, at the end of the log: the items' features as in serving."""
-    end = pc.max(split.log["available_time"]).cast(pa.int64()).as_py() + 1_000_000
     count = len(item_ids)
     rows = pa.table(
         {
             "request_id": pa.array(np.zeros(count, np.int64)),
             "user_id": pa.array(np.full(count, NO_USER)),
-            "time": pa.array(np.full(count, end)).cast(TIME),
+            "time": pa.array([split.end] * count, TIME),
             "query_id": pa.nulls(count, pa.int64()),
             "item_id": pa.array(item_ids),
         }
@@ -72,16 +79,10 @@ def catalogue_frame(folder: Path, split: Split, item_ids: np.ndarray, size: Size
 def _positives(split: Split) -> pa.Table:
     """What users took in the ranker's training requests: the two-tower model's positives, one request each.
 
-    They lie after ``fit_until``, because a two-tower model that reads an embedding must not learn from
-    events older than the embedding.
+    None of them is in ``fit_log``, because a two-tower model that reads an embedding must not learn from what the
+    embedding has learned from.
     """
-    if split.protocol == "time":
-        rows = split.ranking.filter(pc.and_(pc.equal(split.ranking["part"], "train"), _liked(split.ranking)))
-    else:
-        train = split.retrieval.filter(pc.equal(split.retrieval["part"], "train"))
-        place = pc.list_parent_indices(train["relevant"])
-        rows = train.take(place).append_column("item_id", pc.list_flatten(train["relevant"]))
-        rows = rows.append_column("query_id", pa.nulls(len(rows), pa.int64()))
+    rows = split.ranking.filter(pc.and_(pc.equal(split.ranking["part"], "train"), _liked(split.ranking)))
     rows = rows.select(["user_id", "time", "query_id", "item_id"])
     rows = rows.append_column("label", pa.array(np.ones(len(rows), np.float32)))
     return rows.append_column("request_id", pa.array(np.arange(len(rows))))

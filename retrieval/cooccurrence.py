@@ -47,16 +47,12 @@ def build_cooccurrence(
         out: where to write.
         parents: role -> artifact the log came from.
         neighbours: how many of each item's strongest neighbours to keep.
-
-    Raises:
-        ValueError: the log holds no positive behaviour.
     """
     user_id, item_id = _positive_pairs(log)
-    if not len(item_id):
-        raise ValueError(f"{log.num_rows} events, none of them a click, cart, purchase or liked rating")
     items, column = np.unique(item_id, return_inverse=True)
     _, row = np.unique(user_id, return_inverse=True)
-    acted_UI = sp.csr_matrix((np.ones(len(row)), (row, column)))
+    shape = (int(row.max(initial=-1)) + 1, len(items))
+    acted_UI = sp.csr_matrix((np.ones(len(row)), (row, column)), shape=shape)
     popularity = np.bincount(column, minlength=len(items)).astype(np.float32)
     graph = _neighbour_graph(acted_UI, neighbours)
     config = {
@@ -144,6 +140,8 @@ class Cooccurrence:
         return out
 
     def _columns(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if not len(self.item_ids):
+            return np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=bool)
         place = np.searchsorted(self.item_ids, ids).clip(max=len(self.item_ids) - 1)
         return place, self.item_ids[place] == ids
 
@@ -187,7 +185,7 @@ def _neighbour_graph(acted_UI: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
         sp.diags(1.0 / np.log2(1.0 + per_user)) @ acted_UI @ sp.diags(per_item**-CANDIDATE_EXPONENT)
     ).tocsr()
     seen_IU = (sp.diags(per_item**-SEEN_EXPONENT) @ acted_UI.T).tocsr()
-    columns, scores, counts = [], [], []
+    columns, scores, counts = [np.empty(0, np.int64)], [np.empty(0, np.float32)], []
     for start in range(0, seen_IU.shape[0], BLOCK_ITEMS):
         block_BI = (seen_IU[start : start + BLOCK_ITEMS] @ weighted_UI).tocsr()
         for row in range(block_BI.shape[0]):
@@ -200,5 +198,5 @@ def _neighbour_graph(acted_UI: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
             counts.append(len(column))
     shape = (seen_IU.shape[0],) * 2
     return sp.csr_matrix(
-        (np.concatenate(scores), np.concatenate(columns), offsets_of(np.array(counts))), shape=shape
+        (np.concatenate(scores), np.concatenate(columns), offsets_of(np.array(counts, np.int64))), shape=shape
     )

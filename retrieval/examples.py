@@ -1,7 +1,7 @@
 """Training and test requests of the ranker, from the feature store, with match columns.
 
-Where slates were logged, its examples are those impressions. Where none were (a log of purchases only), they are
-retrieved candidates: each request's next item among ``NEGATIVES`` others that retrieval proposed.
+Where the log says what was shown, its examples are those impressions. Where it says only what was taken, each item
+taken stands among ``NEGATIVES`` others that could have been shown.
 
 Legend: R requests, C candidates, S match columns.
 """
@@ -33,7 +33,6 @@ from run.sizes import Size
 CHUNK_REQUESTS = 2048
 NEGATIVES = 50
 PER_SOURCE = 100
-VALID_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
@@ -137,6 +136,35 @@ def example_rows(
     )
 
 
+def among_others(taken: pa.Table, found: Retrieved, item_ids: np.ndarray, seed: int = 0) -> pa.Table:
+    """Training rows of requests of which only the item taken is known: it among ``NEGATIVES`` others.
+
+    The others are of the same kind as the item: where retrieval found it, other items that retrieval found; where it
+    did not, items of the catalogue that it did not find either. Were it otherwise, the ranker would learn from the
+    mixture that items no source speaks for are good (docs/log/ranker.md#positives-that-were-not-retrieved).
+
+    Args:
+        taken: R rows of one request each, with request_id, user_id, time and item_id.
+        found: candidates of the same R requests.
+        item_ids: int64, the catalogue.
+        seed: of the drawing.
+
+    Returns:
+        as ``example_rows``: every request has its item, label 1.
+    """
+    rng, answers = np.random.default_rng((seed, 3)), []
+    for item, (ids, scores) in zip(taken["item_id"].to_numpy(), found, strict=True):
+        if item not in ids:
+            drawn = np.unique(rng.choice(item_ids, 2 * NEGATIVES))
+            drawn = rng.permutation(drawn[~np.isin(drawn, ids) & (drawn != item)])[:NEGATIVES]
+            ids = np.append(drawn, item)
+            scores = np.zeros(len(ids), np.float32)
+        answers.append((ids, scores))
+    each = pa.array(np.arange(len(taken) + 1), pa.int32())
+    relevant = pa.ListArray.from_arrays(each, taken["item_id"].combine_chunks())
+    return example_rows(taken.append_column("relevant", relevant), stack(answers), NEGATIVES, seed)
+
+
 def match_sources(retriever: Retriever) -> tuple[Source, ...]:
     """The sources whose scores the ranker reads: behaviour only, so that content reaches it only through CUBE.
 
@@ -163,25 +191,19 @@ def ranker_frames(
         train, valid, and ``pointwise`` for logged impressions or ``listwise`` for retrieved candidates.
     """
     sources = match_sources(retriever)
-    if split.protocol == "time":
+    if split.shows:
         frames = logged_frames(folder, split, size, ("train", "valid"))
         loss = "pointwise"
     else:
-        requests = of_part(split.retrieval, "train")
-        found = retrieve(requests_frame(folder, requests, size), _unbiased(retriever), PER_SOURCE)
-        rows = _with_positive(example_rows(requests, found, NEGATIVES, seed))
-        chance = np.random.default_rng(seed).permutation(requests["request_id"].to_numpy())
-        apart = np.isin(rows["request_id"].to_numpy(), chance[: int(VALID_FRACTION * len(chance))])
-        parts = rows.filter(pa.array(~apart)), rows.filter(pa.array(apart))
-        frames = [training_frame(folder / "store", part, size.history) for part in parts]
+        frames = []
+        for part in ("train", "valid"):
+            taken = of_part(split.ranking, part)
+            stored = training_frame(folder / "store", taken, size.history)
+            found = retrieve(stored, _unbiased(retriever), PER_SOURCE)
+            rows = among_others(taken, found, retriever.index.ids, seed)
+            frames.append(training_frame(folder / "store", rows, size.history))
         loss = "listwise"
     return matched(frames[0], sources), matched(frames[1], sources), loss
-
-
-def _with_positive(rows: pa.Table) -> pa.Table:
-    """The requests whose next item was retrieved: from the others a softmax over candidates learns nothing."""
-    found = rows.filter(pc.greater(rows["label"], 0.5))["request_id"]
-    return rows.filter(pc.is_in(rows["request_id"], pc.unique(found)))
 
 
 def _unbiased(retriever: Retriever) -> tuple[Source, ...]:

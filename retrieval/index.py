@@ -36,6 +36,9 @@ def category_path(parts: Sequence[str]) -> str:
 class ItemIndex:
     """Items and their vectors, searchable by inner product.
 
+    An item of which nothing is known but its id has a row of zeros instead of a vector: behaviour may answer it
+    (``contains``), a search never does.
+
     Attributes:
         ids: int64 [N] in storage order (category path, then id). Row numbers never leave this class.
         matrix: float32 [N, D] in the same order.
@@ -54,11 +57,16 @@ class ItemIndex:
         self.ids, self.matrix, self.paths = ids, matrix, list(paths)
         self.approximation, self.artifact = approximation, artifact
         self._by_id = np.argsort(ids)
+        norms_N = np.linalg.norm(matrix, axis=1)
+        self._placed = norms_N > 0  # storage rows that have a vector
         self._shown: np.ndarray | None = None  # storage rows that may be answered, ascending; None: all
+        self._found = None if self._placed.all() else np.flatnonzero(self._placed)  # those a search may find
+        if self._found is not None and approximation is not None:
+            self.approximation = approximation.without(ids[~self._placed])
         self._slices = _slices(self.paths)
         self._flat = faiss.IndexFlatIP(matrix.shape[1])
         self._flat.add(matrix)
-        self._largest_norm = np.linalg.norm(matrix, axis=1).max(initial=0)
+        self._largest_norm = norms_N.max(initial=0)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -138,6 +146,10 @@ class ItemIndex:
         hidden = np.unique(hidden[hidden >= 0])
         other = copy.copy(self)
         other._shown = np.delete(np.arange(len(self), dtype=np.int64), hidden) if len(hidden) else None
+        other._found = other._shown
+        if not self._placed.all():
+            hidden = np.union1d(hidden, np.flatnonzero(~self._placed))
+            other._found = np.delete(np.arange(len(self), dtype=np.int64), hidden)
         if self.approximation is not None:
             other.approximation = self.approximation.without(self.ids[hidden])
         return other
@@ -186,9 +198,10 @@ class ItemIndex:
         return np.where(self.ids[rows] == ids, rows, -1)
 
     def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors float32 [A, D] of ``ids`` (zeros where unknown) and which were found, bool [A]."""
+        """Vectors float32 [A, D] of ``ids`` (zeros where there is none) and which have one, bool [A]."""
         rows = self.rows(ids)
         found = rows >= 0
+        found[found] = self._placed[rows[found]]
         vectors_AD = np.zeros((len(rows), self.width), dtype=np.float32)
         vectors_AD[found] = self.matrix[rows[found]]
         return vectors_AD, found
@@ -240,7 +253,7 @@ class ItemIndex:
                 np.empty((len(queries_BD), 0), np.int64),
                 np.empty((len(queries_BD), 0), np.float32),
             )
-        elif rows is self._shown and self.approximation is not None:
+        elif rows is self._found and self.approximation is not None:
             ids_BK, scores_BK = self._probe(queries_BD, k)
         else:
             ids_BK, scores_BK = self._scan(queries_BD, k, rows)
@@ -252,7 +265,7 @@ class ItemIndex:
     def _passing(self, category: str | None, exclude: np.ndarray | None) -> np.ndarray | None:
         """Storage rows that may be answered and pass the filters, ascending; None when all do."""
         start, stop = self._slice(category)
-        rows = self._shown
+        rows = self._found
         if rows is None:
             rows = np.arange(start, stop, dtype=np.int64)
         elif category is not None:
@@ -317,7 +330,7 @@ class ItemIndex:
         for row in np.flatnonzero(~short):
             ids_BK[row], scores_BK[row] = self._rescored(queries_BD[row], found_BK[row], k)
         if short.any():
-            ids_BK[short], scores_BK[short] = self._scan(queries_BD[short], k, self._shown)
+            ids_BK[short], scores_BK[short] = self._scan(queries_BD[short], k, self._found)
         return ids_BK, scores_BK
 
 

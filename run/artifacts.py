@@ -88,13 +88,16 @@ def _rows(path: Path) -> int | None:
     return int(pq.read_metadata(path).num_rows)
 
 
-def read_json(path: Path, again: str, keys: Collection[str] | None = None) -> Any:
+def read_json(
+    path: Path, again: str, keys: Collection[str] | None = None, perhaps: Collection[str] = ()
+) -> Any:
     """Read a record that ``write_json`` wrote.
 
     Args:
         path: of the record.
         again: what to do about a damaged one, a sentence.
         keys: which the record has, if it is an object with known ones.
+        perhaps: keys that it may have besides.
 
     Raises:
         ArtifactError: it is damaged.
@@ -104,7 +107,7 @@ def read_json(path: Path, again: str, keys: Collection[str] | None = None) -> An
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ArtifactError(f"{path}: damaged, not JSON any more ({error}). {again}") from None
-    if keys is not None and (not isinstance(content, dict) or set(content) != set(keys)):
+    if keys is not None and (not isinstance(content, dict) or set(content) - set(perhaps) != set(keys)):
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise ArtifactError(f"{path}: damaged, expected the keys {sorted(keys)}, found {found}. {again}")
     return content

@@ -12,6 +12,7 @@ RUNS = Path("runs")
 LAST = RUNS / "last.json"
 STAMPS = "stages"  # folder in a run: one file per finished stage
 CHOICES, STAMPED = ("data", "size_name", "seed", "profile"), ("key", "seconds")  # keys of both records
+CHOSEN = ("split",)  # keys that a record has where there was a choice
 STAMPED_AGAIN = "Remove it: the stage is then done again."
 
 
@@ -21,7 +22,7 @@ class JourneyError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """A folder and the four choices that determine everything in it.
+    """A folder and the choices that determine everything in it.
 
     Attributes:
         folder: holds every artifact of the run.
@@ -29,6 +30,7 @@ class Run:
         size_name: size of all models, see ``run.sizes``.
         seed: random seed of every stage.
         profile: online store, ``embedded`` (SQLite) or ``redis``.
+        split: protocol of the split, see ``dataset.protocols``; None: chosen from the data.
     """
 
     folder: Path
@@ -36,6 +38,7 @@ class Run:
     size_name: str
     seed: int
     profile: str
+    split: str | None = None
 
     @property
     def size(self) -> Size:
@@ -58,7 +61,7 @@ def load(folder: Path | None) -> Run:
     if not record.exists():
         raise JourneyError(f"{folder} holds no run: start one with 'moon demo --run {folder}'")
     again = f"Remove it and run 'moon demo --run {folder}' with the choices that the run was started with."
-    return Run(folder=folder, **read_json(record, again, CHOICES))
+    return Run(folder=folder, **read_json(record, again, CHOICES, CHOSEN))
 
 
 def timings(run: Run) -> dict[str, float]:
@@ -73,5 +76,5 @@ def stamp(run: Run, verb: str) -> Path:
 
 
 def choices(run: Run) -> dict[str, str | int]:
-    """The content of ``run.json``: the four choices."""
-    return {key: value for key, value in asdict(run).items() if key != "folder"}
+    """The content of ``run.json``: what was chosen."""
+    return {key: value for key, value in asdict(run).items() if key != "folder" and value is not None}

@@ -17,7 +17,15 @@ from typing import Any
 
 from moonstore.disk import writing
 from moonstore.files import write_json
-from run.artifacts import MANIFEST, Artifact, open_artifact, read_json, require_agreement
+from run.artifacts import (
+    MADE_BY,
+    MANIFEST,
+    Artifact,
+    ArtifactError,
+    open_artifact,
+    read_json,
+    require_agreement,
+)
 
 FOLDER, RECORD, CURRENT, LAST = "generations", "generation.json", "current.json", "last.json"
 
@@ -33,7 +41,7 @@ class Part:
     Attributes:
         role: name under which other artifacts record it as their parent.
         kind: kind of artifact.
-        needed: false if a generation may lack it: not every dataset has queries or judgements.
+        needed: false if a generation may lack it: not every dataset has events or judgements.
     """
 
     role: str
@@ -49,10 +57,10 @@ PARTS = {  # by folder name
     "cooccurrence": Part("cooccurrence", "cooccurrence"),
     "two_tower": Part("two_tower", "two_tower", needed=False),
     "two_tower_index": Part("two_tower_index", "index", needed=False),
-    "ranker_full": Part("ranker", "ranker"),
+    "ranker_full": Part("ranker", "ranker", needed=False),
     "relevance": Part("relevance", "relevance", needed=False),
 }
-REQUIRED_PARENTS = (("embedding", "encoder"), ("index", "embedding"), ("ranker", "embedding"))
+REQUIRED_PARENTS = (("embedding", "encoder"), ("index", "embedding"))
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,14 @@ def require_whole(artifacts: Mapping[str, Artifact], data: Mapping[str, Artifact
         ArtifactError: naming the first pair that disagrees.
     """
     require_agreement(artifacts, REQUIRED_PARENTS)
+    if "ranker" in artifacts:
+        require_agreement(artifacts, [("ranker", "embedding")])
+    elif data["split"].config.get(
+        "ranks", True
+    ):  # a split says if it has nothing that a ranker could learn from
+        raise ArtifactError(
+            f"expected ranker_full beside {sorted(artifacts)}, found none. Run '{MADE_BY['ranker']}'."
+        )
     trained = {role: artifact for role, artifact in artifacts.items() if role != "encoder"}
     require_agreement(trained | dict(data))
 

@@ -28,7 +28,7 @@ class Answer:
         timings_ms: stage -> milliseconds, in the order of the stages.
         fallbacks: names of the fallbacks used (see ``serving.recommend``); empty when nothing was missing.
         order: what the hits are ordered by: ``ranker``, ``retrieval+ranker``, ``retrieval``, ``popularity``,
-            ``relevance``, ``similarity`` or ``relevance+ranker``.
+            ``newest``, ``relevance``, ``similarity``, ``cooccurrence`` or ``relevance+ranker``.
     """
 
     hits: list[Hit]

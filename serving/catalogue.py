@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,7 @@ class Catalogue:
     def __init__(
         self, items: pa.Table, image_bytes: Callable[[str], bytes | None], ids: ShopIds = INT64_IDS
     ) -> None:
-        self._items = items.select(["item_id", "title", "category", "price", "image_id"])
+        self._items = items.select(["item_id", "title", "category", "price", "image_id", "first_seen"])
         self._row = {item_id: row for row, item_id in enumerate(items["item_id"].to_pylist())}
         self.image_bytes, self._ids = image_bytes, ids
 
@@ -46,6 +47,12 @@ class Catalogue:
 
     def __contains__(self, item_id: int) -> bool:
         return item_id in self._row
+
+    @cached_property
+    def newest(self) -> np.ndarray:
+        """Every item, int64, those first seen last first; of equal time those of larger id."""
+        order = [("first_seen", "descending"), ("item_id", "descending")]
+        return np.asarray(self._items.select(["item_id", "first_seen"]).sort_by(order)["item_id"].to_numpy())
 
     def with_items(self, items: pa.Table, pictures: Mapping[str, bytes]) -> Catalogue:
         """A catalogue with these items added or replaced; ``pictures`` by image id."""

@@ -5,6 +5,8 @@ When something is missing, a named fallback is used, reported in the answer and 
     unknown_user       the store has no such user            -> popular items, of the category if asked
     empty_history      a known user who acted on no item     -> popular items, of the category if asked
                        that there is
+Where fewer items are popular than were asked for, the newest ones follow: the service answers before the first event.
+
     store_unavailable  the online store does not answer      -> retrieval from the session, else popular items
     ranker_error       the ranker raised or gave bad scores  -> retrieval order
 """
@@ -17,7 +19,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,7 @@ from run.generations import open_parts, require_whole
 from run.sizes import size
 from serving.answer import Answer, Hit, Stages
 from serving.catalogue import Card, Catalogue
+from serving.newest import followed_by_newest
 from serving.protocols import ContentEncoder, Context, Reader, RelevanceHead, Scorer
 from serving.settings import Settings
 
@@ -70,7 +73,7 @@ class Recommender:
     Args:
         retriever: the retrieval sources.
         reader: the online store.
-        ranker: scores candidates.
+        ranker: scores candidates; None: nothing was there to learn from, and retrieval's order stays.
         encoder: turns searched text and pictures into vectors.
         relevance: orders search results; None: by cosine.
         catalogue: cards and pictures.
@@ -92,7 +95,7 @@ class Recommender:
         self,
         retriever: Retriever,
         reader: Reader,
-        ranker: Scorer,
+        ranker: Scorer | None,
         encoder: ContentEncoder,
         relevance: RelevanceHead | None,
         catalogue: Catalogue,
@@ -141,7 +144,7 @@ class Recommender:
         require_whole(artifacts, data)
         dataset, split = Dataset.open(data["dataset"]), Split.open(data["split"])
         retriever = Retriever.open(artifacts)
-        last = pc.max(split.log["available_time"]).as_py() + timedelta(seconds=1)
+        last = split.end
         behaviours = size(recorded["size_name"]).history
         ids = shop_ids(run / "store")
         reader = OnlineReader(run / "store", behaviours)
@@ -149,7 +152,11 @@ class Recommender:
         recommender = cls(
             retriever=retriever,
             reader=reader,
-            ranker=Ranker.open(artifacts["ranker"], retriever.vectors, signature),
+            ranker=(
+                Ranker.open(artifacts["ranker"], retriever.vectors, signature)
+                if "ranker" in artifacts
+                else None
+            ),
             encoder=Encoder.open(artifacts["encoder"]),
             relevance=Relevance.open(artifacts["relevance"]) if "relevance" in artifacts else None,
             catalogue=Catalogue(dataset.items, dataset.image_bytes, ids),
@@ -158,7 +165,7 @@ class Recommender:
             behaviours=behaviours,
             per_source=settings.per_source,
             example_users=ids.names("user_id", _example_users(split)),
-            fuse=artifacts["ranker"].config["loss"] == "pointwise",
+            fuse="ranker" in artifacts and artifacts["ranker"].config["loss"] == "pointwise",
             generation=generation,
             ids=ids,
         )
@@ -205,7 +212,7 @@ class Recommender:
         with stages.measure("features"):
             user = self._read_user(person, time, fallbacks, context)
         history = _with_session(user.history if user is not None else history_of(()), visit)
-        personal = bool((self.retriever.vectors.rows(interests(history).item_id) >= 0).any())
+        personal = bool((self.retriever.index.rows(interests(history).item_id) >= 0).any())
         if user is not None and not personal:
             fallbacks.append("empty_history" if _known(user) else "unknown_user")
         owned = history.item_id[np.isin(history.code, OWNED_CODES)]
@@ -220,10 +227,14 @@ class Recommender:
         sources = self.retriever.recommending if personal else (self.retriever.popular,)
         with stages.measure("retrieve"):
             ids, scores = propose(sources, Requests.of([request]), max(self.per_source, k))[0]
+            order = "retrieval" if personal else "popularity"
+            if len(ids) < k:
+                order = order if len(ids) else "newest"
+                newest, index = self.catalogue.newest, self.retriever.index
+                ids, scores = followed_by_newest(ids, scores, k, request, newest, index)
             matches = Matches.of(self.retriever.sources, request, ids)
-        order = "retrieval" if personal else "popularity"
-        if personal and user is not None and len(ids):
-            ranked = self._rank(request, user, ids, matches, stages, fallbacks)
+        if personal and user is not None and self.ranker is not None and len(ids):
+            ranked = self._rank(self.ranker, request, user, ids, matches, stages, fallbacks)
             if ranked is not None:
                 if self.fuse:
                     order, (ids, scores) = "retrieval+ranker", fuse_orders(ids, ranked)
@@ -272,14 +283,14 @@ class Recommender:
                 vectors, _ = self.retriever.index.gather(ids)
                 judged = np.asarray(self.relevance.score(vector, vectors), dtype=np.float32)
             ids, scores = best_first(ids, judged, len(ids))
-        if user is not None and len(ids):
-            ranked = self._rank(request, user, ids, matches, stages, fallbacks)
+        if user is not None and self.ranker is not None and len(ids):
+            ranked = self._rank(self.ranker, request, user, ids, matches, stages, fallbacks)
             if ranked is not None:
                 order, (ids, scores) = "relevance+ranker", fuse_orders(ids, ranked)
         return self._answer(ids[:k], scores[:k], matches, order, stages, fallbacks)
 
     def similar(self, item_id: ShopId, k: int) -> Answer:
-        """The k items most like this one, by cosine of their vectors.
+        """The k items most like this one, by cosine of their vectors; by co-occurrence if it has none.
 
         Raises:
             UnknownItem: the index does not hold it, or it was deleted.
@@ -287,13 +298,24 @@ class Recommender:
         item = self.ids.one("item_id", item_id)
         if self.withdrawn.get(item) == DELETED:
             raise UnknownItem(f"item {item_id} was deleted")
-        stages = Stages()
-        vectors, found = self.retriever.index.gather(np.array([item], dtype=np.int64))
-        if not found[0]:
+        stages, asked = Stages(), np.array([item], dtype=np.int64)
+        if self.retriever.index.rows(asked)[0] < 0:
             raise UnknownItem(f"no item {item_id}")
+        vectors, found = self.retriever.index.gather(asked)
+        if not found[0]:  # it has neither words nor a picture
+            return self._taken_with(item, k, stages)
         with stages.measure("retrieve"):
             ids, scores = self.retriever.index.search(vectors[0], k, exclude=np.array([item], dtype=np.int64))
         return self._answer(ids, scores, None, "similarity", stages, [])
+
+    def _taken_with(self, item: int, k: int, stages: Stages) -> Answer:
+        """The k items that the users of this one acted on most."""
+        only = np.array([item], dtype=np.int64)
+        request = Request(-1, history_of([item]), self.now(), exclude=only)
+        with stages.measure("retrieve"):
+            sources = [one for one in self.retriever.personal if one.name == "cooccurrence"]
+            ids, scores = propose(sources, Requests.of([request]), k)[0]
+        return self._answer(ids, scores, None, "cooccurrence", stages, [])
 
     def history(self, user_id: ShopId) -> list[Card]:
         """What the user acted on, newest first; empty for an unknown user.
@@ -336,6 +358,7 @@ class Recommender:
 
     def _rank(
         self,
+        ranker: Scorer,
         request: Request,
         user: Frame,
         ids: np.ndarray,
@@ -356,7 +379,7 @@ class Recommender:
             frame = add_matches(frame, matches.names, matches.rows(ids))
             try:
                 query = None if request.query_vector is None else request.query_vector[None]
-                scores = np.asarray(self.ranker.score(frame, query), dtype=np.float32)
+                scores = np.asarray(ranker.score(frame, query), dtype=np.float32)
                 if scores.shape != ids.shape or not np.isfinite(scores).all():
                     raise ValueError(f"{len(ids)} candidates, scores of shape {scores.shape} or not finite")
             except Exception:

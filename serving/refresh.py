@@ -65,7 +65,8 @@ def refreshed(
     vectors = Vectors(matrix.vectors.ids, matrix.vectors.matrix, known.queries, known.id)
     moon = copy.copy(opened)
     moon.items, moon.reader = matrix, opened.reader.with_items(matrix)
-    moon.retriever, moon.ranker = opened.retriever.with_vectors(vectors), opened.ranker.with_vectors(vectors)
+    moon.retriever = opened.retriever.with_vectors(vectors)
+    moon.ranker = None if opened.ranker is None else opened.ranker.with_vectors(vectors)
     if items:
         _answer_with(moon, items)
     if len(missing):

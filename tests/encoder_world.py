@@ -116,7 +116,5 @@ def shop(folder: Path, items: int = 48, seed: int = 0) -> tuple[Dataset, Split]:
         judgements=JUDGEMENTS.empty_table(),
         quarantine=QUARANTINE.empty_table(),
     )
-    dataset = Dataset.open(
-        write_dataset(folder / "dataset", tables, {"name": "shapes", "source": "test", "protocol": "time"})
-    )
-    return dataset, Split.open(split_dataset(dataset, folder / "split"))
+    dataset = Dataset.open(write_dataset(folder / "dataset", tables, {"name": "shapes", "source": "test"}))
+    return dataset, Split.open(split_dataset(dataset, folder / "split", "time"))

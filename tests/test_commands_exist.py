@@ -13,6 +13,7 @@ from mentions import BLANK, Mention, everywhere, in_python, in_shell, in_text
 from typer.main import get_command
 
 from dataset.importers import IMPORTERS
+from dataset.protocols import BY
 from encoder import recipes as encoders
 from feature_repo.frames.shards import WAYS
 from moon import journey
@@ -28,7 +29,8 @@ VARIABLES = set(re.findall(r"^([A-Z]+) *\?=", MAKEFILE, flags=re.MULTILINE))
 CHOICES = {
     "--size": SIZES,
     "--profile": PROFILES,
-    "--by": WAYS,
+    "--by": (*WAYS, *BY),
+    "--split": BY,
     "--clock": CLOCKS,
     "--scope": SCOPES,
     "--recipe": {**encoders.RECIPES, **rankers.RECIPES},
@@ -39,8 +41,13 @@ ROOT_COMMAND = get_command(app)
 
 def choices_of(verb):
     """What the flags of a verb may be set to."""
-    own = {"encoder": encoders.RECIPES, "ranker": rankers.RECIPES}
-    return CHOICES | ({"--recipe": own[verb]} if verb in own else {})
+    own = {
+        "encoder": {"--recipe": encoders.RECIPES},
+        "ranker": {"--recipe": rankers.RECIPES},
+        "frame": {"--by": WAYS},
+        "split": {"--by": BY},
+    }
+    return CHOICES | own.get(verb, {})
 
 
 def options_of(command):

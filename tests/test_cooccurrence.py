@@ -148,9 +148,13 @@ def test_robots_are_cut_to_their_newest_items(tmp_path, monkeypatch):
     assert graph.item_ids.tolist() == [0, 1, 2]
 
 
-def test_a_log_without_behaviour_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="2 events, none of them"):
-        build_cooccurrence(log_of([(1, 1, "impression", 1), (1, 2, "rating", 2, 1.0)]), tmp_path / "c", {})
+def test_a_log_without_behaviour_has_no_neighbours(tmp_path):
+    log = log_of([(1, 1, "impression", 1), (1, 2, "rating", 2, 1.0)])
+    graph = Cooccurrence.open(build_cooccurrence(log, tmp_path / "c", {}))
+    assert not len(graph.item_ids) and not len(graph.popularity)
+    history = history_of([1, 2])
+    assert [len(ids) for ids, _ in graph.retrieve_batch(history, 5)] == [0]
+    assert graph.score(history, np.array([1, 7]), np.array([0, 2])).tolist() == [0, 0]
 
 
 def test_interests_are_distinct_positive_newest_first():

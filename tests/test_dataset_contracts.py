@@ -30,7 +30,7 @@ from run.artifacts import ArtifactError, open_artifact
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
-CONFIG = {"name": "shop", "source": "test", "protocol": "time"}
+CONFIG = {"name": "shop", "source": "test"}
 
 
 def encoded(size: tuple[int, int] = (24, 16), kind: str = "JPEG", seed: int = 0) -> bytes:
@@ -401,16 +401,13 @@ def test_what_the_importer_refused_counts_too(clean: Tables) -> None:
     assert checked.quarantine.to_pylist() == given[:3]
 
 
-def test_no_items_and_no_events_are_refused(tmp_path: Path) -> None:
+def test_no_items_are_refused_and_no_events_are_a_catalogue(tmp_path: Path) -> None:
     empty = {name: [] for name in SCHEMAS}
     with pytest.raises(DataError, match="items: expected at least one item, found 0"):
         check(tables_of(empty))
     content = rows()
     content["events"] = []
-    with pytest.raises(DataError, match="events: expected some for protocol 'time', found 0"):
-        write_dataset(tmp_path / "d", tables_of(content), CONFIG)
-    assert not (tmp_path / "d").exists()
-    write_dataset(tmp_path / "d", tables_of(content), {**CONFIG, "protocol": "none"})
+    assert write_dataset(tmp_path / "d", tables_of(content), CONFIG).config["rows"]["events"] == 0
 
 
 def test_truth_follows_the_events(clean: Tables) -> None:

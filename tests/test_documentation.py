@@ -236,6 +236,7 @@ def test_the_options_are_few_and_frozen():
     training = {"--recipe", "--backbone", "--lora", "--seconds", "--ablations", "--without"}
     assert options == journey | training | service | {
         "--shard",
+        "--split",
         "--by",
         "--json",
         "--out",

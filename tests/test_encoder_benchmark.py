@@ -30,6 +30,7 @@ from dataset.tables import Dataset, write_dataset
 from encoder.content import Content
 from evaluation.measurements import write_measurements
 from evaluation.metrics import Measurement
+from evaluation.science.encoders.compare import ComparisonError, compare
 from evaluation.science.encoders.exam import Exam, Vectors, run_benchmark
 from evaluation.science.encoders.held_out import hold_out
 from evaluation.science.encoders.model_free import (
@@ -43,12 +44,13 @@ from evaluation.science.encoders.model_free import (
 )
 from evaluation.science.encoders.table import EncoderTable
 from run.artifacts import open_artifact
+from run.sizes import size
 
 ITEM_ROWS = 96
 NAMES = list(COLOURS)
 
 
-def written(folder, rows, images, events=(), queries=(), judgements=(), protocol="holdout"):
+def written(folder, rows, images, events=(), queries=(), judgements=()):
     users = sorted({one["user_id"] for one in events})
     tables = Tables(
         items=pa.Table.from_pylist(rows, ITEMS),
@@ -63,7 +65,7 @@ def written(folder, rows, images, events=(), queries=(), judgements=(), protocol
         judgements=pa.Table.from_pylist(list(judgements), JUDGEMENTS),
         quarantine=QUARANTINE.empty_table(),
     )
-    write_dataset(folder, tables, {"name": "t", "source": "test", "protocol": protocol})
+    write_dataset(folder, tables, {"name": "t", "source": "test"})
     return Dataset.open(open_artifact(folder, "dataset"))
 
 
@@ -274,7 +276,7 @@ def photos(folder):
     judgements.append({"query_id": 99, "item_id": 1, "relevance": 0.5, "part": "test"})
     rows.append(item_row(6, "", "", None, title=None, category=[], attributes=[]))  # nothing to encode
     judgements.append({"query_id": 99, "item_id": 6, "relevance": 0.0, "part": "test"})
-    return written(folder, rows, images, (), queries, judgements, protocol="none")
+    return written(folder, rows, images, (), queries, judgements)
 
 
 def test_without_a_log_the_sources_own_division_holds(tmp_path):
@@ -371,3 +373,29 @@ def test_the_table_shows_mean_and_deviation_over_seeds(tmp_path):
     files["moon"][2] = tmp_path / "c.json"
     with pytest.raises(ValueError, match="found it in 2"):
         EncoderTable.read(files).cell("moon", "encoder/a")
+
+
+def test_a_catalogue_alone_is_held_out_by_products(tmp_path):
+    """Neither a log nor judgements: whole products, so that encoders can be compared."""
+    dataset = a_shop(tmp_path / "dataset")
+    alone = written_without_log(tmp_path / "alone", dataset)
+    bench = hold_out(alone, tmp_path / "split", seed=3, items=24)
+    assert len(bench.pool_items) == 24 and not set(bench.pool_items) & set(bench.train_items)
+    spu = dict(zip(alone.items["item_id"].to_pylist(), alone.items["spu"].to_pylist(), strict=True))
+    assert not {spu[item] for item in bench.pool_items} & {spu[item] for item in bench.train_items}
+
+
+def test_nothing_to_compare_encoders_by_is_said_before_anything_is_trained(tmp_path):
+    rows = [item_row(n, "red", "disc", None) for n in range(30)]
+    written(tmp_path / "dataset", rows, {})
+    with pytest.raises(
+        ComparisonError, match="not measured: expected at least 10 items .* found 0 such items of 30"
+    ):
+        compare(tmp_path / "dataset", tmp_path / "out", size("nano"), {}, {})
+    assert not (tmp_path / "out" / "split").exists()
+
+
+def written_without_log(folder, dataset):
+    """The same catalogue, without events and judgements."""
+    images = dict(zip(*(dataset.images[name].to_pylist() for name in ("image_id", "bytes")), strict=True))
+    return written(folder, dataset.items.to_pylist(), images)

@@ -318,13 +318,25 @@ def test_nothing_to_learn_from_is_said(world, tmp_path):
         items = pa.Table.from_pylist([{**r, **wordless} for r in dataset.items.to_pylist()], ITEMS)
 
     class Empty:
-        artifact, fit_until, log = split.artifact, split.fit_until, split.log.slice(0, 0)
-        encoder_items = split.encoder_items
+        artifact, fit_until, fit_log = split.artifact, split.fit_until, split.log.slice(0, 0)
+        known_from, encoder_items = split.known_from, split.encoder_items
 
-    with pytest.raises(DataError, match="Nothing to learn from"):
-        train_encoder(
-            Bare(), Empty(), TINY, tmp_path / "e", recipe=Recipe("own", Parts(), (Contrast(1.0, (OWN,)),))
-        )
+    own = Recipe("own", Parts(), (Contrast(1.0, (OWN,)),))
+    alone = Bare()
+    alone.items = Bare.items.slice(0, 1)
+    with pytest.raises(DataError, match="expected two items with words or pictures.* Nothing to learn from"):
+        train_encoder(alone, Empty(), TINY, tmp_path / "e", recipe=own)
+    pictures = train_encoder(Bare(), Empty(), TINY, tmp_path / "p", recipe=own, budget=0.1)
+    (pairs,) = [facts["pairs"] for facts in pictures.config["facts"].values()]
+    assert list(pairs) == ["own: image > image"], "pictures alone: each with itself in another view"
+    bare = Bare()
+    bare.items = Bare.items.set_column(
+        Bare.items.column_names.index("image_id"),
+        ITEMS.field("image_id"),
+        pa.nulls(len(Bare.items), pa.string()),
+    )
+    nothing = train_encoder(bare, Empty(), TINY, tmp_path / "n", recipe=own)
+    assert set(nothing.config["steps"].values()) == {0}, "nothing to encode either"
 
 
 def test_a_stage_without_pairs_is_left_out(world, tmp_path, capsys):

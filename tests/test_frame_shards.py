@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from dataset.contracts import DataError
-from dataset.split import RANKING, RETRIEVAL, Split
+from dataset.split import RANKING, Split
 from feature_repo.create import create_store
 from feature_repo.event_log import open_event_log
 from feature_repo.frames import logged as logged_module
 from feature_repo.frames import shards as frame_shards
 from feature_repo.frames.join import training_frame
-from feature_repo.frames.logged import LOGGED, logged_frames, logged_rows, logged_source
+from feature_repo.frames.logged import LOGGED, logged_frames, logged_source
 from feature_repo.frames.shards import join_frame, open_frame, write_frame, write_or_join
 from feature_repo.frames.source import FrameSource
 from feature_repo.signature import open_signature
@@ -286,10 +286,9 @@ def test_a_shard_that_cannot_be_is_refused(store, rows, tmp_path):
         write_or_join(source_of(store, rows), tmp_path / "out", (1, 2), "item")
 
 
-def split_at(folder, protocol, ranking=None, retrieval=None):
-    with write_artifact(folder, "split", {"protocol": protocol}) as out:
-        pq.write_table(RANKING.empty_table() if ranking is None else ranking, out / "ranking.parquet")
-        pq.write_table(RETRIEVAL.empty_table() if retrieval is None else retrieval, out / "retrieval.parquet")
+def split_at(folder, ranking):
+    with write_artifact(folder, "split", {"by": "time", "shows": True}) as out:
+        pq.write_table(ranking, out / "ranking.parquet")
     return Split.open(open_artifact(folder, "split"))
 
 
@@ -298,7 +297,7 @@ def test_the_command_writes_the_runs_impressions(store, rows, tmp_path, monkeypa
     logged = (
         logged.append_column("event_id", pa.array(np.arange(len(rows)))).select(RANKING.names).cast(RANKING)
     )
-    split_at(tmp_path / "split", "time", ranking=logged)
+    split_at(tmp_path / "split", logged)
     (tmp_path / "store").symlink_to(store)
     (tmp_path / "run.json").write_text(
         '{"data": "marketplace", "size_name": "nano", "seed": 0, "profile": "embedded"}'
@@ -325,7 +324,7 @@ def test_the_ranker_reads_the_frame_that_is_there_and_it_is_the_one_it_would_joi
     parts = np.repeat(["train", "valid", "test"], [50, 60, len(rows) - 110])
     parts = parts[np.searchsorted(rows["request_id"].to_numpy(), rows["request_id"].to_numpy())]
     logged = rows.append_column("part", pa.array(parts)).append_column("event_id", pa.array(range(len(rows))))
-    split = split_at(tmp_path / "split", "time", ranking=logged.select(RANKING.names).cast(RANKING))
+    split = split_at(tmp_path / "split", logged.select(RANKING.names).cast(RANKING))
     (tmp_path / "store").symlink_to(store)
     nano, asked = size("nano"), ("valid", "train", "test")
     joined = logged_frames(tmp_path, split, nano, asked)
@@ -338,27 +337,6 @@ def test_the_ranker_reads_the_frame_that_is_there_and_it_is_the_one_it_would_joi
             assert np.array_equal(mine.history.item_id, its.history.item_id) and len(mine) > 5
     longer = replace(nano, history=nano.history + 1)  # another frame than the one that is there
     assert logged_frames(tmp_path, split, longer, asked)[0].history == nano.history + 1
-
-
-def test_a_log_of_purchases_gives_each_request_with_what_was_taken(store, tiny_world, tmp_path):
-    users, items = tiny_world.user_ids[:3], tiny_world.item_ids
-    retrieval = pa.table(
-        [
-            pa.array([1, 2, 3]),
-            pa.array(users),
-            pa.array([tiny_world.end] * 3),
-            pa.array(["train", "train", "test"]),
-            pa.array([items[:2].tolist(), items[4:5].tolist(), items[7:9].tolist()]),
-        ],
-        schema=RETRIEVAL,
-    )
-    split = split_at(tmp_path / "split", "holdout", retrieval=retrieval)
-    source = FrameSource(store, lambda: logged_rows(split), HISTORY, {"split": split.artifact})
-    frame = open_frame(write_frame(source, tmp_path / "frame").path, store)
-    assert frame.offsets.tolist() == [0, 2, 3, 5]
-    assert frame.given["item_id"].to_pylist() == [*items[:2], items[4], *items[7:9]]
-    assert frame.given["part"].to_pylist() == ["train"] * 3 + ["test"] * 2
-    assert frame.requests["user_id"].to_pylist() == users.tolist()
 
 
 def test_a_source_is_known_by_its_store_its_log_its_requests_and_its_history(store, rows):

@@ -226,7 +226,7 @@ def test_hm(tmp_path: Path, layout: str) -> None:
     assert all(event["available_time"] - event["event_time"] == SECOND for event in events)
 
     config = dataset.artifact.config
-    assert (config["name"], config["protocol"]) == ("hm_fashion", "holdout")
+    assert (config["name"], config["candidates"]) == ("hm_fashion", "pictured")
     assert config["quarantined"] == {
         "events": {"unknown item_id": 1},
         "images": {"picture of an unknown item": 1},
@@ -285,7 +285,6 @@ def test_movielens(tmp_path: Path, layout: str) -> None:
     ]
     assert {e["type"] for e in events} == {"rating"} and events[2]["event_time"] == start + 500 * SECOND
     assert dataset.users.column("user_id").to_pylist() == [8, 9]
-    assert dataset.artifact.config["protocol"] == "time"
 
 
 def test_movielens_without_posters(tmp_path: Path) -> None:
@@ -305,7 +304,7 @@ def test_large_raw_pictures_are_stored_small(tmp_path: Path) -> None:
 
 def test_homedepot(tmp_path: Path) -> None:
     dataset = imported("homedepot", tmp_path)
-    assert dataset.artifact.config["protocol"] == "none" and dataset.quarantine.num_rows == 0
+    assert dataset.quarantine.num_rows == 0
     assert (dataset.items.num_rows, dataset.queries.num_rows, dataset.events.num_rows) == (3, 200, 0)
     judgements = dataset.judgements.to_pandas()
     assert (judgements.relevance == (judgements.item_id - 100) / 2).all()
@@ -346,7 +345,7 @@ def test_globo(tmp_path: Path) -> None:
     assert events[0]["event_time"] == datetime(2017, 10, 1, 3, 0, 0, 100_000, tzinfo=UTC)
     assert dataset.items.column("item_id").to_pylist() == [70, 71]
     assert dataset.items.column("first_seen").to_pylist()[1] == events[0]["event_time"]
-    assert {e["type"] for e in events} == {"click"} and dataset.artifact.config["protocol"] == "time"
+    assert {e["type"] for e in events} == {"click"}
 
 
 def test_a_value_of_another_type_is_named_with_its_file(tmp_path: Path) -> None:

@@ -415,17 +415,20 @@ def test_every_measurement_of_lists_says_its_name_its_part_and_what_it_was_avera
         ("retrieval/recall@10", 0.5, 2, "test"),
         ("retrieval/recall@20", 1.0, 2, "test"),
         ("retrieval/recall@50", 1.0, 2, "test"),
+        ("retrieval/ndcg@10", 0.5, 2, "test"),
         ("retrieval/ndcg@20", pytest.approx((1 + 1 / math.log2(17)) / 2), 2, "test"),
+        ("retrieval/hit_rate@10", 0.5, 2, "test"),
         ("retrieval/mrr", pytest.approx((1 + 1 / 16) / 2), 2, "test"),
         ("retrieval/coverage@20", 20 / 120, 120, "test"),
         ("retrieval/cold/recall@10", 0.0, 1, "test"),
         ("retrieval/cold/recall@20", 1.0, 1, "test"),
         ("retrieval/cold/recall@50", 1.0, 1, "test"),
+        ("retrieval/cold/ndcg@10", 0.0, 1, "test"),
         ("retrieval/cold/ndcg@20", pytest.approx(1 / math.log2(17)), 1, "test"),
     ]
     named = list(retrieval_quality(ranked, relevant, 0, split="valid", prefix="retrieval/popularity"))
     assert [one.name for one in named][-1] == "retrieval/popularity/mrr"  # nothing can be covered
-    assert {one.split for one in named} == {"valid"} and len(named) == 5
+    assert {one.split for one in named} == {"valid"} and len(named) == 7
     with pytest.raises(ValueError, match="expected ranked ids of shape .3, at least 50., found .2, 60."):
         list(retrieval_quality(ranked, Relevant(np.arange(4), np.arange(3)), 5))
 

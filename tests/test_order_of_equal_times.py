@@ -29,7 +29,7 @@ from retrieval import cooccurrence
 
 SECOND = timedelta(seconds=1)
 END = START + 40 * DAY
-CONFIG = {"name": "planted", "source": "made", "protocol": "time"}
+CONFIG = {"name": "planted", "source": "made"}
 
 
 def planted(user_ids, item_ids, sessions=2, length=6, seed=0):
@@ -58,9 +58,9 @@ def test_the_split_holds_out_the_event_that_the_source_has_last(tmp_path):
     items = list(range(1, 13))
     users, item, when, did = planted(range(60), items, sessions=1, length=12)
     events = event_table("click", users, item, when, sequence=pa.array(range(len(users))))
-    shop = FakeDataset(scrambled(events), items_table(dict.fromkeys(items, True)), "holdout")
-    split = Split.open(split_dataset(shop, tmp_path / "split"))
-    requests = split.retrieval.to_pylist()
+    shop = FakeDataset(scrambled(events), items_table(dict.fromkeys(items, True)))
+    split = Split.open(split_dataset(shop, tmp_path / "split", "last"))
+    requests = [row for row in split.retrieval.to_pylist() if row["part"] == "test"]
     assert len(requests) == 60
     for request in requests:
         assert request["relevant"] == [did[request["user_id"]][-1]]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import DAY, START, write_embedding
 from safetensors.numpy import load_file
-from test_training_requests import bought
+from test_training_requests import taken
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from feature_repo.create import create_store
@@ -56,11 +56,11 @@ def built(tiny_world, tmp_path_factory):
     log = tiny_world.split.log
     split = SimpleNamespace(
         artifact=open_artifact(run / "split", "split"),
-        protocol="holdout",
         log=log,
         fit_log=known_before(log, FIT),
         test_log=known_before(log, TEST),
-        retrieval=bought(tiny_world),
+        ranking=taken(tiny_world),
+        end=pc.max(log["available_time"]).as_py() + timedelta(seconds=1),
     )
     build.build_retrieval(run, tiny_world.dataset, split, NANO, 5)
     return run, split

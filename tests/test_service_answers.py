@@ -133,7 +133,30 @@ def test_a_broken_ranker_is_counted_and_retrieval_order_answers(client, moon, fa
 
 
 def test_fewer_hits_than_asked_when_fewer_exist(client):
-    assert len(ids_of(client.get("/recommend?user_id=999&k=200"))) == 30  # ten items were never acted on
+    found = ids_of(client.get("/recommend?user_id=999&k=200"))
+    assert len(found) == len(set(found)) == 40  # all there are
+
+
+def test_the_newest_items_follow_where_too_few_are_popular(client, moon):
+    """Ten items were never acted on; they come last, the newest first, and only of the category asked for."""
+    seen = dict(
+        zip(*(moon.catalogue._items[name].to_pylist() for name in ("item_id", "first_seen")), strict=True)
+    )
+    answer = client.get("/recommend?user_id=999&k=200").json()
+    assert answer["order"] == "popularity"
+    found = [hit["item_id"] for hit in answer["hits"]]
+    acted_on = set(moon.retriever.popular._item_ids.tolist())
+    assert set(found[:30]) == acted_on and acted_on.isdisjoint(found[30:])
+    assert found[30:] == sorted(found[30:], key=lambda item: (seen[item], item), reverse=True)
+    assert ids_of(client.get("/recommend?user_id=999&k=30")) == found[:30], (
+        "nothing is added to a full answer"
+    )
+    moon.retriever.popular._item_ids = np.empty(0, np.int64)
+    moon.retriever.popular._score = np.empty(0, np.float32)
+    moon.retriever.popular._best.clear()
+    answer = client.get("/recommend?user_id=999&k=3").json()
+    newest = sorted(seen, key=lambda item: (seen[item], item), reverse=True)
+    assert answer["order"] == "newest" and [hit["item_id"] for hit in answer["hits"]] == newest[:3]
 
 
 def test_similar_items_are_of_the_same_kind_and_never_the_item_itself(client):
@@ -298,6 +321,7 @@ def test_empty_answers_are_counted(client, moon):
     moon.retriever.popular.index = moon.retriever.index
     moon.retriever.popular._item_ids = np.empty(0, np.int64)
     moon.retriever.popular._score = np.empty(0, np.float32)
+    moon.catalogue.__dict__["newest"] = np.empty(0, np.int64)
     assert ids_of(client.get("/recommend?user_id=999")) == []
     assert 'moon_empty_answers_total{endpoint="/recommend"} 1.0' in client.get("/metrics").text
 

@@ -22,7 +22,6 @@ from fake_shop import (
 from safetensors.numpy import save_file
 from test_cooccurrence import log_of
 
-from dataset.contracts import TIME
 from retrieval.cooccurrence import build_cooccurrence
 from retrieval.index import ItemIndex
 from retrieval.retriever import open_retrieval
@@ -69,7 +68,7 @@ def run(tmp_path, monkeypatch):
         image_bytes=lambda image_id: picture(),
     )
     opened_split = SimpleNamespace(
-        log=pa.table({"available_time": pa.array([NOW], TIME)}),
+        end=NOW + timedelta(seconds=1),
         retrieval=pa.table({"user_id": [4, 5, 4], "part": ["test", "train", "test"]}),
     )
     monkeypatch.setattr(recommend, "Dataset", SimpleNamespace(open=lambda artifact: opened_dataset))

@@ -105,7 +105,7 @@ def test_slates_numbered_per_user_are_refused_naming_the_option_with_which_label
     with pytest.raises(DataError, match=r"10 of 10 requests.*request_scope=\[user\].*moon dataset"):
         check(tables_of(collided))
     events = event_table(kinds, user_ids, items, when, request=numbers, request_scope=[users])
-    config = {"name": "slates", "source": "made", "protocol": "time"}
+    config = {"name": "slates", "source": "made"}
     dataset = write_dataset(tmp_path / "dataset", tables_of(events), config)
     assert dataset.config["quarantined"] == {} and noticed(dataset.config) == []
     assert dataset.config["clicks"]["in their slate"] == 200 == sum(dataset.config["clicks"].values())
@@ -138,9 +138,7 @@ def test_clicks_that_label_nothing_are_counted_and_said(tmp_path):
     }
     events = log([*GOOD, *stray])
     assert clicks_explained(events) == clicks
-    made = write_dataset(
-        tmp_path / "d", tables_of(events), {"name": "s", "source": "made", "protocol": "time"}
-    )
+    made = write_dataset(tmp_path / "d", tables_of(events), {"name": "s", "source": "made"})
     assert made.config["clicks"] == clicks and made.config["rows"]["events"] == events.num_rows
     assert noticed(made.config) == [
         "4 of 7 clicks label no impression: 2 of a request without impressions, "
@@ -158,7 +156,7 @@ def test_a_log_whose_clicks_all_miss_says_that_nothing_counts_as_clicked_and_one
 
 def test_what_was_set_aside_is_printed_by_the_command_and_stands_in_the_report(tmp_path, monkeypatch, capsys):
     mixed = [(1, 1, "impression", 200, 13), (2, 1, "impression", 200, 13), (1, 3, "click", 300, 14)]
-    config = {"name": "s", "source": "made", "protocol": "time"}
+    config = {"name": "s", "source": "made"}
     monkeypatch.setitem(IMPORTERS, "slates", lambda folder: (tables_of(log([*GOOD, *mixed])), config))
     stages.dataset(Run(tmp_path, f"slates:{tmp_path}", "nano", 0, "embedded"))
     printed = capsys.readouterr().err

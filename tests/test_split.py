@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-import dataset.split as split_module
-from dataset.contracts import EVENTS, ITEMS, JUDGEMENTS, DataError
+import dataset.requests as requests_module
+from dataset.contracts import EVENTS, ITEMS, DataError
 from dataset.marketplace.simulate import simulate
-from dataset.split import Split, split_dataset
+from dataset.protocols import BY
+from dataset.requests import PARTS
+from dataset.split import Split, measured_items, split_dataset
 from run.artifacts import Artifact, ArtifactError, open_artifact
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
@@ -26,12 +29,11 @@ class FakeDataset:
 
     events: pa.Table
     items: pa.Table
-    protocol: str = "time"
-    judgements: pa.Table = field(default_factory=JUDGEMENTS.empty_table)
+    config: dict = field(default_factory=dict)
 
     @property
     def artifact(self) -> Artifact:
-        return Artifact(Path("some/dataset"), "dataset", "0" * 16, {"protocol": self.protocol}, {})
+        return Artifact(Path("some/dataset"), "dataset", "0" * 16, self.config, {})
 
 
 def items_table(pictured: dict[int, bool]) -> pa.Table:
@@ -161,7 +163,7 @@ def test_relevant_items_equal_brute_force(shop: FakeDataset, time_split: Split) 
 def test_retrieval_requests_are_capped_and_seeded(
     shop: FakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(split_module, "MOST", {"test": 5, "train": 9})
+    monkeypatch.setattr(requests_module, "MOST", {"test": 5, "train": 9})
     users = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         rows = Split.open(split_dataset(shop, tmp_path / name, seed=seed)).retrieval.to_pylist()
@@ -207,6 +209,7 @@ def test_slates_of_the_same_moment_are_not_mixed(tmp_path: Path) -> None:
         for place in range(3)
         for request in range(200)
     ]  # fmt: skip
+    rows.append({"user_id": 0, "item_id": 0, "type": "click", "minute": 0, "request_id": 0})
     requests = (
         Split.open(
             split_dataset(
@@ -219,19 +222,20 @@ def test_slates_of_the_same_moment_are_not_mixed(tmp_path: Path) -> None:
     assert requests == [request for request in range(120, 200) for _ in range(3)]
 
 
-def test_logs_without_impressions_have_no_ranking_rows(tmp_path: Path) -> None:
-    rows = [{"user_id": n % 3, "item_id": n, "type": "click", "minute": n} for n in range(50)]
-    split_dataset(
-        FakeDataset(events_table(rows), items_table(dict.fromkeys(range(50), True))), tmp_path / "split"
-    )
-    split = Split.open(open_artifact(tmp_path / "split", "split"))
-    assert split.ranking.num_rows == 0
+def test_what_was_taken_is_what_ranks_where_nothing_says_what_was_not_liked(tmp_path: Path) -> None:
+    rows = [{"user_id": n % 3, "item_id": n // 2, "type": "click", "minute": n} for n in range(100)]
+    data = FakeDataset(events_table(rows), items_table(dict.fromkeys(range(50), True)))
+    split = Split.open(split_dataset(data, tmp_path / "split", "time"))
+    found = [(r["user_id"], r["item_id"], r["time"], r["label"]) for r in split.ranking.to_pylist()]
+    assert found == [(n % 3, n // 2, START + timedelta(minutes=n), 1.0) for n in range(60, 100)]
+    assert split.ranking["part"].to_pylist() == ["train"] * 18 + ["valid"] * 2 + ["test"] * 20
+    assert not split.shows and len(set(split.ranking["request_id"].to_pylist())) == 40
     assert split.retrieval.num_rows == 6
 
 
 @pytest.fixture(scope="module")
 def purchases() -> FakeDataset:
-    """Purchases with day resolution; a third of the items has no picture."""
+    """Purchases of which only the day is known; a third of the items has no picture."""
     rng = np.random.default_rng(5)
     rows = [
         {
@@ -240,93 +244,247 @@ def purchases() -> FakeDataset:
             "type": "purchase",
             "minute": 1440 * int(day),
             "lag": 86_400,
+            "sequence": number,
         }
-        for user, item, day in zip(
-            rng.integers(0, 120, 600), rng.integers(0, 60, 600), rng.integers(0, 7, 600), strict=True
+        for number, (user, item, day) in enumerate(
+            zip(rng.integers(0, 120, 900), rng.integers(0, 60, 900), rng.integers(0, 7, 900), strict=True)
         )
     ]
-    return FakeDataset(events_table(rows), items_table({item: item % 3 > 0 for item in range(60)}), "holdout")
+    return FakeDataset(events_table(rows), items_table({item: item % 3 > 0 for item in range(60)}))
 
 
 @pytest.fixture(scope="module")
-def holdout(purchases: FakeDataset, tmp_path_factory: pytest.TempPathFactory) -> Split:
-    out = tmp_path_factory.mktemp("holdout") / "split"
-    return Split.open(split_dataset(purchases, out, seed=1))
+def splits(
+    shop: FakeDataset, purchases: FakeDataset, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], tuple[FakeDataset, Split]]:
+    """A log of slates and one of purchases, by every protocol."""
+    folder = tmp_path_factory.mktemp("splits")
+    return {
+        (name, by): (data, Split.open(split_dataset(data, folder / f"{name}_{by}", by, seed=1)))
+        for name, data in (("shop", shop), ("purchases", purchases))
+        for by in BY
+    }
 
 
-def test_holdout_hides_the_last_event_of_each_chosen_user(purchases: FakeDataset, holdout: Split) -> None:
-    by_user = defaultdict(list)
-    for event in sorted(purchases.events.to_pylist(), key=lambda e: (e["available_time"], e["event_id"])):
-        by_user[event["user_id"]].append(event)
-    kept = set(holdout.log["event_id"].to_pylist())
-    rows = holdout.retrieval.to_pylist()
-    hidden = set()
-    for row in rows:
-        last = by_user[row["user_id"]][-1]
-        assert row["relevant"] == [last["item_id"]]
-        hidden.add(last["event_id"])
-    assert hidden.isdisjoint(kept)
-    assert hidden | kept == set(purchases.events["event_id"].to_pylist())
-    assert len(hidden) == len(rows)
+BOTH = [(name, by) for name in ("shop", "purchases") for by in BY]
 
 
-def test_holdout_chooses_exactly_the_eligible_users(purchases: FakeDataset, holdout: Split) -> None:
-    eligible = set()
-    events = sorted(purchases.events.to_pylist(), key=lambda e: (e["available_time"], e["event_id"]))
-    for user in {e["user_id"] for e in events}:
-        bought = [e["item_id"] for e in events if e["user_id"] == user]
-        pictured = {item for item in bought if item % 3 > 0}
-        if len(pictured) >= 2 and bought[-1] % 3 > 0 and bought.count(bought[-1]) == 1:
-            eligible.add(user)
-    users = {
-        part: [r["user_id"] for r in holdout.retrieval.to_pylist() if r["part"] == part]
+def liked_by(data: FakeDataset) -> dict[int, list[dict]]:
+    """The first like of each item, by user, in the order of the log."""
+    found: dict[int, list[dict]] = defaultdict(list)
+    for event in sorted(data.events.to_pylist(), key=lambda e: (e["available_time"], e["sequence"] or 0)):
+        mine = found[event["user_id"]]
+        if event["type"] in ("click", "cart", "purchase") and event["item_id"] not in {
+            one["item_id"] for one in mine
+        }:
+            mine.append(event)
+    return found
+
+
+@pytest.mark.parametrize("name, by", BOTH)
+def test_nothing_asked_for_is_known_to_what_answers(splits, name: str, by: str) -> None:
+    """The leak test of every protocol: by (user, item), whatever the moments are."""
+    data, split = splits[name, by]
+
+    def liked(log: pa.Table) -> set[tuple[int, int]]:
+        kinds = np.isin(log["type"].to_pylist(), ["click", "cart", "purchase"])
+        rows = log.filter(pa.array(kinds))
+        return set(zip(rows["user_id"].to_pylist(), rows["item_id"].to_pylist(), strict=True))
+
+    fitted, counted = liked(split.fit_log), liked(split.test_log)
+    answers = {
+        part: {
+            (r["user_id"], i) for r in split.retrieval.to_pylist() if r["part"] == part for i in r["relevant"]
+        }
         for part in ("train", "test")
     }
-    assert set(users["train"]).isdisjoint(users["test"])
-    assert set(users["train"]) | set(users["test"]) == eligible
-    assert len(users["test"]) == len(eligible) // 3
+    assert answers["train"] and answers["test"]
+    assert not fitted & (answers["train"] | answers["test"]) and not counted & answers["test"]
+    if by != "time":
+        assert not liked(split.log) & answers["test"], "what is tested is not in the log at all"
+    # What ranks: no (user, item) that trains or validates is fitted, none that tests is counted or trains.
+    rows = [r for r in split.ranking.to_pylist() if r["label"] > 0]
+    ranked = {p: {(r["user_id"], r["item_id"]) for r in rows if r["part"] == p} for p in PARTS}
+    assert ranked["train"] and ranked["valid"] and ranked["test"]
+    assert not answers["test"] & (ranked["train"] | ranked["valid"])
+    if name == "purchases":  # in the shop an item may be shown, and clicked, again
+        assert not fitted & set.union(*ranked.values()) and not counted & ranked["test"]
+        assert not ranked["test"] & (ranked["train"] | ranked["valid"])
+    first = {part: {} for part in PARTS}
+    for row in split.ranking.to_pylist():
+        known = first[row["part"]].get(row["user_id"])
+        first[row["part"]][row["user_id"]] = min(known or row["time"], row["time"])
+    for event in split.fit_log.to_pylist():  # nothing is fitted that happened in or after a user's requests
+        for part in PARTS:
+            asked = first[part].get(event["user_id"])
+            assert asked is None or event["available_time"] <= asked
 
 
-def test_holdout_requests_come_after_everything_and_fit_on_the_whole_log(
-    holdout: Split, purchases: FakeDataset
+@pytest.mark.parametrize("name, by", BOTH)
+def test_a_request_knows_of_its_user_all_that_came_before_and_nothing_else(
+    splits, name: str, by: str
 ) -> None:
-    end = max(purchases.events["available_time"].to_pylist()) + timedelta(seconds=1)
-    assert set(holdout.retrieval["time"].to_pylist()) == {end} == {holdout.fit_until, holdout.test_from}
-    assert holdout.fit_log.num_rows == holdout.log.num_rows
-    assert holdout.ranking.num_rows == 0
-    assert holdout.protocol == "holdout"
+    data, split = splits[name, by]
+    log = split.log.to_pylist()
+    order = [event for events in liked_by(data).values() for event in events]
+    place = {event["event_id"]: n for n, event in enumerate(order)}
+    for request in split.retrieval.to_pylist():
+        mine = [e for e in log if e["user_id"] == request["user_id"]]
+        before = {e["event_id"] for e in mine if e["available_time"] < request["time"]} & set(place)
+        mine_all = [e for e in order if e["user_id"] == request["user_id"]]
+        asked = [e for e in mine_all if e["item_id"] in request["relevant"]]
+        earliest = min(place[e["event_id"]] for e in asked)
+        assert all(place[one] < earliest for one in before)
+        if name == "purchases" and by != "time":  # no slate was shown before: everything earlier is known
+            assert before == {e["event_id"] for e in mine_all if place[e["event_id"]] < earliest}
+
+
+def test_last_asks_for_the_last_item_of_everybody_and_the_one_before_validates(splits) -> None:
+    data, split = splits["purchases", "last"]
+    liked = {user: [e["item_id"] for e in events] for user, events in liked_by(data).items()}
+    eligible = {user: items for user, items in liked.items() if len(items) >= 3}
+    asked = {r["user_id"]: r["relevant"] for r in split.retrieval.to_pylist() if r["part"] == "test"}
+    assert asked == {user: [items[-1]] for user, items in eligible.items()}
+    rows = split.ranking.to_pylist()
+    for part, place in (("test", -1), ("valid", -2)):
+        found = {r["user_id"]: r["item_id"] for r in rows if r["part"] == part}
+        assert found == {user: items[place] for user, items in eligible.items()}
+    for user, items in eligible.items():
+        left = items[:-2]
+        trained = 0 if len(left) < 2 else max(len(left) // 4, 1)
+        mine = sorted(
+            (r for r in rows if r["user_id"] == user and r["part"] == "train"), key=lambda r: r["time"]
+        )
+        assert [r["item_id"] for r in mine] == left[len(left) - trained :]
+        fitted = [e["item_id"] for e in split.fit_log.to_pylist() if e["user_id"] == user]
+        assert set(fitted) == set(left[: len(left) - trained])
+        counted = [e["item_id"] for e in split.test_log.to_pylist() if e["user_id"] == user]
+        assert set(counted) == set(left), "no model counts what validates; histories have it"
+        assert items[-2] in [e["item_id"] for e in split.log.to_pylist() if e["user_id"] == user]
+    assert (split.by, split.artifact.config["why"]) == ("last", "asked for")
+
+
+def test_users_who_are_tested_are_strangers_to_everything_that_is_counted(splits) -> None:
+    for name in ("shop", "purchases"):
+        data, split = splits[name, "users"]
+        liked = liked_by(data)
+        eligible = {user for user, events in liked.items() if len(events) >= 2}
+        tested = {r["user_id"] for r in split.retrieval.to_pylist() if r["part"] == "test"}
+        assert tested <= eligible and len(tested) == pytest.approx(len(eligible) / 3, rel=0.35)
+        assert tested.isdisjoint(split.fit_log["user_id"].to_pylist())
+        assert tested.isdisjoint(split.test_log["user_id"].to_pylist())
+        known = tested & set(split.log["user_id"].to_pylist())
+        assert len(known) > 0.5 * len(tested), "they are known by what they did before"
+        trained = {r["user_id"] for r in split.ranking.to_pylist() if r["part"] in ("train", "valid")}
+        assert trained and trained.isdisjoint(tested)
+        if name == "purchases":
+            for request in split.retrieval.to_pylist():
+                assert request["relevant"] == [liked[request["user_id"]][-1]["item_id"]]
+            assert trained == eligible - tested
+
+
+def test_the_hash_of_users_depends_on_the_seed_alone(purchases: FakeDataset, tmp_path: Path) -> None:
+    def tested(data: FakeDataset, folder: str, seed: int) -> set[int]:
+        split = Split.open(split_dataset(data, tmp_path / folder, "users", seed=seed))
+        return {r["user_id"] for r in split.retrieval.to_pylist() if r["part"] == "test"}
+
+    fewer = FakeDataset(purchases.events.filter(pc.less(purchases.events["user_id"], 60)), purchases.items)
+    few = {user for user in tested(purchases, "a", 4) if user < 60}
+    assert tested(fewer, "b", 4) == few, "what others did decides nothing, and a user stays in its part"
+    assert tested(purchases, "c", 5) != tested(purchases, "d", 4)
+
+
+def test_the_moments_of_one_day_are_spaced_in_the_order_of_the_log(splits) -> None:
+    data, split = splits["purchases", "last"]
+    given = {e["event_id"]: e for e in data.events.to_pylist()}
+    for _, rows in split.log.to_pandas().groupby("user_id"):
+        times = rows.sort_values("available_time")["available_time"]
+        assert (times.diff().dropna() > timedelta(0)).all()
+        keys = [(given[i]["available_time"], given[i]["sequence"]) for i in rows.loc[times.index, "event_id"]]
+        assert keys == sorted(keys)
+    moved = [e["available_time"] - given[e["event_id"]]["available_time"] for e in split.log.to_pylist()]
+    assert timedelta(0) < max(moved) < timedelta(milliseconds=1) and min(moved) == timedelta(0)
+    _, by_time = splits["purchases", "time"]
+    for event in by_time.log.to_pylist():
+        assert event["available_time"] == given[event["event_id"]]["available_time"], "by time nothing moves"
+
+
+def test_only_what_the_benchmark_measures_is_asked_of_strangers(
+    purchases: FakeDataset, tmp_path: Path
+) -> None:
+    pictured = FakeDataset(purchases.events, purchases.items, {"candidates": "pictured"})
+    split = Split.open(split_dataset(pictured, tmp_path / "split", "users"))
+    assert all(item % 3 for r in split.retrieval.to_pylist() for item in r["relevant"])
+    acted_on = set(purchases.events["item_id"].to_pylist())
+    assert measured_items(pictured).tolist() == sorted(i for i in acted_on if i % 3)
+    assert measured_items(purchases).tolist() == list(range(60))
+
+
+def taken(users: int, days: list[int]) -> FakeDataset:
+    """Every user buys another item on each of some days."""
+    rows = [
+        {"user_id": user, "item_id": place, "type": "purchase", "minute": 1440 * day + user}
+        for place, day in enumerate(days)
+        for user in range(users)
+    ]
+    return FakeDataset(events_table(rows), items_table(dict.fromkeys(range(len(days)), False)))
+
+
+def test_the_protocol_is_chosen_from_the_data_and_says_why(shop: FakeDataset, tmp_path: Path) -> None:
+    strangers = [
+        {"user_id": 2 * n + again, "item_id": again + n % 2, "type": "click", "minute": n + again}
+        for n in range(60)
+        for again in (0, 1)
+    ]  # every user clicks once
+    visitors = [{**row, "user_id": n // 2} for n, row in enumerate(strangers)]  # twice, one minute apart
+    items = items_table(dict.fromkeys(range(3), False))
+    expected = {
+        "shop": (shop, "time", "what was shown and not liked is known"),
+        "returning": (taken(30, list(range(10))), "time", "100% of those who liked something"),
+        "one_day": (taken(30, [0, 0, 0]), "users", "only 0% of those"),
+        "visitors": (FakeDataset(events_table(visitors), items), "users", "only 8% of those"),
+        "once": (
+            FakeDataset(events_table([dict(row) for row in strangers]), items),
+            "time",
+            "no user liked two",
+        ),
+    }
+    for name, (data, by, why) in expected.items():
+        config = split_dataset(data, tmp_path / name).config
+        assert config["by"] == by and why in config["why"], (name, config)
+    one = [{"user_id": n % 4, "item_id": n % 3, "type": "click", "minute": 0} for n in range(12)]
+    config = split_dataset(FakeDataset(events_table(one), items), tmp_path / "moment").config
+    assert (config["by"], config["why"]) == ("users", "the events have too few distinct times to be cut")
 
 
 def test_same_seed_same_artifact(purchases: FakeDataset, tmp_path: Path) -> None:
-    ids = {split_dataset(purchases, tmp_path / name, seed=seed).id for name, seed in (("a", 4), ("b", 4))}
+    ids = {split_dataset(purchases, tmp_path / name, "users", seed).id for name, seed in (("a", 4), ("b", 4))}
     assert len(ids) == 1
-    assert split_dataset(purchases, tmp_path / "c", seed=5).id not in ids
+    assert split_dataset(purchases, tmp_path / "c", "users", 5).id not in ids
 
 
-def test_a_dataset_without_events_is_refused(tmp_path: Path) -> None:
-    empty = FakeDataset(EVENTS.empty_table(), items_table({1: True}))
-    with pytest.raises(DataError, match="expected events to split, found 0"):
-        split_dataset(empty, tmp_path / "split")
-    assert not (tmp_path / "split").exists()
+def test_a_catalogue_without_events_is_split_into_nothing_but_its_pool(tmp_path: Path) -> None:
+    empty = FakeDataset(EVENTS.empty_table(), items_table({1: True, 2: True}))
+    split = Split.open(split_dataset(empty, tmp_path / "split"))
+    assert (split.by, split.artifact.config["why"]) == ("none", "there are no events")
+    assert not len(split.log) and not len(split.ranking) and not len(split.retrieval)
+    assert split.encoder_items(empty.items).tolist() == [1, 2] and split.fit_until > START
+    with pytest.raises(
+        DataError, match="expected events to split by last, found 0. Run 'moon split' without"
+    ):
+        split_dataset(empty, tmp_path / "other", "last")
 
 
-def test_a_log_of_one_moment_is_refused(tmp_path: Path) -> None:
+def test_a_protocol_that_a_log_does_not_allow_is_refused(tmp_path: Path) -> None:
     rows = [{"user_id": n, "item_id": n, "type": "click", "minute": 0} for n in range(9)]
-    with pytest.raises(DataError, match="found 9 between .* Use protocol 'holdout'"):
-        split_dataset(
-            FakeDataset(events_table(rows), items_table(dict.fromkeys(range(9), True))), tmp_path / "split"
-        )
-
-
-def test_an_unknown_protocol_is_refused(shop: FakeDataset, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="found 'random'"):
-        split_dataset(FakeDataset(shop.events, shop.items, "random"), tmp_path / "split")
-
-
-def test_holdout_without_pictures_is_refused(purchases: FakeDataset, tmp_path: Path) -> None:
-    blind = FakeDataset(purchases.events, items_table(dict.fromkeys(range(60), False)), "holdout")
-    with pytest.raises(DataError, match="two or more pictured items"):
-        split_dataset(blind, tmp_path / "split")
+    data = FakeDataset(events_table(rows), items_table(dict.fromkeys(range(9), True)))
+    with pytest.raises(DataError, match="found 9 between .* Run 'moon split --by users'"):
+        split_dataset(data, tmp_path / "split", "time")
+    with pytest.raises(DataError, match="expected users who liked 3 items, found 0 of 9 users"):
+        split_dataset(data, tmp_path / "split", "last")
+    with pytest.raises(DataError, match="one of time, last, users, found 'random'"):
+        split_dataset(data, tmp_path / "split", "random")
+    assert not (tmp_path / "split").exists()
 
 
 def test_opening_something_else_names_the_command(tmp_path: Path) -> None:

@@ -28,11 +28,31 @@ def folder(tiny_world, tmp_path_factory):
     return run
 
 
-def split_of(path, protocol, ranking=None, retrieval=None):
-    with write_artifact(path, "split", {"protocol": protocol}) as out:
-        pq.write_table(RANKING.empty_table() if ranking is None else ranking, out / "ranking.parquet")
-        pq.write_table(RETRIEVAL.empty_table() if retrieval is None else retrieval, out / "retrieval.parquet")
+def split_of(path, shows, ranking):
+    with write_artifact(path, "split", {"by": "users", "shows": shows}) as out:
+        pq.write_table(ranking, out / "ranking.parquet")
     return Split.open(open_artifact(path, "split"))
+
+
+def taken(world):
+    """A request of one item each, of which only what was taken is known; every tenth validates, every fifth tests."""
+    draw = np.random.default_rng(3)
+    return pa.table(
+        {
+            "request_id": pa.array(range(100, 100 + REQUESTS)),
+            "user_id": pa.array([world.user_ids[n % 12] for n in range(REQUESTS)]),
+            "time": pa.array([world.end] * REQUESTS),
+            "query_id": pa.nulls(REQUESTS, pa.int64()),
+            "item_id": pa.array(draw.choice(world.item_ids, REQUESTS)),
+            "position": pa.nulls(REQUESTS, pa.int32()),
+            "label": pa.array([1.0] * REQUESTS, pa.float32()),
+            "part": pa.array(
+                ["test" if n % 5 == 4 else "valid" if n % 10 == 0 else "train" for n in range(REQUESTS)]
+            ),
+            "event_id": pa.array(range(REQUESTS)),
+        },
+        schema=RANKING,
+    )
 
 
 def bought(world):
@@ -75,47 +95,51 @@ def retriever_of(world):
     return Retriever(index, None, (Memorising(),), popular, Memorising(), {})
 
 
-def test_purchases_become_lists_of_what_was_retrieved_and_a_tenth_stops_training(
-    folder, tiny_world, tmp_path
+def test_everything_taken_trains_the_ranker_among_others_of_its_kind(
+    folder, tiny_world, tmp_path, monkeypatch
 ):
-    requests = bought(tiny_world)
-    split = split_of(tmp_path / "split", "holdout", retrieval=requests)
+    """Where retrieval found the item, among others that it found; where not, among others that it did not find."""
+    monkeypatch.setattr(examples, "NEGATIVES", 6)
+    rows = taken(tiny_world)
+    split = split_of(tmp_path / "split", False, rows)
     train, valid, loss = ranker_frames(folder, split, NANO, 7, retriever_of(tiny_world))
     assert loss == "listwise"
-    wanted = {row["request_id"]: row for row in requests.to_pylist() if row["part"] == "train"}
-    apart = np.random.default_rng(7).permutation(sorted(wanted))[: int(0.1 * len(wanted))]
-    learned = {}
-    for frames, valid_part in ((train, False), (valid, True)):
+    popularity = {int(item): n + 1 for n, item in enumerate(tiny_world.item_ids[:-4])}
+    log, kinds = tiny_world.split.log.to_pylist(), set()
+    for frames, part in ((train, "train"), (valid, "valid")):
+        wanted = {row["request_id"]: row for row in rows.to_pylist() if row["part"] == part}
         frame = frames.take(0, len(frames))
-        for request in range(len(frame)):
+        assert frame.requests["request_id"].to_pylist() == list(wanted), "each of them trains"
+        for request, row in enumerate(wanted.values()):
             own = slice(frame.offsets[request], frame.offsets[request + 1])
-            key = frame.requests["request_id"][request].as_py()
-            assert (key in apart) == valid_part
-            assert frame.requests["user_id"][request].as_py() == wanted[key]["user_id"]
-            rows = frame.candidates.slice(own.start, own.stop - own.start)
-            items, labels = rows["item_id"].to_pylist(), rows["label"].to_pylist()
-            assert labels == [float(item in wanted[key]["relevant"]) for item in items] and sum(labels)
-            popularity = {int(item): n + 1 for n, item in enumerate(tiny_world.item_ids[:-4])}
-            expected = [np.log1p(popularity[item]) for item in items]
-            np.testing.assert_allclose(rows["match_popular"], expected, rtol=1e-6)
-            learned[key] = set(items)
+            assert frame.requests["user_id"][request].as_py() == row["user_id"]
+            candidates = frame.candidates.slice(own.start, own.stop - own.start)
+            items, labels = candidates["item_id"].to_pylist(), candidates["label"].to_pylist()
+            assert labels == [float(item == row["item_id"]) for item in items] and sum(labels) == 1
+            assert len(set(items)) == len(items) <= 7
+            before = {
+                e["item_id"] for e in log
+                if e["user_id"] == row["user_id"] and behaviour_code(e) and e["available_time"] < row["time"]
+            }  # fmt: skip
+            found = set(popularity) - before
+            others = set(items) - {row["item_id"]}
+            kinds.add(row["item_id"] in found)
+            assert others <= found if row["item_id"] in found else not others & found
+            expected = [np.log1p(popularity.get(item, 0)) for item in items]
+            np.testing.assert_allclose(candidates["match_popular"], expected, rtol=1e-6)
+    assert kinds == {True, False}
     assert train.matches.dtype == np.float32 and train.offsets.dtype == np.int64
     assert train.names == valid.names == ("match_popular",)
-    assert len(train) > 10 and len(valid), "the last items are never retrieved, and their requests left out"
-    answerable = set(tiny_world.item_ids[:-4].tolist())
-    for key, row in wanted.items():
-        assert (key in learned) or not set(row["relevant"]) & answerable or known_to(tiny_world, row)
 
 
-def known_to(world, row):
-    """Whether the user had acted on one of the items: what was taken before is not proposed again."""
-    log = world.split.log.to_pylist()
-    return any(e["user_id"] == row["user_id"] and e["item_id"] in row["relevant"] for e in log)
+def behaviour_code(event):
+    """Whether an event is a behaviour."""
+    return event["type"] != "impression"
 
 
 def test_impressions_are_learned_from_as_they_were_shown(folder, tiny_world, tmp_path):
     rows = seen(tiny_world)
-    split = split_of(tmp_path / "split", "time", ranking=rows)
+    split = split_of(tmp_path / "split", True, rows)
     train, valid, loss = ranker_frames(folder, split, NANO, 0, retriever_of(tiny_world))
     assert loss == "pointwise"
     for frames, part in ((train, "train"), (valid, "valid")):
@@ -137,7 +161,7 @@ def test_the_users_side_of_a_request_is_read_at_its_time(folder, tiny_world):
 
 def test_the_positives_of_impressions_are_the_liked_ones_of_the_training_part(tiny_world, tmp_path):
     rows = seen(tiny_world)
-    positives = _positives(split_of(tmp_path / "split", "time", ranking=rows)).to_pylist()
+    positives = _positives(split_of(tmp_path / "split", True, rows)).to_pylist()
     liked = [row for row in rows.to_pylist() if row["part"] == "train" and row["label"] > 0.5]
     assert len(liked) > 5
     names = ("user_id", "time", "query_id", "item_id")
@@ -147,16 +171,12 @@ def test_the_positives_of_impressions_are_the_liked_ones_of_the_training_part(ti
 
 
 def test_the_positives_of_purchases_are_every_item_taken_in_the_training_part(tiny_world, tmp_path):
-    requests = bought(tiny_world)
-    positives = _positives(split_of(tmp_path / "split", "holdout", retrieval=requests)).to_pylist()
-    taken = [
-        (row["user_id"], row["time"], None, item)
-        for row in requests.to_pylist()
-        if row["part"] == "train"
-        for item in row["relevant"]
-    ]
-    assert [(p["user_id"], p["time"], p["query_id"], p["item_id"]) for p in positives] == taken
-    assert [p["request_id"] for p in positives] == list(range(len(taken)))
+    rows = taken(tiny_world)
+    positives = _positives(split_of(tmp_path / "split", False, rows)).to_pylist()
+    expected = [row for row in rows.to_pylist() if row["part"] == "train"]
+    names = ("user_id", "time", "query_id", "item_id")
+    assert [[row[n] for n in names] for row in positives] == [[row[n] for n in names] for row in expected]
+    assert [p["request_id"] for p in positives] == list(range(len(expected)))
 
 
 def test_a_few_requests_at_a_time_are_all_requests(folder, tiny_world, monkeypatch):

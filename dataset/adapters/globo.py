@@ -61,4 +61,4 @@ def scale_globo(folder: Path) -> tuple[Tables, dict[str, Any]]:
         quarantine=QUARANTINE.empty_table(),
     )
     source = "Globo.com news clicks (Moreira et al. 2018), pack layout"
-    return tables, {"name": "scale_globo", "source": source, "protocol": "time", "first_seen": RULES}
+    return tables, {"name": "scale_globo", "source": source, "first_seen": RULES}

@@ -94,4 +94,4 @@ def grocery_store(folder: Path) -> tuple[Tables, dict[str, Any]]:
         quarantine=quarantine,
     )
     source = "Grocery Store Dataset (Klasson et al. 2019), pack layout"
-    return tables, {"name": "grocery_store", "source": source, "protocol": "none"}
+    return tables, {"name": "grocery_store", "source": source}

@@ -139,7 +139,7 @@ def hm_fashion(folder: Path, some: bool = False) -> tuple[Tables, dict[str, Any]
     )
     source = f"H&M Personalized Fashion Recommendations (Kaggle 2022), {layout} layout"
     rules = {"items": START, "users": LOG}
-    return tables, {"name": "hm_fashion", "source": source, "protocol": "holdout", "first_seen": rules}
+    return tables, {"name": "hm_fashion", "source": source, "candidates": "pictured", "first_seen": rules}
 
 
 def _log(

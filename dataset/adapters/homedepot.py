@@ -64,4 +64,4 @@ def homedepot_relevance(folder: Path, some: bool = False) -> tuple[Tables, dict[
         quarantine=QUARANTINE.empty_table(),
     )
     source = "Home Depot Product Search Relevance (Kaggle 2016), pack layout"
-    return tables, {"name": "homedepot_relevance", "source": source, "protocol": "none"}
+    return tables, {"name": "homedepot_relevance", "source": source}

@@ -241,7 +241,6 @@ def _tables(
     config = {
         "name": name,
         "source": title,
-        "protocol": "none",
         "columns_unread": sorted(source.unread),
         "pictures_missing": source.missing,
     }

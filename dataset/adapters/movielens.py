@@ -92,7 +92,6 @@ def ml_posters(folder: Path, some: bool = False) -> tuple[Tables, dict[str, Any]
     return tables, {
         "name": "ml_posters",
         "source": f"MovieLens latest (GroupLens) with posters, {layout} layout",
-        "protocol": "time",
         "first_seen": {"items": LOG, "users": LOG},
     }
 

@@ -146,7 +146,6 @@ def _config(tables: Tables, world: World, seed: int, events: int) -> dict[str, A
     return {
         "name": "marketplace",
         "source": "simulated",
-        "protocol": "time",
         "seed": seed,
         "requested_events": events,
         "rules": world.rules.record(),

@@ -87,6 +87,11 @@ class Corpus:
     pixels: np.ndarray
     regions: np.ndarray | None = None
 
+    @property
+    def has_content(self) -> bool:
+        """Whether any item has words or a picture."""
+        return bool((self.items.has_text | self.items.has_image).any())
+
     def samples(self, side: Side, rows: np.ndarray, text: np.ndarray, image: np.ndarray) -> list[Sample]:
         """Samples of ``rows``, each with its text and its picture where the masks ask for it and it exists."""
         return [

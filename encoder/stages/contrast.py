@@ -59,6 +59,9 @@ PART = Kind(("own",), "half", "all", 0.2)
 QUERY = Kind(("query",), "all", "all", 0.25, 0.1)
 BOUGHT = Kind(("bought",), "all", "all", 0.2, 0.2)
 
+# Where a catalogue has pictures only, or words only, and none of a stage's kinds: an item in two views.
+ALONE = (Kind(("own",), "image", "image", 1), Kind(("own",), "half", "half", 1))
+
 # MOON Embedding §1.4, Table 2; weights are samples in billions. The paper's queries are typed or photographed;
 # where a log has none, a title serves as a typed query and another picture of the product as a photographed one.
 ASKED, SEEN, TAKEN = ("query", "own"), ("variant", "own"), ("bought", "own")
@@ -144,7 +147,9 @@ class Contrasting(Objective):
         relations = learner.purchases if stage.purchases else learner.relations
         self.kept: dict[str, Mapping[str, int]] = {}
         self.kinds: list[tuple[Kind, Pairs]] = []
-        for kind in stage.kinds:
+        whole = (corpus.items.has_text & corpus.items.has_image).any()
+        possible = whole or any(_pairs_of(kind, relations, corpus) for kind in stage.kinds)
+        for kind in stage.kinds if possible else ALONE:
             found = _pairs_of(kind, relations, corpus)
             if found is None:
                 continue
@@ -156,8 +161,9 @@ class Contrasting(Objective):
             self.kinds.append((replace(kind, relation=(relation,)), pairs))
         if not self.kinds:
             raise NothingToLearn(
-                f"{stage.name}: expected items with words, queries with clicks, or items taken together; found "
-                f"{relations.counts()} pairs, none with the views that the recipe needs. Nothing to learn from."
+                f"{stage.name}: expected two items with words or pictures, queries with clicks, or items taken "
+                f"together; found {relations.counts()} pairs, none with the views that the recipe needs. Nothing to "
+                f"learn from."
             )
         weight = np.array([kind.weight * min(len(pairs), PLENTY) for kind, pairs in self.kinds])
         self.probability = weight / weight.sum()
@@ -307,5 +313,6 @@ def pair_keys(corpus: Corpus, relation: str, anchor: np.ndarray, item: np.ndarra
     text = item
     if relation == "own":
         words: dict[tuple[int, ...], int] = {}
-        text = np.array([words.setdefault(tuple(corpus.items.tokens[row]), row) for row in item.tolist()])
+        tokens = corpus.items.tokens
+        text = np.array([words.setdefault(tuple(tokens[row]) or (-1, row), row) for row in item.tolist()])
     return anchor, text, corpus.spu[item], corpus.spu[anchor]

@@ -1,4 +1,4 @@
-"""Logged requests as training frames: their impressions, or the purchases that came next."""
+"""Logged requests as training frames: what was shown in them, or what was taken where nothing was shown."""
 
 from __future__ import annotations
 
@@ -41,27 +41,11 @@ def logged_source(folder: Path, split: Split, size: Size) -> FrameSource:
 
 
 def logged_rows(split: Split) -> Iterator[pa.Table]:
-    """The logged requests, as request rows for ``training_frame``, a few at a time.
-
-    Yields:
-        impressions (RANKING) where there are some; of a log of purchases only, each retrieval request with what was
-        taken next, label 1. ``part`` says which are train, valid and test.
-    """
-    logged = split.protocol == "time"
-    file = pq.ParquetFile(split.artifact.file("ranking.parquet" if logged else "retrieval.parquet"))
-    yield _taken(file.schema_arrow.empty_table())
+    """The logged requests (RANKING), as request rows for ``training_frame``, a few at a time."""
+    file = pq.ParquetFile(split.artifact.file("ranking.parquet"))
+    yield file.schema_arrow.empty_table()
     for batch in file.iter_batches(BATCH_ROWS):
-        yield _taken(pa.Table.from_batches([batch]))
-
-
-def _taken(requests: pa.Table) -> pa.Table:
-    """A row per item taken next, of RETRIEVAL rows; RANKING rows as they are."""
-    if "relevant" not in requests.column_names:
-        return requests
-    rows = requests.take(pc.list_parent_indices(requests["relevant"])).drop_columns(["relevant"])
-    rows = rows.append_column("query_id", pa.nulls(len(rows), pa.int64()))
-    rows = rows.append_column("item_id", pc.list_flatten(requests["relevant"]))
-    return rows.append_column("label", pa.array(np.ones(len(rows), np.float32)))
+        yield pa.Table.from_batches([batch])
 
 
 def of_part(table: pa.Table, part: str) -> pa.Table:

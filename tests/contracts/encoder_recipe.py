@@ -51,7 +51,7 @@ def photographed(folder):
         judgements=pa.Table.from_pylist(judged, JUDGEMENTS),
         quarantine=QUARANTINE.empty_table(),
     )
-    write_dataset(folder / "dataset", tables, {"name": "shapes", "source": "test", "protocol": "time"})
+    write_dataset(folder / "dataset", tables, {"name": "shapes", "source": "test"})
     dataset = Dataset.open(open_artifact(folder / "dataset", "dataset"))
     split_dataset(dataset, folder / "split")
     return dataset, Split.open(open_artifact(folder / "split", "split"))

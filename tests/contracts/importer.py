@@ -127,7 +127,7 @@ class ImporterContract:
         second = self.imported(tmp_path / "moved" / "raw", tmp_path / "b").artifact
         assert first.id == second.id
         assert str(tmp_path) not in (first.path / "manifest.json").read_text()
-        assert {"name", "source", "protocol", "rows", "quarantined"} <= set(first.config)
+        assert {"name", "source", "rows", "quarantined"} <= set(first.config)
         orders = [SOURCE, HASH, SORTED] if first.config["rows"]["events"] else [None]
         assert first.config.get("ties") in orders
 

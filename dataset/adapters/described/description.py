@@ -244,11 +244,11 @@ class Data(BaseModel):
 
 
 class Splitting(BaseModel):
-    """How the events are split, see ``dataset.split``; None: by time, or held out where the clock is too coarse."""
+    """How the events are split, see ``dataset.protocols``; None: chosen from the data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    protocol: Literal["time", "holdout", "none"] | None = None
+    protocol: Literal["time", "last", "users"] | None = None
 
 
 class Description(BaseModel):

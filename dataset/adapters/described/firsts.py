@@ -22,15 +22,12 @@ class Firsts:
     """The first sane time of every id; what it takes grows with the ids, not with the events."""
 
     _parts: list[pa.Table] = field(default_factory=list)
-    _last: datetime = NO_CLOCK
 
     def see(self, ids: Column, times: Column) -> None:
         """Add events: their ids, int64, and their times, TIME."""
         seen = pa.table({"id": flat(ids), "time": flat(times)})
         known = sane(seen.column("time"), datetime.now(UTC) + CLOCK_SKEW)
         seen = seen.filter(pc.and_(known, seen.column("id").is_valid()))
-        if len(seen):
-            self._last = max(self._last, pc.max(seen.column("time")).as_py())
         self._parts.append(_earliest([seen]))
         if sum(len(part) for part in self._parts[1:]) > max(len(self._parts[0]), COMPACT):
             self._parts = [_earliest(self._parts)]
@@ -44,10 +41,6 @@ class Firsts:
         """The earliest time of all; NO_CLOCK if there is none."""
         known = self._known()
         return pc.min(known.column("time")).as_py() if len(known) else NO_CLOCK
-
-    def days(self) -> int:
-        """Days from the earliest time to the last one, both counted."""
-        return (self._last - self.start()).days + 1
 
     def _known(self) -> pa.Table:
         self._parts = [_earliest(self._parts)]

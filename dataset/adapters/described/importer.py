@@ -25,7 +25,6 @@ from dataset.contracts import Tables
 from dataset.first_seen import LOG
 
 KEEP = "keep"
-FEW_DAYS = 30  # a clock of days that counts fewer of them is too coarse to cut the log in time
 
 
 def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, Any]]:
@@ -76,7 +75,7 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
         "name": data.name,
         "source": f"described by moon.toml, {digest}",
         "description": digest,
-        "protocol": _protocol(description, log),
+        **({"protocol": description.split.protocol} if description.split.protocol else {}),
         "first_seen": {
             name: LOG
             for name, sections in (("items", whole.items), ("users", whole.users))
@@ -115,13 +114,3 @@ def _unlisted(description: Description, listed: tuple[int, int], all_ids: tuple[
     names = ("items", "users")
     counts = {name: whole - some for name, some, whole in zip(names, listed, all_ids, strict=True)}
     return {name: rows for name, rows in counts.items() if rows and getattr(description, name)}
-
-
-def _protocol(description: Description, log: EventLog) -> str:
-    """As ``moon.toml`` says; else by time, or held out where the clock knows few days and no time of day."""
-    if description.split.protocol is not None:
-        return description.split.protocol
-    if not description.events:
-        return "none"
-    coarse = all(one.whole_days or one.time is None for one in description.events)
-    return "holdout" if coarse and log.seen["item"].days() < FEW_DAYS else "time"

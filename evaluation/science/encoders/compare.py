@@ -61,7 +61,7 @@ SUPERVISED = 3  # times the budget before reinforcement: rewards need a model th
 
 
 class ComparisonError(ValueError):
-    """The folder holds a comparison with other settings; the message names both."""
+    """The folder holds a comparison with other settings, or nothing can be measured; the message says which."""
 
 
 def papers() -> dict[str, Recipe]:
@@ -162,7 +162,7 @@ def compare(
         reasoning: also measure what reinforcement adds to MOON3.0, see ``evaluation.science.encoders.reasoning``.
 
     Raises:
-        ComparisonError: the folder holds a comparison with other settings.
+        ComparisonError: the folder holds a comparison with other settings, or nothing can be measured on the data.
     """
     dataset = Dataset.open(open_artifact(data, "dataset"))
     make_folder(out)
@@ -268,7 +268,15 @@ def _split(dataset: Dataset, path: Path) -> None:
         pass
     shutil.rmtree(path, ignore_errors=True)
     most = len(whole_items(dataset.items)) // 5  # leave most of a small catalogue for training
-    hold_out(dataset, path, items=min(POOL_ITEMS, most))
+    held = hold_out(dataset, path, items=min(POOL_ITEMS, most))
+    tested = pc.sum(pc.equal(dataset.judgements["part"], "test"), min_count=0).as_py()
+    if len(held.pool_items) < 2 and not tested:
+        shutil.rmtree(path)
+        raise ComparisonError(
+            f"not measured: expected at least 10 items with a picture and a title, of which a fifth is held out, or "
+            f"queries judged in part 'test'; found {len(whole_items(dataset.items))} such items of "
+            f"{len(dataset.items)}, and no such queries. So there is nothing to compare encoders by."
+        )
 
 
 def _file(out: Path, name: str, seed: int) -> Path:

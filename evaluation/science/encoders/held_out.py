@@ -48,12 +48,12 @@ class BenchmarkSplit:
 def hold_out(dataset: Dataset, out: Path, seed: int = 0, items: int = POOL_ITEMS) -> BenchmarkSplit:
     """Choose the benchmark's items and write the artifact of kind "split" that training takes.
 
-    With a log: complete products (SPU) are held out, until exactly ``items`` items with picture and title are, if the
-    sizes of products allow. Products are taken in random order, each followed by the product most often bought with
-    it on one trip (by at least two users, not held out yet). A purely random choice has too few co-purchases: on
-    H&M 129 queries and 208 pairs, instead of 401 and 1,785.
-    Without a log: the source's own division, the products whose judged items are judged in part "test" only. Grocery
-    Store's products are judged in both parts, so that only queries are held out.
+    With a log, or without judgements: complete products (SPU) are held out, until exactly ``items`` items with
+    picture and title are, if the sizes of products allow. Products are taken in random order, each followed by the
+    product most often bought with it on one trip (by at least two users, not held out yet). A purely random choice
+    has too few co-purchases: on H&M 129 queries and 208 pairs, instead of 401 and 1,785.
+    With judgements and no log: the source's own division, the products whose judged items are judged in part "test"
+    only. Grocery Store's products are judged in both parts, so that only queries are held out.
 
     Args:
         dataset: an imported dataset.
@@ -64,7 +64,7 @@ def hold_out(dataset: Dataset, out: Path, seed: int = 0, items: int = POOL_ITEMS
     table = dataset.items
     item_id, spu = table["item_id"].to_numpy(), table["spu"].to_numpy()
     events = dataset.events
-    if events.num_rows:
+    if events.num_rows or not dataset.judgements.num_rows:
         products = _products(
             dataset, np.isin(item_id, whole_items(table)), np.random.default_rng(seed), items
         )
@@ -75,7 +75,9 @@ def hold_out(dataset: Dataset, out: Path, seed: int = 0, items: int = POOL_ITEMS
     known = [pc.max(table["first_seen"]).as_py(), pc.max(events["available_time"]).as_py()]
     until = max(moment for moment in known if moment is not None) + timedelta(seconds=1)
     config = {
-        "protocol": "holdout",
+        "by": "none",
+        "why": "whole products are held out",
+        "shows": False,
         "fit_until": until.astimezone(UTC).isoformat(),
         "test_from": until.astimezone(UTC).isoformat(),
         "seed": seed,
