@@ -55,7 +55,7 @@ class Names:
         Raises:
             StoreError: the file is missing or damaged.
         """
-        with readable(path), pa.memory_map(str(path)) as stream:
+        with readable(path, "Run 'moon store' to make it again."), pa.memory_map(str(path)) as stream:
             batch = pa.ipc.open_file(stream).get_batch(0)
         key, number, by_id = (batch.column(name).to_numpy() for name in ("key", "id", "by_id"))
         return cls(key, number, by_id, batch.column("name"))
