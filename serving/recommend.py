@@ -31,7 +31,7 @@ from dataset.shop_ids import ShopId
 from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.encode import Content, Encoder
-from feature_repo.frame import Frame, History
+from feature_repo.frame import Frame
 from feature_repo.ingest.item_states import UnknownItem
 from feature_repo.item_matrix import ItemMatrix
 from feature_repo.online import OnlineReader, StoreUnavailable
@@ -45,7 +45,7 @@ from retrieval.jagged import best_first
 from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import Retriever
 from retrieval.sources import Matches, add_matches, propose
-from run.artifacts import Artifact, open_artifact
+from run.artifacts import open_artifact
 from run.generations import open_parts, require_whole
 from run.sizes import size
 from serving.answer import Answer, Hit, Stages
@@ -53,6 +53,7 @@ from serving.catalogue import Card, Catalogue
 from serving.newest import followed_by_newest
 from serving.protocols import ContentEncoder, Context, Reader, RelevanceHead, Scorer
 from serving.settings import Settings
+from serving.visit import newest_of, with_session
 
 log = logging.getLogger("moon.serving")
 
@@ -160,7 +161,7 @@ class Recommender:
             encoder=Encoder.open(artifacts["encoder"]),
             relevance=Relevance.open(artifacts["relevance"]) if "relevance" in artifacts else None,
             catalogue=Catalogue(dataset.items, dataset.image_bytes, ids),
-            artifacts=_ids(artifacts),
+            artifacts={role: one.id for role, one in sorted(artifacts.items())},
             now=lambda: last,
             behaviours=behaviours,
             per_source=settings.per_source,
@@ -211,7 +212,7 @@ class Recommender:
         stages, time = Stages(), time or self.now()
         with stages.measure("features"):
             user = self._read_user(person, time, fallbacks, context)
-        history = _with_session(user.history if user is not None else history_of(()), visit)
+        history = with_session(user.history if user is not None else history_of(()), visit)
         personal = bool((self.retriever.index.rows(interests(history).item_id) >= 0).any())
         if user is not None and not personal:
             fallbacks.append("empty_history" if _known(user) else "unknown_user")
@@ -375,7 +376,7 @@ class Recommender:
             fallbacks.append("store_unavailable")
             return None
         with stages.measure("rank"):
-            frame = replace(frame, history=_newest(request.history, self.behaviours))
+            frame = replace(frame, history=newest_of(request.history, self.behaviours))
             frame = add_matches(frame, matches.names, matches.rows(ids))
             try:
                 query = None if request.query_vector is None else request.query_vector[None]
@@ -409,29 +410,6 @@ class Recommender:
 
 def _known(user: Frame) -> bool:
     return bool(user.requests["user_found"][0].as_py())
-
-
-def _with_session(history: History, session: Sequence[int]) -> History:
-    """The stored history followed by this visit's items, as clicks."""
-    if not len(session):
-        return history
-    visit = history_of(session)
-    return History(
-        np.array([0, len(history.item_id) + len(session)], dtype=np.int64),
-        np.concatenate([history.item_id, visit.item_id]),
-        np.concatenate([history.code, visit.code]),
-        np.concatenate([history.time_us, visit.time_us + (history.time_us.max(initial=0))]),
-    )
-
-
-def _newest(history: History, most: int) -> History:
-    """The last ``most`` behaviours of one user's history."""
-    columns = (column[-most:] for column in (history.item_id, history.code, history.time_us))
-    return History(np.array([0, min(most, len(history.item_id))], dtype=np.int64), *columns)
-
-
-def _ids(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
-    return {role: artifact.id for role, artifact in sorted(artifacts.items())}
 
 
 def _example_users(split: Split) -> list[int]:

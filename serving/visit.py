@@ -1,0 +1,34 @@
+"""A visit: the items of this moment, joined to the history that the store knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from feature_repo.frame import History
+from retrieval.requests import history_of
+
+
+def with_session(history: History, session: Sequence[int]) -> History:
+    """The stored history of one user followed by this visit's items, as clicks.
+
+    Args:
+        history: of one user, oldest first.
+        session: items of this visit, int64 inside, oldest first.
+    """
+    if not len(session):
+        return history
+    visit = history_of(session)
+    return History(
+        np.array([0, len(history.item_id) + len(session)], dtype=np.int64),
+        np.concatenate([history.item_id, visit.item_id]),
+        np.concatenate([history.code, visit.code]),
+        np.concatenate([history.time_us, visit.time_us + (history.time_us.max(initial=0))]),
+    )
+
+
+def newest_of(history: History, most: int) -> History:
+    """The last ``most`` behaviours of one user's history."""
+    columns = (column[-most:] for column in (history.item_id, history.code, history.time_us))
+    return History(np.array([0, min(most, len(history.item_id))], dtype=np.int64), *columns)
