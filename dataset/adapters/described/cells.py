@@ -189,7 +189,7 @@ class Reader:
             bound = f"greatest(least({ticks}, {far}), {-far})"
             us = f"CAST(round({bound} * {SECOND_US // UNITS[layout]}) AS BIGINT)"
             if UNITS[layout] > SECOND_US:
-                us = f"CAST(floor({bound} / {UNITS[layout] // SECOND_US}) AS BIGINT)"
+                us = f"CAST(CAST(floor({bound}) AS HUGEINT) // {UNITS[layout] // SECOND_US} AS BIGINT)"
             return f"timezone('UTC', make_timestamp({us}))"
         text = f"CAST({raw} AS VARCHAR)"
         if layout == ISO:

@@ -1,0 +1,136 @@
+"""What a cell means: times of every unit and zone, days, ratings, places, partitions, joined tables.
+
+Run: pytest tests/test_described_values.py
+"""
+
+from datetime import UTC, datetime, timedelta
+
+import folder_world as world
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dataset.adapters.described.importer import described
+
+NOON = datetime(2024, 7, 1, 12, 0, 0, 250_000, tzinfo=UTC)
+SECONDS = int(NOON.timestamp())
+
+
+@pytest.fixture
+def events(tmp_path):
+    """Imports a log of one table, described by some keys, and returns EVENTS row by row."""
+
+    def read(rows, keys='time = "t"\ntype = "click"', file="log.csv"):
+        if isinstance(rows, pa.Table):
+            pq.write_table(rows, tmp_path / file)
+        else:
+            world.put_csv(tmp_path / file, rows)
+        head = f'[data]\nname = "x"\n[[events]]\nfiles = ["{file}"]\nuser = "u"\nitem = "i"\n'
+        (tmp_path / "moon.toml").write_text(head + keys)
+        tables, _ = described(tmp_path / "moon.toml")
+        return tables.events.to_pylist()
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("cell", "layout", "expected"),
+    [
+        (f"{SECONDS}", "s", NOON.replace(microsecond=0)),
+        (f"{SECONDS}.25", "s", NOON),
+        (f"{SECONDS}250", "ms", NOON),
+        (f"{SECONDS}250000", "us", NOON),
+        (f"{SECONDS}250000999", "ns", NOON),
+        ("2024-07-01T12:00:00.25Z", "iso", NOON),
+        ("2024-07-01 14:00:00.25+02:00", "iso", NOON),
+        ("2024-07-01 14:00:00.25 +0200", "iso", NOON),
+        ("2024-07-01 12:00:00.25 UTC", "iso", NOON),
+        ("2024-07-01 14:00:00.25", "iso", NOON),  # in the zone of the table
+        ("2024-07-01", "iso", datetime(2024, 6, 30, 22, tzinfo=UTC)),
+        ("20240701", "%Y%m%d", datetime(2024, 6, 30, 22, tzinfo=UTC)),
+        ("01/07/2024 14:00", "%d/%m/%Y %H:%M", NOON.replace(microsecond=0)),
+        ("Mon, 01 Jul 2024 12:00:00 +0000", "%a, %d %b %Y %H:%M:%S %z", NOON.replace(microsecond=0)),
+    ],
+)
+def test_a_time_of_any_unit_is_its_microsecond(events, cell, layout, expected):
+    keys = f'time = "t"\ntime_format = "{layout}"\ntime_zone = "Europe/Berlin"\ntype = "click"'
+    (row,) = events([{"u": "a", "i": "b", "t": cell}], keys)
+    assert row["event_time"] == expected
+    assert row["available_time"] == expected + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_times_of_parquet_need_no_unit(events, unit):
+    naive = NOON.replace(microsecond=0, tzinfo=None)
+    table = pa.table({"u": ["a"], "i": ["b"], "t": pa.array([naive], pa.timestamp(unit))})
+    (row,) = events(table, 'time = "t"\ntime_zone = "Europe/Berlin"\ntype = "click"', "log.parquet")
+    assert row["event_time"] == NOON.replace(microsecond=0) - timedelta(hours=2)
+
+
+def test_a_day_is_known_at_its_end_in_its_own_zone_and_has_no_order(events):
+    keys = 'time = "t"\ntime_zone = "Europe/Berlin"\nwhole_days = true\ntype = "purchase"'
+    days = ["2024-03-30", "2024-03-31"]  # the second has 23 hours
+    rows = events([{"u": "a", "i": f"b{n}", "t": day} for n, day in enumerate(days)], keys)
+    starts = [datetime(2024, 3, 29, 23, tzinfo=UTC), datetime(2024, 3, 30, 23, tzinfo=UTC)]
+    assert [row["event_time"] for row in rows] == starts
+    ends = [starts[1], datetime(2024, 3, 31, 22, tzinfo=UTC)]
+    assert [row["available_time"] for row in rows] == [end - timedelta(microseconds=1) for end in ends]
+    assert {row["sequence"] for row in rows} == {None}
+
+
+def test_a_day_that_is_not_over_is_known_by_now(events):
+    today = datetime.now(UTC).date().isoformat()
+    keys = 'time = "t"\nwhole_days = true\ntype = "purchase"'
+    (row,) = events([{"u": "a", "i": "b", "t": today}], keys)
+    assert row["event_time"] < row["available_time"] <= datetime.now(UTC)
+
+
+def test_without_times_the_rows_are_in_their_order(events):
+    rows = events([{"u": "a", "i": f"b{n}"} for n in (3, 1, 2)], 'type = "click"')
+    assert [row["sequence"] for row in rows] == [0, 1, 2]
+    gaps = {b["event_time"] - a["event_time"] for a, b in zip(rows, rows[1:], strict=False)}
+    assert gaps == {timedelta(seconds=1)}
+
+
+def test_ratings_of_other_scales_places_from_one_and_types_that_are_left_out(events):
+    rows = [
+        {"u": "a", "i": "b", "t": SECONDS, "e": "rate", "stars": 10, "place": 1},
+        {"u": "a", "i": "c", "t": SECONDS + 1, "e": "rate", "stars": 0, "place": 2},
+        {"u": "a", "i": "c", "t": SECONDS + 2, "e": "open", "stars": 7, "place": 3},
+        {"u": "a", "i": "c", "t": SECONDS + 3, "e": "close", "stars": "", "place": 4},
+    ]
+    keys = 'time = "t"\ntime_format = "s"\ntype_column = "e"\nvalue = "stars"\nvalue_scale = [0.0, 10.0]\n'
+    keys += 'position = "place"\nfirst_position = 1\n'
+    keys += 'types = { rate = "rating", open = "click", close = "ignore" }'
+    found = [(row["type"], row["value"], row["position"]) for row in events(rows, keys)]
+    assert found == [("rating", 5.0, 0), ("rating", 1.0, 1), ("click", None, 2)]
+
+
+def test_a_partition_is_a_column(events, tmp_path):
+    world.put_csv(tmp_path / "log/user=x/part.csv", [{"i": "b", "t": SECONDS}])
+    world.put_csv(tmp_path / "log/user=y/part.csv", [{"i": "c", "t": SECONDS}])
+    text = '[data]\nname = "x"\n[[events]]\nfiles = ["log/**/*.csv"]\nuser = "user"\nitem = "i"\ntime = "t"\n'
+    (tmp_path / "moon.toml").write_text(text + 'time_format = "s"\ntype = "click"')
+    assert sorted(described(tmp_path / "moon.toml")[0].users["external_id"].to_pylist()) == ["x", "y"]
+
+
+def test_lines_have_the_user_and_the_time_of_their_order(tmp_path, monkeypatch):
+    world.order_lines(tmp_path)
+    text = '[data]\nname = "x"\n[[events]]\nfiles = ["shop_order_items_dataset.csv"]\n'
+    text += 'join = ["shop_orders_dataset.csv"]\njoin_on = "order_id"\nuser = "customer_id"\n'
+    text += 'item = "product_id"\ntime = "order_purchase_timestamp"\ntype = "purchase"\nrequest = "order_id"'
+    (tmp_path / "moon.toml").write_text(text)
+    monkeypatch.setattr("dataset.adapters.described.cells.read.__defaults__", (70,))
+    tables, _ = described(tmp_path / "moon.toml")
+    names = dict(
+        zip(tables.users["user_id"].to_pylist(), tables.users["external_id"].to_pylist(), strict=True)
+    )
+    times = world.moments(world.EVENTS // 2, 10)
+    rows = sorted(tables.events.to_pylist(), key=lambda row: row["sequence"])
+    assert [names[row["user_id"]] for row in rows] == [
+        f"{n // 2 % world.USERS:06x}" for n in range(world.EVENTS)
+    ]
+    assert [row["event_time"] for row in rows] == [times[n // 2] for n in range(world.EVENTS)]
+    (tmp_path / "moon.toml").write_text(text.replace('join_on = "order_id"', 'join_on = "order"'))
+    with pytest.raises(ValueError, match="expected the column 'order' that join_on names"):
+        described(tmp_path / "moon.toml")
