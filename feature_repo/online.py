@@ -190,18 +190,25 @@ class OnlineReader:
 
 
 def check_online(store: FeatureStore, reads: Reads) -> None:
-    """Refuse features that training frames have and the online store never will.
+    """Refuse features that training frames have and the online store has not.
 
     Raises:
-        StoreError: a view is not online.
+        StoreError: a view is not online, or was never loaded while others were.
     """
-    views = {str(view.name): view for view in store.list_feature_views()}
-    for view, some in by_view([one for role in STORED for one in reads.stored[role]]).items():
-        if not views[view].online:
+    used = by_view([one for role in STORED for one in reads.stored[role]])
+    views = {name: store.get_feature_view(name) for name in used}
+    for name, view in views.items():
+        if not view.online:
             raise StoreError(
-                f"view {view}: expected a view with online=True, as a model reads {some[0].name} of it when serving, "
-                f"found online=False. Change it, or take it out of the service, and run 'moon materialize'."
+                f"view {name}: expected a view with online=True, as a model reads {used[name][0].field} of it when "
+                f"serving, found online=False. Change it, or take it out of the service, and run 'moon materialize'."
             )
+    never = [name for name, view in views.items() if view.most_recent_end_time is None]
+    if never and len(never) < len(views):
+        raise StoreError(
+            f"{store.config.repo_path}: expected the views {', '.join(views)} online, found {', '.join(never)} never "
+            f"loaded: a model would read nulls where it was trained with values. Run 'moon materialize'."
+        )
 
 
 def asked_of(store: FeatureStore, features: Sequence[Feature]) -> list[tuple[FeatureView, list[str]]]:

@@ -157,6 +157,20 @@ def test_a_feature_that_no_service_could_read_online_is_refused(repository, tiny
         OnlineReader(tmp_path / "store", 5)
 
 
+def test_a_view_that_was_never_loaded_is_refused_until_it_is(repository, tiny_world, tmp_path):
+    store_dir = tmp_path / "store"
+    create_store(store_dir, tiny_world.dataset, tiny_world.split)
+    OnlineReader(store_dir, 5)  # nothing is loaded yet: an empty shop is not a mistake
+    materialize(store_dir, START + 10 * DAY)
+    add_example(repository, tiny_world.item_ids)
+    apply_definitions(store_dir)
+    with pytest.raises(StoreError, match="found discounts never loaded: a model would read nulls"):
+        OnlineReader(store_dir, 5)
+    materialize(store_dir, START + 10 * DAY)
+    frame = OnlineReader(store_dir, 5).read(1, tiny_world.item_ids[:3], START + 10 * DAY)
+    assert frame.candidates["discount"].to_pylist() == pytest.approx([0, 0.1, 0.2])
+
+
 def test_a_service_that_is_not_there_is_named_beside_those_that_are(tiny_world, tmp_path):
     create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
     with pytest.raises(StoreError, match="feature service ctr_v2, found ctr_v1, relevance_v1, retrieval_v1"):
