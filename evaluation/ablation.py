@@ -11,6 +11,7 @@ import numpy as np
 from dataset.split import Split
 from dataset.tables import Dataset
 from evaluation.seeds import SEEDS, measured_rankers
+from feature_repo.embeddings import as_stored
 from ranker.recipes import Recipe
 from ranker.score import Ranker
 from ranker.train import train_ctr
@@ -61,7 +62,7 @@ def measure_worth(
         DataError: a feature is not in the service.
     """
     retriever = Retriever.open(open_retrieval(folder, cooccurrence="cooccurrence_fit"))
-    embedding, vectors = retriever.artifacts["embedding"], retriever.vectors
+    embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
     train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
     parents = {"split": split.artifact, "embedding": embedding}
     embedded = {one.name for one in train.signature.features if one.of_embedding}

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.split import Split
+from feature_repo.embeddings import as_stored
 from feature_repo.frames.join import training_frame
 from feature_repo.frames.logged import logged_frames
 from feature_repo.vectors import Vectors
@@ -37,6 +38,7 @@ CONTROLS = ("full", "id_only", "shuffled")
 
 def open_rankers(folder: Path, vectors: Vectors, seed: int) -> dict[str, Ranker]:
     """The ranker of a run and its controls, each with the vectors it was trained with."""
+    vectors = as_stored(vectors, folder / "store")
     content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, seed)}
     return {
         control: Ranker.open(open_artifact(folder / f"ranker_{control}", "ranker"), content[control])

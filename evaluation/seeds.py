@@ -21,6 +21,7 @@ from evaluation.replay import CONTROLS, rank_requests, score_impressions
 from evaluation.retrieval_quality import retrieval_quality
 from evaluation.run import DEPTH, answerable
 from evaluation.shop_baselines import relevant_of, requests_of
+from feature_repo.embeddings import as_stored
 from moonstore.files import write_text
 from ranker.controls import shuffled
 from ranker.score import CONFIG, CtrConfig, Ranker
@@ -54,7 +55,7 @@ def measure_seeds(
             f"{folder}: expected events that a ranker can learn from, found none, so there is no ranker"
         )
     retriever = Retriever.open(open_retrieval(folder, cooccurrence="cooccurrence_fit"))
-    embedding, vectors = retriever.artifacts["embedding"], retriever.vectors
+    embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
     train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
     recipe = CtrConfig.read(open_artifact(folder / "ranker_full", "ranker").file(CONFIG)).recipe
     rankers: dict[str, Ranker] = {}

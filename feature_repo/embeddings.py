@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from dataset.contracts import TIME
 from feature_repo import source_tables
-from feature_repo.sources import DATA, read_source, replace_source
+from feature_repo.sources import DATA, TIMESTAMP, read_source, replace_source
 from feature_repo.store import apply_definitions
 from feature_repo.vectors import Vectors, VectorTable
 from feature_repo.views import ITEM_EMBEDDING, QUERY_EMBEDDING, Embedding, EmbeddingRecord
@@ -46,6 +46,38 @@ def publish_embedding(store_dir: Path, artifact: Artifact) -> Embedding:
         EmbeddingRecord((*record.embeddings, embedding), record.active or version, version).save(store_dir)
     apply_definitions(store_dir)
     return embedding
+
+
+def as_stored(vectors: Vectors, store_dir: Path) -> Vectors:
+    """The vectors of an embedding with the times at which they became available, from its views in the store.
+
+    So a gather by id and time is the point-in-time join of the view, without a copy of any vector.
+
+    Raises:
+        StoreError: the store does not hold the embedding, or lacks the time of a vector.
+    """
+    embedding = EmbeddingRecord.load(store_dir).find(vectors.id)
+    if embedding is None:
+        raise StoreError(f"{store_dir}: expected the vectors of {vectors.id}, found none. Run 'moon embed'.")
+    items = _available(store_dir, embedding.item_view, "item_id", vectors.ids)
+    queries = _available(store_dir, embedding.query_view, "query_id", vectors.queries.ids)
+    return replace(vectors, available_us=items, queries=replace(vectors.queries, available_us=queries))
+
+
+def _available(store_dir: Path, view: str, key: str, ids: np.ndarray) -> np.ndarray:
+    table = read_source(store_dir / DATA / f"{view}.parquet", [key, TIMESTAMP])
+    order = [(key, "ascending"), (TIMESTAMP, "ascending")]  # the first row of an id says since when
+    table = table.sort_by(order)
+    known = table.column(key).to_numpy()
+    place = np.searchsorted(known, ids)
+    missing = np.append(known, -1)[place] != ids
+    if missing.any():
+        raise StoreError(
+            f"{view}: {int(missing.sum())} of {len(ids)} vectors have no row ({key} {ids[missing][:3].tolist()}). "
+            f"Run 'moon embed'."
+        )
+    stamp_us: np.ndarray = table.column(TIMESTAMP).cast(TIME).cast(pa.int64()).to_numpy()[place]
+    return stamp_us
 
 
 def activate_embedding(store_dir: Path, artifact_id: str) -> Embedding:

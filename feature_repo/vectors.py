@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,13 @@ class VectorTable:
     Attributes:
         ids: int64 of shape (M), ascending.
         matrix: float32 of shape (M, D), unit rows.
+        available_us: int64 of shape (M), when the store could first give each one, microseconds since 1970 UTC;
+            None: every reader comes later.
     """
 
     ids: np.ndarray
     matrix: np.ndarray
+    available_us: np.ndarray | None = field(default=None, kw_only=True)
 
     @property
     def width(self) -> int:
@@ -38,10 +41,17 @@ class VectorTable:
         place = np.searchsorted(self.ids, wanted).clip(max=len(self.ids) - 1)
         return np.where(self.ids[place] == wanted, place, -1)
 
-    def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors float32 (n, D), zeros where unknown, and which were found, bool (n)."""
+    def gather(self, ids: np.ndarray, time_us: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors float32 (n, D), zeros where unknown, and which were found, bool (n).
+
+        Args:
+            ids: int64 (n).
+            time_us: int64 (n), moments before which a vector must have been available; None: at any time.
+        """
         rows = self.rows(ids)
         found = rows >= 0
+        if time_us is not None and self.available_us is not None and len(self.ids):
+            found &= self.available_us[rows] < time_us
         out = np.zeros((len(rows), self.width), dtype=np.float32)
         out[found] = self.matrix[rows[found]]
         return out, found

@@ -241,6 +241,7 @@ def ranker(run: Run, recipe: str | None = None) -> None:
 
     Each is left out where the data has nothing for it to learn from.
     """
+    from feature_repo.embeddings import as_stored
     from ranker.controls import shuffled
     from ranker.recipes import cube
     from ranker.recipes import recipe as named
@@ -252,7 +253,7 @@ def ranker(run: Run, recipe: str | None = None) -> None:
     chosen = cube() if recipe is None else named(recipe)
     cut = open_split(run)
     retriever = Retriever.open(open_retrieval(run.folder, cooccurrence="cooccurrence_fit"))
-    embedding, vectors = retriever.artifacts["embedding"], retriever.vectors
+    embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, run.folder / "store")
     content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, run.seed)}
     if cut.ranks:
         train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from dataset.contracts import TIME
 from dataset.split import Split
 from dataset.tables import Dataset
+from feature_repo.embeddings import as_stored
 from feature_repo.frames.join import TrainingFrame, training_frame
 from feature_repo.services import RETRIEVAL
 from feature_repo.vectors import Vectors
@@ -33,7 +34,7 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
     ``fit_log`` and scores the ranker's training requests: nothing is counted that a request asks for.
     """
     embedding = open_artifact(folder / "embedding", "embedding")
-    vectors = Vectors.open(embedding)
+    vectors = as_stored(Vectors.open(embedding), folder / "store")
     parents = {"split": split.artifact}
     build_cooccurrence(split.test_log, folder / "cooccurrence", parents)
     build_cooccurrence(split.fit_log, folder / "cooccurrence_fit", parents)

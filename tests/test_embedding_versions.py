@@ -4,12 +4,13 @@ Run: pytest tests/test_embedding_versions.py
 """
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import DAY, START, make_world, write_embedding
 
 from feature_repo.create import create_store
-from feature_repo.embeddings import activate_embedding, drop_embeddings, publish_embedding
+from feature_repo.embeddings import activate_embedding, as_stored, drop_embeddings, publish_embedding
 from feature_repo.online import OnlineReader
 from feature_repo.store import materialize, open_store
 from feature_repo.vectors import Vectors
@@ -223,3 +224,28 @@ def test_a_store_of_an_earlier_moon_says_what_to_run(store):
     (store / "data" / "embedding.json").write_text('{"width": 8, "version": 1}')
     with pytest.raises(StoreError, match="Run 'moon store' again"):
         open_store(store)
+
+
+def test_vectors_gathered_at_a_time_are_those_of_feasts_point_in_time_join(tiny_world, store, tmp_path):
+    """Of items and queries, at moments around the end of the encoder's training data and the items' first days."""
+    artifact = write_embedding(tmp_path / "e", tiny_world, WIDTH, START + 20 * DAY)
+    embedding = publish_embedding(store, artifact)
+    stored = as_stored(Vectors.open(artifact), store)
+    rng = np.random.default_rng(0)
+    for key, table, view, feature in (
+        ("item_id", stored, embedding.item_view, "vector"),
+        ("query_id", stored.queries, embedding.query_view, "query_vector"),
+    ):
+        ids = np.append(rng.choice(table.ids, 60), 99)
+        time_us = rng.choice(np.append(table.available_us, table.available_us + 1), 61)
+        found, known = table.gather(ids, time_us)
+        asked = pd.DataFrame(
+            {key: ids, "event_timestamp": pd.to_datetime(time_us - 1, unit="us", utc=True), "row": range(61)}
+        )
+        joined = open_store(store).get_historical_features(asked, [f"{view}:{feature}"]).to_df()
+        expected = joined.sort_values("row")[feature].tolist()
+        assert known.tolist() == [one is not None for one in expected] and 0 < known.sum() < 60
+        for row in np.flatnonzero(known):
+            np.testing.assert_array_equal(found[row], np.asarray(expected[row], np.float32))
+        assert not found[~known].any()
+        assert table.gather(ids)[1].tolist() == [True] * 60 + [False]

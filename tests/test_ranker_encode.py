@@ -1,6 +1,7 @@
 """Frames become jagged tensors: nothing shifted, nothing read outside a slice, nothing silently absent."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -247,6 +248,24 @@ def test_every_id_of_a_batch_is_the_row_its_hash_names():
     assert batch.position.tolist()[2] == [0, -1, -1, -1, -1]
     assert batch.history_known.tolist() == batch.history_mask.tolist()
     assert batch.target_known.tolist() == batch.candidate_mask.tolist()
+
+
+def test_vectors_that_came_after_the_request_are_unknown_to_it():
+    """Of candidates, behaviours and queries alike; one that came a microsecond before is known."""
+    late = {int(VECTORS.ids[one]) for one in (1, 3, 5)}
+    stamps = np.where(np.isin(VECTORS.ids, list(late)), NOW_US, NOW_US - 1)
+    queries = replace(VECTORS.queries, available_us=np.full(len(VECTORS.queries.ids), NOW_US))
+    frame = small_frame()
+    batch = encoder(vectors=replace(VECTORS, available_us=stamps, queries=queries)).batch(frame)
+    items = frame.candidates["item_id"].to_pylist()
+    assert batch.target_known[batch.candidate_mask].tolist() == [one not in late for one in items]
+    behaved = frame.history.item_id.tolist()
+    assert batch.history_known[batch.history_mask].tolist() == [one not in late for one in behaved]
+    assert not batch.query_known.any() and not batch.query_content.any()
+    unknown = batch.candidate_mask & ~batch.target_known
+    assert unknown.any() and not batch.target_content[unknown].any()
+    always = encoder().batch(frame)
+    assert always.target_known.tolist() == always.candidate_mask.tolist()
 
 
 def test_without_vectors_there_is_no_content_but_who_asked_is_known():

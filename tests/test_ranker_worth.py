@@ -142,6 +142,7 @@ def test_worth_is_the_loss_of_going_without(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "SEEDS", (0, 1))
     monkeypatch.setattr(ablation, "open_retrieval", lambda *where, **how: {})
     monkeypatch.setattr(ablation.Retriever, "open", lambda artifacts: retriever)
+    monkeypatch.setattr(ablation, "as_stored", lambda vectors, store: vectors)
     monkeypatch.setattr(ablation, "ranker_frames", lambda *run: (Requests(TRAIN), valid, "pointwise"))
     scored = {}
 

@@ -22,6 +22,7 @@ from ranker.inputs.columns import (
     SIDES,
     Inputs,
     column_of,
+    request_time_us,
     require_columns,
     require_complete,
     tables_of,
@@ -70,8 +71,9 @@ class FrameEncoder:
             self.require(side, table)
         requests, time_us = tables["request"]
         item_id = frame.candidates[ITEM].to_numpy()
-        target_content, target_known = self.content(item_id, candidate_mask)
-        history_content, history_known = self.content(frame.history.item_id, history_mask)
+        behaved_us = np.repeat(time_us, np.diff(frame.history.offsets))
+        target_content, target_known = self.content(item_id, candidate_mask, tables["candidate"][1])
+        history_content, history_known = self.content(frame.history.item_id, history_mask, behaved_us)
         query_content, query_known = self.queries(requests, query_vectors)
         return Batch(
             items=self.item_ids(item_id, frame.history.item_id, candidate_mask, history_mask),
@@ -127,13 +129,21 @@ class FrameEncoder:
         rows = self.inputs.items.of(hash_integers(np.concatenate([item_id, behaved])))
         return jagged((ITEM,), [rows], [np.concatenate([candidate_mask.ravel(), history_mask.ravel()])])
 
-    def content(self, ids: np.ndarray, where: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Item vectors in the slots of ``where`` bool [R, N], float32 [R, N, V], and which are known."""
+    def content(
+        self, ids: np.ndarray, where: np.ndarray, time_us: np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Item vectors in the slots of ``where`` bool [R, N], float32 [R, N, V], and which are known.
+
+        Args:
+            ids: int64, of the items in these slots.
+            where: which slots.
+            time_us: int64, when the request of each was made; None: an item of no request.
+        """
         width = 0 if self.vectors is None else self.vectors.width
         content = np.zeros((*where.shape, width), dtype=np.float32)
         known = np.zeros(where.shape, dtype=bool)
         if self.vectors is not None:
-            content[where], known[where] = self.vectors.gather(ids)
+            content[where], known[where] = self.vectors.gather(ids, time_us)
         return torch.from_numpy(content), torch.from_numpy(known)
 
     def queries(self, requests: pa.Table, given: np.ndarray | None) -> tuple[Tensor, Tensor]:
@@ -150,7 +160,8 @@ class FrameEncoder:
         known = np.zeros(len(requests), dtype=bool)
         if asked.any():
             ids = column.drop_null().to_numpy(zero_copy_only=False)
-            content[asked], known[asked] = self.vectors.queries.gather(ids)
+            time_us = request_time_us(requests)[asked]
+            content[asked], known[asked] = self.vectors.queries.gather(ids, time_us)
         return torch.from_numpy(content), torch.from_numpy(known)
 
 

@@ -53,7 +53,8 @@ def user_side(encoder: FrameEncoder, frame: Frame) -> tuple[UserSide, np.ndarray
     encoder.require("request", frame.requests)
     time_us = request_time_us(frame.requests)
     history_mask = slots(np.diff(frame.history.offsets), left=False)
-    content, _ = encoder.content(frame.history.item_id, history_mask)
+    behaved_us = np.repeat(time_us, np.diff(frame.history.offsets))
+    content, _ = encoder.content(frame.history.item_id, history_mask, behaved_us)
     query, _ = encoder.queries(frame.requests, None)
     side = UserSide(
         requests=encoder.ids("request", frame.requests, np.ones(len(frame), dtype=bool)),
