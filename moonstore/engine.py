@@ -167,7 +167,8 @@ def newest(
     )
     for batch in _batches(job):
         table = pa.Table.from_batches([batch])
-        if DUMMY_ENTITY_ID in view.join_keys:  # Feast's key of the one row of a view without entities
+        if DUMMY_ENTITY_ID in view.join_keys and DUMMY_ENTITY_ID not in table.column_names:
+            # Feast's key of the one row of a view without entities; some of its offline stores add it.
             table = table.append_column(DUMMY_ENTITY_ID, pa.repeat(DUMMY_ENTITY_VAL, len(table)))
         yield table.rename_columns([source.field_mapping.get(name, name) for name in table.column_names])
 

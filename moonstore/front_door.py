@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from feast import FeatureService, FeatureView, RepoConfig, utils
+from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.metrics import track_feature_statuses
@@ -27,9 +28,8 @@ from moonstore import keys
 from moonstore.decode import Cells, Values
 from moonstore.freshness import is_fresh
 from moonstore.matrix import Asked, kinds
+from moonstore.request import Grouped, all_natives, request
 from moonstore.response import ColumnResponse, Part, add_to
-
-Grouped = Sequence[tuple[FeatureView, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,16 @@ class FrontDoor(OnlineStore):
         include_feature_view_version_metadata: bool = False,
     ) -> OnlineResponse:
         """Feast's answer; for the arguments see ``FeatureStore.get_online_features``."""
-        options = (full_feature_names, include_feature_view_version_metadata)
         if not (include_feature_view_version_metadata or getattr(features, "precompute_online", False)):
-            rows = _columns(entity_rows) if isinstance(entity_rows, list) else entity_rows
-            values, grouped, join_keys, on_demand, _, _, answer = (
-                utils._prepare_entities_to_read_from_online_store(
-                    registry, project, features, rows, full_feature_names, native_entity_values=True
-                )
-            )
-            self._check_versioned_read_support(grouped)
-            parts = None if on_demand else self._parts(config, grouped, values, join_keys, full_feature_names)
-            if parts is not None:
-                return ColumnResponse(answer, parts, self._build_feature_types(grouped))
+            asked = request(registry, project, features, entity_rows, full_feature_names)
+            if asked is not None:
+                self._check_versioned_read_support(asked.grouped)
+                parts = self._parts(config, asked.grouped, asked.keys, asked.join_keys, full_feature_names)
+                if parts is not None:
+                    types = self._build_feature_types(asked.grouped)
+                    own = {name: found for name, found in asked.keys.items() if name != DUMMY_ENTITY_ID}
+                    return ColumnResponse(own, asked.whole, parts, types)
+        options = (full_feature_names, include_feature_view_version_metadata)
         return super().get_online_features(config, features, entity_rows, registry, project, *options)
 
     async def get_online_features_async(self, *asked: Any, **options: Any) -> OnlineResponse:
@@ -102,11 +100,9 @@ class FrontDoor(OnlineStore):
         full_feature_names: bool,
         include_feature_view_version_metadata: bool,
     ) -> None:
-        parts = None
-        if not include_feature_view_version_metadata:
-            parts = self._parts(
-                config, grouped_refs, join_key_values, entity_name_to_join_key_map, full_feature_names
-            )
+        parts, known = None, all_natives(join_key_values)
+        if known is not None and not include_feature_view_version_metadata:
+            parts = self._parts(config, grouped_refs, known, entity_name_to_join_key_map, full_feature_names)
         if parts is None:
             OnlineStore._read_features_per_fv(
                 self,
@@ -125,7 +121,7 @@ class FrontDoor(OnlineStore):
         self,
         config: RepoConfig,
         grouped: Grouped,
-        values: dict[str, Sequence[Value]],
+        values: dict[str, list[Any]],
         join_keys: dict[str, str],
         full_names: bool,
     ) -> list[Part] | None:
@@ -136,16 +132,13 @@ class FrontDoor(OnlineStore):
         views: dict[tuple[str, ...], list[int]] = {}
         for place, (view, _) in enumerate(grouped):
             columns = utils._get_table_entity_values(view, join_keys, values)
-            if set(columns) != set(view.join_keys):
+            if not columns or set(columns) != set(view.join_keys):
                 return None
             # Of a view under another name the columns may be others, by its map of join keys.
             mapped = {name: alias for name, alias in view.projection.join_key_map.items()}
             same = tuple(f"{name}={mapped.get(name, name)}" for name in sorted(columns))
             if same not in entities:
-                found = keys.of_values(columns)
-                if found is None:
-                    return None
-                entities[same] = keys.unique(found)
+                entities[same] = keys.unique(keys.of_natives(columns))
             views.setdefault(same, []).append(place)
         parts: dict[int, Part] = {}
         for same, places in views.items():
@@ -177,15 +170,3 @@ def _part(
     there = sum(int((one if rows is None else one[rows]).sum()) for one in stored.present)
     track_feature_statuses(view.name, there, total - there)
     return part
-
-
-def _columns(entity_rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Feast's rows as columns.
-
-    Raises:
-        ValueError: they have not all the same keys.
-    """
-    names = entity_rows[0].keys()
-    if any(row.keys() != names for row in entity_rows):
-        raise ValueError("All entity_rows must have the same keys.")
-    return {name: [row[name] for row in entity_rows] for name in names}

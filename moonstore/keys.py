@@ -34,21 +34,22 @@ def of_arrow(names: Sequence[str], columns: Sequence[pa.Array], kinds: Sequence[
     )
 
 
-def of_values(columns: dict[str, Sequence[Value]]) -> list[bytes] | None:
-    """Serialized keys of N entities; None: there is none, or one of another type or without a value.
+def natives(values: Sequence[Value]) -> list[Any] | None:
+    """The integers or texts of a join key; None: there is none, or one of another type or without a value."""
+    field = values[0].WhichOneof("val") if values else None
+    if field not in ("int64_val", "string_val") or not all(value.HasField(field) for value in values):
+        return None
+    return [getattr(value, field) for value in values]
+
+
+def of_natives(columns: dict[str, list[Any]]) -> list[bytes]:
+    """Serialized keys of N entities.
 
     Args:
-        columns: join key -> N values.
+        columns: join key -> N values, all integers of 64 bits or all texts.
     """
-    kinds, found = [], []
-    for values in columns.values():
-        kind = (values[0].WhichOneof("val") or "").removesuffix("_val") if values else ""
-        field = f"{kind}_val"
-        if kind not in TYPES or not all(value.HasField(field) for value in values):  # type: ignore[arg-type]
-            return None
-        kinds.append(kind)
-        found.append([getattr(value, field) for value in values])
-    return serialized(list(columns), found, kinds) if found else None
+    kinds = ["string" if isinstance(values[0], str) else "int64" for values in columns.values()]
+    return serialized(list(columns), list(columns.values()), kinds)
 
 
 def serialized(names: Sequence[str], columns: Sequence[Sequence[Any]], kinds: Sequence[str]) -> list[bytes]:

@@ -7,12 +7,11 @@ and only when they are asked for. The slow twin is ``OnlineResponse`` over the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from feast.feature_view import DUMMY_ENTITY_ID
 from feast.online_response import TIMESTAMP_POSTFIX, OnlineResponse
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import Value
@@ -111,23 +110,27 @@ class ColumnResponse(OnlineResponse):
     """Feast's answer, made column by column when it is asked for.
 
     Args:
-        keys: Feast's answer with the join keys alone.
+        keys: the join keys of the rows.
+        whole: makes Feast's answer with the join keys alone.
         parts: one per view.
         feature_types: name -> type, for Feast's conversion.
     """
 
     def __init__(
-        self, keys: GetOnlineFeaturesResponse, parts: list[Part], feature_types: dict[str, ValueType]
+        self,
+        keys: dict[str, list[Any]],
+        whole: Callable[[], GetOnlineFeaturesResponse],
+        parts: list[Part],
+        feature_types: dict[str, ValueType],
     ) -> None:
-        self._keys, self._parts, self._feature_types = keys, parts, feature_types
+        self._keys, self._whole, self._parts, self._feature_types = keys, whole, parts, feature_types
         self._proto: GetOnlineFeaturesResponse | None = None
 
     @property
     def proto(self) -> GetOnlineFeaturesResponse:  # type: ignore[override]
         """The whole answer as Feast sends it."""
         if self._proto is None:
-            whole = GetOnlineFeaturesResponse()
-            whole.CopyFrom(self._keys)
+            whole = self._whole()
             for part in self._parts:
                 add_to(whole, part)
             self._proto = whole
@@ -136,11 +139,10 @@ class ColumnResponse(OnlineResponse):
     def to_dict(self, include_event_timestamps: bool = False) -> dict[str, Any]:
         """Name -> one value per row; for the argument see Feast's ``OnlineResponse.to_dict``."""
         answer: dict[str, Any] = {}
-        for name, vector in zip(self._keys.metadata.feature_names.val, self._keys.results, strict=True):
-            if name != DUMMY_ENTITY_ID:
-                answer[name] = _plain(vector.values)
-                if include_event_timestamps:
-                    answer[name + TIMESTAMP_POSTFIX] = [0] * len(vector.values)
+        for name, values in self._keys.items():
+            answer[name] = list(values)
+            if include_event_timestamps:
+                answer[name + TIMESTAMP_POSTFIX] = [0] * len(values)
         for part in self._parts:
             for place, name in enumerate(part.names):
                 answer[name] = part.python(place, self._feature_types.get(name))
@@ -156,14 +158,6 @@ def add_to(answer: GetOnlineFeaturesResponse, part: Part) -> None:
 
 
 RESPONSE, VECTOR = GetOnlineFeaturesResponse, GetOnlineFeaturesResponse.FeatureVector
-
-
-def _plain(values: Sequence[Value]) -> list[Any]:
-    """Join keys as Python values."""
-    field = values[0].WhichOneof("val") if values else None
-    if field in ("int64_val", "string_val") and all(one.HasField(field) for one in values):
-        return [getattr(one, field) for one in values]
-    return [feast_value_type_to_python_type(one) for one in values]
 
 
 def _head(message: Any, field: str, length: int) -> bytes:

@@ -245,6 +245,7 @@ def test_keys_are_serialized_as_feast_does(rows_, names):
         serialize_entity_key(EntityKey(join_keys=names, entity_values=row), 3)
         for row in zip(*protos, strict=True)
     ]
-    assert keys.of_values(dict(zip(names, protos, strict=True))) == expected
+    natives = {name: keys.natives(column) for name, column in zip(names, protos, strict=True)}
+    assert keys.of_natives(natives) == expected
     arrow = [pa.array(columns[0], pa.int64()), *(pa.array(one, pa.string()) for one in columns[1:])]
     assert keys.of_arrow(names, arrow, ["int64", "string", "string"]) == expected

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from evaluation.bench.faults import bench_faults
 from evaluation.bench.frame import bench_frame
+from evaluation.bench.front_door import bench_front_door
 from evaluation.bench.ingest import bench_ingest
-from evaluation.bench.join import bench_join
+from evaluation.bench.join import bench_join, bench_other_joins
 from evaluation.bench.lines import Line
 from evaluation.bench.local_redis import NOT_INSTALLED, installed
-from evaluation.bench.materialize import bench_materialize
+from evaluation.bench.materialize import bench_materialize, bench_text_keys
 from evaluation.bench.read import bench_read
 
 
@@ -31,9 +32,12 @@ def bench_store() -> Iterator[Line]:
     with tempfile.TemporaryDirectory(prefix="moon_bench_") as name:
         folder = Path(name)
         yield from bench_join(folder)
+        yield from bench_other_joins(folder)
         yield from bench_frame(folder)
         if installed():
             yield from bench_materialize(folder)
+            yield from bench_text_keys(folder)
             yield from bench_read(folder)
+            yield from bench_front_door(folder)
             yield from bench_faults(folder)
             yield from bench_ingest(folder)
