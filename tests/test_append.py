@@ -145,7 +145,7 @@ def test_a_dataset_that_grew_is_the_dataset_of_all_files_at_once(tmp_path, growt
         one, other = (getattr(dataset, name).sort_by(key) for dataset in (grew, whole))
         assert one.to_pylist() == other.to_pylist(), name
     config, expected = grew.artifact.config, whole.artifact.config
-    for name in ("rows", "ties", "last_event_id", "protocol", "first_seen"):
+    for name in ("rows", "ties", "last_event_id", "first_seen"):
         assert config[name] == expected[name]
     assert [one["source"] for one in config["appended"]] == ["2"]
 

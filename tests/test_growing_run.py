@@ -181,16 +181,15 @@ def test_the_kept_encoder_is_tested_on_nothing_that_it_learned_from(tmp_path, mo
     write_day(tmp_path / "raw/1", range(FIRST_FILMS), ratings(60, 1_000_000_000, 5, 0))
     write_day(tmp_path / "raw/2", range(FIRST_FILMS, FILMS), ratings(60, 1_001_800_000, 5, 1))
     write_day(tmp_path / "raw/3", [], ratings(30, 1_003_600_000, 5, 2))
-    monkeypatch.setattr("dataset.split.POOL_ITEMS", 9)
     run = begun(tmp_path / "run", tmp_path / "raw/1")
     cut = stages.open_split(run)
     learned = set(cut.encoder_items(stages.open_dataset(run).items).tolist())
-    assert len(cut.pool) == 9 and len(learned) == FIRST_FILMS - 9
+    assert len(cut.pool) == FIRST_FILMS // 5 and len(learned) == FIRST_FILMS - FIRST_FILMS // 5
     verbs.append(run, [tmp_path / "raw/2"])
     verbs.append(run, [tmp_path / "raw/3"])
     stages.split(run)
     pool = set(stages.open_split(run).pool.tolist())
-    assert len(pool) == 9 and not pool & learned
+    assert len(pool) == FILMS // 5 and not pool & learned
 
 
 @pytest.fixture

@@ -115,11 +115,12 @@ class EventLog:
     def long(self) -> LongLog:
         """The same on disk. Sessions and context are left out; events of equal time are in order of a hash."""
         log = LongLog()
-        for part in track(self.batches(), "read events", unit="parts"):
-            more = {name: part.column(name) for name in FEW}
-            columns = [part.column(name) for name in ("type", "user_id", "item_id", "event_time")]
-            kind, user, item, time = columns
-            log.add(kind, user, item, time, more=more)
+        with log.removed_if_it_fails():
+            for part in track(self.batches(), "read events", unit="parts"):
+                more = {name: part.column(name) for name in FEW}
+                columns = [part.column(name) for name in ("type", "user_id", "item_id", "event_time")]
+                kind, user, item, time = columns
+                log.add(kind, user, item, time, more=more)
         return log
 
     def _events(self, section: Events, batch: Batch, row: int) -> pa.Table:
