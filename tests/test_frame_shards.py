@@ -348,7 +348,7 @@ def test_a_source_is_known_by_its_store_its_log_its_requests_and_its_history(sto
     )
     log = open_event_log(store).version
     digest = hashlib.sha256(log.encode())
-    for view in ("item_profile", "item_stats", "user_events", "user_profile"):
+    for view in ("item_profile", "item_stats", "query_stats", "user_events", "user_profile"):
         digest.update(hashlib.sha256((store / "data" / f"{view}.parquet").read_bytes()).digest())
     assert source.config == {
         "store": digest.hexdigest()[:16],

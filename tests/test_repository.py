@@ -50,13 +50,16 @@ def names(service, record=NONE, repository=REPOSITORY):
 
 
 def test_our_services_are_signatures():
-    assert names("relevance_v1")[:2] == ["item_profile:category", "item_profile:category_top"]
-    assert {one.split(":")[0] for one in names("ctr_v1")} == {"user_profile", "item_profile", "item_stats"}
+    assert names("relevance_v1") == []
+    assert names("retrieval_v1")[:2] == ["user_profile:age_band", "user_profile:segment"]
+    views = {one.split(":")[0] for one in names("ctr_v1")}
+    assert views == {"user_profile", "item_profile", "item_stats", "query_stats"}
 
 
 def test_the_tag_vectors_adds_those_of_the_active_embedding_alone():
-    assert names("ctr_v1", TWO)[-1:] == ["item_embedding_v2:vector"]
-    assert names("relevance_v1", TWO)[-2:] == ["item_embedding_v2:vector", "query_embedding_v2:query_vector"]
+    both = ["item_embedding_v2:vector", "query_embedding_v2:query_vector"]
+    assert names("retrieval_v1", TWO)[-1:] == both[:1] and names("relevance_v1", TWO) == both
+    assert names("ctr_v1", TWO)[-2:] == both and len(names("ctr_v1", TWO)) == len(names("ctr_v1")) + 2
     assert {"item_embedding_v1", "query_embedding_v1"} <= set(definitions(TWO))
 
 

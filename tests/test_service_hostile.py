@@ -387,7 +387,7 @@ def test_nobody_is_told_where_the_store_is(tmp_path, path):
     where = "Error 111 connecting to 10.0.0.9:6379; /var/lib/moon/store"
     kept, moon = Kept(), recommender()
 
-    def away(*_):
+    def away(*_, **__):
         raise StoreUnavailable(f"the online store does not answer: {where}")
 
     kept.take = moon.reader.read_user = away

@@ -127,7 +127,7 @@ def test_fallbacks_do_not_tell_whose(client, moon, said):
 
 
 def test_the_store_that_is_away_is_named_in_the_log_alone(tmp_path, said):
-    def away(*_):
+    def away(*_, **__):
         raise StoreUnavailable("no answer from 10.0.0.9:6379")
 
     kept = Kept()

@@ -135,7 +135,7 @@ def test_the_ranker_reads_what_the_store_knows_and_then_the_session_as_clicks(mo
 
 def test_session_items_are_as_recent_as_the_newest_behaviour(moon):
     stored = History(np.array([0, 2]), EVEN[:2], np.array([1, 1]), np.array([5, 70]))
-    moon.reader.read_user = lambda user, time, read=moon.reader.read_user: with_history(
+    moon.reader.read_user = lambda user, time, context=None, read=moon.reader.read_user: with_history(
         read(user, time), stored
     )
     moon.recommend(4, 5, session=[int(ODD[7])])
@@ -162,7 +162,7 @@ def test_a_long_history_and_a_session_are_cut_to_what_the_ranker_can_read(moon):
 @pytest.mark.parametrize(("code", "kept"), [(1, True), (2, True), (3, False), (4, False), (5, False)])
 def test_what_was_bought_or_rated_is_not_answered_and_what_was_clicked_may_be(moon, code, kept):
     stored = replace(history_of(EVEN[:3]), code=np.full(3, code))
-    moon.reader.read_user = lambda user, time, read=moon.reader.read_user: with_history(
+    moon.reader.read_user = lambda user, time, context=None, read=moon.reader.read_user: with_history(
         read(user, time), stored
     )
     found = set(ids_of(moon.recommend(4, 40)))
@@ -339,7 +339,7 @@ def test_what_makes_answers_poorer_is_said_and_is_not_what_prevents_them(moon):
 
 def test_the_time_of_a_request_is_the_services_unless_it_is_given(moon):
     times = []
-    moon.reader.read_user = lambda user, time, read=moon.reader.read_user: (
+    moon.reader.read_user = lambda user, time, context=None, read=moon.reader.read_user: (
         times.append(time) or read(user, time)
     )
     moon.recommend(4, 3)
