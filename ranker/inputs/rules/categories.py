@@ -32,7 +32,7 @@ class Dictionary:
         values: the admitted values, ascending; strings or integers.
     """
 
-    values: tuple[str, ...] | tuple[int, ...]
+    values: tuple[str | int, ...]
 
     def __post_init__(self) -> None:
         place = {value: row for row, value in enumerate(self.values, FIRST)}
