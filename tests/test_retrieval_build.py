@@ -19,7 +19,9 @@ from test_training_requests import taken
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from feature_repo.create import create_store
+from feature_repo.embeddings import as_stored, publish_embedding
 from feature_repo.frames.join import training_frame
+from feature_repo.services import RETRIEVAL
 from feature_repo.vectors import Vectors
 from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval import build
@@ -50,7 +52,7 @@ def built(tiny_world, tmp_path_factory):
     """A run folder after ``build_retrieval``, and the split it was made from."""
     run = tmp_path_factory.mktemp("run")
     create_store(run / "store", tiny_world.dataset, tiny_world.split)
-    write_embedding(run / "embedding", tiny_world, 8, FIT)
+    publish_embedding(run / "store", write_embedding(run / "embedding", tiny_world, 8, FIT))
     with write_artifact(run / "split", "split", {}) as folder:
         (folder / "content").write_text("stands in for the tables below")
     log = tiny_world.split.log
@@ -105,10 +107,10 @@ def test_the_towers_learn_what_was_taken_with_this_seed_and_place_every_item_as_
 ):
     run, split = built
     embedding, towers = opened(run, "embedding"), opened(run, "two_tower")
-    vectors = Vectors.open(embedding)
+    vectors = as_stored(Vectors.open(embedding), run / "store")
     catalogue = build.catalogue_frame(run, split, vectors.ids, NANO).take(0, 1).candidates
     again = train_two_tower(
-        training_frame(run / "store", build._positives(split), NANO.history),
+        training_frame(run / "store", build._positives(split), NANO.history, RETRIEVAL),
         vectors,
         catalogue,
         NANO,

@@ -130,7 +130,9 @@ def read_inputs(content: Mapping[str, Any], service: str) -> Inputs:
         return Inputs.from_json(content)
     rows, scale = content["rows"], {name: tuple(pair) for name, pair in content["scale"].items()}
     click = service == CTR
-    given = (USER_ID, QUERY_ID, USER_EVENTS, USER_FOUND) if click else (USER_EVENTS, USER_FOUND)
+    given: tuple[Feature, ...] = (
+        (USER_ID, QUERY_ID, USER_EVENTS, USER_FOUND) if click else (USER_EVENTS, USER_FOUND)
+    )
     given += (ITEM_FOUND, *map(match, content["matches"])) if click else ()
     stored = (*PROFILE, *CATALOGUE, *(STATISTICS if click else ()))
     rules = {one.name: _rule(one, rows, scale) for one in (*given, *stored)}

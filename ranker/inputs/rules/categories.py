@@ -32,7 +32,7 @@ class Dictionary:
         values: the admitted values, ascending; strings or integers.
     """
 
-    values: tuple[str, ...] | tuple[int, ...]
+    values: tuple[str | int, ...]
 
     def __post_init__(self) -> None:
         place = {value: row for row, value in enumerate(self.values, FIRST)}
@@ -80,7 +80,7 @@ class Hashed:
     Attributes:
         rows: of the table.
         admitted: rows whose values occurred often enough, as base64 of packed bits; the values of the others share
-            row 0, which then belongs to no value. None: all.
+            row 0. None: all.
     """
 
     rows: int
@@ -148,7 +148,6 @@ class CategoryLearner:
             return Hashed(rows)
         bits = np.zeros(rows, dtype=bool)
         bits[(admitted_hashes % np.uint64(rows)).astype(np.int64)] = True
-        bits[0] = False  # the row of the rare
         return Hashed(rows, base64.b64encode(np.packbits(bits).tobytes()).decode())
 
     def _give_up(self) -> None:

@@ -69,5 +69,6 @@ def to_json(rule: Rule) -> dict[str, Any]:
 def from_json(content: Mapping[str, Any]) -> Rule:
     """The inverse of ``to_json``; raises KeyError or TypeError for another content."""
     known = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
-    rule: Rule = RULES[known.pop("rule")](**known)
+    del known["rule"]
+    rule: Rule = RULES[content["rule"]](**known)
     return rule
