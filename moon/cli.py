@@ -1,6 +1,7 @@
 """The command line: one verb per stage of the data's journey, and ``moon demo`` for all of them.
 
-raw catalogue + logs -> ``dataset`` -> tables under contract -> ``split`` -> ``store`` (feast apply)
+a folder -> ``init`` (``moon.toml`` says what is what) -> raw catalogue + logs -> ``dataset``
+-> tables under contract -> ``split`` -> ``store`` (feast apply)
 -> ``encoder`` (pretraining, post-training) -> ``embed`` -> ``item_embedding`` views -> ``materialize``
 -> ``retrieval`` (two-tower, co-occurrence, index) -> ``ranker`` (impressions -> point-in-time frame -> CTR
 model) -> ``evaluate`` -> ``publish`` (a generation that is active) -> ``serve``.

@@ -56,6 +56,11 @@ def _data(found: Proposals, folder: str) -> str:
             _line("unknown_items", "keep", 'events of items that no table has: "keep" or "set aside"')
         )
         lines.append(_line("unknown_users", "keep", "the same for users"))
+        lines += [
+            "",
+            "# [split]",
+            _line("# protocol", "time", 'or "last" or "users"; left out: chosen from the data'),
+        ]
     return "\n".join(lines)
 
 
