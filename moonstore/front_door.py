@@ -80,7 +80,7 @@ class FrontDoor(OnlineStore):
                 self._check_versioned_read_support(asked.grouped)
                 parts = self._parts(config, asked.grouped, asked.keys, asked.join_keys, full_feature_names)
                 if parts is not None:
-                    types = self._build_feature_types(asked.grouped)
+                    types = self._build_feature_types(list(asked.grouped))
                     own = {name: found for name, found in asked.keys.items() if name != DUMMY_ENTITY_ID}
                     return ColumnResponse(own, asked.whole, parts, types)
         options = (full_feature_names, include_feature_view_version_metadata)

@@ -34,7 +34,12 @@ def write_source(
         allow_overwrite: whether something may be there that is written over.
     """
     source = inside(source, repo_path)
-    if mode == "append" and is_parquet(source) and Path(source.path).is_file():
+    if (
+        mode == "append"
+        and isinstance(source, FileSource)
+        and is_parquet(source)
+        and Path(source.path).is_file()
+    ):
         _append(rows, Path(source.path))
     else:
         feast_duckdb._write_data_source(rows, source, repo_path, mode, allow_overwrite)

@@ -99,7 +99,7 @@ class RedisOnlineStore(FrontDoor, FreshReads, feast_redis.RedisOnlineStore):
         if wire is None:
             return None
         commands, project = Hmgets(_fields(config, asked)), config.project.encode()
-        groups = []
+        groups: list[Sequence[Cells | Values]] = []
         for start in range(0, len(entities), AT_ONCE):  # each with a deadline of its own
             some = [key + project for key in entities[start : start + AT_ONCE]]
             if isinstance(wire, ClusterWire):

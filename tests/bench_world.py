@@ -25,14 +25,17 @@ DIAL = replace(size("nano"), hidden=32, item_width=16, layers=1)
 SMALL = {
     "bench_encoder": {"items": 8, "repeats": 1, "sides": (32,), "dial": DIAL},
     "bench_faults": {"clicks": 300, "rounds": 1},
+    "bench_front_door": {"items": 600, "repeats": 2},
     "bench_frame": {"clicks": 3000, "sizes": (100, 1000, 3000)},
     "bench_ingest": {"seconds": 0.2, "backlog": 100, "CLICKS": 300},
     "bench_join": {"rows": 200, "events": 2000, "repeats": 1},
     "bench_load": {"workers": (1,), "SECONDS": 0.2, "ROUNDS": 1},
     "bench_materialize": {"rows": 400, "repeats": 1},
+    "bench_other_joins": {"rows": 200, "events": 2000, "small": 100, "repeats": 1},
     "bench_read": {"items": 600, "repeats": 2},
     "bench_serving": {"USERS": 2, "ROUNDS": 1, "NEW": 1},
     "bench_store": {},
+    "bench_text_keys": {"rows": 400, "repeats": 1},
 }
 
 

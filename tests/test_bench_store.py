@@ -92,6 +92,39 @@ def test_reads_are_measured_beside_feasts_client_and_the_floor(measured):
     assert all(one.value > 0 for one in lines)
 
 
+def test_joins_with_a_time_to_live_and_small_ones_are_measured_on_both_sides(measured):
+    lines = measured("bench_other_joins").lines
+    assert [one.goal for one in lines] == [None, None, 15.0, None, None, 1.0]
+    assert lines[2].value == pytest.approx(lines[0].value / lines[1].value)
+
+
+@pytest.mark.redis
+def test_feasts_front_door_is_measured_for_each_kind_of_key_and_for_its_server(measured):
+    lines = measured("bench_front_door").lines
+    assert [one.goal for one in lines] == [
+        None,
+        None,
+        5.0,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        5.0,
+        None,
+        None,
+        5.0,
+    ]
+    assert lines[2].value > 1 and lines[5].value == pytest.approx(lines[3].value / lines[4].value)
+
+
+@pytest.mark.redis
+def test_text_keys_are_loaded_alike_on_both_sides(measured):
+    lines = measured("bench_text_keys").lines
+    assert [one.goal for one in lines] == [None, None, 10.0]
+
+
 @pytest.mark.redis
 def test_materialization_is_measured_on_three_sides_that_store_the_same(measured):
     lines = measured("bench_materialize").lines

@@ -85,7 +85,7 @@ def bench_text_keys(folder: Path, rows: int = ROWS // 2, repeats: int = 3) -> It
     for side, rate in zip((OURS, DEFAULT), rates, strict=True):
         drawn = Drawn(bar, side, higher_is_better=True)
         yield line(f"{title}: rows per CPU-second, {side}", rate, drawn=drawn)
-    yield ratio(f"{title}: times Feast's defaults", *rates, TEXT_GOAL)
+    yield ratio(f"{title}: times Feast's defaults", rates[0], rates[1], TEXT_GOAL)
 
 
 def _write(path: Path, rows: int, text: bool = False) -> None:
