@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ PRIOR = 10.0  # shown items at the log's own rate, by which like-rates are smoot
 
 SHOWN = pa.array(["impression", "rating"])
 
-Rows = sparse.csr_array | np.ndarray
+Rows: TypeAlias = Any  # rows of items: scipy's csr_array, which has no types, or a float32 array
 SIMILARITIES = ("mean", "largest", "three_largest", "fading", "liked_less_disliked")
 COUNTS = (
     *(

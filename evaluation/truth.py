@@ -129,7 +129,7 @@ class Judge:
         Raises:
             KeyError: a user is not of this world.
         """
-        row = moments.user_id - user_ids(np.int64(0))
+        row = moments.user_id - user_ids(np.zeros(1, dtype=np.int64))
         unknown = moments.user_id[(row < 0) | (row >= len(self.world.shoppers.age))]
         if len(unknown):
             raise KeyError(f"{len(unknown)} users are not of this world, first {unknown[:3].tolist()}")
