@@ -247,6 +247,7 @@ def split_of(log, kinds, ids, shown=True):
         for user in range(1, 21)
     ]
     return SimpleNamespace(
+        shows=True,
         ranking=pa.Table.from_pylist(rows, schema=RANKING),
         retrieval=pa.Table.from_pylist(requests, schema=RETRIEVAL),
         log=log,

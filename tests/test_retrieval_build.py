@@ -108,7 +108,7 @@ def test_the_towers_learn_what_was_taken_with_this_seed_and_place_every_item_as_
     vectors = Vectors.open(embedding)
     catalogue = build.catalogue_frame(run, split, vectors.ids, NANO).take(0, 1).candidates
     again = train_two_tower(
-        training_frame(run / "store", build._positives(split), NANO.history),
+        training_frame(run / "store", build._positives(split), NANO.history, build.RETRIEVAL),
         vectors,
         catalogue,
         NANO,
