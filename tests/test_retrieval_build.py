@@ -19,6 +19,7 @@ from test_training_requests import taken
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from feature_repo.create import create_store
+from feature_repo.embeddings import publish_embedding
 from feature_repo.frames.join import training_frame
 from feature_repo.vectors import Vectors
 from ranker.two_tower.train import TwoTower, train_two_tower
@@ -50,7 +51,7 @@ def built(tiny_world, tmp_path_factory):
     """A run folder after ``build_retrieval``, and the split it was made from."""
     run = tmp_path_factory.mktemp("run")
     create_store(run / "store", tiny_world.dataset, tiny_world.split)
-    write_embedding(run / "embedding", tiny_world, 8, FIT)
+    publish_embedding(run / "store", write_embedding(run / "embedding", tiny_world, 8, FIT))
     with write_artifact(run / "split", "split", {}) as folder:
         (folder / "content").write_text("stands in for the tables below")
     log = tiny_world.split.log
