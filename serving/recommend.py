@@ -311,11 +311,10 @@ class Recommender:
 
     def _taken_with(self, item: int, k: int, stages: Stages) -> Answer:
         """The k items that the users of this one acted on most."""
-        only = np.array([item], dtype=np.int64)
-        request = Request(-1, history_of([item]), self.now(), exclude=only)
+        request = Request(-1, history_of([item]), self.now(), exclude=np.array([item], dtype=np.int64))
         with stages.measure("retrieve"):
-            sources = [one for one in self.retriever.personal if one.name == "cooccurrence"]
-            ids, scores = propose(sources, Requests.of([request]), k)[0]
+            (together,) = (one for one in self.retriever.personal if one.name == "cooccurrence")
+            ids, scores = together.retrieve(request, k)
         return self._answer(ids, scores, None, "cooccurrence", stages, [])
 
     def history(self, user_id: ShopId) -> list[Card]:

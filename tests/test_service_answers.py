@@ -82,7 +82,7 @@ def test_strangers_and_newcomers_get_popular_items(client, user_id, fallback):
 def test_one_who_acted_on_nothing_that_is_in_the_catalogue_is_a_stranger(client, moon, user_id, fallback):
     read_user = moon.reader.read_user
 
-    def gone(user_id, time, context=None):  # their one event is on an item that does not exist, or no longer
+    def gone(user_id, time, **rest):  # their one event is on an item that does not exist, or no longer
         user = read_user(user_id, time)
         return replace(user, history=history_of([12345]))
 

@@ -73,8 +73,10 @@ def run(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(recommend, "Dataset", SimpleNamespace(open=lambda artifact: opened_dataset))
     monkeypatch.setattr(recommend, "Split", SimpleNamespace(open=lambda artifact: opened_split))
+    monkeypatch.setattr(FakeReader, "store", None, raising=False)
+    monkeypatch.setattr(recommend, "open_signature", lambda store, service: None)
     monkeypatch.setattr(recommend, "OnlineReader", lambda store, history: FakeReader())
-    monkeypatch.setattr(recommend, "Ranker", SimpleNamespace(open=lambda artifact, vectors: FakeRanker()))
+    monkeypatch.setattr(recommend, "Ranker", SimpleNamespace(open=lambda *given: FakeRanker()))
     monkeypatch.setattr(recommend, "Encoder", SimpleNamespace(open=lambda artifact: FakeEncoder()))
     return tmp_path
 
