@@ -7,9 +7,10 @@ its Feast type, its role from the entity of its view; tags of the ``Field`` say 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -79,7 +80,7 @@ class Feature:
     role: str
     kind: str
     dtype: pa.DataType
-    options: Mapping[str, str] = field(default_factory=dict, hash=False)
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def reference(self) -> str:

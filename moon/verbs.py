@@ -16,6 +16,7 @@ from moon.stages import open_dataset, open_split, switch
 from run import generations
 
 if TYPE_CHECKING:
+    from dataset.append import Appended
     from run.folder import Run
 
 
@@ -23,10 +24,15 @@ def append(run: Run, folders: Sequence[Path]) -> str:
     """Add the files of some folders to the run's dataset; the message says what is new and what to run next."""
     from dataset.importers import append_described, append_files, is_format
 
-    name, source, add = run.data.partition(":")[0], Path(run.data), append_files
-    if not is_format(run.data) and source.exists():
-        name, add = described_by(source, run.folder), append_described
-    done = [add(name, folder.expanduser(), open_dataset(run)) for folder in folders]
+    source = Path(run.data)
+    described = described_by(source, run.folder) if not is_format(run.data) and source.exists() else None
+
+    def add(folder: Path) -> Appended:
+        if described is not None:
+            return append_described(described, folder, open_dataset(run))
+        return append_files(run.data.partition(":")[0], folder, open_dataset(run))
+
+    done = [add(folder.expanduser()) for folder in folders]
     said = [f"{folder}: {one.told()}" for folder, one in zip(folders, done, strict=True)]
     if not all(one.is_nothing for one in done):
         said.append(
