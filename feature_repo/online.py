@@ -15,6 +15,7 @@ import pyarrow as pa
 from feast import FeatureStore, FeatureView
 
 from dataset.contracts import TIME
+from feature_repo import dead_letters
 from feature_repo.columns import as_read, by_view, item_columns, nothing, user_columns
 from feature_repo.frame import Frame, History
 from feature_repo.history import BEHAVIOURS, behaviours
@@ -190,25 +191,41 @@ class OnlineReader:
 
 
 def check_online(store: FeatureStore, reads: Reads) -> None:
-    """Refuse features that training frames have and the online store has not.
+    """Refuse features that training frames have and the online store can never have.
 
     Raises:
-        StoreError: a view is not online, or was never loaded while others were.
+        StoreError: a view is not online.
     """
-    used = by_view([one for role in STORED for one in reads.stored[role]])
-    views = {name: store.get_feature_view(name) for name in used}
-    for name, view in views.items():
-        if not view.online:
+    for name, features in by_view(_stored(reads)).items():
+        if not store.get_feature_view(name).online:
             raise StoreError(
-                f"view {name}: expected a view with online=True, as a model reads {used[name][0].field} of it when "
+                f"view {name}: expected a view with online=True, as a model reads {features[0].field} of it when "
                 f"serving, found online=False. Change it, or take it out of the service, and run 'moon materialize'."
             )
-    never = [name for name, view in views.items() if view.most_recent_end_time is None]
-    if never and len(never) < len(views):
+
+
+def check_loaded(reader: OnlineReader) -> None:
+    """Refuse to serve before a view has been loaded for the first time, if others have been.
+
+    A view whose load failed is in the dead letter: it costs its own features, and the service goes on.
+
+    Raises:
+        StoreError: naming the views.
+    """
+    store, views = reader.store, by_view(_stored(reader.reads))
+    store_dir = Path(store.config.repo_path or ".")
+    failed = {one.id for one in dead_letters.letters(store_dir)}
+    never = [name for name in views if store.get_feature_view(name).most_recent_end_time is None]
+    forgotten = [name for name in never if f"{dead_letters.VIEWS}/{name}" not in failed]
+    if forgotten and len(never) < len(views):
         raise StoreError(
-            f"{store.config.repo_path}: expected the views {', '.join(views)} online, found {', '.join(never)} never "
+            f"{store_dir}: expected the views {', '.join(views)} online, found {', '.join(forgotten)} never "
             f"loaded: a model would read nulls where it was trained with values. Run 'moon materialize'."
         )
+
+
+def _stored(reads: Reads) -> list[Feature]:
+    return [one for role in STORED for one in reads.stored[role]]
 
 
 def asked_of(store: FeatureStore, features: Sequence[Feature]) -> list[tuple[FeatureView, list[str]]]:

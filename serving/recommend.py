@@ -34,7 +34,7 @@ from encoder.encode import Content, Encoder
 from feature_repo.frame import Frame
 from feature_repo.ingest.item_states import UnknownItem
 from feature_repo.item_matrix import ItemMatrix
-from feature_repo.online import OnlineReader, StoreUnavailable
+from feature_repo.online import OnlineReader, StoreUnavailable, check_loaded
 from feature_repo.services import CTR
 from feature_repo.shop_ids import INT64_IDS, ShopIds, shop_ids
 from feature_repo.signature import open_signature
@@ -149,6 +149,7 @@ class Recommender:
         behaviours = size(recorded["size_name"]).history
         ids = shop_ids(run / "store")
         reader = OnlineReader(run / "store", behaviours)
+        check_loaded(reader)
         signature = open_signature(reader.store, CTR)
         recommender = cls(
             retriever=retriever,

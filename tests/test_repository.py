@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import DAY, START
 
+from feature_repo import dead_letters
 from feature_repo.create import create_store
-from feature_repo.online import OnlineReader
+from feature_repo.online import OnlineReader, check_loaded
 from feature_repo.repository import definitions
 from feature_repo.signature import Feature, Signature, signature_of, united
 from feature_repo.store import REPOSITORY, apply_definitions, materialize, open_store
@@ -163,13 +164,16 @@ def test_a_feature_that_no_service_could_read_online_is_refused(repository, tiny
 def test_a_view_that_was_never_loaded_is_refused_until_it_is(repository, tiny_world, tmp_path):
     store_dir = tmp_path / "store"
     create_store(store_dir, tiny_world.dataset, tiny_world.split)
-    OnlineReader(store_dir, 5)  # nothing is loaded yet: an empty shop is not a mistake
+    check_loaded(OnlineReader(store_dir, 5))  # nothing is loaded yet: an empty shop is not a mistake
     materialize(store_dir, START + 10 * DAY)
     add_example(repository, tiny_world.item_ids)
     apply_definitions(store_dir)
     with pytest.raises(StoreError, match="found discounts never loaded: a model would read nulls"):
-        OnlineReader(store_dir, 5)
+        check_loaded(OnlineReader(store_dir, 5))
+    dead_letters.put(store_dir, dead_letters.VIEWS, "materialize", "its file is damaged", {}, "discounts")
+    check_loaded(OnlineReader(store_dir, 5))  # a load that failed costs its own features only
     materialize(store_dir, START + 10 * DAY)
+    check_loaded(OnlineReader(store_dir, 5))
     frame = OnlineReader(store_dir, 5).read(1, tiny_world.item_ids[:3], START + 10 * DAY)
     assert frame.candidates["discount"].to_pylist() == pytest.approx([0, 0.1, 0.2])
 
