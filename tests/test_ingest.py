@@ -238,19 +238,19 @@ def test_a_fold_that_was_killed_is_completed_by_the_next(tiny_world, store, monk
     users = tiny_world.user_ids.tolist()
     before, after = offline(store, users, clock.now), [online(store, user, clock.now) for user in users]
     assert before != after
-    written, survived = pq.write_table, 0
+    opened, survived = pq.ParquetWriter.__init__, 0
 
     def dies(*arguments, **rest):
         nonlocal left
         left -= 1
         if left < 0:
             raise KeyboardInterrupt
-        written(*arguments, **rest)
+        opened(*arguments, **rest)
 
     while True:  # killed before the first file, before the second, ...
         left = survived
         with monkeypatch.context() as broken:
-            broken.setattr(pq, "write_table", dies)
+            broken.setattr(pq.ParquetWriter, "__init__", dies)
             try:
                 fold(store)
                 break
