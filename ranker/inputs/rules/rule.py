@@ -46,7 +46,7 @@ class NumberRule(Protocol):
 
         Args:
             column: N values.
-            time_us: int64 [N], when each one's request was made, microseconds since 1970 UTC.
+            time_us: int64 [N], the moment of each one (of its request or behaviour), microseconds since 1970 UTC.
         """
         ...
 
