@@ -128,8 +128,7 @@ class TwoTowerModel(nn.Module):
         """User vectors, float32 [R, E], unit norm.
 
         A history is pooled by attention over what the items are, how long ago they were seen and what was known of
-        them then; the pooled
-        item is a first estimate of the user, which profile and query correct.
+        them then; the pooled item is a first estimate of the user, which profile and query correct.
 
         Args:
             side: the requests.

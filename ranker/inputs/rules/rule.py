@@ -72,7 +72,7 @@ def finite(column: pa.Array, name: str) -> np.ndarray:
     Raises:
         DataError: a value is infinite.
     """
-    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)  # rounds large integers
     if np.isinf(values).any():
         infinite = np.flatnonzero(np.isinf(values))
         raise DataError(
