@@ -116,16 +116,10 @@ def told(frame):
 def test_a_behaviour_sees_the_row_just_before_it_and_nothing_written_later(shop):
     world, mine, rows, store_dir = shop
     known = {(item, stamp + US): (deal, tag) for item, stamp, _, deal, tag in rows}
-    users = [
-        user
-        for user in world.user_ids.tolist()
-        if len(of_request(store_dir, user, world.item_ids).history.item_id)
-    ]
-    frames = {user: told(of_request(store_dir, user, world.item_ids)) for user in users}
-    assert sum(map(len, frames.values())) > 20
-    for behaviours in frames.values():
-        for item, when, deal, tag in behaviours:
-            assert (deal, tag) == known[item, when]
+    first = told(whole(joined(store_dir, world)))
+    assert len(first) > 20
+    for item, when, deal, tag in first:
+        assert (deal, tag) == known[item, when]
     # written at the moment itself, or later: unseen
     late = [
         (item, stamp + US + n % 2 * HOUR, when, -1.0, "late")
