@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from feature_repo.side_information import SideInformation
 from feature_repo.signature import Signature
 
 
@@ -20,15 +21,31 @@ class History:
         item_id: int64 of shape (T).
         code: int64 of shape (T), values of ``dataset.contracts.BEHAVIOUR_CODES``.
         time_us: int64 of shape (T), event time in microseconds since 1970 UTC.
+        side: what the store knew of items at any moment: the features of the behaviours.
     """
 
     offsets: np.ndarray
     item_id: np.ndarray
     code: np.ndarray
     time_us: np.ndarray
+    side: SideInformation = field(default_factory=SideInformation)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def rows(self, rows: np.ndarray | slice, offsets: np.ndarray) -> History:
+        """Some of the behaviours, grouped by new offsets."""
+        return replace(
+            self,
+            offsets=offsets,
+            item_id=self.item_id[rows],
+            code=self.code[rows],
+            time_us=self.time_us[rows],
+        )
+
+    def table(self) -> pa.Table:
+        """T rows: item_id and the features of the behaviours, as of the moment of each."""
+        return pa.table({"item_id": self.item_id, **self.side.columns(self.item_id, self.time_us)})
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from feature_repo.frame import Frame, History
 from feature_repo.history import BEHAVIOURS, behaviours
 from feature_repo.on_demand import STORED, Reads, compute, reads_of, request_table
 from feature_repo.services import CTR, RETRIEVAL
+from feature_repo.side_information import open_side_information
 from feature_repo.signature import Feature, open_signature, united
 from feature_repo.store import open_store
 from feature_repo.views import HISTORY
@@ -65,6 +66,7 @@ class OnlineReader:
         store: the open feature store.
         features: of the services, each once.
         reads: what its frames take from the store.
+        side: the features of behaviours, as of the last load.
 
     Raises:
         StoreError: there is no store, or a service is missing, wrong or names a feature that is not online.
@@ -79,6 +81,7 @@ class OnlineReader:
         self.features = united(open_signature(self.store, service) for service in services)
         self.reads = reads_of(self.store, self.features)
         check_online(self.store, self.reads)
+        self.side = open_side_information(self.store, self.features)
         self._readers: dict[tuple[str, ...], Reader] = {}
         self._items: Items | None = None
 
@@ -148,7 +151,7 @@ class OnlineReader:
             of_user | self._query(queries[0], time) | sent,
         )
         no_items = nothing(self.reads.stored["candidate"], 0)
-        history = History(np.array([0, len(item_id)]), item_id, code, time_us)
+        history = History(np.array([0, len(item_id)]), item_id, code, time_us, self.side)
         candidates = self._candidates(requests, users[:0], no_items)
         return Frame(requests, candidates, np.zeros(2, dtype=np.int64), history)
 
@@ -165,8 +168,9 @@ class OnlineReader:
         return self.stored("item_id", item_ids, self.reads.stored["candidate"], time)
 
     def with_items(self, items: Items | None) -> OnlineReader:
-        """A reader that takes item features from a snapshot (``feature_repo.item_matrix``)."""
+        """A reader that takes item features from a snapshot of the last load (``feature_repo.item_matrix``)."""
         other = copy.copy(self)
+        other.side = open_side_information(self.store, self.features)
         other._items = items
         return other
 

@@ -12,6 +12,7 @@ from ranker.inputs.columns import column_of
 from ranker.score import Ranker
 
 TABLES = {"request": "requests", "candidate": "candidates"}
+SIDES = (*TABLES, "behaviour")
 
 
 def explain(ranker: Ranker, frame: Frame) -> dict[str, np.ndarray]:
@@ -31,12 +32,14 @@ def explain(ranker: Ranker, frame: Frame) -> dict[str, np.ndarray]:
         DataError: the frame lacks columns of the model.
     """
     score = ranker.score(frame)
-    features = [(side, one) for side in TABLES for one in ranker.encoder.inputs.features(side) if one.view]
+    features = [(side, one) for side in SIDES for one in ranker.encoder.inputs.features(side) if one.view]
     return {one.name: score - ranker.score(_without(frame, side, column_of(one))) for side, one in features}
 
 
 def _without(frame: Frame, side: str, column: str) -> Frame:
     """The same frame with nulls in one column."""
+    if side == "behaviour":
+        return replace(frame, history=replace(frame.history, side=frame.history.side.without(column)))
     table: pa.Table = getattr(frame, TABLES[side])
     place = table.column_names.index(column)
     nulls = pa.nulls(len(table), table.schema.field(column).type)

@@ -34,7 +34,7 @@ class ModelShape:
         content_width: V; 0 leaves out the modules that read content (the id-only control).
         history: most behaviours per request.
         candidate_numbers: (feature, its numbers, width of their projection or 0) of a candidate.
-        request_numbers: those of a request.
+        request_numbers, behaviour_numbers: those of a request and of a behaviour.
         position_share: fraction of the training candidates at each logged position.
         table_learning_rate: of the tables' row-wise Adagrad.
     """
@@ -48,6 +48,7 @@ class ModelShape:
     history: int
     candidate_numbers: tuple[tuple[str, int, int], ...]
     request_numbers: tuple[tuple[str, int, int], ...]
+    behaviour_numbers: tuple[tuple[str, int, int], ...]
     position_share: tuple[float, ...]
     table_learning_rate: float
 
@@ -60,9 +61,13 @@ class ModelShape:
             user=len(self.request_rows) * self.id_width,
             content=self.content_width,
             history=self.history,
-            candidate_numbers=sum(want or have for _, have, want in self.candidate_numbers),
-            request_numbers=sum(want or have for _, have, want in self.request_numbers),
+            candidate_numbers=_width(self.candidate_numbers),
+            request_numbers=_width(self.request_numbers),
         )
+
+
+def _width(numbers: tuple[tuple[str, int, int], ...]) -> int:
+    return sum(want or have for _, have, want in numbers)
 
 
 class ClickModel(nn.Module):
@@ -80,6 +85,9 @@ class ClickModel(nn.Module):
         )
         self.candidate_vectors = Projections(shape.candidate_numbers)
         self.request_vectors = Projections(shape.request_numbers)
+        self.behaviour_vectors = Projections(shape.behaviour_numbers)
+        behaved = _width(shape.behaviour_numbers)
+        self.behaviour_input = nn.Linear(behaved, shape.id_width, bias=False) if behaved else None
         parts = recipe.build(shape.widths)
         self.parts = nn.ModuleDict(parts)
         hidden = 8 * shape.id_width
@@ -107,12 +115,15 @@ class ClickModel(nn.Module):
     def features(self, batch: Batch) -> Features:
         """What the modules can read of a batch."""
         target, behaved = self.tables.item_and_history(batch)
+        kind = self.tables.behaviour(batch)
+        if self.behaviour_input is not None:
+            kind = kind + self.behaviour_input(self.behaviour_vectors(batch.behaviour_numbers))
         return Features(
             target_RND=target,
             item_RNI=torch.cat([target, self.tables.candidate(batch)], dim=-1),
             user_RU=self.tables.request(batch),
             behaved_RLD=behaved,
-            history_RLD=behaved + self.tables.behaviour(batch),
+            history_RLD=behaved + kind,
             candidate_mask_RN=batch.candidate_mask,
             history_mask_RL=batch.history_mask,
             candidate_numbers_RNF=self.candidate_vectors(batch.candidate_numbers),

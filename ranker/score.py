@@ -94,6 +94,7 @@ class CtrConfig:
             history=inputs.history,
             candidate_numbers=inputs.widths("candidate"),
             request_numbers=inputs.widths("request"),
+            behaviour_numbers=inputs.widths("behaviour"),
             position_share=inputs.position_share,
             table_learning_rate=self.table_learning_rate,
         )

@@ -149,7 +149,7 @@ class Cooccurrence:
         """Weighted sums of neighbour scores of requests start .. stop - 1, sparse [R, I]."""
         bounds = history.offsets[start : stop + 1]
         rows = slice(bounds[0], bounds[-1])
-        part = History(bounds - bounds[0], history.item_id[rows], history.code[rows], history.time_us[rows])
+        part = history.rows(rows, bounds - bounds[0])
         spoken = interests(part)
         columns, known = self._columns(spoken.item_id)
         request = owners(spoken.offsets)[known]

@@ -97,6 +97,7 @@ class Requests:
                     np.concatenate([getattr(h, name) for h in histories] or [NO_IDS])
                     for name in ("item_id", "code", "time_us")
                 ),
+                *(history.side for history in histories[:1]),  # of one store, the same for all
             ),
             query_vectors=queries_RD,
             categories=tuple(request.category for request in requests),
@@ -129,12 +130,7 @@ class Requests:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         place = np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1])
         return Requests(
-            history=History(
-                offsets,
-                self.history.item_id[place],
-                self.history.code[place],
-                self.history.time_us[place],
-            ),
+            history=self.history.rows(place, offsets),
             query_vectors=None if self.query_vectors is None else self.query_vectors[rows],
             categories=tuple(self.categories[row] for row in rows),
             exclude=tuple(self.exclude[row] for row in rows),

@@ -25,10 +25,11 @@ def with_session(history: History, session: Sequence[int]) -> History:
         np.concatenate([history.item_id, visit.item_id]),
         np.concatenate([history.code, visit.code]),
         np.concatenate([history.time_us, visit.time_us + (history.time_us.max(initial=0))]),
+        history.side,
     )
 
 
 def newest_of(history: History, most: int) -> History:
     """The last ``most`` behaviours of one user's history."""
-    columns = (column[-most:] for column in (history.item_id, history.code, history.time_us))
-    return History(np.array([0, min(most, len(history.item_id))], dtype=np.int64), *columns)
+    offsets = np.array([0, min(most, len(history.item_id))], dtype=np.int64)
+    return history.rows(slice(-most, None), offsets)

@@ -1,11 +1,13 @@
 """Whatever features a service names: offline = online = memory = a loop over the rows, on SQLite and on Redis.
 
-Types, roles, nulls, times to live and corrections that were written late are drawn at random.
+Types, roles, nulls, times to live and corrections that were written late are drawn at random; a ranker trained on
+them scores a request alike, whether its frame was joined or read.
 
 Run: pytest tests/test_any_features.py
 """
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -16,15 +18,21 @@ from conftest import DAY, START, write_embedding
 
 from dataset.contracts import TIME
 from feature_repo.create import create_store
-from feature_repo.embeddings import publish_embedding
+from feature_repo.embeddings import as_stored, publish_embedding
 from feature_repo.frames.join import training_frame
 from feature_repo.item_matrix import embedding_of, open_item_matrix
 from feature_repo.online import OnlineReader
 from feature_repo.store import materialize, open_store
+from feature_repo.vectors import Vectors
 from moonstore.freshness import EPOCH, US
+from ranker.score import Ranker
+from ranker.train import train_ctr
+from run.sizes import size
 
 HOUR = DAY / 24
 MOMENT = START + 20 * DAY
+HISTORY = 5
+TINY = replace(size("nano"), id_width=4, history=HISTORY, ranker_slots=96)
 TYPES = {
     "Int32": pa.int32(),
     "Int64": pa.int64(),
@@ -55,7 +63,10 @@ views = [
         name=name,
         entities=[ENTITIES[one["entity"]]],
         ttl=timedelta(microseconds=one["ttl_us"]),
-        schema=[Field(name=f, dtype=eval(t)) for f, t in one["fields"].items()],
+        schema=[
+            Field(name=f, dtype=eval(t), tags={"role": "candidate, behaviour"} if f in one["behaved"] else {})
+            for f, t in one["fields"].items()
+        ],
         source=FileSource(
             name=name, path=str(HERE / f"{name}.parquet"), timestamp_field="event_timestamp",
             created_timestamp_column="created" if one["created"] else "",
@@ -71,6 +82,8 @@ retrieval_v1 = FeatureService(name="retrieval_v1", features=views[:2])
 
 def value_of(rng, kind):
     """A random value as a source may hold it."""
+    if kind.startswith("Array(Float"):
+        return [value_of(rng, kind[6:-1]) for _ in range(3)]  # a vector has one width
     if kind.startswith("Array"):
         return [value_of(rng, kind[6:-1]) for _ in range(rng.integers(0, 4))]
     if kind.startswith("Float"):
@@ -139,6 +152,7 @@ class Repository:
             fields = {
                 f"f{number}_{place}": str(kind) for place, kind in enumerate(rng.choice(list(TYPES), 5))
             }
+            behaved = [name for name in fields if entity == "item" and rng.random() < 0.6]
             created, ttl = bool(rng.random() < 0.5), TTLS[rng.integers(0, len(TTLS))]
             rows = planted(rng, keys[entity], fields, created)
             types = {"event_timestamp": TIME, "created": TIME} | {
@@ -150,6 +164,7 @@ class Repository:
             self.rows[f"view{number}"] = rows
             self.views[f"view{number}"] = {
                 "entity": entity, "fields": fields, "created": created, "ttl_us": ttl // US,
+                "behaved": behaved,
             }  # fmt: skip
         (folder / "views.json").write_text(json.dumps(self.views))
         (folder / "random_features.py").write_text(FILE)
@@ -163,6 +178,38 @@ class Repository:
                 found |= {field: expected(row, field, kind) for field, kind in view["fields"].items()}
         return found
 
+    def of_behaviour(self, item, when):
+        """What the same loop finds of an item as of a behaviour."""
+        loop, behaved = self.expected("item", item, when), [v["behaved"] for v in self.views.values()]
+        return {f"behaviour_{name}": loop[name] for some in behaved for name in some}
+
+
+def behaved_rows(frame):
+    """Of each behaviour: its item, its moment, and its features."""
+    moments = [EPOCH + int(one) * US for one in frame.history.time_us]
+    rows = frame.history.table().to_pylist()
+    return [(row.pop("item_id"), when, row) for row, when in zip(rows, moments, strict=True)]
+
+
+def trained(folder, store_dir, world, vectors):
+    """A ranker that has seen all features; what it learned is of no matter."""
+    rng = np.random.default_rng(0)
+    count, each = 60, 4
+    rows = {
+        "request_id": np.repeat(np.arange(count), each),
+        "user_id": np.repeat(rng.choice(world.user_ids, count), each),
+        "time": pa.array(
+            np.repeat([MOMENT - int(hour) * HOUR for hour in rng.integers(0, 400, count)], each), TIME
+        ),
+        "query_id": pa.array(np.repeat(rng.integers(1, 6, count), each), pa.int64()),
+        "item_id": rng.choice(world.item_ids, count * each),
+        "label": rng.integers(0, 2, count * each).astype(np.float32),
+    }
+    train = training_frame(store_dir, pa.table(rows), HISTORY)
+    return Ranker.open(
+        train_ctr(train, train, vectors, TINY, folder / "ranker", {}), vectors, train.signature
+    )
+
 
 def offline(store_dir, user, items, when, query):
     rows = pa.table(
@@ -174,7 +221,7 @@ def offline(store_dir, user, items, when, query):
             "item_id": pa.array(items, pa.int64()),
         }
     )
-    return training_frame(store_dir, rows, 5).take(0, 1)
+    return training_frame(store_dir, rows, HISTORY).take(0, 1)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -188,15 +235,22 @@ def test_any_features_are_read_alike_everywhere(request, tiny_world, tmp_path, m
     artifact = write_embedding(tmp_path / "e", tiny_world, 4, START)
     publish_embedding(store_dir, artifact)
     materialize(store_dir, MOMENT)
-    reader = OnlineReader(store_dir, 5)
+    reader = OnlineReader(store_dir, HISTORY)
     memory = reader.with_items(open_item_matrix(open_store(store_dir), embedding_of(store_dir, artifact.id)))
     items = [*tiny_world.item_ids.tolist(), 99]
-    some = 0
+    vectors = as_stored(Vectors.open(artifact), store_dir)
+    ranker = trained(tmp_path, store_dir, tiny_world, vectors)
+    some = behaved = 0
     for user, query in zip([*tiny_world.user_ids[-4:].tolist(), 77], (1, None, 3, 4, 5), strict=True):
         frame = offline(store_dir, user, items, MOMENT, query)
         for read in (reader, memory):
             online = read.read(user, items, MOMENT, query)
             assert online.requests.equals(frame.requests) and online.candidates.equals(frame.candidates)
+            assert behaved_rows(online) == behaved_rows(frame)
+            np.testing.assert_allclose(ranker.score(online), ranker.score(frame), rtol=0, atol=1e-6)
+        for item, when, told in behaved_rows(frame):
+            assert told == repository.of_behaviour(item, when)
+            behaved += sum(value is not None for value in told.values())
         (told,) = frame.requests.to_pylist()
         for name, value in (
             repository.expected("user", user, MOMENT) | repository.expected("query", query, MOMENT)
@@ -207,7 +261,7 @@ def test_any_features_are_read_alike_everywhere(request, tiny_world, tmp_path, m
             loop = repository.expected("item", item, MOMENT)
             assert {name: told[name] for name in loop} == loop, item
             some += sum(value is not None for value in loop.values())
-    assert some > 50, "a test of nulls alone"
+    assert some > 50 and behaved > 10, "a test of nulls alone"
 
 
 def test_earlier_requests_see_what_was_known_then(tiny_world, tmp_path, monkeypatch):

@@ -16,7 +16,6 @@ from ranker.inputs import columns
 from ranker.inputs.columns import Inputs, learn_inputs
 from ranker.inputs.frame_encoder import (
     FrameEncoder,
-    behaviour_ids,
     jagged,
     select_requests,
     size_groups,
@@ -223,7 +222,8 @@ def test_behaviours_are_told_by_kind_and_by_age_in_doubling_minutes():
         np.array([0, 8]), np.arange(8), np.array([1, 2, 3, 4, 5, 1, 2, 3]),
         np.array([NOW_US - int(m * 60e6) for m in minutes]),
     )  # fmt: skip
-    ids = behaviour_ids(history, np.array([NOW_US]), np.ones((1, 8), dtype=bool)).to_dict()
+    ids, _ = encoder().behaviours(history, np.array([NOW_US]), np.ones((1, 8), dtype=bool))
+    ids = ids.to_dict()
     assert ids["age"].values().tolist() == [0, 0, 1, 1, 2, 3, 31, 0]
     assert ids["code"].values().tolist() == [1, 2, 3, 4, 5, 1, 2, 3]
 

@@ -127,13 +127,6 @@ def test_a_vector_of_the_store_is_a_feature_like_others(tmp_path, project):
     assert "clip" not in explain(control, test) and abs(blind - 0.5) < 0.1
 
 
-def test_side_information_of_behaviours_is_refused_until_frames_hold_it(tmp_path):
-    behaved = replace(SIGNATURE.features[3], name="behaviour_category", role="behaviour")
-    signature = replace(SIGNATURE, features=(*SIGNATURE.features, behaved))
-    with pytest.raises(DataError, match="found behaviour_category of the behaviours"):
-        train_ctr(Requests(TRAIN, signature), Requests(TEST, signature), VECTORS, TINY, tmp_path / "r", {})
-
-
 def test_worth_is_the_loss_of_going_without(tmp_path, monkeypatch):
     """Each feature against the same rankers with all of them, seed by seed."""
     valid = Requests(shop(60, 2))

@@ -21,6 +21,7 @@ from feature_repo.event_log import EventLog, open_event_log
 from feature_repo.frame import Frame
 from feature_repo.on_demand import compute, reads_of, request_table
 from feature_repo.services import CTR
+from feature_repo.side_information import SideInformation, open_side_information
 from feature_repo.signature import Feature, Signature, open_signature
 from feature_repo.store import open_store
 from moonstore.errors import StoreError
@@ -47,6 +48,7 @@ class TrainingFrame:
         log: the event log.
         positions: int64 of shape (R), how much of the log each request's user had.
         history: K, most behaviours in a frame's history.
+        side: the features of the behaviours.
         signature: the features that it holds.
     """
 
@@ -58,6 +60,7 @@ class TrainingFrame:
     log: EventLog
     positions: np.ndarray
     history: int
+    side: SideInformation
     signature: Signature
 
     def __len__(self) -> int:
@@ -96,9 +99,8 @@ class TrainingFrame:
             candidates = candidates.append_column(name, features.column(name))
         requests = self.requests.take(rows)
         users = requests.column("user_id").to_numpy()
-        return Frame(
-            requests, candidates, offsets, self.log.gather(users, self.positions[rows], self.history)
-        )
+        history = self.log.gather(users, self.positions[rows], self.history)
+        return Frame(requests, candidates, offsets, replace(history, side=self.side))
 
 
 def training_frame(store_dir: Path, rows: pa.Table, history: int, service: str = CTR) -> TrainingFrame:
@@ -160,6 +162,7 @@ def training_frame(store_dir: Path, rows: pa.Table, history: int, service: str =
         log=log,
         positions=position[user_row],
         history=history,
+        side=open_side_information(store, signature.features),
         signature=signature,
     )
 

@@ -20,7 +20,9 @@ from dataset.contracts import DataError
 from feature_repo.event_log import open_event_log
 from feature_repo.frames.join import TrainingFrame, distinct, training_frame
 from feature_repo.frames.source import FrameSource
+from feature_repo.side_information import open_side_information
 from feature_repo.signature import Signature
+from feature_repo.store import open_store
 from moonstore.errors import StoreError
 from moonstore.files import locked
 from run.artifacts import Artifact, ArtifactError, discard, open_artifact, write_artifact
@@ -197,6 +199,7 @@ def _read(artifact: Artifact, store_dir: Path) -> TrainingFrame:
     requests, candidates, items = (
         pq.read_table(artifact.file(f"{name}.parquet")) for name in ("requests", "candidates", "items")
     )
+    signature = Signature.from_json(artifact.config["signature"])
     position, count = (requests.column(name).to_numpy() for name in POINTERS)
     return TrainingFrame(
         requests=requests.drop_columns(list(POINTERS)),
@@ -207,7 +210,8 @@ def _read(artifact: Artifact, store_dir: Path) -> TrainingFrame:
         log=log,
         positions=position,
         history=int(artifact.config["history"]),
-        signature=Signature.from_json(artifact.config["signature"]),
+        side=open_side_information(open_store(store_dir), signature.features),
+        signature=signature,
     )
 
 
@@ -224,6 +228,7 @@ def _joined(parts: Sequence[TrainingFrame], order: np.ndarray) -> TrainingFrame:
         log=parts[0].log,
         positions=np.concatenate([part.positions for part in parts]),
         history=parts[0].history,
+        side=parts[0].side,
         signature=parts[0].signature,
     )
     frame = apart.only(order)

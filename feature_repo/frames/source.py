@@ -15,6 +15,7 @@ import pyarrow as pa
 from feast import FeatureStore, FileSource
 
 from dataset.contracts import TIME
+from feature_repo.columns import in_frames
 from feature_repo.event_log import open_event_log
 from feature_repo.frames.join import POINTER, check_columns, check_grouped
 from feature_repo.on_demand import reads_of
@@ -114,7 +115,8 @@ def store_id(store: FeatureStore, signature: Signature) -> str:
     folder = Path(store.config.repo_path or ".")
     digest = hashlib.sha256(open_event_log(folder).version.encode())
     stored = chain.from_iterable(reads_of(store, signature.features).stored.values())
-    for path in sorted({_source(store, one.view) for one in (*POINTER, *stored)}):
+    behaved = in_frames(signature.features, "behaviour")
+    for path in sorted({_source(store, one.view) for one in (*POINTER, *stored, *behaved)}):
         with (folder / path).open("rb") as stream:
             digest.update(hashlib.file_digest(stream, hashlib.sha256).digest())
     return digest.hexdigest()[:16]

@@ -22,7 +22,8 @@ class Batch:
         items: key ``item_id``, R·N candidate slots then R·L history slots.
         candidates: keys ``inputs.CANDIDATE_IDS`` and ``attributes``, R·N slots.
         requests: keys ``inputs.REQUEST_IDS``, R rows.
-        behaviours: keys ``code`` and ``age``, R·L slots.
+        behaviours: keys ``code``, ``age`` and those of the behaviours' features that enter as ids, R·L slots.
+        behaviour_numbers: float32 [R, L, F], standardised, zero in empty slots.
         candidate_numbers: float32 [R, N, F], standardised, zero in empty slots.
         request_numbers: float32 [R, F].
         candidate_mask: bool [R, N], slots that hold a candidate.
@@ -41,6 +42,7 @@ class Batch:
     candidates: KeyedJaggedTensor
     requests: KeyedJaggedTensor
     behaviours: KeyedJaggedTensor
+    behaviour_numbers: Tensor
     candidate_numbers: Tensor
     request_numbers: Tensor
     candidate_mask: Tensor

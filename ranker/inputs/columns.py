@@ -23,7 +23,7 @@ SIDES = {"request": ("user", "query", "request"), "candidate": ("candidate",), "
 BOOKKEEPING = {
     "request": ("time", "query_id"),
     "candidate": (ITEM,),
-    "behaviour": (),
+    "behaviour": (ITEM,),
 }  # columns that are no features
 # What a frame holds beside the features of the store. Ids of items are learned from candidates and behaviours alike.
 HASHED = {"hashed": rule_table.BY_IDS}
@@ -190,7 +190,6 @@ def learn_inputs(
         raise DataError("expected training requests, found none. Run 'moon split' with more events.")
     given = (*given, *matches_of(train.take(0, 1).candidates))
     _check_known(train.signature, without)
-    _check_sides(train.signature)
     every = [one for one in (*given, *train.signature.features) if one.name not in without]
     learners = {one.name: rule_table.learner(one) for one in every if not one.of_embedding}
     items = rule_table.learner(ITEM_ID)
@@ -222,10 +221,14 @@ def learn_inputs(
 
 
 def tables_of(frame: Frame) -> Iterator[tuple[str, pa.Table, np.ndarray]]:
-    """The tables of a frame by side, and of each row when its request was made, int64 microseconds since 1970 UTC."""
+    """The tables of a frame by side, and the moment of each row, int64 microseconds since 1970 UTC.
+
+    That of a candidate is its request's, that of a behaviour its own: so long before the request it was.
+    """
     time_us = request_time_us(frame.requests)
     yield "request", frame.requests, time_us
     yield "candidate", frame.candidates, np.repeat(time_us, np.diff(frame.offsets))
+    yield "behaviour", frame.history.table(), frame.history.time_us
 
 
 def request_time_us(requests: pa.Table) -> np.ndarray:
@@ -240,15 +243,6 @@ def _check_known(signature: Signature, without: Collection[str]) -> None:
         raise DataError(
             f"expected features of the service {signature.service} to do without ({', '.join(known)}), "
             f"found {', '.join(strange)}"
-        )
-
-
-def _check_sides(signature: Signature) -> None:
-    if behaved := signature.of("behaviour"):
-        raise DataError(
-            f"service {signature.service}: expected features of user, candidate, query and request, found "
-            f"{', '.join(one.name for one in behaved)} of the behaviours, which no frame holds yet. "
-            f"Take behaviour out of the role of their fields."
         )
 
 

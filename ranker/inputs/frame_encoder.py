@@ -25,7 +25,6 @@ from ranker.inputs.columns import (
     request_time_us,
     require_columns,
     require_complete,
-    tables_of,
 )
 from ranker.inputs.hashing import hash_integers
 
@@ -66,21 +65,24 @@ class FrameEncoder:
                 f"frame history: expected at most {self.inputs.history} behaviours per request, found "
                 f"{history_mask.shape[1]}. Read the frame with the history length of this model's size."
             )
-        tables = {side: (table, time_us) for side, table, time_us in tables_of(frame)}
-        for side, (table, _) in tables.items():
+        for side, table in (("request", frame.requests), ("candidate", frame.candidates)):
             self.require(side, table)
-        requests, time_us = tables["request"]
+        requests, time_us = frame.requests, request_time_us(frame.requests)
         item_id = frame.candidates[ITEM].to_numpy()
+        asked_us = np.repeat(time_us, np.diff(frame.offsets))
         behaved_us = np.repeat(time_us, np.diff(frame.history.offsets))
-        target_content, target_known = self.content(item_id, candidate_mask, tables["candidate"][1])
+        candidate_numbers = self.numbers("candidate", frame.candidates, asked_us)
+        behaviours, behaviour_numbers = self.behaviours(frame.history, time_us, history_mask)
+        target_content, target_known = self.content(item_id, candidate_mask, asked_us)
         history_content, history_known = self.content(frame.history.item_id, history_mask, behaved_us)
         query_content, query_known = self.queries(requests, query_vectors)
         return Batch(
             items=self.item_ids(item_id, frame.history.item_id, candidate_mask, history_mask),
             candidates=self.ids("candidate", frame.candidates, candidate_mask),
             requests=self.ids("request", requests, np.ones(len(requests), dtype=bool)),
-            behaviours=behaviour_ids(frame.history, time_us, history_mask),
-            candidate_numbers=_place(self.numbers("candidate", *tables["candidate"]), candidate_mask),
+            behaviours=behaviours,
+            behaviour_numbers=behaviour_numbers,
+            candidate_numbers=_place(candidate_numbers, candidate_mask),
             request_numbers=torch.from_numpy(self.numbers("request", requests, time_us)),
             candidate_mask=torch.from_numpy(candidate_mask),
             history_mask=torch.from_numpy(history_mask),
@@ -106,16 +108,49 @@ class FrameEncoder:
 
     def ids(self, side: str, table: pa.Table, where: np.ndarray) -> KeyedJaggedTensor:
         """All ids of a side, a key per feature, in the slots of ``where`` bool; other slots are empty bags."""
+        values, lengths = self._bags(side, table, where)
+        return jagged(tuple(self._ids[side]), values, lengths, where.size)
+
+    def behaviours(
+        self, history: History, time_us: np.ndarray, where: np.ndarray
+    ) -> tuple[KeyedJaggedTensor, Tensor]:
+        """What the behaviours of R requests were, and what was known of their items then.
+
+        Args:
+            history: of the requests.
+            time_us: int64 [R], when the requests were made.
+            where: bool [R, L], slots that hold a behaviour.
+
+        Returns:
+            keys ``code``, ``age`` and those of the behaviours' features that enter as ids, R·L slots; their numbers
+            float32 [R, L, F], zero in empty slots.
+
+        Raises:
+            DataError: the history has not the features of the model.
+        """
+        table = history.table() if self._features["behaviour"] else pa.table({ITEM: history.item_id})
+        self.require("behaviour", table)
+        values, lengths = self._bags("behaviour", table, where)
+        kinds = [history.code.astype(np.int64), _age_buckets(history, time_us)]
+        ids = jagged(
+            (*BEHAVIOUR_ROWS, *self._ids["behaviour"]), [*kinds, *values], [where.ravel()] * 2 + lengths
+        )
+        return ids, _place(self.numbers("behaviour", table, history.time_us), where)
+
+    def _bags(
+        self, side: str, table: pa.Table, where: np.ndarray
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Of each feature that enters as ids: its values, and how many each slot of ``where`` holds."""
         values, lengths = [], []
         for column, rule in self._ids[side].values():
             rows, counts = rule.ids(table[column].combine_chunks())
             values.append(rows)
             lengths.append(np.zeros(where.shape, dtype=np.int32))
             lengths[-1][where] = counts
-        return jagged(tuple(self._ids[side]), values, [one.ravel() for one in lengths], where.size)
+        return values, [one.ravel() for one in lengths]
 
     def numbers(self, side: str, table: pa.Table, time_us: np.ndarray) -> np.ndarray:
-        """All numbers of a side side by side, float32 [rows, W]; of requests made at ``time_us`` int64."""
+        """All numbers of a side side by side, float32 [rows, W]; ``time_us`` int64: the moment of each row."""
         parts = [
             rule.numbers(table[column].combine_chunks(), time_us)
             for column, rule in self._numbers[side].values()
@@ -177,19 +212,6 @@ def jagged(
     )
 
 
-def behaviour_ids(history: History, time_us: np.ndarray, history_mask: np.ndarray) -> KeyedJaggedTensor:
-    """What a behaviour was and how long ago, keys ``code`` and ``age``, R·L slots.
-
-    Args:
-        history: behaviours of R requests.
-        time_us: int64 [R], when the requests were made.
-        history_mask: bool [R, L].
-    """
-    age_s = (np.repeat(time_us, np.diff(history.offsets)) - history.time_us) / 1e6
-    buckets = np.log2(1 + np.maximum(age_s, 0) / 60).astype(np.int64).clip(max=AGE_BUCKETS - 1)
-    return jagged(("code", "age"), [history.code.astype(np.int64), buckets], [history_mask.ravel()] * 2)
-
-
 def slots(counts: np.ndarray, left: bool) -> np.ndarray:
     """Which slots of a padded row hold something, filled from the left or right.
 
@@ -205,14 +227,11 @@ def select_requests(frame: Frame, rows: np.ndarray) -> Frame:
     """The requests of a frame at ``rows`` int64, in that order, with their candidates and histories."""
     offsets, candidate = _segments(frame.offsets, rows)
     history_offsets, behaviour = _segments(frame.history.offsets, rows)
-    history = frame.history
     return Frame(
         requests=frame.requests.take(pa.array(rows)),
         candidates=frame.candidates.take(pa.array(candidate)),
         offsets=offsets,
-        history=History(
-            history_offsets, history.item_id[behaviour], history.code[behaviour], history.time_us[behaviour]
-        ),
+        history=frame.history.rows(behaviour, history_offsets),
     )
 
 
@@ -239,6 +258,12 @@ def _segments(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.nda
     starts, counts = offsets[rows], offsets[rows + 1] - offsets[rows]
     bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return bounds, np.repeat(starts - bounds[:-1], counts) + np.arange(bounds[-1])
+
+
+def _age_buckets(history: History, time_us: np.ndarray) -> np.ndarray:
+    age_s = (np.repeat(time_us, np.diff(history.offsets)) - history.time_us) / 1e6
+    buckets: np.ndarray = np.log2(1 + np.maximum(age_s, 0) / 60).astype(np.int64).clip(max=AGE_BUCKETS - 1)
+    return buckets
 
 
 def _place(values: np.ndarray, where: np.ndarray, empty: float = 0) -> Tensor:

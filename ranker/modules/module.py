@@ -54,7 +54,7 @@ class Features:
         item_RNI: id embeddings of all of a candidate's ids, I = fields x D: item, category, attributes, ...
         user_RU: id embeddings of all of a request's ids, U = fields x D: user, query, age band, segment.
         behaved_RLD: id embeddings of the behaviours' ``item_id``, from the same table as ``target_RND``.
-        history_RLD: ``behaved_RLD`` plus what each behaviour was and how long ago.
+        history_RLD: ``behaved_RLD`` plus what each behaviour was, how long ago, and its features.
         candidate_mask_RN: bool, slots that hold a candidate.
         history_mask_RL: bool, slots that hold a behaviour.
         candidate_numbers_RNF: standardised.

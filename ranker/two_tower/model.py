@@ -26,7 +26,8 @@ class UserSide:
 
     Attributes:
         requests: a key per feature of the user, query or request that enters as ids, R rows.
-        behaviours: keys ``code`` and ``age``, R·L slots.
+        behaviours: keys ``code``, ``age`` and those of the behaviours' features that enter as ids, R·L slots.
+        behaviour_numbers: float32 [R, L, B].
         numbers: float32 [R, F].
         history_mask: bool [R, L].
         history_content: float32 [R, L, V].
@@ -35,6 +36,7 @@ class UserSide:
 
     requests: KeyedJaggedTensor
     behaviours: KeyedJaggedTensor
+    behaviour_numbers: Tensor
     numbers: Tensor
     history_mask: Tensor
     history_content: Tensor
@@ -65,6 +67,7 @@ class TowerShape:
         id_width: D.
         content_width: V; 0: id-only.
         request_numbers: F, how many numbers a request has.
+        behaviour_numbers: B, how many a behaviour has.
         item_numbers: G, how many an item has.
         id_dropout: fraction of items whose id is hidden in training, so that content carries cold items.
         table_learning_rate: of the tables' row-wise Adagrad.
@@ -77,6 +80,7 @@ class TowerShape:
     id_width: int
     content_width: int
     request_numbers: int
+    behaviour_numbers: int
     item_numbers: int
     id_dropout: float
     table_learning_rate: float
@@ -102,6 +106,9 @@ class TwoTowerModel(nn.Module):
             nn.init.zeros_(
                 self.item_numbers.weight
             )  # like an untrained id, an untrained number has no effect
+        self.behaviour_numbers = (
+            nn.Linear(shape.behaviour_numbers, self.width, bias=False) if shape.behaviour_numbers else None
+        )
         self.attend = nn.Parameter(torch.zeros(self.width))
         self.recency = nn.Linear(self.width, 1, bias=False)
         context = self.width * (2 + len(shape.request_rows)) + shape.request_numbers
@@ -120,8 +127,8 @@ class TwoTowerModel(nn.Module):
     def user(self, side: UserSide, behaved_RLE: Tensor) -> Tensor:
         """User vectors, float32 [R, E], unit norm.
 
-        A history is pooled by attention over what the items are and how long ago they were seen; the pooled
-        item is a first estimate of the user, which profile and query correct.
+        A history is pooled by attention over what the items are, how long ago they were seen and what was known of
+        them then; the pooled item is a first estimate of the user, which profile and query correct.
 
         Args:
             side: the requests.
@@ -129,6 +136,8 @@ class TwoTowerModel(nn.Module):
         """
         requests, memory = side.history_mask.shape
         kind = lookup(self.behaviours, side.behaviours).view(requests, memory, -1, self.width).sum(2)
+        if self.behaviour_numbers is not None:
+            kind = kind + self.behaviour_numbers(side.behaviour_numbers)
         score = behaved_RLE @ self.attend + self.recency(kind)[..., 0]
         if self.content is not None:
             score = score + side.history_content @ (self.content.weight.T @ self.attend)

@@ -15,7 +15,7 @@ from torchrec import KeyedJaggedTensor
 from dataset.contracts import DataError
 from feature_repo.frame import Frame, StoredRequests
 from ranker.inputs.columns import ITEM, request_time_us, require_columns
-from ranker.inputs.frame_encoder import FrameEncoder, behaviour_ids, slots
+from ranker.inputs.frame_encoder import FrameEncoder, slots
 from ranker.two_tower.model import ItemSide, UserSide
 
 REQUESTS = 512  # per batch at most; small data get batches small enough for STEPS of them
@@ -56,9 +56,11 @@ def user_side(encoder: FrameEncoder, frame: Frame) -> tuple[UserSide, np.ndarray
     behaved_us = np.repeat(time_us, np.diff(frame.history.offsets))
     content, _ = encoder.content(frame.history.item_id, history_mask, behaved_us)
     query, _ = encoder.queries(frame.requests, None)
+    behaviours, behaviour_numbers = encoder.behaviours(frame.history, time_us, history_mask)
     side = UserSide(
         requests=encoder.ids("request", frame.requests, np.ones(len(frame), dtype=bool)),
-        behaviours=behaviour_ids(frame.history, time_us, history_mask),
+        behaviours=behaviours,
+        behaviour_numbers=behaviour_numbers,
         numbers=torch.from_numpy(encoder.numbers("request", frame.requests, time_us)),
         history_mask=torch.from_numpy(history_mask),
         history_content=content,

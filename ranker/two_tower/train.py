@@ -80,6 +80,7 @@ class TowerConfig:
                 id_width=self.id_width,
                 content_width=self.content_width,
                 request_numbers=inputs.width("request"),
+                behaviour_numbers=inputs.width("behaviour"),
                 item_numbers=inputs.width("candidate"),
                 id_dropout=ID_DROPOUT,
                 table_learning_rate=TABLE_LEARNING_RATE,

@@ -46,7 +46,7 @@ class NumberRule(Protocol):
 
         Args:
             column: N values.
-            time_us: int64 [N], when each one's request was made, microseconds since 1970 UTC.
+            time_us: int64 [N], the moment of each one (of its request or behaviour), microseconds since 1970 UTC.
         """
         ...
 
@@ -72,7 +72,7 @@ def finite(column: pa.Array, name: str) -> np.ndarray:
     Raises:
         DataError: a value is infinite.
     """
-    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)  # rounds large integers
     if np.isinf(values).any():
         infinite = np.flatnonzero(np.isinf(values))
         raise DataError(
