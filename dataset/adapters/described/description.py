@@ -127,6 +127,9 @@ class Events(Section):
         types: its values -> one of EVENT_TYPES, or "ignore"; rows of a value that is not listed are set aside.
         value: column of the rating.
         value_scale: the lowest and the highest rating, if they are not 1 and 5.
+        clicked: of impressions, a column of 0 and 1: a 1 is a click beside the impression. Without ``request`` what
+            one user was shown at one time is a slate.
+        quantity: column of how many; rows below zero (returns, cancellations) are left out.
         request: column of the slate or search that the event belongs to.
         request_scope: columns within which requests are numbered anew, e.g. the user.
         position: column of the place in the slate; ``first_position``: the number of the first place.
@@ -146,6 +149,8 @@ class Events(Section):
     types: dict[str, str] = Field(default_factory=dict)
     value: str | None = None
     value_scale: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    clicked: str | None = None
+    quantity: str | None = None
     request: str | None = None
     request_scope: list[str] = Field(default_factory=list)
     position: str | None = None
@@ -165,6 +170,8 @@ class Events(Section):
             raise ValueError(
                 f"expected types to map to {', '.join(EVENT_TYPES)}, found {unknown or 'nothing'}"
             )
+        if self.clicked is not None and self.type != "impression":
+            raise ValueError('expected type = "impression" beside clicked')
         if self.value_scale is not None and not self.value_scale[0] < self.value_scale[1]:
             raise ValueError("expected value_scale to rise")
         if (self.type == "rating" or "rating" in self.types.values()) != (self.value is not None):

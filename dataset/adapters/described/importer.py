@@ -56,13 +56,17 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
     is_long = log.is_long()
     events, context = (log.long(), None) if is_long else log.short()
     data = description.data
-    pictures = Pictures(root, items, set(found["item"].rows.column(KEY).to_pylist()))
-    keys = [str(one) for one in found["item"].rows.column(KEY).to_pylist()]
+    known = found["item"].rows.column(KEY).to_pylist()
+    if data.unknown_items == KEEP:
+        known += sorted(set(items.table().column("id").to_pylist()) - set(known))
+    pictures = Pictures(root, items, set(known))
+    keys = [str(one) for one in known]
     shown = ((str(one), content) for one, content in pictures.of(description.items, description.images))
     image_id, images, quarantine = attach_pictures(keys, shown)
+    pictured = pa.table({"id": pa.array(known, pa.int64()), "image_id": image_id})
     seen = log.seen
     tables = Tables(
-        items=items_table(found["item"], items, seen["item"], image_id, data.unknown_items == KEEP),
+        items=items_table(found["item"], items, seen["item"], pictured, data.unknown_items == KEEP),
         images=images,
         users=users_table(found["user"], users, seen["user"], data.unknown_users == KEEP),
         events=events,
@@ -85,7 +89,8 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
         "unlisted": _unlisted(description, listed, (len(items), len(users))),
         "pictures": dict(sorted(pictures.counts.items())),
         "features": _features(description),
-        "left_out": [one for section in description.events for one in section.context] if is_long else [],
+        "left_out": log.left_out() if is_long else [],
+        **({"returned": log.returned} if log.returned else {}),
     }
 
 

@@ -80,6 +80,7 @@ class EventLog:
         items, users: their ids; the log may bring new ones.
         searches: its queries.
         seen: when each item, and each user, was first seen.
+        returned: rows that took something back, left out.
     """
 
     root: Path
@@ -88,6 +89,7 @@ class EventLog:
     users: Names
     searches: Searches
     seen: dict[str, Firsts] = field(default_factory=lambda: {"item": Firsts(), "user": Firsts()})
+    returned: int = 0
 
     def is_long(self) -> bool:
         """Whether it is not held in memory: large files, and nothing in them that was shown in slates."""
@@ -96,6 +98,16 @@ class EventLog:
         shown = any("impression" in (one.type, *one.types.values()) for one in self.sections)
         return sum(sizes) > LARGE and not shown
 
+    def left_out(self) -> list[str]:
+        """The columns that a log is kept without when it is long: of its sessions, places and context."""
+        found = [
+            column
+            for one in self.sections
+            for column in (one.request, *one.request_scope, one.position, *one.context)
+            if column is not None
+        ]
+        return list(dict.fromkeys(found))
+
     def batches(self) -> Iterator[pa.Table]:
         """The columns of EVENTS, without event_id, and CONTEXT columns, in the order of the files."""
         row = 0
@@ -103,10 +115,11 @@ class EventLog:
             wanted = columns_of(section)
             for batch in read(files_of(self.root, section), section, wanted, partial(_cells, section)):
                 events = self._events(section, batch, row)
+                row += len(events)
+                events = self._kept(section, events, batch.table)
                 for entity, firsts in self.seen.items():
                     firsts.see(events.column(f"{entity}_id"), events.column("event_time"))
                 yield events
-                row += len(batch.table)
 
     def short(self) -> tuple[pa.Table, pa.Table]:
         """EVENTS, by time and numbered from ``IMPORTED`` on, and the context of each (event_id, CONTEXT columns)."""
@@ -123,12 +136,27 @@ class EventLog:
                 log.add(kind, user, item, time, more=more)
         return log
 
+    def _kept(self, section: Events, events: pa.Table, table: pa.Table) -> pa.Table:
+        """The rows that count, and after them the clicks that they tell of."""
+        left = pc.fill_null(pc.equal(events.column("type"), IGNORE), False)
+        back = pc.fill_null(pc.less(flat(table.column("quantity")), 0), False)
+        self.returned += pc.sum(back).as_py() or 0
+        kept = pc.invert(pc.or_(left, back))
+        if section.clicked is None:
+            return events.filter(kept)
+        clicked = events.filter(pc.and_(kept, pc.fill_null(flat(table.column("clicked")), False)))
+        kind = pa.repeat(pa.scalar("click"), len(clicked))
+        clicks = clicked.set_column(clicked.column_names.index("type"), "type", kind)
+        return pa.concat_tables([events.filter(kept), clicks])
+
     def _events(self, section: Events, batch: Batch, row: int) -> pa.Table:
         rows, table = len(batch.table), batch.table
         kind = _types(section, flat(table.column("type")))
         sequence = pa.nulls(rows, pa.int64()) if section.whole_days else pa.array(np.arange(row, row + rows))
         scope = [flat(table.column(SCOPE + column)) for column in section.request_scope]
         request = flat(table.column("request"))
+        if section.clicked is not None and section.request is None:  # what a user was shown at one time
+            scope, request = [flat(table.column("user"))], flat(table.column("time"))
         asked = section.query is not None or section.query_text is not None
         event_us, known_us = (flat(table.column(name)) for name in ("time", "known"))
         if section.time is None:  # in the order of the rows
@@ -144,14 +172,14 @@ class EventLog:
             if asked
             else pa.nulls(rows, pa.int64()),
             "position": pc.subtract(flat(table.column("position")), section.first_position),
-            "request_id": scoped_ids(request, scope) if section.request else pa.nulls(rows, pa.int64()),
+            "request_id": scoped_ids(request, scope)
+            if section.request or section.clicked
+            else pa.nulls(rows, pa.int64()),
             "value": _ratings(section, kind, flat(table.column("value"))),
             "sequence": sequence,
         }
         context = {CONTEXT + column: flat(table.column(CONTEXT + column)) for column in section.context}
-        made = pa.table({**columns, **context})
-        ignored = pc.fill_null(pc.equal(kind, IGNORE), False)
-        return made.filter(pc.invert(ignored)) if IGNORE in section.types.values() else made
+        return pa.table({**columns, **context})
 
 
 def events_table(batches: Iterator[pa.Table]) -> tuple[pa.Table, pa.Table]:
@@ -186,6 +214,8 @@ def _cells(section: Events, reader: Reader) -> list[Cell]:
         reader.known("known", section.time, section.time_format, section.whole_days),
         reader.text("type", section.type_column),
         reader.number("value", section.value),
+        reader.flag("clicked", section.clicked),
+        reader.number("quantity", section.quantity),
         reader.id("request", section.request),
         *(reader.id(SCOPE + column, column) for column in section.request_scope),
         reader.whole("position", section.position),
