@@ -117,6 +117,7 @@ class Events(Section):
     """A table with a row per event.
 
     Attributes:
+        id: column of the event's own id, unique in the log: told again, it is known. None: they are numbered.
         join, join_on: files of a table that says more (the orders of these lines), and the column that both have.
         user, item, time: columns. Without a time the rows are taken in their order, a second apart, from 2000 on.
         time_format: see ``Items``.
@@ -137,6 +138,7 @@ class Events(Section):
         context: left-over columns, kept beside the event.
     """
 
+    id: str | None = None
     join: list[str] = Field(default_factory=list)
     join_on: str | None = None
     user: str
@@ -239,6 +241,8 @@ class Data(BaseModel):
             them of their ids alone, "set aside" puts the events into quarantine.
         similar_ids: ids that differ only by case, spaces around them or leading zeros: "refuse" the data, take them
             for "different", or for the "same" (the first one's spelling is kept).
+        ids: "item", "user", "query" -> what their ids are to clients, "text" or "integer"; where it is not said, it
+            follows from the ids, and new files with others are refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -248,6 +252,7 @@ class Data(BaseModel):
     unknown_items: Literal["keep", "set aside"] = "keep"
     unknown_users: Literal["keep", "set aside"] = "keep"
     similar_ids: Literal["refuse", "different", "same"] = "refuse"
+    ids: dict[Literal["item", "user", "query"], Literal["text", "integer"]] = Field(default_factory=dict)
 
 
 class Splitting(BaseModel):
@@ -276,6 +281,8 @@ class Description(BaseModel):
     def _there_is_something(self) -> Description:
         if not self.items and not self.events:
             raise ValueError("expected at least one table [[items]] or [[events]]")
+        if len({one.id is None for one in self.events}) > 1:
+            raise ValueError("expected an id in every table [[events]], or in none")
         return self
 
 

@@ -21,6 +21,7 @@ from dataset.adapters.described.log import EventLog, Searches
 from dataset.adapters.described.names import DIFFERENT, Names
 from dataset.adapters.described.pictures import Pictures
 from dataset.adapters.described.rows import KEY
+from dataset.append import GIVEN
 from dataset.contracts import Tables
 from dataset.first_seen import LOG
 
@@ -80,6 +81,8 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
         "source": f"described by moon.toml, {digest}",
         "description": digest,
         **({"protocol": description.split.protocol} if description.split.protocol else {}),
+        **({"event_ids": GIVEN} if log.is_named and not is_long else {}),
+        **({"ids": {f"{name}_id": kind for name, kind in data.ids.items()}} if data.ids else {}),
         "first_seen": {
             name: LOG
             for name, sections in (("items", whole.items), ("users", whole.users))

@@ -18,6 +18,7 @@ from dataset.adapters.guessing.words import (
     QUANTITY,
     TYPE,
     event_type,
+    is_event_id,
     is_unnamed,
     tokens,
 )
@@ -39,6 +40,10 @@ def event_columns(proposal: Proposal, table: Seen) -> None:
     proposal.add(
         "item", item, f"{columns[item].distinct:,} values in {columns[item].rows:,} rows; {table.why['item']}"
     )
+    own = next(
+        (name for name in columns if is_event_id(name) and columns[name].is_id and table.is_key(name)), None
+    )
+    proposal.add("id", own, "its name; a value of its own in every row")
     time_columns(proposal, "time", table.time(), table)
     if table.time() is None:
         proposal.doubts.append("no column of times: the rows are taken in their order")

@@ -203,6 +203,16 @@ def is_bare_id(name: str) -> bool:
     return bool(words) and all(word in IDS for word in words)
 
 
+def is_event_id(name: str) -> bool:
+    """Whether the name is that of an event's own id; a bare ``id`` is as often the number of a row in its file."""
+    words = set(tokens(name))
+    return (
+        bool(words & {"event", "interaction"})
+        and bool(words & IDS)
+        and words <= {"event", "interaction"} | IDS
+    )
+
+
 def is_unnamed(name: str) -> bool:
     """Whether the importer made the name up, for a file without a header."""
     return re.fullmatch(r"column\d+", name) is not None
