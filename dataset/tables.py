@@ -141,7 +141,9 @@ def noticed(config: Mapping[str, Any]) -> list[str]:
     for table, ids in config.get("unlisted", {}).items():
         lines.append(f"{ids:,} of the {table} are known by the log alone, no table lists them")
     if left := config.get("left_out"):
-        lines.append(f"a log of this size is kept without its left-over columns: {', '.join(left)}")
+        lines.append(f"a log of this size is kept without these columns: {', '.join(left)}")
+    if returned := config.get("returned"):
+        lines.append(f"{returned:,} rows of the log take something back (a number below zero), left out")
     for reason, pictures in config.get("pictures", {}).items():
         lines.append(f"{pictures:,} pictures {reason}")
     if said := unexplained(config.get("clicks", {})):

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from feature_repo.frame import Frame
 from ranker.inputs.columns import column_of
-from ranker.score import Ranker
+from ranker.inputs.frame_encoder import FrameEncoder
 
 TABLES = {"request": "requests", "candidate": "candidates"}
 SIDES = (*TABLES, "behaviour")
 
 
-def explain(ranker: Ranker, frame: Frame) -> dict[str, np.ndarray]:
+class Explained(Protocol):
+    """What can be explained (``ranker.score.Ranker``)."""
+
+    @property
+    def encoder(self) -> FrameEncoder: ...  # noqa: D102
+
+    def score(self, frame: Frame) -> np.ndarray: ...  # noqa: D102
+
+
+def explain(ranker: Explained, frame: Frame) -> dict[str, np.ndarray]:
     """What each feature of the store adds to the click logits.
 
     A feature adds the difference between the score and the score that the candidate would have if the store had no

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors
 from retrieval.cooccurrence import Cooccurrence
 from retrieval.index import ItemIndex
@@ -98,15 +99,22 @@ class Retriever:
         return (*self.personal, self.popular, self.query)
 
     @classmethod
-    def open(cls, artifacts: Mapping[str, Artifact], only: np.ndarray | None = None) -> Retriever:
+    def open(
+        cls,
+        artifacts: Mapping[str, Artifact],
+        only: np.ndarray | None = None,
+        signature: Signature | None = None,
+    ) -> Retriever:
         """Load what the sources are made of.
 
         Args:
             artifacts: by role, see ``open_retrieval``; other roles are ignored.
             only: int64 ids, the only items that may be returned; None: all of the index.
+            signature: of the two-tower model's service, as the store has it now; None: not known here.
 
         Raises:
-            ArtifactError: they were not made from one another.
+            ArtifactError: they were not made from one another, or the service lists other features than the
+                two-tower model was trained with.
         """
         artifacts = {role: artifact for role, artifact in artifacts.items() if role in ROLES}
         placed = [("two_tower_index", "two_tower")] if "two_tower" in artifacts else []
@@ -118,7 +126,7 @@ class Retriever:
         if "two_tower" in artifacts:
             from ranker.two_tower.train import TwoTower
 
-            towers = TwoTower.open(artifacts["two_tower"], vectors)
+            towers = TwoTower.open(artifacts["two_tower"], vectors, signature)
             tower_index = ItemIndex.open(artifacts["two_tower_index"]).only(only)
         return cls._of(index, vectors, Parts(graph, towers, tower_index), artifacts)
 

@@ -12,11 +12,19 @@ from serving.catalogue import Card
 
 @dataclass(frozen=True)
 class Hit:
-    """One item of an answer: its card, the score it is ordered by, and its score from every source."""
+    """One item of an answer.
+
+    Attributes:
+        card: of the item.
+        score: that it is ordered by.
+        matches: its score from every source.
+        parts: what each feature adds to the ranker's score (``ranker.explain``); None: not asked, or not ranked.
+    """
 
     card: Card
     score: float
     matches: dict[str, float]
+    parts: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

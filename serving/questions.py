@@ -45,7 +45,10 @@ TextCount = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=MOST_H
 
 
 class RecommendQuestion(BaseModel):
-    """``GET /recommend``: who asks, how many items of which category, the items of this visit, and a JSON object."""
+    """``GET /recommend``: who asks, how many items of which category, the items of this visit, and a JSON object.
+
+    ``explain`` asks what each feature adds to each score.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,6 +57,7 @@ class RecommendQuestion(BaseModel):
     category: Annotated[Word, Field(min_length=1)] | None = None
     session: Annotated[list[TextId], Field(max_length=MOST_SESSION)] = Field(default_factory=list)
     context: Annotated[str, Field(max_length=MOST_CONTEXT)] | None = None
+    explain: bool = False
 
 
 class SimilarQuestion(BaseModel):

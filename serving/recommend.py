@@ -18,7 +18,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -35,9 +35,10 @@ from feature_repo.frame import Frame
 from feature_repo.ingest.item_states import UnknownItem
 from feature_repo.item_matrix import ItemMatrix
 from feature_repo.online import OnlineReader, StoreUnavailable, check_loaded
-from feature_repo.services import CTR
+from feature_repo.services import CTR, RETRIEVAL
 from feature_repo.shop_ids import INT64_IDS, ShopIds, shop_ids
 from feature_repo.signature import open_signature
+from ranker.explain import explain
 from ranker.relevance import Relevance
 from ranker.score import Ranker
 from retrieval.fusion import fuse_orders
@@ -62,6 +63,29 @@ STORE_AWAY = "the online store does not answer"  # all that a client is told; th
 OWNED_CODES = tuple(BEHAVIOUR_CODES[name] for name in ("purchase", "liked", "disliked"))
 SEARCH_DEPTH = 100  # candidates of a search that are reranked
 EXAMPLE_USERS = 50
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Candidates that the ranker scored.
+
+    Attributes:
+        ranker: that scored them.
+        frame: what it read, one request.
+        ids: of the candidates, in the order of the frame.
+        scores: float32, one per candidate.
+    """
+
+    ranker: Scorer
+    frame: Frame
+    ids: np.ndarray
+    scores: np.ndarray
+
+    def parts(self, hits: np.ndarray) -> list[dict[str, float]]:
+        """What each feature adds to the score of each hit, by name (``ranker.explain``)."""
+        found = explain(self.ranker, self.frame)
+        row = {item: place for place, item in enumerate(self.ids.tolist())}
+        return [{name: float(part[row[item]]) for name, part in found.items()} for item in hits.tolist()]
 
 
 class UnknownCategory(LookupError):
@@ -144,13 +168,13 @@ class Recommender:
         artifacts = open_parts(folder)
         require_whole(artifacts, data)
         dataset, split = Dataset.open(data["dataset"]), Split.open(data["split"])
-        retriever = Retriever.open(artifacts)
         last = split.end
         behaviours = size(recorded["size_name"]).history
         ids = shop_ids(run / "store")
         reader = OnlineReader(run / "store", behaviours)
         check_loaded(reader)
         signature = open_signature(reader.store, CTR)
+        retriever = Retriever.open(artifacts, signature=open_signature(reader.store, RETRIEVAL))
         recommender = cls(
             retriever=retriever,
             reader=reader,
@@ -192,6 +216,7 @@ class Recommender:
         time: datetime | None = None,
         session: Sequence[ShopId] = (),
         context: Context | None = None,
+        explained: bool = False,
     ) -> Answer:
         """The k items this user should see now, without what they already bought or rated.
 
@@ -202,6 +227,7 @@ class Recommender:
             time: as of when; default ``now``.
             session: item ids of this visit that the store may not know yet, oldest first.
             context: what on-demand views read of the request (``feature_repo.on_demand``).
+            explained: whether the hits say what each feature adds to their score, if the ranker ordered them.
 
         Raises:
             UnknownCategory: no item has this category.
@@ -235,14 +261,19 @@ class Recommender:
                 newest, index = self.catalogue.newest, self.retriever.index
                 ids, scores = followed_by_newest(ids, scores, k, request, newest, index)
             matches = Matches.of(self.retriever.sources, request, ids)
+        ranked = None
         if personal and user is not None and self.ranker is not None and len(ids):
             ranked = self._rank(self.ranker, request, user, ids, matches, stages, fallbacks)
             if ranked is not None:
                 if self.fuse:
-                    order, (ids, scores) = "retrieval+ranker", fuse_orders(ids, ranked)
+                    order, (ids, scores) = "retrieval+ranker", fuse_orders(ids, ranked.scores)
                 else:
-                    order, (ids, scores) = "ranker", best_first(ids, ranked, k)
-        return self._answer(ids[:k], scores[:k], matches, order, stages, fallbacks)
+                    order, (ids, scores) = "ranker", best_first(ids, ranked.scores, k)
+        parts = None
+        if explained and ranked is not None:
+            with stages.measure("explain"):
+                parts = ranked.parts(ids[:k])
+        return self._answer(ids[:k], scores[:k], matches, order, stages, fallbacks, parts)
 
     def search(
         self,
@@ -288,7 +319,7 @@ class Recommender:
         if user is not None and self.ranker is not None and len(ids):
             ranked = self._rank(self.ranker, request, user, ids, matches, stages, fallbacks)
             if ranked is not None:
-                order, (ids, scores) = "relevance+ranker", fuse_orders(ids, ranked)
+                order, (ids, scores) = "relevance+ranker", fuse_orders(ids, ranked.scores)
         return self._answer(ids[:k], scores[:k], matches, order, stages, fallbacks)
 
     def similar(self, item_id: ShopId, k: int) -> Answer:
@@ -366,8 +397,8 @@ class Recommender:
         matches: Matches,
         stages: Stages,
         fallbacks: list[str],
-    ) -> np.ndarray | None:
-        """The ranker's scores of ``ids``; None when there are none, with the reason in ``fallbacks``."""
+    ) -> Ranked | None:
+        """``ids`` as the ranker scores them; None when there are none, with the reason in ``fallbacks``."""
         try:
             with stages.measure("features"):
                 frame = self.reader.with_candidates(user, ids)
@@ -387,7 +418,7 @@ class Recommender:
                 log.exception("the ranker failed, answering in retrieval order")
                 fallbacks.append("ranker_error")
                 return None
-        return scores
+        return Ranked(ranker, frame, ids, scores)
 
     def _answer(
         self,
@@ -397,11 +428,14 @@ class Recommender:
         order: str,
         stages: Stages,
         fallbacks: list[str],
+        parts: list[dict[str, float]] | None = None,
     ) -> Answer:
         rows = [{} for _ in ids] if matches is None else matches.named(ids)
         hits = [
-            Hit(card, float(score), row)
-            for card, score, row in zip(self.catalogue.cards(ids), scores, rows, strict=True)
+            Hit(card, float(score), row, part)
+            for card, score, row, part in zip(
+                self.catalogue.cards(ids), scores, rows, parts or [None] * len(ids), strict=True
+            )
         ]
         self.counts.update(dict.fromkeys(fallbacks, 1))
         self.counts.update({"answers": 1, "empty": int(not hits)})

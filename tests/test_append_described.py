@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from dataset.contracts import DataError
+from dataset.identity import event_key
 from dataset.importers import append_described, import_path
 from dataset.tables import Dataset
 from moon import journey, stages
@@ -187,3 +188,50 @@ def test_the_journey_appends_under_the_runs_description_and_never_imports_anew(t
     (tmp_path / "first" / "moon.toml").write_text(TOML)
     journey.travel(run)
     assert len(stages.open_dataset(run).events) == 13
+
+
+NAMED = """
+[data]
+name = "shop"
+ids = { item = "text", user = "integer" }
+
+[[events]]
+files = ["log.csv"]
+id = "event"
+user = "user"
+item = "sku"
+time = "time"
+type = "impression"
+clicked = "clicked"
+"""
+
+
+def test_events_with_ids_of_their_own_are_known_again_by_them(tmp_path):
+    head, first = "event,user,sku,time,clicked", "7,1,1,2024-03-01T10:00:00Z,1"
+    second, third = "b-8,2,2,2024-03-02T10:00:00Z,0", "9,1,2,2024-03-03T10:00:00Z,0"
+    for day, rows in (
+        ("1", [first, second]),
+        ("2", [first, third, "b-8,2,1,2024-03-04T10:00:00Z,0"]),
+    ):
+        (tmp_path / day).mkdir()
+        (tmp_path / day / "log.csv").write_text("\n".join([head, *rows]) + "\n")
+    (tmp_path / "1/moon.toml").write_text(NAMED)
+    dataset = Dataset.open(import_path(tmp_path / "1", tmp_path / "d"))
+    assert dataset.artifact.config["event_ids"] == "given"
+    kinds = dataset.artifact.config["ids"]
+    assert (kinds["item_id"], kinds["user_id"]) == ("text", "integer")  # though all are small integers so far
+    keys = {"7": 7, "click of 7": event_key("click", 7), "b-8": event_key("", "b-8")}
+    assert set(dataset.events["event_id"].to_pylist()) == set(keys.values())
+    done = append_described(tmp_path / "1", tmp_path / "2", dataset)
+    assert (done.already_there, done.added["events"], done.refused) == (2, 1, 1)
+    after = Dataset.open(open_artifact(tmp_path / "d", "dataset"))
+    assert set(after.events["event_id"].to_pylist()) == {*keys.values(), 9}
+    (other,) = after.quarantine.to_pylist()
+    assert other["rule"] == "another event has this event_id"
+
+
+def test_an_id_in_one_log_of_two_is_refused(tmp_path):
+    other = '[[events]]\nfiles = ["b.csv"]\nuser = "user"\nitem = "sku"\ntime = "time"\ntype = "click"\n'
+    (tmp_path / "moon.toml").write_text(NAMED + other)
+    with pytest.raises(DataError, match="expected an id in every table \\[\\[events\\]\\], or in none"):
+        import_path(tmp_path, tmp_path / "d")

@@ -1,6 +1,8 @@
 """Every importer keeps the contract of ``contracts.importer``, and none is without it."""
 
-from contracts.importer import ImporterContract
+import pyarrow as pa
+import pytest
+from contracts.importer import ImporterContract, read, write
 from test_importers import (
     globo_pack,
     grocery_pack,
@@ -12,6 +14,9 @@ from test_importers import (
 )
 from test_mbe import BLUE, RED, lines, put, row, triplet
 
+from dataset.adapters.described.description import FILE
+from dataset.adapters.described.importer import described
+from dataset.contracts import DataError
 from dataset.importers import IMPORTERS
 
 
@@ -81,8 +86,86 @@ class TestMbe2(ImporterContract):
         lines(folder / "triplets.jsonl", [triplet(1), triplet(2, split="test")])
 
 
+class TestDescribed(ImporterContract):
+    """The importer of any folder, as its ``moon.toml`` describes it."""
+
+    importer = "described"
+    titles = {"A1": "red lamp", "B2": "oak chair", "C3": "tall shelf"}
+    events = [("A1", "click", None), ("A1", "rating", 4.0), ("B2", "click", None), ("C3", "click", None)]
+    judged = [("A1", 1.0), ("B2", 0.0)]
+    quarantined = {"events": {"null user_id": 1}}
+
+    @pytest.fixture(autouse=True)
+    def _known_by_a_name(self, monkeypatch):
+        monkeypatch.setitem(IMPORTERS, self.importer, lambda folder: described(folder / FILE))
+
+    @staticmethod
+    def write(folder):
+        folder.mkdir(parents=True)
+        (folder / FILE).write_text(DESCRIBED)
+        for name, content in DESCRIBED_FILES.items():
+            (folder / name).write_text("\n".join(content) + "\n")
+
+    def test_a_missing_folder_is_named(self, tmp_path):
+        with pytest.raises(DataError, match="nowhere.*no such file. Run 'moon init FOLDER'"):
+            self.imported(tmp_path / "nowhere", tmp_path / "d")
+
+    def test_a_column_nobody_knows_is_not_passed_over_in_silence(self, raw, tmp_path):
+        """It is kept as a feature of its entity."""
+        table = read(raw / "items.csv")
+        write(table.append_column("mystery", pa.array(["?"] * table.num_rows)), raw / "items.csv")
+        assert self.imported(raw, tmp_path / "d").extra["item"].column("mystery").to_pylist() == ["?"] * 3
+
+
+DESCRIBED = """
+[data]
+name = "described"
+
+[[items]]
+files = ["items.csv"]
+id = "sku"
+title = "name"
+
+[[events]]
+files = ["log.csv"]
+user = "user"
+item = "sku"
+time = "time"
+type_column = "kind"
+types = { view = "click", rated = "rating" }
+value = "stars"
+
+[[queries]]
+files = ["queries.csv"]
+id = "query"
+text = "words"
+
+[[judgements]]
+files = ["labels.csv"]
+query = "query"
+item = "sku"
+relevance = "grade"
+"""
+DESCRIBED_FILES = {
+    "items.csv": ["sku,name", "A1,red lamp", "B2,oak chair", "C3,tall shelf"],
+    "log.csv": [
+        "user,sku,time,kind,stars",
+        "ann,A1,2024-03-01T10:00:00Z,view,",
+        "bob,A1,2024-03-02T10:00:00Z,rated,4",
+        "ann,B2,2024-03-03T10:00:00Z,view,",
+        "bob,C3,2024-03-04T10:00:00Z,view,",
+        ",C3,2024-03-05T10:00:00Z,view,",
+    ],
+    "queries.csv": ["query,words", "q1,lamp", "q2,old chair"],
+    "labels.csv": ["query,sku,grade", "q1,A1,1", "q1,B2,0"],
+}
+
+
 def test_no_importer_is_without_the_contract():
     def below(suite):
         return {suite, *(one for child in suite.__subclasses__() for one in below(child))}
 
-    assert {suite.importer for suite in below(ImporterContract) - {ImporterContract}} == set(IMPORTERS)
+    assert {suite.importer for suite in below(ImporterContract) - {ImporterContract}} == {
+        *IMPORTERS,
+        "described",
+    }

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset.importers import import_path
-from dataset.tables import Dataset, write_dataset
+from dataset.tables import Dataset, noticed, write_dataset
 from moon import journey
 from moon.describing import init
 from run.artifacts import open_artifact
@@ -135,3 +135,17 @@ def test_a_log_on_disk_becomes_the_same_events_as_one_in_memory(tmp_path, monkey
     kept = [name for name in short.events.column_names if name != "sequence"]
     assert long.events.select(kept).equals(short.events.select(kept))
     assert long.artifact.config["ties"] != short.artifact.config["ties"]
+
+
+def test_what_a_long_log_is_kept_without_is_said(tmp_path, monkeypatch):
+    rows = {"user": ["a", "a", "b"], "item": ["x", "y", "x"], "t": [1_700_000_000] * 3, "visit": [1, 1, 2]}
+    pq.write_table(pa.table({**rows, "device": ["web"] * 3}), tmp_path / "log.parquet")
+    keys = (
+        'user = "user"\nitem = "item"\ntime = "t"\ntime_format = "s"\nrequest = "visit"\ncontext = ["device"]'
+    )
+    toml = f'[data]\nname = "x"\n[[events]]\nfiles = ["log.parquet"]\ntype = "click"\n{keys}\n'
+    (tmp_path / "moon.toml").write_text(toml)
+    said = "a log of this size is kept without these columns: visit, device"
+    assert said not in noticed(import_path(tmp_path, tmp_path / "short").config)
+    monkeypatch.setattr("dataset.adapters.described.log.LARGE", 1)
+    assert said in noticed(import_path(tmp_path, tmp_path / "long").config)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset.adapters.described.importer import described
+from dataset.contracts import DataError
 
 NOON = datetime(2024, 7, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 SECONDS = int(NOON.timestamp())
@@ -134,3 +135,39 @@ def test_lines_have_the_user_and_the_time_of_their_order(tmp_path, monkeypatch):
     (tmp_path / "moon.toml").write_text(text.replace('join_on = "order_id"', 'join_on = "order"'))
     with pytest.raises(ValueError, match="expected the column 'order' that join_on names"):
         described(tmp_path / "moon.toml")
+
+
+@pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("1.0", "0.0"), ("true", "False")])
+def test_a_clicked_impression_is_an_impression_and_a_click_in_one_slate(events, yes, no):
+    keys = 'time = "t"\ntype = "impression"\nclicked = "c"'
+    rows = [
+        {"u": "a", "i": f"b{n}", "t": "2024-03-01 10:00:00", "c": yes if n == 1 else no} for n in range(3)
+    ]
+    rows.append({"u": "a", "i": "b0", "t": "2024-03-01 10:05:00", "c": ""})
+    found = events(rows, keys)
+    assert [row["type"] for row in found].count("impression") == 4
+    (click,) = [row for row in found if row["type"] == "click"]
+    slate = [row for row in found if row["request_id"] == click["request_id"]]
+    assert len(slate) == 4 and len({row["request_id"] for row in found}) == 2
+    assert click["item_id"] == found[1]["item_id"] and click["event_time"] == found[1]["event_time"]
+
+
+def test_a_label_that_is_neither_yes_nor_no_is_refused(events):
+    keys = 'time = "t"\ntype = "impression"\nclicked = "c"'
+    with pytest.raises(DataError, match="row 1, column 'c': expected 0 or 1, false or true, found '2'"):
+        events([{"u": "a", "i": "b", "t": "2024-03-01", "c": "2"}], keys)
+
+
+def test_rows_below_zero_are_left_out(events):
+    keys = 'time = "t"\ntype = "purchase"\nquantity = "q"'
+    cells = ["2", "-1", "0", ""]
+    rows = [{"u": "a", "i": f"b{n}", "t": f"2024-03-0{n + 1}", "q": cell} for n, cell in enumerate(cells)]
+    assert [row["event_time"].day for row in events(rows, keys)] == [1, 3, 4]
+
+
+def test_an_id_that_another_program_made_a_fraction_is_whole_again(events):
+    rows = [
+        {"u": one, "i": "b", "t": f"2024-03-0{n + 1}"} for n, one in enumerate(["17850.0", "17850", "1.5"])
+    ]
+    first, second, third = events(rows)
+    assert first["user_id"] == second["user_id"] == 17850 != third["user_id"]

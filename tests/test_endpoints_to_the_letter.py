@@ -11,6 +11,7 @@ import json
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from fake_shop import ARTIFACTS, ITEM_IDS, picture, recommender
 from fastapi.testclient import TestClient
@@ -271,6 +272,22 @@ def test_what_a_client_sends_with_a_request_reaches_the_store(client, moon):
     assert moon.reader.context == {"device": "phone", "pages": 3}
     client.get("/recommend?user_id=4")
     assert moon.reader.context is None
+
+
+def test_an_explanation_is_in_every_hit_when_it_is_asked_for(client, monkeypatch):
+    def explain(ranker, frame):
+        ids = frame.candidates["item_id"].to_numpy()
+        return {"price": (ids / 1e15).astype(np.float32)}
+
+    monkeypatch.setattr("serving.recommend.explain", explain)
+    asked = client.get("/recommend?user_id=4&k=5&explain=true").json()
+    assert len(asked["hits"]) == 5
+    for hit in asked["hits"]:
+        assert hit["explanation"] == {"price": pytest.approx(hit["item_id"] / 1e15)}
+    for query in ("", "&explain=false"):
+        hits = client.get(f"/recommend?user_id=4&k=5{query}").json()["hits"]
+        assert hits and all("explanation" not in hit for hit in hits)
+    assert client.get("/recommend?user_id=4&explain=perhaps").status_code == 422
 
 
 @pytest.mark.parametrize(

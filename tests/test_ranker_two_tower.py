@@ -19,7 +19,7 @@ from ranker.two_tower import negatives
 from ranker.two_tower import train as train_module
 from ranker.two_tower.model import sampled_softmax
 from ranker.two_tower.train import TowerConfig, TwoTower, train_two_tower
-from run.artifacts import ArtifactError, open_artifact, write_artifact
+from run.artifacts import MADE_BY, ArtifactError, open_artifact, write_artifact
 from run.sizes import size
 
 NANO = size("nano")
@@ -226,6 +226,17 @@ def test_other_vectors_and_edited_configurations_are_refused(trained, tmp_path):
         (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match="colour"):
         TwoTower.open(open_artifact(tmp_path / "t", "two_tower"), VECTORS)
+
+
+def test_towers_are_refused_under_a_service_that_has_changed_since(trained):
+    signature = TwoTower.open(trained, VECTORS).encoder.inputs.signature
+    assert signature.service and TwoTower.open(trained, VECTORS, signature)
+    first, *others = signature.features
+    changed = replace(signature, features=(*others, replace(first, name="brand", field="brand")))
+    with pytest.raises(ArtifactError) as refused:
+        TwoTower.open(trained, VECTORS, changed)
+    for part in ("added: brand", f"lost: {first.name}", MADE_BY["two_tower"]):
+        assert part in str(refused.value)
 
 
 def sampler(requests=300, seed=5):

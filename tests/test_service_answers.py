@@ -4,8 +4,10 @@ import asyncio
 import base64
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from fake_shop import (
     ARTIFACTS,
@@ -18,6 +20,7 @@ from fake_shop import (
 )
 from fastapi.testclient import TestClient
 
+from feature_repo.signature import Feature
 from retrieval.requests import history_of
 from serving.app import create_app
 from serving.settings import Settings
@@ -385,3 +388,37 @@ def test_answers_are_json_even_where_the_catalogue_is_not_a_number(client):
 def test_a_wrong_setting_is_refused(tmp_path):
     with pytest.raises(ValueError, match="embedded, redis"):
         Settings(run=tmp_path, profile="radis")
+
+
+def test_an_explanation_is_what_each_feature_adds_to_the_score_and_only_when_asked(monkeypatch):
+    """The fake ranker adds the price to a part of the id; without the price the score is that part alone."""
+    moon = recommender()
+    price = Feature("price", "item_profile", "price", "candidate", "number", pa.float32())
+    segment = Feature("segment", "user_profile", "segment", "request", "number", pa.float32())
+    of = {"candidate": [price], "request": [segment]}
+    moon.ranker.encoder = SimpleNamespace(inputs=SimpleNamespace(features=of.get))
+    prices = {int(one): float(row % 5) for row, one in enumerate(ITEM_IDS)}
+    plain = moon.reader.with_candidates
+
+    def with_candidates(user, item_ids):
+        frame = plain(user, item_ids)
+        column = pa.array([prices[one] for one in item_ids.tolist()], pa.float32())
+        requests = user.requests.append_column("segment", pa.array([2.0], pa.float32()))
+        return replace(frame, candidates=frame.candidates.append_column("price", column), requests=requests)
+
+    def score(frame, query_vectors=None):
+        numbers = frame.candidates["price"].fill_null(0.0).to_numpy()
+        return (frame.candidates["item_id"].to_numpy() / 1e17 + numbers).astype(np.float32)
+
+    monkeypatch.setattr(moon.reader, "with_candidates", with_candidates)
+    monkeypatch.setattr(moon.ranker, "score", score)
+    asked = moon.recommend(4, 6, explained=True)
+    assert asked.order == "ranker" and "explain" in asked.timings_ms
+    for hit in asked.hits:
+        assert hit.parts == pytest.approx({"segment": 0.0, "price": prices[int(hit.card.item_id)]}, abs=1e-6)
+    assert {hit.parts["price"] for hit in asked.hits} > {4.0}
+    plainly = moon.recommend(4, 6)
+    assert [hit.card.item_id for hit in plainly.hits] == [hit.card.item_id for hit in asked.hits]
+    assert {hit.parts for hit in plainly.hits} == {None} and "explain" not in plainly.timings_ms
+    popular = moon.recommend(77, 6, explained=True)  # nobody ranked these
+    assert {hit.parts for hit in popular.hits} == {None}

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from feature_repo.frame import Frame, StoredRequests
 from feature_repo.services import RETRIEVAL
+from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors
 from ranker.fit import Plan, fit
 from ranker.inputs.columns import ITEM, USER_EVENTS, Inputs, learn_inputs
 from ranker.inputs.earlier import read_inputs
 from ranker.inputs.frame_encoder import BEHAVIOUR_ROWS, FrameEncoder, select_requests
-from ranker.score import CONFIG, require_vectors
+from ranker.score import CONFIG, require_signature, require_vectors
 from ranker.two_tower.model import TowerShape, TwoTowerModel, sampled_softmax
 from ranker.two_tower.negatives import Sample, Sampler, item_side, user_side
 from ranker.weights import load_weights, save_weights
@@ -99,14 +100,22 @@ class TwoTower:
         self.model, self.encoder, self.artifact = model, encoder, artifact
 
     @classmethod
-    def open(cls, artifact: Artifact, vectors: Vectors | None) -> TwoTower:
+    def open(
+        cls, artifact: Artifact, vectors: Vectors | None, signature: Signature | None = None
+    ) -> TwoTower:
         """Open an artifact of kind "two_tower".
 
+        Args:
+            artifact: the trained model.
+            vectors: the embedding it was trained with.
+            signature: of the service that frames will be read with; None: not known here.
+
         Raises:
-            ArtifactError: tensors missing or not finite, or trained with another embedding.
+            ArtifactError: tensors missing or not finite, or trained with another embedding or other features.
         """
         config = TowerConfig.read(artifact.file(CONFIG))
         require_vectors(artifact.path, config.embedding_id, vectors, MADE_BY["two_tower"])
+        require_signature(artifact.path, config.inputs.signature, signature, MADE_BY["two_tower"])
         model = config.build()
         load_weights(model, artifact.file("model.safetensors"), MADE_BY["two_tower"])
         return cls(model.eval(), FrameEncoder(config.inputs, vectors), artifact)

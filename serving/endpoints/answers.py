@@ -48,7 +48,9 @@ def add_answers(
         return await answered(
             "/recommend",
             moon,
-            lambda: moon.recommend(user, asked.k, asked.category, session=session, context=context),
+            lambda: moon.recommend(
+                user, asked.k, asked.category, session=session, context=context, explained=asked.explain
+            ),
         )
 
     @app.get("/similar", responses=refused_with(404, 422, 503))
@@ -103,6 +105,7 @@ def _content(answer: Answer, artifacts: dict[str, str]) -> dict[str, Any]:
                 "price": hit.card.price,
                 "image_id": hit.card.image_id,
                 "matches": hit.matches,
+                **({} if hit.parts is None else {"explanation": hit.parts}),
             }
             for hit in answer.hits
         ],

@@ -90,6 +90,8 @@ class Reader:
             return self.text(name, None)
         raw, kind = self.raw(column), self.types[column]
         sql = f"CAST({raw} AS VARCHAR)"
+        if kind == "VARCHAR":
+            sql = f"regexp_replace({sql}, '^([0-9]+)[.]0$', '\\1')"
         if kind in ("FLOAT", "DOUBLE") or kind.startswith("DECIMAL"):
             number = f"CAST({raw} AS DOUBLE)"
             whole = f"{number} = floor({number}) AND abs({number}) < {EXACT}"
@@ -113,6 +115,17 @@ class Reader:
             f"ELSE {amount} END AS DOUBLE))"
         )
         return Cell(name, sql, column, raw, "a number")
+
+    def flag(self, name: str, column: str | None) -> Cell:
+        """Yes or no: 0 and 1, false and true."""
+        if column is None:
+            return Cell(name, "CAST(NULL AS BOOLEAN)")
+        raw = self.raw(column)
+        whole = f"try_cast(try_cast({raw} AS DOUBLE) AS BIGINT)"
+        sql = f"CASE {whole} WHEN 1 THEN true WHEN 0 THEN false END"
+        if self.types[column] in ("BOOLEAN", "VARCHAR"):
+            sql = f"coalesce(try_cast({raw} AS BOOLEAN), {sql})"
+        return Cell(name, sql, column, raw, "0 or 1, false or true")
 
     def whole(self, name: str, column: str | None) -> Cell:
         """An integer of 32 bits."""

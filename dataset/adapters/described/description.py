@@ -117,6 +117,7 @@ class Events(Section):
     """A table with a row per event.
 
     Attributes:
+        id: column of the event's own id, unique in the log: told again, it is known. None: they are numbered.
         join, join_on: files of a table that says more (the orders of these lines), and the column that both have.
         user, item, time: columns. Without a time the rows are taken in their order, a second apart, from 2000 on.
         time_format: see ``Items``.
@@ -127,6 +128,9 @@ class Events(Section):
         types: its values -> one of EVENT_TYPES, or "ignore"; rows of a value that is not listed are set aside.
         value: column of the rating.
         value_scale: the lowest and the highest rating, if they are not 1 and 5.
+        clicked: of impressions, a column of 0 and 1: a 1 is a click beside the impression. Without ``request`` what
+            one user was shown at one time is a slate.
+        quantity: column of how many; rows below zero (returns, cancellations) are left out.
         request: column of the slate or search that the event belongs to.
         request_scope: columns within which requests are numbered anew, e.g. the user.
         position: column of the place in the slate; ``first_position``: the number of the first place.
@@ -134,6 +138,7 @@ class Events(Section):
         context: left-over columns, kept beside the event.
     """
 
+    id: str | None = None
     join: list[str] = Field(default_factory=list)
     join_on: str | None = None
     user: str
@@ -146,6 +151,8 @@ class Events(Section):
     types: dict[str, str] = Field(default_factory=dict)
     value: str | None = None
     value_scale: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    clicked: str | None = None
+    quantity: str | None = None
     request: str | None = None
     request_scope: list[str] = Field(default_factory=list)
     position: str | None = None
@@ -165,6 +172,8 @@ class Events(Section):
             raise ValueError(
                 f"expected types to map to {', '.join(EVENT_TYPES)}, found {unknown or 'nothing'}"
             )
+        if self.clicked is not None and self.type != "impression":
+            raise ValueError('expected type = "impression" beside clicked')
         if self.value_scale is not None and not self.value_scale[0] < self.value_scale[1]:
             raise ValueError("expected value_scale to rise")
         if (self.type == "rating" or "rating" in self.types.values()) != (self.value is not None):
@@ -232,6 +241,8 @@ class Data(BaseModel):
             them of their ids alone, "set aside" puts the events into quarantine.
         similar_ids: ids that differ only by case, spaces around them or leading zeros: "refuse" the data, take them
             for "different", or for the "same" (the first one's spelling is kept).
+        ids: "item", "user", "query" -> what their ids are to clients, "text" or "integer"; where it is not said, it
+            follows from the ids, and new files with others are refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -241,6 +252,7 @@ class Data(BaseModel):
     unknown_items: Literal["keep", "set aside"] = "keep"
     unknown_users: Literal["keep", "set aside"] = "keep"
     similar_ids: Literal["refuse", "different", "same"] = "refuse"
+    ids: dict[Literal["item", "user", "query"], Literal["text", "integer"]] = Field(default_factory=dict)
 
 
 class Splitting(BaseModel):
@@ -269,6 +281,8 @@ class Description(BaseModel):
     def _there_is_something(self) -> Description:
         if not self.items and not self.events:
             raise ValueError("expected at least one table [[items]] or [[events]]")
+        if len({one.id is None for one in self.events}) > 1:
+            raise ValueError("expected an id in every table [[events]], or in none")
         return self
 
 

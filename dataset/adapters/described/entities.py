@@ -119,9 +119,9 @@ def columns_of(section: Section) -> list[str]:
 
 
 COLUMN_KEYS = (
-    "id", "user", "item", "time", "type_column", "value", "request", "request_scope", "position", "query",
-    "query_text", "text", "title", "description", "category", "price", "product", "attributes", "picture",
-    "first_seen", "updated", "age", "segment", "relevance", "part", "features", "context",
+    "id", "user", "item", "time", "type_column", "value", "clicked", "quantity", "request", "request_scope",
+    "position", "query", "query_text", "text", "title", "description", "category", "price", "product",
+    "attributes", "picture", "first_seen", "updated", "age", "segment", "relevance", "part", "features", "context",
 )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def _keyed(batches: Iterator[Batch], names: Names, column: str) -> Iterator[tupl
 
 
 def items_table(
-    found: Described, names: Names, firsts: Firsts, image_id: pa.Array, keep_unknown: bool
+    found: Described, names: Names, firsts: Firsts, pictured: pa.Table, keep_unknown: bool
 ) -> pa.Table:
     """ITEMS: the described ones in order of their id, then those of which only the id is known.
 
@@ -166,7 +166,7 @@ def items_table(
         found: of the tables.
         names: of all items, those of the log included.
         firsts: of the log.
-        image_id: of each described item.
+        pictured: columns ``id`` and ``image_id`` of all items that may have a picture.
         keep_unknown: whether items that no table has are made.
     """
     rows, named = found.rows, names.table()
@@ -180,7 +180,7 @@ def items_table(
             **{name: rows.column(name) for name in ("title", "description", "category")},
             "price": pc.cast(rows.column("price"), pa.float32()),
             "spu": _products(product, known),
-            "image_id": image_id,
+            "image_id": _pictures(known, pictured),
             "first_seen": _first(rows, firsts),
         }
         if described:
@@ -193,6 +193,7 @@ def items_table(
         ids = flat(fresh.column("id"))
         seen = pc.fill_null(firsts.of(ids), pa.scalar(firsts.start(), TIME))
         columns = {"item_id": ids, "external_id": fresh.column("external"), "spu": ids, "first_seen": seen}
+        columns["image_id"] = _pictures(ids, pictured)
         parts.append(under(ITEMS, columns))
     return pa.concat_tables([ITEMS.empty_table(), *parts]).combine_chunks()
 
@@ -221,6 +222,13 @@ def users_table(found: Described, names: Names, firsts: Firsts, keep_unknown: bo
 
 def _external(ids: pa.ChunkedArray, named: pa.Table) -> pa.Array:
     return flat(named.column("external").take(pc.index_in(flat(ids), value_set=flat(named.column("id")))))
+
+
+def _pictures(ids: pa.ChunkedArray | pa.Array, pictured: pa.Table) -> pa.Array:
+    """The picture of each item, null where it has none."""
+    return flat(
+        pictured.column("image_id").take(pc.index_in(flat(ids), value_set=flat(pictured.column("id"))))
+    )
 
 
 def _products(product: pa.ChunkedArray | pa.Array, own: pa.ChunkedArray) -> pa.Array:

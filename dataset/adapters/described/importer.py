@@ -21,6 +21,7 @@ from dataset.adapters.described.log import EventLog, Searches
 from dataset.adapters.described.names import DIFFERENT, Names
 from dataset.adapters.described.pictures import Pictures
 from dataset.adapters.described.rows import KEY
+from dataset.append import GIVEN
 from dataset.contracts import Tables
 from dataset.first_seen import LOG
 
@@ -56,13 +57,17 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
     is_long = log.is_long()
     events, context = (log.long(), None) if is_long else log.short()
     data = description.data
-    pictures = Pictures(root, items, set(found["item"].rows.column(KEY).to_pylist()))
-    keys = [str(one) for one in found["item"].rows.column(KEY).to_pylist()]
+    known = found["item"].rows.column(KEY).to_pylist()
+    if data.unknown_items == KEEP:
+        known += sorted(set(items.table().column("id").to_pylist()) - set(known))
+    pictures = Pictures(root, items, set(known))
+    keys = [str(one) for one in known]
     shown = ((str(one), content) for one, content in pictures.of(description.items, description.images))
     image_id, images, quarantine = attach_pictures(keys, shown)
+    pictured = pa.table({"id": pa.array(known, pa.int64()), "image_id": image_id})
     seen = log.seen
     tables = Tables(
-        items=items_table(found["item"], items, seen["item"], image_id, data.unknown_items == KEEP),
+        items=items_table(found["item"], items, seen["item"], pictured, data.unknown_items == KEEP),
         images=images,
         users=users_table(found["user"], users, seen["user"], data.unknown_users == KEEP),
         events=events,
@@ -76,6 +81,8 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
         "source": f"described by moon.toml, {digest}",
         "description": digest,
         **({"protocol": description.split.protocol} if description.split.protocol else {}),
+        **({"event_ids": GIVEN} if log.is_named and not is_long else {}),
+        **({"ids": {f"{name}_id": kind for name, kind in data.ids.items()}} if data.ids else {}),
         "first_seen": {
             name: LOG
             for name, sections in (("items", whole.items), ("users", whole.users))
@@ -85,7 +92,8 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
         "unlisted": _unlisted(description, listed, (len(items), len(users))),
         "pictures": dict(sorted(pictures.counts.items())),
         "features": _features(description),
-        "left_out": [one for section in description.events for one in section.context] if is_long else [],
+        "left_out": log.left_out() if is_long else [],
+        **({"returned": log.returned} if log.returned else {}),
     }
 
 

@@ -19,7 +19,7 @@ from dataset.adapters.described.files import PACKED, Batch
 from dataset.adapters.described.firsts import Firsts
 from dataset.adapters.described.names import Names
 from dataset.contracts import EVENTS, TIME
-from dataset.identity import IMPORTED
+from dataset.identity import IMPORTED, event_key
 from dataset.long_log import FEW, LongLog
 from dataset.order import hashed
 from dataset.text import clean_column
@@ -80,6 +80,7 @@ class EventLog:
         items, users: their ids; the log may bring new ones.
         searches: its queries.
         seen: when each item, and each user, was first seen.
+        returned: rows that took something back, left out.
     """
 
     root: Path
@@ -88,6 +89,7 @@ class EventLog:
     users: Names
     searches: Searches
     seen: dict[str, Firsts] = field(default_factory=lambda: {"item": Firsts(), "user": Firsts()})
+    returned: int = 0
 
     def is_long(self) -> bool:
         """Whether it is not held in memory: large files, and nothing in them that was shown in slates."""
@@ -96,20 +98,36 @@ class EventLog:
         shown = any("impression" in (one.type, *one.types.values()) for one in self.sections)
         return sum(sizes) > LARGE and not shown
 
+    @property
+    def is_named(self) -> bool:
+        """Whether its events have ids of their own."""
+        return any(one.id is not None for one in self.sections)
+
+    def left_out(self) -> list[str]:
+        """The columns that a log is kept without when it is long: of its sessions, places and context."""
+        found = [
+            column
+            for one in self.sections
+            for column in (one.id, one.request, *one.request_scope, one.position, *one.context)
+            if column is not None
+        ]
+        return list(dict.fromkeys(found))
+
     def batches(self) -> Iterator[pa.Table]:
-        """The columns of EVENTS, without event_id, and CONTEXT columns, in the order of the files."""
+        """The columns of EVENTS, event_id if the log says it, and CONTEXT columns, in the order of the files."""
         row = 0
         for section in self.sections:
             wanted = columns_of(section)
             for batch in read(files_of(self.root, section), section, wanted, partial(_cells, section)):
                 events = self._events(section, batch, row)
+                row += len(events)
+                events = self._kept(section, events, batch.table)
                 for entity, firsts in self.seen.items():
                     firsts.see(events.column(f"{entity}_id"), events.column("event_time"))
                 yield events
-                row += len(batch.table)
 
     def short(self) -> tuple[pa.Table, pa.Table]:
-        """EVENTS, by time and numbered from ``IMPORTED`` on, and the context of each (event_id, CONTEXT columns)."""
+        """EVENTS, by time, and the context of each (event_id, CONTEXT columns)."""
         return events_table(self.batches())
 
     def long(self) -> LongLog:
@@ -123,12 +141,29 @@ class EventLog:
                 log.add(kind, user, item, time, more=more)
         return log
 
+    def _kept(self, section: Events, events: pa.Table, table: pa.Table) -> pa.Table:
+        """The rows that count, and after them the clicks that they tell of."""
+        left = pc.fill_null(pc.equal(events.column("type"), IGNORE), False)
+        back = pc.fill_null(pc.less(flat(table.column("quantity")), 0), False)
+        self.returned += pc.sum(back).as_py() or 0
+        kept = pc.invert(pc.or_(left, back))
+        made = [events.filter(kept)]
+        if section.clicked is not None:
+            made.append(
+                _clicks(
+                    section, events, pc.and_(kept, pc.fill_null(flat(table.column("clicked")), False)), table
+                )
+            )
+        return pa.concat_tables(made)
+
     def _events(self, section: Events, batch: Batch, row: int) -> pa.Table:
         rows, table = len(batch.table), batch.table
         kind = _types(section, flat(table.column("type")))
         sequence = pa.nulls(rows, pa.int64()) if section.whole_days else pa.array(np.arange(row, row + rows))
         scope = [flat(table.column(SCOPE + column)) for column in section.request_scope]
         request = flat(table.column("request"))
+        if section.clicked is not None and section.request is None:  # what a user was shown at one time
+            scope, request = [flat(table.column("user"))], flat(table.column("time"))
         asked = section.query is not None or section.query_text is not None
         event_us, known_us = (flat(table.column(name)) for name in ("time", "known"))
         if section.time is None:  # in the order of the rows
@@ -144,18 +179,39 @@ class EventLog:
             if asked
             else pa.nulls(rows, pa.int64()),
             "position": pc.subtract(flat(table.column("position")), section.first_position),
-            "request_id": scoped_ids(request, scope) if section.request else pa.nulls(rows, pa.int64()),
+            "request_id": scoped_ids(request, scope)
+            if section.request or section.clicked
+            else pa.nulls(rows, pa.int64()),
             "value": _ratings(section, kind, flat(table.column("value"))),
             "sequence": sequence,
         }
+        if section.id is not None:
+            columns["event_id"] = _event_ids("", flat(table.column("id")))
         context = {CONTEXT + column: flat(table.column(CONTEXT + column)) for column in section.context}
-        made = pa.table({**columns, **context})
-        ignored = pc.fill_null(pc.equal(kind, IGNORE), False)
-        return made.filter(pc.invert(ignored)) if IGNORE in section.types.values() else made
+        return pa.table({**columns, **context})
+
+
+def _clicks(section: Events, events: pa.Table, clicked: pa.Array, table: pa.Table) -> pa.Table:
+    """The clicks on those impressions that were clicked."""
+    made = events.filter(clicked)
+    columns = {"type": pa.repeat(pa.scalar("click"), len(made))}
+    if section.id is not None:
+        columns["event_id"] = _event_ids("click", flat(table.column("id")).filter(clicked))
+    for name, values in columns.items():
+        made = made.set_column(made.column_names.index(name), name, values)
+    return made
+
+
+def _event_ids(sender: str, own: pa.Array) -> pa.Array:
+    """What events are stored under, int64, from their own ids; null where they have none."""
+    return pa.array([None if one is None else event_key(sender, one) for one in own.to_pylist()], pa.int64())
 
 
 def events_table(batches: Iterator[pa.Table]) -> tuple[pa.Table, pa.Table]:
-    """EVENTS, by time and numbered from ``IMPORTED`` on, and the context of each (event_id, CONTEXT columns)."""
+    """EVENTS, by time, and the context of each (event_id, CONTEXT columns).
+
+    Events without an id of their own are numbered from ``IMPORTED`` on.
+    """
     found = list(batches)
     if not found:
         return EVENTS.empty_table(), pa.table({"event_id": pa.array([], pa.int64())})
@@ -168,24 +224,29 @@ def events_table(batches: Iterator[pa.Table]) -> tuple[pa.Table, pa.Table]:
     if together.column("sequence").null_count == 0:
         ties = together.column("sequence").to_numpy()
     ordered = together.take(pa.array(np.lexsort([ties, times])))
-    number = pa.array(np.arange(1, len(ordered) + 1) + IMPORTED)
+    number: pa.Array | pa.ChunkedArray = pa.array(np.arange(1, len(ordered) + 1) + IMPORTED)
+    if "event_id" in ordered.column_names:
+        number = ordered.column("event_id")
     columns = {name: ordered.column(name) for name in ordered.column_names if name in EVENTS.names}
     context = {
         name.removeprefix(CONTEXT): ordered.column(name)
         for name in ordered.column_names
         if name.startswith(CONTEXT)
     }
-    return under(EVENTS, {"event_id": number, **columns}), pa.table({"event_id": number, **context})
+    return under(EVENTS, {**columns, "event_id": number}), pa.table({"event_id": number, **context})
 
 
 def _cells(section: Events, reader: Reader) -> list[Cell]:
     return [
+        reader.id("id", section.id),
         reader.id("user", section.user),
         reader.id("item", section.item),
         reader.time("time", section.time, section.time_format),
         reader.known("known", section.time, section.time_format, section.whole_days),
         reader.text("type", section.type_column),
         reader.number("value", section.value),
+        reader.flag("clicked", section.clicked),
+        reader.number("quantity", section.quantity),
         reader.id("request", section.request),
         *(reader.id(SCOPE + column, column) for column in section.request_scope),
         reader.whole("position", section.position),

@@ -8,9 +8,10 @@ from collections import Counter, defaultdict
 from dataset.adapters.guessing.guess import Rest
 from dataset.adapters.guessing.profile import Profile, pairs
 from dataset.adapters.guessing.tables import percent
-from dataset.adapters.guessing.words import ATTRIBUTE, CATEGORY, IMAGE, RATING, TAGS, tokens
+from dataset.adapters.guessing.words import ATTRIBUTE, CATEGORY, IMAGE, RATING, TAGS, is_unnamed, tokens
 
 SEPARATORS = (" > ", " >> ", ">", " / ", " | ", "|", "/", "::", ";", ".", ", ", ",")
+SHORT = 60  # characters of a category, on average
 DETERMINED = 0.95  # share of the rows that agree with the coarser category of their finer one
 
 
@@ -27,6 +28,10 @@ def category(rest: Rest) -> None:
         if points > 0 and (listed or (one.is_text or one.is_id) and 1 < one.distinct and one.length < 200):
             scored[name] = points + one.is_text + 0.5 * one.full - (one.unique > 0.5)
     if not scored:
+        scored = {
+            name: 1.0 + one.is_text for name, one in rest.free.items() if is_unnamed(name) and _groups(one)
+        }
+    if not scored:
         return
     seed = max(scored, key=lambda name: scored[name])
     one = rest.free[seed]
@@ -35,13 +40,17 @@ def category(rest: Rest) -> None:
         if "[]" not in one.kind:
             rest.proposal.add("category_separator", "[]", "the cells are lists")
         return
-    separator = _separator(one, bool(set(tokens(seed)) & TAGS))
+    tagged, named = bool(set(tokens(seed)) & TAGS), "its name"
+    if is_unnamed(seed):
+        named = "nothing names it; its values repeat"
+    separator = _separator(one, tagged)
     if separator is not None:
-        rest.take("category", seed, f"its name; e.g. {one.example(2)}")
+        tagged = tagged or is_unnamed(seed) and _in_any_order(one, separator)
+        rest.take("category", seed, f"{named}; e.g. {one.example(2)}", not is_unnamed(seed))
         rest.proposal.add(
             "category_separator", separator, f"in {percent(_share(one, separator))} of the values"
         )
-        if set(tokens(seed)) & TAGS:
+        if tagged:
             rest.proposal.add(
                 "category_levels", 1, "they are tags beside each other, no path: the first one counts"
             )
@@ -55,7 +64,8 @@ def category(rest: Rest) -> None:
             f"their names; each value belongs to one of the column before ({sizes} values)",
         )
     else:
-        rest.take("category", seed, f"its name; {one.distinct} values, e.g. {one.example()}")
+        said = f"{named}; {one.distinct} values, e.g. {one.example()}"
+        rest.take("category", seed, said, not is_unnamed(seed))
 
 
 def _separator(one: Profile, tagged: bool) -> str | None:
@@ -72,6 +82,18 @@ def _separator(one: Profile, tagged: bool) -> str | None:
             if len(firsts) < max(2, 0.9 * one.distinct):
                 return separator
     return None
+
+
+def _groups(one: Profile) -> bool:
+    """Whether a column without a name could be a category: few short values, each of several rows."""
+    is_short = (one.is_text or one.is_id) and one.length < SHORT and one.clock is None
+    return is_short and 1 < one.distinct and one.unique <= 0.5
+
+
+def _in_any_order(one: Profile, separator: str) -> bool:
+    """Whether a part of some values is the first one of others: tags, not a path."""
+    parts = [text.split(separator) for text in one.values]
+    return bool({part[0] for part in parts} & {other for part in parts for other in part[1:]})
 
 
 def _share(one: Profile, separator: str) -> float:

@@ -27,6 +27,7 @@ from dataset.adapters.guessing.words import (
     SEGMENT,
     TITLE,
     UPDATED,
+    is_unnamed,
     tokens,
 )
 
@@ -64,9 +65,13 @@ def user_columns(proposal: Proposal, table: Seen, taken: set[str]) -> None:
         for name, one in rest.free.items()
         if set(tokens(name)) & SEGMENT and one.is_text and 1 < one.distinct <= 200
     ]
-    if grouped:
-        one = rest.free.pop(grouped[0])
-        proposal.add("segment", grouped[0], f"its name; {one.distinct} values, e.g. {one.example()}")
+    unnamed = [
+        name for name, one in rest.free.items() if is_unnamed(name) and one.is_text and one.unique < 0.5
+    ]
+    if grouped or unnamed:
+        name = (grouped or unnamed)[0]
+        one, why = rest.free.pop(name), "its name" if grouped else "nothing names it; its values repeat"
+        proposal.add("segment", name, f"{why}; {one.distinct} values, e.g. {one.example()}", bool(grouped))
     _moments(rest)
     proposal.left = [name for name in table.columns if name not in taken | proposal.used]
 

@@ -10,7 +10,18 @@ from dataset.adapters.guessing.clock import Clock
 from dataset.adapters.guessing.guess import Proposal
 from dataset.adapters.guessing.profile import Profile, pairs
 from dataset.adapters.guessing.tables import Seen, percent
-from dataset.adapters.guessing.words import GRADES, PART, POSITION, TYPE, event_type, tokens
+from dataset.adapters.guessing.words import (
+    CLICKED,
+    GRADES,
+    PART,
+    POSITION,
+    QUANTITY,
+    TYPE,
+    event_type,
+    is_event_id,
+    is_unnamed,
+    tokens,
+)
 
 MOST_TYPES = 60  # values of a column of event types
 MAPPED = 0.5  # share of the rows whose type is recognised
@@ -29,6 +40,10 @@ def event_columns(proposal: Proposal, table: Seen) -> None:
     proposal.add(
         "item", item, f"{columns[item].distinct:,} values in {columns[item].rows:,} rows; {table.why['item']}"
     )
+    own = next(
+        (name for name in columns if is_event_id(name) and columns[name].is_id and table.is_key(name)), None
+    )
+    proposal.add("id", own, "its name; a value of its own in every row")
     time_columns(proposal, "time", table.time(), table)
     if table.time() is None:
         proposal.doubts.append("no column of times: the rows are taken in their order")
@@ -108,7 +123,12 @@ def _type(proposal: Proposal, table: Seen) -> None:
         )
         if fits and mapped > share:
             best, share, types = name, mapped, {value: kind or IGNORE for value, kind in named.items()}
-    ratings = [name for name in table.ratings() if name not in proposal.used]
+    named = event_type(table.name.rpartition("/")[2].partition(".")[0])
+    ratings = [
+        name
+        for name in table.ratings()
+        if name not in proposal.used and not (is_unnamed(name) and named not in (None, "rating"))
+    ]
     if best is not None:
         if not ratings:
             types = {value: "click" if kind == "rating" else kind for value, kind in types.items()}
@@ -124,8 +144,42 @@ def _type(proposal: Proposal, table: Seen) -> None:
         proposal.add("type", "rating", f"the column {ratings[0]!r} holds ratings")
         _rating(proposal, table, ratings[0])
         return
+    if (label := _label(proposal, table)) is not None:
+        count = sum(one == 1 for one in _flags(table.columns[label]) or [])
+        rows = table.columns[label].rows
+        proposal.add("type", "impression", f"{label!r} says of every row whether it was clicked")
+        proposal.add("clicked", label, f"its name; 0 and 1, of {rows:,} rows {count:,} are 1")
+        return
     kind, why, sure = _kind(table)
     proposal.add("type", kind, why, sure)
+    if kind == "purchase":
+        _returns(proposal, table)
+
+
+def _label(proposal: Proposal, table: Seen) -> str | None:
+    """The column that says of a row whether what it shows was clicked."""
+    named = [
+        name
+        for name, one in table.columns.items()
+        if name not in proposal.used and set(tokens(name)) & CLICKED and _flags(one) is not None
+    ]
+    return next(iter(named), None)
+
+
+def _flags(one: Profile) -> list[int] | None:
+    """The values of a column of yes and no, of which it has both; None: it has others."""
+    known = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+    values = [known.get(str(cell).lower()) for cell in one.cells]
+    return [value for value in values if value is not None] if set(values) == {0, 1} else None
+
+
+def _returns(proposal: Proposal, table: Seen) -> None:
+    """The column of how many were bought, where some are below zero."""
+    for name in table.with_words(QUANTITY):
+        below = sum(one < 0 for one in table.columns[name].numbers)
+        if below and name not in proposal.used:
+            proposal.add("quantity", name, f"its name; {below:,} are below zero: taken back, left out")
+            return
 
 
 def _kind(table: Seen) -> tuple[str, str, bool]:

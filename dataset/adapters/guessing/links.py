@@ -10,7 +10,16 @@ from dataset.adapters.described.joined import Joined
 from dataset.adapters.guessing.folder import Found
 from dataset.adapters.guessing.profile import Profile, profiles, values_of
 from dataset.adapters.guessing.tables import OF, Seen, percent
-from dataset.adapters.guessing.words import IDS, NOISE, OTHERS, TIME, is_bare_id, names_id_of, tokens
+from dataset.adapters.guessing.words import (
+    IDS,
+    NOISE,
+    OTHERS,
+    TIME,
+    is_bare_id,
+    is_unnamed,
+    names_id_of,
+    tokens,
+)
 
 LINKED = 0.5  # share of a column's ids that are in another table, which shows what they are ids of
 SURE = 0.75  # score of a name that says what its column holds
@@ -68,6 +77,8 @@ def _by_name(table: Seen, entity: str) -> None:
         score = names_id_of(name, entity)
         if is_bare_id(name) and OF.get(table.called or "") == entity:
             score = 0.85 if table.is_key(name) else 0.0
+        if is_unnamed(name) and place == 0 and OF.get(table.called or "") == entity and table.is_key(name):
+            score = 0.85
         if score:
             scored.append(
                 (score + 0.2 * table.is_key(name) * (OF.get(table.called or "") == entity), -place, name)
@@ -105,7 +116,9 @@ def _by_links(tables: list[Seen]) -> None:
     for table in tables:
         for entity in [one for one in table.refs if _weak(table, one)]:
             del table.refs[entity]
-        _by_values(table)
+    for table in sorted(tables, key=lambda one: -one.found.bytes):
+        if not _as_in_another_log(table, tables):
+            _by_values(table)
 
 
 def _linked(table: Seen, shares: dict[str, float], values: set[str]) -> str | None:
@@ -140,6 +153,34 @@ def _by_values(table: Seen) -> None:
     elif item is None and len(free) >= 2:
         table.refs["user"], table.refs["item"] = free[:2]
         table.why["user"], table.why["item"] = f"{named}; the first of such columns", f"{named}; the second"
+
+
+def _as_in_another_log(table: Seen, tables: list[Seen]) -> bool:
+    """Whether the columns of a log without names hold the ids of a larger one, whose columns are known."""
+    if table.refs or not all(map(is_unnamed, table.columns)):
+        return False
+    for other in tables:
+        if other is table or not {"item", "user"} <= set(other.refs) or other.is_key(other.refs["item"]):
+            continue
+        found: dict[str, str] = {}
+        for entity in ("item", "user"):
+            ids = set(other.columns[other.refs[entity]].values)
+            shares = {
+                name: len(own & ids) / len(own)
+                for name, own in _id_columns(table)
+                if name not in found.values()
+            }
+            fits = [name for name, share in shares.items() if share >= LINKED]
+            if fits:
+                found[entity] = max(fits, key=lambda name: len(table.columns[name].values.keys() & ids))
+        if len(found) == 2:
+            table.refs.update(found)
+            for entity, name in found.items():
+                share = len(table.columns[name].values.keys() & set(other.columns[other.refs[entity]].values))
+                said = percent(share / table.columns[name].distinct)
+                table.why[entity] = f"{said} are in {other.name} ({other.refs[entity]})"
+            return True
+    return False
 
 
 def _weak(table: Seen, entity: str) -> bool:

@@ -147,7 +147,7 @@ class Profile:
             return False
         if not self.cells or self.length > 80 or self.words > 1.3:
             return False
-        return not (self.is_number and any("." in str(one) for one in self.cells[:2000]))
+        return not (self.is_number and any("." in as_id(one) for one in self.cells[:2000]))
 
     def example(self, most: int = 3) -> str:
         """The first values."""
@@ -171,6 +171,8 @@ def pairs(one: Profile, other: Profile) -> list[tuple[str, str]]:
 
 def as_id(value: Any) -> str:
     """A value as the id that the importer would make of it."""
+    if isinstance(value, str):
+        return re.sub(r"^(\d+)\.0$", r"\1", value)
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -238,7 +240,5 @@ def values_of(found: Found, column: str, most_bytes: int = 2**30) -> set[str] | 
             continue
         name = quoted(column)
         for batch in found.files.batches(path, [f"CAST({name} AS VARCHAR) AS {name}"]):
-            values.update(
-                text.removesuffix(".0") for text in batch.table.column(column).unique().to_pylist() if text
-            )
+            values.update(as_id(text) for text in batch.table.column(column).unique().to_pylist() if text)
     return values

@@ -14,10 +14,11 @@ from dataset.adapters.guessing.guess import Proposal
 from dataset.adapters.guessing.links import seen
 from dataset.adapters.guessing.profile import Profile, values_of
 from dataset.adapters.guessing.tables import Seen, percent, role_of
-from dataset.adapters.guessing.words import QUANTITY, tokens
+from dataset.adapters.guessing.words import QUANTITY, is_unnamed, tokens
 
 ROLES = ("items", "users", "events", "queries", "judgements", "images")
 OF_AN_ITEM = ("title", "category", "description", "attributes")
+MANY = 10  # pictures of an item that are more than a shop shows
 NAMED = 0.2  # share of the picture files whose names hold an item's id
 
 
@@ -105,6 +106,12 @@ def _picture_table(proposal: Proposal, table: Seen, pictures: list[Path], root: 
         proposal.why = "its pictures are not in the folder"
         return
     proposal.add("picture", picture.value, picture.why)
+    items, rows = table.columns[table.refs["item"]].distinct, table.columns[picture.value].rows
+    if rows >= MANY * items:
+        proposal.doubts.append(
+            f"{rows / items:.0f} pictures for each item: the first one counts, so they should be the shop's, not "
+            f"photos that somebody searches with"
+        )
     proposal.add("picture_folder", inner.get("picture_folder"), "where these paths begin")
 
 
@@ -119,7 +126,7 @@ def _only_sure_logs(found: Proposals) -> None:
 
 def _entities_of_logs(found: Proposals) -> None:
     """What a log says of its items and users, where no table does."""
-    for log in found.of("events"):
+    for log in sorted(found.of("events"), key=lambda one: -one.table.found.bytes if one.table else 0):
         table = log.table
         assert table is not None
         if not found.of("items"):
@@ -130,7 +137,9 @@ def _entities_of_logs(found: Proposals) -> None:
 
 def _items_of(found: Proposals, log: Proposal, table: Seen) -> None:
     key = table.columns[log.get("item")]
-    fixed = {name for name in log.left if _fixed(key, table.columns[name])}
+    fixed = {
+        name for name in log.left if _fixed(key, table.columns[name]) and _sorts(key, table.columns[name])
+    }
     priced = {name for name in log.left if "price" in tokens(name) and not set(tokens(name)) & QUANTITY}
     taken = set(table.columns) - fixed - priced
     items = Proposal("items", table, why="the log says what its items are")
@@ -168,6 +177,11 @@ def _fixed(key: Profile, other: Profile) -> bool:
     return determines(key, other)
 
 
+def _sorts(key: Profile, other: Profile) -> bool:
+    """Whether a column without a name has so few values that they sort the ids of ``key``; a price does not."""
+    return not is_unnamed(other.name) or other.distinct <= key.distinct / 2
+
+
 def _updated(proposal: Proposal, log: Proposal) -> None:
     for key, name in (("updated", "time"), ("time_format", "time_format"), ("time_zone", "time_zone")):
         if key not in [one.key for one in proposal.guesses]:
@@ -187,16 +201,12 @@ def _leave(proposal: Proposal, log: Proposal, table: Seen) -> None:
 
 def _picture_files(found: Proposals) -> None:
     """Picture files that are named after items."""
-    items, pictures = found.of("items"), found.listing.pictures
-    if not items or not pictures or any(one.active for one in found.of("images")):
+    pictures, homes = found.listing.pictures, [*found.of("items"), *found.of("events")]
+    if not homes or not pictures or found.of("images"):
         return
-    table = items[0].table
+    table, key = homes[0].table, homes[0].get("id") or homes[0].get("item")
     assert table is not None
-    keys: dict[str, set[str]] = {}
-    for entity_key in dict.fromkeys([items[0].get("id"), items[0].get("product")]):
-        if entity_key is not None:
-            keys[entity_key] = values_of(table.found, entity_key) or set(table.columns[entity_key].values)
-    ids = keys[items[0].get("id")]
+    ids = values_of(table.found, key) or set(table.columns[key].values)
     inner = [path.relative_to(found.root) for path in pictures]
     top = Counter(path.parts[0] if len(path.parts) > 1 else "." for path in inner).most_common(1)[0][0]
     start = "" if top == "." else f"{top}/"

@@ -8,6 +8,7 @@ from functools import cached_property
 from dataset.adapters.guessing.folder import Found
 from dataset.adapters.guessing.profile import Profile
 from dataset.adapters.guessing.words import (
+    PROPERTY,
     QUANTITY,
     RATING,
     RELEVANCE,
@@ -143,6 +144,15 @@ class Seen:
         named = [name for name in self.columns if set(tokens(name)) & RELEVANCE]
         return [name for name in named if self.columns[name].distinct <= 50]
 
+    def properties(self) -> tuple[str, str] | None:
+        """The columns of name and value of a table with a row per item and property; None: it is none."""
+        item = self.refs.get("item")
+        if item is None or self.columns[item].unique > 0.5 or len(self.columns) > 5:
+            return None
+        named = [name for name in self.columns if set(tokens(name)) & PROPERTY and name != item]
+        values = [name for name in self.columns if set(tokens(name)) & {"value", "val"} and name not in named]
+        return (named[0], values[0]) if named and values else None
+
     @cached_property
     def is_bought(self) -> bool:
         """Whether the columns are those of a bill."""
@@ -172,6 +182,11 @@ def role_of(table: Seen) -> tuple[str | None, str]:
         return "images", "an encoded picture and an item in every row"
     if item and table.called == "images" and not _texts(table):
         return "images", "an item and a picture in every row"
+    if item and (long := table.properties()) is not None:
+        return None, (
+            f"a row per item and property ({long[0]!r}, {long[1]!r}); make one row per item of it, "
+            f"with a column per property"
+        )
     if item and (table.is_key(item) or table.called == "items" or table.columns[item].unique >= 0.5):
         return "items", "a row per item" if table.is_key(item) else "rows about items"
     if refs.get("query") and texts and table.is_key(refs["query"]):

@@ -44,6 +44,7 @@ CREATED = _words(
     "created added published release released launch launched listed available registered signup joined since publish"
 )
 TYPE = _words("type event action behavior behaviour activity interaction feedback kind operation verb")
+CLICKED = _words("click clicked label clk")  # of a column of 0 and 1
 RATING = _words("rating rate star stars score overall grade note puntuacion bewertung")
 POSITION = _words("position rank slot pos place")
 RELEVANCE = _words("relevance relevancy label grade gain judgement judgment rel esci relevant")
@@ -62,6 +63,7 @@ CATEGORY = {
     "genero": 5, "gruppe": 3, "commodity": 3,
 }  # fmt: skip
 TAGS = _words("genre tag tags keyword keywords topic cuisine genres topics")
+PROPERTY = _words("property attribute attr feature key field spec tag")
 PRICE = {
     "price": 5,
     "preis": 5,
@@ -199,6 +201,16 @@ def is_bare_id(name: str) -> bool:
     """Whether the name is that of an id without saying of what: ``id``, ``_id``, ``key``."""
     words = tokens(name)
     return bool(words) and all(word in IDS for word in words)
+
+
+def is_event_id(name: str) -> bool:
+    """Whether the name is that of an event's own id; a bare ``id`` is as often the number of a row in its file."""
+    words = set(tokens(name))
+    return (
+        bool(words & {"event", "interaction"})
+        and bool(words & IDS)
+        and words <= {"event", "interaction"} | IDS
+    )
 
 
 def is_unnamed(name: str) -> bool:

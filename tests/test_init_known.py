@@ -1,0 +1,196 @@
+"""``moon init`` on the layouts of data sets that many people have: what is what, and what the import makes of it.
+
+Run: pytest tests/test_init_known.py
+"""
+
+from collections import Counter
+from datetime import timedelta
+
+import folder_world as world
+import folder_world_known as known
+import pytest
+from test_init import imported, sections
+
+from dataset.split import Split, split_dataset
+from moon.describing import init
+
+# What a person would say of each layout: (role, files) -> columns.
+PLANTED = {
+    known.properties: {
+        ("events", "events.csv"): {
+            "user": "visitorid",
+            "item": "itemid",
+            "time": "timestamp",
+            "time_format": "ms",
+            "type_column": "event",
+            "types": {"view": "click", "addtocart": "cart", "transaction": "purchase"},
+        },
+    },
+    known.rated_products: {
+        ("items", "meta_Home_and_Kitchen.json"): {
+            "id": "asin",
+            "title": "title",
+            "description": "description",
+            "category": "categories",
+            "category_separator": "[]",
+            "price": "price",
+            "attributes": ["brand"],
+        },
+        ("events", "reviews_Home_and_Kitchen_5.json"): {
+            "user": "reviewerID",
+            "item": "asin",
+            "time": "unixReviewTime",
+            "time_format": "s",
+            "whole_days": True,
+            "type": "rating",
+            "value": "overall",
+        },
+    },
+    known.cancelled_bills: {
+        ("items", "data.csv"): {"id": "StockCode", "title": "Description", "price": "UnitPrice"},
+        ("users", "data.csv"): {"id": "CustomerID", "segment": "Country"},
+        ("events", "data.csv"): {
+            "user": "CustomerID",
+            "item": "StockCode",
+            "time": "InvoiceDate",
+            "time_format": "%m/%d/%Y %H:%M",
+            "type": "purchase",
+            "quantity": "Quantity",
+            "request": "InvoiceNo",
+        },
+    },
+    known.behaviours: {
+        ("items", "UserBehavior.csv"): {"id": "column2", "category": "column3", "header": False},
+        ("events", "UserBehavior.csv"): {
+            "user": "column1",
+            "item": "column2",
+            "time": "column5",
+            "time_format": "s",
+            "types": {"pv": "click", "cart": "cart", "fav": "cart", "buy": "purchase"},
+        },
+    },
+    known.sessions: {
+        ("events", "yoochoose-clicks.dat"): {
+            "user": "column1",
+            "item": "column3",
+            "time": "column2",
+            "type": "click",
+        },
+        ("events", "yoochoose-buys.dat"): {
+            "user": "column1",
+            "item": "column3",
+            "time": "column2",
+            "type": "purchase",
+        },
+    },
+    known.double_colons: {
+        ("items", "movies.dat"): {
+            "id": "column1",
+            "title": "column2",
+            "category": "column3",
+            "category_separator": "|",
+            "category_levels": 1,
+            "delimiter": "::",
+        },
+        ("users", "users.dat"): {"id": "column1", "segment": "column2"},
+        ("events", "ratings.dat"): {
+            "user": "column1",
+            "item": "column2",
+            "time": "column4",
+            "type": "rating",
+            "value": "column3",
+        },
+    },
+    known.labelled: {
+        ("items", "train.csv"): {"id": "ad_id", "attributes": ["campaign"]},
+        ("events", "train.csv"): {
+            "user": "user_id",
+            "item": "ad_id",
+            "time": "ts",
+            "type": "impression",
+            "clicked": "clicked",
+        },
+    },
+    known.pictures_of_a_log: {
+        ("events", "clicks.csv"): {"user": "user", "item": "sku", "time": "time", "type": "click"},
+        ("images", "img/{id}.*"): {},
+    },
+}
+
+
+@pytest.fixture
+def folder(request, tmp_path):
+    request.param(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("folder", "planted"), PLANTED.items(), indirect=["folder"], ids=lambda one: getattr(one, "__name__", "")
+)
+def test_every_table_and_column_is_found_imported_and_split(folder, planted, tmp_path):
+    init(folder)
+    found = sections(folder / "moon.toml")
+    assert set(found) == set(planted)
+    for table, columns in planted.items():
+        assert {key: found[table].get(key) for key in columns} == columns, table
+    dataset = imported(folder)
+    assert len(dataset.items) == world.ITEMS
+    assert set(dataset.artifact.config["quarantined"]) <= {"events"}
+    split = Split.open(split_dataset(dataset, tmp_path / "split", "last"))
+    assert len(split.retrieval)
+
+
+def test_of_a_table_of_properties_it_is_said_what_to_do(tmp_path):
+    known.properties(tmp_path)
+    assert "a row per item and property ('property', 'value')" in init(tmp_path)
+
+
+@pytest.mark.parametrize("folder", [known.cancelled_bills], indirect=True)
+def test_what_was_taken_back_is_no_purchase(folder):
+    dataset = imported(folder)
+    assert dataset.artifact.config["returned"] == sum(number // 3 % 11 == 0 for number in range(world.EVENTS))
+    kept = [number for number in range(world.EVENTS) if number // 3 % 5 and number // 3 % 11]
+    assert len(dataset.events) == len(kept)
+    users = set(dataset.users["external_id"].to_pylist())
+    assert users == {str(12346 + number // 3 % world.USERS) for number in kept}  # not "12346.0"
+
+
+@pytest.mark.parametrize("folder", [known.labelled], indirect=True)
+def test_a_column_of_0_and_1_is_impressions_and_the_clicks_on_them(folder):
+    dataset = imported(folder)
+    rows = (folder / "train.csv").read_text().splitlines()[1:]
+    clicked = sum(row.endswith(",1") for row in rows)
+    types = Counter(dataset.events["type"].to_pylist())
+    assert types == {"impression": world.EVENTS, "click": clicked}
+    assert dataset.artifact.config["clicks"]["in their slate"] == clicked
+    events = {(row["request_id"], row["item_id"], row["type"]): row for row in dataset.events.to_pylist()}
+    for (request, item, kind), row in events.items():
+        if kind == "click":
+            shown = events[request, item, "impression"]
+            assert row["event_time"] == shown["event_time"]
+            assert row["available_time"] - row["event_time"] == timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("folder", [known.double_colons], indirect=True)
+def test_the_first_of_tags_is_the_category(folder):
+    items = {row["external_id"]: row for row in imported(folder).items.to_pylist()}
+    assert items["5"]["category"] == [known.GENRES[0].partition("|")[0]]
+    assert items["5"]["title"] == f"{world.title(5)}é (1955)"
+
+
+@pytest.mark.parametrize("folder", [known.pictures_of_a_log], indirect=True)
+def test_an_item_that_only_a_log_knows_has_its_picture(folder):
+    dataset = imported(folder)
+    for row in dataset.items.to_pylist():
+        number = int(row["external_id"].removeprefix("S"))
+        assert dataset.image_bytes(row["image_id"]) == world.picture(number)
+
+
+@pytest.mark.parametrize("folder", [known.sessions], indirect=True)
+def test_files_without_names_that_share_ids_speak_of_the_same_items(folder):
+    dataset = imported(folder)
+    clicked, bought = (
+        {row["item_id"] for row in dataset.events.to_pylist() if row["type"] == kind}
+        for kind in ("click", "purchase")
+    )
+    assert bought and bought < clicked
