@@ -27,6 +27,7 @@ SMALL = {
     "bench_faults": {"clicks": 300, "rounds": 1},
     "bench_front_door": {"items": 600, "repeats": 2},
     "bench_frame": {"clicks": 3000, "sizes": (100, 1000, 3000)},
+    "bench_import": {"events": 200},
     "bench_ingest": {"seconds": 0.2, "backlog": 100, "CLICKS": 300},
     "bench_join": {"rows": 200, "events": 2000, "repeats": 1},
     "bench_load": {"workers": (1,), "SECONDS": 0.2, "ROUNDS": 1},

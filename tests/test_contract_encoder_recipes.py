@@ -25,7 +25,7 @@ __all__ = ["contents", "photo_shop"]
 
 
 class TestMoonEmbedding(EncoderRecipeContract):
-    recipe, budget = staticmethod(moon_embedding), 0.8  # three stages, one of them of questions
+    recipe, budget = staticmethod(moon_embedding), 1.0  # three stages, one of them of questions
 
 
 class TestMoon(EncoderRecipeContract):

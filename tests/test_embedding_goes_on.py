@@ -54,7 +54,7 @@ def run(tmp_path_factory):
         queries[QUERY]["text"] = "boom"
         pq.write_table(pa.Table.from_pylist(queries, dataset.queries.schema), out / "queries.parquet")
     bad = Dataset.open(open_artifact(folder / "dataset", "dataset"))
-    create_store(folder / "store", bad, Split.open(split_dataset(bad, folder / "split")))
+    create_store(folder / "store", bad, Split.open(split_dataset(bad, folder / "split", "time")))
     return Run(folder, "shapes", "nano", 0, "embedded")
 
 
@@ -80,7 +80,7 @@ def vectors_of(artifact, table="items"):
 def test_the_others_are_embedded_and_the_mended_ones_follow(run, monkeypatch, capsys):
     encoder, split = stages.open_encoder(run), stages.open_split(run)
     sound = Dataset.open(open_artifact(run.folder / "sound", "dataset"))
-    ids, wanted = vectors_of(embed(encoder, sound, split.fit_until, run.folder / "whole"))
+    ids, wanted = vectors_of(embed(encoder, sound, split.known_from, run.folder / "whole"))
     assert ids == list(range(COUNT))
     with monkeypatch.context() as poison:
         fails_on(poison, {"boom"})
@@ -130,4 +130,4 @@ def test_an_encoder_that_fails_on_everything_is_no_items_fault(run, monkeypatch,
     with pytest.raises(
         DataError, match="none of 1000 contents can be encoded .item_id .0, 1, 2.*ZeroDivision"
     ):
-        embed(stages.open_encoder(run), sound, stages.open_split(run).fit_until, tmp_path / "none")
+        embed(stages.open_encoder(run), sound, stages.open_split(run).known_from, tmp_path / "none")

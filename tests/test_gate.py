@@ -311,7 +311,7 @@ def test_a_request_is_one_line_one_count_and_one_answer(clock, caplog, known, na
 
     async def app(scope, receive, send):
         seen.append((telemetry.in_flight, REQUEST_ID.get()))
-        scope["route"] = SimpleNamespace(path="/image/{image_id}")
+        scope["route"] = SimpleNamespace(path_format="/image/{image_id}")
         if known:
             scope["caller"] = Caller("reader", frozenset())
         await send({"type": "http.response.start", "status": 204, "headers": [(b"a", b"b")]})
@@ -342,7 +342,7 @@ def test_a_request_is_one_line_one_count_and_one_answer(clock, caplog, known, na
 
 def test_an_id_that_the_client_does_not_give_is_sixteen_digits_and_a_header_like_it_is_none(clock):
     async def app(scope, receive, send):
-        scope["route"] = SimpleNamespace(path="/")
+        scope["route"] = SimpleNamespace(path_format="/")
         await send({"type": "http.response.start", "status": 200})
 
     sent = ask(Access(app, Telemetry()), x_other="mine")
@@ -357,7 +357,7 @@ def test_outside_of_requests_there_is_no_id():
 
 def test_a_log_that_is_off_is_not_written_and_the_count_goes_on(clock, caplog):
     async def app(scope, receive, send):
-        scope["route"] = SimpleNamespace(path="/")
+        scope["route"] = SimpleNamespace(path_format="/")
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     telemetry = Telemetry()

@@ -59,7 +59,9 @@ def change_three(run):
     dataset = Dataset.open(
         write_dataset(run.folder / "dataset", Tables(items=items, **others), dataset.artifact.config)
     )
-    create_store(run.folder / "store", dataset, Split.open(split_dataset(dataset, run.folder / "split")))
+    create_store(
+        run.folder / "store", dataset, Split.open(split_dataset(dataset, run.folder / "split", "time"))
+    )
 
 
 def embedding_of(run):
@@ -129,7 +131,7 @@ def test_the_generation_that_serves_remembers_what_a_former_encoder_embedded(run
 
 
 def test_an_encoder_that_knows_more_than_the_split_allows_is_refused(run, monkeypatch):
-    monkeypatch.setattr(Split, "fit_until", START + timedelta(minutes=30))
+    monkeypatch.setattr(Split, "known_from", START + timedelta(minutes=30))
     with pytest.raises(DataError, match="the encoder learned from events until .* Run 'moon encoder train'"):
         stages.embed(run)
     assert not (run.folder / "embedding").exists()

@@ -57,6 +57,20 @@ def slow_counts(log, key, entity, when):
     return counts
 
 
+def slow_statistics(log, key, entity, when):
+    counts, today = (
+        slow_counts(log, key, entity, when),
+        (when - US).replace(hour=0, minute=0, second=0, microsecond=0),
+    )
+    if entity is None or not any(e[key] == entity and e["available_time"] < today for e in log):
+        return dict.fromkeys(counts)  # no row yet: nothing is known, not even that it was never shown
+    return counts
+
+
+def slow_query(log, query, when):
+    return {f"query_{name}": count for name, count in slow_statistics(log, "query_id", query, when).items()}
+
+
 def slow_item(items, item, when):
     row = next((i for i in items if i["item_id"] == item and i["first_seen"] < when), None)
     if row is None:
@@ -92,6 +106,7 @@ def assert_equals_nested_loop(world, frame, rows, history):
         assert request == {
             **identity,
             **slow_user(users, logged["user_id"], logged["time"]),
+            **slow_query(log, logged["query_id"], logged["time"]),
             "user_events": count,
         }
         span = slice(frame.history.offsets[row], frame.history.offsets[row + 1])
@@ -100,13 +115,10 @@ def assert_equals_nested_loop(world, frame, rows, history):
             (item, code, (when - START) // US + START_US) for item, code, when in behaviours
         ]
     for logged, candidate in zip(asked, frame.candidates.to_pylist(), strict=True):
-        counts = slow_counts(log, "item_id", logged["item_id"], logged["time"])
-        today = (logged["time"] - US).replace(hour=0, minute=0, second=0, microsecond=0)
-        if not any(e["item_id"] == logged["item_id"] and e["available_time"] < today for e in log):
-            counts = dict.fromkeys(counts)  # no row yet: nothing is known, not even that it was never shown
+        counts = slow_statistics(log, "item_id", logged["item_id"], logged["time"])
         given_ = {name: logged[name] for name in ("item_id", "position", "label")}
         features = {**slow_item(items, logged["item_id"], logged["time"]), **counts}
-        found = any(value is not None for value in features.values())
+        found = features["first_seen_us"] is not None
         assert candidate == {**given_, **features, "item_found": found}
 
 

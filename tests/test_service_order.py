@@ -364,9 +364,9 @@ class Fond:
 
 def test_only_popular_items_are_proposed_to_those_who_have_not_acted_yet(moon):
     moon.retriever = replace(moon.retriever, personal=(*moon.retriever.personal, Fond()))
-    assert ITEM_IDS[-1] in ids_of(moon.recommend(4, 40))
+    assert ITEM_IDS[-1] in ids_of(moon.recommend(4, 5))
     for user in (50, 999):  # known without a history, and unknown
-        answer = moon.recommend(user, 40)
+        answer = moon.recommend(user, 5)
         assert answer.order == "popularity" and ITEM_IDS[-1] not in ids_of(answer)
 
 
