@@ -33,17 +33,20 @@ class LeftOver:
     Attributes:
         tables: entity -> its id and the columns.
         on: entity -> the columns that are switched on.
+        context: the file of those of events; None: they have none.
     """
 
     tables: Mapping[str, pa.Table]
     on: Mapping[str, Sequence[str]]
+    context: Path | None = None
 
     @classmethod
     def of(cls, dataset: Artifact) -> LeftOver:
         """Those of an artifact of kind "dataset"."""
         entities = [entity for entity in dataset.config.get("extra", {}) if entity != "event"]
         tables = {entity: pq.read_table(dataset.file(extra_file(entity))) for entity in entities}
-        return cls(tables, dataset.config.get("features", {}))
+        context = dataset.file(extra_file("event")) if "event" in dataset.config.get("extra", {}) else None
+        return cls(tables, dataset.config.get("features", {}), context)
 
 
 NOTHING = LeftOver({}, {})

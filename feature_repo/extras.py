@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import copyfile
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,7 +32,7 @@ from dataset.extra import TABLES, LeftOver
 from feature_repo.entities import item, query, user
 from feature_repo.features import FOREVER
 from feature_repo.services import CTR, RELEVANCE
-from feature_repo.sources import DATA, TIMESTAMP, replace_source, source
+from feature_repo.sources import CONTEXT, DATA, TIMESTAMP, replace_source, source
 from moonstore.files import write_json
 from run.artifacts import read_json
 
@@ -86,6 +87,8 @@ def write_extras(folder: Path, left_over: LeftOver, tables: Mapping[str, pa.Tabl
         left_over: of the dataset.
         tables: its "items", "users" and "queries", which say when each was first seen.
     """
+    if left_over.context is not None:
+        copyfile(left_over.context, folder / CONTEXT)
     found: list[Extra] = []
     for entity, table in left_over.tables.items():
         key = f"{entity}_id"

@@ -21,6 +21,7 @@ from moonstore.files import replacing
 from moonstore.readable import readable
 
 TIMESTAMP = "event_timestamp"
+CONTEXT = "event_context.parquet"  # left-over columns of events, within DATA
 # Within DATA: the journal of received events, the log it is folded into, the lock of both, received items.
 JOURNAL, LOG, LOCK, NEW_ITEMS = "events", "events/log.parquet", "lock", dead_letters.NEW_ITEMS
 STATES_FILE = "item_states.db"

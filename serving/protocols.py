@@ -12,7 +12,6 @@ from encoder.encode import Content
 from feature_repo.frame import Frame
 from feature_repo.item_matrix import ItemMatrix
 from feature_repo.vectors import Vectors
-from ranker.inputs.frame_encoder import FrameEncoder
 
 Context = Mapping[str, Any]  # what a client sends with a request
 
@@ -35,9 +34,6 @@ class Reader(Protocol):
 
 class Scorer(Protocol):
     """The ranker (``ranker.score.Ranker``)."""
-
-    @property
-    def encoder(self) -> FrameEncoder: ...  # noqa: D102
 
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray: ...  # noqa: D102
 

@@ -18,7 +18,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -38,14 +37,13 @@ from feature_repo.online import OnlineReader, StoreUnavailable, check_loaded
 from feature_repo.services import CTR, RETRIEVAL
 from feature_repo.shop_ids import INT64_IDS, ShopIds, shop_ids
 from feature_repo.signature import open_signature
-from ranker.explain import explain
 from ranker.relevance import Relevance
 from ranker.score import Ranker
 from retrieval.fusion import fuse_orders
 from retrieval.jagged import best_first
 from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import Retriever
-from retrieval.sources import Matches, add_matches, propose
+from retrieval.sources import Matches, propose
 from run.artifacts import open_artifact
 from run.generations import open_parts, require_whole
 from run.sizes import size
@@ -53,8 +51,9 @@ from serving.answer import Answer, Hit, Stages
 from serving.catalogue import Card, Catalogue
 from serving.newest import followed_by_newest
 from serving.protocols import ContentEncoder, Context, Reader, RelevanceHead, Scorer
+from serving.ranked import Ranked, rank
 from serving.settings import Settings
-from serving.visit import newest_of, with_session
+from serving.visit import with_session
 
 log = logging.getLogger("moon.serving")
 
@@ -63,29 +62,6 @@ STORE_AWAY = "the online store does not answer"  # all that a client is told; th
 OWNED_CODES = tuple(BEHAVIOUR_CODES[name] for name in ("purchase", "liked", "disliked"))
 SEARCH_DEPTH = 100  # candidates of a search that are reranked
 EXAMPLE_USERS = 50
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """Candidates that the ranker scored.
-
-    Attributes:
-        ranker: that scored them.
-        frame: what it read, one request.
-        ids: of the candidates, in the order of the frame.
-        scores: float32, one per candidate.
-    """
-
-    ranker: Scorer
-    frame: Frame
-    ids: np.ndarray
-    scores: np.ndarray
-
-    def parts(self, hits: np.ndarray) -> list[dict[str, float]]:
-        """What each feature adds to the score of each hit, by name (``ranker.explain``)."""
-        found = explain(self.ranker, self.frame)
-        row = {item: place for place, item in enumerate(self.ids.tolist())}
-        return [{name: float(part[row[item]]) for name, part in found.items()} for item in hits.tolist()]
 
 
 class UnknownCategory(LookupError):
@@ -399,26 +375,7 @@ class Recommender:
         fallbacks: list[str],
     ) -> Ranked | None:
         """``ids`` as the ranker scores them; None when there are none, with the reason in ``fallbacks``."""
-        try:
-            with stages.measure("features"):
-                frame = self.reader.with_candidates(user, ids)
-        except StoreUnavailable as error:
-            log.warning("candidates are not ranked: %s", error)
-            fallbacks.append("store_unavailable")
-            return None
-        with stages.measure("rank"):
-            frame = replace(frame, history=newest_of(request.history, self.behaviours))
-            frame = add_matches(frame, matches.names, matches.rows(ids))
-            try:
-                query = None if request.query_vector is None else request.query_vector[None]
-                scores = np.asarray(ranker.score(frame, query), dtype=np.float32)
-                if scores.shape != ids.shape or not np.isfinite(scores).all():
-                    raise ValueError(f"{len(ids)} candidates, scores of shape {scores.shape} or not finite")
-            except Exception:
-                log.exception("the ranker failed, answering in retrieval order")
-                fallbacks.append("ranker_error")
-                return None
-        return Ranked(ranker, frame, ids, scores)
+        return rank(ranker, self.reader, request, user, ids, matches, self.behaviours, stages, fallbacks)
 
     def _answer(
         self,
@@ -428,14 +385,13 @@ class Recommender:
         order: str,
         stages: Stages,
         fallbacks: list[str],
-        parts: list[dict[str, float]] | None = None,
+        parts: Sequence[dict[str, float] | None] | None = None,
     ) -> Answer:
         rows = [{} for _ in ids] if matches is None else matches.named(ids)
+        whys: Sequence[dict[str, float] | None] = parts or [None for _ in ids]
         hits = [
-            Hit(card, float(score), row, part)
-            for card, score, row, part in zip(
-                self.catalogue.cards(ids), scores, rows, parts or [None] * len(ids), strict=True
-            )
+            Hit(card, float(score), row, why)
+            for card, score, row, why in zip(self.catalogue.cards(ids), scores, rows, whys, strict=True)
         ]
         self.counts.update(dict.fromkeys(fallbacks, 1))
         self.counts.update({"answers": 1, "empty": int(not hits)})

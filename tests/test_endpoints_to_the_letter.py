@@ -279,7 +279,7 @@ def test_an_explanation_is_in_every_hit_when_it_is_asked_for(client, monkeypatch
         ids = frame.candidates["item_id"].to_numpy()
         return {"price": (ids / 1e15).astype(np.float32)}
 
-    monkeypatch.setattr("serving.recommend.explain", explain)
+    monkeypatch.setattr("serving.ranked.explain", explain)
     asked = client.get("/recommend?user_id=4&k=5&explain=true").json()
     assert len(asked["hits"]) == 5
     for hit in asked["hits"]:

@@ -6,6 +6,7 @@ Run: pytest tests/test_left_over_columns.py
 from datetime import UTC, datetime
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dataset.extra import LeftOver
@@ -96,3 +97,22 @@ def test_one_line_switches_a_column_on_in_the_signature(folder, tmp_path):
         pa.int64(),
     )
     assert "ctr_v1" in next(one for one in listed(tmp_path / "store").splitlines() if "user_points" in one)
+
+
+def test_those_of_events_are_beside_the_store_for_its_request_sources(folder, tmp_path):
+    log = (folder / "log.csv").read_text()
+    rows = [f"{line},{('web', 'phone')[n % 2] if n else 'device'}" for n, line in enumerate(log.splitlines())]
+    path = folder / "moon.toml"
+    before = path.read_text()
+    (folder / "log.csv").write_text("\n".join(rows) + "\n")
+    path.write_text(before.replace("[[events]]", '[[events]]\ncontext = ["device"]', 1))
+    try:
+        dataset = imported(folder, tmp_path / "d")
+    finally:
+        (folder / "log.csv").write_text(log)
+        path.write_text(before)
+    stored(dataset, tmp_path)
+    kept = pq.read_table(tmp_path / "store/data/event_context.parquet")
+    devices = dict(zip(kept["event_id"].to_pylist(), kept["device"].to_pylist(), strict=True))
+    assert set(devices) == set(dataset.events["event_id"].to_pylist())
+    assert sorted(devices.values()) == ["phone"] * 200 + ["web"] * 200

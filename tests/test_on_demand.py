@@ -234,3 +234,33 @@ def test_a_function_that_needs_its_module_is_refused_because_feast_keeps_its_tex
         StoreError, match="on-demand view since_cart: its function uses minute_us of its module"
     ):
         definitions(EmbeddingRecord(), tmp_path)
+
+
+def test_logged_context_trains_what_a_caller_sends(tiny_world, shop, tmp_path):
+    """The device of each event, kept beside the log, is that of its requests; each frame of it is another one."""
+    store_dir, carts, (reader, _) = shop
+    items, logged = tiny_world.item_ids[:2].tolist(), ["Phone", None, "TABLET"]
+    sent = rows_of([*carts, 77], items, logged)
+    rows = sent.drop_columns(["device"]).append_column("event_id", pa.array([10, 11, 20, 21, 30, 31]))
+    blank = FrameSource(store_dir, lambda: [rows], 5, {}).config["store"]
+    columns = {"event_id": [99, 30, 10, 11, 31, 20], "device": ["no", "TABLET", "Phone", "web", "web", None]}
+    pq.write_table(pa.table({**columns, "colour": list("abcdef")}), store_dir / "data/event_context.parquet")
+    found, expected = training_frame(store_dir, rows, 5), training_frame(store_dir, sent, 5)
+    assert found.requests["device"].to_pylist() == ["phone", None, "tablet"]
+    assert found.requests.equals(expected.requests)
+    assert "colour" not in found.given.column_names
+    source = FrameSource(store_dir, lambda: [rows], 5, {})
+    assert source.config["store"] != blank  # a frame without the context is not taken for one with it
+    frame = open_frame(write_frame(source, tmp_path / "frame").path, store_dir)
+    assert frame.requests["device"].to_pylist() == ["phone", None, "tablet"]
+    online = reader.read_user(77, MOMENT, context={"device": "TABLET"}).requests
+    assert online["device"].to_pylist() == ["tablet"]
+
+
+def test_logged_context_of_another_type_is_refused(tiny_world, shop):
+    store_dir, carts, _ = shop
+    rows = rows_of([77], tiny_world.item_ids[:1].tolist(), [None]).drop_columns(["device"])
+    lists = pa.array([["a"]], pa.list_(pa.string()))
+    pq.write_table(pa.table({"event_id": [1], "device": lists}), store_dir / "data/event_context.parquet")
+    with pytest.raises(DataError, match="reads device as string, the log has list"):
+        training_frame(store_dir, rows.append_column("event_id", pa.array([1])), 5)

@@ -396,7 +396,7 @@ def test_an_explanation_is_what_each_feature_adds_to_the_score_and_only_when_ask
     price = Feature("price", "item_profile", "price", "candidate", "number", pa.float32())
     segment = Feature("segment", "user_profile", "segment", "request", "number", pa.float32())
     of = {"candidate": [price], "request": [segment]}
-    moon.ranker.encoder = SimpleNamespace(inputs=SimpleNamespace(features=of.get))
+    moon.ranker.encoder = SimpleNamespace(inputs=SimpleNamespace(features=lambda side: of.get(side, [])))
     prices = {int(one): float(row % 5) for row, one in enumerate(ITEM_IDS)}
     plain = moon.reader.with_candidates
 

@@ -75,6 +75,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(recommend, "Split", SimpleNamespace(open=lambda artifact: opened_split))
     monkeypatch.setattr(FakeReader, "store", None, raising=False)
     monkeypatch.setattr(recommend, "open_signature", lambda store, service: None)
+    monkeypatch.setattr(recommend, "check_loaded", lambda *given: None)
     monkeypatch.setattr(recommend, "OnlineReader", lambda store, history: FakeReader())
     monkeypatch.setattr(recommend, "Ranker", SimpleNamespace(open=lambda *given: FakeRanker()))
     monkeypatch.setattr(recommend, "Encoder", SimpleNamespace(open=lambda artifact: FakeEncoder()))

@@ -19,6 +19,7 @@ from dataset.contracts import TIME, DataError
 from feature_repo.columns import as_read, item_columns, nothing, user_columns
 from feature_repo.event_log import EventLog, open_event_log
 from feature_repo.frame import Frame
+from feature_repo.frames.context import with_context
 from feature_repo.on_demand import compute, reads_of, request_table
 from feature_repo.services import CTR
 from feature_repo.side_information import SideInformation, open_side_information
@@ -110,7 +111,8 @@ def training_frame(store_dir: Path, rows: pa.Table, history: int, service: str =
         store_dir: the run's store.
         rows: one per (request, candidate), grouped by request: request_id, user_id, time, query_id
             (nullable), item_id, optionally label and position; what was sent with each request, in columns named
-            as in the ``RequestSource`` that reads it; further columns are carried along to the candidates.
+            as in the ``RequestSource`` that reads it, else that of the event where there is an event_id
+            (``frames.context``); further columns are carried along to the candidates.
         history: K, most behaviours in a frame's history.
         service: the FeatureService whose features are joined.
 
@@ -121,6 +123,7 @@ def training_frame(store_dir: Path, rows: pa.Table, history: int, service: str =
     store = open_store(store_dir)
     signature = open_signature(store, service)
     reads = reads_of(store, signature.features)
+    rows = with_context(store_dir, rows, reads.context)
     first, offsets = _requests(rows)
     user = rows.column("user_id").to_numpy()[first]
     row_time_us = rows.column("time").cast(TIME).cast(pa.int64()).to_numpy()

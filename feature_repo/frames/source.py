@@ -21,6 +21,7 @@ from feature_repo.frames.join import POINTER, check_columns, check_grouped
 from feature_repo.on_demand import reads_of
 from feature_repo.services import CTR
 from feature_repo.signature import Signature, open_signature
+from feature_repo.sources import CONTEXT, DATA
 from feature_repo.store import open_store
 from run.artifacts import Artifact
 from run.shards import Shard
@@ -114,11 +115,14 @@ def store_id(store: FeatureStore, signature: Signature) -> str:
     """16 hex digits that change with anything a frame reads of a store: the event log and its features' sources."""
     folder = Path(store.config.repo_path or ".")
     digest = hashlib.sha256(open_event_log(folder).version.encode())
-    stored = chain.from_iterable(reads_of(store, signature.features).stored.values())
+    reads = reads_of(store, signature.features)
+    stored = chain.from_iterable(reads.stored.values())
     behaved = in_frames(signature.features, "behaviour")
     for path in sorted({_source(store, one.view) for one in (*POINTER, *stored, *behaved)}):
         with (folder / path).open("rb") as stream:
             digest.update(hashlib.file_digest(stream, hashlib.sha256).digest())
+    if reads.context and (folder / DATA / CONTEXT).exists():
+        digest.update((folder / DATA / CONTEXT).read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -123,11 +123,11 @@ def _type(proposal: Proposal, table: Seen) -> None:
         )
         if fits and mapped > share:
             best, share, types = name, mapped, {value: kind or IGNORE for value, kind in named.items()}
-    named = event_type(table.name.rpartition("/")[2].partition(".")[0])
+    called = event_type(table.name.rpartition("/")[2].partition(".")[0])
     ratings = [
         name
         for name in table.ratings()
-        if name not in proposal.used and not (is_unnamed(name) and named not in (None, "rating"))
+        if name not in proposal.used and not (is_unnamed(name) and called not in (None, "rating"))
     ]
     if best is not None:
         if not ratings:

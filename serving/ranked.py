@@ -1,0 +1,77 @@
+"""Candidates of one request as the ranker scores them, and why."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+
+from feature_repo.frame import Frame
+from feature_repo.online import StoreUnavailable
+from ranker.explain import Explained, explain
+from retrieval.requests import Request
+from retrieval.sources import Matches, add_matches
+from serving.answer import Stages
+from serving.protocols import Reader, Scorer
+from serving.visit import newest_of
+
+log = logging.getLogger("moon.serving")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Candidates that the ranker scored.
+
+    Attributes:
+        ranker: that scored them.
+        frame: what it read, one request.
+        ids: of the candidates, in the order of the frame.
+        scores: float32, one per candidate.
+    """
+
+    ranker: Scorer
+    frame: Frame
+    ids: np.ndarray
+    scores: np.ndarray
+
+    def parts(self, hits: np.ndarray) -> list[dict[str, float]]:
+        """What each feature adds to the score of each hit, by name (``ranker.explain``)."""
+        found = explain(cast(Explained, self.ranker), self.frame)  # only the real one is asked
+        row = {item: place for place, item in enumerate(self.ids.tolist())}
+        return [{name: float(part[row[item]]) for name, part in found.items()} for item in hits.tolist()]
+
+
+def rank(
+    ranker: Scorer,
+    reader: Reader,
+    request: Request,
+    user: Frame,
+    ids: np.ndarray,
+    matches: Matches,
+    behaviours: int,
+    stages: Stages,
+    fallbacks: list[str],
+) -> Ranked | None:
+    """``ids`` as the ranker scores them; None when it does not, with the reason in ``fallbacks``."""
+    try:
+        with stages.measure("features"):
+            frame = reader.with_candidates(user, ids)
+    except StoreUnavailable as error:
+        log.warning("candidates are not ranked: %s", error)
+        fallbacks.append("store_unavailable")
+        return None
+    with stages.measure("rank"):
+        frame = replace(frame, history=newest_of(request.history, behaviours))
+        frame = add_matches(frame, matches.names, matches.rows(ids))
+        try:
+            query = None if request.query_vector is None else request.query_vector[None]
+            scores = np.asarray(ranker.score(frame, query), dtype=np.float32)
+            if scores.shape != ids.shape or not np.isfinite(scores).all():
+                raise ValueError(f"{len(ids)} candidates, scores of shape {scores.shape} or not finite")
+        except Exception:
+            log.exception("the ranker failed, answering in retrieval order")
+            fallbacks.append("ranker_error")
+            return None
+    return Ranked(ranker, frame, ids, scores)
