@@ -128,7 +128,7 @@ def test_a_behaviour_sees_the_row_just_before_it_and_nothing_written_later(shop)
     write_shelf(mine, [*rows, *(row for row in late if (row[0], row[1] + US) not in known)])
     assert told(whole(joined(store_dir, world))) == first
     # a correction of the same moment, whenever it was created, replaces what it corrects
-    write_shelf(mine, [*rows, *((i, s, c + 9 * DAY, d + 1000, t) for i, s, c, d, t in rows)])
+    write_shelf(mine, [*((i, s, c + 9 * DAY, d + 1000, t) for i, s, c, d, t in rows), *rows])
     after = told(whole(joined(store_dir, world)))
     assert after == [(item, when, deal + 1000, tag) for item, when, deal, tag in first]
 

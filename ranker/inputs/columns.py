@@ -127,7 +127,8 @@ def require_columns(table: pa.Table, names: Sequence[str], where: str) -> None:
     Raises:
         DataError: naming all missing columns.
     """
-    missing = [name for name in names if name not in table.column_names]
+    known = set(table.column_names)
+    missing = [name for name in names if name not in known]
     if missing:
         raise DataError(
             f"{where}: {len(missing)} of {len(names)} expected columns are missing ({', '.join(missing)}); "
