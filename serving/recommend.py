@@ -409,6 +409,9 @@ class Recommender:
         with stages.measure("rank"):
             frame = replace(frame, history=newest_of(request.history, self.behaviours))
             frame = add_matches(frame, matches.names, matches.rows(ids))
+            alike = self.retriever.similarities
+            offsets = np.array([0, len(ids)], dtype=np.int64)
+            frame = add_matches(frame, alike.names, alike.of(Requests.of([request]), ids, offsets))
             try:
                 query = None if request.query_vector is None else request.query_vector[None]
                 scores = np.asarray(ranker.score(frame, query), dtype=np.float32)
