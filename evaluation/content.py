@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +10,8 @@ import pyarrow as pa
 from PIL import Image
 
 from dataset.pictures import decoded
+from retrieval.words import Vocabulary, item_texts
 
-WORD = re.compile(r"[a-z0-9]+")
 THUMBNAIL = (12, 16)  # columns, rows: the portrait shape of product pictures
 HUE_BINS, SATURATION_BINS, VALUE_BINS = 12, 4, 4
 HISTOGRAM_WEIGHT = 0.2  # relative to the thumbnail; equal weights had lower recall on fashion pictures
@@ -93,44 +91,15 @@ def buyers(item_ids: np.ndarray, log_users: np.ndarray, log_items: np.ndarray) -
 
 
 def tf_idf(texts: Sequence[str | None], asked: Sequence[str | None] | None = None) -> SparseRows:
-    """Each text as the unit row of its words: count times ln((1 + M) / (1 + df)) + 1.
-
-    Words are runs of letters a-z and digits, lower-cased; a missing text is an empty row. Equal to
-    scikit-learn's ``TfidfVectorizer(token_pattern="[a-z0-9]+")``.
+    """Each text as the unit row of its words (``retrieval.words``); a missing text is an empty row.
 
     Args:
         texts: M texts, whose words are counted.
         asked: other texts, of which rows are wanted, e.g. queries; their unknown words are left out. None: ``texts``.
     """
-    counts = [Counter(WORD.findall((text or "").lower())) for text in texts]
-    column_of: dict[str, int] = {}
-    for count in counts:
-        for word in count:
-            column_of.setdefault(word, len(column_of))
-    width = max(len(column_of), 1)
-    documents = np.bincount([column_of[word] for count in counts for word in count], minlength=width)
-    idf = np.log((1 + len(counts)) / (1 + documents)) + 1
-    if asked is not None:
-        counts = [Counter(WORD.findall((text or "").lower())) for text in asked]
-    entries = [
-        (row, column_of[word], n)
-        for row, count in enumerate(counts)
-        for word, n in count.items()
-        if word in column_of
-    ]
-    row, column, value = np.array(entries, dtype=np.int64).reshape(-1, 3).T
-    return _unit_rows(row, column, value * idf[column], len(counts), width)
-
-
-def item_text(title: str | None, description: str | None, attributes: Sequence[tuple[str, str]]) -> str:
-    """The text for a TF-IDF row: title, description and attribute values."""
-    return " ".join([title or "", description or "", *(value for _, value in attributes)])
-
-
-def item_texts(items: pa.Table) -> list[str]:
-    """The ``item_text`` of each row of ITEMS."""
-    columns = (items[name].to_pylist() for name in ("title", "description", "attributes"))
-    return [item_text(*one) for one in zip(*columns, strict=True)]
+    rows = Vocabulary.of(texts).rows(texts if asked is None else asked)
+    offsets, column = rows.indptr.astype(np.int64), rows.indices.astype(np.int64)
+    return SparseRows(offsets, column, rows.data, max(rows.shape[1], 1))
 
 
 def colours(pictures: Sequence[bytes | None]) -> np.ndarray:

@@ -17,9 +17,10 @@ from scipy import sparse
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from dataset.tables import Dataset
-from evaluation.content import PlainContent, SparseRows, buyers, colours, item_texts, tf_idf
+from evaluation.content import PlainContent, SparseRows, buyers, colours, tf_idf
 from evaluation.earlier import NO_QUERY, Counts, Moments, rows_before
 from evaluation.shop_baselines import positive_events
+from retrieval.words import item_texts
 
 HISTORY = 50  # latest behaviours of a user that a candidate is compared with
 DAY_US = 86_400_000_000

@@ -22,7 +22,6 @@ from retrieval.examples import (
     MatchedFrames,
     chunks,
     example_rows,
-    match_sources,
     matched,
     requests_frame,
     retrieve,
@@ -73,7 +72,7 @@ def score_impressions(
     """Score the test impressions of a split; it must have some."""
     rows = split.ranking.filter(pc.equal(split.ranking["part"], "test"))
     (stored,) = logged_frames(folder, split, size, ("test",))
-    frames = matched(stored, match_sources(retriever))
+    frames = matched(stored, retriever)
     behaved = np.repeat(stored.positions > 0, np.diff(stored.offsets))
     return Impressions(
         item_id=rows["item_id"].to_numpy(),
@@ -126,7 +125,7 @@ def rank_requests(
     found = fuse(list(alone.values()))
     yield "candidates", lists(found, k)
     rows = example_rows(requests, found)
-    scored = matched(training_frame(folder / "store", rows, size.history), match_sources(retriever))
+    scored = matched(training_frame(folder / "store", rows, size.history), retriever)
     item_id = rows["item_id"].to_numpy()
     offsets = _offsets(requests, rows)
     order = found_order(found, offsets, item_id)

@@ -17,7 +17,7 @@ from dataset.split import Split, measured_items
 from dataset.tables import Dataset
 from encoder.encode import Content, Encoder, item_content
 from evaluation.baselines import Lists
-from evaluation.content import colours, item_text, tf_idf
+from evaluation.content import colours, tf_idf
 from evaluation.ctr_quality import ctr_quality, probabilities
 from evaluation.encoder_quality import Pool, encoder_quality
 from evaluation.measurements import write_measurements
@@ -37,6 +37,7 @@ from moonstore.files import write_json
 from ranker.relevance import Relevance, judged_pairs
 from ranker.score import Ranker
 from retrieval.retriever import Retriever, open_retrieval
+from retrieval.words import item_text
 from run.artifacts import open_artifact
 from run.sizes import Size
 

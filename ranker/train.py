@@ -27,12 +27,12 @@ from run.artifacts import Artifact, open_artifact, write_artifact
 from run.resume import Checkpoints
 from run.sizes import Size
 
-EPOCHS = 8
+EPOCHS = 12
 PATIENCE = 2
 LEARNING_RATE = 2e-3
 # Faster tables memorise ids before content is learned, and the sooner the fewer times each item occurs
 # (docs/log/ranker.md#learning-rate-of-the-tables, docs/log/ranker.md#tables-of-the-purchase-ranker).
-TABLE_LEARNING_RATE = {"pointwise": 0.005, "listwise": 0.0005}
+TABLE_LEARNING_RATE = {"pointwise": 0.0002, "listwise": 0.0005}
 POOL = 64  # batches are cut from pools of so many shuffled batches' requests, sorted by number of candidates
 VALID_REQUESTS = 512  # requests read at once when validating
 
@@ -61,7 +61,7 @@ def train_ctr(
         out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
         parents: what it was made from, by role.
         seed: equal seeds give equal weights.
-        epochs: at most so many passes, 8 by default.
+        epochs: at most so many passes, 12 by default.
         loss: ``pointwise`` for logged impressions, ``listwise`` for one positive among sampled negatives.
         recipe: what the model is made of; ``recipes.cube()`` unless given.
         without: features of the service that the model does without.

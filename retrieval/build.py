@@ -18,6 +18,7 @@ from feature_repo.vectors import Vectors
 from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval.cooccurrence import build_cooccurrence
 from retrieval.index import ItemIndex, category_path
+from retrieval.words import Words
 from run.artifacts import discard, open_artifact
 from run.sizes import Size
 
@@ -25,7 +26,7 @@ NO_USER = -1
 
 
 def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, seed: int) -> None:
-    """Write the artifacts ``cooccurrence``, ``cooccurrence_fit``, ``index``, ``two_tower``, ``two_tower_index``.
+    """Write ``cooccurrence``, ``cooccurrence_fit``, ``index``, ``words``, ``two_tower`` and ``two_tower_index``.
 
     The index holds every item of the catalogue, with or without a vector. The last two are left out where nothing
     says what users took.
@@ -42,6 +43,7 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
     items = np.sort(dataset.items["item_id"].to_numpy())
     paths = _category_paths(dataset, items)
     ItemIndex.build(items, vectors.gather(items)[0], paths).save(folder / "index", {"embedding": embedding})
+    Words.of(dataset.items).save(folder / "words", parents)
 
     positives = _positives(split)
     if not len(positives):  # nothing to learn from: there is no two-tower source

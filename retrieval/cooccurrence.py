@@ -139,6 +139,16 @@ class Cooccurrence:
                 out[rows][wanted] = found.astype(np.float32)
         return out
 
+    def between(self, item_id: np.ndarray, behaved: np.ndarray) -> np.ndarray:
+        """Score of candidates int64 (n) after behaved items int64 (H), float32 (n, H); 0 where there is none."""
+        out = np.zeros((len(item_id), len(behaved)), dtype=np.float32)
+        column, known = self._columns(item_id)
+        row, seen = self._columns(behaved)
+        if known.any() and seen.any():
+            scores = self._graph_II[row[seen]][:, column[known]].toarray()
+            out[np.ix_(known, seen)] = scores.T
+        return out
+
     def _columns(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if not len(self.item_ids):
             return np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=bool)

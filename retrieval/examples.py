@@ -82,13 +82,16 @@ def chunks(stored: StoredRequests, description: str) -> Iterator[Frame]:
         yield stored.take(start, min(start + CHUNK_REQUESTS, len(stored)))
 
 
-def matched(stored: StoredRequests, sources: Sequence[Source]) -> MatchedFrames:
-    """Score every (request, candidate) pair with every source, as serving does."""
-    names: tuple[str, ...] = tuple(f"match_{source.name}" for source in sources)
+def matched(stored: StoredRequests, retriever: Retriever) -> MatchedFrames:
+    """Every (request, candidate) pair with the scores of ``match_sources`` and all similarities, as in serving."""
+    sources, similarities = match_sources(retriever), retriever.similarities
+    names = (*(f"match_{source.name}" for source in sources), *similarities.names)
     parts, counts = [np.empty((0, len(names)), np.float32)], [np.zeros(1, np.int64)]
     for frame in chunks(stored, "match candidates"):
         item_id = frame.candidates["item_id"].to_numpy()
-        parts.append(match_scores(sources, Requests.from_frame(frame), item_id, frame.offsets)[1])
+        requests = Requests.from_frame(frame)
+        scores = match_scores(sources, requests, item_id, frame.offsets)[1]
+        parts.append(np.concatenate([scores, similarities.of(requests, item_id, frame.offsets)], axis=1))
         counts.append(np.diff(frame.offsets))
     return MatchedFrames(stored, names, np.concatenate(parts), np.cumsum(np.concatenate(counts)))
 
@@ -166,7 +169,7 @@ def among_others(taken: pa.Table, found: Retrieved, item_ids: np.ndarray, seed: 
 
 
 def match_sources(retriever: Retriever) -> tuple[Source, ...]:
-    """The sources whose scores the ranker reads: behaviour only, so that content reaches it only through CUBE.
+    """The sources whose scores the ranker reads: behaviour only, so that vectors reach it only through CUBE.
 
     The two-tower model is left out as well: it learned from the same requests as the ranker, so its
     scores are better there than on new requests, and the ranker would rely on them too much.
@@ -190,7 +193,6 @@ def ranker_frames(
     Returns:
         train, valid, and ``pointwise`` for logged impressions or ``listwise`` for retrieved candidates.
     """
-    sources = match_sources(retriever)
     if split.shows:
         frames = logged_frames(folder, split, size, ("train", "valid"))
         loss = "pointwise"
@@ -203,7 +205,7 @@ def ranker_frames(
             rows = among_others(taken, found, retriever.index.ids, seed)
             frames.append(training_frame(folder / "store", rows, size.history))
         loss = "listwise"
-    return matched(frames[0], sources), matched(frames[1], sources), loss
+    return matched(frames[0], retriever), matched(frames[1], retriever), loss
 
 
 def _unbiased(retriever: Retriever) -> tuple[Source, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +61,7 @@ class Requests:
 
     Attributes:
         history: behaviours of the R users.
+        time_us: int64 [R], when they ask, microseconds since 1970 UTC.
         query_vectors: float32 [R, D], rows of zeros where there is no query; None: nobody has one.
         categories: R paths, None where any category will do.
         exclude: R arrays of int64 item ids.
@@ -68,6 +69,7 @@ class Requests:
     """
 
     history: History
+    time_us: np.ndarray
     query_vectors: np.ndarray | None
     categories: tuple[str | None, ...]
     exclude: tuple[np.ndarray, ...]
@@ -99,6 +101,7 @@ class Requests:
                 ),
                 *(history.side for history in histories[:1]),  # of one store, the same for all
             ),
+            time_us=np.array([_microseconds(request.time) for request in requests], dtype=np.int64),
             query_vectors=queries_RD,
             categories=tuple(request.category for request in requests),
             exclude=tuple(request.exclude for request in requests),
@@ -117,6 +120,7 @@ class Requests:
         seen = [frame.history.item_id[bounds[r] : bounds[r + 1]] for r in range(len(frame))]
         return cls(
             history=frame.history,
+            time_us=frame.requests["time"].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False),
             query_vectors=None,
             categories=(None,) * len(frame),
             exclude=tuple(np.unique(items) for items in seen) if exclude_history else (NO_IDS,) * len(frame),
@@ -131,6 +135,7 @@ class Requests:
         place = np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1])
         return Requests(
             history=self.history.rows(place, offsets),
+            time_us=self.time_us[rows],
             query_vectors=None if self.query_vectors is None else self.query_vectors[rows],
             categories=tuple(self.categories[row] for row in rows),
             exclude=tuple(self.exclude[row] for row in rows),
@@ -167,6 +172,10 @@ class Interests:
     offsets: np.ndarray
     item_id: np.ndarray
     weight: np.ndarray
+
+
+def _microseconds(time: datetime) -> int:
+    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def interests(history: History) -> Interests:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,8 @@ import pyarrow as pa
 from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors
 from retrieval.cooccurrence import Cooccurrence
-from retrieval.index import ItemIndex
+from retrieval.index import ItemIndex, category_path
+from retrieval.similarities import Categories, Similarities, Space
 from retrieval.sources import (
     CooccurrenceSource,
     PopularSource,
@@ -23,12 +24,13 @@ from retrieval.sources import (
     query_source,
     two_tower_source,
 )
+from retrieval.words import Words
 from run.artifacts import Artifact, open_artifact, require_agreement
 
 if TYPE_CHECKING:
     from ranker.two_tower.train import TwoTower
 
-ROLES = ("embedding", "index", "cooccurrence", "two_tower", "two_tower_index")
+ROLES = ("embedding", "index", "cooccurrence", "words", "two_tower", "two_tower_index")
 
 
 def open_retrieval(folder: Path, cooccurrence: str = "cooccurrence") -> dict[str, Artifact]:
@@ -46,6 +48,8 @@ def open_retrieval(folder: Path, cooccurrence: str = "cooccurrence") -> dict[str
         "index": open_artifact(folder / "index", "index"),
         "cooccurrence": open_artifact(folder / cooccurrence, "cooccurrence"),
     }
+    if (folder / "words").exists():  # releases before this one had none
+        artifacts["words"] = open_artifact(folder / "words", "words")
     if (folder / "two_tower").exists():
         artifacts["two_tower"] = open_artifact(folder / "two_tower", "two_tower")
         artifacts["two_tower_index"] = open_artifact(folder / "two_tower_index", "index")
@@ -59,11 +63,15 @@ class Parts:
     Attributes:
         graph: the co-occurrence graph.
         towers, tower_index: the two-tower model and the items in its space; None where none was trained.
+        categories: of all items, also of those that may not be returned.
+        words: of all items; None: the run was made by a release that had none.
     """
 
     graph: Cooccurrence
     towers: TwoTower | None
     tower_index: ItemIndex | None
+    categories: Categories
+    words: Words | None
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class Retriever:
         popular: the source for users about whom nothing is known.
         query: the source for a text or a picture.
         artifacts: role -> artifact of everything opened here.
+        similarities: what the ranker reads of a history and a candidate, besides the scores of sources.
         parts: what the sources are made of; None: they were passed in directly.
     """
 
@@ -86,6 +95,7 @@ class Retriever:
     popular: Source
     query: Source
     artifacts: dict[str, Artifact]
+    similarities: Similarities = Similarities({})
     parts: Parts | None = None
 
     @property
@@ -120,15 +130,18 @@ class Retriever:
         placed = [("two_tower_index", "two_tower")] if "two_tower" in artifacts else []
         require_agreement(artifacts, [("index", "embedding"), *placed])
         vectors = Vectors.open(artifacts["embedding"])
-        index = ItemIndex.open(artifacts["index"]).only(only)
+        whole = ItemIndex.open(artifacts["index"])
+        index = whole.only(only)
         graph = Cooccurrence.open(artifacts["cooccurrence"])
+        words = Words.open(artifacts["words"]) if "words" in artifacts else None
         towers, tower_index = None, None
         if "two_tower" in artifacts:
             from ranker.two_tower.train import TwoTower
 
             towers = TwoTower.open(artifacts["two_tower"], vectors, signature)
             tower_index = ItemIndex.open(artifacts["two_tower_index"]).only(only)
-        return cls._of(index, vectors, Parts(graph, towers, tower_index), artifacts)
+        parts = Parts(graph, towers, tower_index, Categories.of(whole), words)
+        return cls._of(index, vectors, parts, artifacts)
 
     @classmethod
     def _of(
@@ -142,7 +155,13 @@ class Retriever:
         if parts.towers is not None and parts.tower_index is not None:
             personal.append(two_tower_source(parts.towers, parts.tower_index))
         popular = PopularSource(parts.graph.item_ids, parts.graph.popularity, index)
-        return cls(index, vectors, tuple(personal), popular, query_source(index), artifacts, parts)
+        spaces: dict[str, Space] = {"category": parts.categories, "co_occurrence": parts.graph}
+        if parts.words is not None:
+            spaces["words"] = parts.words
+        similarities = Similarities(spaces)
+        return cls(
+            index, vectors, tuple(personal), popular, query_source(index), artifacts, similarities, parts
+        )
 
     def with_vectors(self, vectors: Vectors) -> Retriever:
         """A retriever that reads these vectors of the same embedding; the items it returns are the same."""
@@ -163,16 +182,19 @@ class Retriever:
             parts = replace(parts, tower_index=parts.tower_index.without(item_ids))
         return self._of(self.index.without(item_ids), self.vectors, parts, self.artifacts)
 
-    def with_items(self, items: pa.Table, categories: Sequence[str]) -> Retriever:
+    def with_items(self, items: pa.Table, rows: pa.Table) -> Retriever:
         """A retriever with these items added or replaced.
 
         Args:
             items: their features, as in ``Frame.candidates``; their vectors are in ``vectors``.
-            categories: one path per item (see ``retrieval.index``).
+            rows: the same items in the same order, ITEMS rows.
         """
+        categories = [category_path(path) for path in rows["category"].to_pylist()]
         assert self.parts is not None
         ids, parts = items["item_id"].to_numpy(), self.parts
         index = self.index.with_items(ids, self.vectors.gather(ids)[0], categories)
+        words = None if parts.words is None else parts.words.with_items(rows)
+        parts = replace(parts, categories=Categories.of(index), words=words)
         if parts.towers is not None and parts.tower_index is not None:
             placed = parts.towers.item_vectors(items)
             parts = replace(parts, tower_index=parts.tower_index.with_items(ids, placed, categories))

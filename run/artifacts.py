@@ -34,6 +34,7 @@ MADE_BY = {  # the command that makes an artifact of each kind
     "embedding": "moon embed",
     "cooccurrence": "moon retrieval",
     "index": "moon retrieval",
+    "words": "moon retrieval",
     "two_tower": "moon retrieval",
     "ranker": "moon ranker",
     "relevance": "moon ranker",

@@ -55,6 +55,7 @@ PARTS = {  # by folder name
     "embedding": Part("embedding", "embedding"),
     "index": Part("index", "index"),
     "cooccurrence": Part("cooccurrence", "cooccurrence"),
+    "words": Part("words", "words", needed=False),
     "two_tower": Part("two_tower", "two_tower", needed=False),
     "two_tower_index": Part("two_tower_index", "index", needed=False),
     "ranker_full": Part("ranker", "ranker", needed=False),

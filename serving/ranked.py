@@ -11,7 +11,8 @@ import numpy as np
 from feature_repo.frame import Frame
 from feature_repo.online import StoreUnavailable
 from ranker.explain import Explained, explain
-from retrieval.requests import Request
+from retrieval.requests import Request, Requests
+from retrieval.similarities import Similarities
 from retrieval.sources import Matches, add_matches
 from serving.answer import Stages
 from serving.protocols import Reader, Scorer
@@ -46,6 +47,7 @@ class Ranked:
 def rank(
     ranker: Scorer,
     reader: Reader,
+    alike: Similarities,
     request: Request,
     user: Frame,
     ids: np.ndarray,
@@ -65,6 +67,8 @@ def rank(
     with stages.measure("rank"):
         frame = replace(frame, history=newest_of(request.history, behaviours))
         frame = add_matches(frame, matches.names, matches.rows(ids))
+        offsets = np.array([0, len(ids)], dtype=np.int64)
+        frame = add_matches(frame, alike.names, alike.of(Requests.of([request]), ids, offsets))
         try:
             query = None if request.query_vector is None else request.query_vector[None]
             scores = np.asarray(ranker.score(frame, query), dtype=np.float32)

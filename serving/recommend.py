@@ -375,7 +375,8 @@ class Recommender:
         fallbacks: list[str],
     ) -> Ranked | None:
         """``ids`` as the ranker scores them; None when there are none, with the reason in ``fallbacks``."""
-        return rank(ranker, self.reader, request, user, ids, matches, self.behaviours, stages, fallbacks)
+        alike, reader = self.retriever.similarities, self.reader
+        return rank(ranker, reader, alike, request, user, ids, matches, self.behaviours, stages, fallbacks)
 
     def _answer(
         self,

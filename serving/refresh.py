@@ -24,7 +24,6 @@ from feature_repo.online import UNREACHABLE, StoreUnavailable
 from feature_repo.vectors import Vectors
 from feature_repo.views import Embedding
 from moonstore.errors import StoreError
-from retrieval.index import category_path
 from serving.recommend import Recommender
 
 log = logging.getLogger("moon.serving")
@@ -131,8 +130,6 @@ def _answer_with(moon: Recommender, items: Sequence[NewItem]) -> None:
     table = items_table(items)
     nobody = moon.reader.read_user(NOBODY, moon.now())
     candidates = moon.reader.with_candidates(nobody, table["item_id"].to_numpy()).candidates
-    moon.retriever = moon.retriever.with_items(
-        candidates, [category_path(one.item.category) for one in items]
-    )
+    moon.retriever = moon.retriever.with_items(candidates, table)
     pictures = {one.row["image_id"]: one.image for one in items if one.image is not None}
     moon.catalogue = moon.catalogue.with_items(table, pictures)

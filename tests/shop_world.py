@@ -22,6 +22,8 @@ from feature_repo.vectors import Vectors
 from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
 from retrieval.index import ItemIndex, category_path
 from retrieval.retriever import Parts, Retriever
+from retrieval.similarities import Categories
+from retrieval.words import Words
 from run.artifacts import Artifact
 from serving.catalogue import Catalogue
 from serving.live import Live
@@ -109,7 +111,8 @@ class Shop:
         index = ItemIndex.build(vectors.ids, vectors.matrix, paths)
         places = Towers().item_vectors(self.world.dataset.items)
         tower_index = ItemIndex.build(vectors.ids, places, paths)
-        parts = Parts(self.graph, Towers(), tower_index.only(only))
+        words = Words.of(self.world.dataset.items)
+        parts = Parts(self.graph, Towers(), tower_index.only(only), Categories.of(index), words)
         ids = shop_ids(self.store)
         return Recommender(
             retriever=Retriever._of(index.only(only), vectors, parts, {}),

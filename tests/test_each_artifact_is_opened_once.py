@@ -20,9 +20,12 @@ from serving.live import Live
 from serving.settings import Settings
 
 SERVED = (
-    "cooccurrence", "embedding", "encoder", "index", "ranker_full", "relevance", "two_tower", "two_tower_index"
+    "cooccurrence", "embedding", "encoder", "index", "ranker_full", "relevance", "two_tower", "two_tower_index",
+    "words",
 )  # fmt: skip
-LEARNED_FROM = ("cooccurrence_fit", "dataset", "embedding", "index", "split", "two_tower", "two_tower_index")
+LEARNED_FROM = (
+    "cooccurrence_fit", "dataset", "embedding", "index", "split", "two_tower", "two_tower_index", "words"
+)  # fmt: skip
 
 
 class Opened:

@@ -14,12 +14,13 @@ from dataset.contracts import EVENTS, IMAGES, ITEMS, QUERIES, TIME
 from dataset.split import RANKING, RETRIEVAL
 from evaluation import plain_controls, plain_features
 from evaluation.baselines import rank
-from evaluation.content import PlainContent, item_texts, tf_idf
+from evaluation.content import PlainContent, tf_idf
 from evaluation.earlier import NO_QUERY, Counts, Moments, rows_before
 from evaluation.plain import PlainMethods
 from evaluation.plain_controls import Examples, PlainControls, proposed, training_examples
 from evaluation.plain_features import PlainFeatures
 from evaluation.shop_baselines import requests_of, shop_baselines
+from retrieval.words import item_texts
 
 DAY = 86_400_000_000
 WORDS = ("red", "blue", "green", "round", "square", "tall")

@@ -28,6 +28,8 @@ from moonstore.freshness import EPOCH, US
 from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
 from retrieval.index import ItemIndex, category_path
 from retrieval.retriever import Parts, Retriever
+from retrieval.similarities import Categories
+from retrieval.words import Words
 from serving import refresh
 from serving.catalogue import Catalogue
 from serving.recommend import Recommender
@@ -102,7 +104,8 @@ def opened(tiny_world, loaded):
     paths = [category_path(parts) for parts in tiny_world.dataset.items["category"].to_pylist()]
     index = ItemIndex.build(vectors.ids, vectors.matrix, paths)
     placed = ItemIndex.build(vectors.ids, np.tile(np.float32([1, 0]), (len(vectors.ids), 1)), paths)
-    retriever = Retriever._of(index, vectors, Parts(graph, Towers(), placed), {})
+    parts = Parts(graph, Towers(), placed, Categories.of(index), Words.of(tiny_world.dataset.items))
+    retriever = Retriever._of(index, vectors, parts, {})
     return Recommender(
         retriever=retriever,
         reader=OnlineReader(store_dir, 7),

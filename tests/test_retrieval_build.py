@@ -167,7 +167,7 @@ def test_a_retriever_opens_all_of_it_and_refuses_what_was_not_made_from_one_anot
     run, _ = built
     artifacts = open_retrieval(run)
     assert {role: one.path.name for role, one in artifacts.items()} == {
-        role: role for role in ("embedding", "index", "cooccurrence", "two_tower", "two_tower_index")
+        role: role for role in ("embedding", "index", "cooccurrence", "words", "two_tower", "two_tower_index")
     }
     assert open_retrieval(run, "cooccurrence_fit")["cooccurrence"].path.name == "cooccurrence_fit"
     retriever = Retriever.open(artifacts | {"ranker": artifacts["index"]})

@@ -129,7 +129,7 @@ def test_everything_taken_trains_the_ranker_among_others_of_its_kind(
             np.testing.assert_allclose(candidates["match_popular"], expected, rtol=1e-6)
     assert kinds == {True, False}
     assert train.matches.dtype == np.float32 and train.offsets.dtype == np.int64
-    assert train.names == valid.names == ("match_popular",)
+    assert train.names == valid.names == ("match_popular", "match_behaviours")
 
 
 def behaviour_code(event):

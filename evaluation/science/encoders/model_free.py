@@ -13,7 +13,8 @@ import numpy as np
 
 from dataset.pictures import decoded
 from encoder.content import Content
-from evaluation.content import WORD, colours
+from evaluation.content import colours
+from retrieval.words import WORD
 
 HUE_BINS, SATURATION_BINS, VALUE_BINS = 12, 4, 4
 RANDOM_WIDTH = 128
