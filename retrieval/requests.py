@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from dataset.contracts import POSITIVE_CODES
 from feature_repo.frame import Frame, History
+from feature_repo.side_information import SideInformation
 
 HISTORY_ITEMS = 20  # the newest distinct items that represent a user; older ones weigh less than 0.13
 RECENCY = 0.9  # weight of a behaviour relative to the next newer one
@@ -95,11 +96,10 @@ class Requests:
         return cls(
             history=History(
                 np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-                *(
-                    np.concatenate([getattr(h, name) for h in histories] or [NO_IDS])
-                    for name in ("item_id", "code", "time_us")
-                ),
-                *(history.side for history in histories[:1]),  # of one store, the same for all
+                np.concatenate([one.item_id for one in histories] or [NO_IDS]),
+                np.concatenate([one.code for one in histories] or [NO_IDS]),
+                np.concatenate([one.time_us for one in histories] or [NO_IDS]),
+                histories[0].side if histories else SideInformation(),  # of one store, the same for all
             ),
             time_us=np.array([_microseconds(request.time) for request in requests], dtype=np.int64),
             query_vectors=queries_RD,
