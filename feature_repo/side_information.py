@@ -88,7 +88,7 @@ class SideInformation:
             item_id: int64 [T].
             time_us: int64 [T], the moment of each behaviour.
         """
-        found = {}
+        found: dict[str, pa.Array] = {}
         for view in self.views:
             row = view.pointers(item_id, time_us)
             take = pa.array(row, mask=row < 0)

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from dataset.contracts import POSITIVE_CODES
 from feature_repo.frame import Frame, History
+from feature_repo.side_information import SideInformation
 
 HISTORY_ITEMS = 20  # the newest distinct items that represent a user; older ones weigh less than 0.13
 RECENCY = 0.9  # weight of a behaviour relative to the next newer one
@@ -89,16 +90,15 @@ class Requests:
             for row, request in enumerate(requests):
                 if request.query_vector is not None:
                     queries_RD[row] = request.query_vector
+        item_id, code, time_us = (
+            np.concatenate([getattr(h, name) for h in histories] or [NO_IDS])
+            for name in ("item_id", "code", "time_us")
+        )
+        side = histories[0].side if histories else SideInformation()  # of one store, the same for all
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         users = [request.user for request in requests if request.user is not None]
         return cls(
-            history=History(
-                np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-                *(
-                    np.concatenate([getattr(h, name) for h in histories] or [NO_IDS])
-                    for name in ("item_id", "code", "time_us")
-                ),
-                *(history.side for history in histories[:1]),  # of one store, the same for all
-            ),
+            history=History(offsets, item_id, code, time_us, side),
             query_vectors=queries_RD,
             categories=tuple(request.category for request in requests),
             exclude=tuple(request.exclude for request in requests),
