@@ -92,15 +92,15 @@ class Requests:
             for row, request in enumerate(requests):
                 if request.query_vector is not None:
                     queries_RD[row] = request.query_vector
+        item_id, code, time_us = (
+            np.concatenate([getattr(h, name) for h in histories] or [NO_IDS])
+            for name in ("item_id", "code", "time_us")
+        )
+        side = histories[0].side if histories else SideInformation()  # of one store, the same for all
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         users = [request.user for request in requests if request.user is not None]
         return cls(
-            history=History(
-                np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-                np.concatenate([one.item_id for one in histories] or [NO_IDS]),
-                np.concatenate([one.code for one in histories] or [NO_IDS]),
-                np.concatenate([one.time_us for one in histories] or [NO_IDS]),
-                histories[0].side if histories else SideInformation(),  # of one store, the same for all
-            ),
+            history=History(offsets, item_id, code, time_us, side),
             time_us=np.array([_microseconds(request.time) for request in requests], dtype=np.int64),
             query_vectors=queries_RD,
             categories=tuple(request.category for request in requests),
