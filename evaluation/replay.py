@@ -26,8 +26,8 @@ from retrieval.examples import (
     requests_frame,
     retrieve,
 )
-from retrieval.fusion import fuse, fuse_orders
-from retrieval.jagged import Retrieved, best_first, offsets_of, owners, stack
+from retrieval.fusion import fuse
+from retrieval.jagged import Retrieved, best_first, offsets_of
 from retrieval.retriever import Retriever
 from run.artifacts import open_artifact
 from run.sizes import Size
@@ -128,30 +128,8 @@ def rank_requests(
     scored = matched(training_frame(folder / "store", rows, size.history), retriever)
     item_id = rows["item_id"].to_numpy()
     offsets = _offsets(requests, rows)
-    order = found_order(found, offsets, item_id)
     for name, scores in _scores(scored, rankers).items():
-        ranker = rankers[name]
-        assert ranker.artifact is not None
-        if ranker.artifact.config["loss"] == "pointwise":
-            yield f"ranker_{name}", lists(_fused(offsets, item_id, order, scores), k)
-        else:
-            yield f"ranker_{name}", lists(Retrieved(offsets, item_id, scores), k)
-
-
-def found_order(found: Retrieved, offsets: np.ndarray, item_id: np.ndarray) -> np.ndarray:
-    """Rows of the candidates, each request's in the order retrieval found them, int64 of shape (C)."""
-    request, rows = owners(offsets), np.empty(len(item_id), dtype=np.int64)
-    rows[np.lexsort((found.item_id, owners(found.offsets)))] = np.lexsort((item_id, request))
-    return rows
-
-
-def _fused(offsets: np.ndarray, item_id: np.ndarray, order: np.ndarray, scores: np.ndarray) -> Retrieved:
-    """Fuse the orders of retrieval and ranker, as the service does for rankers trained on impressions."""
-    answers = []
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
-        rows = order[start:stop]
-        answers.append(fuse_orders(item_id[rows], scores[rows]))
-    return stack(answers)
+        yield f"ranker_{name}", lists(Retrieved(offsets, item_id, scores), k)
 
 
 def lists(retrieved: Retrieved, k: int) -> np.ndarray:

@@ -14,13 +14,11 @@ FUSION = 60  # the constant of reciprocal rank fusion (Cormack, Clarke, Buettche
 def fuse_orders(ids: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Reciprocal rank fusion of two orders of the same items.
 
-    A ranker that learned from impressions knows the items an earlier system showed; about other items it knows
-    less than the sources that proposed them, so neither order may overrule the other
-    (docs/log/ranker.md#a-click-ranker-alone).
+    Of a search: relevance to the query and worth to the user are two things, and neither may overrule the other.
 
     Args:
-        ids: int64 [C], best first in the order of retrieval.
-        ranked: float32 [C], the ranker's scores of the same items.
+        ids: int64 [C], best first in the first order.
+        ranked: float32 [C], scores of the same items that make the second.
 
     Returns:
         ids and fused scores, best first.

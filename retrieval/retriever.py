@@ -25,6 +25,7 @@ from retrieval.sources import (
     two_tower_source,
 )
 from retrieval.words import Words
+from retrieval.words_source import WordsSource
 from run.artifacts import Artifact, open_artifact, require_agreement
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ class Retriever:
             profile_source(index, vectors),
             CooccurrenceSource(parts.graph, index),
         ]
+        if parts.words is not None:
+            personal.append(WordsSource(parts.words, index))
         if parts.towers is not None and parts.tower_index is not None:
             personal.append(two_tower_source(parts.towers, parts.tower_index))
         popular = PopularSource(parts.graph.item_ids, parts.graph.popularity, index)

@@ -79,7 +79,7 @@ class VectorSource(Source):
 
     def retrieve_batch(self, requests: Requests, k: int) -> Retrieved:
         """Each request's k items of largest inner product; nothing for a request without a vector."""
-        return _filtered(requests, k, self._search)
+        return filtered(requests, k, self._search)
 
     def score(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Inner product of the request's and the item's vectors, float32 [C]."""
@@ -117,7 +117,7 @@ class SimilarSource(Source):
 
     def retrieve_batch(self, requests: Requests, k: int) -> Retrieved:
         """Each request's k items of largest weighted cosine; nothing for an empty history."""
-        return _filtered(requests, k, self._search)
+        return filtered(requests, k, self._search)
 
     def score(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """The largest weighted cosine of the item with a history item, float32 [C]; 0 without history."""
@@ -181,7 +181,7 @@ class CooccurrenceSource(Source):
 
     def retrieve_batch(self, requests: Requests, k: int) -> Retrieved:
         """Each request's k items of largest co-occurrence with its history."""
-        return _filtered(requests, k, self._search)
+        return filtered(requests, k, self._search)
 
     def score(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Summed co-occurrence of each pair, float32 [C]."""
@@ -213,7 +213,7 @@ class PopularSource(Source):
 
     def retrieve_batch(self, requests: Requests, k: int) -> Retrieved:
         """The same k items for every request of a category."""
-        return _filtered(requests, k, self._search)
+        return filtered(requests, k, self._search)
 
     def score(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """log(1 + users who acted on the item), float32 [C]."""
@@ -339,7 +339,7 @@ def _mean_vectors(spoken: Interests, vectors: VectorLookup) -> tuple[np.ndarray,
     return np.where(norms_R1 > 1e-6, means_RD / np.maximum(norms_R1, 1e-6), 0).astype(np.float32), present
 
 
-def _filtered(
+def filtered(
     requests: Requests, k: int, search: Callable[[Requests, int, str | None], Retrieved]
 ) -> Retrieved:
     """Answer requests a chunk of one category at a time, then take out what each one excludes.

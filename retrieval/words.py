@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,26 @@ class Words:
         known = self.item_ids[place] == item_id
         rows = self.rows[place]
         return rows if known.all() else sparse.diags_array(known.astype(np.float32)) @ rows
+
+    @cached_property
+    def by_word(self) -> Any:
+        """The rows turned over for searches: float32 (W, M), csr_array."""
+        return self.rows.T.tocsr()
+
+    def means(self, item_id: np.ndarray, weight: np.ndarray, offsets: np.ndarray) -> Any:
+        """Weighted means of the rows of R groups of items, scaled to unit rows, float32 (R, W), csr_array.
+
+        Args:
+            item_id: int64 (T), grouped; unknown ones have no words.
+            weight: float32 (T).
+            offsets: int64 (R + 1).
+        """
+        groups = len(offsets) - 1
+        weights = sparse.csr_array((weight, np.arange(len(item_id)), offsets), shape=(groups, len(item_id)))
+        sums = weights @ self.take(item_id)
+        norm = np.sqrt(np.asarray(sums.multiply(sums).sum(axis=1), dtype=np.float32).reshape(groups))
+        scale = np.divide(1, norm, out=np.zeros_like(norm), where=norm > 0)
+        return (sparse.diags_array(scale) @ sums).tocsr()
 
     def between(self, item_id: np.ndarray, behaved: np.ndarray) -> np.ndarray:
         """Cosine of candidates int64 (n) with behaved items int64 (H), float32 (n, H)."""

@@ -35,7 +35,7 @@ class Answer:
         hits: at most k, fewer when fewer exist.
         timings_ms: stage -> milliseconds, in the order of the stages.
         fallbacks: names of the fallbacks used (see ``serving.recommend``); empty when nothing was missing.
-        order: what the hits are ordered by: ``ranker``, ``retrieval+ranker``, ``retrieval``, ``popularity``,
+        order: what the hits are ordered by: ``ranker``, ``retrieval``, ``popularity``,
             ``newest``, ``relevance``, ``similarity``, ``cooccurrence`` or ``relevance+ranker``.
     """
 

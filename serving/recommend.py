@@ -83,7 +83,6 @@ class Recommender:
         behaviours: most behaviours of a history that the ranker can read.
         per_source: candidates asked of every source.
         example_users: users with test requests, for the page; the shop's ids.
-        fuse: the ranker learned from impressions only, so its order of candidates is fused with retrieval's.
         generation: number of the generation; None: the artifacts are not a generation.
         ids: of the shop. Questions and answers have its ids; everything behind them has what stands for them inside.
 
@@ -105,7 +104,6 @@ class Recommender:
         behaviours: int,
         per_source: int = 100,
         example_users: Sequence[ShopId] = (),
-        fuse: bool = False,
         generation: int | None = None,
         ids: ShopIds = INT64_IDS,
     ) -> None:
@@ -113,7 +111,7 @@ class Recommender:
         self.relevance, self.catalogue, self.artifacts = relevance, catalogue, dict(artifacts)
         self.now, self.behaviours, self.per_source = now, behaviours, per_source
         self.example_users = tuple(example_users)
-        self.fuse, self.generation, self.ids = fuse, generation, ids
+        self.generation, self.ids = generation, ids
         self.items: ItemMatrix | None = None
         self.withdrawn: Mapping[int, str] = {}
         self.counts: Counter[str] = Counter()
@@ -167,7 +165,6 @@ class Recommender:
             behaviours=behaviours,
             per_source=settings.per_source,
             example_users=ids.names("user_id", _example_users(split)),
-            fuse="ranker" in artifacts and artifacts["ranker"].config["loss"] == "pointwise",
             generation=generation,
             ids=ids,
         )
@@ -241,10 +238,10 @@ class Recommender:
         if personal and user is not None and self.ranker is not None and len(ids):
             ranked = self._rank(self.ranker, request, user, ids, matches, stages, fallbacks)
             if ranked is not None:
-                if self.fuse:
-                    order, (ids, scores) = "retrieval+ranker", fuse_orders(ids, ranked.scores)
-                else:
-                    order, (ids, scores) = "ranker", best_first(ids, ranked.scores, k)
+                # The ranker's order alone, not fused with retrieval's, also where it learned from impressions:
+                # recall by the log prefers the fused order, but the log knows only what the old shop chose to
+                # show; by the truth, fusing costs a third of the clicks (docs/log/ranker.md#the-rankers-order-alone).
+                order, (ids, scores) = "ranker", best_first(ids, ranked.scores, k)
         parts = None
         if explained and ranked is not None:
             with stages.measure("explain"):

@@ -17,6 +17,7 @@ from retrieval.sources import (
     query_source,
     two_tower_source,
 )
+from retrieval.words_source import WordsSource
 
 __all__ = ["shop"]
 
@@ -31,6 +32,10 @@ class TestProfile(SourceContract):
 
 class TestCooccurrence(SourceContract):
     source = CooccurrenceSource
+
+
+class TestWords(SourceContract):
+    source = WordsSource
 
 
 class TestTwoTower(SourceContract):

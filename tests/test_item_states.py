@@ -128,7 +128,7 @@ def test_no_source_proposes_it(shop):
         np.testing.assert_array_equal(found.item_id, wanted.item_id)
         np.testing.assert_array_equal(found.score, wanted.score)
         proposed += item in whole.retrieve_batch(asked, 50).item_id
-    assert proposed == 5  # similar, profile, cooccurrence, two-tower, popular: each did before
+    assert proposed == 6  # similar, profile, cooccurrence, words, two-tower, popular: each did before
 
 
 @pytest.mark.parametrize("came_in", [False, True])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.contracts import TIME
-from evaluation.replay import found_order, lists
+from evaluation.replay import lists
 from feature_repo.frame import Frame, History
 from retrieval.examples import MatchedFrames, example_rows
 from retrieval.fusion import fuse, fuse_orders
@@ -78,14 +78,6 @@ def test_fusion_is_the_sum_of_reciprocal_ranks():
     worth[9] = 1 / (60 + 3) + 1 / (60 + 2)
     assert got.tolist() == sorted(worth, key=lambda i: (-worth[i], i))
     assert np.allclose(scores, sorted(worth.values(), reverse=True))
-
-
-@given(st.lists(catalogues, min_size=1, max_size=5), st.randoms())
-def test_the_order_of_retrieval_survives_shuffled_rows(found, chance):
-    shuffled = [chance.sample(ids, len(ids)) for ids in found]
-    original, rows = retrieved(found), retrieved(shuffled)
-    order = found_order(original, rows.offsets, rows.item_id)
-    assert rows.item_id[order].tolist() == original.item_id.tolist()
 
 
 @given(

@@ -172,7 +172,7 @@ def test_a_retriever_opens_all_of_it_and_refuses_what_was_not_made_from_one_anot
     assert open_retrieval(run, "cooccurrence_fit")["cooccurrence"].path.name == "cooccurrence_fit"
     retriever = Retriever.open(artifacts | {"ranker": artifacts["index"]})
     assert set(retriever.artifacts) == set(artifacts), "what it does not read is not its own"
-    names = ["similar", "profile", "cooccurrence", "two_tower", "popular", "query"]
+    names = ["similar", "profile", "cooccurrence", "words", "two_tower", "popular", "query"]
     assert [source.name for source in retriever.sources] == names
     assert [source.name for source in retriever.recommending] == names[:-1]
     some = tiny_world.item_ids[3:9]
@@ -188,6 +188,8 @@ def test_a_retriever_opens_all_of_it_and_refuses_what_was_not_made_from_one_anot
         Retriever.open(open_retrieval(other))
     shutil.rmtree(other / "two_tower_index")
     shutil.rmtree(other / "two_tower")
+    assert [source.name for source in Retriever.open(open_retrieval(other)).personal] == names[:4]
+    shutil.rmtree(other / "words")  # a run of a release that had none
     assert [source.name for source in Retriever.open(open_retrieval(other)).personal] == names[:3]
     write_embedding(tmp_path / "strange", tiny_world, 8, FIT, seed=1)
     mixed = artifacts | {"embedding": open_artifact(tmp_path / "strange", "embedding")}

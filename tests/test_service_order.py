@@ -65,18 +65,6 @@ def test_the_rankers_order_decides(moon):
     assert scores_of(answer) == [np.float32(item / 1e15) for item in ids_of(answer)]
 
 
-@pytest.mark.parametrize("session", [(), tuple(ODD[5:8].tolist())])
-def test_retrieval_and_ranker_decide_together_where_the_ranker_learned_from_impressions(moon, session):
-    moon.fuse = True
-    candidates, _ = retrieved(moon, 4, session)
-    worth = fused(candidates.tolist(), sorted(candidates.tolist(), reverse=True))
-    answer = moon.recommend(4, 9, session=session)
-    assert answer.order == "retrieval+ranker" and ids_of(answer) == best(worth, 9)
-    assert scores_of(answer) == pytest.approx([worth[item] for item in ids_of(answer)], abs=1e-7)
-    turned = fused(candidates.tolist(), sorted(candidates.tolist()))
-    assert ids_of(answer) != best(turned, 9), "the test tells the ranker's order from its inverse"
-
-
 def test_without_the_ranker_retrieval_decides(moon):
     candidates, scores = retrieved(moon, 4)
     moon.ranker.fails = "raises"

@@ -14,11 +14,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from dataset.contracts import EVENTS, ITEMS, completed
 from feature_repo.frame import History
+from retrieval import words_source
 from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
 from retrieval.index import ItemIndex
-from retrieval.requests import Request, Requests
+from retrieval.requests import Request, Requests, history_of
 from retrieval.similarities import BEHAVIOURS, FADE_US, KINDS, Categories, Similarities
 from retrieval.words import Vocabulary, Words
+from retrieval.words_source import WordsSource
 
 NOW = datetime(2025, 6, 1, tzinfo=UTC)
 NOW_US = 1_748_736_000_000_000
@@ -122,6 +124,31 @@ def test_words_that_are_saved_and_items_that_come_later_are_found(tmp_path):
     assert opened.between(np.array([7]), IDS).max() == 0, "unknown there"
     nothing = Words.of(items([], []))
     assert nothing.between(IDS, IDS).tolist() == np.zeros((6, 6)).tolist()
+
+
+def test_the_source_of_words_finds_items_that_nobody_acted_on_by_the_cosine_with_the_fading_mean(monkeypatch):
+    """The slow twin: dense rows of every item."""
+    monkeypatch.setattr(words_source, "BLOCK_REQUESTS", 2)
+    words, index = Words.of(items()), ItemIndex.build(IDS, np.zeros((6, 2), np.float32), PATHS)
+    source, rows = WordsSource(words, index), words.rows.toarray()
+    histories = [[5, 35], [45], [], [35], [25, 999, 15, 25], [35, 5]]
+    asked_of = [Request(1, history_of(history), NOW) for history in histories]
+    offsets = np.arange(len(histories) + 1) * len(IDS)
+    scores = source.score(Requests.of(asked_of), np.tile(IDS, len(histories)), offsets).reshape(-1, len(IDS))
+    batch = source.retrieve_batch(Requests.of(asked_of), 6)
+    for history, request, found, scored in zip(histories, asked_of, batch, scores, strict=True):
+        mean = np.zeros(rows.shape[1])
+        newest_first = list(dict.fromkeys(reversed(history)))
+        for rank, item in enumerate(newest_first):
+            mean += 0.9**rank * rows[IDS == item].sum(axis=0)
+        cosine = rows @ mean / max(np.linalg.norm(mean), 1e-9)
+        np.testing.assert_allclose(scored, cosine, atol=1e-6)
+        alike = np.flatnonzero(cosine > 0)
+        expected = IDS[alike[np.lexsort((IDS[alike], -np.float32(cosine[alike])))]].tolist()
+        assert found[0].tolist() == source.retrieve(request, 6)[0].tolist()
+        assert sorted(found[0].tolist()) == sorted(expected)
+        np.testing.assert_allclose(found[1], np.sort(cosine[alike])[::-1], atol=1e-6)
+    assert 0 < len(batch[0][0]) < 6 and len(batch[2][0]) == len(batch[3][0]) == 0, "no history; no words"
 
 
 def test_categories_know_items_that_may_not_be_answered():

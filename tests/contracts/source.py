@@ -3,7 +3,8 @@
 class TestSimilar(SourceContract): source = SimilarSource
 
 ``source`` is the class or ``staticmethod(factory)``; it is called with the attributes of ``Shop`` that its parameters
-name. The planted truth: users of one side act on, search for and have vectors of items of their own side.
+name. The planted truth: users of one side act on, search for and have vectors of items of their own side,
+which share a word.
 """
 
 import inspect
@@ -15,11 +16,13 @@ import pyarrow as pa
 import pytest
 from test_cooccurrence import log_of
 
-from dataset.contracts import TIME
+from dataset.contracts import ITEMS as ITEM_COLUMNS
+from dataset.contracts import TIME, completed
 from retrieval import sources as module
 from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
 from retrieval.index import ItemIndex
 from retrieval.requests import Request, Requests, history_of
+from retrieval.words import Words
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 WIDTH, ITEMS, ANSWERABLE, USERS = 6, 80, 70, 60
@@ -51,6 +54,7 @@ class Shop:
     item_ids: np.ndarray
     popularity: np.ndarray
     towers: Towers
+    words: Words  # of all items
 
 
 def opened(kind, artifact):
@@ -83,7 +87,11 @@ def make_shop(folder, order=None, save=False):
     some = mixed[mixed < ANSWERABLE]
     index = ItemIndex.build(IDS[some], matrix[some], paths[some].tolist())
     vectors = ItemIndex.build(IDS[mixed], matrix[mixed])
+    twins = np.arange(ITEMS) // 4 * 4 + SIDE  # two and two say the same
+    titles = [f"{('hot', 'cold')[SIDE[place]]} kind{twins[place]}" for place in mixed]
+    words = Words.of(completed(pa.table({"item_id": IDS[mixed], "title": titles}), ITEM_COLUMNS))
     if save:
+        words = opened(Words, words.save(folder / "words", {}))
         index, vectors = (
             opened(ItemIndex, one.save(folder / name, {}))
             for name, one in (("index", index), ("all", vectors))
@@ -91,7 +99,7 @@ def make_shop(folder, order=None, save=False):
     graph = opened(Cooccurrence, build_cooccurrence(log_of(rows), folder / "cooccurrence", {}))
     place = np.arange(len(graph.item_ids))
     place = place if order is None else np.random.default_rng(order).permutation(place)
-    return Shop(index, vectors, graph, graph.item_ids[place], graph.popularity[place], Towers())
+    return Shop(index, vectors, graph, graph.item_ids[place], graph.popularity[place], Towers(), words)
 
 
 def row_of(user):
