@@ -240,7 +240,7 @@ class Recommender:
             if ranked is not None:
                 # The ranker's order alone, not fused with retrieval's, also where it learned from impressions:
                 # recall by the log prefers the fused order, but the log knows only what the old shop chose to
-                # show; by the truth, fusing costs a third of the clicks (docs/log/ranker.md#the-rankers-order-alone).
+                # show; by the truth, fusing costs a tenth of the clicks (docs/log/ranker.md#the-rankers-order-alone).
                 order, (ids, scores) = "ranker", best_first(ids, ranked.scores, k)
         parts = None
         if explained and ranked is not None:

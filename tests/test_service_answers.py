@@ -61,7 +61,7 @@ def test_a_user_gets_what_their_history_points_at_in_the_rankers_order(client, m
         "features", "retrieve", "rank",
     }  # fmt: skip
     assert moon.ranker.frame.candidates.column_names[1:] == [
-        "match_similar", "match_profile", "match_popular", "match_query",
+        "match_similar", "match_profile", "match_popular", "match_query", "match_behaviours",
     ]  # fmt: skip
 
 
