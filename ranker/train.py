@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from feature_repo.frame import StoredRequests
 from feature_repo.vectors import Vectors
-from ranker.fit import Plan, fit
+from ranker.fit import Outcome, Plan, fit
 from ranker.inputs.batch import Batch
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, size_groups
@@ -30,9 +31,10 @@ from run.sizes import Size
 EPOCHS = 12
 PATIENCE = 2
 LEARNING_RATE = 2e-3
-# Faster tables memorise ids before content is learned, and the sooner the fewer times each item occurs
+# Fast tables memorise ids before content is learned, and the sooner the fewer times each item occurs; slow ones learn
+# nothing from a small log. So a ranker is trained with each rate, and the validation requests decide
 # (docs/log/ranker.md#learning-rate-of-the-tables, docs/log/ranker.md#tables-of-the-purchase-ranker).
-TABLE_LEARNING_RATE = {"pointwise": 0.0002, "listwise": 0.0005}
+TABLE_LEARNING_RATES = {"pointwise": (0.0002, 0.005), "listwise": (0.0005,)}
 POOL = 64  # batches are cut from pools of so many shuffled batches' requests, sorted by number of candidates
 VALID_REQUESTS = 512  # requests read at once when validating
 
@@ -54,7 +56,8 @@ def train_ctr(
 
     Args:
         train: requests whose candidates carry ``label`` and, where logged, ``position``.
-        valid: requests whose loss stops training; none: all epochs are run.
+        valid: requests whose loss stops training and chooses the learning rate of the tables; none: all epochs are
+            run, with the first rate.
         vectors: the embedding; None trains the id-only control, which reads no vector of the store either;
             ``controls.shuffled`` the other one.
         size: fixes widths, history and the batch.
@@ -85,27 +88,34 @@ def train_ctr(
         embedding_id=None if vectors is None else vectors.id,
         loss=loss,
         learning_rate=LEARNING_RATE,
-        table_learning_rate=TABLE_LEARNING_RATE[loss],
+        table_learning_rate=TABLE_LEARNING_RATES[loss][0],
     )
     plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, LEARNING_RATE, seed)
-    torch.manual_seed(seed)
-    model = config.build()
     encoder = FrameEncoder(inputs, vectors)
-    job = {
-        "config": config.to_json(),
-        "plan": asdict(plan) | {"epochs": None},
-        "requests": len(train),
-    }
-    checkpoints = Checkpoints(out, job, parents)
-    outcome = fit(
-        model,
-        plan,
-        batches=lambda epoch: _batches(train, counts, encoder, size.ranker_slots, (seed, epoch)),
-        loss=lambda batch: training_loss(model, batch, loss),
-        validate=(lambda: _validate(model, valid, encoder, loss)) if len(valid) else None,
-        checkpoints=checkpoints,
-        description=f"train {out.name}",
-    )
+    trained: list[Trained] = []
+    for rate in TABLE_LEARNING_RATES[loss][: None if len(valid) else 1]:
+        tried = replace(config, table_learning_rate=rate)
+        place = out if not trained else out.with_name(f"{out.name}.{len(trained) + 1}")
+        job = {
+            "config": tried.to_json(),
+            "plan": asdict(plan) | {"epochs": None},
+            "requests": len(train),
+        }
+        checkpoints = Checkpoints(place, job, parents)
+        torch.manual_seed(seed)
+        model = tried.build()
+        outcome = fit(
+            model,
+            plan,
+            batches=lambda epoch: _batches(train, counts, encoder, size.ranker_slots, (seed, epoch)),
+            loss=partial(_loss_of, model, loss),
+            validate=partial(_validate, model, valid, encoder, loss) if len(valid) else None,
+            checkpoints=checkpoints,
+            description=f"train {place.name}",
+        )
+        trained.append(Trained(tried, model, outcome, checkpoints))
+    best = min(trained, key=lambda one: min(one.outcome.valid_loss, default=0.0))
+    config, model, outcome = best.config, best.model, best.outcome
     manifest: dict[str, Any] = {
         "recipe": config.recipe.name,
         "size": size.name,
@@ -117,8 +127,23 @@ def train_ctr(
     with write_artifact(out, "ranker", manifest, parents) as folder:
         save_weights(model, folder)
         (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
-    checkpoints.remove()
+    for one in trained:
+        one.checkpoints.remove()
     return open_artifact(out, "ranker")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A click model trained with one learning rate of the tables."""
+
+    config: CtrConfig
+    model: ClickModel
+    outcome: Outcome
+    checkpoints: Checkpoints
+
+
+def _loss_of(model: ClickModel, loss: str, batch: Batch) -> Tensor:
+    return training_loss(model, batch, loss)
 
 
 def training_loss(model: ClickModel, batch: Batch, loss: str) -> Tensor:

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import START
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,7 +112,7 @@ def test_a_history_sums_its_items_by_recency_and_pairs_score_as_retrieved(tmp_pa
     )
     assert all(a >= b for a, b in zip(scores, scores[1:], strict=False))
     histories = [history_of(history), history_of([]), history_of([999]), history_of([5])]
-    requests = Requests.of([Request(0, h, None) for h in histories])
+    requests = Requests.of([Request(0, h, START) for h in histories])
     candidates = np.array([0, 1, 2, 777, 4, 0, 1, 6, 7], dtype=np.int64)
     offsets = np.array([0, 5, 6, 7, 9])
     pairs = graph.score(requests.history, candidates, offsets)
@@ -135,7 +136,7 @@ def test_blocks_and_pruning_do_not_change_what_is_kept(tmp_path, monkeypatch):
         ids, scores = neighbours_of(whole, [item], 5)
         for ours, theirs in zip((ids, scores), neighbours_of(pruned, [item], 99), strict=True):
             np.testing.assert_array_equal(ours, theirs)
-    requests = Requests.of([Request(0, history_of([i, i + 1]), None) for i in range(9)])
+    requests = Requests.of([Request(0, history_of([i, i + 1]), START) for i in range(9)])
     for row in range(9):
         np.testing.assert_array_equal(
             pruned.retrieve_batch(requests.history, 4)[row][0], neighbours_of(pruned, [row, row + 1], 4)[0]
@@ -160,9 +161,9 @@ def test_a_log_without_behaviour_has_no_neighbours(tmp_path):
 def test_interests_are_distinct_positive_newest_first():
     history = Requests.of(
         [
-            Request(0, history_of([1, 2, 1, 3]), None),
-            Request(0, replace(history_of([8, 9]), code=np.array([5, 5])), None),
-            Request(0, history_of(range(50)), None),
+            Request(0, history_of([1, 2, 1, 3]), START),
+            Request(0, replace(history_of([8, 9]), code=np.array([5, 5])), START),
+            Request(0, history_of(range(50)), START),
         ]
     ).history
     spoken = interests(history)

@@ -37,6 +37,7 @@ from moonstore.files import write_json
 from ranker.relevance import train_relevance
 from retrieval.cooccurrence import build_cooccurrence
 from retrieval.index import ItemIndex
+from retrieval.words import Words
 from run.artifacts import ArtifactError, open_artifact
 from run.folder import Run
 from tests.crash.contents import contents
@@ -60,7 +61,7 @@ def _append(folder: Path) -> None:
 def _encode_in_chunks(folder: Path, out: str, shard: tuple[int, int] = (1, 1)) -> None:
     encoder.embed.CHUNK = 20
     trained = open_artifact(folder / "encoder", "encoder")
-    encoder.embed.embed(trained, dataset_of(folder), split_of(folder).fit_until, folder / out, shard)
+    encoder.embed.embed(trained, dataset_of(folder), split_of(folder).known_from, folder / out, shard)
 
 
 def _train_encoder(folder: Path) -> None:
@@ -136,6 +137,8 @@ def _retrieval(folder: Path) -> None:
     build_cooccurrence(split.test_log, folder / "cooccurrence", {"split": split.artifact})
     ids, matrix = _vectors(folder)
     ItemIndex.build(ids, matrix, ["shapes"] * len(ids)).save(folder / "index", {"embedding": embedding})
+    dataset = dataset_of(folder)
+    Words.of(dataset.items).save(folder / "words", {"dataset": dataset.artifact})
 
 
 def _relevance(folder: Path) -> None:
