@@ -40,7 +40,7 @@ class WordsSource(Source):
         """Cosine of each item with the recency-weighted mean of the request's latest, float32 [C]."""
         said = self._said(requests)
         out = np.zeros(len(item_id), dtype=np.float32)
-        for request in np.flatnonzero((np.diff(said.indptr) > 0) & (np.diff(offsets) > 0)):
+        for request in np.flatnonzero(np.diff(offsets)):
             rows = slice(offsets[request], offsets[request + 1])
             out[rows] = self._words.take(item_id[rows]) @ said[[request]].toarray()[0]
         return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from fastapi.testclient import TestClient
 from minimal_world import GROUPS, ITEM_COUNT, WORDS, events_of, group_of, tables_of, travel
 
+from feature_repo.ingest.ingestor import VISIBLE_AFTER
 from moon import summary
 from run.artifacts import open_artifact
 from serving.app import create_app
@@ -144,6 +146,7 @@ def test_a_catalogue_without_events_is_searched_and_browsed_before_the_first_eve
         assert visit.json()["order"] == "retrieval" and agreeing(items(visit), 3) > 2 * CHANCE
         event = {"event_id": 1, "user_id": 1, "item_id": 9, "type": "click"}
         assert client.post("/events", json=[event]).json() == {"accepted": 1, "duplicates": 0}
+        time.sleep(VISIBLE_AFTER.total_seconds())  # no request before that may see it
         first = client.get("/recommend", params={"user_id": 1, "k": 5})
         assert first.json()["order"] == "retrieval" and agreeing(items(first), 1) > 2 * CHANCE
         page = client.get("/")
