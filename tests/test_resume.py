@@ -259,7 +259,7 @@ def test_of_damaged_checkpoints_none_is_read(job, source, tmp_path):
     assert (
         lives.live(tmp_path / "parts", lives.points.value) == -signal.SIGKILL
     )  # all is done but the artifact
-    saved = [path for path in (tmp_path / "parts" / "out.partial").glob("*/*") if path.is_file()]
+    saved = [path for path in (tmp_path / "parts").glob("*.partial/*/*") if path.is_file()]
     assert saved
     for path in saved:
         path.write_bytes(flipped(path.read_bytes()))
