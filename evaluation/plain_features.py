@@ -6,7 +6,6 @@ C candidates of all requests, M items, n candidates and H behaviours of one requ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -20,19 +19,15 @@ from dataset.tables import Dataset
 from evaluation.content import PlainContent, SparseRows, buyers, colours, tf_idf
 from evaluation.earlier import NO_QUERY, Counts, Moments, rows_before
 from evaluation.shop_baselines import positive_events
+from retrieval.similarities import BEHAVIOURS, DAY_US, FADE_US, KINDS, summaries
 from retrieval.words import item_texts
 
-HISTORY = 50  # latest behaviours of a user that a candidate is compared with
-DAY_US = 86_400_000_000
 MONTH_US = 28 * DAY_US
-FADE_US = DAY_US / 8  # in which a behaviour's weight falls to 1 / e
-LARGEST = 3  # similarities of the mean of the largest
 PRIOR = 10.0  # shown items at the log's own rate, by which like-rates are smoothed
 
 SHOWN = pa.array(["impression", "rating"])
 
 Rows: TypeAlias = Any  # rows of items: scipy's csr_array, which has no types, or a float32 array
-SIMILARITIES = ("mean", "largest", "three_largest", "fading", "liked_less_disliked")
 COUNTS = (
     *(
         "length",
@@ -54,13 +49,13 @@ class Behaviour:
     Attributes:
         user_id, time_us: int64 (T).
         item: int64 (T), row among the items.
-        sign: float32 (T), 1 for a like, -1 for a dislike.
+        liked: bool (T), False for a dislike.
     """
 
     user_id: np.ndarray
     time_us: np.ndarray
     item: np.ndarray
-    sign: np.ndarray
+    liked: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ class PlainFeatures:
     @property
     def names(self) -> list[str]:
         """The names of the columns."""
-        similar = [f"{space}_{kind}" for space in self._spaces for kind in SIMILARITIES]
+        similar = [f"{space}_{kind}" for space in self._spaces for kind in KINDS]
         return [*similar, *COUNTS, *(f"query_{kind}" for kind in self._queries), "asked"]
 
     def of(self, asked: Moments, offsets: np.ndarray, item_id: np.ndarray) -> np.ndarray:
@@ -125,9 +120,9 @@ class PlainFeatures:
         """
         item = np.searchsorted(self.item_ids, item_id)
         out = np.empty((len(item), len(self.names)), dtype=np.float32)
-        width = len(self._spaces) * len(SIMILARITIES)
+        width = len(self._spaces) * len(KINDS)
         start, stop = rows_before(self._past.user_id, self._past.time_us, asked.user_id, asked.time_us)
-        start = np.maximum(start, stop - HISTORY)
+        start = np.maximum(start, stop - BEHAVIOURS)
         for r in range(len(asked)):
             mine = slice(offsets[r], offsets[r + 1])
             past = slice(start[r], stop[r])
@@ -150,8 +145,7 @@ class PlainFeatures:
         order = np.flatnonzero(code > 0)
         sequence = log["sequence"].fill_null(0).to_numpy()
         order = order[np.lexsort((sequence[order], time_us[order], user[order]))]
-        sign = np.where(liked, 1, -1).astype(np.float32)
-        self._past = Behaviour(user[order], time_us[order], item[order], sign[order])
+        self._past = Behaviour(user[order], time_us[order], item[order], liked[order])
         keys = {"user": user, "item": item, "category": self._within(user, item)}
         self._tally = {
             name: Tallies(Counts.of(key[shown], time_us[shown]), Counts.of(key[liked], time_us[liked]))
@@ -166,22 +160,19 @@ class PlainFeatures:
 
     def _against(self, item: np.ndarray, past: slice, now_us: int) -> np.ndarray:
         """Candidates against a history, (n, S + 3): similarities of every space, length, share in the category."""
-        behaved, sign = self._past.item[past], self._past.sign[past]
-        liked = sign > 0
-        fading = np.exp(-(now_us - self._past.time_us[past][liked]) / FADE_US).astype(np.float32)
-        out = np.zeros((len(item), len(self._spaces) * len(SIMILARITIES) + 3), dtype=np.float32)
+        behaved, liked = self._past.item[past], self._past.liked[past]
+        fading = np.exp(-(now_us - self._past.time_us[past]) / FADE_US).astype(np.float32)
+        out = np.zeros((len(item), len(self._spaces) * len(KINDS) + 3), dtype=np.float32)
         out[:, -3] = np.log1p(len(behaved))
         if len(behaved) == 0:
             return out
         for number, rows in enumerate(self._spaces.values()):
             cosine = _product(rows[item], rows[behaved])
-            columns = slice(number * len(SIMILARITIES), (number + 1) * len(SIMILARITIES))
-            out[:, columns] = np.stack(
-                [*_summaries(cosine[:, liked], fading), cosine @ sign / len(sign)], axis=1
-            )
+            columns = slice(number * len(KINDS), (number + 1) * len(KINDS))
+            out[:, columns] = summaries(cosine, liked, fading)
         if liked.any():
             same = self._category[item][:, None] == self._category[behaved[liked]]
-            out[:, -2], out[:, -1] = same.mean(axis=1), same @ fading
+            out[:, -2], out[:, -1] = same.mean(axis=1), same @ fading[liked]
         return out
 
     def _counted(self, user: np.ndarray, now_us: np.ndarray, item: np.ndarray) -> np.ndarray:
@@ -224,16 +215,6 @@ def _queries(dataset: Dataset, content: PlainContent) -> tuple[np.ndarray, dict[
     if content.colour is not None:
         rows["colour"] = colours([dataset.image_bytes(one) for one in queries["image_id"].to_pylist()])
     return queries["query_id"].to_numpy(), rows
-
-
-def _summaries(cosine: np.ndarray, fading: np.ndarray) -> Iterator[np.ndarray]:
-    """Mean, largest, mean of the three largest, and sum fading with time, of cosines (n, H)."""
-    if cosine.shape[1] == 0:
-        yield from np.zeros((4, len(cosine)), dtype=np.float32)
-        return
-    most = min(LARGEST, cosine.shape[1])
-    top = np.partition(cosine, cosine.shape[1] - most, axis=1)[:, -most:]
-    yield from (cosine.mean(axis=1), top.max(axis=1), top.mean(axis=1), cosine @ fading)
 
 
 def _product(left: Rows, right: Rows) -> np.ndarray:

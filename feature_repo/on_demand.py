@@ -46,10 +46,6 @@ class Reads:
         """Features that are computed per candidate."""
         return tuple(one for _, some in self.computed for one in some if one.role == "candidate")
 
-    def of_requests(self) -> tuple[Feature, ...]:
-        """Features that are computed per request."""
-        return tuple(one for _, some in self.computed for one in some if one.role != "candidate")
-
     def sent(self, given: Mapping[str, Any]) -> dict[str, pa.Array]:
         """The columns of one request's context, null where the caller sent nothing.
 

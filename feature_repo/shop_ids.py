@@ -8,8 +8,8 @@ the same inside and outside.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from dataset.contracts import DataError
 from dataset.shop_ids import ALL_INT64, NAMED, IdKind, Kinds, ShopId, shown, stable_id
+from feature_repo.databases import opened
 from feature_repo.sources import DATA
 from moonstore.disk import writing
-from moonstore.errors import StoreError
 from moonstore.files import replacing, write_json
 from moonstore.readable import readable
 from run.artifacts import read_json
@@ -29,7 +29,6 @@ from run.artifacts import read_json
 KINDS, RECEIVED = "id_kinds.json", "shop_ids.db"
 TABLE = """CREATE TABLE IF NOT EXISTS shop_ids
     (field TEXT, id INTEGER, name TEXT, PRIMARY KEY (field, id)) WITHOUT ROWID"""
-WAIT_S = 5.0  # for another process that is writing
 
 
 @dataclass(frozen=True)
@@ -272,13 +271,5 @@ def _shop_ids(store_dir: Path, made: int) -> ShopIds:
     return ShopIds(kinds, names, store_dir)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[sqlite3.Connection]:
-    try:
-        with closing(sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)) as connection:
-            connection.execute(TABLE)  # also after a kill between the making of the file and of the table
-            yield connection
-    except sqlite3.Error as error:
-        raise StoreError(
-            f"{path}: expected the ids that were received since the store was made, found: {error}."
-        ) from error
+def _opened(path: Path) -> AbstractContextManager[sqlite3.Connection]:
+    return opened(path, TABLE, "the ids that were received since the store was made")

@@ -13,6 +13,15 @@ from run.artifacts import Artifact, ArtifactError
 UNIT_TOLERANCE = 1e-3
 
 
+def rows_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Row of each wanted id among ``ids``, int64 ascending; -1 where it is not there."""
+    wanted = np.asarray(wanted, dtype=np.int64)
+    if not len(ids):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    place = np.searchsorted(ids, wanted).clip(max=len(ids) - 1)
+    return np.where(ids[place] == wanted, place, -1)
+
+
 @dataclass(frozen=True)
 class VectorTable:
     """Unit vectors by id.
@@ -35,11 +44,7 @@ class VectorTable:
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Row of each id, int64; -1 where unknown."""
-        wanted = np.asarray(ids, dtype=np.int64)
-        if not len(self.ids):
-            return np.full(len(wanted), -1, dtype=np.int64)
-        place = np.searchsorted(self.ids, wanted).clip(max=len(self.ids) - 1)
-        return np.where(self.ids[place] == wanted, place, -1)
+        return rows_of(self.ids, ids)
 
     def gather(self, ids: np.ndarray, time_us: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Vectors float32 (n, D), zeros where unknown, and which were found, bool (n).

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,28 +91,31 @@ def train_ctr(
     )
     plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, LEARNING_RATE, seed)
     encoder = FrameEncoder(inputs, vectors)
-    trained: list[Trained] = []
-    for rate in TABLE_LEARNING_RATES[loss][: None if len(valid) else 1]:
-        tried = replace(config, table_learning_rate=rate)
-        place = out if not trained else out.with_name(f"{out.name}.{len(trained) + 1}")
+
+    def tried(rate: float, place: Path) -> Trained:
+        own = replace(config, table_learning_rate=rate)
         job = {
-            "config": tried.to_json(),
+            "config": own.to_json(),
             "plan": asdict(plan) | {"epochs": None},
             "requests": len(train),
         }
         checkpoints = Checkpoints(place, job, parents)
         torch.manual_seed(seed)
-        model = tried.build()
+        model = own.build()
         outcome = fit(
             model,
             plan,
             batches=lambda epoch: _batches(train, counts, encoder, size.ranker_slots, (seed, epoch)),
-            loss=partial(_loss_of, model, loss),
-            validate=partial(_validate, model, valid, encoder, loss) if len(valid) else None,
+            loss=lambda batch: training_loss(model, batch, loss),
+            validate=(lambda: _validate(model, valid, encoder, loss)) if len(valid) else None,
             checkpoints=checkpoints,
             description=f"train {place.name}",
         )
-        trained.append(Trained(tried, model, outcome, checkpoints))
+        return Trained(own, model, outcome, checkpoints)
+
+    rates = TABLE_LEARNING_RATES[loss][: None if len(valid) else 1]
+    places = (out, *(out.with_name(f"{out.name}.{number}") for number in range(2, len(rates) + 1)))
+    trained = [tried(rate, place) for rate, place in zip(rates, places, strict=True)]
     best = min(trained, key=lambda one: min(one.outcome.valid_loss, default=0.0))
     config, model, outcome = best.config, best.model, best.outcome
     manifest: dict[str, Any] = {
@@ -140,10 +142,6 @@ class Trained:
     model: ClickModel
     outcome: Outcome
     checkpoints: Checkpoints
-
-
-def _loss_of(model: ClickModel, loss: str, batch: Batch) -> Tensor:
-    return training_loss(model, batch, loss)
 
 
 def training_loss(model: ClickModel, batch: Batch, loss: str) -> Tensor:

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from dataset.order import sequence_of
 from feature_repo.frame import History
+from feature_repo.vectors import rows_of
 from retrieval.jagged import Retrieved, best_first, group_best, offsets_of, owners, stack
 from retrieval.requests import interests
 from run.artifacts import Artifact, open_artifact, write_artifact
@@ -150,10 +151,8 @@ class Cooccurrence:
         return out
 
     def _columns(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if not len(self.item_ids):
-            return np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=bool)
-        place = np.searchsorted(self.item_ids, ids).clip(max=len(self.item_ids) - 1)
-        return place, self.item_ids[place] == ids
+        place = rows_of(self.item_ids, ids)
+        return place, place >= 0
 
     def _scores(self, history: History, start: int, stop: int) -> sp.csr_matrix:
         """Weighted sums of neighbour scores of requests start .. stop - 1, sparse [R, I]."""

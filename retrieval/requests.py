@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow as pa
 from dataset.contracts import POSITIVE_CODES
 from feature_repo.frame import Frame, History
 from feature_repo.side_information import SideInformation
+from moonstore.freshness import EPOCH, US
 
 HISTORY_ITEMS = 20  # the newest distinct items that represent a user; older ones weigh less than 0.13
 RECENCY = 0.9  # weight of a behaviour relative to the next newer one
@@ -101,7 +102,7 @@ class Requests:
         users = [request.user for request in requests if request.user is not None]
         return cls(
             history=History(offsets, item_id, code, time_us, side),
-            time_us=np.array([_microseconds(request.time) for request in requests], dtype=np.int64),
+            time_us=np.array([(request.time - EPOCH) // US for request in requests], dtype=np.int64),
             query_vectors=queries_RD,
             categories=tuple(request.category for request in requests),
             exclude=tuple(request.exclude for request in requests),
@@ -172,10 +173,6 @@ class Interests:
     offsets: np.ndarray
     item_id: np.ndarray
     weight: np.ndarray
-
-
-def _microseconds(time: datetime) -> int:
-    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def interests(history: History) -> Interests:

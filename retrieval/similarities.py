@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from dataset.contracts import POSITIVE_CODES
+from feature_repo.vectors import rows_of
 from retrieval.index import ItemIndex
 from retrieval.requests import Requests
 
@@ -59,10 +60,8 @@ class Categories:
         return ((left[:, None] == right) & (left[:, None] >= 0)).astype(np.float32)
 
     def _of(self, item_id: np.ndarray) -> np.ndarray:
-        if not len(self.item_ids):
-            return np.full(len(item_id), -1)
-        place = np.searchsorted(self.item_ids, item_id).clip(max=len(self.item_ids) - 1)
-        return np.where(self.item_ids[place] == item_id, self.number[place], -1)
+        rows = rows_of(self.item_ids, item_id)
+        return np.where(rows < 0, -1, self.number[rows]) if len(self.number) else rows
 
 
 @dataclass(frozen=True)

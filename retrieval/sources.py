@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from feature_repo.frame import Frame
+from feature_repo.vectors import rows_of
 from retrieval.cooccurrence import Cooccurrence
 from retrieval.fusion import fuse
 from retrieval.index import ItemIndex
@@ -217,10 +218,9 @@ class PopularSource(Source):
 
     def score(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """log(1 + users who acted on the item), float32 [C]."""
-        if not len(self._item_ids):
-            return np.zeros(len(item_id), dtype=np.float32)
-        place = np.searchsorted(self._item_ids, item_id).clip(max=len(self._item_ids) - 1)
-        return np.where(self._item_ids[place] == item_id, self._score[place], 0).astype(np.float32)
+        place, score = rows_of(self._item_ids, item_id), np.zeros(len(item_id), dtype=np.float32)
+        score[place >= 0] = self._score[place[place >= 0]]
+        return score
 
     def _search(self, requests: Requests, k: int, category: str | None) -> Retrieved:
         if category not in self._best:

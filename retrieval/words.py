@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
+from feature_repo.vectors import rows_of
 from run.artifacts import Artifact, open_artifact, write_artifact
 
 WORD = re.compile(r"[^\W_]+")  # letters and digits of any script
@@ -121,9 +122,8 @@ class Words:
         """Rows of these items, float32 (n, W), csr_array; empty where unknown."""
         if not len(self.item_ids):
             return sparse.csr_array((len(item_id), self.rows.shape[1]), dtype=np.float32)
-        place = np.searchsorted(self.item_ids, item_id).clip(max=len(self.item_ids) - 1)
-        known = self.item_ids[place] == item_id
-        rows = self.rows[place]
+        place = rows_of(self.item_ids, item_id)
+        known, rows = place >= 0, self.rows[place.clip(min=0)]
         return rows if known.all() else sparse.diags_array(known.astype(np.float32)) @ rows
 
     @cached_property

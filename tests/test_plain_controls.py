@@ -181,7 +181,7 @@ def slowly(shop, together, user, now, item, query_id):
 
 
 def test_every_feature_is_what_a_plain_loop_finds(shop, monkeypatch):
-    monkeypatch.setattr(plain_features, "HISTORY", 8)
+    monkeypatch.setattr(plain_features, "BEHAVIOURS", 8)
     dataset, content, log, _ = shop
     together = log.filter(pa.array(np.arange(len(log)) < len(log) // 2))
     features = PlainFeatures(dataset, content, log, together)

@@ -7,8 +7,7 @@ histories, in the offline sources and in the online store, because users have ac
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 
@@ -17,16 +16,15 @@ import pyarrow.parquet as pq
 
 from dataset.records import ACTIVE, DELETED, ITEM_STATES
 from dataset.shop_ids import ShopId
+from feature_repo.databases import opened
 from feature_repo.shop_ids import shop_ids
 from feature_repo.sources import DATA, NEW_ITEMS, STATES_FILE
 from moonstore.disk import writing
-from moonstore.errors import StoreError
 from moonstore.freshness import EPOCH, US
 
 STATES = (*ITEM_STATES, DELETED)
 TABLE = """CREATE TABLE IF NOT EXISTS item_states
     (item_id INTEGER PRIMARY KEY, state TEXT, since_us INTEGER, change INTEGER)"""
-WAIT_S = 5.0  # for another process that is writing
 
 
 class UnknownItem(LookupError):
@@ -127,15 +125,6 @@ def _path(store_dir: Path) -> Path:
     return Path(store_dir) / DATA / STATES_FILE
 
 
-@contextmanager
-def _opened(store_dir: Path) -> Iterator[sqlite3.Connection]:
-    path = _path(store_dir)
-    try:
-        with closing(sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)) as connection:
-            connection.execute(TABLE)  # also after a kill between the making of the file and of the table
-            yield connection
-    except sqlite3.Error as error:
-        raise StoreError(
-            f"{path}: expected the states of the items, found: {error}. Items that were deleted stay hidden in "
-            f"running services; restore the file before another is started."
-        ) from error
+def _opened(store_dir: Path) -> AbstractContextManager[sqlite3.Connection]:
+    advice = " Items that were deleted stay hidden in running services; restore the file before another is started."
+    return opened(_path(store_dir), TABLE, "the states of the items", advice)

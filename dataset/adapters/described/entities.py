@@ -54,7 +54,7 @@ def described_items(root: Path, sections: Sequence[Items], names: Names) -> Desc
     """The rows of all tables of items; columns: title, description, category, price, product, first_seen, ..."""
 
     def cells(section: Items, reader: Reader) -> list[Cell]:
-        made = [
+        return [
             reader.id("external", section.id),
             reader.text("title", section.title),
             reader.text("description", section.description),
@@ -63,12 +63,8 @@ def described_items(root: Path, sections: Sequence[Items], names: Names) -> Desc
             reader.id("product", section.product),
             reader.time("first_seen", section.first_seen, section.time_format),
             *(reader.text(ATTRIBUTE + column, column) for column in section.attributes),
+            *_updated(section, reader),
         ]
-        return (
-            made
-            if section.updated is None
-            else [*made, reader.time(UPDATED, section.updated, section.time_format)]
-        )
 
     found = _described(root, sections, names, cells)
     return replace(found, rows=_of_their_product(found.rows)) if len(found.rows) else found
@@ -78,19 +74,20 @@ def described_users(root: Path, sections: Sequence[Users], names: Names) -> Desc
     """The rows of all tables of users; columns: age, segment, first_seen."""
 
     def cells(section: Users, reader: Reader) -> list[Cell]:
-        made = [
+        return [
             reader.id("external", section.id),
             reader.number("age", section.age),
             reader.text("segment", section.segment),
             reader.time("first_seen", section.first_seen, section.time_format),
+            *_updated(section, reader),
         ]
-        return (
-            made
-            if section.updated is None
-            else [*made, reader.time(UPDATED, section.updated, section.time_format)]
-        )
 
     return _described(root, sections, names, cells)
+
+
+def _updated(section: Items | Users, reader: Reader) -> list[Cell]:
+    """When the row was written, where the table says so."""
+    return [] if section.updated is None else [reader.time(UPDATED, section.updated, section.time_format)]
 
 
 def _of_their_product(rows: pa.Table) -> pa.Table:
