@@ -33,8 +33,13 @@ from evaluation.shop_baselines import positive_events, relevant_of
 from evaluation.truth import Judge
 from evaluation.truth_table import truth_measures
 from evaluation.unmeasured import RECORD, unmeasured
+from feature_repo.services import RELEVANCE
+from feature_repo.signature import open_signature
+from feature_repo.store import open_store
 from moonstore.files import write_json
-from ranker.relevance import Relevance, judged_pairs
+from moonstore.freshness import EPOCH, US
+from ranker.judgements import items_as_stored, judged_pairs
+from ranker.relevance import Relevance
 from ranker.score import Ranker
 from retrieval.retriever import Retriever, open_retrieval
 from retrieval.words import item_text
@@ -224,14 +229,18 @@ def _ctr(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
 
 def relevance_measures(evidence: Evidence) -> Iterator[Measurement]:
     """AUC of the relevance head, and of the plain cosine, on judged pairs of a query and an item."""
-    query, item, judged = judged_pairs(evidence.dataset, evidence.vectors, "test", evidence.seed)
-    label = (judged > RELEVANT).astype(np.float32)
+    pairs = judged_pairs(evidence.dataset, evidence.vectors, "test", evidence.seed)
+    label = (pairs.relevance > RELEVANT).astype(np.float32)
     folder = evidence.folder
     if not (folder / "relevance").exists() or len(np.unique(label)) < 2:
         return
+    store = open_store(folder / "store")
+    signature = open_signature(store, RELEVANCE)
+    head = Relevance.open(open_artifact(folder / "relevance", "relevance"), signature)
+    items = items_as_stored(store, signature, pairs.item_id, (evidence.split.end - EPOCH) // US)
     scores = {
-        "head": Relevance.open(open_artifact(folder / "relevance", "relevance")).score(query, item),
-        "cosine": np.einsum("pd,pd->p", query, item),
+        "head": head.score(pairs.query, pairs.item, items),
+        "cosine": np.einsum("pd,pd->p", pairs.query, pairs.item),
     }
     for name, values in scores.items():
         yield Measurement(f"relevance/{name}/auc", auc(label, values), len(label), "test judgements")

@@ -2,35 +2,34 @@
 
 For a sample of entities the online rows are compared, bit by bit, with what materializing the same interval would
 write now. A row that is newer online (an event was pushed since) is counted separately, not as a mismatch. A check
-without problems becomes the baseline that the next one measures drift from.
+without problems becomes the baseline that the next one measures drift from. On-demand views are computed from both
+sides of what they read, so that their functions meet what is really stored, nulls included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast import FeatureStore, FeatureView
+from feast import FeatureStore, FeatureView, OnDemandFeatureView
 
+from feature_repo.both_sides import both_sides, computed
 from feature_repo.online import UNREACHABLE, StoreUnavailable
 from feature_repo.sources import DATA
-from feature_repo.store import BEGINNING, open_store
-from moonstore.batch import Batch, sift
-from moonstore.decode import Column, decode
+from feature_repo.store import open_store
+from moonstore.batch import Batch
+from moonstore.decode import Column
 from moonstore.disk import make_folder
-from moonstore.encode import encode
-from moonstore.engine import newest
+from moonstore.errors import StoreError
 from moonstore.files import write_json
-from moonstore.freshness import EPOCH, as_of
-from moonstore.matrix import Matrix, kinds, read_matrix
+from moonstore.matrix import Matrix
 from run.artifacts import read_json
 
-SAMPLE = 1000  # entities compared per view
 COVERAGE, PARITY, NULLS, DRIFT = 0.99, 1.0, 0.9, 0.25  # at least, at least, at most, at most
 BINS = 10
 LEAST_ROWS = 500  # below, drift is mostly sampling noise
@@ -47,7 +46,8 @@ class Finding:
 
     Attributes:
         view: its name.
-        entities: number of entities with an offline row by the end of the last load.
+        entities: number of entities with an offline row by the end of the last load; of an on-demand view, number of
+            rows it was computed for.
         coverage: fraction of the sampled entities that are online.
         parity: fraction of the sampled entities online, and not newer there, with every value equal to offline.
         newer: number of sampled entities whose online row is newer than the load.
@@ -72,7 +72,7 @@ class Finding:
 
 
 def check_store(store_dir: Path) -> list[Finding]:
-    """Check every view of the store at ``store_dir`` as of its last load.
+    """Check every view of the store at ``store_dir`` as of its last load, the on-demand ones last.
 
     Args:
         store_dir: the run's store.
@@ -83,8 +83,12 @@ def check_store(store_dir: Path) -> list[Finding]:
     """
     store = open_store(store_dir)
     views = sorted(store.list_feature_views(), key=lambda view: str(view.name))
+    on_demand = sorted(store.list_on_demand_feature_views(), key=lambda view: str(view.name))
     try:
-        return [_examine(store, view) for view in views]
+        return [
+            *(_examine(store, view) for view in views),
+            *(_examine_on_demand(store, view) for view in on_demand),
+        ]
     except UNREACHABLE as error:
         raise StoreUnavailable(f"the online store does not answer: {error}") from error
 
@@ -118,23 +122,11 @@ def _examine(store: FeatureStore, view: FeatureView) -> Finding:
     if end is None:
         return Finding(view.name, 0, problems=("never loaded: run 'moon materialize'",))
     path = repository / DATA / CHECKS / f"{view.name}.json"
-    entities = [store.get_entity(name) for name in view.entities]
-    offline = store._get_provider().offline_store  # type: ignore[attr-defined]
-    tables = list(newest(store.config, offline, view, entities, BEGINNING, end))
-    if not tables:
+    sides = both_sides(store, view, end)
+    if sides is None:
         return Finding(view.name, 0)
-    batch = sift(view, pa.concat_tables(tables), datetime.now(UTC)).batch
-    if not len(batch):
-        return Finding(view.name, 0)
-    rows = np.random.default_rng(0).permutation(len(batch))[:SAMPLE]
-    ids = batch.keys[0].to_numpy()[rows]
-    with as_of(EPOCH):  # ignore the time to live
-        online = read_matrix(store, view.name, ids, list(batch.features))
-    kind = kinds(view)
-    expected = {name: _through(column.take(rows), kind[name]) for name, column in batch.features.items()}
-    offline_us = batch.event_us[rows]
-    newer = online.found & (online.event_us // 1_000_000 > offline_us // 1_000_000)
-    same, wrong = _compare(online, expected, online.found & ~newer)
+    batch, online, newer = sides.batch, sides.online, sides.newer
+    same, wrong = _compare(online, sides.offline, online.found & ~newer)
     compared = int((online.found & ~newer).sum())
     finding = Finding(
         view=view.name,
@@ -147,10 +139,38 @@ def _examine(store: FeatureStore, view: FeatureView) -> Finding:
         drift=_drift(_load(path), batch),
         wrong=wrong,
     )
-    problems = tuple(_problems(view, finding))
+    problems = tuple(_problems(finding, view.ttl))
     if not problems:
         _save(path, _baseline(batch))
     return replace(finding, problems=problems)
+
+
+def _examine_on_demand(store: FeatureStore, view: OnDemandFeatureView) -> Finding:
+    try:
+        found = computed(store, view)
+    except StoreError as error:
+        return Finding(view.name, 0, problems=(str(error),))
+    if isinstance(found, str):
+        return Finding(view.name, 0, problems=(found,))
+    rows = np.flatnonzero(~found.newer)
+    wrong: dict[str, int] = {}
+    same = np.ones(len(rows), dtype=bool)
+    for name, offline in found.offline.items():
+        sides = zip(found.online[name].take(rows).to_pylist(), offline.take(rows).to_pylist(), strict=True)
+        equal = np.array([one == other for one, other in sides], dtype=bool)
+        if not equal.all():
+            wrong[name] = int((~equal).sum())
+        same &= equal
+    nulls = max((column.null_count / len(found.newer), name) for name, column in found.online.items())
+    finding = Finding(
+        view=view.name,
+        entities=len(found.newer),
+        parity=float(same.mean()) if len(rows) else None,
+        newer=int(found.newer.sum()),
+        nulls=None if found.is_asked else nulls,
+        wrong=wrong,
+    )
+    return replace(finding, problems=tuple(_problems(finding)))
 
 
 def _load(path: Path) -> Baseline:
@@ -162,11 +182,6 @@ def _load(path: Path) -> Baseline:
 def _save(path: Path, baseline: Baseline) -> None:
     make_folder(path.parent)
     write_json(path, baseline)
-
-
-def _through(column: pa.Array, kind: str) -> Column:
-    """The column as an online store would return it."""
-    return decode(encode(column, kind), kind)
 
 
 def _compare(
@@ -225,14 +240,14 @@ def _fractions(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.maximum(counts / len(values), 1e-4)
 
 
-def _problems(view: FeatureView, found: Finding) -> Iterator[str]:
+def _problems(found: Finding, ttl: timedelta | None = None) -> Iterator[str]:
     if found.coverage is not None and found.coverage < COVERAGE:
         yield f"{found.coverage:.1%} of the entities are online, expected {COVERAGE:.0%}: run 'moon materialize'"
     if found.parity is not None and found.parity < PARITY:
         features = ", ".join(f"{name} ({count})" for name, count in found.wrong.items())
         yield f"{1 - found.parity:.1%} of the rows differ from offline, in {features}: run 'moon materialize'"
-    if view.ttl and found.age_hours is not None and found.age_hours * 3600 > view.ttl.total_seconds():
-        yield f"the newest row is {found.age_hours:.0f} hours old, its time to live is {view.ttl}"
+    if ttl and found.age_hours is not None and found.age_hours * 3600 > ttl.total_seconds():
+        yield f"the newest row is {found.age_hours:.0f} hours old, its time to live is {ttl}"
     if found.nulls is not None and found.nulls[0] > NULLS:
         yield f"{found.nulls[0]:.0%} of {found.nulls[1]} are null"
     if found.drift is not None and found.drift[0] > DRIFT:

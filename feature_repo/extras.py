@@ -2,7 +2,7 @@
 
 The dataset keeps them (``dataset.extra``); here each becomes a field of the view ``item_extra``, ``user_extra`` or
 ``query_extra``, stamped as the entity's profile is. No service reads them but for those that ``moon.toml`` switches
-on (``features = [...]``), which join the click model's; those of queries the relevance model's.
+on (``features = [...]``), which join the click model's.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ from dataset.contracts import TIME
 from dataset.extra import TABLES, LeftOver
 from feature_repo.entities import item, query, user
 from feature_repo.features import FOREVER
-from feature_repo.services import CTR, RELEVANCE
+from feature_repo.services import CTR
 from feature_repo.sources import CONTEXT, DATA, TIMESTAMP, replace_source, source
 from moonstore.files import write_json
 from run.artifacts import read_json
 
 RECORD = "extra.json"  # beside the sources
 ENTITIES: dict[str, Entity] = {"item": item, "user": user, "query": query}
-READ_BY = {"item": CTR, "user": CTR, "query": RELEVANCE}
 EPOCH = pa.scalar(0, pa.int64()).cast(TIME)  # queries have no time of their own
 TYPES: dict[str, tuple[PrimitiveFeastType | ComplexFeastType, pa.DataType]] = {
     "Int64": (Int64, pa.int64()),
@@ -135,13 +134,11 @@ def extra_views(extras: tuple[Extra, ...]) -> dict[str, FeatureView]:
 
 
 def switch_on(service: FeatureService, extras: tuple[Extra, ...], views: dict[str, FeatureView]) -> None:
-    """Add the features that are on to a service that reads those of their entity."""
+    """Add the features that are on to the click model's service."""
+    if service.name != CTR:
+        return
     for name, view in views.items():
-        on = [
-            one.field
-            for one in extras
-            if one.view == name and one.is_on and READ_BY[one.entity] == service.name
-        ]
+        on = [one.field for one in extras if one.view == name and one.is_on]
         if on:
             service.feature_view_projections.append(view[on].projection)
 

@@ -28,7 +28,7 @@ from feature_repo.features import query_stats, user_events, user_history, user_p
 from feature_repo.ingest.new_items import new_items
 from feature_repo.on_demand import reads_of
 from feature_repo.online import UNREACHABLE, Stored, StoreUnavailable, asked_of, unpacked
-from feature_repo.services import CTR, RETRIEVAL
+from feature_repo.services import CTR, RELEVANCE, RETRIEVAL
 from feature_repo.signature import EMBEDDING_VIEW, Feature, open_signature, united
 from feature_repo.sources import DATA, read_source
 from feature_repo.vectors import VectorTable
@@ -177,7 +177,7 @@ def open_item_matrix(store: FeatureStore, embedding: Embedding) -> ItemMatrix:
 
 def _features(store: FeatureStore) -> tuple[Feature, ...]:
     """What the candidates' features of all models of the product are read or computed from."""
-    features = united(open_signature(store, one) for one in (RETRIEVAL, CTR))
+    features = united(open_signature(store, one) for one in (RETRIEVAL, CTR, RELEVANCE))
     return reads_of(store, features).stored["candidate"]
 
 

@@ -88,7 +88,7 @@ def reads_of(store: FeatureStore, features: Sequence[Feature]) -> Reads:
         view = views[name]
         assert isinstance(view, OnDemandFeatureView)
         computed.append((view, tuple(some)))
-        for source in _inputs(view, views):
+        for source in inputs_of(view, views):
             stored[source.role][source] = None
         for field in request_fields(view).values():
             if field.name != TIME_US:
@@ -191,7 +191,7 @@ def _names(view: OnDemandFeatureView) -> Iterator[str]:
         yield from (f"{projection.name}__{field.name}" for field in projection.features)
 
 
-def _inputs(view: OnDemandFeatureView, views: Mapping[str, Any]) -> Iterator[Feature]:
+def inputs_of(view: OnDemandFeatureView, views: Mapping[str, Any]) -> Iterator[Feature]:
     """What an on-demand view reads of other views."""
     for projection in view.source_feature_view_projections.values():
         source = views.get(projection.name)

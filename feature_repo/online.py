@@ -20,7 +20,7 @@ from feature_repo.columns import as_read, by_view, item_columns, nothing, user_c
 from feature_repo.frame import Frame, History
 from feature_repo.history import BEHAVIOURS, behaviours
 from feature_repo.on_demand import STORED, Reads, compute, reads_of, request_table
-from feature_repo.services import CTR, RETRIEVAL
+from feature_repo.services import CTR, RELEVANCE, RETRIEVAL
 from feature_repo.side_information import open_side_information
 from feature_repo.signature import Feature, open_signature, united
 from feature_repo.store import open_store
@@ -73,7 +73,9 @@ class OnlineReader:
         ValueError: ``history`` is more than the store keeps.
     """
 
-    def __init__(self, store_dir: Path, history: int, services: Sequence[str] = (RETRIEVAL, CTR)) -> None:
+    def __init__(
+        self, store_dir: Path, history: int, services: Sequence[str] = (RETRIEVAL, CTR, RELEVANCE)
+    ) -> None:
         if not 0 < history <= HISTORY:
             raise ValueError(f"expected a history of 1 to {HISTORY} behaviours, found {history}")
         self.history = history

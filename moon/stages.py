@@ -22,6 +22,7 @@ from run.folder import JourneyError, Run, choices, stamp
 if TYPE_CHECKING:
     from dataset.split import Split
     from dataset.tables import Dataset
+    from feature_repo.vectors import Vectors
 
 
 def dataset(run: Run) -> None:
@@ -239,18 +240,20 @@ def retrieval(run: Run) -> None:
 def ranker(run: Run, recipe: str | None = None) -> None:
     """Train the ranker by a recipe and its two controls on the same frames, and the relevance head.
 
-    Each is left out where the data has nothing for it to learn from.
+    Each is left out where the data has nothing for it to learn from. Definitions that have changed since the last
+    load are registered first, so that a feature that was added to a service is trained with.
     """
     from feature_repo.embeddings import as_stored
+    from feature_repo.store import apply_definitions
     from ranker.controls import shuffled
     from ranker.recipes import cube
     from ranker.recipes import recipe as named
-    from ranker.relevance import judged_pairs, train_relevance
     from ranker.train import train_ctr
     from retrieval.examples import ranker_frames
     from retrieval.retriever import Retriever, open_retrieval
 
     chosen = cube() if recipe is None else named(recipe)
+    apply_definitions(run.folder / "store")
     cut = open_split(run)
     retriever = Retriever.open(open_retrieval(run.folder, cooccurrence="cooccurrence_fit"))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, run.folder / "store")
@@ -274,10 +277,32 @@ def ranker(run: Run, recipe: str | None = None) -> None:
             loss=loss,
             recipe=chosen,
         )
-    query, item, relevance = judged_pairs(open_dataset(run), vectors, "train", run.seed)
-    if len(relevance):
-        out = run.folder / "relevance"
-        train_relevance(query, item, relevance, out, parents={"embedding": embedding}, seed=run.seed)
+    _relevance(run, vectors, embedding, cut)
+
+
+def _relevance(run: Run, vectors: Vectors, embedding: Artifact, cut: Split) -> None:
+    """Train the relevance head on the judged queries, by the features that its service names at the end of the log."""
+    from feature_repo.services import RELEVANCE
+    from feature_repo.signature import open_signature
+    from feature_repo.store import open_store
+    from moonstore.freshness import EPOCH, US
+    from ranker.judgements import items_as_stored, judged_pairs, require_judgeable
+    from ranker.relevance import train_relevance
+
+    pairs = judged_pairs(open_dataset(run), vectors, "train", run.seed)
+    if not len(pairs):
+        return
+    store = open_store(run.folder / "store")
+    signature = open_signature(store, RELEVANCE)
+    require_judgeable(store, signature)
+    train_relevance(
+        pairs,
+        run.folder / "relevance",
+        parents={"embedding": embedding},
+        seed=run.seed,
+        signature=signature,
+        items=items_as_stored(store, signature, pairs.item_id, (cut.end - EPOCH) // US),
+    )
 
 
 def evaluate(run: Run) -> None:

@@ -7,10 +7,13 @@ from datetime import datetime
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from encoder.encode import Content
 from feature_repo.frame import Frame
 from feature_repo.item_matrix import ItemMatrix
+from feature_repo.online import Stored
+from feature_repo.signature import Feature
 from feature_repo.vectors import Vectors
 
 Context = Mapping[str, Any]  # what a client sends with a request
@@ -28,6 +31,8 @@ class Reader(Protocol):
     ) -> Frame: ...
 
     def with_candidates(self, user: Frame, item_ids: np.ndarray) -> Frame: ...  # noqa: D102
+
+    def read_items(self, item_ids: np.ndarray, time: datetime) -> Stored: ...  # noqa: D102
 
     def with_items(self, items: ItemMatrix) -> Reader: ...  # noqa: D102
 
@@ -49,4 +54,9 @@ class ContentEncoder(Protocol):
 class RelevanceHead(Protocol):
     """The relevance model (``ranker.relevance.Relevance``)."""
 
-    def score(self, query_vector: np.ndarray, item_vectors: np.ndarray) -> np.ndarray: ...  # noqa: D102
+    @property
+    def features(self) -> Sequence[Feature]: ...  # noqa: D102
+
+    def score(  # noqa: D102
+        self, query_vector: np.ndarray, item_vectors: np.ndarray, items: Mapping[str, pa.Array]
+    ) -> np.ndarray: ...

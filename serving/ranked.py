@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import cast
 
 import numpy as np
+import pyarrow as pa
 
+from feature_repo.columns import nothing
 from feature_repo.frame import Frame
 from feature_repo.online import StoreUnavailable
+from feature_repo.signature import Feature
 from ranker.explain import Explained, explain
 from retrieval.requests import Request, Requests
 from retrieval.similarities import Similarities
@@ -79,3 +84,17 @@ def rank(
             fallbacks.append("ranker_error")
             return None
     return Ranked(ranker, frame, ids, scores)
+
+
+def described(
+    reader: Reader, features: Sequence[Feature], ids: np.ndarray, time: datetime, fallbacks: list[str]
+) -> Mapping[str, pa.Array]:
+    """Features of items by name, null where the store has nothing, or does not answer (``fallbacks`` says so)."""
+    if not features:
+        return {}
+    try:
+        return reader.read_items(ids, time).columns
+    except StoreUnavailable as error:
+        log.warning("candidates are judged without their features: %s", error)
+        fallbacks.append("store_unavailable")
+        return nothing(features, len(ids))

@@ -34,7 +34,7 @@ from feature_repo.frame import Frame
 from feature_repo.ingest.item_states import UnknownItem
 from feature_repo.item_matrix import ItemMatrix
 from feature_repo.online import OnlineReader, StoreUnavailable, check_loaded
-from feature_repo.services import CTR, RETRIEVAL
+from feature_repo.services import CTR, RELEVANCE, RETRIEVAL
 from feature_repo.shop_ids import INT64_IDS, ShopIds, shop_ids
 from feature_repo.signature import open_signature
 from ranker.relevance import Relevance
@@ -51,7 +51,7 @@ from serving.answer import Answer, Hit, Stages
 from serving.catalogue import Card, Catalogue
 from serving.newest import followed_by_newest
 from serving.protocols import ContentEncoder, Context, Reader, RelevanceHead, Scorer
-from serving.ranked import Ranked, rank
+from serving.ranked import Ranked, described, rank
 from serving.settings import Settings
 from serving.visit import with_session
 
@@ -158,7 +158,11 @@ class Recommender:
                 else None
             ),
             encoder=Encoder.open(artifacts["encoder"]),
-            relevance=Relevance.open(artifacts["relevance"]) if "relevance" in artifacts else None,
+            relevance=(
+                Relevance.open(artifacts["relevance"], open_signature(reader.store, RELEVANCE))
+                if "relevance" in artifacts
+                else None
+            ),
             catalogue=Catalogue(dataset.items, dataset.image_bytes, ids),
             artifacts={role: one.id for role, one in sorted(artifacts.items())},
             now=lambda: last,
@@ -287,7 +291,8 @@ class Recommender:
         if self.relevance is not None and len(ids):
             with stages.measure("relevance"):
                 vectors, _ = self.retriever.index.gather(ids)
-                judged = np.asarray(self.relevance.score(vector, vectors), dtype=np.float32)
+                items = described(self.reader, self.relevance.features, ids, time, fallbacks)
+                judged = np.asarray(self.relevance.score(vector, vectors, items), dtype=np.float32)
             ids, scores = best_first(ids, judged, len(ids))
         if user is not None and self.ranker is not None and len(ids):
             ranked = self._rank(self.ranker, request, user, ids, matches, stages, fallbacks)

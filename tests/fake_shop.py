@@ -132,7 +132,9 @@ class FakeEncoder:
 class FakeRelevance:
     """The cosine, as a trained head might learn."""
 
-    def score(self, query_vector, item_vectors):
+    features = ()
+
+    def score(self, query_vector, item_vectors, items):
         return item_vectors @ query_vector
 
 

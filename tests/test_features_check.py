@@ -152,3 +152,68 @@ def test_the_command_prints_the_table_and_fails_where_something_is_wrong(tiny_wo
     materialize(tmp_path / "store", MOMENT)
     result = CliRunner().invoke(app, ["features", "check", "--run", str(tmp_path)])
     assert result.exit_code == 0 and "item_profile" in result.output
+
+
+ON_DEMAND = """
+import numpy as np
+import pandas as pd
+from feast import Field, RequestSource
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Float64, Int64, String
+from feature_repo.features import item_profile, user_profile
+
+request = RequestSource(name="request", schema=[Field(name="time_us", dtype=Int64), Field(name="device", dtype=String)])
+
+
+@on_demand_feature_view(sources=[item_profile], schema=[Field(name="double_price", dtype=Float64)])
+def double(inputs: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame({"double_price": inputs["price"] * 2.0})
+
+
+@on_demand_feature_view(
+    sources=[item_profile, user_profile, request], schema=[Field(name="for_whom", dtype=String)], mode="python"
+)
+def for_whom(inputs: dict) -> dict:
+    parts = zip(inputs["category_top"], inputs["segment"], inputs["device"], inputs["time_us"])
+    return {"for_whom": [f"{top}, {segment}, {device}, {time}" for top, segment, device, time in parts]}
+"""
+
+
+@pytest.fixture
+def with_on_demand(tiny_world, tmp_path, monkeypatch):
+    mine = tmp_path / "repository" / "mine"
+    mine.mkdir(parents=True)
+    monkeypatch.setattr("feature_repo.store.REPOSITORY", mine.parent)
+    (mine / "mine.py").write_text(ON_DEMAND)
+    create_store(tmp_path / "store", tiny_world.dataset, tiny_world.split)
+    return tmp_path / "store", mine / "mine.py"
+
+
+def test_on_demand_views_are_computed_from_both_sides(with_on_demand, tiny_world):
+    store_dir, _ = with_on_demand
+    unloaded = by_view(check_store(store_dir))["double"]
+    assert unloaded.problems == ("it reads item_profile, of which nothing is loaded: run 'moon materialize'",)
+    materialize(store_dir, MOMENT)
+    findings = by_view(check_store(store_dir))
+    prices = tiny_world.dataset.items["price"].to_numpy()
+    assert findings["double"].entities == len(prices) and findings["double"].parity == 1.0
+    assert findings["double"].nulls == (float(np.isnan(prices).mean()), "double_price")
+    # One row per item, users repeated beside them; what a caller would send is not known, so nulls say nothing.
+    assert findings["for_whom"].entities == len(prices) and findings["for_whom"].nulls is None
+    assert not any(one.problems for one in findings.values())
+
+    store = open_store(store_dir)
+    connection = store._get_provider().online_store._get_conn(store.config)
+    with connection:
+        connection.execute("UPDATE moon_item_profile SET value = X'3500000000' WHERE feature_name = 'price'")
+    priced = int((~np.isnan(prices)).sum())
+    damaged = by_view(check_store(store_dir))["double"]
+    assert damaged.wrong["double_price"] >= priced - 1 and "differ from offline" in damaged.problems[0]
+
+
+def test_a_function_that_fails_on_what_is_stored_is_a_problem(with_on_demand):
+    store_dir, file = with_on_demand
+    file.write_text(ON_DEMAND.replace('inputs["price"] * 2.0', 'inputs["price"].map(lambda one: 1 / (one - 3.5))'))
+    materialize(store_dir, MOMENT)
+    (problem,) = by_view(check_store(store_dir))["double"].problems
+    assert problem.startswith("on-demand view double: failed on") and "division by zero" in problem

@@ -212,7 +212,9 @@ def test_a_request_scores_its_candidates_once(moon, monkeypatch, ask, searches):
 class Backwards:
     """A relevance head that calls small ids relevant; remembers what it was asked."""
 
-    def score(self, query_vector, item_vectors):
+    features = ()
+
+    def score(self, query_vector, item_vectors, items):
         self.query, self.items = query_vector, item_vectors
         ids = [next(i for i, v in VECTORS.items() if np.array_equal(v, row)) for row in item_vectors]
         return -np.array(ids) / 1e15

@@ -97,7 +97,7 @@ def test_a_run_with_judgements_serves_their_head_and_warms_up_once(run, monkeypa
     head = write(run, "relevance", "relevance", {"embedding": embedding})
     opened, answered = [], []
     monkeypatch.setattr(
-        recommend, "Relevance", SimpleNamespace(open=lambda artifact: opened.append(artifact))
+        recommend, "Relevance", SimpleNamespace(open=lambda artifact, signature: opened.append(artifact))
     )
     real = recommend.Recommender.recommend
     monkeypatch.setattr(

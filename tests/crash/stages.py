@@ -34,6 +34,7 @@ from feature_repo.store import apply_definitions, known_until, materialize
 from feature_repo.vectors import Vectors
 from moon import releases, stages
 from moonstore.files import write_json
+from ranker.judgements import JudgedPairs
 from ranker.relevance import train_relevance
 from retrieval.cooccurrence import build_cooccurrence
 from retrieval.index import ItemIndex
@@ -144,7 +145,8 @@ def _retrieval(folder: Path) -> None:
 def _relevance(folder: Path) -> None:
     _, matrix = _vectors(folder)
     judged = (np.arange(len(matrix)) % 2).astype(np.float32)
-    train_relevance(matrix, matrix[::-1].copy(), judged, folder / "relevance", {}, seed=0)
+    pairs = JudgedPairs(matrix, matrix[::-1].copy(), judged, np.arange(len(matrix)))
+    train_relevance(pairs, folder / "relevance", {}, seed=0)
 
 
 def _towers(folder: Path) -> None:
