@@ -213,7 +213,8 @@ def test_on_demand_views_are_computed_from_both_sides(with_on_demand, tiny_world
 
 def test_a_function_that_fails_on_what_is_stored_is_a_problem(with_on_demand):
     store_dir, file = with_on_demand
-    file.write_text(ON_DEMAND.replace('inputs["price"] * 2.0', 'inputs["price"].map(lambda one: 1 / (float(one) - 3.5))'))
+    file.unlink()
+    file.with_name("other.py").write_text(ON_DEMAND.replace('inputs["price"] * 2.0', 'inputs["price"].map(lambda one: 1 / (float(one) - 3.5))'))
     materialize(store_dir, MOMENT)
     (problem,) = by_view(check_store(store_dir))["double"].problems
     assert problem.startswith("on-demand view double: failed on") and "division by zero" in problem
