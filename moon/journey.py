@@ -41,15 +41,17 @@ class Verb:
 
 @dataclass(frozen=True)
 class Stage(Verb):
-    """A command whose completion is recorded; repeating it invalidates all later stages.
+    """A command whose completion is recorded; repeating it invalidates all later stages that read what it makes.
 
     Attributes:
         says: its inputs and outputs, for progress messages.
         refuse: raises, before anything is touched, where the stage may not be repeated.
+        is_read: whether later stages read what it makes.
     """
 
     says: str
     refuse: Callable[[Run], None] | None = None
+    is_read: bool = True
 
     @property
     def command(self) -> str:
@@ -66,7 +68,8 @@ STAGES = (  # name, the stage it needs, its function, inputs -> outputs
     Stage("encoder", "store", work.encoder, "catalogue, behaviour -> MOON encoder (pre- and post-training)"),
     # An encoder of an earlier dataset may be reused: only new and changed items are embedded again.
     Stage("embed", "store", work.embed, "items and queries -> versioned vectors in the store"),
-    Stage("materialize", "embed", work.materialize, "offline features -> online store"),
+    # Models are trained on offline features: loading them again leaves the models as they are.
+    Stage("materialize", "embed", work.materialize, "offline features -> online store", is_read=False),
     Stage("retrieval", "materialize", work.retrieval, "history -> co-occurrence, two-tower, index"),
     Stage("ranker", "retrieval", work.ranker, "point-in-time frames -> CTR model and its controls"),
     Stage("evaluate", "ranker", work.evaluate, "artifacts -> metrics.json and report.html"),
@@ -185,7 +188,7 @@ def travel(run: Run) -> None:
 
 
 def do(run: Run, verb: str, **options: Any) -> str | None:
-    """Run one command now, with its own options; a stage invalidates all later ones.
+    """Run one command now, with its own options; a stage invalidates the later ones that read what it makes.
 
     Returns:
         a message for the user, if any.
@@ -203,7 +206,7 @@ def do(run: Run, verb: str, **options: Any) -> str | None:
     for earlier in STAGES[:place]:
         if not _done(run, earlier):
             _keep(run, earlier)
-    _undo(run, STAGES[place:])
+    _undo(run, STAGES[place:] if asked.is_read else (asked,))
     return _work(run, asked, **options)
 
 

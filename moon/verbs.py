@@ -126,11 +126,13 @@ def seeds(run: Run) -> str:
 def worth(run: Run, without: Sequence[str], recipe: str | None) -> str:
     """What each of these features adds to the ranker, over several seeds."""
     from evaluation.ablation import measure_worth
+    from feature_repo.store import apply_definitions
     from moon import summary
     from ranker.recipes import cube
     from ranker.recipes import recipe as named
 
     chosen = cube() if recipe is None else named(recipe)
+    apply_definitions(run.folder / "store")
     measured = measure_worth(run.folder, open_dataset(run), open_split(run), run.size, without, chosen)
     return summary.worth(measured)
 

@@ -32,6 +32,7 @@ from ranker.weights import load_weights, put_tensors, save_weights, tensors_of
 from run.artifacts import MADE_BY, Artifact, ArtifactError, open_artifact, write_artifact
 
 CONFIG = "config.json"
+NO_SERVICE = Signature("", ())  # of release 0.1.0, whose head read vectors alone
 HIDDEN = 32
 ID_WIDTH = 8  # of a category of an item
 EPOCHS = 20
@@ -132,8 +133,9 @@ class Relevance:
             raise ArtifactError(
                 f"{artifact.path}: expected a config of width and inputs, found {sorted(content)}. Run '{made_by}'."
             )
-        # Release 0.1.0 read no features of items and recorded no service.
-        inputs = Inputs.from_json(content["inputs"]) if "inputs" in content else learned(Signature("", ()), {})
+        inputs = (
+            Inputs.from_json(content["inputs"]) if "inputs" in content else learned(NO_SERVICE, {})
+        )
         require_signature(artifact.path, inputs.signature, signature, made_by)
         model = RelevanceModel(content["width"], inputs)
         load_weights(model, artifact.file("model.safetensors"), made_by)
@@ -186,9 +188,7 @@ def described(encoder: FrameEncoder, items: pa.Table) -> Described:
     encoder.require("candidate", items)
     count = len(items)
     numbers = encoder.numbers("candidate", items, np.zeros(count, np.int64))
-    return Described(
-        torch.from_numpy(numbers), encoder.ids("candidate", items, np.ones(count, dtype=bool))
-    )
+    return Described(torch.from_numpy(numbers), encoder.ids("candidate", items, np.ones(count, dtype=bool)))
 
 
 def learned(signature: Signature, items: Mapping[str, pa.Array]) -> Inputs:
@@ -206,7 +206,7 @@ def train_relevance(
     out: Path,
     parents: Mapping[str, Artifact],
     seed: int = 0,
-    signature: Signature = Signature("", ()),
+    signature: Signature = NO_SERVICE,
     items: Mapping[str, pa.Array] | None = None,
 ) -> Artifact:
     """Train on judged pairs and write an artifact of kind "relevance".
@@ -299,4 +299,3 @@ def _calibrate(model: RelevanceModel, raw: Tensor, target: Tensor) -> None:
         return loss
 
     optimizer.step(closure)
-

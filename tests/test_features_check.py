@@ -162,7 +162,8 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64, String
 from feature_repo.features import item_profile, user_profile
 
-request = RequestSource(name="request", schema=[Field(name="time_us", dtype=Int64), Field(name="device", dtype=String)])
+sent = [Field(name="time_us", dtype=Int64), Field(name="device", dtype=String)]
+request = RequestSource(name="request", schema=sent)
 
 
 @on_demand_feature_view(sources=[item_profile], schema=[Field(name="double_price", dtype=Float64)])
@@ -214,7 +215,9 @@ def test_on_demand_views_are_computed_from_both_sides(with_on_demand, tiny_world
 def test_a_function_that_fails_on_what_is_stored_is_a_problem(with_on_demand):
     store_dir, file = with_on_demand
     file.unlink()
-    file.with_name("other.py").write_text(ON_DEMAND.replace('inputs["price"] * 2.0', 'inputs["price"].map(lambda one: 1 / (float(one) - 3.5))'))
+    file.with_name("other.py").write_text(
+        ON_DEMAND.replace('inputs["price"] * 2.0', 'inputs["price"].map(lambda one: 1 / (float(one) - 3.5))')
+    )
     materialize(store_dir, MOMENT)
     (problem,) = by_view(check_store(store_dir))["double"].problems
     assert problem.startswith("on-demand view double: failed on") and "division by zero" in problem

@@ -1,6 +1,9 @@
 """The walkthrough of docs/features.md runs as printed: four features of a shop's own, from file to explanation."""
 
+import json
 import re
+import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,16 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import DAY, START, write_embedding
+from conftest import DAY, START, make_world, write_embedding
 from ranker_world import auc
+from typer.testing import CliRunner
 
 from dataset.contracts import TIME
+from feature_repo import sources as places
 from feature_repo.create import create_store
 from feature_repo.embeddings import publish_embedding
 from feature_repo.frames.join import training_frame
 from feature_repo.online import OnlineReader
 from feature_repo.store import materialize
 from feature_repo.vectors import Vectors
+from moon.cli import app
 from moonstore.freshness import EPOCH, US
 from ranker.explain import explain
 from ranker.score import Ranker
@@ -29,18 +35,21 @@ PAGE = (Path(__file__).resolve().parents[1] / "docs" / "features.md").read_text(
 (FILE,) = re.findall(
     r"^```python\n(# feature_repo/mine/shop.py\n.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL
 )
+(COMMANDS,) = re.findall(
+    r"^```\n(moon ranker.*?)^```", PAGE.partition("## What a feature is worth")[0], re.MULTILINE | re.DOTALL
+)
 MOMENT = START + 40 * DAY
 TINY = replace(size("nano"), id_width=4, history=5, ranker_slots=96)
 OWN = ("discount", "brand", "minutes_since_cart", "device")
 
 
-def sources(folder, world):
-    """Offers of half of the items, and carts of half of the users."""
+def sources(folder, item_ids, user_ids, moment=MOMENT):
+    """The walkthrough's file, offers of half of the items, and carts of half of the users."""
     folder.mkdir(parents=True)
     (folder / "shop.py").write_text(FILE)
-    items, users = world.item_ids[::2], world.user_ids[::2]
+    items, users = item_ids[::2], user_ids[::2]
     discount = np.arange(len(items)) % 5 / 10
-    stamp = pa.array([MOMENT - 2 * DAY] * len(items), TIME)
+    stamp = pa.array([moment - 2 * DAY] * len(items), TIME)
     table = {
         "item_id": items,
         "discount": pa.array(discount, pa.float32()),
@@ -48,8 +57,8 @@ def sources(folder, world):
         "event_timestamp": stamp,
     }
     pq.write_table(pa.table(table), folder / "offers.parquet")
-    cart_us = (MOMENT - DAY / 2 - EPOCH) // US
-    stamp = pa.array([MOMENT - DAY / 2] * len(users), TIME)
+    cart_us = (moment - DAY / 2 - EPOCH) // US
+    stamp = pa.array([moment - DAY / 2] * len(users), TIME)
     table = {"user_id": users, "last_cart_us": pa.array([cart_us] * len(users)), "event_timestamp": stamp}
     pq.write_table(pa.table(table), folder / "carts.parquet")
     return dict(zip(items.tolist(), discount.astype(np.float32).tolist(), strict=True)), set(users.tolist())
@@ -76,12 +85,10 @@ def asked(world, requests, seed):
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    from conftest import make_world
-
     folder, world = tmp_path_factory.mktemp("walkthrough"), make_world(seed=1)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("feature_repo.store.REPOSITORY", folder / "repository")
-        discount, carts = sources(folder / "repository" / "mine", world)
+        discount, carts = sources(folder / "repository" / "mine", world.item_ids, world.user_ids)
         create_store(folder / "store", world.dataset, world.split)
         artifact = write_embedding(folder / "e", world, 4, START)
         publish_embedding(folder / "store", artifact)
@@ -132,3 +139,37 @@ def test_the_service_scores_as_the_frame_does(shop):
         np.testing.assert_allclose(ranker.score(online), ranker.score(frame), atol=1e-6)
         other = reader.read(request["user_id"], items, MOMENT, context={})
         assert not np.allclose(ranker.score(other), ranker.score(frame), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_commands_do_as_printed(finished_run, tmp_path, monkeypatch):
+    """On a run of a small shop, one epoch and one seed: the file alone is new, and no command but these is needed."""
+    run = shutil.copytree(finished_run[0], tmp_path / "runs" / "marketplace")
+    (tmp_path / "runs" / "last.json").write_text(json.dumps({"folder": str(run)}))
+    data = run / "store" / places.DATA
+    items, users = (
+        pq.read_table(data / f"{one}_profile.parquet")[f"{one}_id"].to_numpy() for one in ("item", "user")
+    )
+    log = pq.read_table(data / places.LOG, columns=["available_time"])["available_time"]
+    moment = log[len(log) // 2].as_py()
+    discount, _ = sources(tmp_path / "repository" / "mine", items, users, moment)
+    monkeypatch.setattr("feature_repo.store.REPOSITORY", tmp_path / "repository")
+    monkeypatch.setattr("ranker.train.EPOCHS", 1)
+    monkeypatch.setattr("evaluation.ablation.SEEDS", (0, 1))
+    monkeypatch.chdir(tmp_path)
+
+    printed = {}
+    for line in COMMANDS.splitlines():
+        program, *words = shlex.split(line, comments=True)
+        done = CliRunner().invoke(app, words)
+        assert program == "moon" and done.exit_code == 0, (line, done.output, done.exception)
+        printed[" ".join(words[:2])] = done.stdout
+    config = json.loads((run / "ranker_full" / "config.json").read_text())
+    assert set(OWN) <= {one["name"] for one in config["inputs"]["signature"]["features"]}
+    assert set(OWN) <= set(config["inputs"]["rules"])
+    for name in OWN:
+        assert re.search(
+            rf"^{name} +auc 0\.\d+ with all, 0\.\d+ without", printed["ranker --without"], re.MULTILINE
+        )
+    online = OnlineReader(run / "store", 5).read_items(items, moment).columns["discount"]
+    assert online.to_pylist() == [discount.get(item) for item in items.tolist()]

@@ -35,7 +35,9 @@ def train(query, item, label, out, parents, **named):
 
 def raw_of(model, query, item):
     """Of a head that reads vectors alone."""
-    return model.raw(query, item, module.described(module.FrameEncoder(NOTHING, None), module.of_items({}, len(item))))
+    return model.raw(
+        query, item, module.described(module.FrameEncoder(NOTHING, None), module.of_items({}, len(item)))
+    )
 
 
 def pairs(count, seed):
@@ -212,7 +214,9 @@ def test_training_is_adamw_on_shuffled_batches_of_all_but_a_held_out_seventh(mon
     for _ in range(2):
         for rows in np.split(learned, [64, 128, 192]):
             model.zero_grad()
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(raw_of(model, q[rows], t[rows]), y[rows])
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                raw_of(model, q[rows], t[rows]), y[rows]
+            )
             loss.backward()
             optimizer.step()
         learned = draw.permutation(learned)
@@ -293,7 +297,10 @@ def described(tmp_path_factory):
 def test_features_of_items_that_the_service_names_are_learned_from(described, tmp_path):
     query, item, label, items, chance = described_pairs(3000, 1)
     head = Relevance.open(described, SERVICE)
-    assert [one.name for one in head.features] == ["quality", "brand"]  # a judgement has no time: nothing has an age
+    assert [one.name for one in head.features] == [
+        "quality",
+        "brand",
+    ]  # a judgement has no time: nothing has an age
     best, found = auc(label, chance), auc(label, head.score(query, item, items))
     unknown = {"quality": pa.nulls(3000, pa.float32()), "brand": pa.nulls(3000, pa.string())}
     assert found > best - 0.03 and auc(label, head.score(query, item, unknown)) < best - 0.08
@@ -307,7 +314,9 @@ def test_pairs_with_features_are_scored_alike_alone(described):
     whole = head.score(query, item, items)
     for row in range(40):
         one = {name: column.slice(row, 1) for name, column in items.items()}
-        np.testing.assert_allclose(head.score(query[row], item[row : row + 1], one), whole[row : row + 1], atol=1e-5)
+        np.testing.assert_allclose(
+            head.score(query[row], item[row : row + 1], one), whole[row : row + 1], atol=1e-5
+        )
 
 
 def test_a_head_is_refused_under_a_service_that_has_changed(described):
@@ -315,7 +324,9 @@ def test_a_head_is_refused_under_a_service_that_has_changed(described):
     with pytest.raises(ArtifactError) as refused:
         Relevance.open(described, Signature("relevance_v1", fields))
     said = str(refused.value)
-    assert "added: colour (v:colour" in said and "lost: brand (v:brand" in said and "Run 'moon ranker'" in said
+    assert (
+        "added: colour (v:colour" in said and "lost: brand (v:brand" in said and "Run 'moon ranker'" in said
+    )
 
 
 def test_a_head_of_release_0_1_0_opens_whatever_the_service(trained, tmp_path):
