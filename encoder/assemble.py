@@ -13,6 +13,7 @@ from encoder.model import EncoderModel
 from encoder.parts.experts import GuidedExperts, ModalityExperts
 from encoder.parts.fire import Fire
 from encoder.parts.fusion import ModalityFusion
+from encoder.parts.wide import Wide
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Parts:
         fusion: multi-head modality fusion instead of the mean over tokens (MOON3.0 §4.1).
         chain: the model generates an attribute chain before it embeds (MOON3.0 §4.1).
         dual: two towers instead of one model: the baseline.
+        wide: add a linear path from words and looks to the vector, which keeps what the rest forgets.
     """
 
     region: bool = False
@@ -35,6 +37,7 @@ class Parts:
     fusion: bool = False
     chain: bool = False
     dual: bool = False
+    wide: bool = False
 
 
 def assemble(backbone: Backbone, parts: Parts, width: int, seed: int) -> EncoderModel:
@@ -73,4 +76,5 @@ def assemble(backbone: Backbone, parts: Parts, width: int, seed: int) -> Encoder
                 layers=len(backbone.layers),
             )
         fusion = ModalityFusion(hidden, width) if parts.fusion else None
-        return EncoderModel(backbone, width, fusion)
+        wide = Wide(backbone.config.text_config.vocab_size, width) if parts.wide else None
+        return EncoderModel(backbone, width, fusion, wide)

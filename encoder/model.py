@@ -6,7 +6,7 @@ Shapes: B samples, T packed tokens, D vector width, H hidden width, Z experts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,13 @@ from encoder.backbone.backbone import Backbone, Read
 from encoder.backbone.packing import CHAIN, IMAGE, TEXT, Packed, Sample, pack
 from encoder.parts.experts import load_balance, per_sequence
 from encoder.parts.fusion import ModalityFusion
+from encoder.parts.wide import Wide
 
 # Most tokens of a forward pass without gradients. Bounds memory; results do not depend on it. On a CPU, batches that
 # fit into its caches are an eighth faster than batches of eight times as many tokens
 # (docs/log/encoder_speed.md#embedding-beside-the-plain-loop).
 TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384}
+WIDE = 4.0  # length of the wide path's vectors, to which the backbone's are added
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,17 @@ class EncoderModel(nn.Module):
         backbone: the multimodal model.
         width: D, the full width of the vectors.
         fusion: fuses pooled image, text and attribute chain; None: mean over tokens and a linear head.
+        wide: a linear path beside the backbone, whose vectors are added; None: there is none.
     """
 
-    def __init__(self, backbone: Backbone, width: int, fusion: ModalityFusion | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, width: int, fusion: ModalityFusion | None = None, wide: Wide | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.width = width
         self.fusion = fusion
+        self.wide = wide
         self.head = None if fusion else nn.Linear(backbone.hidden_size, width, bias=False)
 
     @property
@@ -72,7 +78,10 @@ class EncoderModel(nn.Module):
     def forward(self, samples: Sequence[Sample]) -> Encoded:
         """Vectors of samples, none of them empty."""
         packed = self.pack(samples)
-        return self.encoded(packed, self.backbone(packed))
+        encoded = self.encoded(packed, self.backbone(packed))
+        if self.wide is None:
+            return encoded
+        return replace(encoded, vector_BD=encoded.vector_BD + WIDE * self.wide(samples))
 
     def encoded(self, packed: Packed, read: Read) -> Encoded:
         """Vectors from the hidden states of packed sequences, in the order of the samples."""

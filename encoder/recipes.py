@@ -96,13 +96,14 @@ def ours() -> Recipe:
     It first learns from an item's picture and text and from queries, then also from items that users took together.
 
     Co-purchase pairs blur the differences between items, so they come last, with a lower learning rate, mixed with
-    the pairs of the first stage.
+    the pairs of the first stage. What pairs do not ask for, the wide path keeps; whole items are shown from the first
+    stage on, so that the backbone does not learn to undo it.
     """
     return Recipe(
         "ours",
-        Parts(),
+        Parts(wide=True),
         (
-            Contrast(fraction=0.7, kinds=(OWN, QUERY), name="halves"),
+            Contrast(fraction=0.7, kinds=(OWN, PART, QUERY), name="halves"),
             Contrast(
                 fraction=0.3,
                 kinds=(OWN, PART, QUERY, BOUGHT),

@@ -21,7 +21,7 @@ from encoder.backbone.backbone import build_backbone, load_backbone, small_confi
 from encoder.dual import DualModel
 from encoder.encode import device, save_encoder
 from encoder.examples.cleaning import exposures
-from encoder.examples.corpus import catalogue_texts, read_corpus
+from encoder.examples.corpus import NO_IMAGE, catalogue_texts, read_corpus
 from encoder.examples.pairs import read_relations
 from encoder.learner import Learner, NothingToLearn, Objective
 from encoder.model import EncoderModel
@@ -149,6 +149,9 @@ def new_learner(
         decoded(dataset, model.px),
     )  # fmt: skip
     rows = np.arange(len(corpus.spu))
+    if model.wide is not None:
+        shown = [corpus.pixels[image] if image != NO_IMAGE else None for image in corpus.items.image.tolist()]
+        model.wide.fit(corpus.items.tokens, shown)
     plan = Schedule.of(size, len(rows))
     return Learner(
         model=model,

@@ -68,13 +68,14 @@ def headline(measured: Sequence[Measurement]) -> list[Comparison]:
                 c: by_name[f"ctr/{c}/{metric}"].value for c in CONTROLS if f"ctr/{c}/{metric}" in by_name
             }
             found.append(Comparison(ours.name, ours.value, others, ours.n, ours.split, start=0.5))
-    for direction in ("image_to_item", "text_to_item", "item_to_item", "image_to_text"):
-        ours = by_name.get(f"encoder/moon/{direction}/recall@10")
+    directions = ("image_to_item", "text_to_item", "item_to_item", "image_to_text")
+    for what in (*(f"{one}/recall@10" for one in directions), "facets/accuracy", "taste/content/linear"):
+        ours = by_name.get(f"encoder/moon/{what}")
         if ours is not None:
             others = {
-                b: by_name[f"encoder/{b}/{direction}/recall@10"].value
-                for b in ("random", "colour", "tf_idf")
-                if f"encoder/{b}/{direction}/recall@10" in by_name
+                b: by_name[f"encoder/{b}/{what}"].value
+                for b in ("random", "colour", "tf_idf", "tf_idf_svd", "colour_tf_idf_svd")
+                if f"encoder/{b}/{what}" in by_name
             }
             found.append(Comparison(ours.name, ours.value, others, ours.n, ours.split))
     return found

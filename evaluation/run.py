@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -15,11 +15,9 @@ from dataset.auc import auc
 from dataset.marketplace.browsing import EXAMINATION
 from dataset.split import Split, measured_items
 from dataset.tables import Dataset
-from encoder.encode import Content, Encoder, item_content
 from evaluation.baselines import Lists
-from evaluation.content import colours, tf_idf
 from evaluation.ctr_quality import ctr_quality, probabilities
-from evaluation.encoder_quality import Pool, encoder_quality
+from evaluation.encoder_measures import encoder_measures, facet_measures
 from evaluation.measurements import write_measurements
 from evaluation.metrics import Measurement
 from evaluation.observer import Observer
@@ -42,7 +40,6 @@ from ranker.judgements import items_as_stored, judged_pairs
 from ranker.relevance import Relevance
 from ranker.score import Ranker
 from retrieval.retriever import Retriever, open_retrieval
-from retrieval.words import item_text
 from run.artifacts import open_artifact
 from run.sizes import Size
 
@@ -127,41 +124,6 @@ def answerable(dataset: Dataset, split: Split) -> np.ndarray:
         return measured
     known = pc.less(items["first_seen"], pa.scalar(split.test_from, items["first_seen"].type))
     return np.intersect1d(measured, items.filter(known)["item_id"].to_numpy())
-
-
-def encoder_measures(evidence: Evidence) -> Iterator[Measurement]:
-    """Cross-modal and same-product recall on the split's pool, whose items the encoder was not trained on."""
-    folder, dataset, split = evidence.folder, evidence.dataset, evidence.split
-    chosen = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(split.pool))).to_pylist()
-    if len(chosen) < 2:
-        return
-    encoder = Encoder.open(open_artifact(folder / "encoder", "encoder"))
-    pictures = [dataset.image_bytes(row["image_id"]) for row in chosen]
-    contents = [item_content(row, picture) for row, picture in zip(chosen, pictures, strict=True)]
-    spu = np.array([row["spu"] for row in chosen])
-    moon = Pool(
-        spu=spu,
-        item=encoder.encode(contents),
-        image=encoder.encode([Content(image=one.image) for one in contents]),
-        text=encoder.encode([replace(one, image=None) for one in contents]),
-    )
-    texts = [item_text(row["title"], row["description"], row["attributes"]) for row in chosen]
-    words = tf_idf(texts)
-    dense = np.zeros((len(chosen), words.width), dtype=np.float32)
-    dense[np.repeat(np.arange(len(chosen)), np.diff(words.offsets)), words.column] = words.value
-    colour = colours(pictures)
-    pools = {
-        "moon": moon,
-        "tf_idf": Pool(spu=spu, item=dense, text=dense),
-        "colour": Pool(spu=spu, item=colour, image=colour),
-    }
-    split_name = f"pool of {len(chosen)} unseen items"
-    for name, pool in pools.items():
-        for one in encoder_quality(pool, split=split_name, prefix=f"encoder/{name}"):
-            if "/chance/" not in one.name:
-                yield one
-            elif name == "moon":
-                yield Measurement(one.name.replace("moon/chance", "random"), one.value, one.n, one.split)
 
 
 def _lists(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
@@ -268,4 +230,8 @@ def _bounds(dataset: Dataset, rows: pa.Table, scored: Impressions) -> Iterator[t
 
 
 # Measurements of a run that need only its evidence. To add one, write a function like these and add a line here.
-MEASURES: list[Callable[[Evidence], Iterator[Measurement]]] = [encoder_measures, relevance_measures]
+MEASURES: list[Callable[[Evidence], Iterator[Measurement]]] = [
+    encoder_measures,
+    facet_measures,
+    relevance_measures,
+]

@@ -61,8 +61,12 @@ TABLES: dict[str, dict[str, list[str]]] = {
             "image_to_item/recall@10",
             "text_to_item/recall@10",
             "item_to_item/recall@10",
+            "facets/accuracy",
+            "taste/content/linear",
+            "anisotropy",
+            "effective_rank",
         ],
-        "rows": ["random", "colour", "tf_idf", "moon"],
+        "rows": ["random", "colour", "tf_idf", "tf_idf_svd", "colour_tf_idf_svd", "moon"],
     },
 }
 

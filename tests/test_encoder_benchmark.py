@@ -195,7 +195,7 @@ def test_every_view_shows_only_what_it_says(shop):
 
 def test_questions_are_category_levels_and_attributes(shop):
     exam = Exam.of(*shop)
-    asked = {question.name: question.classes for question in exam.questions}
+    asked = {question.name: question.classes for question in exam.facets.labels}
     assert set(asked) == {"category_2", "attribute_colour"}, "one top category is no question"
     assert set(asked["category_2"]) == {f"shapes {shape}" for shape in SHAPES}
     assert set(asked["attribute_colour"]) <= set(NAMES)
@@ -230,12 +230,20 @@ def test_an_encoder_that_knows_gets_it_right(shop):
     assert found["encoder/category_2/probe/accuracy"].value == 1.0
     assert found["encoder/attribute_colour/probe/macro_f1"].value == 1.0
     assert found["encoder/attributes/probe/accuracy"].value == 1.0
+    assert (
+        found["encoder/facets/category_2/accuracy"].value
+        == found["encoder/facets/colour/accuracy"].value
+        == 1.0
+    )
+    assert found["encoder/facets/accuracy"].value == 1.0
     assert found["encoder/image_to_text/own/recall@10"].value == 1.0
     assert found["encoder/item_to_item/variants/recall@10"].value > 0.9
     assert found["encoder/image_to_text/own/recall@10"].split == "24 held-out items"
     for name, one in found.items():
         kind = name.removeprefix("encoder/")
-        if "/chance/" not in name and kind not in ("anisotropy", "effective_rank"):
+        if "/chance/" not in name and kind not in (
+            *("anisotropy", "effective_rank", "facets/accuracy", "facets/price/r2"),
+        ):
             assert f"encoder/chance/{kind}" in found, name
         assert one.n > 0
 
@@ -329,7 +337,7 @@ def test_colours_are_counted_wherever_they_are():
 
 def test_model_free_rows_pass_the_same_exam(shop):
     exam = Exam.of(*shop)
-    rows = model_free(exam.pool["item"])
+    rows = {name: made() for name, made in model_free(exam.pool["item"], width=16).items()}
     found = {
         name: {one.name: one.value for one in run_benchmark(encode, exam)} for name, encode in rows.items()
     }
@@ -340,8 +348,14 @@ def test_model_free_rows_pass_the_same_exam(shop):
     assert found["colour_tf_idf"]["encoder/image_to_text/own/recall@10"] == pytest.approx(10 / 24)
     assert found["random"]["encoder/image_to_text/own/recall@1"] < 0.3
     assert set(rows) == {
-        "random", "colour_histogram", "colour_thumbnail", "tf_idf", "colour_tf_idf", "histogram_tf_idf",
+        "random", "colour_histogram", "colour_thumbnail", "tf_idf", "colour_tf_idf", "histogram_tf_idf", "tf_idf_svd",
+        "colour_tf_idf_svd",
     }  # fmt: skip
+    assert (
+        found["tf_idf_svd"]["encoder/facets/colour/accuracy"]
+        > found["random"]["encoder/facets/colour/accuracy"]
+    )
+    assert rows["colour_tf_idf_svd"](exam.pool["item"]).shape == (24, 16)
     content = exam.pool["item"][:2]
     pair = both(thumbnail, rows["tf_idf"])(content)
     apart = [thumbnail(content), rows["tf_idf"](content)]

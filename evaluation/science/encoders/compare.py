@@ -52,10 +52,13 @@ COLUMNS = {
     "encoder/query_to_item/image/recall@10": "photo→item @10",
     "encoder/category_3/probe/accuracy": "category",
     "encoder/attributes/probe/accuracy": "attributes",
+    "encoder/facets/accuracy": "facets of whole items",
     "encoder/anisotropy": "mean cosine",
     "encoder/effective_rank": "effective rank",
 }
-PLAIN = ("random", "colour_histogram", "colour_thumbnail", "tf_idf", "colour_tf_idf")  # of ``model_free``
+PLAIN = (  # of ``model_free``
+    "random", "colour_histogram", "colour_thumbnail", "tf_idf", "colour_tf_idf", "tf_idf_svd", "colour_tf_idf_svd",
+)  # fmt: skip
 MADE_BY = "moon encoder compare"
 SUPERVISED = 3  # times the budget before reinforcement: rewards need a model that can generate chains
 
@@ -254,7 +257,9 @@ def work_plain(data: Path, out: Path, name: str) -> str:
     dataset = Dataset.open(open_artifact(data, "dataset"))
     bench = BenchmarkSplit.open(open_artifact(out / "split", "split", MADE_BY), dataset)
     known = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(bench.train_items)))
-    encode = model_free([item_content(row) for row in known.to_pylist()])[name]
+    width = size(json.loads((out / "terms.json").read_text())["size"]).item_width
+    contents = [item_content(row, dataset.image_bytes(row["image_id"])) for row in known.to_pylist()]
+    encode = model_free(contents, width)[name]()
     write_measurements(_file(out, name, 0), run_benchmark(encode, Exam.of(dataset, bench)))
     return name
 

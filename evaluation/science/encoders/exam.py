@@ -15,19 +15,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.tables import Dataset
-from encoder.content import Content, attribute_pairs, item_content, query_content
+from encoder.content import Content, item_content, query_content
 from evaluation.encoder_quality import effective_rank
 from evaluation.encoder_tasks import (
     Encode,
-    Labels,
     Truth,
     classification,
-    labels,
     pool_retrieval,
     query_retrieval,
     together,
     variants,
 )
+from evaluation.facets import Facets, remembered
 from evaluation.metrics import Measurement
 from evaluation.science.encoders.held_out import USERS, BenchmarkSplit, purchases, whole_items
 from evaluation.science.encoders.model_free import unit
@@ -47,7 +46,8 @@ class Exam:
         pool: view -> contents of the pool items.
         same_product, bought: ground truths among the pool items.
         learn: pictures with titles of the classifiers' training items.
-        questions: labels to predict: categories and attributes.
+        learn_whole: the same items with all of their text.
+        facets: labels to predict: categories, attributes and prices.
         queries, kind: held-out searches, and the modalities of each.
         candidates: complete items, the candidates of the searches.
         found: ground truth of the searches.
@@ -57,7 +57,8 @@ class Exam:
     same_product: Truth
     bought: Truth
     learn: list[Content]
-    questions: list[Labels]
+    learn_whole: list[Content]
+    facets: Facets
     queries: list[Content]
     kind: list[str]
     candidates: list[Content]
@@ -86,7 +87,8 @@ class Exam:
                 len(ids),
             ),
             learn=[_view(dataset, row, "shown") for row in learn_rows],
-            questions=_questions(learn_rows, pool_rows),
+            learn_whole=[_view(dataset, row, "item") for row in learn_rows],
+            facets=Facets.of(learn_rows, pool_rows),
             queries=queries,
             kind=kind,
             candidates=candidates,
@@ -110,24 +112,6 @@ def _view(dataset: Dataset, row: Mapping[str, Any], name: str) -> Content:
         "shown": {**row, **BLANK, "title": row["title"]},
     }
     return item_content(known[name], picture)
-
-
-def _questions(train: Sequence[Mapping[str, Any]], pool: Sequence[Mapping[str, Any]]) -> list[Labels]:
-    """Category at every level of the path, then every attribute."""
-    sides = (train, pool)
-    depth = max((len(row["category"]) for row in train), default=0)
-    asked = [
-        labels(
-            f"category_{level}",
-            *([" ".join(row["category"][:level]) if len(row["category"]) >= level else None for row in side]
-              for side in sides),
-        )
-        for level in range(1, depth + 1)
-    ]  # fmt: skip
-    known = [[dict(attribute_pairs(row)) for row in side] for side in sides]
-    for name in sorted({name for row in known[0] for name in row}):
-        asked.append(labels(f"attribute_{name}", *([row.get(name) for row in side] for side in known)))
-    return [question for question in asked if question is not None]
 
 
 def _searches(dataset: Dataset) -> tuple[list[Content], list[str], list[Content], Truth]:
@@ -161,13 +145,14 @@ class Vectors:
 
     Attributes:
         pool: view -> float32 (N, D).
-        learn: float32 (T, D).
+        learn, learn_whole: float32 (T, D).
         names: question -> float32 (C, D), vectors of its classes' names; categories only.
         queries, candidates: float32 (Q, D), (M, D).
     """
 
     pool: dict[str, np.ndarray]
     learn: np.ndarray
+    learn_whole: np.ndarray
     names: dict[str, np.ndarray]
     queries: np.ndarray
     candidates: np.ndarray
@@ -177,12 +162,13 @@ class Vectors:
         """Encode every content of the exam once."""
         names = {
             question.name: _encoded(encode, [query_content({"text": name}) for name in question.classes])
-            for question in exam.questions
+            for question in exam.facets.labels
             if question.name.startswith("category_")
         }
         return cls(
             pool={name: _encoded(encode, contents) for name, contents in exam.pool.items()},
             learn=_encoded(encode, exam.learn),
+            learn_whole=_encoded(encode, exam.learn_whole),
             names=names,
             queries=_encoded(encode, exam.queries),
             candidates=_encoded(encode, exam.candidates),
@@ -197,6 +183,7 @@ class Vectors:
         return Vectors(
             pool={name: cut(vectors) for name, vectors in self.pool.items()},
             learn=cut(self.learn),
+            learn_whole=cut(self.learn_whole),
             names={name: cut(vectors) for name, vectors in self.names.items()},
             queries=cut(self.queries),
             candidates=cut(self.candidates),
@@ -223,7 +210,7 @@ def measure(exam: Exam, vectors: Vectors, prefix: str = "encoder") -> Iterator[M
             exam.kind, vectors.queries, vectors.candidates, exam.found, searched, prefix
         )
     found: list[Measurement] = []
-    for question in exam.questions:
+    for question in exam.facets.labels:
         found += classification(
             question,
             vectors.learn,
@@ -234,6 +221,7 @@ def measure(exam: Exam, vectors: Vectors, prefix: str = "encoder") -> Iterator[M
         )
     yield from found
     yield from _attribute_means(found, split, prefix)
+    yield from remembered(exam.facets, vectors.learn_whole, vectors.pool["item"], split, prefix)
     present = vectors.pool["item"][vectors.pool["item"].any(axis=1)]
     if len(present) > 1:
         yield Measurement(f"{prefix}/anisotropy", anisotropy(present), len(present), split)

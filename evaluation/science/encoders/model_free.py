@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from dataset.pictures import decoded
 from encoder.content import Content
 from evaluation.content import colours
-from retrieval.words import WORD
+from evaluation.facets import reduced
+from retrieval.words import WORD, Vocabulary
 
 HUE_BINS, SATURATION_BINS, VALUE_BINS = 12, 4, 4
 RANDOM_WIDTH = 128
@@ -96,18 +99,36 @@ def both(
     return lambda contents: unit(np.concatenate([first(contents), second(contents)], axis=1))
 
 
-def model_free(learnable: Sequence[Content]) -> dict[str, Callable]:
-    """The model-free rows of the table by name.
+def svd(learnable: Sequence[Content], width: int, looks: bool) -> Callable[[Sequence[Content]], np.ndarray]:
+    """TF-IDF, with thumbnails beside it if ``looks``, reduced to ``width`` numbers: as long as a model's vectors."""
+    words = Vocabulary.of([content.words for content in learnable])
+
+    def rows(contents: Sequence[Content]) -> Any:
+        found = words.rows([content.words for content in contents])
+        return sparse.hstack([found, sparse.csr_array(thumbnail(contents))]).tocsr() if looks else found
+
+    project = reduced(rows(learnable), width)
+    return lambda contents: project(rows(contents)) if len(contents) else np.zeros((0, width), np.float32)
+
+
+def model_free(learnable: Sequence[Content], width: int) -> dict[str, Callable[[], Callable]]:
+    """The model-free rows of the table by name, each made when it is asked for.
 
     Args:
         learnable: complete training items, for TF-IDF.
+        width: numbers of the reduced rows.
     """
-    words = TfIdf.fit(learnable)
+
+    def words() -> TfIdf:
+        return TfIdf.fit(learnable)
+
     return {
-        "random": random_vectors(0),
-        "colour_histogram": histogram,
-        "colour_thumbnail": thumbnail,
+        "random": lambda: random_vectors(0),
+        "colour_histogram": lambda: histogram,
+        "colour_thumbnail": lambda: thumbnail,
         "tf_idf": words,
-        "colour_tf_idf": both(thumbnail, words),
-        "histogram_tf_idf": both(histogram, words),
+        "colour_tf_idf": lambda: both(thumbnail, words()),
+        "histogram_tf_idf": lambda: both(histogram, words()),
+        "tf_idf_svd": lambda: svd(learnable, width, looks=False),
+        "colour_tf_idf_svd": lambda: svd(learnable, width, looks=True),
     }

@@ -92,7 +92,7 @@ def take_pictures(exam: Exam, trained: Mapping[str, Artifact], shipped: str, bas
             that is not dual.
     """
     candidates, asked = ask(exam)
-    category = next((one for one in exam.questions if one.name.startswith("category_")), None)
+    category = next((one for one in exam.facets.labels if one.name.startswith("category_")), None)
     rows: list[dict[str, list[Tile]]] = [{} for _ in asked]
     maps = []
     for name, artifact in trained.items():

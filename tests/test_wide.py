@@ -1,0 +1,159 @@
+"""The wide path is the decomposition of words and looks, keeps what training would forget, and is saved."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from encoder_world import COLOURS, SHAPES, START, TINY, event, item_row, png
+from sklearn.feature_extraction.text import TfidfVectorizer
+from test_encoder_benchmark import written
+
+from dataset.split import Split, split_dataset
+from encoder.assemble import Parts
+from encoder.backbone.packing import Sample
+from encoder.encode import Encoder, item_content
+from encoder.parts import wide as module
+from encoder.parts.wide import LOOKS, THUMBNAIL, Wide
+from encoder.recipes import Recipe
+from encoder.stages.contrast import OWN, Contrast
+from encoder.train import train_encoder
+from evaluation.facets import Facets, remembered
+from run.artifacts import open_artifact
+
+RNG = np.random.default_rng(0)
+VOCABULARY, PX = 30, 16
+
+
+def some_items(count):
+    tokens = [RNG.integers(1, VOCABULARY, size=RNG.integers(2, 7)).tolist() for _ in range(count)]
+    pictures = [RNG.integers(0, 256, size=(PX, PX, 3), dtype=np.uint8) for _ in range(count)]
+    tokens[0], pictures[1], pictures[2] = [], None, None
+    return tokens, pictures
+
+
+def fitted(tokens, pictures, width):
+    path = Wide(VOCABULARY, width)
+    path.fit(tokens, pictures)
+    return path
+
+
+def samples_of(tokens, pictures):
+    return [
+        Sample(text, () if picture is None else (picture,))
+        for text, picture in zip(tokens, pictures, strict=True)
+    ]
+
+
+def plain_rows(tokens, pictures):
+    """TF-IDF of the tokens by scikit-learn, and thumbnails less their mean, side by side."""
+    texts = [" ".join(f"w{token}" for token in text) for text in tokens]
+    words = TfidfVectorizer(token_pattern=r"\S+").fit_transform(texts).toarray()
+    looks = np.zeros((len(tokens), THUMBNAIL, THUMBNAIL, 3))
+    for row, picture in enumerate(pictures):
+        if picture is not None:
+            cells = picture.reshape(THUMBNAIL, PX // THUMBNAIL, THUMBNAIL, PX // THUMBNAIL, 3)
+            looks[row] = 1 - cells.mean(axis=(1, 3)) / 255
+    looks = looks.transpose(0, 3, 1, 2).reshape(len(tokens), -1)
+    shown = np.array([picture is not None for picture in pictures])
+    looks[shown] -= looks[shown].mean(axis=0)
+    looks[shown] /= np.linalg.norm(looks[shown], axis=1, keepdims=True)
+    return np.concatenate([words, LOOKS * looks], axis=1)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_wide_enough_its_cosines_are_those_of_words_and_looks(monkeypatch):
+    monkeypatch.setattr(module, "EVENING", 0.0)
+    tokens, pictures = ([*one, *one[:3]] for one in some_items(20))  # more items than their rows have rank
+    found = fitted(tokens, pictures, 40)(samples_of(tokens, pictures)).numpy()
+    rows = unit(plain_rows(tokens, pictures))
+    np.testing.assert_allclose(found @ found.T, rows @ rows.T, atol=2e-3)
+
+
+def test_narrower_it_is_the_best_projection_with_its_directions_evened():
+    tokens, pictures = some_items(60)
+    found = fitted(tokens, pictures, 8)(samples_of(tokens, pictures)).numpy()
+    left, singular, _ = np.linalg.svd(plain_rows(tokens, pictures), full_matrices=False)
+    expected = unit(left[:, :8] * singular[:8] ** (1 - module.EVENING))
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=2e-2)
+
+
+def test_a_sample_does_not_depend_on_the_others_and_reads_what_it_has():
+    tokens, pictures = some_items(40)
+    path = fitted(tokens, pictures, 12)
+    samples = samples_of(tokens, pictures)
+    together = path(samples)
+    alone = torch.cat([path([sample]) for sample in samples])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(40))
+    words, looks = path([replace(samples[5], pictures=())]), path([replace(samples[5], tokens=[])])
+    assert (words @ together[5]).item() > (words @ looks.T).item()
+    # The core region is a second picture: only the whole one is read.
+    twice = path([replace(samples[5], pictures=(pictures[5], pictures[6]))])
+    torch.testing.assert_close(twice[0], together[5])
+
+
+def test_nothing_to_fit_gives_zeros_and_no_error():
+    path = Wide(VOCABULARY, 8)
+    path.fit([[]], [None])
+    assert not path([Sample([3]), Sample([], (np.zeros((PX, PX, 3), np.uint8),))]).any()
+    path.fit([[], [4, 5]], [None, None])
+    assert torch.isfinite(path([Sample([4]), Sample([9])])).all()
+
+
+@pytest.fixture(scope="module")
+def branded(tmp_path_factory):
+    """Items of which the words say a brand that pictures do not show."""
+    folder, rows, images = tmp_path_factory.mktemp("branded"), [], {}
+    for number, (colour, shape, brand) in enumerate(
+        itertools.product(COLOURS, SHAPES, ("acme", "bolt", "core"))
+    ):
+        picture = png(colour, shape, jitter=number % 3 - 1)
+        content = item_row(number, colour, shape, picture, title=f"{brand} {colour} {shape}")
+        rows.append({**content, "attributes": [("brand", brand)]})
+        images[content["image_id"]] = picture
+    events = [
+        event(n, n % 20, (n * 7) % len(rows), START, event_time=START, position=None) for n in range(60)
+    ]
+    dataset = written(folder / "dataset", rows, images, events)
+    split = Split.open(split_dataset(dataset, folder / "split", pool=np.empty(0, np.int64)))
+    return folder, dataset, split
+
+
+def memory(branded, name, recipe):
+    folder, dataset, split = branded
+    artifact = train_encoder(dataset, split, TINY, folder / name, recipe=recipe, budget=0.5)
+    rows = dataset.items.to_pylist()
+    vectors = Encoder.open(artifact).encode(
+        [item_content(r, dataset.image_bytes(r["image_id"])) for r in rows]
+    )
+    number = np.arange(len(rows))
+    learn = (number // 3 + number // 18) % 2 == 0
+    facets = Facets.of(*([r for r, yes in zip(rows, side, strict=True) if yes] for side in (learn, ~learn)))
+    return {one.name: one.value for one in remembered(facets, vectors[learn], vectors[~learn], "t", "e")}
+
+
+def test_what_pictures_cannot_show_is_forgotten_without_the_wide_path_and_kept_with_it(branded):
+    pictures_to_words = (Contrast(1.0, (OWN,)),)
+    kept = memory(branded, "wide", Recipe("wide", Parts(wide=True), pictures_to_words))
+    lost = memory(branded, "narrow", Recipe("narrow", Parts(), pictures_to_words))
+    assert kept["e/facets/brand/accuracy"] > 0.95 and lost["e/facets/brand/accuracy"] < 0.8
+    assert kept["e/facets/category_2/accuracy"] > 0.95
+
+
+def test_it_is_saved_with_the_encoder(branded):
+    folder, *_ = branded
+    artifact = open_artifact(folder / "wide", "encoder")
+    first, second = Encoder.open(artifact), Encoder.open(artifact)
+    assert (
+        artifact.config["parts"]["wide"]
+        and first.model.wide.words_VD.any()
+        and first.model.wide.looks_PD.any()
+    )
+    torch.testing.assert_close(first.model.wide.words_VD, second.model.wide.words_VD, rtol=0, atol=0)
