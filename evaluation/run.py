@@ -145,7 +145,7 @@ def _lists(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
             late = {name: ranked[len(test) :] for name, ranked in answers.items()}
             yield from off_policy_measures(judge, slates, late, seed)
     relevant = relevant_of(test).only(methods.candidates)
-    slices = _slices(dataset, split, split.test_log)
+    slices = item_slices_of(dataset, split, split.test_log)
     for name, ranked in named.items():
         shown = slices if name in ("moon", "item_knn", "mix", "ranker_id_only", "ranker_shuffled") else None
         yield from retrieval_quality(
@@ -154,7 +154,8 @@ def _lists(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
     evidence.retrieval(test, relevant, named)
 
 
-def _slices(dataset: Dataset, split: Split, log: pa.Table) -> dict[str, np.ndarray]:
+def item_slices_of(dataset: Dataset, split: Split, log: pa.Table) -> dict[str, np.ndarray]:
+    """Ids of the items of each slice, see ``item_slices``; ``log`` holds the events that make items warm."""
     items = dataset.items
     return item_slices(
         items["item_id"].to_numpy(),
@@ -173,7 +174,8 @@ def _ctr(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
         return
     scored = score_impressions(methods.folder, split, methods.size, methods.retriever, methods.rankers)
     slices = {
-        name: np.isin(scored.item_id, ids) for name, ids in _slices(dataset, split, split.test_log).items()
+        name: np.isin(scored.item_id, ids)
+        for name, ids in item_slices_of(dataset, split, split.test_log).items()
     }
     slices["new_user"] = ~scored.known_user
     chances = {name: probabilities(logits) for name, logits in scored.logits.items()}

@@ -9,8 +9,9 @@ one state of the view's source: another load makes another one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from moonstore.freshness import US
 
 FOLDER = "side_information"  # within DATA
 KEY, STAMP = "item_id", "time_us"
+CATEGORY = "category"
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,12 @@ class SideInformation:
 
     Attributes:
         views: the rows of each view that has some.
+        categories: opens the rows of the items' category, by which a ranker may search a history whether or not it is
+            a feature of behaviours; None: items have none.
     """
 
     views: tuple[ViewRows, ...] = ()
+    categories: Callable[[], ViewRows] | None = None
 
     def columns(self, item_id: np.ndarray, time_us: np.ndarray) -> dict[str, pa.Array]:
         """The features of T behaviours by name, null where nothing was known.
@@ -95,9 +100,17 @@ class SideInformation:
             found |= {name: view.rows[name].take(take) for name in view.names}
         return found
 
+    def category(self, item_id: np.ndarray, time_us: np.ndarray) -> pa.Array | None:
+        """The category of T behaved items, arguments as of ``columns``; None where items have none."""
+        if self.categories is None:
+            return None
+        view = self.categories()
+        row = view.pointers(item_id, time_us)
+        return view.rows[CATEGORY].take(pa.array(row, mask=row < 0))
+
     def without(self, name: str) -> SideInformation:
         """The same with nulls for one feature."""
-        return SideInformation(tuple(_nulled(view, name) for view in self.views))
+        return replace(self, views=tuple(_nulled(view, name) for view in self.views))
 
 
 def open_side_information(store: FeatureStore, features: Sequence[Feature]) -> SideInformation:
@@ -110,29 +123,39 @@ def open_side_information(store: FeatureStore, features: Sequence[Feature]) -> S
     Raises:
         StoreError: the source of a view is missing.
     """
-    return SideInformation(
-        tuple(
-            _opened(store, store.get_feature_view(view), some)
-            for view, some in by_view(in_frames(features, "behaviour")).items()
-        )
+    views = tuple(
+        _opened(store, store.get_feature_view(view), some)
+        for view, some in by_view(in_frames(features, "behaviour")).items()
     )
+    category = next((one for one in features if (one.name, one.role) == (CATEGORY, "candidate")), None)
+    if category is None:
+        return SideInformation(views)
+
+    @cache  # and not at once: most rankers never ask
+    def categories() -> ViewRows:
+        return _opened(store, store.get_feature_view(category.view), [category], f".{CATEGORY}")
+
+    return SideInformation(views, categories)
 
 
-def _opened(store: FeatureStore, view: FeatureView, features: Sequence[Feature]) -> ViewRows:
-    path = _file(store, view, features)
+def _opened(
+    store: FeatureStore, view: FeatureView, features: Sequence[Feature], suffix: str = ""
+) -> ViewRows:
+    """Map the file of these features of a view; ``suffix`` tells it from that of its other features."""
+    path = _file(store, view, features, suffix)
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         rows = _sorted(store, view, features)
         with replacing(path) as temporary, pa.ipc.new_file(temporary, rows.schema) as writer:
             writer.write_batch(rows)
-        for other in path.parent.glob(f"{view.name}@*.arrow"):
+        for other in path.parent.glob(f"{view.name}{suffix}@*.arrow"):
             if other != path:
                 other.unlink(missing_ok=True)  # of an earlier load; who has it mapped keeps it
     rows = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     return ViewRows(rows, view.ttl // US if view.ttl else 0)
 
 
-def _file(store: FeatureStore, view: FeatureView, features: Sequence[Feature]) -> Path:
+def _file(store: FeatureStore, view: FeatureView, features: Sequence[Feature], suffix: str) -> Path:
     """Named after the features and the state of the view's source."""
     folder, source = Path(store.config.repo_path or "."), view.batch_source
     assert isinstance(source, FileSource)
@@ -143,7 +166,7 @@ def _file(store: FeatureStore, view: FeatureView, features: Sequence[Feature]) -
     state = [(str(one), one.stat().st_size, one.stat().st_mtime_ns, one.stat().st_ino) for one in files]
     asked = [(one.name, one.field, str(one.dtype)) for one in features]
     digest = hashlib.sha256(repr((state, asked)).encode()).hexdigest()[:16]
-    return folder / DATA / FOLDER / f"{view.name}@{digest}.arrow"
+    return folder / DATA / FOLDER / f"{view.name}{suffix}@{digest}.arrow"
 
 
 def _sorted(store: FeatureStore, view: FeatureView, features: Sequence[Feature]) -> pa.RecordBatch:

@@ -28,6 +28,7 @@ from moon.embeddings import generations
 from moon.failures import told
 from moon.keys import app as keys
 from moon.options import (
+    RANKERS,
     RECIPES,
     ClockOption,
     DataOption,
@@ -307,14 +308,22 @@ def retrieval(run: RunOption = None) -> None:
 @app.command()
 def ranker(
     run: RunOption = None,
-    recipe: Annotated[str | None, typer.Option(help="cube, the default; see ranker/recipes.py.")] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"{RANKERS}; default: cube.")] = None,
     without: Annotated[
         list[str] | None,
         typer.Option(help="Print what this feature is worth, and leave the run as it is; may be repeated."),
     ] = None,
+    compare: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Compare every recipe, or one, over so many seeds, and leave the run as it is."
+        ),
+    ] = None,
 ) -> None:
     """Train the ranker from point-in-time frames, with its ID-only and shuffled-embedding controls."""
-    if without:
+    if compare is not None:
+        _do("ranker --compare", run, seeds=compare, recipe=recipe)
+    elif without:
         _do("ranker --without", run, without=without, recipe=recipe)
     else:
         _do("ranker", run, recipe=recipe)

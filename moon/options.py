@@ -9,6 +9,11 @@ import typer
 
 # The names in encoder/recipes.py, which is not imported here because it imports torch.
 RECIPES = "moon_embedding, moon, moon2, moon3, dual, ours or photos"
+# The names in ranker/recipes.py, the default first.
+RANKERS = (
+    "cube, lr, fm, deep_fm, dcn_v2, attention, din, sim_hard, twin, hstu, vector, sim_soft, simtier, sata, muse, "
+    "make or qarm"
+)
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; default: the last one.")]
 DataOption = Annotated[
     str,

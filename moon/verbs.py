@@ -137,6 +137,17 @@ def worth(run: Run, without: Sequence[str], recipe: str | None) -> str:
     return summary.worth(measured)
 
 
+def compare_rankers(run: Run, seeds: int, recipe: str | None) -> str:
+    """Every recipe of the ranker, or one, at equal budget, over several seeds."""
+    from evaluation.science.rankers.compare import COLUMNS, compare
+    from ranker.recipes import RECIPES
+    from ranker.recipes import recipe as named
+
+    chosen = {name: named(name) for name in (RECIPES if recipe is None else (recipe,))}
+    table = compare(run.folder, open_dataset(run), open_split(run), run.size, chosen, seeds)
+    return f"{table.markdown(COLUMNS)}\ntable: {run.folder / 'recipes' / 'table.md'}"
+
+
 def serve(run: Run, profile: str | None, **options: Any) -> None:
     """Serve the active generation over HTTP until interrupted, even while the run folder holds newer artifacts.
 

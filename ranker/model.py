@@ -134,6 +134,7 @@ class ClickModel(nn.Module):
             history_known_RL=batch.history_known,
             query_content_RV=batch.query_content,
             query_known_R=batch.query_known,
+            same_category_RNL=batch.same_category,
         )
 
     def position_logit(self, batch: Batch) -> Tensor:

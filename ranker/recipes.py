@@ -11,11 +11,24 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
+from ranker.modules.codes import Codes
+from ranker.modules.cross import Cross
 from ranker.modules.cube import Cube
+from ranker.modules.din import Din
+from ranker.modules.hstu import Hstu
 from ranker.modules.ids import Ids
 from ranker.modules.interest import Interest
+from ranker.modules.logistic import Logistic
+from ranker.modules.make import Make
 from ranker.modules.module import CONTENT, Build, Features, Module, Widths
+from ranker.modules.muse import Muse
 from ranker.modules.numbers import Numbers
+from ranker.modules.pairs import Pairs
+from ranker.modules.sata import SaTa
+from ranker.modules.sim import SimHard, SimSoft
+from ranker.modules.simtier import SimTier
+from ranker.modules.twin import Twin
+from ranker.modules.vector import Vector
 
 
 class RecipeError(ValueError):
@@ -55,6 +68,11 @@ class Recipe:
             )
         return {name: one(widths) for name, one in kept.items()}
 
+    @property
+    def by_category(self) -> bool:
+        """Whether a module searches the history by category."""
+        return any("same_category_RNL" in _kind(one).reads() for one in self.modules.values())
+
     def to_json(self) -> dict[str, Any]:
         """Name, modules and their options as JSON values, for a model's configuration."""
         described = {
@@ -74,7 +92,95 @@ def cube() -> Recipe:
     return Recipe("cube", {"ids": Ids, "interest": Interest, "numbers": Numbers, "cube": Cube})
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"cube": cube}
+def lr() -> Recipe:
+    """Logistic regression on ids and numbers."""
+    return Recipe("lr", {"lr": Logistic})
+
+
+def fm() -> Recipe:
+    """Factorisation machine (Rendle, ICDM 2010): the linear part, and all pairs of ids."""
+    return Recipe("fm", {"lr": Logistic, "pairs": Pairs})
+
+
+def deep_fm() -> Recipe:
+    """DeepFM (Guo, IJCAI 2017): a factorisation machine and a perceptron on the same embeddings."""
+    return Recipe("deep_fm", {"lr": Logistic, "pairs": Pairs, "ids": Ids, "numbers": Numbers})
+
+
+def dcn_v2() -> Recipe:
+    """DCNv2 (Wang, WWW 2021): a cross network and a perceptron on the same inputs."""
+    return Recipe("dcn_v2", {"cross": Cross, "ids": Ids, "numbers": Numbers})
+
+
+def attention() -> Recipe:
+    """Ids, numbers and target attention by dot products: what the recipes of content below add to."""
+    return Recipe("attention", IDS)
+
+
+def din() -> Recipe:
+    """DIN (Zhou, KDD 2018): a perceptron weighs behaviours."""
+    return Recipe("din", {"ids": Ids, "din": Din, "numbers": Numbers})
+
+
+def sim_hard() -> Recipe:
+    """SIM (Qi, CIKM 2020) searching by category, beside attention to the whole history."""
+    return Recipe("sim_hard", {**IDS, "sim": SimHard})
+
+
+def twin() -> Recipe:
+    """Like TWIN (Chang, KDD 2023): one attention searches and weighs."""
+    return Recipe("twin", {"ids": Ids, "twin": Twin, "numbers": Numbers})
+
+
+def hstu() -> Recipe:
+    """Like HSTU (Zhai, ICML 2024): the history encoded as a sequence."""
+    return Recipe("hstu", {"ids": Ids, "hstu": Hstu, "numbers": Numbers})
+
+
+def vector() -> Recipe:
+    """Content vectors beside everything else, as they are."""
+    return Recipe("vector", {**IDS, "vector": Vector})
+
+
+def sim_soft() -> Recipe:
+    """SIM searching by content."""
+    return Recipe("sim_soft", {**IDS, "sim": SimSoft})
+
+
+def simtier() -> Recipe:
+    """SimTier (2407.19467): a histogram of content similarity."""
+    return Recipe("simtier", {**IDS, "simtier": SimTier})
+
+
+def sata() -> Recipe:
+    """SA-TA (2512.07216): target attention by ids and content together."""
+    return Recipe("sata", {"ids": Ids, "sata": SaTa, "numbers": Numbers})
+
+
+def muse() -> Recipe:
+    """MUSE (2512.07216): search by content, SimTier and SA-TA, beside attention to the whole history."""
+    return Recipe("muse", {**IDS, "muse": Muse})
+
+
+def make() -> Recipe:
+    """MAKE (2407.19467): a click model of content, trained alone first; SimTier beside it, as in the paper."""
+    return Recipe("make", {**IDS, "make": Make, "simtier": SimTier})
+
+
+def qarm() -> Recipe:
+    """QARM (2411.11739): quantised codes with embeddings of their own."""
+    return Recipe("qarm", {**IDS, "codes": Codes})
+
+
+IDS: Mapping[str, Build] = {"ids": Ids, "interest": Interest, "numbers": Numbers}
+# The default first; then those that read ids only, then those that read content.
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    one.__name__: one
+    for one in (
+        cube, lr, fm, deep_fm, dcn_v2, attention, din, sim_hard, twin, hstu,
+        vector, sim_soft, simtier, sata, muse, make, qarm,
+    )
+}  # fmt: skip
 
 
 def recipe(name: str) -> Recipe:

@@ -176,7 +176,8 @@ class Ranker:
         require_signature(artifact.path, config.inputs.signature, signature, MADE_BY["ranker"])
         model = config.build()
         load_weights(model, artifact.file("model.safetensors"), MADE_BY["ranker"], RENAMED)
-        return cls(model.eval(), FrameEncoder(config.inputs, vectors), artifact)
+        encoder = FrameEncoder(config.inputs, vectors, config.recipe.by_category)
+        return cls(model.eval(), encoder, artifact)
 
     def with_vectors(self, vectors: Vectors) -> Ranker:
         """The same model, reading vectors of the same embedding: of more items than when it was trained.
@@ -186,7 +187,8 @@ class Ranker:
         """
         assert self.artifact is not None and self.encoder.vectors is not None
         require_vectors(self.artifact.path, self.encoder.vectors.id, vectors)
-        return Ranker(self.model, FrameEncoder(self.encoder.inputs, vectors), self.artifact)
+        encoder = FrameEncoder(self.encoder.inputs, vectors, self.encoder.by_category)
+        return Ranker(self.model, encoder, self.artifact)
 
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
         """Click logits without the effect of position, float32 [C], in the order of ``frame.candidates``.

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from feature_repo.frame import StoredRequests
 from feature_repo.vectors import Vectors
+from ranker.before import learn_content, train_alone
 from ranker.fit import Outcome, Plan, fit
 from ranker.inputs.batch import Batch
 from ranker.inputs.columns import learn_inputs
@@ -90,7 +91,7 @@ def train_ctr(
         table_learning_rate=TABLE_LEARNING_RATES[loss][0],
     )
     plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, LEARNING_RATE, seed)
-    encoder = FrameEncoder(inputs, vectors)
+    encoder = FrameEncoder(inputs, vectors, config.recipe.by_category)
 
     def tried(rate: float, place: Path) -> Trained:
         own = replace(config, table_learning_rate=rate)
@@ -102,16 +103,26 @@ def train_ctr(
         checkpoints = Checkpoints(place, job, parents)
         torch.manual_seed(seed)
         model = own.build()
+        if vectors is not None:
+            learn_content(model, train, vectors, seed)
+
+        def batches(epoch: int) -> Iterator[Batch]:
+            return _batches(train, counts, encoder, size.ranker_slots, (seed, epoch))
+
+        def of_module(name: str) -> Checkpoints:
+            return Checkpoints(place.with_name(f"{place.name}.{name}"), job, parents)
+
+        alone = train_alone(model, plan, batches, LOSSES[loss], of_module)
         outcome = fit(
             model,
             plan,
-            batches=lambda epoch: _batches(train, counts, encoder, size.ranker_slots, (seed, epoch)),
+            batches=batches,
             loss=lambda batch: training_loss(model, batch, loss),
             validate=(lambda: _validate(model, valid, encoder, loss)) if len(valid) else None,
             checkpoints=checkpoints,
             description=f"train {place.name}",
         )
-        return Trained(own, model, outcome, checkpoints)
+        return Trained(own, model, outcome, (*alone, checkpoints))
 
     rates = TABLE_LEARNING_RATES[loss][: None if len(valid) else 1]
     places = (out, *(out.with_name(f"{out.name}.{number}") for number in range(2, len(rates) + 1)))
@@ -130,7 +141,8 @@ def train_ctr(
         save_weights(model, folder)
         (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
     for one in trained:
-        one.checkpoints.remove()
+        for checkpoints in one.checkpoints:
+            checkpoints.remove()
     return open_artifact(out, "ranker")
 
 
@@ -141,7 +153,7 @@ class Trained:
     config: CtrConfig
     model: ClickModel
     outcome: Outcome
-    checkpoints: Checkpoints
+    checkpoints: tuple[Checkpoints, ...]
 
 
 def training_loss(model: ClickModel, batch: Batch, loss: str) -> Tensor:

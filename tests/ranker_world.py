@@ -1,12 +1,13 @@
 """A planted world for the ranker: clicks follow the cosine of an item's vector and the user's taste."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import TIME
 from feature_repo.frame import Frame, History
+from feature_repo.side_information import SideInformation, ViewRows
 from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors, VectorTable
 from ranker.inputs import earlier
@@ -163,12 +164,22 @@ def auc(label, score):
     return float(((better > 0) + 0.5 * (better == 0)).mean())
 
 
+def categories_of(items):
+    """What the store knew of the category of items: from a year before on."""
+    ids = make_vectors(items).ids
+    known = pa.array(np.full(len(ids), NOW_US - 365 * DAY_US))
+    rows = pa.record_batch(
+        {"item_id": pa.array(ids), "time_us": known, "category": catalogue(ids)["category"]}
+    )
+    return SideInformation((), lambda: ViewRows(rows, 0))
+
+
 def full_frame(requests, seed=0, items=24):
-    """Requests with all that a frame can hold: searches, places, matches, empty histories."""
+    """Requests with all that a frame can hold: searches, places, matches, categories, empty histories."""
     draw = np.random.default_rng(seed)
     ids = make_vectors(items).ids
     counts, memories = draw.integers(1, 7, requests), draw.integers(0, 9, requests)
-    return make_frame(
+    frame = make_frame(
         draw.integers(0, 8, requests).tolist(),
         [draw.choice(ids, m).tolist() for m in memories],
         [draw.choice(ids, n, replace=False).tolist() for n in counts],
@@ -180,3 +191,4 @@ def full_frame(requests, seed=0, items=24):
             "match_popular": draw.random(counts.sum()),
         },
     )
+    return replace(frame, history=replace(frame.history, side=categories_of(items)))

@@ -233,7 +233,7 @@ def test_the_options_are_few_and_frozen():
     }
     journey = {"--data", "--run", "--size", "--seed", "--profile"}
     service = {"--host", "--port", "--workers", "--drain", "--clock"}
-    training = {"--recipe", "--backbone", "--lora", "--seconds", "--ablations", "--without"}
+    training = {"--recipe", "--backbone", "--lora", "--seconds", "--ablations", "--without", "--compare"}
     assert options == journey | training | service | {
         "--shard",
         "--split",

@@ -19,7 +19,7 @@ from feature_repo.frames.source import FrameSource
 from feature_repo.online import OnlineReader
 from feature_repo.services import CTR
 from feature_repo.side_information import open_side_information
-from feature_repo.signature import open_signature
+from feature_repo.signature import Feature, open_signature
 from feature_repo.store import materialize, open_store
 from feature_repo.vectors import Vectors
 from moonstore.freshness import EPOCH, US
@@ -150,6 +150,33 @@ def test_a_row_counts_for_as_long_as_its_view_says_before_the_behaviour(shop, ag
 def opened(store_dir):
     store = open_store(store_dir)
     return open_side_information(store, open_signature(store, CTR).features)
+
+
+def test_the_category_of_a_behaviour_is_known_without_being_a_feature_of_it(shop):
+    """Beside features of the same view, whose file stays; as of the behaviour, and read when it is asked for."""
+    world, _, _, store_dir = shop
+    store = open_store(store_dir)
+    category = Feature("category", "item_profile", "category", "candidate", "category", pa.string())
+    price = Feature("behaviour_price", "item_profile", "price", "behaviour", "number", pa.float32())
+    side = open_side_information(store, [category, price])
+    folder = store_dir / "data" / "side_information"
+    assert [path.name.partition("@")[0] for path in folder.iterdir()] == ["item_profile"]
+    items = np.array([*world.item_ids, 7])
+    late, early = (np.full(len(items), (when - EPOCH) // US) for when in (MOMENT, START - 999 * DAY))
+    source = store.get_feature_view("item_profile").batch_source
+    stored = {row["item_id"]: row for row in pq.read_table(store_dir / source.path).to_pylist()}
+    assert side.category(items, late).to_pylist() == [
+        *(stored[item]["category"] for item in world.item_ids),
+        None,
+    ]
+    assert side.category(items, early).null_count == len(items)
+    assert {path.name.partition("@")[0] for path in folder.iterdir()} == {
+        "item_profile",
+        "item_profile.category",
+    }
+    priced = side.columns(items, late)["behaviour_price"].to_pylist()
+    assert priced == [*(stored[item]["price"] for item in world.item_ids), None]
+    assert open_side_information(store, [price]).category(items, late) is None
 
 
 def test_bisection_is_a_loop_over_the_rows(shop):

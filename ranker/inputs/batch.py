@@ -34,6 +34,8 @@ class Batch:
         history_known: bool [R, L].
         query_content: float32 [R, V].
         query_known: bool [R].
+        same_category: bool [R, N, L], behaviours whose item was in the candidate's category; none where the model
+            does not ask.
         position: int64 [R, N], place in the logged slate counted from 0, -1 when not logged.
         label: float32 [R, N], zero when there is none.
     """
@@ -53,6 +55,7 @@ class Batch:
     history_known: Tensor
     query_content: Tensor
     query_known: Tensor
+    same_category: Tensor
     position: Tensor
     label: Tensor
 

@@ -13,6 +13,7 @@ from torchrec import KeyedJaggedTensor
 
 from dataset.contracts import DataError
 from feature_repo.frame import Frame, History
+from feature_repo.side_information import CATEGORY
 from feature_repo.vectors import Vectors
 from ranker.inputs.batch import Batch
 from ranker.inputs.columns import (
@@ -39,10 +40,11 @@ class FrameEncoder:
     Args:
         inputs: what the model learned about the columns.
         vectors: the embedding it was trained with; None: the id-only control.
+        by_category: whether it searches a history by category.
     """
 
-    def __init__(self, inputs: Inputs, vectors: Vectors | None) -> None:
-        self.inputs, self.vectors = inputs, vectors
+    def __init__(self, inputs: Inputs, vectors: Vectors | None, by_category: bool = False) -> None:
+        self.inputs, self.vectors, self.by_category = inputs, vectors, by_category
         self._ids = {side: inputs.ids(side) for side in SIDES}
         self._numbers = {side: inputs.numbers(side) for side in SIDES}
         self._features = {side: inputs.features(side) for side in SIDES}
@@ -92,9 +94,30 @@ class FrameEncoder:
             history_known=history_known,
             query_content=query_content,
             query_known=query_known,
+            same_category=self.same_category(frame, candidate_mask, history_mask),
             position=_place(_optional(frame.candidates, "position", np.int64, -1), candidate_mask, -1),
             label=_place(_optional(frame.candidates, "label", np.float32, 0), candidate_mask),
         )
+
+    def same_category(self, frame: Frame, candidate_mask: np.ndarray, history_mask: np.ndarray) -> Tensor:
+        """Which behaviours were of an item of the candidate's category, bool [R, N, L]; none where not asked for.
+
+        An item's category is what the store knew of it, at the request and at the behaviour; an empty one is none.
+        """
+        requests, slots = candidate_mask.shape
+        if not self.by_category:
+            return torch.zeros((), dtype=torch.bool).expand(requests, slots, history_mask.shape[1])
+        history = frame.history
+        behaved = history.side.category(history.item_id, history.time_us)
+        if behaved is None or CATEGORY not in frame.candidates.column_names:
+            return torch.zeros(requests, slots, history_mask.shape[1], dtype=torch.bool)
+        both = pa.concat_arrays([frame.candidates[CATEGORY].combine_chunks(), behaved])
+        coded = both.dictionary_encode()
+        number = coded.indices.fill_null(-1).to_numpy().astype(np.int64)
+        number[number == pc.index(coded.dictionary.cast(pa.string()), "").as_py()] = -1
+        mine = _place(number[: len(frame.candidates)], candidate_mask, -1)
+        theirs = _place(number[len(frame.candidates) :], history_mask, -1)
+        return (mine[:, :, None] == theirs[:, None]) & (mine >= 0)[..., None]
 
     def require(self, side: str, table: pa.Table) -> None:
         """Refuse a table of a side that lacks columns of the model, or numbers that are always known.

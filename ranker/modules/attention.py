@@ -12,11 +12,21 @@ import torch
 from torch import Tensor, nn
 
 
-def masked_softmax(score_RNL: Tensor, allowed_RL: Tensor) -> Tensor:
-    """Softmax over the allowed behaviours; all zeros where a request has none, never NaN."""
-    allowed = allowed_RL[:, None, :]
+def masked_softmax(score_RNL: Tensor, allowed: Tensor) -> Tensor:
+    """Softmax over the allowed behaviours; all zeros where there is none, never NaN.
+
+    Args:
+        score_RNL: of every behaviour for every candidate.
+        allowed: bool [R, 1, L] or [R, N, L].
+    """
     score = score_RNL.masked_fill(~allowed, torch.finfo(score_RNL.dtype).min)
     return torch.softmax(score, dim=-1) * allowed
+
+
+def masked_mean(values_RLD: Tensor, allowed_RL: Tensor) -> Tensor:
+    """Mean over the allowed behaviours, [R, D]; zeros where a request has none."""
+    count = allowed_RL.sum(1, keepdim=True).clamp(min=1)
+    return (values_RLD * allowed_RL[..., None]).sum(1) / count
 
 
 class TargetAttention(nn.Module):
@@ -42,4 +52,4 @@ class TargetAttention(nn.Module):
             allowed_RL: bool, real behaviours.
         """
         score = self.query(target_RND) @ self.key(history_RLD).transpose(1, 2)
-        return masked_softmax(score / history_RLD.shape[-1] ** 0.5, allowed_RL) @ history_RLD
+        return masked_softmax(score / history_RLD.shape[-1] ** 0.5, allowed_RL[:, None]) @ history_RLD

@@ -90,7 +90,7 @@ class Extractor(nn.Module):
         """
         known = content.history_known_RL
         similarity = content.target_RNV @ content.history_RLV.transpose(1, 2)
-        weight = masked_softmax(similarity / self.log_temperature.exp(), known)
+        weight = masked_softmax(similarity / self.log_temperature.exp(), known[:, None])
         query = content.query_RV * content.query_known_R[:, None]
         missing = self.history - similarity.shape[-1]
         return Branches(

@@ -65,6 +65,7 @@ class Features:
         history_known_RL: bool, behaviours that have a vector.
         query_content_RV: content vectors of the queries, zeros where nothing was searched for.
         query_known_R: bool, requests that search for something; without content vectors it is known, too.
+        same_category_RNL: bool, behaviours whose item was in the candidate's category, both being known.
     """
 
     target_RND: Tensor
@@ -82,6 +83,7 @@ class Features:
     history_known_RL: Tensor
     query_content_RV: Tensor
     query_known_R: Tensor
+    same_category_RNL: Tensor
 
 
 # A module that reads one of these is left out of the id-only control, which has no content vectors.
@@ -115,11 +117,22 @@ class Module(nn.Module):
     Attributes:
         per_candidate: width of its output for a candidate, set when it is built.
         per_request: width of its output for a request, set when it is built.
+        pretraining: epochs that it trains alone before the whole model does, as a click model of its own whose logit
+            is the last number of its output for a candidate; no id table learns then.
     """
 
     per_candidate: int = 0
     per_request: int = 0
+    pretraining: int = 0
     forward: Callable[..., Output]
+
+    def learn(self, content_MV: Tensor, seed: int) -> None:
+        """Fit what is fitted to content vectors before training; most modules have nothing of the kind.
+
+        Args:
+            content_MV: float32, a vector of each of the M items of the training requests that had one; M >= 1.
+            seed: of everything random.
+        """
 
     @classmethod
     @cache

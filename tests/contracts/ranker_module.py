@@ -70,7 +70,7 @@ def model_of(module, seed=0, inputs=None):
 
 @torch.no_grad()
 def features_of(model, frame=FRAME):
-    return model.features(FrameEncoder(inputs_of(), VECTORS).batch(frame))
+    return model.features(FrameEncoder(inputs_of(), VECTORS, by_category=True).batch(frame))
 
 
 def dimensions(name):
@@ -243,7 +243,7 @@ class RankerModuleContract:
             save_weights(model, folder)
             (folder / CONFIG).write_text(json.dumps(config.to_json()))
         torch.manual_seed(99)
-        before = Ranker(model, FrameEncoder(config.inputs, VECTORS)).score(FRAME)
+        before = Ranker(model, FrameEncoder(config.inputs, VECTORS, by_category=True)).score(FRAME)
         assert np.array_equal(
             Ranker.open(open_artifact(tmp_path / "r", "ranker"), VECTORS).score(FRAME), before
         )
@@ -252,7 +252,7 @@ class RankerModuleContract:
     def test_what_it_can_say_it_learns(self, tmp_path, monkeypatch):
         monkeypatch.setitem(RECIPES, "contract", lambda: of(self.module))
         inputs = inputs_of(1000)
-        teacher = Ranker(model_of(self.module, 7, inputs), FrameEncoder(inputs, VECTORS))
+        teacher = Ranker(model_of(self.module, 7, inputs), FrameEncoder(inputs, VECTORS, by_category=True))
         seen = [full_frame(n, seed) for n, seed in ((1000, 0), (200, 1), (300, 2))]
         said = [teacher.score(frame) for frame in seen]
         mean, deviation = said[0].mean(), said[0].std()

@@ -1,0 +1,1 @@
+"""Rankers compared: the recipes at equal budget, beside the plain controls."""

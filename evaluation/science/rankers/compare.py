@@ -1,0 +1,176 @@
+"""Compare recipes of rankers at equal budget: the same frames, vectors, epochs and tried rates, over several seeds.
+
+Every (recipe, seed) is trained into ``<folder>/recipes``; one that is there is not trained again, so that an
+interrupted comparison goes on where it was. The run's own ranker stays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+from dataset.split import Split
+from dataset.tables import Dataset
+from evaluation.content import PlainContent
+from evaluation.ctr_quality import ctr_quality, probabilities
+from evaluation.measurements import read_measurements, write_measurements
+from evaluation.metrics import Measurement
+from evaluation.plain_controls import Examples, PlainControls
+from evaluation.replay import score_impressions
+from evaluation.run import answerable, item_slices_of
+from evaluation.science.encoders.table import EncoderTable
+from evaluation.seeds import REPLAYED, measured_rankers
+from feature_repo.embeddings import as_stored
+from feature_repo.vectors import Vectors
+from moonstore.disk import make_folder
+from moonstore.files import write_json, write_text
+from ranker.recipes import Recipe
+from ranker.score import Ranker
+from ranker.train import train_ctr
+from retrieval.examples import MatchedFrames, ranker_frames
+from retrieval.retriever import Retriever, open_retrieval
+from run.artifacts import Artifact, discard, open_artifact, read_json
+from run.sizes import Size
+
+COLUMNS = {
+    "ctr/auc": "AUC",
+    "ctr/gauc": "GAUC",
+    "ctr/ne": "NE",
+    "ctr/ece": "ECE",
+    "ctr/cold/auc": "cold AUC",
+    "ctr/cold/gauc": "cold GAUC",
+    "ctr/warm/auc": "warm AUC",
+    "ctr/warm/gauc": "warm GAUC",
+    "retrieval/recall@20": "recall@20",
+    "retrieval/ndcg@20": "NDCG@20",
+    "ranker/cpu_seconds": "CPU-s",
+    "ranker/parameters": "parameters",
+}
+PLAIN = ("logistic", "boosting", "mix")
+MADE_BY = "moon ranker --compare"
+
+
+class ComparisonError(ValueError):
+    """The folder holds a comparison of another run; the message says which."""
+
+
+def compare(
+    folder: Path, dataset: Dataset, split: Split, size: Size, recipes: Mapping[str, Recipe], seeds: int
+) -> EncoderTable:
+    """Train every recipe with every seed, and measure all on the test part; write ``table.md`` and ``table.json``.
+
+    Where impressions were logged, click prediction: AUC, GAUC, normalised entropy and calibration error, of all, of
+    cold and of warm items, beside logistic regression and boosting. Where none were, recall of test requests, beside
+    the tuned mix of baselines. CPU-seconds are of training with every tried learning rate.
+
+    Args:
+        folder: of a run with its retrieval artifacts.
+        dataset, split, size: of the run.
+        recipes: name -> recipe; the rows of the table.
+        seeds: how many, from 0 on.
+
+    Raises:
+        ComparisonError: the folder holds a comparison of another dataset, split or embedding.
+    """
+    out = folder / "recipes"
+    make_folder(out)
+    retriever = Retriever.open(open_retrieval(folder, cooccurrence="cooccurrence_fit"))
+    embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
+    _same_terms(out, {"split": split.artifact.id, "embedding": embedding.id, "size": size.name})
+    parents = {"split": split.artifact, "embedding": embedding}
+    jobs = [(name, seed) for seed in range(seeds) for name in recipes]
+    missing = [job for job in jobs if not _costs(out, *job).exists()]
+    if missing:
+        train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
+        for name, seed in missing:
+            _train(out, recipes[name], seed, (train, valid, loss), vectors, size, parents)
+    unmeasured = [job for job in jobs if not _file(out, *job).exists()]
+    rankers = {
+        f"{name}_{seed}": Ranker.open(open_artifact(out / f"{name}_{seed}", "ranker"), vectors)
+        for name, seed in unmeasured
+    }
+    measure = _clicks if split.shows else _recalls
+    for name, found in measure(folder, dataset, split, size, rankers) if rankers else ():
+        costs = [] if name in PLAIN else list(read_measurements(out / f"{name}.costs.json").values())
+        write_measurements(out / f"{name}.json", [*found, *costs])
+    files = {name: [_file(out, name, seed) for seed in range(seeds)] for name in recipes}
+    table = EncoderTable.read({n: [p] for n in PLAIN if (p := out / f"{n}.json").exists()} | files)
+    write_text(out / "table.md", table.markdown(COLUMNS))
+    write_text(out / "table.json", table.to_json())
+    return table
+
+
+def _train(
+    out: Path,
+    recipe: Recipe,
+    seed: int,
+    frames: tuple[MatchedFrames, MatchedFrames, str],
+    vectors: Vectors,
+    size: Size,
+    parents: Mapping[str, Artifact],
+) -> None:
+    """Train one recipe, and write what it cost; one that was cut short begins again, so that it is timed whole."""
+    train, valid, loss = frames
+    place = out / f"{recipe.name}_{seed}"
+    for partial in out.glob(f"{place.name}*.partial"):
+        discard(partial)
+    before = time.process_time()
+    made = train_ctr(train, valid, vectors, size, place, parents, seed=seed, loss=loss, recipe=recipe)
+    seconds = time.process_time() - before
+    model = Ranker.open(made, vectors).model
+    learned = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    costs = {"ranker/cpu_seconds": seconds, "ranker/parameters": learned}
+    write_measurements(
+        _costs(out, recipe.name, seed), [Measurement(n, v, len(train), "train") for n, v in costs.items()]
+    )
+
+
+def _clicks(
+    folder: Path, dataset: Dataset, split: Split, size: Size, rankers: Mapping[str, Ranker]
+) -> Iterator[tuple[str, list[Measurement]]]:
+    rows = split.ranking.filter(pc.equal(split.ranking["part"], "test"))
+    scored = score_impressions(folder, split, size, Retriever.open(open_retrieval(folder)), rankers)
+    cold = np.isin(scored.item_id, item_slices_of(dataset, split, split.test_log)["cold"])
+    chances = {name: probabilities(logits) for name, logits in scored.logits.items()}
+    if not all((folder / "recipes" / f"{name}.json").exists() for name in ("logistic", "boosting")):
+        content = PlainContent.of(dataset.items, dataset.images)
+        controls = PlainControls.fit(dataset, split, content, answerable(dataset, split), 0)
+        shown = Examples.of(rows)
+        if controls is not None:
+            chances |= controls.probabilities(shown.asked, shown.offsets, shown.item_id)
+    for name, chance in chances.items():
+        slices = {"cold": cold, "warm": ~cold}
+        yield name, list(ctr_quality(scored.label, chance, scored.user_id, slices, prefix="ctr"))
+
+
+def _recalls(
+    folder: Path, dataset: Dataset, split: Split, size: Size, rankers: Mapping[str, Ranker]
+) -> Iterator[tuple[str, list[Measurement]]]:
+    found: dict[str, list[Measurement]] = {}
+    each = {f"{name}_": ranker for name, ranker in rankers.items()}  # without a seed to be taken off
+    for measured, value in measured_rankers(folder, dataset, split, size, each):
+        _, name, metric = measured.split("/", 2)
+        found.setdefault(name, []).append(Measurement(f"retrieval/{metric}", value, REPLAYED, "test"))
+    yield from found.items()
+
+
+def _same_terms(out: Path, terms: Mapping[str, str]) -> None:
+    path = out / "terms.json"
+    if not path.exists():
+        write_json(path, terms)
+    elif (found := read_json(path, f"Remove {out} and run '{MADE_BY}'.")) != terms:
+        raise ComparisonError(
+            f"{out}: holds a comparison of {found}, this run is {dict(terms)}. Remove it and run '{MADE_BY}'."
+        )
+
+
+def _file(out: Path, name: str, seed: int) -> Path:
+    return out / f"{name}_{seed}.json"
+
+
+def _costs(out: Path, name: str, seed: int) -> Path:
+    return out / f"{name}_{seed}.costs.json"

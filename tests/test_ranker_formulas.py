@@ -1,0 +1,405 @@
+"""Every ranker module computes its paper's formula: restated in loops, in float64, values and gradients."""
+
+import math
+from dataclasses import fields
+
+import pytest
+import torch
+from torch.nn.functional import silu
+
+from ranker.model import run
+from ranker.modules.attention import TargetAttention
+from ranker.modules.codes import Codes
+from ranker.modules.cross import Cross
+from ranker.modules.cube import Cube
+from ranker.modules.din import Din, PairWeights
+from ranker.modules.hstu import Hstu
+from ranker.modules.logistic import Logistic
+from ranker.modules.make import Make
+from ranker.modules.module import Features, Widths
+from ranker.modules.muse import Muse
+from ranker.modules.pairs import Pairs
+from ranker.modules.sata import SaTa
+from ranker.modules.search import nearest
+from ranker.modules.sim import SimHard, SimSoft
+from ranker.modules.simtier import SimTier
+from ranker.modules.twin import Twin
+from ranker.modules.vector import Vector
+
+D, V, HISTORY = 4, 6, 8
+WIDTHS = Widths(
+    ids=D, item=3 * D, user=2 * D, content=V, history=HISTORY, candidate_numbers=3, request_numbers=2
+)
+LENGTHS, COUNTS = (7, 3, 0), (3, 2, 2)  # behaviours and candidates of three requests
+
+
+def drawn_features(seed=0):
+    """Three requests as the ranker pads them; some vectors are unknown."""
+    draw = torch.Generator().manual_seed(seed)
+    requests, slots, memory = len(COUNTS), max(COUNTS), max(LENGTHS)
+    candidates = torch.arange(slots) < torch.tensor(COUNTS)[:, None]
+    behaviours = torch.arange(memory) >= memory - torch.tensor(LENGTHS)[:, None]
+    known = {
+        "target_known_RN": candidates & (torch.rand(requests, slots, generator=draw) < 0.8),
+        "history_known_RL": behaviours & (torch.rand(requests, memory, generator=draw) < 0.8),
+        "query_known_R": torch.tensor([True, False, True]),
+    }
+    same = torch.rand(requests, slots, memory, generator=draw) < 0.4
+    masks = known | {
+        "candidate_mask_RN": candidates,
+        "history_mask_RL": behaviours,
+        "same_category_RNL": same & candidates[..., None] & behaviours[:, None],
+    }
+    size = {"R": requests, "N": slots, "L": memory, "D": D, "V": V, "I": 3 * D, "U": 2 * D, "F": 3, "G": 2}
+    filled = {"RN": candidates, "RL": behaviours}
+    out = dict(masks)
+    for field in fields(Features):
+        name, letters = field.name, field.name.rsplit("_", 1)[1]
+        if name in out:
+            continue
+        values = torch.randn([size[letter] for letter in letters], generator=draw, dtype=torch.float64)
+        if "content" in name:
+            values = torch.nn.functional.normalize(values, dim=-1)
+        where = known.get(f"{name.split('_')[0]}_known_{letters[:-1]}") if "content" in name else None
+        where = filled.get(letters[:-1]) if where is None else where
+        out[name] = (values if where is None else values * where[..., None]).requires_grad_()
+    return Features(**out)
+
+
+class One:
+    """One candidate and its request: rows instead of padded tensors, behaviours as a list."""
+
+    def __init__(self, features, r, n):
+        self.target, self.item, self.user = (
+            features.target_RND[r, n],
+            features.item_RNI[r, n],
+            features.user_RU[r],
+        )
+        self.numbers, self.asked = features.candidate_numbers_RNF[r, n], features.request_numbers_RG[r]
+        self.vector, self.known = features.target_content_RNV[r, n], bool(features.target_known_RN[r, n])
+        self.query = features.query_content_RV[r]
+        places = features.history_mask_RL[r].nonzero()[:, 0].tolist()
+        self.past = [
+            Behaviour(
+                features.behaved_RLD[r, b], features.history_RLD[r, b], features.history_content_RLV[r, b],
+                bool(features.history_known_RL[r, b]), bool(features.same_category_RNL[r, n, b]),
+            )
+            for b in places
+        ]  # fmt: skip
+        self.seen = [b for b in self.past if b.known]
+
+
+class Behaviour:
+    def __init__(self, item, whole, vector, known, same):
+        self.item, self.whole, self.vector, self.known, self.same = item, whole, vector, known, same
+
+
+def zeros(width):
+    return torch.zeros(width, dtype=torch.float64)
+
+
+def mean(rows, width):
+    return sum(rows) / len(rows) if rows else zeros(width)
+
+
+def softmax(scores):
+    whole = sum(math.e**s for s in scores)
+    return [math.e**s / whole for s in scores]
+
+
+def weighted(weights, rows, width):
+    return sum((w * row for w, row in zip(weights, rows, strict=True)), zeros(width))
+
+
+def most_alike(scores, count):
+    """Places of the largest scores, ties apart."""
+    return set(sorted(range(len(scores)), key=lambda place: -float(scores[place]))[:count])
+
+
+def interest_and_product(interest, target):
+    return torch.cat([interest, interest * target])
+
+
+def logistic(module, one):
+    request = torch.cat([one.user, one.asked])
+    own = torch.cat([one.item, one.numbers])
+    return (module.candidate.weight[0] @ own + module.candidate.bias[0] + module.request.weight[0] @ request)[
+        None
+    ]
+
+
+def pairs(module, one):
+    past = mean([b.whole for b in one.past], D)
+    every = [*one.item.split(D), *one.user.split(D), past]
+    return sum(every[i] @ every[j] for i in range(len(every)) for j in range(i))[None]
+
+
+def cross(module, one):
+    past = mean([b.whole for b in one.past], D)
+    first = x = torch.cat([one.item, one.numbers, one.user, past, one.asked])
+    for layer in module.layers:
+        x = torch.stack([first[i] * (layer.weight[i] @ x + layer.bias[i]) + x[i] for i in range(len(x))])
+    return x
+
+
+def pair_weight(weights: PairWeights, q, k):
+    """The perceptron on [q, k, q - k, q * k] with the whole first layer."""
+    first = torch.cat(
+        [part.weight for part in (weights.query, weights.key, weights.difference, weights.product)], 1
+    )
+    return weights.rest(first @ torch.cat([q, k, q - k, q * k]) + weights.query.bias)[0]
+
+
+def din(module, one):
+    weights = [pair_weight(module.weights, one.target, b.whole) for b in one.past]
+    return interest_and_product(weighted(weights, [b.whole for b in one.past], D), one.target)
+
+
+def vector(module, one):
+    return one.vector
+
+
+def simtier(module, one):
+    return module.weight * histogram(one, one.seen, module.count)
+
+
+def histogram(one, behaviours, count):
+    cosines = [float(one.vector @ b.vector) for b in behaviours] if one.known else []
+    edges = [-1 + 2 * i / count for i in range(count + 1)]
+    inside = [sum(low < s <= high for s in cosines) for low, high in zip(edges, edges[1:], strict=False)]
+    return torch.tensor([math.log(1 + n) for n in inside], dtype=torch.float64)
+
+
+def sata(module, one):
+    return interest_and_product(semantic(module.attention, one, one.past), one.target)
+
+
+def semantic(attention, one, behaviours):
+    scores = []
+    for b in behaviours:
+        by_id = (attention.query.weight @ one.target) @ (attention.key.weight @ b.whole) / D**0.5
+        alike = one.vector @ b.vector
+        scores.append(attention.mix[0] * by_id + attention.mix[1] * alike + attention.mix[2] * by_id * alike)
+    return weighted(softmax(scores), [attention.value.weight @ b.whole for b in behaviours], D)
+
+
+def muse(module, one):
+    if one.known:
+        kept = most_alike([one.vector @ b.vector for b in one.seen], module.keep)
+    else:  # all are equally alike
+        kept = set(range(len(one.seen)))
+    near = [b for place, b in enumerate(one.seen) if place in kept]
+    counts = torch.cat([histogram(one, one.seen, module.count), histogram(one, near, module.count)])
+    interest = interest_and_product(semantic(module.attention, one, near), one.target)
+    return torch.cat([interest, module.weight * counts])
+
+
+def exact(module, one, behaviours):
+    """Multi-head attention, a head after the other."""
+    found = []
+    for head in torch.arange(D).chunk(module.exact.heads):
+        q, k, v = (layer.weight[head] for layer in (module.exact.query, module.exact.key, module.exact.value))
+        scores = [(q @ one.target) @ (k @ b.whole) / len(head) ** 0.5 for b in behaviours]
+        found.append(weighted(softmax(scores), [v @ b.whole for b in behaviours], len(head)))
+    interest, count = torch.cat(found), torch.tensor([math.log(1 + len(behaviours))], dtype=torch.float64)
+    return torch.cat([interest_and_product(interest, one.target), count])
+
+
+def sim_hard(module, one):
+    return exact(module, one, [b for b in one.past if b.same])
+
+
+def sim_soft(module, one):
+    if not one.known:
+        return exact(module, one, one.seen)
+    kept = most_alike([one.vector @ b.vector for b in one.seen], module.keep)
+    return exact(module, one, [b for place, b in enumerate(one.seen) if place in kept])
+
+
+def twin(module, one):
+    scores = [
+        (module.query.weight @ one.target) @ (module.key.weight @ b.item) / D**0.5
+        + module.cross.weight[0] @ (b.whole - b.item)
+        for b in one.past
+    ]
+    kept = sorted(most_alike(scores, module.keep))
+    rows = [module.value.weight @ one.past[place].item for place in kept]
+    return interest_and_product(weighted(softmax([scores[p] for p in kept]), rows, D), one.target)
+
+
+def make(module, one):
+    weights = [pair_weight(module.weights, one.vector, b.vector) for b in one.seen]
+    interest = weighted(weights, [b.vector for b in one.seen], V)
+    hidden = module.hidden(torch.cat([interest, one.vector, interest * one.vector]))
+    return torch.cat([interest, hidden, module.logit(hidden)])
+
+
+def codes_of(module, content):
+    left, found = content.detach(), []
+    for centres in module.centres:
+        distance = [float((left - centre).square().sum()) for centre in centres]
+        found.append(distance.index(min(distance)))
+        left = left - centres[found[-1]]
+    return found
+
+
+def embedded(module, content, known):
+    if not known:
+        return zeros(D)
+    levels = [t.weight[c] for t, c in zip(module.of_level, codes_of(module, content), strict=True)]
+    near = most_alike([content @ item for item in module.items], module.near)
+    return sum(levels) + mean([module.of_item.weight[place] for place in near], D)
+
+
+def codes(module, one):
+    target = embedded(module, one.vector, one.known)
+    past = [embedded(module, b.vector, True) for b in one.seen]
+    q, k = module.attention.query.weight, module.attention.key.weight
+    interest = weighted(softmax([(q @ target) @ (k @ row) / D**0.5 for row in past]), past, D)
+    first = codes_of(module, one.vector)[0]
+    same = sum(codes_of(module, b.vector)[0] == first for b in one.seen) if one.known else 0
+    share = torch.tensor([same / max(len(one.seen), 1)], dtype=torch.float64)
+    return torch.cat([target, interest, target * interest, share])
+
+
+def norm(layer, row):
+    spread = ((row - row.mean()) ** 2).mean()
+    return (row - row.mean()) / (spread + layer.eps) ** 0.5 * layer.weight + layer.bias
+
+
+def hstu(module, one):
+    rows = [b.whole for b in one.past]
+    for unit in module.units:
+        parts = [silu(unit.inside.weight @ norm(unit.before, x) + unit.inside.bias).split(D) for x in rows]
+        after = []
+        for i, x in enumerate(rows):
+            read = zeros(D)
+            for j in range(i + 1):
+                score = silu(parts[i][2] @ parts[j][3] + unit.distance[i - j]) / HISTORY
+                read = read + score * parts[j][1]
+            after.append(x + unit.outside(norm(unit.between, read) * parts[i][0]))
+        rows = after
+    scores = [silu(module.query(one.target) @ module.key(x)) / HISTORY for x in rows]
+    interest = norm(module.norm, weighted(scores, [module.value(x) for x in rows], D))
+    return interest_and_product(interest, one.target)
+
+
+def cube(module, one):
+    """Figure 5 of MOON, branch by branch; its id branches are the modules Ids and Interest."""
+    alike = [one.vector @ b.vector if b.known else zeros(1)[0] for b in one.past]
+    temperature = module.extractor.log_temperature.exp()
+    weights = softmax([s / temperature for s, b in zip(alike, one.past, strict=True) if b.known])
+    fusion = weighted(weights, [b.whole for b in one.seen], D)
+    content = weighted(weights, [b.vector for b in one.seen], V)
+    seen = [s for s, b in zip(alike, one.past, strict=True) if b.known]
+    summary = (
+        [weighted(weights, seen, 1).sum(), sum(seen) / len(seen), max(seen)] if seen else [zeros(1)[0]] * 3
+    )
+    vector = torch.stack([zeros(1)[0]] * (HISTORY - len(alike)) + alike)
+    liked, item = module.content_mix(content), module.content_mix(one.vector)
+    known = torch.tensor([float(one.known)], dtype=torch.float64)
+    return torch.cat(
+        [vector, torch.stack(summary), fusion, fusion * one.target, liked, item, liked * item,
+         (one.vector @ one.query)[None], known]
+    )  # fmt: skip
+
+
+FORMULAS = [
+    (Logistic, logistic, {}),
+    (Pairs, pairs, {}),
+    (Cross, cross, {"layers": 3}),
+    (Din, din, {"hidden": 8}),
+    (SimHard, sim_hard, {}),
+    (SimSoft, sim_soft, {"keep": 3}),
+    (Twin, twin, {"keep": 3}),
+    (Hstu, hstu, {}),
+    (Vector, vector, {}),
+    (SimTier, simtier, {"count": 7}),
+    (SaTa, sata, {}),
+    (Muse, muse, {"keep": 3, "count": 7}),
+    (Make, make, {"hidden": 8}),
+    (Codes, codes, {"levels": 2, "centres": 5, "sample": 9, "near": 3}),
+    (Cube, cube, {}),
+]
+
+
+@pytest.mark.parametrize("kind,plain,options", FORMULAS, ids=lambda one: getattr(one, "__name__", ""))
+def test_a_module_computes_its_formula(kind, plain, options):
+    torch.manual_seed(1)
+    module = kind(WIDTHS, **options).double()
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            weight.add_(0.3 * torch.randn_like(weight) if name != "items" else 0)
+    features = drawn_features()
+    places = features.candidate_mask_RN.nonzero().tolist()
+    fast = run(module, features).candidate[features.candidate_mask_RN]
+    slow = torch.stack([plain(module, One(features, r, n)) for r, n in places])
+    assert fast.shape == slow.shape == (sum(COUNTS), module.per_candidate)
+    torch.testing.assert_close(fast, slow)
+    weight = torch.randn(fast.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    learn = [one for one in module.parameters() if one.requires_grad]
+    learn += [
+        getattr(features, n) for n in module.reads() if n.endswith(("D", "I", "U"))
+    ]  # embeddings of ids
+    if learn:  # a module of frozen vectors alone has nothing that learns
+        total = ((fast * weight).sum(), (slow * weight).sum())
+        gradients = (torch.autograd.grad(one, learn, materialize_grads=True) for one in total)
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_the_request_side_of_vectors_is_their_mean_and_the_query():
+    features = drawn_features()
+    said = run(Vector(WIDTHS), features).request
+    for r in range(len(COUNTS)):
+        one = One(features, r, 0)
+        expected = torch.cat([mean([b.vector for b in one.seen], V), one.query])
+        torch.testing.assert_close(said[r], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_item_that_is_in_the_history_is_in_the_highest_tier_whatever_rounding_does(dtype):
+    draw = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(500, 64, generator=draw), dim=-1)
+    if dtype == torch.bfloat16:
+        vectors = vectors.to(dtype).float()
+    module = SimTier(Widths(4, 4, 4, 64, 1, 0, 0))
+    with torch.no_grad():
+        module.weight.fill_(1)
+        known = torch.ones(500, 1, dtype=torch.bool)
+        said = module(vectors[:, None], vectors[:, None], known, known).candidate[:, 0]
+        opposite = module(vectors[:, None], -vectors[:, None], known, known).candidate[:, 0]
+    assert (said[:, -1] == math.log(2)).all() and (said[:, :-1] == 0).all()
+    assert (opposite[:, 0] == math.log(2)).all() and (opposite[:, 1:] == 0).all()
+
+
+def test_a_search_keeps_equals_together_and_nothing_that_is_not_allowed():
+    score = torch.tensor([[[0.9, 0.5, 0.5 + 1e-7, 0.1, 2.0]]])
+    allowed = torch.tensor([[True, True, True, True, False]])
+    kept = nearest(score, allowed, 2)
+    assert kept.tolist() == [[[True, True, True, False, False]]]
+    assert nearest(score, allowed, 1).tolist() == [[[True, False, False, False, False]]]
+    assert nearest(score, allowed, 5).tolist() == [[allowed[0].tolist()]]
+    assert not nearest(score, torch.zeros(1, 5, dtype=torch.bool), 2).any()
+
+
+def test_codes_learn_the_clusters_there_are():
+    """Vectors around three centres, each of two halves: level 1 finds the centres, level 2 the halves."""
+    draw = torch.Generator().manual_seed(0)
+    centre = torch.eye(6, dtype=torch.float32)[:3].repeat_interleave(40, 0)
+    half = torch.eye(6)[3] * torch.tensor([0.2, -0.2]).repeat(60)[:, None]
+    vectors = centre + half + 0.001 * torch.randn(120, 6, generator=draw)
+    module = Codes(Widths(4, 4, 4, 6, 8, 0, 0), levels=2, centres=3, sample=16, near=4)
+    module.learn(vectors, seed=0)
+    first = torch.tensor([codes_of(module, row)[0] for row in vectors])
+    assert [len(set(first[start : start + 40].tolist())) for start in (0, 40, 80)] == [1, 1, 1]
+    assert len(set(first.tolist())) == 3
+    second = torch.tensor([codes_of(module, row)[1] for row in vectors])
+    assert set(second[::2].tolist()).isdisjoint(second[1::2].tolist())
+    assert all(any(torch.equal(item, row) for row in vectors) for item in module.items)
+
+
+def test_attention_says_what_the_paper_says_of_no_history():
+    assert not TargetAttention(D)(
+        torch.ones(1, 2, D), torch.ones(1, 3, D), torch.zeros(1, 3, dtype=torch.bool)
+    ).any()
