@@ -1,7 +1,8 @@
 """Columns of a source that no canonical table has a place for, kept beside the id of their entity.
 
 They are files of the dataset artifact, ``extra_item.parquet`` and so on, and their Arrow types are in its
-configuration, under "extra". What ``moon.toml`` switches on of them is there under "features".
+configuration, under "extra". What ``moon.toml`` switches on of them is there under "features". A column of vectors
+may stand in for the encoder: that of items which the configuration names under "vectors".
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -63,6 +65,39 @@ def extra_types(extra: Mapping[str, pa.Table]) -> dict[str, dict[str, str]]:
         entity: {column.name: str(column.type) for column in table.schema if column.name != f"{entity}_id"}
         for entity, table in extra.items()
     }
+
+
+def given_vectors(dataset: Artifact) -> tuple[np.ndarray, np.ndarray] | None:
+    """The items' vectors that the source gives, where they stand in for the encoder's.
+
+    Args:
+        dataset: artifact of kind "dataset".
+
+    Returns:
+        item ids, int64 (M) ascending, and float32 (M, D) of unit norm; items whose vector is missing, not finite or
+        zero are left out. None: the encoder makes them.
+
+    Raises:
+        DataError: the vectors are of several widths.
+    """
+    name = dataset.config.get("vectors")
+    if name is None:
+        return None
+    table = pq.read_table(dataset.file(extra_file("item")), columns=["item_id", name])
+    table = table.filter(table.column(name).is_valid()).combine_chunks()
+    lists = table.column(name).combine_chunks()
+    width = pc.unique(pc.list_value_length(lists)).to_pylist()
+    if len(width) != 1:
+        raise DataError(
+            f"{dataset.path}: expected vectors of one width in the column {name!r} of the items, found {width[:3]}. "
+            f"Correct them, then run 'moon dataset' again."
+        )
+    ids, first = np.unique(table.column("item_id").to_numpy(), return_index=True)
+    values = lists.flatten().cast(pa.float32()).fill_null(np.nan).to_numpy(zero_copy_only=False)
+    matrix = values.reshape(-1, width[0])[first]
+    length = np.linalg.norm(matrix, axis=1, keepdims=True)
+    usable = (np.isfinite(length) & (length > 0))[:, 0]
+    return ids[usable], (matrix[usable] / length[usable]).astype(np.float32)
 
 
 def write_extra(folder: Path, extra: Mapping[str, pa.Table], kept: Mapping[str, pa.Table]) -> None:

@@ -13,8 +13,11 @@ from dataset.adapters.globo import scale_globo
 from dataset.adapters.grocery import grocery_store
 from dataset.adapters.hm import hm_fashion
 from dataset.adapters.homedepot import homedepot_relevance
+from dataset.adapters.longctr import longctr
 from dataset.adapters.mbe import mbe, mbe2
+from dataset.adapters.microlens import microlens
 from dataset.adapters.movielens import ml_posters
+from dataset.adapters.taobao_mm import taobao_mm
 from dataset.append import Appended, append
 from dataset.contracts import DataError, Tables
 from dataset.tables import Dataset, write_dataset
@@ -29,6 +32,9 @@ IMPORTERS: dict[str, Callable[..., tuple[Tables, dict[str, Any]]]] = {
     "scale_globo": scale_globo,
     "mbe": mbe,
     "mbe2": mbe2,
+    "longctr": longctr,
+    "taobao_mm": taobao_mm,
+    "microlens": microlens,
 }
 OF_SEVERAL_FILES = ("hm_fashion", "ml_posters", "homedepot_relevance")  # a new day may have only some of them
 

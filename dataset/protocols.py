@@ -3,6 +3,7 @@
 ``time``   one moment for everybody: what is later is asked, what is earlier is learned from.
 ``last``   leave one out: the last item that a user newly liked is asked for, the one before it validates.
 ``users``  some users are strangers to every model, and are asked for the last item that they newly liked.
+``given``  the source says of each request whether it trains, validates or tests.
 
 Every protocol sets the same moments for every user (``Moments``); all else follows from them.
 """
@@ -19,7 +20,7 @@ from dataset.contracts import DataError
 from dataset.identity import stable_hash
 from dataset.log import Log, pairs
 
-BY = ("time", "last", "users")
+BY = ("time", "last", "users", "given")
 NONE = "none"  # a catalogue without a log
 FIT_FRACTION, TEST_FRACTION = 0.6, 0.8  # quantiles of the times at which ``time`` cuts the log
 VALID_FRACTION = 0.1  # of the ranker's training requests
@@ -41,6 +42,7 @@ class Moments:
         fit: what became available before it is learned from before there is a ranker (encoder, co-occurrence).
         counted: what became available before it may be counted to answer test requests.
         kept: what became available before it is in the log that features read.
+        part: int64, where the source gives it: number of the event's part in ``requests.PARTS``, -1 for none.
     """
 
     when: np.ndarray
@@ -50,6 +52,7 @@ class Moments:
     fit: np.ndarray
     counted: np.ndarray
     kept: np.ndarray
+    part: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,8 @@ def _newly_liked(log: Log, when: np.ndarray, start: np.ndarray, stop: np.ndarray
 
 def _parts(moments: Moments, rows: np.ndarray, time_us: np.ndarray) -> np.ndarray:
     """Number in PARTS of what is asked at ``time_us``, -1 for none."""
+    if moments.part is not None:
+        return moments.part[rows]
     late = [time_us >= moment[rows] for moment in (moments.train, moments.valid, moments.test)]
     return np.select(late[::-1], [2, 1, 0], -1)
 

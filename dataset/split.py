@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset.contracts import EVENTS, TIME, DataError, completed
+from dataset.given import by_given
 from dataset.log import Log
 from dataset.protocols import BY, NEVER, NONE, Moments, by_last, by_time, by_users, choose, spaced
 from dataset.requests import RANKING, RETRIEVAL, asked, says_what_was_not_liked, shown, taken
@@ -46,7 +47,7 @@ class Split:
 
     @property
     def by(self) -> str:
-        """The protocol: ``"time"``, ``"last"``, ``"users"``, or ``"none"`` of a catalogue without a log."""
+        """The protocol: one of ``protocols.BY``, or ``"none"`` of a catalogue without a log."""
         config = self.artifact.config
         return str(config["by"]) if "by" in config else EARLIER.get(config["protocol"], config["protocol"])
 
@@ -147,7 +148,7 @@ def split_dataset(
     Args:
         dataset: with or without events.
         out: where to write.
-        by: "time", "last" or "users"; None: what the data set asks for ("protocol" in its manifest), else chosen from
+        by: one of ``protocols.BY``; None: what the data set asks for ("protocol" in its manifest), else chosen from
             the data. The manifest says which, and why.
         pool: items that may be held out from the encoder's training, int64; None: all.
         seed: of the hash of users, and of requests where there are more than ``protocols.MOST``.
@@ -179,7 +180,7 @@ def split_dataset(
     why = "asked for"
     if by is None and (by := dataset.artifact.config.get("protocol")) not in BY:
         by, why = choose(log, shows)
-    if by != "time":
+    if by in ("last", "users"):
         log = spaced(log)
     moments = _moments(log, by, dataset, seed, shows)
     kept = log.table.filter(pa.array(log.available_us < moments.kept))
@@ -220,6 +221,8 @@ def _moments(log: Log, by: str, dataset: Dataset, seed: int, shows: bool) -> Mom
         return by_time(log, where)
     if by == "last":
         return by_last(log, where)
+    if by == "given":
+        return by_given(log, dataset.extra.get("event"), where)
     return by_users(log, measured_items(dataset), seed, shows)
 
 

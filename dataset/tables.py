@@ -39,7 +39,8 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
             have a picture and were acted on (``dataset.split.measured_items``); "protocol", by which to split if the
             run does not say (``dataset.protocols``). Of importers: "first_seen", how they derive it from the log
             (``dataset.first_seen``), "event_ids": "given" if the source names its events (``dataset.append``), and
-            "ids": what the source's ids are (field -> kind, ``dataset.shop_ids``). Added here: "ids" that the source
+            "ids": what the source's ids are (field -> kind, ``dataset.shop_ids``), and "said", sentences for whoever
+            imports. Added here: "ids" that the source
             does not state; "rows" of each table; "quarantined" rows by table and rule; "ties", what orders events
             with equal times (``dataset.order``); "last_event_id", the largest; "clicks", how many label an
             impression, and why others do not (``dataset.slates``).
@@ -128,7 +129,7 @@ def noticed(config: Mapping[str, Any]) -> list[str]:
     Args:
         config: of the artifact.
     """
-    lines = []
+    lines = [*config.get("said", [])]
     for table, rules in config["quarantined"].items():
         kinds = ", ".join(f"{rows:,} {rule}" for rule, rows in rules.items())
         lines.append(f"{table}: {sum(rules.values()):,} set aside, in quarantine.parquet: {kinds}")

@@ -6,15 +6,17 @@ in a resumed run, in a shard and in a single run.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import DataError
+from dataset.extra import given_vectors
 from dataset.tables import Dataset
 from encoder.chunks import HASH_BYTES, TABLES, Embedded, Pictures, content_digest
 from encoder.content import Content, item_content, query_content
@@ -27,6 +29,7 @@ from run.resume import Checkpoints
 from run.shards import WHOLE, Shard, check_complete, check_shard
 
 CHUNK = 1024  # contents encoded together: large enough to batch by length, small enough to repeat when interrupted
+Given: TypeAlias = "tuple[np.ndarray, np.ndarray]"  # item ids and their vectors, as the source has them
 RUN = ("encoder_id", "width", "widths", "as_of")  # configuration that is the same in all shards
 CONTENT: dict[str, Callable[[Mapping[str, Any], bytes | None], Content]] = {
     "items": item_content,
@@ -44,6 +47,7 @@ def embed(
 ) -> Artifact:
     """Embed all items and queries of a dataset, or one shard of them.
 
+    Items of a source that gives their vectors (``dataset.extra.given_vectors``) have those, and no others.
     An interrupted run resumes from ``<out>.partial``; the result is the same, bit for bit.
 
     Args:
@@ -61,7 +65,8 @@ def embed(
             again (``items_unchanged`` in the manifest).
 
     Raises:
-        DataError: ``as_of`` is naive or before the end of the encoder's training data, or nothing can be encoded.
+        DataError: ``as_of`` is naive or before the end of the encoder's training data, nothing can be encoded, or
+            the source's vectors are of another width than the encoder's.
         ShardError: there is no such shard.
         ArtifactError: ``previous`` was made by another encoder.
     """
@@ -87,13 +92,14 @@ def embed(
     }
     checkpoints = Checkpoints(out, {**run, "shard": shard, "chunk": CHUNK}, parents)
     make_folder(checkpoints.folder)
+    given = _given(dataset, model)
     before = kept(dataset, model.model.px)
     pictures = Pictures(
         dataset.artifact.file("images.parquet"), checkpoints.folder / "pictures.arrow", before
     )
     done = {
-        name: _embed_table(model, name, table, pictures, shard, previous, checkpoints)
-        for name, table in (("items", dataset.items), ("queries", dataset.queries))
+        name: _embed_table(model, name, table, pictures, shard, previous, checkpoints, vectors)
+        for name, table, vectors in (("items", dataset.items, given), ("queries", dataset.queries, None))
     }
     config = {**run, **({} if shard == WHOLE else {"shard": list(shard)})}
     artifact = _write(out, "embedding" if shard == WHOLE else "embedding-shard", config, parents, done)
@@ -162,8 +168,9 @@ def _embed_table(
     shard: Shard,
     previous: Artifact | None,
     checkpoints: Checkpoints,
+    given: Given | None,
 ) -> Embedded:
-    """The shard's chunks of a table, those already finished read back."""
+    """The shard's chunks of a table, those already finished read back; ``given`` stands in for the model."""
     table = table.sort_by(TABLES[name])
     chunks = -(-len(table) // CHUNK)
     number, count = shard
@@ -176,14 +183,42 @@ def _embed_table(
     for chunk in track(mine, f"embed {name}, chunks of {CHUNK}", unit="chunks"):
         saved = checkpoints.find(f"{name}-{chunk:06d}")
         if saved is None:
-            rows = table.slice(chunk * CHUNK, CHUNK).to_pylist()
-            part = _embed_rows(model, name, rows, pictures, known)
+            some = table.slice(chunk * CHUNK, CHUNK)
+            if given is not None:
+                part = _taken(given, some.column(TABLES[name]).to_numpy(), known)
+            else:
+                part = _embed_rows(model, name, some.to_pylist(), pictures, known)
             with checkpoints.save(f"{name}-{chunk:06d}", part.counts(name)) as folder:
                 part.save(folder, name)
         else:
             part = Embedded.open(saved.folder, saved.state, name)
         parts.append(part)
     return Embedded.join(parts, model.width)
+
+
+def _given(dataset: Dataset, model: Encoder) -> Given | None:
+    """The source's vectors, if they stand in for the encoder's."""
+    given = given_vectors(dataset.artifact)
+    if given is not None and given[1].shape[1] != model.width:
+        raise DataError(
+            f"expected an encoder of the width of the vectors that the source gives, {given[1].shape[1]}, found "
+            f"{model.width}. Run 'moon encoder train' on this data."
+        )
+    return given
+
+
+def _taken(given: Given, item_id: np.ndarray, known: Mapping[bytes, np.ndarray]) -> Embedded:
+    """The given vectors of these items, int64 ascending; those of no vector count as without content."""
+    ids, first, _ = np.intersect1d(given[0], item_id, assume_unique=True, return_indices=True)
+    vectors = given[1][first]
+    digests = [hashlib.sha256(vector.tobytes()).digest() for vector in vectors]
+    return Embedded(
+        ids=ids,
+        vectors=vectors,
+        hashes=np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, HASH_BYTES),
+        empty=len(item_id) - len(ids),
+        unchanged=sum(digest in known for digest in digests),
+    )
 
 
 def _embed_rows(

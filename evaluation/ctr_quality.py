@@ -12,6 +12,7 @@ from evaluation.metrics import (
     calibration_ratio,
     expected_calibration_error,
     gauc,
+    log_loss,
     normalized_entropy,
 )
 
@@ -41,8 +42,8 @@ def ctr_quality(
         prefix: first part of the names, e.g. ``ctr/full`` or ``ctr/id_only``.
 
     Yields:
-        auc, ne, calibration (sum p / sum y), ece (10 bins of equal count), n = impressions; gauc, n = users
-        with both classes. Then auc, gauc and ne of each slice. Undefined metrics are not yielded.
+        auc, ne, logloss (nats), calibration (sum p / sum y), ece (10 bins of equal count), n = impressions; gauc,
+        n = users with both classes. Then auc, gauc and ne of each slice. Undefined metrics are not yielded.
 
     Raises:
         ValueError: arrays of different lengths, or probabilities outside [0, 1] or not finite.
@@ -50,6 +51,7 @@ def ctr_quality(
     _check(label, probability, user)
     yield from _order(label, probability, user, split, prefix)
     rows = len(label)
+    yield from _present(f"{prefix}/logloss", lambda: (log_loss(label, probability), rows), split)
     yield from _present(f"{prefix}/calibration", lambda: (calibration_ratio(label, probability), rows), split)
     yield from _present(
         f"{prefix}/ece", lambda: (expected_calibration_error(label, probability), rows), split

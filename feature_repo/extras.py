@@ -20,6 +20,7 @@ from feast.types import (
     Array,
     Bool,
     ComplexFeastType,
+    Float32,
     Float64,
     Int64,
     PrimitiveFeastType,
@@ -37,6 +38,9 @@ from moonstore.files import write_json
 from run.artifacts import read_json
 
 RECORD = "extra.json"  # beside the sources
+BEHAVED = {
+    "role": "candidate, behaviour"
+}  # a vector of an item says most beside those of the items before it
 ENTITIES: dict[str, Entity] = {"item": item, "user": user, "query": query}
 EPOCH = pa.scalar(0, pa.int64()).cast(TIME)  # queries have no time of their own
 TYPES: dict[str, tuple[PrimitiveFeastType | ComplexFeastType, pa.DataType]] = {
@@ -46,6 +50,7 @@ TYPES: dict[str, tuple[PrimitiveFeastType | ComplexFeastType, pa.DataType]] = {
     "String": (String, pa.string()),
     "UnixTimestamp": (UnixTimestamp, TIME),
     "Strings": (Array(String), pa.list_(pa.string())),
+    "Vector": (Array(Float32), pa.list_(pa.float32())),
 }  # name in the record -> type of the field, of the source
 
 
@@ -118,7 +123,12 @@ def extra_views(extras: tuple[Extra, ...]) -> dict[str, FeatureView]:
     for entity in dict.fromkeys(one.entity for one in extras):
         owner = ENTITIES[entity]
         fields = [
-            Field(name=one.field, dtype=TYPES[one.type][0], description=f"Column {one.column!r}.")
+            Field(
+                name=one.field,
+                dtype=TYPES[one.type][0],
+                description=f"Column {one.column!r}.",
+                tags=BEHAVED if entity == "item" and one.type == "Vector" else {},
+            )
             for one in extras
             if one.entity == entity
         ]
@@ -154,12 +164,14 @@ def _named(entity: str, table: pa.Table, on: Sequence[str]) -> list[Extra]:
         while name in taken:
             name, number = f"{plain}_{number}", number + 1
         taken.add(name)
-        found.append(Extra(entity, column.name, name, _type(column.type), column.name in on))
+        found.append(Extra(entity, column.name, name, _type(table.column(column.name)), column.name in on))
     return found
 
 
-def _type(kind: pa.DataType) -> str:
-    types = pa.types
+def _type(column: pa.ChunkedArray) -> str:
+    types, kind = pa.types, column.type
+    if _is_vector(column):
+        return "Vector"
     if types.is_boolean(kind):
         return "Bool"
     if types.is_integer(kind):
@@ -172,6 +184,16 @@ def _type(kind: pa.DataType) -> str:
         types.is_string(kind.value_type) or types.is_large_string(kind.value_type)
     )
     return "Strings" if is_words else "String"
+
+
+def _is_vector(column: pa.ChunkedArray) -> bool:
+    """Whether the column holds lists of fractions, all of one length."""
+    kind, types = column.type, pa.types
+    if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
+        return False
+    return (
+        types.is_floating(kind.value_type) and len(pc.unique(pc.list_value_length(column)).drop_null()) == 1
+    )
 
 
 def _stored(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:

@@ -116,7 +116,8 @@ def init(
 def split(
     run: RunOption = None,
     by: Annotated[
-        str | None, typer.Option("--by", help="time, last (leave one out) or users; default: by the data.")
+        str | None,
+        typer.Option("--by", help="time, last (leave one out), users or given; default: by the data."),
     ] = None,
 ) -> None:
     """Split the log: history to learn from, training data of the ranker, test data."""

@@ -32,6 +32,6 @@ KeysOption = Annotated[
 ]
 SplitOption = Annotated[
     str | None,
-    typer.Option("--split", help="Protocol of the split: time, last or users; default: by the data."),
+    typer.Option("--split", help="Protocol of the split: time, last, users or given; default: by the data."),
 ]
 ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]

@@ -1,5 +1,6 @@
 """Every importer keeps the contract of ``contracts.importer``, and none is without it."""
 
+import layout_world
 import pyarrow as pa
 import pytest
 from contracts.importer import ImporterContract, read, write
@@ -86,6 +87,85 @@ class TestMbe2(ImporterContract):
         lines(folder / "triplets.jsonl", [triplet(1), triplet(2, split="test")])
 
 
+FEW = 40
+
+
+def few_samples() -> layout_world.World:
+    """Three users of five samples each, among FEW items."""
+    return layout_world.world(users=3, items=FEW, each=5, behaviours=2, seed=1)
+
+
+def played(made: layout_world.World, parts: tuple[str, ...]) -> list:
+    """What became of the samples of these parts, items by their number."""
+    shown = [one for one in made.samples if one.part in parts]
+    return [(str(one.item), "impression", None) for one in shown]
+
+
+class KeepsColumns(ImporterContract):
+    """Columns that nobody knows are kept as features of items."""
+
+    titles = {str(item): None for item in range(1, FEW + 1)}
+
+    def test_a_column_nobody_knows_is_not_passed_over_in_silence(self, raw, tmp_path):
+        table = read(raw / "item_info.parquet")
+        write(
+            table.append_column("mystery", pa.array(["?"] * table.num_rows)),
+            raw / "item_info.parquet",
+        )
+        extra = self.imported(raw, tmp_path / "d").extra["item"]
+        assert extra.column("mystery").to_pylist() == ["?"] * FEW
+
+
+class TestLongCtr(KeepsColumns):
+    importer = "longctr"
+    events = [
+        *played(few_samples(), ("train", "valid", "test")),
+        *((str(item), "click", None) for history in few_samples().history for item in history),
+    ]
+
+    @staticmethod
+    def write(folder):
+        layout_world.longctr(folder, few_samples())
+
+
+class TestMicroLens(KeepsColumns):
+    importer = "microlens"
+    events = [
+        *played(few_samples(), ("train", "valid")),
+        *((str(item), "click", None) for history in few_samples().history for item in history[:2]),
+        *(
+            (str(one.item), "click", None)
+            for one in few_samples().samples
+            if one.clicked and one.part != "test"
+        ),
+    ]
+
+    @staticmethod
+    def write(folder):
+        layout_world.microlens(folder, few_samples())
+
+
+class TestTaobaoMm(ImporterContract):
+    importer = "taobao_mm"
+    titles = {
+        str(layout_world.signed(item)): None
+        for item in {one.item for one in few_samples().samples if one.part != "valid"}
+        | {item for one in few_samples().samples if one.part != "valid" for item in one.seen}
+    }
+    events = [
+        (str(layout_world.signed(int(item))), *rest)
+        for item, *rest in [
+            *played(few_samples(), ("train", "test")),
+            *((item, "click", None) for one in few_samples().part("test") for item in one.seen),
+            *layout_world.unseen_clicks(few_samples()),
+        ]
+    ]
+
+    @staticmethod
+    def write(folder):
+        layout_world.taobao_mm(folder, few_samples())
+
+
 class TestDescribed(ImporterContract):
     """The importer of any folder, as its ``moon.toml`` describes it."""
 
@@ -165,7 +245,7 @@ def test_no_importer_is_without_the_contract():
     def below(suite):
         return {suite, *(one for child in suite.__subclasses__() for one in below(child))}
 
-    assert {suite.importer for suite in below(ImporterContract) - {ImporterContract}} == {
+    assert {suite.importer for suite in below(ImporterContract) - {ImporterContract, KeepsColumns}} == {
         *IMPORTERS,
         "described",
     }

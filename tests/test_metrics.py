@@ -393,16 +393,18 @@ def test_every_measurement_of_clicks_says_its_name_its_part_and_what_it_was_aver
         ("ctr/full/auc", 4, "test"),
         ("ctr/full/gauc", 2, "test"),
         ("ctr/full/ne", 4, "test"),
+        ("ctr/full/logloss", 4, "test"),
         ("ctr/full/calibration", 4, "test"),
         ("ctr/full/ece", 4, "test"),
         ("ctr/full/cold/auc", 2, "test"),
         ("ctr/full/cold/gauc", 1, "test"),
         ("ctr/full/cold/ne", 2, "test"),
     ]
-    assert [one.value for one in found[:2]] == [0.75, 0.5] and found[5].value == 1.0
+    assert [one.value for one in found[:2]] == [0.75, 0.5] and found[6].value == 1.0
     named = list(ctr_quality(label, guess, user, split="valid", prefix="ctr/id_only"))
     assert {one.name.rsplit("/", 1)[0] for one in named} == {"ctr/id_only"}
-    assert {one.split for one in named} == {"valid"} and len(named) == 5
+    assert {one.split for one in named} == {"valid"} and len(named) == 6
+    assert found[3].value == log_loss(label, guess)
     with pytest.raises(ValueError, match="found 4, 4, 3"):
         list(ctr_quality(label, guess, user[:3]))
 

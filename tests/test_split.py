@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class FakeDataset:
     events: pa.Table
     items: pa.Table
     config: dict = field(default_factory=dict)
+    extra: dict = field(default_factory=dict)
 
     @property
     def artifact(self) -> Artifact:
@@ -257,13 +258,16 @@ def purchases() -> FakeDataset:
 def splits(
     shop: FakeDataset, purchases: FakeDataset, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, str], tuple[FakeDataset, Split]]:
-    """A log of slates and one of purchases, by every protocol."""
+    """A log of slates and one of purchases, by every protocol; what is given is the cut in time."""
     folder = tmp_path_factory.mktemp("splits")
-    return {
-        (name, by): (data, Split.open(split_dataset(data, folder / f"{name}_{by}", by, seed=1)))
-        for name, data in (("shop", shop), ("purchases", purchases))
-        for by in BY
-    }
+    made: dict[tuple[str, str], tuple[FakeDataset, Split]] = {}
+    for name, data in (("shop", shop), ("purchases", purchases)):
+        for by in BY:
+            if by == "given":
+                parts = made[name, "time"][1].ranking.select(["event_id", "part"])
+                data = replace(data, extra={"event": parts})
+            made[name, by] = (data, Split.open(split_dataset(data, folder / f"{name}_{by}", by, seed=1)))
+    return made
 
 
 BOTH = [(name, by) for name in ("shop", "purchases") for by in BY]
@@ -300,7 +304,7 @@ def test_nothing_asked_for_is_known_to_what_answers(splits, name: str, by: str) 
     }
     assert answers["train"] and answers["test"]
     assert not fitted & (answers["train"] | answers["test"]) and not counted & answers["test"]
-    if by != "time":
+    if by in ("last", "users"):
         assert not liked(split.log) & answers["test"], "what is tested is not in the log at all"
     # What ranks: no (user, item) that trains or validates is fitted, none that tests is counted or trains.
     rows = [r for r in split.ranking.to_pylist() if r["label"] > 0]
@@ -335,7 +339,10 @@ def test_a_request_knows_of_its_user_all_that_came_before_and_nothing_else(
         asked = [e for e in mine_all if e["item_id"] in request["relevant"]]
         earliest = min(place[e["event_id"]] for e in asked)
         assert all(place[one] < earliest for one in before)
-        if name == "purchases" and by != "time":  # no slate was shown before: everything earlier is known
+        if name == "purchases" and by in (
+            "last",
+            "users",
+        ):  # no slate was shown before: everything earlier is known
             assert before == {e["event_id"] for e in mine_all if place[e["event_id"]] < earliest}
 
 
@@ -482,8 +489,67 @@ def test_a_protocol_that_a_log_does_not_allow_is_refused(tmp_path: Path) -> None
         split_dataset(data, tmp_path / "split", "time")
     with pytest.raises(DataError, match="expected users who liked 3 items, found 0 of 9 users"):
         split_dataset(data, tmp_path / "split", "last")
-    with pytest.raises(DataError, match="one of time, last, users, found 'random'"):
+    with pytest.raises(DataError, match="one of time, last, users, given, found 'random'"):
         split_dataset(data, tmp_path / "split", "random")
+    assert not (tmp_path / "split").exists()
+
+
+def given(parts: dict[int, str]) -> FakeDataset:
+    """Two users see an item an hour, each clicks the even ones; ``parts`` of some impressions by their event's id."""
+    rows = []
+    for hour in range(10):
+        user, request = hour % 2 + 1, hour + 1
+        rows.append({"user_id": user, "item_id": hour, "type": "impression", "minute": 60 * hour})
+        rows[-1]["request_id"] = request
+        if hour // 2 % 2 == 0:
+            clicked = {"user_id": user, "item_id": hour, "type": "click", "minute": 60 * hour + 1}
+            rows.append({**clicked, "request_id": request})
+    beside = pa.table({"event_id": list(parts), "part": list(parts.values())})
+    table = items_table(dict.fromkeys(range(10), True))
+    return FakeDataset(events_table(rows), table, {"protocol": "given"}, {"event": beside})
+
+
+def test_the_parts_of_the_source_are_kept(tmp_path: Path) -> None:
+    """Whatever their times are: here a request that trains comes after one that tests."""
+    data = given({})
+    shown = {
+        row["item_id"]: row["event_id"] for row in data.events.to_pylist() if row["type"] == "impression"
+    }
+    parts = {2: "train", 3: "valid", 4: "test", 5: "test", 8: "train"}
+    data = given({shown[item]: part for item, part in parts.items()})
+    split = Split.open(split_dataset(data, tmp_path / "split"))
+    assert split.by == "given" and split.shows
+    asked = {row["item_id"]: (row["part"], row["label"]) for row in split.ranking.to_pylist()}
+    assert asked == {
+        2: ("train", 0),
+        3: ("valid", 0),
+        4: ("test", 1),
+        5: ("test", 1),
+        8: ("train", 1),
+    }
+    assert sorted(set(split.fit_log["item_id"].to_pylist())) == [0, 1]  # before anybody was asked
+    assert sorted(set(split.test_log["item_id"].to_pylist())) == [0, 1, 2, 3]  # before anybody is tested
+    assert len(split.log) == len(data.events)
+
+
+def test_a_split_that_is_not_given_is_refused(tmp_path: Path) -> None:
+    data = given({})
+    nothing = replace(data, extra={})
+    other = given({1: "train", 3: "holdout"})
+    untested = given({1: "train", 3: "valid"})
+    for wrong, why in (
+        (nothing, "expected a column 'part' beside the events .* found none. Name one in 'context'"),
+        (
+            other,
+            r"expected train, valid, test in the column 'part' .* found 1 other values, first \['holdout'\]",
+        ),
+        (
+            untested,
+            "parts train and test, found 1 of train, 1 of valid, 0 of test. Run 'moon split --by time'",
+        ),
+    ):
+        with pytest.raises(DataError, match=why):
+            split_dataset(wrong, tmp_path / "split")
     assert not (tmp_path / "split").exists()
 
 

@@ -7,15 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from dataset.contracts import DataError
+from dataset.sieve import Column
 from run.progress import track
 
 NEXT = "Then run 'moon dataset' again."
 CSV_BLOCK = 1 << 22  # bytes of a large file; Arrow reads 32 blocks ahead
 AT_ONCE = 500_000  # rows of it in memory
+ROWS = 1 << 14  # of a parquet file with long lists, read at once
 
 
 def has_files(folder: Path, names: Sequence[str]) -> bool:
@@ -58,14 +61,53 @@ def read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
     """
     if not path.exists():
         return schema.empty_table()
-    try:
+    with _reading_parquet(path):
         table = pq.read_table(path)
+    _require_columns(path, table.column_names, schema)
+    return pa.table([_cast(path, table.column(field.name), field) for field in schema], schema=schema)
+
+
+def read_wide_parquet(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a parquet file that has the columns of ``schema``, cast without loss, and perhaps others, as they are.
+
+    Raises:
+        DataError: damaged file, missing columns, or values of another type.
+    """
+    with _reading_parquet(path):
+        table = pq.read_table(path)
+    others = [name for name in table.column_names if name not in schema.names]
+    _require_columns(path, [name for name in table.column_names if name in schema.names], schema, others)
+    known = {field.name: _cast(path, table.column(field.name), field) for field in schema}
+    return pa.table({**known, **{name: table.column(name) for name in others}})
+
+
+def read_rows(path: Path, schema: pa.Schema, key: str, wanted: Column) -> pa.Table:
+    """The rows of a parquet file of the columns of ``schema`` whose ``key`` is wanted, read some at a time.
+
+    Raises:
+        DataError: as ``read_parquet``.
+    """
+    kept = [schema.empty_table()]
+    with _reading_parquet(path), pq.ParquetFile(path) as file:
+        _require_columns(path, file.schema_arrow.names, schema)
+        batches = file.iter_batches(ROWS)
+        for batch in track(
+            batches, f"read {path.name}", total=-(-file.metadata.num_rows // ROWS), unit="parts"
+        ):
+            part = pa.Table.from_batches([batch])
+            part = part.filter(pc.is_in(part.column(key), value_set=wanted.cast(part.column(key).type)))
+            kept.append(pa.table([_cast(path, part.column(one.name), one) for one in schema], schema=schema))
+    return pa.concat_tables(kept)
+
+
+@contextmanager
+def _reading_parquet(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: expected a parquet file, found: {_first_line(error)}. Correct the file. {NEXT}"
         ) from error
-    _require_columns(path, table.column_names, schema)
-    return pa.table([_cast(path, table.column(field.name), field) for field in schema], schema=schema)
 
 
 def read_csv(path: Path, schema: pa.Schema) -> pa.Table:
@@ -128,12 +170,13 @@ def _reading_csv(
         ) from error
 
 
-def _require_columns(path: Path, names: Sequence[str], schema: pa.Schema) -> None:
+def _require_columns(path: Path, names: Sequence[str], schema: pa.Schema, others: Sequence[str] = ()) -> None:
+    """Raise unless ``names`` are the columns of ``schema``; ``others``, which may be there, are said as well."""
     unknown = [name for name in names if name not in schema.names]
     missing = [name for name in schema.names if name not in names]
     if unknown or missing or len(set(names)) != len(names):
         raise DataError(
-            f"{path}: expected columns {schema.names}, found {list(names)}: "
+            f"{path}: expected columns {schema.names}, found {[*names, *others]}: "
             f"{len(unknown)} unknown {unknown[:3]}, {len(missing)} missing {missing[:3]}. "
             f"Rename, add or drop them. {NEXT}"
         )
