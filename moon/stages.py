@@ -292,7 +292,7 @@ def ranker(run: Run, recipe: str | None = None) -> None:
 
 
 def _relevance(run: Run, vectors: Vectors, embedding: Artifact, cut: Split) -> None:
-    """Train the relevance head on the judged queries, by the features that its service names at the end of the log."""
+    """Train the relevance head on the judged queries, by what its service names."""
     from feature_repo.services import RELEVANCE
     from feature_repo.signature import open_signature
     from feature_repo.store import open_store

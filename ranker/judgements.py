@@ -1,4 +1,4 @@
-"""What the relevance head learns from: judged pairs of a query and an item, and what its service says of the items."""
+"""What the relevance head learns from: judged pairs of a query and an item, and the features of the items."""
 
 from __future__ import annotations
 
