@@ -160,7 +160,7 @@ def taobao_mm(folder: Path, made: World, catalogue: int | None = None) -> None:
 
 
 def unseen_clicks(made: World) -> list[tuple[int, str, None]]:
-    """Clicks that TAOBAO-MM's layout shows in no later history: of a user's test, and of training all but the last."""
+    """Clicks that TAOBAO-MM's layout shows in no later history: of the test, and most of training."""
     found = []
     for user in range(len(made.history)):
         rows = [one for one in made.samples if one.user == user and one.clicked]

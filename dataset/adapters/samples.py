@@ -35,7 +35,7 @@ DAY_US = 86_400 * SECOND_US
 MIDNIGHT = datetime(2020, 1, 1, tzinfo=UTC)  # any would do
 LONGEST_US = 20 * 365 * DAY_US  # most that a history fills: times before 1990 would be refused
 SPREAD_US = 28 * DAY_US  # how long before it those who only train are, by a hash of the user
-QUARTER = 4  # of a step lies between a request and the behaviours around it
+QUARTER, EIGHTH = 4, 8  # of a step lie between a request and the behaviours around it
 UNDER_A_USER = "history longer than its user's"
 
 
@@ -174,7 +174,7 @@ def log_of(samples: Samples, histories: Histories) -> SampleLog:
     moment, asked = then.copy(), np.full(len(owner), -1)
     moment[taken[clicked]] = clock.behaviour(samples.user[clicked], samples.known[clicked])
     asked[taken[clicked]] = request[clicked]
-    shown_us = clock.request(samples.user, samples.known)
+    shown_us = clock.request(samples)
     lost_us = clock.behaviour(samples.user[lost], samples.known[lost])
     late_us = clock.after(samples.user[lost])
     numbered, events = _events(
@@ -234,10 +234,12 @@ class Clock:
         end_us = np.where(is_tested, midnight_us, midnight_us - earlier)
         return cls(users, end_us - np.where(is_tested, first_test, last + 1) * step_us, step_us, last)
 
-    def request(self, user: np.ndarray, known: np.ndarray) -> np.ndarray:
-        """When each user was shown something, after so many behaviours; int64."""
-        row = np.searchsorted(self.users, user)
-        return self.start_us[row] + known * self.step_us[row] + self.step_us[row] // QUARTER
+    def request(self, samples: Samples) -> np.ndarray:
+        """When each was shown, int64: what trains before what tests, if their user had the same history."""
+        row = np.searchsorted(self.users, samples.user)
+        step_us = self.step_us[row]
+        moment = self.start_us[row] + samples.known * step_us
+        return np.where(samples.tests, moment + step_us // QUARTER, moment - step_us // EIGHTH)
 
     def behaviour(self, user: np.ndarray, place: np.ndarray) -> np.ndarray:
         """When each user's behaviour with so many before it happened; int64."""
