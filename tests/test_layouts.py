@@ -102,6 +102,13 @@ def test_every_sample_is_asked_in_its_part_and_with_its_published_history(made: 
             found[part, row["user_id"], row["item_id"], row["label"], tuple(mine)] += 1
         wanted = Counter((*row, tuple(seen)) for *row, seen in published(name, made))
         assert found == wanted, name
+        asked = defaultdict(
+            Counter
+        )  # what a user saw with one history is one request, but for repeated items
+        for part, user, item, _, seen in published(name, made):
+            asked[part, user, tuple(seen)][item] += 1
+        requests = len(set(split.ranking["request_id"].to_pylist()))
+        assert requests == sum(max(items.values()) for items in asked.values()), name
 
 
 def test_no_statistic_of_a_test_holds_what_is_tested(imported) -> None:
