@@ -5,8 +5,9 @@ Shapes: n contents, D vector width, S picture side in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from encoder.tokenizer import end_id, load_tokenizer
 from run.artifacts import Artifact, ArtifactError
 from run.sizes import recorded
 
-__all__ = ["Content", "Encoder", "item_content", "query_content", "save_encoder"]
+__all__ = ["Content", "Encoder", "item_content", "query_content", "query_encoder", "save_encoder"]
 
 PARTS = "parts.safetensors"  # all weights outside the backbone
 
@@ -51,6 +52,23 @@ def save_encoder(model: EncoderModel, tokenizer: PreTrainedTokenizerBase, folder
 def _own(model: EncoderModel) -> dict[str, Tensor]:
     """The weights that are not in the backbone's checkpoint files."""
     return {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.model.")}
+
+
+class Encodes(Protocol):
+    """Turns contents into vectors: an ``Encoder``, or what stands for one."""
+
+    def encode(self, contents: Sequence[Content]) -> np.ndarray:
+        """Unit vectors float32 (n, D)."""
+        ...
+
+
+def query_encoder(encoder: Encodes) -> Callable[[Sequence[tuple[str | None, bytes | None]]], np.ndarray]:
+    """A function of (text, picture) pairs that gives their vectors, for those who search and know of no contents."""
+
+    def encode(queries: Sequence[tuple[str | None, bytes | None]]) -> np.ndarray:
+        return encoder.encode([Content(image=image, text=text) for text, image in queries])
+
+    return encode
 
 
 class Encoder:

@@ -26,6 +26,7 @@ from evaluation.plain import PlainMethods
 from evaluation.plain_controls import Examples
 from evaluation.replay import Impressions, open_rankers, rank_requests, score_impressions
 from evaluation.retrieval_quality import item_slices, retrieval_quality
+from evaluation.search import search_measures
 from evaluation.sheets import Evidence, write_report
 from evaluation.shop_baselines import positive_events, relevant_of
 from evaluation.truth import Judge
@@ -236,4 +237,5 @@ MEASURES: list[Callable[[Evidence], Iterator[Measurement]]] = [
     encoder_measures,
     facet_measures,
     relevance_measures,
+    search_measures,
 ]

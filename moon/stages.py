@@ -249,11 +249,12 @@ def retrieval(run: Run) -> None:
 
 
 def ranker(run: Run, recipe: str | None = None) -> None:
-    """Train the ranker by a recipe and its two controls on the same frames, and the relevance head.
+    """Train the ranker by a recipe and its two controls on the same frames, the relevance head, and build the search.
 
     Each is left out where the data has nothing for it to learn from. Definitions that have changed since the last
     load are registered first, so that a feature that was added to a service is trained with.
     """
+    from encoder.encode import Encoder, query_encoder
     from feature_repo.embeddings import as_stored
     from feature_repo.store import apply_definitions
     from ranker.controls import shuffled
@@ -262,6 +263,8 @@ def ranker(run: Run, recipe: str | None = None) -> None:
     from ranker.train import train_ctr
     from retrieval.examples import ranker_frames
     from retrieval.retriever import Retriever, open_retrieval
+    from retrieval.search.build import build_search
+    from retrieval.search.judge import open_judge
 
     chosen = cube() if recipe is None else named(recipe)
     apply_definitions(run.folder / "store")
@@ -288,11 +291,14 @@ def ranker(run: Run, recipe: str | None = None) -> None:
             loss=loss,
             recipe=chosen,
         )
-    _relevance(run, vectors, embedding, cut)
+    head = _relevance(run, vectors, embedding, cut)
+    judge = None if head is None else open_judge(head, run.folder / "store", cut.end)
+    encode = query_encoder(Encoder.open(open_encoder(run)))
+    build_search(run.folder, open_dataset(run), replace(retriever, vectors=vectors), encode, judge, run.seed)
 
 
-def _relevance(run: Run, vectors: Vectors, embedding: Artifact, cut: Split) -> None:
-    """Train the relevance head on the judged queries, by what its service names."""
+def _relevance(run: Run, vectors: Vectors, embedding: Artifact, cut: Split) -> Artifact | None:
+    """Train the relevance head on the judged queries, by what its service names; None where there are none."""
     from feature_repo.services import RELEVANCE
     from feature_repo.signature import open_signature
     from feature_repo.store import open_store
@@ -302,11 +308,11 @@ def _relevance(run: Run, vectors: Vectors, embedding: Artifact, cut: Split) -> N
 
     pairs = judged_pairs(open_dataset(run), vectors, "train", run.seed)
     if not len(pairs):
-        return
+        return None
     store = open_store(run.folder / "store")
     signature = open_signature(store, RELEVANCE)
     require_judgeable(store, signature)
-    train_relevance(
+    return train_relevance(
         pairs,
         run.folder / "relevance",
         parents={"embedding": embedding},

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from feast import FeatureStore
 
 from dataset.tables import Dataset
+from dataset.withheld import withheld_queries
 from feature_repo.columns import in_frames
 from feature_repo.frames.join import join_features
 from feature_repo.on_demand import reads_of
@@ -42,9 +43,11 @@ def judged_pairs(dataset: Dataset, vectors: Vectors, part: str, seed: int) -> Ju
     """Judged (query, item) pairs of a part, and as many with items drawn at random, which count as irrelevant.
 
     Judges see what a search engine proposed; without the drawn ones the head would never see an irrelevant item.
-    Pairs without a vector on either side are left out.
+    Pairs without a vector on either side are left out, and queries that are withheld from learning.
     """
     judged = dataset.judgements.filter(pc.equal(dataset.judgements["part"], part))
+    withheld = pa.array(withheld_queries(dataset.judgements))
+    judged = judged.filter(pc.invert(pc.is_in(judged["query_id"], value_set=withheld)))
     rng = np.random.default_rng(seed)
     query_id = np.tile(judged["query_id"].to_numpy(), 2)
     item_id = np.concatenate([judged["item_id"].to_numpy(), rng.choice(vectors.ids, len(judged))])

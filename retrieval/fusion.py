@@ -11,21 +11,23 @@ from retrieval.jagged import Retrieved, best_first, group_best, owners
 FUSION = 60  # the constant of reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009)
 
 
-def fuse_orders(ids: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reciprocal rank fusion of two orders of the same items.
+def fuse_within(tiers: np.ndarray, ids: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reciprocal rank fusion of two orders of the same items, which leaves the tiers whole.
 
-    Of a search: relevance to the query and worth to the user are two things, and neither may overrule the other.
+    Of a search: relevance to the query and worth to the user are two things, and neither may overrule the other; but
+    whoever asks for mugs gets the mugs first, whatever else they would take.
 
     Args:
+        tiers: int64 [C]; an item of a higher tier goes before all of a lower one.
         ids: int64 [C], best first in the first order.
         ranked: float32 [C], scores of the same items that make the second.
 
     Returns:
-        ids and fused scores, best first.
+        ids, best first, and scores: the tier and, below 1, the fused reciprocal ranks.
     """
     rank = np.argsort(np.lexsort((ids, -ranked)))
     fused = 1.0 / (FUSION + 1 + np.arange(len(ids))) + 1.0 / (FUSION + 1 + rank)
-    return best_first(ids, fused.astype(np.float32), len(ids))
+    return best_first(ids, (tiers + fused).astype(np.float32), len(ids))
 
 
 def fuse(answers: Sequence[Retrieved]) -> Retrieved:

@@ -38,6 +38,7 @@ MADE_BY = {  # the command that makes an artifact of each kind
     "two_tower": "moon retrieval",
     "ranker": "moon ranker",
     "relevance": "moon ranker",
+    "search": "moon ranker",
 }
 
 

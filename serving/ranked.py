@@ -17,10 +17,11 @@ from feature_repo.online import StoreUnavailable
 from feature_repo.signature import Feature
 from ranker.explain import Explained, explain
 from retrieval.requests import Request, Requests
+from retrieval.search.search import Judge
 from retrieval.similarities import Similarities
 from retrieval.sources import Matches, add_matches
 from serving.answer import Stages
-from serving.protocols import Reader, Scorer
+from serving.protocols import Reader, RelevanceHead, Scorer
 from serving.visit import newest_of
 
 log = logging.getLogger("moon.serving")
@@ -84,6 +85,20 @@ def rank(
             fallbacks.append("ranker_error")
             return None
     return Ranked(ranker, frame, ids, scores)
+
+
+def judging(
+    relevance: RelevanceHead, reader: Reader, time: datetime, stages: Stages, fallbacks: list[str]
+) -> Judge:
+    """The relevance head as the judge of a search, which reads the items' features at a moment."""
+
+    def judge(query: np.ndarray, ids: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        with stages.measure("relevance"):
+            return relevance.score(
+                query, vectors, described(reader, relevance.features, ids, time, fallbacks)
+            )
+
+    return judge
 
 
 def described(

@@ -8,6 +8,7 @@ When something is missing, a named fallback is used, reported in the answer and 
 Where fewer items are popular than were asked for, the newest ones follow: the service answers before the first event.
 
     store_unavailable  the online store does not answer      -> retrieval from the session, else popular items
+    nothing_fits       no item says any of the searched words or means something like them -> nothing
     ranker_error       the ranker raised or gave bad scores  -> retrieval order
 """
 
@@ -29,7 +30,7 @@ from dataset.records import DELETED
 from dataset.shop_ids import ShopId
 from dataset.split import Split
 from dataset.tables import Dataset
-from encoder.encode import Content, Encoder
+from encoder.encode import Encoder, query_encoder
 from feature_repo.frame import Frame
 from feature_repo.ingest.item_states import UnknownItem
 from feature_repo.item_matrix import ItemMatrix
@@ -39,19 +40,22 @@ from feature_repo.shop_ids import INT64_IDS, ShopIds, shop_ids
 from feature_repo.signature import open_signature
 from ranker.relevance import Relevance
 from ranker.score import Ranker
-from retrieval.fusion import fuse_orders
+from retrieval.fusion import fuse_within
 from retrieval.jagged import best_first
 from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import Retriever
+from retrieval.search.open import open_search
+from retrieval.search.search import Asked, Search
 from retrieval.sources import Matches, propose
 from run.artifacts import open_artifact
 from run.generations import open_parts, require_whole
 from run.sizes import size
+from serving.alike import alike
 from serving.answer import Answer, Hit, Stages
 from serving.catalogue import Card, Catalogue
 from serving.newest import followed_by_newest
 from serving.protocols import ContentEncoder, Context, Reader, RelevanceHead, Scorer
-from serving.ranked import Ranked, described, rank
+from serving.ranked import Ranked, judging, rank
 from serving.settings import Settings
 from serving.visit import with_session
 
@@ -76,7 +80,8 @@ class Recommender:
         reader: the online store.
         ranker: scores candidates; None: nothing was there to learn from, and retrieval's order stays.
         encoder: turns searched text and pictures into vectors.
-        relevance: orders search results; None: by cosine.
+        finder: answers searches.
+        relevance: tells what an item means for a search; None: the cosine does.
         catalogue: cards and pictures.
         artifacts: role -> id of every artifact used.
         now: the time of requests that give none.
@@ -97,6 +102,7 @@ class Recommender:
         reader: Reader,
         ranker: Scorer | None,
         encoder: ContentEncoder,
+        finder: Search,
         relevance: RelevanceHead | None,
         catalogue: Catalogue,
         artifacts: Mapping[str, str],
@@ -108,7 +114,12 @@ class Recommender:
         ids: ShopIds = INT64_IDS,
     ) -> None:
         self.retriever, self.reader, self.ranker, self.encoder = retriever, reader, ranker, encoder
-        self.relevance, self.catalogue, self.artifacts = relevance, catalogue, dict(artifacts)
+        self.finder, self.relevance, self.catalogue, self.artifacts = (
+            finder,
+            relevance,
+            catalogue,
+            dict(artifacts),
+        )
         self.now, self.behaviours, self.per_source = now, behaviours, per_source
         self.example_users = tuple(example_users)
         self.generation, self.ids = generation, ids
@@ -158,6 +169,7 @@ class Recommender:
                 else None
             ),
             encoder=Encoder.open(artifacts["encoder"]),
+            finder=open_search(artifacts, dataset.items, retriever.index),
             relevance=(
                 Relevance.open(artifacts["relevance"], open_signature(reader.store, RELEVANCE))
                 if "relevance" in artifacts
@@ -182,7 +194,8 @@ class Recommender:
             return self
         moon = copy.copy(self)
         moon.withdrawn = dict(withdrawn)
-        moon.retriever = self.retriever.without(np.fromiter(withdrawn, np.int64, len(withdrawn)))
+        hidden = np.fromiter(withdrawn, np.int64, len(withdrawn))
+        moon.retriever, moon.finder = self.retriever.without(hidden), self.finder.without(hidden)
         return moon
 
     def recommend(
@@ -260,16 +273,16 @@ class Recommender:
         user_id: ShopId | None = None,
         time: datetime | None = None,
     ) -> Answer:
-        """The k items that answer a text, a picture or both.
+        """The k items that answer a text, a picture or both (``retrieval.search``); none where nothing fits.
 
-        Ordered by relevance; for a known user the ranker's order of the same candidates is fused in by
-        reciprocal ranks, so that neither order overrules the other.
+        For a known user the ranker's order of the same candidates is fused in by reciprocal ranks, so that neither
+        order overrules the other; but no item goes before one that says more of the words.
         """
         fallbacks: list[str] = []
         person = None if user_id is None else self.ids.one("user_id", user_id)
         stages, time = Stages(), time or self.now()
         with stages.measure("encode"):
-            vector = self.encoder.encode([Content(image=image, text=text)])[0]
+            asked = Asked.of(query_encoder(self.encoder), text, image)
         user = None
         if person is not None:
             with stages.measure("features"):
@@ -281,23 +294,22 @@ class Recommender:
             user_id=-1 if person is None else person,
             history=user.history if user is not None else history_of(()),
             time=time,
-            query_vector=vector,
+            query_vector=asked.vector,
             user=user.requests if user is not None else None,
         )
+        judge = None
+        if self.relevance is not None:
+            judge = judging(self.relevance, self.reader, time, stages, fallbacks)
         with stages.measure("retrieve"):
-            ids, scores = self.retriever.query.retrieve(request, max(SEARCH_DEPTH, k))
-            matches = Matches.of(self.retriever.sources, request, ids)
-        order = "relevance"
-        if self.relevance is not None and len(ids):
-            with stages.measure("relevance"):
-                vectors, _ = self.retriever.index.gather(ids)
-                items = described(self.reader, self.relevance.features, ids, time, fallbacks)
-                judged = np.asarray(self.relevance.score(vector, vectors, items), dtype=np.float32)
-            ids, scores = best_first(ids, judged, len(ids))
-        if user is not None and self.ranker is not None and len(ids):
+            found = self.finder.find(asked, max(SEARCH_DEPTH, k), judge)
+            matches = Matches.of(self.retriever.sources, request, found.ids)
+        order, ids, scores = "relevance", found.ids, found.scores
+        if not len(ids):
+            fallbacks.append("nothing_fits")
+        elif user is not None and self.ranker is not None:
             ranked = self._rank(self.ranker, request, user, ids, matches, stages, fallbacks)
             if ranked is not None:
-                order, (ids, scores) = "relevance+ranker", fuse_orders(ids, ranked.scores)
+                order, (ids, scores) = "relevance+ranker", fuse_within(found.tiers, ids, ranked.scores)
         return self._answer(ids[:k], scores[:k], matches, order, stages, fallbacks)
 
     def similar(self, item_id: ShopId, k: int) -> Answer:
@@ -309,23 +321,12 @@ class Recommender:
         item = self.ids.one("item_id", item_id)
         if self.withdrawn.get(item) == DELETED:
             raise UnknownItem(f"item {item_id} was deleted")
-        stages, asked = Stages(), np.array([item], dtype=np.int64)
-        if self.retriever.index.rows(asked)[0] < 0:
+        if self.retriever.index.rows(np.array([item]))[0] < 0:
             raise UnknownItem(f"no item {item_id}")
-        vectors, found = self.retriever.index.gather(asked)
-        if not found[0]:  # it has neither words nor a picture
-            return self._taken_with(item, k, stages)
+        stages = Stages()
         with stages.measure("retrieve"):
-            ids, scores = self.retriever.index.search(vectors[0], k, exclude=np.array([item], dtype=np.int64))
-        return self._answer(ids, scores, None, "similarity", stages, [])
-
-    def _taken_with(self, item: int, k: int, stages: Stages) -> Answer:
-        """The k items that the users of this one acted on most."""
-        request = Request(-1, history_of([item]), self.now(), exclude=np.array([item], dtype=np.int64))
-        with stages.measure("retrieve"):
-            (together,) = (one for one in self.retriever.personal if one.name == "cooccurrence")
-            ids, scores = together.retrieve(request, k)
-        return self._answer(ids, scores, None, "cooccurrence", stages, [])
+            order, ids, scores = alike(self.retriever, item, k, self.now())
+        return self._answer(ids, scores, None, order, stages, [])
 
     def history(self, user_id: ShopId) -> list[Card]:
         """What the user acted on, newest first; empty for an unknown user.

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from feast import FeatureStore
 
 from dataset.contracts import DataError
-from encoder.encode import item_content
+from encoder.encode import Content, item_content
 from feature_repo import dead_letters
 from feature_repo.ingest.item_rows import RowsRefused, are_online, items_table, put_online
 from feature_repo.ingest.new_items import NewItem, set_aside
@@ -69,7 +69,7 @@ def refreshed(
     if items:
         _answer_with(moon, items)
     if len(missing):
-        moon.retriever = moon.retriever.without(missing)
+        moon.retriever, moon.finder = moon.retriever.without(missing), moon.finder.without(missing)
     return moon
 
 
@@ -126,10 +126,24 @@ def _encoded(opened: Recommender, items: Sequence[NewItem]) -> np.ndarray:
 
 
 def _answer_with(moon: Recommender, items: Sequence[NewItem]) -> None:
-    """Add the items to the sources and the catalogue."""
+    """Add the items to the sources, the search and the catalogue."""
     table = items_table(items)
     nobody = moon.reader.read_user(NOBODY, moon.now())
     candidates = moon.reader.with_candidates(nobody, table["item_id"].to_numpy()).candidates
     moon.retriever = moon.retriever.with_items(candidates, table)
     pictures = {one.row["image_id"]: one.image for one in items if one.image is not None}
+    alone = _picture_vectors(moon, table["image_id"].to_pylist(), pictures)
+    moon.finder = moon.finder.with_items(table, alone, moon.retriever.index)
     moon.catalogue = moon.catalogue.with_items(table, pictures)
+
+
+def _picture_vectors(
+    moon: Recommender, image_ids: Sequence[str | None], pictures: Mapping[str, bytes]
+) -> np.ndarray:
+    """The vector of each picture alone, float32 (n, D), zeros where there is none."""
+    known = moon.finder.received
+    fresh = [one for one in pictures if one not in known]
+    vectors = moon.encoder.encode([Content(image=pictures[one]) for one in fresh]) if fresh else ()
+    known.update(zip(fresh, vectors, strict=True))
+    nothing = np.zeros(moon.retriever.index.width, np.float32)
+    return np.stack([known.get(one or "", nothing) for one in image_ids])

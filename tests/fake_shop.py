@@ -18,6 +18,7 @@ from feature_repo.online import StoreUnavailable
 from retrieval.index import ItemIndex
 from retrieval.requests import history_of
 from retrieval.retriever import Retriever
+from retrieval.search.search import Search
 from retrieval.sources import PopularSource, SimilarSource, profile_source, query_source
 from serving.catalogue import Catalogue
 from serving.recommend import Recommender
@@ -155,6 +156,7 @@ def recommender(relevance=None):
         reader=FakeReader(),
         ranker=FakeRanker(),
         encoder=FakeEncoder(),
+        finder=Search.by_meaning(index),
         relevance=relevance,
         catalogue=Catalogue(
             items_table(ITEM_IDS, paths), {f"{row:016x}": picture() for row in range(40)}.get

@@ -22,6 +22,7 @@ from feature_repo.vectors import Vectors
 from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
 from retrieval.index import ItemIndex, category_path
 from retrieval.retriever import Parts, Retriever
+from retrieval.search.search import Search, no_pictures
 from retrieval.similarities import Categories
 from retrieval.words import Words
 from run.artifacts import Artifact
@@ -119,6 +120,7 @@ class Shop:
             reader=OnlineReader(self.store, 7),
             ranker=Ranker(),
             encoder=Encoder(),
+            finder=Search.of(self.world.dataset.items, no_pictures(index), index.only(only)),
             relevance=None,
             catalogue=Catalogue(self.world.dataset.items, {}.get, ids),
             artifacts={"embedding": embedding.id},

@@ -11,7 +11,7 @@ from dataset.contracts import TIME
 from evaluation.replay import lists
 from feature_repo.frame import Frame, History
 from retrieval.examples import MatchedFrames, example_rows
-from retrieval.fusion import fuse, fuse_orders
+from retrieval.fusion import fuse, fuse_within
 from retrieval.jagged import Retrieved
 
 AT = datetime(2025, 6, 1, tzinfo=UTC)
@@ -69,7 +69,7 @@ def test_drawn_negatives_are_not_the_first_ones():
 
 def test_fusion_is_the_sum_of_reciprocal_ranks():
     ids = np.array([5, 3, 9])
-    got, scores = fuse_orders(ids, np.array([0.1, 0.9, 0.5], dtype=np.float32))
+    got, scores = fuse_within(np.zeros(3, int), ids, np.array([0.1, 0.9, 0.5], dtype=np.float32))
     worth = {
         5: 1 / (60 + 1) + 1 / (60 + 3),
         3: 1 / (60 + 2) + 1 / (60 + 1),
@@ -78,6 +78,13 @@ def test_fusion_is_the_sum_of_reciprocal_ranks():
     worth[9] = 1 / (60 + 3) + 1 / (60 + 2)
     assert got.tolist() == sorted(worth, key=lambda i: (-worth[i], i))
     assert np.allclose(scores, sorted(worth.values(), reverse=True))
+
+
+def test_fusion_leaves_tiers_whole():
+    """4 is the best by both orders; 2 and 7 go before it, being of a higher tier, in their fused order."""
+    ids, tiers = np.array([4, 2, 7, 1]), np.array([0, 1, 1, 0])
+    got, scores = fuse_within(tiers, ids, np.array([0.9, 0.1, 0.8, 0.7], dtype=np.float32))
+    assert got.tolist() == [7, 2, 4, 1] and (np.diff(scores) < 0).all()
 
 
 @given(

@@ -28,6 +28,7 @@ from moonstore.freshness import EPOCH, US
 from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
 from retrieval.index import ItemIndex, category_path
 from retrieval.retriever import Parts, Retriever
+from retrieval.search.search import Search, no_pictures
 from retrieval.similarities import Categories
 from retrieval.words import Words
 from serving import refresh
@@ -111,6 +112,7 @@ def opened(tiny_world, loaded):
         reader=OnlineReader(store_dir, 7),
         ranker=Ranker(),
         encoder=Encoder(vectors.matrix[3]),
+        finder=Search.of(tiny_world.dataset.items, no_pictures(index), index),
         relevance=None,
         catalogue=Catalogue(tiny_world.dataset.items, {}.get),
         artifacts={"embedding": artifact.id},
@@ -162,8 +164,10 @@ def test_a_new_item_is_encoded_stored_and_answered_with(tiny_world, opened, shop
     moon = refreshed(opened, store, matrix, items)
     alike = int(opened.retriever.vectors.ids[3])
 
-    (content,) = opened.encoder.given
-    assert content.image == image and "a new one" in content.text
+    content, alone = opened.encoder.given
+    assert content.image == alone.image == image and "a new one" in content.text and alone.text is None
+    refreshed(opened, store, matrix, items)
+    assert len(opened.encoder.given) == 2  # neither it nor its picture is encoded again
     hits = moon.similar(NEW, 3).hits
     assert hits[0].card.item_id == alike and hits[0].score == pytest.approx(1, abs=1e-6)
     assert set(ids_of(moon.search("like the fourth", None, 2))) == {NEW, alike}

@@ -15,7 +15,7 @@ from fake_shop import BEHAVIOURS, EVEN, ITEM_IDS, NOW, ODD, WIDTH, namespace, pi
 from feature_repo.frame import History
 from retrieval.jagged import stack
 from retrieval.requests import Request, Requests, history_of
-from retrieval.sources import PopularSource, SimilarSource, VectorSource, match_scores, propose
+from retrieval.sources import Matches, PopularSource, SimilarSource, VectorSource, match_scores, propose
 from serving import recommend
 from serving.recommend import UnknownCategory, UnknownItem
 
@@ -224,7 +224,8 @@ def test_the_relevance_head_decides_the_order_of_a_search(moon):
     moon.relevance = head = Backwards()
     answer = moon.search("even", None, 7)
     assert answer.order == "relevance" and ids_of(answer) == ITEM_IDS[:7].tolist()
-    assert scores_of(answer) == [np.float32(-item / 1e15) for item in ids_of(answer)]
+    chances = [1 / (1 + np.exp(item / 1e15)) for item in ids_of(answer)]
+    assert scores_of(answer) == pytest.approx(chances, abs=1e-6)
     np.testing.assert_array_equal(head.query, [1, 0, 0, 0])
     assert head.items.shape == (len(ITEM_IDS), WIDTH)
     hit = answer.hits[3]
@@ -240,11 +241,12 @@ def test_relevance_and_the_ranker_decide_together_for_a_known_searcher(moon):
     assert moon.ranker.frame.history.item_id.tolist() == EVEN[:3].tolist()
 
 
-def test_a_known_searchers_features_reach_the_sources(moon):
-    asked = []
-    source = moon.retriever.query
-    real = source.retrieve
-    source.retrieve = lambda request, k: asked.append(request) or real(request, k)
+def test_a_known_searchers_features_reach_the_sources(moon, monkeypatch):
+    asked, real = [], Matches.of
+    monkeypatch.setattr(
+        "serving.recommend.Matches.of",
+        lambda sources, request, ids: asked.append(request) or real(sources, request, ids),
+    )
     moon.search("even", None, 3, user_id=4)
     moon.search("even", None, 3, user_id=10**9)
     moon.search("even", None, 3)
@@ -367,12 +369,14 @@ def test_a_hundred_candidates_are_asked_of_every_source_and_of_a_search(moon):
         real = source.retrieve_batch
         source.retrieve_batch = lambda requests, k: asked.append(k) or real(requests, k)
 
-    for source in (*moon.retriever.recommending, moon.retriever.query):
+    for source in moon.retriever.recommending:
         counted(source)
     moon.per_source = signature(recommend.Recommender).parameters["per_source"].default
     moon.recommend(4, 3)
     assert asked == [100] * len(moon.retriever.recommending)
     asked.clear()
+    find = moon.finder.find
+    moon.finder = namespace(find=lambda query, depth, judge: asked.append(depth) or find(query, depth, judge))
     moon.search("even", None, 3)
     moon.search("even", None, 101)
     assert asked == [100, 101]

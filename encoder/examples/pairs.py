@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from dataset.order import sequence_of
+from dataset.withheld import withheld_queries
 from encoder.examples.corpus import Corpus, Side
 
 WINDOW_US = 24 * 3600 * 1_000_000  # two behaviours of a user less than a day apart count as one shopping trip
@@ -76,7 +77,7 @@ def query_pairs(log: pa.Table, until: datetime, judgements: pa.Table, queries: S
     Args:
         log: EVENTS; those available at ``until`` or later are ignored.
         until: the encoder's cut-off time.
-        judgements: JUDGEMENTS; only part "train" is read.
+        judgements: JUDGEMENTS; only part "train" is read, without the queries withheld from learning.
         queries, items: turn ids into rows.
     """
     events = positive_log(log, until)
@@ -84,11 +85,10 @@ def query_pairs(log: pa.Table, until: datetime, judgements: pa.Table, queries: S
     judged = judgements.filter(
         pc.and_(pc.equal(judgements["part"], "train"), pc.greater(judgements["relevance"], RELEVANT))
     )
-    anchor = queries.rows(
-        np.concatenate([t["query_id"].to_numpy() for t in (events, judged)]).astype(np.int64)
-    )
+    query_id = np.concatenate([t["query_id"].to_numpy() for t in (events, judged)]).astype(np.int64)
+    anchor = queries.rows(query_id)
     item = items.rows(np.concatenate([t["item_id"].to_numpy() for t in (events, judged)]).astype(np.int64))
-    known = (anchor >= 0) & (item >= 0)
+    known = (anchor >= 0) & (item >= 0) & ~np.isin(query_id, withheld_queries(judgements))
     both = np.unique(np.stack([anchor[known], item[known]], axis=1), axis=0)
     return Pairs(both[:, 0], both[:, 1])
 

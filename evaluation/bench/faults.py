@@ -33,6 +33,7 @@ from feature_repo.store import materialize
 from feature_repo.vectors import Vectors
 from retrieval.index import ItemIndex
 from retrieval.retriever import Retriever
+from retrieval.search.search import Search
 from retrieval.sources import PopularSource, SimilarSource, profile_source, query_source
 from serving.app import create_app
 from serving.catalogue import Catalogue
@@ -146,6 +147,7 @@ def service(store_dir: Path, server: RedisServer, clicks: int = CLICKS) -> FastA
         reader=OnlineReader(store_dir, HISTORY),
         ranker=model,
         encoder=model,
+        finder=Search.by_meaning(index),
         relevance=None,
         catalogue=Catalogue(shop.items, lambda _: None),
         artifacts={},

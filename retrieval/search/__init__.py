@@ -1,0 +1,1 @@
+"""Search: items that answer words, a picture, or both."""
