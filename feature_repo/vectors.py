@@ -53,13 +53,23 @@ class VectorTable:
             ids: int64 (n).
             time_us: int64 (n), moments before which a vector must have been available; None: at any time.
         """
+        rows = self.known_rows(ids, time_us)
+        return self.at(rows), rows >= 0
+
+    def known_rows(self, ids: np.ndarray, time_us: np.ndarray | None = None) -> np.ndarray:
+        """Row of each id, int64; -1 where unknown, or not yet available; arguments as of ``gather``."""
         rows = self.rows(ids)
-        found = rows >= 0
         if time_us is not None and self.available_us is not None and len(self.ids):
-            found &= self.available_us[rows] < time_us
-        out = np.zeros((len(rows), self.width), dtype=np.float32)
-        out[found] = self.matrix[rows[found]]
-        return out, found
+            rows[self.available_us[rows] >= time_us] = -1
+        return rows
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors at these rows of any shape, float32 (..., D), zeros where -1."""
+        if not len(self.matrix):
+            return np.zeros((*rows.shape, self.width), dtype=np.float32)
+        out = self.matrix[rows]  # -1 takes the last one for the moment
+        out[rows < 0] = 0
+        return out
 
 
 @dataclass(frozen=True)

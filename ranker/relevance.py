@@ -133,9 +133,7 @@ class Relevance:
             raise ArtifactError(
                 f"{artifact.path}: expected a config of width and inputs, found {sorted(content)}. Run '{made_by}'."
             )
-        inputs = (
-            Inputs.from_json(content["inputs"]) if "inputs" in content else learned(NO_SERVICE, {})
-        )
+        inputs = Inputs.from_json(content["inputs"]) if "inputs" in content else learned(NO_SERVICE, {})
         require_signature(artifact.path, inputs.signature, signature, made_by)
         model = RelevanceModel(content["width"], inputs)
         load_weights(model, artifact.file("model.safetensors"), made_by)

@@ -23,6 +23,7 @@ WATCH = Path(__file__).resolve().parent / "watch"
 DIAL = replace(size("nano"), hidden=32, item_width=16, layers=1)
 # What makes each benchmark small: arguments, and constants of its module. A folder or a run is given in ``measure``.
 SMALL = {
+    "bench_batches": {"clicks": 2000, "rounds": 3, "REQUESTS": 100},
     "bench_encoder": {"items": 8, "repeats": 1, "sides": (32,), "dial": DIAL},
     "bench_faults": {"clicks": 300, "rounds": 1},
     "bench_front_door": {"items": 600, "repeats": 2},

@@ -35,6 +35,11 @@ def test_frames_are_measured_and_agree_with_feasts_plan(tmp_path, measured):
     assert page.count("<svg") == 1 and all(str(escape(one.name)) in page for one in lines)
 
 
+def test_making_batches_is_measured_beside_training_on_them(measured):
+    lines = measured("bench_batches").lines
+    assert [one.n for one in lines] == [3] * 4 and all(one.value > 0 for one in lines)
+
+
 SIDES = ("ours", "Feast", "MGET, the floor")
 LINES = [
     *(

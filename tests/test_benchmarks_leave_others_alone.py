@@ -125,7 +125,12 @@ def test_without_redis_server_the_store_is_measured_without_its_lines_and_says_s
     for name in BENCHMARKS.keys() & vars(bench_store).keys() - {"bench_store"}:
         monkeypatch.setattr(bench_store, name, lambda folder, name=name: asked.append(name) or iter(()))
     shown = CliRunner().invoke(app, ["bench", "store"])
-    assert shown.exit_code == 0 and sorted(asked) == ["bench_frame", "bench_join", "bench_other_joins"]
+    assert shown.exit_code == 0 and sorted(asked) == [
+        "bench_batches",
+        "bench_frame",
+        "bench_join",
+        "bench_other_joins",
+    ]
     assert "not measured: loads into Redis" in shown.stderr and "apt-get install redis-server" in shown.stderr
     assert not any(starts_redis(name) for name in asked)
     monkeypatch.setattr(bench_store, "installed", lambda: True)

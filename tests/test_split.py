@@ -464,6 +464,21 @@ def test_the_protocol_is_chosen_from_the_data_and_says_why(shop: FakeDataset, tm
     assert (config["by"], config["why"]) == ("users", "the events have too few distinct times to be cut")
 
 
+@pytest.mark.parametrize(("strangers", "by"), [(11, "time"), (12, "users"), (13, "users")])
+def test_a_cut_in_time_is_chosen_where_most_of_those_asked_have_a_history(
+    tmp_path: Path, strangers: int, by: str
+) -> None:
+    """Twelve users buy on eight days and once more on the tenth, when strangers buy, too."""
+    known = [(user, day) for day in (*range(8), 9) for user in range(12)]
+    asked = [*known, *((100 + stranger, 9) for stranger in range(strangers))]
+    rows = [
+        {"user_id": user, "item_id": day, "type": "purchase", "minute": 1440 * day + user}
+        for user, day in asked
+    ]
+    data = FakeDataset(events_table(rows), items_table(dict.fromkeys(range(10), False)))
+    assert split_dataset(data, tmp_path / "split").config["by"] == by
+
+
 def test_same_seed_same_artifact(purchases: FakeDataset, tmp_path: Path) -> None:
     ids = {split_dataset(purchases, tmp_path / name, "users", seed).id for name, seed in (("a", 4), ("b", 4))}
     assert len(ids) == 1

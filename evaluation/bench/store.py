@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from evaluation.bench.batches import bench_batches
 from evaluation.bench.faults import bench_faults
 from evaluation.bench.frame import bench_frame
 from evaluation.bench.front_door import bench_front_door
@@ -25,7 +26,7 @@ def left_out() -> str:
 
 
 def bench_store() -> Iterator[Line]:
-    """Measure joins and training frames, and, where redis-server is installed, loads, online reads and events.
+    """Measure joins, frames and batches, and, where redis-server is installed, loads, online reads and events.
 
     Each part that needs Redis starts its own servers.
     """
@@ -34,6 +35,7 @@ def bench_store() -> Iterator[Line]:
         yield from bench_join(folder)
         yield from bench_other_joins(folder)
         yield from bench_frame(folder)
+        yield from bench_batches(folder / "batches")
         if installed():
             yield from bench_materialize(folder)
             yield from bench_text_keys(folder)

@@ -148,11 +148,11 @@ def require_complete(table: pa.Table, features: Iterable[Feature]) -> None:
         column = table[column_of(one)].combine_chunks()
         if pa.types.is_integer(column.type) and not column.null_count:
             continue
-        values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
+        known = np.isfinite(column.to_numpy(zero_copy_only=False))
+        if not known.all():
+            bad = np.flatnonzero(~known)
             raise DataError(
-                f"frame column {one.name}: {len(bad)} of {len(values)} values are null or not finite "
+                f"frame column {one.name}: {len(bad)} of {len(known)} values are null or not finite "
                 f"(rows {bad[:3].tolist()}). Check the store with 'moon store'."
             )
 

@@ -28,6 +28,7 @@ from ranker.inputs.columns import (
     require_complete,
 )
 from ranker.inputs.hashing import hash_integers
+from ranker.inputs.rules.side_by_side import SideBySide
 
 AGE_BUCKETS = 32  # bucket b holds behaviours 2^b - 1 to 2^(b+1) - 1 minutes old
 CODES = 6  # dataset.contracts.BEHAVIOUR_CODES and 0
@@ -46,7 +47,7 @@ class FrameEncoder:
     def __init__(self, inputs: Inputs, vectors: Vectors | None, by_category: bool = False) -> None:
         self.inputs, self.vectors, self.by_category = inputs, vectors, by_category
         self._ids = {side: inputs.ids(side) for side in SIDES}
-        self._numbers = {side: inputs.numbers(side) for side in SIDES}
+        self._numbers = {side: SideBySide(inputs.numbers(side)) for side in SIDES}
         self._features = {side: inputs.features(side) for side in SIDES}
 
     def batch(self, frame: Frame, query_vectors: np.ndarray | None = None) -> Batch:
@@ -174,11 +175,7 @@ class FrameEncoder:
 
     def numbers(self, side: str, table: pa.Table, time_us: np.ndarray) -> np.ndarray:
         """All numbers of a side side by side, float32 [rows, W]; ``time_us`` int64: the moment of each row."""
-        parts = [
-            rule.numbers(table[column].combine_chunks(), time_us)
-            for column, rule in self._numbers[side].values()
-        ]
-        return np.concatenate([np.empty((len(table), 0), np.float32), *parts], axis=1)
+        return self._numbers[side].numbers(table, time_us)
 
     def item_ids(
         self, item_id: np.ndarray, behaved: np.ndarray, candidate_mask: np.ndarray, history_mask: np.ndarray
@@ -197,12 +194,11 @@ class FrameEncoder:
             where: which slots.
             time_us: int64, when the request of each was made; None: an item of no request.
         """
-        width = 0 if self.vectors is None else self.vectors.width
-        content = np.zeros((*where.shape, width), dtype=np.float32)
-        known = np.zeros(where.shape, dtype=bool)
-        if self.vectors is not None:
-            content[where], known[where] = self.vectors.gather(ids, time_us)
-        return torch.from_numpy(content), torch.from_numpy(known)
+        row = np.full(where.shape, -1)
+        if self.vectors is None:
+            return torch.zeros((*where.shape, 0)), torch.from_numpy(row >= 0)
+        row[where] = self.vectors.known_rows(ids, time_us)
+        return torch.from_numpy(self.vectors.at(row)), torch.from_numpy(row >= 0)
 
     def queries(self, requests: pa.Table, given: np.ndarray | None) -> tuple[Tensor, Tensor]:
         """Query vectors float32 [R, V], and which requests have one."""

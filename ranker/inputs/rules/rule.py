@@ -66,13 +66,20 @@ class Learner(Protocol):
         ...
 
 
+def numbers_of(column: pa.Array) -> np.ndarray:
+    """A column of numbers or booleans as float64, NaN where null; large integers are rounded."""
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.float64())
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
 def finite(column: pa.Array, name: str) -> np.ndarray:
     """A column of numbers or booleans as float64, NaN where there is none; a stored NaN counts as none.
 
     Raises:
         DataError: a value is infinite.
     """
-    values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)  # rounds large integers
+    values = numbers_of(column)
     if np.isinf(values).any():
         infinite = np.flatnonzero(np.isinf(values))
         raise DataError(
