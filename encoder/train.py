@@ -21,7 +21,7 @@ from encoder.backbone.backbone import build_backbone, load_backbone, small_confi
 from encoder.dual import DualModel
 from encoder.encode import device, save_encoder
 from encoder.examples.cleaning import exposures
-from encoder.examples.corpus import NO_IMAGE, catalogue_texts, read_corpus
+from encoder.examples.corpus import Corpus, catalogue_texts, read_corpus
 from encoder.examples.pairs import read_relations
 from encoder.learner import Learner, NothingToLearn, Objective
 from encoder.model import EncoderModel
@@ -29,9 +29,13 @@ from encoder.optim import CHECKPOINT_LR_SCALE, Optimizers
 from encoder.pace import Pace
 from encoder.parts.chain import add_chain_marks
 from encoder.parts.lora import add_lora, merge
+from encoder.parts.wide import Wide, thumbnails
 from encoder.pictures.cache import decoded
 from encoder.recipes import Recipe, ours
 from encoder.tokenizer import end_id, load_tokenizer, special_ids, train_tokenizer
+from encoder.towers.features import tower_corpus
+from encoder.towers.model import TowerModel
+from encoder.towers.towers import installed_towers, read_towers
 from run.artifacts import Artifact, open_artifact, write_artifact
 from run.progress import track
 from run.resume import Checkpoints
@@ -89,7 +93,8 @@ def train_encoder(
         out: directory of the artifact.
         seed: for weights, batches and augmentation.
         recipe: recipe to train; ``recipes.ours()`` unless given.
-        checkpoint: a folder of ``checkpoints.FAMILIES`` to start from instead of random weights.
+        checkpoint: a folder of ``checkpoints.FAMILIES`` to start from instead of random weights; for a recipe with
+            towers, a folder of ``encoder.towers.towers`` instead of the installed packages.
         budget: factor on the number of steps.
         cpu_seconds: train for this CPU time instead, divided among the stages, to compare recipes at equal compute.
             The number of steps then depends on the machine, and so does the result.
@@ -114,7 +119,10 @@ def train_encoder(
     state = TrainingState(checkpoints)
     learner = new_learner(dataset, split, size, recipe, seed, checkpoint, lora, state.tokenizer())
     plan = Schedule.of(size, len(learner.corpus.spu), budget)
-    done = _train(learner, recipe, plan, state, cpu_seconds, checkpoint is not None)
+    begun_from = (
+        checkpoint is not None and not recipe.parts.towers
+    )  # the heads on towers always begin at random
+    done = _train(learner, recipe, plan, state, cpu_seconds, begun_from)
     if lora:
         merge(learner.model.backbone.model)
     with write_artifact(out, "encoder", {**config, "batch": plan.batch, **done}, parents) as to:
@@ -140,18 +148,22 @@ def new_learner(
         tokenizer: the tokenizer of a resumed run; None: the checkpoint's, or one trained on the catalogue.
     """
     learnable = split.encoder_items(dataset.items)
-    if tokenizer is None:
-        texts = catalogue_texts(dataset, learnable, recipe.parts.chain)
-        tokenizer = load_tokenizer(checkpoint) if checkpoint else train_tokenizer(texts)
-    model = _model(recipe, tokenizer, size, seed, checkpoint, lora).to(device())
-    corpus = read_corpus(
-        dataset, tokenizer, size.text_tokens, model.px, learnable, recipe.parts.region,
-        decoded(dataset, model.px),
-    )  # fmt: skip
+    if recipe.parts.towers:
+        tower_model = _tower_model(size, seed, checkpoint, lora).to(device())
+        model: EncoderModel = tower_model
+        tokenizer, corpus = tower_model.towers.tokenizer, tower_corpus(dataset, tower_model, learnable)
+    else:
+        if tokenizer is None:
+            texts = catalogue_texts(dataset, learnable, recipe.parts.chain)
+            tokenizer = load_tokenizer(checkpoint) if checkpoint else train_tokenizer(texts)
+        model = _model(recipe, tokenizer, size, seed, checkpoint, lora).to(device())
+        corpus = read_corpus(
+            dataset, tokenizer, size.text_tokens, model.px, learnable, recipe.parts.region,
+            decoded(dataset, model.px),
+        )  # fmt: skip
+        if model.wide is not None:
+            _fit_wide(model.wide, corpus)
     rows = np.arange(len(corpus.spu))
-    if model.wide is not None:
-        shown = [corpus.pixels[image] if image != NO_IMAGE else None for image in corpus.items.image.tolist()]
-        model.wide.fit(corpus.items.tokens, shown)
     plan = Schedule.of(size, len(rows))
     return Learner(
         model=model,
@@ -199,6 +211,26 @@ def _model(
         if recipe.parts.chain:  # the chain's marks are new tokens
             backbone.model.get_input_embeddings().requires_grad_(True)
     return model
+
+
+def _tower_model(size: Size, seed: int, checkpoint: Path | None, lora: int) -> TowerModel:
+    """Untrained heads on the towers of a checkpoint folder, or of the installed packages."""
+    if lora:
+        raise ValueError("the towers of recipe 'pretrained' stay frozen: it takes no adapters")
+    towers = installed_towers() if checkpoint is None else read_towers(checkpoint)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TowerModel(towers, size.item_width, size.text_tokens)
+
+
+def _fit_wide(wide: Wide, corpus: Corpus) -> None:
+    """Fit the wide path to the items of a corpus of pixels."""
+    items, shown = corpus.items, np.flatnonzero(corpus.items.has_image)
+    looks = np.zeros((len(items.tokens), len(wide.usual_P)), dtype=np.float32)
+    for start in range(0, len(shown), 1024):
+        rows = shown[start : start + 1024]
+        looks[rows] = thumbnails(torch.from_numpy(corpus.pixels[items.image[rows]])).numpy()
+    wide.fit(items.tokens, looks, shown)
 
 
 class Trained(nn.Module):

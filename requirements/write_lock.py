@@ -1,4 +1,4 @@
-"""Print the lock of the environment this runs in: exact versions, no index, no local version labels, no Ray."""
+"""Print the lock of the environment this runs in: exact versions, no index, no local version labels, no extras."""
 
 import sys
 from importlib.metadata import distributions
@@ -10,12 +10,15 @@ HEADER = """\
 # Written by 'make lock'.
 """
 NOT_PINNED = {"pip", "moon", "uv"}
-RAY = Path(__file__).with_name("ray.lock")  # has a lock of its own
+EXTRAS = [
+    Path(__file__).with_name(name) for name in ("ray.lock", "pretrained.lock")
+]  # have locks of their own
 
 
 def main() -> None:
     """Write one ``name==version`` line per installed distribution to stdout."""
-    elsewhere = {line.split("==")[0] for line in RAY.read_text().splitlines() if "==" in line}
+    pinned = [line for extra in EXTRAS for line in extra.read_text().splitlines() if "==" in line]
+    elsewhere = {line.split("==")[0] for line in pinned}
     pins = {
         dist.metadata["Name"].lower().replace("_", "-"): dist.version.split("+")[0]
         for dist in distributions()

@@ -5,6 +5,7 @@ from typing import get_type_hints
 
 import pytest
 from contracts.encoder_recipe import EncoderRecipeContract, contents, photo_shop
+from towers_world import tiny_towers
 
 from encoder import recipes
 from encoder.recipes import (
@@ -18,6 +19,7 @@ from encoder.recipes import (
     moon_embedding,
     ours,
     photos,
+    pretrained,
     recipe,
 )
 
@@ -50,6 +52,14 @@ class TestOurs(EncoderRecipeContract):
 
 class TestPhotos(EncoderRecipeContract):
     recipe = staticmethod(photos)
+
+
+class TestPretrained(EncoderRecipeContract):
+    recipe = staticmethod(pretrained)
+
+    @pytest.fixture(scope="class")
+    def checkpoint(self, tmp_path_factory):
+        return tiny_towers(tmp_path_factory.mktemp("towers"))
 
 
 def test_no_recipe_is_without_the_contract():

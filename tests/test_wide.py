@@ -17,7 +17,7 @@ from encoder.assemble import Parts
 from encoder.backbone.packing import Sample
 from encoder.encode import Encoder, item_content
 from encoder.parts import wide as module
-from encoder.parts.wide import LOOKS, THUMBNAIL, Wide
+from encoder.parts.wide import LOOKS, THUMBNAIL, Wide, thumbnails
 from encoder.recipes import Recipe
 from encoder.stages.contrast import OWN, Contrast
 from encoder.train import train_encoder
@@ -37,7 +37,10 @@ def some_items(count):
 
 def fitted(tokens, pictures, width):
     path = Wide(VOCABULARY, width)
-    path.fit(tokens, pictures)
+    shown = np.flatnonzero([picture is not None for picture in pictures])
+    looks = np.zeros((len(tokens), 3 * THUMBNAIL**2), dtype=np.float32)
+    looks[shown] = thumbnails(torch.from_numpy(np.stack([pictures[row] for row in shown]))).numpy()
+    path.fit(tokens, looks, shown)
     return path
 
 
@@ -101,9 +104,10 @@ def test_a_sample_does_not_depend_on_the_others_and_reads_what_it_has():
 
 def test_nothing_to_fit_gives_zeros_and_no_error():
     path = Wide(VOCABULARY, 8)
-    path.fit([[]], [None])
+    none, nobody = np.zeros((1, 3 * THUMBNAIL**2), dtype=np.float32), np.empty(0, dtype=np.int64)
+    path.fit([[]], none, nobody)
     assert not path([Sample([3]), Sample([], (np.zeros((PX, PX, 3), np.uint8),))]).any()
-    path.fit([[], [4, 5]], [None, None])
+    path.fit([[], [4, 5]], np.concatenate([none, none]), nobody)
     assert torch.isfinite(path([Sample([4]), Sample([9])])).all()
 
 

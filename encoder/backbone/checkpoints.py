@@ -41,13 +41,27 @@ def read_checkpoint(folder: Path) -> tuple[Any, dict[str, Any]]:
             tensors are missing, unexpected or not finite.
     """
     folder = Path(folder)
-    family = _json(folder, "config.json").get("model_type")
-    settings = _json(folder, PREPROCESSOR)
+    family = read_json(folder, "config.json").get("model_type")
+    settings = read_json(folder, PREPROCESSOR)
     if family not in FAMILIES:
         raise BackboneError(f"{folder}: expected a model of {', '.join(FAMILIES)}, found {family!r}.")
+    return checked(folder, AutoModelForImageTextToText, family), settings
+
+
+def checked(folder: Path, kind: Any, family: str) -> Any:
+    """The model of a checkpoint folder in float32.
+
+    Args:
+        folder: with ``config.json`` and ``*.safetensors``.
+        kind: a transformers class of models, ``AutoModel...``.
+        family: its name in messages.
+
+    Raises:
+        BackboneError: the weights do not load, or tensors are missing, unexpected or not finite.
+    """
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, RuntimeError, ValueError, StrictDataclassError, SafetensorError) as error:
@@ -60,7 +74,7 @@ def read_checkpoint(folder: Path) -> tuple[Any, dict[str, Any]]:
     _refuse(folder, left, f"in the weights that no {family} model of this config has", "Another model")
     lost = [name for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()]
     _refuse(folder, lost, "not finite", "A damaged file")
-    return model, settings
+    return model
 
 
 def image_markers(folder: Path, family: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -77,7 +91,7 @@ def image_markers(folder: Path, family: str) -> tuple[tuple[int, ...], tuple[int
     return tuple(known[token] for token in before), tuple(known[token] for token in after)
 
 
-def _json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON file of the folder."""
     if not (folder / name).is_file():
         raise BackboneError(

@@ -8,9 +8,9 @@ Shapes: M items or queries, N pictures, S picture side in pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from dataset.contracts import DataError
 from dataset.tables import Dataset
 from encoder.backbone.packing import Sample
 from encoder.content import Content, item_content, query_content, tokenize_fields
+from encoder.examples.augment import augment
 from encoder.parts.chain import chain_body, chain_fields, chain_values
 from encoder.pictures.cache import Decoded
 from encoder.pictures.decode import decode_image, decode_images
@@ -28,6 +29,9 @@ from encoder.pictures.region import REGION_DETAIL, core_region
 from run.progress import track
 
 NO_IMAGE = -1
+
+Change: TypeAlias = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # of pictures that training sees
+Tokenise: TypeAlias = Callable[[Sequence[Content]], list[tuple[list[int], list[int]]]]
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,10 @@ class Corpus:
         spu: int64, product code of each item.
         records: each item's fields as Python values, for the question-answer templates.
         asked: each query's text.
-        pixels: uint8 (N, S, S, 3), the pictures of both sides, and possibly others.
+        pixels: uint8 (N, S, S, 3), the pictures of both sides, and possibly others; or float32 (N, F), what frozen
+            towers see in them.
         regions: uint8 (N, S, S, 3), the core region of each picture; None if the recipe does not use regions.
+        change: how training varies pictures.
     """
 
     items: Side
@@ -86,6 +92,7 @@ class Corpus:
     asked: list[str | None]
     pixels: np.ndarray
     regions: np.ndarray | None = None
+    change: Change = augment
 
     @property
     def has_content(self) -> bool:
@@ -152,17 +159,41 @@ def read_corpus(
     Raises:
         DataError: a picture that an item or query names is missing, or none decodes.
     """
-    items = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(item_ids)))
-    items = items.select(["item_id", "title", "description", "category", "attributes", "spu", "image_id"])
-    records, queries = items.to_pylist(), dataset.queries.to_pylist()
-    wanted = sorted({row["image_id"] for row in [*records, *queries] if row["image_id"] is not None})
-    contents = _image_bytes(dataset.images, wanted)
+    wanted = _named_pictures(dataset, item_ids)
     if decoded is None:
-        decoded = Decoded(*decode_images(contents, wanted, px))
-    place = decoded.rows
+        decoded = Decoded(*decode_images(_image_bytes(dataset.images, wanted), wanted, px))
+
+    def tokenised(contents: Sequence[Content]) -> list[tuple[list[int], list[int]]]:
+        return tokenize_fields(tokenizer, contents, text_tokens)
+
+    corpus = corpus_of(dataset, item_ids, tokenised, decoded)
+    if not regions:
+        return corpus
+    return replace(corpus, regions=_regions(_image_bytes(dataset.images, wanted), decoded, px))
+
+
+def corpus_of(
+    dataset: Dataset, item_ids: np.ndarray, tokenised: Tokenise, pictures: Decoded, change: Change = augment
+) -> Corpus:
+    """The corpus of some items and all queries of a dataset.
+
+    Args:
+        dataset: the dataset.
+        item_ids: int64, the items to read.
+        tokenised: from contents to tokens and the field of each.
+        pictures: by id; an item or query whose picture is not among them has none here.
+        change: how training varies pictures.
+
+    Raises:
+        DataError: a picture that an item or query names is missing in the dataset.
+    """
+    items = _items(dataset, item_ids)
+    records, queries = items.to_pylist(), dataset.queries.to_pylist()
+    _image_bytes(dataset.images, _named_pictures(dataset, item_ids))
+    place = pictures.rows
 
     def side(key: str, rows: list[dict[str, Any]], content_of: Callable[[dict[str, Any]], Content]) -> Side:
-        texts = tokenize_fields(tokenizer, [content_of(row) for row in rows], text_tokens)
+        texts = tokenised([content_of(row) for row in rows])
         image = [place.get(row["image_id"], NO_IMAGE) for row in rows]
         return Side(
             ids=np.array([row[key] for row in rows], dtype=np.int64),
@@ -177,9 +208,20 @@ def read_corpus(
         spu=items["spu"].to_numpy(),
         records=records,
         asked=[row["text"] for row in queries],
-        pixels=decoded.pixels,
-        regions=_regions(contents, decoded, px) if regions else None,
+        pixels=pictures.pixels,
+        change=change,
     )
+
+
+def _items(dataset: Dataset, item_ids: np.ndarray) -> pa.Table:
+    items = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(item_ids)))
+    return items.select(["item_id", "title", "description", "category", "attributes", "spu", "image_id"])
+
+
+def _named_pictures(dataset: Dataset, item_ids: np.ndarray) -> list[str]:
+    """The ids of the pictures of the items and of all queries."""
+    named = (_items(dataset, item_ids)["image_id"], dataset.queries["image_id"])
+    return sorted({one for column in named for one in column.drop_null().to_pylist()})
 
 
 def _regions(contents: Mapping[str, bytes], decoded: Decoded, px: int) -> np.ndarray:

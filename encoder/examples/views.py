@@ -38,7 +38,7 @@ def show(corpus: Corpus, side: Side, rows: np.ndarray, view: View, rng: np.rando
     yes, no = np.ones(count, dtype=bool), np.zeros(count, dtype=bool)
     if view == "half":
         samples = corpus.samples(side, rows, yes, rng.random(count) < 0.5)
-        return augmented(drop_tokens(samples, 0.5, rng), rng)
+        return augmented(drop_tokens(samples, 0.5, rng), rng, corpus.change)
     text = no if view == "image" else yes
     image = yes if view == "all" or "image" in view else no
     if view == "any":
@@ -49,7 +49,7 @@ def show(corpus: Corpus, side: Side, rows: np.ndarray, view: View, rng: np.rando
         samples = [_keep(sample, lambda kind: kind == TITLE) for sample in samples]
     elif view.startswith("details"):
         samples = [_keep(sample, lambda kind: kind != TITLE) for sample in samples]
-    return augmented(drop_tokens(samples, TOKEN_DROPOUT, rng), rng)
+    return augmented(drop_tokens(samples, TOKEN_DROPOUT, rng), rng, corpus.change)
 
 
 def can_show(side: Side, view: View) -> np.ndarray:

@@ -49,51 +49,55 @@ class Wide(nn.Module):
         self.usual_P: Tensor
 
     def forward(self, samples: Sequence[Sample]) -> Tensor:
-        """Unit vectors of samples, float (B, D)."""
+        """Unit vectors of samples of tokens and pixels, float (B, D); zeros where nothing is known."""
+        pictured = [place for place, sample in enumerate(samples) if sample.pictures]
+        looks = torch.zeros(0, len(self.usual_P), device=self.usual_P.device)
+        if pictured:
+            pixels = np.stack([samples[place].pictures[0] for place in pictured])
+            looks = thumbnails(torch.from_numpy(pixels).to(self.usual_P.device))
+        return self.project([sample.tokens for sample in samples], looks, pictured)
+
+    def project(self, tokens: Sequence[Sequence[int]], looks: Tensor, pictured: Sequence[int]) -> Tensor:
+        """Unit vectors, float (B, D).
+
+        Args:
+            tokens: of each sample.
+            looks: float (n, P), ``thumbnails`` of the samples that have a picture.
+            pictured: the places of these.
+        """
         device, vocabulary = self.weight_V.device, len(self.weight_V)
-        length = torch.tensor([len(sample.tokens) for sample in samples], device=device)
-        token_T = torch.tensor(
-            [token for s in samples for token in s.tokens], dtype=torch.int64, device=device
-        )
+        length = torch.tensor([len(text) for text in tokens], device=device)
+        token_T = torch.tensor([token for text in tokens for token in text], dtype=torch.int64, device=device)
         row_T = torch.repeat_interleave(length)
         key, count = torch.unique(row_T * vocabulary + token_T, return_counts=True)
         row, token = key // vocabulary, key % vocabulary
         value = count * self.weight_V[token]
-        norm_B = torch.zeros(len(samples), device=device).index_add(0, row, value.square()).sqrt()
+        norm_B = torch.zeros(len(tokens), device=device).index_add(0, row, value.square()).sqrt()
         value = value / norm_B.clamp(min=1e-6)[row]
-        out = torch.zeros(len(samples), self.words_VD.shape[1], device=device)
+        out = torch.zeros(len(tokens), self.words_VD.shape[1], device=device)
         out = out.index_add(0, row, value[:, None] * self.words_VD[token])
-        pictured = [place for place, sample in enumerate(samples) if sample.pictures]
-        if pictured:
-            looks = F.normalize(self._thumbnails([samples[p].pictures[0] for p in pictured]), dim=-1)
-            out = out.index_add(0, torch.tensor(pictured, device=device), looks @ self.looks_PD)
+        if len(pictured):
+            seen = F.normalize(looks - self.usual_P, dim=-1) @ self.looks_PD
+            out = out.index_add(0, torch.tensor(pictured, device=device), seen)
         return F.normalize(out, dim=-1)
 
-    def _thumbnails(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Distance from white of each cell, less the mean thumbnail, float (n, P)."""
-        pixels = torch.from_numpy(np.stack(pictures)).to(self.usual_P.device)
-        return thumbnails(pixels) - self.usual_P
-
-    def fit(self, tokens: Sequence[Sequence[int]], pictures: Sequence[np.ndarray | None]) -> None:
+    def fit(self, tokens: Sequence[Sequence[int]], looks: np.ndarray, shown: np.ndarray) -> None:
         """Learn the projection from items; with none that say or show anything it stays zero.
 
         Args:
             tokens: text tokens of each item.
-            pictures: picture of each item, uint8 (S, S, 3), or None.
+            looks: float32 (M, P), ``thumbnails`` of the items' pictures, zeros without.
+            shown: int64, rows of the items with a picture.
         """
         counts = _counts(tokens, len(self.weight_V))
         frequency = np.bincount(counts.indices, minlength=counts.shape[1])
         weight = np.where(frequency > 0, np.log((1 + len(tokens)) / (1 + frequency)) + 1, 0)
         words = _unit_rows(counts @ sparse.diags_array(weight))
-        shown = np.array([row for row, picture in enumerate(pictures) if picture is not None], dtype=np.int64)
-        looks = np.zeros((len(tokens), len(self.usual_P)), dtype=np.float32)
-        for start in range(0, len(shown), 1024):
-            rows = shown[start : start + 1024]
-            looks[rows] = thumbnails(torch.from_numpy(np.stack([pictures[row] for row in rows]))).numpy()
-        usual = looks[shown].mean(axis=0) if len(shown) else looks.mean(axis=0)
-        looks[shown] -= usual
-        looks = LOOKS * F.normalize(torch.from_numpy(looks), dim=-1).numpy()
-        both = sparse.hstack([words, sparse.csr_array(looks)]).tocsr()
+        usual = looks[shown].mean(axis=0) if len(shown) else np.zeros(len(self.usual_P), np.float32)
+        centred = np.zeros_like(looks)
+        centred[shown] = looks[shown] - usual
+        unit = F.normalize(torch.from_numpy(centred), dim=-1).numpy()
+        both = sparse.hstack([words, sparse.csr_array(LOOKS * unit)]).tocsr()
         both = both[np.diff(both.indptr) > 0]
         width = min(self.words_VD.shape[1], min(both.shape) - 1)
         if width < 1:

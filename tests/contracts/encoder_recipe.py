@@ -88,10 +88,15 @@ class EncoderRecipeContract:
         torch.set_num_threads(before)
 
     @pytest.fixture(scope="class")
-    def trained(self, photo_shop, tmp_path_factory):
+    def checkpoint(self):
+        """The folder of weights that training starts from, for a recipe that needs one."""
+        return None
+
+    @pytest.fixture(scope="class")
+    def trained(self, photo_shop, checkpoint, tmp_path_factory):
         out = tmp_path_factory.mktemp("recipe") / "encoder"
         recipe = type(self).recipe()
-        return train_encoder(*photo_shop, TINY, out, recipe=recipe, budget=self.budget)
+        return train_encoder(*photo_shop, TINY, out, recipe=recipe, checkpoint=checkpoint, budget=self.budget)
 
     @pytest.fixture(scope="class")
     def encoder(self, trained):
@@ -156,10 +161,10 @@ class EncoderRecipeContract:
         for name in tensors:
             assert (tmp_path / name).read_bytes() == trained.file(name).read_bytes(), name
 
-    def test_equal_seeds_give_equal_weights_and_others_do_not(self, photo_shop, tmp_path):
-        recipe = type(self).recipe()
+    def test_equal_seeds_give_equal_weights_and_others_do_not(self, photo_shop, checkpoint, tmp_path):
+        recipe, more = type(self).recipe(), {"checkpoint": checkpoint, "budget": STEP}
         first, second, other = (
-            train_encoder(*photo_shop, TINY, tmp_path / name, seed=seed, recipe=recipe, budget=STEP)
+            train_encoder(*photo_shop, TINY, tmp_path / name, seed=seed, recipe=recipe, **more)
             for name, seed in (("first", 0), ("second", 0), ("other", 1))
         )
         tensors = [path.name for path in first.path.iterdir() if path.suffix == ".safetensors"]

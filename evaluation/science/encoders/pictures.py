@@ -103,7 +103,8 @@ def take_pictures(exam: Exam, trained: Mapping[str, Artifact], shipped: str, bas
             row[name] = tiles
         if name in (shipped, baseline) and category is not None and len(exam.pool["item"]) > NEIGHBOURS:
             maps.append(embedding_map(name, candidate_ND, category))
-    single = [name for name, one in trained.items() if not Parts(**one.config["parts"]).dual]
+    parts = {name: Parts(**one.config["parts"]) for name, one in trained.items()}
+    single = [name for name, one in parts.items() if not (one.dual or one.towers)]
     heat_of = min(single, key=lambda name: name != shipped, default="")
     sides = {}
     if heat_of:
