@@ -105,7 +105,7 @@ class TestSimTier(RankerModuleContract):
 
 
 class TestTwin(RankerModuleContract):
-    module = partial(Twin, keep=3)
+    module = partial(Twin, keep=6)
 
 
 class TestVector(RankerModuleContract):

@@ -29,6 +29,13 @@ def masked_mean(values_RLD: Tensor, allowed_RL: Tensor) -> Tensor:
     return (values_RLD * allowed_RL[..., None]).sum(1) / count
 
 
+def alike(width: int) -> nn.Linear:
+    """A projection of queries or keys that begins as the identity: what is alike attracts from the first step."""
+    layer = nn.Linear(width, width, bias=False)
+    nn.init.eye_(layer.weight)
+    return layer
+
+
 class TargetAttention(nn.Module):
     """Cross-attention, query = candidate, keys = values = behaviours (DIN, KDD 2018, in dot form).
 
@@ -38,10 +45,7 @@ class TargetAttention(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        nn.init.eye_(self.query.weight)
-        nn.init.eye_(self.key.weight)
+        self.query, self.key = alike(width), alike(width)
 
     def forward(self, target_RND: Tensor, history_RLD: Tensor, allowed_RL: Tensor) -> Tensor:
         """The interest of each request in the light of each candidate, float32 [R, N, D].

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from ranker.modules.attention import TargetAttention
 from ranker.modules.module import Module, Output, Widths
 
+SPREAD = 0.01  # of initial embeddings: those of ids begin so as well
+
 
 class Codes(Module):
     """Embeddings of an item's codes.
@@ -43,6 +45,8 @@ class Codes(Module):
         self.items = nn.Parameter(items, requires_grad=False)
         self.of_level = nn.ModuleList(nn.Embedding(centres, widths.ids) for _ in range(levels))
         self.of_item = nn.Embedding(sample, widths.ids)
+        for table in (*self.of_level, self.of_item):
+            nn.init.uniform_(table.weight, -SPREAD, SPREAD)
         self.attention = TargetAttention(widths.ids)
         self.per_candidate = 3 * widths.ids + 1
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ranker.modules.attention import masked_softmax
+from ranker.modules.attention import alike, masked_softmax
 from ranker.modules.module import Module, Output, Widths
 
 
@@ -27,7 +27,8 @@ class SemanticAttention(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.query, self.key = alike(width), alike(width)
+        self.value = nn.Linear(width, width, bias=False)
         self.mix = nn.Parameter(torch.tensor([1.0, 10.0, 10.0]))
 
     def forward(self, target_RND: Tensor, history_RLD: Tensor, cosine_RNL: Tensor, allowed: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ranker.modules.attention import masked_softmax
+from ranker.modules.attention import alike, masked_softmax
 
 TIE = 1e-5  # repeated behaviours differ by rounding alone
 
@@ -45,7 +45,8 @@ class ExactSearch(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.query, self.key = alike(width), alike(width)
+        self.value = nn.Linear(width, width, bias=False)
 
     def forward(self, target_RND: Tensor, history_RLD: Tensor, kept_RNL: Tensor) -> Tensor:
         """The interest of each request in the light of each candidate, float32 [R, N, D]."""

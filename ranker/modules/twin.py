@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ranker.modules.attention import masked_softmax
+from ranker.modules.attention import alike, masked_softmax
 from ranker.modules.module import Module, Output, Widths
 from ranker.modules.search import nearest
 
@@ -32,7 +32,8 @@ class Twin(Module):
     def __init__(self, widths: Widths, keep: int = 15) -> None:
         super().__init__()
         self.keep = keep
-        self.query, self.key, self.value = (nn.Linear(widths.ids, widths.ids, bias=False) for _ in range(3))
+        self.query, self.key = alike(widths.ids), alike(widths.ids)
+        self.value = nn.Linear(widths.ids, widths.ids, bias=False)
         self.cross = nn.Linear(widths.ids, 1, bias=False)
         self.per_candidate = 2 * widths.ids
 
