@@ -56,6 +56,7 @@ PARTS = {  # by folder name
     "index": Part("index", "index"),
     "cooccurrence": Part("cooccurrence", "cooccurrence"),
     "words": Part("words", "words", needed=False),
+    "taste": Part("taste", "taste", needed=False),
     "two_tower": Part("two_tower", "two_tower", needed=False),
     "two_tower_index": Part("two_tower_index", "index", needed=False),
     "ranker_full": Part("ranker", "ranker", needed=False),

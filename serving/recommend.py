@@ -283,6 +283,8 @@ class Recommender:
             time=time,
             query_vector=vector,
             user=user.requests if user is not None else None,
+            text=text,
+            image=image,
         )
         with stages.measure("retrieve"):
             ids, scores = self.retriever.query.retrieve(request, max(SEARCH_DEPTH, k))
