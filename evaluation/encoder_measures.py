@@ -17,6 +17,7 @@ from evaluation.facets import Facets, Tastes, reduced, remembered
 from evaluation.metrics import Measurement
 from evaluation.sheets import Evidence
 from evaluation.truth import Judge
+from retrieval.colours import colours
 from retrieval.words import Vocabulary, item_text
 from run.artifacts import open_artifact
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from feature_repo.vectors import rows_of
 from retrieval.colours import colours
-from retrieval.properties import LOOKS_SPACE, Properties
+from retrieval.properties import LOOKS_SPACE, Picture, Properties
 from retrieval.requests import Requests
 from retrieval.words import Words
 
@@ -30,6 +31,17 @@ class Queries:
     query_ids: np.ndarray
     texts: tuple[str | None, ...]
     looks: np.ndarray
+
+    @classmethod
+    def of(cls, queries: pa.Table, properties: Properties, picture: Picture) -> Queries:
+        """Of QUERIES rows; ``picture`` gives that of an ``image_id``."""
+        queries = queries.sort_by("query_id")
+        basis, seen = properties.bases.get(LOOKS_SPACE), list(map(picture, queries["image_id"].to_pylist()))
+        looks = np.zeros((len(seen), 0 if basis is None else basis.directions.shape[1]), np.float32)
+        there = [row for row, one in enumerate(seen) if one is not None]
+        if basis is not None and there:
+            looks[there] = basis.place(colours([seen[row] for row in there]))
+        return cls(queries["query_id"].to_numpy(), tuple(queries["text"].to_pylist()), looks)
 
 
 @dataclass(frozen=True)

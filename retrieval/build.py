@@ -17,10 +17,9 @@ from feature_repo.services import RETRIEVAL
 from feature_repo.vectors import Vectors
 from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval.asked import Queries
-from retrieval.colours import colours
 from retrieval.cooccurrence import build_cooccurrence
 from retrieval.index import ItemIndex, category_path
-from retrieval.properties import LOOKS_SPACE, Properties
+from retrieval.properties import Properties
 from retrieval.shown import Shown
 from retrieval.taste import Taste
 from retrieval.taste_files import save_taste
@@ -76,22 +75,10 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
 
 def build_taste(dataset: Dataset, split: Split, out: Path) -> None:
     """Write the artifact ``taste``: its variances and rates are learned from ``fit_log`` only."""
-    pictures = dict(
-        zip(dataset.images["image_id"].to_pylist(), dataset.images["bytes"].to_pylist(), strict=True)
-    )
-    properties = Properties.of(dataset.items, pictures)
+    properties = Properties.of(dataset.items, dataset.image_bytes)
     shown, learned = (Shown.of(log, split.fit_log) for log in (split.log, split.fit_log))
-    queries = dataset.queries.sort_by("query_id")
-    basis, seen = (
-        properties.bases.get(LOOKS_SPACE),
-        [pictures.get(one) for one in queries["image_id"].to_pylist()],
-    )
-    looks = np.zeros((len(seen), 0 if basis is None else basis.directions.shape[1]), np.float32)
-    there = [row for row, picture in enumerate(seen) if picture is not None]
-    if basis is not None and there:
-        looks[there] = basis.place(colours([seen[row] for row in there]))
-    asked = Queries(queries["query_id"].to_numpy(), tuple(queries["text"].to_pylist()), looks)
-    save_taste(Taste.fit(properties, shown, learned), asked, out, {"split": split.artifact})
+    queries = Queries.of(dataset.queries, properties, dataset.image_bytes)
+    save_taste(Taste.fit(properties, shown, learned), queries, out, {"split": split.artifact})
 
 
 def catalogue_frame(folder: Path, split: Split, item_ids: np.ndarray, size: Size) -> TrainingFrame:

@@ -7,7 +7,7 @@ the catalogue. Legend: M items, F fields, S spaces, D numbers of a space.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -25,6 +25,7 @@ LEVELS = 4  # of the category path, from the top
 WORDS, LOOKS = 64, 32  # numbers that are kept of each
 UNKNOWN = -1
 LOOKS_SPACE = "looks"
+Picture = Callable[[str | None], bytes | None]
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class Properties:
     vocabulary: Vocabulary
 
     @classmethod
-    def of(cls, items: pa.Table, pictures: Mapping[str, bytes]) -> Properties:
-        """Of ITEMS rows and their pictures by ``image_id``."""
+    def of(cls, items: pa.Table, picture: Picture) -> Properties:
+        """Of ITEMS rows; ``picture`` gives that of an ``image_id``."""
         items = items.sort_by("item_id")
         rows = [_values_of(one) for one in items.select(DESCRIBING).to_pylist()]
         fields = _fields(rows)
@@ -97,7 +98,7 @@ class Properties:
         vocabulary, bases = Vocabulary.of(texts), {}
         if len(vocabulary.weight) and len(items):
             bases["words"] = Basis.of(vocabulary.rows(texts), WORDS)
-        seen = [pictures[one] for one in items["image_id"].to_pylist() if one in pictures]
+        seen = [one for one in map(picture, items["image_id"].to_pylist()) if one is not None]
         if seen:
             bases[LOOKS_SPACE] = Basis.of(colours(seen), LOOKS)
         known = logs[~np.isnan(logs)]
@@ -106,9 +107,9 @@ class Properties:
             np.empty(0, np.int64), fields, np.empty((0, len(fields)), np.int32), {}, tuple(values), price, bases,
             vocabulary,
         )  # fmt: skip
-        return empty.with_items(items, pictures)
+        return empty.with_items(items, picture)
 
-    def with_items(self, items: pa.Table, pictures: Mapping[str, bytes]) -> Properties:
+    def with_items(self, items: pa.Table, picture: Picture) -> Properties:
         """The same with ITEMS rows added or replaced; values and words that the catalogue lacked are unknown."""
         rows = [_values_of(one) for one in items.select(DESCRIBING).to_pylist()]
         codes = [
@@ -119,7 +120,7 @@ class Properties:
         if "words" in self.bases:
             spaces["words"] = self.bases["words"].place(self.vocabulary.rows(item_texts(items)))
         if LOOKS_SPACE in self.bases:
-            seen = [pictures.get(one) for one in items["image_id"].to_pylist()]
+            seen = list(map(picture, items["image_id"].to_pylist()))
             spaces[LOOKS_SPACE] = self.bases[LOOKS_SPACE].place(colours(seen))
             spaces[LOOKS_SPACE][[one is None for one in seen]] = 0
         added = items["item_id"].to_numpy()

@@ -15,6 +15,7 @@ from feature_repo.vectors import Vectors
 from retrieval.asked import Asked
 from retrieval.cooccurrence import Cooccurrence
 from retrieval.index import ItemIndex, category_path
+from retrieval.properties import Picture
 from retrieval.similarities import Categories, Similarities, Space
 from retrieval.sources import (
     CooccurrenceSource,
@@ -202,13 +203,13 @@ class Retriever:
             parts = replace(parts, tower_index=parts.tower_index.without(item_ids))
         return self._of(self.index.without(item_ids), self.vectors, parts, self.artifacts)
 
-    def with_items(self, items: pa.Table, rows: pa.Table, pictures: Mapping[str, bytes]) -> Retriever:
+    def with_items(self, items: pa.Table, rows: pa.Table, picture: Picture) -> Retriever:
         """A retriever with these items added or replaced.
 
         Args:
             items: their features, as in ``Frame.candidates``; their vectors are in ``vectors``.
             rows: the same items in the same order, ITEMS rows.
-            pictures: those of them that have one, by ``image_id``.
+            picture: gives that of an ``image_id``; None: there is none.
         """
         categories = [category_path(path) for path in rows["category"].to_pylist()]
         assert self.parts is not None
@@ -217,7 +218,7 @@ class Retriever:
         words = None if parts.words is None else parts.words.with_items(rows)
         parts = replace(parts, categories=Categories.of(index), words=words)
         if parts.taste is not None and parts.asked is not None and words is not None:
-            taste = parts.taste.with_items(rows, pictures)
+            taste = parts.taste.with_items(rows, picture)
             parts = replace(parts, taste=taste, asked=parts.asked.with_items(words, taste.properties))
         if parts.towers is not None and parts.tower_index is not None:
             placed = parts.towers.item_vectors(items)

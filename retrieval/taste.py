@@ -10,7 +10,7 @@ Legend: R requests, C candidates, n candidates and H shown items of one request,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from scipy.linalg import solve
 from scipy.optimize import nnls
 
 from dataset.contracts import POSITIVE_CODES
-from retrieval.properties import Properties
+from retrieval.properties import Picture, Properties
 from retrieval.requests import Requests
 from retrieval.shown import NEVER, PRIOR, Shown, log_odds
 from retrieval.similarities import FADE_US
@@ -104,9 +104,9 @@ class Taste:
         variance = _least_squares(square, product).astype(np.float32)
         return cls(properties, shown, variance[:count], variance[count:], usual)
 
-    def with_items(self, items: pa.Table, pictures: Mapping[str, bytes]) -> Taste:
-        """The same tastes for a catalogue with ITEMS rows added or replaced, and their pictures by ``image_id``."""
-        return replace(self, properties=self.properties.with_items(items, pictures))
+    def with_items(self, items: pa.Table, picture: Picture) -> Taste:
+        """The same tastes for a catalogue with ITEMS rows added or replaced, as in ``Properties.with_items``."""
+        return replace(self, properties=self.properties.with_items(items, picture))
 
     @property
     def of(self) -> tuple[str, ...]:

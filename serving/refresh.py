@@ -131,5 +131,7 @@ def _answer_with(moon: Recommender, items: Sequence[NewItem]) -> None:
     nobody = moon.reader.read_user(NOBODY, moon.now())
     candidates = moon.reader.with_candidates(nobody, table["item_id"].to_numpy()).candidates
     pictures = {one.row["image_id"]: one.image for one in items if one.image is not None}
-    moon.retriever = moon.retriever.with_items(candidates, table, pictures)
+    moon.retriever = moon.retriever.with_items(
+        candidates, table, lambda image_id: None if image_id is None else pictures.get(image_id)
+    )
     moon.catalogue = moon.catalogue.with_items(table, pictures)
