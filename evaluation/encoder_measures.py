@@ -11,12 +11,13 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from encoder.encode import Content, Encoder, item_content
-from evaluation.content import colours, tf_idf
+from evaluation.content import tf_idf
 from evaluation.encoder_quality import Pool, encoder_quality
 from evaluation.facets import Facets, Tastes, reduced, remembered
 from evaluation.metrics import Measurement
 from evaluation.sheets import Evidence
 from evaluation.truth import Judge
+from retrieval.colours import colours
 from retrieval.words import Vocabulary, item_text
 from run.artifacts import open_artifact
 

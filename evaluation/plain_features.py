@@ -16,9 +16,10 @@ from scipy import sparse
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from dataset.tables import Dataset
-from evaluation.content import PlainContent, SparseRows, buyers, colours, tf_idf
+from evaluation.content import PlainContent, SparseRows, buyers, tf_idf
 from evaluation.earlier import NO_QUERY, Counts, Moments, rows_before
 from evaluation.shop_baselines import positive_events
+from retrieval.colours import colours
 from retrieval.similarities import BEHAVIOURS, DAY_US, FADE_US, KINDS, summaries
 from retrieval.words import item_texts
 

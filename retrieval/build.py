@@ -16,8 +16,13 @@ from feature_repo.frames.join import TrainingFrame, training_frame
 from feature_repo.services import RETRIEVAL
 from feature_repo.vectors import Vectors
 from ranker.two_tower.train import TwoTower, train_two_tower
+from retrieval.asked import Queries
 from retrieval.cooccurrence import build_cooccurrence
 from retrieval.index import ItemIndex, category_path
+from retrieval.properties import Properties
+from retrieval.shown import Shown
+from retrieval.taste import Taste
+from retrieval.taste_files import save_taste
 from retrieval.words import Words
 from run.artifacts import discard, open_artifact
 from run.sizes import Size
@@ -26,10 +31,10 @@ NO_USER = -1
 
 
 def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, seed: int) -> None:
-    """Write ``cooccurrence``, ``cooccurrence_fit``, ``index``, ``words``, ``two_tower`` and ``two_tower_index``.
+    """Write ``cooccurrence``, ``cooccurrence_fit``, ``index``, ``words``, ``taste``, and the two-tower's artifacts.
 
-    The index holds every item of the catalogue, with or without a vector. The last two are left out where nothing
-    says what users took.
+    The index holds every item of the catalogue, with or without a vector. ``taste`` is left out
+    where nothing says what was not liked; ``two_tower`` and ``two_tower_index`` where nothing says what users took.
 
     ``cooccurrence`` counts the split's ``test_log`` and answers test requests; ``cooccurrence_fit`` counts its
     ``fit_log`` and scores the ranker's training requests: nothing is counted that a request asks for.
@@ -44,6 +49,10 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
     paths = _category_paths(dataset, items)
     ItemIndex.build(items, vectors.gather(items)[0], paths).save(folder / "index", {"embedding": embedding})
     Words.of(dataset.items).save(folder / "words", parents)
+    if split.shows:
+        build_taste(dataset, split, folder / "taste")
+    else:
+        discard(folder / "taste")
 
     positives = _positives(split)
     if not len(positives):  # nothing to learn from: there is no two-tower source
@@ -62,6 +71,14 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
     )
     matrix = TwoTower.open(towers, vectors).item_vectors(catalogue)
     ItemIndex.build(items, matrix, paths).save(folder / "two_tower_index", {"two_tower": towers})
+
+
+def build_taste(dataset: Dataset, split: Split, out: Path) -> None:
+    """Write the artifact ``taste``: its variances and rates are learned from ``fit_log`` only."""
+    properties = Properties.of(dataset.items, dataset.image_bytes)
+    shown, learned = (Shown.of(log, split.fit_log) for log in (split.log, split.fit_log))
+    queries = Queries.of(dataset.queries, properties, dataset.image_bytes)
+    save_taste(Taste.fit(properties, shown, learned), queries, out, {"split": split.artifact})
 
 
 def catalogue_frame(folder: Path, split: Split, item_ids: np.ndarray, size: Size) -> TrainingFrame:

@@ -21,6 +21,7 @@ HISTORY_ITEMS = 20  # the newest distinct items that represent a user; older one
 RECENCY = 0.9  # weight of a behaviour relative to the next newer one
 
 NO_IDS = np.empty(0, dtype=np.int64)
+NO_QUERY = -1
 
 
 def history_of(item_ids: Sequence[int] | np.ndarray) -> History:
@@ -46,6 +47,7 @@ class Request:
         category: only items under this path (see ``retrieval.index``); None: all.
         exclude: int64 item ids never to return.
         user: one row of user features (``Frame.requests``), read by the two-tower source; None: unknown user.
+        text, image: what was searched for, as it was sent.
     """
 
     user_id: int
@@ -55,6 +57,8 @@ class Request:
     category: str | None = None
     exclude: np.ndarray = field(default_factory=lambda: NO_IDS)
     user: pa.Table | None = None
+    text: str | None = None
+    image: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,9 @@ class Requests:
         categories: R paths, None where any category will do.
         exclude: R arrays of int64 item ids.
         users: R rows of user features; None: the two-tower source answers nothing.
+        user_id: int64 [R], who asks.
+        query_id: int64 [R], the logged query, NO_QUERY where there is none.
+        texts, pictures: R each, what was searched for where it is not logged; None where nothing was.
     """
 
     history: History
@@ -76,6 +83,10 @@ class Requests:
     categories: tuple[str | None, ...]
     exclude: tuple[np.ndarray, ...]
     users: pa.Table | None
+    user_id: np.ndarray
+    query_id: np.ndarray
+    texts: tuple[str | None, ...]
+    pictures: tuple[bytes | None, ...]
 
     def __len__(self) -> int:
         return len(self.history)
@@ -107,11 +118,15 @@ class Requests:
             categories=tuple(request.category for request in requests),
             exclude=tuple(request.exclude for request in requests),
             users=pa.concat_tables(users) if requests and len(users) == len(requests) else None,
+            user_id=np.array([request.user_id for request in requests], dtype=np.int64),
+            query_id=np.full(len(requests), NO_QUERY),
+            texts=tuple(request.text for request in requests),
+            pictures=tuple(request.image for request in requests),
         )
 
     @classmethod
     def from_frame(cls, frame: Frame, exclude_history: bool = False) -> Requests:
-        """The requests of a frame, without queries; its candidates are ignored.
+        """The requests of a frame, without the vectors of queries; its candidates are ignored.
 
         Args:
             frame: R requests, offline or online.
@@ -126,6 +141,13 @@ class Requests:
             categories=(None,) * len(frame),
             exclude=tuple(np.unique(items) for items in seen) if exclude_history else (NO_IDS,) * len(frame),
             users=frame.requests,
+            user_id=frame.requests["user_id"].combine_chunks().to_numpy(zero_copy_only=False),
+            query_id=frame.requests["query_id"]
+            .combine_chunks()
+            .fill_null(NO_QUERY)
+            .to_numpy(zero_copy_only=False),
+            texts=(None,) * len(frame),
+            pictures=(None,) * len(frame),
         )
 
     def select(self, rows: np.ndarray) -> Requests:
@@ -141,6 +163,10 @@ class Requests:
             categories=tuple(self.categories[row] for row in rows),
             exclude=tuple(self.exclude[row] for row in rows),
             users=None if self.users is None else self.users.take(pa.array(rows)),
+            user_id=self.user_id[rows],
+            query_id=self.query_id[rows],
+            texts=tuple(self.texts[row] for row in rows),
+            pictures=tuple(self.pictures[row] for row in rows),
         )
 
     def has_query(self) -> np.ndarray:

@@ -12,8 +12,10 @@ import pyarrow as pa
 
 from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors
+from retrieval.asked import Asked
 from retrieval.cooccurrence import Cooccurrence
 from retrieval.index import ItemIndex, category_path
+from retrieval.properties import Picture
 from retrieval.similarities import Categories, Similarities, Space
 from retrieval.sources import (
     CooccurrenceSource,
@@ -24,6 +26,8 @@ from retrieval.sources import (
     query_source,
     two_tower_source,
 )
+from retrieval.taste import Taste
+from retrieval.taste_files import open_taste
 from retrieval.words import Words
 from retrieval.words_source import WordsSource
 from run.artifacts import Artifact, open_artifact, require_agreement
@@ -31,7 +35,7 @@ from run.artifacts import Artifact, open_artifact, require_agreement
 if TYPE_CHECKING:
     from ranker.two_tower.train import TwoTower
 
-ROLES = ("embedding", "index", "cooccurrence", "words", "two_tower", "two_tower_index")
+ROLES = ("embedding", "index", "cooccurrence", "words", "taste", "two_tower", "two_tower_index")
 
 
 def open_retrieval(folder: Path, cooccurrence: str = "cooccurrence") -> dict[str, Artifact]:
@@ -49,8 +53,12 @@ def open_retrieval(folder: Path, cooccurrence: str = "cooccurrence") -> dict[str
         "index": open_artifact(folder / "index", "index"),
         "cooccurrence": open_artifact(folder / cooccurrence, "cooccurrence"),
     }
-    if (folder / "words").exists():  # releases before this one had none
-        artifacts["words"] = open_artifact(folder / "words", "words")
+    for role in (
+        "words",
+        "taste",
+    ):  # of a run of an earlier release, or one that has nothing to learn tastes from
+        if (folder / role).exists():
+            artifacts[role] = open_artifact(folder / role, role)
     if (folder / "two_tower").exists():
         artifacts["two_tower"] = open_artifact(folder / "two_tower", "two_tower")
         artifacts["two_tower_index"] = open_artifact(folder / "two_tower_index", "index")
@@ -66,6 +74,8 @@ class Parts:
         towers, tower_index: the two-tower model and the items in its space; None where none was trained.
         categories: of all items, also of those that may not be returned.
         words: of all items; None: the run was made by a release that had none.
+        taste, asked: what else the ranker reads of a user or a query and an item; None: nothing was shown to
+            anybody, or the run was made by a release that had none.
     """
 
     graph: Cooccurrence
@@ -73,6 +83,8 @@ class Parts:
     tower_index: ItemIndex | None
     categories: Categories
     words: Words | None
+    taste: Taste | None = None
+    asked: Asked | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,11 @@ class Retriever:
 
             towers = TwoTower.open(artifacts["two_tower"], vectors, signature)
             tower_index = ItemIndex.open(artifacts["two_tower_index"]).only(only)
-        parts = Parts(graph, towers, tower_index, Categories.of(whole), words)
+        taste, asked = None, None
+        if words is not None and "taste" in artifacts:
+            taste, queries = open_taste(artifacts["taste"])
+            asked = Asked(words, taste.properties, queries)
+        parts = Parts(graph, towers, tower_index, Categories.of(whole), words, taste, asked)
         return cls._of(index, vectors, parts, artifacts)
 
     @classmethod
@@ -161,7 +177,9 @@ class Retriever:
         spaces: dict[str, Space] = {"category": parts.categories, "co_occurrence": parts.graph}
         if parts.words is not None:
             spaces["words"] = parts.words
-        similarities = Similarities(spaces)
+        similarities = Similarities(
+            spaces, tuple(one for one in (parts.taste, parts.asked) if one is not None)
+        )
         return cls(
             index, vectors, tuple(personal), popular, query_source(index), artifacts, similarities, parts
         )
@@ -185,12 +203,13 @@ class Retriever:
             parts = replace(parts, tower_index=parts.tower_index.without(item_ids))
         return self._of(self.index.without(item_ids), self.vectors, parts, self.artifacts)
 
-    def with_items(self, items: pa.Table, rows: pa.Table) -> Retriever:
+    def with_items(self, items: pa.Table, rows: pa.Table, picture: Picture) -> Retriever:
         """A retriever with these items added or replaced.
 
         Args:
             items: their features, as in ``Frame.candidates``; their vectors are in ``vectors``.
             rows: the same items in the same order, ITEMS rows.
+            picture: gives that of an ``image_id``; None: there is none.
         """
         categories = [category_path(path) for path in rows["category"].to_pylist()]
         assert self.parts is not None
@@ -198,6 +217,9 @@ class Retriever:
         index = self.index.with_items(ids, self.vectors.gather(ids)[0], categories)
         words = None if parts.words is None else parts.words.with_items(rows)
         parts = replace(parts, categories=Categories.of(index), words=words)
+        if parts.taste is not None and parts.asked is not None and words is not None:
+            taste = parts.taste.with_items(rows, picture)
+            parts = replace(parts, taste=taste, asked=parts.asked.with_items(words, taste.properties))
         if parts.towers is not None and parts.tower_index is not None:
             placed = parts.towers.item_vectors(items)
             parts = replace(parts, tower_index=parts.tower_index.with_items(ids, placed, categories))

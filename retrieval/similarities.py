@@ -64,19 +64,38 @@ class Categories:
         return np.where(rows < 0, -1, self.number[rows]) if len(self.number) else rows
 
 
+class Columns(Protocol):
+    """Further columns of the ranker."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The S columns."""
+        ...
+
+    def columns(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Every (request, candidate) pair, float32 (C, S); arguments as in ``Similarities.of``."""
+        ...
+
+
 @dataclass(frozen=True)
 class Similarities:
     """The columns ``match_<space>_<kind>`` of all spaces, and ``match_behaviours``, the length of the history.
 
     Attributes:
         spaces: by name.
+        beside: what else the ranker reads of a request and a candidate.
     """
 
     spaces: Mapping[str, Space]
+    beside: tuple[Columns, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The S columns."""
+        return (*self._own, *(name for one in self.beside for name in one.names))
+
+    @property
+    def _own(self) -> tuple[str, ...]:
         return (*(f"match_{space}_{kind}" for space in self.spaces for kind in KINDS), "match_behaviours")
 
     def of(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -87,7 +106,11 @@ class Similarities:
             item_id: int64 (C), grouped by request.
             offsets: int64 (R + 1).
         """
-        out = np.zeros((len(item_id), len(self.names)), dtype=np.float32)
+        parts = [one.columns(requests, item_id, offsets) for one in self.beside]
+        return np.concatenate([self._summaries(requests, item_id, offsets), *parts], axis=1)
+
+    def _summaries(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        out = np.zeros((len(item_id), len(self._own)), dtype=np.float32)
         history = requests.history
         liked = np.isin(history.code, POSITIVE_CODES)
         for r in range(len(requests)):

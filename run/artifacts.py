@@ -35,6 +35,7 @@ MADE_BY = {  # the command that makes an artifact of each kind
     "cooccurrence": "moon retrieval",
     "index": "moon retrieval",
     "words": "moon retrieval",
+    "taste": "moon retrieval",
     "two_tower": "moon retrieval",
     "ranker": "moon ranker",
     "relevance": "moon ranker",

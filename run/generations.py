@@ -58,6 +58,7 @@ PARTS = {  # by folder name
     "words": Part("words", "words", needed=False),
     "search": Part("search", "search", needed=False),
     "picture_index": Part("picture_index", "index", needed=False),
+    "taste": Part("taste", "taste", needed=False),
     "two_tower": Part("two_tower", "two_tower", needed=False),
     "two_tower_index": Part("two_tower_index", "index", needed=False),
     "ranker_full": Part("ranker", "ranker", needed=False),

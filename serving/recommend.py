@@ -296,6 +296,8 @@ class Recommender:
             time=time,
             query_vector=asked.vector,
             user=user.requests if user is not None else None,
+            text=text,
+            image=image,
         )
         judge = None
         if self.relevance is not None:

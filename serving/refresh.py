@@ -130,8 +130,10 @@ def _answer_with(moon: Recommender, items: Sequence[NewItem]) -> None:
     table = items_table(items)
     nobody = moon.reader.read_user(NOBODY, moon.now())
     candidates = moon.reader.with_candidates(nobody, table["item_id"].to_numpy()).candidates
-    moon.retriever = moon.retriever.with_items(candidates, table)
     pictures = {one.row["image_id"]: one.image for one in items if one.image is not None}
+    moon.retriever = moon.retriever.with_items(
+        candidates, table, lambda image_id: None if image_id is None else pictures.get(image_id)
+    )
     alone = _picture_vectors(moon, table["image_id"].to_pylist(), pictures)
     moon.finder = moon.finder.with_items(table, alone, moon.retriever.index)
     moon.catalogue = moon.catalogue.with_items(table, pictures)

@@ -60,6 +60,10 @@ class TinyDataset:
     users: pa.Table
     queries: pa.Table
 
+    def image_bytes(self, image_id: str | None) -> bytes | None:
+        """There are no pictures."""
+        return None
+
 
 @dataclass(frozen=True)
 class TinySplit:

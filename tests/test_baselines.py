@@ -13,9 +13,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from dataset.contracts import EVENTS, TIME
 from evaluation.baselines import Chance, Mix, Popularity, Requests, Similarity, rank, top_k, tune_mix
-from evaluation.content import PlainContent, SparseRows, buyers, colours, tf_idf
+from evaluation.content import PlainContent, SparseRows, buyers, tf_idf
 from evaluation.metrics import hits, recall_at
 from evaluation.shop_baselines import relevant_of, requests_of, shop_baselines
+from retrieval.colours import colours
 from retrieval.words import item_text
 
 

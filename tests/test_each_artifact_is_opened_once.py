@@ -20,11 +20,11 @@ from serving.live import Live
 from serving.settings import Settings
 
 SERVED = (
-    "cooccurrence", "embedding", "encoder", "index", "picture_index", "ranker_full", "relevance", "search",
+    "cooccurrence", "embedding", "encoder", "index", "picture_index", "ranker_full", "relevance", "search", "taste",
     "two_tower", "two_tower_index", "words",
 )  # fmt: skip
 LEARNED_FROM = (
-    "cooccurrence_fit", "embedding", "index", "split", "two_tower", "two_tower_index", "words"
+    "cooccurrence_fit", "dataset", "embedding", "index", "split", "taste", "two_tower", "two_tower_index", "words"
 )  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from dataset.contracts import DataError
 from dataset.pictures import FORMATS, MEDIA_TYPES, decoded, inspect_picture, media_type, shrink
 from encoder.pictures.decode import decode_image
-from evaluation.content import colours
 from evaluation.report import data_uri
+from retrieval.colours import colours
 from serving.questions import Refused, check_image
 
 TAKEN = ("JPEG", "PNG", "WEBP", "GIF", "BMP")

@@ -28,6 +28,9 @@ from retrieval import build
 from retrieval.cooccurrence import Cooccurrence
 from retrieval.index import ItemIndex, category_path
 from retrieval.retriever import Retriever, open_retrieval
+from retrieval.shown import Shown
+from retrieval.taste import Taste
+from retrieval.taste_files import open_taste
 from run.artifacts import ArtifactError, open_artifact, write_artifact
 from run.sizes import size
 
@@ -62,6 +65,7 @@ def built(tiny_world, tmp_path_factory):
         fit_log=known_before(log, FIT),
         test_log=known_before(log, TEST),
         ranking=taken(tiny_world),
+        shows=True,
         end=pc.max(log["available_time"]).as_py() + timedelta(seconds=1),
     )
     build.build_retrieval(run, tiny_world.dataset, split, NANO, 5)
@@ -86,6 +90,20 @@ def test_co_occurrence_is_counted_before_the_requests_it_is_used_for(built):
         assert artifact.parents == {"split": split.artifact.id}
         assert artifact.config["neighbours"] == 200 and artifact.config["items"] == len(expected)
         assert (artifact.config["seen_exponent"], artifact.config["candidate_exponent"]) == (0.5, 0.1)
+
+
+def test_tastes_are_learned_before_the_requests_they_are_used_for_and_read_of_the_whole_log(
+    built, tiny_world
+):
+    run, split = built
+    taste, queries = open_taste(opened(run, "taste"))
+    shown, learned = (Shown.of(log, split.fit_log) for log in (split.log, split.fit_log))
+    assert taste.shown.end_us == shown.end_us > learned.end_us and len(taste.shown) == len(shown)
+    again = Taste.fit(taste.properties, shown, learned)
+    np.testing.assert_array_equal(taste.lasting, again.lasting)
+    np.testing.assert_array_equal(taste.fading, again.fading)
+    np.testing.assert_array_equal(taste.shown.expected, shown.expected)
+    assert queries.query_ids.tolist() == sorted(tiny_world.dataset.queries["query_id"].to_pylist())
 
 
 def test_the_index_holds_the_embeddings_vectors_under_the_items_categories(built, tiny_world):
@@ -167,7 +185,8 @@ def test_a_retriever_opens_all_of_it_and_refuses_what_was_not_made_from_one_anot
     run, _ = built
     artifacts = open_retrieval(run)
     assert {role: one.path.name for role, one in artifacts.items()} == {
-        role: role for role in ("embedding", "index", "cooccurrence", "words", "two_tower", "two_tower_index")
+        role: role
+        for role in (*"embedding index cooccurrence words taste two_tower two_tower_index".split(),)
     }
     assert open_retrieval(run, "cooccurrence_fit")["cooccurrence"].path.name == "cooccurrence_fit"
     retriever = Retriever.open(artifacts | {"ranker": artifacts["index"]})
@@ -189,6 +208,11 @@ def test_a_retriever_opens_all_of_it_and_refuses_what_was_not_made_from_one_anot
     shutil.rmtree(other / "two_tower_index")
     shutil.rmtree(other / "two_tower")
     assert [source.name for source in Retriever.open(open_retrieval(other)).personal] == names[:4]
+    assert any(name == "match_taste" for name in retriever.similarities.names)
+    shutil.rmtree(
+        other / "taste"
+    )  # a run of a release that had none, or of a log that says only what was taken
+    assert not any("taste" in name for name in Retriever.open(open_retrieval(other)).similarities.names)
     shutil.rmtree(other / "words")  # a run of a release that had none
     assert [source.name for source in Retriever.open(open_retrieval(other)).personal] == names[:3]
     write_embedding(tmp_path / "strange", tiny_world, 8, FIT, seed=1)

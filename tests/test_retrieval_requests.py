@@ -56,7 +56,13 @@ def test_a_session_is_a_history_of_clicks():
 
 def user_row(user, angle=0.5):
     return pa.table(
-        {"request_id": [user], "user_id": [user], "time": pa.array([NOW], TIME), "angle": [angle]}
+        {
+            "request_id": [user],
+            "user_id": [user],
+            "time": pa.array([NOW], TIME),
+            "query_id": pa.array([9 if user == 2 else None], pa.int64()),
+            "angle": [angle],
+        }
     )
 
 
@@ -124,6 +130,8 @@ def test_the_requests_of_a_frame(exclude):
     got = Requests.from_frame(frame, exclude_history=exclude)
     assert got.users is users and got.history is past and got.query_vectors is None
     assert got.categories == (None, None)
+    assert got.user_id.tolist() == [1, 2] and got.query_id.tolist() == [-1, 9]
+    assert got.texts == got.pictures == (None, None)
     assert [one.tolist() for one in got.exclude] == ([[4, 5], []] if exclude else [[], []])
 
 

@@ -75,7 +75,13 @@ def requests_of(ids, count, seed=1, users=True):
     for user in range(count):
         query = unit(rng.normal(size=(1, WIDTH)))[0] if user % 3 == 0 else None
         row = pa.table(
-            {"request_id": [user], "user_id": [user], "time": pa.array([NOW], TIME), "angle": [user * 0.7]}
+            {
+                "request_id": [user],
+                "user_id": [user],
+                "time": pa.array([NOW], TIME),
+                "query_id": pa.nulls(1, pa.int64()),
+                "angle": [user * 0.7],
+            }
         )
         out.append(
             Request(

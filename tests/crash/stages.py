@@ -36,6 +36,7 @@ from moon import releases, stages
 from moonstore.files import write_json
 from ranker.judgements import JudgedPairs
 from ranker.relevance import train_relevance
+from retrieval.build import build_taste
 from retrieval.cooccurrence import build_cooccurrence
 from retrieval.index import ItemIndex
 from retrieval.words import Words
@@ -140,6 +141,7 @@ def _retrieval(folder: Path) -> None:
     ItemIndex.build(ids, matrix, ["shapes"] * len(ids)).save(folder / "index", {"embedding": embedding})
     dataset = dataset_of(folder)
     Words.of(dataset.items).save(folder / "words", {"dataset": dataset.artifact})
+    build_taste(dataset, split, folder / "taste")
 
 
 def _relevance(folder: Path) -> None:

@@ -15,8 +15,8 @@ from scipy import sparse
 
 from dataset.pictures import decoded
 from encoder.content import Content
-from evaluation.content import colours
 from evaluation.facets import reduced
+from retrieval.colours import colours
 from retrieval.words import WORD, Vocabulary
 
 HUE_BINS, SATURATION_BINS, VALUE_BINS = 12, 4, 4
@@ -54,7 +54,7 @@ def histogram(contents: Sequence[Content]) -> np.ndarray:
 
 
 def thumbnail(contents: Sequence[Content]) -> np.ndarray:
-    """``evaluation.content.colours``: a 12 x 16 thumbnail with a little of the histogram."""
+    """``retrieval.colours.colours``: a 12 x 16 thumbnail with a little of the histogram."""
     return colours([content.image for content in contents])
 
 

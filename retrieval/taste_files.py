@@ -1,0 +1,86 @@
+"""The artifact of kind ``taste``: items' properties, what users were shown, variances of tastes, queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file, save_file
+
+from retrieval.asked import Queries
+from retrieval.properties import Basis, Properties
+from retrieval.shown import Shown
+from retrieval.taste import Taste
+from retrieval.words import Vocabulary
+from run.artifacts import Artifact, open_artifact, write_artifact
+
+TENSORS, VALUES, WORDS = "taste.safetensors", "values.parquet", "words.parquet"
+QUERIES = "queries.parquet"
+
+
+def save_taste(taste: Taste, queries: Queries, out: Path, parents: Mapping[str, Artifact]) -> Artifact:
+    """Write an artifact of kind ``taste``."""
+    items, shown = taste.properties, taste.shown
+    tensors = {
+        "item_id": items.item_ids,
+        "codes": items.codes,
+        "lasting": taste.lasting,
+        "fading": taste.fading,
+    }
+    tensors |= {f"space/{name}": rows for name, rows in items.spaces.items()}
+    for name, basis in items.bases.items():
+        tensors |= {f"centre/{name}": basis.centre, f"directions/{name}": basis.directions}
+    tensors |= {f"shown/{field.name}": getattr(shown, field.name) for field in fields(Shown)}
+    tensors |= {"query_id": queries.query_ids, "query/looks": queries.looks}
+    pairs = [
+        (field, *pair)
+        for field, known in zip(items.fields, items.values, strict=True)
+        for pair in known.items()
+    ]
+    config = {
+        "fields": list(items.fields),
+        "spaces": list(items.spaces),
+        "bases": list(items.bases),
+        "price": list(items.price),
+        "usual": taste.usual,
+    }
+    with write_artifact(out, "taste", config, parents) as folder:
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / TENSORS)
+        field, value, code = zip(*pairs, strict=True) if pairs else ((), (), ())
+        columns = {"field": pa.array(field, pa.string()), "value": pa.array(value, pa.string())}
+        pq.write_table(pa.table(columns | {"code": pa.array(code, pa.int32())}), folder / VALUES)
+        pq.write_table(pa.table({"text": pa.array(queries.texts, pa.string())}), folder / QUERIES)
+        words = pa.array(list(items.vocabulary.column_of), pa.string())
+        pq.write_table(pa.table({"word": words, "weight": items.vocabulary.weight}), folder / WORDS)
+    return open_artifact(out, "taste")
+
+
+def open_taste(artifact: Artifact) -> tuple[Taste, Queries]:
+    """Open an artifact of kind "taste": tastes, and the queries of the log."""
+    tensors, config = load_file(artifact.file(TENSORS)), artifact.config
+    values: dict[str, dict[str, int]] = {field: {} for field in config["fields"]}
+    for row in pq.read_table(artifact.file(VALUES)).to_pylist():
+        values[row["field"]][row["value"]] = row["code"]
+    words = pq.read_table(artifact.file(WORDS))
+    column_of = {word: column for column, word in enumerate(words["word"].to_pylist())}
+    mean, deviation = config["price"]
+    properties = Properties(
+        item_ids=tensors["item_id"],
+        fields=tuple(config["fields"]),
+        codes=tensors["codes"],
+        spaces={name: tensors[f"space/{name}"] for name in config["spaces"]},
+        values=tuple(values.values()),
+        price=(mean, deviation),
+        bases={
+            name: Basis(tensors[f"centre/{name}"], tensors[f"directions/{name}"]) for name in config["bases"]
+        },
+        vocabulary=Vocabulary(column_of, words["weight"].to_numpy()),
+    )
+    shown = Shown(**{field.name: tensors[f"shown/{field.name}"] for field in fields(Shown)})
+    taste = Taste(properties, shown, tensors["lasting"], tensors["fading"], config["usual"])
+    texts = pq.read_table(artifact.file(QUERIES))["text"].to_pylist()
+    return taste, Queries(tensors["query_id"], tuple(texts), tensors["query/looks"])
