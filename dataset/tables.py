@@ -143,6 +143,8 @@ def noticed(config: Mapping[str, Any]) -> list[str]:
         lines.append(f"{ids:,} of the {table} are known by the log alone, no table lists them")
     if left := config.get("left_out"):
         lines.append(f"a log of this size is kept without these columns: {', '.join(left)}")
+    if rare := config.get("rare_properties"):
+        lines.append(f"{rare:,} properties that few items have are left out")
     if returned := config.get("returned"):
         lines.append(f"{returned:,} rows of the log take something back (a number below zero), left out")
     for reason, pictures in config.get("pictures", {}).items():
