@@ -21,6 +21,7 @@ from dataset.contracts import EVENT_TYPES, QUARANTINE, SCHEMAS, DataError, Table
 from dataset.identity import event_content
 from dataset.pictures import inspect_pictures
 from dataset.records import MOST_PARTS, MOST_TEXT, MOST_VALUE, MOST_WORD, OLDEST, Rule
+from dataset.shop_ids import FOLDERS, NAMED
 from dataset.sieve import AGAIN, Sieve, mistyped
 from dataset.slates import refuse_mixed_requests
 from dataset.text import clean_column
@@ -58,6 +59,9 @@ def check(tables: Tables, now: datetime | None = None, known: Tables | None = No
     for one in sieve.values():
         one.refuse_nulls()
         _check_texts(one)
+    for field, name in NAMED.items():
+        own = sieve[name].column("external_id")
+        sieve[name].refuse(Rule.FOLDER.format(field), pc.is_in(own, pa.array(FOLDERS)), own)
     _check_images(sieve["images"])
     _check_items(sieve["items"], sieve["images"], latest)
     _check_users(sieve["users"], latest)
@@ -70,16 +74,35 @@ def check(tables: Tables, now: datetime | None = None, known: Tables | None = No
         one.require_most(given.filter(pc.equal(given.column("table"), one.name)))
     if sieve["items"].table.num_rows == 0 and known is None:
         raise DataError(f"items: expected at least one item, found 0 rows. {AGAIN}")
-    entries = [
-        given,
-        *(entry for one in sieve.values() for entry in one.entries),
-    ]
+    entries = [QUARANTINE.empty_table(), *(entry for one in sieve.values() for entry in one.entries)]
     kept = {name: one.kept() for name, one in sieve.items()}
     beside: dict[str, Any] = {
         name: None if table is None else table.filter(pc.is_in(table["event_id"], kept["events"]["event_id"]))
         for name, table in (("truth", tables.truth), ("propensities", tables.propensities))
     }
-    return replace(tables, **kept, **beside, quarantine=pa.concat_tables(entries).combine_chunks())
+    refused = by_own_ids(pa.concat_tables(entries), *(one for one in (tables, known) if one is not None))
+    quarantine = pa.concat_tables([given, refused]).combine_chunks()
+    return replace(tables, **kept, **beside, quarantine=quarantine)
+
+
+def by_own_ids(entries: pa.Table, *known: Tables) -> pa.Table:
+    """QUARANTINE entries with the shop's own ids in the place of the integers that stand for them, where known.
+
+    Args:
+        entries: where an id is unknown or a duplicate, their value is this id.
+        known: tables that say which integer stands for which id.
+    """
+    rules, values = entries.column("rule"), entries.column("value").combine_chunks()
+    first = pc.struct_field(pc.extract_regex(rules, r"^(?:unknown|duplicate) (?P<field>\w+)"), "field")
+    for field, name in NAMED.items():
+        rows = np.flatnonzero(pc.fill_null(pc.equal(first, field), False).to_numpy(zero_copy_only=False))
+        for table in (getattr(one, name) for one in known) if len(rows) else ():
+            ids = table.column(field).cast(pa.string())
+            own = table.column("external_id").take(pc.index_in(values, value_set=ids)).combine_chunks()
+            hit = np.zeros(len(values), dtype=bool)
+            hit[rows] = True
+            values = pc.if_else(pc.and_(pa.array(hit), own.is_valid()), own, values)
+    return entries.set_column(3, QUARANTINE.field("value"), values)
 
 
 def check_events(events: pa.Table, known: Tables, now: datetime | None = None) -> Sieve:

@@ -28,7 +28,9 @@ MOST = {"train": 12_000, "valid": 1_500, "test": 6_000}  # requests of a part, w
 LEAST = {"last": 3, "users": 2}  # new likes of a user who is asked
 FITTED = 4  # of the likes that ``last`` leaves for training, the last quarter trains the ranker
 STRANGERS = 1 / 3  # share of users, by hash: a user stays one as the log grows, up to 3 x MOST["test"] users
-KNOWN = 1 / 2  # a cut in time must ask mostly users who liked something before it: else strangers decide the figures
+KNOWN = (
+    1 / 2
+)  # a cut in time must ask mostly users who liked something before it: else strangers decide the figures
 ALWAYS, NEVER = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
@@ -178,8 +180,8 @@ def choose(log: Log, shown: bool) -> tuple[str, str]:
     """The protocol that suits a log, and why.
 
     ``last`` is never chosen: its models learn from what others did after the request, as published tables' do.
-    ``time`` is nearest to what a service will see, so it is chosen wherever it measures what a recommender of this kind
-    is for: the typical user who is asked must have a history. That is a majority, a principle and not a measured limit.
+    ``time`` is nearest to what a service will see, so it is chosen wherever it measures what a recommender of this
+    kind is for: the typical user who is asked must have a history. A majority is a principle, not a measured limit.
 
     Args:
         log: the events.

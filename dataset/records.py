@@ -35,7 +35,7 @@ from pydantic_core import PydanticCustomError
 
 from dataset.contracts import EVENT_TYPES
 from dataset.identity import event_key
-from dataset.shop_ids import ALL_INT64, LARGEST_ID, MOST_ID, IdKind, ShopId
+from dataset.shop_ids import ALL_INT64, FOLDERS, LARGEST_ID, MOST_ID, NAMED, IdKind, ShopId
 from dataset.text import clean
 
 TOO_LARGE = 2.0**128 - 2.0**103  # the first number that float32 rounds to infinity
@@ -62,6 +62,7 @@ class Rule(StrEnum):
     INT32 = "{} is not an integer of 32 bits"
     INTEGER = "{} is not an integer"
     NO_ID = "{} is neither an integer nor a text"
+    FOLDER = "{} is . or .., which an address cannot hold"
     NUMBER = "{} is not a number"
     TEXT = "{} is not a text"
     TEXTS = "{} is not a list of texts"
@@ -137,6 +138,8 @@ def _shop_id(value: Any, info: ValidationInfo) -> ShopId:
         raise broken(wrong.get(kind, Rule.NO_ID), info.field_name)
     if text and not value:
         raise broken(Rule.EMPTY, info.field_name)
+    if value in FOLDERS and info.field_name in NAMED:
+        raise broken(Rule.FOLDER, info.field_name)
     if len(value) > MOST_ID if text else abs(value) >= 10**MOST_ID:
         raise broken(Rule.LONG, info.field_name)
     return str(value) if text else int(value)

@@ -22,6 +22,7 @@ ShopId = int | str
 LARGEST_ID = 2**63 - 1
 HASHED = 2**62  # an integer below stands for itself, what is hashed is above: they cannot meet
 MOST_ID = 1000  # characters of a text, digits of an integer
+FOLDERS = (".", "..")  # addresses lose them: a client would ask for another page
 CANONICAL = r"0|-?[1-9][0-9]*"  # an integer, as every language writes it
 # The fields of records that hold ids. Of the first three the dataset knows what it has, with its ``external_id``.
 NAMED = {"item_id": "items", "user_id": "users", "query_id": "queries"}
@@ -85,6 +86,8 @@ def from_text(text: str, kind: IdKind) -> ShopId:
         return int(text)
     if not text or len(text) > MOST_ID:
         raise ValueError(f"expected an id of 1 to {MOST_ID} characters")
+    if text in FOLDERS:
+        raise ValueError("expected an id other than . and .., which an address cannot hold")
     if kind is IdKind.INTEGER:
         if not re.fullmatch(CANONICAL, text, flags=re.ASCII):
             raise ValueError("expected an integer in decimal digits")

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset.adapters.source import AT_ONCE
-from dataset.checks import check, check_events, quarantine_counts
+from dataset.checks import by_own_ids, check, check_events, quarantine_counts
 from dataset.contracts import EVENTS, QUARANTINE, SCHEMAS, Tables, completed
 from dataset.extra import TABLES as EXTRA
 from dataset.extra import extra_file, extra_types, write_extra
@@ -69,7 +69,8 @@ def _write_long(out: Path, tables: Tables, log: LongLog, config: Mapping[str, An
         checked = check(replace(tables, events=EVENTS.empty_table()))
         complete["ids"] = _ids(checked, config)  # ``complete`` is sealed when all is written
         kept, refused = _write_events(folder / "events.parquet", log, checked)
-        quarantine = pa.concat_tables([checked.quarantine, *refused])
+        named = by_own_ids(pa.concat_tables([QUARANTINE.empty_table(), *refused]), checked)
+        quarantine = pa.concat_tables([checked.quarantine, named])
         counts = {name: getattr(checked, name).num_rows for name in SCHEMAS}
         complete |= {"rows": {**counts, "events": kept}, "quarantined": quarantine_counts(quarantine)}
         checked = replace(checked, quarantine=quarantine)
@@ -143,6 +144,8 @@ def noticed(config: Mapping[str, Any]) -> list[str]:
         lines.append(f"{ids:,} of the {table} are known by the log alone, no table lists them")
     if left := config.get("left_out"):
         lines.append(f"a log of this size is kept without these columns: {', '.join(left)}")
+    if rare := config.get("rare_properties"):
+        lines.append(f"{rare:,} properties that few items have are left out")
     if returned := config.get("returned"):
         lines.append(f"{returned:,} rows of the log take something back (a number below zero), left out")
     for reason, pictures in config.get("pictures", {}).items():

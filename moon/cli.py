@@ -242,7 +242,7 @@ def bench_import(
     ] = 3_000_000,
     json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
 ) -> None:
-    """Measure seconds and memory of importing a large log, in files like those of H&M, written for it and removed."""
+    """Measure seconds and memory of importing and splitting a large log like H&M's, written for it and removed."""
     from evaluation.bench import imports
     from evaluation.bench import lines as bench
 

@@ -133,6 +133,7 @@ REFUSED = [
     ("items", 5, {"item_id": -7}, "negative item_id", "-7"),
     ("items", 5, {"item_id": None}, "null item_id", "null"),
     ("items", 5, {"external_id": None}, "null external_id", "null"),
+    ("items", 5, {"external_id": ".."}, "item_id is . or .., which an address cannot hold", ".."),
     ("items", 5, {"category": None}, "null category", "null"),
     ("items", 5, {"category": ["shop", None]}, "null inside category", "['shop', None]"),
     ("items", 5, {"attributes": [("colour", None)]}, "null inside attributes", "[('colour', None)]"),
@@ -243,6 +244,30 @@ def test_a_bad_row_is_quarantined_with_its_rule_and_value(
     assert shown in entries[0]["value"]
     kept = content[name][:row] + content[name][row + 1 :]
     assert getattr(checked, name).equals(table_of(name, kept)), "the clean rows changed"
+
+
+def test_quarantine_names_the_shops_own_ids(clean: Tables) -> None:
+    """Of entities that the tables or those before them know; an integer that nobody names stays one."""
+    content = rows()
+    content["items"][5]["item_id"] = 4  # twice
+    content["items"][5]["external_id"] = "another"
+    content["judgements"] = [
+        {"query_id": 77, "item_id": 4, "relevance": 1.0, "part": "train"},
+        *({**one, "item_id": 3} for one in [content["judgements"][0]] * 2),
+        *content["judgements"][1:],
+    ]
+    content["queries"][0]["external_id"] = "first query"
+    entries = check(tables_of(content), known=clean).quarantine.to_pylist()
+    own = clean.items["external_id"].to_pylist()
+    assert [(one["rule"], one["value"]) for one in entries if one["table"] != "events"] == [
+        ("duplicate item_id", own[4]),
+        ("unknown query_id", "77"),
+        ("duplicate query_id and item_id", "first query"),
+    ]
+    strangers = rows()
+    strangers["items"], strangers["events"] = strangers["items"][:5], strangers["events"][:6]
+    entries = check(tables_of(strangers)).quarantine.to_pylist()
+    assert [(one["rule"], one["value"]) for one in entries] == [("unknown item_id", "5")]
 
 
 def test_the_first_of_two_equal_ids_stays_even_when_an_earlier_one_is_refused() -> None:

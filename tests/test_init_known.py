@@ -3,6 +3,7 @@
 Run: pytest tests/test_init_known.py
 """
 
+import csv
 from collections import Counter
 from datetime import timedelta
 
@@ -12,11 +13,19 @@ import pytest
 from test_init import imported, sections
 
 from dataset.split import Split, split_dataset
+from dataset.tables import noticed
 from moon.describing import init
 
 # What a person would say of each layout: (role, files) -> columns.
 PLANTED = {
     known.properties: {
+        ("items", "item_properties_part*.csv"): {
+            "id": "itemid",
+            "property": "property",
+            "value": "value",
+            "updated": "timestamp",
+            "time_format": "ms",
+        },
         ("events", "events.csv"): {
             "user": "visitorid",
             "item": "itemid",
@@ -140,9 +149,49 @@ def test_every_table_and_column_is_found_imported_and_split(folder, planted, tmp
     assert len(split.retrieval)
 
 
-def test_of_a_table_of_properties_it_is_said_what_to_do(tmp_path):
-    known.properties(tmp_path)
-    assert "a row per item and property ('property', 'value')" in init(tmp_path)
+@pytest.mark.parametrize("folder", [known.properties], indirect=True)
+def test_properties_become_attributes_by_their_last_value(folder, monkeypatch):
+    """The truth is a loop over the rows; of four properties the one that fewest items have is left out."""
+    rows = [
+        row
+        for path in sorted(folder.glob("item_properties_part*.csv"))
+        for row in csv.DictReader(path.open())
+    ]
+    with (folder / "item_properties_part2.csv").open("a", newline="") as file:
+        file.write("1790000000000,107,rare,once\r\n1790000000000,107,790,\r\n")
+    monkeypatch.setattr("dataset.adapters.described.entities.MOST_PROPERTIES", 4)
+    expected = {}
+    for row in sorted(rows, key=lambda row: int(row["timestamp"])):
+        expected.setdefault(row["itemid"], {})[row["property"]] = row["value"]
+    del expected["107"]["790"]  # what was written last is that it has none
+    dataset = imported(folder)
+    found = zip(
+        dataset.items["external_id"].to_pylist(), dataset.items["attributes"].to_pylist(), strict=True
+    )
+    assert {item: dict(pairs) for item, pairs in found} == expected
+    assert dataset.artifact.config["rare_properties"] == 1
+    assert "1 properties that few items have are left out" in noticed(dataset.artifact.config)
+
+
+def test_many_photos_of_each_class_are_not_the_pictures_of_items(tmp_path):
+    """A table of photos with the class of each, beside a catalogue of the classes: off, and why."""
+    world.put_parquet(
+        tmp_path / "classes.parquet",
+        [
+            {"fine": number, "name": world.title(number), "description": world.story(number)}
+            for number in range(12)
+        ],
+    )
+    photos = [{"jpeg": world.picture(number), "fine": number % 12} for number in range(12 * 11)]
+    world.put_parquet(tmp_path / "images.parquet", photos)
+    init(tmp_path)
+    text = (tmp_path / "moon.toml").read_text()
+    assert set(sections(tmp_path / "moon.toml")) == {("items", "classes.parquet")}
+    assert "# [[images]]" in text and "11 pictures for each id: photos of a class of things" in text
+    world.put_parquet(tmp_path / "images.parquet", photos[: 12 * 3])  # three views of each: the shop's own
+    (tmp_path / "moon.toml").unlink()
+    init(tmp_path)
+    assert ("images", "images.parquet") in sections(tmp_path / "moon.toml")
 
 
 @pytest.mark.parametrize("folder", [known.cancelled_bills], indirect=True)

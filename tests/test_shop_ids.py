@@ -24,7 +24,7 @@ import feature_repo.shop_ids
 from dataset.contracts import DataError
 from dataset.identity import IMPORTED, event_key
 from dataset.records import Item, first_error
-from dataset.shop_ids import ALL_INT64, HASHED, IdKind, id_kinds, stable_id, stable_ids
+from dataset.shop_ids import ALL_INT64, HASHED, IdKind, from_text, id_kinds, stable_id, stable_ids
 from feature_repo import dead_letters
 from feature_repo.create import create_store
 from feature_repo.ingest.arrivals import parsed
@@ -280,12 +280,17 @@ WRONG = {
     IdKind.TEXT: {
         7: "item_id is not a text", True: "item_id is not a text", None: "null item_id", "": "empty item_id",
         "x" * 1001: "item_id is too long", "\ud800": "item_id is not a text",
+        ".": "item_id is . or .., which an address cannot hold",
+        "..": "item_id is . or .., which an address cannot hold",
     },
     IdKind.INTEGER: {
         "7": "item_id is not an integer", True: "item_id is not an integer", 7.5: "item_id is not an integer",
         10**1000: "item_id is too long", -(10**1000): "item_id is too long", None: "null item_id",
     },
-    IdKind.ANY: {7.5: "item_id is neither an integer nor a text", "": "empty item_id"},
+    IdKind.ANY: {
+        7.5: "item_id is neither an integer nor a text", "": "empty item_id",
+        ".": "item_id is . or .., which an address cannot hold",
+    },
 }  # fmt: skip
 
 
@@ -307,6 +312,13 @@ def test_a_record_says_what_is_wrong_with_an_id(kind, taken):
         with pytest.raises(ValueError) as error:
             Item.model_validate({"item_id": one, "title": "red"}, context=kinds)
         assert first_error(error.value) == f"item_id: {words}"
+
+
+@pytest.mark.parametrize("text", [".", ".."])
+def test_an_id_that_an_address_loses_is_refused_where_a_text_is_read(text):
+    with pytest.raises(ValueError, match="other than . and .., which an address cannot hold"):
+        from_text(text, IdKind.TEXT)
+    assert from_text("...", IdKind.TEXT) == "..."
 
 
 # The doors

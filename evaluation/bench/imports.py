@@ -1,6 +1,6 @@
-"""Seconds and memory of importing a large log: files in the shape of the raw H&M competition, of any size.
+"""Seconds and memory of a large log, in files in the shape of the raw H&M competition: its import and what follows.
 
-The import runs in a process of its own, whose peak memory is then that of the import and of nothing else.
+Each stage runs in a process of its own, whose peak memory is then that of the stage and of nothing else.
 """
 
 from __future__ import annotations
@@ -26,15 +26,33 @@ from run.progress import track
 EVENTS_PER_ITEM, EVENTS_PER_USER = 30, 20
 FIRST_DAY, DAYS = 17_794, 733  # 2018-09-20, as days since 1970; of the competition's log
 AT_ONCE = 500_000  # rows written at once
+STAGES = {
+    "import": """
+made = import_dataset("hm_fashion", folder / "raw", folder / "dataset")
+rows = made.config["rows"]
+""",
+    "split": """
+dataset = Dataset.open(open_artifact(folder / "dataset", "dataset"))
+rows = split_dataset(dataset, folder / "split").config
+""",
+    "event log and statistics": """
+rows = len(write_behaviour(folder / "data", Split.open(open_artifact(folder / "split", "split")).log))
+""",
+}  # what is measured, each in a process of its own
 MEASURED = """
 import json, os, resource, sys, time
 from pathlib import Path
 from dataset.importers import import_dataset
-began = time.monotonic()
-made = import_dataset("hm_fashion", Path(sys.argv[1]), Path(sys.argv[2]))
+from dataset.split import Split, split_dataset
+from dataset.tables import Dataset
+from feature_repo.source_tables import write_behaviour
+from run.artifacts import open_artifact
+folder, began = Path(sys.argv[1]), time.monotonic()
+(folder / "data").mkdir(exist_ok=True)
+{}
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-seconds = {"seconds": time.monotonic() - began, "cpu": time.process_time()}
-print(json.dumps({**seconds, "mib": peak / 1024, "rows": made.config["rows"]}), flush=True)
+seconds = {{"seconds": time.monotonic() - began, "cpu": time.process_time()}}
+print(json.dumps({{**seconds, "mib": peak / 1024, "rows": rows}}), flush=True)
 os._exit(0)  # DuckDB's bindings list every object alive at a normal exit
 """
 
@@ -42,29 +60,36 @@ os._exit(0)  # DuckDB's bindings list every object alive at a normal exit
 def bench_import(events: int) -> list[Line]:
     """Import ``events`` purchases with their articles and customers, and a tenth of them with all of these.
 
-    The files are written into a temporary folder.
+    Both are then split, and the store's event log and statistics are written. The files are written into a temporary
+    folder.
 
     Returns:
-        lines of the seconds and of the peak memory, and how much memory ten times the events take more.
+        lines of the seconds and of the peak memory of each stage, and of the peak memory with a tenth of the events.
     """
     small, large = (_measured(count, events) for count in (max(events // 10, 1), events))
-    said = "{events:,} events, {items:,} items, {users:,} users".format(**large["rows"])
-    return [
-        line(f"import of {said}, seconds", [large["seconds"]]),
-        line("the same, CPU seconds", [large["cpu"]]),
-        line("the same, peak memory, MiB", [large["mib"]]),
-        line("a tenth of the events, peak memory, MiB", [small["mib"]]),
-    ]
+    said = "{events:,} events, {items:,} items, {users:,} users".format(**large["import"]["rows"])
+    lines = []
+    for name, cost in large.items():
+        title = f"{name} of {said}"
+        lines += [
+            line(f"{title}, seconds", [cost["seconds"]]),
+            line("the same, CPU seconds", [cost["cpu"]]),
+            line("the same, peak memory, MiB", [cost["mib"]]),
+            line("a tenth of the events, peak memory, MiB", [small[name]["mib"]]),
+        ]
+    return lines
 
 
-def _measured(events: int, of: int) -> dict[str, Any]:
-    """Seconds, CPU seconds, peak MiB and rows of importing so many purchases of the catalogue for ``of``."""
+def _measured(events: int, of: int) -> dict[str, dict[str, Any]]:
+    """Seconds, CPU seconds, peak MiB and rows of every stage with so many purchases of the catalogue for ``of``."""
+    found = {}
     with tempfile.TemporaryDirectory(prefix="moon-import-") as folder:
-        raw = Path(folder) / "raw"
-        write_hm(raw, events, of)
-        command = [sys.executable, "-c", MEASURED, str(raw), str(Path(folder) / "dataset")]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return dict(json.loads(done))
+        write_hm(Path(folder) / "raw", events, of)
+        for name, code in STAGES.items():
+            command = [sys.executable, "-c", MEASURED.format(code), folder]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            found[name] = dict(json.loads(done))
+    return found
 
 
 def write_hm(folder: Path, events: int, of: int | None = None, seed: int = 0) -> None:

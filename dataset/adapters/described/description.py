@@ -66,6 +66,8 @@ class Items(Section):
         attributes: columns of short texts that describe the item; the encoder reads them.
         picture: column of encoded pictures, or of paths to them.
         picture_folder: where these paths begin.
+        property, value: of a table with a row per item and property: the columns of its name and of its value. The
+            most frequent ones become attributes of the items.
         first_seen, updated: columns of times: when it was first on sale, and when this row was written.
         time_format: of both: "iso", "s", "ms", "us", "ns", or a pattern such as ``%d/%m/%Y %H:%M``.
         features: left-over columns that the models use.
@@ -82,10 +84,18 @@ class Items(Section):
     attributes: list[str] = Field(default_factory=list)
     picture: str | None = None
     picture_folder: str = "."
+    property: str | None = None
+    value: str | None = None
     first_seen: str | None = None
     updated: str | None = None
     time_format: str = ISO
     features: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _a_property_has_a_value(self) -> Items:
+        if (self.property is None) != (self.value is None):
+            raise ValueError("expected both property and value, or neither")
+        return self
 
 
 class Users(Section):

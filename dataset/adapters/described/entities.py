@@ -18,12 +18,23 @@ from dataset.adapters.described.files import Batch, Files, connection
 from dataset.adapters.described.firsts import Firsts
 from dataset.adapters.described.joined import Joined
 from dataset.adapters.described.names import Names
-from dataset.adapters.described.rows import KEY, UPDATED, extra_cells, extras, filled, latest
+from dataset.adapters.described.rows import (
+    KEY,
+    PROPERTY,
+    UPDATED,
+    VALUE,
+    extra_cells,
+    extras,
+    filled,
+    latest,
+    pivoted,
+)
 from dataset.contracts import ITEMS, TIME, USERS
 from dataset.sieve import sane
 from moonstore.clock import CLOCK_SKEW
 
 ATTRIBUTE = "attribute "  # prefix of a column that becomes one
+MOST_PROPERTIES = 50  # that become attributes: an item may have a hundred (``records.MOST_PARTS``)
 
 
 @dataclass(frozen=True)
@@ -34,11 +45,13 @@ class Described:
         rows: KEY int64 and typed columns, one row per id.
         extra: columns that are nobody's, row by row.
         changed: rows that a later row of their id replaced with another content.
+        rare: properties beyond the most frequent ones, left out.
     """
 
     rows: pa.Table
     extra: dict[str, pa.Array]
     changed: int
+    rare: int = 0
 
 
 def files_of(root: Path, section: Section) -> Files | Joined:
@@ -63,6 +76,7 @@ def described_items(root: Path, sections: Sequence[Items], names: Names) -> Desc
             reader.id("product", section.product),
             reader.time("first_seen", section.first_seen, section.time_format),
             *(reader.text(ATTRIBUTE + column, column) for column in section.attributes),
+            *_property(section, reader),
             *_updated(section, reader),
         ]
 
@@ -83,6 +97,13 @@ def described_users(root: Path, sections: Sequence[Users], names: Names) -> Desc
         ]
 
     return _described(root, sections, names, cells)
+
+
+def _property(section: Items, reader: Reader) -> list[Cell]:
+    """Name and value of a property, where the table has a row for each."""
+    if section.property is None:
+        return []
+    return [reader.id(PROPERTY, section.property), reader.text(VALUE, section.value)]
 
 
 def _updated(section: Items | Users, reader: Reader) -> list[Cell]:
@@ -119,6 +140,7 @@ COLUMN_KEYS = (
     "id", "user", "item", "time", "type_column", "value", "clicked", "quantity", "request", "request_scope",
     "position", "query", "query_text", "text", "title", "description", "category", "price", "product",
     "attributes", "picture", "first_seen", "updated", "age", "segment", "relevance", "part", "features", "context",
+    "property",
 )  # fmt: skip
 
 
@@ -128,24 +150,29 @@ def _described(
     names: Names,
     cells: Callable[[Any, Reader], list[Cell]],
 ) -> Described:
-    tables, changed = [], 0
+    tables, changed, rare = [], 0, 0
     for section in sections:
         used = set(columns_of(section)) - set(section.features)
 
         def made(reader: Reader, section: Section = section, used: set[str] = used) -> list[Cell]:
-            return [*cells(section, reader), *extra_cells(reader, used)]
+            extra = [] if getattr(section, "property", None) else extra_cells(reader, used)
+            return [*cells(section, reader), *extra]
 
-        merged = latest(
-            _keyed(read(files_of(root, section), section, columns_of(section), made), names, section.id)
-        )
-        tables.append(merged.table)
-        changed += merged.changed
+        rows = _keyed(read(files_of(root, section), section, columns_of(section), made), names, section.id)
+        if getattr(section, "property", None):
+            table, left_out = pivoted(latest(rows, (KEY, PROPERTY)).table, ATTRIBUTE, MOST_PROPERTIES)
+            tables.append(table)
+            rare += left_out
+        else:
+            merged = latest(rows)
+            tables.append(merged.table)
+            changed += merged.changed
     if not tables:
         return Described(pa.table({KEY: pa.array([], pa.int64())}), {}, 0)
     rows = filled(
         [table.drop_columns([name for name in (UPDATED,) if name in table.column_names]) for table in tables]
     )
-    return Described(rows, extras(rows), changed)
+    return Described(rows, extras(rows), changed, rare)
 
 
 def _keyed(batches: Iterator[Batch], names: Names, column: str) -> Iterator[tuple[Batch, pa.Array]]:

@@ -92,6 +92,7 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
         "unlisted": _unlisted(description, listed, (len(items), len(users))),
         "pictures": dict(sorted(pictures.counts.items())),
         "features": _features(description),
+        **({"rare_properties": found["item"].rare} if found["item"].rare else {}),
         "left_out": log.left_out() if is_long else [],
         **({"returned": log.returned} if log.returned else {}),
     }

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from dataset.adapters.described.cells import Cell, Reader
-from dataset.adapters.described.files import Batch, connection, quoted
+from dataset.adapters.described.files import Batch, connection, literal, quoted
 
 KEY, UPDATED, ROW = "key", "updated", "row"
+PROPERTY, VALUE = "property", "value"  # of a table with a row per item and property
 EXTRA = "extra "  # prefix of columns that are nobody's
 COMPACT = 500_000  # rows that are collected before those of one id are merged
 
@@ -47,11 +48,12 @@ def extra_cells(reader: Reader, used: set[str]) -> list[Cell]:
     return cells
 
 
-def latest(batches: Iterator[tuple[Batch, pa.Array]]) -> Merged:
+def latest(batches: Iterator[tuple[Batch, pa.Array]], by: Sequence[str] = (KEY,)) -> Merged:
     """The last row of each id: by its time ``updated``, then by its place.
 
     Args:
         batches: of rows, with the int64 id of each.
+        by: columns whose values together name what a row says something of; the id alone by default.
     """
     collected: list[pa.Table] = []
     waiting, row, changed = 0, 0, 0
@@ -61,11 +63,11 @@ def latest(batches: Iterator[tuple[Batch, pa.Array]]) -> Merged:
         collected.append(table.filter(ids.is_valid()))
         waiting, row = waiting + len(ids), row + len(ids)
         if waiting > COMPACT:
-            one, more = _last(_together(collected))
+            one, more = _last(_together(collected), by)
             collected, waiting, changed = [one], 0, changed + more
     if not collected:
         return Merged(pa.table({KEY: pa.array([], pa.int64())}), 0)
-    one, more = _last(_together(collected))
+    one, more = _last(_together(collected), by)
     return Merged(one.drop_columns([ROW]), changed + more)
 
 
@@ -73,17 +75,18 @@ def _together(tables: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _last(rows: pa.Table) -> tuple[pa.Table, int]:
+def _last(rows: pa.Table, by: Sequence[str]) -> tuple[pa.Table, int]:
     """The last row of each key, and how many others say something else."""
-    said = [quoted(name) for name in rows.column_names if name not in (KEY, UPDATED, ROW)]
+    said = [quoted(name) for name in rows.column_names if name not in (*by, UPDATED, ROW)]
+    key = ", ".join(map(quoted, by))
     updated = f"{UPDATED} DESC NULLS LAST, " if UPDATED in rows.column_names else ""
     cursor = connection().cursor().register("rows", rows)
-    if cursor.execute(f"SELECT count(*) = count(DISTINCT {KEY}) FROM rows").fetchall()[0][0]:
+    if cursor.execute(f"SELECT count(*) = count(DISTINCT ({key})) FROM rows").fetchall()[0][0]:
         return rows, 0
     ranked = (
         f"WITH ranked AS (SELECT *, row_number() OVER latest AS place, first_value(content) OVER latest AS kept "
         f"FROM (SELECT *, hash({', '.join(said) or '1'}) AS content FROM rows) "
-        f"WINDOW latest AS (PARTITION BY {KEY} ORDER BY {updated}{ROW} DESC))"
+        f"WINDOW latest AS (PARTITION BY {key} ORDER BY {updated}{ROW} DESC))"
     )
     changed = cursor.execute(
         f"{ranked} SELECT count(*) FROM ranked WHERE place > 1 AND content <> kept"
@@ -91,6 +94,35 @@ def _last(rows: pa.Table) -> tuple[pa.Table, int]:
     names = ", ".join(quoted(name) for name in rows.column_names)
     last = cursor.sql(f"{ranked} SELECT {names} FROM ranked WHERE place = 1 ORDER BY {ROW}").to_arrow_table()
     return last.cast(rows.schema), int(changed)
+
+
+def pivoted(rows: pa.Table, prefix: str, most: int) -> tuple[pa.Table, int]:
+    """One row per KEY of rows that each say one property of it.
+
+    Args:
+        rows: KEY, PROPERTY and VALUE, one row of each KEY and PROPERTY, and columns that are null.
+        prefix: of the columns that properties become.
+        most: how many properties are kept, those that most keys have.
+
+    Returns:
+        KEY, the columns that are null, and a column per property; and how many properties are left out.
+    """
+    cursor = connection().cursor().register("rows", rows)
+    counted = cursor.execute(
+        f"SELECT {PROPERTY} FROM rows WHERE {VALUE} IS NOT NULL AND {PROPERTY} IS NOT NULL "
+        f"GROUP BY {PROPERTY} ORDER BY count(*) DESC, {PROPERTY}"
+    ).fetchall()
+    names = [name for (name,) in counted[:most]]
+    others = [name for name in rows.column_names if name not in (KEY, PROPERTY, VALUE)]
+    cells = [f"any_value({quoted(name)}) AS {quoted(name)}" for name in others]
+    cells += [
+        f"max({VALUE}) FILTER ({PROPERTY} = {literal(name)}) AS {quoted(prefix + name)}" for name in names
+    ]
+    table = cursor.sql(f"SELECT {', '.join([KEY, *cells])} FROM rows GROUP BY {KEY}").to_arrow_table()
+    nulls = {name: rows.schema.field(name).type for name in others}
+    for name, kind in nulls.items():
+        table = table.set_column(table.column_names.index(name), name, table.column(name).cast(kind))
+    return table, len(counted) - len(names)
 
 
 def filled(tables: Sequence[pa.Table]) -> pa.Table:

@@ -18,7 +18,7 @@ from dataset.adapters.guessing.words import QUANTITY, is_unnamed, tokens
 
 ROLES = ("items", "users", "events", "queries", "judgements", "images")
 OF_AN_ITEM = ("title", "category", "description", "attributes")
-MANY = 10  # pictures of an item that are more than a shop shows
+MANY = 10  # pictures of one id that are more than a shop shows of an item
 NAMED = 0.2  # share of the picture files whose names hold an item's id
 
 
@@ -75,7 +75,10 @@ def _columns(proposal: Proposal, pictures: list[Path], root: Path) -> None:
     if proposal.role == "items":
         key = table.refs["item"]
         proposal.add("id", key, table.why["item"], "not surely" not in table.why["item"])
-        item_columns(proposal, table, {key}, pictures, root)
+        if (long := table.properties()) is not None:
+            _property_columns(proposal, table, *long)
+        else:
+            item_columns(proposal, table, {key}, pictures, root)
     elif proposal.role == "users":
         key = table.refs["user"]
         proposal.add("id", key, table.why["user"])
@@ -96,6 +99,18 @@ def _columns(proposal: Proposal, pictures: list[Path], root: Path) -> None:
         proposal.add("context", proposal.left, "left over: kept beside each event")
 
 
+def _property_columns(proposal: Proposal, table: Seen, name: str, value: str) -> None:
+    few = [one for one, _ in table.columns[name].values.most_common(3)]
+    proposal.add("property", name, f"e.g. {', '.join(few)}")
+    proposal.add("value", value, f"e.g. {table.columns[value].example(1)}")
+    written = table.time()
+    if written is not None and (clock := table.columns[written].clock) is not None:
+        proposal.add(
+            "updated", written, f"{clock.first:%Y-%m-%d} to {clock.last:%Y-%m-%d}; the last value counts"
+        )
+        proposal.add("time_format", clock.layout, f"e.g. {table.columns[written].example(1)}")
+
+
 def _picture_table(proposal: Proposal, table: Seen, pictures: list[Path], root: Path) -> None:
     inner = Proposal("items", table)
     item_columns(inner, table, {table.refs["item"]}, pictures, root)
@@ -108,9 +123,10 @@ def _picture_table(proposal: Proposal, table: Seen, pictures: list[Path], root: 
     proposal.add("picture", picture.value, picture.why)
     items, rows = table.columns[table.refs["item"]].distinct, table.columns[picture.value].rows
     if rows >= MANY * items:
-        proposal.doubts.append(
-            f"{rows / items:.0f} pictures for each item: the first one counts, so they should be the shop's, not "
-            f"photos that somebody searches with"
+        proposal.active = False
+        proposal.why = (
+            f"{rows / items:.0f} pictures for each id: photos of a class of things, as people search with, not "
+            f"the picture of one item; switched on, the first of each would stand for it"
         )
     proposal.add("picture_folder", inner.get("picture_folder"), "where these paths begin")
 

@@ -182,11 +182,8 @@ def role_of(table: Seen) -> tuple[str | None, str]:
         return "images", "an encoded picture and an item in every row"
     if item and table.called == "images" and not _texts(table):
         return "images", "an item and a picture in every row"
-    if item and (long := table.properties()) is not None:
-        return None, (
-            f"a row per item and property ({long[0]!r}, {long[1]!r}); make one row per item of it, "
-            f"with a column per property"
-        )
+    if item and table.properties() is not None:
+        return "items", "a row per item and property: they become attributes"
     if item and (table.is_key(item) or table.called == "items" or table.columns[item].unique >= 0.5):
         return "items", "a row per item" if table.is_key(item) else "rows about items"
     if refs.get("query") and texts and table.is_key(refs["query"]):
