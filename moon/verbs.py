@@ -145,7 +145,7 @@ def compare_rankers(run: Run, seeds: int, recipe: str | None) -> str:
 
     chosen = {name: named(name) for name in (RECIPES if recipe is None else (recipe,))}
     table = compare(run.folder, open_dataset(run), open_split(run), run.size, chosen, seeds)
-    return f"{table.markdown(COLUMNS)}\ntable: {run.folder / 'recipes' / 'table.md'}"
+    return f"{table.markdown(COLUMNS, 'ranker')}\ntable: {run.folder / 'recipes' / 'table.md'}"
 
 
 def serve(run: Run, profile: str | None, **options: Any) -> None:

@@ -32,7 +32,9 @@ class Cell:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.sd is None else f"{self.mean:.3f} ± {self.sd:.3f}"
+        digits = 3 if abs(self.mean) < 100 else 0
+        mean = f"{self.mean:,.{digits}f}"
+        return mean if self.sd is None else f"{mean} ± {self.sd:,.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,17 @@ class EncoderTable:
         sd = float(values.std(ddof=1)) if len(values) > 1 else None
         return Cell(float(values.mean()), sd, len(values), sizes.pop())
 
-    def markdown(self, columns: Mapping[str, str]) -> str:
+    def markdown(self, columns: Mapping[str, str], rows: str = "encoder") -> str:
         """A Markdown table with the encoders in their order; ``–`` where a task does not apply.
 
         Args:
             columns: measurement -> its heading; one that no encoder has is left out.
+            rows: heading of the first column.
         """
         measured = {name for seeds in self.rows.values() for one in seeds for name in one}
         columns = {name: label for name, label in columns.items() if name in measured}
         lines = [
-            "| encoder | " + " | ".join(columns.values()) + " |",
+            f"| {rows} | " + " | ".join(columns.values()) + " |",
             "|---|" + "---|" * len(columns),
         ]
         for row in self.rows:

@@ -99,7 +99,7 @@ def compare(
         write_measurements(out / f"{name}.json", [*found, *costs])
     files = {name: [_file(out, name, seed) for seed in range(seeds)] for name in recipes}
     table = EncoderTable.read({n: [p] for n in PLAIN if (p := out / f"{n}.json").exists()} | files)
-    write_text(out / "table.md", table.markdown(COLUMNS))
+    write_text(out / "table.md", table.markdown(COLUMNS, "ranker"))
     write_text(out / "table.json", table.to_json())
     return table
 
