@@ -78,7 +78,7 @@ def given_vectors(dataset: Artifact) -> tuple[np.ndarray, np.ndarray] | None:
         zero are left out. None: the encoder makes them.
 
     Raises:
-        DataError: the vectors are of several widths.
+        DataError: the column holds no lists, or lists of several widths.
     """
     name = dataset.config.get("vectors")
     if name is None:
@@ -86,11 +86,12 @@ def given_vectors(dataset: Artifact) -> tuple[np.ndarray, np.ndarray] | None:
     table = pq.read_table(dataset.file(extra_file("item")), columns=["item_id", name])
     table = table.filter(table.column(name).is_valid()).combine_chunks()
     lists = table.column(name).combine_chunks()
-    width = pc.unique(pc.list_value_length(lists)).to_pylist()
+    kind, is_list = lists.type, pa.types.is_list(lists.type) or pa.types.is_fixed_size_list(lists.type)
+    width = pc.unique(pc.list_value_length(lists)).to_pylist() if is_list else []
     if len(width) != 1:
         raise DataError(
-            f"{dataset.path}: expected vectors of one width in the column {name!r} of the items, found {width[:3]}. "
-            f"Correct them, then run 'moon dataset' again."
+            f"{dataset.path}: expected vectors of one width in the column {name!r} of the items, found {kind} of "
+            f"lengths {width[:3]}. Correct them, then run 'moon dataset' again."
         )
     ids, first = np.unique(table.column("item_id").to_numpy(), return_index=True)
     values = lists.flatten().cast(pa.float32()).fill_null(np.nan).to_numpy(zero_copy_only=False)

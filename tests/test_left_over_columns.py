@@ -5,11 +5,13 @@ Run: pytest tests/test_left_over_columns.py
 
 from datetime import UTC, datetime
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataset.extra import LeftOver
+from dataset.contracts import DataError
+from dataset.extra import LeftOver, given_vectors
 from dataset.importers import import_path
 from dataset.split import Split, split_dataset
 from dataset.tables import Dataset
@@ -97,6 +99,72 @@ def test_one_line_switches_a_column_on_in_the_signature(folder, tmp_path):
         pa.int64(),
     )
     assert "ctr_v1" in next(one for one in listed(tmp_path / "store").splitlines() if "user_points" in one)
+
+
+def test_vectors_and_a_split_of_ones_own(tmp_path):
+    """Lists of fractions are vectors; one column may stand in for the encoder, and the log may say its parts."""
+    root, draw = tmp_path / "shop", np.random.default_rng(0)
+    root.mkdir()
+    looks, tone = draw.normal(size=(20, 4)), draw.normal(size=(20, 3))
+    items = {
+        "sku": [f"A{n}" for n in range(20)],
+        "words": ["red"] * 20,
+        "looks": list(looks),
+        "tone": list(tone),
+    }
+    pq.write_table(pa.table(items | {"notes": [[0.5] * (n % 3) for n in range(20)]}), root / "items.parquet")
+    parts = ["train"] * 60 + ["valid"] * 15 + ["test"] * 25
+    log = {"user": [n % 5 for n in range(100)], "sku": [f"A{n * 7 % 20}" for n in range(100)]}
+    log |= {"at": np.arange(100) * 3600 + 1_700_000_000, "taken": draw.integers(0, 2, 100), "part": parts}
+    pq.write_table(pa.table(log), root / "log.parquet")
+    (root / "moon.toml").write_text(VECTORS)
+    dataset = imported(root, tmp_path / "d")
+    ids, given = given_vectors(dataset.artifact)
+    own = dict(
+        zip(dataset.items["item_id"].to_pylist(), dataset.items["external_id"].to_pylist(), strict=True)
+    )
+    rows = looks[[int(own[one][1:]) for one in ids.tolist()]]
+    np.testing.assert_allclose(given, rows / np.linalg.norm(rows, axis=1, keepdims=True), atol=1e-6)
+    split = Split.open(split_dataset(dataset, tmp_path / "split"))
+    assert split.by == "given" and sorted(split.ranking["part"].to_pylist()) == sorted(parts)
+    (root / "moon.toml").write_text(VECTORS.replace('"looks"', '"words"'))
+    with pytest.raises(
+        DataError, match="vectors of one width in the column 'words' of the items, found string"
+    ):
+        given_vectors(imported(root, tmp_path / "words").artifact)
+    store = create_store(tmp_path / "store", dataset, split, left_over=LeftOver.of(dataset.artifact))
+    kinds = {
+        (one.role, one.name): one.kind
+        for one in signature_of(store.get_feature_service("ctr_v1"), store).features
+    }
+    assert kinds["candidate", "item_tone"] == kinds["behaviour", "behaviour_item_tone"] == "vector"
+    stored = {one.name: str(one.dtype) for one in store.get_feature_view("item_extra").schema}
+    assert (stored["item_looks"], stored["item_notes"]) == ("Array(Float32)", "String")
+
+
+VECTORS = """
+[data]
+name = "vectors"
+
+[split]
+protocol = "given"
+
+[[items]]
+files = ["items.parquet"]
+id = "sku"
+features = ["tone"]
+vectors = "looks"
+
+[[events]]
+files = ["log.parquet"]
+user = "user"
+item = "sku"
+time = "at"
+time_format = "s"
+type = "impression"
+clicked = "taken"
+context = ["part"]
+"""
 
 
 def test_those_of_events_are_beside_the_store_for_its_request_sources(folder, tmp_path):

@@ -71,6 +71,7 @@ class Items(Section):
         first_seen, updated: columns of times: when it was first on sale, and when this row was written.
         time_format: of both: "iso", "s", "ms", "us", "ns", or a pattern such as ``%d/%m/%Y %H:%M``.
         features: left-over columns that the models use.
+        vectors: left-over column of vectors, lists of fractions of one length, that stand in for the encoder.
     """
 
     id: str
@@ -90,6 +91,7 @@ class Items(Section):
     updated: str | None = None
     time_format: str = ISO
     features: list[str] = Field(default_factory=list)
+    vectors: str | None = None
 
     @model_validator(mode="after")
     def _a_property_has_a_value(self) -> Items:
@@ -270,7 +272,7 @@ class Splitting(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    protocol: Literal["time", "last", "users"] | None = None
+    protocol: Literal["time", "last", "users", "given"] | None = None
 
 
 class Description(BaseModel):
@@ -291,6 +293,8 @@ class Description(BaseModel):
     def _there_is_something(self) -> Description:
         if not self.items and not self.events:
             raise ValueError("expected at least one table [[items]] or [[events]]")
+        if len({one.vectors for one in self.items if one.vectors}) > 1:
+            raise ValueError("expected one column of vectors in all tables [[items]]")
         if len({one.id is None for one in self.events}) > 1:
             raise ValueError("expected an id in every table [[events]], or in none")
         return self

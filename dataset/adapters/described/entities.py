@@ -139,8 +139,8 @@ def columns_of(section: Section) -> list[str]:
 COLUMN_KEYS = (
     "id", "user", "item", "time", "type_column", "value", "clicked", "quantity", "request", "request_scope",
     "position", "query", "query_text", "text", "title", "description", "category", "price", "product",
-    "attributes", "picture", "first_seen", "updated", "age", "segment", "relevance", "part", "features", "context",
-    "property",
+    "attributes", "picture", "first_seen", "updated", "age", "segment", "relevance", "part", "features", "vectors",
+    "context", "property",
 )  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def _described(
 ) -> Described:
     tables, changed, rare = [], 0, 0
     for section in sections:
-        used = set(columns_of(section)) - set(section.features)
+        used = set(columns_of(section)) - {*section.features, getattr(section, "vectors", None)}
 
         def made(reader: Reader, section: Section = section, used: set[str] = used) -> list[Cell]:
             extra = [] if getattr(section, "property", None) else extra_cells(reader, used)

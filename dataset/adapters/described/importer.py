@@ -56,7 +56,7 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
     log = EventLog(root, description.events, items, users, searches)
     is_long = log.is_long()
     events, context = (log.long(), None) if is_long else log.short()
-    data = description.data
+    data, vectors = description.data, next((one.vectors for one in whole.items if one.vectors), None)
     known = found["item"].rows.column(KEY).to_pylist()
     if data.unknown_items == KEEP:
         known += sorted(set(items.table().column("id").to_pylist()) - set(known))
@@ -81,6 +81,7 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
         "source": f"described by moon.toml, {digest}",
         "description": digest,
         **({"protocol": description.split.protocol} if description.split.protocol else {}),
+        **({"vectors": vectors} if vectors else {}),
         **({"event_ids": GIVEN} if log.is_named and not is_long else {}),
         **({"ids": {f"{name}_id": kind for name, kind in data.ids.items()}} if data.ids else {}),
         "first_seen": {

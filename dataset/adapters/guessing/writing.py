@@ -59,7 +59,7 @@ def _data(found: Proposals, folder: str) -> str:
         lines += [
             "",
             "# [split]",
-            _line("# protocol", "time", 'or "last" or "users"; left out: chosen from the data'),
+            _line("# protocol", "time", 'or "last", "users" or "given"; left out: chosen from the data'),
         ]
     return "\n".join(lines)
 
