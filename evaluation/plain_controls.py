@@ -105,7 +105,7 @@ class PlainControls:
         }
         for model in models.values():
             model.fit(x, examples.label)
-        return cls(PlainFeatures(dataset, content, split.log, split.test_log), models)
+        return cls(PlainFeatures(dataset, content, split.log, split.test_log, earlier.usual), models)
 
     def probabilities(
         self, asked: Moments, offsets: np.ndarray, item_id: np.ndarray

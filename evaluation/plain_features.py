@@ -80,14 +80,23 @@ class PlainFeatures:
         content: of all its items.
         log: EVENTS rows; at each request only those available strictly before it are read.
         together: EVENTS rows of which co-occurrence is counted at once, so all before the first request.
+        usual: rate at which items are liked, towards which like-rates are smoothed; None: that of ``together``.
+            Models need the one that they were trained with: a log whose slates begin later has another.
     """
 
-    def __init__(self, dataset: Dataset, content: PlainContent, log: pa.Table, together: pa.Table) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        content: PlainContent,
+        log: pa.Table,
+        together: pa.Table,
+        usual: float | None = None,
+    ) -> None:
         self.item_ids = content.item_ids
         items = dataset.items.sort_by("item_id")
         positive = positive_events(together)
         shown = pc.sum(pc.is_in(together["type"], value_set=SHOWN)).as_py() or 0
-        self._usual = (len(positive) + 1) / (max(shown, len(positive)) + 20)
+        self.usual = (len(positive) + 1) / (max(shown, len(positive)) + 20) if usual is None else usual
         users, bought = positive["user_id"].to_numpy(), positive["item_id"].to_numpy()
         self._spaces: dict[str, Rows] = {
             "co_occurrence": _csr(buyers(self.item_ids, users, bought)),
@@ -182,14 +191,14 @@ class PlainFeatures:
         category = self._within(user, item)
         columns = [
             np.log1p(of_user.shown.before(user, now_us)),
-            of_user.rate(user, now_us, self._usual),
+            of_user.rate(user, now_us, self.usual),
             np.log1p(within.shown.before(category, now_us)),
-            within.rate(category, now_us, self._usual),
+            within.rate(category, now_us, self.usual),
             np.log1p(of_item.shown.before(item, now_us, MONTH_US)),
             np.log1p(of_item.liked.before(item, now_us, MONTH_US)),
             np.log1p(of_item.shown.before(item, now_us)),
             np.log1p(of_item.liked.before(item, now_us)),
-            of_item.rate(item, now_us, self._usual),
+            of_item.rate(item, now_us, self.usual),
             self._price[item],
             np.log1p(np.maximum(now_us - self._first_us[item], 0) / DAY_US),
         ]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from sklearn.metrics import roc_auc_score
 
@@ -286,6 +287,18 @@ def test_the_controls_find_planted_tastes(shop, shown, whole, monkeypatch):
             examples.asked, examples.offsets, examples.item_id
         ).values():
             assert roc_auc_score(examples.label, chance) > 0.8
+
+
+def test_rates_are_smoothed_in_the_test_as_they_were_in_training(shop):
+    """A log whose slates begin when the ranker's training does: before it, all that is known was liked."""
+    dataset, content, log, kinds = shop
+    split = split_of(log, kinds, dataset.items["item_id"].to_numpy())
+    split.fit_log = split.fit_log.filter(pc.equal(split.fit_log["type"], "click"))
+    controls = PlainControls.fit(dataset, split, content, dataset.items["item_id"].to_numpy(), seed=0)
+    before, after = (
+        PlainFeatures(dataset, content, log, one).usual for one in (split.fit_log, split.test_log)
+    )
+    assert controls.features.usual == before > 2 * after
 
 
 def test_later_behaviour_changes_neither_the_training_nor_the_answers(shop):
