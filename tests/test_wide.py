@@ -100,7 +100,7 @@ def test_narrower_it_is_the_best_projection_with_its_directions_evened():
 
 def test_a_sample_does_not_depend_on_the_others_and_reads_what_it_has():
     tokens, pictures = some_items(40)
-    path = fitted(tokens, pictures, 12)
+    path = fitted(tokens, pictures, 40)
     samples = samples_of(tokens, pictures)
     together = path(samples)
     alone = torch.cat([path([sample]) for sample in samples])
