@@ -2,8 +2,8 @@
 
 A contrastive loss keeps only what helps to tell pairs apart and forgets the rest: what a picture cannot show, such as
 a brand, is of no use for matching pictures and words. The wide path is not trained by it. It is the singular value
-decomposition of what a catalogue says and shows without a model, TF-IDF of tokens and thumbnails side by side: of all
-projections to so few numbers the one whose cosines are closest to those of the words and looks themselves.
+decomposition of what a catalogue says and shows without a model, TF-IDF of tokens and thumbnails: of all projections
+to so few numbers the one whose cosines are closest to those of the words and looks themselves.
 
 Shapes: B samples, M items, V vocabulary, P numbers of a thumbnail, D vector width, T tokens of all samples.
 """
@@ -26,6 +26,7 @@ LOOKS = 0.5  # length of a thumbnail's row beside a unit row of words
 # Each direction is multiplied by its singular value to the power of minus this: 0 keeps the cosines of words and
 # looks, 1 makes all directions equally long. Between them, what few items have is not drowned by what most have.
 EVENING = 0.5
+SHORTEST = 1e-2  # vectors shorter than this are rounding, and stay short
 
 
 class Wide(nn.Module):
@@ -79,7 +80,7 @@ class Wide(nn.Module):
         if len(pictured):
             seen = F.normalize(looks - self.usual_P, dim=-1) @ self.looks_PD
             out = out.index_add(0, torch.tensor(pictured, device=device), seen)
-        return F.normalize(out, dim=-1)
+        return F.normalize(out, dim=-1, eps=SHORTEST)
 
     def fit(self, tokens: Sequence[Sequence[int]], looks: np.ndarray, shown: np.ndarray) -> None:
         """Learn the projection from items; with none that say or show anything it stays zero.
@@ -97,7 +98,9 @@ class Wide(nn.Module):
         centred = np.zeros_like(looks)
         centred[shown] = looks[shown] - usual
         unit = F.normalize(torch.from_numpy(centred), dim=-1).numpy()
-        both = sparse.hstack([words, sparse.csr_array(LOOKS * unit)]).tocsr()
+        # Rows of their own for words and looks, so that neither has a part in the other's directions: what pictures
+        # have to do with words is left to the backbone.
+        both = sparse.block_diag([words, LOOKS * unit[shown]], format="csr")
         both = both[np.diff(both.indptr) > 0]
         width = min(self.words_VD.shape[1], min(both.shape) - 1)
         if width < 1:

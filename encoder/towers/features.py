@@ -110,6 +110,9 @@ def tower_corpus(dataset: Dataset, model: TowerModel, item_ids: np.ndarray) -> C
     shown = np.flatnonzero(corpus.items.has_image)
     looks[shown] = corpus.pixels[corpus.items.image[shown], model.towers.vision_width :]
     model.wide.fit(bags, looks, shown)
+    told = sorted({row for text in corpus.items.tokens for row in text})
+    seen = corpus.pixels[np.unique(corpus.items.image[shown])]
+    model.standardise(known.text_UE[told], seen[:, : model.towers.vision_width])
     return corpus
 
 

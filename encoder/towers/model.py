@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dataset.contracts import content_hash
 from encoder.backbone.packing import Sample
@@ -80,6 +79,9 @@ class TowerModel(EncoderModel):
         self.field_K = nn.Parameter(torch.zeros(FIELDS))
         self.words = _head(towers.text_width, width)
         self.picture = _head(towers.vision_width, width)
+        for name, features in (("told", towers.text_width), ("seen", towers.vision_width)):
+            self.register_buffer(f"{name}_mean", torch.zeros(features))
+            self.register_buffer(f"{name}_scale", torch.ones(features))
         self.wide = Wide(len(towers.tokenizer), width)
         self.texts: Texts | None = None
         self.known: Known | None = None
@@ -144,6 +146,19 @@ class TowerModel(EncoderModel):
         fresh = iter(self.see([decode_image(images[row], self.px) for row in new]))
         return [next(fresh) if known is None or at < 0 else known.picture_NF[at] for at in place]
 
+    def standardise(self, texts_UE: np.ndarray, pictures_NF: np.ndarray) -> None:
+        """Learn how the towers' features vary over a catalogue, so that the heads see differences from the usual."""
+        for name, rows in (("told", texts_UE), ("seen", pictures_NF)):
+            if len(rows) > 1:
+                mean, spread = rows.mean(axis=0), rows.std(axis=0)
+                getattr(self, f"{name}_mean").copy_(torch.from_numpy(mean))
+                # A number that never varies tells nothing; one that hardly does is not blown up.
+                scale = 1 / np.maximum(spread, max(0.1 * float(spread.mean()), 1e-6))
+                getattr(self, f"{name}_scale").copy_(torch.from_numpy(scale.astype(np.float32)))
+
+    def _standard(self, name: str, rows: Tensor) -> Tensor:
+        return (rows - getattr(self, f"{name}_mean")) * getattr(self, f"{name}_scale")
+
     def forward(self, samples: Sequence[Sample]) -> Encoded:
         """Vectors of samples of the training's texts, which ``texts`` holds."""
         assert self.texts is not None
@@ -169,7 +184,7 @@ class TowerModel(EncoderModel):
         told = torch.tensor([bool(n) for n in length], device=device)
         out = torch.zeros(count, self.width, device=device)
         if told.any():
-            features = F.normalize(mean[told] / total[told][:, None], dim=-1)
+            features = self._standard("told", mean[told] / total[told][:, None])
             out = out.index_add(0, told.nonzero()[:, 0], self.words(features))
         shown = [place for place, sample in enumerate(samples) if sample.pictures]
         looks = torch.zeros(0, len(self.wide.usual_P), device=device)
@@ -177,7 +192,7 @@ class TowerModel(EncoderModel):
             rows = torch.from_numpy(np.stack([samples[place].pictures[0] for place in shown])).to(device)
             seen, looks = rows.split([self.towers.vision_width, len(self.wide.usual_P)], dim=1)
             at = torch.tensor(shown, device=device)
-            out = out.index_add(0, at, self.picture(F.normalize(seen, dim=-1)))
+            out = out.index_add(0, at, self.picture(self._standard("seen", seen)))
         bags = [[token for row in sample.tokens for token in texts.tokens[row]] for sample in samples]
         return out + WIDE * self.wide.project(bags, looks, shown)
 
