@@ -13,11 +13,14 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from conftest import DAY, START, free_port
 from test_repository import add_example
 
+from dataset.contracts import TIME
 from feature_repo.create import create_store
+from feature_repo.frames.join import training_frame
 from feature_repo.online import OnlineReader
 from feature_repo.store import DATA, REPOSITORY, activate
 from moonstore.errors import StoreError
@@ -45,6 +48,12 @@ def repository(tiny_world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("commands")
     shutil.copytree(REPOSITORY, folder / "repository", ignore=shutil.ignore_patterns(DATA, "__pycache__"))
     return folder / "repository"
+
+
+def asked(user, when):
+    """One request of a user."""
+    rows = {"request_id": [0], "user_id": [user], "query_id": pa.nulls(1, pa.int64()), "item_id": [1]}
+    return pa.table({**rows, "time": pa.array([when], TIME)})
 
 
 def feast(repository, *arguments):
@@ -78,13 +87,15 @@ def test_apply_materialize_serve_and_ui_act_on_the_active_run(tiny_world, reposi
     code, output = feast(repository, "apply")
     assert code == 0, output
 
-    end = START + 35 * DAY
-    code, output = feast(
-        repository, "materialize", START.isoformat()[:19], (end - DAY / 86_400).isoformat()[:19]
-    )
-    assert code == 0, output
-    user = int(tiny_world.user_ids[2])
-    frame = OnlineReader(run, 5).read(user, tiny_world.item_ids, end)
+    user, end = int(tiny_world.user_ids[2]), START + 35 * DAY
+    first = (START + 5 * DAY, ["materialize", START.isoformat()[:19]])
+    known = []
+    for until, command in (first, (end, ["materialize-incremental"])):  # which goes on where the first ended
+        code, output = feast(repository, *command, (until - DAY / 86_400).isoformat()[:19])
+        assert code == 0, output
+        frame = OnlineReader(run, 5).read(user, tiny_world.item_ids, end)
+        known.append(frame.requests.column("user_events").to_pylist()[0])
+    assert known[0] < known[1] == training_frame(run, asked(user, end), 5).requests["user_events"][0].as_py()
     assert len(frame.history.item_id) == 5 and frame.requests.column("user_found").to_pylist() == [True]
 
     with server(repository, "serve") as address:
