@@ -47,6 +47,9 @@ def shop(tmp_path, monkeypatch):
 
     def train(*given, seed, recipe, **rest):
         trained.append((recipe.name, seed))
+        assert not list((tmp_path / "recipes").glob(f"{recipe.name}_{seed}*.partial")), (
+            "it would not be timed whole"
+        )
         return real(*given, seed=seed, recipe=recipe, epochs=2, **rest)
 
     real = module.train_ctr

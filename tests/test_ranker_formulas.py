@@ -22,7 +22,7 @@ from ranker.modules.pairs import Pairs
 from ranker.modules.sata import SaTa
 from ranker.modules.search import nearest
 from ranker.modules.sim import SimHard, SimSoft
-from ranker.modules.simtier import SimTier
+from ranker.modules.simtier import SimTier, tiers
 from ranker.modules.twin import Twin
 from ranker.modules.vector import Vector
 
@@ -371,6 +371,17 @@ def test_an_item_that_is_in_the_history_is_in_the_highest_tier_whatever_rounding
         opposite = module(vectors[:, None], -vectors[:, None], known, known).candidate[:, 0]
     assert (said[:, -1] == math.log(2)).all() and (said[:, :-1] == 0).all()
     assert (opposite[:, 0] == math.log(2)).all() and (opposite[:, 1:] == 0).all()
+
+
+def test_rounding_does_not_lift_a_cosine_over_the_edge_of_its_tier():
+    """Orthogonal vectors, and all that are as alike as an edge says, are counted below it."""
+    edges = torch.linspace(-1, 1, 21, dtype=torch.float64)
+    for noise in (-1e-7, 0.0, 1e-7):
+        cosine = (edges[1:] + noise).float()[None, None]
+        for place in range(20):
+            one = torch.zeros(1, 1, 20, dtype=torch.bool)
+            one[..., place] = True
+            assert tiers(cosine, one, 20).nonzero().tolist() == [[0, 0, place]], (noise, place)
 
 
 def test_a_search_keeps_equals_together_and_nothing_that_is_not_allowed():
