@@ -30,11 +30,11 @@ from run.sizes import Size
 
 EPOCHS = 12
 PATIENCE = 2
-LEARNING_RATE = 2e-3
 # Fast tables memorise ids before content is learned, and the sooner the fewer times each item occurs; slow ones learn
-# nothing from a small log. So a ranker is trained with each rate, and the validation requests decide
-# (docs/log/ranker.md#learning-rate-of-the-tables, docs/log/ranker.md#tables-of-the-purchase-ranker).
-TABLE_LEARNING_RATES = {"pointwise": (0.0002, 0.005), "listwise": (0.0005,)}
+# nothing from a small log. So a ranker is trained with each pair of rates, of dense weights and of tables; the
+# validation requests decide (docs/log/ranker.md#learning-rate-of-the-tables,
+# docs/log/ranker.md#tables-of-the-purchase-ranker, docs/log/ranker.md#a-users-taste).
+LEARNING_RATES = {"pointwise": ((1e-3, 0.00003), (2e-3, 0.005)), "listwise": ((2e-3, 0.0005),)}
 POOL = 64  # batches are cut from pools of so many shuffled batches' requests, sorted by number of candidates
 VALID_REQUESTS = 512  # requests read at once when validating
 
@@ -56,7 +56,7 @@ def train_ctr(
 
     Args:
         train: requests whose candidates carry ``label`` and, where logged, ``position``.
-        valid: requests whose loss stops training and chooses the learning rate of the tables; none: all epochs are
+        valid: requests whose loss stops training and chooses the learning rates; none: all epochs are
             run, with the first rate.
         vectors: the embedding; None trains the id-only control, which reads no vector of the store either;
             ``controls.shuffled`` the other one.
@@ -87,14 +87,14 @@ def train_ctr(
         content_width=0 if vectors is None else vectors.width,
         embedding_id=None if vectors is None else vectors.id,
         loss=loss,
-        learning_rate=LEARNING_RATE,
-        table_learning_rate=TABLE_LEARNING_RATES[loss][0],
+        learning_rate=LEARNING_RATES[loss][0][0],
+        table_learning_rate=LEARNING_RATES[loss][0][1],
     )
-    plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, LEARNING_RATE, seed)
     encoder = FrameEncoder(inputs, vectors, config.recipe.by_category)
 
-    def tried(rate: float, place: Path) -> Trained:
-        own = replace(config, table_learning_rate=rate)
+    def tried(rates: tuple[float, float], place: Path) -> Trained:
+        own = replace(config, learning_rate=rates[0], table_learning_rate=rates[1])
+        plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, rates[0], seed)
         job = {
             "config": own.to_json(),
             "plan": asdict(plan) | {"epochs": None},
@@ -124,9 +124,9 @@ def train_ctr(
         )
         return Trained(own, model, outcome, (*alone, checkpoints))
 
-    rates = TABLE_LEARNING_RATES[loss][: None if len(valid) else 1]
+    rates = LEARNING_RATES[loss][: None if len(valid) else 1]
     places = (out, *(out.with_name(f"{out.name}.{number}") for number in range(2, len(rates) + 1)))
-    trained = [tried(rate, place) for rate, place in zip(rates, places, strict=True)]
+    trained = [tried(pair, place) for pair, place in zip(rates, places, strict=True)]
     best = min(trained, key=lambda one: min(one.outcome.valid_loss, default=0.0))
     config, model, outcome = best.config, best.model, best.outcome
     manifest: dict[str, Any] = {

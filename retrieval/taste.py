@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-from scipy.linalg import solve
+from scipy.linalg import solve, solve_triangular
 from scipy.optimize import nnls
 
 from dataset.contracts import POSITIVE_CODES
@@ -25,6 +25,7 @@ from retrieval.shown import NEVER, PRIOR, Shown, log_odds
 from retrieval.similarities import FADE_US
 
 MOST_SHOWN = 512  # the latest that a taste is inferred from
+WIDEST = 1.0  # variance of a taste, in squared log-odds, that is not surprising
 LEARNED_USERS, LEARNED_SHOWN = 1_000, 256  # that variances are learned from
 ANYTHING = "anything"  # the property that all items share: some users like more than others
 COUNTS = ("taste_shown", "taste_rate", "taste_category_shown", "taste_category_rate")
@@ -263,9 +264,11 @@ def _drawn(properties: Properties, learned: Shown) -> Iterator[Evidence]:
 
 
 def _least_squares(square: np.ndarray, product: np.ndarray) -> np.ndarray:
-    """The x >= 0 with the least squared error of terms.T @ x, given terms @ terms.T and terms @ target."""
-    value, vector = np.linalg.eigh(square)
-    kept = value > value.max(initial=0) * 1e-9
-    root = np.sqrt(value[kept])
-    found: np.ndarray = nnls(root[:, None] * vector[:, kept].T, vector[:, kept].T @ product / root)[0]
+    """The x >= 0 that is likeliest given terms @ terms.T and terms @ target, float64 (2 S).
+
+    The error of each target is 1, so ``square`` is the information about x. That known of any beforehand is 1 / WIDEST^2:
+    without it a variance of which the log says next to nothing, as of a value that two rows share, may be any number.
+    """
+    root = np.linalg.cholesky(square + np.eye(len(square)) / WIDEST**2)
+    found: np.ndarray = nnls(root.T, solve_triangular(root, product, lower=True))[0]
     return found

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from scipy.optimize import nnls
 
 from dataset.contracts import EVENTS, ITEMS, completed
 from feature_repo.frame import History
@@ -210,6 +211,23 @@ def test_the_parts_of_a_taste_are_those_of_the_regression_written_out(taste):
             found, slow_parts(many, past, np.arange(COUNT), at(700)), rtol=2e-3, atol=2e-4
         )
         assert H == 1 or np.abs(found).max(axis=0).all()
+
+
+def test_variances_are_the_non_negative_least_squares_and_nothing_where_the_log_says_nothing():
+    rng = np.random.default_rng(0)
+    terms = rng.normal(size=(5, 400))
+    target = np.array([0.5, 0, 0.2, -0.4, 0]) @ terms + rng.normal(size=400)
+    plain = nnls(np.concatenate([terms.T, np.eye(5)]), np.append(target, np.zeros(5)))[0]
+    np.testing.assert_allclose(
+        module._least_squares(terms @ terms.T, terms @ target), plain, rtol=1e-6, atol=1e-9
+    )
+    assert plain[3] == 0 < plain[0]
+    rare = terms.copy()
+    rare[4] = 0
+    rare[4, 7] = 1e-12  # a value that one pair of rows shares, long ago
+    target[7] = 50.0
+    found = module._least_squares(rare @ rare.T, rare @ target)
+    assert found[4] < 1e-9 and found.max() < 2
 
 
 def test_a_planted_taste_is_found_and_skips_alone_say_what_is_not_liked(taste):

@@ -22,7 +22,7 @@ from ranker.model import run
 from ranker.modules.module import Features
 from ranker.recipes import RECIPES, Recipe
 from ranker.score import CONFIG, CtrConfig, Ranker
-from ranker.train import TABLE_LEARNING_RATES, train_ctr
+from ranker.train import LEARNING_RATES, train_ctr
 from ranker.weights import save_weights
 from run.artifacts import open_artifact, write_artifact
 from run.sizes import size
@@ -251,7 +251,9 @@ class RankerModuleContract:
 
     def test_what_it_can_say_it_learns(self, tmp_path, monkeypatch):
         monkeypatch.setitem(RECIPES, "contract", lambda: of(self.module))
-        monkeypatch.setitem(TABLE_LEARNING_RATES, "pointwise", (0.05,))  # few ids, each of which occurs often
+        monkeypatch.setitem(
+            LEARNING_RATES, "pointwise", ((0.002, 0.05),)
+        )  # few ids, each of which occurs often
         inputs = inputs_of(1000)
         teacher = Ranker(model_of(self.module, 7, inputs), FrameEncoder(inputs, VECTORS, by_category=True))
         seen = [full_frame(n, seed) for n, seed in ((1000, 0), (200, 1), (300, 2))]
