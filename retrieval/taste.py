@@ -266,8 +266,8 @@ def _drawn(properties: Properties, learned: Shown) -> Iterator[Evidence]:
 def _least_squares(square: np.ndarray, product: np.ndarray) -> np.ndarray:
     """The x >= 0 that is likeliest given terms @ terms.T and terms @ target, float64 (2 S).
 
-    The error of each target is 1, so ``square`` is the information about x. That known of any beforehand is 1 / WIDEST^2:
-    without it a variance of which the log says next to nothing, as of a value that two rows share, may be any number.
+    The error of each target is 1, so ``square`` is the information about x; 1 / WIDEST^2 is known of any beforehand.
+    Without that, a variance of which the log says next to nothing (a value that two rows share) may be any number.
     """
     root = np.linalg.cholesky(square + np.eye(len(square)) / WIDEST**2)
     found: np.ndarray = nnls(root.T, solve_triangular(root, product, lower=True))[0]
