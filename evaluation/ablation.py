@@ -61,7 +61,7 @@ def measure_worth(
     Raises:
         DataError: a feature is not in the service.
     """
-    retriever = Retriever.open(open_retrieval(folder, cooccurrence="cooccurrence_fit"))
+    retriever = Retriever.open(open_retrieval(folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
     train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
     parents = {"split": split.artifact, "embedding": embedding}

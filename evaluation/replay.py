@@ -18,17 +18,17 @@ from feature_repo.vectors import Vectors
 from ranker.controls import shuffled
 from ranker.score import Ranker
 from retrieval.examples import (
-    PER_SOURCE,
     MatchedFrames,
+    answers_of,
     chunks,
     example_rows,
     matched,
     requests_frame,
-    retrieve,
 )
 from retrieval.fusion import fuse
 from retrieval.jagged import Retrieved, best_first, offsets_of
 from retrieval.retriever import Retriever
+from retrieval.sources import CANDIDATES
 from run.artifacts import open_artifact
 from run.sizes import Size
 
@@ -93,12 +93,41 @@ def _scores(frames: MatchedFrames, rankers: Mapping[str, Ranker]) -> dict[str, n
     return {name: np.concatenate(scores) for name, scores in parts.items()}
 
 
+@dataclass(frozen=True)
+class Proposed:
+    """What retrieval proposes to R requests.
+
+    Attributes:
+        alone: source -> its PER_SOURCE best items.
+        candidates: fused, as the service ranks them.
+    """
+
+    alone: Mapping[str, Retrieved]
+    candidates: Retrieved
+
+
+def proposed(folder: Path, requests: pa.Table, size: Size, retriever: Retriever) -> Proposed:
+    """Answer R rows of RETRIEVAL by every source alone, and by all of them together.
+
+    Args:
+        folder: folder of the run.
+        requests: R rows of RETRIEVAL.
+        size: gives the length of histories.
+        retriever: the sources.
+    """
+    frames = requests_frame(folder, requests, size)
+    alone = {source.name: answers_of(frames, source) for source in retriever.recommending}
+    weights = retriever.weights.of(list(alone))
+    return Proposed(alone, fuse(list(alone.values()), weights, CANDIDATES))
+
+
 def rank_requests(
     folder: Path,
     requests: pa.Table,
     size: Size,
     retriever: Retriever,
     rankers: Mapping[str, Ranker],
+    found: Proposed,
     k: int,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Answer retrieval requests with single sources, combinations of them and rankers, for comparison.
@@ -109,6 +138,7 @@ def rank_requests(
         size: gives the length of histories.
         retriever: the sources.
         rankers: name -> ranker.
+        found: what the sources propose to these requests.
         k: length of the lists.
 
     Yields:
@@ -116,15 +146,13 @@ def rank_requests(
         source alone, ``without_<name>`` for all other sources fused, ``candidates`` for all sources fused, then
         ``ranker_<name>`` for the answers of the service with each ranker.
     """
-    frames = requests_frame(folder, requests, size)
-    alone = {source.name: retrieve(frames, [source], PER_SOURCE) for source in retriever.recommending}
-    for name, answered in alone.items():
+    for name, answered in found.alone.items():
         yield f"source_{name}", lists(answered, k)
-        others = [other for other in alone if other != name]
-        yield f"without_{name}", lists(fuse([alone[other] for other in others]), k)
-    found = fuse(list(alone.values()))
-    yield "candidates", lists(found, k)
-    rows = example_rows(requests, found)
+        others = [other for other in found.alone if other != name]
+        fused = fuse([found.alone[other] for other in others], retriever.weights.of(others), k)
+        yield f"without_{name}", lists(fused, k)
+    yield "candidates", lists(found.candidates, k)
+    rows = example_rows(requests, found.candidates)
     scored = matched(training_frame(folder / "store", rows, size.history), retriever)
     item_id = rows["item_id"].to_numpy()
     offsets = _offsets(requests, rows)

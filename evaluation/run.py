@@ -16,6 +16,7 @@ from dataset.marketplace.browsing import EXAMINATION
 from dataset.split import Split, measured_items
 from dataset.tables import Dataset
 from evaluation.baselines import Lists
+from evaluation.candidate_quality import candidate_quality
 from evaluation.ctr_quality import ctr_quality, probabilities
 from evaluation.encoder_measures import encoder_measures, facet_measures
 from evaluation.measurements import write_measurements
@@ -24,7 +25,14 @@ from evaluation.observer import Observer
 from evaluation.off_policy import RandomSlates, off_policy_measures
 from evaluation.plain import PlainMethods
 from evaluation.plain_controls import Examples
-from evaluation.replay import Impressions, open_rankers, rank_requests, score_impressions
+from evaluation.replay import (
+    Impressions,
+    Proposed,
+    open_rankers,
+    proposed,
+    rank_requests,
+    score_impressions,
+)
 from evaluation.retrieval_quality import item_slices, retrieval_quality
 from evaluation.search import search_measures
 from evaluation.sheets import Evidence, write_report
@@ -105,9 +113,13 @@ class Methods:
         plain = PlainMethods.fit(dataset, split, candidates, seed)
         return cls(folder, size, candidates, plain, retriever, rankers)
 
-    def lists(self, requests: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
+    def proposed(self, requests: pa.Table) -> Proposed:
+        """What our sources propose to RETRIEVAL rows."""
+        return proposed(self.folder, requests, self.size, self.retriever)
+
+    def lists(self, requests: pa.Table, found: Proposed) -> Iterator[tuple[str, np.ndarray]]:
         """Name and our answers to RETRIEVAL rows, int64 item ids (R, DEPTH); ``moon`` is what the service answers."""
-        answers = rank_requests(self.folder, requests, self.size, self.retriever, self.rankers, DEPTH)
+        answers = rank_requests(self.folder, requests, self.size, self.retriever, self.rankers, found, DEPTH)
         served = "ranker_full" if self.rankers else "candidates"
         for name, ranked in answers:
             yield "moon" if name == "ranker_full" else name, ranked
@@ -136,7 +148,8 @@ def _lists(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
     slates = RandomSlates.of(dataset, split)
     asked = test if slates is None else pa.concat_tables([test, slates.requests]).combine_chunks()
     plain = dict(methods.plain.lists(asked, DEPTH))
-    answers = {name: one.new for name, one in plain.items()} | dict(methods.lists(asked))
+    found = methods.proposed(asked)
+    answers = {name: one.new for name, one in plain.items()} | dict(methods.lists(asked, found))
     named = {name: ranked[: len(test)] for name, ranked in answers.items()}
     if dataset.truth is not None:
         judge = Judge.of(dataset)
@@ -152,6 +165,11 @@ def _lists(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
         yield from retrieval_quality(
             ranked, relevant, len(methods.candidates), shown, split="test", prefix=f"retrieval/{name}"
         )
+    yield from candidate_quality(
+        {name: one.first(len(test)) for name, one in found.alone.items()},
+        found.candidates.first(len(test)),
+        relevant,
+    )
     evidence.retrieval(test, relevant, named)
 
 

@@ -17,7 +17,7 @@ from evaluation.baselines import rank
 from evaluation.content import PlainContent
 from evaluation.ctr_quality import ctr_quality, probabilities
 from evaluation.plain import with_mix
-from evaluation.replay import CONTROLS, rank_requests, score_impressions
+from evaluation.replay import CONTROLS, proposed, rank_requests, score_impressions
 from evaluation.retrieval_quality import retrieval_quality
 from evaluation.run import DEPTH, answerable
 from evaluation.shop_baselines import relevant_of, requests_of
@@ -54,7 +54,7 @@ def measure_seeds(
         raise DataError(
             f"{folder}: expected events that a ranker can learn from, found none, so there is no ranker"
         )
-    retriever = Retriever.open(open_retrieval(folder, cooccurrence="cooccurrence_fit"))
+    retriever = Retriever.open(open_retrieval(folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
     train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
     recipe = CtrConfig.read(open_artifact(folder / "ranker_full", "ranker").file(CONFIG)).recipe
@@ -114,7 +114,8 @@ def _recalls(
     test = test.take(pa.array(drawn))
     relevant = relevant_of(test).only(candidates)
     retriever = Retriever.open(open_retrieval(folder), only=candidates)
-    answers = dict(rank_requests(folder, test, size, retriever, rankers, DEPTH))
+    found = proposed(folder, test, size, retriever)
+    answers = dict(rank_requests(folder, test, size, retriever, rankers, found, DEPTH))
     mix = with_mix(PlainContent.of(dataset.items, dataset.images), split, candidates, seed=0)["mix"]
     answers["mix"] = rank(mix, requests_of(split.log, test), DEPTH, exclude_history=True)
     for name, ranked in answers.items():

@@ -269,7 +269,7 @@ def ranker(run: Run, recipe: str | None = None) -> None:
     chosen = cube() if recipe is None else named(recipe)
     apply_definitions(run.folder / "store")
     cut = open_split(run)
-    retriever = Retriever.open(open_retrieval(run.folder, cooccurrence="cooccurrence_fit"))
+    retriever = Retriever.open(open_retrieval(run.folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, run.folder / "store")
     content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, run.seed)}
     if said := context_unknown(run.folder / "store", cut):

@@ -22,6 +22,7 @@ TABLES: dict[str, dict[str, list[str]]] = {
                 "source_similar",
                 "source_profile",
                 "source_cooccurrence",
+                "source_words",
                 "source_two_tower",
             ),
             *("candidates", "served_shuffled", "served_id_only", "served", "shop", "observer", "oracle"),
@@ -46,6 +47,10 @@ TABLES: dict[str, dict[str, list[str]]] = {
                 "moon",
             )
         ],
+    },
+    "candidates": {
+        "columns": ["recall@50", "recall@200", "recall@500", "unique@50", "unique@200", "unique@500"],
+        "rows": ["popular", "similar", "profile", "cooccurrence", "words", "two_tower", "union", "fused"],
     },
     "ctr": {
         "columns": ["auc", "gauc", "ne", "calibration"],
@@ -73,6 +78,7 @@ TABLES: dict[str, dict[str, list[str]]] = {
 NOTES = {  # above a table, in a run whose truth is known
     "truth": "by the truth: what a slate of ten would bring, whatever the log showed, with 95 % intervals over users",
     "off_policy": "clicks per slate at the log's random slates, and what the log alone says of it",
+    "candidates": "by the log: the share of what was taken next that a source finds, and that only it finds",
     "retrieval": "by the log: of what the shop chose to show, which rewards lists like the shop's",
 }
 

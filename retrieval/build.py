@@ -1,4 +1,4 @@
-"""Build the retrieval artifacts of a run: co-occurrence, the item index, the two-tower model and its index."""
+"""Build the retrieval artifacts of a run: co-occurrence, words, the item index, the two-tower model and its index."""
 
 from __future__ import annotations
 
@@ -9,38 +9,44 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import TIME
+from dataset.log import Log, pairs
 from dataset.split import Split
 from dataset.tables import Dataset
-from feature_repo.embeddings import as_stored
 from feature_repo.frames.join import TrainingFrame, training_frame
 from feature_repo.services import RETRIEVAL
 from feature_repo.vectors import Vectors
 from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval.asked import Queries
 from retrieval.cooccurrence import build_cooccurrence
+from retrieval.examples import answers_of, requests_frame
+from retrieval.fusion import EQUAL, learn_weights
 from retrieval.index import ItemIndex, category_path
 from retrieval.properties import Properties
+from retrieval.retriever import Retriever, open_retrieval
 from retrieval.shown import Shown
 from retrieval.taste import Taste
 from retrieval.taste_files import save_taste
+from retrieval.word_vectors import WordVectors
 from retrieval.words import Words
 from run.artifacts import discard, open_artifact
 from run.sizes import Size
 
 NO_USER = -1
+TUNING_REQUESTS = 2_000
+MOST_TAKEN = 200_000  # positives of the two-tower model: a bound on its time
 
 
 def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, seed: int) -> None:
-    """Write ``cooccurrence``, ``cooccurrence_fit``, ``index``, ``words``, ``taste``, and the two-tower's artifacts.
+    """Write ``index``, ``words``, ``word_vectors``, ``taste``, ``fusion``, and what learns from the log, each twice.
 
-    The index holds every item of the catalogue, with or without a vector. ``taste`` is left out
-    where nothing says what was not liked; ``two_tower`` and ``two_tower_index`` where nothing says what users took.
+    The index holds every item of the catalogue, with or without a vector. ``taste`` is left out where nothing says
+    what was not liked; the two-tower models where nobody took a second item.
 
-    ``cooccurrence`` counts the split's ``test_log`` and answers test requests; ``cooccurrence_fit`` counts its
-    ``fit_log`` and scores the ranker's training requests: nothing is counted that a request asks for.
+    ``cooccurrence`` and ``two_tower`` learn from the split's ``test_log`` and answer test requests; ``..._fit`` learn
+    from its ``fit_log`` and answer the ranker's training requests: nothing is learned that a request asks for.
     """
     embedding = open_artifact(folder / "embedding", "embedding")
-    vectors = as_stored(Vectors.open(embedding), folder / "store")
+    vectors = Vectors.open(embedding)
     parents = {"split": split.artifact}
     build_cooccurrence(split.test_log, folder / "cooccurrence", parents)
     build_cooccurrence(split.fit_log, folder / "cooccurrence_fit", parents)
@@ -48,29 +54,56 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
     items = np.sort(dataset.items["item_id"].to_numpy())
     paths = _category_paths(dataset, items)
     ItemIndex.build(items, vectors.gather(items)[0], paths).save(folder / "index", {"embedding": embedding})
-    Words.of(dataset.items).save(folder / "words", parents)
+    words = Words.of(dataset.items)
+    said = words.save(folder / "words", parents)
+    made = WordVectors.of(words).save(folder / "word_vectors", {"words": said})
     if split.shows:
         build_taste(dataset, split, folder / "taste")
     else:
         discard(folder / "taste")
 
-    positives = _positives(split)
-    if not len(positives):  # nothing to learn from: there is no two-tower source
-        for name in ("two_tower", "two_tower_index"):
-            discard(folder / name)
-        return
+    content = WordVectors.open(made).vectors(words)
     catalogue = catalogue_frame(folder, split, items, size).take(0, 1).candidates
-    towers = train_two_tower(
-        training_frame(folder / "store", positives, size.history, RETRIEVAL),
-        vectors,
-        catalogue,
-        size,
-        folder / "two_tower",
-        parents={"split": split.artifact, "embedding": embedding},
-        seed=seed,
-    )
-    matrix = TwoTower.open(towers, vectors).item_vectors(catalogue)
-    ItemIndex.build(items, matrix, paths).save(folder / "two_tower_index", {"two_tower": towers})
+    for name, log in (("two_tower", split.test_log), ("two_tower_fit", split.fit_log)):
+        index = name.replace("two_tower", "two_tower_index")
+        positives = taken_next(log)
+        if not len(positives):  # nothing to learn from: there is no two-tower source
+            discard(folder / name)
+            discard(folder / index)
+            continue
+        towers = train_two_tower(
+            training_frame(folder / "store", positives, size.history, RETRIEVAL),
+            content,
+            catalogue,
+            size,
+            folder / name,
+            parents={"split": split.artifact, "word_vectors": made},
+            seed=seed,
+        )
+        matrix = TwoTower.open(towers, content).item_vectors(catalogue)
+        ItemIndex.build(items, matrix, paths).save(folder / index, {"two_tower": towers})
+    weigh_sources(folder, split, size, seed)
+
+
+def weigh_sources(folder: Path, split: Split, size: Size, seed: int) -> None:
+    """Write ``fusion``: the weights of the sources in the order of the candidates.
+
+    They are learned from at most TUNING_REQUESTS of the split's training requests, answered by sources that learned
+    from the log before them.
+    """
+    asked = split.retrieval.filter(pc.equal(split.retrieval["part"], "train"))
+    artifacts = open_retrieval(folder, fitted=True)
+    artifacts.pop("fusion", None)
+    weights, figures = EQUAL, {}
+    if len(asked):
+        drawn = np.random.default_rng(seed).permutation(len(asked))[:TUNING_REQUESTS]
+        asked = asked.take(np.sort(drawn)).combine_chunks()
+        frames, retriever = requests_frame(folder, asked, size), Retriever.open(artifacts)
+        answers = {source.name: answers_of(frames, source) for source in retriever.recommending}
+        relevant = asked["relevant"].combine_chunks()
+        offsets = relevant.offsets.to_numpy() - relevant.offsets[0].as_py()
+        weights, figures = learn_weights(answers, offsets, relevant.flatten().to_numpy())
+    weights.save(folder / "fusion", {"split": split.artifact}, {"requests": len(asked), "ndcg": figures})
 
 
 def build_taste(dataset: Dataset, split: Split, out: Path) -> None:
@@ -96,20 +129,34 @@ def catalogue_frame(folder: Path, split: Split, item_ids: np.ndarray, size: Size
     return training_frame(folder / "store", rows, size.history, RETRIEVAL)
 
 
-def _positives(split: Split) -> pa.Table:
-    """What users took in the ranker's training requests: the two-tower model's positives, one request each.
+def taken_next(events: pa.Table, most: int = MOST_TAKEN) -> pa.Table:
+    """What the two-tower model learns from: every item that a user newly liked after another, one request each.
 
-    None of them is in ``fit_log``, because a two-tower model that reads an embedding must not learn from what the
-    embedding has learned from.
+    The request is made when the item was liked, so that its history ends before it.
+
+    Args:
+        events: EVENTS, no newer than what the model may know.
+        most: of them at most, the newest.
+
+    Returns:
+        rows of ``feature_repo.frames.join.training_frame``, label 1, ordered by time.
     """
-    rows = split.ranking.filter(pc.and_(pc.equal(split.ranking["part"], "train"), _liked(split.ranking)))
-    rows = rows.select(["user_id", "time", "query_id", "item_id"])
-    rows = rows.append_column("label", pa.array(np.ones(len(rows), np.float32)))
-    return rows.append_column("request_id", pa.array(np.arange(len(rows))))
-
-
-def _liked(ranking: pa.Table) -> pa.ChunkedArray:
-    return pc.greater(ranking["label"], 0.5)
+    log = Log.of(events)
+    liked = np.flatnonzero(log.positive)
+    _, first = np.unique(pairs(log.user, log.item)[liked], return_index=True)
+    row = np.sort(liked[first])
+    _, opening = np.unique(log.user[row], return_index=True)
+    row = np.delete(row, opening)[-most:]
+    return pa.table(
+        {
+            "request_id": pa.array(np.arange(len(row))),
+            "user_id": pa.array(log.user[row]),
+            "time": pa.array(log.available_us[row]).cast(TIME),
+            "query_id": pa.nulls(len(row), pa.int64()),
+            "item_id": pa.array(log.item[row]),
+            "label": pa.array(np.ones(len(row), np.float32)),
+        }
+    )
 
 
 def _category_paths(dataset: Dataset, item_ids: np.ndarray) -> list[str]:

@@ -8,7 +8,7 @@ Legend: R requests, C candidates, S match columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +26,20 @@ from feature_repo.signature import Signature
 from retrieval.jagged import Retrieved, owners, stack
 from retrieval.requests import Requests
 from retrieval.retriever import Retriever
-from retrieval.sources import CooccurrenceSource, PopularSource, Source, add_matches, match_scores, propose
+from retrieval.sources import (
+    PER_SOURCE,
+    CooccurrenceSource,
+    PopularSource,
+    Source,
+    add_matches,
+    match_scores,
+    propose,
+)
 from run.progress import track
 from run.sizes import Size
 
 CHUNK_REQUESTS = 2048
 NEGATIVES = 50
-PER_SOURCE = 100
 
 
 @dataclass(frozen=True)
@@ -171,8 +178,7 @@ def among_others(taken: pa.Table, found: Retrieved, item_ids: np.ndarray, seed: 
 def match_sources(retriever: Retriever) -> tuple[Source, ...]:
     """The sources whose scores the ranker reads: behaviour only, so that vectors reach it only through CUBE.
 
-    The two-tower model is left out as well: it learned from the same requests as the ranker, so its
-    scores are better there than on new requests, and the ranker would rely on them too much.
+    The scores of the two-tower model, which ``open_retrieval(fitted=True)`` makes comparable, are not among them yet.
     """
     behaviour = (CooccurrenceSource, PopularSource)
     return tuple(source for source in retriever.sources if isinstance(source, behaviour))
@@ -188,7 +194,7 @@ def ranker_frames(
         split: of the run.
         size: fixes the length of histories.
         seed: of the negatives and the validation requests, where none were logged.
-        retriever: with the co-occurrences counted before the training requests, ``cooccurrence_fit``.
+        retriever: whose sources learned from the log before the training requests (``open_retrieval``, fitted).
 
     Returns:
         train, valid, and ``pointwise`` for logged impressions or ``listwise`` for retrieved candidates.
@@ -201,19 +207,11 @@ def ranker_frames(
         for part in ("train", "valid"):
             taken = of_part(split.ranking, part)
             stored = training_frame(folder / "store", taken, size.history)
-            found = retrieve(stored, _unbiased(retriever), PER_SOURCE)
+            found = candidates(stored, retriever)
             rows = among_others(taken, found, retriever.index.ids, seed)
             frames.append(training_frame(folder / "store", rows, size.history))
         loss = "listwise"
     return matched(frames[0], retriever), matched(frames[1], retriever), loss
-
-
-def _unbiased(retriever: Retriever) -> tuple[Source, ...]:
-    """The sources that did not learn from the ranker's training requests: all but the two-tower model.
-
-    It has memorised what these users took, which it cannot do in other requests.
-    """
-    return tuple(source for source in retriever.recommending if source.name != "two_tower")
 
 
 def requests_frame(folder: Path, requests: pa.Table, size: Size) -> TrainingFrame:
@@ -231,10 +229,18 @@ def requests_frame(folder: Path, requests: pa.Table, size: Size) -> TrainingFram
     return training_frame(folder / "store", rows, size.history, RETRIEVAL)
 
 
-def retrieve(frames: TrainingFrame, sources: Sequence[Source], k: int) -> Retrieved:
-    """The union of every source's k best items for each request, without what the user already took."""
+def candidates(frames: TrainingFrame, retriever: Retriever) -> Retrieved:
+    """The candidates of every request, as the service proposes them, without what the user already took."""
     answers: list[tuple[np.ndarray, np.ndarray]] = []
     for frame in chunks(frames, "retrieve candidates"):
         requests = Requests.from_frame(frame, exclude_history=True)
-        answers.extend(propose(sources, requests, k))
+        answers.extend(propose(retriever.recommending, requests, weights=retriever.weights))
+    return stack(answers)
+
+
+def answers_of(frames: TrainingFrame, source: Source, k: int = PER_SOURCE) -> Retrieved:
+    """One source's k best items of every request, without what the user already took."""
+    answers: list[tuple[np.ndarray, np.ndarray]] = []
+    for frame in chunks(frames, f"retrieve by {source.name}"):
+        answers.extend(source.retrieve_batch(Requests.from_frame(frame, exclude_history=True), k))
     return stack(answers)

@@ -29,6 +29,11 @@ class Retrieved:
         rows = slice(self.offsets[request], self.offsets[request + 1])
         return self.item_id[rows], self.score[rows]
 
+    def first(self, requests: int) -> Retrieved:
+        """The answers to the first requests."""
+        rows = slice(self.offsets[requests])
+        return Retrieved(self.offsets[: requests + 1], self.item_id[rows], self.score[rows])
+
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return (self[request] for request in range(len(self)))
 

@@ -14,6 +14,7 @@ from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors
 from retrieval.asked import Asked
 from retrieval.cooccurrence import Cooccurrence
+from retrieval.fusion import EQUAL, Weights
 from retrieval.index import ItemIndex, category_path
 from retrieval.properties import Picture
 from retrieval.similarities import Categories, Similarities, Space
@@ -28,6 +29,7 @@ from retrieval.sources import (
 )
 from retrieval.taste import Taste
 from retrieval.taste_files import open_taste
+from retrieval.word_vectors import WordVectors
 from retrieval.words import Words
 from retrieval.words_source import WordsSource
 from run.artifacts import Artifact, open_artifact, require_agreement
@@ -35,33 +37,34 @@ from run.artifacts import Artifact, open_artifact, require_agreement
 if TYPE_CHECKING:
     from ranker.two_tower.train import TwoTower
 
-ROLES = ("embedding", "index", "cooccurrence", "words", "taste", "two_tower", "two_tower_index")
+ROLES = (
+    *("embedding", "index", "cooccurrence", "words", "word_vectors", "taste", "two_tower", "two_tower_index"),
+    "fusion",
+)
 
 
-def open_retrieval(folder: Path, cooccurrence: str = "cooccurrence") -> dict[str, Artifact]:
+def open_retrieval(folder: Path, fitted: bool = False) -> dict[str, Artifact]:
     """The verified artifacts of a ``Retriever``, by role.
 
     Args:
         folder: of a run or a generation.
-        cooccurrence: name of the co-occurrence artifact: training reads one counted from an earlier log.
+        fitted: those that learned from the earlier log only: they answer the ranker's training requests.
 
     Raises:
         ArtifactError: one is missing or damaged.
     """
+    end = "_fit" if fitted else ""
     artifacts = {
         "embedding": open_artifact(folder / "embedding", "embedding"),
         "index": open_artifact(folder / "index", "index"),
-        "cooccurrence": open_artifact(folder / cooccurrence, "cooccurrence"),
+        "cooccurrence": open_artifact(folder / f"cooccurrence{end}", "cooccurrence"),
     }
-    for role in (
-        "words",
-        "taste",
-    ):  # of a run of an earlier release, or one that has nothing to learn tastes from
-        if (folder / role).exists():
-            artifacts[role] = open_artifact(folder / role, role)
-    if (folder / "two_tower").exists():
-        artifacts["two_tower"] = open_artifact(folder / "two_tower", "two_tower")
-        artifacts["two_tower_index"] = open_artifact(folder / "two_tower_index", "index")
+    for name in ("words", "word_vectors", "taste", "fusion"):
+        if (folder / name).exists():  # an earlier release had none, or there was nothing to learn tastes from
+            artifacts[name] = open_artifact(folder / name, name)
+    if (folder / f"two_tower{end}").exists():
+        artifacts["two_tower"] = open_artifact(folder / f"two_tower{end}", "two_tower")
+        artifacts["two_tower_index"] = open_artifact(folder / f"two_tower_index{end}", "index")
     return artifacts
 
 
@@ -74,6 +77,7 @@ class Parts:
         towers, tower_index: the two-tower model and the items in its space; None where none was trained.
         categories: of all items, also of those that may not be returned.
         words: of all items; None: the run was made by a release that had none.
+        word_vectors: makes the two-tower model's content from words; None likewise.
         taste, asked: what else the ranker reads of a user or a query and an item; None: nothing was shown to
             anybody, or the run was made by a release that had none.
     """
@@ -83,6 +87,7 @@ class Parts:
     tower_index: ItemIndex | None
     categories: Categories
     words: Words | None
+    word_vectors: WordVectors | None = None
     taste: Taste | None = None
     asked: Asked | None = None
 
@@ -100,6 +105,7 @@ class Retriever:
         artifacts: role -> artifact of everything opened here.
         similarities: what the ranker reads of a history and a candidate, besides the scores of sources.
         parts: what the sources are made of; None: they were passed in directly.
+        weights: of the sources in the order of the candidates.
     """
 
     index: ItemIndex
@@ -110,6 +116,7 @@ class Retriever:
     artifacts: dict[str, Artifact]
     similarities: Similarities = Similarities({})
     parts: Parts | None = None
+    weights: Weights = EQUAL
 
     @property
     def recommending(self) -> tuple[Source, ...]:
@@ -140,24 +147,31 @@ class Retriever:
                 two-tower model was trained with.
         """
         artifacts = {role: artifact for role, artifact in artifacts.items() if role in ROLES}
-        placed = [("two_tower_index", "two_tower")] if "two_tower" in artifacts else []
+        placed = (
+            [("two_tower_index", "two_tower"), ("two_tower", "word_vectors")]
+            if "two_tower" in artifacts
+            else []
+        )
         require_agreement(artifacts, [("index", "embedding"), *placed])
         vectors = Vectors.open(artifacts["embedding"])
         whole = ItemIndex.open(artifacts["index"])
         index = whole.only(only)
         graph = Cooccurrence.open(artifacts["cooccurrence"])
         words = Words.open(artifacts["words"]) if "words" in artifacts else None
+        word_vectors = WordVectors.open(artifacts["word_vectors"]) if "word_vectors" in artifacts else None
         towers, tower_index = None, None
         if "two_tower" in artifacts:
             from ranker.two_tower.train import TwoTower
 
-            towers = TwoTower.open(artifacts["two_tower"], vectors, signature)
+            content = None if words is None or word_vectors is None else word_vectors.vectors(words)
+            towers = TwoTower.open(artifacts["two_tower"], content, signature)
             tower_index = ItemIndex.open(artifacts["two_tower_index"]).only(only)
         taste, asked = None, None
         if words is not None and "taste" in artifacts:
             taste, queries = open_taste(artifacts["taste"])
             asked = Asked(words, taste.properties, queries)
-        parts = Parts(graph, towers, tower_index, Categories.of(whole), words, taste, asked)
+        categories = Categories.of(whole)
+        parts = Parts(graph, towers, tower_index, categories, words, word_vectors, taste, asked)
         return cls._of(index, vectors, parts, artifacts)
 
     @classmethod
@@ -180,17 +194,23 @@ class Retriever:
         similarities = Similarities(
             spaces, tuple(one for one in (parts.taste, parts.asked) if one is not None)
         )
+        weights = Weights.open(artifacts["fusion"]) if "fusion" in artifacts else EQUAL
         return cls(
-            index, vectors, tuple(personal), popular, query_source(index), artifacts, similarities, parts
+            index=index,
+            vectors=vectors,
+            personal=tuple(personal),
+            popular=popular,
+            query=query_source(index),
+            artifacts=artifacts,
+            similarities=similarities,
+            parts=parts,
+            weights=weights,
         )
 
     def with_vectors(self, vectors: Vectors) -> Retriever:
         """A retriever that reads these vectors of the same embedding; the items it returns are the same."""
         assert self.parts is not None
-        parts = self.parts
-        if parts.towers is not None:
-            parts = replace(parts, towers=parts.towers.with_vectors(vectors))
-        return self._of(self.index, vectors, parts, self.artifacts)
+        return self._of(self.index, vectors, self.parts, self.artifacts)
 
     def without(self, item_ids: np.ndarray) -> Retriever:
         """A retriever none of whose sources answers these items (int64 ids); others take their places.
@@ -221,6 +241,9 @@ class Retriever:
             taste = parts.taste.with_items(rows, picture)
             parts = replace(parts, taste=taste, asked=parts.asked.with_items(words, taste.properties))
         if parts.towers is not None and parts.tower_index is not None:
-            placed = parts.towers.item_vectors(items)
-            parts = replace(parts, tower_index=parts.tower_index.with_items(ids, placed, categories))
+            towers = parts.towers
+            if words is not None and parts.word_vectors is not None:
+                towers = towers.with_content(parts.word_vectors.vectors(words))
+            tower_index = parts.tower_index.with_items(ids, towers.item_vectors(items), categories)
+            parts = replace(parts, towers=towers, tower_index=tower_index)
         return self._of(index, self.vectors, parts, self.artifacts)

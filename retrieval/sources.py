@@ -20,13 +20,15 @@ import pyarrow as pa
 from feature_repo.frame import Frame
 from feature_repo.vectors import rows_of
 from retrieval.cooccurrence import Cooccurrence
-from retrieval.fusion import fuse
+from retrieval.fusion import EQUAL, Weights, fuse
 from retrieval.index import ItemIndex
 from retrieval.jagged import Retrieved, best_first, group_best, offsets_of, owners, stack
 from retrieval.requests import Interests, Request, Requests, interests
 
 CHUNK_REQUESTS = 4096
 CHUNK_PAIRS = 65_536
+PER_SOURCE = 500  # candidates asked of every source
+CANDIDATES = 500  # of the fused order, for the ranker
 
 
 class VectorLookup(Protocol):
@@ -263,9 +265,24 @@ def two_tower_source(towers: UserTower, index: ItemIndex) -> VectorSource:
     return VectorSource("two_tower", index, side)
 
 
-def propose(sources: Sequence[Source], requests: Requests, k: int) -> Retrieved:
-    """The k best items of every source for R requests, without repeats (at most k x S each), fused by rank."""
-    return fuse([source.retrieve_batch(requests, k) for source in sources])
+def propose(
+    sources: Sequence[Source],
+    requests: Requests,
+    per_source: int = PER_SOURCE,
+    weights: Weights = EQUAL,
+    most: int = CANDIDATES,
+) -> Retrieved:
+    """The candidates of R requests: the best of every source, without repeats, fused by rank.
+
+    Args:
+        sources: S of them.
+        requests: R requests.
+        per_source: how many each source is asked for.
+        weights: of the sources.
+        most: how many are kept of the fused order.
+    """
+    answers = [source.retrieve_batch(requests, per_source) for source in sources]
+    return fuse(answers, weights.of([source.name for source in sources]), most)
 
 
 def match_scores(

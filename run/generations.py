@@ -59,8 +59,10 @@ PARTS = {  # by folder name
     "search": Part("search", "search", needed=False),
     "picture_index": Part("picture_index", "index", needed=False),
     "taste": Part("taste", "taste", needed=False),
+    "word_vectors": Part("word_vectors", "word_vectors", needed=False),
     "two_tower": Part("two_tower", "two_tower", needed=False),
     "two_tower_index": Part("two_tower_index", "index", needed=False),
+    "fusion": Part("fusion", "fusion", needed=False),
     "ranker_full": Part("ranker", "ranker", needed=False),
     "relevance": Part("relevance", "relevance", needed=False),
 }

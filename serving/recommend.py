@@ -46,7 +46,7 @@ from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import Retriever
 from retrieval.search.open import open_search
 from retrieval.search.search import Asked, Search
-from retrieval.sources import Matches, propose
+from retrieval.sources import CANDIDATES, PER_SOURCE, Matches, propose
 from run.artifacts import open_artifact
 from run.generations import open_parts, require_whole
 from run.sizes import size
@@ -108,7 +108,7 @@ class Recommender:
         artifacts: Mapping[str, str],
         now: Callable[[], datetime],
         behaviours: int,
-        per_source: int = 100,
+        per_source: int = PER_SOURCE,
         example_users: Sequence[ShopId] = (),
         generation: int | None = None,
         ids: ShopIds = INT64_IDS,
@@ -244,7 +244,8 @@ class Recommender:
         )
         sources = self.retriever.recommending if personal else (self.retriever.popular,)
         with stages.measure("retrieve"):
-            ids, scores = propose(sources, Requests.of([request]), max(self.per_source, k))[0]
+            asked, weights = max(self.per_source, k), self.retriever.weights
+            ids, scores = propose(sources, Requests.of([request]), asked, weights, max(CANDIDATES, k))[0]
             order = "retrieval" if personal else "popularity"
             if len(ids) < k:
                 order = order if len(ids) else "newest"

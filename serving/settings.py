@@ -46,7 +46,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     clock: str = "log"
-    per_source: int = 100
+    per_source: int = 500
     max_body_bytes: int = 8 * 2**20
     max_image_bytes: int = 5 * 2**20
     max_image_pixels: int = 4_000_000

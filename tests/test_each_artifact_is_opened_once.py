@@ -20,11 +20,12 @@ from serving.live import Live
 from serving.settings import Settings
 
 SERVED = (
-    "cooccurrence", "embedding", "encoder", "index", "picture_index", "ranker_full", "relevance", "search", "taste",
-    "two_tower", "two_tower_index", "words",
+    "cooccurrence", "embedding", "encoder", "fusion", "index", "picture_index", "ranker_full", "relevance", "search",
+    "taste", "two_tower", "two_tower_index", "word_vectors", "words",
 )  # fmt: skip
 LEARNED_FROM = (
-    "cooccurrence_fit", "dataset", "embedding", "index", "split", "taste", "two_tower", "two_tower_index", "words"
+    "cooccurrence_fit", "dataset", "embedding", "fusion", "index", "split", "taste", "two_tower_fit",
+    "two_tower_index_fit", "word_vectors", "words",
 )  # fmt: skip
 
 

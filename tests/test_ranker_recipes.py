@@ -196,7 +196,7 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setattr(stages, "open_split", lambda run: SimpleNamespace(artifact=nothing, ranks=True))
     monkeypatch.setattr(stages, "open_dataset", lambda run: None)
     opened = SimpleNamespace(artifacts={"embedding": nothing}, vectors=VECTORS)
-    monkeypatch.setattr("retrieval.retriever.open_retrieval", lambda folder, cooccurrence: {})
+    monkeypatch.setattr("retrieval.retriever.open_retrieval", lambda folder, fitted: {})
     monkeypatch.setattr("retrieval.retriever.Retriever.open", lambda artifacts: opened)
     monkeypatch.setattr("retrieval.examples.ranker_frames", lambda *place: (TRAIN, VALID, "pointwise"))
     monkeypatch.setattr("feature_repo.embeddings.as_stored", lambda vectors, store: vectors)

@@ -15,6 +15,7 @@ from dataset.contracts import DataError
 from ranker.fit import Plan
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
+from ranker.inputs.hashing import hash_integers
 from ranker.two_tower import negatives
 from ranker.two_tower import train as train_module
 from ranker.two_tower.model import sampled_softmax
@@ -65,7 +66,7 @@ def one_thread():
 def trained(tmp_path_factory):
     frame, _, _ = purchases(2000, 0, np.arange(ITEMS))
     out = tmp_path_factory.mktemp("run") / "two_tower"
-    return train_two_tower(Requests(frame), VECTORS, CATALOGUE, NANO, out, {}, epochs=5)
+    return train_two_tower(Requests(frame), VECTORS, CATALOGUE, NANO, out, {}, epochs=10)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_cold_items_are_found_by_content(towers):
     frame, user, bought = purchases(400, 2, np.arange(ITEMS, ITEMS + COLD))
     score = (towers.user_vectors(frame) @ towers.item_vectors(CATALOGUE).T)[:, ITEMS:]
     best = recall(CHANCE[user][:, ITEMS:], bought - ITEMS, k=5)
-    assert recall(score, bought - ITEMS, k=5) > 0.75 * best
+    assert recall(score, bought - ITEMS, k=5) > 0.6 * best
 
 
 def fitted_scores(correct):
@@ -126,17 +127,18 @@ def test_the_correction_makes_scores_rank_by_probability_under_skewed_popularity
     assert error(plain, np.log(chance)) > 1.0
 
 
-def test_the_chance_of_being_in_a_batch_is_counted_by_drawing_batches():
+def test_the_chance_of_being_in_a_batch_is_counted_by_drawing_batches(monkeypatch):
+    monkeypatch.setattr(negatives, "UNIFORM", 2)
     draw = np.random.default_rng(0)
     positives = np.array([4000, 300, 30, 3, 0] + [0] * 1995)
     owner = np.repeat(np.arange(2000), positives)
     hits = np.zeros(2000)
     for _ in range(200):
-        both = [draw.choice(owner, 512), draw.integers(0, 2000, 512)]
+        both = [draw.choice(owner, 512), draw.integers(0, 4, 2)]
         hits[np.unique(np.concatenate(both))] += 1
     expected = negatives.inclusion(positives, len(owner), 512)
-    np.testing.assert_allclose(expected[:4], hits[:4] / 200, atol=0.1)
-    assert expected[4:].mean() == pytest.approx(hits[4:].mean() / 200, abs=0.01)
+    np.testing.assert_allclose(expected, hits / 200, atol=0.12)
+    assert not expected[4:].any(), "of what nobody took training says nothing"
 
 
 def test_the_loss_is_the_textbook_corrected_softmax():
@@ -150,11 +152,9 @@ def test_the_loss_is_the_textbook_corrected_softmax():
     assert float(loss) == pytest.approx((first + second) / 2, abs=1e-5)
 
 
-def test_vectors_have_unit_norm_and_do_not_depend_on_the_batch(towers):
+def test_vectors_do_not_depend_on_the_batch(towers):
     frame, _, _ = purchases(30, 3, np.arange(ITEMS))
     users, items = towers.user_vectors(frame), towers.item_vectors(CATALOGUE)
-    np.testing.assert_allclose(np.linalg.norm(users, axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(items, axis=1), 1, atol=1e-5)
     apart = [towers.user_vectors(select_requests(frame, np.array([r]))) for r in range(30)]
     np.testing.assert_allclose(users, np.concatenate(apart), atol=1e-5)
     np.testing.assert_allclose(items[7:9], towers.item_vectors(CATALOGUE.slice(7, 2)), atol=1e-5)
@@ -177,15 +177,6 @@ def test_the_artifact_holds_the_whole_catalogue(trained, towers):
     stored = load_file(trained.file("items.safetensors"))
     assert stored["item_id"].tolist() == VECTORS.ids.tolist()
     np.testing.assert_allclose(stored["vector"], towers.item_vectors(CATALOGUE), atol=1e-6)
-
-
-def test_a_query_moves_the_user(towers):
-    frame, _, _ = purchases(1, 4, np.arange(ITEMS))
-    query = frame.requests.set_column(
-        frame.requests.column_names.index("query_id"), "query_id", pa.array(VECTORS.queries.ids[:1])
-    )
-    asked = towers.user_vectors(replace(frame, requests=query))
-    assert not np.allclose(asked, towers.user_vectors(frame))
 
 
 def test_positives_outside_the_catalogue_are_refused(tmp_path):
@@ -218,7 +209,7 @@ def test_training_without_positives_is_refused(tmp_path):
 
 
 def test_other_vectors_and_edited_configurations_are_refused(trained, tmp_path):
-    with pytest.raises(ArtifactError, match="trained with embedding embedding-1, given none"):
+    with pytest.raises(ArtifactError, match="trained with content embedding-1, given none"):
         TwoTower.open(trained, None)
     config = json.loads(trained.file("config.json").read_text()) | {"colour": "red"}
     with write_artifact(tmp_path / "t", "two_tower", trained.config) as folder:
@@ -263,8 +254,9 @@ def test_a_twentieth_of_the_users_are_held_out_whole_and_nobody_without_a_positi
     counts = np.zeros(ITEMS + COLD)
     for some in positives:
         np.add.at(counts, np.searchsorted(VECTORS.ids, some), 1)
-    missed = (1 - counts / len(with_one)) ** 32 * (1 - 1 / (ITEMS + COLD)) ** 512
-    np.testing.assert_allclose(drawn.chance, 1 - missed, rtol=1e-5)
+    np.testing.assert_array_equal(drawn.taken, counts)
+    missed = (1 - counts / len(with_one)) ** 32 * (1 - 1 / (counts > 0).sum()) ** negatives.UNIFORM
+    np.testing.assert_allclose(drawn.chance, np.where(counts > 0, 1 - missed, 0), rtol=1e-5)
 
 
 def test_the_chance_is_counted_over_all_pieces_in_which_requests_are_read(monkeypatch):
@@ -286,6 +278,7 @@ def test_a_batch_holds_every_positive_once_against_distinct_items_and_excludes_i
             [int(np.flatnonzero((VECTORS.matrix == v).all(1))[0]) for v in sample.item.content.numpy()]
         ]
         assert len(set(ids.tolist())) == len(ids) and (np.diff(ids) > 0).all()
+        assert (ids < VECTORS.ids[ITEMS]).all(), "an item that nobody took is no negative"
         np.testing.assert_array_equal(sample.chance, drawn.chance[np.searchsorted(VECTORS.ids, ids)])
         chosen = ids[sample.positive].tolist()
         by_request = {}
@@ -318,30 +311,41 @@ def test_held_out_losses_are_meant_over_positives_not_batches(towers):
     assert train_module._mean_loss(towers.model, drawn) == pytest.approx(np.average(losses, weights=weights))
 
 
-def test_the_temperature_never_falls_below_a_hundredth(towers):
-    assert float(
-        TowerConfig.read(towers.artifact.file("config.json")).build().scale().detach()
-    ) == pytest.approx(1 / 0.07, rel=1e-5)
+def test_a_share_of_ids_is_hidden_while_training_and_those_that_nobody_took_afterwards(towers):
     model = TowerConfig.read(towers.artifact.file("config.json")).build()
-    with torch.no_grad():
-        model.log_scale.fill_(9.0)
-    assert float(model.scale().detach()) == 100.0
-
-
-def test_a_share_of_ids_is_hidden_while_training_and_none_afterwards(towers):
-    model = TowerConfig.read(towers.artifact.file("config.json")).build()
-    ids = VECTORS.ids[np.arange(4000) % ITEMS]
-    everywhere = np.ones((1, 4000), dtype=bool)
+    ids = VECTORS.ids[np.arange(8000) % 4]
+    everywhere = np.ones((1, 8000), dtype=bool)
     keys = towers.encoder.item_ids(ids, ids[:0], everywhere, everywhere[:, :0])
+    rows, times = keys.values()[:4], torch.tensor([0.0, 1.0, 2.0, 50.0])
+    model.count(rows, times)
+    assert model.bias[rows].detach().numpy() == pytest.approx(np.log(times.numpy() + 0.5))
+    with torch.no_grad():
+        model.hidden_bias.fill_(7.0)
     torch.manual_seed(0)
-    hidden = (model.train().item_ids(keys) == 0).all(1)
+    found, bias = model.train().item_ids(keys)
+    hidden = (found == 0).all(1)
+    assert torch.equal(hidden, bias == 7)
     assert float(hidden.float().mean()) == pytest.approx(0.2, abs=0.03)
-    assert not (model.eval().item_ids(keys) == 0).all(1).any()
+    found, bias = model.eval().item_ids(keys)
+    assert (found == 0).all(1)[:4].tolist() == (bias == 7)[:4].tolist() == [True, False, False, False]
+
+
+def test_an_items_bias_is_the_last_column_and_counts_once(towers):
+    users, items = towers.user_vectors(purchases(3, 3, np.arange(ITEMS))[0]), towers.item_vectors(CATALOGUE)
+    assert (users[:, -1] == 1).all()
+    rows = towers.encoder.inputs.items.of(hash_integers(CATALOGUE["item_id"].to_numpy()))
+    learned = towers.model.bias.detach().numpy()[rows]
+    hidden = towers.model.taken.numpy()[rows] == 0
+    assert hidden[ITEMS:].mean() > 0.7 and not hidden[:ITEMS].all(), (
+        "an eighth shares a row with another item"
+    )
+    expected = np.where(hidden, float(towers.model.hidden_bias.detach()), learned)
+    np.testing.assert_allclose(items[:, -1], expected, atol=1e-6)
 
 
 def test_a_twentieth_of_the_users_stops_the_training_and_the_losses_are_recorded(trained):
     outcome = trained.config["outcome"]
-    assert len(outcome["valid_loss"]) == len(outcome["train_loss"]) == outcome["epochs"] <= 5
+    assert len(outcome["valid_loss"]) == len(outcome["train_loss"]) == outcome["epochs"] <= 10
     assert outcome["best"] == 1 + int(np.argmin(outcome["valid_loss"]))
 
 
@@ -372,11 +376,19 @@ def test_the_towers_have_the_tensors_that_their_features_ask_for(trained, towers
         )
         for name in names
     }
-    dense = {"content.weight", "attend", "recency.weight", "log_scale", "item_numbers.weight"}
+    dense = {
+        "content.weight",
+        "attend",
+        "recency.weight",
+        "item_numbers.weight",
+        "taken",
+        "bias",
+        "hidden_bias",
+    }
     mix = {f"user_mix.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
     assert set(load_file(trained.file("model.safetensors"))) == tables | dense | mix
     config = TowerConfig.read(towers.artifact.file("config.json"))
-    only = replace(config, content_width=0, embedding_id=None).build()
+    only = replace(config, content_width=0, content_id=None).build()
     assert set(dict(only.named_parameters())) == (tables | dense | mix) - {"content.weight"}
 
 
@@ -427,11 +439,11 @@ def test_towers_say_how_they_were_made(trained, towers):
     assert trained.config == {
         "size": "nano",
         "seed": 0,
-        "width": 2 * NANO.id_width,
-        "embedding_id": "embedding-1",
+        "width": 2 * NANO.id_width + 1,
+        "content_id": "embedding-1",
         "outcome": outcome,
     }
-    assert towers.width == 2 * NANO.id_width and trained.kind == "two_tower"
+    assert towers.width == 2 * NANO.id_width + 1 and trained.kind == "two_tower"
     text = trained.file("config.json").read_text()
     assert text == json.dumps(json.loads(text), indent=2) + "\n", "for people to read"
     assert not trained.path.with_name("two_tower.partial").exists()
@@ -452,28 +464,27 @@ def test_frames_without_a_column_are_refused_with_the_side_it_is_missing_from(to
 def test_towers_of_ids_alone_need_no_vectors_and_take_none(tmp_path):
     frame = make_frame([1, 2, 3], [[], [1007], []], [[1000], [1007], [1014]], [[1.0]] * 3)
     made = train_two_tower(Requests(frame), None, CATALOGUE, NANO, tmp_path / "t", {}, epochs=1)
-    assert made.config["embedding_id"] is None
+    assert made.config["content_id"] is None
     only = TwoTower.open(made, None)
     users, items = only.user_vectors(frame), only.item_vectors(CATALOGUE)
     assert users.shape == (3, only.width) and items.shape == (ITEMS + COLD, only.width)
-    np.testing.assert_allclose(np.linalg.norm(users, axis=1), 1, atol=1e-5)
-    with pytest.raises(ArtifactError, match="trained with embedding none, given embedding-1"):
+    assert np.isfinite(users).all() and np.isfinite(items).all()
+    with pytest.raises(ArtifactError, match="trained with content none, given embedding-1"):
         TwoTower.open(made, VECTORS)
 
 
-def test_an_unknown_vector_adds_nothing_to_an_item(towers):
-    """Nor does a search without a query to a user: the projection has no constant part."""
+def test_unknown_content_adds_nothing_to_an_item(towers):
     known = CATALOGUE.slice(0, 5)
-    unknown = towers.with_vectors(make_vectors(0))
+    unknown = towers.with_content(make_vectors(0))
     model = towers.model
     with torch.no_grad():
         assert not model.content(torch.zeros(3, WIDTH)).any()
         side = negatives.item_side(unknown.encoder, known)
         ids = known["item_id"].to_numpy()
         everywhere = np.ones((1, 5), dtype=bool)
-        whole = model.item_ids(unknown.encoder.item_ids(ids, ids[:0], everywhere, everywhere[:, :0]))
-        parts = model.candidates(side.candidates).values().view(5, -1, towers.width).sum(1)
-        expected = torch.nn.functional.normalize(whole + parts + model.item_numbers(side.numbers), dim=1)
+        whole, bias = model.item_ids(unknown.encoder.item_ids(ids, ids[:0], everywhere, everywhere[:, :0]))
+        parts = model.candidates(side.candidates).values().view(5, -1, towers.width - 1).sum(1)
+        expected = torch.cat([whole + parts + model.item_numbers(side.numbers), bias[:, None]], dim=1)
     np.testing.assert_allclose(unknown.item_vectors(known), expected.numpy(), atol=1e-6)
     assert not np.allclose(towers.item_vectors(known), expected.numpy(), atol=1e-2)
 
@@ -486,18 +497,21 @@ def test_the_towers_are_their_formulas(towers):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape))
+        model.taken.copy_(torch.arange(len(model.taken)) % 2)  # nobody took half of the ids
     w = {name: parameter.detach().double().numpy() for name, parameter in model.named_parameters()}
 
     def rows(table, name, values):
         rule = code.inputs.items if name == "item_id" else code.inputs.rules[name]
-        return w[f"{table}.embedding_bags.t_{name}.weight"][rule.ids(values)[0]]
+        own = rule.ids(values)[0]
+        shown = w["taken"][own, None] > 0 if name == "item_id" else 1
+        return w[f"{table}.embedding_bags.t_{name}.weight"][own] * shown
 
     def mixed(x):
         hidden = w["user_mix.0.weight"] @ x + w["user_mix.0.bias"]
         return w["user_mix.2.weight"] @ (hidden / (1 + np.exp(-hidden))) + w["user_mix.2.bias"]
 
     histories = [VECTORS.ids[:3].tolist(), [], [*VECTORS.ids[5:11].tolist(), 4]]  # nobody knows item 4
-    frame = make_frame([3, 4, 5], histories, [[]] * 3, query_id=[None, 2, 1])
+    frame = make_frame([3, 4, 5], histories, [[]] * 3)
     events = np.log1p([3, 0, 7])
     behaved = code.inputs.rules["user_events"]
     numbers = ((events - behaved.mean) / behaved.deviation).clip(-5, 5)[:, None]
@@ -513,13 +527,11 @@ def test_the_towers_are_their_formulas(towers):
         score = seen @ w["attend"] + kind @ w["recency.weight"][0]
         weight = np.exp(score - score.max(initial=0))
         pooled = weight @ seen / max(weight.sum(), 1e-300)
-        asked = w["content.weight"] @ ([np.zeros(WIDTH), *VECTORS.queries.matrix[[2, 1]]][row])
         profile = [
             rows("requests", name, frame.requests[name].combine_chunks())[row]
             for name in ("age_band", "segment")
         ]
-        whole = pooled + asked + mixed(np.concatenate([pooled, asked, *profile, numbers[row]]))
-        expected.append(whole / np.linalg.norm(whole))
+        expected.append([*(pooled + mixed(np.concatenate([pooled, *profile, numbers[row]]))), 1])
     drawn = TwoTower(model, code)
     np.testing.assert_allclose(drawn.user_vectors(frame), expected, atol=1e-4)
 
@@ -532,8 +544,9 @@ def test_the_towers_are_their_formulas(towers):
     price, sold = code.inputs.rules["price"], np.log1p(items["price"].to_numpy())[:, None]
     whole = whole + ((sold - price.mean) / price.deviation) @ w["item_numbers.weight"].T
     whole = whole + VECTORS.matrix[20:24] @ w["content.weight"].T
-    whole /= np.linalg.norm(whole, axis=1, keepdims=True)
-    np.testing.assert_allclose(drawn.item_vectors(items), whole, atol=1e-4)
+    own = code.inputs.items.ids(items["item_id"].combine_chunks())[0]
+    bias = np.where(w["taken"][own] > 0, w["bias"][own], w["hidden_bias"])
+    np.testing.assert_allclose(drawn.item_vectors(items), np.column_stack([whole, bias]), atol=1e-4)
 
 
 def test_a_batch_draws_between_32_and_512_requests(monkeypatch):

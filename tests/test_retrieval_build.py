@@ -15,22 +15,26 @@ import pytest
 import torch
 from conftest import DAY, START, write_embedding
 from safetensors.numpy import load_file
-from test_training_requests import taken
+from test_training_requests import bought
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from feature_repo.create import create_store
-from feature_repo.embeddings import as_stored, publish_embedding
+from feature_repo.embeddings import publish_embedding
 from feature_repo.frames.join import training_frame
 from feature_repo.services import RETRIEVAL
 from feature_repo.vectors import Vectors
 from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval import build
 from retrieval.cooccurrence import Cooccurrence
+from retrieval.examples import answers_of, requests_frame
+from retrieval.fusion import Weights
 from retrieval.index import ItemIndex, category_path
-from retrieval.retriever import Retriever, open_retrieval
+from retrieval.retriever import ROLES, Retriever, open_retrieval
 from retrieval.shown import Shown
 from retrieval.taste import Taste
 from retrieval.taste_files import open_taste
+from retrieval.word_vectors import WordVectors
+from retrieval.words import Words
 from run.artifacts import ArtifactError, open_artifact, write_artifact
 from run.sizes import size
 
@@ -64,7 +68,7 @@ def built(tiny_world, tmp_path_factory):
         log=log,
         fit_log=known_before(log, FIT),
         test_log=known_before(log, TEST),
-        ranking=taken(tiny_world),
+        retrieval=bought(tiny_world),
         shows=True,
         end=pc.max(log["available_time"]).as_py() + timedelta(seconds=1),
     )
@@ -120,34 +124,56 @@ def test_the_index_holds_the_embeddings_vectors_under_the_items_categories(built
     }
 
 
-def test_the_towers_learn_what_was_taken_with_this_seed_and_place_every_item_as_served(
-    built, tiny_world, tmp_path
+@pytest.mark.parametrize("end", ["", "_fit"])
+def test_the_towers_learn_what_was_taken_before_the_requests_they_answer_and_place_every_item_as_served(
+    built, tiny_world, tmp_path, end
 ):
     run, split = built
-    embedding, towers = opened(run, "embedding"), opened(run, "two_tower")
-    vectors = as_stored(Vectors.open(embedding), run / "store")
-    catalogue = build.catalogue_frame(run, split, vectors.ids, NANO).take(0, 1).candidates
+    towers, made = opened(run, f"two_tower{end}", "two_tower"), opened(run, "word_vectors")
+    content = WordVectors.open(made).vectors(Words.open(opened(run, "words")))
+    catalogue = build.catalogue_frame(run, split, tiny_world.item_ids, NANO).take(0, 1).candidates
+    log = split.fit_log if end else split.test_log
     again = train_two_tower(
-        training_frame(run / "store", build._positives(split), NANO.history, RETRIEVAL),
-        vectors,
+        training_frame(run / "store", build.taken_next(log), NANO.history, RETRIEVAL),
+        content,
         catalogue,
         NANO,
         tmp_path / "again",
-        {"split": split.artifact, "embedding": embedding},
+        {"split": split.artifact, "word_vectors": made},
         seed=5,
     )
     assert again.id == towers.id, "the same job, made again"
-    assert towers.parents == {"split": split.artifact.id, "embedding": embedding.id}
-    assert towers.config["seed"] == 5 and towers.config["embedding_id"] == embedding.id
-    index = ItemIndex.open(opened(run, "two_tower_index", "index"))
+    assert towers.parents == {"split": split.artifact.id, "word_vectors": made.id}
+    assert towers.config["seed"] == 5 and towers.config["content_id"] == made.id
+    index = ItemIndex.open(opened(run, f"two_tower_index{end}", "index"))
     assert index.artifact.parents == {"two_tower": towers.id}
-    expected = TwoTower.open(towers, vectors).item_vectors(catalogue)
-    np.testing.assert_array_equal(index.gather(vectors.ids)[0], expected)
+    expected = TwoTower.open(towers, content).item_vectors(catalogue)
+    np.testing.assert_array_equal(index.gather(tiny_world.item_ids)[0], expected)
     assert dict(zip(index.ids.tolist(), index.paths, strict=True)) == dict(
         zip(*(getattr(ItemIndex.open(opened(run, "index")), name) for name in ("ids", "paths")), strict=True)
     )
     stored = load_file(towers.file("items.safetensors"))
-    assert stored["item_id"].tolist() == vectors.ids.tolist()
+    assert stored["item_id"].tolist() == tiny_world.item_ids.tolist()
+
+
+def test_the_sources_are_weighed_by_the_training_requests_and_what_was_learned_before_them(built):
+    run, split = built
+    fusion = opened(run, "fusion")
+    names = ["similar", "profile", "cooccurrence", "words", "two_tower", "popular"]
+    weights = Weights.open(fusion)
+    assert list(weights.of_source) == names and fusion.config["requests"] == 32
+    ndcg = fusion.config["ndcg"]
+    assert ndcg["fused"] >= max(ndcg[name] for name in names) > 0
+    asked = split.retrieval.filter(pc.equal(split.retrieval["part"], "train"))
+    retriever = Retriever.open(open_retrieval(run, fitted=True))
+    assert retriever.weights.of_source == weights.of_source
+    found = answers_of(requests_frame(run, asked, NANO), retriever.popular)
+    wanted = asked["relevant"].to_pylist()
+    gain = [
+        1 / np.log2(2 + ids.tolist().index(item))
+        for (ids, _), items in zip(found, wanted, strict=True) for item in items if item in ids
+    ]  # fmt: skip
+    assert ndcg["popular"] == pytest.approx(sum(gain) / sum(map(len, wanted)))
 
 
 def test_the_catalogue_is_one_request_of_nobody_one_second_after_the_log(built, tiny_world):
@@ -184,11 +210,10 @@ def test_a_retriever_opens_all_of_it_and_refuses_what_was_not_made_from_one_anot
 ):
     run, _ = built
     artifacts = open_retrieval(run)
-    assert {role: one.path.name for role, one in artifacts.items()} == {
-        role: role
-        for role in (*"embedding index cooccurrence words taste two_tower two_tower_index".split(),)
-    }
-    assert open_retrieval(run, "cooccurrence_fit")["cooccurrence"].path.name == "cooccurrence_fit"
+    assert {role: one.path.name for role, one in artifacts.items()} == {role: role for role in ROLES}
+    learned = {role: f"{role}_fit" for role in ("cooccurrence", "two_tower", "two_tower_index")}
+    fitted = {role: one.path.name for role, one in open_retrieval(run, fitted=True).items()}
+    assert fitted == {role: learned.get(role, role) for role in ROLES}
     retriever = Retriever.open(artifacts | {"ranker": artifacts["index"]})
     assert set(retriever.artifacts) == set(artifacts), "what it does not read is not its own"
     names = ["similar", "profile", "cooccurrence", "words", "two_tower", "popular", "query"]
@@ -218,7 +243,9 @@ def test_a_retriever_opens_all_of_it_and_refuses_what_was_not_made_from_one_anot
     write_embedding(tmp_path / "strange", tiny_world, 8, FIT, seed=1)
     mixed = artifacts | {"embedding": open_artifact(tmp_path / "strange", "embedding")}
     with pytest.raises(ArtifactError, match="index: made from embedding"):
-        Retriever.open({role: one for role, one in mixed.items() if "two_tower" not in role})
+        Retriever.open(mixed)
+    with pytest.raises(ArtifactError, match="two_tower: made from word_vectors"):
+        Retriever.open(artifacts | {"word_vectors": artifacts["words"]})
 
 
 def test_a_retriever_with_other_vectors_of_the_embedding_answers_with_the_same_items(built):
@@ -232,9 +259,7 @@ def test_a_retriever_with_other_vectors_of_the_embedding_answers_with_the_same_i
     )
     other = retriever.with_vectors(more)
     assert other.vectors is more and other.index is retriever.index
-    assert other.parts.towers.encoder.vectors is more and other.parts.graph is retriever.parts.graph
-    assert other.parts.tower_index is retriever.parts.tower_index
+    assert other.parts is retriever.parts
     assert other.artifacts == retriever.artifacts
-    assert retriever.parts.towers.encoder.vectors is retriever.vectors, "the first one is as it was"
     config = json.loads((run / "two_tower" / "config.json").read_text())
     assert config["id_width"] == NANO.id_width

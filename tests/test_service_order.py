@@ -362,7 +362,7 @@ def test_only_popular_items_are_proposed_to_those_who_have_not_acted_yet(moon):
         assert answer.order == "popularity" and ITEM_IDS[-1] not in ids_of(answer)
 
 
-def test_a_hundred_candidates_are_asked_of_every_source_and_of_a_search(moon):
+def test_500_candidates_are_asked_of_every_source_and_100_of_a_search(moon):
     asked = []
 
     def counted(source):
@@ -373,7 +373,7 @@ def test_a_hundred_candidates_are_asked_of_every_source_and_of_a_search(moon):
         counted(source)
     moon.per_source = signature(recommend.Recommender).parameters["per_source"].default
     moon.recommend(4, 3)
-    assert asked == [100] * len(moon.retriever.recommending)
+    assert asked == [500] * len(moon.retriever.recommending)
     asked.clear()
     find = moon.finder.find
     moon.finder = namespace(find=lambda query, depth, judge: asked.append(depth) or find(query, depth, judge))

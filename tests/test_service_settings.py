@@ -10,7 +10,7 @@ from serving.settings import Settings
 def test_what_is_not_said_is_the_default():
     told = Settings(run=Path("run"))
     assert (told.run, told.profile, told.clock) == (Path("run"), "embedded", "log")
-    assert (told.host, told.port, told.per_source) == ("127.0.0.1", 8000, 100)
+    assert (told.host, told.port, told.per_source) == ("127.0.0.1", 8000, 500)
     assert (told.max_body_bytes, told.max_image_bytes) == (8 * 1024 * 1024, 5 * 1024 * 1024)
     assert (told.max_image_pixels, told.body_deadline_s) == (4_000_000, 10)
 

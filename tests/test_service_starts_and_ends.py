@@ -43,7 +43,7 @@ def test_every_default_of_the_settings():
         "host": "127.0.0.1",
         "port": 8000,
         "clock": "log",
-        "per_source": 100,
+        "per_source": 500,
         "max_body_bytes": 8_388_608,
         "max_image_bytes": 5_242_880,
         "max_image_pixels": 4_000_000,

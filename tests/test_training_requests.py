@@ -6,12 +6,16 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import make_requests
 
+from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from dataset.split import RANKING, RETRIEVAL, Split
 from feature_repo.create import create_store
+from feature_repo.frames.join import training_frame
+from feature_repo.services import RETRIEVAL as RETRIEVAL_V1
 from retrieval import examples
-from retrieval.build import _positives
+from retrieval.build import taken_next
 from retrieval.examples import ranker_frames, requests_frame
 from retrieval.index import ItemIndex
+from retrieval.jagged import stack
 from retrieval.retriever import Retriever
 from retrieval.sources import PopularSource
 from run.artifacts import open_artifact, write_artifact
@@ -78,13 +82,13 @@ def seen(world):
     return columns.select(RANKING.names).cast(RANKING)
 
 
-class Memorising:
-    """A source that learned from these requests and may not propose their candidates."""
+class Silent:
+    """A source that answers nothing."""
 
-    name = "two_tower"
+    name = "silent"
 
     def retrieve_batch(self, requests, k):
-        raise AssertionError("asked for candidates of the requests that it learned from")
+        return stack([(np.empty(0, np.int64), np.empty(0, np.float32))] * len(requests))
 
 
 def retriever_of(world):
@@ -92,7 +96,7 @@ def retriever_of(world):
     vectors = np.eye(len(items), dtype=np.float32)
     index = ItemIndex.build(items, vectors)
     popular = PopularSource(items[:-4], np.arange(1, len(items) - 3, dtype=np.float32), index)
-    return Retriever(index, None, (Memorising(),), popular, Memorising(), {})
+    return Retriever(index, None, (Silent(),), popular, Silent(), {})
 
 
 def test_everything_taken_trains_the_ranker_among_others_of_its_kind(
@@ -159,24 +163,29 @@ def test_the_users_side_of_a_request_is_read_at_its_time(folder, tiny_world):
     assert len(frame.history.item_id)
 
 
-def test_the_positives_of_impressions_are_the_liked_ones_of_the_training_part(tiny_world, tmp_path):
-    rows = seen(tiny_world)
-    positives = _positives(split_of(tmp_path / "split", True, rows)).to_pylist()
-    liked = [row for row in rows.to_pylist() if row["part"] == "train" and row["label"] > 0.5]
-    assert len(liked) > 5
-    names = ("user_id", "time", "query_id", "item_id")
-    assert [[row[n] for n in names] for row in positives] == [[row[n] for n in names] for row in liked]
-    assert [row["request_id"] for row in positives] == list(range(len(liked)))
-    assert {row["label"] for row in positives} == {1.0}
-
-
-def test_the_positives_of_purchases_are_every_item_taken_in_the_training_part(tiny_world, tmp_path):
-    rows = taken(tiny_world)
-    positives = _positives(split_of(tmp_path / "split", False, rows)).to_pylist()
-    expected = [row for row in rows.to_pylist() if row["part"] == "train"]
-    names = ("user_id", "time", "query_id", "item_id")
-    assert [[row[n] for n in names] for row in positives] == [[row[n] for n in names] for row in expected]
-    assert [p["request_id"] for p in positives] == list(range(len(expected)))
+def test_the_towers_learn_every_item_newly_liked_after_another_from_what_was_before_it(folder, tiny_world):
+    log = tiny_world.split.log
+    rows = taken_next(log).to_pylist()
+    events = log.sort_by([("available_time", "ascending"), ("sequence", "ascending")]).to_pylist()
+    codes = behaviour_codes(*(pa.array([e[name] for e in events]) for name in ("type", "value")))
+    expected, liked = [], {}
+    for event, code in zip(events, codes.tolist(), strict=True):
+        own = liked.setdefault(event["user_id"], set())
+        if code in POSITIVE_CODES and event["item_id"] not in own:
+            if own:
+                expected.append((event["user_id"], event["available_time"], event["item_id"]))
+            own.add(event["item_id"])
+    assert [(row["user_id"], row["time"], row["item_id"]) for row in rows] == expected and len(expected) > 20
+    assert [row["request_id"] for row in rows] == list(range(len(rows)))
+    assert {row["label"] for row in rows} == {1.0} and {row["query_id"] for row in rows} == {None}
+    assert taken_next(log, most=7).drop_columns("request_id").to_pylist() == [
+        {name: value for name, value in row.items() if name != "request_id"} for row in rows[-7:]
+    ]
+    frame = training_frame(folder / "store", taken_next(log), NANO.history, RETRIEVAL_V1).take(0, len(rows))
+    for request, row in enumerate(rows):
+        before = frame.history.time_us[slice(*frame.history.offsets[request : request + 2])]
+        assert (before < row["time"].timestamp() * 1e6).all()
+    assert len(taken_next(log.slice(0, 0))) == 0
 
 
 def test_a_few_requests_at_a_time_are_all_requests(folder, tiny_world, monkeypatch):
@@ -191,7 +200,11 @@ def test_a_few_requests_at_a_time_are_all_requests(folder, tiny_world, monkeypat
 def test_what_a_user_has_acted_on_before_is_not_proposed_again(folder, tiny_world):
     requests = bought(tiny_world)
     stored = requests_frame(folder, requests, NANO)
-    everything = examples.retrieve(stored, retriever_of(tiny_world).recommending[1:], 100)
+    retriever = retriever_of(tiny_world)
+    everything = examples.candidates(stored, retriever)
+    (popular,) = retriever.recommending[1:]
+    alone = examples.answers_of(stored, popular, 100)
+    assert alone.item_id.tolist() == everything.item_id.tolist()
     frame = stored.take(0, REQUESTS)
     before = [set(frame.history.item_id[a:b].tolist()) for a, b in zip(*_bounds(frame.history), strict=True)]
     popular = set(tiny_world.item_ids[:-4].tolist())

@@ -1,11 +1,14 @@
 """Two towers: users and items are embedded in one space, so retrieval is a nearest-neighbour search.
 
-Legend: R requests, M items, L behaviours, D id width, V vector width, E tower width (2 D).
+The score of a pair is the inner product of what they are, plus how often the item is taken at all: the last column
+of the vectors, 1 for users, the bias for items. The id of an item that nobody took in training means nothing, and
+neither does its bias: it is placed by its content and its features, with the bias of ids that are hidden.
+
+Legend: R requests, M items, L behaviours, D id width, V vector width, E width of what they are (2 D).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,10 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchrec import KeyedJaggedTensor
 
+from ranker.inputs.columns import ITEM
 from ranker.inputs.id_tables import collection, lookup
-
-TEMPERATURE = 0.07
-LARGEST_SCALE = 100.0
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,12 @@ class UserSide:
     """R requests as the user tower reads them; padded as in ``ranker.inputs.batch``.
 
     Attributes:
-        requests: a key per feature of the user, query or request that enters as ids, R rows.
+        requests: a key per feature of the user or request that enters as ids, R rows.
         behaviours: keys ``code``, ``age`` and those of the behaviours' features that enter as ids, R·L slots.
         behaviour_numbers: float32 [R, L, B].
         numbers: float32 [R, F].
         history_mask: bool [R, L].
         history_content: float32 [R, L, V].
-        query_content: float32 [R, V], zeros without a query.
     """
 
     requests: KeyedJaggedTensor
@@ -40,7 +40,6 @@ class UserSide:
     numbers: Tensor
     history_mask: Tensor
     history_content: Tensor
-    query_content: Tensor
 
 
 @dataclass(frozen=True)
@@ -92,50 +91,74 @@ class TwoTowerModel(nn.Module):
     def __init__(self, shape: TowerShape) -> None:
         super().__init__()
         ids, rate = shape.id_width, shape.table_learning_rate
-        self.width = 2 * ids
+        self.inner = 2 * ids
+        self.width = self.inner + 1
         self.id_dropout = shape.id_dropout
-        self.items = collection(shape.item_rows, self.width, rate)
-        self.candidates = collection(shape.candidate_rows, self.width, rate)
-        self.requests = collection(shape.request_rows, self.width, rate)
-        self.behaviours = collection(shape.behaviour_rows, self.width, rate)
-        self.content = nn.Linear(shape.content_width, self.width, bias=False) if shape.content_width else None
+        self.items = collection(shape.item_rows, self.inner, rate)
+        self.candidates = collection(shape.candidate_rows, self.inner, rate)
+        self.requests = collection(shape.request_rows, self.inner, rate)
+        self.behaviours = collection(shape.behaviour_rows, self.inner, rate)
+        self.taken = nn.Parameter(torch.zeros(shape.item_rows[ITEM]), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(shape.item_rows[ITEM]))
+        self.hidden_bias = nn.Parameter(torch.zeros(()))
+        self.content = nn.Linear(shape.content_width, self.inner, bias=False) if shape.content_width else None
+        if self.content is not None:  # a projected vector has about the norm of the vector
+            nn.init.normal_(self.content.weight, std=self.inner**-0.5)
         self.item_numbers = (
-            nn.Linear(shape.item_numbers, self.width, bias=False) if shape.item_numbers else None
+            nn.Linear(shape.item_numbers, self.inner, bias=False) if shape.item_numbers else None
         )
         if self.item_numbers is not None:
             nn.init.zeros_(
                 self.item_numbers.weight
             )  # like an untrained id, an untrained number has no effect
         self.behaviour_numbers = (
-            nn.Linear(shape.behaviour_numbers, self.width, bias=False) if shape.behaviour_numbers else None
+            nn.Linear(shape.behaviour_numbers, self.inner, bias=False) if shape.behaviour_numbers else None
         )
-        self.attend = nn.Parameter(torch.zeros(self.width))
-        self.recency = nn.Linear(self.width, 1, bias=False)
-        context = self.width * (2 + len(shape.request_rows)) + shape.request_numbers
+        self.attend = nn.Parameter(torch.zeros(self.inner))
+        self.recency = nn.Linear(self.inner, 1, bias=False)
+        context = self.inner * (1 + len(shape.request_rows)) + shape.request_numbers
         self.user_mix = nn.Sequential(
-            nn.Linear(context, 2 * self.width), nn.SiLU(), nn.Linear(2 * self.width, self.width)
+            nn.Linear(context, 2 * self.inner), nn.SiLU(), nn.Linear(2 * self.inner, self.inner)
         )
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / TEMPERATURE)))
+        nn.init.zeros_(self.user_mix[2].weight)  # an untrained user is the pooled history
 
-    def item_ids(self, ids: KeyedJaggedTensor) -> Tensor:
-        """Id embeddings, float32 [bags, E], some hidden while training."""
-        found = lookup(self.items, ids)
-        if self.training and self.id_dropout:
-            found = found * (torch.rand(len(found), 1) >= self.id_dropout)
-        return found
+    def count(self, rows: Tensor, taken: Tensor) -> None:
+        """Start from how often items were taken in training.
+
+        Args:
+            rows: int64 [N], rows of the item table.
+            taken: float32 [N].
+        """
+        with torch.no_grad():
+            self.taken.index_add_(0, rows, taken)
+            self.bias.copy_((self.taken + 0.5).log())
+
+    def item_ids(self, ids: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
+        """Id embeddings float32 [bags, E] and biases [bags]; some ids are hidden while training, unknown ones always.
+
+        Args:
+            ids: key ``item_id``, bags of one or none.
+        """
+        rows = ids.values()
+        shown = torch.rand(len(rows)) >= self.id_dropout if self.training else self.taken[rows] > 0
+        filled = ids.lengths() > 0
+        bias, visible = torch.zeros(len(filled)), torch.zeros(len(filled), 1)
+        bias[filled] = torch.where(shown, self.bias[rows], self.hidden_bias)
+        visible[filled, 0] = shown.float()
+        return lookup(self.items, ids) * visible, bias
 
     def user(self, side: UserSide, behaved_RLE: Tensor) -> Tensor:
-        """User vectors, float32 [R, E], unit norm.
+        """User vectors, float32 [R, E + 1].
 
         A history is pooled by attention over what the items are, how long ago they were seen and what was known of
-        them then; the pooled item is a first estimate of the user, which profile and query correct.
+        them then; the pooled item is a first estimate of the user, which the profile corrects.
 
         Args:
             side: the requests.
             behaved_RLE: id embeddings of the behaviours.
         """
         requests, memory = side.history_mask.shape
-        kind = lookup(self.behaviours, side.behaviours).view(requests, memory, -1, self.width).sum(2)
+        kind = lookup(self.behaviours, side.behaviours).view(requests, memory, -1, self.inner).sum(2)
         if self.behaviour_numbers is not None:
             kind = kind + self.behaviour_numbers(side.behaviour_numbers)
         score = behaved_RLE @ self.attend + self.recency(kind)[..., 0]
@@ -144,26 +167,21 @@ class TwoTowerModel(nn.Module):
         score = score.masked_fill(~side.history_mask, torch.finfo(score.dtype).min)
         weight = torch.softmax(score, dim=1) * side.history_mask
         pooled = (weight[:, None] @ behaved_RLE)[:, 0]
-        asked = torch.zeros_like(pooled)
         if self.content is not None:
             pooled = pooled + self.content((weight[:, None] @ side.history_content)[:, 0])
-            asked = self.content(side.query_content)
-        context = [pooled, asked, lookup(self.requests, side.requests), side.numbers]
-        return functional.normalize(pooled + asked + self.user_mix(torch.cat(context, dim=1)), dim=1)
+        context = [pooled, lookup(self.requests, side.requests), side.numbers]
+        user = pooled + self.user_mix(torch.cat(context, dim=1))
+        return torch.cat([user, torch.ones(requests, 1)], dim=1)
 
-    def item(self, side: ItemSide, ids_ME: Tensor) -> Tensor:
-        """Item vectors, float32 [M, E], unit norm: the sum of its ids, projected numbers and content."""
+    def item(self, side: ItemSide, ids_ME: Tensor, bias_M: Tensor) -> Tensor:
+        """Item vectors, float32 [M, E + 1]: the sum of its ids, projected numbers and content, and its bias."""
         parts = lookup(self.candidates, side.candidates)
-        whole = ids_ME + parts.view(len(ids_ME), -1, self.width).sum(1)
+        whole = ids_ME + parts.view(len(ids_ME), -1, self.inner).sum(1)
         if self.item_numbers is not None:
             whole = whole + self.item_numbers(side.numbers)
         if self.content is not None:
             whole = whole + self.content(side.content)
-        return functional.normalize(whole, dim=1)
-
-    def scale(self) -> Tensor:
-        """One over the temperature, at most 100."""
-        return self.log_scale.exp().clamp(max=LARGEST_SCALE)
+        return torch.cat([whole, bias_M[:, None]], dim=1)
 
 
 def sampled_softmax(

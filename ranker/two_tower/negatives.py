@@ -20,7 +20,7 @@ from ranker.two_tower.model import ItemSide, UserSide
 
 REQUESTS = 512  # per batch at most; small data get batches small enough for STEPS of them
 STEPS = 16
-UNIFORM = 512  # items drawn evenly from the catalogue beside a batch's own (mixed negatives, WWW 2020)
+UNIFORM = 2048  # items drawn evenly from those ever taken beside a batch's own (mixed negatives, WWW 2020)
 VALID_FRACTION = 0.05  # of the users, held out to stop training
 ROWS = 4096  # requests read at once
 
@@ -55,7 +55,6 @@ def user_side(encoder: FrameEncoder, frame: Frame) -> tuple[UserSide, np.ndarray
     history_mask = slots(np.diff(frame.history.offsets), left=False)
     behaved_us = np.repeat(time_us, np.diff(frame.history.offsets))
     content, _ = encoder.content(frame.history.item_id, history_mask, behaved_us)
-    query, _ = encoder.queries(frame.requests, None)
     behaviours, behaviour_numbers = encoder.behaviours(frame.history, time_us, history_mask)
     side = UserSide(
         requests=encoder.ids("request", frame.requests, np.ones(len(frame), dtype=bool)),
@@ -64,7 +63,6 @@ def user_side(encoder: FrameEncoder, frame: Frame) -> tuple[UserSide, np.ndarray
         numbers=torch.from_numpy(encoder.numbers("request", frame.requests, time_us)),
         history_mask=torch.from_numpy(history_mask),
         history_content=content,
-        query_content=query,
     )
     return side, history_mask
 
@@ -80,13 +78,16 @@ def item_side(encoder: FrameEncoder, items: pa.Table) -> ItemSide:
 def inclusion(positives: np.ndarray, requests: int, per_batch: int) -> np.ndarray:
     """Each item's chance of being in a batch of ``per_batch`` requests and UNIFORM even draws, float32 [N].
 
+    Even draws are from the items with a positive: of others training says nothing, least of all that they are bad.
+
     Args:
         positives: int64 [N], how often each item is a training positive.
         requests: how many training requests these came from.
         per_batch: how many of them a batch draws.
     """
-    missed = (1 - np.minimum(positives / requests, 1)) ** per_batch * (1 - 1 / len(positives)) ** UNIFORM
-    return (1 - missed).astype(np.float32)
+    taken = positives > 0
+    missed = (1 - np.minimum(positives / requests, 1)) ** per_batch * (1 - 1 / taken.sum()) ** UNIFORM
+    return np.where(taken, 1 - missed, 0).astype(np.float32)
 
 
 class Sampler:
@@ -100,6 +101,7 @@ class Sampler:
 
     Attributes:
         per_batch: requests of a batch.
+        taken: int64 [N], how often each item is a positive.
         chance: float32 [N], each item's chance of being in a batch.
         learned: int64, requests to learn from.
         held_out: int64, requests of the users held out to stop training.
@@ -128,6 +130,7 @@ class Sampler:
         self.learned = np.flatnonzero(has_positive & ~held_out)
         self.held_out = np.flatnonzero(has_positive & held_out)
         self.per_batch = int(np.clip(len(self.learned) // STEPS, 32, REQUESTS))
+        self.taken = drawn
         self.chance = inclusion(drawn, int(has_positive.sum()), self.per_batch)
 
     def batches(self, requests: np.ndarray, epoch: int) -> Iterator[Sample]:
@@ -154,7 +157,7 @@ class Sampler:
     def _sample(self, frame: Frame, draw: np.random.Generator) -> Sample:
         request, rows = self._positives(frame)
         sampled, positive = np.unique(
-            np.concatenate([rows, draw.integers(0, len(self.ids), UNIFORM)]), return_inverse=True
+            np.concatenate([rows, draw.choice(np.flatnonzero(self.taken), UNIFORM)]), return_inverse=True
         )
         positive = positive[: len(rows)]
         excluded = np.zeros((len(frame), len(sampled)), dtype=bool)

@@ -22,7 +22,8 @@ from ranker.fit import Plan, fit
 from ranker.inputs.columns import ITEM, USER_EVENTS, Inputs, learn_inputs
 from ranker.inputs.earlier import read_inputs
 from ranker.inputs.frame_encoder import BEHAVIOUR_ROWS, FrameEncoder, select_requests
-from ranker.score import CONFIG, require_signature, require_vectors
+from ranker.inputs.hashing import hash_integers
+from ranker.score import CONFIG, require_signature
 from ranker.two_tower.model import TowerShape, TwoTowerModel, sampled_softmax
 from ranker.two_tower.negatives import Sample, Sampler, item_side, user_side
 from ranker.weights import load_weights, save_weights
@@ -43,12 +44,19 @@ ROWS = 4096  # requests or items encoded at once
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """The complete configuration of a two-tower model; fields as in ``ranker.score.CtrConfig``."""
+    """The complete configuration of a two-tower model.
+
+    Attributes:
+        inputs: what it knows about the columns of frames.
+        id_width: of the id embeddings.
+        content_width: of the items' content; 0: id-only.
+        content_id: of the artifact that the content came from; None: id-only.
+    """
 
     inputs: Inputs
     id_width: int
     content_width: int
-    embedding_id: str | None
+    content_id: str | None
 
     @classmethod
     def read(cls, path: Path) -> TowerConfig:
@@ -101,36 +109,41 @@ class TwoTower:
 
     @classmethod
     def open(
-        cls, artifact: Artifact, vectors: Vectors | None, signature: Signature | None = None
+        cls, artifact: Artifact, content: Vectors | None, signature: Signature | None = None
     ) -> TwoTower:
         """Open an artifact of kind "two_tower".
 
         Args:
             artifact: the trained model.
-            vectors: the embedding it was trained with.
+            content: of the items, as it was trained with.
             signature: of the service that frames will be read with; None: not known here.
 
         Raises:
-            ArtifactError: tensors missing or not finite, or trained with another embedding or other features.
+            ArtifactError: tensors missing or not finite, or trained with other content or other features.
         """
         config = TowerConfig.read(artifact.file(CONFIG))
-        require_vectors(artifact.path, config.embedding_id, vectors, MADE_BY["two_tower"])
+        found = None if content is None else content.id
+        if found != config.content_id:
+            raise ArtifactError(
+                f"{artifact.path}: trained with content {config.content_id or 'none'}, given {found or 'none'}. "
+                f"Run '{MADE_BY['two_tower']}'."
+            )
         require_signature(artifact.path, config.inputs.signature, signature, MADE_BY["two_tower"])
         model = config.build()
         load_weights(model, artifact.file("model.safetensors"), MADE_BY["two_tower"])
-        return cls(model.eval(), FrameEncoder(config.inputs, vectors), artifact)
+        return cls(model.eval(), FrameEncoder(config.inputs, content), artifact)
 
     @property
     def width(self) -> int:
         """Width of user and item vectors."""
         return self.model.width
 
-    def with_vectors(self, vectors: Vectors) -> TwoTower:
-        """The same towers, reading vectors of the same embedding: of more items than when they were trained."""
-        return TwoTower(self.model, FrameEncoder(self.encoder.inputs, vectors), self.artifact)
+    def with_content(self, content: Vectors | None) -> TwoTower:
+        """The same towers, reading content of more items than when they were trained."""
+        return TwoTower(self.model, FrameEncoder(self.encoder.inputs, content), self.artifact)
 
     def user_vectors(self, frame: Frame) -> np.ndarray:
-        """Users as of their requests, float32 [R, E], unit norm; the frame's candidates are ignored.
+        """Users as of their requests, float32 [R, E + 1]; the frame's candidates are ignored.
 
         Args:
             frame: R requests with histories.
@@ -148,12 +161,12 @@ class TwoTower:
                 part.history.item_id[:0], part.history.item_id, history_mask[:, :0], history_mask
             )
             with torch.no_grad():
-                behaved = self.model.item_ids(ids).view(*history_mask.shape, -1)
+                behaved = self.model.item_ids(ids)[0].view(*history_mask.shape, -1)
                 parts.append(self.model.user(side, behaved).numpy())
         return np.concatenate(parts)
 
     def item_vectors(self, items: pa.Table) -> np.ndarray:
-        """Items, float32 [N, E], unit norm, in the order given.
+        """Items, float32 [N, E + 1], in the order given.
 
         Args:
             items: N rows with item_id and the features of the candidates, as in ``Frame.candidates``.
@@ -168,16 +181,16 @@ class TwoTower:
             ids = rows[ITEM].to_numpy()
             everywhere = np.ones((1, len(rows)), dtype=bool)
             with torch.no_grad():
-                embedded = self.model.item_ids(
+                of_ids = self.model.item_ids(
                     self.encoder.item_ids(ids, ids[:0], everywhere, everywhere[:, :0])
                 )
-                parts.append(self.model.item(item_side(self.encoder, rows), embedded).numpy())
+                parts.append(self.model.item(item_side(self.encoder, rows), *of_ids).numpy())
         return np.concatenate(parts)
 
 
 def train_two_tower(
     train: StoredRequests,
-    vectors: Vectors | None,
+    content: Vectors | None,
     catalogue: pa.Table,
     size: Size,
     out: Path,
@@ -187,12 +200,12 @@ def train_two_tower(
 ) -> Artifact:
     """Train two towers and write an artifact of kind "two_tower" with the vectors of the whole catalogue.
 
-    Negatives are the other positives of a batch and items drawn evenly from the catalogue; logits are
+    Negatives are the other positives of a batch and items drawn evenly from those ever taken; logits are
     corrected by each item's chance of being drawn (see ``ranker.two_tower.negatives``).
 
     Args:
         train: requests whose candidates with ``label`` > 0 are the positives; the others are not used.
-        vectors: the embedding; None: id-only towers.
+        content: of the items, known before any of their behaviour; None: id-only towers.
         catalogue: N rows with item_id and the features of the candidates, as in ``Frame.candidates``.
         size: fixes widths and history.
         out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
@@ -210,14 +223,16 @@ def train_two_tower(
     config = TowerConfig(
         inputs,
         size.id_width,
-        0 if vectors is None else vectors.width,
-        None if vectors is None else vectors.id,
+        0 if content is None else content.width,
+        None if content is None else content.id,
     )
-    encoder = FrameEncoder(inputs, vectors)
+    encoder = FrameEncoder(inputs, content)
     encoder.require("candidate", catalogue)
     sampler = Sampler(train, catalogue, encoder, seed)
     torch.manual_seed(seed)
     model = config.build()
+    rows = inputs.items.of(hash_integers(sampler.ids))
+    model.count(torch.from_numpy(rows), torch.from_numpy(sampler.taken.astype(np.float32)))
     plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, LEARNING_RATE, seed)
     job = {
         "config": config.to_json(),
@@ -239,7 +254,7 @@ def train_two_tower(
         "size": size.name,
         "seed": seed,
         "width": towers.width,
-        "embedding_id": config.embedding_id,
+        "content_id": config.content_id,
         "outcome": asdict(outcome),
     }
     with write_artifact(out, "two_tower", manifest, parents) as folder:
@@ -252,11 +267,11 @@ def train_two_tower(
 
 
 def _loss(model: TwoTowerModel, sample: Sample) -> Tensor:
-    ids = model.item_ids(sample.ids)
-    behaved = ids[: sample.user.history_mask.numel()].view(*sample.user.history_mask.shape, -1)
-    users = model.user(sample.user, behaved)
-    items = model.item(sample.item, ids[sample.user.history_mask.numel() :])
-    score = model.scale() * (users[sample.request] @ items.T)
+    ids, bias = model.item_ids(sample.ids)
+    behaved = sample.user.history_mask.numel()
+    users = model.user(sample.user, ids[:behaved].view(*sample.user.history_mask.shape, -1))
+    items = model.item(sample.item, ids[behaved:], bias[behaved:])
+    score = users[sample.request] @ items.T
     return sampled_softmax(score, sample.positive, sample.chance, sample.excluded)
 
 

@@ -38,7 +38,9 @@ from ranker.judgements import JudgedPairs
 from ranker.relevance import train_relevance
 from retrieval.build import build_taste
 from retrieval.cooccurrence import build_cooccurrence
+from retrieval.fusion import Weights
 from retrieval.index import ItemIndex
+from retrieval.word_vectors import WordVectors
 from retrieval.words import Words
 from run.artifacts import ArtifactError, open_artifact
 from run.folder import Run
@@ -140,7 +142,10 @@ def _retrieval(folder: Path) -> None:
     ids, matrix = _vectors(folder)
     ItemIndex.build(ids, matrix, ["shapes"] * len(ids)).save(folder / "index", {"embedding": embedding})
     dataset = dataset_of(folder)
-    Words.of(dataset.items).save(folder / "words", {"dataset": dataset.artifact})
+    words = Words.of(dataset.items)
+    said = words.save(folder / "words", {"dataset": dataset.artifact})
+    WordVectors.of(words).save(folder / "word_vectors", {"words": said})
+    Weights({"popular": 0.5}).save(folder / "fusion", {"split": split.artifact}, {})
     build_taste(dataset, split, folder / "taste")
 
 

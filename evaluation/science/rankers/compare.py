@@ -78,7 +78,7 @@ def compare(
     """
     out = folder / "recipes"
     make_folder(out)
-    retriever = Retriever.open(open_retrieval(folder, cooccurrence="cooccurrence_fit"))
+    retriever = Retriever.open(open_retrieval(folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
     _same_terms(out, {"split": split.artifact.id, "embedding": embedding.id, "size": size.name})
     parents = {"split": split.artifact, "embedding": embedding}
