@@ -25,8 +25,8 @@ from encoder.dual import DualModel
 from encoder.generate import write_chains
 from encoder.model import EncoderModel
 from encoder.parts.chain import chain_marks
-from encoder.pictures.decode import decode_image
-from encoder.pictures.region import REGION_DETAIL, core_region
+from encoder.pictures.decode import decode_image, decode_twice
+from encoder.pictures.region import core_region
 from encoder.tokenizer import end_id, load_tokenizer
 from encoder.towers.model import TowerModel
 from encoder.towers.towers import read_towers
@@ -163,17 +163,18 @@ class Encoder:
         """The model's input for contents, tokens and pixels, without attribute chains."""
         texts = tokenize_fields(self.tokenizer, contents, self._text_tokens)
         known = [None] * len(contents) if pixels is None else pixels
+        seen: dict[bytes | None, tuple[np.ndarray, ...]] = {None: ()}  # each picture is decoded once
+        for content, whole in zip(contents, known, strict=True):
+            if content.image is not None and content.image not in seen:
+                seen[content.image] = self._pictures(content.image, whole)
         return [
-            Sample(tokens, self._pictures(content.image, whole), kinds)
-            for content, whole, (tokens, kinds) in zip(contents, known, texts, strict=True)
+            Sample(tokens, seen[content.image], kinds)
+            for content, (tokens, kinds) in zip(contents, texts, strict=True)
         ]
 
-    def _pictures(self, image: bytes | None, whole: np.ndarray | None) -> tuple[np.ndarray, ...]:
-        if image is None:
-            return ()
+    def _pictures(self, image: bytes, whole: np.ndarray | None) -> tuple[np.ndarray, ...]:
         px = self.model.px
-        if whole is None:
-            whole = decode_image(image, px)
         if not self._parts.region:
-            return (whole,)
-        return whole, core_region(decode_image(image, REGION_DETAIL * px), px)
+            return (decode_image(image, px) if whole is None else whole,)
+        square, detailed = decode_twice(image, px)
+        return square if whole is None else whole, core_region(detailed, px)

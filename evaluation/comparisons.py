@@ -18,6 +18,13 @@ JUDGED = {
     "clicks": "clicks_per_slate", "purchases": "purchases_per_slate", "revenue": "revenue_per_slate",
     "served over it": "lift_of_served", "clicks, history allowed": "clicks_per_slate_with_history",
 }  # fmt: skip
+SEARCHES = (
+    "one_word/precision@5",
+    "title/first",
+    "photo/first",
+    "judged_text/ndcg@10",
+    "judged_picture/ndcg@10",
+)
 ESTIMATED = {"truth": "truth", "IPS": "ips", "SNIPS": "snips"}
 LAST = ("shop", "observer", "oracle")
 

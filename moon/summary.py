@@ -59,6 +59,13 @@ TABLES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "relevance": {"columns": ["auc"], "rows": ["cosine", "head"]},
+    "search": {
+        "columns": [
+            *("one_word/precision@5", "title/first", "values/first", "photo/first", "photo_smaller/first"),
+            *("judged_text/ndcg@10", "judged_picture/ndcg@10"),
+        ],
+        "rows": ["colour", "vectors", "tf_idf", "bm25", "moon"],
+    },
     "encoder": {
         "columns": [
             "image_to_text/recall@1",

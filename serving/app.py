@@ -22,7 +22,7 @@ from serving.gate import Gate
 from serving.intake import Intake
 from serving.keys import KeyRing
 from serving.live import Live
-from serving.openapi import describe_ids, describe_keys
+from serving.openapi import describe
 from serving.recommend import Recommender
 from serving.refusals import add_refusals
 from serving.settings import Settings
@@ -78,6 +78,5 @@ def create_app(
     add_answers(app, settings, live, answering, parsing, telemetry)
     add_arrivals(app, settings, live, intake, parsing, telemetry)
     add_operations(app, live, intake, drain, examining, telemetry)
-    describe_keys(app)
-    describe_ids(app, live.current.ids.kinds)
+    describe(app, live.current.ids.kinds)
     return app

@@ -63,7 +63,7 @@ class Gate:
         given = {name: value.decode("latin-1") for name, value in scope["headers"]}
         self._require_host([value for name, value in scope["headers"] if name == b"host"])
         method, path = scope["method"], scope["path"]
-        caller = self._keys.caller(_presented(given.get(b"authorization", ""), method))
+        caller = self._keys.caller(_presented(given.get(b"authorization", ""), method, path))
         if path in PROBES:
             return caller or STRANGER
         client = scope.get("client")
@@ -108,12 +108,15 @@ def caller_of(scope: Scope) -> Caller:
     return caller
 
 
-def _presented(authorization: str, method: str) -> str | None:
-    """The key of a request. A browser sends it as a password; it does so for other sites too, so only to read."""
+def _presented(authorization: str, method: str, path: str) -> str | None:
+    """The key of a request. A browser sends it as a password; it does so for other sites too, so only to read.
+
+    The page's own form is sent by POST and reads.
+    """
     kind, _, rest = authorization.partition(" ")
     if kind.lower() == "bearer":
         return rest.strip()
-    if kind.lower() == "basic" and method == "GET":
+    if kind.lower() == "basic" and (method == "GET" or (method, path) == ("POST", "/")):
         try:
             return base64.b64decode(rest, validate=True).decode().partition(":")[2]
         except (binascii.Error, ValueError):

@@ -83,7 +83,7 @@ def scope_of(method: str, path: str) -> str:
     """The scope that a request needs."""
     if path == "/metrics":
         return "admin"
-    return "read" if method in ("GET", "HEAD") or path == "/search" else "write"
+    return "read" if method in ("GET", "HEAD") or path in ("/search", "/") else "write"
 
 
 class KeyRing:

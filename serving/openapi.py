@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import copy
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -33,7 +34,11 @@ _ERROR = {
 }
 _SCHEMES = {
     "key": {"type": "http", "scheme": "bearer"},
-    "browser": {"type": "http", "scheme": "basic", "description": "GET only; the password is a key"},
+    "browser": {
+        "type": "http",
+        "scheme": "basic",
+        "description": "GET, and POST of the page; the password is a key",
+    },
 }
 
 
@@ -55,27 +60,15 @@ def refused_with(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def describe_keys(app: FastAPI) -> None:
-    """Say in the document how to send a key."""
+def describe(app: FastAPI, kinds: Kinds) -> None:
+    """Say in the document how to send a key, and what the shop's ids are; it is made once, when first asked for."""
     described = app.openapi
 
+    @cache
     def openapi() -> dict[str, Any]:
-        document = described()
+        document: dict[str, Any] = copy.deepcopy(described())  # bodies are shared with other applications
         document.setdefault("components", {})["securitySchemes"] = _SCHEMES
         document["security"] = [{"key": []}, {"browser": []}, {}]
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def describe_ids(app: FastAPI, kinds: Kinds) -> None:
-    """Say in the document what the shop's ids are."""
-    described = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document: dict[str, Any] = json.loads(
-            json.dumps(described())
-        )  # bodies are shared with other applications
         for operations in document["paths"].values():
             for operation in operations.values():
                 _say_kinds(operation, kinds)
@@ -120,8 +113,10 @@ _CLICK = {"event_id": 900001, "user_id": 1, "item_id": 10001, "type": "click"}
 _MUG = {"item_id": 900001, "title": "red striped mug", "category": ["kitchen", "mug"], "price": 12.5}
 EVENTS_BODY = _body(("application/json", _EVENTS, [_CLICK]))
 ITEM_BODY = _body(("application/json", Item.model_json_schema(), _MUG))
+_FORM = ("multipart/form-data", _form(), {"text": "red striped mug", "k": "5"})
+PAGE_BODY = _body(_FORM)
 SEARCH_BODY = _body(
     ("application/json", SearchQuestion.model_json_schema(), {"text": "red striped mug", "k": 5}),
-    ("multipart/form-data", _form(), {"text": "red striped mug", "k": "5"}),
+    _FORM,
 )
 STATE_BODY = _body(("application/json", ItemState.model_json_schema(), {"state": "out_of_stock"}))

@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from dataset.contracts import BEHAVIOUR_CODES
 from dataset.records import DELETED
 from dataset.shop_ids import ShopId
 from dataset.split import Split
@@ -63,7 +62,6 @@ log = logging.getLogger("moon.serving")
 
 STORE_AWAY = "the online store does not answer"  # all that a client is told; the log has the address
 
-OWNED_CODES = tuple(BEHAVIOUR_CODES[name] for name in ("purchase", "liked", "disliked"))
 SEARCH_DEPTH = 100  # candidates of a search that are reranked
 EXAMPLE_USERS = 50
 
@@ -208,7 +206,7 @@ class Recommender:
         context: Context | None = None,
         explained: bool = False,
     ) -> Answer:
-        """The k items this user should see now, without what they already bought or rated.
+        """The k items this user should see now, without those of their history or of this visit: something new.
 
         Args:
             user_id: any id; an unknown one gets popular items.
@@ -229,17 +227,16 @@ class Recommender:
         stages, time = Stages(), time or self.now()
         with stages.measure("features"):
             user = self._read_user(person, time, fallbacks, context)
-        history = with_session(user.history if user is not None else history_of(()), visit)
+        history = with_session(user.history if user is not None else history_of(()), visit, time)
         personal = bool((self.retriever.index.rows(interests(history).item_id) >= 0).any())
         if user is not None and not personal:
             fallbacks.append("empty_history" if _known(user) else "unknown_user")
-        owned = history.item_id[np.isin(history.code, OWNED_CODES)]
         request = Request(
             user_id=person,
             history=history,
             time=time,
             category=category,
-            exclude=np.union1d(owned, np.asarray(visit, dtype=np.int64)),
+            exclude=np.unique(history.item_id),  # as in training and in every measurement
             user=user.requests if user is not None and _known(user) else None,
         )
         sources = self.retriever.recommending if personal else (self.retriever.popular,)

@@ -64,7 +64,11 @@ def document(client):
 def test_the_document_says_how_a_key_is_sent(document):
     assert document["components"]["securitySchemes"] == {
         "key": {"type": "http", "scheme": "bearer"},
-        "browser": {"type": "http", "scheme": "basic", "description": "GET only; the password is a key"},
+        "browser": {
+            "type": "http",
+            "scheme": "basic",
+            "description": "GET, and POST of the page; the password is a key",
+        },
     }
     assert document["security"] == [{"key": []}, {"browser": []}, {}]
     assert document["info"]["title"] == "Moon" and "HTTPValidationError" in document["components"]["schemas"]
@@ -78,6 +82,7 @@ def test_the_document_names_every_refusal_of_every_route(document):
         ("/search", "post"): {200, 408, 415, 422, 503},
         ("/image/{image_id}", "get"): {200, 404, 422, 503},
         ("/", "get"): {200, 422, 503},
+        ("/", "post"): {200, 408, 415, 422, 503},
         ("/events", "post"): {200, 408, 409, 415, 422, 503},
         ("/items", "post"): {202, 408, 409, 415, 422, 503},
         ("/items/{item_id}/state", "put"): {202, 404, 408, 415, 422, 503},
@@ -545,4 +550,4 @@ def test_every_body_that_is_read_is_required(document):
     bodies = [
         one["requestBody"]["required"] for path in paths for one in path.values() if "requestBody" in one
     ]
-    assert bodies == [True] * 4  # /search, /events, /items and a state
+    assert bodies == [True] * 5  # /search, the page's form, /events, /items and a state

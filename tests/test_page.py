@@ -63,7 +63,7 @@ class _Index:
 def test_a_hit_shows_its_score_and_every_source_that_gave_one():
     page = render(Moon(), "4", "", "", "")
     assert "title='popular 0.50 · similar 0.25'" in page
-    assert "<div>0.432</div>" in page and "ordered by <b>ranker</b>" in page
+    assert "<meter value='1.000'></meter>no. 1" in page and "ordered by <b>ranker</b>" in page
     assert "retrieve <b>1.3 ms</b>" in page and "<p class='flag'>no history</p>" in page
     assert "7 items" in page and "index <code>abc</code>" in page
 
@@ -75,7 +75,7 @@ def test_everything_shown_has_a_name_and_nothing_in_it_is_code():
     assert "<script" not in page and not re.search(r"<[^>]* on\w+=", re.sub(r"'[^']*'", "''", page))
     assert f"alt='{escape(hostile)}'" in page and "/image/a%27%2F..%2Fb'" in page
     controls = re.findall(r"<(?:input|select)[^>]*>", page)
-    assert len(controls) == 3 and all("aria-label=" in one for one in controls)
+    assert len(controls) == 4 and all("aria-label=" in one for one in controls)
 
 
 def test_a_browser_takes_the_style_of_the_page_and_no_other():
@@ -94,7 +94,46 @@ def test_a_price_is_shown_where_there_is_one():
     priced = Answer([Hit(replace(card(5), price=1234.5), 1.0, {}), Hit(card(6), 0.5, {})], {}, (), "ranker")
     page = render(Moon(priced), "5", "", "", "")
     assert page.count("<i>Shoes</i><div>1,234.50</div>") == 1 == page.count("1,234.50")
-    assert "<i>Shoes</i><div>0.500</div>" in page
+    assert "<i>Shoes</i><div><meter value='0.000'></meter>no. 2</div>" in page
+
+
+def test_how_well_a_hit_fits_is_said_in_words():
+    hits = [Hit(card(n), score, {"match_words": score}) for n, score in ((5, 1.4), (6, 0.42), (7, 0.1))]
+    page = render(Moon(Answer(hits, {}, (), "relevance")), "4", "", "", "boots")
+    assert re.findall(r"<meter value='(.*?)'></meter>(.*?)<", page) == [
+        ("1.000", "100% match"), ("0.420", "42% match"), ("0.100", "10% match"),
+    ]  # fmt: skip
+    assert page.count("described alike") == 1  # said of the hit of which it is true more than of others
+    placed = render(Moon(Answer(hits, {}, (), "ranker")), "4", "", "", "")
+    assert re.findall(r"<meter value='(.*?)'></meter>(.*?)<", placed)[1:] == [
+        ("0.246", "no. 2"),
+        ("0.000", "no. 3"),
+    ]
+
+
+def test_a_picture_can_be_searched_for_from_the_page():
+    moon = Moon()
+    page = render(moon, "", "", "", "", b"picture")
+    assert moon.asked == [("search", None, b"picture", 24)] and "<h2>Found for the picture</h2>" in page
+    assert "Found for “boots” and the picture" in render(moon, "", "", "", "boots", b"picture")
+    assert re.search(
+        "<form method='post' action='/' enctype='multipart/form-data'>.*?type='file' name='image'", page
+    )
+
+
+def test_an_item_stands_in_a_history_once_and_a_link_keeps_the_user():
+    moon = Moon()
+    moon.history = lambda user: [card(3), card(2), card(3), card(3)]
+    history = render(moon, "4", "", "", "").split("What the user did")[1].split("Recommended")[0]
+    assert re.findall(r"<b>(item \d+)</b>", history) == ["item 3", "item 2"]
+    assert history.count("/?item_id=2&amp;user_id=4") == 1
+
+
+def test_of_many_categories_the_broadest_can_be_chosen():
+    paths = [f"a{n}" for n in range(200)] + [f"a{n} > b" for n in range(2000)]
+    page = render(Moon(categories=paths), "4", "a1999 > b", "", "")
+    assert page.count("<option value='a") == 301 and "value='a1999 &gt; b' selected" in page
+    assert all(f"<option value='a{n}'>" in page for n in range(200))
 
 
 def test_an_answer_without_hits_says_so():
@@ -132,7 +171,9 @@ PAGE = """<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Moon
 <select name='category' aria-label='category'><option value=''>every category</option>\
 <option value='Men &amp; Boys'>Men &amp; Boys</option><option value='Shoes' selected>Shoes</option></select>\
 <button>Recommend</button></form>\
-<form><input name='text' aria-label='search' placeholder='search' value=''><button>Search</button></form>
+<form method='post' action='/' enctype='multipart/form-data'>\
+<input name='text' aria-label='search' placeholder='search' value=''>\
+<input type='file' name='image' aria-label='picture' accept='image/*'><button>Search</button></form>
 <h2>The item</h2><div class='grid'><a class='card' href='/?item_id=8' title=''>\
 <div class='frame'><img src='/image/ab' alt='item 8' loading='lazy'></div><b>item 8</b><i>Shoes</i></a></div>
 <h2>Like item 8</h2>\
@@ -140,9 +181,9 @@ PAGE = """<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Moon
 <p class='flag'>no history</p> <div class='grid'>\
 <a class='card' href='/?item_id=5' title='popular 0.50 · similar 0.25'>\
 <div class='frame'><img src='/image/ab' alt='item 5' loading='lazy'></div><b>item 5</b><i>Shoes</i>\
-<div>0.432</div></a>\
+<div><meter value='1.000'></meter>no. 1<div class=soft>popular, like an item they know</div></div></a>\
 <a class='card' href='/?item_id=6' title=''>\
-<div class='frame'>no picture</div><b>item 6</b><i></i><div>0.250</div></a></div>
+<div class='frame'>no picture</div><b>item 6</b><i></i><div><meter value='0.000'></meter>no. 2</div></a></div>
 <h2>Made of</h2><p class='soft'>index <code>abc</code> · split <code>&lt;d&gt;</code></p>
 </body></html>"""
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -422,3 +423,27 @@ def test_an_explanation_is_what_each_feature_adds_to_the_score_and_only_when_ask
     assert {hit.parts for hit in plainly.hits} == {None} and "explain" not in plainly.timings_ms
     popular = moon.recommend(77, 6, explained=True)  # nobody ranked these
     assert {hit.parts for hit in popular.hits} == {None}
+
+
+def test_the_form_of_the_page_searches_for_words_and_a_picture(client, moon):
+    found = client.post("/", files={"image": ("a.png", picture())}, data={"text": ""})
+    assert found.status_code == 200 and "Found for the picture" in found.text
+    shown = re.findall(r"<a class='card' href='/\?item_id=(\d+)'", found.text)
+    assert [int(item) for item in shown] == ids_of(
+        client.post("/search", files={"image": ("a", picture())}, data={"k": "24"})
+    )
+    kind = {"content-type": "multipart/form-data; boundary=x"}  # as a browser sends a form without a file
+    field = "--x\r\nContent-Disposition: form-data; name=%s\r\n\r\n%s\r\n"
+    nothing = field % ('"image"; filename=""\r\nContent-Type: application/octet-stream', "")
+    words = client.post("/", content=field % ('"text"', "even <b>") + nothing + "--x--", headers=kind)
+    assert words.status_code == 200 and "Found for “even &lt;b&gt;”" in words.text
+    for refused in (
+        client.post("/", content=field % ('"text"', " ") + nothing + "--x--", headers=kind),
+        client.post("/", files={"image": ("a", b"no picture")}),
+    ):
+        assert refused.status_code == 422 and "<p class='flag'>" in refused.text and "<form" in refused.text
+
+
+def test_the_document_of_the_api_is_made_once(client):
+    assert client.app.openapi() is client.app.openapi()
+    assert set(client.app.openapi()["paths"]["/"]) == {"get", "post"}

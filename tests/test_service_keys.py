@@ -68,6 +68,7 @@ REQUESTS = {
     ("POST", "/search"): "read",
     ("GET", f"/image/{0:016x}"): "read",
     ("GET", "/openapi.json"): "read",
+    ("POST", "/"): "read",
     ("GET", "/nowhere"): "read",
     ("POST", "/events"): "write",
     ("POST", "/items"): "write",

@@ -227,7 +227,7 @@ def test_side_information_goes_wherever_a_history_goes(shop, tmp_path):
     assert told(training.select(turned)) == expected
     assert told(Requests.from_frame(frame).select(turned).two_tower_frame()) == expected
     one = training.take(0, 1)
-    visit = replace(one, history=newest_of(with_session(one.history, items[:2].tolist()), HISTORY))
+    visit = replace(one, history=newest_of(with_session(one.history, items[:2].tolist(), MOMENT), HISTORY))
     assert told(visit)[:-2] == told(one)[-len(told(visit)) + 2 :] and len(told(visit)) >= 2
 
 

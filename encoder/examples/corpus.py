@@ -24,8 +24,8 @@ from encoder.content import Content, item_content, query_content, tokenize_field
 from encoder.examples.augment import augment
 from encoder.parts.chain import chain_body, chain_fields, chain_values
 from encoder.pictures.cache import Decoded
-from encoder.pictures.decode import decode_image, decode_images
-from encoder.pictures.region import REGION_DETAIL, core_region
+from encoder.pictures.decode import decode_images, decode_twice
+from encoder.pictures.region import core_region
 from run.progress import track
 
 NO_IMAGE = -1
@@ -229,7 +229,7 @@ def _regions(contents: Mapping[str, bytes], decoded: Decoded, px: int) -> np.nda
     out = np.zeros_like(decoded.pixels)
     for row, name in enumerate(track(decoded.image_ids, "core regions", unit="pictures")):
         if name in contents:
-            out[row] = core_region(decode_image(contents[name], REGION_DETAIL * px), px)
+            out[row] = core_region(decode_twice(contents[name], px)[1], px)
     return out
 
 

@@ -23,7 +23,6 @@ from PIL import Image, ImageFilter, ImageOps
 
 from encoder.pictures.decode import WHITE
 
-REGION_DETAIL = 2  # side of the pictures in which regions are found, relative to the model's pictures
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom exclusive
 
 GRID = 40  # saliency is computed at this many pixels on the longer side

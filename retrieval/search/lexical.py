@@ -22,6 +22,9 @@ from retrieval.search.spelling import Spelling, words_of
 # The values that are used where nothing is known about a collection (Robertson and Zaragoza, 2009, "The Probabilistic
 # Relevance Framework: BM25 and Beyond").
 SATURATION, LENGTH = 1.2, 0.75
+DESCRIBED = (
+    1 / 3
+)  # of a word of a description: prose names other things too. docs/log/retrieval.md has the measurement
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Lexical:
         asked, most = words_of(text), 0.0
         for word, times in Counter(asked).items():
             columns, likeness = self._spelling.alike(word)
-            count = self._by_word[:, columns] @ likeness
+            count = self._by_word[:, columns] @ likeness**2  # a word itself before its likes
             rows = np.flatnonzero(count)
             weight = times * np.log(1 + (len(share) - len(rows) + 0.5) / (len(rows) + 0.5))
             share[rows] += weight * count[rows] / (count[rows] + self._length[rows])
@@ -104,7 +107,7 @@ class Lexical:
 
 def _counted(items: pa.Table, column_of: dict[str, int]) -> tuple[np.ndarray, Any, list[str], np.ndarray]:
     """Ids, counts, all words and titles of ITEMS rows; adds new words to ``column_of``."""
-    said = [Counter(words) for words in _words(items)]
+    said = list(_counts(items))
     column = [column_of.setdefault(word, len(column_of)) for one in said for word in one]
     count = np.fromiter(chain.from_iterable(one.values() for one in said), np.float32, len(column))
     offsets = np.concatenate([[0], np.cumsum([len(one) for one in said], dtype=np.int64)]).astype(np.int64)
@@ -113,12 +116,17 @@ def _counted(items: pa.Table, column_of: dict[str, int]) -> tuple[np.ndarray, An
     return items["item_id"].to_numpy(), counts, list(column_of), titles
 
 
-def _words(items: pa.Table) -> Iterator[list[str]]:
-    """The words of each item: of its title, category, attribute values and description."""
+def _counts(items: pa.Table) -> Iterator[dict[str, float]]:
+    """How often each item says each word: in its title, category and attribute values, and in its description."""
     columns = (items[name].to_pylist() for name in ("title", "category", "attributes", "description"))
     for title, category, attributes, description in zip(*columns, strict=True):
         values = [value for _, value in attributes or ()]
-        yield words_of(" ".join(filter(None, [title, *(category or ()), *values, description])))
+        said: dict[str, float] = Counter(
+            words_of(" ".join(filter(None, [title, *(category or ()), *values])))
+        )
+        for word, times in Counter(words_of(description)).items():
+            said[word] = said.get(word, 0.0) + DESCRIBED * times
+        yield said
 
 
 def _title(words: Sequence[str]) -> int:

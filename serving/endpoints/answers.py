@@ -10,10 +10,12 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from dataset.pictures import MEDIA_TYPES, media_type
 from dataset.records import Rule
+from dataset.shop_ids import ShopId
 from serving.answer import Answer
 from serving.bodies import read_search, refuse_repeated
 from serving.live import Live
-from serving.openapi import SEARCH_BODY, refused_with
+from serving.openapi import PAGE_BODY, SEARCH_BODY, refused_with
+from serving.page import page as page_of
 from serving.page import render
 from serving.questions import RecommendQuestion, Refused, SimilarQuestion, check_image, read_context, read_id
 from serving.recommend import Recommender
@@ -36,6 +38,14 @@ def add_answers(
         answer, response = await answering.run(_answer, moon, ask)
         telemetry.answered(endpoint, answer)
         return response
+
+    async def sought(request: Request) -> tuple[str | None, bytes | None, ShopId | None, int]:
+        text, image, user_id, k = await read_search(request, settings, parsing, live.current.ids.kinds)
+        if image is not None:
+            check_image(image, settings.max_image_bytes, settings.max_image_pixels)
+        if image is None and not (text and text.strip()):
+            raise Refused(422, Rule.NO_QUERY)
+        return text, image, user_id, k
 
     @app.get("/recommend", responses=refused_with(404, 422, 503))
     async def recommend(request: Request, question: Annotated[RecommendQuestion, Query()]) -> JSONResponse:
@@ -65,11 +75,7 @@ def add_answers(
     async def search(request: Request) -> JSONResponse:
         """Items that answer a text, a picture or both: JSON (``image_base64``) or multipart (``image``)."""
         moon = live.current
-        text, image, user_id, k = await read_search(request, settings, parsing, moon.ids.kinds)
-        if image is not None:
-            check_image(image, settings.max_image_bytes, settings.max_image_pixels)
-        if image is None and not (text and text.strip()):
-            raise Refused(422, Rule.NO_QUERY)
+        text, image, user_id, k = await sought(request)
         return await answered("/search", moon, lambda: moon.search(text, image, k, user_id))
 
     @app.get("/image/{image_id}", response_class=Response, responses=PICTURE | refused_with(404, 503))
@@ -86,6 +92,19 @@ def add_answers(
     async def page(user_id: str = "", category: str = "", item_id: str = "", text: str = "") -> HTMLResponse:
         """A page to look at."""
         return HTMLResponse(await answering.run(render, live.current, user_id, category, item_id, text))
+
+    @app.post(
+        "/", response_class=HTMLResponse, openapi_extra=PAGE_BODY, responses=refused_with(408, 415, 422, 503)
+    )
+    async def search_page(request: Request) -> HTMLResponse:
+        """The same page for what its form searches for: words, a picture, or both."""
+        moon = live.current
+        try:
+            text, image, _, _ = await sought(request)
+        except Refused as refused:
+            said = page_of(moon, refused.reason)
+            return HTMLResponse(said, refused.status, headers=refused.headers and dict(refused.headers))
+        return HTMLResponse(await answering.run(render, moon, "", "", "", text or "", image))
 
 
 def _answer(moon: Recommender, ask: Callable[[], Answer]) -> tuple[Answer, JSONResponse]:
