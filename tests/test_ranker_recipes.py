@@ -202,7 +202,7 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setattr("feature_repo.embeddings.as_stored", lambda vectors, store: vectors)
     monkeypatch.setattr("ranker.judgements.judged_pairs", lambda *place: ())
     monkeypatch.setattr("feature_repo.store.apply_definitions", lambda store: None)
-    monkeypatch.setattr(stages, "context_unknown", lambda *place: "")
+    monkeypatch.setattr("feature_repo.frames.context.context_unknown", lambda *place: "")
     monkeypatch.setattr(
         "ranker.train.train_ctr", lambda *a, recipe, **k: seen.append((a[4].name, recipe.name))
     )
