@@ -193,7 +193,9 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setattr("moon.journey.load", lambda folder: run)
     monkeypatch.setattr("moon.journey.do", lambda run, verb, **options: getattr(stages, verb)(run, **options))
     nothing = Artifact(tmp_path, "embedding", "embedding-1", {}, {})
-    monkeypatch.setattr(stages, "open_split", lambda run: SimpleNamespace(artifact=nothing, ranks=True))
+    monkeypatch.setattr(
+        stages, "open_split", lambda run: SimpleNamespace(artifact=nothing, ranks=True, shows=True)
+    )
     monkeypatch.setattr(stages, "open_dataset", lambda run: None)
     opened = SimpleNamespace(artifacts={"embedding": nothing}, vectors=VECTORS)
     monkeypatch.setattr("retrieval.retriever.open_retrieval", lambda folder, cooccurrence: {})
