@@ -203,6 +203,14 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setattr("retrieval.examples.ranker_frames", lambda *place: (TRAIN, VALID, "pointwise"))
     monkeypatch.setattr("feature_repo.embeddings.as_stored", lambda vectors, store: vectors)
     monkeypatch.setattr("ranker.judgements.judged_pairs", lambda *place: ())
+    for part in (
+        "encoder.encode.Encoder.open",
+        "encoder.encode.query_encoder",
+        "retrieval.search.build.build_search",
+    ):
+        monkeypatch.setattr(part, lambda *place: None)
+    monkeypatch.setattr(stages, "open_encoder", lambda run: None)
+    monkeypatch.setattr(stages, "replace", lambda one, **changes: one)
     monkeypatch.setattr("feature_repo.store.apply_definitions", lambda store: None)
     monkeypatch.setattr("feature_repo.frames.context.context_unknown", lambda *place: "")
     monkeypatch.setattr(
