@@ -256,6 +256,7 @@ def ranker(run: Run, recipe: str | None = None) -> None:
     """
     from encoder.encode import Encoder, query_encoder
     from feature_repo.embeddings import as_stored
+    from feature_repo.frames.context import context_unknown
     from feature_repo.store import apply_definitions
     from ranker.controls import shuffled
     from ranker.recipes import cube
@@ -272,7 +273,7 @@ def ranker(run: Run, recipe: str | None = None) -> None:
     retriever = Retriever.open(open_retrieval(run.folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, run.folder / "store")
     content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, run.seed)}
-    if said := context_unknown(run.folder / "store", cut):
+    if said := context_unknown(run.folder / "store", cut.shows):
         sys.stderr.write(f"  {said}\n")
     if cut.ranks:
         train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever)
@@ -297,23 +298,6 @@ def ranker(run: Run, recipe: str | None = None) -> None:
     judge = None if head is None else open_judge(head, run.folder / "store", cut.end)
     encode = query_encoder(Encoder.open(open_encoder(run)))
     build_search(run.folder, open_dataset(run), replace(retriever, vectors=vectors), encode, judge, run.seed)
-
-
-def context_unknown(store_dir: Path, cut: Split) -> str:
-    """What callers send that the ranker cannot learn from, because nobody logged requests; empty: nothing."""
-    from feature_repo.on_demand import reads_of
-    from feature_repo.services import CTR
-    from feature_repo.signature import open_signature
-    from feature_repo.store import open_store
-
-    store = open_store(store_dir)
-    names = ", ".join(reads_of(store, open_signature(store, CTR).features).context)
-    if not names or cut.shows:
-        return ""
-    return (
-        f"trained without what callers send ({names}): the log says what was taken and not what was shown, so its "
-        f"training requests are made up and nothing was sent with them. Impressions would teach it"
-    )
 
 
 def _relevance(run: Run, vectors: Vectors, embedding: Artifact, cut: Split) -> Artifact | None:

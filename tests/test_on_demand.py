@@ -14,6 +14,7 @@ from conftest import DAY, START, write_embedding
 from dataset.contracts import TIME, DataError
 from feature_repo.create import create_store
 from feature_repo.embeddings import publish_embedding
+from feature_repo.frames.context import context_unknown
 from feature_repo.frames.join import training_frame
 from feature_repo.frames.shards import open_frame, write_frame
 from feature_repo.frames.source import FrameSource
@@ -264,3 +265,10 @@ def test_logged_context_of_another_type_is_refused(tiny_world, shop):
     pq.write_table(pa.table({"event_id": [1], "device": lists}), store_dir / "data/event_context.parquet")
     with pytest.raises(DataError, match="reads device as string, the log has list"):
         training_frame(store_dir, rows.append_column("event_id", pa.array([1])), 5)
+
+
+@pytest.mark.parametrize("shop", ["embedded"], indirect=True)
+def test_what_callers_send_is_said_to_be_unknown_where_no_impressions_tell_it(shop):
+    store_dir, *_ = shop
+    assert "trained without what callers send (device)" in context_unknown(store_dir, shows=False)
+    assert context_unknown(store_dir, shows=True) == ""

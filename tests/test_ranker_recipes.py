@@ -193,7 +193,9 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setattr("moon.journey.load", lambda folder: run)
     monkeypatch.setattr("moon.journey.do", lambda run, verb, **options: getattr(stages, verb)(run, **options))
     nothing = Artifact(tmp_path, "embedding", "embedding-1", {}, {})
-    monkeypatch.setattr(stages, "open_split", lambda run: SimpleNamespace(artifact=nothing, ranks=True))
+    monkeypatch.setattr(
+        stages, "open_split", lambda run: SimpleNamespace(artifact=nothing, ranks=True, shows=True)
+    )
     monkeypatch.setattr(stages, "open_dataset", lambda run: None)
     opened = SimpleNamespace(artifacts={"embedding": nothing}, vectors=VECTORS)
     monkeypatch.setattr("retrieval.retriever.open_retrieval", lambda folder, fitted: {})
@@ -201,8 +203,16 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setattr("retrieval.examples.ranker_frames", lambda *place: (TRAIN, VALID, "pointwise"))
     monkeypatch.setattr("feature_repo.embeddings.as_stored", lambda vectors, store: vectors)
     monkeypatch.setattr("ranker.judgements.judged_pairs", lambda *place: ())
+    for part in (
+        "encoder.encode.Encoder.open",
+        "encoder.encode.query_encoder",
+        "retrieval.search.build.build_search",
+    ):
+        monkeypatch.setattr(part, lambda *place: None)
+    monkeypatch.setattr(stages, "open_encoder", lambda run: None)
+    monkeypatch.setattr(stages, "replace", lambda one, **changes: one)
     monkeypatch.setattr("feature_repo.store.apply_definitions", lambda store: None)
-    monkeypatch.setattr(stages, "context_unknown", lambda *place: "")
+    monkeypatch.setattr("feature_repo.frames.context.context_unknown", lambda *place: "")
     monkeypatch.setattr(
         "ranker.train.train_ctr", lambda *a, recipe, **k: seen.append((a[4].name, recipe.name))
     )

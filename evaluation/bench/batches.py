@@ -51,16 +51,14 @@ def bench_batches(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> I
         taken = frame.select(rows)
         batch = encoder.batch(taken)
         table, time_us = taken.candidates, np.zeros(len(taken.candidates), np.int64)
-        spent = {
-            name: cpu_seconds(call)
-            for name, call in {
-                "select": partial(frame.select, rows),
-                "make": partial(encoder.batch, taken),
-                "step": partial(_step, model, batch),
-                "stacked": partial(_often, partial(encoder.numbers, "candidate", table, time_us)),
-                "one": partial(_often, partial(one_by_one, inputs.numbers("candidate"), table, time_us)),
-            }.items()
+        calls: dict[str, Callable[[], object]] = {
+            "select": partial(frame.select, rows),
+            "make": partial(encoder.batch, taken),
+            "step": partial(_step, model, batch),
+            "stacked": partial(_often, partial(encoder.numbers, "candidate", table, time_us)),
+            "one": partial(_often, partial(one_by_one, inputs.numbers("candidate"), table, time_us)),
         }
+        spent = {name: cpu_seconds(call) for name, call in calls.items()}
         if number >= 2:
             for name, seconds in spent.items():
                 costs[name].append(1000 * seconds)

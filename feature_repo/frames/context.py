@@ -15,7 +15,11 @@ import pyarrow.parquet as pq
 
 from dataset.contracts import DataError
 from feature_repo.columns import as_read
+from feature_repo.on_demand import reads_of
+from feature_repo.services import CTR
+from feature_repo.signature import open_signature
 from feature_repo.sources import CONTEXT, DATA
+from feature_repo.store import open_store
 
 EVENT = "event_id"
 
@@ -52,3 +56,20 @@ def with_context(store_dir: Path, rows: pa.Table, context: Mapping[str, pa.DataT
                 f"Correct the Field in feature_repo/mine."
             ) from None
     return rows
+
+
+def context_unknown(store_dir: Path, shows: bool) -> str:
+    """What callers send that the ranker cannot learn from, because nobody logged requests; empty: nothing.
+
+    Args:
+        store_dir: the run's store.
+        shows: the log says what was not liked, so that its requests are those that were made.
+    """
+    store = open_store(store_dir)
+    names = ", ".join(reads_of(store, open_signature(store, CTR).features).context)
+    if not names or shows:
+        return ""
+    return (
+        f"trained without what callers send ({names}): the log says what was taken and not what was shown, so its "
+        f"training requests are made up and nothing was sent with them. Impressions would teach it"
+    )
