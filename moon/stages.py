@@ -118,30 +118,25 @@ def store(run: Run) -> None:
 
 
 def encoder(run: Run, recipe: str | None = None, backbone: Path | None = None, lora: int = 0) -> None:
-    """Train the encoder by a recipe, from random weights or from a checkpoint folder.
-
-    Where the source gives the vectors of its items there is nothing to train: it has their width and a step or two.
-    """
+    """Train the encoder by a recipe, from random weights or a checkpoint; a step or two where vectors are given."""
     from dataset.extra import given_vectors
     from encoder.recipes import ours
     from encoder.recipes import recipe as named
     from encoder.train import train_encoder
 
-    dataset = open_dataset(run)
-    given = given_vectors(dataset.artifact)
-    if given is not None:
-        sys.stderr.write(
-            f"  {len(given[0]):,} items have vectors of the source's own, the encoder is left untrained\n"
-        )
+    dataset, size, budget = open_dataset(run), run.size, 1.0
+    if (given := given_vectors(dataset.artifact)) is not None:
+        sys.stderr.write(f"  {len(given[0]):,} items have vectors of their own: the encoder is untrained\n")
+        size, budget = replace(size, item_width=given[1].shape[1]), 0.0
     train_encoder(
         dataset,
         open_split(run),
-        run.size if given is None else replace(run.size, item_width=given[1].shape[1]),
+        size,
         run.folder / "encoder",
         seed=run.seed,
         recipe=ours() if recipe is None else named(recipe),
         checkpoint=backbone,
-        budget=1.0 if given is None else 0.0,
+        budget=budget,
         lora=lora,
     )
 

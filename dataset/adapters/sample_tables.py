@@ -54,8 +54,8 @@ def placed(shown: pa.Table, user: str, item: str, known: str) -> tuple[Samples, 
     said = [str(row) for row in shown.select(needed).take(pa.array(rows)).to_pylist()]
     refused = refusals("events", "sample that lacks a number", zip(rows.tolist(), said, strict=True))
     shown = shown.filter(pa.array(~missing)).combine_chunks()
-    columns = (shown.column(name).to_numpy() for name in needed)
-    return Samples(*columns, shown.drop_columns(needed)), refused
+    users, items, before, clicked = (shown.column(name).to_numpy() for name in needed)
+    return Samples(users, items, before, clicked, shown.drop_columns(needed)), refused
 
 
 def owned(extra: Mapping[str, pa.Table], samples: Samples) -> tuple[dict[str, pa.Table], Samples]:

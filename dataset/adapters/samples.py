@@ -126,8 +126,8 @@ class Samples:
 
     def only(self, mask: np.ndarray) -> Samples:
         """Those that the mask, bool (N), names."""
-        columns = (one[mask] for one in (self.user, self.item, self.known, self.clicked))
-        return Samples(*columns, self.context.filter(pa.array(mask)))
+        user, item, known, clicked = (one[mask] for one in (self.user, self.item, self.known, self.clicked))
+        return Samples(user, item, known, clicked, self.context.filter(pa.array(mask)))
 
     @property
     def tests(self) -> np.ndarray:
