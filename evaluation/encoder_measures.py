@@ -62,7 +62,8 @@ def encoder_measures(evidence: Evidence) -> Iterator[Measurement]:
 def facet_measures(evidence: Evidence) -> Iterator[Measurement]:
     """What the stored vectors of complete items say of their facets, on the pool; beside plain vectors as wide.
 
-    ``tf_idf_svd``: the words; ``colour``: thumbnail and histogram; ``colour_tf_idf_svd``: both, reduced together.
+    ``tf_idf_svd``: the words; ``colour``: thumbnail and histogram; ``colour_tf_idf_svd``: both together; each reduced
+    to the width of ours.
     """
     dataset, split = evidence.dataset, evidence.split
     items = dataset.items.sort_by("item_id")
@@ -99,9 +100,14 @@ def _plain(evidence: Evidence, rows: list[dict], learn: np.ndarray) -> dict[str,
     texts = [one.words for one in contents]
     words = Vocabulary.of([text for text, yes in zip(texts, learn, strict=True) if yes]).rows(texts)
     looks = colours([evidence.dataset.image_bytes(row["image_id"]) for row in rows])
-    width, both = evidence.vectors.width, sparse.hstack([words, sparse.csr_array(looks)]).tocsr()
-    found = {"colour": looks} if looks.any() else {}
-    for name, space in {"tf_idf_svd": words, "colour_tf_idf_svd": both}.items():
+    colour, width = sparse.csr_array(looks), evidence.vectors.width
+    spaces = {
+        "colour": colour,
+        "tf_idf_svd": words,
+        "colour_tf_idf_svd": sparse.hstack([words, colour]).tocsr(),
+    }
+    found = {}
+    for name, space in spaces.items():
         if min(space[learn].shape) > 1 and space[learn].nnz:
             found[name] = reduced(space[learn], width)(space)
     return found

@@ -178,7 +178,7 @@ class Tastes:
         if learn.sum() < 2 or asked.sum() < 2:
             return
         content = [self.likes[where] for where in CONTENT if where in self.likes]
-        tastes = {**self.likes, **({"content": sum(content)} if content else {})}
+        tastes = {**self.likes, **({"content": np.sum(content, axis=0)} if content else {})}
         for where, liked in tastes.items():
             share = linear_share(vectors_MD[learn], liked[learn], vectors_MD[asked], liked[asked])
             yield Measurement(f"{prefix}/taste/{where}/linear", share, int(asked.sum()), split)

@@ -71,6 +71,8 @@ class TowerModel(EncoderModel):
         text_tokens: most tokens of a field that are read.
     """
 
+    wide: Wide
+
     def __init__(self, towers: Towers, width: int, text_tokens: int) -> None:
         nn.Module.__init__(self)
         self.towers = towers
