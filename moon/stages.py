@@ -249,18 +249,16 @@ def ranker(run: Run, recipe: str | None = None) -> None:
     Each is left out where the data has nothing for it to learn from. Definitions that have changed since the last
     load are registered first, so that a feature that was added to a service is trained with.
     """
-    from encoder.encode import Encoder, query_encoder
     from feature_repo.embeddings import as_stored
     from feature_repo.frames.context import context_unknown
     from feature_repo.store import apply_definitions
+    from moon.searching import build
     from ranker.controls import shuffled
     from ranker.recipes import cube
     from ranker.recipes import recipe as named
     from ranker.train import train_ctr
     from retrieval.examples import ranker_frames
     from retrieval.retriever import Retriever, open_retrieval
-    from retrieval.search.build import build_search
-    from retrieval.search.judge import open_judge
 
     chosen = cube() if recipe is None else named(recipe)
     apply_definitions(run.folder / "store")
@@ -290,9 +288,7 @@ def ranker(run: Run, recipe: str | None = None) -> None:
             recipe=chosen,
         )
     head = _relevance(run, vectors, embedding, cut)
-    judge = None if head is None else open_judge(head, run.folder / "store", cut.end)
-    encode = query_encoder(Encoder.open(open_encoder(run)))
-    build_search(run.folder, open_dataset(run), replace(retriever, vectors=vectors), encode, judge, run.seed)
+    build(run, open_dataset(run), open_encoder(run), replace(retriever, vectors=vectors), head, cut.end)
 
 
 def _relevance(run: Run, vectors: Vectors, embedding: Artifact, cut: Split) -> Artifact | None:

@@ -77,7 +77,8 @@ class Lexical:
 
     def said(self, text: str) -> Said:
         """What every item says of a text."""
-        share, words = (np.zeros(len(self.item_ids), dtype=kind) for kind in (np.float32, np.int64))
+        share = np.zeros(len(self.item_ids), dtype=np.float32)
+        words = np.zeros(len(self.item_ids), dtype=np.int64)
         asked, most = words_of(text), 0.0
         for word, times in Counter(asked).items():
             columns, likeness = self._spelling.alike(word)

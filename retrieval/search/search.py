@@ -129,8 +129,7 @@ class Shares:
             for share, score in ((self.words, scored.words), (self.picture, scored.picture))
             if score is not None
         ]
-        mean: np.ndarray = np.mean(parts, axis=0, dtype=np.float32)
-        return mean + scored.titled
+        return np.stack(parts).mean(axis=0, dtype=np.float32) + scored.titled
 
     def best(self, scored: Scored, depth: int) -> Found:
         """The candidates that fit, at most the best ``depth``; a picture fits everything somehow."""
