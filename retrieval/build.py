@@ -89,13 +89,14 @@ def weigh_sources(folder: Path, split: Split, size: Size, seed: int) -> None:
     """Write ``fusion``: the weights of the sources in the order of the candidates.
 
     They are learned from at most TUNING_REQUESTS of the split's training requests, answered by sources that learned
-    from the log before them.
+    from the log before them. Where the log says what was shown, all sources weigh the same: it would favour those
+    that propose what was shown anyway (docs/log/retrieval.md#weights-of-the-sources).
     """
     asked = split.retrieval.filter(pc.equal(split.retrieval["part"], "train"))
     artifacts = open_retrieval(folder, fitted=True)
     artifacts.pop("fusion", None)
     weights, figures = EQUAL, {}
-    if len(asked):
+    if len(asked) and not split.shows:
         drawn = np.random.default_rng(seed).permutation(len(asked))[:TUNING_REQUESTS]
         asked = asked.take(np.sort(drawn)).combine_chunks()
         frames, retriever = requests_frame(folder, asked, size), Retriever.open(artifacts)
@@ -103,7 +104,7 @@ def weigh_sources(folder: Path, split: Split, size: Size, seed: int) -> None:
         relevant = asked["relevant"].combine_chunks()
         offsets = relevant.offsets.to_numpy() - relevant.offsets[0].as_py()
         weights, figures = learn_weights(answers, offsets, relevant.flatten().to_numpy())
-    weights.save(folder / "fusion", {"split": split.artifact}, {"requests": len(asked), "ndcg": figures})
+    weights.save(folder / "fusion", {"split": split.artifact}, {"ndcg": figures})
 
 
 def build_taste(dataset: Dataset, split: Split, out: Path) -> None:
