@@ -218,7 +218,7 @@ def _tested(dataset: Dataset) -> np.ndarray:
 def kept_smaller(picture: bytes) -> bytes:
     """The picture as somebody may have kept it: smaller, and compressed again."""
     image = decoded(picture)
-    size = tuple(max(1, round(SMALLER * side)) for side in image.size)
+    width, height = (max(1, round(SMALLER * side)) for side in image.size)
     out = io.BytesIO()
-    image.resize(size).save(out, "JPEG", quality=QUALITY)
+    image.resize((width, height)).save(out, "JPEG", quality=QUALITY)
     return out.getvalue()

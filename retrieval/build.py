@@ -95,7 +95,7 @@ def weigh_sources(folder: Path, split: Split, size: Size, seed: int) -> None:
     asked = split.retrieval.filter(pc.equal(split.retrieval["part"], "train"))
     artifacts = open_retrieval(folder, fitted=True)
     artifacts.pop("fusion", None)
-    weights, figures = EQUAL, {}
+    weights, figures = EQUAL, dict[str, float]()
     if len(asked) and not split.shows:
         drawn = np.random.default_rng(seed).permutation(len(asked))[:TUNING_REQUESTS]
         asked = asked.take(np.sort(drawn)).combine_chunks()

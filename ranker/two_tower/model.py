@@ -117,10 +117,9 @@ class TwoTowerModel(nn.Module):
         self.attend = nn.Parameter(torch.zeros(self.inner))
         self.recency = nn.Linear(self.inner, 1, bias=False)
         context = self.inner * (1 + len(shape.request_rows)) + shape.request_numbers
-        self.user_mix = nn.Sequential(
-            nn.Linear(context, 2 * self.inner), nn.SiLU(), nn.Linear(2 * self.inner, self.inner)
-        )
-        nn.init.zeros_(self.user_mix[2].weight)  # an untrained user is the pooled history
+        first, last = nn.Linear(context, 2 * self.inner), nn.Linear(2 * self.inner, self.inner)
+        nn.init.zeros_(last.weight)  # an untrained user is the pooled history
+        self.user_mix = nn.Sequential(first, nn.SiLU(), last)
 
     def count(self, rows: Tensor, taken: Tensor) -> None:
         """Start from how often items were taken in training.

@@ -122,8 +122,8 @@ def _counts(items: pa.Table) -> Iterator[dict[str, float]]:
     columns = (items[name].to_pylist() for name in ("title", "category", "attributes", "description"))
     for title, category, attributes, description in zip(*columns, strict=True):
         values = [value for _, value in attributes or ()]
-        said: dict[str, float] = Counter(
-            words_of(" ".join(filter(None, [title, *(category or ()), *values])))
+        said: dict[str, float] = dict(
+            Counter(words_of(" ".join(filter(None, [title, *(category or ()), *values]))))
         )
         for word, times in Counter(words_of(description)).items():
             said[word] = said.get(word, 0.0) + DESCRIBED * times
