@@ -35,6 +35,7 @@ from feature_repo.check import HEAD, cells, check_store
 from feature_repo.online import StoreUnavailable
 from feature_repo.vectors import Vectors
 from run.artifacts import ArtifactError, open_artifact
+from serving.opening import open_recommender
 from serving.recommend import Recommender
 from serving.settings import Settings
 
@@ -169,7 +170,7 @@ class Evidence:
         Where no user was tested it is somebody unknown, ``user_id`` null.
         """
         profile = open_profile(self.folder)
-        recommender = Recommender.open(Settings(run=self.folder, profile=profile), self.folder)
+        recommender = open_recommender(Settings(run=self.folder, profile=profile), self.folder)
         user_id = next(iter(recommender.example_users), None)
         answer = recommender.recommend(NOBODY if user_id is None else user_id, 5)
         return {

@@ -21,6 +21,7 @@ from moonstore.disk import DiskError
 from moonstore.errors import StoreError
 from run.artifacts import ArtifactError
 from run.generations import Current, before, current, folder_of, serving
+from serving.opening import open_recommender
 from serving.recommend import STORE_AWAY, Recommender
 from serving.refresh import refreshed
 from serving.settings import Settings
@@ -222,4 +223,4 @@ def _first(settings: Settings) -> Recommender:
 
 
 def _open(settings: Settings, number: int) -> Recommender:
-    return Recommender.open(settings, folder_of(settings.run, number), number)
+    return open_recommender(settings, folder_of(settings.run, number), number)

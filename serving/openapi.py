@@ -60,6 +60,14 @@ def refused_with(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def page_refused_with(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The refusals of the page's form: as the page, or, before it is read, as those of every route."""
+    found = refused_with(*statuses)
+    for one in found.values():
+        one["content"]["text/html"] = {}
+    return found
+
+
 def describe(app: FastAPI, kinds: Kinds) -> None:
     """Say in the document how to send a key, and what the shop's ids are; it is made once, when first asked for."""
     described = app.openapi

@@ -62,12 +62,17 @@ code { font-size: 12px; }
 def render(
     moon: Recommender, user_id: str, category: str, item_id: str, text: str, image: bytes | None = None
 ) -> str:
-    """The page for a search, an item or a user, in that order of preference; every argument may be empty."""
+    """The page for a search, an item or a user, in that order of preference; every argument may be empty.
+
+    Raises:
+        DataError: the searched picture cannot be decoded.
+    """
+    if text or image is not None:
+        answer = moon.search(text or None, image, SHOWN)
+        return page(moon, "", _result(_sought(text, image), answer, user_id), user_id, category, text)
     problem, history, answer, title = "", [], None, ""
     try:
-        if text or image is not None:
-            answer, title = moon.search(text or None, image, SHOWN), _sought(text, image)
-        elif item_id:
+        if item_id:
             item = _id("item_id", item_id, moon)
             answer, title = moon.similar(item, SHOWN), f"Like item {item_id}"
             history = moon.catalogue.cards([moon.ids.one("item_id", item)])
@@ -82,7 +87,7 @@ def render(
         problem = STORE_AWAY
     except (ValueError, UnknownItem, UnknownCategory) as error:
         problem = str(error)
-    heading = "The item" if item_id and not text else "What the user did, newest first"
+    heading = "The item" if item_id else "What the user did, newest first"
     shown = _section(heading, history[:SHOWN_HISTORY], user_id)
     if answer is not None:
         shown += "\n" + _result(title, answer, user_id)

@@ -4,58 +4,44 @@ When something is missing, a named fallback is used, reported in the answer and 
 
     unknown_user       the store has no such user            -> popular items, of the category if asked
     empty_history      a known user who acted on no item     -> popular items, of the category if asked
-                       that there is
-Where fewer items are popular than were asked for, the newest ones follow: the service answers before the first event.
-
+                       that is still there
     store_unavailable  the online store does not answer      -> retrieval from the session, else popular items
     nothing_fits       no item says any of the searched words or means something like them -> nothing
     ranker_error       the ranker raised or gave bad scores  -> retrieval order
+
+Where fewer items are popular than were asked for, the newest ones follow: the service answers before the first event.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 
 from dataset.records import DELETED
 from dataset.shop_ids import ShopId
-from dataset.split import Split
-from dataset.tables import Dataset
-from encoder.encode import Encoder, query_encoder
+from encoder.encode import query_encoder
 from feature_repo.frame import Frame
 from feature_repo.ingest.item_states import UnknownItem
 from feature_repo.item_matrix import ItemMatrix
-from feature_repo.online import OnlineReader, StoreUnavailable, check_loaded
-from feature_repo.services import CTR, RELEVANCE, RETRIEVAL
-from feature_repo.shop_ids import INT64_IDS, ShopIds, shop_ids
-from feature_repo.signature import open_signature
-from ranker.relevance import Relevance
-from ranker.score import Ranker
+from feature_repo.online import StoreUnavailable
+from feature_repo.shop_ids import INT64_IDS, ShopIds
 from retrieval.fusion import fuse_within
 from retrieval.jagged import best_first
 from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import Retriever
-from retrieval.search.open import open_search
 from retrieval.search.search import Asked, Search
 from retrieval.sources import CANDIDATES, PER_SOURCE, Matches, propose
-from run.artifacts import open_artifact
-from run.generations import open_parts, require_whole
-from run.sizes import size
 from serving.alike import alike
 from serving.answer import Answer, Hit, Stages
 from serving.catalogue import Card, Catalogue
 from serving.newest import followed_by_newest
 from serving.protocols import ContentEncoder, Context, Reader, RelevanceHead, Scorer
 from serving.ranked import Ranked, judging, rank
-from serving.settings import Settings
 from serving.visit import with_session
 
 log = logging.getLogger("moon.serving")
@@ -63,7 +49,6 @@ log = logging.getLogger("moon.serving")
 STORE_AWAY = "the online store does not answer"  # all that a client is told; the log has the address
 
 SEARCH_DEPTH = 100  # candidates of a search that are reranked
-EXAMPLE_USERS = 50
 
 
 class UnknownCategory(LookupError):
@@ -71,7 +56,7 @@ class UnknownCategory(LookupError):
 
 
 class Recommender:
-    """The whole serving path over one generation; immutable once it is open.
+    """The whole serving path over one generation (``serving.opening``); immutable once it is open.
 
     Args:
         retriever: the retrieval sources.
@@ -124,67 +109,6 @@ class Recommender:
         self.items: ItemMatrix | None = None
         self.withdrawn: Mapping[int, str] = {}
         self.counts: Counter[str] = Counter()
-
-    @classmethod
-    def open(cls, settings: Settings, folder: Path, generation: int | None = None) -> Recommender:
-        """Open a generation, refuse artifacts that do not belong together, and answer once to warm up.
-
-        Args:
-            settings: name the run, whose dataset, split and store are read.
-            folder: where the artifacts are: of a generation, or the run folder itself.
-            generation: its number, if it is a generation.
-
-        Its clock is fixed at the end of the log until ``now`` is set.
-
-        Raises:
-            ArtifactError: an artifact is missing, damaged, or made from another parent than the one here.
-            ValueError: the run was loaded into another online store than ``settings.profile``.
-        """
-        run = settings.run
-        recorded = json.loads((run / "run.json").read_text())
-        if recorded["profile"] != settings.profile:
-            raise ValueError(
-                f"{run} was loaded into the {recorded['profile']} store, asked to serve from "
-                f"{settings.profile}. Run 'moon serve --profile {settings.profile}' to load it there."
-            )
-        data = {role: open_artifact(run / role, role) for role in ("dataset", "split")}
-        artifacts = open_parts(folder)
-        require_whole(artifacts, data)
-        dataset, split = Dataset.open(data["dataset"]), Split.open(data["split"])
-        last = split.end
-        behaviours = size(recorded["size_name"]).history
-        ids = shop_ids(run / "store")
-        reader = OnlineReader(run / "store", behaviours)
-        check_loaded(reader)
-        signature = open_signature(reader.store, CTR)
-        retriever = Retriever.open(artifacts, signature=open_signature(reader.store, RETRIEVAL))
-        recommender = cls(
-            retriever=retriever,
-            reader=reader,
-            ranker=(
-                Ranker.open(artifacts["ranker"], retriever.vectors, signature)
-                if "ranker" in artifacts
-                else None
-            ),
-            encoder=Encoder.open(artifacts["encoder"]),
-            finder=open_search(artifacts, dataset.items, retriever.index),
-            relevance=(
-                Relevance.open(artifacts["relevance"], open_signature(reader.store, RELEVANCE))
-                if "relevance" in artifacts
-                else None
-            ),
-            catalogue=Catalogue(dataset.items, dataset.image_bytes, ids),
-            artifacts={role: one.id for role, one in sorted(artifacts.items())},
-            now=lambda: last,
-            behaviours=behaviours,
-            per_source=settings.per_source,
-            example_users=ids.names("user_id", _example_users(split)),
-            generation=generation,
-            ids=ids,
-        )
-        for user_id in recommender.example_users[:1]:
-            recommender.recommend(user_id, 10)
-        return recommender
 
     def without(self, withdrawn: Mapping[int, str]) -> Recommender:
         """The same recommender, which answers with none of the withdrawn items (id -> state)."""
@@ -391,12 +315,13 @@ class Recommender:
         fallbacks: list[str],
         parts: Sequence[dict[str, float] | None] | None = None,
     ) -> Answer:
-        rows = [{} for _ in ids] if matches is None else matches.named(ids)
-        whys: Sequence[dict[str, float] | None] = parts or [None for _ in ids]
-        hits = [
-            Hit(card, float(score), row, why)
-            for card, score, row, why in zip(self.catalogue.cards(ids), scores, rows, whys, strict=True)
-        ]
+        with stages.measure("cards"):
+            rows = [{} for _ in ids] if matches is None else matches.named(ids)
+            whys: Sequence[dict[str, float] | None] = parts or [None for _ in ids]
+            hits = [
+                Hit(card, float(score), row, why)
+                for card, score, row, why in zip(self.catalogue.cards(ids), scores, rows, whys, strict=True)
+            ]
         self.counts.update(dict.fromkeys(fallbacks, 1))
         self.counts.update({"answers": 1, "empty": int(not hits)})
         return Answer(hits, stages.ms, tuple(dict.fromkeys(fallbacks)), order)
@@ -404,8 +329,3 @@ class Recommender:
 
 def _known(user: Frame) -> bool:
     return bool(user.requests["user_found"][0].as_py())
-
-
-def _example_users(split: Split) -> list[int]:
-    users = split.retrieval.filter(pc.equal(split.retrieval["part"], "test"))["user_id"].to_pylist()
-    return list(dict.fromkeys(users))[:EXAMPLE_USERS]

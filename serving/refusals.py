@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from dataset.contracts import DataError
 from dataset.records import fault
@@ -55,8 +56,18 @@ def add_refusals(app: FastAPI) -> None:
         return error_response(503, reason, TRY_AGAIN)
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return error_response(error.status_code, str(error.detail), error.headers)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        headers = error.headers
+        if error.status_code == 405:
+            headers = {"Allow": ", ".join(_methods(app, request))}
+        return error_response(error.status_code, str(error.detail), headers)
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """The methods of all routes of an address; Starlette names those of the first."""
+    routes = (route for route in app.routes if isinstance(route, Route))
+    here = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in here for method in route.methods or ()})
 
 
 def reasons(errors: Any) -> str:

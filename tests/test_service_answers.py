@@ -59,7 +59,7 @@ def test_a_user_gets_what_their_history_points_at_in_the_rankers_order(client, m
         "match_query",
     }
     assert {part.split(";")[0] for part in response.headers["Server-Timing"].split(", ")} == {
-        "features", "retrieve", "rank",
+        "features", "retrieve", "rank", "cards",
     }  # fmt: skip
     assert moon.ranker.frame.candidates.column_names[1:] == [
         "match_similar", "match_profile", "match_popular", "match_query", "match_behaviours",
@@ -178,7 +178,7 @@ def test_search_by_text_and_by_picture(client):
     assert set(ids_of(client.post("/search", json={"image_base64": encoded, "k": 5}))) <= set(ODD.tolist())
     form = client.post("/search", data={"k": "5", "text": "x"}, files={"image": ("a.png", picture())})
     assert set(ids_of(form)) <= set(ODD.tolist()) and len(ids_of(form)) == 5
-    assert {"encode", "retrieve"} == {
+    assert {"encode", "retrieve", "cards"} == {
         part.split(";")[0] for part in form.headers["Server-Timing"].split(", ")
     }
     hits = client.post("/search", json={"text": "even", "k": 40}).json()["hits"]

@@ -18,7 +18,7 @@ from moonstore.freshness import EPOCH, US
 from retrieval.jagged import stack
 from retrieval.requests import Request, Requests, history_of
 from retrieval.sources import Matches, PopularSource, SimilarSource, VectorSource, match_scores, propose
-from serving import recommend
+from serving import opening, recommend
 from serving.recommend import UnknownCategory, UnknownItem
 
 VECTORS = dict(zip(ITEM_IDS.tolist(), vectors_of(len(ITEM_IDS)), strict=True))
@@ -389,4 +389,4 @@ def test_500_candidates_are_asked_of_every_source_and_100_of_a_search(moon):
 def test_the_page_offers_the_first_fifty_users_with_test_requests_once_each():
     users = [7, 7, *range(100, 160), 7]
     split = namespace(retrieval=pa.table({"user_id": [5, *users], "part": ["train", *["test"] * len(users)]}))
-    assert recommend._example_users(split) == [7, *range(100, 149)]
+    assert opening._example_users(split) == [7, *range(100, 149)]

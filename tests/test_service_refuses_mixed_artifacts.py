@@ -26,7 +26,8 @@ from retrieval.cooccurrence import build_cooccurrence
 from retrieval.index import ItemIndex
 from retrieval.retriever import open_retrieval
 from run.artifacts import ArtifactError, open_artifact, require_agreement, write_artifact
-from serving import recommend
+from serving import opening
+from serving.recommend import Recommender
 from serving.settings import Settings
 
 
@@ -71,19 +72,19 @@ def run(tmp_path, monkeypatch):
         end=NOW + timedelta(seconds=1),
         retrieval=pa.table({"user_id": [4, 5, 4], "part": ["test", "train", "test"]}),
     )
-    monkeypatch.setattr(recommend, "Dataset", SimpleNamespace(open=lambda artifact: opened_dataset))
-    monkeypatch.setattr(recommend, "Split", SimpleNamespace(open=lambda artifact: opened_split))
+    monkeypatch.setattr(opening, "Dataset", SimpleNamespace(open=lambda artifact: opened_dataset))
+    monkeypatch.setattr(opening, "Split", SimpleNamespace(open=lambda artifact: opened_split))
     monkeypatch.setattr(FakeReader, "store", None, raising=False)
-    monkeypatch.setattr(recommend, "open_signature", lambda store, service: None)
-    monkeypatch.setattr(recommend, "check_loaded", lambda *given: None)
-    monkeypatch.setattr(recommend, "OnlineReader", lambda store, history: FakeReader())
-    monkeypatch.setattr(recommend, "Ranker", SimpleNamespace(open=lambda *given: FakeRanker()))
-    monkeypatch.setattr(recommend, "Encoder", SimpleNamespace(open=lambda artifact: FakeEncoder()))
+    monkeypatch.setattr(opening, "open_signature", lambda store, service: None)
+    monkeypatch.setattr(opening, "check_loaded", lambda *given: None)
+    monkeypatch.setattr(opening, "OnlineReader", lambda store, history: FakeReader())
+    monkeypatch.setattr(opening, "Ranker", SimpleNamespace(open=lambda *given: FakeRanker()))
+    monkeypatch.setattr(opening, "Encoder", SimpleNamespace(open=lambda artifact: FakeEncoder()))
     return tmp_path
 
 
 def test_a_whole_run_starts_warms_up_and_names_its_artifacts(run):
-    moon = recommend.Recommender.open(Settings(run=run), run)
+    moon = opening.open_recommender(Settings(run=run), run)
     assert moon.example_users == (4,) and moon.counts["answers"] == 1 and not moon.unready() + moon.degraded()
     assert set(moon.artifacts) == {"embedding", "index", "cooccurrence", "encoder", "ranker"}
     assert moon.artifacts["index"] == open_artifact(run / "index", "index").id
@@ -97,15 +98,15 @@ def test_a_run_with_judgements_serves_their_head_and_warms_up_once(run, monkeypa
     head = write(run, "relevance", "relevance", {"embedding": embedding})
     opened, answered = [], []
     monkeypatch.setattr(
-        recommend, "Relevance", SimpleNamespace(open=lambda artifact, signature: opened.append(artifact))
+        opening, "Relevance", SimpleNamespace(open=lambda artifact, signature: opened.append(artifact))
     )
-    real = recommend.Recommender.recommend
+    real = Recommender.recommend
     monkeypatch.setattr(
-        recommend.Recommender,
+        Recommender,
         "recommend",
         lambda moon, user, k: answered.append((user, k)) or real(moon, user, k),
     )
-    moon = recommend.Recommender.open(Settings(run=run), run)
+    moon = opening.open_recommender(Settings(run=run), run)
     assert opened == [head] and moon.artifacts["relevance"] == head.id
     assert answered == [(4, 10)] and moon.behaviours == 50
 
@@ -144,14 +145,14 @@ def count_another_split(run):
 def test_artifacts_that_do_not_belong_together_are_refused_at_the_start(run, change, named):
     change(run)
     with pytest.raises(ArtifactError, match=named):
-        recommend.Recommender.open(Settings(run=run), run)
+        opening.open_recommender(Settings(run=run), run)
 
 
 @pytest.mark.parametrize("name", ["index", "embedding", "cooccurrence", "ranker_full", "encoder"])
 def test_a_missing_artifact_is_refused_at_the_start_with_the_command(run, name):
     (run / name).rename(run / "elsewhere")
     with pytest.raises(ArtifactError, match=f"{name}.*Run 'moon "):
-        recommend.Recommender.open(Settings(run=run), run)
+        opening.open_recommender(Settings(run=run), run)
 
 
 def test_a_damaged_index_is_refused_at_the_start(run):
@@ -165,7 +166,7 @@ def test_a_damaged_index_is_refused_at_the_start(run):
 
 def test_a_run_loaded_into_another_store_is_refused(run):
     with pytest.raises(ValueError, match="loaded into the embedded store, asked to serve from redis"):
-        recommend.Recommender.open(Settings(run=run, profile="redis"), run)
+        opening.open_recommender(Settings(run=run, profile="redis"), run)
 
 
 def test_agreement_needs_both_sides():

@@ -24,7 +24,7 @@ from run.artifacts import open_artifact
 from run.generations import folder_of
 from serving.app import create_app
 from serving.live import Live
-from serving.recommend import Recommender
+from serving.opening import open_recommender
 from serving.settings import Settings
 
 USERS, ROUNDS, NEW = 50, 4, 5
@@ -51,7 +51,7 @@ def _answers(settings: Settings) -> Iterator[Line]:
     live = Live.open(settings)
     held = live.current
     assert held.items is not None and held.generation is not None, live.stale_reason
-    asked = Recommender.open(settings, folder_of(settings.run, held.generation), held.generation)
+    asked = open_recommender(settings, folder_of(settings.run, held.generation), held.generation)
     users = list(held.example_users)[:USERS]
     sides = {"items in memory": held, "items from the online store": asked}
     took: dict[str, list[float]] = {side: [] for side in sides}

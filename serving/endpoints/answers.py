@@ -8,13 +8,14 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
+from dataset.contracts import DataError
 from dataset.pictures import MEDIA_TYPES, media_type
 from dataset.records import Rule
 from dataset.shop_ids import ShopId
 from serving.answer import Answer
 from serving.bodies import read_search, refuse_repeated
 from serving.live import Live
-from serving.openapi import PAGE_BODY, SEARCH_BODY, refused_with
+from serving.openapi import PAGE_BODY, SEARCH_BODY, page_refused_with, refused_with
 from serving.page import page as page_of
 from serving.page import render
 from serving.questions import RecommendQuestion, Refused, SimilarQuestion, check_image, read_context, read_id
@@ -94,17 +95,21 @@ def add_answers(
         return HTMLResponse(await answering.run(render, live.current, user_id, category, item_id, text))
 
     @app.post(
-        "/", response_class=HTMLResponse, openapi_extra=PAGE_BODY, responses=refused_with(408, 415, 422, 503)
+        "/",
+        response_class=HTMLResponse,
+        openapi_extra=PAGE_BODY,
+        responses=page_refused_with(408, 415, 422, 503),
     )
     async def search_page(request: Request) -> HTMLResponse:
         """The same page for what its form searches for: words, a picture, or both."""
         moon = live.current
         try:
             text, image, _, _ = await sought(request)
-        except Refused as refused:
+            return HTMLResponse(await answering.run(render, moon, "", "", "", text or "", image))
+        except (Refused, DataError) as error:
+            refused = error if isinstance(error, Refused) else Refused(422, str(error))
             said = page_of(moon, refused.reason)
             return HTMLResponse(said, refused.status, headers=refused.headers and dict(refused.headers))
-        return HTMLResponse(await answering.run(render, moon, "", "", "", text or "", image))
 
 
 def _answer(moon: Recommender, ask: Callable[[], Answer]) -> tuple[Answer, JSONResponse]:
