@@ -26,7 +26,8 @@ SEARCHES = (
     "judged_picture/ndcg@10",
 )
 ESTIMATED = {"truth": "truth", "IPS": "ips", "SNIPS": "snips"}
-LAST = ("shop", "observer", "oracle")
+BOUNDS = ("observer", "oracle")
+LAST = ("shop", *BOUNDS)
 
 
 def judged(measured: Sequence[Measurement]) -> list[Judged]:
@@ -51,7 +52,8 @@ def _methods(measured: Sequence[Measurement], prefix: str, columns: Mapping[str,
     found = []
     for _, method in ordered:
         keys = {label: f"{prefix}/{method}/{what}" for label, what in columns.items()}
-        found.append(Judged(method, {label: by_name[key] for label, key in keys.items() if key in by_name}))
+        values = {label: by_name[key] for label, key in keys.items() if key in by_name}
+        found.append(Judged(method, values, method in BOUNDS))
     return sorted(found, key=lambda one: LAST.index(one.method) if one.method in LAST else -1)
 
 

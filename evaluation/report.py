@@ -78,6 +78,11 @@ class Comparison:
         return self.value - self.baselines[self.best]
 
     @property
+    def by_log(self) -> bool:
+        """Whether it measures lists by what the log shows of them."""
+        return self.metric.startswith("retrieval/")
+
+    @property
     def better(self) -> bool:
         """Whether ours beats the strongest baseline."""
         return self.delta > 0 if self.higher_is_better else self.delta < 0
@@ -90,10 +95,19 @@ class Judged:
     Attributes:
         method: e.g. ``served``.
         values: column -> measurement, with its interval.
+        bound: it knows what no recommender can, so that it says nothing against ours.
     """
 
     method: str
     values: Mapping[str, Measurement]
+    bound: bool = False
+
+    def verdict(self, column: str) -> str:
+        """Whether what is served is ``good`` or ``bad`` beside it; ``plain``: not to be told; "": no such column."""
+        one = self.values[column]
+        if self.bound or not one.name.endswith("/lift_of_served") or one.low is None or one.high is None:
+            return ""
+        return "good" if one.low > 0 else "bad" if one.high < 0 else "plain"
 
 
 @dataclass(frozen=True)
@@ -230,6 +244,7 @@ def render_report(out: Path, content: ReportContent) -> Path:
         plots=plots,
         control_metrics=list(dict.fromkeys(name for one in content.controls for name in one.values)),
         total_ms=sum(content.stages.values()),
+        judges=any(one.verdict(column) for one in content.judged for column in one.values),
     )
 
 

@@ -115,9 +115,10 @@ def kinds(view: FeatureView) -> dict[str, str]:
     return {field.name: field.dtype.to_value_type().name.lower() for field in view.features}
 
 
-def entity_key(view: FeatureView, entity: int) -> EntityKey:
-    """Feast's key of an entity of a view with one join key."""
-    return EntityKey(join_keys=[view.join_keys[0]], entity_values=[Value(int64_val=entity)])
+def entity_keys(view: FeatureView, ids: Sequence[int]) -> list[EntityKey]:
+    """Feast's keys of entities of a view with one join key."""
+    name = view.join_keys[0]  # asked once: Feast checks types whenever it is asked
+    return [EntityKey(join_keys=[name], entity_values=[Value(int64_val=one)]) for one in ids]
 
 
 def by_feast(store: FeatureStore, view: FeatureView, ids: np.ndarray, features: Sequence[str]) -> Matrix:

@@ -37,7 +37,7 @@ from moonstore.decode import Cells, Values, decode, decode_stamps
 from moonstore.encode import encode, encode_stamps
 from moonstore.freshness import FreshReads, Row
 from moonstore.front_door import FrontDoor, Stored
-from moonstore.matrix import Asked, Matrix, Reader, entity_key, kinds
+from moonstore.matrix import Asked, Matrix, Reader, entity_keys, kinds
 from moonstore.redis_delete import delete_fields
 from moonstore.redis_write import Rows, compare_and_set, write
 from moonstore.resp import Hmgets
@@ -73,7 +73,8 @@ class RedisOnlineStore(FrontDoor, FreshReads, feast_redis.RedisOnlineStore):
             return None
         first, version = asked[0][0], config.entity_key_serialization_version
         commands = Hmgets(
-            _fields(config, asked), lambda one: _redis_key(config.project, entity_key(first, one), version)
+            _fields(config, asked),
+            lambda one: _redis_key(config.project, *entity_keys(first, [one]), version),
         )
         kind = [kinds(view) for view, _ in asked]
 
@@ -269,7 +270,7 @@ def _id_keys(config: RepoConfig, view: FeatureView, ids: np.ndarray) -> list[byt
 def _around_id(config: RepoConfig, view: FeatureView) -> tuple[bytes, bytes]:
     """The bytes of a view's Redis keys before and after the eight bytes of the int64 id."""
     version = config.entity_key_serialization_version
-    before, after = _redis_key(config.project, entity_key(view, 0), version).rsplit(bytes(8), 1)
+    before, after = _redis_key(config.project, *entity_keys(view, [0]), version).rsplit(bytes(8), 1)
     return before, after
 
 

@@ -39,7 +39,7 @@ from moonstore.errors import FutureRowError
 from moonstore.files import locked
 from moonstore.freshness import FreshReads
 from moonstore.front_door import FrontDoor, Stored
-from moonstore.matrix import Asked, Matrix, Reader, entity_key, kinds
+from moonstore.matrix import Asked, Matrix, Reader, entity_keys, kinds
 
 READ_WAIT_MS = 100  # for a lock that another process holds
 # Of an event, for a lock that no writer of ours holds: its sender waits. It is in the journal already, and goes
@@ -237,7 +237,7 @@ class SqliteOnlineStore(FrontDoor, FreshReads, feast_sqlite.SqliteOnlineStore):
         self, config: RepoConfig, view: FeatureView, features: list[str], ids: np.ndarray, row: np.ndarray
     ) -> Matrix:
         version = config.entity_key_serialization_version
-        keys = [serialize_entity_key(entity_key(view, one), version) for one in ids.tolist()]
+        keys = [serialize_entity_key(one, version) for one in entity_keys(view, ids.tolist())]
         values, stamps = self._columns(config, view, features, keys)
         found = np.array([stamp is not None for stamp in stamps], bool)
         kind = kinds(view)

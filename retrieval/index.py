@@ -11,6 +11,7 @@ Legend: B queries, N items, D width, K answers, F candidates of the scan, A ids 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,11 +27,19 @@ from run.artifacts import Artifact, open_artifact, write_artifact
 
 EXACT_LIMIT = 300_000
 SEPARATOR = " > "
+_SIGN = SEPARATOR.strip()
+_ALONE = re.compile(rf"(?<!\S){_SIGN}(?!\S)")
 
 
 def category_path(parts: Sequence[str]) -> str:
-    """One string for a category path, broadest part first: ``["Women", "Shoes"]`` is ``"Women > Shoes"``."""
-    return SEPARATOR.join(parts)
+    """One string for a category path, broadest part first: ``["Women", "Shoes"]`` is ``"Women > Shoes"``.
+
+    A part with the separator in it is several: what stands between two separators is one part, and never empty.
+    """
+    path = SEPARATOR.join(parts)
+    if path.count(_SIGN) < max(len(parts), 1):
+        return path
+    return SEPARATOR.join(filter(None, map(str.strip, _ALONE.split(path))))
 
 
 class ItemIndex:

@@ -25,7 +25,7 @@ DIAL = replace(size("nano"), hidden=32, item_width=16, layers=1)
 SMALL = {
     "bench_batches": {"clicks": 2000, "rounds": 3, "REQUESTS": 100},
     "bench_encoder": {"items": 8, "repeats": 1, "sides": (32,), "dial": DIAL},
-    "bench_faults": {"clicks": 300, "rounds": 1},
+    "bench_faults": {"clicks": 3000, "rounds": 1},
     "bench_front_door": {"items": 600, "repeats": 2},
     "bench_frame": {"clicks": 3000, "sizes": (100, 1000, 3000)},
     "bench_import": {"events": 200},

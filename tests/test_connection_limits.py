@@ -259,6 +259,27 @@ def test_what_is_no_http_is_refused_once_and_what_follows_a_refusal_is_not_read(
     assert one.transport.said == said and not server.loop.tasks
 
 
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        b"Content-Length: 6\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 6",
+        b"Content-Length: 6\r\nContent-Length: 0",
+        b"Content-Length: +6",
+        b"Content-Length: 6, 6",
+        b"Transfer-Encoding: chunked, identity",
+    ],
+)
+def test_a_body_of_two_lengths_is_refused_and_hides_no_request(lengths):
+    """A proxy that believes another of the two would take the end of one request for the beginning of the next."""
+    server = Server(max_head_bytes=1000)
+    one = server.connect()
+    one.data_received(b"POST /a HTTP/1.1\r\nHost: x\r\n" + lengths + b"\r\n\r\n0\r\n\r\n" + HEAD)
+    server.loop.answer()
+    assert one.transport.said.startswith(b"HTTP/1.1 400") and one.transport.said.count(b"HTTP/1.1") == 1
+    assert one.transport.closed
+
+
 def test_a_connection_that_broke_is_not_closed_again():
     server = Server()
     one = server.connect()

@@ -104,6 +104,22 @@ def test_gather_and_contains_go_by_id():
     assert category_path(["a", "b"]) == "a > b"
 
 
+@pytest.mark.parametrize(
+    "parts, path",
+    [
+        ([], ""), (["a->b", "c>d"], "a->b > c>d"), (["a > b", "c"], "a > b > c"), ([">"], ""), ([" > "], ""),
+        (["a >", "b"], "a > b"), (["a", "> b"], "a > b"), (["a", ">", "b"], "a > b"), (["> >", ">a"], ">a"),
+    ],
+)  # fmt: skip
+def test_a_part_of_a_category_with_the_separator_in_it_is_several(parts, path):
+    """Of two lists that look alike as a path, one would be answered under the other's category."""
+    assert category_path(parts) == path
+    index = ItemIndex.build(np.array([7]), np.ones((1, 2), np.float32), [path])
+    for depth in range(1, path.count(" > ") + 2):
+        above = " > ".join(path.split(" > ")[:depth])
+        assert not path or index.contains(np.array([7]), above).tolist() == [True]
+
+
 def clustered(count, rng):
     centres = rng.normal(size=(50, 16))
     matrix = centres[rng.integers(0, 50, count)] + 0.3 * rng.normal(size=(count, 16))

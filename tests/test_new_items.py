@@ -142,11 +142,12 @@ def test_an_item_that_comes_again_is_replaced(run):
 @pytest.mark.slow
 def test_an_item_is_encoded_once_whoever_comes_after_it(run, monkeypatch):
     row, image = known_item(run)
-    encoded = []
+    encoded, pictures = [], []
     encode = Encoder.encode
 
     def counted(self, contents, pixels=None):
-        encoded.extend(content.text for content in contents)
+        encoded.extend(content.text for content in contents if content.text is not None)
+        pictures.extend(content.image for content in contents if content.text is None)
         return encode(self, contents, pixels)
 
     monkeypatch.setattr(Encoder, "encode", counted)
@@ -155,11 +156,16 @@ def test_an_item_is_encoded_once_whoever_comes_after_it(run, monkeypatch):
         told = Item(**like(row, image, item_id=NEW + number, title=title))
         keep_item(run / "store", told, live.current.now() + number * timedelta(microseconds=1))
         live.look()
-    assert encoded == ["first", "second", "third"]
+    assert encoded == ["first", "second", "third"] and pictures == [
+        image
+    ]  # by itself once, whatever shows it
     assert Live.open(Settings(run=run)).current.similar(NEW + 2, 1).hits and len(encoded) == 3
     keep_item(run / "store", Item(**like(row, image, title="changed")), live.current.now() + 2 * SECOND)
     live.look()
     assert encoded[3:] == ["changed"] and live.stale_reason == ""
+    assert pictures == [image] * 2, (
+        "vectors of pictures by themselves are not stored: every process makes them once"
+    )
 
 
 @pytest.mark.slow

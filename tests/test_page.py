@@ -84,6 +84,32 @@ def test_a_browser_takes_the_style_of_the_page_and_no_other():
     assert f"style-src 'sha256-{digest}';" in POLICY and "unsafe" not in POLICY and " style=" not in style
 
 
+def contrast(one, other):
+    """The ratio of two colours' relative luminances (WCAG 2)."""
+
+    def luminance(colour):
+        parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_everything_can_be_read_by_day_and_by_night_and_on_a_phone():
+    by_day, by_night = re.findall(r"--soft: (#\w{6})", STYLE)
+    (button,) = re.findall(r"--accent: (#\w{6})", STYLE)
+    assert "color-scheme: light dark" in STYLE and contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast(by_day, "#ffffff") >= 4.5 and contrast(by_night, "#1e1e1e") >= 4.5
+    assert contrast("#ffffff", button) >= 4.5 and "button { background: var(--accent); color: #fff;" in STYLE
+    assert not re.search("ellipsis|line-clamp|nowrap|[^-]width: *\\d{3,}px", STYLE)  # no title is cut
+    assert "content='width=device-width, initial-scale=1'" in render(Moon(), "", "", "", "")
+    title = "wordless " * 500
+    assert f"<b>{title}</b>" in render(
+        Moon(Answer([Hit(replace(card(5), title=title), 1.0, {})], {}, (), "ranker")), "4", "", "", ""
+    )
+
+
 def test_the_history_is_shown_newest_first_and_cut_and_left_out_where_there_is_none():
     history = render(Moon(), "4", "", "", "").split("What the user did")[1].split("Recommended")[0]
     assert re.findall(r"<b>(item \d+)</b>", history) == [f"item {n}" for n in range(12)]

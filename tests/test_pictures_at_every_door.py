@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -114,6 +115,18 @@ def test_sixteen_bit_grey_keeps_its_greys_and_lays_its_transparent_grey_over_whi
     expected = np.where(ramp == (-1 if clear is None else clear), 255, ramp >> 8)
     assert np.array_equal(np.asarray(decoded(content))[..., 0], expected)
     assert np.array_equal(decode_image(content, side)[..., 1], expected)
+
+
+def test_of_an_animation_the_first_frame_is_read_and_no_other():
+    one, last = (saved("GIF", (200, 200), colour) for colour in ((10, 200, 10), (200, 10, 10)))
+    start = 13 + 3 * 2 ** ((one[10] & 7) + 1)  # behind the header and its palette
+    many = one[:-1] + one[start:-1] * 10_000 + last[start:]
+    with Image.open(io.BytesIO(many)) as animation:
+        assert animation.is_animated
+    began = time.process_time()
+    assert not any(refusals(many).values())
+    assert np.array_equal(np.asarray(decoded(many)), np.asarray(decoded(one)))
+    assert time.process_time() - began < 0.5  # all of its frames take a second, at every door
 
 
 def test_a_picture_is_served_as_what_it_is():

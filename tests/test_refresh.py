@@ -69,13 +69,7 @@ class Ranker:
 class Towers:
     """Users and items on a circle: an item's place is its age."""
 
-    def __init__(self):
-        self.vectors, self.items = None, None
-
-    def with_vectors(self, vectors):
-        other = Towers()
-        other.vectors = vectors
-        return other
+    items = None
 
     def item_vectors(self, items):
         self.items = items
@@ -148,7 +142,6 @@ def test_after_a_load_candidates_are_read_from_memory_and_answers_stay(tiny_worl
     user = int(tiny_world.user_ids[0])
     assert moon.items is matrix and opened.items is None
     assert moon.ranker.vectors is moon.retriever.vectors and opened.ranker.vectors is None
-    assert moon.retriever.parts.towers.vectors is moon.retriever.vectors
     known = opened.retriever.vectors
     np.testing.assert_array_equal(moon.retriever.vectors.matrix, matrix.vectors.matrix)
     assert moon.retriever.vectors.queries is known.queries and moon.retriever.vectors.id == known.id

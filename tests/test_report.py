@@ -171,7 +171,24 @@ def test_the_truth_is_the_first_table_with_intervals_and_bounds_last():
     assert page.index('id="truth"') < page.index('id="headline"')
     assert '1.500 <span class="soft">1.250 to 1.750</span>' in page and "0.875" in page
     assert "Recall is of what the shop chose to show" in page
+    assert '<span class="badge plain">+0.0293 vs mix</span>' in page  # of the log, where the truth is known
+    assert '<span class="badge good">+0.0293 vs mix</span>' in _render(content(judged=()))
     assert "Recall is of what the shop chose to show" not in _render(content(judged=()))
+
+
+def test_a_verdict_is_given_where_the_interval_of_the_difference_leaves_out_zero():
+    intervals = {"chance": (1, 3), "mix": (-0.25, 0.5), "boosting": (-0.5, -0.125), "oracle": (-0.9, -0.8)}
+    measured = [Measurement("truth/served/clicks_per_slate", 1.5, 7, "t", 1.25, 1.75)]
+    for name, (low, high) in intervals.items():
+        measured.append(Measurement(f"truth/{name}/clicks_per_slate", 1.0, 7, "t", 0.5, 1.5))
+        measured.append(Measurement(f"truth/{name}/lift_of_served", (low + high) / 2, 7, "t", low, high))
+    page = _render(content(judged=judged(measured), headline=(), store=None))
+    table = page[page.index('id="truth"') :].split("</section>")[0]
+    assert re.findall(r"<td>(\w+)</td>(?:(?!</tr>).)*badge (\w+)\">(.*?)<", table, flags=re.DOTALL) == [
+        ("boosting", "bad", "-0.312"), ("chance", "good", "+2.000"), ("mix", "plain", "+0.125"),
+    ]  # fmt: skip
+    assert "-0.850 <span" in table and "The badge is the share" in table  # the oracle knows what nobody can
+    assert "The badge is the share" not in _render(content(headline=()))
 
 
 def test_ours_is_shown_beside_the_plain_controls():

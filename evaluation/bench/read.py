@@ -23,7 +23,7 @@ from feast.value_type import ValueType
 
 from evaluation.bench.lines import FEAST, OURS, Drawn, Line, line, line_below, ratio
 from evaluation.bench.local_redis import RedisServer
-from moonstore.matrix import entity_key, matrix_reader
+from moonstore.matrix import entity_keys, matrix_reader
 from moonstore.redis_store import RedisOnlineStoreConfig
 
 ITEMS, ASKED, WIDTH, HISTORY = 20_000, 500, 128, 200
@@ -107,7 +107,7 @@ def _user(store: FeatureStore, client: redis.Redis, rng: np.random.Generator, re
     lists = {name: [rng.integers(0, 2**40, HISTORY)] for name in SEQUENCES}
     store.write_to_online_store("user", df=pd.DataFrame({"user_id": [1], **lists, "event_timestamp": [NOW]}))
     view = store.get_feature_view("user")
-    key = _redis_key(store.project, entity_key(view, 1), 3)
+    key = _redis_key(store.project, *entity_keys(view, [1]), 3)
     read = matrix_reader(store, [(view, SEQUENCES)])
 
     def ours(ids: np.ndarray) -> np.ndarray:

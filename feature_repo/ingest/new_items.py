@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -155,8 +156,15 @@ def retry_item(store_dir: Path, letter: DeadLetter) -> None:
 
 
 def fingerprint(store_dir: Path) -> tuple[tuple[str, int], ...]:
-    """Changes when an item is received or removed."""
-    return tuple(sorted((path.name, path.stat().st_mtime_ns) for path in _files(store_dir)))
+    """Changes when an item is received or removed; services ask for it several times a second."""
+    try:
+        with os.scandir(Path(store_dir) / DATA / NEW_ITEMS) as entries:
+            found = [(one.name, one.stat().st_mtime_ns) for one in entries if one.name.endswith(".json")]
+    except (
+        FileNotFoundError
+    ):  # the folder, or an item that has just been folded: the next look finds the rest
+        return ()
+    return tuple(sorted(found))
 
 
 def _parsed(name: str, content: bytes | str, ids: ShopIds) -> NewItem:
