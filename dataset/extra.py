@@ -86,7 +86,8 @@ def given_vectors(dataset: Artifact) -> tuple[np.ndarray, np.ndarray] | None:
     table = pq.read_table(dataset.file(extra_file("item")), columns=["item_id", name])
     table = table.filter(table.column(name).is_valid()).combine_chunks()
     lists = table.column(name).combine_chunks()
-    kind, is_list = lists.type, pa.types.is_list(lists.type) or pa.types.is_fixed_size_list(lists.type)
+    kind, types = lists.type, pa.types
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     width = pc.unique(pc.list_value_length(lists)).to_pylist() if is_list else []
     if len(width) != 1:
         raise DataError(
@@ -96,9 +97,11 @@ def given_vectors(dataset: Artifact) -> tuple[np.ndarray, np.ndarray] | None:
     ids, first = np.unique(table.column("item_id").to_numpy(), return_index=True)
     values = lists.flatten().cast(pa.float32()).fill_null(np.nan).to_numpy(zero_copy_only=False)
     matrix = values.reshape(-1, width[0])[first]
-    length = np.linalg.norm(matrix, axis=1, keepdims=True)
-    usable = (np.isfinite(length) & (length > 0))[:, 0]
-    return ids[usable], (matrix[usable] / length[usable]).astype(np.float32)
+    length = np.sqrt(np.einsum("md,md->m", matrix, matrix, dtype=np.float64)).astype(
+        np.float32
+    )  # squares are large
+    usable = np.isfinite(length) & (length > 0)
+    return ids[usable], matrix[usable] / length[usable, None]
 
 
 def write_extra(folder: Path, extra: Mapping[str, pa.Table], kept: Mapping[str, pa.Table]) -> None:

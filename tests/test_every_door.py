@@ -7,7 +7,9 @@ import json
 import re
 from datetime import UTC, datetime
 
+import layout_world
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import redis
 from fake_shop import recommender
@@ -33,7 +35,10 @@ from dataset.contracts import (
     DataError,
     Tables,
 )
+from dataset.extra import given_vectors
+from dataset.importers import import_dataset
 from dataset.records import Event, Item, Query, Rule, User, first_error
+from dataset.tables import Dataset
 from feature_repo.create import create_store
 from feature_repo.ingest.arrivals import parsed
 from feature_repo.ingest.ingestor import Ingestor
@@ -321,6 +326,71 @@ def test_whatever_is_wrong_with_a_record_the_doors_agree(drawn):
         assert not accepted
     if not (kind == "event" and record.get("event_time") is None):
         assert (imported(kind, record) is None) == accepted
+
+
+NO_LABEL = "sample that lacks a number or a label of 0 or 1"
+
+
+@pytest.mark.parametrize("layout", ["longctr", "taobao_mm", "microlens"])
+def test_a_published_sample_is_refused_as_an_event_of_another_door_is(tmp_path, layout):
+    """Each malformed sample is the first of its file; all others of the small world are imported."""
+    made = layout_world.world(users=3, items=30, each=10, behaviours=2)
+    getattr(layout_world, layout)(tmp_path / "raw", made)
+    path = next(
+        (tmp_path / "raw").glob("train*.parquet" if layout != "taobao_mm" else "train_samples.parquet")
+    )
+    good = pq.read_table(path)
+    item, label = {
+        "longctr": ("item_index", "is_click"),
+        "taobao_mm": ("205", "label_0"),
+        "microlens": ("item_id", "label"),
+    }[layout]
+    kind = good.schema.field(label).type
+    wrong = ([1, 1], [0, 0], [0, 2], None) if layout == "taobao_mm" else (2, -1, None)
+    tried = [(label, value, NO_LABEL) for value in wrong] + [(item, None, NO_LABEL)]
+    if pa.types.is_floating(kind):
+        tried += [(label, value, NO_LABEL) for value in (0.5, float("nan"), float("inf"))]
+    if layout != "taobao_mm":  # whose ids are 64 bits with a sign
+        tried.append((item, -1, "negative item_id"))
+    for number, (column, value, rule) in enumerate(tried):
+        place = good.column_names.index(column)
+        values = pa.array([value, *good.column(column).to_pylist()[1:]], good.schema.field(column).type)
+        pq.write_table(good.set_column(place, column, values), path)
+        config = Dataset.open(
+            import_dataset(layout, tmp_path / "raw", tmp_path / str(number))
+        ).artifact.config
+        assert config["quarantined"].get("events") == {rule: 1}, (column, value)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.list_(pa.float32()), pa.list_(pa.float64()), pa.list_(pa.float32(), 2),
+        pa.large_list(pa.float32()), pa.large_list(pa.float64()),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_vector_that_stands_in_for_the_encoder_is_refused_alike_whatever_list_holds_it(tmp_path, kind):
+    """One that is finite in 32 bits and not zero is taken, in unit length; the others are left out."""
+    nan, inf = float("nan"), float("inf")
+    told = {
+        (3.0, 4.0): (0.6, 0.8), (-1e30, 0.0): (-1.0, 0.0), (0.0, 1e-30): (0.0, 1.0),
+        (nan, 1.0): None, (inf, 0.0): None, (0.0, 0.0): None, (None, 1.0): None, None: None,
+    }  # fmt: skip
+    rows = [None if one is None else list(one) for one in told]
+    layout_world.longctr(tmp_path / "raw", layout_world.world(users=3, items=30, each=5))
+    path = tmp_path / "raw" / "item_info.parquet"
+    items = pq.read_table(path)
+    column = pa.array([*rows, *[[1.0, 0.0]] * (len(items) - len(rows))], kind)
+    place = items.column_names.index("image_emb_dim64")
+    pq.write_table(items.set_column(place, "image_emb_dim64", column), path)
+    ids, vectors = given_vectors(import_dataset("longctr", tmp_path / "raw", tmp_path / "d"))
+    names = items.column("item_index").to_pylist()
+    wanted = {name: one for name, one in zip(names, told.values(), strict=False) if one is not None}
+    found = dict(zip(ids.tolist(), vectors.tolist(), strict=True))
+    assert vectors.dtype == "float32" and set(found) == {*wanted, *names[len(told) :]} - {0}
+    for name, one in wanted.items():
+        assert found[name] == pytest.approx(one, abs=1e-6)
 
 
 def test_what_was_tried_is_counted():

@@ -208,7 +208,7 @@ def test_samples_that_cannot_be_placed_are_set_aside_and_counted(tmp_path: Path)
     dataset = Dataset.open(import_dataset("longctr", tmp_path / "raw", tmp_path / "d"))
     assert dataset.artifact.config["quarantined"]["events"] == {
         "history longer than its user's": 1,
-        "sample that lacks a number": 2,
+        "sample that lacks a number or a label of 0 or 1": 2,
     }
     shown = pc.sum(pc.equal(dataset.events["type"], "impression")).as_py()
     assert shown == len(made.samples) - 3

@@ -27,10 +27,10 @@ def read_part(path: Path, part: str, schema: pa.Schema, labels: Sequence[str]) -
         path: a parquet file.
         part: one of ``requests.PARTS``.
         schema: columns that must be there.
-        labels: what the label may be called; above 1/2 it is a click.
+        labels: what the label may be called; 1 is a click, 0 is none, anything else is no label.
 
     Raises:
-        DataError: a column is missing, or none of the labels is there.
+        DataError: a column is missing, or none of the labels is there, or it holds no numbers.
     """
     table = read_wide_parquet(path, schema)
     label = next((name for name in labels if name in table.column_names), None)
@@ -39,20 +39,32 @@ def read_part(path: Path, part: str, schema: pa.Schema, labels: Sequence[str]) -
             f"{path}: expected a label in the column {' or '.join(labels)}, found {table.column_names}. Name it so. "
             f"{NEXT}"
         )
-    clicked = pc.greater(table.column(label).cast(pa.float64()), 0.5)
+    try:
+        clicked = clicks(table.column(label).cast(pa.float64()))
+    except pa.ArrowException:
+        raise DataError(
+            f"{path}: expected numbers in the column {label}, found {table.column(label).type}. {NEXT}"
+        ) from None
     return (
         table.drop_columns([label]).append_column(LABEL, clicked).append_column(PART, _same(part, len(table)))
     )
 
 
+def clicks(label: Column) -> Column:
+    """Whether each sample was a click, bool: 1 of those whose label is 1, null where it is neither 0 nor 1."""
+    return pc.if_else(pc.is_in(label, pa.array([0, 1], label.type)), pc.equal(label, 1), None)
+
+
 def placed(shown: pa.Table, user: str, item: str, known: str) -> tuple[Samples, pa.Table]:
-    """The samples of these columns, and as QUARANTINE entries those that lack one of the numbers."""
+    """The samples of these columns, and as QUARANTINE entries those that lack one of the numbers or a label."""
     needed = [user, item, known, LABEL]
     missing = np.any([shown.column(name).is_null().to_numpy() for name in needed], axis=0)
     missing |= pc.less(shown.column(known).fill_null(0), 0).to_numpy()
     rows = np.flatnonzero(missing)
     said = [str(row) for row in shown.select(needed).take(pa.array(rows)).to_pylist()]
-    refused = refusals("events", "sample that lacks a number", zip(rows.tolist(), said, strict=True))
+    refused = refusals(
+        "events", "sample that lacks a number or a label of 0 or 1", zip(rows.tolist(), said, strict=True)
+    )
     shown = shown.filter(pa.array(~missing)).combine_chunks()
     users, items, before, clicked = (shown.column(name).to_numpy() for name in needed)
     return Samples(users, items, before, clicked, shown.drop_columns(needed)), refused

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.adapters.canonical import flat, ids_of
-from dataset.adapters.sample_tables import LABEL, dataset_of, items_of, placed, users_of
+from dataset.adapters.sample_tables import LABEL, clicks, dataset_of, items_of, placed, users_of
 from dataset.adapters.samples import Histories, log_of
 from dataset.adapters.source import NEXT, choose_layout, read_parquet, read_rows
 from dataset.contracts import DataError, Tables
@@ -96,7 +96,10 @@ def _samples(folder: Path, split: str) -> pa.Table:
             f"{path}: expected two numbers in each label_0 (not clicked, clicked), found lists of {bad.to_pylist()}. "
             f"Correct the file. {NEXT}"
         )
-    clicked = pc.greater(pc.list_element(label, 1), 0) if len(label) else pa.array([], pa.bool_())
+    clicked = pa.array([], pa.bool_())
+    if len(label):
+        not_clicked, as_clicked = (pc.list_element(label, place) for place in (0, 1))
+        clicked = pc.if_else(pc.equal(pc.add(not_clicked, as_clicked), 1), clicks(as_clicked), None)
     part = pa.array([split]).take(pa.array(np.zeros(len(table), np.int64)))
     return table.drop_columns(["label_0"]).append_column(LABEL, clicked).append_column(PART, part)
 
