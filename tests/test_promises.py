@@ -32,6 +32,18 @@ def test_the_table_replaces_the_one_before_and_nothing_else():
     assert promises.written(page, "new") == page.replace("old", "new")
 
 
+def test_every_promise_names_tests_that_there_are():
+    rows = [row for row in promises.PAGE.read_text().split("\n## ")[0].splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 60
+    for row in rows:
+        _, promise, named, _ = row.split("|")
+        names = re.findall(r"`([^`]+)`", named)
+        assert promise.strip() and names, row
+        for name in names:
+            if not name.startswith("make "):
+                assert list((promises.ROOT / "tests").glob(name)), f"{name}, of: {promise}"
+
+
 def test_the_page_says_that_nothing_went_wrong():
     part = promises.PAGE.read_text().split(promises.BEGIN)[1].split(promises.END)[0]
     rows = [row.strip("| ").split(" | ") for row in part.splitlines() if row.startswith("| ")][1:]
