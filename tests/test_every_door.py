@@ -283,6 +283,25 @@ def test_every_door_gives_the_same_verdict_in_the_same_words(request, kind, door
     assert not wrong, "found, expected"
 
 
+@pytest.mark.parametrize("path", ["/search", "/"])
+def test_a_form_says_of_a_text_what_json_says(tmp_path, path):
+    """A form has nothing but texts; the page answers in its own way, in the same words."""
+    client = TestClient(create_app(Settings(run=tmp_path), recommender()))
+    texts = [
+        (name, {key: value for key, value in record.items() if key != "query_id"}, rule)
+        for name, record, rule in cases("query")
+        if all(isinstance(value, str) for key, value in record.items() if key != "query_id")
+    ]
+    found = {}
+    for name, fields, _ in texts:
+        answer = client.post(
+            path, files={key: (None, value) for key, value in fields.items()} or {"k": (None, "5")}
+        )
+        found[name] = words(answer.text) if answer.status_code == 422 else answer.status_code
+    assert found == {name: rule or 200 for name, _, rule in texts}
+    assert {rule for _, _, rule in texts} > {None, "text is too long"}
+
+
 @pytest.mark.parametrize("why", DIFFERENT)
 def test_what_a_door_decides_for_itself(store, why):
     kind, change, live, at_import = DIFFERENT[why]

@@ -33,7 +33,9 @@ def test_the_table_replaces_the_one_before_and_nothing_else():
 
 
 def test_every_promise_names_tests_that_there_are():
-    rows = [row for row in promises.PAGE.read_text().split("\n## ")[0].splitlines() if row.startswith("| ")][1:]
+    rows = [row for row in promises.PAGE.read_text().split("\n## ")[0].splitlines() if row.startswith("| ")][
+        1:
+    ]
     assert len(rows) > 60
     for row in rows:
         _, promise, named, _ = row.split("|")
