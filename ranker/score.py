@@ -15,7 +15,7 @@ from feature_repo.services import CTR
 from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors
 from ranker.inputs.batch import Batch
-from ranker.inputs.columns import ITEM, Inputs
+from ranker.inputs.columns import ITEM, MATCH, Inputs
 from ranker.inputs.earlier import read_inputs
 from ranker.inputs.frame_encoder import BEHAVIOUR_ROWS, FrameEncoder, select_requests, size_groups
 from ranker.model import ClickModel, ModelShape
@@ -178,6 +178,11 @@ class Ranker:
         load_weights(model, artifact.file("model.safetensors"), MADE_BY["ranker"], RENAMED)
         encoder = FrameEncoder(config.inputs, vectors, config.recipe.by_category)
         return cls(model.eval(), encoder, artifact)
+
+    @property
+    def matches(self) -> set[str]:
+        """The ``match_*`` columns that it learned from."""
+        return {one.name for one in self.encoder.inputs.given if one.name.startswith(MATCH)}
 
     def with_vectors(self, vectors: Vectors) -> Ranker:
         """The same model, reading vectors of the same embedding: of more items than when it was trained.
