@@ -43,8 +43,8 @@ class CtrConfig:
         recipe: what it is made of.
         inputs: how it reads a frame.
         id_width: width of its id embeddings.
-        content_width: width of the item vectors; 0: the id-only control.
-        embedding_id: id of the embedding artifact it was trained with; None: id-only.
+        content_width: width of the item vectors; 0: a control without vectors.
+        embedding_id: id of the embedding artifact it was trained with; None: no vectors.
         loss: ``pointwise`` (binary cross-entropy) or ``listwise`` (softmax over a request's candidates).
         learning_rate: of AdamW on the dense weights.
         table_learning_rate: of row-wise Adagrad on the tables.
@@ -165,7 +165,7 @@ class Ranker:
 
         Args:
             artifact: the trained model.
-            vectors: the embedding it was trained with, None for an id-only one.
+            vectors: the embedding it was trained with, None for one without vectors.
             signature: of the service that frames will be read with; None: not known here.
 
         Raises:
