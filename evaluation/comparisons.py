@@ -8,11 +8,11 @@ from evaluation.metrics import Measurement
 from evaluation.report import Comparison, Control, Judged
 
 BASELINES = ("popularity", "item_knn", "tf_idf", "colour", "mix", "logistic", "boosting")
-CONTROLS = ("id_only", "shuffled", "logistic", "boosting")
+CONTROLS = ("id_only", "plain_content", "shuffled", "logistic", "boosting")
 # A ranker's name among click predictions -> among lists.
 RANKERS = {
-    "full": "moon", "id_only": "ranker_id_only", "shuffled": "ranker_shuffled",
-    "logistic": "logistic", "boosting": "boosting",
+    "full": "moon", "plain_content": "ranker_plain_content", "id_only": "ranker_id_only",
+    "shuffled": "ranker_shuffled", "logistic": "logistic", "boosting": "boosting",
 }  # fmt: skip
 JUDGED = {
     "clicks": "clicks_per_slate", "purchases": "purchases_per_slate", "revenue": "revenue_per_slate",

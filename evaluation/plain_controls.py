@@ -25,6 +25,7 @@ from evaluation.content import PlainContent
 from evaluation.earlier import Moments
 from evaluation.plain_features import PlainFeatures
 from evaluation.shop_baselines import relevant_of, requests_of, shop_baselines
+from run.progress import track
 
 MOST_ROWS = 60_000  # that they train on: drawn requests
 MOST_REQUESTS = 2_000  # with proposed candidates that they train on
@@ -32,7 +33,7 @@ PROPOSED = 100  # items of each baseline, where nothing was shown or the catalog
 MOST_PAIRS = (
     2_000_000  # of a request and an item: a larger catalogue is ranked among what the baselines propose
 )
-BLOCK_PAIRS = 200_000  # whose features are in memory at once
+BLOCK_PAIRS = 20_000  # whose features are in memory at once
 BOOSTING = {  # stops by a tenth of its rows, so nothing has to be tuned for a data set
     "max_iter": 400, "learning_rate": 0.05, "max_leaf_nodes": 15, "min_samples_leaf": 50, "l2_regularization": 1.0,
     "early_stopping": True, "validation_fraction": 0.1, "n_iter_no_change": 20,
@@ -98,12 +99,15 @@ class PlainControls:
         if len(np.unique(examples.label)) < 2:
             return None
         earlier = PlainFeatures(dataset, content, split.log, split.fit_log)
-        x = earlier.of(examples.asked, examples.offsets, examples.item_id)
+        shown = _blocks(examples.asked, examples.offsets, examples.item_id)
+        x = np.concatenate(
+            [earlier.of(*block) for block in track(shown, "train plain controls: features", unit="blocks")]
+        )
         models = {
             "logistic": make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)),
             "boosting": HistGradientBoostingClassifier(**BOOSTING, random_state=seed),
         }
-        for model in models.values():
+        for model in track(models.values(), "train plain controls", unit="models"):
             model.fit(x, examples.label)
         return cls(PlainFeatures(dataset, content, split.log, split.test_log, earlier.usual), models)
 
@@ -112,11 +116,8 @@ class PlainControls:
     ) -> dict[str, np.ndarray]:
         """Name -> probability that each candidate is liked, float64 (C); arguments as in ``PlainFeatures.of``."""
         parts: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in self.models}
-        step = max(1, BLOCK_PAIRS * len(asked) // max(len(item_id), 1))
-        for start in range(0, len(asked), step):
-            bounds = offsets[start : start + step + 1]
-            some = item_id[bounds[0] : bounds[-1]]
-            x = self.features.of(asked.take(slice(start, start + step)), bounds - bounds[0], some)
+        for block in track(_blocks(asked, offsets, item_id), "score by plain controls", unit="blocks"):
+            x = self.features.of(*block)
             for name, model in self.models.items():
                 parts[name].append(model.predict_proba(x)[:, 1])
         return {name: np.concatenate(some) for name, some in parts.items()}
@@ -192,6 +193,18 @@ def proposed(baselines: Mapping[str, Baseline], history: Requests) -> tuple[np.n
     kept = items != PADDING
     kept[:, 1:] &= items[:, 1:] != items[:, :-1]
     return np.append(0, np.cumsum(kept.sum(axis=1))), items[kept]
+
+
+def _blocks(
+    asked: Moments, offsets: np.ndarray, item_id: np.ndarray
+) -> list[tuple[Moments, np.ndarray, np.ndarray]]:
+    """The requests and their candidates, about BLOCK_PAIRS at a time; offsets begin at 0 in each block."""
+    step, found = max(1, BLOCK_PAIRS * len(asked) // max(len(item_id), 1)), []
+    for start in range(0, len(asked), step):
+        bounds = offsets[start : start + step + 1]
+        some = item_id[bounds[0] : bounds[-1]]
+        found.append((asked.take(slice(start, start + step)), bounds - bounds[0], some))
+    return found
 
 
 def _some(examples: Examples, rows: int, rng: np.random.Generator) -> Examples:

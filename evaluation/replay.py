@@ -12,16 +12,17 @@ import pyarrow.compute as pc
 
 from dataset.split import Split
 from feature_repo.embeddings import as_stored
+from feature_repo.frame import StoredRequests
 from feature_repo.frames.join import training_frame
 from feature_repo.frames.logged import logged_frames
 from feature_repo.vectors import Vectors
-from ranker.controls import shuffled
+from ranker.controls import rankers as controls
 from ranker.score import Ranker
 from retrieval.examples import (
-    MatchedFrames,
     answers_of,
     chunks,
     example_rows,
+    match_names,
     matched,
     requests_frame,
 )
@@ -32,16 +33,13 @@ from retrieval.sources import CANDIDATES
 from run.artifacts import open_artifact
 from run.sizes import Size
 
-CONTROLS = ("full", "id_only", "shuffled")
-
 
 def open_rankers(folder: Path, vectors: Vectors, seed: int) -> dict[str, Ranker]:
     """The ranker of a run and its controls, each with the vectors it was trained with."""
     vectors = as_stored(vectors, folder / "store")
-    content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, seed)}
     return {
-        control: Ranker.open(open_artifact(folder / f"ranker_{control}", "ranker"), content[control])
-        for control in CONTROLS
+        name: Ranker.open(open_artifact(folder / f"ranker_{name}", "ranker"), reads.vectors)
+        for name, reads in controls(vectors, seed).items()
     }
 
 
@@ -72,7 +70,6 @@ def score_impressions(
     """Score the test impressions of a split; it must have some."""
     rows = split.ranking.filter(pc.equal(split.ranking["part"], "test"))
     (stored,) = logged_frames(folder, split, size, ("test",))
-    frames = matched(stored, retriever)
     behaved = np.repeat(stored.positions > 0, np.diff(stored.offsets))
     return Impressions(
         item_id=rows["item_id"].to_numpy(),
@@ -81,15 +78,24 @@ def score_impressions(
         position=rows["position"].fill_null(0).to_numpy(),
         label=rows["label"].to_numpy(),
         known_user=behaved,
-        logits=_scores(frames, rankers),
+        logits=_scores(stored, retriever, rankers),
     )
 
 
-def _scores(frames: MatchedFrames, rankers: Mapping[str, Ranker]) -> dict[str, np.ndarray]:
+def _scores(
+    stored: StoredRequests, retriever: Retriever, rankers: Mapping[str, Ranker]
+) -> dict[str, np.ndarray]:
+    """Every ranker's logits, float32 (C); one that learned without content reads the columns without it."""
     parts: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.float32)] for name in rankers}
-    for frame in chunks(frames, "score candidates"):
-        for name, ranker in rankers.items():
-            parts[name].append(ranker.score(frame))
+    blind = retriever.without_content()
+    known = set(match_names(blind))
+    for reader in (retriever, blind):
+        reading = [name for name, one in rankers.items() if (one.matches <= known) == (reader is blind)]
+        if not reading:
+            continue
+        for frame in chunks(matched(stored, reader), "score candidates"):
+            for name in reading:
+                parts[name].append(rankers[name].score(frame))
     return {name: np.concatenate(scores) for name, scores in parts.items()}
 
 
@@ -153,10 +159,10 @@ def rank_requests(
         yield f"without_{name}", lists(fused, k)
     yield "candidates", lists(found.candidates, k)
     rows = example_rows(requests, found.candidates)
-    scored = matched(training_frame(folder / "store", rows, size.history), retriever)
+    stored = training_frame(folder / "store", rows, size.history)
     item_id = rows["item_id"].to_numpy()
     offsets = _offsets(requests, rows)
-    for name, scores in _scores(scored, rankers).items():
+    for name, scores in _scores(stored, retriever, rankers).items():
         yield f"ranker_{name}", lists(Retrieved(offsets, item_id, scores), k)
 
 

@@ -194,7 +194,7 @@ class ReportContent:
         headline: our numbers beside named baselines.
         neighbours: query -> nearest neighbours, by picture.
         visits: history, recommendations and what was then taken, per user.
-        controls: full, ID-only and shuffled-embedding rankers side by side.
+        controls: the full ranker and its controls side by side.
         reliability: calibration of the full ranker.
         plots: recall curves, training curves.
         stages: name -> milliseconds of one served example, in order.

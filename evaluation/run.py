@@ -54,6 +54,7 @@ from run.sizes import Size
 
 DEPTH = 50
 RELEVANT = 0.5
+SLICED = ("moon", "item_knn", "mix", "ranker_plain_content", "ranker_id_only", "ranker_shuffled")
 
 
 def evaluate_run(
@@ -161,7 +162,7 @@ def _lists(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
     relevant = relevant_of(test).only(methods.candidates)
     slices = item_slices_of(dataset, split, split.test_log)
     for name, ranked in named.items():
-        shown = slices if name in ("moon", "item_knn", "mix", "ranker_id_only", "ranker_shuffled") else None
+        shown = slices if name in SLICED else None
         yield from retrieval_quality(
             ranked, relevant, len(methods.candidates), shown, split="test", prefix=f"retrieval/{name}"
         )

@@ -17,16 +17,16 @@ from evaluation.baselines import rank
 from evaluation.content import PlainContent
 from evaluation.ctr_quality import ctr_quality, probabilities
 from evaluation.plain import with_mix
-from evaluation.replay import CONTROLS, proposed, rank_requests, score_impressions
+from evaluation.replay import proposed, rank_requests, score_impressions
 from evaluation.retrieval_quality import retrieval_quality
 from evaluation.run import DEPTH, answerable
 from evaluation.shop_baselines import relevant_of, requests_of
 from feature_repo.embeddings import as_stored
 from moonstore.files import write_text
-from ranker.controls import shuffled
+from ranker.controls import rankers as controls
 from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import train_ctr
-from retrieval.examples import ranker_frames
+from retrieval.examples import matched, ranker_frames
 from retrieval.retriever import Retriever, open_retrieval
 from run.artifacts import open_artifact
 from run.sizes import Size
@@ -56,16 +56,16 @@ def measure_seeds(
         )
     retriever = Retriever.open(open_retrieval(folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
-    train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
+    *frames, loss = ranker_frames(folder, split, size, 0, retriever)
+    blind = [matched(one.stored, retriever.without_content()) for one in frames]
     recipe = CtrConfig.read(open_artifact(folder / "ranker_full", "ranker").file(CONFIG)).recipe
     rankers: dict[str, Ranker] = {}
     for seed in SEEDS:
-        content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, seed)}
-        for control in CONTROLS:
-            name, table = f"{control}_{seed}", content[control]
+        for control, reads in controls(vectors, seed).items():
+            name, table, read = f"{control}_{seed}", reads.vectors, frames if reads.plain else blind
             parents = {"split": split.artifact} | ({} if table is None else {"embedding": embedding})
             out = folder / "seeds" / name
-            trained = train_ctr(train, valid, table, size, out, parents, seed=seed, loss=loss, recipe=recipe)
+            trained = train_ctr(*read, table, size, out, parents, seed=seed, loss=loss, recipe=recipe)
             rankers[name] = Ranker.open(trained, table)
     found: dict[str, list[float]] = {}
     for name, value in measured_rankers(folder, dataset, split, size, rankers):

@@ -37,7 +37,10 @@ RESAMPLED = 1_000  # bootstrap samples of an interval
 INTERVAL = (2.5, 97.5)  # percentiles
 SERVED = "served"
 # Names of lists elsewhere -> names of methods here; other lists keep theirs.
-METHOD_OF = {"moon": SERVED, "ranker_id_only": "served_id_only", "ranker_shuffled": "served_shuffled"}
+METHOD_OF = {
+    "moon": SERVED, "ranker_plain_content": "served_plain_content", "ranker_id_only": "served_id_only",
+    "ranker_shuffled": "served_shuffled",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -321,7 +321,7 @@ def ranker(
         ),
     ] = None,
 ) -> None:
-    """Train the ranker from point-in-time frames, with its ID-only and shuffled-embedding controls."""
+    """Train the ranker from point-in-time frames, with its controls: plain content, ids only, shuffled vectors."""
     if compare is not None:
         _do("ranker --compare", run, seeds=compare, recipe=recipe)
     elif without:

@@ -244,7 +244,7 @@ def retrieval(run: Run) -> None:
 
 
 def ranker(run: Run, recipe: str | None = None) -> None:
-    """Train the ranker by a recipe and its two controls on the same frames, the relevance head, and build the search.
+    """Train the ranker by a recipe and its controls on the same requests, the relevance head, and build the search.
 
     Each is left out where the data has nothing for it to learn from. Definitions that have changed since the last
     load are registered first, so that a feature that was added to a service is trained with.
@@ -253,11 +253,11 @@ def ranker(run: Run, recipe: str | None = None) -> None:
     from feature_repo.frames.context import context_unknown
     from feature_repo.store import apply_definitions
     from moon.searching import build
-    from ranker.controls import shuffled
+    from ranker.controls import rankers
     from ranker.recipes import cube
     from ranker.recipes import recipe as named
     from ranker.train import train_ctr
-    from retrieval.examples import ranker_frames
+    from retrieval.examples import matched, ranker_frames
     from retrieval.retriever import Retriever, open_retrieval
 
     chosen = cube() if recipe is None else named(recipe)
@@ -265,24 +265,23 @@ def ranker(run: Run, recipe: str | None = None) -> None:
     cut = open_split(run)
     retriever = Retriever.open(open_retrieval(run.folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, run.folder / "store")
-    content = {"full": vectors, "id_only": None, "shuffled": shuffled(vectors, run.seed)}
     if said := context_unknown(run.folder / "store", cut.shows):
         sys.stderr.write(f"  {said}\n")
     if cut.ranks:
-        train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever)
+        *frames, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever)
+        blind = [matched(one.stored, retriever.without_content()) for one in frames]
     else:
         sys.stderr.write("  no ranker: nothing in the log says what users took\n")
-    for control, table in content.items():
+    for control, reads in rankers(vectors, run.seed).items():
         if not cut.ranks:
             discard(run.folder / f"ranker_{control}")
             continue
         train_ctr(
-            train,
-            valid,
-            table,
+            *(frames if reads.plain else blind),
+            reads.vectors,
             run.size,
             run.folder / f"ranker_{control}",
-            parents={"split": cut.artifact} | ({"embedding": embedding} if table is not None else {}),
+            parents={"split": cut.artifact} | ({"embedding": embedding} if reads.vectors is not None else {}),
             seed=run.seed,
             loss=loss,
             recipe=chosen,

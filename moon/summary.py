@@ -25,7 +25,8 @@ TABLES: dict[str, dict[str, list[str]]] = {
                 "source_words",
                 "source_two_tower",
             ),
-            *("candidates", "served_shuffled", "served_id_only", "served", "shop", "observer", "oracle"),
+            *("candidates", "served_id_only", "served_shuffled", "served_plain_content", "served"),
+            *("shop", "observer", "oracle"),
         ],
     },
     "off_policy": {
@@ -55,7 +56,8 @@ TABLES: dict[str, dict[str, list[str]]] = {
     "ctr": {
         "columns": ["auc", "gauc", "ne", "calibration"],
         "rows": [
-            *("logistic", "boosting", "id_only", "shuffled", "full", "observer", "truth_unplaced", "truth")
+            *("logistic", "boosting", "id_only", "shuffled", "plain_content", "full"),
+            *("observer", "truth_unplaced", "truth"),
         ],
     },
     "relevance": {"columns": ["auc"], "rows": ["cosine", "head"]},

@@ -31,7 +31,7 @@ class ModelShape:
     Attributes:
         item_rows, candidate_rows, request_rows, behaviour_rows: rows of the id tables, by name.
         id_width: D.
-        content_width: V; 0 leaves out the modules that read content (the id-only control).
+        content_width: V; 0 leaves out the modules that read content (a control without vectors).
         history: most behaviours per request.
         candidate_numbers: (feature, its numbers, width of their projection or 0) of a candidate.
         request_numbers, behaviour_numbers: those of a request and of a behaviour.

@@ -63,8 +63,8 @@ class Recipe:
         kept = {n: one for n, one in self.modules.items() if widths.content or not needs_content(one)}
         if not kept:
             raise RecipeError(
-                f"recipe {self.name}: all its {len(self.modules)} modules read content vectors, so the id-only "
-                f"control has none. Add one that does not, such as Ids."
+                f"recipe {self.name}: all its {len(self.modules)} modules read content vectors, so a control without "
+                f"vectors has none. Add one that does not, such as Ids."
             )
         return {name: one(widths) for name, one in kept.items()}
 

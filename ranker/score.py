@@ -15,7 +15,7 @@ from feature_repo.services import CTR
 from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors
 from ranker.inputs.batch import Batch
-from ranker.inputs.columns import ITEM, Inputs
+from ranker.inputs.columns import ITEM, MATCH, Inputs
 from ranker.inputs.earlier import read_inputs
 from ranker.inputs.frame_encoder import BEHAVIOUR_ROWS, FrameEncoder, select_requests, size_groups
 from ranker.model import ClickModel, ModelShape
@@ -43,8 +43,8 @@ class CtrConfig:
         recipe: what it is made of.
         inputs: how it reads a frame.
         id_width: width of its id embeddings.
-        content_width: width of the item vectors; 0: the id-only control.
-        embedding_id: id of the embedding artifact it was trained with; None: id-only.
+        content_width: width of the item vectors; 0: a control without vectors.
+        embedding_id: id of the embedding artifact it was trained with; None: no vectors.
         loss: ``pointwise`` (binary cross-entropy) or ``listwise`` (softmax over a request's candidates).
         learning_rate: of AdamW on the dense weights.
         table_learning_rate: of row-wise Adagrad on the tables.
@@ -165,7 +165,7 @@ class Ranker:
 
         Args:
             artifact: the trained model.
-            vectors: the embedding it was trained with, None for an id-only one.
+            vectors: the embedding it was trained with, None for one without vectors.
             signature: of the service that frames will be read with; None: not known here.
 
         Raises:
@@ -178,6 +178,11 @@ class Ranker:
         load_weights(model, artifact.file("model.safetensors"), MADE_BY["ranker"], RENAMED)
         encoder = FrameEncoder(config.inputs, vectors, config.recipe.by_category)
         return cls(model.eval(), encoder, artifact)
+
+    @property
+    def matches(self) -> set[str]:
+        """The ``match_*`` columns that it learned from."""
+        return {one.name for one in self.encoder.inputs.given if one.name.startswith(MATCH)}
 
     def with_vectors(self, vectors: Vectors) -> Ranker:
         """The same model, reading vectors of the same embedding: of more items than when it was trained.

@@ -58,7 +58,7 @@ def train_ctr(
         train: requests whose candidates carry ``label`` and, where logged, ``position``.
         valid: requests whose loss stops training and chooses the learning rates; none: all epochs are
             run, with the first rate.
-        vectors: the embedding; None trains the id-only control, which reads no vector of the store either;
+        vectors: the embedding; None trains a control without, which reads no vector of the store either;
             ``controls.shuffled`` the other one.
         size: fixes widths, history and the batch.
         out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.

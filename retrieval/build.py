@@ -112,7 +112,8 @@ def build_taste(dataset: Dataset, split: Split, out: Path) -> None:
     properties = Properties.of(dataset.items, dataset.image_bytes)
     shown, learned = (Shown.of(log, split.fit_log) for log in (split.log, split.fit_log))
     queries = Queries.of(dataset.queries, properties, dataset.image_bytes)
-    save_taste(Taste.fit(properties, shown, learned), queries, out, {"split": split.artifact})
+    taste, blind = (Taste.fit(one, shown, learned) for one in (properties, properties.without_content()))
+    save_taste(taste, blind, queries, out, {"split": split.artifact})
 
 
 def catalogue_frame(folder: Path, split: Split, item_ids: np.ndarray, size: Size) -> TrainingFrame:

@@ -38,7 +38,7 @@ from retrieval.sources import (
 from run.progress import track
 from run.sizes import Size
 
-CHUNK_REQUESTS = 2048
+CHUNK_REQUESTS = 128  # so that progress shows where each has hundreds of candidates
 NEGATIVES = 50
 
 
@@ -83,7 +83,7 @@ class MatchedFrames:
 
 
 def chunks(stored: StoredRequests, description: str) -> Iterator[Frame]:
-    """The requests a few thousand at a time, in order, with progress."""
+    """Some requests at a time, in order, with progress."""
     starts = range(0, len(stored), CHUNK_REQUESTS)
     for start in track(starts, description, unit=f"x {CHUNK_REQUESTS} requests"):
         yield stored.take(start, min(start + CHUNK_REQUESTS, len(stored)))
@@ -91,8 +91,7 @@ def chunks(stored: StoredRequests, description: str) -> Iterator[Frame]:
 
 def matched(stored: StoredRequests, retriever: Retriever) -> MatchedFrames:
     """Every (request, candidate) pair with the scores of ``match_sources`` and all similarities, as in serving."""
-    sources, similarities = match_sources(retriever), retriever.similarities
-    names = (*(f"match_{source.name}" for source in sources), *similarities.names)
+    sources, similarities, names = match_sources(retriever), retriever.similarities, match_names(retriever)
     parts, counts = [np.empty((0, len(names)), np.float32)], [np.zeros(1, np.int64)]
     for frame in chunks(stored, "match candidates"):
         item_id = frame.candidates["item_id"].to_numpy()
@@ -182,6 +181,12 @@ def match_sources(retriever: Retriever) -> tuple[Source, ...]:
     """
     behaviour = (CooccurrenceSource, PopularSource)
     return tuple(source for source in retriever.sources if isinstance(source, behaviour))
+
+
+def match_names(retriever: Retriever) -> tuple[str, ...]:
+    """The S columns."""
+    scores = (f"match_{source.name}" for source in match_sources(retriever))
+    return (*scores, *retriever.similarities.names)
 
 
 def ranker_frames(

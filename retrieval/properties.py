@@ -109,6 +109,11 @@ class Properties:
         )  # fmt: skip
         return empty.with_items(items, picture)
 
+    def without_content(self) -> Properties:
+        """The same without words and looks."""
+        spaces = {name: rows for name, rows in self.spaces.items() if name not in self.bases}
+        return replace(self, spaces=spaces, bases={})
+
     def with_items(self, items: pa.Table, picture: Picture) -> Properties:
         """The same with ITEMS rows added or replaced; values and words that the catalogue lacked are unknown."""
         rows = [_values_of(one) for one in items.select(DESCRIBING).to_pylist()]

@@ -80,6 +80,7 @@ class Parts:
         word_vectors: makes the two-tower model's content from words; None likewise.
         taste, asked: what else the ranker reads of a user or a query and an item; None: nothing was shown to
             anybody, or the run was made by a release that had none.
+        blind: the taste for items of which no words and looks are known; None likewise.
     """
 
     graph: Cooccurrence
@@ -90,6 +91,7 @@ class Parts:
     word_vectors: WordVectors | None = None
     taste: Taste | None = None
     asked: Asked | None = None
+    blind: Taste | None = None
 
 
 @dataclass(frozen=True)
@@ -166,12 +168,12 @@ class Retriever:
             content = None if words is None or word_vectors is None else word_vectors.vectors(words)
             towers = TwoTower.open(artifacts["two_tower"], content, signature)
             tower_index = ItemIndex.open(artifacts["two_tower_index"]).only(only)
-        taste, asked = None, None
+        taste, asked, blind = None, None, None
         if words is not None and "taste" in artifacts:
-            taste, queries = open_taste(artifacts["taste"])
+            taste, blind, queries = open_taste(artifacts["taste"])
             asked = Asked(words, taste.properties, queries)
         categories = Categories.of(whole)
-        parts = Parts(graph, towers, tower_index, categories, words, word_vectors, taste, asked)
+        parts = Parts(graph, towers, tower_index, categories, words, word_vectors, taste, asked, blind)
         return cls._of(index, vectors, parts, artifacts)
 
     @classmethod
@@ -211,6 +213,15 @@ class Retriever:
         """A retriever that reads these vectors of the same embedding; the items it returns are the same."""
         assert self.parts is not None
         return self._of(self.index, vectors, self.parts, self.artifacts)
+
+    def without_content(self) -> Retriever:
+        """A retriever whose columns for the ranker read nothing that an item says or shows: for the ID-only control.
+
+        Its catalogue is that of the artifacts; items that were added since are unknown to its tastes.
+        """
+        assert self.parts is not None
+        parts = replace(self.parts, words=None, asked=None, taste=self.parts.blind)
+        return self._of(self.index, self.vectors, parts, self.artifacts)
 
     def without(self, item_ids: np.ndarray) -> Retriever:
         """A retriever none of whose sources answers these items (int64 ids); others take their places.

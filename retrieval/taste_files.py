@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +22,18 @@ TENSORS, VALUES, WORDS = "taste.safetensors", "values.parquet", "words.parquet"
 QUERIES = "queries.parquet"
 
 
-def save_taste(taste: Taste, queries: Queries, out: Path, parents: Mapping[str, Artifact]) -> Artifact:
-    """Write an artifact of kind ``taste``."""
+def save_taste(
+    taste: Taste, blind: Taste, queries: Queries, out: Path, parents: Mapping[str, Artifact]
+) -> Artifact:
+    """Write an artifact of kind ``taste``; ``blind`` is the taste of the same items without their content."""
     items, shown = taste.properties, taste.shown
     tensors = {
         "item_id": items.item_ids,
         "codes": items.codes,
         "lasting": taste.lasting,
         "fading": taste.fading,
+        "blind/lasting": blind.lasting,
+        "blind/fading": blind.fading,
     }
     tensors |= {f"space/{name}": rows for name, rows in items.spaces.items()}
     for name, basis in items.bases.items():
@@ -59,8 +63,8 @@ def save_taste(taste: Taste, queries: Queries, out: Path, parents: Mapping[str, 
     return open_artifact(out, "taste")
 
 
-def open_taste(artifact: Artifact) -> tuple[Taste, Queries]:
-    """Open an artifact of kind "taste": tastes, and the queries of the log."""
+def open_taste(artifact: Artifact) -> tuple[Taste, Taste, Queries]:
+    """Open an artifact of kind "taste": tastes, those without content, and the queries of the log."""
     tensors, config = load_file(artifact.file(TENSORS)), artifact.config
     values: dict[str, dict[str, int]] = {field: {} for field in config["fields"]}
     for row in pq.read_table(artifact.file(VALUES)).to_pylist():
@@ -82,5 +86,11 @@ def open_taste(artifact: Artifact) -> tuple[Taste, Queries]:
     )
     shown = Shown(**{field.name: tensors[f"shown/{field.name}"] for field in fields(Shown)})
     taste = Taste(properties, shown, tensors["lasting"], tensors["fading"], config["usual"])
+    blind = replace(
+        taste,
+        properties=properties.without_content(),
+        lasting=tensors["blind/lasting"],
+        fading=tensors["blind/fading"],
+    )
     texts = pq.read_table(artifact.file(QUERIES))["text"].to_pylist()
-    return taste, Queries(tensors["query_id"], tuple(texts), tensors["query/looks"])
+    return taste, blind, Queries(tensors["query_id"], tuple(texts), tensors["query/looks"])

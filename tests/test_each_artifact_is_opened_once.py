@@ -87,7 +87,9 @@ def test_moon_ranker_verifies_and_loads_each_artifact_once(run, opened, monkeypa
     monkeypatch.setattr(
         ranker.train,
         "train_ctr",
-        lambda train, valid, vectors, size, out, **named: trained.update({out.name: (vectors, named)}),
+        lambda train, valid, vectors, size, out, **named: trained.update(
+            {out.name: (vectors, named, {name for frames in (train, valid) for name in frames.names})}
+        ),
     )
     stages.ranker(load(run))
     assert opened.folders(run) == sorted(LEARNED_FROM)
@@ -95,6 +97,11 @@ def test_moon_ranker_verifies_and_loads_each_artifact_once(run, opened, monkeypa
     assert run / "embedding/items.safetensors" in opened.loaded
 
     embedding = artifacts.open_artifact(run / "embedding", "embedding")
-    assert trained.keys() == {"ranker_full", "ranker_id_only", "ranker_shuffled"}
+    assert trained.keys() == {f"ranker_{name}" for name in ("full", "plain_content", "id_only", "shuffled")}
+    assert trained["ranker_plain_content"][0] is None
+    says = {"match_words_mean", "match_query_words", "match_taste_words"}
+    assert {name for name, (*_, read) in trained.items() if says & read} == trained.keys() - {
+        "ranker_id_only"
+    }
     assert trained["ranker_full"][0].id == embedding.id and trained["ranker_id_only"][0] is None
     assert "embedding" not in trained["ranker_id_only"][1]["parents"]

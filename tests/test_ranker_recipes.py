@@ -197,10 +197,14 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
         stages, "open_split", lambda run: SimpleNamespace(artifact=nothing, ranks=True, shows=True)
     )
     monkeypatch.setattr(stages, "open_dataset", lambda run: None)
-    opened = SimpleNamespace(artifacts={"embedding": nothing}, vectors=VECTORS)
+    opened = SimpleNamespace(
+        artifacts={"embedding": nothing}, vectors=VECTORS, without_content=lambda: "blind"
+    )
+    frames = [SimpleNamespace(stored=one) for one in (TRAIN, VALID)]
     monkeypatch.setattr("retrieval.retriever.open_retrieval", lambda folder, fitted: {})
     monkeypatch.setattr("retrieval.retriever.Retriever.open", lambda artifacts: opened)
-    monkeypatch.setattr("retrieval.examples.ranker_frames", lambda *place: (TRAIN, VALID, "pointwise"))
+    monkeypatch.setattr("retrieval.examples.ranker_frames", lambda *place: (*frames, "pointwise"))
+    monkeypatch.setattr("retrieval.examples.matched", lambda *read: read)
     monkeypatch.setattr("feature_repo.embeddings.as_stored", lambda vectors, store: vectors)
     monkeypatch.setattr("ranker.judgements.judged_pairs", lambda *place: ())
     for part in (
@@ -214,10 +218,14 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setattr("feature_repo.store.apply_definitions", lambda store: None)
     monkeypatch.setattr("feature_repo.frames.context.context_unknown", lambda *place: "")
     monkeypatch.setattr(
-        "ranker.train.train_ctr", lambda *a, recipe, **k: seen.append((a[4].name, recipe.name))
+        "ranker.train.train_ctr", lambda *a, recipe, **k: seen.append((a[4].name, recipe.name, a[:2]))
     )
     assert CliRunner().invoke(app, ["ranker", *given]).exit_code == 0
-    assert seen == [(f"ranker_{control}", chosen) for control in ("full", "id_only", "shuffled")]
+    blind = tuple((one, "blind") for one in (TRAIN, VALID))
+    assert seen == [
+        (f"ranker_{control}", chosen, blind if control == "id_only" else tuple(frames))
+        for control in ("full", "plain_content", "id_only", "shuffled")
+    ]
     seen.clear()
     refused = CliRunner().invoke(app, ["ranker", "--recipe", "cub"])
     assert str(refused.exception) == f"unknown recipe 'cub': expected one of {', '.join(recipes.RECIPES)}"

@@ -1,6 +1,7 @@
 """What the ranker learns from is labelled right, and the service's order is the one that is measured."""
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.contracts import TIME
+from evaluation import replay
 from evaluation.replay import lists
 from feature_repo.frame import Frame, History
 from retrieval.examples import MatchedFrames, example_rows
@@ -158,3 +160,22 @@ def test_rows_of_examples_have_the_types_of_request_rows():
     again = example_rows(requests([[1], [2]]), retrieved([list(range(20)), [4]]), 5)
     assert again.equals(example_rows(requests([[1], [2]]), retrieved([list(range(20)), [4]]), 5, seed=0))
     assert not again.equals(example_rows(requests([[1], [2]]), retrieved([list(range(20)), [4]]), 5, seed=1))
+
+
+def test_a_ranker_that_learned_without_content_is_asked_with_the_columns_that_it_learned(monkeypatch):
+    blind = SimpleNamespace(names=("match_taste", "match_behaviours"))
+    whole = SimpleNamespace(names=(*blind.names, "match_words_mean"), without_content=lambda: blind)
+    monkeypatch.setattr(replay, "match_names", lambda retriever: retriever.names)
+    monkeypatch.setattr(replay, "matched", lambda stored, retriever: (stored, retriever))
+    monkeypatch.setattr(replay, "chunks", lambda frames, what: [frames, frames])
+
+    def ranker(names, value):
+        def score(frame):
+            assert frame == ("stored", whole if "match_words_mean" in names else blind)
+            return np.array([value], np.float32)
+
+        return SimpleNamespace(matches=set(names), score=score)
+
+    rankers = {"full": ranker(whole.names, 1), "id_only": ranker(blind.names, 2)}
+    found = replay._scores("stored", whole, rankers)
+    assert {name: scores.tolist() for name, scores in found.items()} == {"full": [1, 1], "id_only": [2, 2]}

@@ -29,6 +29,7 @@ from retrieval.cooccurrence import Cooccurrence
 from retrieval.examples import answers_of, requests_frame
 from retrieval.fusion import Weights
 from retrieval.index import ItemIndex, category_path
+from retrieval.requests import Request, Requests, history_of
 from retrieval.retriever import ROLES, Retriever, open_retrieval
 from retrieval.shown import Shown
 from retrieval.taste import Taste
@@ -100,14 +101,54 @@ def test_tastes_are_learned_before_the_requests_they_are_used_for_and_read_of_th
     built, tiny_world
 ):
     run, split = built
-    taste, queries = open_taste(opened(run, "taste"))
+    taste, blind, queries = open_taste(opened(run, "taste"))
     shown, learned = (Shown.of(log, split.fit_log) for log in (split.log, split.fit_log))
     assert taste.shown.end_us == shown.end_us > learned.end_us and len(taste.shown) == len(shown)
     again = Taste.fit(taste.properties, shown, learned)
-    np.testing.assert_array_equal(taste.lasting, again.lasting)
-    np.testing.assert_array_equal(taste.fading, again.fading)
+    without = Taste.fit(taste.properties.without_content(), shown, learned)
+    for kept, made in ((taste, again), (blind, without)):
+        np.testing.assert_array_equal(kept.lasting, made.lasting)
+        np.testing.assert_array_equal(kept.fading, made.fading)
+    assert set(taste.of) - set(blind.of) == {"words"}
     np.testing.assert_array_equal(taste.shown.expected, shown.expected)
     assert queries.query_ids.tolist() == sorted(tiny_world.dataset.queries["query_id"].to_pylist())
+
+
+def test_what_the_id_only_control_reads_does_not_change_with_what_items_say(
+    built, tiny_world, tmp_path, monkeypatch
+):
+    run, split = built
+    items, log = tiny_world.dataset.items, split.log
+    other = shutil.copytree(run, tmp_path / "run")
+    title = pa.array([f"x{n % 3} thing" for n in range(len(items))], items["title"].type)
+    items = items.set_column(items.column_names.index("title"), items.schema.field("title"), title)
+    dataset = SimpleNamespace(
+        items=items, queries=tiny_world.dataset.queries, image_bytes=tiny_world.dataset.image_bytes
+    )
+    for name in ("taste", "words"):
+        shutil.rmtree(other / name)
+    build.build_taste(dataset, split, other / "taste")
+    Words.of(items).save(other / "words", {"split": split.artifact})
+    impressions = log.filter(pc.equal(log["type"], "impression"))
+    user, candidates = impressions["user_id"].to_numpy()[-1], np.sort(items["item_id"].to_numpy())
+    asked = Requests.of([Request(int(user), history_of([]), split.end, text="x1")])
+    before, after = (
+        Retriever.open(
+            {role: one for role, one in open_retrieval(place).items() if role in ROLES[:4] or role == "taste"}
+        )
+        for place in (run, other)
+    )
+    offsets, found = np.array([0, len(candidates)]), {}
+    for name, pair in {
+        "full": (before, after),
+        "blind": (before.without_content(), after.without_content()),
+    }.items():
+        found[name] = [one.similarities.of(asked, candidates, offsets) for one in pair]
+    assert not np.array_equal(*found["full"]), "the ranker reads what items say"
+    np.testing.assert_array_equal(*found["blind"])
+    names = before.without_content().similarities.names
+    assert found["blind"][0][:, names.index("match_taste")].any(), "a taste is known"
+    assert not [name for name in names if "words" in name or "looks" in name]
 
 
 def test_the_index_holds_the_embeddings_vectors_under_the_items_categories(built, tiny_world):

@@ -314,10 +314,12 @@ def test_a_saved_taste_and_its_queries_are_the_same(taste, tmp_path):
     queries = Queries(
         np.array([3, 5]), ("soft Oak", None), taste.properties.bases[LOOKS_SPACE].directions[:2]
     )
-    opened, found = open_taste(save_taste(taste, queries, tmp_path / "taste", {}))
+    unseen = Taste.fit(taste.properties.without_content(), taste.shown, taste.shown)
+    opened, blind, found = open_taste(save_taste(taste, unseen, queries, tmp_path / "taste", {}))
     request, offsets = Requests.of([asked(3, 500)]), np.array([0, COUNT])
-    assert opened.names == taste.names
-    np.testing.assert_array_equal(*(one.columns(request, IDS, offsets) for one in (opened, taste)))
+    assert opened.names == taste.names and blind.names == unseen.names
+    for pair in ((opened, taste), (blind, unseen)):
+        np.testing.assert_array_equal(*(one.columns(request, IDS, offsets) for one in pair))
     assert found.texts == queries.texts and found.query_ids.tolist() == [3, 5]
     np.testing.assert_array_equal(found.looks, queries.looks)
     twin = items().slice(2, 1).set_column(0, "item_id", pa.array([5_000]))

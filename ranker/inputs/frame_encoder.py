@@ -40,7 +40,7 @@ class FrameEncoder:
 
     Args:
         inputs: what the model learned about the columns.
-        vectors: the embedding it was trained with; None: the id-only control.
+        vectors: the embedding it was trained with; None: a control without.
         by_category: whether it searches a history by category.
     """
 

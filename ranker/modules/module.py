@@ -86,7 +86,7 @@ class Features:
     same_category_RNL: Tensor
 
 
-# A module that reads one of these is left out of the id-only control, which has no content vectors.
+# A module that reads one of these is left out of the controls without vectors.
 CONTENT = frozenset(
     (
         "target_content_RNV",
