@@ -74,7 +74,7 @@ class RedisOnlineStore(FrontDoor, FreshReads, feast_redis.RedisOnlineStore):
         first, version = asked[0][0], config.entity_key_serialization_version
         commands = Hmgets(
             _fields(config, asked),
-            lambda one: _redis_key(config.project, *entity_keys(first, [one]), version),
+            lambda one: _redis_key(config.project, entity_keys(first, [one])[0], version),
         )
         kind = [kinds(view) for view, _ in asked]
 
@@ -270,7 +270,7 @@ def _id_keys(config: RepoConfig, view: FeatureView, ids: np.ndarray) -> list[byt
 def _around_id(config: RepoConfig, view: FeatureView) -> tuple[bytes, bytes]:
     """The bytes of a view's Redis keys before and after the eight bytes of the int64 id."""
     version = config.entity_key_serialization_version
-    before, after = _redis_key(config.project, *entity_keys(view, [0]), version).rsplit(bytes(8), 1)
+    before, after = _redis_key(config.project, entity_keys(view, [0])[0], version).rsplit(bytes(8), 1)
     return before, after
 
 

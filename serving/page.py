@@ -68,8 +68,8 @@ def render(
         DataError: the searched picture cannot be decoded.
     """
     if text or image is not None:
-        answer = moon.search(text or None, image, SHOWN)
-        return page(moon, "", _result(_sought(text, image), answer, user_id), user_id, category, text)
+        shown = _result(_sought(text, image), moon.search(text or None, image, SHOWN), user_id)
+        return page(moon, "", shown, user_id, category, text)
     problem, history, answer, title = "", [], None, ""
     try:
         if item_id:

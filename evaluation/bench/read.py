@@ -107,7 +107,7 @@ def _user(store: FeatureStore, client: redis.Redis, rng: np.random.Generator, re
     lists = {name: [rng.integers(0, 2**40, HISTORY)] for name in SEQUENCES}
     store.write_to_online_store("user", df=pd.DataFrame({"user_id": [1], **lists, "event_timestamp": [NOW]}))
     view = store.get_feature_view("user")
-    key = _redis_key(store.project, *entity_keys(view, [1]), 3)
+    key = _redis_key(store.project, entity_keys(view, [1])[0], 3)
     read = matrix_reader(store, [(view, SEQUENCES)])
 
     def ours(ids: np.ndarray) -> np.ndarray:
