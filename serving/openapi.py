@@ -26,6 +26,8 @@ REFUSALS = {
     429: "Too many requests; Retry-After says when to try again",
     503: "It cannot be done now; sending it again is safe",
 }
+EMPTY = {"const": ""}
+NONE = ({"type": "null"}, EMPTY)  # how an optional field of a body may be left out
 EVERYWHERE = (400, 401, 403, 413, 429)  # what the gate answers
 _ERROR = {
     "type": "object",
@@ -98,10 +100,8 @@ def _say_kinds(operation: dict[str, Any], kinds: Kinds) -> None:
         for name, schema in record["properties"].items():
             if name in kinds:
                 said = ID_SCHEMAS[kinds[name]]
-                optional = {"type": "null"} in schema.get("anyOf", [])
-                record["properties"][name] = (
-                    {"anyOf": [said, {"type": "null"}], "default": None} if optional else said
-                )
+                none = [one for one in schema.get("anyOf", []) if one in NONE]
+                record["properties"][name] = {"anyOf": [said, *none], "default": None} if none else said
 
 
 def _body(*contents: tuple[str, dict[str, Any], Any]) -> dict[str, Any]:
@@ -111,9 +111,14 @@ def _body(*contents: tuple[str, dict[str, Any], Any]) -> dict[str, Any]:
 
 
 def _form() -> dict[str, Any]:
+    """Of ``SearchForm`` and a picture; a browser sends every field, so an empty one is as good as none."""
     schema = SearchForm.model_json_schema()
+    fields = {
+        name: {"anyOf": [*one.pop("anyOf", [one]), EMPTY], "default": one.pop("default")}
+        for name, one in schema["properties"].items()
+    }
     picture = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, GIF or BMP"}
-    return {**schema, "properties": {**schema["properties"], "image": picture}}
+    return {**schema, "properties": {**fields, "image": picture}}
 
 
 _EVENTS = {"type": "array", "maxItems": MOST_EVENTS, "items": Event.model_json_schema()}

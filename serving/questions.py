@@ -69,6 +69,17 @@ class SimilarQuestion(BaseModel):
     k: TextCount = 20
 
 
+class PageQuestion(BaseModel):
+    """``GET /``: what the page shows, a search before an item before a user; an empty field is as good as none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user_id: str = ""
+    category: Word = ""
+    item_id: str = ""
+    text: Word = ""
+
+
 class SearchForm(BaseModel):
     """The text fields of a multipart ``POST /search``; the picture travels beside them as ``image``."""
 

@@ -106,6 +106,8 @@ class FakeReader:
 class FakeRanker:
     """Prefers larger ids, so that its order is not the retrieval order; remembers what it was shown."""
 
+    encoder = SimpleNamespace(inputs=SimpleNamespace(features=lambda side: ()))  # it reads none of the store
+
     def __init__(self):
         self.fails = None
         self.frame = None

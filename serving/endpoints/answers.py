@@ -18,7 +18,15 @@ from serving.live import Live
 from serving.openapi import PAGE_BODY, SEARCH_BODY, page_refused_with, refused_with
 from serving.page import page as page_of
 from serving.page import render
-from serving.questions import RecommendQuestion, Refused, SimilarQuestion, check_image, read_context, read_id
+from serving.questions import (
+    PageQuestion,
+    RecommendQuestion,
+    Refused,
+    SimilarQuestion,
+    check_image,
+    read_context,
+    read_id,
+)
 from serving.recommend import Recommender
 from serving.settings import Settings
 from serving.telemetry import Telemetry
@@ -44,9 +52,9 @@ def add_answers(
         text, image, user_id, k = await read_search(request, settings, parsing, live.current.ids.kinds)
         if image is not None:
             check_image(image, settings.max_image_bytes, settings.max_image_pixels)
-        if image is None and not (text and text.strip()):
+        if image is None and not text:
             raise Refused(422, Rule.NO_QUERY)
-        return text, image, user_id, k
+        return text or None, image, user_id, k
 
     @app.get("/recommend", responses=refused_with(404, 422, 503))
     async def recommend(request: Request, question: Annotated[RecommendQuestion, Query()]) -> JSONResponse:
@@ -90,9 +98,11 @@ def add_answers(
         )
 
     @app.get("/", response_class=HTMLResponse, responses=refused_with(422, 503))
-    async def page(user_id: str = "", category: str = "", item_id: str = "", text: str = "") -> HTMLResponse:
+    async def page(request: Request, asked: Annotated[PageQuestion, Query()]) -> HTMLResponse:
         """A page to look at."""
-        return HTMLResponse(await answering.run(render, live.current, user_id, category, item_id, text))
+        refuse_repeated(name for name, _ in request.query_params.multi_items())
+        shown = (asked.user_id, asked.category, asked.item_id, asked.text)
+        return HTMLResponse(await answering.run(render, live.current, *shown))
 
     @app.post(
         "/",
