@@ -56,16 +56,17 @@ def measure_seeds(
         )
     retriever = Retriever.open(open_retrieval(folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
-    *frames, loss = ranker_frames(folder, split, size, 0, retriever)
-    blind = [matched(one.stored, retriever.without_content()) for one in frames]
+    train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
+    blind = tuple(matched(one.stored, retriever.without_content()) for one in (train, valid))
     recipe = CtrConfig.read(open_artifact(folder / "ranker_full", "ranker").file(CONFIG)).recipe
     rankers: dict[str, Ranker] = {}
     for seed in SEEDS:
         for control, reads in controls(vectors, seed).items():
-            name, table, read = f"{control}_{seed}", reads.vectors, frames if reads.plain else blind
+            name, table = f"{control}_{seed}", reads.vectors
+            own, checked = (train, valid) if reads.plain else blind
             parents = {"split": split.artifact} | ({} if table is None else {"embedding": embedding})
             out = folder / "seeds" / name
-            trained = train_ctr(*read, table, size, out, parents, seed=seed, loss=loss, recipe=recipe)
+            trained = train_ctr(own, checked, table, size, out, parents, seed=seed, loss=loss, recipe=recipe)
             rankers[name] = Ranker.open(trained, table)
     found: dict[str, list[float]] = {}
     for name, value in measured_rankers(folder, dataset, split, size, rankers):

@@ -268,8 +268,10 @@ def ranker(run: Run, recipe: str | None = None) -> None:
     if said := context_unknown(run.folder / "store", cut.shows):
         sys.stderr.write(f"  {said}\n")
     if cut.ranks:
-        *frames, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever)
-        blind = [matched(one.stored, retriever.without_content()) for one in frames]
+        train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever)
+        blind_train, blind_valid = (
+            matched(one.stored, retriever.without_content()) for one in (train, valid)
+        )
     else:
         sys.stderr.write("  no ranker: nothing in the log says what users took\n")
     for control, reads in rankers(vectors, run.seed).items():
@@ -277,7 +279,8 @@ def ranker(run: Run, recipe: str | None = None) -> None:
             discard(run.folder / f"ranker_{control}")
             continue
         train_ctr(
-            *(frames if reads.plain else blind),
+            train if reads.plain else blind_train,
+            valid if reads.plain else blind_valid,
             reads.vectors,
             run.size,
             run.folder / f"ranker_{control}",

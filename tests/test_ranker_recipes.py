@@ -194,7 +194,7 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setattr("moon.journey.do", lambda run, verb, **options: getattr(stages, verb)(run, **options))
     nothing = Artifact(tmp_path, "embedding", "embedding-1", {}, {})
     monkeypatch.setattr(
-        stages, "open_split", lambda run: SimpleNamespace(artifact=nothing, ranks=True, shows=True)
+        stages, "open_split", lambda run: SimpleNamespace(artifact=nothing, ranks=True, shows=True, end=None)
     )
     monkeypatch.setattr(stages, "open_dataset", lambda run: None)
     opened = SimpleNamespace(
@@ -207,12 +207,7 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setattr("retrieval.examples.matched", lambda *read: read)
     monkeypatch.setattr("feature_repo.embeddings.as_stored", lambda vectors, store: vectors)
     monkeypatch.setattr("ranker.judgements.judged_pairs", lambda *place: ())
-    for part in (
-        "encoder.encode.Encoder.open",
-        "encoder.encode.query_encoder",
-        "retrieval.search.build.build_search",
-    ):
-        monkeypatch.setattr(part, lambda *place: None)
+    monkeypatch.setattr("moon.searching.build", lambda *place: None)
     monkeypatch.setattr(stages, "open_encoder", lambda run: None)
     monkeypatch.setattr(stages, "replace", lambda one, **changes: one)
     monkeypatch.setattr("feature_repo.store.apply_definitions", lambda store: None)
