@@ -111,12 +111,10 @@ def _body(*contents: tuple[str, dict[str, Any], Any]) -> dict[str, Any]:
 
 
 def _form() -> dict[str, Any]:
-    """Of ``SearchForm`` and a picture; a browser sends every field, so an empty one is as good as none."""
+    """Of ``SearchForm`` and a picture; a browser sends every field, so an empty id is as good as none."""
     schema = SearchForm.model_json_schema()
-    fields = {
-        name: {"anyOf": [*one.pop("anyOf", [one]), EMPTY], "default": one.pop("default")}
-        for name, one in schema["properties"].items()
-    }
+    fields = schema["properties"]
+    fields["user_id"]["anyOf"].append(EMPTY)
     picture = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, GIF or BMP"}
     return {**schema, "properties": {**fields, "image": picture}}
 
