@@ -289,11 +289,14 @@ def ranker(run: Run, recipe: str | None = None) -> None:
             loss=loss,
             recipe=chosen,
         )
-    head = _relevance(run, vectors, embedding, cut)
-    build(run, open_dataset(run), open_encoder(run), replace(retriever, vectors=vectors), head, cut.end)
+    dataset = open_dataset(run)
+    head = _relevance(run, dataset, vectors, embedding, cut)
+    build(run, dataset, open_encoder(run), replace(retriever, vectors=vectors), head, cut.end)
 
 
-def _relevance(run: Run, vectors: Vectors, embedding: Artifact, cut: Split) -> Artifact | None:
+def _relevance(
+    run: Run, dataset: Dataset, vectors: Vectors, embedding: Artifact, cut: Split
+) -> Artifact | None:
     """Train the relevance head on the judged queries, by what its service names; None where there are none."""
     from feature_repo.services import RELEVANCE
     from feature_repo.signature import open_signature
@@ -302,7 +305,7 @@ def _relevance(run: Run, vectors: Vectors, embedding: Artifact, cut: Split) -> A
     from ranker.judgements import items_as_stored, judged_pairs, require_judgeable
     from ranker.relevance import train_relevance
 
-    pairs = judged_pairs(open_dataset(run), vectors, "train", run.seed)
+    pairs = judged_pairs(dataset, vectors, "train", run.seed)
     if not len(pairs):
         return None
     store = open_store(run.folder / "store")

@@ -125,7 +125,8 @@ def test_items_that_come_in(shop, monkeypatch):
         frame = moon.reader.with_candidates(moon.reader.read_user(7, NOW + DAY), good)
         assert frame.candidates["price"].to_pylist() == [(int(one) - FIRST) / 4 or None for one in good]
         assert frame.candidates["item_found"].to_pylist() == [True] * len(good)
-    assert not shop.live().current.encoder.given  # nothing is tried again
+    given = shop.live().current.encoder.given  # but for pictures alone, nothing is encoded again
+    assert all(one.image is not None and one.text is None for one in given)
     monkeypatch.setattr(Live, "open", classmethod(lambda cls, settings: live))
     with TestClient(create_app(Settings(run=shop.run))) as client:
         answer = client.get("/readyz")
@@ -266,7 +267,9 @@ def test_rows_and_views_that_are_loaded(large, tmp_path, profile, request):
     )
     assert read_matrix(store, "user_profile", shop.world.user_ids, ["age_band"]).found.all()
     live = shop.live()  # what has no vector is in no answer; the others are
-    everything = ids_of(live.current.search("red", None, 2 * COUNT))
+    index = live.current.retriever.index
+    everything = index.search(np.ones(index.width, np.float32), 2 * COUNT)[0].tolist()
+    assert set(ids_of(live.current.search("red", None, 2 * COUNT))) <= set(everything)
     assert live.stale_reason == "" and set(everything) == set(ids) - gone["item_embedding_v1"]
     damaged.write_bytes(whole)
     assert refused.retry(shop.run, "views/item_stats") == "item_stats is loaded"

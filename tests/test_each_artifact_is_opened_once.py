@@ -24,9 +24,10 @@ SERVED = (
     "taste", "two_tower", "two_tower_index", "word_vectors", "words",
 )  # fmt: skip
 LEARNED_FROM = (
-    "cooccurrence_fit", "dataset", "embedding", "fusion", "index", "split", "taste", "two_tower_fit",
+    "cooccurrence_fit", "dataset", "embedding", "encoder", "fusion", "index", "split", "taste", "two_tower_fit",
     "two_tower_index_fit", "word_vectors", "words",
 )  # fmt: skip
+WRITTEN = ("picture_index", "relevance", "search")  # by the stage, and verified as it writes them
 
 
 class Opened:
@@ -92,7 +93,8 @@ def test_moon_ranker_verifies_and_loads_each_artifact_once(run, opened, monkeypa
         ),
     )
     stages.ranker(load(run))
-    assert opened.folders(run) == sorted(LEARNED_FROM)
+    written = [one for name in WRITTEN for one in (name, f"{name}.tmp")]
+    assert opened.folders(run) == sorted([*LEARNED_FROM, *written])
     assert set(opened.verified.values()) == set(opened.loaded.values()) == {1}
     assert run / "embedding/items.safetensors" in opened.loaded
 

@@ -3,8 +3,6 @@
 Run: pytest tests/test_features_check.py
 """
 
-from types import SimpleNamespace
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -136,7 +134,7 @@ def test_a_run_is_reported_though_its_store_does_not_answer(tmp_path, monkeypatc
     (tmp_path / "run.json").write_text('{"profile": "redis"}')
     moon = recommender()
     moon.reader.available = False
-    monkeypatch.setattr("evaluation.sheets.Recommender", SimpleNamespace(open=lambda *_: moon))
+    monkeypatch.setattr("evaluation.sheets.open_recommender", lambda *_: moon)
     example = Evidence(tmp_path, None, None, None, {}).served_example()
     assert example["history"] == [] and example["fallbacks"] == ["store_unavailable"]
     assert len(example["recommended"]) == 5

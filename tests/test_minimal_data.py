@@ -127,7 +127,7 @@ def test_a_catalogue_without_events_is_searched_and_browsed_before_the_first_eve
         "retrieval": "no events", "ctr": "no events", "relevance": "no queries whose items were judged",
     }  # fmt: skip
     measured = metrics(folder)
-    assert {name.split("/")[0] for name in measured} == {"encoder"}
+    assert {name.split("/")[0] for name in measured} == {"encoder", "search"}
     assert not list(folder.glob("ranker_*")) and not (folder / "two_tower").exists()
     with asked(folder) as client:
         newest = client.get("/recommend", params={"user_id": 1, "k": 5}).json()

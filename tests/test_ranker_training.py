@@ -130,7 +130,7 @@ def test_position_bias_is_learned_and_left_out_of_the_score(tmp_path):
         positions=[np.arange(5)] * 500,
     )
     made = train_ctr(
-        Requests(frame), Requests(make_frame([], [], [])), None, NANO, tmp_path / "r", {}, epochs=10
+        Requests(frame), Requests(make_frame([], [], [])), None, NANO, tmp_path / "r", {}, epochs=20
     )
     ranker = Ranker.open(made, None)
     learned = 10 * ranker.model.position.detach().numpy()

@@ -22,7 +22,7 @@ from ranker.model import ClickModel
 from ranker.recipes import cube
 from ranker.score import CtrConfig
 from ranker.train import training_loss
-from run.sizes import size
+from run.sizes import SIMULATED, size
 
 CLICKS, REQUESTS, SHOWN, WIDTH = 100_000, 2_000, 10, 64
 ROUNDS, OFTEN = 40, 20
@@ -37,7 +37,7 @@ def bench_batches(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> I
         clicks: number of clicks in the log.
         rounds: batches measured.
     """
-    nano, shop = size("nano"), simulated(clicks)
+    nano, shop = size(SIMULATED), simulated(clicks)
     create_store(folder / "store", shop, shop)  # type: ignore[arg-type]
     frame = training_frame(folder / "store", _requests(shop), min(nano.history, HISTORY))
     inputs, _ = learn_inputs(frame, nano.history)

@@ -17,10 +17,11 @@ from feature_repo.sources import DATA
 from feature_repo.store import known_until
 from moonstore.files import locked, write_json
 from moonstore.freshness import EPOCH
-from run.artifacts import read_json
+from run.artifacts import ArtifactError, read_json
 
 SECOND = timedelta(seconds=1)
 CLOCK, LOCK = "clock.json", ".clock.lock"
+AGAIN = "Remove it: the next start of 'moon serve' sets it."  # what to do about a damaged one
 
 
 def wall() -> datetime:
@@ -53,10 +54,13 @@ class ShopClock:
         """The shop time, UTC."""
         changed = self._path.stat().st_mtime_ns
         if changed != self._read_at:
-            kept = read_json(
-                self._path, "Remove it: the next start of 'moon serve' sets it.", ("shop", "wall")
-            )
-            self._ahead = datetime.fromisoformat(kept["shop"]) - datetime.fromisoformat(kept["wall"])
+            kept = read_json(self._path, AGAIN, ("shop", "wall"))
+            try:
+                self._ahead = datetime.fromisoformat(kept["shop"]) - datetime.fromisoformat(kept["wall"])
+            except (TypeError, ValueError) as error:
+                raise ArtifactError(
+                    f"{self._path}: damaged, no two times any more ({error}). {AGAIN}"
+                ) from None
             self._read_at = changed
         return wall() + self._ahead
 

@@ -40,6 +40,7 @@ from retrieval.build import build_taste
 from retrieval.cooccurrence import build_cooccurrence
 from retrieval.fusion import Weights
 from retrieval.index import ItemIndex
+from retrieval.search.search import Search
 from retrieval.word_vectors import WordVectors
 from retrieval.words import Words
 from run.artifacts import ArtifactError, open_artifact
@@ -140,8 +141,10 @@ def _retrieval(folder: Path) -> None:
     split, embedding = split_of(folder), open_artifact(folder / "embedding", "embedding")
     build_cooccurrence(split.test_log, folder / "cooccurrence", {"split": split.artifact})
     ids, matrix = _vectors(folder)
-    ItemIndex.build(ids, matrix, ["shapes"] * len(ids)).save(folder / "index", {"embedding": embedding})
+    index = ItemIndex.build(ids, matrix, ["shapes"] * len(ids))
+    index.save(folder / "index", {"embedding": embedding})
     dataset = dataset_of(folder)
+    Search.of(dataset.items, index, index).save(folder / "search", {"embedding": embedding})
     words = Words.of(dataset.items)
     said = words.save(folder / "words", {"dataset": dataset.artifact})
     WordVectors.of(words).save(folder / "word_vectors", {"words": said})
