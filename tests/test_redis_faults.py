@@ -102,7 +102,7 @@ def shop(tmp_path_factory):
     """The service over a small shop, and the Redis server of its online store."""
     folder = tmp_path_factory.mktemp("shop")
     with RedisServer("--dir", str(folder)) as server:
-        yield service(folder / "store", server, clicks=600), server
+        yield service(folder / "store", server, clicks=3000), server
 
 
 def best_ms(tries):
