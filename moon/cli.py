@@ -389,6 +389,8 @@ def main() -> None:
 def _quiet() -> None:
     """Hide deprecation warnings and log lines of libraries from the user."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin starve their neighbours
+    # NumPy solves thousands of small systems, for which its threads only wait: docs/log/engineering.md#small-systems
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     shown = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
