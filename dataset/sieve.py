@@ -67,8 +67,8 @@ class Sieve:
         rows = np.flatnonzero(hit)
         if len(rows):
             columns = [
-                pa.array([self.name]).take(pa.array(np.zeros(len(rows), np.int64))),
-                pa.array([rule]).take(pa.array(np.zeros(len(rows), np.int64))),
+                pa.repeat(self.name, len(rows)),
+                pa.repeat(rule, len(rows)),
                 pa.array(rows),
                 _text(value.take(pa.array(rows))),
             ]

@@ -13,7 +13,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from dataset.tables import Dataset
-from evaluation.content import colours
+from retrieval.colours import colours
 from retrieval.index import ItemIndex
 from retrieval.words import item_texts
 

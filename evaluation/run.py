@@ -44,7 +44,6 @@ from feature_repo.services import RELEVANCE
 from feature_repo.signature import open_signature
 from feature_repo.store import open_store
 from moonstore.files import write_json
-from moonstore.freshness import EPOCH, US
 from ranker.judgements import items_as_stored, judged_pairs
 from ranker.relevance import Relevance
 from ranker.score import Ranker
@@ -221,7 +220,7 @@ def relevance_measures(evidence: Evidence) -> Iterator[Measurement]:
     store = open_store(folder / "store")
     signature = open_signature(store, RELEVANCE)
     head = Relevance.open(open_artifact(folder / "relevance", "relevance"), signature)
-    items = items_as_stored(store, signature, pairs.item_id, (evidence.split.end - EPOCH) // US)
+    items = items_as_stored(store, signature, pairs.item_id, evidence.split.end)
     scores = {
         "head": head.score(pairs.query, pairs.item, items),
         "cosine": np.einsum("pd,pd->p", pairs.query, pairs.item),

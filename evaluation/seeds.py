@@ -26,7 +26,7 @@ from moonstore.files import write_text
 from ranker.controls import rankers as controls
 from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import train_ctr
-from retrieval.examples import matched, ranker_frames
+from retrieval.examples import ranker_frames, without_content
 from retrieval.retriever import Retriever, open_retrieval
 from run.artifacts import open_artifact
 from run.sizes import Size
@@ -57,7 +57,7 @@ def measure_seeds(
     retriever = Retriever.open(open_retrieval(folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
     train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
-    blind = tuple(matched(one.stored, retriever.without_content()) for one in (train, valid))
+    blind = without_content((train, valid), retriever)
     recipe = CtrConfig.read(open_artifact(folder / "ranker_full", "ranker").file(CONFIG)).recipe
     rankers: dict[str, Ranker] = {}
     for seed in SEEDS:

@@ -22,6 +22,22 @@ def rows_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.where(ids[place] == wanted, place, -1)
 
 
+def merged(known: np.ndarray, added: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How rows of items are added to rows by id, and replace those of the same id.
+
+    Args:
+        known: int64 (M), distinct.
+        added: int64 (n), distinct.
+
+    Returns:
+        bool (M), rows of ``known`` that stay; int64 (m), the order of those and then the added by id; the m ids.
+    """
+    kept = ~np.isin(known, added)
+    ids = np.concatenate([known[kept], added])
+    order = np.argsort(ids)
+    return kept, order, ids[order]
+
+
 @dataclass(frozen=True)
 class VectorTable:
     """Unit vectors by id.

@@ -257,7 +257,7 @@ def ranker(run: Run, recipe: str | None = None) -> None:
     from ranker.recipes import cube
     from ranker.recipes import recipe as named
     from ranker.train import train_ctr
-    from retrieval.examples import matched, ranker_frames
+    from retrieval.examples import ranker_frames, without_content
     from retrieval.retriever import Retriever, open_retrieval
 
     chosen = cube() if recipe is None else named(recipe)
@@ -269,9 +269,7 @@ def ranker(run: Run, recipe: str | None = None) -> None:
         sys.stderr.write(f"  {said}\n")
     if cut.ranks:
         train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever)
-        blind_train, blind_valid = (
-            matched(one.stored, retriever.without_content()) for one in (train, valid)
-        )
+        blind_train, blind_valid = without_content((train, valid), retriever)
     else:
         sys.stderr.write("  no ranker: nothing in the log says what users took\n")
     for control, reads in rankers(vectors, run.seed).items():
@@ -301,7 +299,6 @@ def _relevance(
     from feature_repo.services import RELEVANCE
     from feature_repo.signature import open_signature
     from feature_repo.store import open_store
-    from moonstore.freshness import EPOCH, US
     from ranker.judgements import items_as_stored, judged_pairs, require_judgeable
     from ranker.relevance import train_relevance
 
@@ -317,7 +314,7 @@ def _relevance(
         parents={"embedding": embedding},
         seed=run.seed,
         signature=signature,
-        items=items_as_stored(store, signature, pairs.item_id, (cut.end - EPOCH) // US),
+        items=items_as_stored(store, signature, pairs.item_id, cut.end),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from feature_repo.on_demand import reads_of
 from feature_repo.signature import Feature, Signature
 from feature_repo.vectors import Vectors
 from moonstore.errors import StoreError
+from moonstore.freshness import EPOCH, US
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def require_judgeable(store: FeatureStore, signature: Signature) -> None:
 
 
 def items_as_stored(
-    store: FeatureStore, signature: Signature, item_id: np.ndarray, time_us: int
+    store: FeatureStore, signature: Signature, item_id: np.ndarray, end: datetime
 ) -> Mapping[str, pa.Array]:
     """The features of ``features_of_items`` of N items, as the store had them before a moment.
 
@@ -104,9 +106,9 @@ def items_as_stored(
         store: the run's store.
         signature: of the head's service.
         item_id: int64 [N].
-        time_us: the moment, microseconds since 1970 UTC.
+        end: the moment, with a time zone.
     """
     known, place = np.unique(item_id, return_inverse=True)
-    times = np.full(len(known), time_us)
+    times = np.full(len(known), (end - EPOCH) // US)
     found = join_features(store, "item_id", known, times, features_of_items(signature))
     return {name: column.take(pa.array(place)) for name, column in found.items()}

@@ -8,7 +8,7 @@ Legend: R requests, C candidates, S match columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import TIME
+from dataset.log import pairs
 from dataset.split import Split
 from feature_repo.frame import Frame, StoredRequests
 from feature_repo.frames.join import TrainingFrame, training_frame
@@ -102,6 +103,12 @@ def matched(stored: StoredRequests, retriever: Retriever) -> MatchedFrames:
     return MatchedFrames(stored, names, np.concatenate(parts), np.cumsum(np.concatenate(counts)))
 
 
+def without_content(frames: Sequence[MatchedFrames], retriever: Retriever) -> tuple[MatchedFrames, ...]:
+    """The same requests as a ranker reads them that knows nothing of what items say or show."""
+    blind = retriever.without_content()
+    return tuple(matched(one.stored, blind) for one in frames)
+
+
 def example_rows(
     requests: pa.Table, retrieved: Retrieved, negatives: int | None = None, seed: int = 0
 ) -> pa.Table:
@@ -125,8 +132,7 @@ def example_rows(
     relevant = requests["relevant"].combine_chunks()
     wanted = relevant.flatten().to_numpy()
     taken = owners(relevant.offsets.to_numpy() - relevant.offsets[0].as_py())
-    _, code = np.unique(np.concatenate([retrieved.item_id, wanted]), return_inverse=True)
-    pair = np.concatenate([request, taken]) * (code.max(initial=0) + 1) + code
+    pair = pairs(np.concatenate([request, taken]), np.concatenate([retrieved.item_id, wanted]))
     label = np.isin(pair[: len(request)], pair[len(request) :])
     order = np.lexsort((rng.random(len(request)), label, request))
     place = np.arange(len(order)) - retrieved.offsets[request[order]]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset.log import pairs
 from feature_repo.vectors import rows_of
 from retrieval.jagged import Retrieved, best_first, group_best, owners
 from run.artifacts import Artifact, open_artifact, write_artifact
@@ -169,6 +170,5 @@ def _entries(answers: Sequence[Retrieved]) -> tuple[np.ndarray, np.ndarray, np.n
 
 def _places(request: np.ndarray, item_id: np.ndarray, wanted: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     """Row of each (wanted, relevant) pair among the ordered (request, item) rows, -1 where it is not there."""
-    _, code = np.unique(np.concatenate([item_id, relevant]), return_inverse=True)
-    width = int(code.max(initial=0)) + 1
-    return rows_of(request * width + code[: len(request)], wanted * width + code[len(request) :])
+    pair = pairs(np.concatenate([request, wanted]), np.concatenate([item_id, relevant]))
+    return rows_of(pair[: len(request)], pair[len(request) :])

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from sklearn.utils.extmath import randomized_svd
 
-from feature_repo.vectors import rows_of
+from feature_repo.vectors import merged, rows_of
 from retrieval.colours import colours
 from retrieval.words import Vocabulary, item_texts
 
@@ -128,17 +128,14 @@ class Properties:
             seen = list(map(picture, items["image_id"].to_pylist()))
             spaces[LOOKS_SPACE] = self.bases[LOOKS_SPACE].place(colours(seen))
             spaces[LOOKS_SPACE][[one is None for one in seen]] = 0
-        added = items["item_id"].to_numpy()
-        kept = ~np.isin(self.item_ids, added)
-        ids = np.concatenate([self.item_ids[kept], added])
-        order = np.argsort(ids)
+        kept, order, ids = merged(self.item_ids, items["item_id"].to_numpy())
 
         def joined(before: np.ndarray, after: Any) -> np.ndarray:
             return np.concatenate([before[kept], np.asarray(after, before.dtype)])[order]
 
         return replace(
             self,
-            item_ids=ids[order],
+            item_ids=ids,
             codes=joined(self.codes, np.array(codes, np.int32).reshape(len(rows), len(self.fields))),
             spaces={
                 name: joined(self.spaces.get(name, np.empty((0, rows.shape[1]), np.float32)), rows)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from feature_repo.vectors import rows_of
+from feature_repo.vectors import merged, rows_of
 from run.artifacts import Artifact, open_artifact, write_artifact
 
 WORD = re.compile(r"[^\W_]+")  # letters and digits of any script
@@ -111,12 +111,9 @@ class Words:
 
     def with_items(self, items: pa.Table) -> Words:
         """The same with ITEMS rows added or replaced; words that the catalogue lacked are left out."""
-        added = items["item_id"].to_numpy()
-        kept = ~np.isin(self.item_ids, added)
-        ids = np.concatenate([self.item_ids[kept], added])
+        kept, order, ids = merged(self.item_ids, items["item_id"].to_numpy())
         rows = sparse.vstack([self.rows[kept], self.vocabulary.rows(item_texts(items))], format="csr")
-        order = np.argsort(ids)
-        return replace(self, item_ids=ids[order], rows=rows[order])
+        return replace(self, item_ids=ids, rows=rows[order])
 
     def take(self, item_id: np.ndarray) -> Any:
         """Rows of these items, float32 (n, W), csr_array; empty where unknown."""

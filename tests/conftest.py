@@ -204,6 +204,17 @@ def tiny_world() -> TinyWorld:
     return make_world(seed=1)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch computes with one thread while a module's tests run: small models are faster, results the same."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory):
     """The Redis server of this session: a test takes a database of it that no other test uses."""

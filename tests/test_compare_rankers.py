@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from ranker_world import Requests, auc, make_world
 from typer.testing import CliRunner
 
@@ -17,6 +16,7 @@ from moon.cli import app
 from ranker.recipes import attention, recipe, simtier
 from run.sizes import size
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = replace(size("nano"), id_width=4, history=50, ranker_slots=512)
 OLD = np.arange(240)
 TRAIN, VALID, TEST = (make_world(requests=r, old_items=OLD, seed=s) for r, s in ((200, 0), (40, 1), (120, 2)))
@@ -24,14 +24,6 @@ LABEL = TEST.frame.candidates["label"].to_numpy()
 ITEM = TEST.frame.candidates["item_id"].to_numpy()
 USER = np.repeat(TEST.frame.requests["user_id"].to_numpy(), np.diff(TEST.frame.offsets))
 COLD = TEST.vectors.ids[200:240]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import torch
 from fastapi.testclient import TestClient
 from layout_world import World, signed, world
 from PIL import Image
@@ -36,16 +35,9 @@ from run.folder import Run, choices
 from serving.app import create_app
 from serving.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 LAYOUTS = ("longctr", "taobao_mm", "microlens")
 WINDOW = 6  # of MicroLens' histories
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from fastapi.testclient import TestClient
 from minimal_world import GROUPS, ITEM_COUNT, WORDS, events_of, group_of, tables_of, travel
 
@@ -19,15 +18,8 @@ from run.artifacts import open_artifact
 from serving.app import create_app
 from serving.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CHANCE = 1 / GROUPS
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -20,15 +20,8 @@ from ranker.score import Ranker
 from ranker.train import train_ctr
 from run.sizes import size
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = replace(size("nano"), id_width=4, history=50, ranker_slots=256)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Taught(Module):

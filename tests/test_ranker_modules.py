@@ -31,13 +31,7 @@ from ranker.modules.twin import Twin
 from ranker.modules.vector import Vector
 from ranker.recipes import needs_content
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TestIds(RankerModuleContract):

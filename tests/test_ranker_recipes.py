@@ -34,19 +34,12 @@ from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 from run.folder import Run
 from run.sizes import size
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MADE_BY_0_1_0 = Path(__file__).with_name("made_by_0_1_0") / "rankers"
 NANO = size("nano")
 TINY = replace(NANO, id_width=4, history=8, ranker_slots=128)
 VECTORS = make_vectors(24)
 TRAIN, VALID = full_frame(60), full_frame(30, seed=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trained(out, vectors=VECTORS, **options):

@@ -17,7 +17,6 @@ from feature_repo.online import OnlineReader
 from feature_repo.signature import Feature, Signature, open_signature
 from feature_repo.store import materialize, open_store
 from moonstore.errors import StoreError
-from moonstore.freshness import EPOCH, US
 from ranker import relevance as module
 from ranker.judgements import JudgedPairs, items_as_stored, judged_pairs, require_judgeable
 from ranker.relevance import Relevance, RelevanceModel, learned, train_relevance
@@ -376,7 +375,7 @@ def test_the_head_reads_of_an_item_what_serving_reads_of_it(tiny_world, tmp_path
     store = open_store(store_dir)
     signature = open_signature(store, "relevance_v1")
     ids = np.append(tiny_world.item_ids, [10**9, tiny_world.item_ids[0]])
-    offline = items_as_stored(store, signature, ids, (until - EPOCH) // US)
+    offline = items_as_stored(store, signature, ids, until)
     online = OnlineReader(store_dir, 5).read_items(ids, until).columns
     assert {"price", "shown_all"} <= set(offline) and offline["price"][len(ids) - 2].as_py() is None
     for name, column in offline.items():

@@ -21,16 +21,9 @@ from ranker.train import train_ctr
 from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 from run.sizes import size
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NANO = size("nano")
 OLD, NEW = np.arange(0, 240), np.arange(240, 300)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from ranker.two_tower.train import TowerConfig, TwoTower, train_two_tower
 from run.artifacts import MADE_BY, ArtifactError, open_artifact, write_artifact
 from run.sizes import size
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NANO = size("nano")
 GIVEN = train_module.GIVEN
 ITEMS, COLD = 200, 40
@@ -52,14 +53,6 @@ def recall(score, bought, k=10):
     """Share of requests whose item is among the k best."""
     best = np.argsort(-score, axis=1)[:, :k]
     return float((best == bought[:, None]).any(1).mean())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

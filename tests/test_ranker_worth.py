@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from ranker_world import SIGNATURE, Requests, auc, make_frame, make_vectors
 
 from dataset.contracts import DataError
@@ -19,17 +18,10 @@ from ranker.score import Ranker
 from ranker.train import train_ctr
 from run.sizes import size
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = replace(size("nano"), id_width=4, history=8, ranker_slots=96)
 VECTORS = make_vectors(24)
 CLIP = Feature("clip", "photos", "clip", "candidate", "vector", pa.list_(pa.float32()))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def shop(requests, seed):

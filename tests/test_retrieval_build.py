@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-import torch
 from conftest import DAY, START, write_embedding
 from safetensors.numpy import load_file
 from test_training_requests import bought
@@ -39,16 +38,9 @@ from retrieval.words import Words
 from run.artifacts import ArtifactError, open_artifact, write_artifact
 from run.sizes import size
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NANO = size("nano")
 FIT, TEST = START + 30 * DAY, START + 45 * DAY
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def known_before(log, moment):

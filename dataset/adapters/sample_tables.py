@@ -46,7 +46,9 @@ def read_part(path: Path, part: str, schema: pa.Schema, labels: Sequence[str]) -
             f"{path}: expected numbers in the column {label}, found {table.column(label).type}. {NEXT}"
         ) from None
     return (
-        table.drop_columns([label]).append_column(LABEL, clicked).append_column(PART, _same(part, len(table)))
+        table.drop_columns([label])
+        .append_column(LABEL, clicked)
+        .append_column(PART, pa.repeat(part, len(table)))
     )
 
 
@@ -192,8 +194,4 @@ def vectors_of(table: pa.Table) -> list[str]:
 
 
 def _since(rows: int) -> pa.Array:
-    return pa.array([NO_CLOCK], TIME).take(pa.array(np.zeros(rows, np.int64)))
-
-
-def _same(text: str, rows: int) -> pa.Array:
-    return pa.array([text]).take(pa.array(np.zeros(rows, np.int64)))
+    return pa.repeat(pa.scalar(NO_CLOCK, TIME), rows)

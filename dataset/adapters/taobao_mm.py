@@ -100,7 +100,7 @@ def _samples(folder: Path, split: str) -> pa.Table:
     if len(label):
         not_clicked, as_clicked = (pc.list_element(label, place) for place in (0, 1))
         clicked = pc.if_else(pc.equal(pc.add(not_clicked, as_clicked), 1), clicks(as_clicked), None)
-    part = pa.array([split]).take(pa.array(np.zeros(len(table), np.int64)))
+    part = pa.repeat(split, len(table))
     return table.drop_columns(["label_0"]).append_column(LABEL, clicked).append_column(PART, part)
 
 
@@ -116,7 +116,7 @@ def _users(path: Path, split: str, wanted: pa.Array) -> pa.Table:
             f"{path}: expected a category of each item of a history, found other numbers of them of {len(wrong)} "
             f"users, first {wrong[:3].to_pylist()}. Correct the file. {NEXT}"
         )
-    return table.append_column(PART, pa.array([split]).take(pa.array(np.zeros(len(table), np.int64))))
+    return table.append_column(PART, pa.repeat(split, len(table)))
 
 
 def _seen(shown: pa.Table, users: pa.Table, known: np.ndarray) -> pa.Array:

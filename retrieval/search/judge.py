@@ -10,7 +10,6 @@ import numpy as np
 from feature_repo.services import RELEVANCE
 from feature_repo.signature import open_signature
 from feature_repo.store import open_store
-from moonstore.freshness import EPOCH, US
 from ranker.judgements import items_as_stored
 from ranker.relevance import Relevance
 from retrieval.search.search import Judge
@@ -28,7 +27,7 @@ def open_judge(head: Artifact, store_dir: Path, end: datetime) -> Judge:
     relevance = Relevance.open(head, signature)
 
     def judge(query: np.ndarray, item_id: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-        items = items_as_stored(store, signature, item_id, (end - EPOCH) // US) if relevance.features else {}
+        items = items_as_stored(store, signature, item_id, end) if relevance.features else {}
         return relevance.score(query, vectors, items)
 
     return judge

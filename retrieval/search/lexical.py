@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import sparse
 
+from feature_repo.vectors import merged
 from retrieval.search.spelling import Spelling, words_of
 
 # The values that are used where nothing is known about a collection (Robertson and Zaragoza, 2009, "The Probabilistic
@@ -67,13 +68,11 @@ class Lexical:
         """The same with ITEMS rows added or replaced, and with their words."""
         column_of = {word: column for column, word in enumerate(self.words)}
         added, new, words, titles = _counted(items.sort_by("item_id"), column_of)
-        kept = ~np.isin(self.item_ids, added)
+        kept, order, ids = merged(self.item_ids, added)
         old = self.counts[kept]
         old.resize((old.shape[0], len(words)))
-        ids = np.concatenate([self.item_ids[kept], added])
-        order = np.argsort(ids)
         counts = sparse.vstack([old, new], format="csr")[order]
-        return Lexical(ids[order], counts, words, np.concatenate([self.titles[kept], titles])[order])
+        return Lexical(ids, counts, words, np.concatenate([self.titles[kept], titles])[order])
 
     def said(self, text: str) -> Said:
         """What every item says of a text."""

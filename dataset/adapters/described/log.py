@@ -259,7 +259,7 @@ def _cells(section: Events, reader: Reader) -> list[Cell]:
 def _types(section: Events, said: pa.Array) -> pa.Array:
     """The type of each event; of a value that is not listed the value itself, which the contract refuses."""
     if section.type is not None:
-        return pa.array([section.type]).take(pa.array(np.zeros(len(said), np.int64)))
+        return pa.repeat(section.type, len(said))
     encoded = said.dictionary_encode()
     types = [section.types.get(text, text) for text in encoded.dictionary.to_pylist()]
     return pa.array(types, pa.string()).take(encoded.indices)
