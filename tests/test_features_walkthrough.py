@@ -21,7 +21,7 @@ from feature_repo.create import create_store
 from feature_repo.embeddings import publish_embedding
 from feature_repo.frames.join import training_frame
 from feature_repo.online import OnlineReader
-from feature_repo.store import materialize
+from feature_repo.store import REPOSITORY, activate, materialize
 from feature_repo.vectors import Vectors
 from moon.cli import app
 from moonstore.freshness import EPOCH, US
@@ -35,6 +35,7 @@ PAGE = (Path(__file__).resolve().parents[1] / "docs" / "features.md").read_text(
 (FILE,) = re.findall(
     r"^```python\n(# feature_repo/mine/shop.py\n.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL
 )
+(CHECK,) = re.findall(r"^```python\n(# in the folder feature_repo.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 (COMMANDS,) = re.findall(
     r"^```\n(moon ranker.*?)^```", PAGE.partition("## What a feature is worth")[0], re.MULTILINE | re.DOTALL
 )
@@ -142,7 +143,7 @@ def test_the_service_scores_as_the_frame_does(shop):
 
 
 @pytest.mark.slow
-def test_the_commands_do_as_printed(finished_run, tmp_path, monkeypatch):
+def test_the_commands_do_as_printed(finished_run, tmp_path, monkeypatch, capsys):
     """On a run of a small shop, one epoch and one seed: the file alone is new, and no command but these is needed."""
     run = shutil.copytree(finished_run[0], tmp_path / "runs" / "marketplace")
     (tmp_path / "runs" / "last.json").write_text(json.dumps({"folder": str(run)}))
@@ -173,3 +174,12 @@ def test_the_commands_do_as_printed(finished_run, tmp_path, monkeypatch):
         )
     online = OnlineReader(run / "store", 5).read_items(items, moment).columns["discount"]
     assert online.to_pylist() == [discount.get(item) for item in items.tolist()]
+
+    shutil.copy(REPOSITORY / "feature_store.yaml", tmp_path / "repository")
+    activate(run / "store")  # as the journey does
+    monkeypatch.chdir(tmp_path / "repository")
+    before = OnlineReader(run / "store", 5)
+    exec(compile(CHECK, "docs/features.md", "exec"), {})
+    assert capsys.readouterr().out == f"discount: expected 0 to 0.4, found 1 others in {len(discount):,}, such as 0.9\n"
+    (pushed,) = before.read_items(items[::2][-1:], moment).columns["discount"].to_pylist()
+    assert pushed == np.float32(0.9)
