@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from dataset.contracts import DataError
 from dataset.identity import stable_hash
-from dataset.log import Log, pairs
+from dataset.log import Log, among, distinct
 
 BY = ("time", "last", "users", "given")
 NONE = "none"  # a catalogue without a log
@@ -79,8 +79,8 @@ class Likes:
     def of(cls, log: Log) -> Likes:
         """The new likes of a log."""
         likes = np.flatnonzero(log.positive)
-        _, first = np.unique(pairs(log.user, log.item)[likes], return_index=True)
-        users = np.unique(log.user)
+        _, first = np.unique(log.pair[likes], return_index=True)
+        users = distinct(log.user)
         row = likes[first]
         user = np.searchsorted(users, log.user[row])
         order = np.lexsort((row, user))
@@ -153,7 +153,7 @@ def by_users(log: Log, answerable: np.ndarray, seed: int, shown: bool) -> Moment
     likes, moment = Likes.of(log), _moments(log)
     last = likes.nth_last(np.zeros_like(likes.count), np.arange(len(log.user)))
     asked = likes.count >= LEAST["users"]
-    asked[asked] = np.isin(log.item[last[asked]], answerable)
+    asked[asked] = among(log.item[last[asked]], answerable)
     eligible = np.flatnonzero(asked)
     chance = (
         stable_hash(likes.users[eligible], np.full(len(eligible), seed)) / 2.0**64
@@ -196,9 +196,9 @@ def choose(log: Log, shown: bool) -> tuple[str, str]:
     if shown:
         return "time", "what was shown and not liked is known, with its time"
     late = log.positive & (log.event_us >= cuts[1])
-    asked = np.unique(log.user[late])
+    asked = distinct(log.user[late])
     known = (
-        float(np.isin(asked, log.user[log.positive & (log.event_us < cuts[1])]).mean()) if len(asked) else 0.0
+        float(among(asked, log.user[log.positive & (log.event_us < cuts[1])]).mean()) if len(asked) else 0.0
     )
     said = f"{known:.0%} of those who liked something in the last fifth of the log had liked something before"
     if known > KNOWN:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import TIME
-from dataset.log import Log, pairs
+from dataset.log import Log, among, distinct, pairs
 from dataset.protocols import MOST, NEVER, VALID_FRACTION, Moments
 
 RANKING = pa.schema(
@@ -84,19 +84,19 @@ def asked(log: Log, moments: Moments, rng: np.random.Generator) -> pa.Table:
     found = []
     for part, start, stop in (("train", moments.train, moments.test), ("test", moments.test, end)):
         new = _newly_liked(log, moments.when, start, stop)
-        users = np.unique(log.user[new])
+        users = distinct(log.user[new])
         users = np.sort(rng.permutation(users)[: MOST[part]])
-        new = new[np.isin(log.user[new], users)]
+        new = new[among(log.user[new], users)]
         found.append((part, start[new], log.user[new], log.item[new]))
     return _retrieval(found)
 
 
 def _newly_liked(log: Log, when: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """Rows of the first like of each user and item from the user's ``start`` to ``stop``, if none came before."""
-    pair = pairs(log.user, log.item)
+    pair = log.pair
     inside = log.positive & (when >= start) & (when < stop)
     before = log.positive & (when < start)
-    new = np.flatnonzero(inside)[~np.isin(pair[inside], pair[before])]
+    new = np.flatnonzero(inside)[~among(pair[inside], pair[before])]
     _, first = np.unique(pair[new], return_index=True)
     return np.sort(new[first])
 
@@ -151,7 +151,7 @@ def _clicked(log: Log, rows: np.ndarray) -> np.ndarray:
         np.concatenate([request[rows], request[clicks]]), np.concatenate([log.item[rows], log.item[clicks]])
     )
     known = request[rows] >= 0
-    return np.isin(pair[: len(rows)], pair[len(rows) :]) & known
+    return among(pair[: len(rows)], pair[len(rows) :]) & known
 
 
 def _ranking(

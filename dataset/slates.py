@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import DataError
-from dataset.log import pairs
+from dataset.log import among, pairs
 from dataset.sieve import AGAIN, MAX_REFUSED_FRACTION, Sieve
 
 SEVERAL_USERS, SEVERAL_TIMES = "request of several users", "slate shown at several times"
@@ -86,7 +86,7 @@ def clicks_explained(events: pa.Table) -> dict[str, int] | None:
     known = pc.is_in(clicks.column("request_id"), shown.column("request_id")).to_numpy(zero_copy_only=False)
     both = pa.concat_tables([table.select(["request_id", "item_id"]) for table in (shown, clicks)])
     pair = pairs(both.column("request_id").to_numpy(), both.column("item_id").to_numpy())
-    inside = np.isin(pair[len(shown) :], pair[: len(shown)])
+    inside = among(pair[len(shown) :], pair[: len(shown)])
     return {
         "in their slate": int(inside.sum()),
         "without a request": unnamed,

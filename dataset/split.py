@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset.contracts import EVENTS, TIME, DataError, completed
+from dataset.contracts import EVENTS, TIME, DataError
 from dataset.given import by_given
-from dataset.log import Log
+from dataset.log import Log, among, distinct
+from dataset.months import Month, months_of, stored_months
 from dataset.protocols import BY, NEVER, NONE, Moments, by_last, by_time, by_users, choose, spaced
 from dataset.requests import RANKING, RETRIEVAL, asked, says_what_was_not_liked, shown, taken
 from dataset.slates import clicks_explained
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from dataset.tables import Dataset
 
 POOL_ITEMS, POOL_SHARE = 1_000, 5  # most items held out from the encoder's training, and one in how many
+LOG = "log.parquet"  # a folder of the log's months
 CUTS = "cuts.parquet"  # of the users whose events are learned from or counted until a moment of their own
 SECOND_US = 1_000_000
 EARLIER = {"holdout": "users"}  # a protocol's name in release 0.1.0
@@ -64,7 +66,7 @@ class Split:
     @property
     def end(self) -> datetime:
         """A second after all of ``log`` was available, without a log after the newest item was first seen (UTC)."""
-        last = pc.max(self.log["available_time"]).as_py()
+        last = pc.max(self.months[-1].table(["available_time"]).column(0)).as_py()
         return self.test_from if last is None else last + timedelta(seconds=1)
 
     @property
@@ -88,10 +90,15 @@ class Split:
             self.artifact.config.get("known_from", self.artifact.config["fit_until"])
         )
 
+    @property
+    def months(self) -> list[Month]:
+        """The log in months, to be read one after the other."""
+        return stored_months(self.artifact.file(LOG))
+
     @cached_property
     def log(self) -> pa.Table:
         """Events that features may read (EVENTS), ordered by (available_time, sequence)."""
-        return completed(pq.read_table(self.artifact.file("log.parquet")), EVENTS)
+        return pa.concat_tables([month.table() for month in self.months])
 
     @cached_property
     def ranking(self) -> pa.Table:
@@ -212,7 +219,7 @@ def measured_items(dataset: Dataset) -> np.ndarray:
     if dataset.artifact.config.get("candidates") != "pictured":
         return np.sort(items["item_id"].to_numpy())
     pictured = items.filter(items["image_id"].is_valid())["item_id"].to_numpy()
-    return np.intersect1d(dataset.events["item_id"].to_numpy(), pictured)
+    return np.sort(pictured[among(pictured, dataset.events["item_id"].to_numpy())])
 
 
 def _moments(log: Log, by: str, dataset: Dataset, seed: int, shows: bool) -> Moments:
@@ -247,6 +254,9 @@ def _write(
     learned = pc.and_(pc.equal(ranking["part"], "train"), pc.greater(ranking["label"], 0.5))
     config["ranks"] = bool(pc.any(learned, min_count=0).as_py())
     with write_artifact(out, "split", config, {"dataset": dataset.artifact}) as folder:
+        (folder / LOG).mkdir()
+        for month in months_of(tables.pop("log")):
+            month.write(folder / LOG / f"{month.name}.parquet")
         for name, table in tables.items():
             pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
         pool = _pool(dataset.items, used, rng)
@@ -258,7 +268,7 @@ def _used(dataset: Dataset, fitted: np.ndarray, allowed: np.ndarray | None) -> n
     """Items that may not be held out from the encoder: with events that it learns from, or not ``allowed``."""
     if allowed is None:
         return fitted
-    return np.union1d(fitted, np.setdiff1d(dataset.items["item_id"].to_numpy(), allowed))
+    return np.append(fitted, np.setdiff1d(dataset.items["item_id"].to_numpy(), allowed))
 
 
 def _pool(items: pa.Table, used: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -267,9 +277,9 @@ def _pool(items: pa.Table, used: np.ndarray, rng: np.random.Generator) -> np.nda
     At most POOL_ITEMS, and at most a fifth of the items with picture and title: the others are to be learned from.
     """
     spu, item_id = items.column("spu").to_numpy(), items.column("item_id").to_numpy()
-    untouched = ~np.isin(spu, spu[np.isin(item_id, used)])
+    untouched = ~among(spu, spu[among(item_id, used)])
     whole = pc.and_(items.column("image_id").is_valid(), items.column("title").is_valid()).to_numpy()
-    products = rng.permutation(np.unique(spu[untouched & whole]))
+    products = rng.permutation(distinct(spu[untouched & whole]))
     place = np.full(len(spu), len(products))
     order = np.argsort(products)
     candidate = np.flatnonzero(untouched & whole)

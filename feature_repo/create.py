@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,11 @@ import pyarrow as pa
 from feast import FeatureStore
 
 from dataset.extra import NOTHING, LeftOver
+from dataset.log import among
+from dataset.months import Month
 from dataset.shop_ids import ALL_INT64, Kinds
 from feature_repo import source_tables
+from feature_repo.behaviour import write_behaviour
 from feature_repo.dead_letters import DEAD_LETTER, EVENTS
 from feature_repo.extras import write_extras
 from feature_repo.ingest.journal import Journal
@@ -39,7 +43,7 @@ def create_store(
 ) -> FeatureStore:
     """Write the sources of a run and register its definitions, replacing an existing store.
 
-    The states of its items, the ids that were received, and the refused items and events, are kept.
+    What that one derived from the months of the log that have not changed is kept. The states of its items, the ids that were received, and the refused items and events, are kept.
 
     Args:
         store_dir: the repository folder to create.
@@ -55,11 +59,14 @@ def create_store(
             since it was created and are not in the data.
     """
     store_dir = Path(store_dir)
-    refuse_to_lose(store_dir, dataset.items, split.log)
+    months = split.months
+    refuse_to_lose(store_dir, dataset.items, months)
     building, previous = (store_dir.with_name(store_dir.name + end) for end in (".tmp", ".previous"))
     shutil.rmtree(building, ignore_errors=True)
     with writing(store_dir):
-        _build(building, dataset, split, profile, redis_url, left_over)
+        _build(building, dataset, profile, redis_url, left_over)
+        write_behaviour(building / DATA, months, store_dir / DATA)
+        apply_definitions(building)
         tables = {"items": dataset.items, "users": dataset.users, "queries": dataset.queries}
         write_shop_ids(building, id_kinds, tables)
         _keep(store_dir / DATA, building / DATA)
@@ -71,14 +78,11 @@ def create_store(
     return open_store(store_dir)
 
 
-def _build(
-    folder: Path, dataset: Dataset, split: Split, profile: str, redis_url: str | None, left_over: LeftOver
-) -> None:
-    """Write a whole store into an empty place."""
+def _build(folder: Path, dataset: Dataset, profile: str, redis_url: str | None, left_over: LeftOver) -> None:
+    """Write what a store has of the catalogue into an empty place."""
     data = folder / DATA
     data.mkdir(parents=True)
     use_profile(folder, profile, redis_url)
-    source_tables.write_behaviour(data, split.log)
     tables = {
         "item_profile": source_tables.item_profile(dataset.items),
         "user_profile": source_tables.user_profile(dataset.users),
@@ -89,7 +93,6 @@ def _build(
         data, left_over, {"items": dataset.items, "users": dataset.users, "queries": dataset.queries}
     )
     EmbeddingRecord().save(folder)
-    apply_definitions(folder)
 
 
 def _keep(old: Path, new: Path) -> None:
@@ -102,7 +105,7 @@ def _keep(old: Path, new: Path) -> None:
             shutil.copytree(old / DEAD_LETTER / kind, new / DEAD_LETTER / kind)
 
 
-def refuse_to_lose(store_dir: Path, items: pa.Table, log: pa.Table) -> None:
+def refuse_to_lose(store_dir: Path, items: pa.Table, log: Sequence[Month]) -> None:
     """Refuse to replace a store that holds the only copy of received events or items.
 
     Args:
@@ -114,7 +117,10 @@ def refuse_to_lose(store_dir: Path, items: pa.Table, log: pa.Table) -> None:
     """
     if not (store_dir / DATA / LOG).exists():
         return
-    events = int((~np.isin(Journal(store_dir).event_ids(), log.column("event_id").to_numpy())).sum())
+    missing = Journal(store_dir).event_ids()
+    for month in log if len(missing) else ():
+        missing = missing[~among(missing, month.table(["event_id"]).column(0).to_numpy())]
+    events = len(missing)
     names = [path.stem for path in (store_dir / DATA / NEW_ITEMS).glob("*.json")]
     ids = [int(name) for name in names if name.isdigit() and int(name) < 2**63]
     others = int((~np.isin(np.array(ids, np.int64), items.column("item_id").to_numpy())).sum())

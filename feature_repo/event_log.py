@@ -6,27 +6,28 @@ integer instead of a copy of the sequence, and any history length can be cut fro
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset.contracts import TIME, behaviour_codes
-from dataset.order import sequence_of
+from dataset.contracts import TIME
+from dataset.months import parts_of
 from feature_repo.frame import History
 from feature_repo.sources import DATA
-from moonstore.disk import writing
 from moonstore.errors import StoreError
-from moonstore.files import fsync
 from moonstore.readable import readable
 
 COLUMNS = ("item_id", "code", "time_us", "available_us", "event_id")
 FOLDER, POINTERS = "event_log", "user_events.parquet"
 LOG_VERSION = "log_version"  # column and metadata key of the version that pointers refer to
+USERS_AT_ONCE = 1 << 14  # whose histories are in memory together
+MONTHS = "months.json"  # of a version
+AGAIN = "Run 'moon store' to make it again."
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class EventLog:
         item_id, code, time_us, available_us, event_id: int64 of shape (N), memory-mapped; code as in
             ``dataset.contracts.BEHAVIOUR_CODES``, times in microseconds since 1970 UTC.
         version: hash of the content.
+        months: of each month of the log, the version that the log up to its end is: a log that grew holds the rows of
+            these versions at the same positions, so that what points into one of them points into this one. A log of
+            an earlier release has none.
     """
 
     users: np.ndarray
@@ -49,6 +53,7 @@ class EventLog:
     available_us: np.ndarray
     event_id: np.ndarray
     version: str
+    months: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> EventLog:
@@ -62,11 +67,14 @@ class EventLog:
                 name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
                 for name in ("users", "starts", *COLUMNS)
             }
+            months = json.loads((folder / MONTHS).read_text()) if (folder / MONTHS).exists() else {}
         except (OSError, ValueError, EOFError) as error:
-            raise StoreError(
-                f"{folder}: missing or damaged ({error}). Run 'moon store' to make it again."
-            ) from None
-        return cls(**arrays, version=folder.name)
+            raise StoreError(f"{folder}: missing or damaged ({error}). {AGAIN}") from None
+        return cls(**arrays, version=folder.name, months=months)
+
+    def holds(self, versions: Collection[str]) -> bool:
+        """Whether pointers into these versions point into this one."""
+        return set(versions) <= {self.version, *self.months.values()}
 
     def __len__(self) -> int:
         return len(self.item_id)
@@ -89,11 +97,20 @@ class EventLog:
 
     def snapshot(self, before_us: int, history: int) -> pa.Table:
         """The rows of the view ``user_history`` as of a moment: one per user with behaviour before it."""
-        positions = self.positions_before(before_us)
+        return self._snapshot(self.positions_before(before_us), history, slice(None))
+
+    def histories(self, history: int) -> Iterator[pa.Table]:
+        """``snapshot`` of the whole log, some users at a time."""
+        positions = np.diff(self.starts)
+        for start in range(0, max(len(self.users), 1), USERS_AT_ONCE):
+            yield self._snapshot(positions, history, slice(start, start + USERS_AT_ONCE))
+
+    def _snapshot(self, positions: np.ndarray, history: int, some: slice) -> pa.Table:
+        users, starts, positions = self.users[some], self.starts[:-1][some], positions[some]
         active = positions > 0
-        users, positions = self.users[active], positions[active]
+        users, positions = users[active], positions[active]
         rows, offsets = self._rows(users, positions, history)
-        newest = self.starts[:-1][active] + positions - 1
+        newest = starts[active] + positions - 1
         lists = {
             f"recent_{name}": pa.ListArray.from_arrays(
                 pa.array(offsets, pa.int32()), pa.array(np.asarray(getattr(self, name))[rows], pa.int64())
@@ -121,56 +138,38 @@ class EventLog:
         return np.repeat(begin - offsets[:-1], length) + np.arange(offsets[-1]), offsets
 
 
-def open_event_log(store_dir: Path, version: str | None = None) -> EventLog:
-    """Open a version of the event log of the store at ``store_dir``; None: the one its pointers refer to."""
-    data = Path(store_dir) / DATA
-    return EventLog.open(data / FOLDER / (version or log_version(data) or ""))
+def open_event_log(store_dir: Path, versions: Collection[str] = ()) -> EventLog:
+    """Open the event log of the store at ``store_dir`` that pointers into these versions point into.
+
+    Args:
+        store_dir: of the run.
+        versions: as rows of ``user_events`` name them; none: the log that the pointers refer to now.
+
+    Raises:
+        StoreError: it is missing or damaged, or no log holds all of these versions.
+    """
+    folder = Path(store_dir) / DATA / FOLDER
+    log = EventLog.open(folder / (log_version(Path(store_dir) / DATA) or ""))
+    if log.holds(versions):
+        return log
+    others = (EventLog.open(path) for path in sorted(folder.iterdir()) if path.name != log.version)
+    found = next((one for one in others if one.holds(versions)), None)
+    if found is None:
+        raise StoreError(
+            f"{store_dir}: expected pointers into one event log, found some into {len(versions)} versions that no log "
+            f"holds together: {sorted(versions)[:3]}. {AGAIN}"
+        )
+    return found
 
 
 def log_version(data: Path) -> str | None:
     """The event-log version that the pointers in the folder ``data`` refer to; None: there are no pointers."""
-    path = data / POINTERS
-    if not path.exists():
+    if not (data / POINTERS).exists():
         return None
-    with readable(path, "Run 'moon store' to make it again."):
+    path = (parts_of(data / POINTERS) or [data / POINTERS])[-1]
+    with readable(path, AGAIN):
         metadata = pq.read_schema(path).metadata or {}
     version = metadata.get(LOG_VERSION.encode(), b"").decode(errors="replace")
     if not version:
-        raise StoreError(f"{path}: damaged, it names no event log. Run 'moon store' to make it again.")
+        raise StoreError(f"{path}: damaged, it names no event log. {AGAIN}")
     return version
-
-
-def write_event_log(folder: Path, log: pa.Table) -> EventLog:
-    """Write the behaviours of an EVENTS table beside the other versions in ``folder`` and open them."""
-    code = behaviour_codes(log.column("type"), log.column("value"))
-    keep = code > 0
-    columns = {
-        "user_id": log.column("user_id").to_numpy()[keep],
-        "item_id": log.column("item_id").to_numpy()[keep],
-        "code": code[keep],
-        "time_us": log.column("event_time").cast(pa.int64()).to_numpy()[keep],
-        "available_us": log.column("available_time").cast(pa.int64()).to_numpy()[keep],
-        "event_id": log.column("event_id").to_numpy()[keep],
-    }
-    order = np.lexsort((sequence_of(log)[keep], columns["available_us"], columns["user_id"]))
-    columns = {name: values[order] for name, values in columns.items()}
-    users, first = np.unique(columns["user_id"], return_index=True)
-    arrays = {
-        "users": users,
-        "starts": np.append(first, len(order)).astype(np.int64),
-        **{name: columns[name] for name in COLUMNS},
-    }
-    digest = hashlib.sha256()
-    for values in arrays.values():
-        digest.update(np.ascontiguousarray(values).tobytes())
-    version = folder / digest.hexdigest()[:16]
-    if not version.exists():
-        building = folder / (version.name + ".tmp")
-        shutil.rmtree(building, ignore_errors=True)
-        with writing(version):
-            building.mkdir(parents=True)
-            for name, values in arrays.items():
-                np.save(building / f"{name}.npy", values, allow_pickle=False)
-                fsync(building / f"{name}.npy")
-            building.rename(version)
-    return EventLog.open(version)

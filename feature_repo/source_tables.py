@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import TIME
-from feature_repo.event_log import FOLDER, LOG_VERSION, EventLog, log_version, write_event_log
-from feature_repo.sources import LOG, TIMESTAMP, replace_source, replace_source_in_parts
+from dataset.months import Month, start_us
+from feature_repo.event_log import LOG_VERSION, EventLog
+from feature_repo.event_log_growth import Behaviours
+from feature_repo.sources import TIMESTAMP
 from feature_repo.statistics import daily_stats
 from feature_repo.vectors import VectorTable
-from feature_repo.views import HISTORY, Embedding
-from moonstore.disk import make_folder
-
-END = np.iinfo(np.int64).max
+from feature_repo.views import Embedding
 
 
 def item_profile(items: pa.Table) -> pa.Table:
@@ -55,54 +52,56 @@ def user_profile(users: pa.Table) -> pa.Table:
     )
 
 
-def user_events(log: EventLog) -> pa.Table:
+def user_events(
+    log: EventLog, months: Sequence[Month], since: str = ""
+) -> Iterator[tuple[str, list[pa.Table]]]:
     """One row per user and time at which a behaviour became available: the count of behaviours from then on.
 
-    The table's metadata also holds the version of the log that the rows refer to.
+    Each row also names the version of the log that it points into: that of the log up to the end of its month, which
+    a log that grew still holds. A table's metadata has the same.
+
+    Args:
+        log: the event log of these months.
+        months: of all events.
+        since: the month from which rows are wanted.
+
+    Yields:
+        the name of each month and its rows, ascending by (user_id, event_timestamp).
     """
-    user = np.repeat(log.users, np.diff(log.starts))
-    position = np.arange(len(log)) - np.repeat(log.starts[:-1], np.diff(log.starts)) + 1
-    available = np.asarray(log.available_us)
-    last = np.append((user[1:] != user[:-1]) | (available[1:] != available[:-1]), True)[: len(log)]
-    return pa.table(
-        {
-            "user_id": pa.array(user[last], pa.int64()),
-            "position": pa.array(position[last], pa.int64()),
-            "log_version": pa.array(np.full(int(last.sum()), log.version), pa.string()),
-            TIMESTAMP: pa.array(available[last], pa.int64()).cast(TIME),
-        }
-    ).replace_schema_metadata({LOG_VERSION: log.version})
+    count = log.positions_before(start_us(since)) if since else np.zeros(len(log.users), np.int64)
+    for month in months:
+        if month.name < since:
+            continue
+        found = Behaviours.of(month)
+        place = np.searchsorted(log.users, found.user)
+        position = count[place] + found.rank() + 1
+        np.add.at(count, place, 1)
+        user, available = found.user, found.columns["available_us"]
+        last = np.append((user[1:] != user[:-1]) | (available[1:] != available[:-1]), True)[: len(user)]
+        version = log.months[month.name]
+        table = pa.table(
+            {
+                "user_id": pa.array(user[last], pa.int64()),
+                "position": pa.array(position[last], pa.int64()),
+                "log_version": pa.array([version], pa.string()).take(
+                    pa.array(np.zeros(last.sum(), np.int64))
+                ),
+                TIMESTAMP: pa.array(available[last], pa.int64()).cast(TIME),
+            }
+        )
+        yield month.name, [table.replace_schema_metadata({LOG_VERSION: version})]
 
 
-def query_stats(log: pa.Table) -> Iterator[pa.Table]:
+def query_stats(months: Sequence[Month], since: str = "") -> Iterator[tuple[str, Iterator[pa.Table]]]:
     """``daily_stats`` of queries, columns renamed as in their view."""
-    for stats in daily_stats(log, "query_id"):
-        names = [name if name in ("query_id", TIMESTAMP) else f"query_{name}" for name in stats.column_names]
-        yield stats.rename_columns(names)
+    for month, parts in daily_stats(months, "query_id", since):
+        yield month, map(_of_query, parts)
 
 
-def write_behaviour(data: Path, events: pa.Table) -> EventLog:
-    """Write ``events`` and every source derived from them into the folder ``data``.
-
-    The pointers name the version of the event log they refer to; the previous version is kept for readers that have
-    just read the old pointers.
-    """
-    before = log_version(data)
-    log = write_event_log(data / FOLDER, events)
-    tables = {
-        "user_events": user_events(log),
-        "user_history": log.snapshot(before_us=END, history=HISTORY),
-    }
-    for name, table in tables.items():
-        replace_source(data / f"{name}.parquet", table)
-    for name, parts in (("item_stats", daily_stats(events, "item_id")), ("query_stats", query_stats(events))):
-        replace_source_in_parts(data / f"{name}.parquet", parts)
-    make_folder((data / LOG).parent)
-    replace_source(data / LOG, events)  # last: a kill before this line is repaired by folding again
-    for other in (data / FOLDER).iterdir():
-        if other.name not in (log.version, before):
-            shutil.rmtree(other)
-    return log
+def _of_query(stats: pa.Table) -> pa.Table:
+    return stats.rename_columns(
+        [name if name in ("query_id", TIMESTAMP) else f"query_{name}" for name in stats.column_names]
+    )
 
 
 def item_embedding(vectors: VectorTable, embedding: Embedding, stamp_us: np.ndarray) -> pa.Table:

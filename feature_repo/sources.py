@@ -1,11 +1,13 @@
-"""The offline sources: one parquet file per view in the ``data`` folder of the store.
+"""The offline sources: one parquet file per view in the ``data`` folder of the store, or a folder of one a month.
 
-Every file has its entity's key, ``event_timestamp`` (timestamp[us, UTC]: when a system could first have known
+What is derived from the log lies in months, so that a log that grows leaves the months before as they are. Every
+source has its entity's key, ``event_timestamp`` (timestamp[us, UTC]: when a system could first have known
 the row) and no two rows with the same key and timestamp, so a point-in-time join has one answer.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -15,8 +17,10 @@ import pyarrow.parquet as pq
 from feast import FileSource
 from feast.data_format import ParquetFormat
 
+from dataset.months import link, parts_of
 from feature_repo import dead_letters
 from feature_repo.dead_letters import DATA
+from moonstore.disk import writing
 from moonstore.files import replacing
 from moonstore.readable import readable
 
@@ -42,14 +46,58 @@ def replace_source_in_parts(path: Path, parts: Iterable[pa.Table]) -> None:
             writer.write_table(part)
 
 
+def replace_months(
+    path: Path, months: Iterable[tuple[str, Iterable[pa.Table]]], since: str, previous: Path
+) -> None:
+    """Write the months of a source from one on, each at once; the others stay, or are linked.
+
+    Args:
+        path: of the source, a folder; what is there of another layout becomes part of it first.
+        months: the name of each month from ``since`` on, ascending, and its rows in parts.
+        since: a month.
+        previous: the source that holds the months before, perhaps ``path`` itself.
+    """
+    as_folder(path)
+    kept = {one.name: one for one in parts_of(previous) if one.stem < since}
+    for name, one in kept.items():
+        if previous != path:
+            link(one, path / name)
+    for month, parts in months:
+        name = f"{month}.parquet"
+        replace_source_in_parts(path / name, parts)
+        kept[name] = path / name
+    for one in path.iterdir():
+        if one.name not in kept:
+            one.unlink()
+
+
+def as_folder(path: Path) -> None:
+    """Make a folder at ``path``; a file of an earlier release that lies there becomes its first part."""
+    if path.is_dir():
+        return
+    building = path.with_name(path.name + ".parts")
+    with writing(path):
+        if path.exists():
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir()
+            link(path, building / path.name)
+            path.unlink()
+        elif not building.exists():  # it does after a kill in the line above
+            building.mkdir(parents=True)
+        building.rename(path)
+
+
 def read_source(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read the file of a source, or these columns of it.
+    """Read a source, or these columns of it, month after month.
 
     Raises:
         StoreError: it is missing or damaged.
     """
-    with readable(path, "Run 'moon store' to make it again."):
-        return pq.read_table(path, columns=columns)
+    tables = []
+    for part in parts_of(path) or [path / "*.parquet"]:
+        with readable(part, "Run 'moon store' to make it again."):
+            tables.append(pq.read_table(part, columns=columns))
+    return pa.concat_tables(tables)
 
 
 def source(view: str) -> FileSource:

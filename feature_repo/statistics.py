@@ -2,21 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import POSITIVE_CODES, TIME, behaviour_codes
+from dataset.log import distinct
+from dataset.months import Month, start_us
 
 DAY_US = 86_400_000_000
-EVENTS_AT_ONCE = 1 << 18
+CELLS_AT_ONCE = 1 << 18
 WINDOWS = {"7d": 7, "28d": 28}  # days
+REACH = 1 + max(WINDOWS.values())  # a day's counts change up to so many days later
 PRIOR_POSITIVE, PRIOR_SHOWN = 1, 20  # rate_all starts at 1 in 20
+COUNTED = ("shown", "positive")
 
 
-def daily_stats(log: pa.Table, key: str) -> Iterator[pa.Table]:
+@dataclass(frozen=True)
+class Cells:
+    """Counts of an id on a day, or of all days up to one.
+
+    Attributes:
+        key, day: int64 (N), ascending by (key, day); days since 1970 UTC.
+        count: shown and positive, int64 (N).
+    """
+
+    key: np.ndarray
+    day: np.ndarray
+    count: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, key: np.ndarray, day: np.ndarray, count: dict[str, np.ndarray]) -> Cells:
+        """Counts in any order, those of one id and day added up."""
+        order = np.lexsort((day, key))
+        key, day = key[order], day[order]
+        first = np.append(True, (np.diff(key) != 0) | (np.diff(day) != 0))[: len(key)]
+        start = np.flatnonzero(first)
+        added = {
+            name: np.add.reduceat(some[order], start) if len(start) else some for name, some in count.items()
+        }
+        return cls(key[start], day[start], added)
+
+    @classmethod
+    def none(cls) -> Cells:
+        """No counts."""
+        empty = np.empty(0, np.int64)
+        return cls(empty, empty, dict.fromkeys(COUNTED, empty))
+
+    def take(self, rows: np.ndarray | slice) -> Cells:
+        """Some of them."""
+        return Cells(self.key[rows], self.day[rows], {name: some[rows] for name, some in self.count.items()})
+
+    def plus(self, other: Cells) -> Cells:
+        """Both added up."""
+        count = {name: np.concatenate([self.count[name], other.count[name]]) for name in COUNTED}
+        return Cells.of(np.concatenate([self.key, other.key]), np.concatenate([self.day, other.day]), count)
+
+
+def daily_stats(
+    months: Sequence[Month], key: str, since: str = ""
+) -> Iterator[tuple[str, Iterator[pa.Table]]]:
     """Counts per ``key`` at every midnight at which one of them changes.
 
     A row stamped with midnight D counts the events that became available before D: ``*_7d`` those of the
@@ -25,58 +73,100 @@ def daily_stats(log: pa.Table, key: str) -> Iterator[pa.Table]:
     any time holds exactly the counts of the windows that end at the last midnight.
 
     Args:
-        log: EVENTS; rows where ``key`` is null are left out.
+        months: a log; rows where ``key`` is null are left out.
         key: ``"item_id"`` or ``"query_id"``.
+        since: the month from which rows are wanted; the events before it are only added up.
 
     Yields:
-        parts, at least one, each of the next ids with about EVENTS_AT_ONCE events, so that intermediate arrays stay
-        small: key int64, event_timestamp, shown_{7d,28d,all} and positive_{7d,28d,all} int64, and rate_all float32:
-        (positive + 1) / (shown + 20) of all time. Shown are impressions and ratings; positive are clicks,
-        carts, purchases and ratings of 4 or more. Ascending by (key, event_timestamp), unique.
+        the name of each month of the log, and of each later one with rows, and its rows in parts, at least one, so
+        that intermediate arrays stay small: key int64, event_timestamp, shown_{7d,28d,all} and
+        positive_{7d,28d,all} int64, and rate_all float32: (positive + 1) / (shown + 20) of all time. Shown are
+        impressions and ratings; positive are clicks, carts, purchases and ratings of 4 or more. Ascending by
+        (key, event_timestamp) within a month, unique.
     """
-    log = log.select([key, "available_time", "type", "value"]).filter(log.column(key).is_valid())
-    ids = log.column(key).to_numpy()
-    order = np.argsort(ids, kind="stable")
-    if not len(ids):
-        yield _stats(log, key)
-    start = 0
-    while start < len(ids):
-        last = ids[order[min(start + EVENTS_AT_ONCE, len(ids)) - 1]]
-        end = int(np.searchsorted(ids, last, side="right", sorter=order))  # no id is in two parts
-        yield _stats(log.take(pa.array(order[start:end])), key)
-        start = end
+    known = {month.name: month for month in months}
+    totals, recent = Cells.none(), Cells.none()
+    name, last = months[0].name, months[-1].name
+    while name <= last or len(recent.key):
+        begin, end, following = _days(name)
+        recent = recent.plus(_cells(known[name], key)) if name in known else recent
+        if name >= since and (name in known or len(_stamps(recent.day, begin, end))):
+            yield name, _rows(totals, recent, key, begin, end)
+        if (old := recent.day < end - REACH).any():
+            gone = recent.take(old)
+            totals = totals.plus(Cells(gone.key, np.zeros_like(gone.day), gone.count))
+            recent = recent.take(~old)
+        name = following
 
 
-def _stats(log: pa.Table, key: str) -> pa.Table:
-    """``daily_stats`` of the events of some ids."""
-    ids, entity = np.unique(log.column(key).to_numpy(), return_inverse=True)
-    day = log.column("available_time").cast(pa.int64()).to_numpy() // DAY_US
+def _days(name: str) -> tuple[int, int, str]:
+    """The first day of a month and of the next one, days since 1970, and the name of the next."""
+    following = str(np.datetime64(name, "M") + 1)
+    return start_us(name) // DAY_US, start_us(following) // DAY_US, following
+
+
+def _cells(month: Month, key: str) -> Cells:
+    log = month.table((key, "available_time", "type", "value"))
+    log = log.filter(log.column(key).is_valid())
     shown = pc.is_in(log.column("type"), value_set=pa.array(["impression", "rating"])).to_numpy()
     positive = np.isin(behaviour_codes(log.column("type"), log.column("value")), POSITIVE_CODES)
+    day = log.column("available_time").cast(pa.int64()).to_numpy() // DAY_US
+    flags = {"shown": shown.astype(np.int64), "positive": positive.astype(np.int64)}
+    return Cells.of(log.column(key).to_numpy(), day, flags)
 
+
+def _stamps(day: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """The midnights from ``begin`` on and before ``end`` at which counts of these days change."""
+    stamps = np.concatenate([day + 1 + days for days in (0, *WINDOWS.values())])
+    return stamps[(stamps >= begin) & (stamps < end)]
+
+
+def _rows(totals: Cells, cells: Cells, key: str, begin: int, end: int) -> Iterator[pa.Table]:
+    """The rows stamped in a month, some ids at a time, at least one part.
+
+    Args:
+        totals: counts of each id until the cells begin.
+        cells: of the month and of the days before it that are still in a window.
+        key: name of the ids.
+        begin, end: first day of the month and of the next.
+    """
+    start = 0
+    while True:
+        stop = min(start + CELLS_AT_ONCE, len(cells.key))
+        if stop < len(cells.key):  # no id is in two parts
+            stop = int(np.searchsorted(cells.key, cells.key[stop - 1], side="right"))
+        yield _stats(totals, cells.take(slice(start, stop)), key, begin, end)
+        start = stop
+        if start >= len(cells.key):
+            return
+
+
+def _stats(totals: Cells, cells: Cells, key: str, begin: int, end: int) -> pa.Table:
+    """``_rows`` of some ids."""
+    new = np.append(True, np.diff(cells.key) != 0)[: len(cells.key)]
+    ids, entity = cells.key[new], np.cumsum(new) - 1
+    first_day = begin - 2 * REACH
+    span = end - first_day + REACH
     # One sorted integer per (entity, day): a window is then the difference of two running sums.
-    first_day = int(day.min()) - max(WINDOWS.values()) if len(day) else 0
-    span = int(day.max()) - first_day + max(WINDOWS.values()) + 2 if len(day) else 1
-    cell, cell_of = np.unique(entity * span + (day - first_day), return_inverse=True)
-    running = {
-        name: np.append(0, np.cumsum(np.bincount(cell_of, flags, len(cell)))).astype(np.int64)
-        for name, flags in (("shown", shown), ("positive", positive))
-    }
-    stamps = np.unique(np.concatenate([cell + 1 + days for days in (0, *WINDOWS.values())]))
+    cell = entity * span + (cells.day - first_day)
+    running = {name: np.append(0, np.cumsum(cells.count[name])) for name in COUNTED}
+    stamps = distinct(np.concatenate([cell + 1 + days for days in (0, *WINDOWS.values())]))
     stamped, midnight = np.divmod(stamps, span)
-    end = np.searchsorted(cell, stamps)
-
-    def counts(name: str, begin: np.ndarray) -> np.ndarray:
-        return running[name][end] - running[name][begin]
-
+    inside = (midnight + first_day >= begin) & (midnight + first_day < end)
+    stamps, stamped, midnight = stamps[inside], stamped[inside], midnight[inside]
+    until = np.searchsorted(cell, stamps)
     columns = {}
     for window, days in WINDOWS.items():
-        begin = np.searchsorted(cell, stamps - days)
-        for name in running:
-            columns[f"{name}_{window}"] = counts(name, begin)
-    begin = np.searchsorted(cell, stamped * span)
-    for name in running:
-        columns[f"{name}_all"] = counts(name, begin)
+        since = np.searchsorted(cell, stamps - days)
+        for name in COUNTED:
+            columns[f"{name}_{window}"] = running[name][until] - running[name][since]
+    since = np.searchsorted(cell, stamped * span)
+    place = np.searchsorted(totals.key, ids).clip(max=max(len(totals.key) - 1, 0))
+    for name in COUNTED:
+        before = np.zeros(len(ids), np.int64)
+        if len(totals.key):
+            before = np.where(totals.key[place] == ids, totals.count[name][place], 0)
+        columns[f"{name}_all"] = before[stamped] + running[name][until] - running[name][since]
     rate = (columns["positive_all"] + PRIOR_POSITIVE) / (columns["shown_all"] + PRIOR_SHOWN)
     return pa.table(
         {

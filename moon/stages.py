@@ -96,7 +96,7 @@ def nothing_is_lost(run: Run) -> None:
     """Refuse to recreate a store that holds events or items that the data lacks."""
     from feature_repo.create import refuse_to_lose
 
-    refuse_to_lose(run.folder / "store", open_dataset(run).items, open_split(run).log)
+    refuse_to_lose(run.folder / "store", open_dataset(run).items, open_split(run).months)
 
 
 def store(run: Run) -> None:

@@ -254,7 +254,7 @@ def newest_rows(
     start: datetime,
     end: datetime,
 ) -> str:
-    """The query for the newest row of each key of a parquet file, and for rows with a null or a future time.
+    """The query for the newest row of each key of parquet files, and for rows with a null or a future time.
 
     The rows are selected by key and time alone; the wide columns are then read once, in a stream.
     """
@@ -263,11 +263,12 @@ def newest_rows(
     inside = f"{stamp} BETWEEN {_literal(start)} AND {_literal(end)}"
     order = stamp if not created else f"row({stamp}, coalesce({_name(created)}::TIMESTAMPTZ, '-infinity'))"
     source = f"read_parquet('{path.replace(chr(39), chr(39) * 2)}', file_row_number = true)"
+    row = "file_row_number" if Path(path).is_file() else "(file_index::BIGINT << 40) + file_row_number"
     null = " OR ".join(f"{_name(column)} IS NULL" for column in (*keys, time))
     group = f"GROUP BY {', '.join(map(_name, keys))}" if keys else ""  # a view without entities has one row
     return (
         f"SELECT {', '.join(map(_name, columns))} FROM {source} WHERE ({inside} OR {stamp} IS NULL) AND "
-        f"({null} OR {stamp} > {now} OR file_row_number IN (SELECT arg_max(file_row_number, {order}) FROM {source} "
+        f"({null} OR {stamp} > {now} OR {row} IN (SELECT arg_max({row}, {order}) FROM {source} "
         f"WHERE {inside} AND {stamp} <= {now} {group}))"
     )
 

@@ -20,6 +20,7 @@ from needs import NEEDS, missing
 
 from dataset import contracts
 from dataset.contracts import TIME
+from dataset.months import Month, months_of
 from evaluation.bench import local_redis
 from evaluation.bench.local_redis import RedisServer, free_port  # noqa: F401
 from run.artifacts import open_artifact, write_artifact
@@ -70,6 +71,11 @@ class TinySplit:
     """The attributes of ``dataset.split.Split`` that features are made from."""
 
     log: pa.Table
+
+    @property
+    def months(self) -> list[Month]:
+        """The log in months."""
+        return months_of(self.log)
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ def test_rows_and_views_that_are_loaded(large, tmp_path, profile, request):
     for view, table in tables.items():
         schema = table.schema.set(table.schema.get_field_index("item_id"), pa.field("item_id", pa.uint64()))
         pq.write_table(pa.Table.from_pylist(rows[view], schema), data / f"{view}.parquet")
-    damaged = data / "item_stats.parquet"
+    damaged = sorted((data / "item_stats.parquet").iterdir())[-1]
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[: len(whole) // 2])
     until = datetime(2127, 1, 1, tzinfo=UTC)

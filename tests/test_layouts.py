@@ -111,7 +111,7 @@ def test_no_statistic_of_a_test_holds_what_is_tested(imported) -> None:
         assert len(days) == 1, name
         shown = split.log.filter(pc.is_in(split.log["event_id"], tests["event_id"]))
         assert (shown["available_time"].cast(pa.int64()).to_numpy() // DAY_US >= days[0]).all()
-        stats = pa.concat_tables(daily_stats(split.log, "item_id"))
+        stats = pa.concat_tables(part for _, parts in daily_stats(split.months, "item_id") for part in parts)
         known = stats.filter(pc.less_equal(stats["event_timestamp"].cast(pa.int64()), int(days[0]) * DAY_US))
         last = {row["item_id"]: row["shown_all"] for row in known.to_pylist()}
         if name == "longctr":  # what trains and validates, and nothing else, was counted by then

@@ -15,11 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset.contracts import BEHAVIOUR_CODES, TIME, DataError
+from dataset.months import months_of
 from feature_repo.create import create_store
 from feature_repo.embeddings import publish_embedding
-from feature_repo.event_log import open_event_log, write_event_log
+from feature_repo.event_log import open_event_log
+from feature_repo.event_log_growth import write_event_log
 from feature_repo.frames import join
 from feature_repo.frames.join import training_frame
+from feature_repo.sources import read_source
 from feature_repo.statistics import daily_stats
 from moonstore.freshness import EPOCH
 
@@ -205,9 +208,16 @@ def slate(world, items, when, user=None):
     )
 
 
+def statistics(months, key, since=""):
+    return pa.concat_tables(part for _, parts in daily_stats(months, key, since) for part in parts)
+
+
 @pytest.mark.parametrize("key", ["item_id", "query_id"])
 def test_statistics_hold_the_windows_of_every_midnight(tiny_world, key):
-    stats = pa.concat_tables(daily_stats(tiny_world.split.log, key)).to_pylist()
+    stats = sorted(
+        statistics(tiny_world.split.months, key).to_pylist(),
+        key=lambda row: (row[key], row["event_timestamp"]),
+    )
     newest = {}
     for row in stats:
         assert (row[key], row["event_timestamp"]) not in newest, "two rows with one key and stamp"
@@ -228,20 +238,22 @@ def test_statistics_hold_the_windows_of_every_midnight(tiny_world, key):
 
 @pytest.mark.parametrize("key", ["item_id", "query_id"])
 def test_statistics_made_in_parts_are_those_made_at_once(tiny_world, monkeypatch, key):
-    log = tiny_world.split.log
-    (whole,) = daily_stats(log, key)
-    assert [len(part) for part in daily_stats(log.slice(0, 0), key)] == [0]
+    months = tiny_world.split.months
+    whole = statistics(months, key)
+    ((name, parts),) = daily_stats(months_of(tiny_world.split.log.slice(0, 0)), key)
+    assert [len(part) for part in parts] == [0]
     for most in (1, 7, 50):
-        monkeypatch.setattr("feature_repo.statistics.EVENTS_AT_ONCE", most)
-        parts = list(daily_stats(log, key))
-        assert len(parts) > 2 and pa.concat_tables(parts).equals(whole)
-        ids = [set(part[key].to_pylist()) for part in parts]
-        assert sum(map(len, ids)) == len(set.union(*ids))
+        monkeypatch.setattr("feature_repo.statistics.CELLS_AT_ONCE", most)
+        made = [list(parts) for _, parts in daily_stats(months, key)]
+        assert max(map(len, made)) > 2 and pa.concat_tables(sum(made, [])).equals(whole)
+        for parts in made:
+            ids = [set(part[key].to_pylist()) for part in parts]
+            assert sum(map(len, ids)) == len(set.union(*ids))
 
 
 def test_a_source_has_one_row_per_key_and_moment_in_utc_microseconds(store):
     for path in sorted((store / "data").glob("*.parquet")):
-        table = pq.read_table(path)
+        table = read_source(path)
         key = next(name for name in table.column_names if name in ("item_id", "user_id", "query_id"))
         assert table.schema.field("event_timestamp").type == TIME, path.name
         pairs = table.select([key, "event_timestamp"])
@@ -249,7 +261,7 @@ def test_a_source_has_one_row_per_key_and_moment_in_utc_microseconds(store):
 
 
 def test_the_log_cuts_any_history_a_loop_would_cut(tiny_world, tmp_path):
-    log = write_event_log(tmp_path / "log", tiny_world.split.log)
+    log = write_event_log(tmp_path / "log", tiny_world.split.months)
     rng = np.random.default_rng(0)
     users = rng.choice(np.append(log.users, 77), 50)
     total = {int(u): int(n) for u, n in zip(log.users, np.diff(log.starts), strict=True)}
@@ -299,13 +311,13 @@ def test_the_log_that_is_opened_is_the_one_the_joined_pointers_point_into(tiny_w
     assert (joined.positions > 0).any()
     opened = []
 
-    def loaded_meanwhile(store_dir, version=None):
-        opened.append(version)
-        return open_event_log(store_dir, version)
+    def loaded_meanwhile(store_dir, versions=()):
+        opened.append(versions)
+        return open_event_log(store_dir, versions)
 
     monkeypatch.setattr(join, "open_event_log", loaded_meanwhile)
     training_frame(store, make_requests(tiny_world, seed=1), 4)
-    assert opened == [joined.log.version]
+    assert len(opened) == 1 and opened[0] and joined.log.holds(opened[0])
 
 
 def test_no_requests_give_an_empty_frame(tiny_world, store):

@@ -20,6 +20,7 @@ from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig as StockC
 
 from dataset import contracts
 from dataset.contracts import TIME
+from dataset.months import Month, months_of
 from evaluation.bench.lines import FEAST, OURS, Drawn, Line, line, line_below
 from evaluation.bench.subprocess_cost import measure_in_subprocess
 from feature_repo.columns import in_frames
@@ -46,6 +47,11 @@ class Shop:
     users: pa.Table
     queries: pa.Table
     log: pa.Table
+
+    @property
+    def months(self) -> list[Month]:
+        """The log in months."""
+        return months_of(self.log)
 
 
 def simulated(clicks: int, seed: int = 0) -> Shop:

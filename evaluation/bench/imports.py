@@ -36,7 +36,7 @@ dataset = Dataset.open(open_artifact(folder / "dataset", "dataset"))
 rows = split_dataset(dataset, folder / "split").config
 """,
     "event log and statistics": """
-rows = len(write_behaviour(folder / "data", Split.open(open_artifact(folder / "split", "split")).log))
+rows = len(write_behaviour(folder / "data", Split.open(open_artifact(folder / "split", "split")).months))
 """,
 }  # what is measured, each in a process of its own
 MEASURED = """
@@ -45,7 +45,7 @@ from pathlib import Path
 from dataset.importers import import_dataset
 from dataset.split import Split, split_dataset
 from dataset.tables import Dataset
-from feature_repo.source_tables import write_behaviour
+from feature_repo.behaviour import write_behaviour
 from run.artifacts import open_artifact
 folder, began = Path(sys.argv[1]), time.monotonic()
 (folder / "data").mkdir(exist_ok=True)

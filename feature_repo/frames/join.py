@@ -131,7 +131,7 @@ def training_frame(store_dir: Path, rows: pa.Table, history: int, service: str =
 
     users, user_time_us, user_row = distinct(user, row_time_us[first])
     stored = join_features(store, "user_id", users, user_time_us, (*reads.stored["user"], *POINTER))
-    log = open_event_log(store_dir, _version(stored["log_version"], store_dir))
+    log = open_event_log(store_dir, stored["log_version"].drop_null().unique().to_pylist())
     position = stored["position"].fill_null(0).to_numpy()
     of_user = {one.name: stored[one.name].take(user_row) for one in reads.stored["user"]}
 
@@ -278,17 +278,6 @@ def join_features(
         one.name: as_read(joined.column(f"{one.view}__{one.field}").combine_chunks(), one.dtype)
         for one in features
     }
-
-
-def _version(versions: pa.Array, store_dir: Path) -> str | None:
-    """The one version of the event log that the pointers of a join point into; None: no user has any."""
-    found = versions.drop_null().unique().to_pylist()
-    if len(found) > 1:
-        raise StoreError(
-            f"{store_dir}: expected pointers into one event log, found some into {len(found)}: {sorted(found)[:3]}. "
-            f"Run 'moon store' again."
-        )
-    return found[0] if found else None
 
 
 def _given(rows: pa.Table) -> pa.Table:

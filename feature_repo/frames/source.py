@@ -15,6 +15,7 @@ import pyarrow as pa
 from feast import FeatureStore, FileSource
 
 from dataset.contracts import TIME
+from dataset.months import parts_of
 from feature_repo.columns import in_frames
 from feature_repo.event_log import open_event_log
 from feature_repo.frames.join import POINTER, check_columns, check_grouped
@@ -119,8 +120,9 @@ def store_id(store: FeatureStore, signature: Signature) -> str:
     stored = chain.from_iterable(reads.stored.values())
     behaved = in_frames(signature.features, "behaviour")
     for path in sorted({_source(store, one.view) for one in (*POINTER, *stored, *behaved)}):
-        with (folder / path).open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, hashlib.sha256).digest())
+        for part in parts_of(folder / path):
+            with part.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, hashlib.sha256).digest())
     if reads.context and (folder / DATA / CONTEXT).exists():
         digest.update((folder / DATA / CONTEXT).read_bytes())
     return digest.hexdigest()[:16]
