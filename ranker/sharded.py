@@ -12,6 +12,7 @@ of them is served as any other.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import distributed as dist
 from torch.nn import functional
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor, KeyedTensor
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
+from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import (
     construct_module_sharding_plan,
     data_parallel,
@@ -54,6 +55,8 @@ ROW_WISE, TABLE_WISE, EVERYWHERE = (
     ShardingType.DATA_PARALLEL.value,
 )
 SHARDER = EmbeddingBagCollectionSharder()
+# Said of tables that all ranks hold, on CPU; tests/test_ranks.py holds them to be right.
+warnings.filterwarnings("ignore", "fbgemm::dense_embedding_codegen_lookup_function")
 
 
 class Collection(nn.Module):
@@ -132,8 +135,6 @@ class ShardedModel(nn.Module):
             device=share.device,
             plan=ShardingPlan({f"model.{place}.tables": plan for place, plan in plans.items()}),
             sharders=[SHARDER],
-            # A recipe may leave a weight unread, and then it must stay as it is.
-            data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False, find_unused_parameters=True),
         )
         parameters = dict(self.parallel.named_parameters())
         self.dense = [(n.removeprefix("model."), p) for n, p in parameters.items() if not is_table(n)]
@@ -255,7 +256,8 @@ def _divide(
             kind != EVERYWHERE
         ):  # before the plan, which else chooses a kernel that leaves the rows as they are
             weight = tables.embedding_bags[one.name].weight
-            apply_optimizer_in_backward(fused.optimizer_type(), [weight], fused.optimizer_kwargs())
+            rates = dict(fused.optimizer_kwargs())  # a copy: what is given is emptied
+            apply_optimizer_in_backward(fused.optimizer_type(), [weight], rates)
         ways = {
             ROW_WISE: row_wise(),
             TABLE_WISE: table_wise(rank=number % share.ranks),

@@ -16,15 +16,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from ranker import memory, train
+from ranker import memory, sharded, train
 from ranker.fit import Plan, fit
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, jagged, select_requests
 from ranker.inputs.id_tables import collection, lookup
 from ranker.learner import Learner, TrainingError
 from ranker.model import WithPosition
+from ranker.modules.module import Module, Output
 from ranker.ranks import Share, in_ranks
-from ranker.recipes import cube
+from ranker.recipes import Recipe, cube
 from ranker.score import CtrConfig, Ranker
 from ranker.sharded import ShardedLearner, ShardedModel
 from run.resume import Checkpoints
@@ -39,12 +40,14 @@ VECTORS = make_vectors(24)
 class Job:
     """A click model on sixty requests with all that a frame can hold, of which the last dozen validate."""
 
-    def __init__(self, folder, loss="pointwise"):
+    def __init__(self, folder, loss="pointwise", recipe=None):
         self.loss, self.folder = loss, folder
         self.train = Requests(select_requests(FRAME, np.arange(48)))
         self.valid = Requests(select_requests(FRAME, np.arange(48, 60)))
         inputs, self.counts = learn_inputs(self.train, NANO.history)
-        self.config = CtrConfig(cube(), inputs, NANO.id_width, VECTORS.width, VECTORS.id, loss, 1e-2, 0.05)
+        self.config = CtrConfig(
+            recipe or cube(), inputs, NANO.id_width, VECTORS.width, VECTORS.id, loss, 1e-2, 0.05
+        )
         self.encoder = FrameEncoder(inputs, VECTORS, by_category=True)
 
     def checkpoints(self):
@@ -108,9 +111,13 @@ def alone(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("sharding", ["row_wise", "table_wise", "data_parallel"])
-def test_two_ranks_are_one_process_over_twenty_steps(alone, tmp_path, sharding):
-    """Weights, accumulators and moments; batches of fewer requests than ranks and of unequal shares among them."""
+@pytest.mark.parametrize("sharding", ["row_wise", "table_wise", "data_parallel", None])
+def test_two_ranks_are_one_process_over_twenty_steps(alone, tmp_path, monkeypatch, sharding):
+    """Weights, accumulators and moments; batches of fewer requests than ranks and of unequal shares among them.
+
+    None is what the command does: in one collection some tables are divided and others are not.
+    """
+    monkeypatch.setattr(sharded, "SMALL", 30)
     wanted, tensors = alone[2]
     job = Job(tmp_path)
     shares = [len(batch.candidate_mask) for batch in job.batches(0, Share())]
@@ -121,6 +128,33 @@ def test_two_ranks_are_one_process_over_twenty_steps(alone, tmp_path, sharding):
     assert_equal(job.tensors(), tensors, atol=1e-5)
     moved = [name for name, tensor in tensors.items() if not torch.equal(tensor, alone[1][1][name])]
     assert len(moved) > len(tensors) / 2, "nothing would have been compared"
+
+
+class Partial(Module):
+    """Reads ids of the candidate only: no history, no request, and not all of its own weights."""
+
+    per_candidate = 2
+
+    def __init__(self, widths):
+        super().__init__()
+        self.layer = nn.Linear(widths.item, 2)
+        self.unread = nn.Parameter(torch.ones(3))
+
+    def forward(self, item_RNI):
+        return Output(candidate=self.layer(item_RNI))
+
+
+def test_what_a_recipe_leaves_unread_stays_as_it_is_in_ranks_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharded, "SMALL", 30)
+    one, two = (
+        Job(tmp_path / name, recipe=Recipe("partial", {"partial": Partial})) for name in ("one", "two")
+    )
+    one.alone(1)
+    two.together(1)
+    found = two.tensors()
+    assert_equal(found, one.tensors(), atol=1e-5)
+    assert found["model/parts.partial.unread"].tolist() == [1, 1, 1]
+    assert not found["tables/tables.behaviours/t_age.weight/t_age.weight.momentum_1"].any()
 
 
 def test_a_checkpoint_of_two_ranks_opens_in_one_process_and_back(alone, tmp_path):
