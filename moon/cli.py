@@ -320,14 +320,22 @@ def ranker(
             min=1, help="Compare every recipe, or one, over so many seeds, and leave the run as it is."
         ),
     ] = None,
+    ranks: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes that train one ranker together; each on a GPU if there are enough."
+        ),
+    ] = 1,
 ) -> None:
     """Train the ranker from point-in-time frames, with its controls: plain content, ids only, shuffled vectors."""
+    if ranks > 1 and (compare is not None or without):
+        raise typer.BadParameter("expected with neither --compare nor --without", param_hint="--ranks")
     if compare is not None:
         _do("ranker --compare", run, seeds=compare, recipe=recipe)
     elif without:
         _do("ranker --without", run, without=without, recipe=recipe)
     else:
-        _do("ranker", run, recipe=recipe)
+        _do("ranker", run, recipe=recipe, ranks=ranks)
 
 
 @app.command()

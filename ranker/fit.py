@@ -8,21 +8,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
-from ranker.inputs.id_tables import is_table
-from ranker.weights import put_tensors, tensors_of
+from ranker.learner import BEST, Learner, named
 from run.progress import track
 from run.resume import Checkpoints
 
 B = TypeVar("B")
 EPOCH, STATE = "epoch", "state.safetensors"  # name of the checkpoint, and its file
-
-
-class TrainingError(RuntimeError):
-    """Training diverged."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +55,7 @@ def fit(
     validate: Callable[[], float] | None,
     checkpoints: Checkpoints,
     description: str,
+    learner: Callable[[nn.Module, float], Learner] = Learner,
 ) -> Outcome:
     """Train ``model`` in place and leave the best epoch's weights in it.
 
@@ -72,98 +68,45 @@ def fit(
         checkpoints: of this run, one saved after every epoch; the caller removes them once the artifact is
             written.
         description: for the progress line.
+        learner: of a model and a learning rate; another one where several processes train together.
 
     Raises:
         TrainingError: a loss or gradient is not finite; no dense weight was updated with it, and the last epoch's
             checkpoint is as it was.
     """
-    dense = [(name, p) for name, p in model.named_parameters() if not is_table(name)]
-    optimizer = torch.optim.AdamW([p for _, p in dense], lr=plan.learning_rate, foreach=True)
-    best, best_loss, best_epoch = tensors_of(model), math.inf, 0
+    learns = learner(model, plan.learning_rate)
+    best, best_loss, best_epoch = learns.weights(), math.inf, 0
     trained: list[float] = []
     checked: list[float] = []
     if (saved := checkpoints.find(EPOCH)) is not None:
-        tensors = load_file(saved.file(STATE))
         trained, checked, best_epoch = saved.state["train"], saved.state["valid"], saved.state["best"]
         best_loss = checked[best_epoch - 1] if checked else math.inf
-        best = {name.removeprefix("best/"): t for name, t in tensors.items() if name.startswith("best/")}
-        _restore(model, optimizer, tensors)
+        with safe_open(saved.file(STATE), "pt") as tensors:
+            best = named(tensors, BEST)
+            learns.restore(tensors)
     while len(trained) < plan.epochs and len(trained) - best_epoch < plan.patience:
         epoch = len(trained)
         torch.manual_seed(plan.seed * 100_003 + epoch)
         model.train()
         total, steps = 0.0, 0
         for batch in track(batches(epoch), f"{description} epoch {epoch + 1}/{plan.epochs}", unit="batches"):
-            value = loss(batch)
-            total, steps = total + _step(value, dense, optimizer, epoch, steps), steps + 1
-        trained.append(total / max(steps, 1))
+            total += learns.step(loss(batch), f"epoch {epoch + 1}, step {steps + 1}")
+            steps += 1
+        trained.append(learns.mean(total) / max(steps, 1))
         model.eval()
         checked += [validate()] if validate else []
         if not validate or checked[-1] < best_loss:
-            best_loss, best_epoch, best = (checked[-1] if checked else math.inf), epoch + 1, tensors_of(model)
-        progress = {"train": trained, "valid": checked, "best": best_epoch}
-        _save(checkpoints, model, optimizer, best, progress)
+            best_loss, best_epoch, best = (checked[-1] if checked else math.inf), epoch + 1, learns.weights()
+        _save(checkpoints, learns, best, {"train": trained, "valid": checked, "best": best_epoch})
     model.eval()
-    put_tensors(model, best)
+    learns.put(best)
     return Outcome(len(trained), best_epoch, tuple(trained), tuple(checked))
 
 
-def _step(
-    value: Tensor,
-    dense: list[tuple[str, nn.Parameter]],
-    optimizer: torch.optim.Optimizer,
-    epoch: int,
-    step: int,
-) -> float:
-    # Before backward, because that is where the tables update themselves.
-    if not torch.isfinite(value):
-        raise TrainingError(
-            f"loss is {value.item()} in epoch {epoch + 1}, step {step + 1}: lower the learning rate"
-        )
-    optimizer.zero_grad()
-    value.backward()
-    norms = torch._foreach_norm([p.grad for _, p in dense if p.grad is not None])
-    if not torch.isfinite(torch.stack(norms)).all():
-        bad = [name for name, p in dense if p.grad is not None and not p.grad.isfinite().all()]
-        raise TrainingError(f"gradients are not finite in epoch {epoch + 1}, step {step + 1}: {bad[:3]}")
-    optimizer.step()
-    return float(value.detach())
-
-
-def _accumulators(model: nn.Module) -> dict[str, Tensor]:
-    """Row-wise Adagrad's accumulators, the live tensors."""
-    found: dict[str, Tensor] = {}
-    for place, module in model.named_modules():
-        if isinstance(module, FusedEmbeddingBagCollection):
-            for table, state in module.fused_optimizer().state_dict()["state"].items():
-                found |= {f"tables/{place}/{table}/{key}": tensor for key, tensor in state.items()}
-    return found
-
-
 def _save(
-    checkpoints: Checkpoints,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-    progress: dict[str, Any],
+    checkpoints: Checkpoints, learner: Learner, best: dict[str, Tensor], progress: dict[str, Any]
 ) -> None:
-    tensors = {f"model/{name}": tensor for name, tensor in tensors_of(model).items()}
-    tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
-    tensors |= {name: tensor.detach().clone() for name, tensor in _accumulators(model).items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam/{number}/{key}": tensor.clone() for key, tensor in state.items()}
-    with checkpoints.save(EPOCH, progress) as folder:
-        save_file(tensors, folder / STATE)
-
-
-def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    put_tensors(model, {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")})
-    with torch.no_grad():
-        for name, live in _accumulators(model).items():
-            live.copy_(tensors[name])
-    state = optimizer.state_dict()
-    for name, tensor in tensors.items():
-        if name.startswith("adam/"):
-            _, number, key = name.split("/")
-            state["state"].setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict(state)
+    tensors = learner.tensors() | {BEST + name: tensor for name, tensor in best.items()}
+    if learner.saves:
+        with checkpoints.save(EPOCH, progress) as folder:
+            save_file(tensors, folder / STATE)

@@ -53,6 +53,17 @@ class ModelShape:
     table_learning_rate: float
 
     @property
+    def rows(self) -> dict[str, int]:
+        """Rows of every id table, by whose ids they are and which."""
+        sides = {
+            "item": self.item_rows,
+            "candidate": self.candidate_rows,
+            "request": self.request_rows,
+            "behaviour": self.behaviour_rows,
+        }
+        return {f"{side}.{name}": count for side, rows in sides.items() for name, count in rows.items()}
+
+    @property
     def widths(self) -> Widths:
         """The widths of what the modules read."""
         return Widths(
@@ -145,6 +156,19 @@ class ClickModel(nn.Module):
         share: Tensor = self.get_buffer("position_share")
         bias = POSITION_LEARNING_RATE_SCALE * (self.position - share @ self.position)
         return bias[batch.position.clamp(0, len(bias) - 1)] * (batch.position >= 0)
+
+
+class WithPosition(nn.Module):
+    """A click model and the effect of the logged place in one forward pass: what training fits to the log."""
+
+    def __init__(self, model: ClickModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits float32 [R, N]."""
+        logit: Tensor = self.model(batch) + self.model.position_logit(batch)
+        return logit
 
 
 def run(module: Module, features: Features) -> Output:

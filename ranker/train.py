@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from feature_repo.frame import StoredRequests
@@ -20,7 +20,10 @@ from ranker.fit import Outcome, Plan, fit
 from ranker.inputs.batch import Batch
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, size_groups
-from ranker.model import ClickModel
+from ranker.learner import Learner
+from ranker.memory import require_memory
+from ranker.model import ClickModel, WithPosition
+from ranker.ranks import Share, in_ranks
 from ranker.recipes import Recipe, cube
 from ranker.score import CONFIG, CtrConfig
 from ranker.weights import save_weights
@@ -37,6 +40,8 @@ PATIENCE = 2
 LEARNING_RATES = {"pointwise": ((1e-3, 0.00003), (2e-3, 0.005)), "listwise": ((2e-3, 0.0005),)}
 POOL = 64  # batches are cut from pools of so many shuffled batches' requests, sorted by number of candidates
 VALID_REQUESTS = 512  # requests read at once when validating
+ALL = Share()  # of one process
+Logits = Callable[[Batch], Tensor]
 
 
 def train_ctr(
@@ -51,6 +56,7 @@ def train_ctr(
     loss: str = "pointwise",
     recipe: Recipe | None = None,
     without: Collection[str] = (),
+    ranks: int = 1,
 ) -> Artifact:
     """Train a click model and write an artifact of kind "ranker".
 
@@ -68,10 +74,12 @@ def train_ctr(
         loss: ``pointwise`` for logged impressions, ``listwise`` for one positive among sampled negatives.
         recipe: what the model is made of; ``recipes.cube()`` unless given.
         without: features of the service that the model does without.
+        ranks: how many processes train it together; the weights are those of one process but for rounding, and an
+            interrupted run resumes with any number.
 
     Raises:
         DataError: no training requests, columns missing, or a feature to do without that is not in the service.
-        TrainingError: the loss or a gradient is not finite.
+        TrainingError: the loss or a gradient is not finite, a rank ended early, or the tables would outgrow memory.
         RecipeError: the recipe cannot be built on these inputs.
         ValueError: unknown loss.
     """
@@ -90,6 +98,8 @@ def train_ctr(
         learning_rate=LEARNING_RATES[loss][0][0],
         table_learning_rate=LEARNING_RATES[loss][0][1],
     )
+    rates = LEARNING_RATES[loss][: None if len(valid) else 1]
+    require_memory(config.shape.rows, size.id_width, ranks, kept=len(rates) - 1)
     encoder = FrameEncoder(inputs, vectors, config.recipe.by_category)
 
     def tried(rates: tuple[float, float], place: Path) -> Trained:
@@ -106,25 +116,31 @@ def train_ctr(
         if vectors is not None:
             learn_content(model, train, vectors, seed)
 
-        def batches(epoch: int) -> Iterator[Batch]:
-            return _batches(train, counts, encoder, size.ranker_slots, (seed, epoch))
+        def batches(epoch: int, share: Share = ALL) -> Iterator[Batch]:
+            return _batches(train, counts, encoder, size.ranker_slots, (seed, epoch), share)
 
         def of_module(name: str) -> Checkpoints:
             return Checkpoints(place.with_name(f"{place.name}.{name}"), job, parents)
 
+        def fitted(model: nn.Module, logits: Logits, share: Share, learner: type[Learner]) -> Outcome:
+            return fit(
+                model,
+                plan,
+                batches=lambda epoch: batches(epoch, share),
+                loss=lambda batch: share.weigh(training_loss(logits, batch, loss), counted(batch, loss)),
+                validate=(lambda: _validate(logits, valid, encoder, loss, share)) if len(valid) else None,
+                checkpoints=checkpoints,
+                description=f"train {place.name}",
+                learner=learner,
+            )
+
         alone = train_alone(model, plan, batches, LOSSES[loss], of_module)
-        outcome = fit(
-            model,
-            plan,
-            batches=batches,
-            loss=lambda batch: training_loss(model, batch, loss),
-            validate=(lambda: _validate(model, valid, encoder, loss)) if len(valid) else None,
-            checkpoints=checkpoints,
-            description=f"train {place.name}",
-        )
+        if ranks > 1:
+            train_in_ranks(ranks, model, fitted)
+        # After ranks, nothing is left to train: this reads the best epoch from their last checkpoint.
+        outcome = fitted(model, WithPosition(model), ALL, Learner)
         return Trained(own, model, outcome, (*alone, checkpoints))
 
-    rates = LEARNING_RATES[loss][: None if len(valid) else 1]
     places = (out, *(out.with_name(f"{out.name}.{number}") for number in range(2, len(rates) + 1)))
     trained = [tried(pair, place) for pair, place in zip(rates, places, strict=True)]
     best = min(trained, key=lambda one: min(one.outcome.valid_loss, default=0.0))
@@ -156,14 +172,33 @@ class Trained:
     checkpoints: tuple[Checkpoints, ...]
 
 
-def training_loss(model: ClickModel, batch: Batch, loss: str) -> Tensor:
-    """Mean loss of a batch, with the effect of the logged position."""
-    return LOSSES[loss](model(batch) + model.position_logit(batch), batch.label, batch.candidate_mask)
+def train_in_ranks(ranks: int, model: ClickModel, fitted: Callable[..., Outcome]) -> None:
+    """Train in so many processes, and leave the result in the checkpoint of the last epoch."""
+    from ranker.sharded import ShardedLearner, ShardedModel
+
+    def rank(share: Share) -> None:
+        sharded = ShardedModel(model, share)
+        fitted(sharded, sharded, share, ShardedLearner)
+
+    in_ranks(ranks, rank)
+
+
+def training_loss(logits: Logits, batch: Batch, loss: str) -> Tensor:
+    """Mean loss of a batch, of logits with the effect of the logged position."""
+    return LOSSES[loss](logits(batch), batch.label, batch.candidate_mask)
+
+
+def counted(batch: Batch, loss: str) -> int:
+    """How many things the loss of a batch is a mean over: candidates, or requests that have a positive."""
+    return int(batch.candidate_mask.sum()) if loss == "pointwise" else int((batch.label.sum(1) > 0).sum())
 
 
 def pointwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
     """Binary cross-entropy, mean over candidates."""
-    return functional.binary_cross_entropy_with_logits(logit_RN[filled_RN], label_RN[filled_RN])
+    total = functional.binary_cross_entropy_with_logits(
+        logit_RN[filled_RN], label_RN[filled_RN], reduction="sum"
+    )
+    return total / filled_RN.sum().clamp(min=1)
 
 
 def listwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
@@ -186,26 +221,27 @@ def _batches(
     encoder: FrameEncoder,
     slots_per_batch: int,
     seed: tuple[int, int],
+    share: Share = ALL,
 ) -> Iterator[Batch]:
     draw = np.random.default_rng(seed)
     order = draw.permutation(np.flatnonzero(counts > 0))
-    share = max(1, int(POOL * slots_per_batch / max(counts.mean(), 1)))
+    pool = max(1, int(POOL * slots_per_batch / max(counts.mean(), 1)))
     groups = [
-        rows for start in range(0, len(order), share)
-        for rows in size_groups(counts, order[start : start + share], slots_per_batch)
+        rows for start in range(0, len(order), pool)
+        for rows in size_groups(counts, order[start : start + pool], slots_per_batch)
     ]  # fmt: skip
     for group in draw.permutation(len(groups)):
-        yield encoder.batch(train.select(groups[group]))
+        yield share.batch(train, encoder, groups[group])
 
 
-def _validate(model: ClickModel, valid: StoredRequests, encoder: FrameEncoder, loss: str) -> float:
+def _validate(
+    logits: Logits, valid: StoredRequests, encoder: FrameEncoder, loss: str, share: Share = ALL
+) -> float:
     total, weight = 0.0, 0
     for start in range(0, len(valid), VALID_REQUESTS):
-        batch = encoder.batch(valid.take(start, min(start + VALID_REQUESTS, len(valid))))
+        batch = share.batch(valid, encoder, np.arange(start, min(start + VALID_REQUESTS, len(valid))))
         with torch.no_grad():
-            value = float(training_loss(model, batch, loss))
-        units = (
-            int(batch.candidate_mask.sum()) if loss == "pointwise" else int((batch.label.sum(1) > 0).sum())
-        )
+            value = float(training_loss(logits, batch, loss))
+        units = counted(batch, loss)
         total, weight = total + value * units, weight + units
-    return total / max(weight, 1)
+    return share.total(total) / max(share.total(weight), 1)

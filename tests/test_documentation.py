@@ -233,7 +233,16 @@ def test_the_options_are_few_and_frozen():
     }
     journey = {"--data", "--run", "--size", "--seed", "--profile"}
     service = {"--host", "--port", "--workers", "--drain", "--clock"}
-    training = {"--recipe", "--backbone", "--lora", "--seconds", "--ablations", "--without", "--compare"}
+    training = {
+        "--recipe",
+        "--backbone",
+        "--lora",
+        "--seconds",
+        "--ablations",
+        "--without",
+        "--compare",
+        "--ranks",
+    }
     assert options == journey | training | service | {
         "--shard",
         "--split",

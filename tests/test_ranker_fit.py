@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ranker.fit import Outcome, Plan, TrainingError, fit
+from ranker.fit import Outcome, Plan, fit
 from ranker.inputs.frame_encoder import jagged
 from ranker.inputs.id_tables import collection, lookup
+from ranker.learner import TrainingError
 from ranker.weights import tensors_of
 from run.resume import Checkpoints
 

@@ -85,9 +85,9 @@ def test_the_loss_that_stops_the_ranker_weighs_candidates_or_requests_alike(monk
         def __len__(self):
             return 3
 
-        def take(self, start, stop):
-            assert (start, stop) in ((0, 1), (1, 2), (2, 3)), "every request once"
-            return start
+        def select(self, rows):
+            assert rows.tolist() in ([0], [1], [2]), "every request once"
+            return int(rows[0])
 
     monkeypatch.setattr(train, "VALID_REQUESTS", 1)
     monkeypatch.setattr(train, "training_loss", lambda model, batch, loss: torch.tensor(batch.loss))

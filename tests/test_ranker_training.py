@@ -13,9 +13,10 @@ from dataset.contracts import DataError
 from feature_repo.frame import Frame
 from ranker import train as train_module
 from ranker.controls import shuffled
-from ranker.fit import Plan, TrainingError
+from ranker.fit import Plan
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
+from ranker.learner import TrainingError
 from ranker.score import Ranker
 from ranker.train import train_ctr
 from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact

@@ -8,8 +8,9 @@ always the newest behaviour.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
@@ -63,3 +64,7 @@ class Batch:
     def shape(self) -> tuple[int, int, int]:
         """(R, N, L)."""
         return self.candidate_mask.shape[0], self.candidate_mask.shape[1], self.history_mask.shape[1]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(**{one.name: getattr(self, one.name).to(device) for one in fields(self)})
