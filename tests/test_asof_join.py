@@ -6,7 +6,6 @@ Run: pytest tests/test_asof_join.py
 import logging
 from datetime import timedelta
 
-import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -19,13 +18,13 @@ from feast.value_type import ValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moonstore.asof import AsofJob
 from moonstore.duckdb_store import DuckDBOfflineStoreConfig
 from moonstore.errors import StoreError
+from moonstore.newest import newest
 
 USER = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
 SHOP = Entity(name="shop", join_keys=["shop_id"], value_type=ValueType.STRING)
-REFERENCES = ["counts:shown", "counts:tags", "pairs:rate", "plain:shown_all"]
+REFERENCES = ["counts:shown", "counts:tags", "pairs:rate", "plain:shown_all", "shops:open"]
 HOUR = 3_600_000_000
 
 
@@ -49,12 +48,13 @@ def views(folder, ttl):
         view("counts", [USER], {"shown": Int64, "tags": Array(Float32)}, True, ttl),
         view("pairs", [USER, SHOP], {"rate": Float32}, True, timedelta(0)),
         view("plain", [USER], {"shown_all": Int64}, False, ttl),
+        view("shops", [SHOP], {"open": Int64}, True, None),
     ]
 
 
 def write_sources(folder, rng, rows):
     """Few users, shops and hours, so that times tie and keys repeat; (key, time, created) is unique."""
-    for name in ("counts", "pairs", "plain"):
+    for name in ("counts", "pairs", "plain", "shops"):
         user = rng.integers(0, 4, rows)
         shop = rng.integers(0, 3, rows)
         hour = rng.integers(0, 30, rows)
@@ -71,6 +71,7 @@ def write_sources(folder, rng, rows):
             "created": stamps(created),
             "shown": pa.array(rng.integers(0, 99, count), pa.int64(), mask=null[2]),
             "shown_all": pa.array(rng.integers(0, 99, count), pa.int64(), mask=null[2]),
+            "open": pa.array(rng.integers(0, 99, count), pa.int64(), mask=null[2]),
             "rate": pa.array(rng.random(count), pa.float32(), mask=null[2]),
             "tags": pa.array(
                 [None if gone else rng.random(n % 3).tolist() for n, gone in enumerate(null[3])],
@@ -80,8 +81,11 @@ def write_sources(folder, rng, rows):
         pq.write_table(pa.table(table), folder / f"{name}.parquet")
 
 
-def write_entities(rng, rows):
-    """Slates (one user, many shops, one time), duplicates, unknown and missing keys, in no order."""
+def write_entities(rng, rows, zone="UTC"):
+    """Slates (one user, many shops, one time), duplicates, unknown and missing keys, in no order.
+
+    ``zone``: of the times; None: they have none, which is UTC.
+    """
     user = rng.integers(0, 6, rows)
     frame = pd.DataFrame(
         {
@@ -91,6 +95,7 @@ def write_entities(rng, rows):
             "event_timestamp": pd.to_datetime(rng.integers(0, 40, rows) * HOUR, unit="us", utc=True),
         }
     )
+    frame["event_timestamp"] = frame["event_timestamp"].dt.tz_convert(zone)
     frame.loc[frame["user_id"] == -1, "user_id"] = pd.NA
     return frame
 
@@ -128,13 +133,16 @@ def plain(frame) -> list:
     seed=st.integers(0, 2**20),
     rows=st.sampled_from([0, 1, 40, 400]),
     hours=st.sampled_from([0, 1, 5]),
+    zone=st.sampled_from(["UTC", "America/New_York", None]),
     full_feature_names=st.booleans(),
 )
-def test_equals_feasts_own_plan_and_keeps_the_order(tmp_path_factory, seed, rows, hours, full_feature_names):
+def test_equals_feasts_own_plan_and_keeps_the_order(
+    tmp_path_factory, seed, rows, hours, zone, full_feature_names
+):
     folder = tmp_path_factory.mktemp("asof")
     rng = np.random.default_rng(seed)
     write_sources(folder, rng, rows)
-    entities = write_entities(rng, 200)
+    entities = write_entities(rng, 200, zone)
     ours, stock = stores(folder, timedelta(hours=hours), "asof")
     got = read(ours, entities, full_feature_names=full_feature_names)
     expected = read(stock, entities, full_feature_names=full_feature_names)
@@ -165,11 +173,37 @@ def test_a_cut_in_created_time_falls_back_and_says_so(tmp_path, caplog):
     )
 
 
-def test_a_join_that_loses_rows_is_refused():
-    lost = ibis.memtable(pd.DataFrame({"a": [1, 2]}))
-    names = ("data_source_writer", "staging_location", "staging_location_endpoint_override", "repo_path")
-    job = AsofJob(
-        lost, 3, on_demand_feature_views=[], full_feature_names=False, metadata=None, **dict.fromkeys(names)
-    )
-    with pytest.raises(StoreError, match="each of 3 entity rows, found 2"):
-        job.to_df()
+@settings(max_examples=200, deadline=None)
+@given(
+    events=st.lists(st.tuples(st.integers(0, 3), st.integers(-3, 9), st.integers(0, 2)), max_size=40),
+    asked=st.lists(st.tuples(st.integers(-1, 4), st.integers(-5, 12)), max_size=20),
+    far=st.sampled_from([0, 2**62, -(2**62)]),
+)
+def test_the_newest_event_is_the_one_a_scan_finds(events, asked, far):
+    key, time, created = (np.array([event[place] for event in events], np.int64) for place in range(3))
+    of, at = (np.array([one[place] for one in asked], np.int64) for place in range(2))
+
+    def scan(of, at):
+        seen = [(t, c, row) for row, (k, t, c) in enumerate(events) if k == of and t <= at]
+        return max(seen)[-1] if seen else -1
+
+    assert newest(key, time + far, created, of, at + far).tolist() == [scan(*one) for one in asked]
+
+
+def test_a_column_named_as_a_feature_is_refused(tmp_path):
+    write_sources(tmp_path, np.random.default_rng(0), 40)
+    entities = write_entities(np.random.default_rng(0), 10).assign(rate=1.0)
+    with pytest.raises(StoreError, match="without columns named as features are, found rate"):
+        read(stores(tmp_path, timedelta(0), "taken")[0], entities)
+
+
+def test_the_callers_columns_are_given_back_as_they_came(tmp_path):
+    write_sources(tmp_path, np.random.default_rng(0), 40)
+    of = {
+        "length": pd.to_timedelta(range(10), unit="s"),
+        "kind": pd.Categorical(["a", "b"] * 5),
+        "at": pd.to_datetime([1] * 10, unit="ns", utc=True),
+    }
+    entities = write_entities(np.random.default_rng(0), 10).assign(**of)
+    got = read(stores(tmp_path, timedelta(0), "types")[0], entities)
+    pd.testing.assert_frame_equal(got[list(of)], entities[list(of)])

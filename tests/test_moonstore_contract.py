@@ -279,7 +279,7 @@ def test_ids_as_text_find_integer_keys_and_the_other_way_round(tmp_path):
     number = store.get_historical_features(asked([2, 1]), features=["by_name:spent"]).to_df()
     assert number["spent"].tolist() == [2.5, 1.5] and number["user_id"].tolist() == [2, 1]
     with pytest.raises(StoreError, match=r"found 2 of 3 other texts \('007', 'x'\)"):
-        store.get_historical_features(asked(["1", "007", "x"]), features=["spending:visits"])
+        store.get_historical_features(asked(["1", "007", "x"]), features=["spending:visits"]).to_df()
 
 
 def test_a_pushed_row_of_the_future_is_answered_with_422(tmp_path, online):
