@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,19 @@ from dataset.log import Log, pairs
 from dataset.split import Split
 from dataset.tables import Dataset
 from feature_repo.frames.join import TrainingFrame, training_frame
+from feature_repo.frames.logged import of_part
 from feature_repo.services import RETRIEVAL
-from feature_repo.vectors import Vectors
+from feature_repo.vectors import Vectors, rows_of
 from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval.asked import Queries
 from retrieval.cooccurrence import build_cooccurrence
-from retrieval.examples import answers_of, requests_frame
-from retrieval.fusion import EQUAL, learn_weights
+from retrieval.examples import answers_of, placeholders
+from retrieval.fusion import EQUAL
+from retrieval.fusion_weights import Known, learn_weights
 from retrieval.index import ItemIndex, category_path
 from retrieval.properties import Properties
 from retrieval.retriever import Retriever, open_retrieval
-from retrieval.shown import Shown
+from retrieval.shown import Rates, Shown
 from retrieval.taste import Taste
 from retrieval.taste_files import save_taste
 from retrieval.word_vectors import WordVectors
@@ -32,6 +35,7 @@ from run.artifacts import discard, open_artifact
 from run.sizes import Size
 
 NO_USER = -1
+REQUEST = ["request_id", "user_id", "time", "query_id", "item_id"]
 TUNING_REQUESTS = 2_000
 MOST_TAKEN = 200_000  # positives of the two-tower model: a bound on its time
 
@@ -88,23 +92,51 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
 def weigh_sources(folder: Path, split: Split, size: Size, seed: int) -> None:
     """Write ``fusion``: the weights of the sources in the order of the candidates.
 
-    They are learned from at most TUNING_REQUESTS of the split's training requests, answered by sources that learned
-    from the log before them. Where the log says what was shown, all sources weigh the same: it would favour those
-    that propose what was shown anyway (docs/log/retrieval.md#weights-of-the-sources).
+    They are learned from at most TUNING_REQUESTS of the training requests, answered by sources that learned from the
+    log before them: from what was taken or, where the log says what was shown, from what of it was liked.
     """
-    asked = split.retrieval.filter(pc.equal(split.retrieval["part"], "train"))
     artifacts = open_retrieval(folder, fitted=True)
     artifacts.pop("fusion", None)
+    asked, known = (_shown if split.shows else _taken)(split, seed)
     weights, figures = EQUAL, dict[str, float]()
-    if len(asked) and not split.shows:
-        drawn = np.random.default_rng(seed).permutation(len(asked))[:TUNING_REQUESTS]
-        asked = asked.take(np.sort(drawn)).combine_chunks()
-        frames, retriever = requests_frame(folder, asked, size), Retriever.open(artifacts)
+    if len(asked):
+        retriever = Retriever.open(artifacts)
+        frames = training_frame(folder / "store", asked, size.history, RETRIEVAL)
         answers = {source.name: answers_of(frames, source) for source in retriever.recommending}
-        relevant = asked["relevant"].combine_chunks()
-        offsets = relevant.offsets.to_numpy() - relevant.offsets[0].as_py()
-        weights, figures = learn_weights(answers, offsets, relevant.flatten().to_numpy())
-    weights.save(folder / "fusion", {"split": split.artifact}, {"ndcg": figures})
+        weights, figures = learn_weights(answers, known, seed)
+    measure = "likes over expected" if split.shows else "ndcg"
+    weights.save(folder / "fusion", {"split": split.artifact}, {"measure": measure, "reached": figures})
+
+
+def _taken(split: Split, seed: int) -> tuple[pa.Table, Known]:
+    """Some training requests, one row each, and what was taken in them."""
+    asked = split.retrieval.filter(pc.equal(split.retrieval["part"], "train"))
+    asked = asked.take(_drawn(len(asked), seed)).combine_chunks()
+    relevant = asked["relevant"].combine_chunks()
+    request = pc.list_parent_indices(relevant).to_numpy()
+    item_id = relevant.flatten().to_numpy()
+    return placeholders(asked), Known(request, item_id, np.ones(len(item_id), dtype=bool))
+
+
+def _shown(split: Split, seed: int) -> tuple[pa.Table, Known]:
+    """Some training requests that asked for nothing, one row each, and what was made of what they were shown."""
+    rows = of_part(split.ranking, "train")
+    rows = rows.filter(rows["query_id"].is_null()).combine_chunks()
+    _, first, request = np.unique(rows["request_id"].to_numpy(), return_index=True, return_inverse=True)
+    drawn = _drawn(len(first), seed)
+    place = rows_of(drawn, request)
+    rows, place = rows.filter(pa.array(place >= 0)), place[place >= 0]
+    rates = Rates.of(split.fit_log)
+    whatever = replace(rates, items=np.zeros_like(rates.items))  # the chance at a place, not of an item
+    liked = rows["label"].to_numpy() > 0
+    known = Known(place, rows["item_id"].to_numpy(), liked, whatever.expected(rows))
+    _, first = np.unique(place, return_index=True)
+    return rows.take(first).select(REQUEST), known
+
+
+def _drawn(count: int, seed: int) -> np.ndarray:
+    """At most TUNING_REQUESTS of so many, ascending."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:TUNING_REQUESTS])
 
 
 def build_taste(dataset: Dataset, split: Split, out: Path) -> None:

@@ -233,11 +233,14 @@ def requests_frame(folder: Path, requests: pa.Table, size: Size) -> TrainingFram
         requests: RETRIEVAL rows.
         size: fixes the length of histories.
     """
+    return training_frame(folder / "store", placeholders(requests), size.history, RETRIEVAL)
+
+
+def placeholders(requests: pa.Table) -> pa.Table:
+    """A row of ``training_frame`` for each of the RETRIEVAL rows, with the first relevant item as its candidate."""
     rows = requests.select(["request_id", "user_id", "time"])
     rows = rows.append_column("query_id", pa.nulls(len(rows), pa.int64()))
-    first = requests["relevant"].combine_chunks()
-    rows = rows.append_column("item_id", pc.list_element(first, 0))
-    return training_frame(folder / "store", rows, size.history, RETRIEVAL)
+    return rows.append_column("item_id", pc.list_element(requests["relevant"].combine_chunks(), 0))
 
 
 def candidates(frames: TrainingFrame, retriever: Retriever) -> Retrieved:

@@ -29,6 +29,7 @@ from retrieval.sources import (
 )
 from retrieval.taste import Taste
 from retrieval.taste_files import open_taste
+from retrieval.taste_source import TasteSource
 from retrieval.word_vectors import WordVectors
 from retrieval.words import Words
 from retrieval.words_source import WordsSource
@@ -189,6 +190,8 @@ class Retriever:
             personal.append(WordsSource(parts.words, index))
         if parts.towers is not None and parts.tower_index is not None:
             personal.append(two_tower_source(parts.towers, parts.tower_index))
+        if parts.taste is not None:
+            personal.append(TasteSource(parts.taste, index))
         popular = PopularSource(parts.graph.item_ids, parts.graph.popularity, index)
         spaces: dict[str, Space] = {"category": parts.categories, "co_occurrence": parts.graph}
         if parts.words is not None:

@@ -72,7 +72,8 @@ def rank(
         return None
     with stages.measure("rank"):
         frame = replace(frame, history=newest_of(request.history, behaviours))
-        frame = add_matches(frame, matches.names, matches.rows(ids))
+        own = [place for place, name in enumerate(matches.names) if name not in alike.names]
+        frame = add_matches(frame, [matches.names[place] for place in own], matches.rows(ids)[:, own])
         offsets = np.array([0, len(ids)], dtype=np.int64)
         frame = add_matches(frame, alike.names, alike.of(Requests.of([request]), ids, offsets))
         try:

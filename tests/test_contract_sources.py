@@ -17,6 +17,7 @@ from retrieval.sources import (
     query_source,
     two_tower_source,
 )
+from retrieval.taste_source import TasteSource
 from retrieval.words_source import WordsSource
 
 __all__ = ["shop"]
@@ -36,6 +37,10 @@ class TestCooccurrence(SourceContract):
 
 class TestWords(SourceContract):
     source = WordsSource
+
+
+class TestTaste(SourceContract):
+    source = TasteSource
 
 
 class TestTwoTower(SourceContract):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,6 +93,26 @@ def test_fusion_leaves_tiers_whole():
 @given(
     st.integers(1, 4).flatmap(
         lambda r: st.lists(st.lists(catalogues, min_size=r, max_size=r), min_size=1, max_size=3)
+    ),
+    st.lists(st.lists(st.sampled_from([0.0, 0.3, 2.0]), min_size=3, max_size=3), min_size=3, max_size=3),
+)
+def test_fusing_sources_equals_adding_their_curves_one_by_one(sources, weights):
+    weights = np.array(weights[: len(sources)])
+    got = fuse([retrieved(lists_of_ids) for lists_of_ids in sources], weights)
+    for request in range(len(sources[0])):
+        worth: dict[int, float] = {}
+        for source, own in zip(sources, weights, strict=True):
+            for place, item in enumerate(source[request]):
+                terms = [w * (1 + c) / (1 + place + c) for w, c in zip(own, (5, 60, 500), strict=True)]
+                worth[item] = worth.get(item, 0) + sum(terms)
+        ids, scores = got[request]
+        assert {i: pytest.approx(s) for i, s in worth.items()} == dict(zip(ids.tolist(), scores, strict=True))
+        assert (np.diff(scores) <= 0).all()
+
+
+@given(
+    st.integers(1, 4).flatmap(
+        lambda r: st.lists(st.lists(catalogues, min_size=r, max_size=r), min_size=1, max_size=3)
     )
 )
 def test_fusing_sources_equals_adding_reciprocal_ranks_one_by_one(sources):
@@ -100,7 +121,7 @@ def test_fusing_sources_equals_adding_reciprocal_ranks_one_by_one(sources):
         worth: dict[int, float] = {}
         for source in sources:
             for place, item in enumerate(source[request]):
-                worth[item] = worth.get(item, 0) + 1 / (60 + 1 + place)
+                worth[item] = worth.get(item, 0) + 61 / (60 + 1 + place)
         ids, scores = got[request]
         assert {i: np.float32(s) for i, s in zip(ids.tolist(), scores, strict=True)} == {
             i: np.float32(s) for i, s in worth.items()

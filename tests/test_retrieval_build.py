@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from test_training_requests import bought
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
+from dataset.requests import RANKING
 from feature_repo.create import create_store
 from feature_repo.embeddings import publish_embedding
 from feature_repo.frames.join import training_frame
@@ -30,7 +31,7 @@ from retrieval.fusion import Weights
 from retrieval.index import ItemIndex, category_path
 from retrieval.requests import Request, Requests, history_of
 from retrieval.retriever import ROLES, Retriever, open_retrieval
-from retrieval.shown import Shown
+from retrieval.shown import PLACES, Rates, Shown
 from retrieval.taste import Taste
 from retrieval.taste_files import open_taste
 from retrieval.word_vectors import WordVectors
@@ -45,6 +46,28 @@ FIT, TEST = START + 30 * DAY, START + 45 * DAY
 
 def known_before(log, moment):
     return log.filter(pc.less(log["available_time"], pa.scalar(moment, log["available_time"].type)))
+
+
+def shown_after(log):
+    """RANKING rows: what each user was shown after FIT, as one request of that moment; every third item is liked."""
+    rows = log.filter(
+        pc.and_(pc.equal(log["type"], "impression"), pc.greater_equal(log["available_time"], FIT))
+    )
+    _, first, user = np.unique(rows["user_id"].to_numpy(), return_index=True, return_inverse=True)
+    request, item = np.unique(np.stack([user, rows["item_id"].to_numpy()]), axis=1)
+    start = np.searchsorted(request, request)
+    columns = {
+        "request_id": request + 1,
+        "user_id": rows["user_id"].to_numpy()[first][request],
+        "time": rows["event_time"].take(first[request]),
+        "query_id": pa.array([7 if one == 0 else None for one in request], pa.int64()),
+        "item_id": item,
+        "position": pa.array(np.arange(len(item)) - start, pa.int32()),
+        "label": pa.array(np.arange(len(item)) % 3 == 0).cast(pa.float32()),
+        "part": ["train"] * len(item),
+        "event_id": np.arange(len(item)),
+    }
+    return pa.table(columns).cast(RANKING)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +85,7 @@ def built(tiny_world, tmp_path_factory):
         fit_log=known_before(log, FIT),
         test_log=known_before(log, TEST),
         retrieval=bought(tiny_world),
+        ranking=shown_after(log),
         shows=True,
         end=pc.max(log["available_time"]).as_py() + timedelta(seconds=1),
     )
@@ -189,28 +213,58 @@ def test_the_towers_learn_what_was_taken_before_the_requests_they_answer_and_pla
     assert stored["item_id"].tolist() == tiny_world.item_ids.tolist()
 
 
-def test_the_sources_are_weighed_by_the_training_requests_and_what_was_learned_before_them(built, tmp_path):
+NAMES = ["similar", "profile", "cooccurrence", "words", "two_tower", "taste", "popular"]
+
+
+def weighed(run, split):
+    """The fusion of a run, and the lists of its most popular items for the requests it learned from."""
+    fusion, weights = opened(run, "fusion"), Weights.open(opened(run, "fusion"))
+    assert list(weights.of_source) == NAMES
+    retriever = Retriever.open(open_retrieval(run, fitted=True))
+    assert retriever.weights.of_source == weights.of_source
+    return fusion.config["measure"], fusion.config["reached"], retriever.popular
+
+
+def test_the_sources_are_weighed_by_what_was_taken_after_what_they_learned_from(built, tmp_path):
     whole, split = built
-    assert not Weights.open(opened(whole, "fusion")).of_source, "its log says what was shown"
     run = shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(run / "fusion")
     build.weigh_sources(run, SimpleNamespace(**vars(split) | {"shows": False}), NANO, 5)
-    fusion = opened(run, "fusion")
-    names = ["similar", "profile", "cooccurrence", "words", "two_tower", "popular"]
-    weights = Weights.open(fusion)
-    assert list(weights.of_source) == names
-    ndcg = fusion.config["ndcg"]
-    assert ndcg["fused"] >= max(ndcg[name] for name in names) > 0
+    measure, reached, popular = weighed(run, split)
+    assert measure == "ndcg" and max(reached.values()) > 0
     asked = split.retrieval.filter(pc.equal(split.retrieval["part"], "train"))
-    retriever = Retriever.open(open_retrieval(run, fitted=True))
-    assert retriever.weights.of_source == weights.of_source
-    found = answers_of(requests_frame(run, asked, NANO), retriever.popular)
+    found = answers_of(requests_frame(run, asked, NANO), popular)
     wanted = asked["relevant"].to_pylist()
     gain = [
         1 / np.log2(2 + ids.tolist().index(item))
         for (ids, _), items in zip(found, wanted, strict=True) for item in items if item in ids
     ]  # fmt: skip
-    assert ndcg["popular"] == pytest.approx(sum(gain) / sum(map(len, wanted)))
+    assert reached["popular"] == pytest.approx(sum(gain) / sum(map(len, wanted)))
+
+
+def test_where_the_log_says_what_was_shown_the_sources_are_weighed_by_what_was_made_of_it(built):
+    run, split = built
+    measure, reached, popular = weighed(run, split)
+    assert measure == "likes over expected"
+    rows = split.ranking.filter(pc.equal(split.ranking["part"], "train")).to_pylist()
+    asked: dict[int, list[dict]] = {}
+    for row in rows:
+        if row["query_id"] is None:
+            asked.setdefault(row["request_id"], []).append(row)
+    frames = training_frame(run / "store", pa.Table.from_pylist(
+        [{name: shown[0][name] for name in build.REQUEST} for shown in asked.values()],
+        schema=split.ranking.select(build.REQUEST).schema), NANO.history, RETRIEVAL)  # fmt: skip
+    log = [row for row in split.fit_log.to_pylist() if row["type"] in ("impression", "rating")]
+    rates = Rates.of(split.fit_log)
+    gained = expected = 0.0
+    for (ids, _), shown in zip(answers_of(frames, popular), asked.values(), strict=True):
+        for row in shown:
+            place = ids.tolist().index(row["item_id"]) if row["item_id"] in ids else 500
+            gained += row["label"] / np.log2(2 + place)
+            cell = min(row["position"] + 1, PLACES) if row["position"] is not None else 0
+            expected += rates.places[cell] / np.log2(2 + place)
+    assert log and gained
+    assert reached["popular"] == pytest.approx(gained / expected, rel=1e-4)
 
 
 def test_the_catalogue_is_one_request_of_nobody_one_second_after_the_log(built, tiny_world):
@@ -253,7 +307,7 @@ def test_a_retriever_opens_all_of_it_and_refuses_what_was_not_made_from_one_anot
     assert fitted == {role: learned.get(role, role) for role in ROLES}
     retriever = Retriever.open(artifacts | {"ranker": artifacts["index"]})
     assert set(retriever.artifacts) == set(artifacts), "what it does not read is not its own"
-    names = ["similar", "profile", "cooccurrence", "words", "two_tower", "popular", "query"]
+    names = [*NAMES, "query"]
     assert [source.name for source in retriever.sources] == names
     assert [source.name for source in retriever.recommending] == names[:-1]
     some = tiny_world.item_ids[3:9]
@@ -269,12 +323,13 @@ def test_a_retriever_opens_all_of_it_and_refuses_what_was_not_made_from_one_anot
         Retriever.open(open_retrieval(other))
     shutil.rmtree(other / "two_tower_index")
     shutil.rmtree(other / "two_tower")
-    assert [source.name for source in Retriever.open(open_retrieval(other)).personal] == names[:4]
+    assert [source.name for source in Retriever.open(open_retrieval(other)).personal] == [*names[:4], "taste"]
     assert any(name == "match_taste" for name in retriever.similarities.names)
     shutil.rmtree(
         other / "taste"
     )  # a run of a release that had none, or of a log that says only what was taken
     assert not any("taste" in name for name in Retriever.open(open_retrieval(other)).similarities.names)
+    assert [source.name for source in Retriever.open(open_retrieval(other)).personal] == names[:4]
     shutil.rmtree(other / "words")  # a run of a release that had none
     assert [source.name for source in Retriever.open(open_retrieval(other)).personal] == names[:3]
     write_embedding(tmp_path / "strange", tiny_world, 8, FIT, seed=1)

@@ -168,7 +168,7 @@ def test_proposals_are_fused_by_reciprocal_ranks(shop):
         fused = {}
         for source in sources:
             for rank, item in enumerate(source.retrieve(request, 6)[0].tolist(), start=1):
-                fused[item] = fused.get(item, 0) + 1 / (60 + rank)
+                fused[item] = fused.get(item, 0) + 61 / (60 + rank)
         best = sorted(fused, key=lambda item: (-np.float32(fused[item]), item))
         found, scores = propose(sources, Requests.of([request]), 6)[0]
         assert found.tolist() == best

@@ -9,19 +9,22 @@ which share a word.
 
 import inspect
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from test_cooccurrence import log_of
 
+from dataset.contracts import EVENTS, TIME, completed
 from dataset.contracts import ITEMS as ITEM_COLUMNS
-from dataset.contracts import TIME, completed
 from retrieval import sources as module
 from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
 from retrieval.index import ItemIndex
+from retrieval.properties import Properties
 from retrieval.requests import Request, Requests, history_of
+from retrieval.shown import Shown
+from retrieval.taste import Taste
 from retrieval.words import Words
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -55,6 +58,7 @@ class Shop:
     popularity: np.ndarray
     towers: Towers
     words: Words  # of all items
+    taste: Taste  # of the users, for all items
 
 
 def opened(kind, artifact):
@@ -73,6 +77,42 @@ def acted():
     return rows
 
 
+def shown_rows():
+    """Each user was shown what they acted on and as many items of the other side, which they passed over."""
+    rows = []
+    for user, place in acted():
+        for item in (place, place ^ 1):
+            rows.append((user, int(IDS[item]), item == place))
+    return rows
+
+
+def taste_of(items, order):
+    """Tastes of the users for all items, from what they were shown, read in the order of a seed."""
+    rows = shown_rows()
+    read = np.arange(len(rows)) if order is None else np.random.default_rng(order).permutation(len(rows))
+    events = []
+    for number in read.tolist():
+        user, item, liked = rows[number]
+        row = {
+            "user_id": user,
+            "item_id": item,
+            "request_id": number,
+            "position": 0,
+            "query_id": None,
+            "value": None,
+        }
+        events.append(
+            row | {"type": "impression", "available_time": NOW - timedelta(seconds=2 * len(rows) - number)}
+        )
+        if liked:
+            events.append(
+                row | {"type": "click", "available_time": NOW - timedelta(seconds=len(rows) - number)}
+            )
+    log = completed(pa.Table.from_pylist(events), EVENTS)
+    shown = Shown.of(log, log)
+    return Taste.fit(Properties.of(items, lambda image: None), shown, shown)
+
+
 def make_shop(folder, order=None, save=False):
     """A shop whose items and events are handed over in the order of a seed; ``save``: with an index from disk."""
     draw = np.random.default_rng(2)
@@ -89,7 +129,9 @@ def make_shop(folder, order=None, save=False):
     vectors = ItemIndex.build(IDS[mixed], matrix[mixed])
     twins = np.arange(ITEMS) // 4 * 4 + SIDE  # two and two say the same
     titles = [f"{('hot', 'cold')[SIDE[place]]} kind{twins[place]}" for place in mixed]
-    words = Words.of(completed(pa.table({"item_id": IDS[mixed], "title": titles}), ITEM_COLUMNS))
+    told = {"item_id": IDS[mixed], "title": titles, "spu": IDS[mixed], "category": [[]] * ITEMS}
+    items = completed(pa.table(told), ITEM_COLUMNS)
+    words, taste = Words.of(items), taste_of(items, order)
     if save:
         words = opened(Words, words.save(folder / "words", {}))
         index, vectors = (
@@ -99,7 +141,7 @@ def make_shop(folder, order=None, save=False):
     graph = opened(Cooccurrence, build_cooccurrence(log_of(rows), folder / "cooccurrence", {}))
     place = np.arange(len(graph.item_ids))
     place = place if order is None else np.random.default_rng(order).permutation(place)
-    return Shop(index, vectors, graph, graph.item_ids[place], graph.popularity[place], Towers(), words)
+    return Shop(index, vectors, graph, graph.item_ids[place], graph.popularity[place], Towers(), words, taste)
 
 
 def row_of(user):
@@ -262,7 +304,7 @@ class SourceContract:
 
     @pytest.mark.parametrize("history", [[], NOBODY], ids=["no history", "unknown items"])
     def test_of_a_stranger_nothing_is_made_up(self, made, history):
-        stranger = Request(1, history_of(history), NOW)
+        stranger = Request(USERS, history_of(history), NOW)
         found, _ = made.retrieve(stranger, 5)
         if self.personal:
             assert len(found) == 0 and not score(made, [stranger], IDS).any()

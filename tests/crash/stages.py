@@ -148,7 +148,7 @@ def _retrieval(folder: Path) -> None:
     words = Words.of(dataset.items)
     said = words.save(folder / "words", {"dataset": dataset.artifact})
     WordVectors.of(words).save(folder / "word_vectors", {"words": said})
-    Weights({"popular": 0.5}).save(folder / "fusion", {"split": split.artifact}, {})
+    Weights({"popular": [0, 0.5, 0]}).save(folder / "fusion", {"split": split.artifact}, {})
     build_taste(dataset, split, folder / "taste")
 
 
