@@ -38,9 +38,18 @@ class Log:
         )
 
     @cached_property
-    def pair(self) -> np.ndarray:
-        """A code of each event's user and item, int64."""
-        return pairs(self.user, self.item)
+    def likes(self) -> tuple[np.ndarray, np.ndarray]:
+        """What users liked.
+
+        Returns:
+            rows of positive events, int64, those of one user and item one after the other in the order of the log;
+            and the places among them at which each such pair begins, int64.
+        """
+        rows = np.flatnonzero(self.positive)
+        pair = pairs(self.user[rows], self.item[rows])
+        order = np.argsort(pair, kind="stable")
+        pair = pair[order]
+        return rows[order], np.flatnonzero(np.append(True, pair[1:] != pair[:-1])[: len(pair)])
 
     def is_type(self, name: str) -> np.ndarray:
         """Mask of the events of this type, bool."""
@@ -54,9 +63,9 @@ def microseconds(times: pa.ChunkedArray) -> np.ndarray:
 
 def pairs(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """An int64 code per row; rows have equal codes exactly where both columns are equal."""
-    _, left_code = np.unique(left, return_inverse=True)
-    values, right_code = np.unique(right, return_inverse=True)
-    return left_code * max(len(values), 1) + right_code
+    codes = [pa.array(one).dictionary_encode() for one in (left, right)]
+    left_code, right_code = (one.indices.to_numpy().astype(np.int64) for one in codes)
+    return np.asarray(left_code * max(len(codes[1].dictionary), 1) + right_code)
 
 
 def distinct(values: np.ndarray) -> np.ndarray:

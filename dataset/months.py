@@ -81,6 +81,16 @@ def stored_months(path: Path) -> list[Month]:
     return [Month(one.stem, one) for one in parts_of(path)]
 
 
+def write_months(path: Path, months: Sequence[Month], before: Sequence[Month]) -> None:
+    """Write the months of a log into a new folder; those that are among ``before`` are linked."""
+    path.mkdir()
+    known = {month.name: month for month in before if isinstance(month.stored, Path)}
+    for month in months:
+        old = known.get(month.name)
+        kept = month if old is None or not month.is_same(old) else old
+        kept.write(path / f"{month.name}.parquet")
+
+
 def parts_of(path: Path) -> list[Path]:
     """The parquet files of a table: those in the folder at ``path`` by name, or the file itself."""
     return sorted(path.glob("*.parquet")) if path.is_dir() else [path]

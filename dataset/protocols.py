@@ -78,10 +78,9 @@ class Likes:
     @classmethod
     def of(cls, log: Log) -> Likes:
         """The new likes of a log."""
-        likes = np.flatnonzero(log.positive)
-        _, first = np.unique(log.pair[likes], return_index=True)
+        rows, first = log.likes
         users = distinct(log.user)
-        row = likes[first]
+        row = rows[first]
         user = np.searchsorted(users, log.user[row])
         order = np.lexsort((row, user))
         row, user = row[order], user[order]
@@ -190,8 +189,8 @@ def choose(log: Log, shown: bool) -> tuple[str, str]:
     cuts = _quantiles(log)
     if cuts is None:
         return "users", "the events have too few distinct times to be cut"
-    liked = Likes.of(log)
-    if not (liked.count >= LEAST["users"]).any():
+    rows, first = log.likes
+    if len(distinct(log.user[rows[first]])) == len(first):
         return "time", "no user liked two items"
     if shown:
         return "time", "what was shown and not liked is known, with its time"

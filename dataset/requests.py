@@ -93,12 +93,15 @@ def asked(log: Log, moments: Moments, rng: np.random.Generator) -> pa.Table:
 
 def _newly_liked(log: Log, when: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """Rows of the first like of each user and item from the user's ``start`` to ``stop``, if none came before."""
-    pair = log.pair
-    inside = log.positive & (when >= start) & (when < stop)
-    before = log.positive & (when < start)
-    new = np.flatnonzero(inside)[~among(pair[inside], pair[before])]
-    _, first = np.unique(pair[new], return_index=True)
-    return np.sort(new[first])
+    rows, first = log.likes
+    if not len(rows):
+        return rows
+    earliest = np.minimum.reduceat(when[rows], first)
+    pair = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(rows))))
+    is_new = earliest >= start[rows[first]]
+    inside = np.flatnonzero(is_new[pair] & (when[rows] < stop[rows]))
+    pair = pair[inside]
+    return np.sort(rows[inside[np.append(True, pair[1:] != pair[:-1])[: len(pair)]]])
 
 
 def _parts(moments: Moments, rows: np.ndarray, time_us: np.ndarray) -> np.ndarray:

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 from dataset.contracts import EVENTS, TIME, DataError
 from dataset.given import by_given
 from dataset.log import Log, among, distinct
-from dataset.months import Month, months_of, stored_months
+from dataset.months import Month, months_of, stored_months, write_months
 from dataset.protocols import BY, NEVER, NONE, Moments, by_last, by_time, by_users, choose, spaced
 from dataset.requests import RANKING, RETRIEVAL, asked, says_what_was_not_liked, shown, taken
 from dataset.slates import clicks_explained
-from run.artifacts import Artifact, open_artifact, write_artifact
+from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 
 if TYPE_CHECKING:
     from dataset.tables import Dataset
@@ -254,14 +254,20 @@ def _write(
     learned = pc.and_(pc.equal(ranking["part"], "train"), pc.greater(ranking["label"], 0.5))
     config["ranks"] = bool(pc.any(learned, min_count=0).as_py())
     with write_artifact(out, "split", config, {"dataset": dataset.artifact}) as folder:
-        (folder / LOG).mkdir()
-        for month in months_of(tables.pop("log")):
-            month.write(folder / LOG / f"{month.name}.parquet")
+        write_months(folder / LOG, months_of(tables.pop("log")), _months_before(out))
         for name, table in tables.items():
             pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
         pool = _pool(dataset.items, used, rng)
         pq.write_table(pa.table({"item_id": pool}), folder / "pool.parquet")
     return open_artifact(out, "split")
+
+
+def _months_before(out: Path) -> list[Month]:
+    """The months of the log of the split that lies there, if it is whole."""
+    try:
+        return Split.open(open_artifact(out, "split")).months
+    except ArtifactError:
+        return []
 
 
 def _used(dataset: Dataset, fitted: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:

@@ -43,7 +43,8 @@ def create_store(
 ) -> FeatureStore:
     """Write the sources of a run and register its definitions, replacing an existing store.
 
-    What that one derived from the months of the log that have not changed is kept. The states of its items, the ids that were received, and the refused items and events, are kept.
+    What that one derived from the months of the log that have not changed is kept, as are the states of its items,
+    the ids that were received, and the refused items and events.
 
     Args:
         store_dir: the repository folder to create.

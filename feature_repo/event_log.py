@@ -156,8 +156,8 @@ def open_event_log(store_dir: Path, versions: Collection[str] = ()) -> EventLog:
     found = next((one for one in others if one.holds(versions)), None)
     if found is None:
         raise StoreError(
-            f"{store_dir}: expected pointers into one event log, found some into {len(versions)} versions that no log "
-            f"holds together: {sorted(versions)[:3]}. {AGAIN}"
+            f"{store_dir}: expected pointers into one event log, found some into {len(versions)} versions that no "
+            f"log holds together: {sorted(versions)[:3]}. {AGAIN}"
         )
     return found
 

@@ -74,10 +74,16 @@ def shards_of(source, folder, count, by):
     ]
 
 
+def stored(frame, name):
+    """A table of a frame or a shard, month after month."""
+    return pa.concat_tables([pq.read_table(path) for path in sorted(frame.path.glob(f"*/{name}.parquet"))])
+
+
 def assert_same(one, other):
-    for name in ("requests", "given", "items"):
+    for name in ("requests", "given"):
         assert getattr(one, name).equals(getattr(other, name)), name
-    for name in ("item_row", "offsets", "positions"):
+    assert one.items.take(one.item_row).equals(other.items.take(other.item_row))
+    for name in ("offsets", "positions"):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
     assert one.history == other.history
     mine, other = one.take(0, len(one)), other.take(0, len(other))
@@ -86,7 +92,7 @@ def assert_same(one, other):
         assert np.array_equal(getattr(mine.history, name), getattr(other.history, name))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**20),
     requests=st.sampled_from([0, 1, 7, 40]),
@@ -109,14 +115,10 @@ def test_any_number_of_shards_either_way_gives_the_same_frame(
 
 def test_a_shard_is_whole_users_or_a_stretch_of_time(store, rows, tmp_path):
     source = source_of(store, rows)
-    of_users = [
-        pq.read_table(s.file("requests.parquet")) for s in shards_of(source, tmp_path / "u", 3, "users")
-    ]
+    of_users = [stored(shard, "requests") for shard in shards_of(source, tmp_path / "u", 3, "users")]
     users = [set(table["user_id"].to_pylist()) for table in of_users]
     assert sum(map(len, users)) == len(set.union(*users)) and sum(map(bool, users)) > 1
-    of_time = [
-        pq.read_table(s.file("requests.parquet")) for s in shards_of(source, tmp_path / "t", 7, "time")
-    ]
+    of_time = [stored(shard, "requests") for shard in shards_of(source, tmp_path / "t", 7, "time")]
     assert {len(table) for table in of_time} <= {60 // 7, 60 // 7 + 1}
     for earlier, later in zip(of_time, of_time[1:], strict=False):
         assert pc.max(earlier["time"]).as_py() <= pc.min(later["time"]).as_py()
@@ -133,7 +135,7 @@ def test_a_frame_on_disk_has_the_columns_that_write_frame_names(store, rows, tmp
         "items": frame.items.column_names,
     }
     for name, expected in columns.items():
-        assert pq.read_schema(made.file(f"{name}.parquet")).names == expected
+        assert stored(made, name).column_names == expected
 
 
 def test_a_shard_that_is_there_is_not_made_again(store, rows, tiny_world, tmp_path, monkeypatch):
@@ -164,7 +166,7 @@ def test_a_shard_that_is_there_is_not_made_again(store, rows, tiny_world, tmp_pa
     prices = pq.read_table(other / "data" / "item_profile.parquet")
     pq.write_table(prices.slice(1), other / "data" / "item_profile.parquet")
     assert again(source_of(other, rows), (2, 2), "time") == 1
-    next((out).glob("items.parquet")).write_bytes(b"damaged")
+    next(out.glob("*/items.parquet")).write_bytes(b"damaged")
     assert again(source_of(other, rows), (2, 2), "time") == 1
 
 
@@ -237,7 +239,7 @@ def test_shards_that_are_not_all_of_one_frame_are_refused(store, rows, tiny_worl
 def test_a_damaged_shard_is_refused_naming_the_command_that_makes_it_again(store, rows, tmp_path):
     source, out = source_of(store, rows), tmp_path / "frames" / "logged"
     write_or_join(source, out, (1, 2))
-    damaged = out.parent / "shards" / "1-of-2-by-users" / "candidates.parquet"
+    damaged = next((out.parent / "shards" / "1-of-2-by-users").glob("*/candidates.parquet"))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     with pytest.raises(ArtifactError, match="the file changed.*Run 'moon frame --by users --shard 1/2'"):
         write_or_join(source, out, (2, 2))

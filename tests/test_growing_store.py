@@ -260,7 +260,7 @@ def test_a_run_that_grows_day_by_day_is_the_run_of_all_files(tmp_path, seed):
         write_files(tmp_path / str(n), str(n), items[n], [log[row] for row in np.flatnonzero(day == n)])
         for n in range(4)
     ]
-    run, stores = tmp_path / "run", []
+    run, stores, frames = tmp_path / "run", [], []
     import_path(days[0], run / "dataset")
     for number in range(4):
         dataset = Dataset.open(open_artifact(run / "dataset", "dataset"))
@@ -271,18 +271,19 @@ def test_a_run_that_grows_day_by_day_is_the_run_of_all_files(tmp_path, seed):
                 days[0], days[number], dataset
             ).is_nothing  # as if killed when it was done
         stores.append(made_of(run, dataset))
+        frames.append(frame_of(run, tmp_path / "frame"))
     listed = {name.split(",")[0]: name for some in items for name in some}
     everything = write_files(tmp_path / "all", "", list(listed.values()), log)
     whole = Dataset.open(import_path(everything, tmp_path / "whole" / "dataset"))
     assert len(whole.items) == 10 and len(whole.events) > 300
     assert stores[-1] == made_of(tmp_path / "whole", whole)
     assert len({str(one["log"]) for one in stores}) == 4
-    frames = [frame_of(folder, tmp_path / "frames" / folder.name) for folder in (run, tmp_path / "whole")]
-    assert frames[0] == frames[1]
+    assert frames[-1] == frame_of(tmp_path / "whole", tmp_path / "whole" / "frame")
+    assert len({str(one) for one in frames}) == 4
 
 
 def made_of(run: Path, dataset: Dataset) -> dict[str, object]:
-    """Split a dataset and make its store; its log, but for the row numbers of the files, and what is derived from it."""
+    """Split a dataset and make its store: its log, without the rows' numbers in the files, and what it derives."""
     cut = Split.open(split_dataset(dataset, run / "split", "time"))
     create_store(run / "store", dataset, cut)
     version = open_event_log(run / "store").version
@@ -292,13 +293,13 @@ def made_of(run: Path, dataset: Dataset) -> dict[str, object]:
     return {name: one for name, one in kept.items() if is_of(name, version)}
 
 
-def frame_of(run: Path, out: Path) -> list[str]:
+def frame_of(run: Path, out: Path) -> dict[str, str]:
     cut = Split.open(open_artifact(run / "split", "split"))
     frame = write_frame(logged_source(run, cut, replace(size("nano"), history=5)), out)
-    return [
-        hashlib.sha256(frame.file(f"{name}.parquet").read_bytes()).hexdigest()
-        for name in ("requests", "candidates", "items")
-    ]
+    return {
+        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(frame.path.rglob("*.parquet"))
+    }
 
 
 def test_a_kill_while_a_store_is_made_again_leaves_the_old_one_to_grow_from(tmp_path, monkeypatch):

@@ -2,11 +2,13 @@
 
 A shard is the requests of some users, or those of a stretch of time. It reads every request row but keeps only its
 own; shards are made apart, on one machine or on several, and joined. Histories stay pointers into the event log, item
-features are kept once per distinct (item, time).
+features are kept once per distinct (item, time). A frame lies in months: one that is made again takes from the frame
+before the months whose inputs have not changed (``frames.inputs``).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dataset.contracts import DataError
 from feature_repo.event_log import open_event_log
+from feature_repo.frames.files import months_of_requests, read_frame_files, write_frame_files
+from feature_repo.frames.inputs import month_keys
 from feature_repo.frames.join import TrainingFrame, distinct, training_frame
 from feature_repo.frames.source import FrameSource
 from feature_repo.side_information import open_side_information
@@ -31,9 +34,7 @@ from run.resume import find_artifact
 from run.shards import WHOLE, Shard, check_complete, check_shard
 
 WAYS = ("users", "time")
-# Of a request: how much of the log its user had, and how many candidates are its own.
-POINTERS = ("log_position", "candidates")
-ITEM_ROW = "item_row"  # of a candidate: its row of the item features
+INPUTS = "inputs.json"  # of a frame: what each month was made from
 MADE_BY = "moon frame"
 
 
@@ -44,7 +45,7 @@ def write_frame(source: FrameSource, out: Path, shard: Shard = WHOLE, by: str = 
         source: what it is made from.
         out: directory of the artifact, kind ``frame``, or ``frame-shard`` for ``join_frame``: ``requests.parquet``
             {the requests, log_position, candidates}, ``candidates.parquet`` {the candidates, item_row} and
-            ``items.parquet`` {features of the distinct (item, time)}.
+            ``items.parquet`` {features of the distinct (item, time)} of each month.
         shard: (number from 1, how many).
         by: ``users``, a user's requests stay together; or ``time``, as many requests each.
 
@@ -56,12 +57,17 @@ def write_frame(source: FrameSource, out: Path, shard: Shard = WHOLE, by: str = 
     _check(shard, by)
     config = source.config if shard == WHOLE else {**source.config, "by": by, "shard": list(shard)}
     found = _made(source, out, config)
-    if found is None:
-        rows = source.rows_of(source.places(shard, by))
-        found = _write(
-            source, out, config, training_frame(source.store_dir, rows, source.history, source.service)
-        )
-    return found
+    if found is not None:
+        return found
+    places = source.places(shard, by)
+    keys, before = (month_keys(source), _before(out)) if shard == WHOLE else ({}, {})
+    kept = [month for month, key in keys.items() if before.get(month) == key]
+    month = months_of_requests(source.requests["time_us"])
+    new = places[~np.isin(month[places], kept)]
+    frame = None
+    if not kept or len(new):
+        frame = training_frame(source.store_dir, source.rows_of(new), source.history, source.service)
+    return _write(source, out, config, frame, source.requests["time_us"][places], keys, kept)
 
 
 def join_frame(source: FrameSource, shards: Sequence[Artifact], out: Path) -> Artifact:
@@ -84,7 +90,8 @@ def join_frame(source: FrameSource, shards: Sequence[Artifact], out: Path) -> Ar
     if found is None:
         parts = [_read(shard, source.store_dir) for shard in track(shards, "join frame", unit="shards")]
         places = [source.places(tuple(shard.config["shard"]), by) for shard in shards]
-        found = _write(source, out, source.config, _joined(parts, np.argsort(np.concatenate(places))))
+        frame = _joined(parts, np.argsort(np.concatenate(places)))
+        found = _write(source, out, source.config, frame, source.requests["time_us"], month_keys(source))
     return found
 
 
@@ -173,46 +180,40 @@ def _check_kin(source: FrameSource, shard: Artifact, by: str) -> None:
         )
 
 
-def _write(source: FrameSource, out: Path, config: Mapping[str, Any], frame: TrainingFrame) -> Artifact:
-    requests = frame.requests
-    for name, values in zip(POINTERS, (frame.positions, np.diff(frame.offsets)), strict=True):
-        requests = requests.append_column(name, pa.array(values))
-    candidates = frame.given.append_column(ITEM_ROW, pa.array(frame.item_row))
+def _before(out: Path) -> dict[str, str]:
+    """The months of the frame at ``out`` with what each was made from, if it is whole."""
+    try:
+        return dict(json.loads(open_artifact(out, "frame", MADE_BY).file(INPUTS).read_text()))
+    except (ArtifactError, FileNotFoundError):  # none, damaged, or of an earlier release
+        return {}
+
+
+def _write(
+    source: FrameSource,
+    out: Path,
+    config: Mapping[str, Any],
+    frame: TrainingFrame | None,
+    time_us: np.ndarray,
+    keys: Mapping[str, str],
+    kept: Sequence[str] = (),
+) -> Artifact:
     with write_artifact(out, _kind(config), config, source.parents) as folder:
-        for name, table in (("requests", requests), ("candidates", candidates), ("items", frame.items)):
-            pq.write_table(
-                table.combine_chunks(),
-                folder / f"{name}.parquet",
-                compression="zstd",
-                use_compliant_nested_type=False,  # would rename the elements of lists: other bytes after a join
-            )
+        write_frame_files(folder, frame, time_us, kept, out)
+        if keys:  # a shard has none: it is no whole month
+            (folder / INPUTS).write_text(json.dumps(keys, indent=2) + "\n")
     return open_artifact(out, _kind(config), MADE_BY)
 
 
 def _read(artifact: Artifact, store_dir: Path) -> TrainingFrame:
     log = open_event_log(store_dir)
-    if log.version != artifact.config["log"]:
+    if not log.holds([artifact.config["log"]]):
         raise StoreError(
             f"{artifact.path}: pointers into event log {artifact.config['log']}, but that of {store_dir} is "
             f"{log.version}. Run '{MADE_BY}' again."
         )
-    requests, candidates, items = (
-        pq.read_table(artifact.file(f"{name}.parquet")) for name in ("requests", "candidates", "items")
-    )
     signature = Signature.from_json(artifact.config["signature"])
-    position, count = (requests.column(name).to_numpy() for name in POINTERS)
-    return TrainingFrame(
-        requests=requests.drop_columns(list(POINTERS)),
-        given=candidates.drop_columns([ITEM_ROW]),
-        items=items,
-        item_row=candidates.column(ITEM_ROW).to_numpy(),
-        offsets=np.append(0, np.cumsum(count)).astype(np.int64),
-        log=log,
-        positions=position,
-        history=int(artifact.config["history"]),
-        side=open_side_information(open_store(store_dir), signature.features),
-        signature=signature,
-    )
+    side = open_side_information(open_store(store_dir), signature.features)
+    return read_frame_files(artifact, log, int(artifact.config["history"]), side, signature)
 
 
 def _joined(parts: Sequence[TrainingFrame], order: np.ndarray) -> TrainingFrame:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from feast import FeatureStore, FileSource
+from feast import FeatureStore, FeatureView, FileSource
 
 from dataset.contracts import TIME
 from dataset.months import parts_of
@@ -59,7 +59,7 @@ class FrameSource:
         """
         parts: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.int64)] for name in KEYS}
         known = 0
-        for table, number in self._numbered():
+        for table, number in self.numbered():
             first = np.flatnonzero(np.diff(number, prepend=known - 1))
             known += len(first)
             time_us = table.column("time").cast(TIME).cast(pa.int64())
@@ -98,9 +98,9 @@ class FrameSource:
         """The rows of some requests, in order."""
         own = np.zeros(len(self.requests["request_id"]), bool)
         own[places] = True
-        return pa.concat_tables(table.filter(pa.array(own[number])) for table, number in self._numbered())
+        return pa.concat_tables(table.filter(pa.array(own[number])) for table, number in self.numbered())
 
-    def _numbered(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    def numbered(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
         """The rows, and the number of each row's request, int64."""
         last, number = None, -1
         for table in self.rows():
@@ -119,7 +119,9 @@ def store_id(store: FeatureStore, signature: Signature) -> str:
     reads = reads_of(store, signature.features)
     stored = chain.from_iterable(reads.stored.values())
     behaved = in_frames(signature.features, "behaviour")
-    for path in sorted({_source(store, one.view) for one in (*POINTER, *stored, *behaved)}):
+    for path in sorted(
+        {source_path(store.get_feature_view(one.view)) for one in (*POINTER, *stored, *behaved)}
+    ):
         for part in parts_of(folder / path):
             with part.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, hashlib.sha256).digest())
@@ -128,8 +130,8 @@ def store_id(store: FeatureStore, signature: Signature) -> str:
     return digest.hexdigest()[:16]
 
 
-def _source(store: FeatureStore, view: str) -> str:
-    """The file of a view; its path is relative to the repository unless it is absolute."""
-    source = store.get_feature_view(view).batch_source
+def source_path(view: FeatureView) -> str:
+    """The file or folder of a view; its path is relative to the repository unless it is absolute."""
+    source = view.batch_source
     assert isinstance(source, FileSource)
     return str(source.path)
