@@ -17,6 +17,7 @@ RANKERS = {
 JUDGED = {
     "clicks": "clicks_per_slate", "purchases": "purchases_per_slate", "revenue": "revenue_per_slate",
     "served over it": "lift_of_served", "clicks, history allowed": "clicks_per_slate_with_history",
+    "untouched items, by item": "untouched_by_item", "by place": "untouched_by_place",
 }  # fmt: skip
 SEARCHES = (
     "one_word/precision@5",

@@ -154,7 +154,9 @@ def _lists(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
     if dataset.truth is not None:
         judge = Judge.of(dataset)
         first = {name: Lists(one.new[: len(test)], one.any[: len(test)]) for name, one in plain.items()}
-        yield from truth_measures(judge, test, named, first, methods.plain, seed)
+        acted_on = positive_events(split.test_log)["item_id"].to_numpy()
+        untouched = np.setdiff1d(methods.candidates, acted_on)
+        yield from truth_measures(judge, test, named, first, methods.plain, untouched, seed)
         if slates is not None:
             late = {name: ranked[len(test) :] for name, ranked in answers.items()}
             yield from off_policy_measures(judge, slates, late, seed)

@@ -155,6 +155,10 @@ class Judge:
         rows = self.rows(item_id)
         return affinity(self.interest(moments), self.world.catalogue, rows) + self.levels(moments, rows)
 
+    def click_chances(self, moments: Moments, slates: np.ndarray) -> np.ndarray:
+        """The true probability of a click at each of the first ten places, (R, at most 10); see ``judge``."""
+        return self._chances(moments, slates)[1]
+
     def judge(self, moments: Moments, slates: np.ndarray) -> Verdict:
         """What slates bring on average, by the true probabilities of click, cart and purchase.
 
@@ -165,13 +169,19 @@ class Judge:
         Raises:
             KeyError: a user, a query or an item is not of this world.
         """
+        logit, click = self._chances(moments, slates)
         shown = slates[:, :SLATE]
         there = shown >= 0
-        logit = self.log_odds(moments, np.where(there, shown, self.items[0]))
-        click = np.where(there, sigmoid(logit) * EXAMINATION[: shown.shape[1]], 0)
         bought = click * cart_chance(logit) * purchase_chance(logit)
         price = self.world.catalogue.price[self.rows(np.where(there, shown, self.items[0]))]
         return Verdict(*(one.sum(axis=1, dtype=np.float64) for one in (click, bought, bought * price)))
+
+    def _chances(self, moments: Moments, slates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log-odds of a click on what is looked at, and the probability of one, of the places that are shown."""
+        shown = slates[:, :SLATE]
+        there = shown >= 0
+        logit = self.log_odds(moments, np.where(there, shown, self.items[0]))
+        return logit, np.where(there, sigmoid(logit) * EXAMINATION[: shown.shape[1]], 0)
 
     def shop(self, moments: Moments, seed: int) -> Verdict:
         """What the shop's own policy brings, the mean of REDRAWN slates of each request."""

@@ -15,6 +15,7 @@ from evaluation.observer import Observer
 from evaluation.plain import PlainMethods
 from evaluation.shop_baselines import requests_of
 from evaluation.truth import INTERVAL, SERVED, Judge, Verdict, methods_of, resampled_means
+from evaluation.untouched import untouched_measures
 
 SPLIT = "test users, by the truth"
 
@@ -25,6 +26,7 @@ def truth_measures(
     named: Mapping[str, np.ndarray],
     plain: Mapping[str, Lists],
     methods: PlainMethods,
+    untouched: np.ndarray,
     seed: int,
 ) -> Iterator[Measurement]:
     """Judge every method on the same requests.
@@ -35,13 +37,15 @@ def truth_measures(
         named: name -> int64 item ids (R, at least 10), none of the request's history, as the service answers.
         plain: the same of the plain methods, and with the history.
         methods: the plain methods, for their candidates and their log.
+        untouched: int64 ids of the candidates that nobody had acted on.
         seed: of the shop's noisy policy and of the bootstrap.
 
     Yields:
         ``truth/<method>/clicks_per_slate``, ``purchases_per_slate`` and ``revenue_per_slate``, n = requests, and
         ``lift_of_served``: clicks served over the method's, less 1; all with the 95 % interval of a paired bootstrap
         over users. ``observer`` and ``oracle`` are bounds, ``shop`` is the policy that wrote the log. Then
-        ``clicks_per_slate_with_history`` of plain methods and bounds that may list items of the history again.
+        ``clicks_per_slate_with_history`` of plain methods and bounds that may list items of the history again, and
+        what items that nobody had acted on bring (``evaluation.untouched``).
     """
     asked, candidates = Moments.of(requests), methods.candidates
     history = requests_of(methods.log, requests)
@@ -49,15 +53,14 @@ def truth_measures(
         name: Lists.of(scores, candidates, SLATE, history)
         for name, scores in bounds(judge, asked, candidates).items()
     }
-    verdicts = {
-        name: judge.judge(asked, ranked)
-        for name, ranked in {**methods_of(named), **{name: one.new for name, one in bound.items()}}.items()
-    }
+    lists = {**methods_of(named), **{name: one.new for name, one in bound.items()}}
+    verdicts = {name: judge.judge(asked, ranked) for name, ranked in lists.items()}
     verdicts["shop"] = judge.shop(asked, seed)
     yield from _compared(verdicts, asked.user_id, seed)
     again = {name: judge.judge(asked, one.any).clicks for name, one in {**plain, **bound}.items()}
     clicks = np.stack(list(again.values()), axis=1)
     yield from _measured("clicks_per_slate_with_history", list(again), clicks, asked.user_id, seed)
+    yield from untouched_measures(judge, asked, lists, candidates, untouched, SPLIT, seed)
 
 
 def bounds(judge: Judge, asked: Moments, candidates: np.ndarray) -> dict[str, np.ndarray]:

@@ -180,6 +180,9 @@ def test_the_commands_do_as_printed(finished_run, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path / "repository")
     before = OnlineReader(run / "store", 5)
     exec(compile(CHECK, "docs/features.md", "exec"), {})
-    assert capsys.readouterr().out == f"discount: expected 0 to 0.4, found 1 others in {len(discount):,}, such as 0.9\n"
+    assert (
+        capsys.readouterr().out
+        == f"discount: expected 0 to 0.4, found 1 others in {len(discount):,}, such as 0.9\n"
+    )
     (pushed,) = before.read_items(items[::2][-1:], moment).columns["discount"].to_pylist()
     assert pushed == np.float32(0.9)
