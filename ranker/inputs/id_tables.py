@@ -54,7 +54,9 @@ def collection(
 
 def lookup(tables: nn.Module | None, ids: KeyedJaggedTensor) -> Tensor:
     """Embeddings side by side in the order of the tables, float32 [bags, tables x width]."""
-    return torch.zeros(ids.stride(), 0) if tables is None else tables(ids).values()
+    if tables is None:
+        return torch.zeros(ids.stride(), 0, device=ids.values().device)
+    return tables(ids).values()
 
 
 class IdTables(nn.Module):

@@ -40,7 +40,7 @@ class Unit(nn.Module):
     def forward(self, history_RLD: Tensor, mask_RL: Tensor) -> Tensor:
         """The history after this unit, [R, L, D]; rows of padding are undefined."""
         gate, value, query, key = functional.silu(self.inside(self.before(history_RLD))).chunk(4, dim=-1)
-        place = torch.arange(history_RLD.shape[1])
+        place = torch.arange(history_RLD.shape[1], device=history_RLD.device)
         distance = place[:, None] - place
         bias = self.distance[distance.clamp(min=0)]
         score = functional.silu(query @ key.transpose(1, 2) + bias) / self.history
