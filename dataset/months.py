@@ -6,8 +6,6 @@ What is made from a log month by month is made again only from the first month t
 from __future__ import annotations
 
 import filecmp
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq
 
 from dataset.contracts import EVENTS, completed
 from dataset.order import in_order
+from moonstore.files import link
 
 FIRST = "1970-01"  # the one month of a log without events, so that its schema is on disk
 NONE = "9999-12"  # after every month
@@ -113,12 +112,3 @@ def first_change(old: Sequence[Month], new: Sequence[Month]) -> str:
         if name not in before or name not in after or not before[name].is_same(after[name]):
             return name
     return NONE
-
-
-def link(source: Path, to: Path) -> None:
-    """Give a file that never changes a second name; a copy where the file system has no links."""
-    to.unlink(missing_ok=True)  # of a job that was killed
-    try:
-        os.link(source, to)
-    except OSError:
-        shutil.copy2(source, to)

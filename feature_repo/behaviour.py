@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+
+import pyarrow as pa
 
 from dataset.months import Month, first_change, parts_of, stored_months
 from feature_repo.event_log import FOLDER, POINTERS, EventLog, log_version
@@ -21,11 +24,16 @@ from feature_repo.sources import LOG, as_folder, replace_months, replace_source_
 from feature_repo.statistics import daily_stats
 from feature_repo.views import HISTORY
 from moonstore.disk import make_folder
-from moonstore.files import replacing, write_json
+from moonstore.files import link, replacing, write_json
 
 FORMAT = 1  # of what is derived; another one is made again
 RECORD = "behaviour.json"  # within DATA: the files that may be kept, and their hashes
-IN_MONTHS = ("item_stats.parquet", "query_stats.parquet", POINTERS)
+COUNTED = "statistics"  # within DATA: what was counted before the last month
+STATISTICS: dict[str, Callable[..., Iterator[tuple[str, Iterator[pa.Table]]]]] = {
+    "item_stats": partial(daily_stats, key="item_id"),
+    "query_stats": query_stats,
+}
+FOLDERS = (*(f"{name}.parquet" for name in STATISTICS), POINTERS, COUNTED)
 
 
 def write_behaviour(data: Path, months: Sequence[Month], previous: Path | None = None) -> EventLog:
@@ -46,9 +54,13 @@ def write_behaviour(data: Path, months: Sequence[Month], previous: Path | None =
     since = first_change(stored_months(old / LOG), months) if known else ""
     log = write_event_log(data / FOLDER, months, since, before)
     replace_source_in_parts(data / "user_history.parquet", log.histories(HISTORY))
-    item_stats = daily_stats(months, "item_id", since)
-    for name, made in (("item_stats", item_stats), ("query_stats", query_stats(months, since))):
-        replace_months(data / f"{name}.parquet", made, since, old / f"{name}.parquet")
+    make_folder(data / COUNTED)
+    for name, count in STATISTICS.items():
+        file = f"{name}.parquet"
+        state = data / COUNTED / file
+        if known and old != data:
+            link(old / COUNTED / file, state)
+        replace_months(data / file, count(months, since=since, state=state), since, old / file)
     replace_months(data / POINTERS, user_events(log, months, since), since, old / POINTERS)
     _record(data, log.version, {name: digest for name, digest in known.items() if Path(name).stem < since})
     _write_log(data / LOG, months)  # last: a kill before this line is repaired by folding again
@@ -71,7 +83,7 @@ def _sound(data: Path) -> dict[str, str]:
 
 def _record(data: Path, version: str, known: Mapping[str, str]) -> None:
     """Record the files of the months and of a version of the event log; of ``known`` ones the hash is known."""
-    paths = [part for name in IN_MONTHS for part in parts_of(data / name)]
+    paths = [part for name in FOLDERS for part in parts_of(data / name)]
     paths += (data / FOLDER / version).iterdir()
     names = sorted(path.relative_to(data).as_posix() for path in paths)
     files = {name: known.get(name) or _digest(data / name) for name in names}

@@ -63,9 +63,9 @@ class Behaviours:
         start = np.flatnonzero(first)
         return np.arange(len(self.user)) - start[np.cumsum(first) - 1]
 
-    def version(self, before: str) -> str:
+    def version(self, month: str, before: str) -> str:
         """The version of the log up to the end of the month; ``before``: that of the log up to its beginning."""
-        digest = hashlib.sha256(before.encode())
+        digest = hashlib.sha256(f"{before} {month}".encode())
         for values in (self.user, *self.columns.values()):
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()[:VERSION_DIGITS]
@@ -89,7 +89,7 @@ def write_event_log(
     for month in new:
         found = Behaviours.of(month)
         last = versions[max(versions)] if versions else ""
-        versions[month.name] = found.version(last)
+        versions[month.name] = found.version(month.name, last)
         own, count = np.unique(found.user, return_counts=True)
         users.append(own)
         counts.append(count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -92,9 +93,11 @@ def user_events(
         yield month.name, [table.replace_schema_metadata({LOG_VERSION: version})]
 
 
-def query_stats(months: Sequence[Month], since: str = "") -> Iterator[tuple[str, Iterator[pa.Table]]]:
+def query_stats(
+    months: Sequence[Month], since: str = "", state: Path | None = None
+) -> Iterator[tuple[str, Iterator[pa.Table]]]:
     """``daily_stats`` of queries, columns renamed as in their view."""
-    for month, parts in daily_stats(months, "query_id", since):
+    for month, parts in daily_stats(months, "query_id", since, state):
         yield month, map(_of_query, parts)
 
 

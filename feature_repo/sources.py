@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from feast import FileSource
 from feast.data_format import ParquetFormat
 
-from dataset.months import link, parts_of
+from dataset.months import parts_of
 from feature_repo import dead_letters
 from feature_repo.dead_letters import DATA
 from moonstore.disk import writing
-from moonstore.files import replacing
+from moonstore.files import link, replacing
 from moonstore.readable import readable
 
 TIMESTAMP = "event_timestamp"

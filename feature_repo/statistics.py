@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dataset.contracts import POSITIVE_CODES, TIME, behaviour_codes
 from dataset.log import distinct
 from dataset.months import Month, start_us
+from feature_repo.sources import replace_source
 
 DAY_US = 86_400_000_000
 CELLS_AT_ONCE = 1 << 18
@@ -62,8 +65,40 @@ class Cells:
         return Cells.of(np.concatenate([self.key, other.key]), np.concatenate([self.day, other.day]), count)
 
 
+@dataclass(frozen=True)
+class Counted:
+    """All that statistics need of the log before a month.
+
+    Attributes:
+        month: its name.
+        totals: counts of each id until the recent ones begin; their day is 0.
+        recent: counts of the days that a window of the month may still hold.
+    """
+
+    month: str
+    totals: Cells
+    recent: Cells
+
+    def write(self, path: Path) -> None:
+        """Write it to a file; the totals come first."""
+        parts = (self.totals, self.recent)
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("key", "day")}
+        columns |= {name: np.concatenate([part.count[name] for part in parts]) for name in COUNTED}
+        said = {"month": self.month, "totals": str(len(self.totals.key))}
+        replace_source(path, pa.table(columns).replace_schema_metadata(said))
+
+    @classmethod
+    def read(cls, path: Path) -> Counted:
+        """Read what ``write`` wrote."""
+        table = pq.read_table(path)
+        said = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
+        key, day, *count = (table.column(name).to_numpy() for name in ("key", "day", *COUNTED))
+        cells, totals = Cells(key, day, dict(zip(COUNTED, count, strict=True))), int(said["totals"])
+        return cls(said["month"], cells.take(slice(0, totals)), cells.take(slice(totals, None)))
+
+
 def daily_stats(
-    months: Sequence[Month], key: str, since: str = ""
+    months: Sequence[Month], key: str, since: str = "", state: Path | None = None
 ) -> Iterator[tuple[str, Iterator[pa.Table]]]:
     """Counts per ``key`` at every midnight at which one of them changes.
 
@@ -76,6 +111,8 @@ def daily_stats(
         months: a log; rows where ``key`` is null are left out.
         key: ``"item_id"`` or ``"query_id"``.
         since: the month from which rows are wanted; the events before it are only added up.
+        state: a file that keeps what was counted before the log's last month, so that the months before it need not
+            be read again; None: they are.
 
     Yields:
         the name of each month of the log, and of each later one with rows, and its rows in parts, at least one, so
@@ -85,9 +122,14 @@ def daily_stats(
         (key, event_timestamp) within a month, unique.
     """
     known = {month.name: month for month in months}
-    totals, recent = Cells.none(), Cells.none()
-    name, last = months[0].name, months[-1].name
+    begun = Counted(months[0].name, Cells.none(), Cells.none())
+    last = months[-1].name
+    if state is not None and state.exists() and (found := Counted.read(state)).month <= min(since, last):
+        begun = found
+    name, totals, recent = begun.month, begun.totals, begun.recent
     while name <= last or len(recent.key):
+        if name == last and state is not None:
+            Counted(name, totals, recent).write(state)
         begin, end, following = _days(name)
         recent = recent.plus(_cells(known[name], key)) if name in known else recent
         if name >= since and (name in known or len(_stamps(recent.day, begin, end))):

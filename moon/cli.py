@@ -240,13 +240,17 @@ def bench_import(
     events: Annotated[
         int, typer.Option(help="How many purchases; an item for every 30 of them.")
     ] = 3_000_000,
+    last_day: Annotated[
+        bool, typer.Option("--last-day", help="Instead, append the last day, beside all from scratch.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
 ) -> None:
     """Measure seconds and memory of importing and splitting a large log like H&M's, written for it and removed."""
-    from evaluation.bench import imports
     from evaluation.bench import lines as bench
+    from evaluation.bench.imports import bench_import
+    from evaluation.bench.last_day import bench_last_day
 
-    lines = imports.bench_import(events)
+    lines = (bench_last_day if last_day else bench_import)(events)
     typer.echo(bench.to_json(lines) if json else bench.to_text(lines))
 
 

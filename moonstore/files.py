@@ -66,6 +66,15 @@ def removed_if_it_fails(temporary: Path) -> Iterator[None]:
         raise
 
 
+def link(source: Path, to: Path) -> None:
+    """Give a file that never changes a second name; a copy where the file system has no links."""
+    to.unlink(missing_ok=True)  # of a job that was killed
+    try:
+        os.link(source, to)
+    except OSError:
+        shutil.copy2(source, to)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file at ``path``, exclusive between processes and threads."""

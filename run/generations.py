@@ -7,7 +7,6 @@ the active generation and those active before it; replacing that file switches. 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moonstore.disk import writing
-from moonstore.files import write_json
+from moonstore.files import link, write_json
 from run.artifacts import (
     MADE_BY,
     MANIFEST,
@@ -218,7 +217,11 @@ def seal(run: Path, artifacts: Mapping[str, Artifact], figures: Mapping[str, Any
         write_json(last, {"number": number})  # first, so that no number is used twice
         for name, part in PARTS.items():
             if part.role in artifacts:
-                shutil.copytree(artifacts[part.role].path, building / name, copy_function=_link)
+                shutil.copytree(
+                    artifacts[part.role].path,
+                    building / name,
+                    copy_function=lambda a, b: link(Path(a), Path(b)),
+                )
         write_json(building / RECORD, asdict(generation))
         building.rename(folder_of(run, number))
     return generation
@@ -297,13 +300,6 @@ def _highest(run: Path) -> int:
 
 def _ids(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
     return {name: artifacts[part.role].id for name, part in PARTS.items() if part.role in artifacts}
-
-
-def _link(source: str, to: str) -> None:
-    try:
-        os.link(source, to)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, to)
 
 
 def _write(run: Path, number: int, past: tuple[int, ...]) -> Current:

@@ -31,6 +31,7 @@ SMALL = {
     "bench_import": {"events": 200},
     "bench_ingest": {"seconds": 0.2, "backlog": 100, "CLICKS": 300},
     "bench_join": {"rows": 200, "events": 2000, "repeats": 1},
+    "bench_last_day": {"events": 1_500},
     "bench_load": {"workers": (1,), "SECONDS": 0.2, "ROUNDS": 1},
     "bench_materialize": {"rows": 400, "repeats": 1},
     "bench_other_joins": {"rows": 200, "events": 2000, "small": 100, "repeats": 1},

@@ -41,20 +41,26 @@ rows = len(write_behaviour(folder / "data", Split.open(open_artifact(folder / "s
 }  # what is measured, each in a process of its own
 MEASURED = """
 import json, os, resource, sys, time
+from dataclasses import replace
 from pathlib import Path
-from dataset.importers import import_dataset
+from dataset.importers import append_files, import_dataset
 from dataset.split import Split, split_dataset
 from dataset.tables import Dataset
 from feature_repo.behaviour import write_behaviour
+from feature_repo.create import create_store
+from feature_repo.frames.logged import logged_source
+from feature_repo.frames.shards import write_frame
 from run.artifacts import open_artifact
-folder, began = Path(sys.argv[1]), time.monotonic()
+from run.sizes import size
+folder, began, started = Path(sys.argv[1]), time.monotonic(), time.process_time()
 (folder / "data").mkdir(exist_ok=True)
+rows = None
 {}
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-seconds = {{"seconds": time.monotonic() - began, "cpu": time.process_time()}}
+seconds = {{"seconds": time.monotonic() - began, "cpu": time.process_time() - started}}
 print(json.dumps({{**seconds, "mib": peak / 1024, "rows": rows}}), flush=True)
 os._exit(0)  # DuckDB's bindings list every object alive at a normal exit
-"""
+"""  # without the seconds that it takes to load the libraries
 
 
 def bench_import(events: int) -> list[Line]:
@@ -82,14 +88,15 @@ def bench_import(events: int) -> list[Line]:
 
 def _measured(events: int, of: int) -> dict[str, dict[str, Any]]:
     """Seconds, CPU seconds, peak MiB and rows of every stage with so many purchases of the catalogue for ``of``."""
-    found = {}
     with tempfile.TemporaryDirectory(prefix="moon-import-") as folder:
         write_hm(Path(folder) / "raw", events, of)
-        for name, code in STAGES.items():
-            command = [sys.executable, "-c", MEASURED.format(code), folder]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            found[name] = dict(json.loads(done))
-    return found
+        return {name: cost(code, Path(folder)) for name, code in STAGES.items()}
+
+
+def cost(code: str, folder: Path) -> dict[str, Any]:
+    """Seconds, CPU seconds, peak MiB and ``rows`` of code that runs in a process of its own, in a folder."""
+    command = [sys.executable, "-c", MEASURED.format(code), str(folder)]
+    return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
 
 
 def write_hm(folder: Path, events: int, of: int | None = None, seed: int = 0) -> None:

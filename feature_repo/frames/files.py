@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset.log import distinct
-from dataset.months import FIRST, link, month_of
+from dataset.months import FIRST, month_of
 from feature_repo.event_log import EventLog
 from feature_repo.frames.join import TrainingFrame
 from feature_repo.side_information import SideInformation
 from feature_repo.signature import Signature
+from moonstore.files import link
 from run.artifacts import Artifact
 
 TABLES = ("requests", "candidates", "items")
