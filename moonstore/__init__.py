@@ -1,1 +1,1 @@
-"""Fast Feast stores and engine: ASOF joins, columnar reads and writes, compare-and-set."""
+"""Fast Feast stores and engine: point-in-time joins, columnar reads and writes, compare-and-set."""

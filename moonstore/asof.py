@@ -91,7 +91,7 @@ class AsofJob(ExactIbisJob):
 def why_not(
     views: Sequence[FeatureView], entity_rows: object, filter_by_created_timestamp: bool
 ) -> str | None:
-    """The reason why an ASOF join cannot answer this; None: it can."""
+    """The reason why a lookup of the newest row cannot answer this; None: it can."""
     if not isinstance(entity_rows, pd.DataFrame):
         return "the entity rows are not a data frame"
     for view in views:

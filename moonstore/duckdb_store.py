@@ -1,6 +1,6 @@
 """Feast's DuckDB offline store with three changes.
 
-Point-in-time joins are native ASOF joins (``moonstore.asof``) that keep the order of the rows. A source's relative
+Point-in-time joins are lookups (``moonstore.asof``) that keep the order of the rows. A source's relative
 path is resolved against the repository, not the working directory, when it is read and when it is written, so a
 repository can be moved and two can be open at once. Timestamps in nanoseconds, which pandas writes, are read as
 microseconds: DuckDB cannot cast them to what Feast's own queries compare them with.
@@ -75,7 +75,7 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
     ) -> RetrievalJob:
         """The newest row of each view at or before each entity row's time, in the order of the entity rows.
 
-        Requests that an ASOF join cannot express use Feast's own plan, with a warning that gives the reason.
+        Requests that a lookup cannot answer use Feast's own plan, with a warning that gives the reason.
 
         Raises:
             StoreError: the result does not have exactly one row per entity row.

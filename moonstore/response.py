@@ -1,8 +1,8 @@
 """Feast's answer to an online read, made from columns of stored bytes.
 
-Feast's own ``OnlineResponse`` holds a protobuf object per value and turns each into Python by itself. Here both the
-protobuf answer (what ``feast serve`` and the remote store ask for) and the Python values are made column by column,
-and only when they are asked for. The slow twin is ``OnlineResponse`` over the same bytes.
+Feast's own ``OnlineResponse`` holds a protobuf object per value and turns each into Python by itself. Here the
+protobuf answer (what ``feast serve`` and the remote store ask for), the Python values and what ``moonstore.serve``
+writes are made column by column, and only when asked for. The slow twin is ``OnlineResponse`` over the same bytes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from feast.feature_server_utils import convert_response_to_dict
 from feast.online_response import TIMESTAMP_POSTFIX, OnlineResponse
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import feast_value_type_to_python_type
 from feast.value_type import ValueType
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from moonstore.decode import FIXED, Cells, Values, decode, encoded_varint
 from moonstore.encode import encode_stamps
@@ -24,6 +26,7 @@ from moonstore.encode import encode_stamps
 # Types whose decoded column is, as a list, what Feast makes of each value.
 SAME = {"int32", "int64", "bool", "string", *FIXED}
 SAME |= {f"{kind}_list" for kind in ("int32", "int64", *FIXED)}
+STATUSES = np.array([FieldStatus.Name(one) for one in (FieldStatus.NOT_FOUND, FieldStatus.PRESENT)])
 LENGTH_DELIMITED = 2  # wire type of protobuf
 
 
@@ -49,31 +52,55 @@ class Part:
 
     def python(self, place: int, of: ValueType | None) -> list[Any]:
         """The values of one feature as Feast gives them; None where there is none."""
-        column, present = self.columns[place], self.present[place]
-        if self.kinds[place] in SAME:
-            try:
-                found = decode(column, self.kinds[place])
-            except ValueError:  # the view had another type when the row was written
-                pass
-            else:
-                valid = found.valid & present
-                if self.rows is not None:
-                    found, valid = found.take(self.rows), valid[self.rows]
-                values = found.values.tolist()
-                if found.values.dtype == object and self.kinds[place].endswith("_list"):
-                    values = [one.tolist() for one in values]
-                if valid.all():
-                    return values
-                return [one if there else None for one, there in zip(values, valid.tolist(), strict=True)]
+        found = self._numbers_or_texts(place)
+        if found is not None:
+            return found
         return [
             feast_value_type_to_python_type(Value.FromString(one), of)
             for one in self._of_rows(self._bytes(place))
         ]
 
+    def json(self, place: int) -> list[Any]:
+        """The values of one feature as Feast's server writes them; None where there is none."""
+        found = self._numbers_or_texts(place)
+        if found is not None:
+            return found
+        alone = RESPONSE.FromString(_field(RESPONSE, "results", self._values(place)))
+        values: list[Any] = convert_response_to_dict(alone)["results"][0]["values"]
+        return values
+
+    def _numbers_or_texts(self, place: int) -> list[Any] | None:
+        """The values of one feature, decoded together; None: its type, or that of a stored value, is another."""
+        if self.kinds[place] not in SAME:
+            return None
+        try:
+            found = decode(self.columns[place], self.kinds[place])
+        except ValueError:  # the view had another type when the row was written
+            return None
+        valid = found.valid & self.present[place]
+        if self.rows is not None:
+            found, valid = found.take(self.rows), valid[self.rows]
+        values: list[Any] = found.values.tolist()
+        if found.values.dtype == object and self.kinds[place].endswith("_list"):
+            values = [one.tolist() for one in values]
+        if valid.all():
+            return values
+        return [one if there else None for one, there in zip(values, valid.tolist(), strict=True)]
+
     def seconds(self) -> list[int]:
         """Event times of the rows, in seconds since 1970."""
         found: list[int] = self._of_rows((self.event_us // 1_000_000).tolist())
         return found
+
+    def times(self) -> list[str]:
+        """Event times of the rows as Feast's server writes them."""
+        event_us = self.event_us.tolist()
+        written = {us: _written(us) for us in set(event_us)}
+        return self._of_rows([written[us] for us in event_us])
+
+    def statuses(self, place: int) -> list[str]:
+        """Whether each row has one feature, as Feast's server writes it."""
+        return self._of_rows(STATUSES[self.present[place].astype(int)].tolist())
 
     def vectors(self) -> bytes:
         """The features as serialized results of Feast's answer."""
@@ -150,6 +177,19 @@ class ColumnResponse(OnlineResponse):
                     answer[name + TIMESTAMP_POSTFIX] = part.seconds()
         return answer
 
+    def json(self) -> dict[str, Any]:
+        """The whole answer as Feast's server writes it (its slow twin is ``convert_response_to_dict``)."""
+        answer = convert_response_to_dict(self._whole())
+        names = answer.setdefault("metadata", {}).setdefault("feature_names", [])
+        for part in self._parts:
+            names += part.names
+            times = part.times()
+            answer["results"] += [
+                {"values": part.json(place), "statuses": part.statuses(place), "event_timestamps": times}
+                for place in range(len(part.names))
+            ]
+        return answer
+
 
 def add_to(answer: GetOnlineFeaturesResponse, part: Part) -> None:
     """Append the features of a view to Feast's answer."""
@@ -158,6 +198,12 @@ def add_to(answer: GetOnlineFeaturesResponse, part: Part) -> None:
 
 
 RESPONSE, VECTOR = GetOnlineFeaturesResponse, GetOnlineFeaturesResponse.FeatureVector
+
+
+def _written(us: int) -> str:
+    seconds, us = divmod(us, 1_000_000)
+    text: str = Timestamp(seconds=seconds, nanos=us * 1000).ToJsonString()
+    return text
 
 
 def _head(message: Any, field: str, length: int) -> bytes:

@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from feast import Entity, FeatureService, FeatureView, Field, FileSource
 from feast.feature_server import get_app
+from feast.feature_server_utils import convert_response_to_dict
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.redis import RedisOnlineStoreConfig as StockRedis
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
@@ -129,6 +130,7 @@ def test_every_type_is_answered_as_feast_answers_it(tmp_path, online, monkeypatc
             fast, slow = both(store, monkeypatch, **request, full_feature_names=full)
             assert fast.to_dict(include_event_timestamps=True) == slow.to_dict(include_event_timestamps=True)
             assert fast.proto == slow.proto
+            assert repr(fast.json()) == repr(convert_response_to_dict(slow.proto))
             assert fast.to_arrow().equals(slow.to_arrow().select(fast.to_arrow().column_names))
             pd.testing.assert_frame_equal(fast.to_df(), slow.to_df())
             assert list(fast.to_dict()) == list(slow.to_dict())

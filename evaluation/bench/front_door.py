@@ -1,11 +1,12 @@
 """Feast's own front door over Redis: ``get_online_features`` of our store beside Feast's, over the same bytes.
 
-Three kinds of keys; and what ``feast serve`` does with a request: read, turn the answer into Python and into JSON.
-The last two are Feast's own code on both sides, so they bound what a store can save there.
+Three kinds of keys; and what ``feast serve`` and ``python -m moonstore serve`` do with a request: read, turn the
+answer into Python and into JSON.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -25,6 +26,7 @@ from feast.value_type import ValueType
 from evaluation.bench.lines import FEAST, OURS, Drawn, Line, line, ratio
 from evaluation.bench.local_redis import RedisServer
 from moonstore.redis_store import RedisOnlineStoreConfig
+from moonstore.serve import FastJSONResponse, content
 
 ITEMS, ASKED, WIDTH = 20_000, 500, 128
 SCALARS = [f"scalar_{number}" for number in range(6)]
@@ -62,15 +64,15 @@ def bench_front_door(folder: Path, items: int = ITEMS, repeats: int = 50) -> Ite
             title = f"get_online_features, {ASKED} items of {WIDTH} floats and {len(SCALARS)} scalars, {what}"
             yield from _beside(title, GOAL, sides, read, asked)
             if len(keys) == 1 and keys[0] == "item_id":
+                title = f"feast serve and moonstore serve, the same {ASKED} items"
+                yield from _beside(title, GOAL, sides, partial(_serve, features), asked, json.loads)
 
-                def serve(store: FeatureStore, rows: Rows) -> bytes:
-                    answer = store.get_online_features(features, rows)
-                    return bytes(JSONResponse(convert_response_to_dict(answer.proto)).body)
 
-                content = convert_response_to_dict(sides[0].get_online_features(features, asked[0]).proto)
-                json_ms = [_cpu_ms(partial(JSONResponse, content)) for _ in range(repeats)]
-                yield from _beside(f"feast serve, the same {ASKED} items", None, sides, serve, asked)
-                yield line(f"feast serve, the same {ASKED} items: of this JSON, ms", json_ms)
+def _serve(features: list[str], store: FeatureStore, rows: Rows) -> bytes:
+    answer = store.get_online_features(features, rows)
+    if isinstance(store.config.online_store, RedisOnlineStoreConfig):
+        return bytes(FastJSONResponse(content(answer)).body)
+    return bytes(JSONResponse(convert_response_to_dict(answer.proto)).body)
 
 
 def _beside(
@@ -79,9 +81,10 @@ def _beside(
     sides: list[FeatureStore],
     read: Callable[[FeatureStore, Rows], Any],
     asked: list[Rows],
+    parsed: Callable[[Any], Any] = lambda answer: answer,
 ) -> Iterator[Line]:
     stock, ours = sides
-    assert read(stock, asked[0]) == read(ours, asked[0])
+    assert parsed(read(stock, asked[0])) == parsed(read(ours, asked[0]))
     took: list[list[float]] = [[], []]
     for rows in asked:
         for store, one in zip(sides, took, strict=True):
