@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from dataset.identity import stable_hash
+from dataset.marketplace.catalogue import FACETS
 from dataset.ndcg import ndcg
 from dataset.pictures import decoded
 from dataset.tables import Dataset
@@ -23,6 +24,7 @@ from encoder.encode import Encoder, query_encoder
 from evaluation.metrics import Measurement
 from evaluation.plain_search import Scores, plain_methods
 from evaluation.sheets import Evidence
+from evaluation.truth import Judge
 from retrieval.index import ItemIndex
 from retrieval.search.choose import judged_queries, nonsense
 from retrieval.search.judge import open_judge
@@ -54,11 +56,14 @@ class Search:
     Attributes:
         text, image: what is asked; one is None.
         grades: item -> how well it answers, above 0 to 1; other items do not.
+        true: the same by what items truly are, where the shop is simulated, not by what the catalogue says of them;
+            empty: not known.
     """
 
     text: str | None
     image: bytes | None
     grades: Mapping[int, float]
+    true: Mapping[int, float] = field(default_factory=dict)
 
 
 def search_measures(evidence: Evidence) -> Iterator[Measurement]:
@@ -67,7 +72,8 @@ def search_measures(evidence: Evidence) -> Iterator[Measurement]:
     Kinds: ``one_word``, a word of a category or an attribute (precision@5); ``title`` and ``photo``, an item's own,
     and ``photo_smaller``, shrunk and compressed again; ``values``, three values of an item (the fraction of searches
     whose first answer is right); ``judged_text`` and ``judged_picture`` (NDCG@10); ``nonsense`` (the fraction that
-    ours answers with nothing).
+    ours answers with nothing). Of ``one_word`` and ``values`` in a simulated shop, ``true_...`` counts as right what
+    truly has the values, listed or not.
     """
     dataset, rng = evidence.dataset, np.random.default_rng(evidence.seed)
     methods = dict(_methods(evidence))
@@ -75,14 +81,14 @@ def search_measures(evidence: Evidence) -> Iterator[Measurement]:
         metric, judge = METRICS.get(kind, RIGHT)
         for name, answer in methods.items() if asked else ():
             answers = [answer(one.text, one.image) for one in asked]
-            values = [
-                judge(ids, one.grades) for ids, one in zip(answers, asked, strict=True) if ids is not None
-            ]
-            if values:
-                split = "test judgements" if kind.startswith("judged") else "the catalogue"
-                yield Measurement(
-                    f"search/{name}/{kind}/{metric}", float(np.mean(values)), len(values), split
-                )
+            answered = [(ids, one) for ids, one in zip(answers, asked, strict=True) if ids is not None]
+            values = [judge(ids, one.grades) for ids, one in answered]
+            true = [judge(ids, one.true) for ids, one in answered if one.true]
+            split = "test judgements" if kind.startswith("judged") else "the catalogue"
+            for prefix, found in (("", values), ("true_", true)):
+                if found:
+                    what = f"search/{name}/{kind}/{prefix}{metric}"
+                    yield Measurement(what, float(np.mean(found)), len(found), split)
     words = sorted({word for title in dataset.items["title"].to_pylist() for word in words_of(title)})
     if words:
         answers = [methods["moon"](text, None) for text in nonsense(words, ASKED, rng)]
@@ -148,10 +154,11 @@ def searches(dataset: Dataset, rng: np.random.Generator) -> dict[str, list[Searc
         for row in _some([row for row in items if row["image_id"] is not None], rng)
     ]
     of_image = _items_by([(row["image_id"], row["item_id"]) for row in items if row["image_id"] is not None])
+    true = true_values(dataset)
     return {
-        "one_word": _one_word(items, rng),
+        "one_word": _one_word(items, true, rng),
         "title": _titles(items, rng),
-        "values": _values(items, rng),
+        "values": _values(items, true, rng),
         "photo": [Search(None, picture, of_image[image]) for _, picture, image in photos if picture],
         "photo_smaller": [
             Search(None, kept_smaller(picture), of_image[image]) for _, picture, image in photos if picture
@@ -165,13 +172,28 @@ def searches(dataset: Dataset, rng: np.random.Generator) -> dict[str, list[Searc
     }
 
 
-def _one_word(items: Sequence[dict], rng: np.random.Generator) -> list[Search]:
+def true_values(dataset: Dataset) -> list[tuple[str, int]]:
+    """(value, item) of all that items of a simulated shop truly are; empty for others."""
+    if dataset.truth is None:
+        return []
+    catalogue = Judge.of(dataset).world.catalogue
+    return [
+        (folded(values[number]), int(item))
+        for column, values in enumerate(FACETS.values())
+        for item, number in zip(catalogue.item_id, catalogue.facet[:, column], strict=True)
+    ]
+
+
+def _one_word(
+    items: Sequence[dict], true: Sequence[tuple[str, int]], rng: np.random.Generator
+) -> list[Search]:
     """Words of categories and attributes, of titles where there are neither, that FIRST items have or more."""
     said = [(word, row["item_id"]) for row in items for value in _values_of(row) for word in words_of(value)]
     if not said:
         said = [(word, row["item_id"]) for row in items for word in words_of(row["title"])]
     having = {word: found for word, found in _items_by(said).items() if len(found) >= FIRST}
-    return [Search(word, None, having[word]) for word in _some(sorted(having), rng)]
+    truly = _items_by([(word, item) for value, item in true for word in words_of(value)])
+    return [Search(word, None, having[word], truly.get(word, {})) for word in _some(sorted(having), rng)]
 
 
 def _titles(items: Sequence[dict], rng: np.random.Generator) -> list[Search]:
@@ -180,16 +202,18 @@ def _titles(items: Sequence[dict], rng: np.random.Generator) -> list[Search]:
     return [Search(row["title"], None, having[title]) for title, row in _some(titled, rng)]
 
 
-def _values(items: Sequence[dict], rng: np.random.Generator) -> list[Search]:
+def _values(items: Sequence[dict], true: Sequence[tuple[str, int]], rng: np.random.Generator) -> list[Search]:
     """Searches for what an item is and two more of its values: right are the items that have all of them."""
     values = {row["item_id"]: [folded(value) for value in dict.fromkeys(_values_of(row))] for row in items}
     having = _items_by([(value, item) for item, some in values.items() for value in some])
-    asked = []
+    truly, asked = _items_by(true), []
     for item in _some([item for item, some in values.items() if len(some) >= VALUES], rng):
         *others, kind = values[item]
         chosen = [*(others[place] for place in rng.permutation(len(others))[: VALUES - 1]), kind]
-        right = set.intersection(*(set(having[value]) for value in chosen))
-        asked.append(Search(" ".join(chosen), None, dict.fromkeys(right, 1.0)))
+        right, is_so = (
+            set.intersection(*(set(found.get(value, ())) for value in chosen)) for found in (having, truly)
+        )
+        asked.append(Search(" ".join(chosen), None, *(dict.fromkeys(some, 1.0) for some in (right, is_so))))
     return asked
 
 
