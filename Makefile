@@ -35,9 +35,9 @@ setup-pretrained: .venv/ready  ## add the weights of the recipe pretrained (100 
 demo: .venv/ready  ## run the whole journey: make demo [DATA=hm_fashion:FOLDER]
 	$(BIN)/moon demo --data "$(DATA)"
 
-ranks: .venv/ready  ## train the rankers of RUN in RANKS processes, on GPUs if there are: make ranks RANKS=8 LOCK=requirements/gpu.lock
-	$(BIN)/python -m evaluation.bench.ranks $(RANKS) $(if $(RUN),--run "$(RUN)")
-	$(BIN)/moon ranker --ranks $(RANKS) $(if $(RUN),--run "$(RUN)")
+ranks: .venv/ready  ## train the last run's rankers on GPUs: make ranks RANKS=8 LOCK=requirements/gpu.lock
+	$(BIN)/python -m evaluation.bench.ranks $(RANKS)
+	$(BIN)/moon ranker --ranks $(RANKS)
 
 test: .venv/ready  ## run the tests
 	$(BIN)/python -m pytest

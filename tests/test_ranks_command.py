@@ -67,11 +67,11 @@ def test_it_ends_the_launch_where_they_do_not(monkeypatch, capsys, tmp_path, dif
 
 
 def test_make_checks_before_it_trains():
-    words = ["make", "--dry-run", "--old-file=.venv/ready", "ranks", "RANKS=8", "RUN=runs/shop"]
+    words = ["make", "--dry-run", "--old-file=.venv/ready", "ranks", "RANKS=8"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        '.venv/bin/python -m evaluation.bench.ranks 8 --run "runs/shop"',
-        '.venv/bin/moon ranker --ranks 8 --run "runs/shop"',
+        ".venv/bin/python -m evaluation.bench.ranks 8",
+        ".venv/bin/moon ranker --ranks 8",
     ]
 
 
