@@ -2,12 +2,13 @@
 PYTHON ?= python3.11
 LOCK ?= requirements/cpu.lock
 DATA ?= marketplace
+RANKS ?= 2
 BIN := .venv/bin
 
 # One thread pool that sleeps between kernels: a spinning one is many times slower on a shared machine.
 export OMP_WAIT_POLICY = passive
 
-.PHONY: help setup setup-ray setup-pretrained demo test fuzz mutants crashes promises check fmt serve lock clean
+.PHONY: help setup setup-ray setup-pretrained demo ranks test fuzz mutants crashes promises check fmt serve lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -33,6 +34,10 @@ setup-pretrained: .venv/ready  ## add the weights of the recipe pretrained (100 
 
 demo: .venv/ready  ## run the whole journey: make demo [DATA=hm_fashion:FOLDER]
 	$(BIN)/moon demo --data "$(DATA)"
+
+ranks: .venv/ready  ## train the last run's rankers on GPUs: make ranks RANKS=8 LOCK=requirements/gpu.lock
+	$(BIN)/python -m evaluation.bench.ranks $(RANKS)
+	$(BIN)/moon ranker --ranks $(RANKS)
 
 test: .venv/ready  ## run the tests
 	$(BIN)/python -m pytest

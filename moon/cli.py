@@ -325,14 +325,14 @@ def ranker(
         ),
     ] = None,
     ranks: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, help="Processes that train one ranker together; each on a GPU if there are enough."
+            min=1, help="Processes that train together, each on a GPU if there are enough; default: this one."
         ),
-    ] = 1,
+    ] = None,
 ) -> None:
     """Train the ranker from point-in-time frames, with its controls: plain content, ids only, shuffled vectors."""
-    if ranks > 1 and (compare is not None or without):
+    if ranks is not None and (compare is not None or without):
         raise typer.BadParameter("expected with neither --compare nor --without", param_hint="--ranks")
     if compare is not None:
         _do("ranker --compare", run, seeds=compare, recipe=recipe)

@@ -243,7 +243,7 @@ def retrieval(run: Run) -> None:
     build_retrieval(run.folder, open_dataset(run), open_split(run), run.size, seed=run.seed)
 
 
-def ranker(run: Run, recipe: str | None = None, ranks: int = 1) -> None:
+def ranker(run: Run, recipe: str | None = None, ranks: int | None = None) -> None:
     """Train the ranker by a recipe and its controls on the same requests, the relevance head, and build the search.
 
     Each is left out where the data has nothing for it to learn from. Definitions that have changed since the last

@@ -13,13 +13,13 @@ NUMBER = 4  # bytes of a float32
 CGROUP = Path("/sys/fs/cgroup")  # where Linux keeps a container's limit
 
 
-def require_memory(rows: Mapping[str, int], width: int, ranks: int = 1, kept: int = 0) -> None:
+def require_memory(rows: Mapping[str, int], width: int, ranks: int | None = None, kept: int = 0) -> None:
     """Refuse tables that would outgrow the memory of this machine.
 
     Args:
         rows: of every table, by name.
         width: of an embedding.
-        ranks: processes of this machine that train together.
+        ranks: processes of this machine that train together; None: the one that asks.
         kept: models of the same shape that stay in memory meanwhile.
 
     Raises:
@@ -36,14 +36,14 @@ def require_memory(rows: Mapping[str, int], width: int, ranks: int = 1, kept: in
         )
 
 
-def training_bytes(rows: int, width: int, ranks: int = 1, kept: int = 0) -> int:
+def training_bytes(rows: int, width: int, ranks: int | None = None, kept: int = 0) -> int:
     """Peak memory of the tables in bytes, arguments as of ``require_memory``, while a checkpoint is written.
 
     Then there are the tables with their accumulators, the weights of the best epoch, and a copy of the tables and
     accumulators to be written. Ranks divide the tables among them, beside those of the process that started them.
     """
     weights, accumulators = rows * width * NUMBER, rows * NUMBER
-    return weights * (3 + (ranks > 1) + kept) + accumulators * (2 + kept)
+    return weights * (3 + (ranks is not None) + kept) + accumulators * (2 + kept)
 
 
 def available_bytes() -> int:

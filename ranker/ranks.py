@@ -113,7 +113,9 @@ def _run(rank: int, ranks: int, work: Callable[[Share], None], meeting: str, sai
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (one progress line is enough)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
-        device = torch.device("cuda", rank) if torch.cuda.device_count() >= ranks else CPU
+        gpus = torch.cuda.device_count()
+        device = torch.device("cuda", rank) if gpus >= ranks else CPU
+        sys.stderr.write(f"  {ranks} ranks on {device.type}; this machine has {gpus} GPUs\n")
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"

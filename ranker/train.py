@@ -56,7 +56,7 @@ def train_ctr(
     loss: str = "pointwise",
     recipe: Recipe | None = None,
     without: Collection[str] = (),
-    ranks: int = 1,
+    ranks: int | None = None,
 ) -> Artifact:
     """Train a click model and write an artifact of kind "ranker".
 
@@ -74,8 +74,8 @@ def train_ctr(
         loss: ``pointwise`` for logged impressions, ``listwise`` for one positive among sampled negatives.
         recipe: what the model is made of; ``recipes.cube()`` unless given.
         without: features of the service that the model does without.
-        ranks: how many processes train it together; the weights are those of one process but for rounding, and an
-            interrupted run resumes with any number.
+        ranks: how many processes train it together, on GPUs if there are enough; None: this one does, on CPU. The
+            weights are the same but for rounding, and an interrupted run resumes with any number.
 
     Raises:
         DataError: no training requests, columns missing, or a feature to do without that is not in the service.
@@ -135,7 +135,7 @@ def train_ctr(
             )
 
         alone = train_alone(model, plan, batches, LOSSES[loss], of_module)
-        if ranks > 1:
+        if ranks is not None:
             train_in_ranks(ranks, model, fitted)
         # After ranks, nothing is left to train: this reads the best epoch from their last checkpoint.
         outcome = fitted(model, WithPosition(model), ALL, Learner)

@@ -223,31 +223,31 @@ def test_ranks_end_with_the_process_that_started_them():
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """A ranker of one process and one of two, by the function that the command calls."""
+    """A ranker of one process and one of two ranks, by the function that the command calls."""
     folder = tmp_path_factory.mktemp("shop")
     some, nobody = (Requests(select_requests(FRAME, np.arange(n))) for n in (48, 0))
     made = {
         n: train.train_ctr(some, nobody, VECTORS, NANO, folder / f"of_{n}", {}, epochs=2, ranks=n)
-        for n in (1, 2)
+        for n in (None, 2)
     }
     return folder, made
 
 
 def test_what_ranks_trained_is_served_as_any_other(shop):
     folder, made = shop
-    first, second = (Ranker.open(made[n], VECTORS).score(FRAME) for n in (1, 2))
+    first, second = (Ranker.open(made[n], VECTORS).score(FRAME) for n in (None, 2))
     np.testing.assert_allclose(second, first, atol=1e-5)
     assert np.ptp(first) > 1e-3
-    one, two = (made[n].config for n in (1, 2))
+    one, two = (made[n].config for n in (None, 2))
     assert two["outcome"]["train_loss"] == pytest.approx(one["outcome"]["train_loss"], abs=1e-5)
     assert {**one, "outcome": None} == {**two, "outcome": None}
-    assert sorted(path.name for path in folder.iterdir()) == ["of_1", "of_2"], "no checkpoint is left"
+    assert sorted(path.name for path in folder.iterdir()) == ["of_2", "of_None"], "no checkpoint is left"
 
 
 def test_a_metric_is_of_all_ranks_and_of_no_earlier_training(shop, tmp_path):
     """Shares of unequal size, and another day validated before: the loss is that of all requests at once."""
     _, made = shop
-    job, model = Job(tmp_path, "listwise"), Ranker.open(made[1], VECTORS).model
+    job, model = Job(tmp_path, "listwise"), Ranker.open(made[None], VECTORS).model
     whole = train._validate(WithPosition(model), job.valid, job.encoder, "listwise")
     found = tmp_path / "losses"
 
