@@ -22,8 +22,6 @@ from encoder.chunks import HASH_BYTES, TABLES, Embedded, Pictures, content_diges
 from encoder.content import Content, item_content, query_content
 from encoder.encode import Encoder
 from encoder.pictures.cache import kept
-from encoder.towers.features import kept_features
-from encoder.towers.model import TowerModel
 from moonstore.disk import make_folder
 from run.artifacts import Artifact, ArtifactError, open_artifact, require_parent, write_artifact
 from run.progress import track
@@ -81,9 +79,7 @@ def embed(
             f"{as_of.isoformat()}. Run 'moon encoder train' on this data."
         )
     check_shard(shard)
-    model = Encoder.open(encoder)
-    if isinstance(model.model, TowerModel):
-        model.model.known = kept_features(dataset, model.model)
+    model = Encoder.open(encoder, dataset)
     parents = {"dataset": dataset.artifact, "encoder": encoder}
     if previous is not None:
         require_parent(previous, "encoder", encoder)

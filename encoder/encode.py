@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from dataset.contracts import DataError
+from dataset.tables import Dataset
 from encoder.assemble import Parts, assemble
 from encoder.backbone.backbone import load_backbone
 from encoder.backbone.packing import Sample
@@ -28,6 +29,7 @@ from encoder.parts.chain import chain_marks
 from encoder.pictures.decode import decode_image, decode_twice
 from encoder.pictures.region import core_region
 from encoder.tokenizer import end_id, load_tokenizer
+from encoder.towers.features import kept_features
 from encoder.towers.model import TowerModel
 from encoder.towers.towers import read_towers
 from run.artifacts import Artifact, ArtifactError
@@ -103,8 +105,13 @@ class Encoder:
         self._parts = parts
 
     @classmethod
-    def open(cls, artifact: Artifact) -> Encoder:
-        """Load the encoder of a verified artifact of kind ``encoder``."""
+    def open(cls, artifact: Artifact, dataset: Dataset | None = None) -> Encoder:
+        """Load the encoder of a verified artifact of kind ``encoder``.
+
+        Args:
+            artifact: the encoder.
+            dataset: what frozen towers have read of it for training is not read again.
+        """
         size, parts = recorded(artifact.config["size"]), Parts(**artifact.config["parts"])
         tokenizer = load_tokenizer(artifact.path)
         if parts.towers:
@@ -122,6 +129,8 @@ class Encoder:
                 f"{sorted(expected ^ set(own))[:3]}. Run 'moon encoder train' again."
             )
         model.load_state_dict(own, strict=False)
+        if isinstance(model, TowerModel) and dataset is not None:
+            model.known = kept_features(dataset, model)
         return cls(artifact, model, tokenizer, size.text_tokens, parts)
 
     @torch.inference_mode()

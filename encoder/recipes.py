@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from encoder.assemble import Parts
 from encoder.learner import Stage
 from encoder.stages.align import Align
-from encoder.stages.contrast import BOUGHT, NINE_KINDS, OWN, PART, QUERY, THREE_QUERIES, Contrast
+from encoder.stages.contrast import (
+    BOUGHT,
+    DETAILS,
+    NINE_KINDS,
+    OWN,
+    PART,
+    QUERY,
+    THREE_QUERIES,
+    VARIANT,
+    Contrast,
+)  # fmt: skip
 from encoder.stages.photos import Photos
 from encoder.stages.pretrain import Pretrain
 from encoder.stages.reason import Reason, Reinforce
@@ -29,11 +39,13 @@ class Recipe:
         name: its name in comparisons.
         parts: what is added to the backbone.
         stages: in order; each uses its fraction of the training budget.
+        pace: steps that it takes in the time of one step of a small model: what a budget in steps is multiplied by.
     """
 
     name: str
     parts: Parts
     stages: tuple[Stage, ...]
+    pace: float = 1.0
 
 
 def moon_embedding() -> Recipe:
@@ -115,19 +127,21 @@ def ours() -> Recipe:
 
 
 def pretrained() -> Recipe:
-    """Heads on two pretrained towers that stay frozen, trained as ``ours`` (docs/log/encoder.md#pretrained-towers).
+    """Heads on two pretrained towers that stay frozen (docs/log/encoder.md#pretrained-towers-on-hm).
 
-    Needs the weights that ``make setup-pretrained`` installs, or a folder of your own.
+    Trained as ``ours``, and also to find a product's other variants and, from a picture and a title, the details: a
+    head learns in seconds what a network from random weights has no time for. Needs the weights that ``make
+    setup-pretrained`` installs, or a folder of your own.
     """
+    kinds = (OWN, PART, VARIANT, DETAILS, QUERY)
     return Recipe(
         "pretrained",
         Parts(towers=True),
         (
-            Contrast(fraction=0.7, kinds=(OWN, PART, QUERY), name="halves"),
-            Contrast(
-                fraction=0.3, kinds=(OWN, PART, QUERY, BOUGHT), learning_rate_scale=0.3, name="relations"
-            ),
+            Contrast(fraction=0.7, kinds=kinds, name="halves"),
+            Contrast(fraction=0.3, kinds=(*kinds, BOUGHT), learning_rate_scale=0.3, name="relations"),
         ),
+        pace=2.5,
     )
 
 

@@ -118,7 +118,7 @@ def train_encoder(
     checkpoints = Checkpoints(out, {**config, "checkpoint": origin}, parents)
     state = TrainingState(checkpoints)
     learner = new_learner(dataset, split, size, recipe, seed, checkpoint, lora, state.tokenizer())
-    plan = Schedule.of(size, len(learner.corpus.spu), budget)
+    plan = Schedule.of(size, len(learner.corpus.spu), budget * recipe.pace)
     begun_from = (
         checkpoint is not None and not recipe.parts.towers
     )  # the heads on towers always begin at random

@@ -30,7 +30,7 @@ def encoder_measures(evidence: Evidence) -> Iterator[Measurement]:
     chosen = dataset.items.filter(pc.is_in(dataset.items["item_id"], pa.array(split.pool))).to_pylist()
     if len(chosen) < 2:
         return
-    encoder = Encoder.open(open_artifact(folder / "encoder", "encoder"))
+    encoder = Encoder.open(open_artifact(folder / "encoder", "encoder"), dataset)
     pictures = [dataset.image_bytes(row["image_id"]) for row in chosen]
     contents = [item_content(row, picture) for row, picture in zip(chosen, pictures, strict=True)]
     spu = np.array([row["spu"] for row in chosen])

@@ -122,7 +122,7 @@ def _methods(evidence: Evidence) -> Iterator[tuple[str, Answer]]:
     artifacts = {
         name: open_artifact(folder / name, kind) for name, kind in PARTS.items() if (folder / name).exists()
     }
-    encode = query_encoder(Encoder.open(artifacts["encoder"]))
+    encode = query_encoder(Encoder.open(artifacts["encoder"], dataset))
     index = ItemIndex.open(artifacts["index"])
     ours, judge = open_search(artifacts, dataset.items, index), None
     if "relevance" in artifacts:

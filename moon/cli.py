@@ -168,7 +168,10 @@ def features_check(run: RunOption = None) -> None:
 @encoders.command("train")
 def encoder_train(
     run: RunOption = None,
-    recipe: Annotated[str | None, typer.Option(help=f"{RECIPES}; default: ours.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help=f"{RECIPES}; default: ours, or pretrained where installed, for real pictures."),
+    ] = None,
     backbone: Annotated[
         Path | None, typer.Option(help="A local Hugging Face folder to start from, e.g. of Qwen3-VL.")
     ] = None,

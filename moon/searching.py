@@ -18,4 +18,6 @@ def build(
 ) -> None:
     """Write ``picture_index`` and ``search``; ``head`` is the relevance head, ``end`` of the log."""
     judge = None if head is None else open_judge(head, run.folder / "store", end)
-    build_search(run.folder, dataset, retriever, query_encoder(Encoder.open(encoder)), judge, run.seed)
+    build_search(
+        run.folder, dataset, retriever, query_encoder(Encoder.open(encoder, dataset)), judge, run.seed
+    )

@@ -18,10 +18,12 @@ from moonstore.files import write_json
 from run import generations
 from run.artifacts import KEYS, MANIFEST, Artifact, discard, open_artifact, read_json
 from run.folder import JourneyError, Run, choices, stamp
+from run.sizes import REAL, Size
 
 if TYPE_CHECKING:
     from dataset.split import Split
     from dataset.tables import Dataset
+    from encoder.recipes import Recipe
     from feature_repo.vectors import Vectors
 
 
@@ -117,6 +119,18 @@ def store(run: Run) -> None:
     activate(run.folder / "store")
 
 
+def default_recipe(size: Size, dataset: Dataset) -> Recipe:
+    """The recipe that measured best (docs/results.md#the-encoders).
+
+    ``pretrained`` on real catalogues of the size for two cores, where its weights are installed; else ``ours``. Its
+    towers have learned from photographs, and the simulated shop draws its pictures.
+    """
+    from encoder.recipes import ours, pretrained
+    from encoder.towers.towers import are_installed
+
+    return pretrained() if size.name == REAL and dataset.truth is None and are_installed() else ours()
+
+
 def encoder(run: Run, recipe: str | None = None, backbone: Path | None = None, lora: int = 0) -> None:
     """Train the encoder by a recipe, from random weights or a checkpoint; a step or two where vectors are given."""
     from dataset.extra import given_vectors
@@ -128,13 +142,17 @@ def encoder(run: Run, recipe: str | None = None, backbone: Path | None = None, l
     if (given := given_vectors(dataset.artifact)) is not None:
         sys.stderr.write(f"  {len(given[0]):,} items have vectors of their own: the encoder is untrained\n")
         size, budget = replace(size, item_width=given[1].shape[1]), 0.0
+    if recipe is not None:
+        chosen = named(recipe)
+    else:
+        chosen = ours() if backbone is not None or budget == 0.0 else default_recipe(size, dataset)
     train_encoder(
         dataset,
         open_split(run),
         size,
         run.folder / "encoder",
         seed=run.seed,
-        recipe=ours() if recipe is None else named(recipe),
+        recipe=chosen,
         checkpoint=backbone,
         budget=budget,
         lora=lora,

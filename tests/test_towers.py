@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from datetime import datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,10 +24,12 @@ from encoder.recipes import pretrained
 from encoder.towers import towers as module
 from encoder.towers.features import features, kept_features, tower_corpus
 from encoder.towers.lite import EPSILON, Lite, folded
-from encoder.towers.model import TowerModel
+from encoder.towers.model import TowerModel, directions
 from encoder.towers.towers import Towers, installed_towers, read_towers
 from encoder.train import train_encoder
+from moon.stages import default_recipe
 from run.artifacts import open_artifact
+from run.sizes import size
 
 RNG = np.random.default_rng(0)
 
@@ -217,6 +220,33 @@ def test_everything_is_read_once_and_what_is_new_when_the_dataset_grows(tmp_path
     np.testing.assert_allclose(grown.picture_NF, known.picture_NF, atol=1e-5)
 
 
+def test_the_fixed_path_is_whitened_principal_components_of_two_tables_apart():
+    told = RNG.normal(size=(40, 5)).astype(np.float32) * np.array([9, 4, 2, 1, 1e-6], np.float32)
+    seen = RNG.normal(size=(30, 4)).astype(np.float32) * np.array([6, 3, 0.9, 0.01], np.float32)
+    words, looks = directions(told, seen, 5)
+    assert not (words.any(axis=0) & looks.any(axis=0)).any(), "a number is of words or of looks"
+    apart = np.zeros((70, 9))
+    apart[:40, :5], apart[40:, 5:] = told, seen
+    _, length, direction = np.linalg.svd(apart)
+    expected = (apart @ direction[:5].T) / length[:5]  # whitened
+    found = np.concatenate([told @ words, seen @ looks]) / length[:5].mean()
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
+    wider = directions(told, seen, 9)
+    assert (wider[0].any(axis=0) | wider[1].any(axis=0)).sum() == 7, "what is faint is left out"
+
+
+def test_heads_do_not_outgrow_the_fixed_path(trained):
+    """However long what the heads say becomes, a vector stays where it was."""
+    dataset, artifact = trained
+    encoder = Encoder.open(artifact)
+    contents = [item_content(row, dataset.image_bytes(row["image_id"])) for row in dataset.items.to_pylist()]
+    before = encoder.encode(contents)
+    with torch.no_grad():
+        for head in (encoder.model.words, encoder.model.picture):
+            head[-1].weight.mul_(100), head[-1].bias.mul_(100)
+    np.testing.assert_allclose(encoder.encode(contents), before, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
@@ -233,8 +263,8 @@ def test_what_is_kept_gives_the_vectors_of_what_is_read_anew(trained, tmp_path):
     rows = dataset.items.to_pylist()
     contents = [item_content(row, dataset.image_bytes(row["image_id"])) for row in rows]
     anew = encoder.encode(contents)
+    encoder = Encoder.open(artifact, dataset)
     encoder.model.towers = Counting(encoder.model.towers)
-    encoder.model.known = kept_features(dataset, encoder.model)
     np.testing.assert_allclose(encoder.encode(contents), anew, atol=1e-5)
     assert encoder.model.towers.texts == encoder.model.towers.pictures == 0
     # Bulk embedding takes them too, and training's samples of whole items are the same contents.
@@ -280,3 +310,20 @@ def test_only_tensors_are_read_of_a_pickled_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "import_module", lambda name: Package)
     with pytest.raises(Exception, match="[Ww]eights.only"):
         installed_towers()
+
+
+@pytest.mark.parametrize(
+    ("size_name", "simulated", "installed", "expected"),
+    [
+        ("small", False, True, "pretrained"),
+        ("small", False, False, "ours"),
+        ("small", True, True, "ours"),
+        ("nano", False, True, "ours"),
+    ],
+)
+def test_real_catalogues_take_the_towers_where_they_are_installed(
+    size_name, simulated, installed, expected, monkeypatch
+):
+    monkeypatch.setattr(module, "find_spec", lambda name: object() if installed else None)
+    dataset = SimpleNamespace(truth=object() if simulated else None)
+    assert default_recipe(size(size_name), dataset).name == expected

@@ -56,6 +56,8 @@ class Kind:
 # (docs/log/encoder.md#co-purchase-pairs-at-a-low-temperature).
 OWN = Kind(("own",), "image", "words", 0.6)
 PART = Kind(("own",), "half", "all", 0.2)
+VARIANT = Kind(("variant",), "half", "all", 0.2)
+DETAILS = Kind(("own",), "title+image", "details", 0.2)
 QUERY = Kind(("query",), "all", "all", 0.25, 0.1)
 BOUGHT = Kind(("bought",), "all", "all", 0.2, 0.2)
 

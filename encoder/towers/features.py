@@ -1,6 +1,6 @@
 """What frozen towers read of a dataset, kept beside it: every text and every picture is read once.
 
-Shapes: U texts, N pictures, E features of a text, F of a picture with its thumbnail.
+Shapes: U texts, N pictures, E features of a text, F of a picture.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from encoder.content import Content, item_content, query_content
 from encoder.examples.corpus import Corpus, corpus_of
 from encoder.pictures.cache import Decoded
 from encoder.pictures.decode import decode_images
-from encoder.towers.model import Known, Texts, TowerModel
+from encoder.towers.model import Known, TowerModel
 from encoder.towers.towers import Towers
 from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 from run.progress import track
@@ -81,7 +82,7 @@ def digest(towers: Towers) -> str:
 
 
 def tower_corpus(dataset: Dataset, model: TowerModel, item_ids: np.ndarray) -> Corpus:
-    """The training data of a tower model, whose ``texts`` it sets and whose wide path it fits.
+    """The training data of a tower model, whose ``text_UE`` it sets and which it fits.
 
     Args:
         dataset: the dataset.
@@ -92,10 +93,6 @@ def tower_corpus(dataset: Dataset, model: TowerModel, item_ids: np.ndarray) -> C
         DataError: a picture that an item or query names is missing, or none decodes.
     """
     known = features(dataset, model)
-    model.texts = Texts(
-        model.towers.tokens(list(known.text_row), model.text_tokens),
-        torch.from_numpy(known.text_UE).to(model.device),
-    )
 
     def rows(contents: Sequence[Content]) -> list[tuple[list[int], list[int]]]:
         return [
@@ -103,21 +100,18 @@ def tower_corpus(dataset: Dataset, model: TowerModel, item_ids: np.ndarray) -> C
             for one in contents
         ]
 
-    pictures = Decoded(list(known.image_row), known.picture_NF)
-    corpus = corpus_of(dataset, item_ids, rows, pictures, change=hidden)
-    bags = [[token for row in text for token in model.texts.tokens[row]] for text in corpus.items.tokens]
-    looks = np.zeros((len(bags), len(model.wide.usual_P)), dtype=np.float32)
-    shown = np.flatnonzero(corpus.items.has_image)
-    looks[shown] = corpus.pixels[corpus.items.image[shown], model.towers.vision_width :]
-    model.wide.fit(bags, looks, shown)
-    told = sorted({row for text in corpus.items.tokens for row in text})
-    seen = corpus.pixels[np.unique(corpus.items.image[shown])]
-    model.standardise(known.text_UE[told], seen[:, : model.towers.vision_width])
-    return corpus
+    corpus = corpus_of(
+        dataset, item_ids, rows, Decoded(list(known.image_row), known.picture_NF), change=hidden
+    )
+    told = [known.text_UE[text].mean(axis=0) for text in corpus.items.tokens if text]
+    shown = corpus.items.image[corpus.items.has_image]
+    model.fit(np.array(told, np.float32).reshape(-1, model.towers.text_width), known.picture_NF[shown])
+    model.text_UE = torch.from_numpy(model.standard("told", known.text_UE)).to(model.device)
+    return replace(corpus, pixels=model.standard("seen", known.picture_NF))
 
 
 def hidden(rows_NF: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Hide a random part of the numbers of each picture: the augmentation of pictures that are features."""
+    """Put the mean in the place of a random part of the numbers of each picture: how features are augmented."""
     return np.where(rng.random(rows_NF.shape, dtype=np.float32) < DROPPED, np.float32(0), rows_NF)
 
 
@@ -136,11 +130,11 @@ def _pictures(dataset: Dataset, model: TowerModel, before: Known | None) -> tupl
         chosen = dataset.images.filter(pc.is_in(dataset.images["image_id"], pa.array(names)))
         contents = dict(zip(chosen["image_id"].to_pylist(), chosen["bytes"].to_pylist(), strict=True))
         good, pixels = decode_images(contents, names, model.px)
-        parts |= dict(zip(good, model.see(list(pixels)), strict=True))
+        parts |= dict(zip(good, model.towers.see(list(pixels)), strict=True))
     if new and not parts and before is None:
         raise DataError(f"none of {len(new)} pictures decodes. Run 'moon dataset' again.")
     kept = [one for one in image_ids if one in parts or (before is not None and one in before.image_row)]
-    out = np.zeros((len(kept), model.towers.vision_width + len(model.wide.usual_P)), dtype=np.float32)
+    out = np.zeros((len(kept), model.towers.vision_width), dtype=np.float32)
     for row, one in enumerate(kept):
         out[row] = parts[one] if before is None or one in parts else before.picture_NF[before.image_row[one]]
     return kept, out

@@ -4,8 +4,8 @@ A sample of this model is not pixels and tokens but rows of tables of features: 
 attributes, description) are read apart, so that every view of an item is made of the same few features, and equal
 fields of many items are read once.
 
-Shapes: B samples, D vector width, U distinct texts, N pictures, S picture side in pixels, E features of a text, F of
-a picture, P numbers of a thumbnail, K fields.
+Shapes: B samples, D vector width, M items, U distinct texts, N pictures, S picture side in pixels, E features of a
+text, F of a picture.
 """
 
 from __future__ import annotations
@@ -16,30 +16,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dataset.contracts import content_hash
 from encoder.backbone.packing import Sample
-from encoder.content import DESCRIPTION, Content
-from encoder.model import WIDE, Encoded, EncoderModel
-from encoder.parts.wide import Wide, thumbnails
+from encoder.content import Content
+from encoder.model import Encoded, EncoderModel
+from encoder.parts.wide import LOOKS, SHORTEST
 from encoder.pictures.decode import decode_image
 from encoder.towers.towers import Towers
 
-FIELDS = DESCRIPTION + 1  # K
+FAINT = 0.05  # part of the longest direction; of shorter ones whitening would make mostly rounding
+# Length of what the heads say beside the fixed path's unit vector: of any length they outgrow it, and a title no
+# longer finds its item (docs/log/encoder.md#pretrained-towers-on-hm).
+DEEP = 0.7
 HIDDEN = 4  # times the vector's width: hidden numbers of a head
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What the towers read of U distinct texts.
-
-    Attributes:
-        tokens: token ids of each.
-        features_UE: float32.
-    """
-
-    tokens: list[list[int]]
-    features_UE: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class Known:
         text_row: text -> its row.
         text_UE: float32.
         image_row: id of a picture, the hash of its bytes -> its row.
-        picture_NF: float32, features and thumbnail of each.
+        picture_NF: float32.
     """
 
     text_row: Mapping[str, int]
@@ -60,10 +51,11 @@ class Known:
 
 
 class TowerModel(EncoderModel):
-    """Heads on the features of frozen towers, and the wide path, with the interface of ``EncoderModel``.
+    """Heads on the features of frozen towers beside a fixed path, with the interface of ``EncoderModel``.
 
-    The vector is the sum of what a head says of the text and of what another says of the picture, and of the wide
-    path. The features of a text are the mean over its fields, weighted by the kind of field.
+    The features of a text are the mean over its fields. The heads map them, and the picture's, to vectors that are
+    added and made as long as ``DEEP``. The fixed path is the whitened principal components of the same features:
+    what the towers tell is in the vector from the start, and training adds what relates pictures and words.
 
     Args:
         towers: read texts and pictures.
@@ -71,21 +63,18 @@ class TowerModel(EncoderModel):
         text_tokens: most tokens of a field that are read.
     """
 
-    wide: Wide
-
     def __init__(self, towers: Towers, width: int, text_tokens: int) -> None:
         nn.Module.__init__(self)
         self.towers = towers
         self.width = width
         self.text_tokens = text_tokens
-        self.field_K = nn.Parameter(torch.zeros(FIELDS))
         self.words = _head(towers.text_width, width)
         self.picture = _head(towers.vision_width, width)
         for name, features in (("told", towers.text_width), ("seen", towers.vision_width)):
             self.register_buffer(f"{name}_mean", torch.zeros(features))
             self.register_buffer(f"{name}_scale", torch.ones(features))
-        self.wide = Wide(len(towers.tokenizer), width)
-        self.texts: Texts | None = None
+            self.register_buffer(f"{name}_directions", torch.zeros(features, width))
+        self.text_UE: Tensor | None = None  # in training: the standardised features of its texts
         self.known: Known | None = None
 
     @property
@@ -96,18 +85,7 @@ class TowerModel(EncoderModel):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.field_K.device
-
-    def see(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """A row for each picture, its features and then its thumbnail, float32 (N, F + P).
-
-        Args:
-            pixels: uint8 (S, S, 3) each.
-        """
-        if not len(pixels):
-            return np.zeros((0, self.towers.vision_width + len(self.wide.usual_P)), dtype=np.float32)
-        small = thumbnails(torch.from_numpy(np.stack(pixels))).numpy()
-        return np.concatenate([self.towers.see(pixels), small], axis=1)
+        return self.words[1].weight.device
 
     def contents(self, contents: Sequence[Content]) -> Tensor:
         """Vectors of contents, none of them empty, without gradients and before normalisation: float (B, D).
@@ -116,91 +94,117 @@ class TowerModel(EncoderModel):
         """
         row_of: dict[str, int] = {}
         samples = [
-            Sample(
-                [row_of.setdefault(text, len(row_of)) for _, text in one.fields],
-                (),
-                [k for k, _ in one.fields],
-            )
-            for one in contents
+            Sample([row_of.setdefault(text, len(row_of)) for _, text in one.fields]) for one in contents
         ]
         pictured = [row for row, one in enumerate(contents) if one.image is not None]
-        looks = self._seen([contents[row].image or b"" for row in pictured])
-        for row, seen in zip(pictured, looks, strict=True):
-            samples[row] = replace(samples[row], pictures=(seen,))
+        if pictured:
+            seen = self.standard("seen", self._seen([contents[row].image or b"" for row in pictured]))
+            for row, features in zip(pictured, seen, strict=True):
+                samples[row] = replace(samples[row], pictures=(features,))
+        texts = torch.from_numpy(self.standard("told", self._read(list(row_of))))
         with torch.no_grad():
-            return self._vectors(samples, self._read(list(row_of)))
+            return self._vectors(samples, texts.to(self.device))
 
-    def _read(self, texts: Sequence[str]) -> Texts:
-        tokens, known = self.towers.tokens(texts, self.text_tokens), self.known
+    def _read(self, texts: Sequence[str]) -> np.ndarray:
+        known = self.known
         place = [-1 if known is None else known.text_row.get(text, -1) for text in texts]
-        out = np.zeros((len(texts), self.towers.text_width), dtype=np.float32)
         new = [row for row, at in enumerate(place) if at < 0]
-        out[new] = self.towers.read([tokens[row] for row in new])
+        out = np.zeros((len(texts), self.towers.text_width), dtype=np.float32)
+        out[new] = self.towers.read(self.towers.tokens([texts[row] for row in new], self.text_tokens))
         for row, at in enumerate(place):
             if known is not None and at >= 0:
                 out[row] = known.text_UE[at]
-        return Texts(tokens, torch.from_numpy(out).to(self.device))
+        return out
 
-    def _seen(self, images: Sequence[bytes]) -> list[np.ndarray]:
+    def _seen(self, images: Sequence[bytes]) -> np.ndarray:
         known = self.known
         place = [-1 if known is None else known.image_row.get(content_hash(one), -1) for one in images]
         new = [row for row, at in enumerate(place) if at < 0]
-        fresh = iter(self.see([decode_image(images[row], self.px) for row in new]))
-        return [next(fresh) if known is None or at < 0 else known.picture_NF[at] for at in place]
+        fresh = iter(self.towers.see([decode_image(images[row], self.px) for row in new]))
+        return np.stack([next(fresh) if known is None or at < 0 else known.picture_NF[at] for at in place])
 
-    def standardise(self, texts_UE: np.ndarray, pictures_NF: np.ndarray) -> None:
-        """Learn how the towers' features vary over a catalogue, so that the heads see differences from the usual."""
-        for name, rows in (("told", texts_UE), ("seen", pictures_NF)):
-            if len(rows) > 1:
-                mean, spread = rows.mean(axis=0), rows.std(axis=0)
-                getattr(self, f"{name}_mean").copy_(torch.from_numpy(mean))
+    def fit(self, told_ME: np.ndarray, seen_NF: np.ndarray) -> None:
+        """Learn from a catalogue how features vary, and the fixed path's directions.
+
+        Args:
+            told_ME: float32, features of the items with words.
+            seen_NF: float32, features of the items' pictures.
+        """
+        rows = []
+        for name, features in (("told", told_ME), ("seen", seen_NF)):
+            if len(features) > 1:
+                mean, spread = features.mean(axis=0), features.std(axis=0)
                 # A number that never varies tells nothing; one that hardly does is not blown up.
                 scale = 1 / np.maximum(spread, max(0.1 * float(spread.mean()), 1e-6))
+                getattr(self, f"{name}_mean").copy_(torch.from_numpy(mean))
                 getattr(self, f"{name}_scale").copy_(torch.from_numpy(scale.astype(np.float32)))
+            rows.append(F.normalize(torch.from_numpy(self.standard(name, features)), dim=-1).numpy())
+        told, seen = directions(rows[0], LOOKS * rows[1], self.width)
+        self.told_directions.copy_(torch.from_numpy(told))
+        self.seen_directions.copy_(torch.from_numpy(LOOKS * seen))
 
-    def _standard(self, name: str, rows: Tensor) -> Tensor:
-        return (rows - getattr(self, f"{name}_mean")) * getattr(self, f"{name}_scale")
+    def standard(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Features of texts ("told") or pictures ("seen") less the catalogue's mean, over its deviation."""
+        mean, scale = (getattr(self, f"{name}_{of}").cpu().numpy() for of in ("mean", "scale"))
+        return (rows - mean) * scale
 
     def forward(self, samples: Sequence[Sample]) -> Encoded:
-        """Vectors of samples of the training's texts, which ``texts`` holds."""
-        assert self.texts is not None
-        return Encoded(self._vectors(samples, self.texts))
+        """Vectors of samples of the training's texts, which ``text_UE`` holds."""
+        assert self.text_UE is not None
+        return Encoded(self._vectors(samples, self.text_UE))
 
     def vectors(self, samples: Sequence[Sample]) -> Tensor:
         """The same without gradients: float (B, D)."""
         with torch.no_grad():
             return self(samples).vector_BD
 
-    def _vectors(self, samples: Sequence[Sample], texts: Texts) -> Tensor:
+    def _vectors(self, samples: Sequence[Sample], text_UE: Tensor) -> Tensor:
+        """Sum of heads and fixed path, from rows of ``text_UE`` and standardised features of pictures."""
         device, count = self.device, len(samples)
-        length = [len(sample.tokens) for sample in samples]
-        owner = torch.repeat_interleave(torch.tensor(length, device=device))
-        row = torch.tensor(
-            [row for sample in samples for row in sample.tokens], dtype=torch.int64, device=device
-        )
-        kind = [k for sample in samples for k in (sample.kinds or [0] * len(sample.tokens))]
-        weight = self.field_K.exp()[torch.tensor(kind, dtype=torch.int64, device=device)]
-        total = torch.zeros(count, device=device).index_add(0, owner, weight)
-        mean = torch.zeros(count, texts.features_UE.shape[1], device=device)
-        mean = mean.index_add(0, owner, weight[:, None] * texts.features_UE[row])
-        told = torch.tensor([bool(n) for n in length], device=device)
-        out = torch.zeros(count, self.width, device=device)
-        if told.any():
-            features = self._standard("told", mean[told] / total[told][:, None])
-            out = out.index_add(0, told.nonzero()[:, 0], self.words(features))
+        heads, fixed = (torch.zeros(count, self.width, device=device) for _ in range(2))
+        length = torch.tensor([len(sample.tokens) for sample in samples], device=device)
+        if length.any():
+            at = length.nonzero()[:, 0]
+            row = torch.tensor([row for sample in samples for row in sample.tokens], device=device)
+            owner = torch.repeat_interleave(length)
+            told = torch.zeros(count, text_UE.shape[1], device=device).index_add(0, owner, text_UE[row])
+            told = told[at] / length[at][:, None]
+            heads = heads.index_add(0, at, self.words(told))
+            fixed = fixed.index_add(0, at, F.normalize(told, dim=-1) @ self.told_directions)
         shown = [place for place, sample in enumerate(samples) if sample.pictures]
-        looks = torch.zeros(0, len(self.wide.usual_P), device=device)
         if shown:
-            rows = torch.from_numpy(np.stack([samples[place].pictures[0] for place in shown])).to(device)
-            seen, looks = rows.split([self.towers.vision_width, len(self.wide.usual_P)], dim=1)
             at = torch.tensor(shown, device=device)
-            out = out.index_add(0, at, self.picture(self._standard("seen", seen)))
-        bags = [[token for row in sample.tokens for token in texts.tokens[row]] for sample in samples]
-        return out + WIDE * self.wide.project(bags, looks, shown)
+            seen = torch.from_numpy(np.stack([samples[place].pictures[0] for place in shown])).to(device)
+            heads = heads.index_add(0, at, self.picture(seen))
+            fixed = fixed.index_add(0, at, F.normalize(seen, dim=-1) @ self.seen_directions)
+        return DEEP * F.normalize(heads, dim=-1) + F.normalize(fixed, dim=-1, eps=SHORTEST)
+
+
+def directions(told_ME: np.ndarray, seen_NF: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whitened principal directions of two tables of rows: float32 (E, D), (F, D).
+
+    Each of the D numbers belongs to one of the tables, so that neither has a part in the other's: what pictures have
+    to do with words is left to the heads. The directions are those of the largest variance, whichever table they are
+    of, and all of them count alike in the end: what few items have is not drowned by what most have.
+    """
+    found = [np.linalg.eigh(rows.T.astype(np.float64) @ rows) for rows in (told_ME, seen_NF)]
+    variance = np.concatenate([value for value, _ in found])
+    chosen = np.argsort(-variance, kind="stable")[:width]
+    chosen = chosen[variance[chosen] > FAINT**2 * variance.max()]
+    length = np.sqrt(variance[chosen])
+    scale = length.mean() / length if len(chosen) else length
+    out, first = [], 0
+    for value, vector in found:
+        mine = (chosen >= first) & (chosen < first + len(value))
+        table = np.zeros((len(value), width), dtype=np.float32)
+        table[:, np.flatnonzero(mine)] = vector[:, chosen[mine] - first] * scale[mine]
+        out.append(table)
+        first += len(value)
+    return out[0], out[1]
 
 
 def _head(features: int, width: int) -> nn.Sequential:
-    """From unit rows of features to the vector."""
+    """From standardised features to the vector."""
     return nn.Sequential(
         nn.LayerNorm(features),
         nn.Linear(features, HIDDEN * width),

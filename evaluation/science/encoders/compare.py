@@ -211,7 +211,7 @@ def work(job: Job) -> str:
     artifact = train_encoder(
         dataset, bench.split, dial, folder, seed=job.seed, recipe=job.recipe, cpu_seconds=job.cpu_seconds
     )
-    encoder = Encoder.open(artifact)
+    encoder = Encoder.open(artifact, dataset)
     widths = dial.matryoshka[1:] if job.recipe.name in papers() else ()
     found = run_benchmark(encoder.encode, Exam.of(dataset, bench), widths)
     spent, steps = artifact.config["trained_cpu_seconds"], sum(artifact.config["steps"].values())
