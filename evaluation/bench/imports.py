@@ -96,7 +96,8 @@ def _measured(events: int, of: int) -> dict[str, dict[str, Any]]:
 def cost(code: str, folder: Path) -> dict[str, Any]:
     """Seconds, CPU seconds, peak MiB and ``rows`` of code that runs in a process of its own, in a folder."""
     command = [sys.executable, "-c", MEASURED.format(code), str(folder)]
-    return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return dict(json.loads(said.splitlines()[-1]))  # after DuckDB's progress
 
 
 def write_hm(folder: Path, events: int, of: int | None = None, seed: int = 0) -> None:
