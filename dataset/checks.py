@@ -89,11 +89,12 @@ def by_own_ids(entries: pa.Table, *known: Tables) -> pa.Table:
     """QUARANTINE entries with the shop's own ids in the place of the integers that stand for them, where known.
 
     Args:
-        entries: where an id is unknown or a duplicate, their value is this id.
+        entries: where an id is unknown or a duplicate, or a query has no content, their value is this id.
         known: tables that say which integer stands for which id.
     """
     rules, values = entries.column("rule"), entries.column("value").combine_chunks()
     first = pc.struct_field(pc.extract_regex(rules, r"^(?:unknown|duplicate) (?P<field>\w+)"), "field")
+    first = pc.if_else(pc.equal(rules, Rule.NO_QUERY), "query_id", first)
     for field, name in NAMED.items():
         rows = np.flatnonzero(pc.fill_null(pc.equal(first, field), False).to_numpy(zero_copy_only=False))
         for table in (getattr(one, name) for one in known) if len(rows) else ():

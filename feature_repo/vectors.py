@@ -128,7 +128,7 @@ def _read(path: Path, key: str, width: int) -> VectorTable:
     if (np.diff(ids) <= 0).any():
         bad = ids[1:][np.diff(ids) <= 0]
         raise ArtifactError(
-            f"{path}: expected ascending {key}s, found {len(bad)} out of place (first {bad[:3].tolist()}). "
+            f"{path}: expected ascending {key}s, found {len(bad)} out of place ({key} {bad[:3].tolist()}). "
             f"Run 'moon embed'."
         )
     finite = np.isfinite(matrix).all(axis=1)

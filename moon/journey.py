@@ -15,6 +15,7 @@ from dataset.importers import IMPORTERS, is_format
 from dataset.protocols import BY
 from moon import stages as work
 from moon import verbs
+from moon.failures import names_own_ids
 from moonstore.disk import make_folder, writing
 from moonstore.files import write_json
 from run.artifacts import open_artifact, read_json
@@ -171,6 +172,7 @@ def require_protocol(by: str | None) -> None:
         raise JourneyError(f"unknown protocol {by!r}: expected one of {', '.join(BY)}")
 
 
+@names_own_ids
 def travel(run: Run) -> None:
     """Run every stage that is not done yet, in order; a finished one is not repeated.
 
@@ -188,6 +190,7 @@ def travel(run: Run) -> None:
             _work(run, stage)
 
 
+@names_own_ids
 def do(run: Run, verb: str, **options: Any) -> str | None:
     """Run one command now, with its own options; a stage invalidates the later ones that read what it makes.
 

@@ -20,6 +20,7 @@ from feature_repo.dead_letters import (
     DeadLetter,
 )
 from moon import journey, releases
+from moon.failures import names_own_ids
 from moonstore.errors import StoreError
 
 SHOWN = 10  # records of each kind in a list of all kinds
@@ -44,8 +45,10 @@ def listed(run: Path, kind: str | None) -> list[DeadLetter]:
 def _named(run: Path, letter: DeadLetter) -> DeadLetter:
     """The same with the shop's ids; records of other kinds are as they were sent, and have them already."""
     from dataset.shop_ids import NAMED
+    from feature_repo.own_ids import in_own_ids
     from feature_repo.shop_ids import shop_ids
 
+    letter = replace(letter, reason=in_own_ids(run / "store", letter.reason))
     if letter.kind not in (ROWS, EMBEDDINGS) or not isinstance(letter.record, dict):
         return letter
     ids = shop_ids(run / "store")
@@ -103,11 +106,12 @@ def drop(run: Path, letter_id: str) -> str:
     Raises:
         StoreError: there is none with this id.
     """
-    letter = dead_letters.find(run / "store", letter_id)
+    letter = _named(run, dead_letters.find(run / "store", letter_id))
     dead_letters.remove(run / "store", letter_id)
     return f"dropped {letter_id}, refused {letter.time} at {letter.door}: {letter.reason}"
 
 
+@names_own_ids
 def retry(run: Path, letter_id: str, clock: str = "log") -> str:
     """Put a record back through its door; only if it is accepted, it leaves the dead letter.
 

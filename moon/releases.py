@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moon.failures import names_own_ids
 from run import generations
 from run.artifacts import Artifact, open_artifact
 from run.generations import Generation
@@ -33,6 +34,7 @@ COLUMNS: dict[str, Callable[[Generation], Any]] = {
 }
 
 
+@names_own_ids
 def publish(run: Path) -> Generation:
     """Check the artifacts of the run folder and seal them as a generation, unless they already are one.
 
@@ -61,6 +63,7 @@ def publish(run: Path) -> Generation:
     return known or generations.seal(run, artifacts, figures)
 
 
+@names_own_ids
 def activate(run: Path, number: int) -> Generation:
     """Make a generation active: feature services read its vectors, the service its artifacts.
 
@@ -74,6 +77,7 @@ def activate(run: Path, number: int) -> Generation:
     return generation
 
 
+@names_own_ids
 def rollback(run: Path) -> Generation:
     """Return to the generation that was active before.
 

@@ -351,7 +351,9 @@ def _check(ids: np.ndarray, matrix_ND: np.ndarray, paths: Sequence[str]) -> None
     unique, counts = np.unique(ids, return_counts=True)
     if len(unique) != len(ids) or (len(ids) and unique[0] < 0):
         bad = unique[(counts > 1) | (unique < 0)]
-        raise ValueError(f"{len(bad)} of {len(unique)} item ids repeat or are negative ({bad[:3].tolist()})")
+        raise ValueError(
+            f"{len(bad)} of {len(unique)} items repeat or are negative (item_id {bad[:3].tolist()})"
+        )
     finite = np.isfinite(matrix_ND).all(1)
     if not finite.all():
         bad = ids[~finite]

@@ -16,6 +16,7 @@ from feature_repo.ingest import item_states, new_items
 from feature_repo.ingest.clock import shop_clock
 from feature_repo.item_matrix import embedding_of, matrix_key, open_item_matrix
 from feature_repo.online import StoreUnavailable
+from feature_repo.own_ids import in_own_ids
 from feature_repo.store import open_store
 from moonstore.disk import DiskError
 from moonstore.errors import StoreError
@@ -153,7 +154,7 @@ class Live:
             log.exception(
                 "generation %s cannot be opened, serving %s", asked.generation, self._opened.generation
             )
-            self.problem = f"{type(error).__name__}: {error}"
+            self.problem = in_own_ids(settings.run / "store", f"{type(error).__name__}: {error}")
             asked_for = {"generation": asked.generation, "since": asked.since}
             dead_letters.put(
                 settings.run / "store",

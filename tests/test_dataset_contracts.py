@@ -257,10 +257,13 @@ def test_quarantine_names_the_shops_own_ids(clean: Tables) -> None:
         *content["judgements"][1:],
     ]
     content["queries"][0]["external_id"] = "first query"
+    content["queries"][2] |= {"external_id": "nothing", "text": "", "image_id": None}
+    content["judgements"] = content["judgements"][:-1]
     entries = check(tables_of(content), known=clean).quarantine.to_pylist()
     own = clean.items["external_id"].to_pylist()
     assert [(one["rule"], one["value"]) for one in entries if one["table"] != "events"] == [
         ("duplicate item_id", own[4]),
+        ("neither text nor image", "nothing"),
         ("unknown query_id", "77"),
         ("duplicate query_id and item_id", "first query"),
     ]

@@ -80,9 +80,9 @@ def test_a_query_that_is_not_finite_is_refused(bad):
 
 def test_bad_catalogues_are_refused_with_the_offenders():
     good = np.ones((3, 2), np.float32)
-    with pytest.raises(ValueError, match=r"repeat or are negative \(\[4\]\)"):
+    with pytest.raises(ValueError, match=r"repeat or are negative \(item_id \[4\]\)"):
         ItemIndex.build(np.array([4, 4, 5]), good)
-    with pytest.raises(ValueError, match=r"repeat or are negative \(\[-1\]\)"):
+    with pytest.raises(ValueError, match=r"repeat or are negative \(item_id \[-1\]\)"):
         ItemIndex.build(np.array([4, -1, 5]), good)
     with pytest.raises(ValueError, match=r"item_id \[5\]\). Run 'moon embed'"):
         ItemIndex.build(np.array([3, 4, 5]), np.array([[1, 1], [1, 1], [np.nan, 1]], np.float32))
