@@ -23,6 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
+from moon.bench import bench
 from moon.deadletter import deadletter
 from moon.embeddings import generations
 from moon.failures import told
@@ -136,7 +137,6 @@ encoders = typer.Typer(help="Train the MOON encoder, or compare its recipes.", n
 app.add_typer(encoders, name="encoder")
 app.add_typer(generations, name="embeddings")
 app.add_typer(keys, name="keys")
-bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
 
@@ -192,69 +192,6 @@ def encoder_compare(
 ) -> None:
     """Train every recipe with three seeds at equal compute on held-out products; write a table and a report."""
     _do("encoder compare", run, seconds=seconds, ablated=ablations, recipe=recipe)
-
-
-@bench.command("encoder")
-def bench_encoder(
-    json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
-) -> None:
-    """Measure training and embedding speed beside a plain transformers loop."""
-    from evaluation.bench import encoder as bench_encoder
-
-    lines = bench_encoder.bench_encoder()
-    typer.echo(bench_encoder.to_json(lines) if json else bench_encoder.to_text(lines))
-
-
-@bench.command("store")
-def bench_store(
-    json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
-) -> None:
-    """Measure the feature store beside stock Feast and beside the floor of this machine; write runs/store.html."""
-    from evaluation.bench import lines as bench
-    from evaluation.bench import store as bench_store
-    from evaluation.bench.report import render_store_report
-    from run.folder import RUNS
-
-    if said := bench_store.left_out():
-        typer.echo(said, err=True)
-    lines = list(bench_store.bench_store())
-    typer.echo(bench.to_json(lines) if json else bench.to_text(lines))
-    typer.echo(f"report: {render_store_report(RUNS / 'store.html', lines)}", err=True)
-
-
-@bench.command("serving")
-def bench_serving(
-    run: RunOption = None,
-    json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
-) -> None:
-    """Measure the service of a run: latency, how soon a new item is recommended, and who waits under load."""
-    from evaluation.bench import lines as bench
-    from evaluation.bench.load import bench_load
-    from evaluation.bench.serving import bench_serving
-    from moon import journey
-
-    folder = journey.load(run).folder
-    lines = [*bench_serving(folder), *bench_load(folder)]
-    typer.echo(bench.to_json(lines) if json else bench.to_text(lines))
-
-
-@bench.command("import")
-def bench_import(
-    events: Annotated[
-        int, typer.Option(help="How many purchases; an item for every 30 of them.")
-    ] = 3_000_000,
-    last_day: Annotated[
-        bool, typer.Option("--last-day", help="Instead, append the last day, beside all from scratch.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")] = False,
-) -> None:
-    """Measure seconds and memory of importing and splitting a large log like H&M's, written for it and removed."""
-    from evaluation.bench import lines as bench
-    from evaluation.bench.imports import bench_import
-    from evaluation.bench.last_day import bench_last_day
-
-    lines = (bench_last_day if last_day else bench_import)(events)
-    typer.echo(bench.to_json(lines) if json else bench.to_text(lines))
 
 
 @app.command()

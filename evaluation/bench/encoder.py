@@ -36,12 +36,10 @@ from encoder.losses.info_nce import matryoshka_info_nce
 from encoder.optim import CLIP_NORM, Optimizers
 from encoder.pictures.decode import decode_image
 from encoder.tokenizer import special_ids, train_tokenizer
-from evaluation.bench.lines import Line, cpu_seconds, line, ratio, to_json, to_text
+from evaluation.bench.lines import Line, cpu_seconds, line, ratio
 from evaluation.bench.plain_loop import PlainModel
 from run.artifacts import Artifact
 from run.sizes import REAL, Size, size
-
-__all__ = ["Line", "bench_encoder", "to_json", "to_text"]
 
 SIDES = (64, 128)
 BATCH = 128
