@@ -1,7 +1,7 @@
 """Messages in the shop's own ids: what an error says of items, users and queries, for a person.
 
 Inside, every id is an int64, and so it is in the message of an error raised there. Where the message leaves for a
-person (the command line, the dead letter, a service's health), the integer is replaced by the shop's id.
+person (the command line, the dead letter, a service's `GET /readyz`), the integer is replaced by the shop's id.
 """
 
 from __future__ import annotations

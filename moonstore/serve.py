@@ -63,6 +63,5 @@ def app(
 
 def take_over() -> None:
     """Let Feast's ``serve`` command of this process start ``app``."""
-    feature_server.get_app = app
-    feature_server.convert_response_to_dict = content
-    feature_server.JSONResponse = FastJSONResponse
+    ours = {"get_app": app, "convert_response_to_dict": content, "JSONResponse": FastJSONResponse}
+    vars(feature_server).update(ours)

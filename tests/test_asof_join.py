@@ -6,6 +6,7 @@ Run: pytest tests/test_asof_join.py
 import logging
 from datetime import timedelta
 
+import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -188,6 +189,20 @@ def test_the_newest_event_is_the_one_a_scan_finds(events, asked, far):
         return max(seen)[-1] if seen else -1
 
     assert newest(key, time + far, created, of, at + far).tolist() == [scan(*one) for one in asked]
+
+
+def test_the_result_is_written_where_it_is_staged(tmp_path, monkeypatch):
+    write_sources(tmp_path, np.random.default_rng(0), 40)
+    asked = write_entities(np.random.default_rng(0), 10)
+    job = stores(tmp_path, timedelta(0), "staged")[0].get_historical_features(asked, features=REFERENCES)
+    job.staging_location = "s3://staged"
+    written = {}
+    monkeypatch.setattr(
+        ibis.Table, "to_delta", lambda self, path, **_: written.update({path: self.to_pyarrow()})
+    )
+    monkeypatch.setattr("feast.infra.offline_stores.ibis.list_s3_files", lambda path, _: [path])
+    (address,) = job.to_remote_storage()
+    assert written[address].to_pylist() == job.to_arrow().to_pylist()
 
 
 def test_a_column_named_as_a_feature_is_refused(tmp_path):
