@@ -256,6 +256,7 @@ def test_the_options_are_few_and_frozen():
         "--allow-host",
         "--append",
         "--events",
+        "--last-day",
     }
 
 
