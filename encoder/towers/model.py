@@ -63,6 +63,9 @@ class TowerModel(EncoderModel):
         text_tokens: most tokens of a field that are read.
     """
 
+    told_directions: Tensor
+    seen_directions: Tensor
+
     def __init__(self, towers: Towers, width: int, text_tokens: int) -> None:
         nn.Module.__init__(self)
         self.towers = towers
