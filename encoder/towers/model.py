@@ -88,7 +88,7 @@ class TowerModel(EncoderModel):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.words[1].weight.device
+        return self.told_directions.device
 
     def contents(self, contents: Sequence[Content]) -> Tensor:
         """Vectors of contents, none of them empty, without gradients and before normalisation: float (B, D).
