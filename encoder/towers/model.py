@@ -63,6 +63,9 @@ class TowerModel(EncoderModel):
         text_tokens: most tokens of a field that are read.
     """
 
+    told_directions: Tensor
+    seen_directions: Tensor
+
     def __init__(self, towers: Towers, width: int, text_tokens: int) -> None:
         nn.Module.__init__(self)
         self.towers = towers
@@ -85,7 +88,7 @@ class TowerModel(EncoderModel):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.words[1].weight.device
+        return self.told_directions.device
 
     def contents(self, contents: Sequence[Content]) -> Tensor:
         """Vectors of contents, none of them empty, without gradients and before normalisation: float (B, D).
