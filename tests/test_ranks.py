@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import select
 import signal
 import time
 from dataclasses import replace
@@ -51,7 +52,7 @@ class Job:
         self.encoder = FrameEncoder(inputs, VECTORS, by_category=True)
 
     def checkpoints(self):
-        return Checkpoints(self.folder / "out", {"loss": self.loss}, {})
+        return Checkpoints(self.folder / "out", {"recipe": self.config.recipe.name}, {})
 
     def batches(self, epoch, share):
         every = list(train._batches(self.train, self.counts, self.encoder, SLOTS, (0, epoch), share))
@@ -192,6 +193,15 @@ def test_a_rank_that_dies_ends_the_others_and_training_goes_on_after_the_last_wh
     assert_equal(job.tensors(), alone[2][1], atol=1e-5)
 
 
+def test_ranks_do_not_go_on_from_a_checkpoint_of_another_recipe(alone, tmp_path, capfd):
+    other = Job(tmp_path, recipe=Recipe("partial", {"partial": Partial}))
+    other.alone(1)
+    job = Job(tmp_path)
+    job.together(1)
+    assert_equal(job.tensors(), alone[1][1], atol=1e-5)
+    assert capfd.readouterr().err.count("out.partial belongs to another run (recipe") == 1
+
+
 def test_what_one_rank_cannot_go_on_from_is_said_and_not_that_others_lost_it(tmp_path):
     job = Job(tmp_path)
 
@@ -217,6 +227,7 @@ def test_ranks_end_with_the_process_that_started_them():
     os.close(writing)
     assert os.read(reading, 1) + os.read(reading, 1) == b".."
     parent.kill()
+    assert select.select([reading], [], [], 30)[0], "ranks wait on"
     assert os.read(reading, 1) == b""
     os.close(reading)
 

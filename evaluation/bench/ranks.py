@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -88,7 +89,8 @@ def compare(stored: StoredRequests, vectors: Vectors, size: Size, ranks: int) ->
             seconds.append(time.monotonic() - started)
             weights.append(load_file(made.file(WEIGHTS)))
     first, second = weights
-    return Compared(*seconds, max(float((first[name] - second[name]).abs().max()) for name in first))
+    difference = max(float((first[name] - second[name]).abs().max()) for name in first)
+    return Compared(seconds[0], seconds[1], difference)
 
 
 def main() -> None:
@@ -97,6 +99,7 @@ def main() -> None:
     parser.add_argument("ranks", type=int, help="processes")
     parser.add_argument("--run", type=Path, help="run folder; default: the last one")
     given = parser.parse_args()
+    logging.getLogger("torchrec").setLevel(logging.ERROR)
     run = load(given.run)
     retriever = Retriever.open(open_retrieval(run.folder, fitted=True))
     split = Split.open(open_artifact(run.folder / "split", "split"))
