@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,26 @@ class Column:
         return f"{self.low:g} to {self.high:g}"
 
 
+class Unregistered:
+    """What Feast's registry cannot hold."""
+
+    def to_proto(self) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            TypeError: always; says what to do instead.
+        """
+        raise TypeError(
+            "Feast's registry keeps profilers of Great Expectations only, expected one that is not applied. Make the "
+            "reference where it is used: store.get_saved_dataset(name).as_reference(name, UsualProfiler(features))"
+        )
+
+    @classmethod
+    def from_proto(cls, proto: object) -> NoReturn:
+        """Refuse, as ``to_proto`` does."""
+        raise TypeError(f"expected nothing to read: this profile is never stored in a registry, got {proto}")
+
+
 class Findings(ValidationReport):
     """What does not pass; its text has a line for each."""
 
@@ -64,7 +85,7 @@ class Findings(ValidationReport):
     __repr__ = __str__
 
 
-class UsualProfile(Profile):
+class UsualProfile(Unregistered, Profile):
     """The columns as they were; a value is unusual where it is out of their range, or none of their categories."""
 
     def __init__(self, columns: dict[str, Column], share: float) -> None:
@@ -105,7 +126,7 @@ class UsualProfile(Profile):
             )
 
 
-class UsualProfiler(Profiler):
+class UsualProfiler(Unregistered, Profiler):
     """Learns from saved rows what each feature is usually like.
 
     Args:

@@ -245,7 +245,7 @@ PUBLISHING = [
     "feature_repo.embeddings.EmbeddingRecord.save",
     "feature_repo.embeddings.apply_definitions",
     "feature_repo.store.materialize",
-    "run.generations.os.link",
+    "moonstore.files.os.link",
     "run.generations.write_json",
     "run.generations.folder_of",
 ]
@@ -432,7 +432,7 @@ def test_where_links_are_impossible_files_are_copied(run, monkeypatch):
     def refused(*_):
         raise OSError("cross-device link")
 
-    monkeypatch.setattr("run.generations.os.link", refused)
+    monkeypatch.setattr("moonstore.files.os.link", refused)
     go_live(run, 1)
     name = "embedding/items.safetensors"
     assert (generations.folder_of(run, 1) / name).read_bytes() == (run / name).read_bytes()

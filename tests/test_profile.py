@@ -77,3 +77,8 @@ def test_the_report_counts_what_it_found():
 def test_nothing_is_learned_from_no_rows_or_from_other_columns(rows):
     with pytest.raises(ValueError, match="expected saved rows with the features price, got"):
         UsualProfiler(["price"]).analyze_dataset(rows)
+
+
+def test_the_registry_refuses_the_reference_and_says_what_to_do():
+    with pytest.raises(TypeError, match=r"as_reference\(name, UsualProfiler\(features\)\)"):
+        UsualProfiler(["price"]).to_proto()
