@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from dataset.log import pairs
-from feature_repo.vectors import rows_of
 from retrieval.fusion import CONSTANTS, EQUAL, USUAL, Weights, curves, entries
 from retrieval.jagged import Retrieved
 from retrieval.sources import CANDIDATES
@@ -113,7 +114,8 @@ class _Table:
         place = np.full((len(request), len(answers)), ABSENT, dtype=np.int32)
         place[entry, source] = at
         pair = pairs(np.concatenate([request, known.request]), np.concatenate([item_id, known.item_id]))
-        return cls(request, place, known, rows_of(pair[: len(request)], pair[len(request) :]))
+        row = pc.index_in(pa.array(pair[len(request) :]), value_set=pa.array(pair[: len(request)]))
+        return cls(request, place, known, row.fill_null(ABSENT).to_numpy().astype(np.int64))
 
     def features(self, rows: np.ndarray) -> np.ndarray:
         """The curves of the sources at these pairs, float32 (n, S * K), 0 where a source has no answer."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from feature_repo.frame import Frame, StoredRequests
 from feature_repo.services import RETRIEVAL
 from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors
-from ranker.falling import FallingLearner
 from ranker.fit import Plan, fit
 from ranker.inputs.columns import ITEM, USER_EVENTS, Inputs, learn_inputs
 from ranker.inputs.earlier import read_inputs
@@ -34,7 +31,7 @@ from run.artifacts import MADE_BY, Artifact, ArtifactError, open_artifact, write
 from run.resume import Checkpoints
 from run.sizes import Size
 
-EPOCHS = 4
+EPOCHS = 10
 PATIENCE = 2
 LEARNING_RATE = 2e-3
 TABLE_LEARNING_RATE = 0.02
@@ -214,7 +211,7 @@ def train_two_tower(
         out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
         parents: what it was made from, by role.
         seed: equal seeds give equal weights.
-        epochs: at most so many passes, over which the learning rates fall to zero; 4 by default.
+        epochs: at most so many passes, 10 by default.
 
     Raises:
         DataError: no positives, positives outside the catalogue, or columns missing.
@@ -239,7 +236,7 @@ def train_two_tower(
     plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, LEARNING_RATE, seed)
     job = {
         "config": config.to_json(),
-        "plan": asdict(plan),
+        "plan": asdict(plan) | {"epochs": None},
         "requests": len(train),
     }
     checkpoints = Checkpoints(out, job, parents)
@@ -251,9 +248,6 @@ def train_two_tower(
         validate=(lambda: _mean_loss(model, sampler)) if len(sampler.held_out) else None,
         checkpoints=checkpoints,
         description=f"train {out.name}",
-        learner=partial(
-            FallingLearner, steps=plan.epochs * math.ceil(len(sampler.learned) / sampler.per_batch)
-        ),
     )
     towers = TwoTower(model.eval(), encoder)
     manifest = {
