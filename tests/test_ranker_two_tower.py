@@ -407,7 +407,9 @@ def test_unless_told_otherwise_towers_are_trained_as_was_measured_best(monkeypat
         with pytest.raises(KeyboardInterrupt):
             train_two_tower(frame, VECTORS, CATALOGUE, NANO, tmp_path / "t", {}, **told)
     assert plans == [(Plan(4, 2, 0.002, 0), 0.2), (Plan(7, 2, 0.002, 3), 0.2)]
-    for job, seed, epochs in zip(jobs, (0, 3), (4, 7), strict=True):  # rates fall over the epochs: another job
+    for job, seed, epochs in zip(
+        jobs, (0, 3), (4, 7), strict=True
+    ):  # rates fall over the epochs: another job
         assert job["plan"] == {"epochs": epochs, "patience": 2, "learning_rate": 0.002, "seed": seed}
         assert set(job) == {"plan", "requests", "config"} and job["requests"] == 50
         assert job["config"]["id_width"] == NANO.id_width
