@@ -338,6 +338,7 @@ def planned(monkeypatch, loss="pointwise", **told):
         "patience": plan.patience,
         "learning_rate": plan.learning_rate,
         "seed": plan.seed,
+        "averaged": True,
     }
     assert {name: jobs[0][name] for name in ("plan", "requests")} == {"plan": of_plan, "requests": 1}
     assert set(jobs[0]) == {"plan", "requests", "config"} and jobs[0]["config"]["loss"] == loss
