@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,12 +30,15 @@ class Plan:
         patience: epochs without a better validation loss before stopping.
         learning_rate: of AdamW on the dense weights; the tables have their own.
         seed: of everything random; epoch e draws from (seed, e), so a resumed run is the uninterrupted one.
+        averaged: the dense weights of an epoch are the mean over its steps, in validation and in the end; training
+            itself goes on from the last step (docs/log/ranker.md#the-mean-of-an-epochs-weights).
     """
 
     epochs: int
     patience: int
     learning_rate: float
     seed: int
+    averaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,18 +93,53 @@ def fit(
         torch.manual_seed(plan.seed * 100_003 + epoch)
         model.train()
         total, steps = 0.0, 0
+        mean = Mean([p for _, p in learns.dense] if plan.averaged else [])
         for batch in track(batches(epoch), f"{description} epoch {epoch + 1}/{plan.epochs}", unit="batches"):
             total += learns.step(loss(batch), f"epoch {epoch + 1}, step {steps + 1}")
             steps += 1
+            mean.add()
         trained.append(learns.mean(total) / max(steps, 1))
         model.eval()
-        checked += [validate()] if validate else []
-        if not validate or checked[-1] < best_loss:
-            best_loss, best_epoch, best = (checked[-1] if checked else math.inf), epoch + 1, learns.weights()
+        with mean.in_place():
+            checked += [validate()] if validate else []
+            if not validate or checked[-1] < best_loss:
+                best_loss, best_epoch = (checked[-1] if checked else math.inf), epoch + 1
+                best = learns.weights()
         _save(checkpoints, learns, best, {"train": trained, "valid": checked, "best": best_epoch})
     model.eval()
     learns.put(best)
     return Outcome(len(trained), best_epoch, tuple(trained), tuple(checked))
+
+
+class Mean:
+    """The mean of weights over the steps of an epoch (Polyak and Juditsky, 1992).
+
+    Args:
+        weights: that are trained, in place; none: there is no mean, and nothing takes their place.
+    """
+
+    def __init__(self, weights: list[nn.Parameter]) -> None:
+        self._weights = [one.detach() for one in weights]
+        self._mean = [one.clone() for one in self._weights]
+        self._steps = 0
+
+    def add(self) -> None:
+        """Count the weights as they are now."""
+        self._steps += 1
+        for mean, now in zip(self._mean, self._weights, strict=True):
+            mean.lerp_(now, 1 / self._steps)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The mean takes the place of the weights until the end of the block."""
+        now = [one.clone() for one in self._weights]
+        self._put(self._mean)
+        yield
+        self._put(now)
+
+    def _put(self, values: list[Tensor]) -> None:
+        for weight, value in zip(self._weights, values, strict=True):
+            weight.copy_(value)
 
 
 def _save(

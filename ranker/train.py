@@ -104,7 +104,7 @@ def train_ctr(
 
     def tried(rates: tuple[float, float], place: Path) -> Trained:
         own = replace(config, learning_rate=rates[0], table_learning_rate=rates[1])
-        plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, rates[0], seed)
+        plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, rates[0], seed, averaged=True)
         job = {
             "config": own.to_json(),
             "plan": asdict(plan) | {"epochs": None},

@@ -48,6 +48,10 @@ class Queries:
 class Asked:
     """The columns ``match_query_words`` and ``match_query_looks``, cosines; 0 where nothing is searched for.
 
+    Looks are compared as they are, not by how they differ from the mean item: two pictures are alike by more than 0,
+    so a model can tell an item that looks otherwise from a request without a picture
+    (docs/log/ranker.md#no-picture-and-a-picture-unlike-it).
+
     Attributes:
         words: of all items.
         properties: of all items.
@@ -96,8 +100,12 @@ class Asked:
         return None if picture is None or basis is None else basis.place(colours([picture]))[0]
 
     def _alike(self, item_id: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        rows = self.properties.rows(item_id)
-        looks = self.properties.spaces[LOOKS_SPACE][rows] * (rows >= 0)[:, None]
-        length = np.linalg.norm(looks, axis=1) * np.linalg.norm(seen)
-        cosine: np.ndarray = np.divide(looks @ seen, length, out=np.zeros_like(length), where=length > 0)
+        rows, basis = self.properties.rows(item_id), self.properties.bases[LOOKS_SPACE]
+        placed = self.properties.spaces[LOOKS_SPACE][rows]
+        there = (rows >= 0) & placed.any(axis=1)  # items without a picture have zeros
+        looks, wanted = basis.restored(placed), basis.restored(seen)
+        length = np.linalg.norm(looks, axis=1) * np.linalg.norm(wanted)
+        cosine: np.ndarray = np.divide(
+            looks @ wanted, length, out=np.zeros_like(length), where=there & (length > 0)
+        )
         return cosine

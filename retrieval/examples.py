@@ -29,8 +29,6 @@ from retrieval.requests import Requests
 from retrieval.retriever import Retriever
 from retrieval.sources import (
     PER_SOURCE,
-    CooccurrenceSource,
-    PopularSource,
     Source,
     add_matches,
     match_scores,
@@ -41,6 +39,7 @@ from run.sizes import Size
 
 CHUNK_REQUESTS = 128  # so that progress shows where each has hundreds of candidates
 NEGATIVES = 50
+BEHAVIOUR = ("cooccurrence", "two_tower", "popular")  # sources whose scores the ranker reads
 
 
 @dataclass(frozen=True)
@@ -181,12 +180,11 @@ def among_others(taken: pa.Table, found: Retrieved, item_ids: np.ndarray, seed: 
 
 
 def match_sources(retriever: Retriever) -> tuple[Source, ...]:
-    """The sources whose scores the ranker reads: behaviour only, so that vectors reach it only through CUBE.
+    """The sources whose scores the ranker reads: those that learned from behaviour.
 
-    The scores of the two-tower model, which ``open_retrieval(fitted=True)`` makes comparable, are not among them yet.
+    MOON's vectors are in none of them, and reach the ranker only through the modules of its recipe.
     """
-    behaviour = (CooccurrenceSource, PopularSource)
-    return tuple(source for source in retriever.sources if isinstance(source, behaviour))
+    return tuple(source for source in retriever.sources if source.name in BEHAVIOUR)
 
 
 def match_names(retriever: Retriever) -> tuple[str, ...]:

@@ -57,6 +57,12 @@ class Basis:
         placed = (rows - self.centre if dense else rows) @ self.directions
         return np.asarray(placed, dtype=np.float32)
 
+    def restored(self, placed: np.ndarray) -> np.ndarray:
+        """Rows float32 (M, D) as they were, but for what these directions leave out: float32 (M, V)."""
+        squared = np.square(self.directions).sum(axis=0).clip(min=1e-12)
+        rows: np.ndarray = self.centre + placed @ (self.directions / squared).T
+        return rows
+
 
 @dataclass(frozen=True)
 class Properties:

@@ -220,10 +220,12 @@ class Retriever:
     def without_content(self) -> Retriever:
         """A retriever whose columns for the ranker read nothing that an item says or shows: for the ID-only control.
 
-        Its catalogue is that of the artifacts; items that were added since are unknown to its tastes.
+        The two-tower model, which reads words, is left out as well. The catalogue is that of the artifacts; items
+        added since are unknown to its tastes.
         """
         assert self.parts is not None
-        parts = replace(self.parts, words=None, asked=None, taste=self.parts.blind)
+        unread = replace(self.parts, words=None, asked=None, towers=None, tower_index=None)
+        parts = replace(unread, taste=self.parts.blind)
         return self._of(self.index, self.vectors, parts, self.artifacts)
 
     def without(self, item_ids: np.ndarray) -> Retriever:

@@ -145,6 +145,36 @@ def test_each_step_is_one_of_adamw_on_the_dense_weights_and_the_loss_told_is_the
     torch.testing.assert_close(small.state_dict()["tables.embedding_bags.t_item_id.weight"], table)
 
 
+def test_the_mean_of_an_epochs_steps_is_validated_and_kept_and_training_goes_on_from_the_last(tmp_path):
+    """The slow twin: every step's weights, written down by a run without the mean; an epoch's own are averaged."""
+    steps = []
+
+    def watched(model):
+        def loss(row):
+            steps.append(
+                [one.detach().clone() for one in model.layer.parameters()]
+            )  # as the last step left them
+            return (model(row) - 2).square()
+
+        return loss
+
+    plain, averaged = make(), make()
+    trained(plain, tmp_path / "plain", plan=Plan(2, 2, 0.1, 3), loss=watched(plain))
+    steps.append([one.detach().clone() for one in plain.layer.parameters()])
+    expected = [torch.stack(one[BATCHES + 1 :]).mean(dim=0) for one in zip(*steps, strict=True)]
+    seen, steps = steps, []
+    outcome, after = trained(
+        averaged, tmp_path / "mean", [2.0, 1.0], Plan(2, 2, 0.1, 3, averaged=True), watched(averaged)
+    )
+    assert outcome.best == 2 and same(tensors_of(averaged), after[1])
+    for one, other in zip(averaged.layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(one.detach(), other, atol=1e-6, rtol=0)
+    assert not torch.allclose(averaged.layer.weight, seen[-1][0], atol=1e-2), "the mean is not the last step"
+    for one, other in zip(steps, seen, strict=False):
+        for mine, theirs in zip(one, other, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("scripted", [None, [3.0, 1.0, 2.0, 0.5, 0.7, 0.9]], ids=["last", "best"])
 def test_a_run_stopped_after_any_epoch_ends_as_one_that_was_not(small, tmp_path, scripted):
     whole, _ = trained(small, tmp_path / "whole", valid=scripted)

@@ -338,6 +338,7 @@ def planned(monkeypatch, loss="pointwise", **told):
         "patience": plan.patience,
         "learning_rate": plan.learning_rate,
         "seed": plan.seed,
+        "averaged": True,
     }
     assert {name: jobs[0][name] for name in ("plan", "requests")} == {"plan": of_plan, "requests": 1}
     assert set(jobs[0]) == {"plan", "requests", "config"} and jobs[0]["config"]["loss"] == loss
@@ -346,11 +347,11 @@ def planned(monkeypatch, loss="pointwise", **told):
 
 def test_unless_told_otherwise_rankers_are_trained_as_was_measured_best(monkeypatch):
     plan, config = planned(monkeypatch)
-    assert plan == Plan(epochs=12, patience=2, learning_rate=0.001, seed=0)
+    assert plan == Plan(epochs=12, patience=2, learning_rate=0.001, seed=0, averaged=True)
     assert (config["learning_rate"], config["table_learning_rate"]) == (0.001, 0.00003)
     slow, fast = (0.001, 0.00003), (0.002, 0.005)
     assert train_module.LEARNING_RATES == {"pointwise": (slow, fast), "listwise": ((0.002, 0.0005),)}
-    assert planned(monkeypatch, loss="listwise", seed=7, epochs=3)[0] == Plan(3, 2, 0.002, 7)
+    assert planned(monkeypatch, loss="listwise", seed=7, epochs=3)[0] == Plan(3, 2, 0.002, 7, averaged=True)
     assert planned(monkeypatch, loss="listwise")[1]["table_learning_rate"] == 0.0005
 
 

@@ -26,7 +26,7 @@ from feature_repo.vectors import Vectors
 from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval import build
 from retrieval.cooccurrence import Cooccurrence
-from retrieval.examples import answers_of, requests_frame
+from retrieval.examples import answers_of, match_names, requests_frame
 from retrieval.fusion import Weights
 from retrieval.index import ItemIndex, category_path
 from retrieval.requests import Request, Requests, history_of
@@ -165,6 +165,15 @@ def test_what_the_id_only_control_reads_does_not_change_with_what_items_say(
     names = before.without_content().similarities.names
     assert found["blind"][0][:, names.index("match_taste")].any(), "a taste is known"
     assert not [name for name in names if "words" in name or "looks" in name]
+
+
+def test_the_ranker_reads_the_scores_of_what_learned_from_behaviour_and_without_content_not_the_towers(built):
+    retriever = Retriever.open(open_retrieval(built[0]))
+    for one, scores in (
+        (retriever, ["match_cooccurrence", "match_two_tower", "match_popular"]),
+        (retriever.without_content(), ["match_cooccurrence", "match_popular"]),
+    ):
+        assert list(match_names(one)) == [*scores, *one.similarities.names]
 
 
 def test_the_index_holds_the_embeddings_vectors_under_the_items_categories(built, tiny_world):
