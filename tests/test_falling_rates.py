@@ -42,7 +42,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, stop):
             learner=partial(FallingLearner, steps=steps),
         )  # fmt: skip
 
-    def interrupted(epoch):
+    def interrupted(epoch, done):
         if epoch == stop:
             raise KeyboardInterrupt
         return epoch_batches(epoch)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +247,7 @@ def train_two_tower(
     outcome = fit(
         model,
         plan,
-        batches=lambda epoch: sampler.batches(sampler.learned, epoch),
+        batches=lambda epoch, done: islice(sampler.batches(sampler.learned, epoch), done, None),
         loss=lambda sample: _loss(model, sample),
         validate=(lambda: _mean_loss(model, sampler)) if len(sampler.held_out) else None,
         checkpoints=checkpoints,
