@@ -1,8 +1,8 @@
 """The training loop of every ranker model: epochs, early stopping, resuming.
 
-A checkpoint is saved after every epoch, and within one every ``EVERY_S`` seconds: then it says how many batches of the
-epoch are done, and holds the state of the random numbers. Batches are drawn from (seed, epoch) alone, so a job that was
-killed goes on with the next batch, and its losses and weights are to the bit those of one that was not.
+A checkpoint is saved after every epoch, and within one every ``EVERY_S`` seconds: then it says how many batches of
+the epoch are done, and holds the state of the random numbers. Batches are drawn from (seed, epoch) alone, so a job
+that was killed goes on with the next batch, and its losses and weights are to the bit those of one that was not.
 """
 
 from __future__ import annotations

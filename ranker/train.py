@@ -67,7 +67,7 @@ def train_ctr(
         vectors: the embedding; None trains a control without, which reads no vector of the store either;
             ``controls.shuffled`` the other one.
         size: fixes widths, history and the batch.
-        out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
+        out: the artifact's path; an interrupted run resumes at its batch from ``<out>.partial``.
         parents: what it was made from, by role.
         seed: equal seeds give equal weights.
         epochs: at most so many passes, 12 by default.
@@ -117,7 +117,7 @@ def train_ctr(
             learn_content(model, train, vectors, seed)
 
         def batches(epoch: int, done: int, share: Share = ALL) -> Iterator[Batch]:
-            return _batches(train, counts, encoder, size.ranker_slots, (seed, epoch), share, done)
+            return epoch_batches(train, counts, encoder, size.ranker_slots, (seed, epoch), share, done)
 
         def of_module(name: str) -> Checkpoints:
             return Checkpoints(place.with_name(f"{place.name}.{name}"), job, parents)
@@ -215,7 +215,7 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-def _batches(
+def epoch_batches(
     train: StoredRequests,
     counts: np.ndarray,
     encoder: FrameEncoder,

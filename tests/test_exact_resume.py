@@ -28,7 +28,7 @@ KILLED = 4  # times
 
 def train(out, kill_before=None):
     """Train a click model; end the process before it takes that batch, all batches counted."""
-    real, seen = train_module._batches, []
+    real, seen = train_module.epoch_batches, []
 
     def batches(*given):
         for batch in real(*given):
@@ -38,10 +38,8 @@ def train(out, kill_before=None):
             yield batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "_batches", batches)
-        made = train_ctr(
-            Requests(WORLD.frame), Requests(VALID.frame), WORLD.vectors, TINY, out, {}, epochs=3
-        )
+        patch.setattr(train_module, "epoch_batches", batches)
+        made = train_ctr(Requests(WORLD.frame), Requests(VALID.frame), WORLD.vectors, TINY, out, {}, epochs=3)
     return made, len(seen)
 
 

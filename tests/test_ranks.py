@@ -56,7 +56,7 @@ class Job:
         return Checkpoints(self.folder / "out", {"recipe": self.config.recipe.name}, {})
 
     def batches(self, epoch, share):
-        every = list(train._batches(self.train, self.counts, self.encoder, SLOTS, (0, epoch), share))
+        every = list(train.epoch_batches(self.train, self.counts, self.encoder, SLOTS, (0, epoch), share))
         return every[:STEPS]
 
     def fit(self, epochs, model, logits, share, learner, batches=None):

@@ -212,7 +212,7 @@ def train_two_tower(
         content: of the items, known before any of their behaviour; None: id-only towers.
         catalogue: N rows with item_id and the features of the candidates, as in ``Frame.candidates``.
         size: fixes widths and history.
-        out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
+        out: the artifact's path; an interrupted run resumes from ``<out>.partial``.
         parents: what it was made from, by role.
         seed: equal seeds give equal weights.
         epochs: at most so many passes, over which the learning rates fall to zero; 4 by default.
