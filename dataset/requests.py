@@ -91,6 +91,30 @@ def asked(log: Log, moments: Moments, rng: np.random.Generator) -> pa.Table:
     return _retrieval(found)
 
 
+def liked_us(events: pa.Table, ranking: pa.Table) -> np.ndarray:
+    """When it became known that a candidate was liked, int64 (C), microseconds since 1970 UTC; NEVER: it was not.
+
+    Of what was shown that is when its first click became available, of a rating when it did.
+
+    Args:
+        events: EVENTS rows, all that the labels were made from.
+        ranking: C rows of ``shown``.
+    """
+    log = Log.of(events)
+    order = np.argsort(log.table["event_id"].to_numpy())
+    row = order[np.searchsorted(log.table["event_id"].to_numpy()[order], ranking["event_id"].to_numpy())]
+    clicks = np.flatnonzero(log.is_type("click"))
+    request = log.table.column("request_id").fill_null(-1).to_numpy()
+    pair = pairs(
+        np.concatenate([request[row], request[clicks]]), np.concatenate([log.item[row], log.item[clicks]])
+    )
+    known, place = np.unique(pair, return_inverse=True)
+    first = np.full(len(known), NEVER)
+    np.minimum.at(first, place[len(row) :], log.available_us[clicks])
+    when = np.where(log.is_type("rating")[row], log.available_us[row], first[place[: len(row)]])
+    return np.where(ranking["label"].to_numpy() > 0, when, NEVER)
+
+
 def _newly_liked(log: Log, when: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """Rows of the first like of each user and item from the user's ``start`` to ``stop``, if none came before."""
     rows, first = log.likes

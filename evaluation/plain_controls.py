@@ -99,10 +99,7 @@ class PlainControls:
         if len(np.unique(examples.label)) < 2:
             return None
         earlier = PlainFeatures(dataset, content, split.log, split.fit_log)
-        shown = _blocks(examples.asked, examples.offsets, examples.item_id)
-        x = np.concatenate(
-            [earlier.of(*block) for block in track(shown, "train plain controls: features", unit="blocks")]
-        )
+        x = features_of(earlier, examples, "train plain controls: features")
         models = {
             "logistic": make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)),
             "boosting": HistGradientBoostingClassifier(**BOOSTING, random_state=seed),
@@ -152,6 +149,12 @@ class PlainControls:
                 scores[request, np.searchsorted(candidates, item_id)] = chance
                 found[name].append(Lists.of(scores, candidates, k, past))
         yield from ((name, Lists.joined(parts)) for name, parts in found.items())
+
+
+def features_of(features: PlainFeatures, examples: Examples, description: str) -> np.ndarray:
+    """What the controls read of every candidate, float64 (C, F), with progress."""
+    blocks = _blocks(examples.asked, examples.offsets, examples.item_id)
+    return np.concatenate([features.of(*one) for one in track(blocks, description, unit="blocks")])
 
 
 def training_examples(split: Split, content: PlainContent, candidates: np.ndarray, seed: int) -> Examples:

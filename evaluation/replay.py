@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 
 from dataset.split import Split
 from feature_repo.embeddings import as_stored
-from feature_repo.frame import StoredRequests
-from feature_repo.frames.join import training_frame
+from feature_repo.frames.join import TrainingFrame, training_frame
 from feature_repo.frames.logged import logged_frames
 from feature_repo.vectors import Vectors
 from ranker.controls import rankers as controls
@@ -83,7 +82,7 @@ def score_impressions(
 
 
 def _scores(
-    stored: StoredRequests, retriever: Retriever, rankers: Mapping[str, Ranker]
+    stored: TrainingFrame, retriever: Retriever, rankers: Mapping[str, Ranker]
 ) -> dict[str, np.ndarray]:
     """Every ranker's logits, float32 (C); one that learned without content reads the columns without it."""
     parts: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.float32)] for name in rankers}

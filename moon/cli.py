@@ -270,11 +270,32 @@ def ranker(
             min=1, help="Processes that train together, each on a GPU if there are enough; default: this one."
         ),
     ] = None,
+    daily: Annotated[
+        bool,
+        typer.Option(
+            "--daily", help="Train day after day, measure each day first, and leave the run as it is."
+        ),
+    ] = False,
+    wait: Annotated[
+        float, typer.Option(min=0, help="With --daily: hours after which the labels of a request are final.")
+    ] = 0.0,
+    forget: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --daily: days unseen after which an id is forgotten; default: never."),
+    ] = None,
 ) -> None:
     """Train the ranker from point-in-time frames, with its controls: plain content, ids only, shuffled vectors."""
     if ranks is not None and (compare is not None or without):
         raise typer.BadParameter("expected with neither --compare nor --without", param_hint="--ranks")
-    if compare is not None:
+    if daily and (ranks is not None or compare is not None or without):
+        raise typer.BadParameter(
+            "expected with none of --ranks, --compare and --without", param_hint="--daily"
+        )
+    if not daily and (wait or forget is not None):
+        raise typer.BadParameter("expected with --daily", param_hint="--wait" if wait else "--forget")
+    if daily:
+        _do("ranker --daily", run, recipe=recipe, wait=wait, forget=forget)
+    elif compare is not None:
         _do("ranker --compare", run, seeds=compare, recipe=recipe)
     elif without:
         _do("ranker --without", run, without=without, recipe=recipe)

@@ -148,6 +148,21 @@ def compare_rankers(run: Run, seeds: int, recipe: str | None) -> str:
     return f"{table.markdown(COLUMNS, 'ranker')}\ntable: {run.folder / 'recipes' / 'table.md'}"
 
 
+def train_daily(run: Run, recipe: str | None, wait: float, forget: int | None) -> str:
+    """The ranker trained day after day, each day measured before it is learned from; ``wait`` in hours."""
+    from datetime import timedelta
+
+    from evaluation.daily import daily
+    from feature_repo.store import apply_definitions
+    from ranker.recipes import cube
+    from ranker.recipes import recipe as named
+
+    chosen = cube() if recipe is None else named(recipe)
+    apply_definitions(run.folder / "store")
+    hours, cut = timedelta(hours=wait), open_split(run)
+    return daily(run.folder, open_dataset(run), cut, run.size, chosen, run.seed, hours, forget)
+
+
 def serve(run: Run, profile: str | None, **options: Any) -> None:
     """Serve the active generation over HTTP until interrupted, even while the run folder holds newer artifacts.
 

@@ -44,7 +44,7 @@ def learn_content(model: ClickModel, train: StoredRequests, vectors: Vectors, se
 def train_alone(
     model: ClickModel,
     plan: Plan,
-    batches: Callable[[int], Iterable[Batch]],
+    batches: Callable[[int, int], Iterable[Batch]],
     loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     checkpoints: Callable[[str], Checkpoints],
 ) -> list[Checkpoints]:

@@ -97,6 +97,10 @@ class Learner:
         """The mean of a number over the processes that train together."""
         return value
 
+    def agreed(self, due: bool) -> bool:
+        """Whether something is due, as the processes that train together agree: each has a clock of its own."""
+        return due
+
     def _zero_grad(self) -> None:
         self.adam.zero_grad()
 

@@ -1,7 +1,7 @@
 """Ranks: processes of one machine that train one model together, each on its share of every batch.
 
 They are forked from the process that has read the training requests, so none reads them again or holds a copy. A
-rank that ends early ends the others; the checkpoint of the last whole epoch is as it was.
+rank that ends early ends the others; the last checkpoint is as it was.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _why(failed: list[int], processes: list[BaseProcess], said: list[Connection]
             why = f"rank {rank} of {ranks} was ended by {signal.Signals(-code).name}"
             short = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
             return (
-                f"{why}{short}; the others were stopped. The same command goes on after the last whole epoch."
+                f"{why}{short}; the others were stopped. The same command goes on after the last checkpoint."
             )
     told = [said[rank].recv() for rank in failed if said[rank].poll()]
     return min(told, default=(1, f"rank {failed[0]} of {ranks} ended early"))[1]

@@ -219,6 +219,10 @@ class ShardedLearner(Learner):
         """The mean of a number over the ranks."""
         return self.share.total(value) / self.share.ranks
 
+    def agreed(self, due: bool) -> bool:
+        """Whether it is due in any rank."""
+        return self.share.total(float(due)) > 0
+
     def _zero_grad(self) -> None:
         super()._zero_grad()
         if self.sharded.everywhere is not None:

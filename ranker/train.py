@@ -67,7 +67,7 @@ def train_ctr(
         vectors: the embedding; None trains a control without, which reads no vector of the store either;
             ``controls.shuffled`` the other one.
         size: fixes widths, history and the batch.
-        out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
+        out: the artifact's path; an interrupted run resumes at its batch from ``<out>.partial``.
         parents: what it was made from, by role.
         seed: equal seeds give equal weights.
         epochs: at most so many passes, 12 by default.
@@ -116,8 +116,8 @@ def train_ctr(
         if vectors is not None:
             learn_content(model, train, vectors, seed)
 
-        def batches(epoch: int, share: Share = ALL) -> Iterator[Batch]:
-            return _batches(train, counts, encoder, size.ranker_slots, (seed, epoch), share)
+        def batches(epoch: int, done: int, share: Share = ALL) -> Iterator[Batch]:
+            return epoch_batches(train, counts, encoder, size.ranker_slots, (seed, epoch), share, done)
 
         def of_module(name: str) -> Checkpoints:
             return Checkpoints(place.with_name(f"{place.name}.{name}"), job, parents)
@@ -126,7 +126,7 @@ def train_ctr(
             return fit(
                 model,
                 plan,
-                batches=lambda epoch: batches(epoch, share),
+                batches=lambda epoch, done: batches(epoch, done, share),
                 loss=lambda batch: share.weigh(training_loss(logits, batch, loss), counted(batch, loss)),
                 validate=(lambda: _validate(logits, valid, encoder, loss, share)) if len(valid) else None,
                 checkpoints=checkpoints,
@@ -215,14 +215,16 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-def _batches(
+def epoch_batches(
     train: StoredRequests,
     counts: np.ndarray,
     encoder: FrameEncoder,
     slots_per_batch: int,
     seed: tuple[int, int],
     share: Share = ALL,
+    done: int = 0,
 ) -> Iterator[Batch]:
+    """The batches of an epoch in an order drawn from ``seed``; the first ``done`` are left out."""
     draw = np.random.default_rng(seed)
     order = draw.permutation(np.flatnonzero(counts > 0))
     pool = max(1, int(POOL * slots_per_batch / max(counts.mean(), 1)))
@@ -230,7 +232,7 @@ def _batches(
         rows for start in range(0, len(order), pool)
         for rows in size_groups(counts, order[start : start + pool], slots_per_batch)
     ]  # fmt: skip
-    for group in draw.permutation(len(groups)):
+    for group in draw.permutation(len(groups))[done:]:
         yield share.batch(train, encoder, groups[group])
 
 

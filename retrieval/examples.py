@@ -53,7 +53,7 @@ class MatchedFrames:
         offsets: int64 [R + 1].
     """
 
-    stored: StoredRequests
+    stored: TrainingFrame
     names: tuple[str, ...]
     matches: np.ndarray
     offsets: np.ndarray
@@ -81,6 +81,12 @@ class MatchedFrames:
         place = np.repeat(self.offsets[request_rows] - first, counts) + np.arange(counts.sum())
         return add_matches(self.stored.select(request_rows), self.names, self.matches[place])
 
+    def only(self, request_rows: np.ndarray, label: np.ndarray) -> MatchedFrames:
+        """The requests at these rows, with other labels, float32 of as many as they have candidates."""
+        candidate, offsets = self.stored.candidates_of(request_rows)
+        stored = self.stored.only(request_rows).labelled(label)
+        return MatchedFrames(stored, self.names, self.matches[candidate], offsets)
+
 
 def chunks(stored: StoredRequests, description: str) -> Iterator[Frame]:
     """Some requests at a time, in order, with progress."""
@@ -89,7 +95,7 @@ def chunks(stored: StoredRequests, description: str) -> Iterator[Frame]:
         yield stored.take(start, min(start + CHUNK_REQUESTS, len(stored)))
 
 
-def matched(stored: StoredRequests, retriever: Retriever) -> MatchedFrames:
+def matched(stored: TrainingFrame, retriever: Retriever) -> MatchedFrames:
     """Every (request, candidate) pair with the scores of ``match_sources`` and all similarities, as in serving."""
     sources, similarities, names = match_sources(retriever), retriever.similarities, match_names(retriever)
     parts, counts = [np.empty((0, len(names)), np.float32)], [np.zeros(1, np.int64)]

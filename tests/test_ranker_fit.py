@@ -45,9 +45,9 @@ def small():
     return make()
 
 
-def epoch_batches(epoch):
+def epoch_batches(epoch, done=0):
     """Rows of the table, others in each epoch."""
-    return [(epoch + number) % 8 for number in range(BATCHES)]
+    return [(epoch + number) % 8 for number in range(done, BATCHES)]
 
 
 def trained(model, folder, valid=None, plan=PLAN, loss=None, job=None, batches=epoch_batches):
@@ -181,7 +181,7 @@ def test_a_run_stopped_after_any_epoch_ends_as_one_that_was_not(small, tmp_path,
     for stop in range(1, 6):
         resumed, folder = make(), tmp_path / f"parts-{stop}"
 
-        def interrupted(epoch, stop=stop):
+        def interrupted(epoch, done, stop=stop):
             if epoch == stop:
                 raise KeyboardInterrupt
             return epoch_batches(epoch)
@@ -218,7 +218,7 @@ def test_every_table_goes_on_with_its_own_learning_rates(tmp_path):
         trained(
             Tables(),
             tmp_path / "parts",
-            batches=lambda epoch: epoch_batches(epoch) if epoch < 3 else stopped(),
+            batches=lambda epoch, done: epoch_batches(epoch, done) if epoch < 3 else stopped(),
         )
     torch.manual_seed(0)
     again = Tables()

@@ -253,7 +253,7 @@ def test_every_request_with_a_candidate_is_in_one_batch_of_an_epoch(world):
     encoder = FrameEncoder(learn_inputs(Requests(frame), 50)[0], None)
 
     def drawn(seed, epoch):
-        batches = list(train_module._batches(Requests(frame), counts, encoder, 30, (seed, epoch)))
+        batches = list(train_module.epoch_batches(Requests(frame), counts, encoder, 30, (seed, epoch)))
         assert all(b.candidate_mask.numel() <= 30 for b in batches)
         return [round(float(one) * 64) for b in batches for one in b.label[:, 0]]
 

@@ -6,6 +6,7 @@ import select
 import signal
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +56,14 @@ class Job:
         return Checkpoints(self.folder / "out", {"recipe": self.config.recipe.name}, {})
 
     def batches(self, epoch, share):
-        every = list(train._batches(self.train, self.counts, self.encoder, SLOTS, (0, epoch), share))
+        every = list(train.epoch_batches(self.train, self.counts, self.encoder, SLOTS, (0, epoch), share))
         return every[:STEPS]
 
     def fit(self, epochs, model, logits, share, learner, batches=None):
         return fit(
             model,
             Plan(epochs, 9, 1e-2, 0),
-            batches=lambda epoch: (batches or self.batches)(epoch, share),
+            batches=lambda epoch, done: islice((batches or self.batches)(epoch, share), done, None),
             loss=lambda batch: share.weigh(
                 train.training_loss(logits, batch, self.loss), train.counted(batch, self.loss)
             ),
@@ -338,7 +339,7 @@ def test_the_memory_foretold_is_what_training_takes(tmp_path):
         fit(
             model,
             Plan(2, 9, 0.1, 0),
-            batches=lambda epoch: range(3),
+            batches=lambda epoch, done: range(3),
             loss=model,
             validate=lambda: 1 / len(list(tmp_path.rglob("manifest.json")) + [1]),
             checkpoints=Checkpoints(tmp_path / "out", {}, {}),

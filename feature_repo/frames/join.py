@@ -90,6 +90,11 @@ class TrainingFrame:
             positions=self.positions[request_rows],
         )
 
+    def labelled(self, label: np.ndarray) -> TrainingFrame:
+        """The same requests with other labels, float32 of shape (C)."""
+        place = self.given.column_names.index("label")
+        return replace(self, given=self.given.set_column(place, "label", pa.array(label, pa.float32())))
+
     def select(self, request_rows: np.ndarray) -> Frame:
         """The frame of these requests, in this order."""
         rows = np.asarray(request_rows, dtype=np.int64)

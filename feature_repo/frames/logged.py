@@ -26,12 +26,22 @@ def logged_frames(folder: Path, split: Split, size: Size, parts: Sequence[str]) 
 
     A frame of another store, split or history is ignored.
     """
-    frame = find_frame(logged_source(folder, split, size), folder / LOGGED)
+    frame = _found(folder, split, size)
     if frame is None:
         rows = [of_part(split.ranking, part) for part in parts]
         return [training_frame(folder / "store", some, size.history) for some in rows]
     part = frame.given["part"].take(frame.offsets[:-1])
     return [frame.only(np.flatnonzero(pc.equal(part, one).to_numpy())) for one in parts]
+
+
+def logged_frame(folder: Path, split: Split, size: Size) -> TrainingFrame:
+    """All logged impressions, in the order of ``split.ranking``; see ``logged_frames``."""
+    found = _found(folder, split, size)
+    return training_frame(folder / "store", split.ranking, size.history) if found is None else found
+
+
+def _found(folder: Path, split: Split, size: Size) -> TrainingFrame | None:
+    return find_frame(logged_source(folder, split, size), folder / LOGGED)
 
 
 def logged_source(folder: Path, split: Split, size: Size) -> FrameSource:

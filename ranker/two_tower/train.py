@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def train_two_tower(
         content: of the items, known before any of their behaviour; None: id-only towers.
         catalogue: N rows with item_id and the features of the candidates, as in ``Frame.candidates``.
         size: fixes widths and history.
-        out: the artifact's path; an interrupted run resumes after its last epoch from ``<out>.partial``.
+        out: the artifact's path; an interrupted run resumes from ``<out>.partial``.
         parents: what it was made from, by role.
         seed: equal seeds give equal weights.
         epochs: at most so many passes, 10 by default.
@@ -243,7 +244,7 @@ def train_two_tower(
     outcome = fit(
         model,
         plan,
-        batches=lambda epoch: sampler.batches(sampler.learned, epoch),
+        batches=lambda epoch, done: islice(sampler.batches(sampler.learned, epoch), done, None),
         loss=lambda sample: _loss(model, sample),
         validate=(lambda: _mean_loss(model, sampler)) if len(sampler.held_out) else None,
         checkpoints=checkpoints,

@@ -1,0 +1,260 @@
+"""Train a click model day after day: each day begins with the weights and the optimizers' memory of the day before.
+
+A day's artifact is a whole ranker of kind "ranker", and holds besides, in ``state.safetensors``, what the next day
+goes on from: the tables' accumulators, AdamW's moments, and of each id feature which values have occurred, how often
+and when. Nothing that was measured is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from feature_repo.frame import StoredRequests
+from feature_repo.vectors import Vectors
+from ranker.before import learn_content, train_alone
+from ranker.fit import Plan, fit
+from ranker.inputs.batch import Batch
+from ranker.inputs.columns import CHUNK_REQUESTS, Inputs, learn_inputs
+from ranker.inputs.frame_encoder import FrameEncoder
+from ranker.inputs.growth import NOTHING, Begins, Known, grown
+from ranker.inputs.id_tables import SPREAD
+from ranker.learner import WEIGHTS, Learner
+from ranker.memory import require_memory
+from ranker.model import WithPosition
+from ranker.recipes import Recipe
+from ranker.score import CONFIG, CtrConfig
+from ranker.train import LOSSES, epoch_batches, training_loss
+from ranker.weights import WEIGHTS as WEIGHTS_FILE
+from ranker.weights import save_weights
+from run.artifacts import Artifact, open_artifact, write_artifact
+from run.resume import Checkpoints
+from run.sizes import Size
+
+STATE = "state.safetensors"
+KNOWN = "known/"  # how the names of its tensors begin that say what has occurred
+PARTS = ("hashes", "counts", "days")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What stays the same from day to day.
+
+    Attributes:
+        recipe: what the model is made of.
+        size: fixes widths, history and the batch.
+        vectors: the embedding; None: a control without.
+        encoder: id of what made the vectors: those of new items come from the same one; None: there are none.
+        seed: of everything random.
+        epochs: passes over a day's requests.
+        learning_rate: of the dense weights.
+        table_learning_rate: of the tables.
+        forget: days without occurring after which an id loses its row; None: it keeps it.
+    """
+
+    recipe: Recipe
+    size: Size
+    vectors: Vectors | None
+    encoder: str | None
+    seed: int
+    epochs: int
+    learning_rate: float
+    table_learning_rate: float
+    forget: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values by which a ranker is continued under these terms only."""
+        same = ("encoder", "seed", "epochs", "learning_rate", "table_learning_rate", "forget")
+        kept = {name: getattr(self, name) for name in same}
+        return {"recipe": self.recipe.to_json(), "size": self.size.name, **kept}
+
+
+class Held(dict[str, Tensor]):
+    """Tensors in memory, as a ``Saved`` that a learner goes on from."""
+
+    get_tensor = dict.__getitem__
+    get_slice = dict.__getitem__
+
+
+def train_day(
+    requests: StoredRequests,
+    day: int,
+    yesterday: Artifact | None,
+    terms: Terms,
+    out: Path,
+    parents: Mapping[str, Artifact],
+    record: Mapping[str, Any],
+) -> Artifact:
+    """Train on one day's requests, and write the ranker that it ends with.
+
+    Args:
+        requests: of the day, at least one; candidates carry ``label`` and, where logged, ``position``.
+        day: its number; later days have larger ones.
+        yesterday: the ranker of the day before; None: the first day, which learns how inputs are read.
+        terms: as on every other day.
+        out: the artifact's path, which may be that of yesterday; a day that was cut goes on at its batch.
+        parents: what it was made from, by role.
+        record: kept in the manifest.
+
+    Raises:
+        DataError: the first day has no requests, or columns are missing.
+        TrainingError: the loss or a gradient is not finite, or the tables would outgrow memory.
+    """
+    config, known, state, counts = _begin(requests, day, yesterday, terms)
+    require_memory(config.shape.rows, config.id_width)
+    encoder = FrameEncoder(config.inputs, terms.vectors, config.recipe.by_category)
+    plan = Plan(terms.epochs, terms.epochs + 1, terms.learning_rate, terms.seed + day)
+    job = {
+        "config": config.to_json(),
+        "plan": asdict(plan),
+        "day": day,
+        "yesterday": None if yesterday is None else yesterday.id,
+        "requests": len(requests),
+    }
+    torch.manual_seed(terms.seed)
+    model = config.build()
+
+    def batches(epoch: int, done: int) -> Iterator[Batch]:
+        return epoch_batches(
+            requests, counts, encoder, terms.size.ranker_slots, (plan.seed, epoch), done=done
+        )
+
+    def of_module(name: str) -> Checkpoints:
+        return Checkpoints(out.with_name(f"{out.name}.{name}"), job, parents)
+
+    alone: list[Checkpoints] = []
+    if yesterday is None:
+        if terms.vectors is not None:
+            learn_content(model, requests, terms.vectors, terms.seed)
+        alone = train_alone(model, plan, batches, LOSSES[config.loss], of_module)
+    learner = Learner(model, terms.learning_rate)
+    if state is not None:
+        learner.restore(state)
+    checkpoints, logits = Checkpoints(out, job, parents), WithPosition(model)
+    outcome = fit(
+        model,
+        plan,
+        batches,
+        lambda batch: training_loss(logits, batch, config.loss),
+        validate=None,
+        checkpoints=checkpoints,
+        description=f"train day {day}",
+        learner=lambda *_: learner,
+    )
+    manifest = {**record, "terms": terms.to_json(), "outcome": asdict(outcome), "day": day}
+    _write(out, manifest, parents, config, learner, known)
+    for one in (*alone, checkpoints):
+        one.remove()
+    return open_artifact(out, "ranker")
+
+
+def continues(yesterday: Artifact, terms: Terms, requests: StoredRequests) -> str:
+    """Why a ranker cannot be trained on under these terms, on requests of this service; empty if it can."""
+    found, now = yesterday.config.get("terms", {}), json.loads(json.dumps(terms.to_json()))
+    if strange := [name for name in now if found.get(name) != now[name]]:
+        return f"another {', '.join(strange)}"
+    trained = CtrConfig.read(yesterday.file(CONFIG)).inputs.signature
+    return "; ".join(trained.difference(requests.signature))
+
+
+def _begin(
+    requests: StoredRequests, day: int, yesterday: Artifact | None, terms: Terms
+) -> tuple[CtrConfig, dict[str, Known], Held | None, np.ndarray]:
+    """The model's configuration, what has occurred by now, what it goes on from, and candidates of each request."""
+    if yesterday is None:
+        without = [
+            one.name for one in requests.signature.features if one.kind == "vector" and terms.vectors is None
+        ]
+        inputs, counts = learn_inputs(requests, terms.size.history, without=without)
+        _, known, _ = grown(inputs, {}, requests, day)
+        return _config(terms, inputs), known, None, counts
+    before = CtrConfig.read(yesterday.file(CONFIG))
+    state = load_file(yesterday.file(STATE))
+    inputs, known, begins = grown(before.inputs, _known(state), requests, day, terms.forget)
+    weights = {WEIGHTS + name: tensor for name, tensor in load_file(yesterday.file(WEIGHTS_FILE)).items()}
+    held = {name: tensor for name, tensor in state.items() if not name.startswith(KNOWN)} | weights
+    counts = candidates_of(requests)
+    return _config(terms, inputs), known, begun(held, begins, terms.seed + day), counts
+
+
+def _config(terms: Terms, inputs: Inputs) -> CtrConfig:
+    return CtrConfig(
+        recipe=terms.recipe,
+        inputs=inputs,
+        id_width=terms.size.id_width,
+        content_width=0 if terms.vectors is None else terms.vectors.width,
+        embedding_id=None if terms.vectors is None else terms.vectors.id,
+        loss="pointwise",
+        learning_rate=terms.learning_rate,
+        table_learning_rate=terms.table_learning_rate,
+    )
+
+
+def candidates_of(requests: StoredRequests) -> np.ndarray:
+    """How many candidates each request has, int64 [R]."""
+    starts = range(0, len(requests), CHUNK_REQUESTS)
+    frames = (requests.take(start, min(start + CHUNK_REQUESTS, len(requests))) for start in starts)
+    return np.concatenate([np.empty(0, np.int64), *(np.diff(frame.offsets) for frame in frames)])
+
+
+def begun(held: Mapping[str, Tensor], begins: Mapping[str, Begins], seed: int) -> Held:
+    """What a learner goes on from, with every table as its rows begin the day.
+
+    Args:
+        held: weights and accumulators by their names in a checkpoint, and whatever else it holds.
+        begins: feature -> the rows of its table.
+        seed: of rows that begin untrained.
+    """
+    draw, found = torch.Generator().manual_seed(seed), Held(held)
+    for name, tensor in held.items():
+        weight = re.fullmatch(rf"{WEIGHTS}.*\.t_(.+)\.weight", name)
+        memory = re.fullmatch(r"tables/[^/]+/t_([^/]+)\.weight/.*", name)
+        match = weight or memory
+        if match is None or match[1] not in begins:
+            continue
+        rows = begins[match[1]]
+        tensor = tensor[torch.from_numpy(np.maximum(rows.row, 0))]
+        if memory:
+            tensor[torch.from_numpy(rows.anew)] = 0
+        else:
+            untrained = torch.from_numpy(rows.row == NOTHING)
+            fresh = torch.rand(int(untrained.sum()), tensor.shape[1], generator=draw)
+            tensor[untrained] = SPREAD * (2 * fresh - 1)
+        found[name] = tensor
+    return found
+
+
+def _known(state: Mapping[str, Tensor]) -> dict[str, Known]:
+    names = {name.split("/")[1] for name in state if name.startswith(KNOWN)}
+    parts = {name: [state[f"{KNOWN}{name}/{part}"].numpy() for part in PARTS] for name in names}
+    return {
+        name: Known(hashes.view(np.uint64), counts, days) for name, (hashes, counts, days) in parts.items()
+    }
+
+
+def _write(
+    out: Path,
+    manifest: Mapping[str, Any],
+    parents: Mapping[str, Artifact],
+    config: CtrConfig,
+    learner: Learner,
+    known: Mapping[str, Known],
+) -> None:
+    weights = {WEIGHTS + name for name in learner.weights()}
+    state = {name: tensor for name, tensor in learner.tensors().items() if name not in weights}
+    for name, one in known.items():
+        for part, values in zip(PARTS, (one.hashes.view(np.int64), one.counts, one.days), strict=True):
+            state[f"{KNOWN}{name}/{part}"] = torch.from_numpy(values)
+    with write_artifact(out, "ranker", manifest, parents) as folder:
+        save_weights(learner.model, folder)
+        save_file(state, folder / STATE)
+        (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")

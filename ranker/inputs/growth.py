@@ -1,0 +1,207 @@
+"""The id tables of a ranker that trains day after day: what they admit, when they grow, and what they forget.
+
+Every value that has occurred is remembered by its hash, with how often it occurred and on which day last. By that
+
+- *admission*: a category has a row of its own once it occurred ``min_count`` times, on whichever days. A new value
+  begins as the row of the unknown, by which it was scored until then;
+- *growth*: a hashed table doubles where it has fewer than half of ``ROWS_PER_ID`` rows per value. The hash of a
+  value modulo 2n is that modulo n, or n more, so each half begins as a copy of the whole and no score changes;
+- *eviction*: a value that did not occur for so many days loses its row, which begins anew for whoever comes next.
+
+Numbers are read as they were on the first day: their scale is part of what the weights have learned.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_repo.frame import StoredRequests
+from feature_repo.signature import Feature
+from ranker.inputs.columns import CHUNK_REQUESTS, ITEM, ITEM_ID, SIDES, Inputs, column_of, tables_of
+from ranker.inputs.hashing import ROWS_PER_ID, hash_column
+from ranker.inputs.rules.categories import ABSENT, FIRST, LARGEST, UNKNOWN, Dictionary, Hashed, plain
+from ranker.inputs.rules.rule import Rule
+from ranker.inputs.rules.table import BY_IDS
+
+NOTHING = -1  # a row that begins untrained
+
+
+@dataclass(frozen=True)
+class Known:
+    """The values of one feature that have occurred.
+
+    Attributes:
+        hashes: uint64, ascending.
+        counts: int64, how often each occurred.
+        days: int64, number of the last day on which it did.
+    """
+
+    hashes: np.ndarray
+    counts: np.ndarray
+    days: np.ndarray
+
+    @classmethod
+    def none(cls) -> Known:
+        """Before the first day."""
+        return cls(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))
+
+    def and_on(self, day: int, hashes: np.ndarray) -> Known:
+        """With what occurred on a later day, one hash per occurrence."""
+        today, often = np.unique(hashes, return_counts=True)
+        every = np.union1d(self.hashes, today)
+        counts, days = np.zeros(len(every), np.int64), np.zeros(len(every), np.int64)
+        for own, count, when in ((self.hashes, self.counts, self.days), (today, often, day)):
+            at = np.searchsorted(every, own)
+            counts[at] += count
+            days[at] = when
+        return Known(every, counts, days)
+
+    def since(self, day: int) -> Known:
+        """Those that occurred on a day or later."""
+        kept = self.days >= day
+        return Known(self.hashes[kept], self.counts[kept], self.days[kept])
+
+    def admitted(self, min_count: int) -> np.ndarray:
+        """The hashes that occurred so often."""
+        return self.hashes[self.counts >= min_count]
+
+
+@dataclass(frozen=True)
+class Begins:
+    """How the rows of a table begin the day.
+
+    Attributes:
+        row: int64, the row of yesterday's table that each is a copy of; NOTHING: untrained.
+        anew: bool, whether it learns at the speed of a row that has learned nothing.
+    """
+
+    row: np.ndarray
+    anew: np.ndarray
+
+    @classmethod
+    def of(cls, row: np.ndarray, anew: np.ndarray | None = None) -> Begins:
+        """Copies; those of nothing learn anew, and others that are given."""
+        return cls(row, (row == NOTHING) | (False if anew is None else anew))
+
+
+def grown(
+    inputs: Inputs,
+    known: Mapping[str, Known],
+    requests: StoredRequests,
+    day: int,
+    forget: int | None = None,
+) -> tuple[Inputs, dict[str, Known], dict[str, Begins]]:
+    """The inputs of a model for another day of training.
+
+    Args:
+        inputs: as the model has them.
+        known: of each feature whose table may change, what occurred on earlier days; empty on the first one.
+        requests: of the day.
+        day: its number; later days have larger ones.
+        forget: days without occurring after which a value loses its row; None: it keeps it.
+
+    Returns:
+        the inputs, what has occurred by now, and how the rows of each table that may change begin.
+    """
+    values = occurred(inputs, requests)
+    seen = {
+        name: known.get(name, Known.none()).and_on(day, hash_column(column))
+        for name, column in values.items()
+    }
+    if forget is not None:
+        seen = {name: one.since(day - forget) for name, one in seen.items()}
+    rules, begins = dict(inputs.rules), {}
+    features = {ITEM: ITEM_ID} | {one.name: one for side in SIDES for one in inputs.features(side)}
+    items = inputs.items
+    for name, column in values.items():
+        rule, feature = (inputs.items if name == ITEM else inputs.rules[name]), features[name]
+        new, begins[name] = _grown(rule, feature, known.get(name, Known.none()), seen[name], column)
+        if name == ITEM:
+            assert isinstance(new, Hashed)
+            items = new
+        else:
+            rules[name] = new
+    return replace(inputs, rules=rules, items=items), seen, begins
+
+
+def occurred(inputs: Inputs, requests: StoredRequests) -> dict[str, pa.Array]:
+    """Every value that occurs in some requests, of each feature whose table may change; int64 or strings."""
+    found: dict[str, list[pa.Array]] = {ITEM: []}
+    for start in range(0, len(requests), CHUNK_REQUESTS):
+        frame = requests.take(start, min(start + CHUNK_REQUESTS, len(requests)))
+        found[ITEM] += [frame.candidates[ITEM].combine_chunks(), pa.array(frame.history.item_id)]
+        for side, table, _ in tables_of(frame):
+            for name, column in _categories(inputs, side):
+                values = table[column].combine_chunks()
+                values = values.flatten() if pa.types.is_list(values.type) else values
+                found.setdefault(name, []).append(plain(values.drop_null()))
+    return {name: pa.concat_arrays(parts) for name, parts in found.items() if parts}
+
+
+def _categories(inputs: Inputs, side: str) -> Iterator[tuple[str, str]]:
+    """Features of a side whose tables may change, and their columns."""
+    for one in inputs.features(side):
+        if isinstance(inputs.rules[one.name], Dictionary | Hashed):
+            yield one.name, column_of(one)
+
+
+def _grown(rule: Rule, feature: Feature, before: Known, seen: Known, column: pa.Array) -> tuple[Rule, Begins]:
+    min_count = int(feature.options.get("min_count", 1))
+    if isinstance(rule, Dictionary):
+        return _dictionary(rule, seen, min_count, column)
+    assert isinstance(rule, Hashed)
+    may_grow = (
+        feature.options.get("hashed", BY_IDS) == BY_IDS
+    )  # else its definition says how many rows it has
+    return _hashed(rule, before, seen, min_count, may_grow)
+
+
+def _dictionary(rule: Dictionary, seen: Known, min_count: int, column: pa.Array) -> tuple[Rule, Begins]:
+    """Of the values of today and of yesterday's dictionary those that are admitted, up to LARGEST."""
+    had = {value: row for row, value in enumerate(rule.values, FIRST)}
+    today = [value for value in pc.unique(column).to_pylist() if value not in had]
+    every = [*rule.values, *sorted(today)]
+    if not every:
+        return rule, Begins.of(np.arange(rule.rows))
+    admitted = np.isin(hash_column(pa.array(every)), seen.admitted(min_count))
+    # None of yesterday's is put out by want of room.
+    kept = [value for value, one in zip(every, admitted.tolist(), strict=True) if one][:LARGEST]
+    values = sorted(kept)
+    new = Dictionary(tuple(values))
+    row = np.array([UNKNOWN, ABSENT, *(had.get(value, UNKNOWN) for value in values)], np.int64)
+    return new, Begins.of(row, np.array([False, False, *(value not in had for value in values)]))
+
+
+def _hashed(rule: Hashed, before: Known, seen: Known, min_count: int, may_grow: bool) -> tuple[Rule, Begins]:
+    """The table doubled until it has room, without what was forgotten."""
+    rows, admitted = rule.rows, seen.admitted(min_count)
+    while may_grow and len(admitted) * ROWS_PER_ID > 2 * rows:
+        rows *= 2
+    row = np.arange(rows) % rule.rows
+    own = (admitted % np.uint64(rows)).astype(np.int64)
+    gone = (np.setdiff1d(before.hashes, seen.hashes) % np.uint64(rows)).astype(np.int64)
+    gone = np.setdiff1d(gone, own)
+    if rule.admitted is None:
+        row[gone] = NOTHING
+        return replace(rule, rows=rows), Begins.of(row)
+    had = _bits(rule)[row]  # whose row was somebody's yesterday; until now the others were row 0
+    bits = np.zeros(rows, dtype=bool)
+    bits[own] = True
+    new = bits & ~had
+    row[new] = UNKNOWN
+    row[gone[gone != UNKNOWN]] = NOTHING
+    packed = base64.b64encode(np.packbits(bits).tobytes()).decode()
+    return Hashed(rows, packed), Begins.of(row, new)
+
+
+def _bits(rule: Hashed) -> np.ndarray:
+    assert rule.admitted is not None
+    return np.unpackbits(np.frombuffer(base64.b64decode(rule.admitted), np.uint8), count=rule.rows).astype(
+        bool
+    )
