@@ -270,16 +270,34 @@ def ranker(
             min=1, help="Processes that train together, each on a GPU if there are enough; default: this one."
         ),
     ] = None,
+    tune: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Search for the best settings by so many trials in all, and leave the run as it is; with "
+            "--compare: of each recipe.",
+        ),
+    ] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="File of settings to train with, such as the best.json of --tune.")
+    ] = None,
 ) -> None:
     """Train the ranker from point-in-time frames, with its controls: plain content, ids only, shuffled vectors."""
-    if ranks is not None and (compare is not None or without):
-        raise typer.BadParameter("expected with neither --compare nor --without", param_hint="--ranks")
+    for option, given in (("--ranks", ranks), ("--settings", settings)):
+        if given is not None and (compare is not None or tune is not None or without):
+            raise typer.BadParameter(
+                "expected with neither --compare, --tune nor --without", param_hint=option
+            )
+    if without and (compare is not None or tune is not None):
+        raise typer.BadParameter("expected with neither --compare nor --tune", param_hint="--without")
     if compare is not None:
-        _do("ranker --compare", run, seeds=compare, recipe=recipe)
+        _do("ranker --compare", run, seeds=compare, recipe=recipe, trials=tune)
+    elif tune is not None:
+        _do("ranker --tune", run, trials=tune, recipe=recipe)
     elif without:
         _do("ranker --without", run, without=without, recipe=recipe)
     else:
-        _do("ranker", run, recipe=recipe, ranks=ranks)
+        _do("ranker", run, recipe=recipe, ranks=ranks, settings=settings)
 
 
 @app.command()
