@@ -158,10 +158,9 @@ def tune_ranker(run: Run, trials: int, recipe: str | None) -> str:
     parents = {"split": split.artifact, "embedding": embedding}
     out = run.folder / TUNING / chosen.name
     tune_ctr(out, trials, frames, vectors, run.size, parents, chosen, seed=run.seed)
-    named_recipe = "" if recipe is None else f" --recipe {recipe}"
     return (
         f"{(out / TABLE).read_text()}\ntable: {out / TABLE}\n"
-        f"Run 'moon ranker{named_recipe} --settings {out / BEST}' to train the run's ranker with the best of them."
+        f"Run 'moon ranker --recipe {chosen.name} --settings {out / BEST}' to train the run's ranker with the best."
     )
 
 
