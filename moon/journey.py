@@ -85,6 +85,7 @@ VERBS = (
     Verb("ranker --without", "retrieval", verbs.worth),
     Verb("ranker --compare", "retrieval", verbs.compare_rankers),
     Verb("ranker --daily", "retrieval", verbs.train_daily),
+    Verb("ranker --tune", "retrieval", verbs.tune_ranker),
     Verb("seeds", "evaluate", verbs.seeds),
     Verb("serve", None, verbs.serve),  # the active generation, whatever is being made in the run folder
 )

@@ -261,24 +261,25 @@ def retrieval(run: Run) -> None:
     build_retrieval(run.folder, open_dataset(run), open_split(run), run.size, seed=run.seed)
 
 
-def ranker(run: Run, recipe: str | None = None, ranks: int | None = None) -> None:
+def ranker(
+    run: Run, recipe: str | None = None, ranks: int | None = None, settings: Path | None = None
+) -> None:
     """Train the ranker by a recipe and its controls on the same requests, the relevance head, and build the search.
 
-    Each is left out where the data has nothing for it to learn from. Definitions that have changed since the last
-    load are registered first, so that a feature that was added to a service is trained with.
+    Each is left out where the data has nothing for it to learn from. Changed definitions are registered first.
     """
     from feature_repo.embeddings import as_stored
     from feature_repo.frames.context import context_unknown
     from feature_repo.store import apply_definitions
     from moon.searching import build
     from ranker.controls import rankers
-    from ranker.recipes import cube
     from ranker.recipes import recipe as named
+    from ranker.settings import Settings
     from ranker.train import train_ctr
     from retrieval.examples import ranker_frames, without_content
     from retrieval.retriever import Retriever, open_retrieval
 
-    chosen = cube() if recipe is None else named(recipe)
+    chosen, tuned = named(recipe or "cube"), None if settings is None else Settings.read(settings)
     apply_definitions(run.folder / "store")
     cut = open_split(run)
     retriever = Retriever.open(open_retrieval(run.folder, fitted=True))
@@ -305,6 +306,7 @@ def ranker(run: Run, recipe: str | None = None, ranks: int | None = None) -> Non
             loss=loss,
             recipe=chosen,
             ranks=ranks,
+            settings=tuned,
         )
     dataset = open_dataset(run)
     head = _relevance(run, dataset, vectors, embedding, cut)

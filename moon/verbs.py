@@ -137,14 +137,41 @@ def worth(run: Run, without: Sequence[str], recipe: str | None) -> str:
     return summary.worth(measured)
 
 
-def compare_rankers(run: Run, seeds: int, recipe: str | None) -> str:
-    """Every recipe of the ranker, or one, at equal budget, over several seeds."""
+def tune_ranker(run: Run, trials: int, recipe: str | None) -> str:
+    """Begin or go on with the search for the settings of a recipe of the ranker."""
+    from dataset.contracts import DataError
+    from feature_repo.embeddings import as_stored
+    from feature_repo.store import apply_definitions
+    from ranker.recipes import cube
+    from ranker.recipes import recipe as named
+    from ranker.tuning.rankers import BEST, TABLE, TUNING, tune_ctr
+    from retrieval.examples import ranker_frames
+    from retrieval.retriever import Retriever, open_retrieval
+
+    chosen, split = cube() if recipe is None else named(recipe), open_split(run)
+    if not split.ranks:
+        raise DataError(f"{run.folder}: expected events that a ranker can learn from, found none")
+    apply_definitions(run.folder / "store")
+    retriever = Retriever.open(open_retrieval(run.folder, fitted=True))
+    embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, run.folder / "store")
+    frames = ranker_frames(run.folder, split, run.size, 0, retriever)
+    parents = {"split": split.artifact, "embedding": embedding}
+    out = run.folder / TUNING / chosen.name
+    tune_ctr(out, trials, frames, vectors, run.size, parents, chosen, seed=run.seed)
+    return (
+        f"{(out / TABLE).read_text()}\ntable: {out / TABLE}\n"
+        f"Run 'moon ranker --recipe {chosen.name} --settings {out / BEST}' to train the run's ranker with the best."
+    )
+
+
+def compare_rankers(run: Run, seeds: int, recipe: str | None, trials: int | None = None) -> str:
+    """Every recipe of the ranker, or one, at equal budget, over several seeds; tuned by so many trials each."""
     from evaluation.science.rankers.compare import COLUMNS, compare
     from ranker.recipes import RECIPES
     from ranker.recipes import recipe as named
 
     chosen = {name: named(name) for name in (RECIPES if recipe is None else (recipe,))}
-    table = compare(run.folder, open_dataset(run), open_split(run), run.size, chosen, seeds)
+    table = compare(run.folder, open_dataset(run), open_split(run), run.size, chosen, seeds, trials)
     return f"{table.markdown(COLUMNS, 'ranker')}\ntable: {run.folder / 'recipes' / 'table.md'}"
 
 

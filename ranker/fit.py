@@ -71,6 +71,7 @@ def fit(
     checkpoints: Checkpoints,
     description: str,
     learner: Callable[[nn.Module, float], Learner] = Learner,
+    after: Callable[[int, float], None] | None = None,
 ) -> Outcome:
     """Train ``model`` in place and leave the best epoch's weights in it.
 
@@ -85,6 +86,7 @@ def fit(
             once the artifact is written.
         description: for the progress line.
         learner: of a model and a learning rate; another one where several processes train together.
+        after: told of every validated epoch, from 1, and its loss, before its checkpoint; may raise to end it all.
 
     Raises:
         TrainingError: a loss or gradient is not finite; no dense weight was updated with it, and the last
@@ -128,6 +130,8 @@ def fit(
         model.eval()
         with mean.in_place():
             checked += [validate()] if validate else []
+            if after is not None and checked:
+                after(epoch + 1, checked[-1])
             if not validate or checked[-1] < best_loss:
                 best_loss, best_epoch = (checked[-1] if checked else math.inf), epoch + 1
                 best = learns.weights()

@@ -41,6 +41,7 @@ class Learner:
     Args:
         model: changed in place.
         learning_rate: of the dense weights; the tables have their own.
+        weight_decay: of the dense weights.
 
     Attributes:
         saves: whether this process writes the checkpoints.
@@ -48,10 +49,12 @@ class Learner:
 
     saves = True
 
-    def __init__(self, model: nn.Module, learning_rate: float) -> None:
+    def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float = 0.01) -> None:
         self.model = model
         self.dense = [(name, p) for name, p in model.named_parameters() if not is_table(name)]
-        self.adam = torch.optim.AdamW([p for _, p in self.dense], lr=learning_rate, foreach=True)
+        self.adam = torch.optim.AdamW(
+            [p for _, p in self.dense], lr=learning_rate, weight_decay=weight_decay, foreach=True
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of all parameters by name."""

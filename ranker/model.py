@@ -7,8 +7,9 @@ Legend: R requests, N candidates, L behaviours, D id width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from ranker.inputs.id_tables import IdTables
 from ranker.inputs.projections import Projections
 from ranker.modules.module import Features, Module, Output, Widths
 from ranker.recipes import Recipe
+from ranker.settings import Settings
 
 POSITION_LEARNING_RATE_SCALE = (
     10.0  # places learn so many times faster than other weights: one epoch must reach a logit of 2
@@ -30,27 +32,35 @@ class ModelShape:
 
     Attributes:
         item_rows, candidate_rows, request_rows, behaviour_rows: rows of the id tables, by name.
-        id_width: D.
         content_width: V; 0 leaves out the modules that read content (a control without vectors).
         history: most behaviours per request.
         candidate_numbers: (feature, its numbers, width of their projection or 0) of a candidate.
         request_numbers, behaviour_numbers: those of a request and of a behaviour.
         position_share: fraction of the training candidates at each logged position.
-        table_learning_rate: of the tables' row-wise Adagrad.
+        settings: the widths and fractions that can be chosen.
     """
 
     item_rows: Mapping[str, int]
     candidate_rows: Mapping[str, int]
     request_rows: Mapping[str, int]
     behaviour_rows: Mapping[str, int]
-    id_width: int
     content_width: int
     history: int
     candidate_numbers: tuple[tuple[str, int, int], ...]
     request_numbers: tuple[tuple[str, int, int], ...]
     behaviour_numbers: tuple[tuple[str, int, int], ...]
     position_share: tuple[float, ...]
-    table_learning_rate: float
+    settings: Settings
+
+    @property
+    def id_width(self) -> int:
+        """D."""
+        return self.settings.id_width
+
+    @property
+    def table_learning_rate(self) -> float:
+        """Of the tables' row-wise Adagrad."""
+        return self.settings.table_learning_rate
 
     @property
     def rows(self) -> dict[str, int]:
@@ -101,14 +111,14 @@ class ClickModel(nn.Module):
         self.behaviour_input = nn.Linear(behaved, shape.id_width, bias=False) if behaved else None
         parts = recipe.build(shape.widths)
         self.parts = nn.ModuleDict(parts)
-        hidden = 8 * shape.id_width
+        settings = shape.settings
+        self.id_dropout = settings.id_dropout
+        widths = [settings.hidden * shape.id_width >> layer for layer in range(settings.depth)]
         per_candidate = sum(part.per_candidate for part in parts.values())
         per_request = sum(part.per_request for part in parts.values())
-        self.candidate_input = nn.Linear(per_candidate, hidden)
-        self.request_input = nn.Linear(per_request, hidden, bias=False) if per_request else None
-        self.head = nn.Sequential(
-            nn.SiLU(), nn.Linear(hidden, hidden // 2), nn.SiLU(), nn.Linear(hidden // 2, 1)
-        )
+        self.candidate_input = nn.Linear(per_candidate, widths[0])
+        self.request_input = nn.Linear(per_request, widths[0], bias=False) if per_request else None
+        self.head = _head(widths, settings.dropout)
         self.position = nn.Parameter(torch.zeros(max(len(shape.position_share), 1)))
         self.register_buffer("position_share", torch.tensor(shape.position_share or (0.0,)))
 
@@ -126,6 +136,10 @@ class ClickModel(nn.Module):
     def features(self, batch: Batch) -> Features:
         """What the modules can read of a batch."""
         target, behaved = self.tables.item_and_history(batch)
+        if self.training and self.id_dropout:
+            target = (
+                target * (torch.rand(target.shape[:2], device=target.device) >= self.id_dropout)[..., None]
+            )
         kind = self.tables.behaviour(batch)
         if self.behaviour_input is not None:
             kind = kind + self.behaviour_input(self.behaviour_vectors(batch.behaviour_numbers))
@@ -169,6 +183,14 @@ class WithPosition(nn.Module):
         """Logits float32 [R, N]."""
         logit: Tensor = self.model(batch) + self.model.position_logit(batch)
         return logit
+
+
+def _head(widths: Sequence[int], dropout: float) -> nn.Sequential:
+    """What follows the first layer: an activation before each further layer, the last of which is the logit."""
+    layers: list[nn.Module] = []
+    for have, want in pairwise((*widths, 1)):
+        layers += [nn.SiLU(), *([nn.Dropout(dropout)] if dropout else []), nn.Linear(have, want)]
+    return nn.Sequential(*layers)
 
 
 def run(module: Module, features: Features) -> Output:

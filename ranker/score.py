@@ -20,6 +20,7 @@ from ranker.inputs.earlier import read_inputs
 from ranker.inputs.frame_encoder import BEHAVIOUR_ROWS, FrameEncoder, select_requests, size_groups
 from ranker.model import ClickModel, ModelShape
 from ranker.recipes import Recipe, RecipeError, cube, recorded
+from ranker.settings import Settings
 from ranker.weights import load_weights
 from run.artifacts import MADE_BY, Artifact, ArtifactError
 
@@ -35,29 +36,23 @@ RENAMED = {
 }
 
 
-@dataclass(frozen=True)
-class CtrConfig:
-    """The complete configuration of a click model.
+@dataclass(frozen=True, kw_only=True)
+class CtrConfig(Settings):
+    """The complete configuration of a click model: its settings, and what they are settings of.
 
     Attributes:
         recipe: what it is made of.
         inputs: how it reads a frame.
-        id_width: width of its id embeddings.
         content_width: width of the item vectors; 0: a control without vectors.
         embedding_id: id of the embedding artifact it was trained with; None: no vectors.
         loss: ``pointwise`` (binary cross-entropy) or ``listwise`` (softmax over a request's candidates).
-        learning_rate: of AdamW on the dense weights.
-        table_learning_rate: of row-wise Adagrad on the tables.
     """
 
     recipe: Recipe
     inputs: Inputs
-    id_width: int
     content_width: int
     embedding_id: str | None
     loss: str
-    learning_rate: float
-    table_learning_rate: float
 
     @classmethod
     def read(cls, path: Path) -> CtrConfig:
@@ -89,14 +84,13 @@ class CtrConfig:
             candidate_rows=inputs.rows("candidate"),
             request_rows=inputs.rows("request"),
             behaviour_rows=BEHAVIOUR_ROWS | inputs.rows("behaviour"),
-            id_width=self.id_width,
             content_width=self.content_width,
             history=inputs.history,
             candidate_numbers=inputs.widths("candidate"),
             request_numbers=inputs.widths("request"),
             behaviour_numbers=inputs.widths("behaviour"),
             position_share=inputs.position_share,
-            table_learning_rate=self.table_learning_rate,
+            settings=Settings(**self.settings()),
         )
 
     def build(self) -> ClickModel:

@@ -182,11 +182,13 @@ class ShardedModel(nn.Module):
 class ShardedLearner(Learner):
     """A sharded model while it trains; the first rank gathers its tables and writes the checkpoints."""
 
-    def __init__(self, model: ShardedModel, learning_rate: float) -> None:
+    def __init__(self, model: ShardedModel, learning_rate: float, weight_decay: float = 0.01) -> None:
         self.sharded, self.share = model, model.share
         self.saves = self.share.rank == 0
         self.dense = model.dense
-        self.adam = torch.optim.AdamW([p for _, p in self.dense], lr=learning_rate, foreach=True)
+        self.adam = torch.optim.AdamW(
+            [p for _, p in self.dense], lr=learning_rate, weight_decay=weight_decay, foreach=True
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of all parameters by name, on the first rank; on the others nothing."""

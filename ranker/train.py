@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ranker.model import ClickModel, WithPosition
 from ranker.ranks import Share, in_ranks
 from ranker.recipes import Recipe, cube
 from ranker.score import CONFIG, CtrConfig
+from ranker.settings import Settings
 from ranker.weights import save_weights
 from run.artifacts import Artifact, open_artifact, write_artifact
 from run.resume import Checkpoints
@@ -57,6 +59,8 @@ def train_ctr(
     recipe: Recipe | None = None,
     without: Collection[str] = (),
     ranks: int | None = None,
+    settings: Settings | None = None,
+    after: Callable[[int, float], None] | None = None,
 ) -> Artifact:
     """Train a click model and write an artifact of kind "ranker".
 
@@ -76,6 +80,8 @@ def train_ctr(
         without: features of the service that the model does without.
         ranks: how many processes train it together, on GPUs if there are enough; None: this one does, on CPU. The
             weights are the same but for rounding, and an interrupted run resumes with any number.
+        settings: of the model; None: the size's width, and the better of the pairs of learning rates.
+        after: told of every epoch and its validation loss; may raise to end the training.
 
     Raises:
         DataError: no training requests, columns missing, or a feature to do without that is not in the service.
@@ -88,23 +94,22 @@ def train_ctr(
     if vectors is None:
         without = {*without, *(one.name for one in train.signature.features if one.kind == "vector")}
     inputs, counts = learn_inputs(train, size.history, without=without)
+    pairs = LEARNING_RATES[loss][: None if len(valid) else 1]
+    tries = [Settings(size.id_width, *pair) for pair in pairs] if settings is None else [settings]
     config = CtrConfig(
+        **tries[0].settings(),
         recipe=recipe or cube(),
         inputs=inputs,
-        id_width=size.id_width,
         content_width=0 if vectors is None else vectors.width,
         embedding_id=None if vectors is None else vectors.id,
         loss=loss,
-        learning_rate=LEARNING_RATES[loss][0][0],
-        table_learning_rate=LEARNING_RATES[loss][0][1],
     )
-    rates = LEARNING_RATES[loss][: None if len(valid) else 1]
-    require_memory(config.shape.rows, size.id_width, ranks, kept=len(rates) - 1)
+    require_memory(config.shape.rows, config.id_width, ranks, kept=len(tries) - 1)
     encoder = FrameEncoder(inputs, vectors, config.recipe.by_category)
 
-    def tried(rates: tuple[float, float], place: Path) -> Trained:
-        own = replace(config, learning_rate=rates[0], table_learning_rate=rates[1])
-        plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, rates[0], seed, averaged=True)
+    def tried(settings: Settings, place: Path) -> Trained:
+        own = replace(config, **settings.settings())
+        plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, own.learning_rate, seed, averaged=True)
         job = {
             "config": own.to_json(),
             "plan": asdict(plan) | {"epochs": None},
@@ -127,11 +132,12 @@ def train_ctr(
                 model,
                 plan,
                 batches=lambda epoch, done: batches(epoch, done, share),
-                loss=lambda batch: share.weigh(training_loss(logits, batch, loss), counted(batch, loss)),
+                loss=lambda batch: training_loss(logits, batch, loss, own.other_loss, share),
                 validate=(lambda: _validate(logits, valid, encoder, loss, share)) if len(valid) else None,
                 checkpoints=checkpoints,
                 description=f"train {place.name}",
-                learner=learner,
+                learner=partial(learner, weight_decay=own.weight_decay),
+                after=after,
             )
 
         alone = train_alone(model, plan, batches, LOSSES[loss], of_module)
@@ -141,8 +147,8 @@ def train_ctr(
         outcome = fitted(model, WithPosition(model), ALL, Learner)
         return Trained(own, model, outcome, (*alone, checkpoints))
 
-    places = (out, *(out.with_name(f"{out.name}.{number}") for number in range(2, len(rates) + 1)))
-    trained = [tried(pair, place) for pair, place in zip(rates, places, strict=True)]
+    places = (out, *(out.with_name(f"{out.name}.{number}") for number in range(2, len(tries) + 1)))
+    trained = [tried(one, place) for one, place in zip(tries, places, strict=True)]
     best = min(trained, key=lambda one: min(one.outcome.valid_loss, default=0.0))
     config, model, outcome = best.config, best.model, best.outcome
     manifest: dict[str, Any] = {
@@ -164,7 +170,7 @@ def train_ctr(
 
 @dataclass(frozen=True)
 class Trained:
-    """A click model trained with one learning rate of the tables."""
+    """A click model trained with some settings."""
 
     config: CtrConfig
     model: ClickModel
@@ -183,9 +189,23 @@ def train_in_ranks(ranks: int, model: ClickModel, fitted: Callable[..., Outcome]
     in_ranks(ranks, rank)
 
 
-def training_loss(logits: Logits, batch: Batch, loss: str) -> Tensor:
-    """Mean loss of a batch, of logits with the effect of the logged position."""
-    return LOSSES[loss](logits(batch), batch.label, batch.candidate_mask)
+def training_loss(logits: Logits, batch: Batch, loss: str, other: float = 0.0, share: Share = ALL) -> Tensor:
+    """Loss of a rank's part of a batch, of logits with the effect of the logged position.
+
+    Args:
+        logits: of the model.
+        batch: its part.
+        loss: the data's own, of weight ``1 - other``.
+        other: weight of the other one.
+        share: its mean over the ranks is the mean over the whole batch.
+    """
+    logit = logits(batch)
+    weights = {name: 1 - other if name == loss else other for name in LOSSES}
+    parts = [
+        weight * share.weigh(LOSSES[name](logit, batch.label, batch.candidate_mask), counted(batch, name))
+        for name, weight in weights.items() if weight
+    ]  # fmt: skip
+    return torch.stack(parts).sum()
 
 
 def counted(batch: Batch, loss: str) -> int:

@@ -11,7 +11,7 @@ HEADER = """\
 """
 NOT_PINNED = {"pip", "moon", "uv"}
 EXTRAS = [
-    Path(__file__).with_name(name) for name in ("ray.lock", "pretrained.lock")
+    Path(__file__).with_name(name) for name in ("ray.lock", "pretrained.lock", "tune.lock")
 ]  # have locks of their own
 
 

@@ -125,5 +125,5 @@ def test_the_command_compares_all_recipes_or_one(monkeypatch, given):
     monkeypatch.setattr("moon.journey.do", lambda run, verb, **options: seen.append((verb, options)))
     done = CliRunner().invoke(app, ["ranker", "--compare", "3", *given])
     assert done.exit_code == 0
-    assert seen == [("ranker --compare", {"seeds": 3, "recipe": "muse" if given else None})]
+    assert seen == [("ranker --compare", {"seeds": 3, "recipe": "muse" if given else None, "trials": None})]
     assert CliRunner().invoke(app, ["ranker", "--compare", "0"]).exit_code == 2

@@ -242,6 +242,8 @@ def test_the_options_are_few_and_frozen():
         "--without",
         "--compare",
         "--ranks",
+        "--settings",
+        "--tune",
     }
     assert options == journey | training | service | {
         "--shard",

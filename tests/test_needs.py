@@ -37,6 +37,7 @@ def test_every_need_is_a_documented_marker():
         ("redis", (), "redis-server is not installed: 'apt-get install redis-server'"),
         ("openssl", (), "openssl is not installed: 'apt-get install openssl'"),
         ("ray", (), "Ray is not installed: 'make setup-ray'"),
+        ("optuna", (), "Optuna is not installed: 'make setup-tune'"),
         ("real", ("no_such_pack",), "no data pack no_such_pack in .*: set MOON_DATA"),
     ],
 )

@@ -147,7 +147,7 @@ def test_equal_seeds_give_equal_bits_and_saving_loses_none(world, valid, full, t
 def test_a_loss_that_is_not_finite_stops_before_the_tables_learn_from_it(world, tmp_path, monkeypatch):
     seen = {}
 
-    def broken(model, batch, loss):
+    def broken(model, batch, *how):
         seen.setdefault("model", model)
         seen.setdefault("before", {n: p.detach().clone() for n, p in model.named_parameters()})
         return model(batch).sum() * float("nan")

@@ -48,8 +48,9 @@ class Job:
         self.valid = Requests(select_requests(FRAME, np.arange(48, 60)))
         inputs, self.counts = learn_inputs(self.train, NANO.history)
         self.config = CtrConfig(
-            recipe or cube(), inputs, NANO.id_width, VECTORS.width, VECTORS.id, loss, 1e-2, 0.05
-        )
+            recipe=recipe or cube(), inputs=inputs, id_width=NANO.id_width, content_width=VECTORS.width,
+            embedding_id=VECTORS.id, loss=loss, learning_rate=1e-2, table_learning_rate=0.05,
+        )  # fmt: skip
         self.encoder = FrameEncoder(inputs, VECTORS, by_category=True)
 
     def checkpoints(self):

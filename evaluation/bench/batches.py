@@ -42,7 +42,15 @@ def bench_batches(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> I
     frame = training_frame(folder / "store", _requests(shop), min(nano.history, HISTORY))
     inputs, _ = learn_inputs(frame, nano.history)
     encoder = FrameEncoder(inputs, _vectors(shop))
-    config = CtrConfig(cube(), inputs, nano.id_width, WIDTH, "drawn", "pointwise", **RATES)
+    config = CtrConfig(
+        recipe=cube(),
+        inputs=inputs,
+        id_width=nano.id_width,
+        content_width=WIDTH,
+        embedding_id="drawn",
+        loss="pointwise",
+        **RATES,
+    )
     model, draw = config.build(), np.random.default_rng(0)
     costs: dict[str, list[float]] = {"select": [], "make": [], "step": [], "stacked": [], "one": []}
     asked = nano.ranker_slots // SHOWN

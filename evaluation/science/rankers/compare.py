@@ -30,7 +30,9 @@ from moonstore.disk import make_folder
 from moonstore.files import write_json, write_text
 from ranker.recipes import Recipe
 from ranker.score import Ranker
+from ranker.settings import Settings
 from ranker.train import train_ctr
+from ranker.tuning.rankers import TUNING, tune_ctr
 from retrieval.examples import MatchedFrames, ranker_frames
 from retrieval.retriever import Retriever, open_retrieval
 from run.artifacts import Artifact, discard, open_artifact, read_json
@@ -59,7 +61,13 @@ class ComparisonError(ValueError):
 
 
 def compare(
-    folder: Path, dataset: Dataset, split: Split, size: Size, recipes: Mapping[str, Recipe], seeds: int
+    folder: Path,
+    dataset: Dataset,
+    split: Split,
+    size: Size,
+    recipes: Mapping[str, Recipe],
+    seeds: int,
+    trials: int | None = None,
 ) -> EncoderTable:
     """Train every recipe with every seed, and measure all on the test part; write ``table.md`` and ``table.json``.
 
@@ -72,22 +80,31 @@ def compare(
         dataset, split, size: of the run.
         recipes: name -> recipe; the rows of the table.
         seeds: how many, from 0 on.
+        trials: of a study of each recipe (``ranker.tuning``), whose best settings every seed is trained with; None:
+            every training tries the shipped learning rates.
 
     Raises:
-        ComparisonError: the folder holds a comparison of another dataset, split or embedding.
+        ComparisonError: the folder holds a comparison of another dataset, split, embedding or number of trials.
     """
     out = folder / "recipes"
     make_folder(out)
     retriever = Retriever.open(open_retrieval(folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
-    _same_terms(out, {"split": split.artifact.id, "embedding": embedding.id, "size": size.name})
+    budget = {} if trials is None else {"trials": str(trials)}
+    _same_terms(out, {"split": split.artifact.id, "embedding": embedding.id, "size": size.name, **budget})
     parents = {"split": split.artifact, "embedding": embedding}
     jobs = [(name, seed) for seed in range(seeds) for name in recipes]
     missing = [job for job in jobs if not _costs(out, *job).exists()]
     if missing:
-        train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
+        frames = ranker_frames(folder, split, size, 0, retriever)
+        chosen: dict[str, Settings | None] = {
+            name: None
+            if trials is None
+            else tune_ctr(folder / TUNING / name, trials, frames, vectors, size, parents, recipes[name])
+            for name in dict.fromkeys(name for name, _ in missing)
+        }
         for name, seed in missing:
-            _train(out, recipes[name], seed, (train, valid, loss), vectors, size, parents)
+            _train(out, recipes[name], seed, frames, vectors, size, parents, chosen[name])
     unmeasured = [job for job in jobs if not _file(out, *job).exists()]
     rankers = {
         f"{name}_{seed}": Ranker.open(open_artifact(out / f"{name}_{seed}", "ranker"), vectors)
@@ -112,6 +129,7 @@ def _train(
     vectors: Vectors,
     size: Size,
     parents: Mapping[str, Artifact],
+    settings: Settings | None,
 ) -> None:
     """Train one recipe, and write what it cost; one that was cut short begins again, so that it is timed whole."""
     train, valid, loss = frames
@@ -119,7 +137,9 @@ def _train(
     for partial in out.glob(f"{place.name}*.partial"):
         discard(partial)
     before = time.process_time()
-    made = train_ctr(train, valid, vectors, size, place, parents, seed=seed, loss=loss, recipe=recipe)
+    made = train_ctr(
+        train, valid, vectors, size, place, parents, seed=seed, loss=loss, recipe=recipe, settings=settings
+    )
     seconds = time.process_time() - before
     model = Ranker.open(made, vectors).model
     learned = sum(one.numel() for one in model.parameters() if one.requires_grad)
