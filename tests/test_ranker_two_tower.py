@@ -407,8 +407,9 @@ def test_unless_told_otherwise_towers_are_trained_as_was_measured_best(monkeypat
         with pytest.raises(KeyboardInterrupt):
             train_two_tower(frame, VECTORS, CATALOGUE, NANO, tmp_path / "t", {}, **told)
     assert plans == [(Plan(10, 2, 0.002, 0), 0.2), (Plan(4, 2, 0.002, 3), 0.2)]
+    rest = {"epochs": None, "patience": 2, "learning_rate": 0.002, "averaged": False}
     for job, seed in zip(jobs, (0, 3), strict=True):  # that may train for more epochs is the same job
-        assert job["plan"] == {"epochs": None, "patience": 2, "learning_rate": 0.002, "seed": seed}
+        assert job["plan"] == rest | {"seed": seed}
         assert set(job) == {"plan", "requests", "config"} and job["requests"] == 50
         assert job["config"]["id_width"] == NANO.id_width
 
