@@ -14,6 +14,7 @@ from feature_repo.frame import Frame
 from feature_repo.services import CTR
 from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors
+from ranker.calibration import Calibration
 from ranker.inputs.batch import Batch
 from ranker.inputs.columns import ITEM, MATCH, Inputs
 from ranker.inputs.earlier import read_inputs
@@ -25,6 +26,7 @@ from ranker.weights import load_weights
 from run.artifacts import MADE_BY, Artifact, ArtifactError
 
 CONFIG = "config.json"
+CALIBRATION = "calibration.json"  # of a calibrated ranker
 SLOTS = 8192  # padded candidates scored at once
 # How the tensors of release 0.1.0 began, and begin now that the recipe's modules own them.
 RENAMED = {
@@ -148,10 +150,17 @@ class Ranker:
 
     Attributes:
         artifact: where it came from; None while it is being trained.
+        calibration: of its logits; None: they are as the model makes them.
     """
 
-    def __init__(self, model: ClickModel, encoder: FrameEncoder, artifact: Artifact | None = None) -> None:
-        self.model, self.encoder, self.artifact = model, encoder, artifact
+    def __init__(
+        self,
+        model: ClickModel,
+        encoder: FrameEncoder,
+        artifact: Artifact | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.model, self.encoder, self.artifact, self.calibration = model, encoder, artifact, calibration
 
     @classmethod
     def open(cls, artifact: Artifact, vectors: Vectors | None, signature: Signature | None = None) -> Ranker:
@@ -163,7 +172,8 @@ class Ranker:
             signature: of the service that frames will be read with; None: not known here.
 
         Raises:
-            ArtifactError: tensors missing or not finite, or trained with another embedding or other features.
+            ArtifactError: tensors missing or not finite, no map in its calibration, or trained with another embedding
+                or other features.
         """
         config = CtrConfig.read(artifact.file(CONFIG))
         require_vectors(artifact.path, config.embedding_id, vectors)
@@ -171,7 +181,7 @@ class Ranker:
         model = config.build()
         load_weights(model, artifact.file("model.safetensors"), MADE_BY["ranker"], RENAMED)
         encoder = FrameEncoder(config.inputs, vectors, config.recipe.by_category)
-        return cls(model.eval(), encoder, artifact)
+        return cls(model.eval(), encoder, artifact, _calibration(artifact))
 
     @property
     def matches(self) -> set[str]:
@@ -187,7 +197,7 @@ class Ranker:
         assert self.artifact is not None and self.encoder.vectors is not None
         require_vectors(self.artifact.path, self.encoder.vectors.id, vectors)
         encoder = FrameEncoder(self.encoder.inputs, vectors, self.encoder.by_category)
-        return Ranker(self.model, encoder, self.artifact)
+        return Ranker(self.model, encoder, self.artifact, self.calibration)
 
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
         """Click logits without the effect of position, float32 [C], in the order of ``frame.candidates``.
@@ -205,7 +215,7 @@ class Ranker:
         for place, batch in self._batches(frame, query_vectors):
             with torch.no_grad():
                 out[place] = self.model(batch)[batch.candidate_mask].numpy()
-        return out
+        return out if self.calibration is None else self.calibration(out)
 
     def _batches(self, frame: Frame, query_vectors: np.ndarray | None) -> Iterator[tuple[np.ndarray, Batch]]:
         counts = np.diff(frame.offsets)
@@ -217,3 +227,13 @@ class Ranker:
             given = None if query_vectors is None else query_vectors[rows]
             place = np.concatenate([np.arange(frame.offsets[r], frame.offsets[r + 1]) for r in rows])
             yield place, self.encoder.batch(select_requests(frame, rows), given)
+
+
+def _calibration(artifact: Artifact) -> Calibration | None:
+    path = artifact.file(CALIBRATION)
+    if not path.exists():
+        return None
+    try:
+        return Calibration.from_json(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: {error}. Run '{MADE_BY['ranker']}' to make it again.") from None

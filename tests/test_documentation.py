@@ -244,6 +244,7 @@ def test_the_options_are_few_and_frozen():
         "--ranks",
         "--settings",
         "--tune",
+        "--calibrate",
     }
     assert options == journey | training | service | {
         "--shard",
