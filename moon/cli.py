@@ -297,7 +297,14 @@ def ranker(
     ] = None,
     calibrate: Annotated[
         str | None,
-        typer.Option(help=f"Calibrate clicks by the validation impressions: {CALIBRATIONS}; default: not."),
+        typer.Option(help=f"Calibrate scores by the validation impressions: {CALIBRATIONS}; default: not."),
+    ] = None,
+    rank_by: Annotated[
+        str | None,
+        typer.Option(
+            help="Learn what follows clicks, too, and rank by the chance of a click, cart or purchase; default: only "
+            "clicks are learned."
+        ),
     ] = None,
 ) -> None:
     """Train the ranker from point-in-time frames, with its controls: plain content, ids only, shuffled vectors."""
@@ -305,7 +312,12 @@ def ranker(
     chosen = [option for option, given in modes.items() if given]
     if len(chosen) > 1 and chosen != ["--compare", "--tune"]:
         raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=chosen[1])
-    for option, given in (("--ranks", ranks), ("--settings", settings), ("--calibrate", calibrate)):
+    for option, given in (
+        ("--ranks", ranks),
+        ("--settings", settings),
+        ("--calibrate", calibrate),
+        ("--rank-by", rank_by),
+    ):
         if chosen and given is not None:
             raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=option)
     for option, given in (("--wait", wait), ("--forget", forget)):
@@ -320,7 +332,8 @@ def ranker(
     elif without:
         _do("ranker --without", run, without=without, recipe=recipe)
     else:
-        _do("ranker", run, recipe=recipe, ranks=ranks, settings=settings, calibrate=calibrate)
+        steps = {} if rank_by is None else {"rank_by": rank_by}
+        _do("ranker", run, recipe=recipe, ranks=ranks, settings=settings, calibrate=calibrate, **steps)
 
 
 @app.command()

@@ -264,8 +264,7 @@ def retrieval(run: Run) -> None:
 def ranker(run: Run, recipe: str | None = None, settings: Path | None = None, **training: Any) -> None:
     """Train the ranker by a recipe and its controls on the same requests, the relevance head, and build the search.
 
-    Each is left out where the data has nothing for it to learn from. Changed definitions are registered first.
-    ``training`` are options of ``train_ctr``: ``ranks``, ``calibrate``.
+    Each is left out where nothing teaches it. Changed definitions are registered. ``training``: see ``train_ctr``.
     """
     from feature_repo.embeddings import as_stored
     from feature_repo.frames.context import context_unknown
@@ -286,7 +285,9 @@ def ranker(run: Run, recipe: str | None = None, settings: Path | None = None, **
     if said := context_unknown(run.folder / "store", cut.shows):
         sys.stderr.write(f"  {said}\n")
     if cut.ranks:
-        train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever)
+        train, valid, loss = ranker_frames(
+            run.folder, cut, run.size, run.seed, retriever, "rank_by" in training
+        )
         blind_train, blind_valid = without_content((train, valid), retriever)
     else:
         sys.stderr.write("  no ranker: nothing in the log says what users took\n")

@@ -21,7 +21,7 @@ from ranker.before import learn_content, train_alone
 from ranker.calibration import calibrated, require_both, require_method
 from ranker.fit import Outcome, Plan, fit
 from ranker.inputs.batch import Batch
-from ranker.inputs.columns import learn_inputs
+from ranker.inputs.columns import LABEL, learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, size_groups
 from ranker.learner import Learner
 from ranker.memory import require_memory
@@ -30,6 +30,7 @@ from ranker.ranks import Share, in_ranks
 from ranker.recipes import Recipe, cube
 from ranker.score import CALIBRATION, CONFIG, CtrConfig, Ranker
 from ranker.settings import Settings
+from ranker.steps import CLICK, entire_space_loss
 from ranker.weights import save_weights
 from run.artifacts import Artifact, open_artifact, write_artifact
 from run.resume import Checkpoints
@@ -64,6 +65,7 @@ def train_ctr(
     settings: Settings | None = None,
     after: Callable[[int, float], None] | None = None,
     calibrate: str | None = None,
+    rank_by: str = CLICK,
 ) -> Artifact:
     """Train a click model and write an artifact of kind "ranker".
 
@@ -87,6 +89,7 @@ def train_ctr(
         after: told of every epoch and its validation loss; may raise to end the training.
         calibrate: method by which the validation impressions calibrate the scores (``ranker.calibration``); None:
             they do not.
+        rank_by: what the scores are of: the click, or a step that ``label_<step>`` columns of ``train`` say.
 
     Raises:
         DataError: no training requests, columns missing, a feature to do without that is not in the service, or
@@ -112,7 +115,10 @@ def train_ctr(
         content_width=0 if vectors is None else vectors.width,
         embedding_id=None if vectors is None else vectors.id,
         loss=loss,
+        rank_by=rank_by,
     )
+    if rank_by not in (CLICK, *inputs.steps):
+        raise ValueError(f"cannot rank by {rank_by!r}: expected one of {', '.join((CLICK, *inputs.steps))}")
     require_memory(config.shape.rows, config.id_width, ranks, kept=len(tries) - 1)
     encoder = FrameEncoder(inputs, vectors, config.recipe.by_category)
 
@@ -172,7 +178,7 @@ def train_ctr(
         save_weights(model, folder)
         (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
         if calibrate is not None:
-            logits, label = _scored(Ranker(model, encoder), valid)
+            logits, label = _scored(Ranker(model, encoder, step=config.step), valid, rank_by)
             content = vars(calibrated(calibrate, logits, label))
             (folder / CALIBRATION).write_text(json.dumps(content, indent=2) + "\n")
     for one in trained:
@@ -191,9 +197,10 @@ def _require_impressions(valid: StoredRequests, loss: str) -> None:
     require_both(np.concatenate([np.empty(0), *labels]))
 
 
-def _scored(ranker: Ranker, valid: StoredRequests) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and labels of all candidates, float32 [C] each."""
-    parts = [(ranker.score(chunk), chunk.candidates["label"].to_numpy()) for chunk in _chunks(valid)]
+def _scored(ranker: Ranker, valid: StoredRequests, of: str = CLICK) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of all candidates, and what became of them, float32 [C] each."""
+    label = "label" if of == CLICK else LABEL + of
+    parts = [(ranker.score(chunk), chunk.candidates[label].to_numpy()) for chunk in _chunks(valid)]
     logits, labels = zip(*parts, strict=True)
     return np.concatenate(logits), np.concatenate(labels)
 
@@ -234,12 +241,16 @@ def training_loss(logits: Logits, batch: Batch, loss: str, other: float = 0.0, s
         other: weight of the other one.
         share: its mean over the ranks is the mean over the whole batch.
     """
-    logit = logits(batch)
+    every = logits(batch)
+    logit = every if every.dim() == 2 else every[..., 0]
     weights = {name: 1 - other if name == loss else other for name in LOSSES}
     parts = [
         weight * share.weigh(LOSSES[name](logit, batch.label, batch.candidate_mask), counted(batch, name))
         for name, weight in weights.items() if weight
     ]  # fmt: skip
+    if every.dim() == 3:
+        later = entire_space_loss(every, batch.later, batch.candidate_mask)
+        parts.append(share.weigh(later, counted(batch, "pointwise")))
     return torch.stack(parts).sum()
 
 

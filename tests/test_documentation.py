@@ -245,6 +245,7 @@ def test_the_options_are_few_and_frozen():
         "--settings",
         "--tune",
         "--calibrate",
+        "--rank-by",
     }
     assert options == journey | training | service | {
         "--shard",
