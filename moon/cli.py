@@ -29,6 +29,7 @@ from moon.embeddings import generations
 from moon.failures import told
 from moon.keys import app as keys
 from moon.options import (
+    CALIBRATIONS,
     RANKERS,
     RECIPES,
     ClockOption,
@@ -294,13 +295,29 @@ def ranker(
     settings: Annotated[
         Path | None, typer.Option(help="File of settings to train with, such as the best.json of --tune.")
     ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(help=f"Calibrate scores by the validation impressions: {CALIBRATIONS}; default: not."),
+    ] = None,
+    rank_by: Annotated[
+        str | None,
+        typer.Option(
+            help="Learn what follows clicks, too, and rank by the chance of a click, cart or purchase; default: only "
+            "clicks are learned."
+        ),
+    ] = None,
 ) -> None:
     """Train the ranker from point-in-time frames, with its controls: plain content, ids only, shuffled vectors."""
     modes = {"--daily": daily, "--compare": compare, "--tune": tune, "--without": without}
     chosen = [option for option, given in modes.items() if given]
     if len(chosen) > 1 and chosen != ["--compare", "--tune"]:
         raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=chosen[1])
-    for option, given in (("--ranks", ranks), ("--settings", settings)):
+    for option, given in (
+        ("--ranks", ranks),
+        ("--settings", settings),
+        ("--calibrate", calibrate),
+        ("--rank-by", rank_by),
+    ):
         if chosen and given is not None:
             raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=option)
     for option, given in (("--wait", wait), ("--forget", forget)):
@@ -315,7 +332,8 @@ def ranker(
     elif without:
         _do("ranker --without", run, without=without, recipe=recipe)
     else:
-        _do("ranker", run, recipe=recipe, ranks=ranks, settings=settings)
+        steps = {} if rank_by is None else {"rank_by": rank_by}
+        _do("ranker", run, recipe=recipe, ranks=ranks, settings=settings, calibrate=calibrate, **steps)
 
 
 @app.command()

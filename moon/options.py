@@ -14,6 +14,7 @@ RANKERS = (
     "cube, lr, fm, deep_fm, dcn_v2, attention, din, sim_hard, twin, hstu, vector, sim_soft, simtier, sata, muse, "
     "make or qarm"
 )
+CALIBRATIONS = "temperature, platt or isotonic"  # the names in ranker/calibration.py
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; default: the last one.")]
 DataOption = Annotated[
     str,

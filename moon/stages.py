@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moon.describing import described_by
 from moonstore.files import write_json
@@ -261,12 +261,10 @@ def retrieval(run: Run) -> None:
     build_retrieval(run.folder, open_dataset(run), open_split(run), run.size, seed=run.seed)
 
 
-def ranker(
-    run: Run, recipe: str | None = None, ranks: int | None = None, settings: Path | None = None
-) -> None:
+def ranker(run: Run, recipe: str | None = None, settings: Path | None = None, **training: Any) -> None:
     """Train the ranker by a recipe and its controls on the same requests, the relevance head, and build the search.
 
-    Each is left out where the data has nothing for it to learn from. Changed definitions are registered first.
+    Each is left out where nothing teaches it. Changed definitions are registered. ``training``: see ``train_ctr``.
     """
     from feature_repo.embeddings import as_stored
     from feature_repo.frames.context import context_unknown
@@ -287,7 +285,9 @@ def ranker(
     if said := context_unknown(run.folder / "store", cut.shows):
         sys.stderr.write(f"  {said}\n")
     if cut.ranks:
-        train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever)
+        train, valid, loss = ranker_frames(
+            run.folder, cut, run.size, run.seed, retriever, "rank_by" in training
+        )
         blind_train, blind_valid = without_content((train, valid), retriever)
     else:
         sys.stderr.write("  no ranker: nothing in the log says what users took\n")
@@ -305,8 +305,8 @@ def ranker(
             seed=run.seed,
             loss=loss,
             recipe=chosen,
-            ranks=ranks,
             settings=tuned,
+            **training,
         )
     dataset = open_dataset(run)
     head = _relevance(run, dataset, vectors, embedding, cut)

@@ -54,7 +54,7 @@ TABLES: dict[str, dict[str, list[str]]] = {
         "rows": ["popular", "similar", "profile", "cooccurrence", "words", "two_tower", "union", "fused"],
     },
     "ctr": {
-        "columns": ["auc", "gauc", "ne", "calibration"],
+        "columns": ["auc", "gauc", "ne", "calibration", "ece"],
         "rows": [
             *("logistic", "boosting", "id_only", "shuffled", "plain_content", "full"),
             *("observer", "truth_unplaced", "truth"),

@@ -37,6 +37,7 @@ class ModelShape:
         candidate_numbers: (feature, its numbers, width of their projection or 0) of a candidate.
         request_numbers, behaviour_numbers: those of a request and of a behaviour.
         position_share: fraction of the training candidates at each logged position.
+        steps: T, what may follow a click (``ranker.steps``).
         settings: the widths and fractions that can be chosen.
     """
 
@@ -50,6 +51,7 @@ class ModelShape:
     request_numbers: tuple[tuple[str, int, int], ...]
     behaviour_numbers: tuple[tuple[str, int, int], ...]
     position_share: tuple[float, ...]
+    steps: int
     settings: Settings
 
     @property
@@ -119,19 +121,27 @@ class ClickModel(nn.Module):
         self.candidate_input = nn.Linear(per_candidate, widths[0])
         self.request_input = nn.Linear(per_request, widths[0], bias=False) if per_request else None
         self.head = _head(widths, settings.dropout)
+        towers = [Tower(per_candidate, per_request, widths, settings.dropout) for _ in range(shape.steps)]
+        self.steps = nn.ModuleList(towers)
         self.position = nn.Parameter(torch.zeros(max(len(shape.position_share), 1)))
         self.register_buffer("position_share", torch.tensor(shape.position_share or (0.0,)))
 
     def forward(self, batch: Batch) -> Tensor:
-        """Position-free logits, float32 [R, N]; undefined in empty slots."""
+        """Position-free logits of the click, float32 [R, N]; undefined in empty slots.
+
+        With steps float32 [R, N, 1 + T]: of the click, and of each step given the one before.
+        """
         features = self.features(batch)
         outputs = [run(part, features) for part in self.parts.values() if isinstance(part, Module)]
         candidate = [said.candidate for said in outputs if said.candidate is not None]
-        first = self.candidate_input(torch.cat(candidate, dim=-1))
-        if self.request_input is not None:
-            request = [said.request for said in outputs if said.request is not None]
-            first = first + self.request_input(torch.cat(request, dim=1))[:, None]
-        return self.head(first)[..., 0]
+        request = [said.request for said in outputs if said.request is not None]
+        of_candidate = torch.cat(candidate, dim=-1)
+        of_request = torch.cat(request, dim=1) if request else None
+        click = _first(self.candidate_input, self.request_input, of_candidate, of_request)
+        logit: Tensor = self.head(click)[..., 0]
+        if not self.steps:
+            return logit
+        return torch.stack([logit, *(tower(of_candidate, of_request) for tower in self.steps)], dim=-1)
 
     def features(self, batch: Batch) -> Features:
         """What the modules can read of a batch."""
@@ -180,9 +190,36 @@ class WithPosition(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits float32 [R, N]."""
-        logit: Tensor = self.model(batch) + self.model.position_logit(batch)
+        """Logits as of the model; the place changes that of the click."""
+        logit: Tensor = self.model(batch)
+        place = self.model.position_logit(batch)
+        if logit.dim() == 2:
+            return logit + place
+        return torch.cat([(logit[..., 0] + place)[..., None], logit[..., 1:]], dim=-1)
+
+
+class Tower(nn.Module):
+    """The perceptron of one step, on what the click's reads."""
+
+    def __init__(self, per_candidate: int, per_request: int, widths: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        self.candidate_input = nn.Linear(per_candidate, widths[0])
+        self.request_input = nn.Linear(per_request, widths[0], bias=False) if per_request else None
+        self.head = _head(widths, dropout)
+
+    def forward(self, candidate: Tensor, request: Tensor | None) -> Tensor:
+        """Logits float32 [R, N] of candidates float32 [R, N, X] and requests float32 [R, Y]."""
+        first = _first(self.candidate_input, self.request_input, candidate, request)
+        logit: Tensor = self.head(first)[..., 0]
         return logit
+
+
+def _first(
+    candidate_input: nn.Module, request_input: nn.Module | None, candidate: Tensor, request: Tensor | None
+) -> Tensor:
+    """The first layer: what a request adds is computed once for all its candidates."""
+    first: Tensor = candidate_input(candidate)
+    return first if request_input is None else first + request_input(request)[:, None]
 
 
 def _head(widths: Sequence[int], dropout: float) -> nn.Sequential:

@@ -14,6 +14,7 @@ from feature_repo.frame import Frame
 from feature_repo.services import CTR
 from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors
+from ranker.calibration import Calibration
 from ranker.inputs.batch import Batch
 from ranker.inputs.columns import ITEM, MATCH, Inputs
 from ranker.inputs.earlier import read_inputs
@@ -21,10 +22,12 @@ from ranker.inputs.frame_encoder import BEHAVIOUR_ROWS, FrameEncoder, select_req
 from ranker.model import ClickModel, ModelShape
 from ranker.recipes import Recipe, RecipeError, cube, recorded
 from ranker.settings import Settings
+from ranker.steps import CLICK, log_odds
 from ranker.weights import load_weights
 from run.artifacts import MADE_BY, Artifact, ArtifactError
 
 CONFIG = "config.json"
+CALIBRATION = "calibration.json"  # of a calibrated ranker
 SLOTS = 8192  # padded candidates scored at once
 # How the tensors of release 0.1.0 began, and begin now that the recipe's modules own them.
 RENAMED = {
@@ -45,6 +48,7 @@ class CtrConfig(Settings):
         inputs: how it reads a frame.
         content_width: width of the item vectors; 0: a control without vectors.
         embedding_id: id of the embedding artifact it was trained with; None: no vectors.
+        rank_by: what its score is the log-odds of: ``click``, or one of the inputs' steps.
         loss: ``pointwise`` (binary cross-entropy) or ``listwise`` (softmax over a request's candidates).
     """
 
@@ -53,6 +57,7 @@ class CtrConfig(Settings):
     content_width: int
     embedding_id: str | None
     loss: str
+    rank_by: str = CLICK
 
     @classmethod
     def read(cls, path: Path) -> CtrConfig:
@@ -90,8 +95,14 @@ class CtrConfig(Settings):
             request_numbers=inputs.widths("request"),
             behaviour_numbers=inputs.widths("behaviour"),
             position_share=inputs.position_share,
+            steps=len(inputs.steps),
             settings=Settings(**self.settings()),
         )
+
+    @property
+    def step(self) -> int | None:
+        """Number of ``rank_by`` among the outputs of the model; None where it has one only."""
+        return (CLICK, *self.inputs.steps).index(self.rank_by) if self.inputs.steps else None
 
     def build(self) -> ClickModel:
         """The untrained model."""
@@ -148,10 +159,20 @@ class Ranker:
 
     Attributes:
         artifact: where it came from; None while it is being trained.
+        calibration: of its logits; None: they are as the model makes them.
+        step: number of what it scores, from 0 for the click; None: of a model that knows of clicks only.
     """
 
-    def __init__(self, model: ClickModel, encoder: FrameEncoder, artifact: Artifact | None = None) -> None:
+    def __init__(
+        self,
+        model: ClickModel,
+        encoder: FrameEncoder,
+        artifact: Artifact | None = None,
+        calibration: Calibration | None = None,
+        step: int | None = None,
+    ) -> None:
         self.model, self.encoder, self.artifact = model, encoder, artifact
+        self.calibration, self.step = calibration, step
 
     @classmethod
     def open(cls, artifact: Artifact, vectors: Vectors | None, signature: Signature | None = None) -> Ranker:
@@ -163,7 +184,8 @@ class Ranker:
             signature: of the service that frames will be read with; None: not known here.
 
         Raises:
-            ArtifactError: tensors missing or not finite, or trained with another embedding or other features.
+            ArtifactError: tensors missing or not finite, no map in its calibration, or trained with another embedding
+                or other features.
         """
         config = CtrConfig.read(artifact.file(CONFIG))
         require_vectors(artifact.path, config.embedding_id, vectors)
@@ -171,7 +193,7 @@ class Ranker:
         model = config.build()
         load_weights(model, artifact.file("model.safetensors"), MADE_BY["ranker"], RENAMED)
         encoder = FrameEncoder(config.inputs, vectors, config.recipe.by_category)
-        return cls(model.eval(), encoder, artifact)
+        return cls(model.eval(), encoder, artifact, _calibration(artifact), config.step)
 
     @property
     def matches(self) -> set[str]:
@@ -187,10 +209,11 @@ class Ranker:
         assert self.artifact is not None and self.encoder.vectors is not None
         require_vectors(self.artifact.path, self.encoder.vectors.id, vectors)
         encoder = FrameEncoder(self.encoder.inputs, vectors, self.encoder.by_category)
-        return Ranker(self.model, encoder, self.artifact)
+        return Ranker(self.model, encoder, self.artifact, self.calibration, self.step)
 
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
-        """Click logits without the effect of position, float32 [C], in the order of ``frame.candidates``.
+        """Logits without the effect of position, float32 [C], in the order of ``frame.candidates``: of the click, or
+        of what the model ranks by.
 
         A candidate's score does not depend on the other candidates or requests of the frame.
 
@@ -204,8 +227,10 @@ class Ranker:
         out = np.empty(int(frame.offsets[-1]), dtype=np.float32)
         for place, batch in self._batches(frame, query_vectors):
             with torch.no_grad():
-                out[place] = self.model(batch)[batch.candidate_mask].numpy()
-        return out
+                logit = self.model(batch)
+                logit = logit if self.step is None else log_odds(logit, self.step)
+                out[place] = logit[batch.candidate_mask].numpy()
+        return out if self.calibration is None else self.calibration(out)
 
     def _batches(self, frame: Frame, query_vectors: np.ndarray | None) -> Iterator[tuple[np.ndarray, Batch]]:
         counts = np.diff(frame.offsets)
@@ -217,3 +242,13 @@ class Ranker:
             given = None if query_vectors is None else query_vectors[rows]
             place = np.concatenate([np.arange(frame.offsets[r], frame.offsets[r + 1]) for r in rows])
             yield place, self.encoder.batch(select_requests(frame, rows), given)
+
+
+def _calibration(artifact: Artifact) -> Calibration | None:
+    path = artifact.file(CALIBRATION)
+    if not path.exists():
+        return None
+    try:
+        return Calibration.from_json(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: {error}. Run '{MADE_BY['ranker']}' to make it again.") from None

@@ -14,20 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from feature_repo.frame import StoredRequests
+from dataset.contracts import DataError
+from feature_repo.frame import Frame, StoredRequests
 from feature_repo.vectors import Vectors
 from ranker.before import learn_content, train_alone
+from ranker.calibration import calibrated, require_both, require_method
 from ranker.fit import Outcome, Plan, fit
 from ranker.inputs.batch import Batch
-from ranker.inputs.columns import learn_inputs
+from ranker.inputs.columns import LABEL, learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, size_groups
 from ranker.learner import Learner
 from ranker.memory import require_memory
 from ranker.model import ClickModel, WithPosition
 from ranker.ranks import Share, in_ranks
 from ranker.recipes import Recipe, cube
-from ranker.score import CONFIG, CtrConfig
+from ranker.score import CALIBRATION, CONFIG, CtrConfig, Ranker
 from ranker.settings import Settings
+from ranker.steps import CLICK, entire_space_loss
 from ranker.weights import save_weights
 from run.artifacts import Artifact, open_artifact, write_artifact
 from run.resume import Checkpoints
@@ -61,6 +64,8 @@ def train_ctr(
     ranks: int | None = None,
     settings: Settings | None = None,
     after: Callable[[int, float], None] | None = None,
+    calibrate: str | None = None,
+    rank_by: str = CLICK,
 ) -> Artifact:
     """Train a click model and write an artifact of kind "ranker".
 
@@ -82,15 +87,22 @@ def train_ctr(
             weights are the same but for rounding, and an interrupted run resumes with any number.
         settings: of the model; None: the size's width, and the better of the pairs of learning rates.
         after: told of every epoch and its validation loss; may raise to end the training.
+        calibrate: method by which the validation impressions calibrate the scores (``ranker.calibration``); None:
+            they do not.
+        rank_by: what the scores are of: the click, or a step that ``label_<step>`` columns of ``train`` say.
 
     Raises:
-        DataError: no training requests, columns missing, or a feature to do without that is not in the service.
+        DataError: no training requests, columns missing, a feature to do without that is not in the service, or
+            nothing to calibrate with.
         TrainingError: the loss or a gradient is not finite, a rank ended early, or the tables would outgrow memory.
         RecipeError: the recipe cannot be built on these inputs.
-        ValueError: unknown loss.
+        ValueError: unknown loss or calibration.
     """
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}: expected one of {', '.join(LOSSES)}")
+    if calibrate is not None:
+        require_method(calibrate)
+        _require_impressions(valid, loss)
     if vectors is None:
         without = {*without, *(one.name for one in train.signature.features if one.kind == "vector")}
     inputs, counts = learn_inputs(train, size.history, without=without)
@@ -103,7 +115,10 @@ def train_ctr(
         content_width=0 if vectors is None else vectors.width,
         embedding_id=None if vectors is None else vectors.id,
         loss=loss,
+        rank_by=rank_by,
     )
+    if rank_by not in (CLICK, *inputs.steps):
+        raise ValueError(f"cannot rank by {rank_by!r}: expected one of {', '.join((CLICK, *inputs.steps))}")
     require_memory(config.shape.rows, config.id_width, ranks, kept=len(tries) - 1)
     encoder = FrameEncoder(inputs, vectors, config.recipe.by_category)
 
@@ -162,10 +177,37 @@ def train_ctr(
     with write_artifact(out, "ranker", manifest, parents) as folder:
         save_weights(model, folder)
         (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
+        if calibrate is not None:
+            logits, label = _scored(Ranker(model, encoder, step=config.step), valid, rank_by)
+            content = vars(calibrated(calibrate, logits, label))
+            (folder / CALIBRATION).write_text(json.dumps(content, indent=2) + "\n")
     for one in trained:
         for checkpoints in one.checkpoints:
             checkpoints.remove()
     return open_artifact(out, "ranker")
+
+
+def _require_impressions(valid: StoredRequests, loss: str) -> None:
+    """Refuse to calibrate, before training, what has no probability or nothing to be calibrated with."""
+    if loss != "pointwise":
+        raise DataError(
+            "expected logged impressions to calibrate with, found sampled negatives: no probabilities"
+        )
+    labels = [chunk.candidates["label"].to_numpy() for chunk in _chunks(valid)]
+    require_both(np.concatenate([np.empty(0), *labels]))
+
+
+def _scored(ranker: Ranker, valid: StoredRequests, of: str = CLICK) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of all candidates, and what became of them, float32 [C] each."""
+    label = "label" if of == CLICK else LABEL + of
+    parts = [(ranker.score(chunk), chunk.candidates[label].to_numpy()) for chunk in _chunks(valid)]
+    logits, labels = zip(*parts, strict=True)
+    return np.concatenate(logits), np.concatenate(labels)
+
+
+def _chunks(stored: StoredRequests) -> Iterator[Frame]:
+    for start in range(0, len(stored), VALID_REQUESTS):
+        yield stored.take(start, min(start + VALID_REQUESTS, len(stored)))
 
 
 @dataclass(frozen=True)
@@ -199,12 +241,16 @@ def training_loss(logits: Logits, batch: Batch, loss: str, other: float = 0.0, s
         other: weight of the other one.
         share: its mean over the ranks is the mean over the whole batch.
     """
-    logit = logits(batch)
+    every = logits(batch)
+    logit = every if every.dim() == 2 else every[..., 0]
     weights = {name: 1 - other if name == loss else other for name in LOSSES}
     parts = [
         weight * share.weigh(LOSSES[name](logit, batch.label, batch.candidate_mask), counted(batch, name))
         for name, weight in weights.items() if weight
     ]  # fmt: skip
+    if every.dim() == 3:
+        later = entire_space_loss(every, batch.later, batch.candidate_mask)
+        parts.append(share.weigh(later, counted(batch, "pointwise")))
     return torch.stack(parts).sum()
 
 

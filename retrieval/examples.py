@@ -16,14 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset.contracts import TIME
-from dataset.log import pairs
+from dataset.contracts import TIME, DataError
+from dataset.later import followed, steps_of
+from dataset.log import microseconds, pairs
 from dataset.split import Split
 from feature_repo.frame import Frame, StoredRequests
 from feature_repo.frames.join import TrainingFrame, training_frame
 from feature_repo.frames.logged import logged_frames, of_part
 from feature_repo.services import RETRIEVAL
 from feature_repo.signature import Signature
+from ranker.inputs.columns import LABEL
 from retrieval.jagged import Retrieved, owners, stack
 from retrieval.requests import Requests
 from retrieval.retriever import Retriever
@@ -200,7 +202,7 @@ def match_names(retriever: Retriever) -> tuple[str, ...]:
 
 
 def ranker_frames(
-    folder: Path, split: Split, size: Size, seed: int, retriever: Retriever
+    folder: Path, split: Split, size: Size, seed: int, retriever: Retriever, with_steps: bool = False
 ) -> tuple[MatchedFrames, MatchedFrames, str]:
     """Training and validation requests of the ranker, and the loss that fits them.
 
@@ -210,12 +212,20 @@ def ranker_frames(
         size: fixes the length of histories.
         seed: of the negatives and the validation requests, where none were logged.
         retriever: whose sources learned from the log before the training requests (``open_retrieval``, fitted).
+        with_steps: whether candidates say what followed the click, as far as it was known before the test.
 
     Returns:
         train, valid, and ``pointwise`` for logged impressions or ``listwise`` for retrieved candidates.
+
+    Raises:
+        DataError: nothing that follows a click was logged.
     """
+    if with_steps and not split.shows:
+        raise DataError("expected logged impressions to learn from what follows clicks, found none")
     if split.shows:
         frames = logged_frames(folder, split, size, ("train", "valid"))
+        if with_steps:
+            frames = [and_steps(one, split.test_log) for one in frames]
         loss = "pointwise"
     else:
         frames = []
@@ -227,6 +237,24 @@ def ranker_frames(
             frames.append(training_frame(folder / "store", rows, size.history))
         loss = "listwise"
     return matched(frames[0], retriever), matched(frames[1], retriever), loss
+
+
+def and_steps(frame: TrainingFrame, log: pa.Table) -> TrainingFrame:
+    """The same requests with a column ``label_<step>`` of the candidates for each step that the log has events of.
+
+    Raises:
+        DataError: it has none.
+    """
+    count = np.diff(frame.offsets)
+    found = followed(
+        log,
+        steps_of(log),
+        np.repeat(frame.requests["user_id"].to_numpy(), count),
+        frame.given["item_id"].to_numpy(),
+        np.repeat(microseconds(frame.requests["time"]), count),
+        frame.given["label"].to_numpy() > 0.5,
+    )
+    return frame.carrying({LABEL + step: label.astype(np.float32) for step, label in found.items()})
 
 
 def requests_frame(folder: Path, requests: pa.Table, size: Size) -> TrainingFrame:

@@ -18,6 +18,7 @@ from encoder import recipes as encoders
 from feature_repo.frames.shards import WAYS
 from moon import journey
 from moon.cli import app
+from ranker import calibration
 from ranker import recipes as rankers
 from run.sizes import SIZES
 from serving.keys import SCOPES
@@ -33,6 +34,7 @@ CHOICES = {
     "--split": BY,
     "--clock": CLOCKS,
     "--scope": SCOPES,
+    "--calibrate": calibration.METHODS,
     "--recipe": {**encoders.RECIPES, **rankers.RECIPES},
 }
 OTHERS = {"--no-deps"}  # flags of other programs that documents name by themselves: pip's

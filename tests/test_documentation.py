@@ -244,6 +244,8 @@ def test_the_options_are_few_and_frozen():
         "--ranks",
         "--settings",
         "--tune",
+        "--calibrate",
+        "--rank-by",
     }
     assert options == journey | training | service | {
         "--shard",

@@ -229,7 +229,7 @@ def test_the_command_tunes_compares_or_trains_with_settings(monkeypatch, tmp_pat
         ("ranker --tune", {"trials": 9, "recipe": None}),
         ("ranker --tune", {"trials": 9, "recipe": "muse"}),
         ("ranker --compare", {"seeds": 3, "recipe": None, "trials": 9}),
-        ("ranker", {"recipe": None, "ranks": None, "settings": tmp_path / "best.json"}),
+        ("ranker", {"recipe": None, "ranks": None, "settings": tmp_path / "best.json", "calibrate": None}),
     ]
     for words in (["--ranks", "2"], ["--without", "price"], ["--settings", best]):
         assert CliRunner().invoke(cli.app, ["ranker", "--tune", "9", *words]).exit_code == 2

@@ -95,6 +95,13 @@ class TrainingFrame:
         place = self.given.column_names.index("label")
         return replace(self, given=self.given.set_column(place, "label", pa.array(label, pa.float32())))
 
+    def carrying(self, columns: Mapping[str, np.ndarray]) -> TrainingFrame:
+        """The same requests with further columns of the candidates, each of shape (C)."""
+        given = self.given
+        for name, values in columns.items():
+            given = given.append_column(name, pa.array(values))
+        return replace(self, given=given)
+
     def select(self, request_rows: np.ndarray) -> Frame:
         """The frame of these requests, in this order."""
         rows = np.asarray(request_rows, dtype=np.int64)

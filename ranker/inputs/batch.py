@@ -39,6 +39,7 @@ class Batch:
             does not ask.
         position: int64 [R, N], place in the logged slate counted from 0, -1 when not logged.
         label: float32 [R, N], zero when there is none.
+        later: float32 [R, N, T], 1 where the click was followed by the step (``ranker.steps``).
     """
 
     items: KeyedJaggedTensor
@@ -59,6 +60,7 @@ class Batch:
     same_category: Tensor
     position: Tensor
     label: Tensor
+    later: Tensor
 
     @property
     def shape(self) -> tuple[int, int, int]:

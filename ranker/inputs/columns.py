@@ -18,6 +18,9 @@ from ranker.inputs.rules.rule import IdRule, NumberRule, Rule
 
 ITEM = "item_id"
 MATCH = "match_"
+LABEL = (
+    "label_"  # columns of what may follow a click begin so, in the order in which the steps follow each other
+)
 CHUNK_REQUESTS = 8192
 SIDES = {"request": ("user", "query", "request"), "candidate": ("candidate",), "behaviour": ("behaviour",)}
 BOOKKEEPING = {
@@ -46,6 +49,7 @@ class Inputs:
         items: the rule of ``item_id``, of candidates and behaviours.
         history: most behaviours per request.
         position_share: fraction of the training candidates logged at each position; empty when none was.
+        steps: what may follow a click, in order, of the frame's columns ``label_<step>``.
     """
 
     signature: Signature
@@ -54,6 +58,7 @@ class Inputs:
     items: Hashed
     history: int
     position_share: tuple[float, ...]
+    steps: tuple[str, ...] = ()
 
     def features(self, side: str) -> tuple[Feature, ...]:
         """Features of a side (``request``, ``candidate``, ``behaviour``) that have a rule, in the model's order."""
@@ -102,6 +107,7 @@ class Inputs:
             "items": rule_table.to_json(self.items),
             "history": self.history,
             "position_share": list(self.position_share),
+            "steps": list(self.steps),
         }
 
     @classmethod
@@ -113,6 +119,7 @@ class Inputs:
         known["rules"] = {name: rule_table.from_json(rule) for name, rule in known["rules"].items()}
         known["items"] = rule_table.from_json(known["items"])
         known["position_share"] = tuple(known["position_share"])
+        known["steps"] = tuple(known.get("steps", ()))
         return cls(**known)
 
 
@@ -189,7 +196,8 @@ def learn_inputs(
     """
     if not len(train):
         raise DataError("expected training requests, found none. Run 'moon split' with more events.")
-    given = (*given, *matches_of(train.take(0, 1).candidates))
+    first = train.take(0, 1).candidates
+    given = (*given, *matches_of(first))
     _check_known(train.signature, without)
     every = [one for one in (*given, *train.signature.features) if one.name not in without]
     learners = {one.name: rule_table.learner(one) for one in every if not one.of_embedding}
@@ -217,6 +225,7 @@ def learn_inputs(
         items=known,
         history=history,
         position_share=tuple((places / max(places.sum(), 1)).tolist()),
+        steps=tuple(name.removeprefix(LABEL) for name in first.column_names if name.startswith(LABEL)),
     )
     return inputs, np.concatenate(counts)
 

@@ -19,6 +19,7 @@ from ranker.inputs.batch import Batch
 from ranker.inputs.columns import (
     BOOKKEEPING,
     ITEM,
+    LABEL,
     QUERY_ID,
     SIDES,
     Inputs,
@@ -98,6 +99,7 @@ class FrameEncoder:
             same_category=self.same_category(frame, candidate_mask, history_mask),
             position=_place(_optional(frame.candidates, "position", np.int64, -1), candidate_mask, -1),
             label=_place(_optional(frame.candidates, "label", np.float32, 0), candidate_mask),
+            later=_place(self.later(frame.candidates), candidate_mask),
         )
 
     def same_category(self, frame: Frame, candidate_mask: np.ndarray, history_mask: np.ndarray) -> Tensor:
@@ -119,6 +121,13 @@ class FrameEncoder:
         mine = _place(number[: len(frame.candidates)], candidate_mask, -1)
         theirs = _place(number[len(frame.candidates) :], history_mask, -1)
         return (mine[:, :, None] == theirs[:, None]) & (mine >= 0)[..., None]
+
+    def later(self, candidates: pa.Table) -> np.ndarray:
+        """Which steps followed the click on each candidate, float32 [C, T]; zeros where the frame does not say."""
+        out = np.empty((len(candidates), len(self.inputs.steps)), np.float32)
+        for place, step in enumerate(self.inputs.steps):
+            out[:, place] = _optional(candidates, LABEL + step, np.float32, 0)
+        return out
 
     def require(self, side: str, table: pa.Table) -> None:
         """Refuse a table of a side that lacks columns of the model, or numbers that are always known.
