@@ -39,10 +39,11 @@ from run.sizes import Size
 EPOCHS = 12
 PATIENCE = 2
 # Fast tables memorise ids before content is learned, and the sooner the fewer times each item occurs; slow ones learn
-# nothing from a small log. So a ranker is trained with each pair of rates, of dense weights and of tables; the
-# validation requests decide (docs/log/ranker.md#learning-rate-of-the-tables,
-# docs/log/ranker.md#tables-of-the-purchase-ranker, docs/log/ranker.md#a-users-taste).
-LEARNING_RATES = {"pointwise": ((1e-3, 0.00003), (2e-3, 0.005)), "listwise": ((2e-3, 0.0005),)}
+# nothing from a small log; where most items were taken a few times, tables that stay as they began are best. So a
+# ranker is trained with each pair of rates, of dense weights and of tables; the validation requests decide
+# (docs/log/ranker.md#learning-rate-of-the-tables, docs/log/ranker.md#places-in-the-towers-space,
+# docs/log/ranker.md#a-users-taste).
+LEARNING_RATES = {"pointwise": ((1e-3, 0.00003), (2e-3, 0.005)), "listwise": ((2e-3, 0.0005), (2e-3, 0.0))}
 POOL = 64  # batches are cut from pools of so many shuffled batches' requests, sorted by number of candidates
 VALID_REQUESTS = 512  # requests read at once when validating
 ALL = Share()  # of one process

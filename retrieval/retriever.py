@@ -16,6 +16,7 @@ from retrieval.asked import Asked
 from retrieval.cooccurrence import Cooccurrence
 from retrieval.fusion import EQUAL, Weights
 from retrieval.index import ItemIndex, category_path
+from retrieval.places import Places
 from retrieval.properties import Picture
 from retrieval.similarities import Categories, Similarities, Space
 from retrieval.sources import (
@@ -82,6 +83,7 @@ class Parts:
         taste, asked: what else the ranker reads of a user or a query and an item; None: nothing was shown to
             anybody, or the run was made by a release that had none.
         blind: the taste for items of which no words and looks are known; None likewise.
+        places: of all items in the two-tower model's space, also of those that may not be returned; None likewise.
     """
 
     graph: Cooccurrence
@@ -93,6 +95,7 @@ class Parts:
     taste: Taste | None = None
     asked: Asked | None = None
     blind: Taste | None = None
+    places: Places | None = None
 
 
 @dataclass(frozen=True)
@@ -162,19 +165,20 @@ class Retriever:
         graph = Cooccurrence.open(artifacts["cooccurrence"])
         words = Words.open(artifacts["words"]) if "words" in artifacts else None
         word_vectors = WordVectors.open(artifacts["word_vectors"]) if "word_vectors" in artifacts else None
-        towers, tower_index = None, None
+        towers, tower_index, places = None, None, None
         if "two_tower" in artifacts:
             from ranker.two_tower.train import TwoTower
 
             content = None if words is None or word_vectors is None else word_vectors.vectors(words)
             towers = TwoTower.open(artifacts["two_tower"], content, signature)
-            tower_index = ItemIndex.open(artifacts["two_tower_index"]).only(only)
+            places = Places(ItemIndex.open(artifacts["two_tower_index"]))
+            tower_index = places.index.only(only)
         taste, asked, blind = None, None, None
         if words is not None and "taste" in artifacts:
             taste, blind, queries = open_taste(artifacts["taste"])
             asked = Asked(words, taste.properties, queries)
         categories = Categories.of(whole)
-        parts = Parts(graph, towers, tower_index, categories, words, word_vectors, taste, asked, blind)
+        parts = Parts(graph, towers, tower_index, categories, words, word_vectors, taste, asked, blind, places)
         return cls._of(index, vectors, parts, artifacts)
 
     @classmethod
@@ -196,9 +200,10 @@ class Retriever:
         spaces: dict[str, Space] = {"category": parts.categories, "co_occurrence": parts.graph}
         if parts.words is not None:
             spaces["words"] = parts.words
-        similarities = Similarities(
-            spaces, tuple(one for one in (parts.taste, parts.asked) if one is not None)
-        )
+        if parts.places is not None:
+            spaces["two_tower"] = parts.places
+        beside = (parts.taste, parts.asked, parts.places)
+        similarities = Similarities(spaces, tuple(one for one in beside if one is not None))
         weights = Weights.open(artifacts["fusion"]) if "fusion" in artifacts else EQUAL
         return cls(
             index=index,
@@ -224,7 +229,7 @@ class Retriever:
         added since are unknown to its tastes.
         """
         assert self.parts is not None
-        unread = replace(self.parts, words=None, asked=None, towers=None, tower_index=None)
+        unread = replace(self.parts, words=None, asked=None, towers=None, tower_index=None, places=None)
         parts = replace(unread, taste=self.parts.blind)
         return self._of(self.index, self.vectors, parts, self.artifacts)
 
@@ -261,5 +266,5 @@ class Retriever:
             if words is not None and parts.word_vectors is not None:
                 towers = towers.with_content(parts.word_vectors.vectors(words))
             tower_index = parts.tower_index.with_items(ids, towers.item_vectors(items), categories)
-            parts = replace(parts, towers=towers, tower_index=tower_index)
+            parts = replace(parts, towers=towers, tower_index=tower_index, places=Places(tower_index))
         return self._of(index, self.vectors, parts, self.artifacts)

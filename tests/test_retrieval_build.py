@@ -174,6 +174,8 @@ def test_the_ranker_reads_the_scores_of_what_learned_from_behaviour_and_without_
         (retriever.without_content(), ["match_cooccurrence", "match_popular"]),
     ):
         assert list(match_names(one)) == [*scores, *one.similarities.names]
+        placed = [name for name in one.similarities.names if "two_tower" in name]
+        assert ("match_two_tower_bias" in placed, len(placed)) == ((True, 6) if "match_two_tower" in scores else (False, 0))
 
 
 def test_the_index_holds_the_embeddings_vectors_under_the_items_categories(built, tiny_world):
@@ -323,6 +325,7 @@ def test_a_retriever_opens_all_of_it_and_refuses_what_was_not_made_from_one_anot
     only = Retriever.open(artifacts, only=some)
     assert sorted(only.index.ids) == sorted(only.parts.tower_index.ids) == some.tolist()
     assert len(only.vectors.ids) == len(tiny_world.item_ids), "history items need not be answerable"
+    assert len(only.parts.places.index) == len(tiny_world.item_ids), "likewise in the towers' space"
     other = tmp_path / "run"
     shutil.copytree(run, other)
     index = ItemIndex.open(artifacts["two_tower_index"])

@@ -17,6 +17,7 @@ from feature_repo.frame import History
 from retrieval import words_source
 from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
 from retrieval.index import ItemIndex
+from retrieval.places import Places
 from retrieval.requests import Request, Requests, history_of
 from retrieval.similarities import BEHAVIOURS, FADE_US, KINDS, Categories, Similarities
 from retrieval.words import Vocabulary, Words
@@ -155,6 +156,20 @@ def test_categories_know_items_that_may_not_be_answered():
     index = ItemIndex.build(IDS, np.eye(6, dtype=np.float32), PATHS)
     alike = Categories.of(index).between(np.array([5, 25, 999]), IDS)
     assert alike.tolist() == [[1, 1, 0, 0, 0, 1], [0, 0, 1, 0, 1, 0], [0] * 6]
+
+
+def test_places_are_compared_by_direction_and_the_bias_is_a_column_of_its_own():
+    placed = np.array([[3, 4, 9], [0, 2, -1], [-6, -8, 5], [0, 0, 2]], np.float32)
+    places = Places(ItemIndex.build(IDS[:4][::-1], placed[::-1], [""] * 4))
+    alike = places.between(np.array([5, 15, 35, 999]), IDS[:4])
+    expected = [[1, 0.8, -1, 0], [0.8, 1, -0.8, 0], [0] * 4, [0] * 4]
+    np.testing.assert_allclose(alike, expected, atol=1e-6)
+    spaced = Similarities({"two_tower": places}, (places,))
+    request = asked([15, 5], [1, 1], [20, 10])
+    found = spaced.of(Requests.of([request]), np.array([25, 999, 5]), np.array([0, 3]))
+    assert found[:, spaced.names.index("match_two_tower_bias")].tolist() == [5, 0, 9]
+    largest = found[:, spaced.names.index("match_two_tower_largest")]
+    np.testing.assert_allclose(largest, [-0.8, 0, 1], atol=1e-6)
 
 
 def test_a_request_is_asked_at_its_own_time():
