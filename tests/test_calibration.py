@@ -40,7 +40,7 @@ def test_a_planted_error_is_undone_on_impressions_that_were_not_fitted(method):
     found, label = made(said[HALF:]), LABEL[HALF:]
     before, after = (expected_calibration_error(label, expit(x)) for x in (said[HALF:], found))
     assert after < 0.018 and after < before / 3
-    assert log_loss(label, expit(found)) < log_loss(label, expit(TRUE[HALF:])) + 0.002
+    assert log_loss(label, expit(found)) < log_loss(label, expit(TRUE[HALF:])) + 0.004
     middle = np.abs(TRUE[HALF:] + 1.5) < 1.2
     assert np.abs(found - TRUE[HALF:])[middle].mean() < 0.1
 
