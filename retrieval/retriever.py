@@ -178,7 +178,9 @@ class Retriever:
             taste, blind, queries = open_taste(artifacts["taste"])
             asked = Asked(words, taste.properties, queries)
         categories = Categories.of(whole)
-        parts = Parts(graph, towers, tower_index, categories, words, word_vectors, taste, asked, blind, places)
+        parts = Parts(
+            graph, towers, tower_index, categories, words, word_vectors, taste, asked, blind, places
+        )
         return cls._of(index, vectors, parts, artifacts)
 
     @classmethod

@@ -350,7 +350,10 @@ def test_unless_told_otherwise_rankers_are_trained_as_was_measured_best(monkeypa
     assert plan == Plan(epochs=12, patience=2, learning_rate=0.001, seed=0, averaged=True)
     assert (config["learning_rate"], config["table_learning_rate"]) == (0.001, 0.00003)
     slow, fast = (0.001, 0.00003), (0.002, 0.005)
-    assert train_module.LEARNING_RATES == {"pointwise": (slow, fast), "listwise": ((0.002, 0.0005), (0.002, 0.0))}
+    assert train_module.LEARNING_RATES == {
+        "pointwise": (slow, fast),
+        "listwise": ((0.002, 0.0005), (0.002, 0.0)),
+    }
     assert planned(monkeypatch, loss="listwise", seed=7, epochs=3)[0] == Plan(3, 2, 0.002, 7, averaged=True)
     assert planned(monkeypatch, loss="listwise")[1]["table_learning_rate"] == 0.0005
 

@@ -175,7 +175,9 @@ def test_the_ranker_reads_the_scores_of_what_learned_from_behaviour_and_without_
     ):
         assert list(match_names(one)) == [*scores, *one.similarities.names]
         placed = [name for name in one.similarities.names if "two_tower" in name]
-        assert ("match_two_tower_bias" in placed, len(placed)) == ((True, 6) if "match_two_tower" in scores else (False, 0))
+        assert ("match_two_tower_bias" in placed, len(placed)) == (
+            (True, 6) if "match_two_tower" in scores else (False, 0)
+        )
 
 
 def test_the_index_holds_the_embeddings_vectors_under_the_items_categories(built, tiny_world):
