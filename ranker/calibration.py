@@ -25,7 +25,7 @@ from sklearn.isotonic import IsotonicRegression
 from dataset.contracts import DataError
 
 LEAST_SLOPE = 1e-3  # of a logit: a model that knows nothing keeps an order
-POOLED = 0.5  # clicks and non-clicks that every pool has besides: a pool without clicks has finite log-odds
+POOLED = 1.0  # impressions at the rate of all that every pool has besides: one without clicks has finite log-odds
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,9 @@ def _isotonic(logits: np.ndarray, label: np.ndarray) -> Calibration:
     size = np.bincount(pool)
     centre = np.bincount(pool, logits) / size
     clicks = np.bincount(pool, label)
-    odds = np.log(clicks + POOLED) - np.log(size - clicks + POOLED)
-    # Half a click more or less may turn the order of small pools around: those are left to their neighbours.
+    extra = POOLED * label.mean()
+    odds = np.log(clicks + extra) - np.log(size - clicks + POOLED - extra)
+    # What is added may turn the order of small pools around: those are left to their neighbours.
     kept = np.concatenate([[True], odds[1:] > np.maximum.accumulate(odds)[:-1]])
     if kept.sum() < 2:
         return _line("isotonic", 1.0, float(odds[0] - centre[0]))

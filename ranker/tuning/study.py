@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 JOURNAL, TERMS = "journal.jsonl", "terms.json"
 RANDOM_TRIALS = 8  # before the sampler learns from what it has seen
-# A trial is compared with the median of at least so many, from this epoch on: slow tables need some.
+# A trial is compared with the median of at least so many that ran as many epochs, from this epoch on: slow rates take
+# long, and fast ones end early.
 COMPARED_TRIALS, PRUNED_FROM = 4, 3
 MEASURED = 4  # trials that importances are estimated from, at least
 Report = Callable[[int, float], None]
@@ -204,7 +205,9 @@ class Study:
                 study_name="ranker",
                 load_if_exists=True,
                 direction="minimize",
-                pruner=optuna.pruners.MedianPruner(COMPARED_TRIALS, PRUNED_FROM),
+                pruner=optuna.pruners.MedianPruner(
+                    COMPARED_TRIALS, PRUNED_FROM, n_min_trials=COMPARED_TRIALS
+                ),
             )
             for values in first:
                 study.enqueue_trial(dict(values), skip_if_exists=True)
