@@ -270,6 +270,10 @@ def ranker(
             min=1, help="Processes that train together, each on a GPU if there are enough; default: this one."
         ),
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Read the training requests in windows, for logs larger than memory."),
+    ] = False,
     daily: Annotated[
         bool,
         typer.Option(
@@ -300,7 +304,7 @@ def ranker(
     chosen = [option for option, given in modes.items() if given]
     if len(chosen) > 1 and chosen != ["--compare", "--tune"]:
         raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=chosen[1])
-    for option, given in (("--ranks", ranks), ("--settings", settings)):
+    for option, given in (("--ranks", ranks), ("--settings", settings), ("--stream", stream or None)):
         if chosen and given is not None:
             raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=option)
     for option, given in (("--wait", wait), ("--forget", forget)):
@@ -315,7 +319,7 @@ def ranker(
     elif without:
         _do("ranker --without", run, without=without, recipe=recipe)
     else:
-        _do("ranker", run, recipe=recipe, ranks=ranks, settings=settings)
+        _do("ranker", run, recipe=recipe, ranks=ranks, settings=settings, stream=stream)
 
 
 @app.command()

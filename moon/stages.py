@@ -262,8 +262,8 @@ def retrieval(run: Run) -> None:
 
 
 def ranker(
-    run: Run, recipe: str | None = None, ranks: int | None = None, settings: Path | None = None
-) -> None:
+    run: Run, recipe: str | None = None, ranks: int | None = None, settings: Path | None = None, stream: bool = False
+) -> None:  # fmt: skip
     """Train the ranker by a recipe and its controls on the same requests, the relevance head, and build the search.
 
     Each is left out where the data has nothing for it to learn from. Changed definitions are registered first.
@@ -287,7 +287,7 @@ def ranker(
     if said := context_unknown(run.folder / "store", cut.shows):
         sys.stderr.write(f"  {said}\n")
     if cut.ranks:
-        train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever)
+        train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever, stream)
         blind_train, blind_valid = without_content((train, valid), retriever)
     else:
         sys.stderr.write("  no ranker: nothing in the log says what users took\n")

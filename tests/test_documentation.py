@@ -242,6 +242,10 @@ def test_the_options_are_few_and_frozen():
         "--without",
         "--compare",
         "--ranks",
+        "--stream",
+        "--daily",
+        "--wait",
+        "--forget",
         "--settings",
         "--tune",
     }
