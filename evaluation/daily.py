@@ -40,7 +40,6 @@ from moonstore.files import write_text
 from ranker.daily import Terms, continues, train_day
 from ranker.recipes import Recipe
 from ranker.score import CONFIG, CtrConfig, Ranker
-from ranker.train import LEARNING_RATES
 from retrieval.examples import MatchedFrames, chunks, matched
 from retrieval.retriever import Retriever, open_retrieval
 from run.artifacts import Artifact, ArtifactError, discard, open_artifact
@@ -49,7 +48,8 @@ from run.sizes import Size
 FOLDER, MADE_BY = "daily", "moon ranker --daily"
 FIRST, LAST = "first", "ranker"  # the rankers of the first day and of the last one
 METRICS = {"auc": "AUC", "gauc": "GAUC", "ne": "NE", "calibration": "calibration"}
-EPOCHS = 1  # passes over a day
+# Passes over a day, and the rates of dense weights and tables (docs/log/ranker.md#day-after-day).
+EPOCHS, RATES = 2, (2e-3, 0.0005)
 WAYS = {"daily": "daily", "first": "first day only", "logistic": "logistic"}
 
 
@@ -122,8 +122,7 @@ def daily(
         )
     retriever = Retriever.open(open_retrieval(folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
-    rates = LEARNING_RATES["pointwise"][0]
-    terms = Terms(recipe, size, vectors, embedding.parents.get("encoder"), seed, EPOCHS, *rates, forget)
+    terms = Terms(recipe, size, vectors, embedding.parents.get("encoder"), seed, EPOCHS, *RATES, forget)
     out = folder / FOLDER
     dates = train_daily(
         out, _log_of(folder, dataset, split, size, retriever), terms, {"embedding": embedding}, wait
@@ -210,7 +209,7 @@ def _open(path: Path) -> Artifact | None:
 
 
 def _identity(log: Log, day: Day) -> str:
-    """What is learned at the end of a day, as 16 hex digits: who asked, when, what for, and what was liked by then."""
+    """Who asked on a day, when, what was shown and what was liked by its end, as 16 hex digits; nobody: nothing."""
     rows = log.candidates(day.learned)
     parts = (
         log.user_id[day.learned], log.time_us[day.learned], log.item_id[rows], log.known_at(day.learned, day.end_us)
@@ -271,33 +270,22 @@ def _told(folder: Path, dates: Sequence[str]) -> str:
     """Write the table and the page of all days; the table, as the command prints it."""
     files = {date: folder / "days" / f"{date}.json" for date in dates}
     measured = {date: read_measurements(path) for date, path in files.items() if path.exists()}
-    lines = [
-        f"| day | ranker | {' | '.join(METRICS.values())} | impressions |",
-        "|---|---|" + "--:|" * (len(METRICS) + 1),
+    rows = [
+        (date, name, {label: found.get(f"{way}/{metric}") for metric, label in METRICS.items()})
+        for date, found in measured.items()
+        for way, name in WAYS.items()
+        if f"{way}/logloss" in found
     ]
-    for date, found in measured.items():
-        for way, name in WAYS.items():
-            if rows := [one.n for key, one in found.items() if key == f"{way}/logloss"]:
-                cells = [
-                    f"{one.value:.4f}" if (one := found.get(f"{way}/{metric}")) else "" for metric in METRICS
-                ]
-                lines.append(f"| {date} | {name} | {' | '.join(cells)} | {rows[0]:,} |")
+    lines = [f"| day | ranker | {' | '.join(METRICS.values())} |", "|---|---|" + "--:|" * len(METRICS)]
+    for date, name, cells in rows:
+        figures = (f"{one.value:.4f}" if one else "" for one in cells.values())
+        lines.append(f"| {date} | {name} | {' | '.join(figures)} |")
     table = "\n".join(lines) + "\n"
     write_text(folder / "table.md", table)
-    plots = [
-        Plot(label, "day", label, curves, markers=True)
-        for metric, label in METRICS.items()
-        if (curves := list(_curves(measured, dates, metric)))
-    ]
-    page = render_page(
-        folder / "drift.html",
-        "daily_template.html",
-        plots=plots,
-        first=dates[0] if dates else "",
-        measured=measured,
-        metrics=METRICS,
-        ways=WAYS,
-    )
+    curves = {label: list(_curves(measured, dates, metric)) for metric, label in METRICS.items()}
+    plots = [Plot(label, "day", label, some, markers=True) for label, some in curves.items() if some]
+    shown = {"plots": plots, "rows": rows, "labels": list(METRICS.values()), "first": next(iter(dates), "")}
+    page = render_page(folder / "drift.html", "daily_template.html", **shown)
     return f"{table}table: {folder / 'table.md'}\ndrift: {page}"
 
 
@@ -306,10 +294,9 @@ def _curves(
 ) -> Iterator[Curve]:
     """A metric of each ranker over the days, numbered from 1 as in the log."""
     for way, name in WAYS.items():
-        values = {
-            dates.index(date) + 1: found[f"{way}/{metric}"].value
-            for date, found in measured.items()
-            if f"{way}/{metric}" in found
+        name_of = f"{way}/{metric}"
+        found = {
+            dates.index(date) + 1: one[name_of].value for date, one in measured.items() if name_of in one
         }
-        if values:
-            yield Curve(name, list(values), list(values.values()))
+        if found:
+            yield Curve(name, list(found), list(found.values()))

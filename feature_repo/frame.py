@@ -76,12 +76,18 @@ class Frame:
 class StoredRequests(Protocol):
     """R requests with candidates, read as frames: the interface that training and evaluation use.
 
-    Implemented by ``feature_repo.frames.join.TrainingFrame`` and ``retrieval.examples.MatchedFrames``.
+    Implemented by ``feature_repo.frames.join.TrainingFrame``, ``feature_repo.frames.stream.FrameStream`` and
+    ``retrieval.examples.MatchedFrames``.
     """
 
     @property
     def signature(self) -> Signature:
         """The features of the store that the frames hold."""
+        ...
+
+    @property
+    def windows(self) -> np.ndarray | None:
+        """The part of the frame that each request is read with, int64 (R) ascending; None: all are in memory."""
         ...
 
     def __len__(self) -> int:

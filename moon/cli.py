@@ -271,6 +271,10 @@ def ranker(
             min=1, help="Processes that train together, each on a GPU if there are enough; default: this one."
         ),
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Read the training requests in windows, for logs larger than memory."),
+    ] = False,
     daily: Annotated[
         bool,
         typer.Option(
@@ -317,6 +321,7 @@ def ranker(
         ("--settings", settings),
         ("--calibrate", calibrate),
         ("--rank-by", rank_by),
+        ("--stream", stream or None),
     ):
         if chosen and given is not None:
             raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=option)
@@ -332,8 +337,9 @@ def ranker(
     elif without:
         _do("ranker --without", run, without=without, recipe=recipe)
     else:
-        steps = {} if rank_by is None else {"rank_by": rank_by}
-        _do("ranker", run, recipe=recipe, ranks=ranks, settings=settings, calibrate=calibrate, **steps)
+        training = {} if rank_by is None else {"rank_by": rank_by}
+        training |= {"ranks": ranks, "calibrate": calibrate}
+        _do("ranker", run, recipe=recipe, settings=settings, stream=stream, **training)
 
 
 @app.command()

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from dataset.split import Split
     from dataset.tables import Dataset
     from encoder.recipes import Recipe
-    from feature_repo.vectors import Vectors
 
 
 def dataset(run: Run) -> None:
@@ -261,7 +260,9 @@ def retrieval(run: Run) -> None:
     build_retrieval(run.folder, open_dataset(run), open_split(run), run.size, seed=run.seed)
 
 
-def ranker(run: Run, recipe: str | None = None, settings: Path | None = None, **training: Any) -> None:
+def ranker(
+    run: Run, recipe: str | None = None, settings: Path | None = None, stream: bool = False, **training: Any
+) -> None:
     """Train the ranker by a recipe and its controls on the same requests, the relevance head, and build the search.
 
     Each is left out where nothing teaches it. Changed definitions are registered. ``training``: see ``train_ctr``.
@@ -269,7 +270,7 @@ def ranker(run: Run, recipe: str | None = None, settings: Path | None = None, **
     from feature_repo.embeddings import as_stored
     from feature_repo.frames.context import context_unknown
     from feature_repo.store import apply_definitions
-    from moon.searching import build
+    from moon.searching import build, relevance_head
     from ranker.controls import rankers
     from ranker.recipes import recipe as named
     from ranker.settings import Settings
@@ -285,9 +286,8 @@ def ranker(run: Run, recipe: str | None = None, settings: Path | None = None, **
     if said := context_unknown(run.folder / "store", cut.shows):
         sys.stderr.write(f"  {said}\n")
     if cut.ranks:
-        train, valid, loss = ranker_frames(
-            run.folder, cut, run.size, run.seed, retriever, "rank_by" in training
-        )
+        steps = "rank_by" in training
+        train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever, steps, stream)
         blind_train, blind_valid = without_content((train, valid), retriever)
     else:
         sys.stderr.write("  no ranker: nothing in the log says what users took\n")
@@ -309,34 +309,8 @@ def ranker(run: Run, recipe: str | None = None, settings: Path | None = None, **
             **training,
         )
     dataset = open_dataset(run)
-    head = _relevance(run, dataset, vectors, embedding, cut)
+    head = relevance_head(run, dataset, vectors, embedding, cut)
     build(run, dataset, open_encoder(run), replace(retriever, vectors=vectors), head, cut.end)
-
-
-def _relevance(
-    run: Run, dataset: Dataset, vectors: Vectors, embedding: Artifact, cut: Split
-) -> Artifact | None:
-    """Train the relevance head on the judged queries, by what its service names; None where there are none."""
-    from feature_repo.services import RELEVANCE
-    from feature_repo.signature import open_signature
-    from feature_repo.store import open_store
-    from ranker.judgements import items_as_stored, judged_pairs, require_judgeable
-    from ranker.relevance import train_relevance
-
-    pairs = judged_pairs(dataset, vectors, "train", run.seed)
-    if not len(pairs):
-        return None
-    store = open_store(run.folder / "store")
-    signature = open_signature(store, RELEVANCE)
-    require_judgeable(store, signature)
-    return train_relevance(
-        pairs,
-        run.folder / "relevance",
-        parents={"embedding": embedding},
-        seed=run.seed,
-        signature=signature,
-        items=items_as_stored(store, signature, pairs.item_id, cut.end),
-    )
 
 
 def evaluate(run: Run) -> None:

@@ -25,7 +25,9 @@ from sklearn.isotonic import IsotonicRegression
 from dataset.contracts import DataError
 
 LEAST_SLOPE = 1e-3  # of a logit: a model that knows nothing keeps an order
-POOLED = 1.0  # impressions at the rate of all that every pool has besides: one without clicks has finite log-odds
+POOLED = (
+    1.0  # impressions at the rate of all that every pool has besides: one without clicks has finite log-odds
+)
 
 
 @dataclass(frozen=True)

@@ -293,14 +293,24 @@ def epoch_batches(
 ) -> Iterator[Batch]:
     """The batches of an epoch in an order drawn from ``seed``; the first ``done`` are left out."""
     draw = np.random.default_rng(seed)
-    order = draw.permutation(np.flatnonzero(counts > 0))
     pool = max(1, int(POOL * slots_per_batch / max(counts.mean(), 1)))
-    groups = [
-        rows for start in range(0, len(order), pool)
-        for rows in size_groups(counts, order[start : start + pool], slots_per_batch)
-    ]  # fmt: skip
-    for group in draw.permutation(len(groups))[done:]:
-        yield share.batch(train, encoder, groups[group])
+    for rows in _windows(np.flatnonzero(counts > 0), train.windows, draw):
+        order = draw.permutation(rows)
+        groups = [
+            rows for start in range(0, len(order), pool)
+            for rows in size_groups(counts, order[start : start + pool], slots_per_batch)
+        ]  # fmt: skip
+        for group in draw.permutation(len(groups))[done:]:
+            yield share.batch(train, encoder, groups[group])
+        done = max(done - len(groups), 0)
+
+
+def _windows(rows: np.ndarray, windows: np.ndarray | None, draw: np.random.Generator) -> list[np.ndarray]:
+    """The requests that are shuffled together, in random order: those of a window, or all where all are in memory."""
+    if windows is None or not len(rows):
+        return [rows]
+    parts = np.split(rows, np.flatnonzero(np.diff(windows[rows])) + 1)
+    return [parts[one] for one in draw.permutation(len(parts))] if len(parts) > 1 else parts
 
 
 def _validate(

@@ -8,6 +8,7 @@ Legend: R requests, C candidates, S match columns.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ from dataset.log import microseconds, pairs
 from dataset.split import Split
 from feature_repo.frame import Frame, StoredRequests
 from feature_repo.frames.join import TrainingFrame, training_frame
-from feature_repo.frames.logged import logged_frames, of_part
+from feature_repo.frames.logged import logged_frames, logged_streams, of_part
+from feature_repo.frames.stream import FrameStream
 from feature_repo.services import RETRIEVAL
 from feature_repo.signature import Signature
+from moonstore.disk import writing
 from ranker.inputs.columns import LABEL
 from retrieval.jagged import Retrieved, owners, stack
 from retrieval.requests import Requests
@@ -55,7 +58,7 @@ class MatchedFrames:
         offsets: int64 [R + 1].
     """
 
-    stored: TrainingFrame
+    stored: TrainingFrame | FrameStream
     names: tuple[str, ...]
     matches: np.ndarray
     offsets: np.ndarray
@@ -64,6 +67,11 @@ class MatchedFrames:
     def signature(self) -> Signature:
         """The features of the store that the frames hold."""
         return self.stored.signature
+
+    @property
+    def windows(self) -> np.ndarray | None:
+        """The part of the frame that each request is read with, see ``StoredRequests``."""
+        return self.stored.windows
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -85,6 +93,7 @@ class MatchedFrames:
 
     def only(self, request_rows: np.ndarray, label: np.ndarray) -> MatchedFrames:
         """The requests at these rows, with other labels, float32 of as many as they have candidates."""
+        assert isinstance(self.stored, TrainingFrame)
         candidate, offsets = self.stored.candidates_of(request_rows)
         stored = self.stored.only(request_rows).labelled(label)
         return MatchedFrames(stored, self.names, self.matches[candidate], offsets)
@@ -97,17 +106,36 @@ def chunks(stored: StoredRequests, description: str) -> Iterator[Frame]:
         yield stored.take(start, min(start + CHUNK_REQUESTS, len(stored)))
 
 
-def matched(stored: TrainingFrame, retriever: Retriever) -> MatchedFrames:
+def matched(stored: TrainingFrame | FrameStream, retriever: Retriever) -> MatchedFrames:
     """Every (request, candidate) pair with the scores of ``match_sources`` and all similarities, as in serving."""
     sources, similarities, names = match_sources(retriever), retriever.similarities, match_names(retriever)
-    parts, counts = [np.empty((0, len(names)), np.float32)], [np.zeros(1, np.int64)]
-    for frame in chunks(stored, "match candidates"):
-        item_id = frame.candidates["item_id"].to_numpy()
-        requests = Requests.from_frame(frame)
-        scores = match_scores(sources, requests, item_id, frame.offsets)[1]
-        parts.append(np.concatenate([scores, similarities.of(requests, item_id, frame.offsets)], axis=1))
-        counts.append(np.diff(frame.offsets))
-    return MatchedFrames(stored, names, np.concatenate(parts), np.cumsum(np.concatenate(counts)))
+    counts = [np.zeros(1, np.int64)]
+
+    def pieces() -> Iterator[np.ndarray]:
+        for frame in chunks(stored, "match candidates"):
+            item_id = frame.candidates["item_id"].to_numpy()
+            requests = Requests.from_frame(frame)
+            scores = match_scores(sources, requests, item_id, frame.offsets)[1]
+            counts.append(np.diff(frame.offsets))
+            yield np.concatenate([scores, similarities.of(requests, item_id, frame.offsets)], axis=1)
+
+    if isinstance(stored, FrameStream):
+        matches = _on_disk(pieces(), len(names), stored.folder)
+    else:
+        matches = np.concatenate([np.empty((0, len(names)), np.float32), *pieces()])
+    return MatchedFrames(stored, names, matches, np.cumsum(np.concatenate(counts)))
+
+
+def _on_disk(pieces: Iterator[np.ndarray], width: int, folder: Path) -> np.ndarray:
+    """The pieces one after the other, float32 [C, width], in a file that is gone when nobody reads it any more."""
+    with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+        for piece in pieces:
+            file.write(piece.astype(np.float32).tobytes())
+        file.flush()
+        rows = file.tell() // (width * np.dtype(np.float32).itemsize) if width else 0
+        if not rows:
+            return np.empty((0, width), np.float32)
+        return np.asarray(np.memmap(file, np.float32, "r", shape=(rows, width)))
 
 
 def without_content(frames: Sequence[MatchedFrames], retriever: Retriever) -> tuple[MatchedFrames, ...]:
@@ -202,7 +230,13 @@ def match_names(retriever: Retriever) -> tuple[str, ...]:
 
 
 def ranker_frames(
-    folder: Path, split: Split, size: Size, seed: int, retriever: Retriever, with_steps: bool = False
+    folder: Path,
+    split: Split,
+    size: Size,
+    seed: int,
+    retriever: Retriever,
+    with_steps: bool = False,
+    stream: bool = False,
 ) -> tuple[MatchedFrames, MatchedFrames, str]:
     """Training and validation requests of the ranker, and the loss that fits them.
 
@@ -213,28 +247,40 @@ def ranker_frames(
         seed: of the negatives and the validation requests, where none were logged.
         retriever: whose sources learned from the log before the training requests (``open_retrieval``, fitted).
         with_steps: whether candidates say what followed the click, as far as it was known before the test.
+        stream: whether they are read in windows from the run's frame, which is written if need be.
 
     Returns:
         train, valid, and ``pointwise`` for logged impressions or ``listwise`` for retrieved candidates.
 
     Raises:
-        DataError: nothing that follows a click was logged.
+        DataError: nothing that follows a click was logged; or requests are to be read in windows, and nothing was
+            logged, or they are to say what followed as well.
     """
+    frames: Sequence[TrainingFrame | FrameStream]
     if with_steps and not split.shows:
         raise DataError("expected logged impressions to learn from what follows clicks, found none")
+    if with_steps and stream:
+        raise DataError("expected one of what follows clicks and requests in windows, got both")
+    if stream and not split.shows:
+        raise DataError(
+            f"{folder}: expected impressions or ratings to read in windows, found what was taken only: its "
+            f"candidates are drawn in memory. Run 'moon ranker' without --stream."
+        )
     if split.shows:
-        frames = logged_frames(folder, split, size, ("train", "valid"))
-        if with_steps:
-            frames = [and_steps(one, split.test_log) for one in frames]
+        if stream:
+            frames = logged_streams(folder, split, size, ("train", "valid"))
+        else:
+            whole = logged_frames(folder, split, size, ("train", "valid"))
+            frames = [and_steps(one, split.test_log) for one in whole] if with_steps else whole
         loss = "pointwise"
     else:
-        frames = []
+        frames = drawn = []
         for part in ("train", "valid"):
             taken = of_part(split.ranking, part)
             stored = training_frame(folder / "store", taken, size.history)
             found = candidates(stored, retriever)
             rows = among_others(taken, found, retriever.index.ids, seed)
-            frames.append(training_frame(folder / "store", rows, size.history))
+            drawn.append(training_frame(folder / "store", rows, size.history))
         loss = "listwise"
     return matched(frames[0], retriever), matched(frames[1], retriever), loss
 

@@ -27,6 +27,7 @@ class Requests:
 
     frame: Frame
     signature: Signature = SIGNATURE
+    windows: np.ndarray | None = None
 
     def __len__(self):
         return len(self.frame)

@@ -72,7 +72,11 @@ def test_isotonic_passes_through_the_pools():
     logits = np.repeat([-2.0, -1.0, 0.0, 3.0], 10)
     label = np.concatenate([np.arange(10) < k for k in (1, 5, 3, 9)])
     made = calibrated("isotonic", logits, label)
-    odds = [np.log(1.45 / 9.55), np.log(8.45 / 12.55), np.log(9.45 / 1.55)]  # with one impression at the rate of all
+    odds = [
+        np.log(1.45 / 9.55),
+        np.log(8.45 / 12.55),
+        np.log(9.45 / 1.55),
+    ]  # with one impression at the rate of all
     assert made.logit == pytest.approx((-2.0, -0.5, 3.0)) and made.calibrated == pytest.approx(odds)
     assert made(np.array([-3.0, -0.5, 1.25, 5.0])) == pytest.approx(
         [odds[0] - 1, odds[1], (odds[1] + odds[2]) / 2, odds[2] + 2]

@@ -1,4 +1,4 @@
-"""A training that is killed goes on with the next batch: its losses and weights are to the bit those of one that was not."""
+"""A training that was killed goes on with the next batch: its losses and weights are those of one that was not."""
 
 import os
 import signal

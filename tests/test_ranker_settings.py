@@ -97,8 +97,12 @@ def test_the_other_loss_has_its_weight():
     draw = np.random.default_rng(0)
     logit = torch.from_numpy(draw.normal(size=(2, 3))).float()
     label = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    batch = Batch(**{n: None for n in Batch.__dataclass_fields__} | {
-        "label": label, "later": torch.zeros(2, 3, 0), "candidate_mask": torch.ones(2, 3, dtype=torch.bool)})  # fmt: skip
+    filled = {
+        "label": label,
+        "later": torch.zeros(2, 3, 0),
+        "candidate_mask": torch.ones(2, 3, dtype=torch.bool),
+    }
+    batch = Batch(**{n: None for n in Batch.__dataclass_fields__} | filled)
     point = functional.binary_cross_entropy_with_logits(logit, label)
     listed = functional.cross_entropy(logit, label.argmax(1))
     assert point != listed

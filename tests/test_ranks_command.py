@@ -24,12 +24,13 @@ def test_the_command_hands_the_number_on_and_refuses_it_where_it_means_nothing(m
     for words in ([], ["--ranks", "4", "--recipe", "muse"]):
         assert CliRunner().invoke(cli.app, ["ranker", *words]).exit_code == 0
     assert seen == [
-        ("ranker", {"recipe": None, "ranks": None, "settings": None, "calibrate": None}),
-        ("ranker", {"recipe": "muse", "ranks": 4, "settings": None, "calibrate": None}),
+        ("ranker", {"recipe": None, "ranks": None, "settings": None, "calibrate": None, "stream": False}),
+        ("ranker", {"recipe": "muse", "ranks": 4, "settings": None, "calibrate": None, "stream": False}),
     ]
     for words in (["--compare", "3"], ["--without", "price"]):
         refused = CliRunner().invoke(cli.app, ["ranker", "--ranks", "2", *words])
-        assert refused.exit_code == 2 and f"expected without {words[0]}" in refused.output
+        told = f"Invalid value for --ranks: expected without {words[0]}"
+        assert refused.exit_code == 2 and told in refused.output
     assert CliRunner().invoke(cli.app, ["ranker", "--ranks", "0"]).exit_code == 2
 
 

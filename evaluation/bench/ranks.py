@@ -57,6 +57,11 @@ class First:
         """As of all."""
         return self.stored.signature
 
+    @property
+    def windows(self) -> np.ndarray | None:
+        """Those of as many."""
+        return None if self.stored.windows is None else self.stored.windows[: len(self)]
+
     def __len__(self) -> int:
         return min(self.count, len(self.stored))
 

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset.log import distinct
 from dataset.months import FIRST, month_of
 from feature_repo.event_log import EventLog
 from feature_repo.frames.join import TrainingFrame
@@ -25,6 +24,7 @@ TABLES = ("requests", "candidates", "items")
 # Of a request: how much of the log its user had, and how many candidates are its own.
 POINTERS = ("log_position", "candidates")
 ITEM_ROW = "item_row"  # of a candidate: its row of the item features
+ROW_GROUP = 1 << 14  # rows of a table that are read together, so that few are in memory at once
 ORDER = "order.parquet"  # where requests of several months are mixed: the place of each, month after month
 
 
@@ -71,13 +71,18 @@ def _write_month(folder: Path, frame: TrainingFrame) -> None:
     requests = frame.requests
     for name, values in zip(POINTERS, (frame.positions, np.diff(frame.offsets)), strict=True):
         requests = requests.append_column(name, pa.array(values))
-    own = distinct(frame.item_row)
-    row = np.searchsorted(own, frame.item_row)
-    tables = (requests, frame.given.append_column(ITEM_ROW, pa.array(row)), frame.items.take(pa.array(own)))
+    # Items in the order in which candidates first need them: what some requests need lies together.
+    own, first, row = np.unique(frame.item_row, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    given = frame.given.append_column(ITEM_ROW, pa.array(place[row]))
+    tables = (requests, given, frame.items.take(pa.array(own[order])))
     for name, table in zip(TABLES, tables, strict=True):
         pq.write_table(
             table.combine_chunks(),
             folder / f"{name}.parquet",
+            row_group_size=ROW_GROUP,
             compression="zstd",
             use_compliant_nested_type=False,  # would rename the elements of lists: other bytes after a join
         )

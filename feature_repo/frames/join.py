@@ -67,6 +67,11 @@ class TrainingFrame:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def windows(self) -> None:
+        """All requests are in memory."""
+        return None
+
     def take(self, start: int, stop: int) -> Frame:
         """The frame of requests start:stop."""
         return self.select(np.arange(start, min(stop, len(self))))

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from dataset.split import Split
 from feature_repo.frames.join import TrainingFrame, training_frame
-from feature_repo.frames.shards import find_frame
+from feature_repo.frames.shards import find_frame, write_frame
 from feature_repo.frames.source import FrameSource
+from feature_repo.frames.stream import FrameStream
 from run.sizes import Size
 
 LOGGED = "frames/logged"  # of a run: its frame of logged requests
@@ -38,6 +39,14 @@ def logged_frame(folder: Path, split: Split, size: Size) -> TrainingFrame:
     """All logged impressions, in the order of ``split.ranking``; see ``logged_frames``."""
     found = _found(folder, split, size)
     return training_frame(folder / "store", split.ranking, size.history) if found is None else found
+
+
+def logged_streams(folder: Path, split: Split, size: Size, parts: Sequence[str]) -> list[FrameStream]:
+    """The logged impressions of some parts, read in windows from the run's frame, which is written if need be."""
+    frame = FrameStream.open(
+        write_frame(logged_source(folder, split, size), folder / LOGGED), folder / "store"
+    )
+    return [frame.of_part(part) for part in parts]
 
 
 def _found(folder: Path, split: Split, size: Size) -> TrainingFrame | None:

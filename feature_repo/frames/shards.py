@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import DataError
-from feature_repo.event_log import open_event_log
+from feature_repo.event_log import EventLog, open_event_log
 from feature_repo.frames.files import months_of_requests, read_frame_files, write_frame_files
 from feature_repo.frames.inputs import month_keys
 from feature_repo.frames.join import TrainingFrame, distinct, training_frame
 from feature_repo.frames.source import FrameSource
-from feature_repo.side_information import open_side_information
+from feature_repo.side_information import SideInformation, open_side_information
 from feature_repo.signature import Signature
 from feature_repo.store import open_store
 from moonstore.errors import StoreError
@@ -204,7 +204,12 @@ def _write(
     return open_artifact(out, _kind(config), MADE_BY)
 
 
-def _read(artifact: Artifact, store_dir: Path) -> TrainingFrame:
+def open_parts(artifact: Artifact, store_dir: Path) -> tuple[EventLog, int, SideInformation, Signature]:
+    """What a frame points to: the event log, how much of it is a history, and the features of behaviours.
+
+    Raises:
+        StoreError: the store's event log is another one.
+    """
     log = open_event_log(store_dir)
     if not log.holds([artifact.config["log"]]):
         raise StoreError(
@@ -213,7 +218,11 @@ def _read(artifact: Artifact, store_dir: Path) -> TrainingFrame:
         )
     signature = Signature.from_json(artifact.config["signature"])
     side = open_side_information(open_store(store_dir), signature.features)
-    return read_frame_files(artifact, log, int(artifact.config["history"]), side, signature)
+    return log, int(artifact.config["history"]), side, signature
+
+
+def _read(artifact: Artifact, store_dir: Path) -> TrainingFrame:
+    return read_frame_files(artifact, *open_parts(artifact, store_dir))
 
 
 def _joined(parts: Sequence[TrainingFrame], order: np.ndarray) -> TrainingFrame:

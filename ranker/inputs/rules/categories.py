@@ -102,6 +102,11 @@ class Hashed:
         return np.where(np.unpackbits(bits, count=self.rows)[rows].astype(bool), rows, 0)
 
 
+MOST_PIECES = (
+    16  # of counted hashes, before they are counted together: memory follows the values, not the rows
+)
+
+
 class CategoryLearner:
     """Counts values.
 
@@ -121,6 +126,8 @@ class CategoryLearner:
         values = plain(_bags(column)[0].drop_null())
         if self.hashed:
             self.hashes.append(np.unique(hash_column(values), return_counts=True))
+            if len(self.hashes) > MOST_PIECES:
+                self.hashes = [self._counted()]
             return
         found = values.value_counts()
         for value, count in zip(
@@ -137,11 +144,7 @@ class CategoryLearner:
             if len(admitted) <= LARGEST:
                 return Dictionary(tuple(admitted))
             self._give_up()
-        every = np.concatenate([np.empty(0, np.uint64), *(hashes for hashes, _ in self.hashes)])
-        distinct, place = np.unique(every, return_inverse=True)
-        counts = np.bincount(
-            place, np.concatenate([np.empty(0), *(counts for _, counts in self.hashes)]), len(distinct)
-        )
+        distinct, counts = self._counted()
         admitted_hashes = distinct[counts >= self.min_count]
         rows = self.rows or table_rows(len(admitted_hashes))
         if self.min_count <= 1:
@@ -149,6 +152,13 @@ class CategoryLearner:
         bits = np.zeros(rows, dtype=bool)
         bits[(admitted_hashes % np.uint64(rows)).astype(np.int64)] = True
         return Hashed(rows, base64.b64encode(np.packbits(bits).tobytes()).decode())
+
+    def _counted(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct hashes so far, and how often each occurred."""
+        every = np.concatenate([np.empty(0, np.uint64), *(hashes for hashes, _ in self.hashes)])
+        distinct, place = np.unique(every, return_inverse=True)
+        counts = np.concatenate([np.empty(0), *(counts for _, counts in self.hashes)])
+        return distinct, np.bincount(place, counts, len(distinct))
 
     def _give_up(self) -> None:
         # More values than a dictionary should hold.

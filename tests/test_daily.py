@@ -1,0 +1,293 @@
+"""Day after day: each day is measured from itself alone, then learned from as it was known at its end."""
+
+import os
+import re
+import signal
+from dataclasses import replace
+from datetime import timedelta
+from multiprocessing import get_context
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from ranker_world import DAY_US, NOW_US, Requests, auc, make_world
+from typer.testing import CliRunner
+
+from dataset.contracts import TIME, DataError
+from dataset.days import Day, days_of
+from evaluation import daily as module
+from evaluation.daily import Log, daily, train_daily
+from evaluation.measurements import read_measurements
+from moon import cli
+from ranker import daily as training
+from ranker import fit as fit_module
+from ranker.daily import Terms
+from ranker.inputs.frame_encoder import select_requests
+from ranker.recipes import attention, recipe
+from ranker.score import Ranker
+from run.artifacts import open_artifact
+from run.sizes import size
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TINY = replace(size("nano"), id_width=4, history=50, ranker_slots=200)
+FIRST = NOW_US // DAY_US + 1
+EACH, EMPTY, DAYS = 60, 2, 5  # requests of a day; which day nobody asks; how many there are
+WORLD = make_world(requests=EACH * (DAYS - 1), items=80)
+HOUR_US = DAY_US // 24
+
+
+class Labelled(Requests):
+    """What ``retrieval.examples.MatchedFrames`` offers, in memory."""
+
+    def only(self, rows, label):
+        frame = select_requests(self.frame, rows)
+        place = frame.candidates.column_names.index("label")
+        column = pa.array(np.asarray(label, np.float32))
+        return Labelled(replace(frame, candidates=frame.candidates.set_column(place, "label", column)))
+
+
+def make_log(days=DAYS, delay_us=0):
+    """So many days of the world, of which nobody asks on one; likes become known after the delay."""
+    every = [day for day in range(DAYS) if day != EMPTY]
+    day = np.repeat(every, EACH)
+    time_us = (FIRST + day) * DAY_US + np.tile(1 + np.arange(EACH) * (DAY_US // EACH), len(every))
+    kept = np.flatnonzero(day < days)
+    frame, time_us = select_requests(WORLD.frame, kept), time_us[kept]
+    place = frame.requests.column_names.index("time")
+    frame = replace(frame, requests=frame.requests.set_column(place, "time", pa.array(time_us).cast(TIME)))
+    label = frame.candidates["label"].to_numpy()
+    shown_us = np.repeat(time_us, np.diff(frame.offsets))
+    chance = WORLD.probability[: len(label)]
+    return Log(
+        requests=Labelled(frame),
+        time_us=time_us,
+        user_id=frame.requests["user_id"].to_numpy(),
+        item_id=frame.candidates["item_id"].to_numpy(),
+        offsets=frame.offsets,
+        label=label,
+        liked_us=np.where(label > 0, shown_us + delay_us, np.iinfo(np.int64).max),
+        plain=np.log(chance / (1 - chance))[:, None],
+        end_us=(FIRST + days) * DAY_US,
+    )
+
+
+def terms(**changed):
+    given = {"recipe": recipe("simtier"), "size": TINY, "vectors": WORLD.vectors, "encoder": "e", "seed": 0}
+    return Terms(**(given | {"epochs": 2, "learning_rate": 5e-3, "table_learning_rate": 5e-3} | changed))
+
+
+def measured(folder, day):
+    return read_measurements(folder / "days" / f"{np.datetime64(FIRST + day, 'D')}.json")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """All days in one go."""
+    folder = tmp_path_factory.mktemp("whole") / "daily"
+    dates = train_daily(folder, make_log(), terms(), {})
+    return folder, dates
+
+
+@pytest.mark.parametrize("day", [1, 3, 4])
+def test_a_days_figures_are_those_of_that_day_alone(whole, tmp_path, day):
+    """Computed by hand from the ranker that a log makes which ends where the day begins."""
+    log = make_log()
+    train_daily(tmp_path / "d", make_log(day), terms(), {})
+    made = tmp_path / "d" / "ranker"
+    made = open_artifact(made if made.exists() else tmp_path / "d" / "first", "ranker")
+    rows = np.flatnonzero(log.time_us // DAY_US == FIRST + day)
+    frame = select_requests(log.requests.frame, rows)
+    label, score = frame.candidates["label"].to_numpy(), Ranker.open(made, WORLD.vectors).score(frame)
+    chance = 1 / (1 + np.exp(-score.astype(np.float64)))
+    found = measured(whole[0], day)
+    assert found["daily/auc"].value == pytest.approx(auc(label, score), abs=1e-12)
+    assert found["daily/auc"].n == len(label) == EACH * 10
+    loss = -np.mean(np.where(label > 0, np.log(chance), np.log1p(-chance)))
+    rate = label.mean()
+    assert found["daily/ne"].value == pytest.approx(
+        loss / -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+    )
+    assert found["daily/calibration"].value == pytest.approx(chance.sum() / label.sum())
+    mine = log.candidates(rows)
+    assert found["logistic/auc"].value == pytest.approx(auc(label, WORLD.probability[mine])), (
+        "it knows the truth"
+    )
+
+
+def test_what_is_learned_each_day_tells_on_the_next(whole):
+    last = measured(whole[0], DAYS - 1)
+    assert last["daily/auc"].value > last["first/auc"].value + 0.03
+    assert last["daily/ne"].value < last["first/ne"].value
+    assert measured(whole[0], 1)["daily/auc"].value == measured(whole[0], 1)["first/auc"].value
+    ranker = open_artifact(whole[0] / "ranker", "ranker")
+    assert list(ranker.config["days"]) == [date for day, date in enumerate(whole[1]) if day != EMPTY]
+
+
+def test_an_empty_day_is_skipped_and_said(tmp_path, capsys):
+    dates = train_daily(tmp_path / "d", make_log(3), terms(), {})
+    assert dates == [str(np.datetime64(FIRST + day, "D")) for day in range(2)], "the log ends with who asked"
+    train_daily(tmp_path / "e", make_log(4), terms(), {})
+    said = capsys.readouterr().err
+    empty = str(np.datetime64(FIRST + EMPTY, "D"))
+    assert f"{empty}: no requests, not measured" in said
+    assert f"{empty}: nothing to learn from at its end, skipped" in said
+    assert not (tmp_path / "e" / "days" / f"{empty}.json").exists()
+
+
+def test_killed_within_a_day_it_ends_as_if_it_had_not_been(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_module, "EVERY_S", 0.0)
+    folder, real, seen, stop = tmp_path / "d", training.epoch_batches, [], -1
+
+    def batches(*given, **rest):
+        for batch in real(*given, **rest):
+            if len(seen) == stop:
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen.append(1)
+            yield batch
+
+    monkeypatch.setattr(training, "epoch_batches", batches)
+    for drawn in np.random.default_rng().integers(1, 10, 2).tolist():
+        stop = drawn
+        child = get_context("fork").Process(target=train_daily, args=(folder, make_log(), terms(), {}))
+        child.start()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    stop = -1
+    train_daily(folder, make_log(), terms(), {})
+    for name in ("ranker", "first"):
+        assert open_artifact(folder / name, "ranker").id == open_artifact(whole[0] / name, "ranker").id
+    for day in (1, 3, 4):
+        assert measured(folder, day) == measured(whole[0], day)
+
+
+def test_a_log_that_has_grown_goes_on_with_its_new_days(whole, tmp_path, monkeypatch):
+    """With the vectors of another embedding by the same encoder, as a new day's items need."""
+    folder, trained, real = tmp_path / "d", [], module.train_day
+    monkeypatch.setattr(
+        module, "train_day", lambda *given: (trained.append(given[1] - FIRST), real(*given))[1]
+    )
+    train_daily(folder, make_log(4), terms(), {})
+    grown = terms(vectors=replace(WORLD.vectors, id="embedding-2"))
+    train_daily(folder, make_log(), grown, {})
+    assert trained == [0, 1, 3, 4]
+    made, once = (open_artifact(one / "ranker", "ranker") for one in (folder, whole[0]))
+    assert made.config == once.config
+    frame = make_log().requests.frame
+    scores = [Ranker.open(a, t.vectors).score(frame) for a, t in ((made, grown), (once, terms()))]
+    assert np.array_equal(*scores)
+    assert measured(folder, 4) == measured(whole[0], 4)
+
+
+@pytest.mark.parametrize(
+    "changed, why",
+    [
+        ({"recipe": attention()}, "another recipe"),
+        ({"encoder": "f"}, "another encoder"),
+        ({"forget": 3}, "another forget"),
+    ],
+    ids=["recipe", "encoder", "forget"],
+)
+def test_under_other_terms_it_begins_anew_and_says_why(whole, tmp_path, capsys, changed, why):
+    folder = tmp_path / "d"
+    train_daily(folder, make_log(2), terms(), {})
+    train_daily(folder, make_log(2), terms(**changed), {})
+    assert f"trained otherwise ({why}): starting afresh" in capsys.readouterr().err
+    assert open_artifact(folder / "first", "ranker").config["terms"] != terms().to_json()
+
+
+def test_another_service_or_another_past_begins_anew(tmp_path, capsys):
+    folder, log = tmp_path / "d", make_log(2)
+    train_daily(folder, log, terms(), {})
+    before = open_artifact(folder / "ranker", "ranker")
+    signature = log.requests.signature
+    less = replace(signature, features=signature.features[:-1])
+    requests = Labelled(log.requests.frame, less)
+    requests.only = lambda rows, label: Labelled(log.requests.only(rows, label).frame, less)
+    train_daily(folder, replace(log, requests=requests), terms(), {})
+    assert re.search(r"trained otherwise \(lost: .*rate_all.*\): starting afresh", capsys.readouterr().err)
+    train_daily(folder, log, terms(), {})
+    assert "trained otherwise (added: rate_all" in capsys.readouterr().err
+    changed = replace(log, label=1 - log.label, liked_us=np.where(log.label > 0, 2**62, log.time_us.max()))
+    train_daily(folder, changed, terms(), {})
+    date = str(np.datetime64(FIRST, "D"))
+    assert f"another log on {date}" in capsys.readouterr().err
+    train_daily(folder, log, terms(), {})
+    assert open_artifact(folder / "ranker", "ranker").id == before.id
+
+
+def test_a_like_that_comes_late_is_learned_only_by_those_who_wait(tmp_path):
+    """What becomes known after a day has no part in what is learned at its end; waiting, it has."""
+    late, on_time = make_log(1, delay_us=DAY_US), make_log(1)
+    never = replace(late, label=late.label * 0, liked_us=np.full(len(late.label), np.iinfo(np.int64).max))
+    trained = {}
+    for name, log in {"late": late, "never": never, "on time": on_time}.items():
+        train_daily(tmp_path / name, log, terms(), {})
+        trained[name] = open_artifact(tmp_path / name / "first", "ranker").id
+    assert trained["late"] == trained["never"] != trained["on time"]
+    longer = replace(late, end_us=late.end_us + 2 * DAY_US)
+    train_daily(tmp_path / "waits", longer, terms(), {}, timedelta(days=1))
+    made, once = (open_artifact(tmp_path / one / "first", "ranker") for one in ("waits", "on time"))
+    frame = on_time.requests.frame
+    assert made.config["day"] > once.config["day"], "a day later"
+    assert made.config["outcome"]["train_loss"] == pytest.approx(
+        once.config["outcome"]["train_loss"], abs=0.05
+    )
+    scores = [Ranker.open(one, WORLD.vectors).score(frame) for one in (made, once)]
+    assert auc(on_time.label, scores[0]) == pytest.approx(auc(on_time.label, scores[1]), abs=0.05)
+
+
+@pytest.mark.parametrize("wait_h", [0, 1, 24, 30])
+def test_days_are_those_of_a_loop_over_the_requests(wait_h):
+    draw = np.random.default_rng(wait_h)
+    time_us = np.sort(draw.integers(100 * DAY_US, 106 * DAY_US, 300))
+    time_us = time_us[time_us // DAY_US != 103]
+    time_us[:2] = 100 * DAY_US, 101 * DAY_US - HOUR_US  # at the turn of a day, and a wait before one
+    end_us, wait_us = 106 * DAY_US - 7 * HOUR_US, wait_h * HOUR_US
+    found = {day.number: day for day in days_of(time_us, end_us, wait_us)}
+    assert list(found) == list(range(100, max(found) + 1)) and max(found) <= 105
+    for number in range(100, 110):
+        day = found.get(number, Day(number, np.empty(0, int), np.empty(0, int)))
+        asked = [n for n, t in enumerate(time_us) if t // DAY_US == number and t + wait_us <= end_us]
+        ends = [(one + 1) * DAY_US for one in range(100, 110)]
+        first = [next(e for e in ends if e > t and e >= t + wait_us) for t in time_us]
+        learned = [n for n, e in enumerate(first) if e == (number + 1) * DAY_US and e <= end_us]
+        assert day.asked.tolist() == asked and day.learned.tolist() == learned, number
+
+
+def test_the_table_and_the_page_show_every_day(whole):
+    said = module._told(*whole)
+    lines = said.splitlines()
+    assert lines[0] == "| day | ranker | AUC | GAUC | NE | calibration |"
+    assert len([line for line in lines if line.startswith("| 20")]) == 3 * 3
+    found = measured(whole[0], 4)["daily/auc"].value
+    assert any(line.startswith(f"| {whole[1][4]} | daily | {found:.4f} | ") for line in lines)
+    page = (whole[0] / "drift.html").read_text()
+    assert page.count("<svg") == 4 and f"Day 1 is {whole[1][0]}" in page and f"{found:.4f}" in page
+
+
+@pytest.mark.parametrize("shows, by", [(False, "time"), (True, "users")])
+def test_a_log_that_cannot_be_asked_day_after_day_is_refused(tmp_path, shows, by):
+    split = SimpleNamespace(shows=shows, by=by)
+    with pytest.raises(
+        DataError, match="split by time, to be asked day after day; found .* 'moon split --by time'"
+    ):
+        daily(tmp_path, None, split, TINY, attention(), 0)
+
+
+def test_the_command_hands_its_options_on_and_refuses_what_means_nothing(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "_do", lambda verb, run, **options: seen.append((verb, options)))
+    for words in ([], ["--wait", "1.5", "--forget", "7", "--recipe", "muse"]):
+        assert CliRunner().invoke(cli.app, ["ranker", "--daily", *words]).exit_code == 0
+    assert seen == [
+        ("ranker --daily", {"recipe": None, "wait": 0.0, "forget": None}),
+        ("ranker --daily", {"recipe": "muse", "wait": 1.5, "forget": 7}),
+    ]
+    for words in (["--ranks", "2"], ["--compare", "3"], ["--without", "price"]):
+        refused = CliRunner().invoke(cli.app, ["ranker", "--daily", *words])
+        assert refused.exit_code == 2 and "expected without --daily" in refused.output
+    for words in (["--wait", "1"], ["--forget", "2"]):
+        refused = CliRunner().invoke(cli.app, ["ranker", *words])
+        assert refused.exit_code == 2 and "expected with --daily" in refused.output
+    assert CliRunner().invoke(cli.app, ["ranker", "--daily", "--wait", "-1"]).exit_code == 2
