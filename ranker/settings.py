@@ -12,7 +12,8 @@ from run.artifacts import ArtifactError
 
 COUNTS = ("id_width", "hidden", "depth")
 FRACTIONS = ("dropout", "id_dropout", "other_loss")
-POSITIVE = ("learning_rate", "table_learning_rate", "weight_decay")
+POSITIVE = ("learning_rate",)
+NOT_NEGATIVE = ("table_learning_rate", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Settings:
     Attributes:
         id_width: width of its id embeddings.
         learning_rate: of AdamW on the dense weights.
-        table_learning_rate: of row-wise Adagrad on the tables.
+        table_learning_rate: of row-wise Adagrad on the tables; 0: they stay as they began.
         hidden: width of the perceptron's first layer, in widths of an id embedding; each further one is half as wide.
         depth: hidden layers of the perceptron.
         dropout: fraction of the hidden values that a training step leaves out.
@@ -66,7 +67,7 @@ class Settings:
         if wrong:
             raise ArtifactError(
                 f"{path}: expected {', '.join(COUNTS)} from 1, {', '.join(FRACTIONS)} from 0 to below 1, "
-                f"{', '.join(POSITIVE)} above 0; {'; '.join(wrong)}. "
+                f"{', '.join(POSITIVE)} above 0, {', '.join(NOT_NEGATIVE)} from 0; {'; '.join(wrong)}. "
                 f"Choose a best.json that 'moon ranker --tune' wrote."
             )
         return cls(**found)
@@ -82,4 +83,6 @@ def _fits(name: str, value: object) -> bool:
         return False
     if name in COUNTS:
         return isinstance(value, int) and value >= 1
-    return 0 <= value < 1 if name in FRACTIONS else 0 < value < math.inf
+    if name in FRACTIONS:
+        return 0 <= value < 1
+    return math.isfinite(value) and (value > 0 or (value == 0 and name in NOT_NEGATIVE))

@@ -97,12 +97,8 @@ def test_the_other_loss_has_its_weight():
     draw = np.random.default_rng(0)
     logit = torch.from_numpy(draw.normal(size=(2, 3))).float()
     label = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    filled = {
-        "label": label,
-        "later": torch.zeros(2, 3, 0),
-        "candidate_mask": torch.ones(2, 3, dtype=torch.bool),
-    }
-    batch = Batch(**{n: None for n in Batch.__dataclass_fields__} | filled)
+    given = {"label": label, "later": torch.zeros(2, 3, 0), "candidate_mask": torch.ones(2, 3).bool()}
+    batch = Batch(**{name: None for name in Batch.__dataclass_fields__} | given)
     point = functional.binary_cross_entropy_with_logits(logit, label)
     listed = functional.cross_entropy(logit, label.argmax(1))
     assert point != listed
@@ -145,6 +141,9 @@ def test_a_file_of_settings_is_read_or_refused_by_name(tmp_path):
     path = tmp_path / "best.json"
     path.write_text(json.dumps(SHIPPED.settings()))
     assert Settings.read(path) == SHIPPED
+    still = replace(SHIPPED, table_learning_rate=0.0, weight_decay=0.0)
+    path.write_text(json.dumps(still.settings()))
+    assert Settings.read(path) == still
     wrong = {
         "width is unknown": {"width": 3},
         "depth is 0": {"depth": 0},
@@ -152,6 +151,7 @@ def test_a_file_of_settings_is_read_or_refused_by_name(tmp_path):
         "dropout is 1": {"dropout": 1},
         "learning_rate is 'fast'": {"learning_rate": "fast"},
         "weight_decay is -1": {"weight_decay": -1},
+        "learning_rate is 0": {"learning_rate": 0},
         "id_width is True": {"id_width": True},
     }
     for said, changed in wrong.items():

@@ -138,6 +138,18 @@ FRAMES = (*(Requests(one.frame) for one in WORLDS), "pointwise")
 VECTORS = WORLDS[0].vectors
 
 
+@pytest.mark.parametrize("loss", train_module.LEARNING_RATES)
+def test_what_is_shipped_is_in_the_space(loss):
+    """But for tables that do not learn at all: they are tried at the least rate."""
+    space = ranker_space(16)
+    assert set(space) == set(Settings(16, 1.0, 1.0).settings())
+    for rates in train_module.LEARNING_RATES[loss]:
+        shipped = Settings(16, *rates).settings()
+        tried = {name: one.nearest(shipped[name]) for name, one in space.items()}
+        assert tried == shipped | ({"table_learning_rate": 1e-6} if rates[1] == 0 else {})
+    assert (space["dropout"].nearest(0.7), space["depth"].nearest(9)) == (0.5, 3)
+
+
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(train_module, "EPOCHS", 3)

@@ -60,7 +60,9 @@ def tune_ctr(
     train, valid, loss = frames
     if not len(valid):
         raise TuningError(f"{out}: expected validation requests to choose settings by, found none")
-    first = [Settings(size.id_width, *rates).settings() for rates in LEARNING_RATES[loss]]
+    space = space or ranker_space(size.id_width)
+    shipped = [Settings(size.id_width, *rates).settings() for rates in LEARNING_RATES[loss]]
+    first = [{name: one.nearest(values[name]) for name, one in space.items()} for values in shipped]
     terms = {
         "recipe": recipe.to_json(),
         "loss": loss,
@@ -70,7 +72,7 @@ def tune_ctr(
         "requests": {"train": len(train), "valid": len(valid)},
         **{role: parent.id for role, parent in parents.items()},
     }
-    study = Study(out, space or ranker_space(size.id_width), terms, first, seed)
+    study = Study(out, space, terms, first, seed)
 
     def attempt(values: Mapping[str, Any], number: int, report: Report) -> float:
         place = out / f"trial_{number}"
