@@ -19,6 +19,7 @@ from ranker.modules.make import Make
 from ranker.modules.module import Features, Widths
 from ranker.modules.muse import Muse
 from ranker.modules.pairs import Pairs
+from ranker.modules.prelu import Prelu
 from ranker.modules.sata import SaTa
 from ranker.modules.search import nearest
 from ranker.modules.sim import SimHard, SimSoft
@@ -148,6 +149,19 @@ def pair_weight(weights: PairWeights, q, k):
         [part.weight for part in (weights.query, weights.key, weights.difference, weights.product)], 1
     )
     return weights.rest(first @ torch.cat([q, k, q - k, q * k]) + weights.query.bias)[0]
+
+
+def test_prelu_is_pytorchs_with_its_gradients():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, generator=draw, dtype=torch.float64)
+    weigh = torch.randn(5, 3, generator=draw, dtype=torch.float64)
+    found = []
+    for kind in (Prelu, torch.nn.PReLU):
+        one, given = kind(init=0.3).double(), x.clone().requires_grad_()
+        (one(given) * weigh).sum().backward()
+        found.append((one(x), given.grad, one.weight.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def din(module, one):
