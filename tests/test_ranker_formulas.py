@@ -8,6 +8,9 @@ import torch
 from torch.nn.functional import silu
 
 from ranker.model import run
+from ranker.modules import muse as muse_module
+from ranker.modules import search
+from ranker.modules import twin as twin_module
 from ranker.modules.attention import TargetAttention
 from ranker.modules.codes import Codes
 from ranker.modules.cross import Cross
@@ -149,6 +152,23 @@ def pair_weight(weights: PairWeights, q, k):
         [part.weight for part in (weights.query, weights.key, weights.difference, weights.product)], 1
     )
     return weights.rest(first @ torch.cat([q, k, q - k, q * k]) + weights.query.bias)[0]
+
+
+@pytest.mark.parametrize("kind", [SimHard, SimSoft, Twin, Muse])
+def test_a_long_history_gets_the_answer_of_a_masked_one_with_its_gradients(kind, monkeypatch):
+    torch.manual_seed(0)
+    module = kind(WIDTHS, **({} if kind is SimHard else {"keep": 2})).double()
+    found = []
+    for longest in (0, 99):  # what counts as short
+        for user in (search, twin_module, muse_module):
+            monkeypatch.setattr(user, "SHORT", longest)
+        features = drawn_features()
+        said = run(module, features).candidate[features.candidate_mask_RN]
+        module.zero_grad()
+        said.square().sum().backward()
+        found.append((said.detach(), {name: p.grad.clone() for name, p in module.named_parameters()}))
+    torch.testing.assert_close(*(said for said, _ in found))
+    torch.testing.assert_close(*(gradients for _, gradients in found))
 
 
 def test_prelu_is_pytorchs_with_its_gradients():
