@@ -8,9 +8,7 @@ import torch
 from torch.nn.functional import silu
 
 from ranker.model import run
-from ranker.modules import muse as muse_module
 from ranker.modules import search
-from ranker.modules import twin as twin_module
 from ranker.modules.attention import TargetAttention
 from ranker.modules.codes import Codes
 from ranker.modules.cross import Cross
@@ -160,8 +158,8 @@ def test_a_long_history_gets_the_answer_of_a_masked_one_with_its_gradients(kind,
     module = kind(WIDTHS, **({} if kind is SimHard else {"keep": 2})).double()
     found = []
     for longest in (0, 99):  # what counts as short
-        for user in (search, twin_module, muse_module):
-            monkeypatch.setattr(user, "SHORT", longest)
+        monkeypatch.setattr(search, "SHORT", longest)
+        monkeypatch.setattr(search, "SPARSE", 0)
         features = drawn_features()
         said = run(module, features).candidate[features.candidate_mask_RN]
         module.zero_grad()

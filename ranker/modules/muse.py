@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ranker.modules.module import Module, Output, Widths
 from ranker.modules.sata import SemanticAttention
-from ranker.modules.search import SHORT, listed, nearest
+from ranker.modules.search import is_sparse, listed, nearest
 from ranker.modules.simtier import tiers
 
 
@@ -47,7 +47,7 @@ class Muse(Module):
         """Interest, interest x target and two weighted histograms, float32 [R, N, 2 D + 2 T]."""
         cosine = target_content_RNV @ history_content_RLV.transpose(1, 2)
         kept = nearest(cosine, history_known_RL, self.keep)
-        if cosine.shape[-1] > SHORT:
+        if is_sparse(kept):
             interest = self.attention.of_listed(target_RND, history_RLD, cosine, listed(kept))
         else:
             interest = self.attention(target_RND, history_RLD, cosine, kept)

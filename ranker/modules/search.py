@@ -17,6 +17,7 @@ from ranker.modules.attention import alike, masked_softmax
 
 TIE = 1e-5  # repeated behaviours differ by rounding alone
 SHORT = 256  # behaviours up to which masking costs less than gathering
+SPARSE = 16  # of longer histories, one in so many may be kept for a candidate
 
 
 def nearest(score_RNL: Tensor, allowed_RL: Tensor, keep: int) -> Tensor:
@@ -56,6 +57,12 @@ class Kept(NamedTuple):
         return values_RLD.flatten(0, 1).index_select(0, rows).unflatten(0, self.place_RNK.shape)
 
 
+def is_sparse(kept_RNL: Tensor) -> bool:
+    """Whether listing what is kept costs less than masking the rest."""
+    memory = kept_RNL.shape[-1]
+    return memory > SHORT and float(kept_RNL.float().sum(-1).max()) * SPARSE <= memory
+
+
 def listed(kept_RNL: Tensor) -> Kept:
     """A mask as lists, K the longest of them, at least one."""
     requests, slots, memory = kept_RNL.shape
@@ -86,7 +93,7 @@ class ExactSearch(nn.Module):
 
     def forward(self, target_RND: Tensor, history_RLD: Tensor, kept_RNL: Tensor) -> Tensor:
         """The interest of each request in the light of each candidate, float32 [R, N, D]."""
-        if kept_RNL.shape[-1] > SHORT:
+        if is_sparse(kept_RNL):
             return self.of_listed(target_RND, history_RLD, listed(kept_RNL))
         query, key, value = (
             layer(one).unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ranker.modules.attention import alike, masked_softmax
 from ranker.modules.module import Module, Output, Widths
-from ranker.modules.search import SHORT, listed, nearest
+from ranker.modules.search import is_sparse, listed, nearest
 
 
 class Twin(Module):
@@ -45,7 +45,7 @@ class Twin(Module):
         score = alike + self.cross(history_RLD - behaved_RLD)[:, None, :, 0]
         kept = nearest(score, history_mask_RL, self.keep)
         value = self.value(behaved_RLD)
-        if score.shape[-1] > SHORT:
+        if is_sparse(kept):
             found = listed(kept)
             weight = masked_softmax(score.gather(2, found.place_RNK), found.real_RNK)
             interest = (weight[:, :, None] @ found.of(value))[:, :, 0]
