@@ -120,7 +120,15 @@ def built(
     """An untrained model, always with the same weights, and its encoder."""
     inputs, _ = learn_inputs(frame, length)
     torch.manual_seed(0)
-    config = CtrConfig(chosen, inputs, size(SIMULATED).id_width, WIDTH, vectors.id, "pointwise", **RATES)
+    config = CtrConfig(
+        recipe=chosen,
+        inputs=inputs,
+        id_width=size(SIMULATED).id_width,
+        content_width=WIDTH,
+        embedding_id=vectors.id,
+        loss="pointwise",
+        **RATES,
+    )
     return config.build(), FrameEncoder(inputs, vectors, chosen.by_category)
 
 

@@ -151,7 +151,16 @@ class Ours:
         self.grouped, self.train = grouped, Requests(given.train, grouped)
         inputs, counts = learn_inputs(self.train, given.longest, (USER_ID,))
         recipe = Recipe("din", {"ids": Ids, "din": Din})
-        config = CtrConfig(recipe, inputs, WIDTH, 0, None, "pointwise", *rates)
+        config = CtrConfig(
+            recipe=recipe,
+            inputs=inputs,
+            id_width=WIDTH,
+            content_width=0,
+            embedding_id=None,
+            loss="pointwise",
+            learning_rate=rates[0],
+            table_learning_rate=rates[1],
+        )
         self.model = config.build()
         deepen(self.model)
         self.encoder = FrameEncoder(inputs, None)
