@@ -38,6 +38,18 @@ def bench_store(json: JsonOption = False) -> None:
     typer.echo(f"report: {render_store_report(RUNS / 'store.html', lines)}", err=True)
 
 
+@bench.command("ranker")
+def bench_ranker(json: JsonOption = False) -> None:
+    """Measure the ranker beside other libraries' DIN and beside padded samples, at growing histories."""
+    from evaluation.bench import ranker as bench_ranker
+    from evaluation.bench.lines import to_json, to_text
+
+    if said := bench_ranker.left_out():
+        typer.echo(said, err=True)
+    lines = list(bench_ranker.bench_ranker())
+    typer.echo(to_json(lines) if json else to_text(lines))
+
+
 @bench.command("serving")
 def bench_serving(run: RunOption = None, json: JsonOption = False) -> None:
     """Measure the service of a run: latency, how soon a new item is recommended, and who waits under load."""

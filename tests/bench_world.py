@@ -21,6 +21,7 @@ from run.sizes import size
 
 WATCH = Path(__file__).resolve().parent / "watch"
 DIAL = replace(size("nano"), hidden=32, item_width=16, layers=1)
+FEW = {"users": 20, "items": 50, "categories": 5, "longest": 10}
 # What makes each benchmark small: arguments, and constants of its module. A folder or a run is given in ``measure``.
 SMALL = {
     "bench_batches": {"clicks": 2000, "rounds": 3, "REQUESTS": 100},
@@ -32,9 +33,19 @@ SMALL = {
     "bench_ingest": {"seconds": 0.2, "backlog": 100, "CLICKS": 300},
     "bench_join": {"rows": 200, "events": 2000, "repeats": 1},
     "bench_last_day": {"events": 1_500},
+    "bench_lengths": {
+        "lengths": (5,),
+        "long": (20,),
+        "CLICKS": 3000,
+        "ROUNDS": 2,
+        "SCORED": 20,
+        "SEARCHING": ("sim_soft",),
+    },
     "bench_load": {"workers": (1,), "SECONDS": 0.2, "ROUNDS": 1},
     "bench_materialize": {"rows": 400, "repeats": 1},
     "bench_other_joins": {"rows": 200, "events": 2000, "small": 100, "repeats": 1},
+    "bench_peers": {"seeds": 1, "REQUESTS": 200, "SIZES": FEW},
+    "bench_ranker": {},
     "bench_read": {"items": 600, "repeats": 2},
     "bench_serving": {"USERS": 2, "ROUNDS": 1, "NEW": 1},
     "bench_store": {},

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import silu
 
 from ranker.model import run
+from ranker.modules import search
 from ranker.modules.attention import TargetAttention
 from ranker.modules.codes import Codes
 from ranker.modules.cross import Cross
@@ -19,6 +20,7 @@ from ranker.modules.make import Make
 from ranker.modules.module import Features, Widths
 from ranker.modules.muse import Muse
 from ranker.modules.pairs import Pairs
+from ranker.modules.prelu import Prelu
 from ranker.modules.sata import SaTa
 from ranker.modules.search import nearest
 from ranker.modules.sim import SimHard, SimSoft
@@ -148,6 +150,36 @@ def pair_weight(weights: PairWeights, q, k):
         [part.weight for part in (weights.query, weights.key, weights.difference, weights.product)], 1
     )
     return weights.rest(first @ torch.cat([q, k, q - k, q * k]) + weights.query.bias)[0]
+
+
+@pytest.mark.parametrize("kind", [SimHard, SimSoft, Twin, Muse])
+def test_a_long_history_gets_the_answer_of_a_masked_one_with_its_gradients(kind, monkeypatch):
+    torch.manual_seed(0)
+    module = kind(WIDTHS, **({} if kind is SimHard else {"keep": 2})).double()
+    found = []
+    for longest in (0, 99):  # what counts as short
+        monkeypatch.setattr(search, "SHORT", longest)
+        monkeypatch.setattr(search, "SPARSE", 0)
+        features = drawn_features()
+        said = run(module, features).candidate[features.candidate_mask_RN]
+        module.zero_grad()
+        said.square().sum().backward()
+        found.append((said.detach(), {name: p.grad.clone() for name, p in module.named_parameters()}))
+    torch.testing.assert_close(*(said for said, _ in found))
+    torch.testing.assert_close(*(gradients for _, gradients in found))
+
+
+def test_prelu_is_pytorchs_with_its_gradients():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, generator=draw, dtype=torch.float64)
+    weigh = torch.randn(5, 3, generator=draw, dtype=torch.float64)
+    found = []
+    for kind in (Prelu, torch.nn.PReLU):
+        one, given = kind(init=0.3).double(), x.clone().requires_grad_()
+        (one(given) * weigh).sum().backward()
+        found.append((one(x), given.grad, one.weight.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def din(module, one):

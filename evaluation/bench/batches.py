@@ -41,7 +41,7 @@ def bench_batches(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> I
     create_store(folder / "store", shop, shop)  # type: ignore[arg-type]
     frame = training_frame(folder / "store", _requests(shop), min(nano.history, HISTORY))
     inputs, _ = learn_inputs(frame, nano.history)
-    encoder = FrameEncoder(inputs, _vectors(shop))
+    encoder = FrameEncoder(inputs, drawn_vectors(shop))
     config = CtrConfig(
         recipe=cube(),
         inputs=inputs,
@@ -107,7 +107,7 @@ def _requests(shop: Shop) -> pa.Table:
     )
 
 
-def _vectors(shop: Shop) -> Vectors:
+def drawn_vectors(shop: Shop) -> Vectors:
     """A random unit vector of each item."""
     ids = np.sort(shop.items["item_id"].to_numpy())
     matrix = np.random.default_rng(2).normal(size=(len(ids), WIDTH)).astype(np.float32)

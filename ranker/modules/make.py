@@ -42,7 +42,7 @@ class Make(Module):
         self, target_content_RNV: Tensor, history_content_RLV: Tensor, history_known_RL: Tensor
     ) -> Output:
         """v, h and the logit, float32 [R, N, V + H + 1]."""
-        weight = self.weights(target_content_RNV, history_content_RLV) * history_known_RL[:, None]
+        weight = self.weights(target_content_RNV, history_content_RLV, history_known_RL)
         interest = weight @ history_content_RLV
         hidden = self.hidden(torch.cat([interest, target_content_RNV, interest * target_content_RNV], dim=-1))
         return Output(torch.cat([interest, hidden, self.logit(hidden)], dim=-1))

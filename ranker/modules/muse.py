@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ranker.modules.module import Module, Output, Widths
 from ranker.modules.sata import SemanticAttention
-from ranker.modules.search import nearest
+from ranker.modules.search import is_sparse, listed, nearest
 from ranker.modules.simtier import tiers
 
 
@@ -47,7 +47,10 @@ class Muse(Module):
         """Interest, interest x target and two weighted histograms, float32 [R, N, 2 D + 2 T]."""
         cosine = target_content_RNV @ history_content_RLV.transpose(1, 2)
         kept = nearest(cosine, history_known_RL, self.keep)
-        interest = self.attention(target_RND, history_RLD, cosine, kept)
+        if is_sparse(kept):
+            interest = self.attention.of_listed(target_RND, history_RLD, cosine, listed(kept))
+        else:
+            interest = self.attention(target_RND, history_RLD, cosine, kept)
         known = target_known_RN[..., None]
         every, near = (tiers(cosine, one & known, self.count) for one in (history_known_RL[:, None], kept))
         counts = self.weight * torch.cat([every, near], dim=-1).log1p()

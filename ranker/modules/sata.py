@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ranker.modules.attention import alike, masked_softmax
 from ranker.modules.module import Module, Output, Widths
+from ranker.modules.search import Kept
 
 
 class SemanticAttention(nn.Module):
@@ -37,6 +38,15 @@ class SemanticAttention(nn.Module):
         by_id, by_content, both = self.mix
         score = by_id * alike + by_content * cosine_RNL + both * alike * cosine_RNL
         return masked_softmax(score, allowed) @ self.value(history_RLD)
+
+    def of_listed(self, target_RND: Tensor, history_RLD: Tensor, cosine_RNL: Tensor, kept: Kept) -> Tensor:
+        """The same where the behaviours are listed."""
+        key, value = kept.of(self.key(history_RLD)), kept.of(self.value(history_RLD))
+        alike = (key * self.query(target_RND)[:, :, None]).sum(-1) / history_RLD.shape[-1] ** 0.5
+        cosine = cosine_RNL.gather(2, kept.place_RNK)
+        by_id, by_content, both = self.mix
+        score = by_id * alike + by_content * cosine + both * alike * cosine
+        return (masked_softmax(score, kept.real_RNK)[:, :, None] @ value)[:, :, 0]
 
 
 class SaTa(Module):

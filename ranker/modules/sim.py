@@ -69,5 +69,5 @@ class SimSoft(Module):
 
 def _searched(exact: ExactSearch, target_RND: Tensor, history_RLD: Tensor, kept_RNL: Tensor) -> Output:
     interest = exact(target_RND, history_RLD, kept_RNL)
-    count = kept_RNL.sum(-1, keepdim=True).to(interest.dtype).log1p()
+    count = kept_RNL.to(interest.dtype).sum(-1, keepdim=True).log1p()
     return Output(torch.cat([interest, interest * target_RND, count], dim=-1))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ranker.modules.attention import alike, masked_softmax
 from ranker.modules.module import Module, Output, Widths
-from ranker.modules.search import nearest
+from ranker.modules.search import is_sparse, listed, nearest
 
 
 class Twin(Module):
@@ -44,5 +44,11 @@ class Twin(Module):
         alike = self.query(target_RND) @ self.key(behaved_RLD).transpose(1, 2) / behaved_RLD.shape[-1] ** 0.5
         score = alike + self.cross(history_RLD - behaved_RLD)[:, None, :, 0]
         kept = nearest(score, history_mask_RL, self.keep)
-        interest = masked_softmax(score, kept) @ self.value(behaved_RLD)
+        value = self.value(behaved_RLD)
+        if is_sparse(kept):
+            found = listed(kept)
+            weight = masked_softmax(score.gather(2, found.place_RNK), found.real_RNK)
+            interest = (weight[:, :, None] @ found.of(value))[:, :, 0]
+        else:
+            interest = masked_softmax(score, kept) @ value
         return Output(torch.cat([interest, interest * target_RND], dim=-1))

@@ -1,0 +1,220 @@
+"""What a longer history costs the ranker, in training and in scoring, beside the same model on padded samples.
+
+The histories are gathered by pointers from a store's event log. On padded samples each candidate is a request of its
+own and brings its own copy of the history, as it does in libraries that store sequences in the samples.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dataset.contracts import TIME
+from evaluation.bench.batches import RATES, WIDTH, drawn_vectors
+from evaluation.bench.frame import Shop, simulated
+from evaluation.bench.lines import Line, cpu_seconds, line, line_below, ratio, worst
+from feature_repo.create import create_store
+from feature_repo.frame import Frame, StoredRequests
+from feature_repo.frames.join import training_frame
+from feature_repo.vectors import Vectors
+from ranker.inputs.batch import Batch
+from ranker.inputs.columns import learn_inputs
+from ranker.inputs.frame_encoder import FrameEncoder, select_requests
+from ranker.learner import Learner
+from ranker.model import ClickModel
+from ranker.recipes import Recipe, cube, recipe
+from ranker.score import CtrConfig, Ranker
+from ranker.train import training_loss
+from run.sizes import SIMULATED, size
+
+CLICKS, USERS, CATEGORIES = 600_000, 50, 50
+SHOWN, BATCHES, ROUNDS = 10, 4, 12
+LENGTHS, LONG = (50, 200, 1000), (1000, 3000, 10_000)
+SEARCHING = ("sim_hard", "sim_soft", "twin", "muse")
+SCORED, AT = 500, 200  # candidates of the request that is scored, and its behaviours
+TRAINING_GOAL, SCORING_GOAL, SCORING_MS, EXACT = 5.0, 9.0, 8.0, 1e-5
+
+
+@dataclass(frozen=True)
+class Timed:
+    """CPU-seconds of each round."""
+
+    make: list[float]
+    step: list[float]
+
+    @property
+    def both(self) -> list[float]:
+        """Making a batch and training on it."""
+        return [one + other for one, other in zip(self.make, self.step, strict=True)]
+
+
+def bench_lengths(lengths: tuple[int, ...] = LENGTHS, long: tuple[int, ...] = LONG) -> Iterator[Line]:
+    """Train and score with histories of some lengths.
+
+    Args:
+        lengths: with which the default recipe is trained.
+        long: with which the recipes that search a history score a request.
+    """
+    with tempfile.TemporaryDirectory(prefix="moon_bench_") as name:
+        shop, store = long_shop(), Path(name) / "store"
+        create_store(store, shop, shop)  # type: ignore[arg-type]
+        vectors = drawn_vectors(shop)
+        for length in lengths:
+            yield from _training(training_frame(store, slates(shop, SHOWN), length), vectors, length)
+        few = slates(shop, SCORED, requests=3)
+        yield from _scoring(training_frame(store, few, AT), vectors)
+        for length in long:
+            yield from _searching(training_frame(store, few, length), vectors, length)
+
+
+def long_shop() -> Shop:
+    """Clicks of few users, as many of each, on items of a few categories."""
+    shop = simulated(CLICKS)
+    items = _with(shop.items, "category", [f"c{one % CATEGORIES}" for one in range(len(shop.items))])
+    log = _with(shop.log, "user_id", np.arange(len(shop.log)) % USERS)
+    return Shop(items, shop.users, shop.queries, log)
+
+
+def _with(table: pa.Table, name: str, values: Sequence[str] | np.ndarray) -> pa.Table:
+    """The table with other values in a column."""
+    place = table.column_names.index(name)
+    field = table.schema.field(place)
+    return table.set_column(place, field, pa.array(values, field.type))
+
+
+def slates(shop: Shop, shown: int, requests: int | None = None) -> pa.Table:
+    """Requests after the last click, each of another user or of all in turn, for items drawn from the clicks."""
+    count = requests or BATCHES * (size(SIMULATED).ranker_slots // shown)
+    draw, each = np.random.default_rng(1), np.repeat(np.arange(count), shown)
+    last_us = int(shop.log["available_time"].cast(pa.int64()).to_numpy()[-1])
+    items = shop.log["item_id"].to_numpy()[draw.integers(0, len(shop.log), len(each))]
+    return pa.table(
+        {
+            "request_id": each,
+            "user_id": each % USERS,
+            "time": pa.array(last_us + 60_000_000 + each).cast(TIME),
+            "query_id": pa.nulls(len(each), pa.int64()),
+            "item_id": items,
+            "label": (draw.random(len(each)) < 1 / 8).astype(np.float32),
+        }
+    )
+
+
+def apart(frame: Frame) -> Frame:
+    """Each candidate as a request of its own, with a copy of the history."""
+    each = np.repeat(np.arange(len(frame)), np.diff(frame.offsets))
+    copied = select_requests(frame, each)
+    return replace(copied, candidates=frame.candidates, offsets=np.arange(len(each) + 1))
+
+
+def built(
+    frame: StoredRequests, vectors: Vectors, length: int, chosen: Recipe
+) -> tuple[ClickModel, FrameEncoder]:
+    """An untrained model, always with the same weights, and its encoder."""
+    inputs, _ = learn_inputs(frame, length)
+    torch.manual_seed(0)
+    config = CtrConfig(
+        recipe=chosen,
+        inputs=inputs,
+        id_width=size(SIMULATED).id_width,
+        content_width=WIDTH,
+        embedding_id=vectors.id,
+        loss="pointwise",
+        **RATES,
+    )
+    return config.build(), FrameEncoder(inputs, vectors, chosen.by_category)
+
+
+def _training(frame: StoredRequests, vectors: Vectors, length: int) -> Iterator[Line]:
+    model, encoder = built(frame, vectors, length, cube())
+    asked = size(SIMULATED).ranker_slots // SHOWN
+    some = frame.take(0, asked)
+    difference = _logits(model, encoder, some) - _logits(model, encoder, apart(some))
+    ours = _timed(frame, model, encoder, asked, lambda taken: taken)
+    padded = _timed(frame, model, encoder, asked, apart)
+    title, count = f"default recipe, {length:,} behaviours", asked * SHOWN
+    yield line(f"{title}: training impressions per CPU-second", [count / one for one in ours.both])
+    yield ratio(f"{title}: times padded samples", padded.both, ours.both, TRAINING_GOAL)
+    yield worst(
+        f"{title}: largest difference of a logit to padded samples", [float(abs(difference).max())], EXACT
+    )
+    yield ratio(f"{title}: the loader, times the training", ours.both, ours.make, 5.0)
+
+
+def _timed(
+    frame: StoredRequests,
+    model: ClickModel,
+    encoder: FrameEncoder,
+    asked: int,
+    form: Callable[[Frame], Frame],
+) -> Timed:
+    learner, timed = Learner(model, RATES["learning_rate"]), Timed([], [])
+    order = np.random.default_rng(0).permutation(len(frame))
+    for number in range(ROUNDS + 2):
+        rows = np.take(order, np.arange(number * asked, (number + 1) * asked), mode="wrap")
+        made: list[Batch] = []
+        make = cpu_seconds(partial(_make, frame, encoder, form, rows, made))
+        step = cpu_seconds(partial(_step, learner, model, made[0]))
+        if number >= 2:  # the first two warm up
+            timed.make.append(make)
+            timed.step.append(step)
+    return timed
+
+
+def _make(
+    frame: StoredRequests,
+    encoder: FrameEncoder,
+    form: Callable[[Frame], Frame],
+    rows: np.ndarray,
+    out: list[Batch],
+) -> None:
+    out.append(encoder.batch(form(frame.select(rows))))
+
+
+def _step(learner: Learner, model: ClickModel, batch: Batch) -> None:
+    learner.step(training_loss(model, batch, "pointwise"), "the benchmark")
+
+
+def _scoring(frame: StoredRequests, vectors: Vectors) -> Iterator[Line]:
+    model, encoder = built(frame, vectors, AT, cube())
+    ranker, one = Ranker(model.eval(), encoder), frame.take(0, 1)
+    naive = apart(one)
+    scored = ranker.score(one)
+    trained = _logits(model.train(), encoder, frame.take(0, 3))[: len(scored)]
+    model.eval()
+    ours = _repeated(lambda: ranker.score(one))
+    slow = _repeated(lambda: _logits(model, encoder, naive))
+    title = f"default recipe, scoring 1 x {SCORED} candidates at {AT} behaviours"
+    yield line_below(f"{title}: CPU-ms", ours, SCORING_MS)
+    yield ratio(f"{title}: times a batch of padded samples", slow, ours, SCORING_GOAL)
+    yield worst(f"{title}: largest difference to training", [float(abs(scored - trained).max())], EXACT)
+
+
+def _searching(frame: StoredRequests, vectors: Vectors, length: int) -> Iterator[Line]:
+    gathered = _repeated(lambda: frame.take(0, 1))
+    yield line(f"{length:,} behaviours: CPU-ms to gather a request from the event log", gathered)
+    for name in SEARCHING:
+        model, encoder = built(frame, vectors, length, recipe(name))
+        ranker, one = Ranker(model.eval(), encoder), frame.take(0, 1)
+        spent = _repeated(partial(ranker.score, one))
+        yield line(f"{length:,} behaviours: CPU-ms to score {SCORED} candidates, {name}", spent)
+
+
+def _repeated(call: Callable[[], object]) -> list[float]:
+    """CPU-ms of a call, often, after a first one."""
+    call()
+    return [1000 * cpu_seconds(call) for _ in range(ROUNDS)]
+
+
+def _logits(model: ClickModel, encoder: FrameEncoder, frame: Frame) -> np.ndarray:
+    batch = encoder.batch(frame)
+    with torch.no_grad():
+        found: np.ndarray = model(batch)[batch.candidate_mask].numpy()
+    return found
