@@ -325,8 +325,10 @@ def ranker(
     ):
         if chosen and given is not None:
             raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=option)
-    for option, given in (("--wait", wait), ("--forget", forget)):
-        if given and not daily:
+    if stream and rank_by is not None:
+        raise typer.BadParameter("expected without --stream", param_hint="--rank-by")
+    for option, value in (("--wait", wait), ("--forget", forget)):
+        if value and not daily:
             raise typer.BadParameter("expected with --daily", param_hint=option)
     if daily:
         _do("ranker --daily", run, recipe=recipe, wait=wait, forget=forget)

@@ -247,41 +247,36 @@ def ranker_frames(
         seed: of the negatives and the validation requests, where none were logged.
         retriever: whose sources learned from the log before the training requests (``open_retrieval``, fitted).
         with_steps: whether candidates say what followed the click, as far as it was known before the test.
-        stream: whether they are read in windows from the run's frame, which is written if need be.
+        stream: whether they are read in windows from the run's frame, which is written if need be; without steps.
 
     Returns:
         train, valid, and ``pointwise`` for logged impressions or ``listwise`` for retrieved candidates.
 
     Raises:
-        DataError: nothing that follows a click was logged; or requests are to be read in windows, and nothing was
-            logged, or they are to say what followed as well.
+        DataError: nothing was shown, or nothing that follows a click was logged.
     """
+    for asked, why in ((with_steps, "learn from what follows clicks"), (stream, "read in windows")):
+        if asked and not split.shows:
+            raise DataError(
+                f"{folder}: expected logged impressions to {why}, found what was taken only: its candidates are "
+                f"drawn in memory. Run 'moon ranker' without this option."
+            )
     frames: Sequence[TrainingFrame | FrameStream]
-    if with_steps and not split.shows:
-        raise DataError("expected logged impressions to learn from what follows clicks, found none")
-    if with_steps and stream:
-        raise DataError("expected one of what follows clicks and requests in windows, got both")
-    if stream and not split.shows:
-        raise DataError(
-            f"{folder}: expected impressions or ratings to read in windows, found what was taken only: its "
-            f"candidates are drawn in memory. Run 'moon ranker' without --stream."
-        )
-    if split.shows:
-        if stream:
-            frames = logged_streams(folder, split, size, ("train", "valid"))
-        else:
-            whole = logged_frames(folder, split, size, ("train", "valid"))
-            frames = [and_steps(one, split.test_log) for one in whole] if with_steps else whole
+    if stream:
+        frames, loss = logged_streams(folder, split, size, ("train", "valid")), "pointwise"
+    elif split.shows:
+        logged = logged_frames(folder, split, size, ("train", "valid"))
+        frames = [and_steps(one, split.test_log) for one in logged] if with_steps else logged
         loss = "pointwise"
     else:
-        frames = drawn = []
+        drawn: list[TrainingFrame] = []
         for part in ("train", "valid"):
             taken = of_part(split.ranking, part)
             stored = training_frame(folder / "store", taken, size.history)
             found = candidates(stored, retriever)
             rows = among_others(taken, found, retriever.index.ids, seed)
             drawn.append(training_frame(folder / "store", rows, size.history))
-        loss = "listwise"
+        frames, loss = drawn, "listwise"
     return matched(frames[0], retriever), matched(frames[1], retriever), loss
 
 
