@@ -339,7 +339,7 @@ def ranker(
     elif without:
         _do("ranker --without", run, without=without, recipe=recipe)
     else:
-        training = {} if rank_by is None else {"rank_by": rank_by}
+        training: dict[str, Any] = {} if rank_by is None else {"rank_by": rank_by}
         training |= {"ranks": ranks, "calibrate": calibrate}
         _do("ranker", run, recipe=recipe, settings=settings, stream=stream, **training)
 

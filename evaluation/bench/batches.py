@@ -26,7 +26,7 @@ from run.sizes import SIMULATED, size
 
 CLICKS, REQUESTS, SHOWN, WIDTH = 100_000, 2_000, 10, 64
 ROUNDS, OFTEN = 40, 20
-RATES = {"learning_rate": 1e-3, "table_learning_rate": 1e-3}
+RATE = 1e-3  # of the dense weights and of the tables
 
 
 def bench_batches(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> Iterator[Line]:
@@ -49,7 +49,8 @@ def bench_batches(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> I
         content_width=WIDTH,
         embedding_id="drawn",
         loss="pointwise",
-        **RATES,
+        learning_rate=RATE,
+        table_learning_rate=RATE,
     )
     model, draw = config.build(), np.random.default_rng(0)
     costs: dict[str, list[float]] = {"select": [], "make": [], "step": [], "stacked": [], "one": []}

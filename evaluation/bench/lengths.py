@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from dataset.contracts import TIME
-from evaluation.bench.batches import RATES, WIDTH, drawn_vectors
+from evaluation.bench.batches import RATE, WIDTH, drawn_vectors
 from evaluation.bench.frame import Shop, simulated
 from evaluation.bench.lines import Line, cpu_seconds, line, line_below, ratio, worst
 from feature_repo.create import create_store
@@ -127,7 +127,8 @@ def built(
         content_width=WIDTH,
         embedding_id=vectors.id,
         loss="pointwise",
-        **RATES,
+        learning_rate=RATE,
+        table_learning_rate=RATE,
     )
     return config.build(), FrameEncoder(inputs, vectors, chosen.by_category)
 
@@ -155,7 +156,7 @@ def _timed(
     asked: int,
     form: Callable[[Frame], Frame],
 ) -> Timed:
-    learner, timed = Learner(model, RATES["learning_rate"]), Timed([], [])
+    learner, timed = Learner(model, RATE), Timed([], [])
     order = np.random.default_rng(0).permutation(len(frame))
     for number in range(ROUNDS + 2):
         rows = np.take(order, np.arange(number * asked, (number + 1) * asked), mode="wrap")

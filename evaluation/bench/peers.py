@@ -197,6 +197,7 @@ class Requests:
     signature = Signature(
         "generated", (Feature("category", "generated", "category", "candidate", "category", pa.int64()),)
     )
+    windows: np.ndarray | None = None  # all are in memory
 
     def __init__(self, rows: pa.Table, grouped: bool) -> None:
         asked = rows["request_id"].to_numpy()

@@ -20,7 +20,7 @@ from evaluation.bench.peers import INSTALL, Contestant, Fuxi, Ours, Rechub, miss
 REQUESTS, SHOWN = 13_000, 10
 SIZES = {"users": 20_000, "items": 50_000, "categories": 500, "longest": 50}
 SEEDS = 3
-PEERS = {"torch-rechub": Rechub, "FuxiCTR": Fuxi}
+PEERS: dict[str, type[Rechub | Fuxi]] = {"torch-rechub": Rechub, "FuxiCTR": Fuxi}
 # By the AUC of seed 0 on the validation part, where FuxiCTR's and ours fall from the second pass on
 # (docs/log/ranker.md#beside-other-libraries).
 PEER_RATE, OUR_RATES = 5e-3, (1e-3, 0.05)
@@ -55,6 +55,10 @@ def bench_ranker() -> Iterator[Line]:
         torch.set_num_threads(threads)
 
 
+def _peer(peer: type[Rechub | Fuxi], given: Impressions, seed: int) -> Contestant:
+    return peer(given, seed, PEER_RATE)
+
+
 def bench_peers(seeds: int = SEEDS) -> Iterator[Line]:
     """Train DIN of equal shape on one parquet file, in turns, one pass each.
 
@@ -72,9 +76,7 @@ def bench_peers(seeds: int = SEEDS) -> Iterator[Line]:
         "ours, an impression at a time": lambda seed: Ours(given, seed, OUR_RATES, grouped=False),
     }
     others: dict[str, Callable[[int], Contestant]] = {
-        name: partial(peer, given, learning_rate=PEER_RATE)
-        for name, peer in PEERS.items()
-        if not missing(peer)
+        name: partial(_peer, peer, given) for name, peer in PEERS.items() if not missing(peer)
     }
     found = {name: Trained([], []) for name in (*others, *ours)}
     for seed in range(seeds):
