@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.jagged import Retrieved, best_first, group_best, owners
-from run.artifacts import Artifact, open_artifact, write_artifact
+from run.artifacts import MADE_BY, Artifact, ArtifactError, open_artifact, write_artifact
 
 FUSION = 60  # the constant of reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009)
 CONSTANTS = (5, FUSION, 500)  # of curves that fall fast, as usual, and hardly
@@ -60,7 +60,16 @@ class Weights:
 
     @classmethod
     def open(cls, artifact: Artifact) -> Weights:
-        """Open an artifact of kind "fusion"."""
+        """Open an artifact of kind "fusion".
+
+        Raises:
+            ArtifactError: it is of a release whose sources had one weight each.
+        """
+        if not artifact.file(CURVES).exists():
+            raise ArtifactError(
+                f"{artifact.path}: expected {CURVES}, found none: it was made by an earlier release. "
+                f"Run '{MADE_BY['fusion']}' to recreate it."
+            )
         return cls(json.loads(artifact.file(CURVES).read_text()), artifact)
 
     def save(self, out: Path, parents: Mapping[str, Artifact], config: Mapping[str, Any]) -> Artifact:

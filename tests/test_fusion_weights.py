@@ -6,7 +6,7 @@ import pytest
 from retrieval.fusion import CONSTANTS, EQUAL, USUAL, Weights, fuse
 from retrieval.fusion_weights import LEAST, Known, learn_weights
 from retrieval.jagged import Retrieved, stack
-from run.artifacts import open_artifact
+from run.artifacts import ArtifactError, open_artifact, write_artifact
 
 ITEMS, REQUESTS = 300, 200
 TAKEN = Known(np.arange(REQUESTS), np.arange(REQUESTS), np.ones(REQUESTS, dtype=bool))
@@ -180,3 +180,10 @@ def test_weights_are_kept_and_a_source_that_is_not_there_has_the_usual_one(tmp_p
     opened = Weights.open(open_artifact(tmp_path / "fusion", "fusion"))
     assert opened.of(["a", "new"]).tolist() == [[0.25, 0, 1], list(USUAL)]
     assert opened.artifact == made and made.config == {"requests": 3}
+
+
+def test_weights_of_an_earlier_release_name_the_command_that_makes_them_again(tmp_path):
+    with write_artifact(tmp_path / "fusion", "fusion", {}) as folder:
+        (folder / "weights.json").write_text('{"words": 1.0}')
+    with pytest.raises(ArtifactError, match="expected curves.json, found none.*Run 'moon retrieval'"):
+        Weights.open(open_artifact(tmp_path / "fusion", "fusion"))

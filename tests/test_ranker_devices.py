@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+import torch.fx.experimental._config as fake
 from ranker_world import Requests, full_frame, make_vectors
 from torch import nn
 from torchrec import KeyedJaggedTensor
@@ -44,14 +45,24 @@ def elsewhere(widths):
 def test_every_recipe_computes_where_its_batch_is(name, monkeypatch):
     inputs, _ = learn_inputs(Requests(FRAME), NANO.history)
     config = CtrConfig(
-        RECIPES[name](), inputs, NANO.id_width, VECTORS.width, VECTORS.id, "pointwise", 1e-3, 1e-3
+        recipe=RECIPES[name](),
+        inputs=inputs,
+        id_width=NANO.id_width,
+        content_width=VECTORS.width,
+        embedding_id=VECTORS.id,
+        loss="pointwise",
+        learning_rate=1e-3,
+        table_learning_rate=1e-3,
     )
     encoder = FrameEncoder(inputs, VECTORS, by_category=True)
     monkeypatch.setattr(model_module, "IdTables", lambda *shape: nn.Identity())  # FBGEMM has those of a GPU
     model, real = config.build(), encoder.batch(FRAME)
     model.to(META)
     monkeypatch.setattr(model, "features", lambda batch: elsewhere(config.shape.widths))
-    logit = WithPosition(model)(replace(real, position=torch.zeros((R, N), dtype=torch.int64, device=META)))
+    with fake.patch(meta_nonzero_assume_all_nonzero=True):  # and so they are, in all masks
+        logit = WithPosition(model)(
+            replace(real, position=torch.zeros((R, N), dtype=torch.int64, device=META))
+        )
     logit.sum().backward()
     assert logit.shape == (R, N) and logit.device == META
 
