@@ -18,7 +18,7 @@ from moonstore.files import write_json
 from run import generations
 from run.artifacts import KEYS, MANIFEST, Artifact, discard, open_artifact, read_json
 from run.folder import JourneyError, Run, choices, stamp
-from run.sizes import REAL, Size
+from run.sizes import Size
 
 if TYPE_CHECKING:
     from dataset.split import Split
@@ -127,7 +127,7 @@ def default_recipe(size: Size, dataset: Dataset) -> Recipe:
     from encoder.recipes import ours, pretrained
     from encoder.towers.towers import are_installed
 
-    return pretrained() if size.name == REAL and dataset.truth is None and are_installed() else ours()
+    return pretrained() if size.is_of_real_data and dataset.truth is None and are_installed() else ours()
 
 
 def encoder(run: Run, recipe: str | None = None, backbone: Path | None = None, lora: int = 0) -> None:

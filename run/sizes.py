@@ -40,6 +40,11 @@ class Size:
     ranker_slots: int
 
     @property
+    def is_of_real_data(self) -> bool:
+        """Whether real data has this size unless told otherwise."""
+        return self.name == REAL
+
+    @property
     def matryoshka(self) -> tuple[int, ...]:
         """Prefix widths trained as embeddings of their own, widest first, down to 16."""
         widths = [self.item_width]

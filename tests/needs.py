@@ -51,6 +51,9 @@ NEEDS = {
     "tmpfs": Need(_may_mount, "a file system cannot be mounted here: that takes root"),
     "ray": Need(lambda: find_spec("ray") is not None, "Ray is not installed: 'make setup-ray'"),
     "optuna": Need(lambda: find_spec("optuna") is not None, "Optuna is not installed: 'make setup-tune'"),
+    "peer": Need(
+        lambda module: find_spec(module) is not None, "{} is not installed: 'moon bench ranker' says how"
+    ),
     "real": Need(
         lambda pack: (DATA / pack).is_dir(),
         f"there is no data pack {{}} in {DATA}: set MOON_DATA to the folder that holds it",

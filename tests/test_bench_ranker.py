@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from evaluation.bench import ranker
 from evaluation.bench.impressions import generate, read_impressions, write_impressions
 from evaluation.bench.lines import line
-from evaluation.bench.peers import Fuxi, Ours, Rechub, missing, padded
+from evaluation.bench.peers import Fuxi, Ours, Rechub, padded
 from moon.cli import app
 
 
@@ -91,10 +91,14 @@ def test_long_histories_are_measured_beside_padded_samples_of_equal_logits(measu
     assert all(one.value > 0 for one in lines if one not in exact)
 
 
-@pytest.mark.parametrize("peer", [Rechub, Fuxi])
+@pytest.mark.parametrize(
+    "peer",
+    [
+        pytest.param(Rechub, marks=pytest.mark.peer("torch_rechub")),
+        pytest.param(Fuxi, marks=pytest.mark.peer("fuxictr")),
+    ],
+)
 def test_a_peer_learns_what_it_is_given(peer, given):
-    if why := missing(peer):
-        pytest.skip(f"{peer.__name__} is not installed: {why}")
     one = peer(given, 0, 1e-3)
     one.epoch(0)
     assert len(one.scores(given.valid)) == len(given.valid)

@@ -38,6 +38,7 @@ def test_every_need_is_a_documented_marker():
         ("openssl", (), "openssl is not installed: 'apt-get install openssl'"),
         ("ray", (), "Ray is not installed: 'make setup-ray'"),
         ("optuna", (), "Optuna is not installed: 'make setup-tune'"),
+        ("peer", ("fuxictr",), "fuxictr is not installed: 'moon bench ranker' says how"),
         ("real", ("no_such_pack",), "no data pack no_such_pack in .*: set MOON_DATA"),
     ],
 )

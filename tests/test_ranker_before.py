@@ -101,8 +101,8 @@ def test_a_training_that_was_cut_after_a_module_had_trained_alone_goes_on_from_t
     train, valid, _ = worlds()
     monkeypatch.setitem(recipes.RECIPES, "alone", lambda: alone(2))
     epochs = []
-    batches = training._batches
-    monkeypatch.setattr(training, "_batches", lambda *given: epochs.append(given[4]) or batches(*given))
+    batches = training.epoch_batches
+    monkeypatch.setattr(training, "epoch_batches", lambda *given: epochs.append(given[4]) or batches(*given))
 
     def trained(name):
         return train_ctr(

@@ -24,7 +24,6 @@ from ranker_world import TOWERS, Requests, catalogue, make_world
 
 import encoder.embed
 import encoder.train
-import ranker.fit
 from dataset.split import Split
 from dataset.tables import Dataset
 from encoder.encode import Encoder
@@ -32,6 +31,7 @@ from encoder.optim import Optimizers
 from feature_repo.create import create_store
 from feature_repo.frames import shards
 from feature_repo.frames.source import FrameSource
+from ranker.learner import Learner
 from ranker.train import train_ctr
 from ranker.two_tower.train import train_two_tower
 from run.artifacts import MANIFEST, Artifact, open_artifact, write_artifact
@@ -86,7 +86,7 @@ def embed(source: Path, out: Path, worked: Worked) -> None:
 
 def train_ranker(source: Path, out: Path, worked: Worked) -> None:
     """Three epochs."""
-    counted(ranker.fit, "_step", worked)
+    counted(Learner, "step", worked)
     world, valid = make_world(requests=64, users=20), make_world(requests=20, users=20, seed=1)
     parents = {"data": Artifact(source, "data", "data-1", {}, {})}
     train_ctr(
@@ -96,7 +96,7 @@ def train_ranker(source: Path, out: Path, worked: Worked) -> None:
 
 def train_towers(source: Path, out: Path, worked: Worked) -> None:
     """Three epochs."""
-    counted(ranker.fit, "_step", worked)
+    counted(Learner, "step", worked)
     world = make_world(requests=64, users=20)
     items = pa.table(catalogue(world.vectors.ids))
     train_two_tower(Requests(world.frame, TOWERS), world.vectors, items, size("nano"), out, {}, epochs=3)

@@ -241,7 +241,16 @@ def test_the_command_tunes_compares_or_trains_with_settings(monkeypatch, tmp_pat
         ("ranker --tune", {"trials": 9, "recipe": None}),
         ("ranker --tune", {"trials": 9, "recipe": "muse"}),
         ("ranker --compare", {"seeds": 3, "recipe": None, "trials": 9}),
-        ("ranker", {"recipe": None, "ranks": None, "settings": tmp_path / "best.json", "calibrate": None}),
+        (
+            "ranker",
+            {
+                "recipe": None,
+                "ranks": None,
+                "settings": tmp_path / "best.json",
+                "calibrate": None,
+                "stream": False,
+            },
+        ),
     ]
     for words in (["--ranks", "2"], ["--without", "price"], ["--settings", best]):
         assert CliRunner().invoke(cli.app, ["ranker", "--tune", "9", *words]).exit_code == 2
