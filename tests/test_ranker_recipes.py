@@ -199,7 +199,7 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setattr("retrieval.examples.ranker_frames", lambda *place: (*frames, "pointwise"))
     monkeypatch.setattr("retrieval.examples.matched", lambda *read: read)
     monkeypatch.setattr("feature_repo.embeddings.as_stored", lambda vectors, store: vectors)
-    monkeypatch.setattr("ranker.judgements.judged_pairs", lambda *place: ())
+    monkeypatch.setattr("moon.searching.judged_pairs", lambda *place: ())
     monkeypatch.setattr("moon.searching.build", lambda *place: None)
     monkeypatch.setattr(stages, "open_encoder", lambda run: None)
     monkeypatch.setattr(stages, "replace", lambda one, **changes: one)

@@ -68,7 +68,7 @@ def test_it_ends_the_launch_where_they_do_not(monkeypatch, capsys, tmp_path, dif
 
 
 def test_make_checks_before_it_trains():
-    words = ["make", "--dry-run", "--old-file=.venv/ready", "ranks", "RANKS=8"]
+    words = ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/ready", "ranks", "RANKS=8"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         ".venv/bin/python -m evaluation.bench.ranks 8",
