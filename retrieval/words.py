@@ -41,7 +41,7 @@ class Vocabulary:
     @classmethod
     def of(cls, texts: Sequence[str | None]) -> Vocabulary:
         """Count the words of texts."""
-        documents = Counter(word for text in texts for word in set(_words(text)))
+        documents = Counter(word for text in texts for word in dict.fromkeys(_words(text)))
         column_of = {word: column for column, word in enumerate(documents)}
         counts = np.array(list(documents.values()), dtype=np.float64)
         return cls(column_of, np.log((1 + len(texts)) / (1 + counts)) + 1)

@@ -115,6 +115,13 @@ def test_words_are_those_of_scikit_learn_in_every_script():
     assert Vocabulary.of(["café"]).column_of == {"café": 0}
 
 
+def test_words_have_the_same_columns_in_every_process():
+    """In the order in which they are met, not in that of a set, which differs from process to process."""
+    met = [f"w{number}" for number in range(50)]
+    found = Vocabulary.of([" ".join(met[:20]), " ".join(met[10:])])
+    assert list(found.column_of.items()) == [(word, column) for column, word in enumerate(met)]
+
+
 def test_words_that_are_saved_and_items_that_come_later_are_found(tmp_path):
     words = Words.of(items())
     opened = Words.open(words.save(tmp_path / "words", {}))
