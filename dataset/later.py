@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from dataset.contracts import DataError
 from dataset.log import microseconds, pairs
+from moonstore.freshness import US
 
 STEPS = ("cart", "purchase")  # event types, each of which has the one before it behind it
 WITHIN = timedelta(days=1)  # from the request on: what comes later is ascribed to something else
@@ -76,4 +77,4 @@ def _within(events: pa.Table, user: np.ndarray, item: np.ndarray, time_us: np.nd
     first = np.searchsorted(key[:count][order], key[count:])
     next_one = order[first.clip(max=count - 1)]
     same = (first < count) & (pair[next_one] == pair[count:])
-    return same & (when[next_one] - time_us <= WITHIN // timedelta(microseconds=1))
+    return same & (when[next_one] - time_us <= WITHIN // US)

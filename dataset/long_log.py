@@ -71,7 +71,7 @@ class LongLog:
             more: columns of FEW; the same ones every time.
         """
         count = len(time)
-        kinds = pa.array([kind]).take(pa.array(np.zeros(count, np.int64))) if isinstance(kind, str) else kind
+        kinds = pa.repeat(kind, count) if isinstance(kind, str) else kind
         users, items = (flat(ids).fill_null(-1).to_numpy() for ids in (user, item))
         part = pa.table(
             {

@@ -46,7 +46,7 @@ class Month:
     def is_same(self, other: Month) -> bool:
         """Whether both hold the same events in the same order."""
         if isinstance(self.stored, Path) and isinstance(other.stored, Path):
-            return filecmp.cmp(self.stored, other.stored, shallow=False)
+            return self.stored.samefile(other.stored) or filecmp.cmp(self.stored, other.stored, shallow=False)
         return bool(self.table().equals(other.table()))
 
     def write(self, path: Path) -> None:

@@ -101,17 +101,12 @@ def liked_us(events: pa.Table, ranking: pa.Table) -> np.ndarray:
         ranking: C rows of ``shown``.
     """
     log = Log.of(events)
-    order = np.argsort(log.table["event_id"].to_numpy())
-    row = order[np.searchsorted(log.table["event_id"].to_numpy()[order], ranking["event_id"].to_numpy())]
-    clicks = np.flatnonzero(log.is_type("click"))
-    request = log.table.column("request_id").fill_null(-1).to_numpy()
-    pair = pairs(
-        np.concatenate([request[row], request[clicks]]), np.concatenate([log.item[row], log.item[clicks]])
-    )
-    known, place = np.unique(pair, return_inverse=True)
-    first = np.full(len(known), NEVER)
-    np.minimum.at(first, place[len(row) :], log.available_us[clicks])
-    when = np.where(log.is_type("rating")[row], log.available_us[row], first[place[: len(row)]])
+    ids = log.table["event_id"].to_numpy()
+    order = np.argsort(ids)
+    row = order[np.searchsorted(ids[order], ranking["event_id"].to_numpy())]
+    clicks, pair = _with_clicks(log, row)
+    known_us = np.append(np.full(len(row), NEVER), log.available_us[clicks])
+    when = np.where(log.is_type("rating")[row], log.available_us[row], _first(pair, known_us)[: len(row)])
     return np.where(ranking["label"].to_numpy() > 0, when, NEVER)
 
 
@@ -162,9 +157,9 @@ def _numbered(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return request, own
 
 
-def _first(request: np.ndarray, time_us: np.ndarray) -> np.ndarray:
-    """The earliest time of each row's request."""
-    known, inverse = np.unique(request, return_inverse=True)
+def _first(group: np.ndarray, time_us: np.ndarray) -> np.ndarray:
+    """The earliest time of each row's group."""
+    known, inverse = np.unique(group, return_inverse=True)
     first = np.full(len(known), NEVER)
     np.minimum.at(first, inverse, time_us)
     return first[inverse]
@@ -172,13 +167,16 @@ def _first(request: np.ndarray, time_us: np.ndarray) -> np.ndarray:
 
 def _clicked(log: Log, rows: np.ndarray) -> np.ndarray:
     """Whether the (request, item) of each of ``rows`` was clicked, bool."""
-    clicks = np.flatnonzero(log.is_type("click"))
-    request = log.table.column("request_id").fill_null(-1).to_numpy()
-    pair = pairs(
-        np.concatenate([request[rows], request[clicks]]), np.concatenate([log.item[rows], log.item[clicks]])
-    )
-    known = request[rows] >= 0
+    _, pair = _with_clicks(log, rows)
+    known = log.table.column("request_id").fill_null(-1).to_numpy()[rows] >= 0
     return among(pair[: len(rows)], pair[len(rows) :]) & known
+
+
+def _with_clicks(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of all clicks; and a code of the (request, item) of each of ``rows``, then of each click."""
+    clicks = np.flatnonzero(log.is_type("click"))
+    both = np.concatenate([rows, clicks])
+    return clicks, pairs(log.table.column("request_id").fill_null(-1).to_numpy()[both], log.item[both])
 
 
 def _ranking(

@@ -37,6 +37,7 @@ from feature_repo.frames.logged import logged_frame
 from feature_repo.vectors import Vectors
 from moonstore.disk import make_folder
 from moonstore.files import write_text
+from moonstore.freshness import US
 from ranker.daily import Terms, continues, train_day
 from ranker.recipes import Recipe
 from ranker.score import CONFIG, CtrConfig, Ranker
@@ -164,7 +165,7 @@ def train_daily(
     Returns:
         the dates of the days, in order.
     """
-    days = list(days_of(log.time_us, log.end_us, wait // timedelta(microseconds=1)))
+    days = list(days_of(log.time_us, log.end_us, wait // US))
     identities = {day.date: _identity(log, day) for day in days}
     ranker = _go_on(folder, log, terms, identities)
     done = {} if ranker is None else dict(ranker.config["days"])
@@ -231,10 +232,9 @@ def _measure(folder: Path, log: Log, days: Sequence[Day], ranker: Artifact, term
     label, user = log.label[rows], np.repeat(log.user_id, np.diff(log.offsets))[rows]
     asked = log.requests.only(day.asked, label)
     first = open_artifact(folder / FIRST, "ranker", MADE_BY)
-    chances = {
-        name: _scored(one, terms.vectors, asked, day)
-        for name, one in {"daily": ranker, "first": first}.items()
-    }
+    own = _scored(ranker, terms.vectors, asked, day)
+    same = first.id == ranker.id  # on the second day
+    chances = {"daily": own, "first": own if same else _scored(first, terms.vectors, asked, day)}
     if (chance := _logistic(log, days)) is not None:
         chances["logistic"] = chance
     found = [

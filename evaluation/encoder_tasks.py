@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dataset.days import DAY_US
 from encoder.content import Content
 from evaluation.classifiers import LinearProbe, class_means, macro_scores, nearest
 from evaluation.metrics import Measurement
@@ -24,7 +25,6 @@ Encode = Callable[[Sequence[Content]], np.ndarray]  # contents -> float32 (n, D)
 DEPTHS = (1, 5, 10)
 BLOCK = 1024  # queries scored at a time
 FEWEST = 5  # least number of training items of a class
-DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)

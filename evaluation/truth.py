@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow.compute as pc
@@ -52,6 +52,9 @@ class Verdict:
     revenue: np.ndarray
 
 
+_played = lru_cache(maxsize=1)(play)  # an evaluation asks several times for the same world
+
+
 @dataclass(frozen=True)
 class Judge:
     """Knows the true tastes of a simulated dataset.
@@ -77,7 +80,7 @@ class Judge:
                 f"{dataset.artifact.path}: expected a simulated dataset, whose truth is known, "
                 f"found {config['name']!r}"
             )
-        world = play(config["requested_events"], config["seed"], Rules.of(config))
+        world = _played(config["requested_events"], config["seed"], Rules.of(config))
         _is_of(world, dataset)
         asked = dataset.events.filter(dataset.events["query_id"].is_valid())
         query_of_request = np.full(len(world.requests.user), NO_QUERY)

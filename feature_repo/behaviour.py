@@ -7,7 +7,6 @@ byte, whatever came first.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from feature_repo.sources import LOG, as_folder, replace_months, replace_source_
 from feature_repo.statistics import daily_stats
 from feature_repo.views import HISTORY
 from moonstore.disk import make_folder
-from moonstore.files import link, replacing, write_json
+from moonstore.files import link, replacing, sha256, write_json
 
 FORMAT = 1  # of what is derived; another one is made again
 RECORD = "behaviour.json"  # within DATA: the files that may be kept, and their hashes
@@ -76,7 +75,7 @@ def _sound(data: Path) -> dict[str, str]:
     try:
         record = json.loads((data / RECORD).read_text())
         files = dict(record["files"]) if record["format"] == FORMAT else {}
-        return files if all(_digest(data / name) == digest for name, digest in files.items()) else {}
+        return files if all(sha256(data / name).hex() == digest for name, digest in files.items()) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -86,13 +85,8 @@ def _record(data: Path, version: str, known: Mapping[str, str]) -> None:
     paths = [part for name in FOLDERS for part in parts_of(data / name)]
     paths += (data / FOLDER / version).iterdir()
     names = sorted(path.relative_to(data).as_posix() for path in paths)
-    files = {name: known.get(name) or _digest(data / name) for name in names}
+    files = {name: known.get(name) or sha256(data / name).hex() for name in names}
     write_json(data / RECORD, {"format": FORMAT, "files": files})
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write_log(path: Path, months: Sequence[Month]) -> None:

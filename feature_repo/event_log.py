@@ -92,8 +92,12 @@ class EventLog:
 
     def positions_before(self, time_us: int) -> np.ndarray:
         """Number of behaviours of each of ``users`` available strictly before ``time_us``, int64 (U)."""
-        known = np.append(0, np.cumsum(self.available_us < time_us))
-        return known[self.starts[1:]] - known[self.starts[:-1]]
+        if not len(self.users):
+            return np.zeros(0, np.int64)
+        known = (
+            np.asarray(self.available_us) < time_us
+        )  # of every user there is a behaviour, so no sum is of none
+        return np.add.reduceat(known, self.starts[:-1], dtype=np.int64)
 
     def snapshot(self, before_us: int, history: int) -> pa.Table:
         """The rows of the view ``user_history`` as of a moment: one per user with behaviour before it."""

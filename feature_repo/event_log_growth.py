@@ -86,10 +86,10 @@ def write_event_log(
     kept = _kept(before, since)
     users, counts = [kept.users], [np.diff(kept.starts)]
     new = [month for month in months if month.name >= since]
+    last = versions[max(versions)] if versions else ""
     for month in new:
         found = Behaviours.of(month)
-        last = versions[max(versions)] if versions else ""
-        versions[month.name] = found.version(month.name, last)
+        versions[month.name] = last = found.version(month.name, last)
         own, count = np.unique(found.user, return_counts=True)
         users.append(own)
         counts.append(count)
@@ -98,7 +98,7 @@ def write_event_log(
     for some, count in zip(users, counts, strict=True):
         total[np.searchsorted(everybody, some)] += count
     starts = np.append(0, np.cumsum(total)).astype(np.int64)
-    version = folder / versions[months[-1].name]
+    version = folder / last
     if not version.exists():
         building = folder / (version.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)

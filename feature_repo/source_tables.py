@@ -84,9 +84,7 @@ def user_events(
             {
                 "user_id": pa.array(user[last], pa.int64()),
                 "position": pa.array(position[last], pa.int64()),
-                "log_version": pa.array([version], pa.string()).take(
-                    pa.array(np.zeros(last.sum(), np.int64))
-                ),
+                "log_version": pa.repeat(version, int(last.sum())),
                 TIMESTAMP: pa.array(available[last], pa.int64()).cast(TIME),
             }
         )

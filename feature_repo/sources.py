@@ -58,14 +58,14 @@ def replace_months(
         previous: the source that holds the months before, perhaps ``path`` itself.
     """
     as_folder(path)
-    kept = {one.name: one for one in parts_of(previous) if one.stem < since}
-    for name, one in kept.items():
-        if previous != path:
-            link(one, path / name)
+    before = [one for one in parts_of(previous) if one.stem < since]
+    for one in before if previous != path else ():
+        link(one, path / one.name)
+    kept = {one.name for one in before}
     for month, parts in months:
         name = f"{month}.parquet"
         replace_source_in_parts(path / name, parts)
-        kept[name] = path / name
+        kept.add(name)
     for one in path.iterdir():
         if one.name not in kept:
             one.unlink()

@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset.contracts import POSITIVE_CODES, TIME, behaviour_codes
+from dataset.days import DAY_US
 from dataset.log import distinct
 from dataset.months import Month, start_us
 from feature_repo.sources import replace_source
+from feature_repo.vectors import rows_of
 
-DAY_US = 86_400_000_000
 CELLS_AT_ONCE = 1 << 18
 WINDOWS = {"7d": 7, "28d": 28}  # days
 REACH = 1 + max(WINDOWS.values())  # a day's counts change up to so many days later
@@ -203,11 +204,11 @@ def _stats(totals: Cells, cells: Cells, key: str, begin: int, end: int) -> pa.Ta
         for name in COUNTED:
             columns[f"{name}_{window}"] = running[name][until] - running[name][since]
     since = np.searchsorted(cell, stamped * span)
-    place = np.searchsorted(totals.key, ids).clip(max=max(len(totals.key) - 1, 0))
+    place = rows_of(totals.key, ids)
+    there = place >= 0
     for name in COUNTED:
         before = np.zeros(len(ids), np.int64)
-        if len(totals.key):
-            before = np.where(totals.key[place] == ids, totals.count[name][place], 0)
+        before[there] = totals.count[name][place[there]]
         columns[f"{name}_all"] = before[stamped] + running[name][until] - running[name][since]
     rate = (columns["positive_all"] + PRIOR_POSITIVE) / (columns["shown_all"] + PRIOR_SHOWN)
     return pa.table(

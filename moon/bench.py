@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moon.options import RunOption
+
+if TYPE_CHECKING:
+    from evaluation.bench.lines import Line
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print a list of lines as JSON.")]
 
@@ -17,24 +21,22 @@ bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 def bench_encoder(json: JsonOption = False) -> None:
     """Measure training and embedding speed beside a plain transformers loop."""
     from evaluation.bench.encoder import bench_encoder
-    from evaluation.bench.lines import to_json, to_text
 
     lines = bench_encoder()
-    typer.echo(to_json(lines) if json else to_text(lines))
+    _print(lines, json)
 
 
 @bench.command("store")
 def bench_store(json: JsonOption = False) -> None:
     """Measure the feature store beside stock Feast and beside the floor of this machine; write runs/store.html."""
     from evaluation.bench import store as bench_store
-    from evaluation.bench.lines import to_json, to_text
     from evaluation.bench.report import render_store_report
     from run.folder import RUNS
 
     if said := bench_store.left_out():
         typer.echo(said, err=True)
     lines = list(bench_store.bench_store())
-    typer.echo(to_json(lines) if json else to_text(lines))
+    _print(lines, json)
     typer.echo(f"report: {render_store_report(RUNS / 'store.html', lines)}", err=True)
 
 
@@ -42,25 +44,23 @@ def bench_store(json: JsonOption = False) -> None:
 def bench_ranker(json: JsonOption = False) -> None:
     """Measure the ranker beside other libraries' DIN and beside padded samples, at growing histories."""
     from evaluation.bench import ranker as bench_ranker
-    from evaluation.bench.lines import to_json, to_text
 
     if said := bench_ranker.left_out():
         typer.echo(said, err=True)
     lines = list(bench_ranker.bench_ranker())
-    typer.echo(to_json(lines) if json else to_text(lines))
+    _print(lines, json)
 
 
 @bench.command("serving")
 def bench_serving(run: RunOption = None, json: JsonOption = False) -> None:
     """Measure the service of a run: latency, how soon a new item is recommended, and who waits under load."""
-    from evaluation.bench.lines import to_json, to_text
     from evaluation.bench.load import bench_load
     from evaluation.bench.serving import bench_serving
     from moon import journey
 
     folder = journey.load(run).folder
     lines = [*bench_serving(folder), *bench_load(folder)]
-    typer.echo(to_json(lines) if json else to_text(lines))
+    _print(lines, json)
 
 
 @bench.command("import")
@@ -76,7 +76,12 @@ def bench_import(
     """Measure seconds and memory of importing and splitting a large log like H&M's, written for it and removed."""
     from evaluation.bench.imports import bench_import
     from evaluation.bench.last_day import bench_last_day
-    from evaluation.bench.lines import to_json, to_text
 
     lines = (bench_last_day if last_day else bench_import)(events)
+    _print(lines, json)
+
+
+def _print(lines: Sequence[Line], json: bool) -> None:
+    from evaluation.bench.lines import to_json, to_text
+
     typer.echo(to_json(lines) if json else to_text(lines))

@@ -128,10 +128,9 @@ def worth(run: Run, without: Sequence[str], recipe: str | None) -> str:
     from evaluation.ablation import measure_worth
     from feature_repo.store import apply_definitions
     from moon import summary
-    from ranker.recipes import cube
     from ranker.recipes import recipe as named
 
-    chosen = cube() if recipe is None else named(recipe)
+    chosen = named(recipe or "cube")
     apply_definitions(run.folder / "store")
     measured = measure_worth(run.folder, open_dataset(run), open_split(run), run.size, without, chosen)
     return summary.worth(measured)
@@ -142,13 +141,12 @@ def tune_ranker(run: Run, trials: int, recipe: str | None) -> str:
     from dataset.contracts import DataError
     from feature_repo.embeddings import as_stored
     from feature_repo.store import apply_definitions
-    from ranker.recipes import cube
     from ranker.recipes import recipe as named
     from ranker.tuning.rankers import BEST, TABLE, TUNING, tune_ctr
     from retrieval.examples import ranker_frames
     from retrieval.retriever import Retriever, open_retrieval
 
-    chosen, split = cube() if recipe is None else named(recipe), open_split(run)
+    chosen, split = named(recipe or "cube"), open_split(run)
     if not split.ranks:
         raise DataError(f"{run.folder}: expected events that a ranker can learn from, found none")
     apply_definitions(run.folder / "store")
@@ -181,10 +179,9 @@ def train_daily(run: Run, recipe: str | None, wait: float, forget: int | None) -
 
     from evaluation.daily import daily
     from feature_repo.store import apply_definitions
-    from ranker.recipes import cube
     from ranker.recipes import recipe as named
 
-    chosen = cube() if recipe is None else named(recipe)
+    chosen = named(recipe or "cube")
     apply_definitions(run.folder / "store")
     hours, cut = timedelta(hours=wait), open_split(run)
     return daily(run.folder, open_dataset(run), cut, run.size, chosen, run.seed, hours, forget)

@@ -78,7 +78,7 @@ class DuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
         Requests that a lookup cannot answer use Feast's own plan, with a warning that gives the reason.
 
         Raises:
-            StoreError: the result does not have exactly one row per entity row.
+            StoreError: the entity rows have a column named as a feature is.
         """
         reason = why_not(feature_views, entity_df, filter_by_created_timestamp)
         if reason is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -64,6 +65,12 @@ def removed_if_it_fails(temporary: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def sha256(path: Path) -> bytes:
+    """The hash of a file, read a piece at a time."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def link(source: Path, to: Path) -> None:

@@ -25,10 +25,9 @@ def newest(
     # One integer holds an event's key and its place in time: sorted, the events of a key stand side by side.
     ranked = np.sort(key[order] * count + np.arange(count))
     until = _places(times, at, "right")  # events at or before the moment, of any key
-    last = ranked[_places(ranked, asked * count + until, "left") - 1]
-    # Where the key has no event so early, ``last`` is of a smaller key, or the very last one of all.
-    found = (last // count == asked) & (last % count < until)
-    return np.where(found, order[last % count], -1)
+    of, place = np.divmod(ranked[_places(ranked, asked * count + until, "left") - 1], count)
+    # Where the key has no event so early, it is one of a smaller key, or the very last one of all.
+    return np.where((of == asked) & (place < until), order[place], -1)
 
 
 def _in_time(time: np.ndarray, created: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -156,10 +156,8 @@ def _column(values: pd.Series) -> Column:
     held = values.dropna()
     nulls = 1 - len(held) / len(values)
     numbers = _numbers(held)
-    if numbers is None:
+    if numbers is None or not len(numbers):
         return Column(nulls, None, None, frozenset(held))
-    if not len(numbers):
-        return Column(nulls, None, None, frozenset())
     return Column(nulls, float(numbers.min()), float(numbers.max()), frozenset())
 
 

@@ -11,7 +11,7 @@ from feature_repo.frame import StoredRequests
 from feature_repo.vectors import Vectors
 from ranker.fit import Plan, fit
 from ranker.inputs.batch import Batch
-from ranker.inputs.columns import CHUNK_REQUESTS, ITEM, request_time_us
+from ranker.inputs.columns import ITEM, chunks, request_time_us
 from ranker.model import ClickModel, run
 from ranker.modules.module import Module
 from run.resume import Checkpoints
@@ -30,8 +30,7 @@ def learn_content(model: ClickModel, train: StoredRequests, vectors: Vectors, se
     if not learning:
         return
     rows: list[np.ndarray] = []
-    for start in range(0, len(train), CHUNK_REQUESTS):
-        frame = train.take(start, min(start + CHUNK_REQUESTS, len(train)))
+    for frame in chunks(train):
         item_id = frame.candidates[ITEM].to_numpy()
         known = vectors.gather(item_id, np.repeat(request_time_us(frame.requests), np.diff(frame.offsets)))[1]
         rows.append(np.unique(vectors.rows(item_id[known])))

@@ -24,7 +24,7 @@ from feature_repo.vectors import Vectors
 from ranker.before import learn_content, train_alone
 from ranker.fit import Plan, fit
 from ranker.inputs.batch import Batch
-from ranker.inputs.columns import CHUNK_REQUESTS, Inputs, learn_inputs
+from ranker.inputs.columns import Inputs, chunks, learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.inputs.growth import NOTHING, Begins, Known, grown
 from ranker.inputs.id_tables import SPREAD
@@ -201,9 +201,7 @@ def _config(terms: Terms, inputs: Inputs) -> CtrConfig:
 
 def candidates_of(requests: StoredRequests) -> np.ndarray:
     """How many candidates each request has, int64 [R]."""
-    starts = range(0, len(requests), CHUNK_REQUESTS)
-    frames = (requests.take(start, min(start + CHUNK_REQUESTS, len(requests))) for start in starts)
-    return np.concatenate([np.empty(0, np.int64), *(np.diff(frame.offsets) for frame in frames)])
+    return np.concatenate([np.empty(0, np.int64), *(np.diff(frame.offsets) for frame in chunks(requests))])
 
 
 def begun(held: Mapping[str, Tensor], begins: Mapping[str, Begins], seed: int) -> Held:

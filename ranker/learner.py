@@ -52,9 +52,7 @@ class Learner:
     def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float = 0.01) -> None:
         self.model = model
         self.dense = [(name, p) for name, p in model.named_parameters() if not is_table(name)]
-        self.adam = torch.optim.AdamW(
-            [p for _, p in self.dense], lr=learning_rate, weight_decay=weight_decay, foreach=True
-        )
+        self.adam = adam_of(self.dense, learning_rate, weight_decay)
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of all parameters by name."""
@@ -123,6 +121,14 @@ class Learner:
             number, key = name.split("/")
             state["state"].setdefault(int(number), {})[key] = tensor
         self.adam.load_state_dict(state)
+
+
+def adam_of(
+    dense: list[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """The optimizer of the dense weights, in one process or in many."""
+    weights = [parameter for _, parameter in dense]
+    return torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, foreach=True)
 
 
 def named(saved: Saved, prefix: str) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from ranker.inputs.batch import Batch
 from ranker.inputs.id_tables import is_table
-from ranker.learner import WEIGHTS, Learner, Saved, accumulator
+from ranker.learner import WEIGHTS, Learner, Saved, accumulator, adam_of
 from ranker.model import ClickModel, WithPosition
 from ranker.ranks import Share
 
@@ -186,9 +186,7 @@ class ShardedLearner(Learner):
         self.sharded, self.share = model, model.share
         self.saves = self.share.rank == 0
         self.dense = model.dense
-        self.adam = torch.optim.AdamW(
-            [p for _, p in self.dense], lr=learning_rate, weight_decay=weight_decay, foreach=True
-        )
+        self.adam = adam_of(self.dense, learning_rate, weight_decay)
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of all parameters by name, on the first rank; on the others nothing."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import TIME
-from dataset.log import Log, pairs
+from dataset.log import Log
 from dataset.split import Split
 from dataset.tables import Dataset
 from feature_repo.frames.join import TrainingFrame, training_frame
@@ -176,8 +176,7 @@ def taken_next(events: pa.Table, most: int = MOST_TAKEN) -> pa.Table:
         rows of ``feature_repo.frames.join.training_frame``, label 1, ordered by time.
     """
     log = Log.of(events)
-    liked = np.flatnonzero(log.positive)
-    _, first = np.unique(pairs(log.user, log.item)[liked], return_index=True)
+    liked, first = log.likes
     row = np.sort(liked[first])
     _, opening = np.unique(log.user[row], return_index=True)
     row = np.delete(row, opening)[-most:]

@@ -48,11 +48,6 @@ class Known:
     liked: np.ndarray
     expected: np.ndarray | None = None
 
-    def only(self, rows: np.ndarray) -> Known:
-        """The rows where ``rows`` bool (T) holds."""
-        expected = None if self.expected is None else self.expected[rows]
-        return Known(self.request[rows], self.item_id[rows], self.liked[rows], expected)
-
 
 def learn_weights(
     answers: Mapping[str, Retrieved], known: Known, seed: int
@@ -76,13 +71,14 @@ def learn_weights(
         return EQUAL, {}
     alone = np.eye(len(names))[:, :, None] * np.array(USUAL)
     every = np.ones(len(known.request), dtype=bool)
-    figures = {name: table.worth(one, every) for name, one in zip(names, alone, strict=True)}
+    placed = [table.places(one) for one in alone]
+    figures = {name: table.worth(one, every) for name, one in zip(names, placed, strict=True)}
     half = np.random.default_rng(seed).permutation(len(answers[names[0]])) % 2
     fused, best = [], []
     for own in (half[known.request] == 0, half[known.request] == 1):
-        fused.append(table.worth(table.likeliest(own, seed), ~own))
-        first = int(np.argmax([table.worth(one, own) for one in alone]))
-        best.append(table.worth(alone[first], ~own))
+        fused.append(table.worth(table.places(table.likeliest(own, seed)), ~own))
+        first = int(np.argmax([table.worth(one, own) for one in placed]))
+        best.append(table.worth(placed[first], ~own))
     figures["fused"] = float(np.mean(fused))
     if figures["fused"] >= np.mean(best):
         weights = table.likeliest(every, seed)
@@ -159,20 +155,24 @@ class _Table:
         drawn = np.random.default_rng((seed, 1)).choice(others, most, replace=False)
         return np.append(row, drawn), np.append(np.ones(len(row), bool), np.zeros(most, bool))
 
-    def worth(self, weights: np.ndarray, rows: np.ndarray) -> float:
-        """How well the order by these weights does on the known ``rows`` bool (T); see ``learn_weights``."""
+    def places(self, weights: np.ndarray) -> np.ndarray:
+        """The place of each known row in its request's order by these weights, int64 (T); at most CANDIDATES."""
         score = np.zeros(len(self.request), dtype=np.float32)
         for place, own in zip(self.place.T, weights, strict=True):
             if own.any():
                 worth = np.append(curves(np.arange(place.max(initial=0) + 1)) @ own, 0)  # the last: of ABSENT
                 score += worth[place].astype(np.float32)
         place = np.full(len(self.row), CANDIDATES)
-        for one in np.flatnonzero(rows & (self.row >= 0)):
-            own, request = self.row[one], self.known.request[one]
-            first, last = np.searchsorted(self.request, [request, request + 1])
+        firsts, lasts = np.searchsorted(self.request, [self.known.request, self.known.request + 1])
+        for one in np.flatnonzero(self.row >= 0):
+            own, first, last = self.row[one], firsts[one], lasts[one]
             before = np.count_nonzero(score[first:own] >= score[own])
             if score[own] > 0:
                 place[one] = min(before + np.count_nonzero(score[own:last] > score[own]), CANDIDATES)
+        return place
+
+    def worth(self, place: np.ndarray, rows: np.ndarray) -> float:
+        """How well an order by ``places`` does on the known ``rows`` bool (T); see ``learn_weights``."""
         gain, expected = 1 / np.log2(2 + place[rows]), self.known.expected
         liked = self.known.liked[rows]
         if (

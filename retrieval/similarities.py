@@ -16,13 +16,13 @@ from typing import Protocol
 import numpy as np
 
 from dataset.contracts import POSITIVE_CODES
+from dataset.days import DAY_US
 from feature_repo.vectors import rows_of
 from retrieval.index import ItemIndex
 from retrieval.requests import Requests
 
 BEHAVIOURS = 50  # the latest of a user that a candidate is compared with
 LARGEST = 3  # similarities of the mean of the largest
-DAY_US = 86_400_000_000
 FADE_US = DAY_US / 8  # in which a behaviour's weight falls to 1 / e: what counts is this visit
 KINDS = ("mean", "largest", "three_largest", "fading", "liked_less_disliked")
 

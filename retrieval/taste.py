@@ -11,7 +11,7 @@ Legend: R requests, C candidates, n candidates and H shown items of one request,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from retrieval.shown import NEVER, PRIOR, Shown, log_odds
 from retrieval.similarities import FADE_US
 
 MOST_SHOWN = 512  # the latest that a taste is inferred from
+KEPT = 64  # tastes that were inferred last
 WIDEST = 1.0  # variance of a taste, in squared log-odds, that is not surprising
 LEARNED_USERS, LEARNED_SHOWN = 1_000, 256  # that variances are learned from
 ANYTHING = "anything"  # the property that all items share: some users like more than others
@@ -71,6 +72,8 @@ class Taste:
         shown: what every user was shown.
         lasting, fading: float32 (S), prior variances of each of ``of``.
         usual: share of what is shown that is liked.
+
+    What was inferred last is kept: a request asks for its user's taste three times, of other candidates each time.
     """
 
     properties: Properties
@@ -78,6 +81,7 @@ class Taste:
     lasting: np.ndarray
     fading: np.ndarray
     usual: float
+    _inferred: dict[bytes, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def fit(cls, properties: Properties, shown: Shown, learned: Shown) -> Taste:
@@ -172,12 +176,7 @@ class Taste:
             item: int64 (n), rows of the properties.
             time_us: of the request.
         """
-        faded = _faded(past.time_us[:, None] - past.time_us)
-        prior = self._prior(past.item, faded)
-        prior[np.diag_indices(len(prior))] += 1 / past.weight
-        lasting = solve(prior, past.surprise, assume_a="pos", overwrite_a=True, check_finite=False)
-        fading = lasting * _faded(time_us - past.time_us)
-        weight = np.stack([lasting, fading])
+        weight = self._weight(past, time_us)
         out = np.empty((len(item), len(self.of)), dtype=np.float32)
         for number, codes in enumerate(self.properties.codes.T):
             out[:, number] = self._of_values(number, codes[past.item], codes[item], weight)
@@ -186,6 +185,21 @@ class Taste:
             out[:, number] = rows[item] @ wanted
         out[:, -1] = self._mixed(-1, weight.sum(axis=1))
         return out
+
+    def _weight(self, past: Evidence, time_us: int) -> np.ndarray:
+        """What each of H items says of a lasting and of a fading taste, (2, H)."""
+        key = b"".join([*(one.tobytes() for one in vars(past).values()), np.int64(time_us).tobytes()])
+        found = self._inferred.get(key)
+        if found is None:
+            faded = _faded(past.time_us[:, None] - past.time_us)
+            prior = self._prior(past.item, faded)
+            prior[np.diag_indices(len(prior))] += 1 / past.weight
+            lasting = solve(prior, past.surprise, assume_a="pos", overwrite_a=True, check_finite=False)
+            found = np.stack([lasting, lasting * _faded(time_us - past.time_us)])
+            if len(self._inferred) >= KEPT:
+                self._inferred.clear()
+            self._inferred[key] = found
+        return found
 
     def alike(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """How alike items are in every property, float32 (S, len(left), len(right))."""

@@ -27,11 +27,21 @@ def find_artifact(
     path: Path, kind: str, config: Mapping[str, Any], parents: Mapping[str, Artifact]
 ) -> Artifact | None:
     """The artifact at ``path`` if it is valid and has this configuration and these parents; else None."""
+    found = whole_artifact(path, kind)
+    return found if found is not None and is_made_from(found, config, parents) else None
+
+
+def whole_artifact(path: Path, kind: str) -> Artifact | None:
+    """The artifact at ``path``; None if it is missing, damaged or of another kind."""
     try:
-        found = open_artifact(path, kind, "")
-    except ArtifactError:  # missing, damaged or of another kind
+        return open_artifact(path, kind, "")
+    except ArtifactError:
         return None
-    return found if (found.config, found.parents) == (_as_json(config), _ids(parents)) else None
+
+
+def is_made_from(found: Artifact, config: Mapping[str, Any], parents: Mapping[str, Artifact]) -> bool:
+    """Whether it has this configuration and these parents."""
+    return (found.config, found.parents) == (_as_json(config), _ids(parents))
 
 
 @dataclass(frozen=True)

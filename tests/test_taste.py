@@ -4,6 +4,7 @@ Run: pytest tests/test_taste.py
 """
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -212,6 +213,16 @@ def test_the_parts_of_a_taste_are_those_of_the_regression_written_out(taste):
             found, slow_parts(many, past, np.arange(COUNT), at(700)), rtol=2e-3, atol=2e-4
         )
         assert H == 1 or np.abs(found).max(axis=0).all()
+        fresh = replace(many)  # has inferred nothing yet, so it answers as the first time
+        for other in (
+            past,
+            replace(past, liked=~past.liked),
+            replace(past, time_us=past.time_us - MINUTE_US),
+        ):
+            for moment in (at(700), at(900)):
+                for item in (np.arange(COUNT), np.arange(3)):
+                    again = many.parts(other, item, moment)
+                    np.testing.assert_array_equal(again, replace(fresh).parts(other, item, moment))
 
 
 def test_variances_are_the_non_negative_least_squares_and_nothing_where_the_log_says_nothing():

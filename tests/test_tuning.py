@@ -55,13 +55,13 @@ def test_the_best_of_a_planted_valley_is_found_and_what_matters_is_said(tmp_path
     assert all(one.losses[2] > found.best.losses[2] for one in pruned)
     shares = found.importances()
     assert shares["rate"] > shares["idle"] and sum(shares.values()) == pytest.approx(1, abs=1e-3)
-    lines = markdown(found, shipped=1).splitlines()
+    lines = markdown(found, found.importances(), shipped=1).splitlines()
     assert lines[0].startswith(f"40 trials ({len(complete)} complete, {len(pruned)} pruned)")
     assert f"best: trial {best.number}." in lines[0] and lines[4].startswith(
         f"| {best.number} | {best.loss:.4f} |"
     )
     assert "| 0* |" in "\n".join(lines) and "rate" in lines[-1]
-    content = json.loads(to_json(found))
+    content = json.loads(to_json(found, found.importances()))
     assert content["best"] == best.number and content["trials"][0]["values"] == SHIPPED
 
 
@@ -119,7 +119,7 @@ def test_trials_that_diverge_are_counted_and_if_all_do_the_reason_is_said(tmp_pa
     found.run(3, diverging)
     assert [one.state for one in found.tried] == ["complete", "failed", "failed"] and found.best.number == 0
     assert (found.tried[1].why, found.importances()) == ("loss is nan", {})
-    assert "2 failed" in markdown(found)
+    assert "2 failed" in markdown(found, found.importances())
     none = study(tmp_path / "none")
     none.run(2, lambda values, number, report: diverging(values, 1, report))
     with pytest.raises(TuningError, match="completed, found none of 2: loss is nan"):

@@ -125,7 +125,7 @@ def event_table(
     )
     ties = hashed(users, items) if sequence is None else flat(sequence).to_numpy()
     order = pa.array(np.lexsort([ties, times_us]))
-    kinds = pa.array([kind]).take(pa.array(np.zeros(rows, dtype=np.int64))) if isinstance(kind, str) else kind
+    kinds = pa.repeat(kind, rows) if isinstance(kind, str) else kind
     columns = {
         "user_id": user,
         "item_id": item,

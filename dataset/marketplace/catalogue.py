@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import IMAGES, ITEMS, TIME, content_hash
+from dataset.days import DAY_US
 from dataset.marketplace.drawing import COLOURS, PATTERNS, SIDE_PX, Camera, Look, draw
 from run.progress import track
 
-DAY_US = 86_400_000_000
 START_US = 1_748_822_400_000_000  # 2025-06-02 00:00 UTC, a Monday: the first day of the log
 DAYS = 30
 

@@ -20,6 +20,7 @@ from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig as StockC
 
 from dataset import contracts
 from dataset.contracts import TIME
+from dataset.days import DAY_US
 from dataset.months import Month, months_of
 from evaluation.bench.lines import FEAST, OURS, Drawn, Line, line, line_below
 from evaluation.bench.subprocess_cost import measure_in_subprocess
@@ -36,7 +37,6 @@ HISTORY, AT_ONCE = 200, 4096
 WALL_GOAL, MEMORY_GOAL = 60.0, 6144.0  # seconds; MiB
 LINEAR_GOAL = 1.3  # cost of a row, relative to a frame with a third of the rows
 START_US = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
-DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)

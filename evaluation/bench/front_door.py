@@ -7,7 +7,6 @@ answer into Python and into JSON.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -23,7 +22,7 @@ from feast.infra.online_stores.redis import RedisOnlineStoreConfig as StockRedis
 from feast.types import Array, Float32, Int64, String
 from feast.value_type import ValueType
 
-from evaluation.bench.lines import FEAST, OURS, Drawn, Line, line, ratio
+from evaluation.bench.lines import FEAST, OURS, Drawn, Line, cpu_seconds, line, ratio
 from evaluation.bench.local_redis import RedisServer
 from moonstore.redis_store import RedisOnlineStoreConfig
 from moonstore.serve import FastJSONResponse, content
@@ -88,17 +87,11 @@ def _beside(
     took: list[list[float]] = [[], []]
     for rows in asked:
         for store, one in zip(sides, took, strict=True):
-            one.append(_cpu_ms(partial(read, store, rows)))
+            one.append(1e3 * cpu_seconds(partial(read, store, rows)))
     cpu = f"{title}, client CPU ms"
     yield line(f"{title}: client CPU ms, Feast's store", took[0], drawn=Drawn(cpu, FEAST))
     yield line(f"{title}: client CPU ms", took[1], drawn=Drawn(cpu, OURS))
     yield ratio(f"{title}: times less client CPU", took[0], took[1], goal)
-
-
-def _cpu_ms(call: Callable[[], object]) -> float:
-    started = time.process_time()
-    call()
-    return (time.process_time() - started) * 1e3
 
 
 def _rows(keys: list[str], ids: list[int]) -> Rows:

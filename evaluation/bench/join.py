@@ -16,6 +16,7 @@ from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig as StockC
 from feast.types import Float32, Int64
 from feast.value_type import ValueType
 
+from dataset.days import DAY_US
 from evaluation.bench.lines import FEAST, OURS, Drawn, Line, line, line_below, ratio
 from evaluation.bench.subprocess_cost import Cost, measure_in_subprocess
 from moonstore.duckdb_store import DuckDBOfflineStoreConfig
@@ -23,7 +24,6 @@ from moonstore.duckdb_store import DuckDBOfflineStoreConfig
 ROWS, EVENTS, PER_KEY = 100_000, 1_000_000, 500
 JOIN_GOAL, MEMORY_GOAL = 20.0, 1024.0  # times less CPU than stock; MiB
 TTL_GOAL, SMALL_GOAL = 15.0, 1.0  # times less CPU than stock
-DAY_US = 86_400_000_000
 YEAR = 365  # days
 SMALL = 20_000  # rows
 

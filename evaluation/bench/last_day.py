@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from dataset.adapters.hm import RAW_SCHEMAS
-from evaluation.bench.imports import cost, write_hm
+from evaluation.bench.imports import STAGES, cost, write_hm
 from evaluation.bench.lines import Line, line
 from moonstore.disk import make_folder
 from moonstore.files import link
@@ -27,10 +27,7 @@ APPEND = """
 append_files("hm_fashion", folder / "day", Dataset.open(open_artifact(folder / "dataset", "dataset")))
 """
 LATER = {
-    "split": """
-dataset = Dataset.open(open_artifact(folder / "dataset", "dataset"))
-rows = split_dataset(dataset, folder / "split").config
-""",
+    "split": STAGES["split"],
     "store": """
 dataset = Dataset.open(open_artifact(folder / "dataset", "dataset"))
 create_store(folder / "store", dataset, Split.open(open_artifact(folder / "split", "split")))

@@ -21,6 +21,7 @@ from dataset.contracts import TIME
 from evaluation.bench.impressions import Impressions
 from feature_repo.frame import Frame, History
 from feature_repo.signature import Feature, Signature
+from ranker.inputs.batch import Batch
 from ranker.inputs.columns import USER_ID, learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
 from ranker.learner import Learner
@@ -170,16 +171,18 @@ class Ours:
     def epoch(self, seed: int) -> None:
         """As of ``Contestant``."""
         self.model.train()
-        order = np.random.default_rng(seed).permutation(len(self.train))
-        for start in range(0, len(order), self.at_once):
-            batch = self.encoder.batch(self.train.select(order[start : start + self.at_once]))
+        for batch in self._batches(seed):
             self.learner.step(training_loss(self.model, batch, "pointwise"), "the benchmark")
 
     def load(self, seed: int) -> None:
         """Make the batches of an epoch, and nothing else."""
+        for _ in self._batches(seed):
+            pass
+
+    def _batches(self, seed: int) -> Iterator[Batch]:
         order = np.random.default_rng(seed).permutation(len(self.train))
         for start in range(0, len(order), self.at_once):
-            self.encoder.batch(self.train.select(order[start : start + self.at_once]))
+            yield self.encoder.batch(self.train.select(order[start : start + self.at_once]))
 
     def scores(self, part: pa.Table) -> np.ndarray:
         """As of ``Contestant``."""

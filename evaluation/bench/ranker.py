@@ -55,10 +55,6 @@ def bench_ranker() -> Iterator[Line]:
         torch.set_num_threads(threads)
 
 
-def _peer(peer: type[Rechub | Fuxi], given: Impressions, seed: int) -> Contestant:
-    return peer(given, seed, PEER_RATE)
-
-
 def bench_peers(seeds: int = SEEDS) -> Iterator[Line]:
     """Train DIN of equal shape on one parquet file, in turns, one pass each.
 
@@ -72,11 +68,13 @@ def bench_peers(seeds: int = SEEDS) -> Iterator[Line]:
         given = read_impressions(path, probability, SHOWN, **SIZES)
     yield line("DIN: AUC of the probabilities that the clicks were drawn with", [given.best])
     ours: dict[str, Callable[[int], Contestant]] = {
-        "ours": lambda seed: Ours(given, seed, OUR_RATES, grouped=True),
-        "ours, an impression at a time": lambda seed: Ours(given, seed, OUR_RATES, grouped=False),
+        "ours": partial(Ours, given, rates=OUR_RATES, grouped=True),
+        "ours, an impression at a time": partial(Ours, given, rates=OUR_RATES, grouped=False),
     }
     others: dict[str, Callable[[int], Contestant]] = {
-        name: partial(_peer, peer, given) for name, peer in PEERS.items() if not missing(peer)
+        name: partial(peer, given, learning_rate=PEER_RATE)
+        for name, peer in PEERS.items()
+        if not missing(peer)
     }
     found = {name: Trained([], []) for name in (*others, *ours)}
     for seed in range(seeds):

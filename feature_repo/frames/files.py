@@ -5,7 +5,7 @@ Months lie one beside the other, so that a frame that grows takes those that are
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ ORDER = "order.parquet"  # where requests of several months are mixed: the place
 
 def months_of_requests(time_us: np.ndarray) -> np.ndarray:
     """The month of each request, text; times are int64 microseconds since 1970 UTC."""
-    return np.datetime_as_string(month_of(time_us)) if len(time_us) else np.empty(0, "U7")
+    return np.datetime_as_string(month_of(time_us))
 
 
 def write_frame_files(
@@ -97,17 +97,39 @@ def read_frame_files(
         artifact: of a frame or a shard.
         log, history, side, signature: of the frame.
     """
-    folders = sorted(path for path in artifact.path.iterdir() if path.is_dir())
+    folders = month_folders(artifact.path)
     read = {name: [pq.read_table(folder / f"{name}.parquet") for folder in folders] for name in TABLES}
+    frame = frame_of(read, log, history, side, signature)
+    if not artifact.file(ORDER).exists():
+        return frame
+    place = pq.read_table(artifact.file(ORDER)).column("place").to_numpy()
+    back = np.empty_like(place)
+    back[place] = np.arange(len(place))
+    return frame.only(back)
+
+
+def month_folders(folder: Path) -> list[Path]:
+    """The folders of a frame's months, in order."""
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def frame_of(
+    read: Mapping[str, Sequence[pa.Table]],
+    log: EventLog,
+    history: int,
+    side: SideInformation,
+    signature: Signature,
+) -> TrainingFrame:
+    """The frame of TABLES in pieces, one after the other; item rows count from the first item of their piece."""
     requests, candidates, items = (pa.concat_tables(read[name]).combine_chunks() for name in TABLES)
     before = np.cumsum([0, *(len(table) for table in read["items"])])[:-1]
-    of_month = np.repeat(before, [len(table) for table in read["candidates"]])
+    of_piece = np.repeat(before, [len(table) for table in read["candidates"]])
     position, count = (requests.column(name).to_numpy() for name in POINTERS)
-    frame = TrainingFrame(
+    return TrainingFrame(
         requests=requests.drop_columns(list(POINTERS)),
         given=candidates.drop_columns([ITEM_ROW]),
         items=items,
-        item_row=candidates.column(ITEM_ROW).to_numpy() + of_month,
+        item_row=candidates.column(ITEM_ROW).to_numpy() + of_piece,
         offsets=np.append(0, np.cumsum(count)).astype(np.int64),
         log=log,
         positions=position,
@@ -115,9 +137,3 @@ def read_frame_files(
         side=side,
         signature=signature,
     )
-    if not artifact.file(ORDER).exists():
-        return frame
-    place = pq.read_table(artifact.file(ORDER)).column("place").to_numpy()
-    back = np.empty_like(place)
-    back[place] = np.arange(len(place))
-    return frame.only(back)

@@ -25,6 +25,7 @@ from feature_repo.on_demand import reads_of
 from feature_repo.signature import open_signature
 from feature_repo.sources import CONTEXT, DATA
 from feature_repo.store import open_store
+from moonstore.files import sha256
 
 KEYS = ("user_id", "item_id", "query_id")
 
@@ -134,23 +135,23 @@ class _Known:
                 for name, digest in self._parts[path].items():
                     if name <= month:
                         whole.update(digest)
-            elif (table := self._tables[path]) is None:
-                whole.update(hashlib.sha256(path.read_bytes()).digest())
+            elif isinstance(known := self._tables[path], bytes):
+                whole.update(known)
             elif asked.get(key):
-                ids = pa.chunked_array(asked[key]).cast(table.schema.field(key).type)
+                ids = pa.chunked_array(asked[key]).cast(known.schema.field(key).type)
                 of_rows = Fingerprint()
-                of_rows.add(table.filter(pc.is_in(table.column(key), value_set=ids)))
+                of_rows.add(known.filter(pc.is_in(known.column(key), value_set=ids)))
                 whole.update(of_rows.digest())
         return whole.digest()
 
     @staticmethod
-    def _read(key: str, path: Path) -> pa.Table | None:
-        """The rows of a source of one entity; None: it counts as a whole."""
+    def _read(key: str, path: Path) -> pa.Table | bytes:
+        """The rows of a source of one entity; or the hash of one that counts as a whole."""
         if path.suffix != ".parquet" or key not in (*KEYS, EVENT) or key not in pq.read_schema(path).names:
-            return None
+            return sha256(path)
         table = pq.read_table(path)
-        return table if pa.types.is_integer(table.schema.field(key).type) else None
+        return table if pa.types.is_integer(table.schema.field(key).type) else sha256(path)
 
 
 def _digests(path: Path) -> dict[str, bytes]:
-    return {part.stem: hashlib.sha256(part.read_bytes()).digest() for part in parts_of(path)}
+    return {part.stem: sha256(part) for part in parts_of(path)}

@@ -30,7 +30,7 @@ from moonstore.errors import StoreError
 from moonstore.files import locked
 from run.artifacts import Artifact, ArtifactError, discard, open_artifact, write_artifact
 from run.progress import track
-from run.resume import find_artifact
+from run.resume import find_artifact, is_made_from, whole_artifact
 from run.shards import WHOLE, Shard, check_complete, check_shard
 
 WAYS = ("users", "time")
@@ -56,11 +56,11 @@ def write_frame(source: FrameSource, out: Path, shard: Shard = WHOLE, by: str = 
     """
     _check(shard, by)
     config = source.config if shard == WHOLE else {**source.config, "by": by, "shard": list(shard)}
-    found = _made(source, out, config)
-    if found is not None:
-        return found
+    there = whole_artifact(out, _kind(config))
+    if there is not None and is_made_from(there, config, source.parents):
+        return there
     places = source.places(shard, by)
-    keys, before = (month_keys(source), _before(out)) if shard == WHOLE else ({}, {})
+    keys, before = (month_keys(source), _months(there)) if shard == WHOLE else ({}, {})
     kept = [month for month, key in keys.items() if before.get(month) == key]
     month = months_of_requests(source.requests["time_us"])
     new = places[~np.isin(month[places], kept)]
@@ -180,12 +180,11 @@ def _check_kin(source: FrameSource, shard: Artifact, by: str) -> None:
         )
 
 
-def _before(out: Path) -> dict[str, str]:
-    """The months of the frame at ``out`` with what each was made from, if it is whole."""
-    try:
-        return dict(json.loads(open_artifact(out, "frame", MADE_BY).file(INPUTS).read_text()))
-    except (ArtifactError, FileNotFoundError):  # none, damaged, or of an earlier release
+def _months(frame: Artifact | None) -> dict[str, str]:
+    """The months of a frame with what each was made from; none of no frame, or of one of an earlier release."""
+    if frame is None or not frame.file(INPUTS).exists():
         return {}
+    return dict(json.loads(frame.file(INPUTS).read_text()))
 
 
 def _write(

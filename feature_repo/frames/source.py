@@ -24,6 +24,7 @@ from feature_repo.services import CTR
 from feature_repo.signature import Signature, open_signature
 from feature_repo.sources import CONTEXT, DATA
 from feature_repo.store import open_store
+from moonstore.files import sha256
 from run.artifacts import Artifact
 from run.shards import Shard
 
@@ -123,8 +124,7 @@ def store_id(store: FeatureStore, signature: Signature) -> str:
         {source_path(store.get_feature_view(one.view)) for one in (*POINTER, *stored, *behaved)}
     ):
         for part in parts_of(folder / path):
-            with part.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, hashlib.sha256).digest())
+            digest.update(sha256(part))
     if reads.context and (folder / DATA / CONTEXT).exists():
         digest.update((folder / DATA / CONTEXT).read_bytes())
     return digest.hexdigest()[:16]

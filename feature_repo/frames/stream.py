@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from feature_repo.event_log import EventLog
 from feature_repo.frame import Frame
-from feature_repo.frames.files import ITEM_ROW, POINTERS
+from feature_repo.frames.files import ITEM_ROW, POINTERS, TABLES, frame_of, month_folders
 from feature_repo.frames.join import TrainingFrame
 from feature_repo.frames.shards import open_parts
 from feature_repo.side_information import SideInformation
@@ -69,7 +69,7 @@ class FrameStream:
         window: int,
     ) -> FrameStream:
         """Open the files of ``write_frame_files``."""
-        months = sorted(path for path in folder.iterdir() if path.is_dir())
+        months = month_folders(folder)
         count = POINTERS[1]
         counts = [pq.read_table(month / "requests.parquet", columns=[count])[count] for month in months]
         starts = np.cumsum([0, *(len(one) for one in counts)])
@@ -136,34 +136,17 @@ class FrameStream:
             for month, first, last in zip(self.months, self.starts[:-1], self.starts[1:], strict=True)
             if start < last and stop > first
         ] or [(self.months[0], 0, 0, 0)]
-        requests, candidates, items, before = [], [], [], 0
+        read: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
         for month, begin, end, first in parts:
-            requests.append(_rows(month / "requests.parquet", begin, end))
+            read["requests"].append(_rows(month / "requests.parquet", begin, end))
             base, bounds = self.offsets[first], self.offsets[[first + begin, first + end]]
             own = _rows(month / "candidates.parquet", *(bounds - base).tolist())
             row = own[ITEM_ROW].to_numpy()
             low, high = (int(row.min()), int(row.max()) + 1) if len(row) else (0, 0)
-            items.append(_rows(month / "items.parquet", low, high))
+            read["items"].append(_rows(month / "items.parquet", low, high))
             place = own.column_names.index(ITEM_ROW)
-            candidates.append(own.set_column(place, ITEM_ROW, pa.array(row - low + before)))
-            before += high - low
-        given, request = (
-            pa.concat_tables(candidates).combine_chunks(),
-            pa.concat_tables(requests).combine_chunks(),
-        )
-        position, count = (request.column(name).to_numpy() for name in POINTERS)
-        return TrainingFrame(
-            requests=request.drop_columns(list(POINTERS)),
-            given=given.drop_columns([ITEM_ROW]),
-            items=pa.concat_tables(items).combine_chunks(),
-            item_row=given.column(ITEM_ROW).to_numpy(),
-            offsets=np.append(0, np.cumsum(count)).astype(np.int64),
-            log=self.log,
-            positions=position,
-            history=self.history,
-            side=self.side,
-            signature=self.signature,
-        )
+            read["candidates"].append(own.set_column(place, ITEM_ROW, pa.array(row - low)))
+        return frame_of(read, self.log, self.history, self.side, self.signature)
 
 
 def _rows(path: Path, start: int, stop: int) -> pa.Table:

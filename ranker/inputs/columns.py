@@ -203,7 +203,7 @@ def learn_inputs(
     learners = {one.name: rule_table.learner(one) for one in every if not one.of_embedding}
     items = rule_table.learner(ITEM_ID)
     places, counts = np.zeros(0, dtype=np.int64), []
-    for frame in _chunks(train):
+    for frame in chunks(train):
         for side, table, time_us in tables_of(frame):
             names = [one.name for one in every if one.role in SIDES[side] and one.name in learners]
             require_columns(table, (*BOOKKEEPING[side], *names), f"{side}s")
@@ -256,6 +256,7 @@ def _check_known(signature: Signature, without: Collection[str]) -> None:
         )
 
 
-def _chunks(train: StoredRequests) -> Iterator[Frame]:
-    for start in range(0, len(train), CHUNK_REQUESTS):
-        yield train.take(start, min(start + CHUNK_REQUESTS, len(train)))
+def chunks(requests: StoredRequests) -> Iterator[Frame]:
+    """Some requests at a time, in order."""
+    for start in range(0, len(requests), CHUNK_REQUESTS):
+        yield requests.take(start, min(start + CHUNK_REQUESTS, len(requests)))

@@ -13,7 +13,6 @@ Numbers are read as they were on the first day: their scale is part of what the 
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -23,9 +22,9 @@ import pyarrow.compute as pc
 
 from feature_repo.frame import StoredRequests
 from feature_repo.signature import Feature
-from ranker.inputs.columns import CHUNK_REQUESTS, ITEM, ITEM_ID, SIDES, Inputs, column_of, tables_of
+from ranker.inputs.columns import ITEM, ITEM_ID, SIDES, Inputs, chunks, column_of, tables_of
 from ranker.inputs.hashing import ROWS_PER_ID, hash_column
-from ranker.inputs.rules.categories import ABSENT, FIRST, LARGEST, UNKNOWN, Dictionary, Hashed, plain
+from ranker.inputs.rules.categories import ABSENT, FIRST, LARGEST, UNKNOWN, Dictionary, Hashed, values_of
 from ranker.inputs.rules.rule import Rule
 from ranker.inputs.rules.table import BY_IDS
 
@@ -116,31 +115,25 @@ def grown(
     }
     if forget is not None:
         seen = {name: one.since(day - forget) for name, one in seen.items()}
-    rules, begins = dict(inputs.rules), {}
+    rules: dict[str, Rule] = {ITEM: inputs.items, **inputs.rules}
+    begins: dict[str, Begins] = {}
     features = {ITEM: ITEM_ID} | {one.name: one for side in SIDES for one in inputs.features(side)}
-    items = inputs.items
     for name, column in values.items():
-        rule, feature = (inputs.items if name == ITEM else inputs.rules[name]), features[name]
-        new, begins[name] = _grown(rule, feature, known.get(name, Known.none()), seen[name], column)
-        if name == ITEM:
-            assert isinstance(new, Hashed)
-            items = new
-        else:
-            rules[name] = new
+        before = known.get(name, Known.none())
+        rules[name], begins[name] = _grown(rules[name], features[name], before, seen[name], column)
+    items = rules.pop(ITEM)
+    assert isinstance(items, Hashed)
     return replace(inputs, rules=rules, items=items), seen, begins
 
 
 def occurred(inputs: Inputs, requests: StoredRequests) -> dict[str, pa.Array]:
     """Every value that occurs in some requests, of each feature whose table may change; int64 or strings."""
     found: dict[str, list[pa.Array]] = {ITEM: []}
-    for start in range(0, len(requests), CHUNK_REQUESTS):
-        frame = requests.take(start, min(start + CHUNK_REQUESTS, len(requests)))
+    for frame in chunks(requests):
         found[ITEM] += [frame.candidates[ITEM].combine_chunks(), pa.array(frame.history.item_id)]
         for side, table, _ in tables_of(frame):
             for name, column in _categories(inputs, side):
-                values = table[column].combine_chunks()
-                values = values.flatten() if pa.types.is_list(values.type) else values
-                found.setdefault(name, []).append(plain(values.drop_null()))
+                found.setdefault(name, []).append(values_of(table[column].combine_chunks()))
     return {name: pa.concat_arrays(parts) for name, parts in found.items() if parts}
 
 
@@ -184,24 +177,15 @@ def _hashed(rule: Hashed, before: Known, seen: Known, min_count: int, may_grow: 
     while may_grow and len(admitted) * ROWS_PER_ID > 2 * rows:
         rows *= 2
     row = np.arange(rows) % rule.rows
-    own = (admitted % np.uint64(rows)).astype(np.int64)
-    gone = (np.setdiff1d(before.hashes, seen.hashes) % np.uint64(rows)).astype(np.int64)
-    gone = np.setdiff1d(gone, own)
+    own = Hashed(rows).of(admitted)
+    gone = np.setdiff1d(Hashed(rows).of(np.setdiff1d(before.hashes, seen.hashes)), own)
     if rule.admitted is None:
         row[gone] = NOTHING
         return replace(rule, rows=rows), Begins.of(row)
-    had = _bits(rule)[row]  # whose row was somebody's yesterday; until now the others were row 0
+    had = rule.bits[row]  # whose row was somebody's yesterday; until now the others were row 0
     bits = np.zeros(rows, dtype=bool)
     bits[own] = True
     new = bits & ~had
     row[new] = UNKNOWN
     row[gone[gone != UNKNOWN]] = NOTHING
-    packed = base64.b64encode(np.packbits(bits).tobytes()).decode()
-    return Hashed(rows, packed), Begins.of(row, new)
-
-
-def _bits(rule: Hashed) -> np.ndarray:
-    assert rule.admitted is not None
-    return np.unpackbits(np.frombuffer(base64.b64decode(rule.admitted), np.uint8), count=rule.rows).astype(
-        bool
-    )
+    return Hashed.of_bits(bits), Begins.of(row, new)

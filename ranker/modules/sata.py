@@ -35,18 +35,18 @@ class SemanticAttention(nn.Module):
     def forward(self, target_RND: Tensor, history_RLD: Tensor, cosine_RNL: Tensor, allowed: Tensor) -> Tensor:
         """Interest, float32 [R, N, D]; ``allowed`` bool [R, 1, L] or [R, N, L]."""
         alike = self.query(target_RND) @ self.key(history_RLD).transpose(1, 2) / history_RLD.shape[-1] ** 0.5
-        by_id, by_content, both = self.mix
-        score = by_id * alike + by_content * cosine_RNL + both * alike * cosine_RNL
-        return masked_softmax(score, allowed) @ self.value(history_RLD)
+        return masked_softmax(self._score(alike, cosine_RNL), allowed) @ self.value(history_RLD)
 
     def of_listed(self, target_RND: Tensor, history_RLD: Tensor, cosine_RNL: Tensor, kept: Kept) -> Tensor:
         """The same where the behaviours are listed."""
         key, value = kept.of(self.key(history_RLD)), kept.of(self.value(history_RLD))
         alike = (key * self.query(target_RND)[:, :, None]).sum(-1) / history_RLD.shape[-1] ** 0.5
         cosine = cosine_RNL.gather(2, kept.place_RNK)
+        return (masked_softmax(self._score(alike, cosine), kept.real_RNK)[:, :, None] @ value)[:, :, 0]
+
+    def _score(self, alike: Tensor, cosine: Tensor) -> Tensor:
         by_id, by_content, both = self.mix
-        score = by_id * alike + by_content * cosine + both * alike * cosine
-        return (masked_softmax(score, kept.real_RNK)[:, :, None] @ value)[:, :, 0]
+        return by_id * alike + by_content * cosine + both * alike * cosine
 
 
 class SaTa(Module):

@@ -97,8 +97,9 @@ def tune_ctr(
         return float(min(made.config["outcome"]["valid_loss"]))
 
     study.run(trials, attempt)
-    write_text(out / TABLE, markdown(study, len(first)))
-    write_text(out / "table.json", to_json(study))
+    importances = study.importances()
+    write_text(out / TABLE, markdown(study, importances, len(first)))
+    write_text(out / "table.json", to_json(study, importances))
     best = Settings(**study.best.values)
     write_json(out / BEST, best.settings())
     return best

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from ranker.tuning.study import Study, Tried
 
 
-def markdown(study: Study, shipped: int = 0) -> str:
+def markdown(study: Study, importances: Mapping[str, float], shipped: int = 0) -> str:
     """A summary, the trials from best to worst, and what each setting matters.
 
     Args:
         study: with a completed trial.
+        importances: of its settings.
         shipped: how many trials, the first ones, tried what is shipped; marked with a star.
     """
     tried, names = study.tried, list(study.space)
@@ -32,7 +34,7 @@ def markdown(study: Study, shipped: int = 0) -> str:
         cells += [str(len(one.losses)), f"{one.cpu_seconds:.0f}"]
         cells += [f"{one.values[name]:.3g}" if name in one.values else "–" for name in names]
         lines.append(f"| {' | '.join(cells)} |")
-    if importances := study.importances():
+    if importances:
         shares = ", ".join(f"{name} {share:.2f}" for name, share in importances.items())
         lines += [
             "",
@@ -41,11 +43,11 @@ def markdown(study: Study, shipped: int = 0) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_json(study: Study) -> str:
+def to_json(study: Study, importances: Mapping[str, float]) -> str:
     """Every trial, the number of the best one, and the importances."""
     content: dict[str, Any] = {
         "best": study.best.number,
-        "importances": study.importances(),
+        "importances": importances,
         "trials": [asdict(one) for one in study.tried],
     }
     return json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -86,6 +87,19 @@ class Hashed:
     rows: int
     admitted: str | None = None
 
+    @classmethod
+    def of_bits(cls, bits: np.ndarray) -> Hashed:
+        """The table whose admitted rows are these, bool [rows]."""
+        return cls(len(bits), base64.b64encode(np.packbits(bits).tobytes()).decode())
+
+    @cached_property
+    def bits(self) -> np.ndarray:
+        """Which rows are admitted, bool [rows]."""
+        if self.admitted is None:
+            return np.ones(self.rows, dtype=bool)
+        packed = np.frombuffer(base64.b64decode(self.admitted), np.uint8)
+        return np.unpackbits(packed, count=self.rows).astype(bool)
+
     def ids(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Rows, and how many each value has: a null has none."""
         values, lengths = _bags(column)
@@ -96,10 +110,7 @@ class Hashed:
     def of(self, hashes: np.ndarray) -> np.ndarray:
         """The row of each hash uint64, int64."""
         rows = (hashes % np.uint64(self.rows)).astype(np.int64)
-        if self.admitted is None:
-            return rows
-        bits = np.frombuffer(base64.b64decode(self.admitted), np.uint8)
-        return np.where(np.unpackbits(bits, count=self.rows)[rows].astype(bool), rows, 0)
+        return rows if self.admitted is None else np.where(self.bits[rows], rows, 0)
 
 
 MOST_PIECES = (
@@ -123,7 +134,7 @@ class CategoryLearner:
 
     def see(self, column: pa.Array, time_us: np.ndarray) -> None:
         """Count the values of a column."""
-        values = plain(_bags(column)[0].drop_null())
+        values = values_of(column)
         if self.hashed:
             self.hashes.append(np.unique(hash_column(values), return_counts=True))
             if len(self.hashes) > MOST_PIECES:
@@ -150,8 +161,8 @@ class CategoryLearner:
         if self.min_count <= 1:
             return Hashed(rows)
         bits = np.zeros(rows, dtype=bool)
-        bits[(admitted_hashes % np.uint64(rows)).astype(np.int64)] = True
-        return Hashed(rows, base64.b64encode(np.packbits(bits).tobytes()).decode())
+        bits[Hashed(rows).of(admitted_hashes)] = True
+        return Hashed.of_bits(bits)
 
     def _counted(self) -> tuple[np.ndarray, np.ndarray]:
         """The distinct hashes so far, and how often each occurred."""
@@ -165,6 +176,11 @@ class CategoryLearner:
         values = pa.array(list(self.counts))
         self.hashes.append((hash_column(values), np.fromiter(self.counts.values(), np.int64, len(values))))
         self.hashed, self.counts = True, Counter()
+
+
+def values_of(column: pa.Array) -> pa.Array:
+    """Every value of a column of categories, or of lists of them, as int64 or strings."""
+    return plain(_bags(column)[0].drop_null())
 
 
 def plain(values: pa.Array) -> pa.Array:
