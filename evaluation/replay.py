@@ -25,12 +25,15 @@ from retrieval.examples import (
     matched,
     requests_frame,
 )
+from retrieval.explore import with_rare
 from retrieval.fusion import fuse
 from retrieval.jagged import Retrieved, best_first, offsets_of
 from retrieval.retriever import Retriever
 from retrieval.sources import CANDIDATES
 from run.artifacts import open_artifact
 from run.sizes import Size
+
+EXPLORED = {"explore_1_of_20": 0.05, "explore_2_of_20": 0.1, "explore_4_of_20": 0.2}
 
 
 def open_rankers(folder: Path, vectors: Vectors, seed: int) -> dict[str, Ranker]:
@@ -149,7 +152,8 @@ def rank_requests(
     Yields:
         name and int64 item ids of shape (R, k), best first, -1 after the end of a list: ``source_<name>`` for every
         source alone, ``without_<name>`` for all other sources fused, ``candidates`` for all sources fused, then
-        ``ranker_<name>`` for the answers of the service with each ranker.
+        ``ranker_<name>`` for the answers of the service with each ranker; and ``explore_<places>`` for those with
+        ``full`` where so many places are kept for what almost nobody acted on (``retrieval.explore``).
     """
     for name, answered in found.alone.items():
         yield f"source_{name}", lists(answered, k)
@@ -162,7 +166,11 @@ def rank_requests(
     item_id = rows["item_id"].to_numpy()
     offsets = _offsets(requests, rows)
     for name, scores in _scores(stored, retriever, rankers).items():
-        yield f"ranker_{name}", lists(Retrieved(offsets, item_id, scores), k)
+        scored = Retrieved(offsets, item_id, scores)
+        yield f"ranker_{name}", lists(scored, k)
+        if name == "full":
+            for explored, share in EXPLORED.items():
+                yield explored, explored_lists(scored, retriever.popular.rare(item_id), k, share)
 
 
 def lists(retrieved: Retrieved, k: int) -> np.ndarray:
@@ -170,6 +178,16 @@ def lists(retrieved: Retrieved, k: int) -> np.ndarray:
     out = np.full((len(retrieved), k), -1, dtype=np.int64)
     for request, (ids, scores) in enumerate(retrieved):
         best, _ = best_first(ids, scores, k)
+        out[request, : len(best)] = best
+    return out
+
+
+def explored_lists(scored: Retrieved, rare: np.ndarray, k: int, share: float) -> np.ndarray:
+    """``lists`` with a share of the places kept for rare items, bool of shape (C)."""
+    out = np.full((len(scored), k), -1, dtype=np.int64)
+    for request, (ids, scores) in enumerate(scored):
+        own = slice(scored.offsets[request], scored.offsets[request + 1])
+        best, _, _ = with_rare(ids, scores, rare[own], k, share)
         out[request, : len(best)] = best
     return out
 

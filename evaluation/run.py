@@ -26,6 +26,7 @@ from evaluation.off_policy import RandomSlates, off_policy_measures
 from evaluation.plain import PlainMethods
 from evaluation.plain_controls import Examples
 from evaluation.replay import (
+    EXPLORED,
     Impressions,
     Proposed,
     open_rankers,
@@ -53,7 +54,7 @@ from run.sizes import Size
 
 DEPTH = 50
 RELEVANT = 0.5
-SLICED = ("moon", "item_knn", "mix", "ranker_plain_content", "ranker_id_only", "ranker_shuffled")
+SLICED = ("moon", "item_knn", "mix", "ranker_plain_content", "ranker_id_only", "ranker_shuffled", *EXPLORED)
 
 
 def evaluate_run(

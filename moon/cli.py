@@ -34,6 +34,7 @@ from moon.options import (
     RECIPES,
     ClockOption,
     DataOption,
+    ExploreOption,
     KeysOption,
     ProfileOption,
     RunOption,
@@ -367,6 +368,7 @@ def serve(
     drain: Annotated[
         float, typer.Option(help="Seconds that requests are still accepted after SIGTERM.")
     ] = 5.0,
+    explore: ExploreOption = 0.0,
     keys: KeysOption = None,
     allow_host: Annotated[
         list[str] | None,
@@ -375,7 +377,7 @@ def serve(
 ) -> None:
     """Answer /recommend, /search and /similar over HTTP from a finished run."""
     options = {"host": host, "port": port, "clock": clock, "workers": workers, "drain_s": drain}
-    _do("serve", run, profile=profile, keys=keys, hosts=tuple(allow_host or ()), **options)
+    _do("serve", run, profile=profile, keys=keys, hosts=tuple(allow_host or ()), explore=explore, **options)
 
 
 def main() -> None:

@@ -31,6 +31,9 @@ ClockOption = Annotated[
 KeysOption = Annotated[
     Path | None, typer.Option("--keys", help="File of API keys; default: keys.json in the run folder.")
 ]
+ExploreOption = Annotated[
+    float, typer.Option("--explore", help="Share of the places kept for items that almost nobody acted on.")
+]
 SplitOption = Annotated[
     str | None,
     typer.Option("--split", help="Protocol of the split: time, last, users or given; default: by the data."),

@@ -117,7 +117,7 @@ class Retriever:
     index: ItemIndex
     vectors: Vectors
     personal: tuple[Source, ...]
-    popular: Source
+    popular: PopularSource
     query: Source
     artifacts: dict[str, Artifact]
     similarities: Similarities = Similarities({})

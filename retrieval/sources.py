@@ -29,6 +29,7 @@ CHUNK_REQUESTS = 4096
 CHUNK_PAIRS = 65_536
 PER_SOURCE = 500  # candidates asked of every source
 CANDIDATES = 500  # of the fused order, for the ranker
+RARE = 1  # users who acted on an item that almost nobody acted on, at most
 
 
 class VectorLookup(Protocol):
@@ -223,6 +224,13 @@ class PopularSource(Source):
         place, score = rows_of(self._item_ids, item_id), np.zeros(len(item_id), dtype=np.float32)
         score[place >= 0] = self._score[place[place >= 0]]
         return score
+
+    def rare(self, item_id: np.ndarray) -> np.ndarray:
+        """Which items at most RARE users acted on, bool [C]; also those that came since."""
+        place = rows_of(self._item_ids, item_id)
+        users = np.zeros(len(item_id), dtype=np.float32)
+        users[place >= 0] = self._score[place[place >= 0]]
+        return users <= np.log1p(np.float32(RARE))
 
     def _search(self, requests: Requests, k: int, category: str | None) -> Retrieved:
         if category not in self._best:

@@ -19,12 +19,15 @@ class Hit:
         score: that it is ordered by.
         matches: its score from every source.
         parts: what each feature adds to the ranker's score (``ranker.explain``); None: not asked, or not ranked.
+        explored: it stands before items of a better score, at a place kept for what almost nobody acted on
+            (``retrieval.explore``).
     """
 
     card: Card
     score: float
     matches: dict[str, float]
     parts: dict[str, float] | None = None
+    explored: bool = False
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ def open_recommender(settings: Settings, folder: Path, generation: int | None = 
         now=lambda: last,
         behaviours=behaviours,
         per_source=settings.per_source,
+        explore=settings.explore,
         example_users=ids.names("user_id", _example_users(split)),
         generation=generation,
         ids=ids,

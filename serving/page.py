@@ -32,6 +32,7 @@ REASONS = {  # of each source, in words
     "match_popular": "popular",
     "match_query": "like the search",
 }
+KEPT = "hardly known yet"  # of a place kept for exploring
 SHOWN_REASONS = 2
 
 STYLE = """
@@ -180,7 +181,7 @@ def _strengths(answer: Answer) -> list[tuple[float, str]]:
 
 
 def _whys(answer: Answer) -> list[str]:
-    """For each hit the sources that speak for it more than for two thirds of the hits, in words."""
+    """For each hit the sources that speak for it more than for two thirds of the hits, in words; KEPT before them."""
     names = list(dict.fromkeys(name for hit in answer.hits for name in hit.matches))
     bar = {
         name: sorted(hit.matches.get(name, 0.0) for hit in answer.hits)[2 * len(answer.hits) // 3]
@@ -189,7 +190,8 @@ def _whys(answer: Answer) -> list[str]:
     whys = []
     for hit in answer.hits:
         speaking = [name for name, value in hit.matches.items() if value > 0 and value >= bar[name]]
-        words = dict.fromkeys(REASONS.get(name, name.removeprefix("match_")) for name in speaking)
+        words = dict.fromkeys([KEPT] if hit.explored else [])
+        words |= dict.fromkeys(REASONS.get(name, name.removeprefix("match_")) for name in speaking)
         whys.append(", ".join(list(words)[:SHOWN_REASONS]))
     return whys
 

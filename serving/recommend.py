@@ -30,8 +30,8 @@ from feature_repo.ingest.item_states import UnknownItem
 from feature_repo.item_matrix import ItemMatrix
 from feature_repo.online import StoreUnavailable
 from feature_repo.shop_ids import INT64_IDS, ShopIds
+from retrieval.explore import with_rare
 from retrieval.fusion import fuse_within
-from retrieval.jagged import best_first
 from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import Retriever
 from retrieval.search.search import Asked, Search
@@ -70,6 +70,7 @@ class Recommender:
         now: the time of requests that give none.
         behaviours: most behaviours of a history that the ranker can read.
         per_source: candidates asked of every source.
+        explore: share of the places of a ranked recommendation that are kept for items that almost nobody acted on.
         example_users: users with test requests, for the page; the shop's ids.
         generation: number of the generation; None: the artifacts are not a generation.
         ids: of the shop. Questions and answers have its ids; everything behind them has what stands for them inside.
@@ -92,6 +93,7 @@ class Recommender:
         now: Callable[[], datetime],
         behaviours: int,
         per_source: int = PER_SOURCE,
+        explore: float = 0.0,
         example_users: Sequence[ShopId] = (),
         generation: int | None = None,
         ids: ShopIds = INT64_IDS,
@@ -103,7 +105,7 @@ class Recommender:
             catalogue,
             dict(artifacts),
         )
-        self.now, self.behaviours, self.per_source = now, behaviours, per_source
+        self.now, self.behaviours, self.per_source, self.explore = now, behaviours, per_source, explore
         self.example_users = tuple(example_users)
         self.generation, self.ids = generation, ids
         self.items: ItemMatrix | None = None
@@ -173,19 +175,21 @@ class Recommender:
                 newest, index = self.catalogue.newest, self.retriever.index
                 ids, scores = followed_by_newest(ids, scores, k, request, newest, index)
             matches = Matches.of(self.retriever.sources, request, ids)
-        ranked = None
+        ranked, explored = None, np.zeros(len(ids), dtype=bool)
         if personal and user is not None and self.ranker is not None and len(ids):
             ranked = self._rank(self.ranker, request, user, ids, matches, stages, fallbacks)
             if ranked is not None:
                 # The ranker's order alone, not fused with retrieval's, also where it learned from impressions:
                 # recall by the log prefers the fused order, but the log knows only what the old shop chose to
                 # show; by the truth, fusing costs a tenth of the clicks (docs/log/ranker.md#the-rankers-order-alone).
-                order, (ids, scores) = "ranker", best_first(ids, ranked.scores, k)
+                rare = self.retriever.popular.rare(ids)
+                order = "ranker"
+                ids, scores, explored = with_rare(ids, ranked.scores, rare, k, self.explore)
         parts = None
         if explained and ranked is not None:
             with stages.measure("explain"):
                 parts = ranked.parts(ids[:k])
-        return self._answer(ids[:k], scores[:k], matches, order, stages, fallbacks, parts)
+        return self._answer(ids[:k], scores[:k], matches, order, stages, fallbacks, parts, explored[:k])
 
     def search(
         self,
@@ -314,14 +318,14 @@ class Recommender:
         stages: Stages,
         fallbacks: list[str],
         parts: Sequence[dict[str, float] | None] | None = None,
+        explored: np.ndarray | None = None,
     ) -> Answer:
         with stages.measure("cards"):
             rows = [{} for _ in ids] if matches is None else matches.named(ids)
             whys: Sequence[dict[str, float] | None] = parts or [None for _ in ids]
-            hits = [
-                Hit(card, float(score), row, why)
-                for card, score, row, why in zip(self.catalogue.cards(ids), scores, rows, whys, strict=True)
-            ]
+            kept = [False for _ in ids] if explored is None else explored.tolist()
+            columns = (self.catalogue.cards(ids), scores.tolist(), rows, whys, kept)
+            hits = [Hit(*hit) for hit in zip(*columns, strict=True)]
         self.counts.update(dict.fromkeys(fallbacks, 1))
         self.counts.update({"answers": 1, "empty": int(not hits)})
         return Answer(hits, stages.ms, tuple(dict.fromkeys(fallbacks)), order)

@@ -21,6 +21,8 @@ class Settings:
         clock: ``log``: the time went on from the end of the run's log when the run was first served or ingested into,
             so that a snapshot of an old shop still has items of the right age; ``wall``: the time of day.
         per_source: candidates asked of every retrieval source.
+        explore: share of the places of a recommendation that are kept for items that almost nobody acted on
+            (``retrieval.explore``), from 0 to 1.
         max_body_bytes: larger requests get 413 before they are parsed.
         max_image_bytes: larger pictures get 413.
         max_image_pixels: larger pictures get 422: a small file can decode to gigabytes. A JPEG may have four times as
@@ -47,6 +49,7 @@ class Settings:
     port: int = 8000
     clock: str = "log"
     per_source: int = 500
+    explore: float = 0.0
     max_body_bytes: int = 8 * 2**20
     max_image_bytes: int = 5 * 2**20
     max_image_pixels: int = 4_000_000
@@ -69,6 +72,8 @@ class Settings:
             raise ValueError(f"profile is {self.profile!r}: expected one of {', '.join(PROFILES)}")
         if self.clock not in CLOCKS:
             raise ValueError(f"clock is {self.clock!r}: expected one of {', '.join(CLOCKS)}")
+        if not 0 <= self.explore <= 1:
+            raise ValueError(f"explore is {self.explore}: expected a share of the places, from 0 to 1")
         at_least_1 = ("port", "per_source", "max_body_bytes", "max_image_bytes", "max_image_pixels", "burst")
         for name in (*at_least_1, "workers", "most_waiting", "most_connections", "requests_per_s"):
             if getattr(self, name) < 1:

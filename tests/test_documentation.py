@@ -232,7 +232,7 @@ def test_the_options_are_few_and_frozen():
         for option in one.opts
     }
     journey = {"--data", "--run", "--size", "--seed", "--profile"}
-    service = {"--host", "--port", "--workers", "--drain", "--clock"}
+    service = {"--host", "--port", "--workers", "--drain", "--clock", "--explore"}
     training = {
         "--recipe",
         "--backbone",

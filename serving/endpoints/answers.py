@@ -140,6 +140,7 @@ def _content(answer: Answer, artifacts: dict[str, str]) -> dict[str, Any]:
                 "image_id": hit.card.image_id,
                 "matches": hit.matches,
                 **({} if hit.parts is None else {"explanation": hit.parts}),
+                **({"explored": True} if hit.explored else {}),
             }
             for hit in answer.hits
         ],
