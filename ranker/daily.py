@@ -111,7 +111,7 @@ def train_day(
     """
     config, known, state, counts = _begin(requests, day, yesterday, terms)
     require_memory(config.shape.rows, config.id_width)
-    encoder = FrameEncoder(config.inputs, terms.vectors, config.recipe.by_category)
+    encoder = FrameEncoder(config.inputs, terms.vectors, config.recipe.search)
     plan = Plan(terms.epochs, terms.epochs + 1, terms.learning_rate, terms.seed + day)
     job = {
         "config": config.to_json(),

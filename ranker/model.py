@@ -18,6 +18,7 @@ from ranker.inputs.batch import Batch
 from ranker.inputs.id_tables import IdTables
 from ranker.inputs.projections import Projections
 from ranker.modules.module import Features, Module, Output, Widths
+from ranker.modules.nearest import at_places
 from ranker.recipes import Recipe
 from ranker.settings import Settings
 
@@ -111,6 +112,7 @@ class ClickModel(nn.Module):
         self.behaviour_vectors = Projections(shape.behaviour_numbers)
         behaved = _width(shape.behaviour_numbers)
         self.behaviour_input = nn.Linear(behaved, shape.id_width, bias=False) if behaved else None
+        self.recent = None if recipe.search is None else recipe.search.recent
         parts = recipe.build(shape.widths)
         self.parts = nn.ModuleDict(parts)
         settings = shape.settings
@@ -153,24 +155,32 @@ class ClickModel(nn.Module):
         kind = self.tables.behaviour(batch)
         if self.behaviour_input is not None:
             kind = kind + self.behaviour_input(self.behaviour_vectors(batch.behaviour_numbers))
+        history = behaved + kind
         return Features(
             target_RND=target,
             item_RNI=torch.cat([target, self.tables.candidate(batch)], dim=-1),
             user_RU=self.tables.request(batch),
-            behaved_RLD=behaved,
-            history_RLD=behaved + kind,
+            behaved_RLD=self._recent(behaved),
+            history_RLD=self._recent(history),
             candidate_mask_RN=batch.candidate_mask,
-            history_mask_RL=batch.history_mask,
+            history_mask_RL=self._recent(batch.history_mask),
             candidate_numbers_RNF=self.candidate_vectors(batch.candidate_numbers),
             request_numbers_RG=self.request_vectors(batch.request_numbers),
             target_content_RNV=batch.target_content,
             target_known_RN=batch.target_known,
-            history_content_RLV=batch.history_content,
-            history_known_RL=batch.history_known,
+            history_content_RLV=self._recent(batch.history_content),
+            history_known_RL=self._recent(batch.history_known),
             query_content_RV=batch.query_content,
             query_known_R=batch.query_known,
-            same_category_RNL=batch.same_category,
+            found_RNKD=at_places(history, batch.found_slot),
+            found_mask_RNK=batch.found_mask,
+            found_cosine_RNK=batch.found_cosine,
+            found_count_RN=batch.found_count,
         )
+
+    def _recent(self, history: Tensor) -> Tensor:
+        """Of behaviours [R, L, ...] those that are read as they are, the latest ones."""
+        return history if self.recent is None else history[:, -self.recent :]
 
     def position_logit(self, batch: Batch) -> Tensor:
         """What the logged place adds, float32 [R, N], for training only: 0 when not logged, 0 on average.

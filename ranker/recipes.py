@@ -7,10 +7,11 @@ options of its own is a ``functools.partial``: ``{"sharp": partial(MyModule, tem
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
+from ranker.inputs.search import Search
 from ranker.modules.codes import Codes
 from ranker.modules.cross import Cross
 from ranker.modules.cube import Cube
@@ -20,12 +21,12 @@ from ranker.modules.ids import Ids
 from ranker.modules.interest import Interest
 from ranker.modules.logistic import Logistic
 from ranker.modules.make import Make
-from ranker.modules.module import CONTENT, Build, Features, Module, Widths
+from ranker.modules.module import CONTENT, FOUND, Build, Features, Module, Widths
 from ranker.modules.muse import Muse
 from ranker.modules.numbers import Numbers
 from ranker.modules.pairs import Pairs
 from ranker.modules.sata import SaTa
-from ranker.modules.sim import SimHard, SimSoft
+from ranker.modules.sim import Sim
 from ranker.modules.simtier import SimTier
 from ranker.modules.twin import Twin
 from ranker.modules.vector import Vector
@@ -42,10 +43,13 @@ class Recipe:
     Attributes:
         name: under which it is chosen.
         modules: name in the model, and so of its tensors -> the module's class, or a ``partial`` of it.
+        search: how it reads a long history, of which all modules but those that read what was found then have the
+            latest behaviours alone; None: they have all of it.
     """
 
     name: str
     modules: Mapping[str, Build]
+    search: Search | None = None
 
     def build(self, widths: Widths) -> dict[str, Module]:
         """Fresh modules by name; without content vectors, those that need them are left out.
@@ -60,18 +64,25 @@ class Recipe:
                     f"recipe {self.name}: module {name} reads {', '.join(strange)}: "
                     f"expected fields of Features: {', '.join(sorted(known))}"
                 )
-        kept = {n: one for n, one in self.modules.items() if widths.content or not needs_content(one)}
+            if self.search is None and not FOUND.isdisjoint(_kind(one).reads()):
+                raise RecipeError(
+                    f"recipe {self.name}: module {name} reads what a search found: expected one in the recipe"
+                )
+        kept = {n: one for n, one in self.modules.items() if widths.content or not self.needs_content(one)}
         if not kept:
             raise RecipeError(
                 f"recipe {self.name}: all its {len(self.modules)} modules read content vectors, so a control without "
                 f"vectors has none. Add one that does not, such as Ids."
             )
+        if self.search is not None:
+            widths = replace(widths, history=min(widths.history, self.search.recent))
         return {name: one(widths) for name, one in kept.items()}
 
-    @property
-    def by_category(self) -> bool:
-        """Whether a module searches the history by category."""
-        return any("same_category_RNL" in _kind(one).reads() for one in self.modules.values())
+    def needs_content(self, module: Build) -> bool:
+        """Whether a module reads content vectors, or what was found by them."""
+        reads = _kind(module).reads()
+        by_content = self.search is not None and self.search.by == "content"
+        return not CONTENT.isdisjoint(reads) or (by_content and not FOUND.isdisjoint(reads))
 
     def to_json(self) -> dict[str, Any]:
         """Name, modules and their options as JSON values, for a model's configuration."""
@@ -79,12 +90,8 @@ class Recipe:
             name: {"module": _kind(one).__name__, **(one.keywords if isinstance(one, partial) else {})}
             for name, one in self.modules.items()
         }
-        return {"name": self.name, "modules": described}
-
-
-def needs_content(module: Build) -> bool:
-    """Whether a module reads content vectors."""
-    return not CONTENT.isdisjoint(_kind(module).reads())
+        search = {} if self.search is None else {"search": self.search.to_json()}
+        return {"name": self.name, "modules": described, **search}
 
 
 def cube() -> Recipe:
@@ -123,8 +130,8 @@ def din() -> Recipe:
 
 
 def sim_hard() -> Recipe:
-    """SIM (Qi, CIKM 2020) searching by category, beside attention to the whole history."""
-    return Recipe("sim_hard", {**IDS, "sim": SimHard})
+    """SIM (Qi, CIKM 2020) searching a long history by category, beside attention to the recent one."""
+    return Recipe("sim_hard", {**IDS, "sim": Sim}, Search("category", keep=50, recent=RECENT))
 
 
 def twin() -> Recipe:
@@ -144,7 +151,7 @@ def vector() -> Recipe:
 
 def sim_soft() -> Recipe:
     """SIM searching by content."""
-    return Recipe("sim_soft", {**IDS, "sim": SimSoft})
+    return Recipe("sim_soft", {**IDS, "sim": Sim}, Search("content", keep=15, recent=RECENT))
 
 
 def simtier() -> Recipe:
@@ -158,8 +165,9 @@ def sata() -> Recipe:
 
 
 def muse() -> Recipe:
-    """MUSE (2512.07216): search by content, SimTier and SA-TA, beside attention to the whole history."""
-    return Recipe("muse", {**IDS, "muse": Muse})
+    """MUSE (2512.07216): SimTier and SA-TA over a long history searched by content, SimTier over the recent one."""
+    parts = {**IDS, "simtier": SimTier, "muse": Muse}
+    return Recipe("muse", parts, Search("content", keep=15, recent=RECENT))
 
 
 def make() -> Recipe:
@@ -172,6 +180,7 @@ def qarm() -> Recipe:
     return Recipe("qarm", {**IDS, "codes": Codes})
 
 
+RECENT = 50  # behaviours that a recipe with a search reads as they are
 IDS: Mapping[str, Build] = {"ids": Ids, "interest": Interest, "numbers": Numbers}
 # The default first; then those that read ids only, then those that read content.
 RECIPES: dict[str, Callable[[], Recipe]] = {

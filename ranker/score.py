@@ -192,7 +192,7 @@ class Ranker:
         require_signature(artifact.path, config.inputs.signature, signature, MADE_BY["ranker"])
         model = config.build()
         load_weights(model, artifact.file("model.safetensors"), MADE_BY["ranker"], RENAMED)
-        encoder = FrameEncoder(config.inputs, vectors, config.recipe.by_category)
+        encoder = FrameEncoder(config.inputs, vectors, config.recipe.search)
         return cls(model.eval(), encoder, artifact, _calibration(artifact), config.step)
 
     @property
@@ -208,7 +208,7 @@ class Ranker:
         """
         assert self.artifact is not None and self.encoder.vectors is not None
         require_vectors(self.artifact.path, self.encoder.vectors.id, vectors)
-        encoder = FrameEncoder(self.encoder.inputs, vectors, self.encoder.by_category)
+        encoder = FrameEncoder(self.encoder.inputs, vectors, self.encoder.search)
         return Ranker(self.model, encoder, self.artifact, self.calibration, self.step)
 
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:

@@ -121,7 +121,7 @@ def train_ctr(
     if rank_by not in (CLICK, *inputs.steps):
         raise ValueError(f"cannot rank by {rank_by!r}: expected one of {', '.join((CLICK, *inputs.steps))}")
     require_memory(config.shape.rows, config.id_width, ranks, kept=len(tries) - 1)
-    encoder = FrameEncoder(inputs, vectors, config.recipe.by_category)
+    encoder = FrameEncoder(inputs, vectors, config.recipe.search)
 
     def tried(settings: Settings, place: Path) -> Trained:
         own = replace(config, **settings.settings())

@@ -14,6 +14,7 @@ from ranker.inputs.batch import Batch
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, jagged
 from ranker.inputs.id_tables import lookup
+from ranker.inputs.search import Search
 from ranker.model import WithPosition
 from ranker.modules.module import Features
 from ranker.recipes import RECIPES
@@ -21,22 +22,22 @@ from ranker.score import CtrConfig
 from run.sizes import size
 
 META = torch.device("meta")
-R, N, L = 3, 4, 5
+R, N, L, K = 3, 4, 5, 2
 NANO = size("nano")
 FRAME = full_frame(20, seed=1)
 VECTORS = make_vectors(24)
 
 
 def elsewhere(widths):
-    """Features of R requests, N candidates and L behaviours; masks are bool, the rest float32."""
+    """Features of R requests, N candidates, L behaviours and K that were found; masks are bool, the rest float32."""
     sizes = {
-        "R": R, "N": N, "L": L, "D": widths.ids, "I": widths.item, "U": widths.user, "V": widths.content,
+        "R": R, "N": N, "L": L, "K": K, "D": widths.ids, "I": widths.item, "U": widths.user, "V": widths.content,
         "F": widths.candidate_numbers, "G": widths.request_numbers,
     }  # fmt: skip
     made = {}
     for one in fields(Features):
         shape = [sizes[letter] for letter in one.name.rpartition("_")[2]]
-        is_mask = any(word in one.name for word in ("mask", "known", "same"))
+        is_mask = any(word in one.name for word in ("mask", "known"))
         made[one.name] = torch.ones(shape, dtype=torch.bool if is_mask else torch.float32, device=META)
     return Features(**made)
 
@@ -54,7 +55,7 @@ def test_every_recipe_computes_where_its_batch_is(name, monkeypatch):
         learning_rate=1e-3,
         table_learning_rate=1e-3,
     )
-    encoder = FrameEncoder(inputs, VECTORS, by_category=True)
+    encoder = FrameEncoder(inputs, VECTORS, config.recipe.search)
     monkeypatch.setattr(model_module, "IdTables", lambda *shape: nn.Identity())  # FBGEMM has those of a GPU
     model, real = config.build(), encoder.batch(FRAME)
     model.to(META)
@@ -69,7 +70,7 @@ def test_every_recipe_computes_where_its_batch_is(name, monkeypatch):
 
 def test_a_batch_is_moved_whole():
     inputs, _ = learn_inputs(Requests(FRAME), NANO.history)
-    moved = FrameEncoder(inputs, VECTORS, by_category=True).batch(FRAME).to(META)
+    moved = FrameEncoder(inputs, VECTORS, Search("category", 3, 4)).batch(FRAME).to(META)
     held = {one.name: getattr(moved, one.name) for one in fields(Batch)}
     tensors = {n: v.values() if isinstance(v, KeyedJaggedTensor) else v for n, v in held.items()}
     assert [name for name, tensor in tensors.items() if tensor.device != META] == []

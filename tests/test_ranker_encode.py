@@ -11,7 +11,6 @@ from ranker_world import NOW_US, Requests, make_frame, make_vectors
 
 from dataset.contracts import DataError
 from feature_repo.frame import Frame, History
-from feature_repo.side_information import SideInformation, ViewRows
 from feature_repo.signature import Signature
 from ranker.inputs import columns
 from ranker.inputs.columns import Inputs, learn_inputs
@@ -345,32 +344,6 @@ def test_what_is_left_out_is_not_read_and_must_be_there():
         learn_inputs(Requests(frame), 50, without=["prise"])
 
 
-def test_behaviours_of_a_candidate_s_category_are_found_where_a_model_asks():
-    """The category that the store knew at each behaviour; an unknown or empty one is nobody's, padding neither."""
-    frame, ids = small_frame(), VECTORS.ids
-    rows = {
-        "item_id": ids[:3],
-        "time_us": np.zeros(3, np.int64),
-        "category": ["hat", "", "shoe"],
-    }  # not ids[5]
-    side = SideInformation((), lambda: ViewRows(pa.record_batch(rows), 0))
-    shown = ["shoe", "", "hat", None, "hat", "shoe", "", None]
-    place = frame.candidates.column_names.index("category")
-    candidates = frame.candidates.set_column(place, "category", pa.array(shown))
-    frame = replace(frame, candidates=candidates, history=replace(frame.history, side=side))
-    inputs = encoder().inputs
-    same = FrameEncoder(inputs, VECTORS, by_category=True).batch(frame).same_category
-    assert same.nonzero().tolist() == [[0, 0, 2]]  # of the first request, which met a hat, nothing and a shoe
-    hats = replace(frame, candidates=candidates.set_column(place, "category", pa.array(["hat"] * len(shown))))
-    found = FrameEncoder(inputs, VECTORS, by_category=True).batch(hats).same_category
-    assert found.nonzero().tolist() == [[0, 0, 0], [0, 1, 0]]
-    for nothing in (
-        FrameEncoder(inputs, VECTORS).batch(frame).same_category,
-        FrameEncoder(inputs, VECTORS, by_category=True).batch(small_frame()).same_category,
-    ):
-        assert nothing.shape == same.shape and not nothing.any()
-
-
 def test_every_tensor_of_a_batch_has_its_type_and_shape():
     batch = encoder().batch(small_frame())
     width = VECTORS.width
@@ -385,7 +358,10 @@ def test_every_tensor_of_a_batch_has_its_type_and_shape():
         "history_known": ((3, 3), torch.bool),
         "query_content": ((3, width), torch.float32),
         "query_known": ((3,), torch.bool),
-        "same_category": ((3, 5, 3), torch.bool),
+        "found_slot": ((3, 5, 0), torch.int64),
+        "found_mask": ((3, 5, 0), torch.bool),
+        "found_cosine": ((3, 5, 0), torch.float32),
+        "found_count": ((3, 5), torch.int64),
         "position": ((3, 5), torch.int64),
         "label": ((3, 5), torch.float32),
     }

@@ -8,7 +8,6 @@ import torch
 from torch.nn.functional import silu
 
 from ranker.model import run
-from ranker.modules import search
 from ranker.modules.attention import TargetAttention
 from ranker.modules.codes import Codes
 from ranker.modules.cross import Cross
@@ -19,11 +18,11 @@ from ranker.modules.logistic import Logistic
 from ranker.modules.make import Make
 from ranker.modules.module import Features, Widths
 from ranker.modules.muse import Muse
+from ranker.modules.nearest import nearest
 from ranker.modules.pairs import Pairs
 from ranker.modules.prelu import Prelu
 from ranker.modules.sata import SaTa
-from ranker.modules.search import nearest
-from ranker.modules.sim import SimHard, SimSoft
+from ranker.modules.sim import Sim
 from ranker.modules.simtier import SimTier, tiers
 from ranker.modules.twin import Twin
 from ranker.modules.vector import Vector
@@ -33,6 +32,7 @@ WIDTHS = Widths(
     ids=D, item=3 * D, user=2 * D, content=V, history=HISTORY, candidate_numbers=3, request_numbers=2
 )
 LENGTHS, COUNTS = (7, 3, 0), (3, 2, 2)  # behaviours and candidates of three requests
+K = 4  # most behaviours that were found for a candidate
 
 
 def drawn_features(seed=0):
@@ -46,18 +46,21 @@ def drawn_features(seed=0):
         "history_known_RL": behaviours & (torch.rand(requests, memory, generator=draw) < 0.8),
         "query_known_R": torch.tensor([True, False, True]),
     }
-    same = torch.rand(requests, slots, memory, generator=draw) < 0.4
-    masks = known | {
-        "candidate_mask_RN": candidates,
-        "history_mask_RL": behaviours,
-        "same_category_RNL": same & candidates[..., None] & behaviours[:, None],
-    }
-    size = {"R": requests, "N": slots, "L": memory, "D": D, "V": V, "I": 3 * D, "U": 2 * D, "F": 3, "G": 2}
-    filled = {"RN": candidates, "RL": behaviours}
+    found = (torch.rand(requests, slots, K, generator=draw) < 0.6) & candidates[..., None]
+    found &= behaviours.any(1)[:, None, None]
+    masks = known | {"candidate_mask_RN": candidates, "history_mask_RL": behaviours, "found_mask_RNK": found}
+    masks["found_count_RN"] = found.sum(-1) * 3
+    size = {
+        "R": requests, "N": slots, "L": memory, "K": K, "D": D, "V": V, "I": 3 * D, "U": 2 * D, "F": 3, "G": 2
+    }  # fmt: skip
+    filled = {"RN": candidates, "RL": behaviours, "RNK": found}
     out = dict(masks)
     for field in fields(Features):
         name, letters = field.name, field.name.rsplit("_", 1)[1]
         if name in out:
+            continue
+        if name == "found_cosine_RNK":
+            out[name] = (2 * torch.rand(requests, slots, K, generator=draw, dtype=torch.float64) - 1) * found
             continue
         values = torch.randn([size[letter] for letter in letters], generator=draw, dtype=torch.float64)
         if "content" in name:
@@ -84,16 +87,19 @@ class One:
         self.past = [
             Behaviour(
                 features.behaved_RLD[r, b], features.history_RLD[r, b], features.history_content_RLV[r, b],
-                bool(features.history_known_RL[r, b]), bool(features.same_category_RNL[r, n, b]),
+                bool(features.history_known_RL[r, b]),
             )
             for b in places
         ]  # fmt: skip
         self.seen = [b for b in self.past if b.known]
+        there = features.found_mask_RNK[r, n].nonzero()[:, 0].tolist()
+        self.found = [(features.found_RNKD[r, n, k], features.found_cosine_RNK[r, n, k]) for k in there]
+        self.matched = int(features.found_count_RN[r, n])
 
 
 class Behaviour:
-    def __init__(self, item, whole, vector, known, same):
-        self.item, self.whole, self.vector, self.known, self.same = item, whole, vector, known, same
+    def __init__(self, item, whole, vector, known):
+        self.item, self.whole, self.vector, self.known = item, whole, vector, known
 
 
 def zeros(width):
@@ -152,23 +158,6 @@ def pair_weight(weights: PairWeights, q, k):
     return weights.rest(first @ torch.cat([q, k, q - k, q * k]) + weights.query.bias)[0]
 
 
-@pytest.mark.parametrize("kind", [SimHard, SimSoft, Twin, Muse])
-def test_a_long_history_gets_the_answer_of_a_masked_one_with_its_gradients(kind, monkeypatch):
-    torch.manual_seed(0)
-    module = kind(WIDTHS, **({} if kind is SimHard else {"keep": 2})).double()
-    found = []
-    for longest in (0, 99):  # what counts as short
-        monkeypatch.setattr(search, "SHORT", longest)
-        monkeypatch.setattr(search, "SPARSE", 0)
-        features = drawn_features()
-        said = run(module, features).candidate[features.candidate_mask_RN]
-        module.zero_grad()
-        said.square().sum().backward()
-        found.append((said.detach(), {name: p.grad.clone() for name, p in module.named_parameters()}))
-    torch.testing.assert_close(*(said for said, _ in found))
-    torch.testing.assert_close(*(gradients for _, gradients in found))
-
-
 def test_prelu_is_pytorchs_with_its_gradients():
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(5, 3, generator=draw, dtype=torch.float64)
@@ -192,60 +181,43 @@ def vector(module, one):
 
 
 def simtier(module, one):
-    return module.weight * histogram(one, one.seen, module.count)
+    return module.weight * histogram([one.vector @ b.vector for b in one.seen if one.known], module.count)
 
 
-def histogram(one, behaviours, count):
-    cosines = [float(one.vector @ b.vector) for b in behaviours] if one.known else []
+def histogram(cosines, count):
     edges = [-1 + 2 * i / count for i in range(count + 1)]
     inside = [sum(low < s <= high for s in cosines) for low, high in zip(edges, edges[1:], strict=False)]
     return torch.tensor([math.log(1 + n) for n in inside], dtype=torch.float64)
 
 
 def sata(module, one):
-    return interest_and_product(semantic(module.attention, one, one.past), one.target)
+    past = [(b.whole, one.vector @ b.vector) for b in one.past]
+    return interest_and_product(semantic(module.attention, one, past), one.target)
 
 
 def semantic(attention, one, behaviours):
+    """Of behaviours and the cosine of each."""
     scores = []
-    for b in behaviours:
-        by_id = (attention.query.weight @ one.target) @ (attention.key.weight @ b.whole) / D**0.5
-        alike = one.vector @ b.vector
+    for whole, alike in behaviours:
+        by_id = (attention.query.weight @ one.target) @ (attention.key.weight @ whole) / D**0.5
         scores.append(attention.mix[0] * by_id + attention.mix[1] * alike + attention.mix[2] * by_id * alike)
-    return weighted(softmax(scores), [attention.value.weight @ b.whole for b in behaviours], D)
+    return weighted(softmax(scores), [attention.value.weight @ whole for whole, _ in behaviours], D)
 
 
 def muse(module, one):
-    if one.known:
-        kept = most_alike([one.vector @ b.vector for b in one.seen], module.keep)
-    else:  # all are equally alike
-        kept = set(range(len(one.seen)))
-    near = [b for place, b in enumerate(one.seen) if place in kept]
-    counts = torch.cat([histogram(one, one.seen, module.count), histogram(one, near, module.count)])
-    interest = interest_and_product(semantic(module.attention, one, near), one.target)
-    return torch.cat([interest, module.weight * counts])
+    interest = interest_and_product(semantic(module.attention, one, one.found), one.target)
+    return torch.cat([interest, module.weight * histogram([alike for _, alike in one.found], module.count)])
 
 
-def exact(module, one, behaviours):
+def sim(module, one):
     """Multi-head attention, a head after the other."""
     found = []
-    for head in torch.arange(D).chunk(module.exact.heads):
-        q, k, v = (layer.weight[head] for layer in (module.exact.query, module.exact.key, module.exact.value))
-        scores = [(q @ one.target) @ (k @ b.whole) / len(head) ** 0.5 for b in behaviours]
-        found.append(weighted(softmax(scores), [v @ b.whole for b in behaviours], len(head)))
-    interest, count = torch.cat(found), torch.tensor([math.log(1 + len(behaviours))], dtype=torch.float64)
+    for head in torch.arange(D).chunk(module.heads):
+        q, k, v = (layer.weight[head] for layer in (module.query, module.key, module.value))
+        scores = [(q @ one.target) @ (k @ whole) / len(head) ** 0.5 for whole, _ in one.found]
+        found.append(weighted(softmax(scores), [v @ whole for whole, _ in one.found], len(head)))
+    interest, count = torch.cat(found), torch.tensor([math.log(1 + one.matched)], dtype=torch.float64)
     return torch.cat([interest_and_product(interest, one.target), count])
-
-
-def sim_hard(module, one):
-    return exact(module, one, [b for b in one.past if b.same])
-
-
-def sim_soft(module, one):
-    if not one.known:
-        return exact(module, one, one.seen)
-    kept = most_alike([one.vector @ b.vector for b in one.seen], module.keep)
-    return exact(module, one, [b for place, b in enumerate(one.seen) if place in kept])
 
 
 def twin(module, one):
@@ -341,14 +313,13 @@ FORMULAS = [
     (Pairs, pairs, {}),
     (Cross, cross, {"layers": 3}),
     (Din, din, {"hidden": 8}),
-    (SimHard, sim_hard, {}),
-    (SimSoft, sim_soft, {"keep": 3}),
+    (Sim, sim, {}),
     (Twin, twin, {"keep": 3}),
     (Hstu, hstu, {}),
     (Vector, vector, {}),
     (SimTier, simtier, {"count": 7}),
     (SaTa, sata, {}),
-    (Muse, muse, {"keep": 3, "count": 7}),
+    (Muse, muse, {"count": 7}),
     (Make, make, {"hidden": 8}),
     (Codes, codes, {"levels": 2, "centres": 5, "sample": 9, "near": 3}),
     (Cube, cube, {}),
@@ -416,14 +387,28 @@ def test_rounding_does_not_lift_a_cosine_over_the_edge_of_its_tier():
             assert tiers(cosine, one, 20).nonzero().tolist() == [[0, 0, place]], (noise, place)
 
 
-def test_a_search_keeps_equals_together_and_nothing_that_is_not_allowed():
-    score = torch.tensor([[[0.9, 0.5, 0.5 + 1e-7, 0.1, 2.0]]])
-    allowed = torch.tensor([[True, True, True, True, False]])
-    kept = nearest(score, allowed, 2)
-    assert kept.tolist() == [[[True, True, True, False, False]]]
-    assert nearest(score, allowed, 1).tolist() == [[[True, False, False, False, False]]]
-    assert nearest(score, allowed, 5).tolist() == [[allowed[0].tolist()]]
-    assert not nearest(score, torch.zeros(1, 5, dtype=torch.bool), 2).any()
+def plainly_nearest(query, key, allowed, keep):
+    """Places by score, largest first; of equals the latest."""
+    places = [place for place in range(len(key)) if allowed[place]]
+    return sorted(places, key=lambda place: (-round(float(query @ key[place]), 3), -place))[:keep]
+
+
+@pytest.mark.parametrize("block", [1, 40, 1 << 19])
+def test_a_search_finds_what_a_sort_finds_in_blocks_of_any_size(block, monkeypatch):
+    """Half of the behaviours are on the same three items, so equals stand at every border."""
+    monkeypatch.setattr("ranker.modules.nearest.BLOCK", block)
+    draw = torch.Generator().manual_seed(0)
+    query, key = torch.randn(3, 5, 6, generator=draw), torch.randn(3, 20, 6, generator=draw)
+    key[:, ::2] = key[:, torch.randint(3, (10,), generator=draw)]
+    allowed = torch.rand(3, 20, generator=draw) < torch.tensor([[0.9], [0.15], [0.0]])
+    for keep in (1, 4, 19, 20, 30):
+        found = nearest(query, key, allowed, keep)
+        for r, n in [(r, n) for r in range(3) for n in range(5)]:
+            real = found.real_RNK[r, n]
+            expected = plainly_nearest(query[r, n], key[r], allowed[r], keep)
+            assert sorted(found.place_RNK[r, n, real].tolist()) == sorted(expected), (keep, r, n)
+            scores = (key[r] @ query[r, n])[found.place_RNK[r, n, real]]
+            torch.testing.assert_close(found.score_RNK[r, n, real], scores)
 
 
 def test_codes_learn_the_clusters_there_are():

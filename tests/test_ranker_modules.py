@@ -11,6 +11,7 @@ import torch
 from contracts.ranker_module import RankerModuleContract, features_of, model_of
 
 import ranker.modules
+from ranker.inputs.search import Search
 from ranker.modules.codes import Codes
 from ranker.modules.cross import Cross
 from ranker.modules.cube import Cube
@@ -25,11 +26,11 @@ from ranker.modules.muse import Muse
 from ranker.modules.numbers import Numbers
 from ranker.modules.pairs import Pairs
 from ranker.modules.sata import SaTa
-from ranker.modules.sim import SimHard, SimSoft
+from ranker.modules.sim import Sim
 from ranker.modules.simtier import SimTier
 from ranker.modules.twin import Twin
 from ranker.modules.vector import Vector
-from ranker.recipes import needs_content
+from ranker.recipes import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,7 +76,8 @@ class TestMake(RankerModuleContract):
 
 
 class TestMuse(RankerModuleContract):
-    module = partial(Muse, keep=3)
+    module = Muse
+    search = Search("content", keep=3, recent=4)
 
 
 class TestPairs(RankerModuleContract):
@@ -87,11 +89,13 @@ class TestSaTa(RankerModuleContract):
 
 
 class TestSimHard(RankerModuleContract):
-    module = SimHard
+    module = Sim
+    search = Search("category", keep=3, recent=4)
 
 
 class TestSimSoft(RankerModuleContract):
-    module = partial(SimSoft, keep=3)
+    module = Sim
+    search = Search("content", keep=3, recent=4)
 
 
 class TestSimTier(RankerModuleContract):
@@ -123,8 +127,11 @@ def test_every_module_of_the_product_is_under_the_contract():
 def test_a_module_that_reads_a_content_vector_or_whether_there_is_one_needs_content(name):
     """``query_known_R`` is known without vectors, too; everything else of the content is not."""
     reader = type("Reader", (Module,), {"reads": classmethod(lambda _: (name,))})
-    of_content = ("content" in name or "known" in name) and name != "query_known_R"
-    assert needs_content(reader) == of_content
+    of_content = any(one in name for one in ("content", "known", "cosine")) and name != "query_known_R"
+    found = name.startswith("found")
+    for by in ("category", "content"):
+        recipe = Recipe("reading", {"reader": reader}, Search(by, keep=1, recent=1))
+        assert recipe.needs_content(reader) == (of_content or (found and by == "content"))
 
 
 class Target(Module):

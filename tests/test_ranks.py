@@ -51,7 +51,7 @@ class Job:
             recipe=recipe or cube(), inputs=inputs, id_width=NANO.id_width, content_width=VECTORS.width,
             embedding_id=VECTORS.id, loss=loss, learning_rate=1e-2, table_learning_rate=0.05,
         )  # fmt: skip
-        self.encoder = FrameEncoder(inputs, VECTORS, by_category=True)
+        self.encoder = FrameEncoder(inputs, VECTORS, self.config.recipe.search)
 
     def checkpoints(self):
         return Checkpoints(self.folder / "out", {"recipe": self.config.recipe.name}, {})

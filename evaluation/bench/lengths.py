@@ -130,7 +130,7 @@ def built(
         learning_rate=RATE,
         table_learning_rate=RATE,
     )
-    return config.build(), FrameEncoder(inputs, vectors, chosen.by_category)
+    return config.build(), FrameEncoder(inputs, vectors, chosen.search)
 
 
 def _training(frame: StoredRequests, vectors: Vectors, length: int) -> Iterator[Line]:

@@ -1,6 +1,7 @@
 """A batch: what the ranker's models compute on. Torch only: no store, no files.
 
-Legend: R requests, N candidate slots per request, L history slots per request, V vector width, F numbers.
+Legend: R requests, N candidate slots per request, L history slots per request, K behaviours found for a candidate,
+V vector width, F numbers.
 A slot without a candidate or behaviour is an *empty bag*: the tables answer zeros for it, so padding needs no
 copy of any embedding. Candidates fill their row from the left; histories from the right, so the last slot is
 always the newest behaviour.
@@ -35,8 +36,10 @@ class Batch:
         history_known: bool [R, L].
         query_content: float32 [R, V].
         query_known: bool [R].
-        same_category: bool [R, N, L], behaviours whose item was in the candidate's category; none where the model
-            does not ask.
+        found_slot: int64 [R, N, K], in which of the L slots the behaviours are that a search found for a candidate.
+        found_mask: bool [R, N, K], which of these are some; none where the model does not search.
+        found_cosine: float32 [R, N, K], of content vectors with the candidate; zeros where nothing was compared.
+        found_count: int64 [R, N], how many matched.
         position: int64 [R, N], place in the logged slate counted from 0, -1 when not logged.
         label: float32 [R, N], zero when there is none.
         later: float32 [R, N, T], 1 where the click was followed by the step (``ranker.steps``).
@@ -57,7 +60,10 @@ class Batch:
     history_known: Tensor
     query_content: Tensor
     query_known: Tensor
-    same_category: Tensor
+    found_slot: Tensor
+    found_mask: Tensor
+    found_cosine: Tensor
+    found_count: Tensor
     position: Tensor
     label: Tensor
     later: Tensor

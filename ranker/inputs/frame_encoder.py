@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,8 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from dataset.contracts import DataError
+from dataset.jagged import entries
 from feature_repo.frame import Frame, History
-from feature_repo.side_information import CATEGORY
 from feature_repo.vectors import Vectors
 from ranker.inputs.batch import Batch
 from ranker.inputs.columns import (
@@ -29,7 +30,9 @@ from ranker.inputs.columns import (
     require_complete,
 )
 from ranker.inputs.hashing import hash_integers
+from ranker.inputs.padding import placed, slots
 from ranker.inputs.rules.side_by_side import SideBySide
+from ranker.inputs.search import Found, Search, shortened
 
 AGE_BUCKETS = 32  # bucket b holds behaviours 2^b - 1 to 2^(b+1) - 1 minutes old
 CODES = 6  # dataset.contracts.BEHAVIOUR_CODES and 0
@@ -42,11 +45,11 @@ class FrameEncoder:
     Args:
         inputs: what the model learned about the columns.
         vectors: the embedding it was trained with; None: a control without.
-        by_category: whether it searches a history by category.
+        search: how it reads a long history; None: it reads all of it.
     """
 
-    def __init__(self, inputs: Inputs, vectors: Vectors | None, by_category: bool = False) -> None:
-        self.inputs, self.vectors, self.by_category = inputs, vectors, by_category
+    def __init__(self, inputs: Inputs, vectors: Vectors | None, search: Search | None = None) -> None:
+        self.inputs, self.vectors, self.search = inputs, vectors, search
         self._ids = {side: inputs.ids(side) for side in SIDES}
         self._numbers = {side: SideBySide(inputs.numbers(side)) for side in SIDES}
         self._features = {side: inputs.features(side) for side in SIDES}
@@ -62,16 +65,23 @@ class FrameEncoder:
         Raises:
             DataError: missing columns, numbers that are not finite, or histories longer than in training.
         """
-        candidate_mask = slots(np.diff(frame.offsets), left=True)
-        history_mask = slots(np.diff(frame.history.offsets), left=False)
-        if history_mask.shape[1] > self.inputs.history:
+        longest = int(np.diff(frame.history.offsets).max(initial=0))
+        if longest > self.inputs.history:
             raise DataError(
-                f"frame history: expected at most {self.inputs.history} behaviours per request, found "
-                f"{history_mask.shape[1]}. Read the frame with the history length of this model's size."
+                f"frame history: expected at most {self.inputs.history} behaviours per request, found {longest}. "
+                f"Read the frame with the history length of this model's size."
             )
         for side, table in (("request", frame.requests), ("candidate", frame.candidates)):
             self.require(side, table)
         requests, time_us = frame.requests, request_time_us(frame.requests)
+        found = Found.nothing(len(frame.candidates))
+        slot = found.place
+        if self.search is not None:
+            found = self.search.of(frame, time_us, self.vectors)
+            history, slot = shortened(frame.history, frame.offsets, found, self.search.recent)
+            frame = replace(frame, history=history)
+        candidate_mask = slots(np.diff(frame.offsets), left=True)
+        history_mask = slots(np.diff(frame.history.offsets), left=False)
         item_id = frame.candidates[ITEM].to_numpy()
         asked_us = np.repeat(time_us, np.diff(frame.offsets))
         behaved_us = np.repeat(time_us, np.diff(frame.history.offsets))
@@ -96,31 +106,14 @@ class FrameEncoder:
             history_known=history_known,
             query_content=query_content,
             query_known=query_known,
-            same_category=self.same_category(frame, candidate_mask, history_mask),
+            found_slot=_place(slot, candidate_mask),
+            found_mask=_place(found.real, candidate_mask),
+            found_cosine=_place(found.cosine, candidate_mask),
+            found_count=_place(found.count, candidate_mask),
             position=_place(_optional(frame.candidates, "position", np.int64, -1), candidate_mask, -1),
             label=_place(_optional(frame.candidates, "label", np.float32, 0), candidate_mask),
             later=_place(self.later(frame.candidates), candidate_mask),
         )
-
-    def same_category(self, frame: Frame, candidate_mask: np.ndarray, history_mask: np.ndarray) -> Tensor:
-        """Which behaviours were of an item of the candidate's category, bool [R, N, L]; none where not asked for.
-
-        An item's category is what the store knew of it, at the request and at the behaviour; an empty one is none.
-        """
-        requests, slots = candidate_mask.shape
-        if not self.by_category:
-            return torch.zeros((), dtype=torch.bool).expand(requests, slots, history_mask.shape[1])
-        history = frame.history
-        behaved = history.side.category(history.item_id, history.time_us)
-        if behaved is None or CATEGORY not in frame.candidates.column_names:
-            return torch.zeros(requests, slots, history_mask.shape[1], dtype=torch.bool)
-        both = pa.concat_arrays([frame.candidates[CATEGORY].combine_chunks(), behaved])
-        coded = both.dictionary_encode()
-        number = coded.indices.fill_null(-1).to_numpy().astype(np.int64)
-        number[number == pc.index(coded.dictionary.cast(pa.string()), "").as_py()] = -1
-        mine = _place(number[: len(frame.candidates)], candidate_mask, -1)
-        theirs = _place(number[len(frame.candidates) :], history_mask, -1)
-        return (mine[:, :, None] == theirs[:, None]) & (mine >= 0)[..., None]
 
     def later(self, candidates: pa.Table) -> np.ndarray:
         """Which steps followed the click on each candidate, float32 [C, T]; zeros where the frame does not say."""
@@ -240,21 +233,10 @@ def jagged(
     )
 
 
-def slots(counts: np.ndarray, left: bool) -> np.ndarray:
-    """Which slots of a padded row hold something, filled from the left or right.
-
-    Returns:
-        bool [R, max(counts)], at least one slot wide: TorchRec cannot hold a jagged tensor without bags.
-    """
-    width = int(counts.max(initial=1))
-    place = np.arange(width)
-    return place < counts[:, None] if left else place >= width - counts[:, None]
-
-
 def select_requests(frame: Frame, rows: np.ndarray) -> Frame:
     """The requests of a frame at ``rows`` int64, in that order, with their candidates and histories."""
-    offsets, candidate = _segments(frame.offsets, rows)
-    history_offsets, behaviour = _segments(frame.history.offsets, rows)
+    candidate, offsets = _entries(frame.offsets, rows)
+    behaviour, history_offsets = _entries(frame.history.offsets, rows)
     return Frame(
         requests=frame.requests.take(pa.array(rows)),
         candidates=frame.candidates.take(pa.array(candidate)),
@@ -282,10 +264,8 @@ def size_groups(counts: np.ndarray, order: np.ndarray, slots_per_batch: int) -> 
         start = stop
 
 
-def _segments(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    starts, counts = offsets[rows], offsets[rows + 1] - offsets[rows]
-    bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return bounds, np.repeat(starts - bounds[:-1], counts) + np.arange(bounds[-1])
+def _entries(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return entries(offsets[rows], offsets[rows + 1] - offsets[rows])
 
 
 def _age_buckets(history: History, time_us: np.ndarray) -> np.ndarray:
@@ -295,9 +275,7 @@ def _age_buckets(history: History, time_us: np.ndarray) -> np.ndarray:
 
 
 def _place(values: np.ndarray, where: np.ndarray, empty: float = 0) -> Tensor:
-    out = np.full((*where.shape, *values.shape[1:]), empty, dtype=values.dtype)
-    out[where] = values
-    return torch.from_numpy(out)
+    return torch.from_numpy(placed(values, where, empty))
 
 
 def _optional(table: pa.Table, name: str, kind: type, absent: float) -> np.ndarray:

@@ -4,8 +4,8 @@ A module says what it reads by the arguments of its ``forward``, each the name o
 wide its output is by ``per_candidate`` and ``per_request``. The model looks up, adds up and learns the rest.
 ``tests/contracts/ranker_module.py`` tests every module.
 
-The last letters of a name are its dimensions: R requests, N candidates, L behaviours, D width of an id embedding,
-V width of a content vector, and as below.
+The last letters of a name are its dimensions: R requests, N candidates, L behaviours, K behaviours found for a
+candidate, D width of an id embedding, V width of a content vector, and as below.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Widths:
         item: I, of all id embeddings of a candidate side by side, ``item_id`` first.
         user: U, of all id embeddings of a request side by side.
         content: V, of the item and query vectors.
-        history: most behaviours of a request; a batch may hold fewer, L <= history.
+        history: most behaviours of a request that a module reads; a batch may hold fewer, L <= history.
         candidate_numbers: F, of a candidate's numbers.
         request_numbers: G, of a request's numbers.
     """
@@ -47,7 +47,7 @@ class Features:
     """What modules can read of a batch, float32 but for the masks.
 
     Candidates are padded on the right and behaviours on the left, so the last behaviour is the newest; id
-    embeddings and vectors of padding are zeros.
+    embeddings and vectors of padding are zeros. Where a recipe searches, the behaviours are its recent ones.
 
     Attributes:
         target_RND: id embeddings of the candidates' ``item_id``.
@@ -65,7 +65,11 @@ class Features:
         history_known_RL: bool, behaviours that have a vector.
         query_content_RV: content vectors of the queries, zeros where nothing was searched for.
         query_known_R: bool, requests that search for something; without content vectors it is known, too.
-        same_category_RNL: bool, behaviours whose item was in the candidate's category, both being known.
+        found_RNKD: of the behaviours that the recipe's search found for a candidate in its whole history, what
+            ``history_RLD`` is of the recent ones, in any order.
+        found_mask_RNK: bool, slots that hold one.
+        found_cosine_RNK: of their content vectors with the candidate's; zeros where nothing was compared.
+        found_count_RN: int64, how many matched, which may be more than K.
     """
 
     target_RND: Tensor
@@ -83,7 +87,10 @@ class Features:
     history_known_RL: Tensor
     query_content_RV: Tensor
     query_known_R: Tensor
-    same_category_RNL: Tensor
+    found_RNKD: Tensor
+    found_mask_RNK: Tensor
+    found_cosine_RNK: Tensor
+    found_count_RN: Tensor
 
 
 # A module that reads one of these is left out of the controls without vectors.
@@ -94,8 +101,11 @@ CONTENT = frozenset(
         "history_content_RLV",
         "history_known_RL",
         "query_content_RV",
+        "found_cosine_RNK",
     )
 )
+# What the search of a recipe gives.
+FOUND = frozenset(("found_RNKD", "found_mask_RNK", "found_cosine_RNK", "found_count_RN"))
 
 
 class Output(NamedTuple):

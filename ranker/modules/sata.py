@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ranker.modules.attention import alike, masked_softmax
 from ranker.modules.module import Module, Output, Widths
-from ranker.modules.search import Kept
 
 
 class SemanticAttention(nn.Module):
@@ -37,12 +36,14 @@ class SemanticAttention(nn.Module):
         alike = self.query(target_RND) @ self.key(history_RLD).transpose(1, 2) / history_RLD.shape[-1] ** 0.5
         return masked_softmax(self._score(alike, cosine_RNL), allowed) @ self.value(history_RLD)
 
-    def of_listed(self, target_RND: Tensor, history_RLD: Tensor, cosine_RNL: Tensor, kept: Kept) -> Tensor:
-        """The same where the behaviours are listed."""
-        key, value = kept.of(self.key(history_RLD)), kept.of(self.value(history_RLD))
-        alike = (key * self.query(target_RND)[:, :, None]).sum(-1) / history_RLD.shape[-1] ** 0.5
-        cosine = cosine_RNL.gather(2, kept.place_RNK)
-        return (masked_softmax(self._score(alike, cosine), kept.real_RNK)[:, :, None] @ value)[:, :, 0]
+    def of_found(
+        self, target_RND: Tensor, found_RNKD: Tensor, cosine_RNK: Tensor, found_mask_RNK: Tensor
+    ) -> Tensor:
+        """Interest where each candidate has behaviours of its own, [R, N, D]; keys and values as in ``sim``."""
+        asked = self.query(target_RND) @ self.key.weight
+        alike = (found_RNKD @ asked[..., None])[..., 0] / found_RNKD.shape[-1] ** 0.5
+        weight = masked_softmax(self._score(alike, cosine_RNK), found_mask_RNK)
+        return self.value((weight[:, :, None] @ found_RNKD)[:, :, 0])
 
     def _score(self, alike: Tensor, cosine: Tensor) -> Tensor:
         by_id, by_content, both = self.mix

@@ -1,13 +1,15 @@
-"""SIM (search-based interest model, Qi, CIKM 2020), hard and soft.
+"""SIM (search-based interest model, Qi, CIKM 2020): attention to what a search found in a long history.
 
-    hard: kept = the behaviours whose item is of the candidate's category
-    soft: kept = the ``keep`` behaviours of the largest cosine of content vectors
-    interest = multi-head target attention over what was kept
+    hard: found = the latest behaviours whose item is of the candidate's category
+    soft: found = the behaviours of the largest cosine of content vectors
+    interest = multi-head target attention over what was found
 
-SIM's own soft search compares embeddings of ids that it trained; frozen content vectors in their place are the search
-unit that the MUSE paper calls SIM-soft (arXiv 2512.07216), and they serve items that nobody has met.
+The search itself is the recipe's. SIM's own soft search compares embeddings of ids that it trained; frozen content
+vectors in their place are the search unit that the MUSE paper calls SIM-soft (arXiv 2512.07216), and they serve items
+that nobody has met. As scores are products, keys are projected on the side of the queries, and values once they are
+summed up: (W_q t) (W_k f) = (W_k^T W_q t) f, so that no projection is computed of every found behaviour.
 
-Legend: R requests, N candidates, L behaviours, D id width, V vector width.
+Legend: R requests, N candidates, K found behaviours, D id width, H heads.
 """
 
 from __future__ import annotations
@@ -15,59 +17,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ranker.modules.attention import alike, masked_softmax
 from ranker.modules.module import Module, Output, Widths
-from ranker.modules.search import ExactSearch, nearest
 
 
-class SimHard(Module):
-    """Interest among the behaviours of the candidate's category, and how many there are.
+class Sim(Module):
+    """Interest among the behaviours that were found, and how many matched.
 
     Args:
         widths: of the inputs.
-        heads: of the exact unit.
+        heads: of the attention; they divide D.
     """
 
     def __init__(self, widths: Widths, heads: int = 2) -> None:
         super().__init__()
-        self.exact = ExactSearch(widths.ids, heads)
+        self.heads = heads
+        self.query, self.key = alike(widths.ids), alike(widths.ids)
+        self.value = torch.nn.Linear(widths.ids, widths.ids, bias=False)
         self.per_candidate = 2 * widths.ids + 1
 
     def forward(
-        self, target_RND: Tensor, history_RLD: Tensor, history_mask_RL: Tensor, same_category_RNL: Tensor
+        self, target_RND: Tensor, found_RNKD: Tensor, found_mask_RNK: Tensor, found_count_RN: Tensor
     ) -> Output:
-        """Interest, interest x target, and the logarithm of how many were kept, float32 [R, N, 2 D + 1]."""
-        return _searched(self.exact, target_RND, history_RLD, same_category_RNL & history_mask_RL[:, None])
-
-
-class SimSoft(Module):
-    """Interest among the behaviours most alike by content.
-
-    Args:
-        widths: of the inputs.
-        keep: behaviours that the search unit keeps.
-        heads: of the exact unit.
-    """
-
-    def __init__(self, widths: Widths, keep: int = 15, heads: int = 2) -> None:
-        super().__init__()
-        self.keep = keep
-        self.exact = ExactSearch(widths.ids, heads)
-        self.per_candidate = 2 * widths.ids + 1
-
-    def forward(
-        self,
-        target_RND: Tensor,
-        history_RLD: Tensor,
-        target_content_RNV: Tensor,
-        history_content_RLV: Tensor,
-        history_known_RL: Tensor,
-    ) -> Output:
-        """Interest, interest x target, and the logarithm of how many were kept, float32 [R, N, 2 D + 1]."""
-        cosine = target_content_RNV @ history_content_RLV.transpose(1, 2)
-        return _searched(self.exact, target_RND, history_RLD, nearest(cosine, history_known_RL, self.keep))
-
-
-def _searched(exact: ExactSearch, target_RND: Tensor, history_RLD: Tensor, kept_RNL: Tensor) -> Output:
-    interest = exact(target_RND, history_RLD, kept_RNL)
-    count = kept_RNL.to(interest.dtype).sum(-1, keepdim=True).log1p()
-    return Output(torch.cat([interest, interest * target_RND, count], dim=-1))
+        """Interest, interest x target, and the logarithm of how many matched, float32 [R, N, 2 D + 1]."""
+        key, value = (layer.weight.unflatten(0, (self.heads, -1)) for layer in (self.key, self.value))
+        asked = torch.einsum("rnhd,hde->rnhe", self.query(target_RND).unflatten(-1, (self.heads, -1)), key)
+        score = asked @ found_RNKD.transpose(2, 3) / key.shape[1] ** 0.5
+        summed = masked_softmax(score, found_mask_RNK[:, :, None]) @ found_RNKD
+        interest = torch.einsum("rnhe,hde->rnhd", summed, value).flatten(2)
+        count = found_count_RN.to(interest.dtype).log1p()[..., None]
+        return Output(torch.cat([interest, interest * target_RND, count], dim=-1))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ranker.modules.attention import alike, masked_softmax
 from ranker.modules.module import Module, Output, Widths
-from ranker.modules.search import is_sparse, listed, nearest
+from ranker.modules.nearest import at_places, nearest
 
 
 class Twin(Module):
@@ -41,14 +41,13 @@ class Twin(Module):
         self, target_RND: Tensor, behaved_RLD: Tensor, history_RLD: Tensor, history_mask_RL: Tensor
     ) -> Output:
         """Interest and interest x target, float32 [R, N, 2 D]."""
-        alike = self.query(target_RND) @ self.key(behaved_RLD).transpose(1, 2) / behaved_RLD.shape[-1] ** 0.5
-        score = alike + self.cross(history_RLD - behaved_RLD)[:, None, :, 0]
-        kept = nearest(score, history_mask_RL, self.keep)
-        value = self.value(behaved_RLD)
-        if is_sparse(kept):
-            found = listed(kept)
-            weight = masked_softmax(score.gather(2, found.place_RNK), found.real_RNK)
-            interest = (weight[:, :, None] @ found.of(value))[:, :, 0]
-        else:
-            interest = masked_softmax(score, kept) @ value
+        asked = self.query(target_RND) @ self.key.weight / behaved_RLD.shape[-1] ** 0.5
+        was = self.cross(history_RLD - behaved_RLD)
+        one = was.new_ones(*asked.shape[:2], 1)
+        searched = (torch.cat(parts, dim=-1).detach() for parts in ((asked, one), (behaved_RLD, was)))
+        found = nearest(*searched, history_mask_RL, self.keep)
+        kept = at_places(torch.cat([behaved_RLD, was], dim=-1), found.place_RNK)
+        score = (kept @ torch.cat([asked, one], dim=-1)[..., None])[..., 0]
+        summed = masked_softmax(score, found.real_RNK)[:, :, None] @ kept[..., :-1]
+        interest = self.value(summed[:, :, 0])
         return Output(torch.cat([interest, interest * target_RND], dim=-1))

@@ -33,8 +33,8 @@ DIAL = replace(size("nano"), id_width=8, history=HISTORY)
 FRAME = full_frame(30)
 
 
-def of(module):
-    return Recipe("contract", {"one": module})
+def of(module, search=None):
+    return Recipe("contract", {"one": module}, search)
 
 
 @cache
@@ -42,9 +42,9 @@ def inputs_of(requests=30, seed=0):
     return learn_inputs(Requests(full_frame(requests, seed)), HISTORY)[0]
 
 
-def config_of(module, inputs=None):
+def config_of(module, inputs=None, search=None):
     return CtrConfig(
-        recipe=of(module),
+        recipe=of(module, search),
         inputs=inputs or inputs_of(),
         id_width=DIAL.id_width,
         content_width=VECTORS.width,
@@ -55,10 +55,10 @@ def config_of(module, inputs=None):
     )
 
 
-def model_of(module, seed=0, inputs=None):
+def model_of(module, seed=0, inputs=None, search=None):
     """A click model of one module; no weight is near zero, no gate closed."""
     torch.manual_seed(seed)
-    model = config_of(module, inputs).build().eval()
+    model = config_of(module, inputs, search).build().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith("tables."):
@@ -69,8 +69,8 @@ def model_of(module, seed=0, inputs=None):
 
 
 @torch.no_grad()
-def features_of(model, frame=FRAME):
-    return model.features(FrameEncoder(inputs_of(), VECTORS, by_category=True).batch(frame))
+def features_of(model, frame=FRAME, search=None):
+    return model.features(FrameEncoder(inputs_of(), VECTORS, search).batch(frame))
 
 
 def dimensions(name):
@@ -95,13 +95,13 @@ def taken(features, letter, rows):
 
 
 def padded(features, letter, count):
-    """``count`` more empty slots: candidates on the right, behaviours on the left."""
+    """``count`` more empty slots: candidates and found behaviours on the right, behaviours on the left."""
 
     def pad(name, tensor):
         place = dimensions(name).find(letter)
         if place < 0:
             return tensor
-        empty = torch.zeros_like(tensor.narrow(place, 0, 1)).repeat_interleave(count, place)
+        empty = tensor.new_zeros([count if at == place else size for at, size in enumerate(tensor.shape)])
         return torch.cat([empty, tensor] if letter == "L" else [tensor, empty], dim=place)
 
     return changed(features, pad)
@@ -115,10 +115,11 @@ def agree(one, other):
 
 class RankerModuleContract:
     module = None
+    search = None  # of the recipe, for a module that reads what is found
 
     @pytest.fixture
     def model(self):
-        return model_of(self.module)
+        return model_of(self.module, search=self.search)
 
     @pytest.fixture
     def part(self, model):
@@ -126,7 +127,7 @@ class RankerModuleContract:
 
     @pytest.fixture
     def features(self, model):
-        return features_of(model)
+        return features_of(model, search=self.search)
 
     def test_it_computes_the_widths_it_declares(self, part, features):
         with torch.no_grad():
@@ -150,8 +151,12 @@ class RankerModuleContract:
                 def disturb(field, tensor, name=name):
                     if field != name:
                         return tensor
+                    if tensor.dtype == torch.bool:
+                        return ~tensor
                     return (
-                        ~tensor if tensor.dtype == torch.bool else torch.randn(tensor.shape, generator=noise)
+                        torch.randn(tensor.shape, generator=noise)
+                        if tensor.is_floating_point()
+                        else tensor + 3
                     )
 
                 after = run(part, changed(features, disturb))
@@ -190,21 +195,21 @@ class RankerModuleContract:
     @torch.no_grad()
     def test_padding_changes_nothing(self, part, features):
         before, slots = run(part, features), features.candidate_mask_RN.shape[1]
-        for letter in "NL":
+        for letter in "NLK":
             after = run(part, padded(features, letter, 5))
             agree(None if after.candidate is None else after.candidate[:, :slots], before.candidate)
             agree(after.request, before.request)
 
     def test_who_has_no_history_gets_finite_output_and_gradients(self, part, features):
         def forget(name, tensor):
-            return torch.zeros_like(tensor) if "L" in dimensions(name) else tensor
+            return torch.zeros_like(tensor) if set("LK") & set(dimensions(name)) else tensor
 
         self.learn(part, changed(features, forget))
         for name, parameter in part.named_parameters():
             assert parameter.grad is None or parameter.grad.isfinite().all(), name
 
     def test_ids_and_vectors_that_nobody_knows_get_finite_output(self, part, features):
-        unknown = ("target", "item", "user", "behaved", "history", "query")
+        unknown = ("target", "item", "user", "behaved", "history", "query", "found")
 
         def forget(name, tensor):
             return torch.zeros_like(tensor) if name.startswith(unknown) and "mask" not in name else tensor
@@ -216,7 +221,7 @@ class RankerModuleContract:
         first, second = run(part, features), run(part, features)
         for one, other in zip(first, second, strict=True):
             assert one is other or torch.equal(one, other)
-        twins = [dict(model_of(self.module, seed=5).named_parameters()) for _ in range(2)]
+        twins = [dict(model_of(self.module, 5, search=self.search).named_parameters()) for _ in range(2)]
         for name, parameter in twins[0].items():
             assert torch.equal(parameter, twins[1][name]), name
 
@@ -237,25 +242,27 @@ class RankerModuleContract:
             total.backward()
 
     def test_saving_and_opening_loses_nothing(self, model, tmp_path, monkeypatch):
-        monkeypatch.setitem(RECIPES, "contract", lambda: of(self.module))
-        config = config_of(self.module)
+        monkeypatch.setitem(RECIPES, "contract", lambda: of(self.module, self.search))
+        config = config_of(self.module, search=self.search)
         with write_artifact(tmp_path / "r", "ranker", {}) as folder:
             save_weights(model, folder)
             (folder / CONFIG).write_text(json.dumps(config.to_json()))
         torch.manual_seed(99)
-        before = Ranker(model, FrameEncoder(config.inputs, VECTORS, by_category=True)).score(FRAME)
+        before = Ranker(model, FrameEncoder(config.inputs, VECTORS, self.search)).score(FRAME)
         assert np.array_equal(
             Ranker.open(open_artifact(tmp_path / "r", "ranker"), VECTORS).score(FRAME), before
         )
         assert before.std() > 0
 
     def test_what_it_can_say_it_learns(self, tmp_path, monkeypatch):
-        monkeypatch.setitem(RECIPES, "contract", lambda: of(self.module))
+        made_of = of(self.module, self.search)
+        monkeypatch.setitem(RECIPES, "contract", lambda: made_of)
         monkeypatch.setitem(
             LEARNING_RATES, "pointwise", ((0.002, 0.05),)
         )  # few ids, each of which occurs often
         inputs = inputs_of(1000)
-        teacher = Ranker(model_of(self.module, 7, inputs), FrameEncoder(inputs, VECTORS, by_category=True))
+        model = model_of(self.module, 7, inputs, self.search)
+        teacher = Ranker(model, FrameEncoder(inputs, VECTORS, self.search))
         seen = [full_frame(n, seed) for n, seed in ((1000, 0), (200, 1), (300, 2))]
         said = [teacher.score(frame) for frame in seen]
         mean, deviation = said[0].mean(), said[0].std()
@@ -269,9 +276,7 @@ class RankerModuleContract:
             for frame, chance in zip(seen, chances, strict=True)
         )
         dial = replace(DIAL, ranker_slots=64)
-        made = train_ctr(
-            Requests(train), Requests(valid), VECTORS, dial, tmp_path / "r", {}, recipe=of(self.module)
-        )
+        made = train_ctr(Requests(train), Requests(valid), VECTORS, dial, tmp_path / "r", {}, recipe=made_of)
         label = test.candidates["label"].to_numpy()
         best, found = auc(label, chances[2]), auc(label, Ranker.open(made, VECTORS).score(test))
         assert best > 0.8
