@@ -123,6 +123,41 @@ class Learner:
         self.adam.load_state_dict(state)
 
 
+class FallingLearner(Learner):
+    """One whose learning rates, those of the tables too, fall linearly from step to step, to zero after ``steps``.
+
+    Args:
+        model: changed in place.
+        learning_rate: of the first step.
+        steps: of the whole training.
+    """
+
+    def __init__(self, model: nn.Module, learning_rate: float, steps: int) -> None:
+        super().__init__(model, learning_rate)
+        self.steps = steps
+        self._tables = [one.fused_optimizer() for one in _collections(model).values()]
+        self._first = [one.param_groups[0]["lr"] for one in (self.adam, *self._tables)]
+
+    def restore(self, saved: Saved) -> None:
+        """As of ``Learner``; the rates go on where they were."""
+        super().restore(saved)
+        self._fall()
+
+    def step(self, value: Tensor, where: str) -> float:
+        """As of ``Learner``; the rates are then those of the next step, whose forward pass reads the tables' own."""
+        loss = super().step(value, where)
+        self._fall()
+        return loss
+
+    def _fall(self) -> None:
+        done = max(int(one["step"]) for one in self.adam.state.values())  # saved with AdamW's moments
+        for one, rate in zip((self.adam, *self._tables), self._first, strict=True):
+            for group in one.param_groups:
+                group["lr"] = rate * max(1 - done / self.steps, 0)
+        for table in self._tables:
+            table.step()  # tells the kernel its rate; the rows move in ``backward``
+
+
 def adam_of(
     dense: list[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float
 ) -> torch.optim.AdamW:
@@ -139,12 +174,16 @@ def named(saved: Saved, prefix: str) -> dict[str, Tensor]:
 def accumulators(model: nn.Module) -> dict[str, Tensor]:
     """Row-wise Adagrad's accumulators, the live tensors, float32 [rows] of each table."""
     found: dict[str, Tensor] = {}
-    for place, module in model.named_modules():
-        if isinstance(module, FusedEmbeddingBagCollection):
-            for config in module.embedding_bag_configs():
-                state = module.fused_optimizer().state_dict()["state"][f"{config.name}.weight"]
-                found[accumulator(place, config.name)] = state[f"{config.name}.weight.momentum_1"]
+    for place, module in _collections(model).items():
+        for config in module.embedding_bag_configs():
+            state = module.fused_optimizer().state_dict()["state"][f"{config.name}.weight"]
+            found[accumulator(place, config.name)] = state[f"{config.name}.weight.momentum_1"]
     return found
+
+
+def _collections(model: nn.Module) -> dict[str, FusedEmbeddingBagCollection]:
+    """The collections of tables that update themselves, by place."""
+    return {n: one for n, one in model.named_modules() if isinstance(one, FusedEmbeddingBagCollection)}
 
 
 def accumulator(place: str, table: str) -> str:

@@ -21,7 +21,7 @@ from ranker.two_tower.model import ItemSide, UserSide
 REQUESTS = 512  # per batch at most; small data get batches small enough for STEPS of them
 STEPS = 16
 UNIFORM = 2048  # items drawn evenly from those ever taken beside a batch's own (mixed negatives, WWW 2020)
-VALID_FRACTION = 0.05  # of the users, held out to stop training
+VALID_FRACTION = 0.05  # of the users, held out to choose the epoch
 ROWS = 4096  # requests read at once
 
 
@@ -104,7 +104,7 @@ class Sampler:
         taken: int64 [N], how often each item is a positive.
         chance: float32 [N], each item's chance of being in a batch.
         learned: int64, requests to learn from.
-        held_out: int64, requests of the users held out to stop training.
+        held_out: int64, requests of the users held out to choose the epoch.
 
     Raises:
         DataError: no positives, or positives outside the catalogue.
@@ -117,7 +117,7 @@ class Sampler:
         has_positive, users = np.zeros(len(train), dtype=bool), np.zeros(len(train), dtype=np.int64)
         for start in range(0, len(train), ROWS):
             frame = train.take(start, min(start + ROWS, len(train)))
-            request, rows = self._positives(frame)
+            request, rows = self.positives(frame)
             has_positive[start + request] = True
             users[start : start + len(frame)] = frame.requests["user_id"].to_numpy()
             drawn += np.bincount(rows, minlength=len(drawn))
@@ -133,6 +133,10 @@ class Sampler:
         self.taken = drawn
         self.chance = inclusion(drawn, int(has_positive.sum()), self.per_batch)
 
+    def steps(self) -> int:
+        """Batches of an epoch over ``learned``."""
+        return -(-len(self.learned) // self.per_batch)
+
     def batches(self, requests: np.ndarray, epoch: int) -> Iterator[Sample]:
         """All positives of ``requests`` in an order drawn from (seed, epoch)."""
         draw = np.random.default_rng((self.seed, 2, epoch))
@@ -140,8 +144,8 @@ class Sampler:
         for start in range(0, len(order), self.per_batch):
             yield self._sample(self.train.select(order[start : start + self.per_batch]), draw)
 
-    def _positives(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-        """Request and catalogue row of every positive."""
+    def positives(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+        """Request and catalogue row of every positive of a frame, int64 [P] each."""
         require_columns(frame.candidates, (ITEM, "label"), "candidates")
         liked = pc.fill_null(frame.candidates["label"].combine_chunks(), 0).to_numpy(zero_copy_only=False) > 0
         ids = frame.candidates[ITEM].to_numpy()[liked]
@@ -155,7 +159,7 @@ class Sampler:
         return np.repeat(np.arange(len(frame)), np.diff(frame.offsets))[liked], rows
 
     def _sample(self, frame: Frame, draw: np.random.Generator) -> Sample:
-        request, rows = self._positives(frame)
+        request, rows = self.positives(frame)
         sampled, positive = np.unique(
             np.concatenate([rows, draw.choice(np.flatnonzero(self.taken), UNIFORM)]), return_inverse=True
         )

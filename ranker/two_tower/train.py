@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,9 @@ from ranker.inputs.columns import ITEM, USER_EVENTS, Inputs, learn_inputs
 from ranker.inputs.earlier import read_inputs
 from ranker.inputs.frame_encoder import BEHAVIOUR_ROWS, FrameEncoder, select_requests
 from ranker.inputs.hashing import hash_integers
+from ranker.learner import FallingLearner
 from ranker.score import CONFIG, require_signature
+from ranker.two_tower.held_out import HeldOut
 from ranker.two_tower.model import TowerShape, TwoTowerModel, sampled_softmax
 from ranker.two_tower.negatives import Sample, Sampler, item_side, user_side
 from ranker.weights import load_weights, save_weights
@@ -32,7 +34,8 @@ from run.artifacts import MADE_BY, Artifact, ArtifactError, open_artifact, write
 from run.resume import Checkpoints
 from run.sizes import Size
 
-EPOCHS = 10
+EPOCHS = (5, 10)  # at least and at most, as many between them as make TRAINING_STEPS
+TRAINING_STEPS = 1_000
 PATIENCE = 2
 LEARNING_RATE = 2e-3
 TABLE_LEARNING_RATE = 0.02
@@ -212,7 +215,7 @@ def train_two_tower(
         out: the artifact's path; an interrupted run resumes from ``<out>.partial``.
         parents: what it was made from, by role.
         seed: equal seeds give equal weights.
-        epochs: at most so many passes, 10 by default.
+        epochs: passes over which the learning rates fall to zero; None: as many as ``epochs_of`` says.
 
     Raises:
         DataError: no positives, positives outside the catalogue, or columns missing.
@@ -234,23 +237,21 @@ def train_two_tower(
     model = config.build()
     rows = inputs.items.of(hash_integers(sampler.ids))
     model.count(torch.from_numpy(rows), torch.from_numpy(sampler.taken.astype(np.float32)))
-    plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, LEARNING_RATE, seed)
-    job = {
-        "config": config.to_json(),
-        "plan": asdict(plan) | {"epochs": None},
-        "requests": len(train),
-    }
+    steps = sampler.steps()
+    plan = Plan(epochs_of(steps) if epochs is None else epochs, PATIENCE, LEARNING_RATE, seed)
+    job = {"config": config.to_json(), "plan": asdict(plan), "requests": len(train)}
     checkpoints = Checkpoints(out, job, parents)
+    towers = TwoTower(model, encoder)
     outcome = fit(
         model,
         plan,
         batches=lambda epoch, done: islice(sampler.batches(sampler.learned, epoch), done, None),
         loss=lambda sample: _loss(model, sample),
-        validate=(lambda: _mean_loss(model, sampler)) if len(sampler.held_out) else None,
+        validate=_missed(towers, sampler, catalogue) if len(sampler.held_out) else None,
         checkpoints=checkpoints,
         description=f"train {out.name}",
+        learner=lambda model, rate: FallingLearner(model, rate, plan.epochs * steps),
     )
-    towers = TwoTower(model.eval(), encoder)
     manifest = {
         "size": size.name,
         "seed": seed,
@@ -265,6 +266,23 @@ def train_two_tower(
         save_file({ITEM: ids, "vector": towers.item_vectors(catalogue)}, folder / "items.safetensors")
     checkpoints.remove()
     return open_artifact(out, "two_tower")
+
+
+def epochs_of(steps: int) -> int:
+    """Epochs of so many steps each: few of a long log, whose ids are soon known by heart, more of a short one."""
+    least, most = EPOCHS
+    return int(np.clip(TRAINING_STEPS // max(steps, 1), least, most))
+
+
+def _missed(towers: TwoTower, sampler: Sampler, catalogue: pa.Table) -> Callable[[], float]:
+    """How much of what held-out users took next is not found by the towers as they are."""
+    held_out = HeldOut.of(sampler)
+
+    def missed() -> float:
+        loss = _mean_loss(towers.model, sampler)
+        return held_out.missed(towers.user_vectors(held_out.frame), towers.item_vectors(catalogue), loss)
+
+    return missed
 
 
 def _loss(model: TwoTowerModel, sample: Sample) -> Tensor:
