@@ -311,6 +311,13 @@ def ranker(
             "clicks are learned."
         ),
     ] = None,
+    position_tower: Annotated[
+        bool,
+        typer.Option(
+            "--position-tower",
+            help="Learn the chance that a user looks at a place of a slate; default: a number for each place.",
+        ),
+    ] = False,
 ) -> None:
     """Train the ranker from point-in-time frames, with its controls: plain content, ids only, shuffled vectors."""
     modes = {"--daily": daily, "--compare": compare, "--tune": tune, "--without": without}
@@ -323,6 +330,7 @@ def ranker(
         ("--calibrate", calibrate),
         ("--rank-by", rank_by),
         ("--stream", stream or None),
+        ("--position-tower", position_tower or None),
     ):
         if chosen and given is not None:
             raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=option)
@@ -341,6 +349,7 @@ def ranker(
         _do("ranker --without", run, without=without, recipe=recipe)
     else:
         training: dict[str, Any] = {} if rank_by is None else {"rank_by": rank_by}
+        training |= {"position_tower": True} if position_tower else {}
         training |= {"ranks": ranks, "calibrate": calibrate}
         _do("ranker", run, recipe=recipe, settings=settings, stream=stream, **training)
 

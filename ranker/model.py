@@ -19,12 +19,10 @@ from ranker.inputs.id_tables import IdTables
 from ranker.inputs.projections import Projections
 from ranker.modules.module import Features, Module, Output, Widths
 from ranker.modules.nearest import at_places
+from ranker.places import FAST, PositionTower, looked_at
 from ranker.recipes import Recipe
 from ranker.settings import Settings
-
-POSITION_LEARNING_RATE_SCALE = (
-    10.0  # places learn so many times faster than other weights: one epoch must reach a logit of 2
-)
+from ranker.steps import log_odds
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,7 @@ class ModelShape:
         candidate_numbers: (feature, its numbers, width of their projection or 0) of a candidate.
         request_numbers, behaviour_numbers: those of a request and of a behaviour.
         position_share: fraction of the training candidates at each logged position.
+        position_tower: whether a tower says how the logged place enters, else a number for each place.
         steps: T, what may follow a click (``ranker.steps``).
         settings: the widths and fractions that can be chosen.
     """
@@ -54,6 +53,7 @@ class ModelShape:
     position_share: tuple[float, ...]
     steps: int
     settings: Settings
+    position_tower: bool = False
 
     @property
     def id_width(self) -> int:
@@ -127,11 +127,17 @@ class ClickModel(nn.Module):
         self.steps = nn.ModuleList(towers)
         self.position = nn.Parameter(torch.zeros(max(len(shape.position_share), 1)))
         self.register_buffer("position_share", torch.tensor(shape.position_share or (0.0,)))
+        context = shape.widths.user + shape.widths.request_numbers + 1
+        self.looks = PositionTower(len(self.position), context) if shape.position_tower else None
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Position-free logits of the click, float32 [R, N]; undefined in empty slots.
+    def forward(self, batch: Batch, logged: bool = False) -> Tensor:
+        """Logits of the click, float32 [R, N]; undefined in empty slots.
 
         With steps float32 [R, N, 1 + T]: of the click, and of each step given the one before.
+
+        Args:
+            batch: the requests.
+            logged: at the logged places, as training fits them; else at an average one, and no place is read.
         """
         features = self.features(batch)
         outputs = [run(part, features) for part in self.parts.values() if isinstance(part, Module)]
@@ -140,7 +146,7 @@ class ClickModel(nn.Module):
         of_candidate = torch.cat(candidate, dim=-1)
         of_request = torch.cat(request, dim=1) if request else None
         click = _first(self.candidate_input, self.request_input, of_candidate, of_request)
-        logit: Tensor = self.head(click)[..., 0]
+        logit = self._at_place(self.head(click)[..., 0], features, batch, logged)
         if not self.steps:
             return logit
         return torch.stack([logit, *(tower(of_candidate, of_request) for tower in self.steps)], dim=-1)
@@ -182,30 +188,37 @@ class ClickModel(nn.Module):
         """Of behaviours [R, L, ...] those that are read as they are, the latest ones."""
         return history if self.recent is None else history[:, -self.recent :]
 
+    def _at_place(self, logit: Tensor, features: Features, batch: Batch, logged: bool) -> Tensor:
+        """The click's logit at the logged or at an average place."""
+        if self.looks is None:
+            return logit + self.position_logit(batch) if logged else logit
+        known = features.query_known_R[:, None].to(logit.dtype)
+        request = torch.cat([features.user_RU, features.request_numbers_RG, known], dim=1)
+        places = FAST * self.position + self.looks(request)
+        looked = looked_at(places, self.get_buffer("position_share"), batch.position if logged else None)
+        return log_odds(torch.stack([looked.expand_as(logit), logit], dim=-1), 1)
+
     def position_logit(self, batch: Batch) -> Tensor:
-        """What the logged place adds, float32 [R, N], for training only: 0 when not logged, 0 on average.
+        """What the logged place adds without a tower, float32 [R, N]: 0 when not logged, 0 on average.
 
         The average is taken out, so the position-free logit stays the log-odds at an average place.
         """
         share: Tensor = self.get_buffer("position_share")
-        bias = POSITION_LEARNING_RATE_SCALE * (self.position - share @ self.position)
+        bias = FAST * (self.position - share @ self.position)
         return bias[batch.position.clamp(0, len(bias) - 1)] * (batch.position >= 0)
 
 
 class WithPosition(nn.Module):
-    """A click model and the effect of the logged place in one forward pass: what training fits to the log."""
+    """A click model at the logged places: what training fits to the log."""
 
     def __init__(self, model: ClickModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits as of the model; the place changes that of the click."""
-        logit: Tensor = self.model(batch)
-        place = self.model.position_logit(batch)
-        if logit.dim() == 2:
-            return logit + place
-        return torch.cat([(logit[..., 0] + place)[..., None], logit[..., 1:]], dim=-1)
+        """Logits as of the model."""
+        logit: Tensor = self.model(batch, logged=True)
+        return logit
 
 
 class Tower(nn.Module):

@@ -50,6 +50,7 @@ class CtrConfig(Settings):
         embedding_id: id of the embedding artifact it was trained with; None: no vectors.
         rank_by: what its score is the log-odds of: ``click``, or one of the inputs' steps.
         loss: ``pointwise`` (binary cross-entropy) or ``listwise`` (softmax over a request's candidates).
+        position_tower: whether a tower learned the chance that a place is looked at (``ranker.places``).
     """
 
     recipe: Recipe
@@ -58,6 +59,7 @@ class CtrConfig(Settings):
     embedding_id: str | None
     loss: str
     rank_by: str = CLICK
+    position_tower: bool = False
 
     @classmethod
     def read(cls, path: Path) -> CtrConfig:
@@ -97,6 +99,7 @@ class CtrConfig(Settings):
             position_share=inputs.position_share,
             steps=len(inputs.steps),
             settings=Settings(**self.settings()),
+            position_tower=self.position_tower,
         )
 
     @property

@@ -67,6 +67,7 @@ def train_ctr(
     after: Callable[[int, float], None] | None = None,
     calibrate: str | None = None,
     rank_by: str = CLICK,
+    position_tower: bool = False,
 ) -> Artifact:
     """Train a click model and write an artifact of kind "ranker".
 
@@ -91,10 +92,11 @@ def train_ctr(
         calibrate: method by which the validation impressions calibrate the scores (``ranker.calibration``); None:
             they do not.
         rank_by: what the scores are of: the click, or a step that ``label_<step>`` columns of ``train`` say.
+        position_tower: learn the chance that a logged place is looked at (``ranker.places``), not a number for each.
 
     Raises:
         DataError: no training requests, columns missing, a feature to do without that is not in the service, or
-            nothing to calibrate with.
+            nothing to calibrate with, or no place was logged for a position tower.
         TrainingError: the loss or a gradient is not finite, a rank ended early, or the tables would outgrow memory.
         RecipeError: the recipe cannot be built on these inputs.
         ValueError: unknown loss or calibration.
@@ -117,7 +119,12 @@ def train_ctr(
         embedding_id=None if vectors is None else vectors.id,
         loss=loss,
         rank_by=rank_by,
+        position_tower=position_tower,
     )
+    if position_tower and not inputs.position_share:
+        raise DataError(
+            "expected candidates with a logged position, found none. Train without --position-tower."
+        )
     if rank_by not in (CLICK, *inputs.steps):
         raise ValueError(f"cannot rank by {rank_by!r}: expected one of {', '.join((CLICK, *inputs.steps))}")
     require_memory(config.shape.rows, config.id_width, ranks, kept=len(tries) - 1)

@@ -250,6 +250,7 @@ def test_the_options_are_few_and_frozen():
         "--tune",
         "--calibrate",
         "--rank-by",
+        "--position-tower",
     }
     assert options == journey | training | service | {
         "--shard",
