@@ -181,6 +181,7 @@ class ClickModel(nn.Module):
             found_RNKD=at_places(history, batch.found_slot),
             found_mask_RNK=batch.found_mask,
             found_cosine_RNK=batch.found_cosine,
+            found_times_RNK=batch.found_times,
             found_count_RN=batch.found_count,
         )
 

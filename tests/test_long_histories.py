@@ -64,10 +64,16 @@ def test_a_search_by_content_finds_the_latest_behaviour_on_each_of_the_items_mos
         latest = {int(behaved[row]): row for row in rows if vector_of(behaved[row]) is not None}
         alike = sorted(latest, key=lambda one: -float(vector_of(one) @ target)) if target is not None else []
         assert sorted(found.place[c][found.real[c]]) == sorted(latest[one] for one in alike[:5])
-        assert found.count[c] == len(alike[:5])
-        for place, cosine in zip(found.place[c], found.cosine[c], strict=True):
-            if place in [latest[one] for one in alike[:5]]:
+        met = [int(behaved[row]) for row in rows]
+        assert found.count[c] == found.times[c].sum() == sum(met.count(one) for one in alike[:5])
+        for place, cosine, times, real in zip(
+            found.place[c], found.cosine[c], found.times[c], found.real[c], strict=True
+        ):
+            if real:
                 assert cosine == pytest.approx(float(vector_of(behaved[place]) @ target), abs=1e-6)
+                assert times == met.count(int(behaved[place]))
+            else:
+                assert cosine == times == 0
 
 
 def test_a_search_by_category_finds_the_latest_behaviours_of_it_and_counts_all():
@@ -100,7 +106,7 @@ def test_what_is_neither_recent_nor_found_is_left_out_and_the_rest_is_found_agai
     history = History(np.array([0, 6, 6, 9]), behaved, behaved, behaved)
     place = np.array([[0, 2], [5, 0], [0, 0], [6, 7]])
     real = np.array([[True, True], [True, False], [False, False], [True, True]])
-    found = Found(place, real, real.astype(np.float32), real.sum(1))
+    found = Found(place, real, real.astype(np.float32), real.astype(np.int64), real.sum(1))
     left, slot = shortened(history, np.array([0, 2, 3, 4]), found, recent=2)
     assert left.item_id.tolist() == [100, 102, 104, 105, 106, 107, 108]
     assert left.offsets.tolist() == [0, 4, 4, 7]
@@ -151,7 +157,9 @@ def test_a_long_history_scores_as_the_whole_of_it_would(name):
     whole = replace(
         FrameEncoder(encoder.inputs, VECTORS).batch(frame),
         found_slot=torch.from_numpy(np.where(found.real, slot, 0)).view(*fast.found_slot.shape),
-        **{name: getattr(fast, name) for name in ("found_mask", "found_cosine", "found_count")},
+        **{
+            name: getattr(fast, name) for name in ("found_mask", "found_cosine", "found_times", "found_count")
+        },
     )
     assert fast.shape[2] < whole.shape[2]
     for part in (model.eval(), model.train()):

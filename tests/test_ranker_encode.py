@@ -361,6 +361,7 @@ def test_every_tensor_of_a_batch_has_its_type_and_shape():
         "found_slot": ((3, 5, 0), torch.int64),
         "found_mask": ((3, 5, 0), torch.bool),
         "found_cosine": ((3, 5, 0), torch.float32),
+        "found_times": ((3, 5, 0), torch.int64),
         "found_count": ((3, 5), torch.int64),
         "position": ((3, 5), torch.int64),
         "label": ((3, 5), torch.float32),

@@ -49,7 +49,8 @@ def drawn_features(seed=0):
     found = (torch.rand(requests, slots, K, generator=draw) < 0.6) & candidates[..., None]
     found &= behaviours.any(1)[:, None, None]
     masks = known | {"candidate_mask_RN": candidates, "history_mask_RL": behaviours, "found_mask_RNK": found}
-    masks["found_count_RN"] = found.sum(-1) * 3
+    masks["found_times_RNK"] = torch.randint(1, 4, found.shape, generator=draw) * found
+    masks["found_count_RN"] = masks["found_times_RNK"].sum(-1)
     size = {
         "R": requests, "N": slots, "L": memory, "K": K, "D": D, "V": V, "I": 3 * D, "U": 2 * D, "F": 3, "G": 2
     }  # fmt: skip
@@ -94,6 +95,7 @@ class One:
         self.seen = [b for b in self.past if b.known]
         there = features.found_mask_RNK[r, n].nonzero()[:, 0].tolist()
         self.found = [(features.found_RNKD[r, n, k], features.found_cosine_RNK[r, n, k]) for k in there]
+        self.times = [int(features.found_times_RNK[r, n, k]) for k in there]
         self.matched = int(features.found_count_RN[r, n])
 
 
@@ -206,7 +208,8 @@ def semantic(attention, one, behaviours):
 
 def muse(module, one):
     interest = interest_and_product(semantic(module.attention, one, one.found), one.target)
-    return torch.cat([interest, module.weight * histogram([alike for _, alike in one.found], module.count)])
+    cosines = [alike for (_, alike), times in zip(one.found, one.times, strict=True) for _ in range(times)]
+    return torch.cat([interest, module.weight * histogram(cosines, module.count)])
 
 
 def sim(module, one):

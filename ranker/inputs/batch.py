@@ -39,6 +39,7 @@ class Batch:
         found_slot: int64 [R, N, K], in which of the L slots the behaviours are that a search found for a candidate.
         found_mask: bool [R, N, K], which of these are some; none where the model does not search.
         found_cosine: float32 [R, N, K], of content vectors with the candidate; zeros where nothing was compared.
+        found_times: int64 [R, N, K], how many behaviours each stands for, 0 where there is none.
         found_count: int64 [R, N], how many matched.
         position: int64 [R, N], place in the logged slate counted from 0, -1 when not logged.
         label: float32 [R, N], zero when there is none.
@@ -63,6 +64,7 @@ class Batch:
     found_slot: Tensor
     found_mask: Tensor
     found_cosine: Tensor
+    found_times: Tensor
     found_count: Tensor
     position: Tensor
     label: Tensor

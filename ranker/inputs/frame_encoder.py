@@ -109,6 +109,7 @@ class FrameEncoder:
             found_slot=_place(slot, candidate_mask),
             found_mask=_place(found.real, candidate_mask),
             found_cosine=_place(found.cosine, candidate_mask),
+            found_times=_place(found.times, candidate_mask),
             found_count=_place(found.count, candidate_mask),
             position=_place(_optional(frame.candidates, "position", np.int64, -1), candidate_mask, -1),
             label=_place(_optional(frame.candidates, "label", np.float32, 0), candidate_mask),

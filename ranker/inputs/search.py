@@ -37,19 +37,22 @@ class Found:
         place: int64 [C, K], their rows in the history, in any order.
         real: bool [C, K], false where fewer than K were found.
         cosine: float32 [C, K], of content vectors; zeros where nothing was compared.
+        times: int64 [C, K], how many behaviours each stands for: all on its item, where that was searched for; 0
+            where there is none.
         count: int64 [C], how many matched, which may be more than K.
     """
 
     place: np.ndarray
     real: np.ndarray
     cosine: np.ndarray
+    times: np.ndarray
     count: np.ndarray
 
     @classmethod
     def nothing(cls, candidates: int) -> Found:
         """For none of them."""
         none = np.zeros((candidates, 0), np.int64)
-        return cls(none, none > 0, none.astype(np.float32), np.zeros(candidates, np.int64))
+        return cls(none, none > 0, none.astype(np.float32), none, np.zeros(candidates, np.int64))
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def by_category(frame: Frame, keep: int) -> Found:
     place = np.maximum(last - len(column), first)[:, None] + column
     real = place < last[:, None]
     place = np.append(order, 0)[np.where(real, place, len(order))]
-    return Found(place, real, np.zeros(place.shape, np.float32), count)
+    return Found(place, real, np.zeros(place.shape, np.float32), real.astype(np.int64), count)
 
 
 def _numbered(category: pa.Array) -> np.ndarray:
@@ -128,7 +131,7 @@ def by_content(frame: Frame, time_us: np.ndarray, vectors: Vectors, keep: int) -
     """Of the ``keep`` items most like each candidate the latest behaviour; nothing for one without a vector."""
     shown = np.diff(frame.offsets)
     target = vectors.known_rows(frame.candidates[ITEM].to_numpy(), np.repeat(time_us, shown))
-    past, rows, offsets = _items(frame.history, time_us, vectors)
+    past, times, rows, offsets = _items(frame.history, time_us, vectors)
     behaved = np.diff(offsets)
     together = max(BLOCK // max(int(shown.max(initial=1) * behaved.max(initial=1)), 1), 1)
     parts = []
@@ -147,23 +150,28 @@ def by_content(frame: Frame, time_us: np.ndarray, vectors: Vectors, keep: int) -
         for side in zip(*parts, strict=True)
     )
     real &= (target >= 0)[:, None]
-    place = np.append(rows, 0)[np.where(real, place, len(rows))]
-    return Found(place, real, np.where(real, cosine, np.float32(0)), real.sum(1))
+    place = np.where(real, place, len(rows))
+    often = np.append(times, 0)[place]
+    return Found(np.append(rows, 0)[place], real, np.where(real, cosine, np.float32(0)), often, often.sum(1))
 
 
 def _items(
     history: History, time_us: np.ndarray, vectors: Vectors
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The items of each request's history that have a vector: its row, the latest behaviour on it, their offsets."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The items of each request's history that have a vector.
+
+    Returns:
+        the row of each item's vector, how often it was met, the latest behaviour on it, and their offsets.
+    """
     item = vectors.known_rows(history.item_id, np.repeat(time_us, np.diff(history.offsets)))
-    latest, last = np.empty(len(item), bool), np.empty(len(vectors.ids) + 1, np.int64)
+    times, last = np.empty(len(item), np.int64), np.empty(len(vectors.ids) + 1, np.int64)
     for start, stop in pairwise(history.offsets):
-        place, mine = np.arange(start, stop), item[start:stop]
+        mine, place = item[start:stop], np.arange(stop - start)
         last[mine] = place  # of equal ones the last stays; unknown ones share the last row
-        latest[start:stop] = last[mine] == place
-    latest &= item >= 0
+        times[start:stop] = np.bincount(last[mine], minlength=stop - start)
+    latest = (times > 0) & (item >= 0)
     rows = np.flatnonzero(latest)
-    return item[rows], rows, np.append(0, np.cumsum(latest))[history.offsets]
+    return item[rows], times[rows], rows, np.append(0, np.cumsum(latest))[history.offsets]
 
 
 def shortened(history: History, offsets: np.ndarray, found: Found, recent: int) -> tuple[History, np.ndarray]:

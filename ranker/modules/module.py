@@ -69,6 +69,8 @@ class Features:
             ``history_RLD`` is of the recent ones, in any order.
         found_mask_RNK: bool, slots that hold one.
         found_cosine_RNK: of their content vectors with the candidate's; zeros where nothing was compared.
+        found_times_RNK: int64, how many behaviours each stands for: a search by content finds items, each of which
+            may have been met often; 0 where there is none.
         found_count_RN: int64, how many matched, which may be more than K.
     """
 
@@ -90,6 +92,7 @@ class Features:
     found_RNKD: Tensor
     found_mask_RNK: Tensor
     found_cosine_RNK: Tensor
+    found_times_RNK: Tensor
     found_count_RN: Tensor
 
 
@@ -105,7 +108,7 @@ CONTENT = frozenset(
     )
 )
 # What the search of a recipe gives.
-FOUND = frozenset(("found_RNKD", "found_mask_RNK", "found_cosine_RNK", "found_count_RN"))
+FOUND = frozenset(("found_RNKD", "found_mask_RNK", "found_cosine_RNK", "found_times_RNK", "found_count_RN"))
 
 
 class Output(NamedTuple):

@@ -3,8 +3,8 @@
     found = the behaviours of the largest cosine of content vectors
     output = SA-TA over found, SimTier over found
 
-The paper finds 50 of up to 100,000 behaviours, and takes both histograms of its short and its found sequence: the
-recipe has ``SimTier`` beside this module for the short one.
+SimTier counts every behaviour on an item that was found. The paper finds 50 of up to 100,000 behaviours, and takes both
+histograms of its short and its found sequence: the recipe has ``SimTier`` beside this module for the short one.
 
 Legend: R requests, N candidates, K found behaviours, D id width, T tiers.
 """
@@ -35,9 +35,14 @@ class Muse(Module):
         self.per_candidate = 2 * widths.ids + count
 
     def forward(
-        self, target_RND: Tensor, found_RNKD: Tensor, found_cosine_RNK: Tensor, found_mask_RNK: Tensor
+        self,
+        target_RND: Tensor,
+        found_RNKD: Tensor,
+        found_cosine_RNK: Tensor,
+        found_mask_RNK: Tensor,
+        found_times_RNK: Tensor,
     ) -> Output:
         """Interest, interest x target and a weighted histogram, float32 [R, N, 2 D + T]."""
         interest = self.attention.of_found(target_RND, found_RNKD, found_cosine_RNK, found_mask_RNK)
-        counts = self.weight * tiers(found_cosine_RNK, found_mask_RNK, self.count).log1p()
+        counts = self.weight * tiers(found_cosine_RNK, found_times_RNK, self.count).log1p()
         return Output(torch.cat([interest, interest * target_RND, counts], dim=-1))

@@ -26,7 +26,7 @@ def tiers(cosine_RNL: Tensor, counted: Tensor, count: int) -> Tensor:
 
     Args:
         cosine_RNL: similarities.
-        counted: bool [R, 1, L] or [R, N, L], the behaviours that count.
+        counted: bool [R, 1, L] or [R, N, L], the behaviours that count, or numbers, how often each does.
         count: T.
     """
     scaled = (cosine_RNL.clamp(-1, 1) + 1) * (count / 2)
