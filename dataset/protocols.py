@@ -24,7 +24,8 @@ BY = ("time", "last", "users", "given")
 NONE = "none"  # a catalogue without a log
 FIT_FRACTION, TEST_FRACTION = 0.6, 0.8  # quantiles of the times at which ``time`` cuts the log
 VALID_FRACTION = 0.1  # of the ranker's training requests
-MOST = {"train": 12_000, "valid": 1_500, "test": 6_000}  # requests of a part, where there is a choice
+MOST = {"train": 12_000, "valid": 1_500, "test": 6_000}  # users of a part, where there is a choice
+MOST_TAKEN = MOST | {"train": 36_000}  # requests of a part, each of one item taken: some of each user
 LEAST = {"last": 3, "users": 2}  # new likes of a user who is asked
 FITTED = 4  # of the likes that ``last`` leaves for training, the last quarter trains the ranker
 STRANGERS = 1 / 3  # share of users, by hash: a user stays one as the log grows, up to 3 x MOST["test"] users
@@ -44,6 +45,7 @@ class Moments:
         fit: what became available before it is learned from before there is a ranker (encoder, co-occurrence).
         counted: what became available before it may be counted to answer test requests.
         kept: what became available before it is in the log that features read.
+        asked: from when on what users of the training part newly liked is asked for at once; None: from ``train`` on.
         part: int64, where the source gives it: number of the event's part in ``requests.PARTS``, -1 for none.
     """
 
@@ -54,6 +56,7 @@ class Moments:
     fit: np.ndarray
     counted: np.ndarray
     kept: np.ndarray
+    asked: np.ndarray | None = None
     part: np.ndarray | None = None
 
 
@@ -140,8 +143,10 @@ def by_users(log: Log, answerable: np.ndarray, seed: int, shown: bool) -> Moment
     """A hash of the user decides: a third of them, at most 6,000, are strangers to every model.
 
     Nothing that a stranger did is counted or learned from; it is what they are known by when they are asked for what
-    they newly liked last. The last likes of others, at most 12,000, train the ranker. Where slates or ratings say
-    what was not liked, it is the second half of their new likes instead of the last: there is more to learn from.
+    they newly liked last. At most 12,000 others train the ranker by their last new likes, and a tenth of these
+    validate. Of a third of the others, as far as they are among these, each new like but the first is a request, and
+    nothing else learns from it (docs/log/ranker.md#every-like-of-a-third-of-the-users). Where slates or ratings say
+    what was not liked, the second half of everybody's new likes trains instead: there is more to learn from each.
 
     Args:
         log: the events.
@@ -164,15 +169,22 @@ def by_users(log: Log, answerable: np.ndarray, seed: int, shown: bool) -> Moment
     strangers, learners = eligible[:tests], eligible[tests:until]
     place = np.maximum(likes.count - 1 - likes.count // 2, 0) if shown else np.zeros_like(likes.count)
     cut = likes.nth_last(place, moment)
-    train, valid, test, fit, counted, kept = (np.full(len(likes.users), NEVER) for _ in range(6))
-    for part in (train, fit):
-        part[learners] = cut[learners]
     validating = learners[: int(VALID_FRACTION * len(learners))]
+    since = cut.copy()
+    if not shown:
+        whole = eligible[tests : np.searchsorted(chance, share + (1 - share) * STRANGERS)]
+        several = np.setdiff1d(np.intersect1d(learners, whole), validating)
+        since[several] = likes.nth_last(np.maximum(likes.count - 2, 0), moment)[several]
+    train, valid, test, fit, counted, kept, asks = (np.full(len(likes.users), NEVER) for _ in range(7))
+    for part in (train, fit):
+        part[learners] = since[learners]
     valid[validating] = cut[validating]
+    asks[learners] = cut[learners]
     for part in (train, valid, test, kept):
         part[strangers] = cut[strangers]
     fit[strangers] = counted[strangers] = ALWAYS
-    return _per_event(log, likes, train, valid, test, fit, counted, kept)
+    asks[strangers] = test[strangers]
+    return _per_event(log, likes, train, valid, test, fit, counted, kept, asks)
 
 
 def choose(log: Log, shown: bool) -> tuple[str, str]:
@@ -260,9 +272,11 @@ def _per_event(
     fit: np.ndarray,
     counted: np.ndarray,
     kept: np.ndarray,
+    asked: np.ndarray | None = None,
 ) -> Moments:
     user = np.searchsorted(likes.users, log.user)
-    return Moments(log.available_us, *(part[user] for part in (train, valid, test, fit, counted, kept)))
+    parts = (train, valid, test, fit, counted, kept, train if asked is None else asked)
+    return Moments(log.available_us, *(part[user] for part in parts))
 
 
 def _require(asked: np.ndarray, by: str, where: object, instead: str) -> None:

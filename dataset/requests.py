@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from dataset.contracts import TIME
 from dataset.log import Log, among, distinct, pairs
-from dataset.protocols import MOST, NEVER, VALID_FRACTION, Moments
+from dataset.protocols import MOST, MOST_TAKEN, NEVER, VALID_FRACTION, Moments
 
 RANKING = pa.schema(
     [
@@ -64,7 +64,7 @@ def shown(log: Log, moments: Moments) -> pa.Table:
 def taken(log: Log, moments: Moments, rng: np.random.Generator) -> pa.Table:
     """What users newly liked, each as a request of one candidate with label 1 (RANKING): nothing else was shown.
 
-    Of a part with more than ``MOST`` requests some are drawn.
+    Of a part with more than ``MOST_TAKEN`` requests some are drawn.
     """
     rows = _newly_liked(log, moments.when, moments.train, np.full(len(log.user), NEVER))
     time_us = moments.when[rows]
@@ -72,7 +72,7 @@ def taken(log: Log, moments: Moments, rng: np.random.Generator) -> pa.Table:
     order = np.lexsort((rows, time_us))
     rows, time_us, part = rows[order], time_us[order], part[order]
     part = _last_validate(part, np.arange(len(rows)))
-    kept = [rng.permutation(np.flatnonzero(part == n))[: MOST[name]] for n, name in enumerate(PARTS)]
+    kept = [rng.permutation(np.flatnonzero(part == n))[: MOST_TAKEN[name]] for n, name in enumerate(PARTS)]
     chosen = np.sort(np.concatenate(kept))
     rows, time_us, part = rows[chosen], time_us[chosen], part[chosen]
     return _ranking(log, rows, np.arange(1, len(rows) + 1), time_us, np.ones(len(rows)), part)
@@ -81,8 +81,8 @@ def taken(log: Log, moments: Moments, rng: np.random.Generator) -> pa.Table:
 def asked(log: Log, moments: Moments, rng: np.random.Generator) -> pa.Table:
     """One retrieval request per user and part: what the user newly liked from its moment on (RETRIEVAL)."""
     end = np.full(len(log.user), NEVER)
-    found = []
-    for part, start, stop in (("train", moments.train, moments.test), ("test", moments.test, end)):
+    found, first = [], moments.train if moments.asked is None else moments.asked
+    for part, start, stop in (("train", first, moments.test), ("test", moments.test, end)):
         new = _newly_liked(log, moments.when, start, stop)
         users = distinct(log.user[new])
         users = np.sort(rng.permutation(users)[: MOST[part]])

@@ -1,7 +1,7 @@
 """Training and test requests of the ranker, from the feature store, with match columns.
 
 Where the log says what was shown, its examples are those impressions. Where it says only what was taken, each item
-taken stands among ``NEGATIVES`` others that could have been shown.
+taken stands among others that could have been shown (``others``).
 
 Legend: R requests, C candidates, S match columns.
 """
@@ -43,7 +43,11 @@ from run.progress import track
 from run.sizes import Size
 
 CHUNK_REQUESTS = 128  # so that progress shows where each has hundreds of candidates
-NEGATIVES = 50
+NEGATIVES, FEWEST = (
+    50,
+    20,
+)  # others of an item taken: as many as keep an epoch below MOST_OTHERS, but no fewer
+MOST_OTHERS = 720_000
 BEHAVIOUR = ("cooccurrence", "two_tower", "popular")  # sources whose scores the ranker reads
 
 
@@ -187,7 +191,7 @@ def example_rows(
 
 
 def among_others(taken: pa.Table, found: Retrieved, item_ids: np.ndarray, seed: int = 0) -> pa.Table:
-    """Training rows of requests of which only the item taken is known: it among ``NEGATIVES`` others.
+    """Training rows of requests of which only the item taken is known: it among some ``others``.
 
     The others are of the same kind as the item: where retrieval found it, other items that retrieval found; where it
     did not, items of the catalogue that it did not find either. Were it otherwise, the ranker would learn from the
@@ -202,17 +206,22 @@ def among_others(taken: pa.Table, found: Retrieved, item_ids: np.ndarray, seed: 
     Returns:
         as ``example_rows``: every request has its item, label 1.
     """
-    rng, answers = np.random.default_rng((seed, 3)), []
+    rng, answers, most = np.random.default_rng((seed, 3)), [], others(len(taken))
     for item, (ids, scores) in zip(taken["item_id"].to_numpy(), found, strict=True):
         if item not in ids:
-            drawn = np.unique(rng.choice(item_ids, 2 * NEGATIVES))
-            drawn = rng.permutation(drawn[~np.isin(drawn, ids) & (drawn != item)])[:NEGATIVES]
+            drawn = np.unique(rng.choice(item_ids, 2 * most))
+            drawn = rng.permutation(drawn[~np.isin(drawn, ids) & (drawn != item)])[:most]
             ids = np.append(drawn, item)
             scores = np.zeros(len(ids), np.float32)
         answers.append((ids, scores))
     each = pa.array(np.arange(len(taken) + 1), pa.int32())
     relevant = pa.ListArray.from_arrays(each, taken["item_id"].combine_chunks())
-    return example_rows(taken.append_column("relevant", relevant), stack(answers), NEGATIVES, seed)
+    return example_rows(taken.append_column("relevant", relevant), stack(answers), most, seed)
+
+
+def others(requests: int) -> int:
+    """Among how many others each item taken stands: where there are many requests, 20 teach as much as 50."""
+    return min(NEGATIVES, max(FEWEST, MOST_OTHERS // max(requests, 1)))
 
 
 def match_sources(retriever: Retriever) -> tuple[Source, ...]:

@@ -77,6 +77,9 @@ def test_a_tenth_of_ten_places_is_one_and_of_nine_none():
     for share, places in ((0.1, [10, 20]), (0.05, [20]), (0.2, [5, 10, 15, 20])):
         explored = with_rare(ids, scores, ids >= 25, 20, share)[2]
         assert (np.flatnonzero(explored) + 1).tolist() == places
+    ids = np.arange(200)
+    explored = with_rare(ids, -ids.astype(np.float32), ids >= 120, 100, 0.29)[2]
+    assert explored.sum() == 29 and explored[99], "0.29 x 100 is a little less than 29"
 
 
 def test_the_service_keeps_the_places_that_it_is_told_to(moon):

@@ -390,6 +390,40 @@ def test_users_who_are_tested_are_strangers_to_everything_that_is_counted(splits
             assert trained == eligible - tested
 
 
+def test_every_like_but_the_first_of_a_third_of_the_users_is_a_request(splits) -> None:
+    """Of the others, and of those who validate, the last like is; the rest is learned from before the ranker."""
+    data, split = splits["purchases", "users"]
+    liked = {user: [e["item_id"] for e in events] for user, events in liked_by(data).items()}
+    rows, fitted = split.ranking.to_pylist(), split.fit_log.to_pylist()
+    users = {part: {r["user_id"] for r in rows if r["part"] == part} for part in ("train", "valid")}
+    assert users["valid"] and users["train"].isdisjoint(users["valid"])
+    whole = set()
+    for part in users:
+        for user in users[part]:
+            mine = [r for r in rows if r["user_id"] == user]
+            assert {r["part"] for r in mine} == {part}
+            if part == "train" and len(mine) > 1:
+                whole.add(user)
+            first = 1 if len(mine) > 1 else -1
+            assert [r["item_id"] for r in mine] == liked[user][first:] and (first == -1 or part == "train")
+            known = {e["item_id"] for e in fitted if e["user_id"] == user}
+            assert known == set(liked[user][:first]), "what trains the ranker is learned from by nothing else"
+    several = {user for user in users["train"] | users["valid"] if len(liked[user]) > 2}
+    assert len(whole) == pytest.approx(len(several) * (1 / 3 - 1 / 10), rel=0.5)
+
+
+def test_requests_of_what_was_taken_are_capped(
+    purchases: FakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests_module, "MOST_TAKEN", {"train": 9, "valid": 3, "test": 5})
+    ranking = Split.open(split_dataset(purchases, tmp_path / "s", "users")).ranking
+    assert {part: pc.sum(pc.equal(ranking["part"], part)).as_py() for part in PARTS} == {
+        "train": 9,
+        "valid": 3,
+        "test": 5,
+    }
+
+
 def test_the_hash_of_users_depends_on_the_seed_alone(purchases: FakeDataset, tmp_path: Path) -> None:
     def tested(data: FakeDataset, folder: str, seed: int) -> set[int]:
         split = Split.open(split_dataset(data, tmp_path / folder, "users", seed=seed))

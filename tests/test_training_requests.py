@@ -99,6 +99,12 @@ def retriever_of(world):
     return Retriever(index, None, (Silent(),), popular, Silent(), {})
 
 
+def test_many_requests_have_fewer_others_and_an_epoch_keeps_its_length():
+    assert [examples.others(requests) for requests in (0, 1, 14_400, 18_000, 36_000, 10**6)] == [
+        50, 50, 50, 40, 20, 20,
+    ]  # fmt: skip
+
+
 def test_everything_taken_trains_the_ranker_among_others_of_its_kind(
     folder, tiny_world, tmp_path, monkeypatch
 ):
