@@ -49,7 +49,7 @@ def publish_embedding(store_dir: Path, artifact: Artifact) -> Embedding:
 
 
 def as_stored(vectors: Vectors, store_dir: Path) -> Vectors:
-    """The vectors of an embedding with the times at which they became available, from its views in the store.
+    """The vectors of an embedding with the times at which they became available, and the version of its views.
 
     So a gather by id and time is the point-in-time join of the view, without a copy of any vector.
 
@@ -61,7 +61,12 @@ def as_stored(vectors: Vectors, store_dir: Path) -> Vectors:
         raise StoreError(f"{store_dir}: expected the vectors of {vectors.id}, found none. Run 'moon embed'.")
     items = _available(store_dir, embedding.item_view, "item_id", vectors.ids)
     queries = _available(store_dir, embedding.query_view, "query_id", vectors.queries.ids)
-    return replace(vectors, available_us=items, queries=replace(vectors.queries, available_us=queries))
+    return replace(
+        vectors,
+        available_us=items,
+        queries=replace(vectors.queries, available_us=queries),
+        version=embedding.version,
+    )
 
 
 def _available(store_dir: Path, view: str, key: str, ids: np.ndarray) -> np.ndarray:

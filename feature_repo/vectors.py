@@ -95,10 +95,12 @@ class Vectors(VectorTable):
     Attributes:
         queries: the query vectors.
         id: id of the embedding artifact; models record it and refuse any other.
+        version: number of the store's views that hold them; None: they were not read through a store.
     """
 
     queries: VectorTable
     id: str
+    version: int | None = None
 
     @classmethod
     def open(cls, artifact: Artifact) -> Vectors:

@@ -134,6 +134,9 @@ def train_ctr(
         own = replace(config, **settings.settings())
         plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, own.learning_rate, seed, averaged=True)
         job = {
+            "service": inputs.signature.service,
+            "features": [one.name for one in inputs.signature.features],
+            "embedding_version": None if vectors is None else vectors.version,
             "config": own.to_json(),
             "plan": asdict(plan) | {"epochs": None},
             "requests": len(train),

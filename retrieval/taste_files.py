@@ -16,7 +16,7 @@ from retrieval.properties import Basis, Properties
 from retrieval.shown import Shown
 from retrieval.taste import Taste
 from retrieval.words import Vocabulary
-from run.artifacts import Artifact, open_artifact, write_artifact
+from run.artifacts import MADE_BY, Artifact, ArtifactError, open_artifact, write_artifact
 
 TENSORS, VALUES, WORDS = "taste.safetensors", "values.parquet", "words.parquet"
 QUERIES = "queries.parquet"
@@ -64,8 +64,17 @@ def save_taste(
 
 
 def open_taste(artifact: Artifact) -> tuple[Taste, Taste, Queries]:
-    """Open an artifact of kind "taste": tastes, those without content, and the queries of the log."""
+    """Open an artifact of kind "taste": tastes, those without content, and the queries of the log.
+
+    Raises:
+        ArtifactError: it is of a release that did not tell tastes without content.
+    """
     tensors, config = load_file(artifact.file(TENSORS)), artifact.config
+    if missing := [name for name in ("blind/lasting", "blind/fading") if name not in tensors]:
+        raise ArtifactError(
+            f"{artifact.path}: expected {' and '.join(missing)}, found none: it was made by an earlier release. "
+            f"Run '{MADE_BY['taste']}' to recreate it."
+        )
     values: dict[str, dict[str, int]] = {field: {} for field in config["fields"]}
     for row in pq.read_table(artifact.file(VALUES)).to_pylist():
         values[row["field"]][row["value"]] = row["code"]

@@ -21,6 +21,7 @@ from moonstore.files import fsync
 from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 
 KIND = "checkpoint"
+MOST_NAMED = 4  # differences between two jobs that are said
 
 
 def find_artifact(
@@ -114,8 +115,23 @@ class Checkpoints:
     def _differences(self, found: Artifact) -> list[str]:
         """Where the job that wrote a checkpoint differs from this one."""
         before, now = {**found.config["job"], **found.parents}, {**self._job, **_ids(self._parents)}
-        names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-        return [f"{name} {_short(before.get(name))}, now {_short(now.get(name))}" for name in names]
+        every = [
+            f"{name} {_short(was)}, now {_short(is_now)}" for name, was, is_now in _differing("", before, now)
+        ]
+        more = len(every) - MOST_NAMED
+        return every if more <= 0 else [*every[:MOST_NAMED], f"and {more} more"]
+
+
+def _differing(name: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ: the name of each place, as ``recipe.modules.0``, and its values."""
+    if isinstance(before, list) and isinstance(now, list):
+        before, now = ({str(place): one for place, one in enumerate(values)} for values in (before, now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*now, *(key for key in before if key not in now)]:
+            within = f"{name}.{key}" if name else key
+            yield from _differing(within, before.get(key), now.get(key))
+    elif before != now:
+        yield name, before, now
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:

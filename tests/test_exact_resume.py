@@ -15,8 +15,10 @@ from test_ranker_fit import BATCHES, PLAN, epoch_batches, make, same, trained
 
 from ranker import fit as fit_module
 from ranker import train as train_module
+from ranker.settings import Settings
 from ranker.train import train_ctr
 from ranker.weights import tensors_of
+from run.artifacts import open_artifact
 from run.resume import Checkpoints
 from run.sizes import size
 
@@ -103,3 +105,41 @@ def test_a_checkpoint_within_an_epoch_is_due_by_the_clock(tmp_path, monkeypatch)
     assert saved == [2, 4, 6, None]
     kept = Checkpoints(tmp_path / "out", {}, {}).find("epoch")
     assert "steps" not in kept.state and fit_module.RANDOM not in load_file(kept.file("state.safetensors"))
+
+
+def test_a_checkpoint_names_service_features_and_version_and_another_is_told_and_not_used(tmp_path, capsys):
+    frame, killed = Requests(WORLD.frame), KeyboardInterrupt
+
+    def made(place, version, signature=frame.signature, after=None):
+        vectors = replace(WORLD.vectors, version=version)
+        requests = Requests(WORLD.frame, signature)
+        rates = Settings(TINY.id_width, 2e-3, 0.005)
+        return train_ctr(requests, requests, vectors, TINY, place, {}, epochs=2, settings=rates, after=after)
+
+    def cut(epoch, loss):
+        if epoch == 2:
+            raise killed
+
+    def interrupted():
+        with pytest.raises(killed):
+            made(tmp_path / "r", 2, after=cut)
+
+    interrupted()
+    job = open_artifact(tmp_path / "r.partial" / "epoch", "checkpoint", "").config["job"]
+    assert job["service"] == "ctr_v1" and job["embedding_version"] == 2
+    assert job["features"] == [one.name for one in frame.signature.features]
+    turned = replace(frame.signature, features=frame.signature.features[::-1])
+    renamed = replace(frame.signature, service="ctr_v2")
+    for version, signature, said in (
+        (3, frame.signature, "(embedding_version 2, now 3): starting afresh"),
+        (2, renamed, '(service "ctr_v1", now "ctr_v2", '),
+        (2, turned, f'(features.0 "{job["features"][0]}", now "{job["features"][-1]}", '),
+    ):
+        capsys.readouterr()
+        fresh = made(tmp_path / "fresh", version, signature)
+        again = made(tmp_path / "r", version, signature)
+        assert said in capsys.readouterr().err and again.id == fresh.id, "as if there had been none"
+        interrupted()
+    capsys.readouterr()
+    assert made(tmp_path / "r", 2).config["outcome"]["epochs"] == 2
+    assert "starting afresh" not in capsys.readouterr().err

@@ -317,6 +317,22 @@ def test_another_job_starts_afresh_and_says_once_why(tmp_path, capsys, config, p
     assert capsys.readouterr().err == ""
 
 
+def test_what_differs_is_said_by_its_place_and_only_the_first_few(tmp_path, capsys):
+    before = {"config": {"recipe": {"name": "muse"}, "width": 8}, "features": ["price", "brand"]}
+    saved(tmp_path / "out", before)
+    now = {
+        "config": {"recipe": {"name": "cube"}, "width": 8},
+        "features": ["brand", "price"],
+        "seeds": [1, 2, 3],
+    }
+    assert Checkpoints(tmp_path / "out", now, {}).find("one") is None
+    said = 'config.recipe.name "muse", now "cube", features.0 "price", now "brand", features.1 "brand", now "price", '
+    assert f"({said}seeds null, now [1, 2, 3])" in capsys.readouterr().err
+    assert Checkpoints(tmp_path / "out", {str(key): key for key in range(9)}, {}).find("one") is None
+    told = "(0 null, now 0, 1 null, now 1, 2 null, now 2, 3 null, now 3, and 7 more): starting afresh\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
 @pytest.mark.parametrize(
     "harm",
     [

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from scipy.optimize import nnls
 
 from dataset.contracts import EVENTS, ITEMS, completed
@@ -23,8 +24,9 @@ from retrieval.requests import Request, Requests, history_of
 from retrieval.shown import NEVER, PRIOR, Rates, Shown
 from retrieval.similarities import FADE_US, Similarities
 from retrieval.taste import Evidence, Taste
-from retrieval.taste_files import open_taste, save_taste
+from retrieval.taste_files import TENSORS, open_taste, save_taste
 from retrieval.words import Words
+from run.artifacts import ArtifactError
 
 START = datetime(2025, 6, 1, tzinfo=UTC)
 MINUTE_US = 60_000_000
@@ -339,6 +341,18 @@ def test_a_saved_taste_and_its_queries_are_the_same(taste, tmp_path):
     later = [one.columns(request, np.array([5_000]), np.array([0, 1])) for one in grown]
     np.testing.assert_array_equal(*later)
     assert later[0][0, : len(taste.of)].any(), "an item that comes later is judged"
+
+
+def test_a_taste_of_a_release_without_blind_tastes_is_refused_with_the_command(taste, tmp_path):
+    none = Queries(np.empty(0, np.int64), (), np.empty((0, 1), np.float32))
+    made = save_taste(taste, taste, none, tmp_path / "taste", {})
+    tensors = load_file(made.file(TENSORS))
+    kept = {name: one for name, one in tensors.items() if not name.startswith("blind/")}
+    save_file(kept, made.file(TENSORS))
+    with pytest.raises(
+        ArtifactError, match=r"blind/lasting and blind/fading.*earlier release. Run 'moon ret"
+    ):
+        open_taste(made)
 
 
 def test_what_was_searched_for_is_compared_whether_it_is_logged_or_typed(properties):

@@ -89,7 +89,14 @@ def compare(stored: StoredRequests, vectors: Vectors, size: Size, ranks: int) ->
         for number in (None, ranks):
             started = time.monotonic()
             made = train_ctr(
-                some, none, vectors, size, Path(folder) / f"of_{number}", {}, epochs=1, ranks=number
+                some,
+                none,
+                vectors,
+                size,
+                Path(folder) / f"of_{number}",
+                {},
+                epochs=1,
+                ranks=number,
             )
             seconds.append(time.monotonic() - started)
             weights.append(load_file(made.file(WEIGHTS)))
@@ -108,6 +115,8 @@ def main() -> None:
     run = load(given.run)
     retriever = Retriever.open(open_retrieval(run.folder, fitted=True))
     split = Split.open(open_artifact(run.folder / "split", "split"))
+    # The loss of the run is not asked for: the listwise one has no gradient for the last bias, which rounding then
+    # moves by whole steps of AdamW.
     train, _, _ = ranker_frames(run.folder, split, run.size, run.seed, retriever)
     found = compare(train, as_stored(retriever.vectors, run.folder / "store"), run.size, given.ranks)
     sys.stdout.write(json.dumps(found._asdict()) + "\n")

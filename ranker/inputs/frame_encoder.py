@@ -183,9 +183,15 @@ class FrameEncoder:
     def item_ids(
         self, item_id: np.ndarray, behaved: np.ndarray, candidate_mask: np.ndarray, history_mask: np.ndarray
     ) -> KeyedJaggedTensor:
-        """Key ``item_id``: the slots of ``candidate_mask`` [R, N], then those of ``history_mask`` [R, L]."""
-        rows = self.inputs.items.of(hash_integers(np.concatenate([item_id, behaved])))
-        return jagged((ITEM,), [rows], [np.concatenate([candidate_mask.ravel(), history_mask.ravel()])])
+        """Key ``item_id``: the slots of ``candidate_mask`` [R, N], then those of ``history_mask`` [R, L].
+
+        The slot of an item that has no row is an empty bag, as a slot without an item is.
+        """
+        hashes = hash_integers(np.concatenate([item_id, behaved]))
+        known = self.inputs.items.known(hashes)
+        filled = np.concatenate([candidate_mask.ravel(), history_mask.ravel()])
+        filled[filled] = known
+        return jagged((ITEM,), [self.inputs.items.of(hashes[known])], [filled])
 
     def content(
         self, ids: np.ndarray, where: np.ndarray, time_us: np.ndarray | None = None

@@ -27,6 +27,7 @@ from ranker.inputs.hashing import ROWS_PER_ID, hash_column
 from ranker.inputs.rules.categories import ABSENT, FIRST, LARGEST, UNKNOWN, Dictionary, Hashed, values_of
 from ranker.inputs.rules.rule import Rule
 from ranker.inputs.rules.table import BY_IDS
+from ranker.inputs.seen import filter_of
 
 NOTHING = -1  # a row that begins untrained
 
@@ -181,7 +182,8 @@ def _hashed(rule: Hashed, before: Known, seen: Known, min_count: int, may_grow: 
     gone = np.setdiff1d(Hashed(rows).of(np.setdiff1d(before.hashes, seen.hashes)), own)
     if rule.admitted is None:
         row[gone] = NOTHING
-        return replace(rule, rows=rows), Begins.of(row)
+        known = None if rule.seen is None else filter_of(seen.hashes)
+        return replace(rule, rows=rows, seen=known), Begins.of(row)
     had = rule.bits[row]  # whose row was somebody's yesterday; until now the others were row 0
     bits = np.zeros(rows, dtype=bool)
     bits[own] = True

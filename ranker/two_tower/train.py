@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ranker.inputs.columns import ITEM, USER_EVENTS, Inputs, learn_inputs
 from ranker.inputs.earlier import read_inputs
 from ranker.inputs.frame_encoder import BEHAVIOUR_ROWS, FrameEncoder, select_requests
 from ranker.inputs.hashing import hash_integers
+from ranker.inputs.rules.categories import Hashed
 from ranker.learner import FallingLearner
 from ranker.score import CONFIG, require_signature
 from ranker.two_tower.held_out import HeldOut
@@ -224,6 +225,7 @@ def train_two_tower(
     catalogue = catalogue.sort_by(ITEM).combine_chunks()
     ages = [one.name for one in train.signature.of("candidate") if one.kind == "timestamp"]
     inputs, _ = learn_inputs(train, size.history, GIVEN, without=ages)  # an item's vector is of no moment
+    inputs = replace(inputs, items=Hashed(inputs.items.rows))  # its own counts say which items are known
     config = TowerConfig(
         inputs,
         size.id_width,

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from ranker.inputs.hashing import hash_column, table_rows
 from ranker.inputs.rules.rule import Rule
+from ranker.inputs.seen import are_seen, bits_of, filter_of
 
 UNKNOWN, ABSENT, FIRST = 0, 1, 2  # rows of a dictionary's table
 LARGEST = (
@@ -82,10 +83,13 @@ class Hashed:
         rows: of the table.
         admitted: rows whose values occurred often enough, as base64 of packed bits; the values of the others share
             row 0. None: all.
+        seen: filter of the values of the training data (``ranker.inputs.seen``); the others have no row, so that
+            none reads the row of a stranger. None: all have one.
     """
 
     rows: int
     admitted: str | None = None
+    seen: str | None = None
 
     @classmethod
     def of_bits(cls, bits: np.ndarray) -> Hashed:
@@ -100,12 +104,23 @@ class Hashed:
         packed = np.frombuffer(base64.b64decode(self.admitted), np.uint8)
         return np.unpackbits(packed, count=self.rows).astype(bool)
 
+    @cached_property
+    def _filter(self) -> np.ndarray | None:
+        return None if self.seen is None else bits_of(self.seen)
+
     def ids(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Rows, and how many each value has: a null has none."""
+        """Rows, and how many each value has: a null has none, nor has a value that was not seen."""
         values, lengths = _bags(column)
         if not pa.types.is_list(column.type):
             lengths = values.is_valid().to_numpy(zero_copy_only=False).astype(np.int32)
-        return self.of(hash_column(plain(values.drop_null()))), lengths
+        hashes = hash_column(plain(values.drop_null()))
+        known = self.known(hashes)
+        owner = np.repeat(np.arange(len(lengths)), lengths)[known]
+        return self.of(hashes[known]), np.bincount(owner, minlength=len(lengths)).astype(np.int32)
+
+    def known(self, hashes: np.ndarray) -> np.ndarray:
+        """Whether values of these hashes uint64 have a row, bool."""
+        return np.ones(len(hashes), dtype=bool) if self._filter is None else are_seen(self._filter, hashes)
 
     def of(self, hashes: np.ndarray) -> np.ndarray:
         """The row of each hash uint64, int64."""
@@ -125,10 +140,13 @@ class CategoryLearner:
         hashed: whether they are hashed whatever their number.
         min_count: a value is admitted if the training data hold it so often.
         rows: of the table when hashed; None: by the number of admitted values.
+        of_ids: whether a value that the training data do not hold has no row.
     """
 
-    def __init__(self, hashed: bool, min_count: int = 1, rows: int | None = None) -> None:
-        self.hashed, self.min_count, self.rows = hashed, min_count, rows
+    def __init__(
+        self, hashed: bool, min_count: int = 1, rows: int | None = None, of_ids: bool = False
+    ) -> None:
+        self.hashed, self.min_count, self.rows, self.of_ids = hashed, min_count, rows, of_ids
         self.counts: Counter[str | int] = Counter()
         self.hashes: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -159,7 +177,7 @@ class CategoryLearner:
         admitted_hashes = distinct[counts >= self.min_count]
         rows = self.rows or table_rows(len(admitted_hashes))
         if self.min_count <= 1:
-            return Hashed(rows)
+            return Hashed(rows, seen=filter_of(distinct) if self.of_ids else None)
         bits = np.zeros(rows, dtype=bool)
         bits[Hashed(rows).of(admitted_hashes)] = True
         return Hashed.of_bits(bits)

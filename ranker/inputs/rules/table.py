@@ -42,7 +42,7 @@ def learner(feature: Feature) -> Learner:
             rows = tags.get("hashed")
             count = int(tags.get("min_count", 1))
             if rows == BY_IDS:
-                return CategoryLearner(True, count)
+                return CategoryLearner(True, count, of_ids=True)
             return CategoryLearner(rows is not None, count, None if rows is None else int(rows))
         case "number":
             transform = tags.get("transform", "log" if pa.types.is_integer(feature.dtype) else "standard")
