@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from dataset.log import distinct
 from evaluation.content import SparseRows
 from evaluation.metrics import PADDING, hits, recall_at
 
@@ -114,7 +115,7 @@ class Similarity:
         count = len(requests)
         request = np.repeat(np.arange(count), np.diff(requests.offsets))
         row = _rows(self._item_ids, requests.history)
-        pair = np.unique(request[row >= 0] * len(self._item_ids) + row[row >= 0])
+        pair = distinct(request[row >= 0] * len(self._item_ids) + row[row >= 0])
         request, row = pair // max(len(self._item_ids), 1), pair % max(len(self._item_ids), 1)
         if isinstance(self._rows, SparseRows):
             taken = self._rows.take(row)

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from dataset.jagged import owners
 from evaluation.metrics import Measurement
 from evaluation.retrieval_quality import Relevant
-from retrieval.jagged import Retrieved, owners
+from retrieval.jagged import Retrieved
 
 DEPTHS = (50, 200, 500)
 ABSENT = np.iinfo(np.int64).max

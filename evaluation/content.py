@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from dataset.jagged import entries
+from dataset.log import distinct
 from retrieval.colours import colours
 from retrieval.words import Vocabulary, item_texts
 
@@ -31,8 +33,7 @@ class SparseRows:
     def take(self, rows: np.ndarray) -> SparseRows:
         """These rows in this order; -1 is an empty row."""
         length = np.where(rows >= 0, np.diff(self.offsets)[rows], 0) if len(self.offsets) > 1 else 0 * rows
-        offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
-        entry = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], length)
+        entry, offsets = entries(self.offsets[rows], length)
         return SparseRows(offsets, self.column[entry], self.value[entry], self.width)
 
 
@@ -80,7 +81,7 @@ def buyers(item_ids: np.ndarray, log_users: np.ndarray, log_items: np.ndarray) -
         log_items: int64, its item.
     """
     users, user = np.unique(log_users, return_inverse=True)
-    pair = np.unique(np.searchsorted(item_ids, log_items) * len(users) + user)
+    pair = distinct(np.searchsorted(item_ids, log_items) * len(users) + user)
     row, column = pair // max(len(users), 1), pair % max(len(users), 1)
     return _unit_rows(row, column, np.ones(len(pair)), len(item_ids), max(len(users), 1))
 

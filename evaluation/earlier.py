@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from dataset.log import distinct
+
 NO_QUERY = -1
 
 
@@ -55,7 +57,7 @@ def rows_before(
         start, stop: int64 (R); the rows of question r are start[r]:stop[r].
     """
     # Ranks of key and time combine to one ascending number, so that one search answers all.
-    keys, times = np.unique(key), np.unique(time_us)
+    keys, times = distinct(key), distinct(time_us)
     place = np.searchsorted(keys, key) * (len(times) + 1) + np.searchsorted(times, time_us)
     asked = np.searchsorted(keys, who) * (len(times) + 1) + np.searchsorted(times, when_us)
     start = np.searchsorted(key, who)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
+from dataset.log import distinct
 from dataset.tables import Dataset
 from evaluation.content import PlainContent, SparseRows, buyers, tf_idf
 from evaluation.earlier import NO_QUERY, Counts, Moments, rows_before
@@ -149,7 +150,7 @@ class PlainFeatures:
         code = behaviour_codes(log["type"], log["value"])
         user, time_us = log["user_id"].to_numpy(), log["available_time"].cast(pa.int64()).to_numpy()
         item = np.searchsorted(self.item_ids, log["item_id"].to_numpy())
-        self._users = np.unique(user)
+        self._users = distinct(user)
         liked = np.isin(code, POSITIVE_CODES)
         shown = pc.is_in(log["type"], value_set=SHOWN).to_numpy()
         order = np.flatnonzero(code > 0)

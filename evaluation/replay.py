@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataset.jagged import offsets_of
 from dataset.split import Split
 from feature_repo.embeddings import as_stored
 from feature_repo.frames.join import TrainingFrame, training_frame
@@ -27,7 +28,7 @@ from retrieval.examples import (
 )
 from retrieval.explore import with_rare
 from retrieval.fusion import fuse
-from retrieval.jagged import Retrieved, best_first, offsets_of
+from retrieval.jagged import Retrieved, best_first
 from retrieval.retriever import Retriever
 from retrieval.sources import CANDIDATES
 from run.artifacts import open_artifact

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
+from dataset.jagged import entries
 from evaluation.baselines import Baseline, Chance, Popularity, Requests, Similarity
 from evaluation.content import PlainContent, buyers
 from evaluation.earlier import rows_before
@@ -37,9 +38,7 @@ def requests_of(log: pa.Table, retrieval: pa.Table) -> Requests:
     asked_by = retrieval["user_id"].to_numpy()
     asked_at = pc.cast(pc.cast(retrieval["time"], pa.timestamp("us", tz="UTC")), pa.int64()).to_numpy()
     start, stop = rows_before(user, available, asked_by, asked_at)
-    length = stop - start
-    offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
-    row = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], length)
+    row, offsets = entries(start, stop - start)
     return Requests(offsets, item[row])
 
 

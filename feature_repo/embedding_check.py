@@ -81,7 +81,7 @@ def examine(vectors: VectorTable, expected: np.ndarray, width: int, before: Vect
             f"the space has collapsed: mean cosine of two items {found.anisotropy:.4f}, expected at most {ANISOTROPY}"
         )
     if before is not None:
-        ids = np.intersect1d(vectors.ids, before.ids)
+        ids = np.intersect1d(vectors.ids, before.ids, assume_unique=True)
         found = replace(found, common=len(ids))
         if len(ids) >= LEAST_COMMON:
             asked, kept, chance = overlap(vectors, before, ids, seed=0)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset.contracts import TIME
+from dataset.jagged import entries
 from dataset.months import parts_of
 from feature_repo.frame import History
 from feature_repo.sources import DATA
@@ -137,9 +138,7 @@ class EventLog:
         place = np.searchsorted(self.users, user_ids)
         first = self.starts[:-1][place.clip(max=max(len(self.users) - 1, 0))] if len(self.users) else place
         length = np.minimum(positions, history)
-        offsets = np.append(0, np.cumsum(length)).astype(np.int64)
-        begin = first + positions - length
-        return np.repeat(begin - offsets[:-1], length) + np.arange(offsets[-1]), offsets
+        return entries(first + positions - length, length)
 
 
 def open_event_log(store_dir: Path, versions: Collection[str] = ()) -> EventLog:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView
 
+from dataset.log import distinct
 from feature_repo.columns import by_view
 from feature_repo.features import query_stats, user_events, user_history, user_profile
 from feature_repo.ingest.new_items import new_items
@@ -265,7 +266,7 @@ def _write(folder: Path, loaded_until: str, matrix: ItemMatrix) -> None:
 def _known_ids(store_dir: Path, embedding: Embedding) -> np.ndarray:
     """Ids of the catalogue, of the vectors and of items received since, int64, ascending."""
     new = np.array([one.item_id for one in new_items(store_dir)], np.int64)
-    return np.unique(
+    return distinct(
         np.concatenate([new, *(_source_ids(store_dir, view) for view in (CATALOGUE, embedding.item_view))])
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dataset.jagged import entries
 from feature_repo.frame import Frame
 from feature_repo.services import CTR
 from feature_repo.signature import Signature
@@ -243,7 +244,7 @@ class Ranker:
             return
         for rows in size_groups(counts, order, SLOTS):
             given = None if query_vectors is None else query_vectors[rows]
-            place = np.concatenate([np.arange(frame.offsets[r], frame.offsets[r + 1]) for r in rows])
+            place, _ = entries(frame.offsets[rows], counts[rows])
             yield place, self.encoder.batch(select_requests(frame, rows), given)
 
 

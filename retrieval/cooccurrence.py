@@ -23,10 +23,11 @@ import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
+from dataset.jagged import offsets_of, owners
 from dataset.order import sequence_of
 from feature_repo.frame import History
 from feature_repo.vectors import rows_of
-from retrieval.jagged import Retrieved, best_first, group_best, offsets_of, owners, stack
+from retrieval.jagged import Retrieved, best_first, group_best, stack
 from retrieval.requests import interests
 from run.artifacts import Artifact, open_artifact, write_artifact
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import TIME, DataError
+from dataset.jagged import owners
 from dataset.later import followed, steps_of
 from dataset.log import microseconds, pairs
 from dataset.split import Split
@@ -29,7 +30,7 @@ from feature_repo.services import RETRIEVAL
 from feature_repo.signature import Signature
 from moonstore.disk import writing
 from ranker.inputs.columns import LABEL
-from retrieval.jagged import Retrieved, owners, stack
+from retrieval.jagged import Retrieved, stack
 from retrieval.requests import Requests
 from retrieval.retriever import Retriever
 from retrieval.sources import (

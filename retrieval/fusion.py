@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.jagged import Retrieved, best_first, group_best, owners
+from dataset.jagged import owners
+from retrieval.jagged import Retrieved, best_first, group_best
 from run.artifacts import MADE_BY, Artifact, ArtifactError, open_artifact, write_artifact
 
 FUSION = 60  # the constant of reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009)

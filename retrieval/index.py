@@ -280,7 +280,7 @@ class ItemIndex:
         elif category is not None:
             rows = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
         if exclude is not None and len(exclude):
-            rows = np.setdiff1d(rows, self.rows(exclude), assume_unique=False)
+            rows = rows[~np.isin(rows, self.rows(exclude))]
         return None if len(rows) == len(self) else rows
 
     def _scan(self, queries_BD: np.ndarray, k: int, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dataset.jagged import offsets_of
+
 
 @dataclass(frozen=True)
 class Retrieved:
@@ -36,16 +38,6 @@ class Retrieved:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return (self[request] for request in range(len(self)))
-
-
-def owners(offsets: np.ndarray) -> np.ndarray:
-    """The request of each row, int64 [T], from offsets int64 [R + 1]."""
-    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-
-
-def offsets_of(counts: np.ndarray) -> np.ndarray:
-    """Offsets int64 [R + 1] of rows that hold ``counts`` [R] entries each."""
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def best_first(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

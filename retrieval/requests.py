@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import POSITIVE_CODES
+from dataset.jagged import entries
 from feature_repo.frame import Frame, History
 from feature_repo.side_information import SideInformation
 from moonstore.freshness import EPOCH, US
@@ -153,9 +154,7 @@ class Requests:
     def select(self, rows: np.ndarray) -> Requests:
         """The requests at ``rows`` int64 [n], in that order."""
         starts = self.history.offsets[rows]
-        counts = self.history.offsets[rows + 1] - starts
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        place = np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1])
+        place, offsets = entries(starts, self.history.offsets[rows + 1] - starts)
         return Requests(
             history=self.history.rows(place, offsets),
             time_us=self.time_us[rows],

@@ -17,12 +17,13 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from dataset.jagged import offsets_of, owners
 from feature_repo.frame import Frame
 from feature_repo.vectors import rows_of
 from retrieval.cooccurrence import Cooccurrence
 from retrieval.fusion import EQUAL, Weights, fuse
 from retrieval.index import ItemIndex
-from retrieval.jagged import Retrieved, best_first, group_best, offsets_of, owners, stack
+from retrieval.jagged import Retrieved, best_first, group_best, stack
 from retrieval.requests import Interests, Request, Requests, interests
 
 CHUNK_REQUESTS = 4096

@@ -19,6 +19,7 @@ from scipy.linalg import solve, solve_triangular
 from scipy.optimize import nnls
 
 from dataset.contracts import POSITIVE_CODES
+from dataset.log import distinct
 from retrieval.properties import Picture, Properties
 from retrieval.requests import Requests
 from retrieval.shown import NEVER, PRIOR, Shown, log_odds
@@ -269,7 +270,7 @@ def _faded(age_us: np.ndarray) -> np.ndarray:
 
 def _drawn(properties: Properties, learned: Shown) -> Iterator[Evidence]:
     """The latest rows of users drawn at random."""
-    users = np.unique(learned.user_id)
+    users = distinct(learned.user_id)
     for user in np.sort(np.random.default_rng(0).permutation(users)[:LEARNED_USERS]):
         own = learned.of_user(int(user))
         row = properties.rows(learned.item_id[own])

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from dataset.jagged import owners
 from retrieval.index import ItemIndex
-from retrieval.jagged import Retrieved, group_best, owners, stack
+from retrieval.jagged import Retrieved, group_best, stack
 from retrieval.requests import Requests, interests
 from retrieval.sources import Source, filtered
 from retrieval.words import Words

@@ -7,7 +7,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.jagged import best_first, group_best, offsets_of, owners, stack
+from dataset.jagged import entries, offsets_of, owners
+from retrieval.jagged import best_first, group_best, stack
 
 SCORES = st.sampled_from([-1.5, 0.0, 0.25, 0.5, 2.0])  # few, so that many are equal
 answers = st.dictionaries(st.integers(-5, 60), SCORES, max_size=30)
@@ -60,3 +61,11 @@ def test_answers_one_after_the_other():
     assert pairs(*stacked[0]) == [(4, 1.0), (2, 0.5)] and pairs(*stacked[1]) == []
     nothing = stack([])
     assert len(nothing) == 0 and nothing.item_id.dtype == np.int64 and nothing.score.dtype == np.float32
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5)), max_size=12))
+def test_entries_of_stretches_come_stretch_after_stretch(stretches):
+    starts, counts = np.array(stretches, np.int64).reshape(-1, 2).T
+    places, offsets = entries(starts, counts)
+    assert places.tolist() == [place for start, count in stretches for place in range(start, start + count)]
+    assert offsets.tolist() == [sum(counts[:row].tolist()) for row in range(len(stretches) + 1)]

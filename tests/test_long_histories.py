@@ -6,23 +6,26 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from ranker_world import NOW_US, Requests, categories_of, full_frame, make_frame, make_vectors
+from ranker_world import NOW_US, Requests, auc, categories_of, full_frame, make_frame, make_vectors, unit
 
 from dataset.contracts import DataError
 from feature_repo.frame import History
 from feature_repo.side_information import SideInformation, ViewRows
+from feature_repo.vectors import Vectors, VectorTable
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.inputs.search import Found, Search, shortened
+from ranker.learner import Learner
 from ranker.modules.ids import Ids
 from ranker.modules.sim import Sim
 from ranker.recipes import RECIPES, Recipe, RecipeError
 from ranker.score import CtrConfig, Ranker
-from ranker.train import training_loss
+from ranker.train import epoch_batches, training_loss
 
 ITEMS = 40
 VECTORS = make_vectors(ITEMS)
 HISTORY = 60
+NO_QUERIES = VectorTable(np.empty(0, np.int64), np.empty((0, 16), np.float32))
 
 
 def long_frame(requests=6, seed=0, lengths=None):
@@ -137,6 +140,76 @@ def built(recipe, vectors=VECTORS):
             if name.startswith("tables."):
                 weight.uniform_(-1, 1)
     return model, FrameEncoder(of.inputs, vectors, recipe.search)
+
+
+TOPICS, OLD, SHOWN = 20, 400, 10
+
+
+def eras(seed, users=60, requests=360):
+    """Users lived through eras: half of an era's behaviours are on items of its topic, and a click is likely where
+    the candidate's topic had an era at any time. The latest behaviours say nothing of the earlier eras.
+    """
+    draw = np.random.default_rng(seed)
+    ids = np.arange(TOPICS * 20, dtype=np.int64) + 1000
+    topic = np.arange(len(ids)) % TOPICS
+    noise = 0.3 * draw.normal(size=(len(ids), 16)) / 4
+    vectors = Vectors(
+        ids, unit(np.eye(TOPICS, 16)[topic] + np.eye(TOPICS, 16, -4)[topic] + noise), NO_QUERIES, "e"
+    )
+    loved = draw.integers(0, TOPICS, (users, 8))
+    met = np.where(
+        draw.random((users, OLD)) < 0.5, np.repeat(loved, OLD // 8, 1), draw.integers(0, TOPICS, (users, OLD))
+    )
+    past = ids[met + TOPICS * draw.integers(0, 20, met.shape)]
+    user = np.arange(requests) % users
+    aimed = draw.random((requests, SHOWN)) < 0.5
+    shown = np.where(
+        aimed, loved[user[:, None], draw.integers(0, 8, aimed.shape)], draw.integers(0, TOPICS, aimed.shape)
+    )
+    chance = np.where((shown[..., None] == loved[user][:, None]).any(-1), 0.8, 0.1)
+    label = draw.random(shown.shape) < chance
+    items = ids[shown + TOPICS * draw.integers(0, 20, shown.shape)]
+    return vectors, topic, past[user], items, label
+
+
+def trained_auc(name, world, length):
+    """AUC on the last hundred requests of a recipe that was trained on the others, with histories of some length."""
+    vectors, topic, past, items, label = world
+    history = past[:, -length:].tolist()
+    frame = make_frame([1] * len(items), history, items.tolist(), list(label.astype(float)))
+    category = pa.array([f"t{one}" for one in topic])
+    rows = {"item_id": vectors.ids, "time_us": np.zeros(len(topic), np.int64), "category": category}
+    side = SideInformation((), lambda: ViewRows(pa.record_batch(rows), 0))
+    place = frame.candidates.column_names.index("category")
+    shown = category.take(pa.array(frame.candidates["item_id"].to_numpy() - 1000))
+    frame = replace(
+        frame,
+        candidates=frame.candidates.set_column(place, "category", shown),
+        history=replace(frame.history, side=side),
+    )
+    train, test = (
+        Requests(Requests(frame).take(0, len(items) - 100)),
+        Requests(frame).take(len(items) - 100, len(items)),
+    )
+    chosen = RECIPES[name]()
+    if chosen.search is not None:
+        chosen = replace(chosen, search=replace(chosen.search, recent=20))
+    torch.manual_seed(0)
+    inputs, counts = learn_inputs(train, length)
+    made = replace(config(chosen, vectors, inputs), table_learning_rate=1e-3)
+    model, encoder = made.build(), FrameEncoder(inputs, vectors, chosen.search)
+    learner = Learner(model.train(), 1e-2)
+    for epoch in range(3):
+        for batch in epoch_batches(train, counts, encoder, 256, (0, epoch)):
+            learner.step(training_loss(model, batch, "pointwise"), "the test")
+    return auc(label[-100:].ravel(), Ranker(model.eval(), encoder).score(test))
+
+
+def test_a_search_knows_what_users_loved_long_ago_and_a_short_history_does_not(one_thread):
+    world = eras(0)
+    truncated = trained_auc("attention", world, 20)
+    for name in SEARCHING:
+        assert trained_auc(name, world, OLD) > truncated + 0.12, (name, truncated)
 
 
 SEARCHING = [name for name, one in RECIPES.items() if one().search is not None]

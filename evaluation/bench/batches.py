@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from evaluation.bench.frame import HISTORY, Shop, simulated
 from evaluation.bench.lines import Line, cpu_seconds, line, ratio
 from feature_repo.create import create_store
+from feature_repo.frame import StoredRequests
 from feature_repo.frames.join import training_frame
 from feature_repo.vectors import Vectors, VectorTable
 from ranker.inputs.batch import Batch
@@ -19,7 +21,7 @@ from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.inputs.rules.side_by_side import one_by_one
 from ranker.model import ClickModel
-from ranker.recipes import cube
+from ranker.recipes import Recipe, cube
 from ranker.score import CtrConfig
 from ranker.train import training_loss
 from run.sizes import SIMULATED, size
@@ -40,19 +42,8 @@ def bench_batches(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> I
     nano, shop = size(SIMULATED), simulated(clicks)
     create_store(folder / "store", shop, shop)  # type: ignore[arg-type]
     frame = training_frame(folder / "store", _requests(shop), min(nano.history, HISTORY))
-    inputs, _ = learn_inputs(frame, nano.history)
-    encoder = FrameEncoder(inputs, drawn_vectors(shop))
-    config = CtrConfig(
-        recipe=cube(),
-        inputs=inputs,
-        id_width=nano.id_width,
-        content_width=WIDTH,
-        embedding_id="drawn",
-        loss="pointwise",
-        learning_rate=RATE,
-        table_learning_rate=RATE,
-    )
-    model, draw = config.build(), np.random.default_rng(0)
+    model, encoder = built(frame, drawn_vectors(shop), nano.history, cube())
+    draw = np.random.default_rng(0)
     costs: dict[str, list[float]] = {"select": [], "make": [], "step": [], "stacked": [], "one": []}
     asked = nano.ranker_slots // SHOWN
     for number in range(rounds + 2):  # the first two warm up
@@ -65,7 +56,7 @@ def bench_batches(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> I
             "make": partial(encoder.batch, taken),
             "step": partial(_step, model, batch),
             "stacked": partial(_often, partial(encoder.numbers, "candidate", table, time_us)),
-            "one": partial(_often, partial(one_by_one, inputs.numbers("candidate"), table, time_us)),
+            "one": partial(_often, partial(one_by_one, encoder.inputs.numbers("candidate"), table, time_us)),
         }
         spent = {name: cpu_seconds(call) for name, call in calls.items()}
         if number >= 2:
@@ -78,6 +69,25 @@ def bench_batches(folder: Path, clicks: int = CLICKS, rounds: int = ROUNDS) -> I
     yield ratio(
         f"{title}: numbers one after the other, times all at once", costs["one"], costs["stacked"], None
     )
+
+
+def built(
+    frame: StoredRequests, vectors: Vectors, length: int, chosen: Recipe
+) -> tuple[ClickModel, FrameEncoder]:
+    """An untrained model of the simulated shop's size, always with the same weights, and its encoder."""
+    inputs, _ = learn_inputs(frame, length)
+    torch.manual_seed(0)
+    config = CtrConfig(
+        recipe=chosen,
+        inputs=inputs,
+        id_width=size(SIMULATED).id_width,
+        content_width=WIDTH,
+        embedding_id=vectors.id,
+        loss="pointwise",
+        learning_rate=RATE,
+        table_learning_rate=RATE,
+    )
+    return config.build(), FrameEncoder(inputs, vectors, chosen.search)
 
 
 def _often(call: Callable[[], object]) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
 
 from dataset.contracts import TIME
-from evaluation.bench.batches import RATE, WIDTH, drawn_vectors
+from evaluation.bench.batches import RATE, built, drawn_vectors
 from evaluation.bench.frame import Shop, simulated
 from evaluation.bench.lines import Line, cpu_seconds, line, line_below, ratio, worst
 from feature_repo.create import create_store
@@ -25,18 +26,18 @@ from feature_repo.frame import Frame, StoredRequests
 from feature_repo.frames.join import training_frame
 from feature_repo.vectors import Vectors
 from ranker.inputs.batch import Batch
-from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
+from ranker.inputs.id_tables import is_table
 from ranker.learner import Learner
 from ranker.model import ClickModel
-from ranker.recipes import Recipe, cube, recipe
-from ranker.score import CtrConfig, Ranker
+from ranker.recipes import cube, recipe
+from ranker.score import Ranker
 from ranker.train import training_loss
 from run.sizes import SIMULATED, size
 
 CLICKS, USERS, CATEGORIES = 600_000, 50, 50
 SHOWN, BATCHES, ROUNDS = 10, 4, 12
-LENGTHS, LONG = (50, 200, 1000), (1000, 3000, 10_000)
+LENGTHS, LONG = (50, 200, 1000), (50, 200, 1000, 10_000)
 SEARCHING = ("sim_hard", "sim_soft", "twin", "muse")
 SCORED, AT = 500, 200  # candidates of the request that is scored, and its behaviours
 TRAINING_GOAL, SCORING_GOAL, SCORING_MS, EXACT = 5.0, 9.0, 8.0, 1e-5
@@ -60,7 +61,7 @@ def bench_lengths(lengths: tuple[int, ...] = LENGTHS, long: tuple[int, ...] = LO
 
     Args:
         lengths: with which the default recipe is trained.
-        long: with which the recipes that search a history score a request.
+        long: with which the recipes that search a history are trained and score a request.
     """
     with tempfile.TemporaryDirectory(prefix="moon_bench_") as name:
         shop, store = long_shop(), Path(name) / "store"
@@ -71,7 +72,8 @@ def bench_lengths(lengths: tuple[int, ...] = LENGTHS, long: tuple[int, ...] = LO
         few = slates(shop, SCORED, requests=3)
         yield from _scoring(training_frame(store, few, AT), vectors)
         for length in long:
-            yield from _searching(training_frame(store, few, length), vectors, length)
+            frames = (training_frame(store, asked, length) for asked in (few, slates(shop, SHOWN)))
+            yield from _searching(*frames, vectors, length)
 
 
 def long_shop() -> Shop:
@@ -112,25 +114,6 @@ def apart(frame: Frame) -> Frame:
     each = np.repeat(np.arange(len(frame)), np.diff(frame.offsets))
     copied = select_requests(frame, each)
     return replace(copied, candidates=frame.candidates, offsets=np.arange(len(each) + 1))
-
-
-def built(
-    frame: StoredRequests, vectors: Vectors, length: int, chosen: Recipe
-) -> tuple[ClickModel, FrameEncoder]:
-    """An untrained model, always with the same weights, and its encoder."""
-    inputs, _ = learn_inputs(frame, length)
-    torch.manual_seed(0)
-    config = CtrConfig(
-        recipe=chosen,
-        inputs=inputs,
-        id_width=size(SIMULATED).id_width,
-        content_width=WIDTH,
-        embedding_id=vectors.id,
-        loss="pointwise",
-        learning_rate=RATE,
-        table_learning_rate=RATE,
-    )
-    return config.build(), FrameEncoder(inputs, vectors, chosen.search)
 
 
 def _training(frame: StoredRequests, vectors: Vectors, length: int) -> Iterator[Line]:
@@ -198,14 +181,20 @@ def _scoring(frame: StoredRequests, vectors: Vectors) -> Iterator[Line]:
     yield worst(f"{title}: largest difference to training", [float(abs(scored - trained).max())], EXACT)
 
 
-def _searching(frame: StoredRequests, vectors: Vectors, length: int) -> Iterator[Line]:
-    gathered = _repeated(lambda: frame.take(0, 1))
+def _searching(few: StoredRequests, many: StoredRequests, vectors: Vectors, length: int) -> Iterator[Line]:
+    gathered = _repeated(lambda: few.take(0, 1))
     yield line(f"{length:,} behaviours: CPU-ms to gather a request from the event log", gathered)
+    asked = size(SIMULATED).ranker_slots // SHOWN
     for name in SEARCHING:
-        model, encoder = built(frame, vectors, length, recipe(name))
-        ranker, one = Ranker(model.eval(), encoder), frame.take(0, 1)
+        model, encoder = built(few, vectors, length, recipe(name))
+        for table in (one for part, one in model.named_parameters() if is_table(part)):
+            nn.init.normal_(table)  # to an untrained model all behaviours are nearly alike
+        ranker, one = Ranker(model.eval(), encoder), few.take(0, 1)
         spent = _repeated(partial(ranker.score, one))
         yield line(f"{length:,} behaviours: CPU-ms to score {SCORED} candidates, {name}", spent)
+        timed = _timed(many, model.train(), encoder, asked, lambda taken: taken)
+        speed = [asked * SHOWN / one for one in timed.both]
+        yield line(f"{length:,} behaviours: training impressions per CPU-second, {name}", speed)
 
 
 def _repeated(call: Callable[[], object]) -> list[float]:

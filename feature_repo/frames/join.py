@@ -16,6 +16,7 @@ import pyarrow as pa
 from feast import FeatureStore
 
 from dataset.contracts import TIME, DataError
+from dataset.jagged import entries
 from feature_repo.columns import as_read, item_columns, nothing, user_columns
 from feature_repo.event_log import EventLog, open_event_log
 from feature_repo.frame import Frame
@@ -78,10 +79,8 @@ class TrainingFrame:
 
     def candidates_of(self, request_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The candidates of these requests, request after request, and how they are grouped, int64."""
-        length = self.offsets[request_rows + 1] - self.offsets[request_rows]
-        offsets = np.append(0, np.cumsum(length)).astype(np.int64)
-        first = np.repeat(self.offsets[request_rows] - offsets[:-1], length)
-        return first + np.arange(offsets[-1]), offsets
+        starts = self.offsets[request_rows]
+        return entries(starts, self.offsets[request_rows + 1] - starts)
 
     def only(self, request_rows: np.ndarray) -> TrainingFrame:
         """These requests, in this order."""

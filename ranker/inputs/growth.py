@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataset.log import distinct
 from feature_repo.frame import StoredRequests
 from feature_repo.signature import Feature
 from ranker.inputs.columns import ITEM, ITEM_ID, SIDES, Inputs, chunks, column_of, tables_of
@@ -54,7 +55,7 @@ class Known:
     def and_on(self, day: int, hashes: np.ndarray) -> Known:
         """With what occurred on a later day, one hash per occurrence."""
         today, often = np.unique(hashes, return_counts=True)
-        every = np.union1d(self.hashes, today)
+        every = distinct(np.concatenate([self.hashes, today]))
         counts, days = np.zeros(len(every), np.int64), np.zeros(len(every), np.int64)
         for own, count, when in ((self.hashes, self.counts, self.days), (today, often, day)):
             at = np.searchsorted(every, own)
@@ -179,7 +180,7 @@ def _hashed(rule: Hashed, before: Known, seen: Known, min_count: int, may_grow: 
         rows *= 2
     row = np.arange(rows) % rule.rows
     own = Hashed(rows).of(admitted)
-    gone = np.setdiff1d(Hashed(rows).of(np.setdiff1d(before.hashes, seen.hashes)), own)
+    gone = np.setdiff1d(Hashed(rows).of(np.setdiff1d(before.hashes, seen.hashes, assume_unique=True)), own)
     if rule.admitted is None:
         row[gone] = NOTHING
         known = None if rule.seen is None else filter_of(seen.hashes)

@@ -3,8 +3,8 @@
     found = the behaviours of the largest cosine of content vectors
     output = SA-TA over found, SimTier over found
 
-SimTier counts every behaviour on an item that was found. The paper finds 50 of up to 100,000 behaviours, and takes both
-histograms of its short and its found sequence: the recipe has ``SimTier`` beside this module for the short one.
+SimTier counts every behaviour on an item that was found. The paper finds 50 of up to 100,000 behaviours, and takes
+both histograms of its short and its found sequence: the recipe has ``SimTier`` beside this module for the short one.
 
 Legend: R requests, N candidates, K found behaviours, D id width, T tiers.
 """

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from dataset.contracts import DataError
+from dataset.jagged import owners
 from feature_repo.frame import Frame, StoredRequests
 from ranker.inputs.columns import ITEM, request_time_us, require_columns
 from ranker.inputs.frame_encoder import FrameEncoder, slots
@@ -156,7 +157,7 @@ class Sampler:
                 f"expected positives from the catalogue of {len(self.ids)} items, found {int(strange.sum())} "
                 f"others (item_id {ids[strange][:3].tolist()}). Run 'moon dataset'."
             )
-        return np.repeat(np.arange(len(frame)), np.diff(frame.offsets))[liked], rows
+        return owners(frame.offsets)[liked], rows
 
     def _sample(self, frame: Frame, draw: np.random.Generator) -> Sample:
         request, rows = self.positives(frame)
