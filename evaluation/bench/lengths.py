@@ -72,8 +72,8 @@ def bench_lengths(lengths: tuple[int, ...] = LENGTHS, long: tuple[int, ...] = LO
         few = slates(shop, SCORED, requests=3)
         yield from _scoring(training_frame(store, few, AT), vectors)
         for length in long:
-            frames = (training_frame(store, asked, length) for asked in (few, slates(shop, SHOWN)))
-            yield from _searching(*frames, vectors, length)
+            many = training_frame(store, slates(shop, SHOWN), length)
+            yield from _searching(training_frame(store, few, length), many, vectors, length)
 
 
 def long_shop() -> Shop:

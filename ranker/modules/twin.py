@@ -44,10 +44,10 @@ class Twin(Module):
         asked = self.query(target_RND) @ self.key.weight / behaved_RLD.shape[-1] ** 0.5
         was = self.cross(history_RLD - behaved_RLD)
         one = was.new_ones(*asked.shape[:2], 1)
-        searched = (torch.cat(parts, dim=-1).detach() for parts in ((asked, one), (behaved_RLD, was)))
-        found = nearest(*searched, history_mask_RL, self.keep)
-        kept = at_places(torch.cat([behaved_RLD, was], dim=-1), found.place_RNK)
-        score = (kept @ torch.cat([asked, one], dim=-1)[..., None])[..., 0]
+        query, key = torch.cat([asked, one], dim=-1), torch.cat([behaved_RLD, was], dim=-1)
+        found = nearest(query, key, history_mask_RL, self.keep)
+        kept = at_places(key, found.place_RNK)
+        score = (kept @ query[..., None])[..., 0]
         summed = masked_softmax(score, found.real_RNK)[:, :, None] @ kept[..., :-1]
         interest = self.value(summed[:, :, 0])
         return Output(torch.cat([interest, interest * target_RND], dim=-1))
