@@ -29,18 +29,29 @@ from moon.embeddings import generations
 from moon.failures import told
 from moon.keys import app as keys
 from moon.options import (
-    CALIBRATIONS,
-    RANKERS,
     RECIPES,
+    CalibrateOption,
     ClockOption,
+    CompareOption,
+    DailyOption,
     DataOption,
     ExploreOption,
+    ForgetOption,
     KeysOption,
+    PositionTowerOption,
     ProfileOption,
+    RankByOption,
+    RankerOption,
+    RanksOption,
     RunOption,
     SeedOption,
+    SettingsOption,
     SizeOption,
     SplitOption,
+    StreamOption,
+    TuneOption,
+    WaitOption,
+    WithoutOption,
 )
 
 app = typer.Typer(
@@ -255,69 +266,19 @@ def retrieval(run: RunOption = None) -> None:
 @app.command()
 def ranker(
     run: RunOption = None,
-    recipe: Annotated[str | None, typer.Option(help=f"{RANKERS}; default: cube.")] = None,
-    without: Annotated[
-        list[str] | None,
-        typer.Option(help="Print what this feature is worth, and leave the run as it is; may be repeated."),
-    ] = None,
-    compare: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Compare every recipe, or one, over so many seeds, and leave the run as it is."
-        ),
-    ] = None,
-    ranks: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Processes that train together, each on a GPU if there are enough; default: this one."
-        ),
-    ] = None,
-    stream: Annotated[
-        bool,
-        typer.Option("--stream", help="Read the training requests in windows, for logs larger than memory."),
-    ] = False,
-    daily: Annotated[
-        bool,
-        typer.Option(
-            "--daily", help="Train day after day, measure each day first, and leave the run as it is."
-        ),
-    ] = False,
-    wait: Annotated[
-        float, typer.Option(min=0, help="With --daily: hours after which the labels of a request are final.")
-    ] = 0.0,
-    forget: Annotated[
-        int | None,
-        typer.Option(min=1, help="With --daily: days unseen after which an id is forgotten; default: never."),
-    ] = None,
-    tune: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Search for the best settings by so many trials in all, and leave the run as it is; with "
-            "--compare: of each recipe.",
-        ),
-    ] = None,
-    settings: Annotated[
-        Path | None, typer.Option(help="File of settings to train with, such as the best.json of --tune.")
-    ] = None,
-    calibrate: Annotated[
-        str | None,
-        typer.Option(help=f"Calibrate scores by the validation impressions: {CALIBRATIONS}; default: not."),
-    ] = None,
-    rank_by: Annotated[
-        str | None,
-        typer.Option(
-            help="Learn what follows clicks, too, and rank by the chance of a click, cart or purchase; default: only "
-            "clicks are learned."
-        ),
-    ] = None,
-    position_tower: Annotated[
-        bool,
-        typer.Option(
-            "--position-tower",
-            help="Learn the chance that a user looks at a place of a slate; default: a number for each place.",
-        ),
-    ] = False,
+    recipe: RankerOption = None,
+    without: WithoutOption = None,
+    compare: CompareOption = None,
+    ranks: RanksOption = None,
+    stream: StreamOption = False,
+    daily: DailyOption = False,
+    wait: WaitOption = 0.0,
+    forget: ForgetOption = None,
+    tune: TuneOption = None,
+    settings: SettingsOption = None,
+    calibrate: CalibrateOption = None,
+    rank_by: RankByOption = None,
+    position_tower: PositionTowerOption = False,
 ) -> None:
     """Train the ranker from point-in-time frames, with its controls: plain content, ids only, shuffled vectors."""
     modes = {"--daily": daily, "--compare": compare, "--tune": tune, "--without": without}

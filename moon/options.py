@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options of the commands."""
 
 from __future__ import annotations
 
@@ -39,3 +39,79 @@ SplitOption = Annotated[
     typer.Option("--split", help="Protocol of the split: time, last, users or given; default: by the data."),
 ]
 ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]
+
+# Of `moon ranker`.
+RankerOption = Annotated[str | None, typer.Option("--recipe", help=f"{RANKERS}; default: cube.")]
+WithoutOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without", help="Print what this feature is worth, and leave the run as it is; may be repeated."
+    ),
+]
+CompareOption = Annotated[
+    int | None,
+    typer.Option(
+        "--compare",
+        min=1,
+        help="Compare every recipe, or one, over so many seeds, and leave the run as it is.",
+    ),
+]
+RanksOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ranks",
+        min=1,
+        help="Processes that train together, each on a GPU if there are enough; default: this one.",
+    ),
+]
+StreamOption = Annotated[
+    bool, typer.Option("--stream", help="Read the training requests in windows, for logs larger than memory.")
+]
+DailyOption = Annotated[
+    bool,
+    typer.Option("--daily", help="Train day after day, measure each day first, and leave the run as it is."),
+]
+WaitOption = Annotated[
+    float,
+    typer.Option("--wait", min=0, help="With --daily: hours after which the labels of a request are final."),
+]
+ForgetOption = Annotated[
+    int | None,
+    typer.Option(
+        "--forget", min=1, help="With --daily: days unseen after which an id is forgotten; default: never."
+    ),
+]
+TuneOption = Annotated[
+    int | None,
+    typer.Option(
+        "--tune",
+        min=1,
+        help="Search for the best settings by so many trials in all, and leave the run as it is; with --compare: "
+        "of each recipe.",
+    ),
+]
+SettingsOption = Annotated[
+    Path | None,
+    typer.Option("--settings", help="File of settings to train with, such as the best.json of --tune."),
+]
+CalibrateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate", help=f"Calibrate scores by the validation impressions: {CALIBRATIONS}; default: not."
+    ),
+]
+RankByOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rank-by",
+        help="Learn what follows clicks, too, and rank by the chance of a click, cart or purchase; default: only "
+        "clicks are learned.",
+    ),
+]
+PositionTowerOption = Annotated[
+    bool,
+    typer.Option(
+        "--position-tower",
+        help="Learn the chance that a user looks at a place of a slate; default: a number for each place.",
+    ),
+]
