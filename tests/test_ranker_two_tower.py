@@ -407,7 +407,7 @@ def test_unless_told_otherwise_towers_are_trained_as_was_measured_best(monkeypat
     for told in ({}, {"seed": 3, "epochs": 4}):
         with pytest.raises(KeyboardInterrupt):
             train_two_tower(frame, VECTORS, CATALOGUE, NANO, tmp_path / "t", {}, **told)
-    assert plans == [(Plan(10, 2, 0.002, 0), 0.2), (Plan(4, 2, 0.002, 3), 0.2)]
+    assert plans == [(Plan(10, 10, 0.002, 0), 0.2), (Plan(4, 4, 0.002, 3), 0.2)]
     for job, (plan, _) in zip(jobs, plans, strict=True):  # rates that fall over more epochs are another job
         assert job["plan"] == asdict(plan)
         assert set(job) == {"plan", "requests", "config"} and job["requests"] == 50

@@ -65,7 +65,6 @@ def found(towers, asked):
 
 def test_the_epoch_that_finds_most_is_kept_not_the_one_of_least_loss(monkeypatch, tmp_path):
     monkeypatch.setattr(negatives, "VALID_FRACTION", 0.3)
-    monkeypatch.setattr(train_module, "PATIENCE", 9)
     drawn, losses, recalls = sampler(), [], []
     asked = FRAME.select(np.sort(drawn.held_out))
     mean_loss = train_module._mean_loss

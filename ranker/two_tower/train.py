@@ -37,7 +37,6 @@ from run.sizes import Size
 
 EPOCHS = (5, 10)  # at least and at most, as many between them as make TRAINING_STEPS
 TRAINING_STEPS = 1_000
-PATIENCE = 2
 LEARNING_RATE = 2e-3
 TABLE_LEARNING_RATE = 0.02
 ID_DROPOUT = 0.2
@@ -240,7 +239,8 @@ def train_two_tower(
     rows = inputs.items.of(hash_integers(sampler.ids))
     model.count(torch.from_numpy(rows), torch.from_numpy(sampler.taken.astype(np.float32)))
     steps = sampler.steps()
-    plan = Plan(epochs_of(steps) if epochs is None else epochs, PATIENCE, LEARNING_RATE, seed)
+    epochs = epochs_of(steps) if epochs is None else epochs
+    plan = Plan(epochs, epochs, LEARNING_RATE, seed)  # no early stop: the last epochs have the lowest rates
     job = {"config": config.to_json(), "plan": asdict(plan), "requests": len(train)}
     checkpoints = Checkpoints(out, job, parents)
     towers = TwoTower(model, encoder)
@@ -252,7 +252,7 @@ def train_two_tower(
         validate=_missed(towers, sampler, catalogue) if len(sampler.held_out) else None,
         checkpoints=checkpoints,
         description=f"train {out.name}",
-        learner=lambda model, rate: FallingLearner(model, rate, plan.epochs * steps),
+        learner=lambda model, rate: FallingLearner(model, rate, epochs * steps),
     )
     manifest = {
         "size": size.name,
