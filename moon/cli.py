@@ -255,7 +255,7 @@ def retrieval(run: RunOption = None) -> None:
 @app.command()
 def ranker(
     run: RunOption = None,
-    recipe: Annotated[str | None, typer.Option(help=f"{RANKERS}; default: cube.")] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"{RANKERS}; default: cube or attention.")] = None,
     without: Annotated[
         list[str] | None,
         typer.Option(help="Print what this feature is worth, and leave the run as it is; may be repeated."),
