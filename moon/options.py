@@ -41,7 +41,7 @@ SplitOption = Annotated[
 ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]
 
 # Of `moon ranker`.
-RankerOption = Annotated[str | None, typer.Option("--recipe", help=f"{RANKERS}; default: cube.")]
+RankerOption = Annotated[str | None, typer.Option("--recipe", help=f"{RANKERS}; default: cube or attention.")]
 WithoutOption = Annotated[
     list[str] | None,
     typer.Option(

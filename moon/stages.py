@@ -266,12 +266,15 @@ def ranker(
     """Train the ranker by a recipe and its controls on the same requests, the relevance head, and build the search.
 
     Each is left out where nothing teaches it. Changed definitions are registered. ``training``: see ``train_ctr``.
+    Where impressions were logged and no recipe is named, the validation requests choose between ``cube`` and
+    ``attention``, the same without vectors (docs/log/ranker.md#content-must-not-harm).
     """
     from feature_repo.embeddings import as_stored
     from feature_repo.frames.context import context_unknown
     from feature_repo.store import apply_definitions
     from moon.searching import build, relevance_head
     from ranker.controls import rankers
+    from ranker.recipes import attention
     from ranker.recipes import recipe as named
     from ranker.settings import Settings
     from ranker.train import train_ctr
@@ -279,6 +282,7 @@ def ranker(
     from retrieval.retriever import Retriever, open_retrieval
 
     chosen, tuned = named(recipe or "cube"), None if settings is None else Settings.read(settings)
+    free = recipe is None and settings is None
     apply_definitions(run.folder / "store")
     cut = open_split(run)
     retriever = Retriever.open(open_retrieval(run.folder, fitted=True))
@@ -306,6 +310,7 @@ def ranker(
             loss=loss,
             recipe=chosen,
             settings=tuned,
+            plainer=attention() if free and reads.vectors is not None and loss == "pointwise" else None,
             **training,
         )
     dataset = open_dataset(run)

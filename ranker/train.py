@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,7 @@ def train_ctr(
     calibrate: str | None = None,
     rank_by: str = CLICK,
     position_tower: bool = False,
+    plainer: Recipe | None = None,
 ) -> Artifact:
     """Train a click model and write an artifact of kind "ranker".
 
@@ -93,6 +94,7 @@ def train_ctr(
             they do not.
         rank_by: what the scores are of: the click, or a step that ``label_<step>`` columns of ``train`` say.
         position_tower: learn the chance that a logged place is looked at (``ranker.places``), not a number for each.
+        plainer: another recipe, trained with the better rates of ``recipe``; the validation requests choose.
 
     Raises:
         DataError: no training requests, columns missing, a feature to do without that is not in the service, or
@@ -127,11 +129,12 @@ def train_ctr(
         )
     if rank_by not in (CLICK, *inputs.steps):
         raise ValueError(f"cannot rank by {rank_by!r}: expected one of {', '.join((CLICK, *inputs.steps))}")
-    require_memory(config.shape.rows, config.id_width, ranks, kept=len(tries) - 1)
-    encoder = FrameEncoder(inputs, vectors, config.recipe.search)
+    others = () if plainer is None or not len(valid) else (plainer,)
+    require_memory(config.shape.rows, config.id_width, ranks, kept=len(tries) + len(others) - 1)
 
-    def tried(settings: Settings, place: Path) -> Trained:
-        own = replace(config, **settings.settings())
+    def tried(settings: Settings, recipe: Recipe, place: Path) -> Trained:
+        own = replace(config, **settings.settings(), recipe=recipe)
+        encoder = FrameEncoder(inputs, vectors, recipe.search)
         plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, own.learning_rate, seed, averaged=True)
         job = {
             "service": inputs.signature.service,
@@ -171,11 +174,13 @@ def train_ctr(
             train_in_ranks(ranks, model, fitted)
         # After ranks, nothing is left to train: this reads the best epoch from their last checkpoint.
         outcome = fitted(model, WithPosition(model), ALL, Learner)
-        return Trained(own, model, outcome, (*alone, checkpoints))
+        return Trained(own, model, encoder, outcome, (*alone, checkpoints))
 
-    places = (out, *(out.with_name(f"{out.name}.{number}") for number in range(2, len(tries) + 1)))
-    trained = [tried(one, place) for one, place in zip(tries, places, strict=True)]
-    best = min(trained, key=lambda one: min(one.outcome.valid_loss, default=0.0))
+    places = iter((out, *(out.with_name(f"{out.name}.{n}") for n in range(2, len(tries) + 2))))
+    trained = [tried(one, config.recipe, next(places)) for one in tries]
+    rates = Settings(**best_of(trained).config.settings())
+    trained += [tried(rates, one, next(places)) for one in others]
+    best = best_of(trained)
     config, model, outcome = best.config, best.model, best.outcome
     manifest: dict[str, Any] = {
         "recipe": config.recipe.name,
@@ -189,7 +194,7 @@ def train_ctr(
         save_weights(model, folder)
         (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
         if calibrate is not None:
-            logits, label = _scored(Ranker(model, encoder, step=config.step), valid, rank_by)
+            logits, label = _scored(Ranker(model, best.encoder, step=config.step), valid, rank_by)
             content = vars(calibrated(calibrate, logits, label))
             (folder / CALIBRATION).write_text(json.dumps(content, indent=2) + "\n")
     for one in trained:
@@ -223,12 +228,18 @@ def _chunks(stored: StoredRequests) -> Iterator[Frame]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A click model trained with some settings."""
+    """A click model trained with some settings, and what reads frames for it."""
 
     config: CtrConfig
     model: ClickModel
+    encoder: FrameEncoder
     outcome: Outcome
     checkpoints: tuple[Checkpoints, ...]
+
+
+def best_of(trained: Sequence[Trained]) -> Trained:
+    """The one with the smallest validation loss, the first of equals."""
+    return min(trained, key=lambda one: min(one.outcome.valid_loss, default=0.0))
 
 
 def train_in_ranks(ranks: int, model: ClickModel, fitted: Callable[..., Outcome]) -> None:

@@ -17,7 +17,9 @@ from ranker.fit import Plan
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
 from ranker.learner import TrainingError
+from ranker.recipes import attention, cube
 from ranker.score import Ranker
+from ranker.settings import Settings
 from ranker.train import train_ctr
 from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 from run.sizes import size
@@ -356,6 +358,27 @@ def test_unless_told_otherwise_rankers_are_trained_as_was_measured_best(monkeypa
     }
     assert planned(monkeypatch, loss="listwise", seed=7, epochs=3)[0] == Plan(3, 2, 0.002, 7, averaged=True)
     assert planned(monkeypatch, loss="listwise")[1]["table_learning_rate"] == 0.0005
+
+
+def test_the_validation_requests_choose_between_a_recipe_and_a_plainer_one(world, valid, tmp_path):
+    rates = Settings(NANO.id_width, 0.002, 0.005)
+    requests, checked = Requests(world.frame), Requests(valid.frame)
+
+    def made(name, **told):
+        out = tmp_path / name
+        return train_ctr(requests, checked, world.vectors, NANO, out, {}, epochs=2, settings=rates, **told)
+
+    alone = {one.name: made(one.name, recipe=one) for one in (cube(), attention())}
+    loss = {recipe: min(one.config["outcome"]["valid_loss"]) for recipe, one in alone.items()}
+    assert loss["cube"] < loss["attention"], "items are liked for their vectors here"
+    for name, first, second in (("stays", cube(), attention()), ("changes", attention(), cube())):
+        chosen = made(name, recipe=first, plainer=second)
+        assert chosen.config["recipe"] == "cube"
+        weights = [one.file("model.safetensors").read_bytes() for one in (chosen, alone["cube"])]
+        assert weights[0] == weights[1], "the same as if nothing else had been tried"
+        scored = [Ranker.open(one, world.vectors).score(valid.frame) for one in (chosen, alone["cube"])]
+        np.testing.assert_array_equal(*scored)
+        assert not list(tmp_path.glob("*.partial*")), "nothing is left of the other one"
 
 
 def test_a_loss_that_is_none_is_refused_with_those_there_are(tmp_path):
