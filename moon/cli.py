@@ -29,14 +29,16 @@ from moon.embeddings import generations
 from moon.failures import told
 from moon.keys import app as keys
 from moon.options import (
-    CALIBRATIONS,
     RANKERS,
     RECIPES,
+    CalibrateOption,
     ClockOption,
     DataOption,
     ExploreOption,
     KeysOption,
+    PositionTowerOption,
     ProfileOption,
+    RankByOption,
     RunOption,
     SeedOption,
     SizeOption,
@@ -300,24 +302,9 @@ def ranker(
     settings: Annotated[
         Path | None, typer.Option(help="File of settings to train with, such as the best.json of --tune.")
     ] = None,
-    calibrate: Annotated[
-        str | None,
-        typer.Option(help=f"Calibrate scores by the validation impressions: {CALIBRATIONS}; default: not."),
-    ] = None,
-    rank_by: Annotated[
-        str | None,
-        typer.Option(
-            help="Learn what follows clicks, too, and rank by the chance of a click, cart or purchase; default: only "
-            "clicks are learned."
-        ),
-    ] = None,
-    position_tower: Annotated[
-        bool,
-        typer.Option(
-            "--position-tower",
-            help="Learn the chance that a user looks at a place of a slate; default: a number for each place.",
-        ),
-    ] = False,
+    calibrate: CalibrateOption = None,
+    rank_by: RankByOption = None,
+    position_tower: PositionTowerOption = False,
 ) -> None:
     """Train the ranker from point-in-time frames, with its controls: plain content, ids only, shuffled vectors."""
     modes = {"--daily": daily, "--compare": compare, "--tune": tune, "--without": without}

@@ -39,3 +39,24 @@ SplitOption = Annotated[
     typer.Option("--split", help="Protocol of the split: time, last, users or given; default: by the data."),
 ]
 ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]
+CalibrateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate", help=f"Calibrate scores by the validation impressions: {CALIBRATIONS}; default: not."
+    ),
+]
+PositionTowerOption = Annotated[
+    bool,
+    typer.Option(
+        "--position-tower",
+        help="Learn the chance that a user looks at a place of a slate; default: a number for each place.",
+    ),
+]
+RankByOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rank-by",
+        help="Learn what follows clicks, too, and rank by the chance of a click, cart or purchase; default: only "
+        "clicks are learned.",
+    ),
+]
