@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from ranker.inputs.id_tables import IdTables
-from ranker.model import POSITION_LEARNING_RATE_SCALE
 from ranker.modules.attention import TargetAttention
 from ranker.modules.cube import Content, Extractor
+from ranker.places import FAST
 
 
 class ClickModel010(nn.Module):
@@ -61,7 +61,7 @@ class ClickModel010(nn.Module):
         return self.head(first)[..., 0]
 
     def position_logit(self, batch):
-        bias = POSITION_LEARNING_RATE_SCALE * (self.position - self.position_share @ self.position)
+        bias = FAST * (self.position - self.position_share @ self.position)
         return bias[batch.position.clamp(0, len(bias) - 1)] * (batch.position >= 0)
 
     def _add_content(self, batch, target, history, candidate, request):
