@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from ranker.inputs.id_tables import IdTables
-from ranker.model import POSITION_LEARNING_RATE_SCALE
 from ranker.modules.attention import TargetAttention
 from ranker.modules.cube import Content, Extractor
+from ranker.places import FAST
 
 
 class ClickModel010(nn.Module):
@@ -44,7 +44,7 @@ class ClickModel010(nn.Module):
         share = torch.tensor(shape.position_share or (0.0,))
         self.register_buffer("position_share", share, persistent=False)
 
-    def forward(self, batch):
+    def forward(self, batch, logged=False):
         target, behaved = self.tables.item_and_history(batch)
         history = behaved + self.tables.behaviour(batch)
         item = torch.cat([target, self.tables.candidate(batch)], dim=-1)
@@ -58,10 +58,11 @@ class ClickModel010(nn.Module):
             self._add_content(batch, target, history, candidate, request)
         first = self.candidate_input(torch.cat(candidate, dim=-1))
         first = first + self.request_input(torch.cat(request, dim=-1))[:, None]
-        return self.head(first)[..., 0]
+        logit = self.head(first)[..., 0]
+        return logit + self.position_logit(batch) if logged else logit
 
     def position_logit(self, batch):
-        bias = POSITION_LEARNING_RATE_SCALE * (self.position - self.position_share @ self.position)
+        bias = FAST * (self.position - self.position_share @ self.position)
         return bias[batch.position.clamp(0, len(bias) - 1)] * (batch.position >= 0)
 
     def _add_content(self, batch, target, history, candidate, request):
