@@ -343,7 +343,8 @@ def planned(monkeypatch, loss="pointwise", **told):
         "averaged": True,
     }
     assert {name: jobs[0][name] for name in ("plan", "requests")} == {"plan": of_plan, "requests": 1}
-    assert set(jobs[0]) == {"plan", "requests", "config"} and jobs[0]["config"]["loss"] == loss
+    told = {"plan", "requests", "config", "service", "features", "embedding_version"}
+    assert set(jobs[0]) == told and jobs[0]["config"]["loss"] == loss
     return plan, configurations[0]
 
 
