@@ -6,12 +6,13 @@ import torch
 from ranker_world import Requests, auc, make_frame, make_vectors, make_world
 
 from feature_repo.frame import Frame
+from ranker.inputs.bits import from_text
 from ranker.inputs.columns import Inputs
 from ranker.inputs.frame_encoder import select_requests
 from ranker.inputs.growth import grown
 from ranker.inputs.hashing import hash_integers
 from ranker.inputs.rules.categories import Hashed
-from ranker.inputs.seen import are_seen, bits_of, filter_of
+from ranker.inputs.seen import are_seen, filter_of
 from ranker.score import Ranker
 from ranker.settings import Settings
 from ranker.train import train_ctr
@@ -36,9 +37,9 @@ def ranker(tmp_path_factory):
 @pytest.mark.parametrize("count", [0, 1, 2_000])
 def test_every_id_is_found_again_and_of_others_hardly_any(count):
     hashes = hash_integers(np.arange(count) * 3)
-    bits = bits_of(filter_of(hashes))
-    assert are_seen(bits, hashes).all()
-    others = are_seen(bits, hash_integers(np.arange(20_000) * 3 + 1))
+    filled = from_text(filter_of(hashes))
+    assert are_seen(filled, hashes).all()
+    others = are_seen(filled, hash_integers(np.arange(20_000) * 3 + 1))
     assert others.mean() < 0.006
 
 

@@ -5,30 +5,24 @@ Every id that was put in is found; of others, one in four hundred is taken for o
 
 from __future__ import annotations
 
-import base64
-
 import numpy as np
 
+from ranker.inputs.bits import as_text
 from ranker.inputs.hashing import hash_integers
 
 BITS, PROBES = 16, 4  # of an id
 
 
 def filter_of(hashes: np.ndarray) -> str:
-    """The filter of ids by their hashes, uint64, as base64 of packed bits."""
-    bits = np.zeros(max(64, BITS * len(hashes)), dtype=bool)
-    bits[_probes(hashes, len(bits))] = True
-    return base64.b64encode(np.packbits(bits).tobytes()).decode()
+    """The filter of ids by their hashes, uint64, as text."""
+    filled = np.zeros(max(64, BITS * len(hashes)), dtype=bool)
+    filled[_probes(hashes, len(filled))] = True
+    return as_text(filled)
 
 
-def bits_of(written: str) -> np.ndarray:
-    """The bits of a written filter, bool."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(written), np.uint8)).astype(bool)
-
-
-def are_seen(bits: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Whether each hash uint64 was put in, bool."""
-    found: np.ndarray = bits[_probes(hashes, len(bits))].all(axis=1)
+def are_seen(filled: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Whether each hash uint64 was put in a filter, of which these are the bits: bool."""
+    found: np.ndarray = filled[_probes(hashes, len(filled))].all(axis=1)
     return found
 
 

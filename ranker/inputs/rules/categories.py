@@ -7,7 +7,6 @@ A value within a bag that is null is skipped; a bag that is empty has no row.
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ranker.inputs.bits import as_text, from_text
 from ranker.inputs.hashing import hash_column, table_rows
 from ranker.inputs.rules.rule import Rule
-from ranker.inputs.seen import are_seen, bits_of, filter_of
+from ranker.inputs.seen import are_seen, filter_of
 
 UNKNOWN, ABSENT, FIRST = 0, 1, 2  # rows of a dictionary's table
 LARGEST = (
@@ -94,19 +94,18 @@ class Hashed:
     @classmethod
     def of_bits(cls, bits: np.ndarray) -> Hashed:
         """The table whose admitted rows are these, bool [rows]."""
-        return cls(len(bits), base64.b64encode(np.packbits(bits).tobytes()).decode())
+        return cls(len(bits), as_text(bits))
 
     @cached_property
     def bits(self) -> np.ndarray:
         """Which rows are admitted, bool [rows]."""
         if self.admitted is None:
             return np.ones(self.rows, dtype=bool)
-        packed = np.frombuffer(base64.b64decode(self.admitted), np.uint8)
-        return np.unpackbits(packed, count=self.rows).astype(bool)
+        return from_text(self.admitted, self.rows)
 
     @cached_property
     def _filter(self) -> np.ndarray | None:
-        return None if self.seen is None else bits_of(self.seen)
+        return None if self.seen is None else from_text(self.seen)
 
     def ids(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Rows, and how many each value has: a null has none, nor has a value that was not seen."""
