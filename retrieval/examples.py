@@ -44,11 +44,8 @@ from run.progress import track
 from run.sizes import Size
 
 CHUNK_REQUESTS = 128  # so that progress shows where each has hundreds of candidates
-NEGATIVES, FEWEST = (
-    50,
-    20,
-)  # others of an item taken: as many as keep an epoch below MOST_OTHERS, but no fewer
-MOST_OTHERS = 720_000
+NEGATIVES, FEWEST = 50, 20  # others of an item taken, at most and at least
+MOST_OTHERS = 720_000  # of all items taken, where that leaves each at least FEWEST
 BEHAVIOUR = ("cooccurrence", "two_tower", "popular")  # sources whose scores the ranker reads
 
 

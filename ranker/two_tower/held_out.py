@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dataset.jagged import owners
 from feature_repo.frame import Frame
+from feature_repo.vectors import rows_of
 from ranker.two_tower.negatives import Sampler
 
 FIRST = 20  # places among which a positive is found
@@ -41,9 +43,9 @@ class HeldOut:
         drawn = np.random.default_rng((sampler.seed, 3)).permutation(sampler.held_out)[:MOST]
         frame = sampler.train.select(np.sort(drawn))
         request, row = sampler.positives(frame)
-        behaved = np.searchsorted(sampler.ids, frame.history.item_id).clip(max=len(sampler.ids) - 1)
-        known = sampler.ids[behaved] == frame.history.item_id
-        owner = np.repeat(np.arange(len(frame)), np.diff(frame.history.offsets))
+        behaved = rows_of(sampler.ids, frame.history.item_id)
+        known = behaved >= 0
+        owner = owners(frame.history.offsets)
         return cls(frame, request, row, (owner[known], behaved[known]))
 
     def places(self, users_RE: np.ndarray, items_NE: np.ndarray) -> np.ndarray:

@@ -15,8 +15,10 @@ from torchrec import KeyedJaggedTensor
 from dataset.contracts import DataError
 from dataset.jagged import owners
 from feature_repo.frame import Frame, StoredRequests
+from feature_repo.vectors import rows_of
 from ranker.inputs.columns import ITEM, request_time_us, require_columns
-from ranker.inputs.frame_encoder import FrameEncoder, slots
+from ranker.inputs.frame_encoder import FrameEncoder
+from ranker.inputs.padding import slots
 from ranker.two_tower.model import ItemSide, UserSide
 
 REQUESTS = 512  # per batch at most; small data get batches small enough for STEPS of them
@@ -150,8 +152,8 @@ class Sampler:
         require_columns(frame.candidates, (ITEM, "label"), "candidates")
         liked = pc.fill_null(frame.candidates["label"].combine_chunks(), 0).to_numpy(zero_copy_only=False) > 0
         ids = frame.candidates[ITEM].to_numpy()[liked]
-        rows = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
-        strange = self.ids[rows] != ids
+        rows = rows_of(self.ids, ids)
+        strange = rows < 0
         if strange.any():
             raise DataError(
                 f"expected positives from the catalogue of {len(self.ids)} items, found {int(strange.sum())} "
