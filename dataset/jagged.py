@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -10,7 +12,7 @@ def owners(offsets: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
 
-def offsets_of(counts: np.ndarray) -> np.ndarray:
+def offsets_of(counts: np.ndarray | Sequence[int]) -> np.ndarray:
     """Offsets int64 [R + 1] of rows that hold ``counts`` [R] entries each."""
     return np.append(0, np.cumsum(counts)).astype(np.int64)
 

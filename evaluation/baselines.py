@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from dataset.jagged import owners
 from dataset.log import distinct
 from evaluation.content import SparseRows
 from evaluation.metrics import PADDING, hits, recall_at
@@ -112,8 +113,7 @@ class Similarity:
 
     def _profiles(self, requests: Requests) -> torch.Tensor:
         """Sum of the rows of each request's distinct items, one request per column: shape (F, R)."""
-        count = len(requests)
-        request = np.repeat(np.arange(count), np.diff(requests.offsets))
+        count, request = len(requests), owners(requests.offsets)
         row = _rows(self._item_ids, requests.history)
         pair = distinct(request[row >= 0] * len(self._item_ids) + row[row >= 0])
         request, row = pair // max(len(self._item_ids), 1), pair % max(len(self._item_ids), 1)
@@ -230,7 +230,7 @@ def top_k(scores: np.ndarray, candidates: np.ndarray, k: int, exclude: Requests 
     """
     if exclude is not None:
         scores = np.array(scores)
-        row = np.repeat(np.arange(len(exclude)), np.diff(exclude.offsets))
+        row = owners(exclude.offsets)
         column = _rows(candidates, exclude.history)
         scores[row[column >= 0], column[column >= 0]] = -np.inf
     depth = min(k, scores.shape[1])
@@ -269,7 +269,7 @@ def _tensor(rows: SparseRows | np.ndarray, wanted: np.ndarray) -> torch.Tensor:
     """The wanted rows (-1: a row of zeros) as a matrix to multiply with."""
     if isinstance(rows, SparseRows):
         taken = rows.take(wanted)
-        entry = np.stack([np.repeat(np.arange(len(wanted)), np.diff(taken.offsets)), taken.column])
+        entry = np.stack([owners(taken.offsets), taken.column])
         return torch.sparse_coo_tensor(
             torch.from_numpy(entry),
             torch.from_numpy(taken.value),

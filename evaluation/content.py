@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from dataset.jagged import entries
+from dataset.jagged import entries, offsets_of
 from dataset.log import distinct
 from retrieval.colours import colours
 from retrieval.words import Vocabulary, item_texts
@@ -67,7 +67,7 @@ def _unit_rows(row: np.ndarray, column: np.ndarray, value: np.ndarray, rows: int
     """Entries grouped by row and scaled to unit length."""
     norm = np.sqrt(np.bincount(row, weights=value**2, minlength=rows))
     order = np.lexsort((column, row))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=rows))]).astype(np.int64)
+    offsets = offsets_of(np.bincount(row, minlength=rows))
     scaled = (value / np.where(norm > 0, norm, 1)[row])[order].astype(np.float32)
     return SparseRows(offsets, column[order].astype(np.int64), scaled, width)
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import sparse
 
+from dataset.jagged import owners
 from encoder.encode import Content, Encoder, item_content
 from evaluation.content import tf_idf
 from evaluation.encoder_quality import Pool, encoder_quality
@@ -43,7 +44,7 @@ def encoder_measures(evidence: Evidence) -> Iterator[Measurement]:
     texts = [item_text(row["title"], row["description"], row["attributes"]) for row in chosen]
     words = tf_idf(texts)
     dense = np.zeros((len(chosen), words.width), dtype=np.float32)
-    dense[np.repeat(np.arange(len(chosen)), np.diff(words.offsets)), words.column] = words.value
+    dense[owners(words.offsets), words.column] = words.value
     colour = colours(pictures)
     pools = {
         "moon": moon,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataset.days import DAY_US
+from dataset.jagged import offsets_of
 from encoder.content import Content
 from evaluation.classifiers import LinearProbe, class_means, macro_scores, nearest
 from evaluation.metrics import Measurement
@@ -44,7 +45,7 @@ class Truth:
         """From (query, row) pairs in any order; a repeated pair counts once."""
         pair = np.unique(np.stack([query, row], axis=1).astype(np.int64), axis=0)
         length = np.bincount(pair[:, 0], minlength=queries)
-        return cls(np.concatenate([[0], np.cumsum(length)]).astype(np.int64), pair[:, 1])
+        return cls(offsets_of(length), pair[:, 1])
 
     @property
     def queries(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataset.auc import NoData, group_auc
+from dataset.jagged import owners
 
 PADDING = -1
 SMALLEST_PROBABILITY = 1e-7
@@ -161,7 +162,7 @@ def hits(ranked: np.ndarray, offsets: np.ndarray, relevant: np.ndarray) -> np.nd
         return np.zeros(ranked.shape, dtype=bool)
     # Ids can be as large as 2**63, so the keys of (request, id) pairs use the id's rank among the relevant ids.
     place = np.minimum(np.searchsorted(known, ranked), len(known) - 1)
-    row = np.repeat(np.arange(requests), np.diff(offsets))
+    row = owners(offsets)
     wanted = row * len(known) + np.searchsorted(known, relevant)
     found = np.isin(np.arange(requests)[:, None] * len(known) + place, wanted)
     return found & (known[place] == ranked) & (ranked != PADDING)

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dataset.jagged import offsets_of, owners
 from dataset.log import pairs
 from dataset.split import Split
 from dataset.tables import Dataset
@@ -143,7 +144,7 @@ class PlainControls:
             past = history.take(start, stop)
             offsets, item_id = every(candidates, len(past)) if whole else proposed(baselines, past)
             chances = self.probabilities(asked.take(slice(start, stop)), offsets, item_id)
-            request = np.repeat(np.arange(len(past)), np.diff(offsets))
+            request = owners(offsets)
             for name, chance in chances.items():
                 scores = np.full((len(past), len(candidates)), -np.inf, dtype=np.float32)
                 scores[request, np.searchsorted(candidates, item_id)] = chance
@@ -169,15 +170,14 @@ def training_examples(split: Split, content: PlainContent, candidates: np.ndarra
     history = requests_of(split.log, requests)
     offsets, item_id = proposed(shop_baselines(content, split.fit_log, candidates, seed), history)
     taken = relevant_of(requests)
-    owner = np.repeat(np.arange(len(requests)), np.diff(offsets))
-    wanted = np.repeat(np.arange(len(requests)), np.diff(taken.offsets))
+    owner, wanted = owners(offsets), owners(taken.offsets)
     pair = pairs(np.append(owner, wanted), np.append(item_id, taken.item_id))
     label = np.isin(pair[: len(owner)], pair[len(owner) :])
     drawn = np.lexsort((rng.random(len(owner)), ~label, owner))  # of each request what was taken, then others
     kept = np.sort(drawn[np.arange(len(owner)) - offsets[owner] < MOST_ROWS // MOST_REQUESTS])
     count = np.bincount(owner[kept], minlength=len(requests))
     label = label[kept].astype(np.float32)
-    return Examples(Moments.of(requests), np.append(0, np.cumsum(count)), item_id[kept], label)
+    return Examples(Moments.of(requests), offsets_of(count), item_id[kept], label)
 
 
 def every(candidates: np.ndarray, requests: int) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +195,7 @@ def proposed(baselines: Mapping[str, Baseline], history: Requests) -> tuple[np.n
     items = np.sort(np.concatenate(lists, axis=1), axis=1)
     kept = items != PADDING
     kept[:, 1:] &= items[:, 1:] != items[:, :-1]
-    return np.append(0, np.cumsum(kept.sum(axis=1))), items[kept]
+    return offsets_of(kept.sum(axis=1)), items[kept]
 
 
 def _blocks(
@@ -215,6 +215,7 @@ def _some(examples: Examples, rows: int, rng: np.random.Generator) -> Examples:
     count = np.diff(examples.offsets)
     drawn = rng.permutation(len(count))
     kept = np.sort(drawn[: np.searchsorted(np.cumsum(count[drawn]), rows, side="right")])
-    row = np.isin(np.repeat(np.arange(len(count)), count), kept)
-    offsets = np.append(0, np.cumsum(count[kept]))
-    return Examples(examples.asked.take(kept), offsets, examples.item_id[row], examples.label[row])
+    row = np.isin(owners(examples.offsets), kept)
+    return Examples(
+        examples.asked.take(kept), offsets_of(count[kept]), examples.item_id[row], examples.label[row]
+    )

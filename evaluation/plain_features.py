@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
+from dataset.jagged import owners
 from dataset.log import distinct
 from dataset.tables import Dataset
 from evaluation.content import PlainContent, SparseRows, buyers, tf_idf
@@ -139,7 +140,7 @@ class PlainFeatures:
             past = slice(start[r], stop[r])
             out[mine, : width + 3] = self._against(item[mine], past, asked.time_us[r])
             out[mine, width + len(COUNTS) :] = self._searched(item[mine], int(asked.query_id[r]))
-        owner = np.repeat(np.arange(len(asked)), np.diff(offsets))
+        owner = owners(offsets)
         out[:, width + 3 : width + len(COUNTS)] = self._counted(
             asked.user_id[owner], asked.time_us[owner], item
         )

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.auc import auc
+from dataset.jagged import owners
 from dataset.marketplace.browsing import EXAMINATION
 from dataset.split import Split, measured_items
 from dataset.tables import Dataset
@@ -246,7 +247,7 @@ def _bounds(dataset: Dataset, rows: pa.Table, scored: Impressions) -> Iterator[t
     yield "truth", true
     yield "truth_unplaced", np.minimum(true / EXAMINATION[scored.position], 1)
     shown = Examples.of(rows)
-    row = np.repeat(np.arange(len(shown.asked)), np.diff(shown.offsets))
+    row = owners(shown.offsets)
     place = np.arange(len(row)) - shown.offsets[row]
     slates = np.full((len(shown.asked), int(place.max()) + 1), shown.item_id[0])
     slates[row, place] = shown.item_id

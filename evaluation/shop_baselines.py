@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
-from dataset.jagged import entries
+from dataset.jagged import entries, offsets_of
 from evaluation.baselines import Baseline, Chance, Popularity, Requests, Similarity
 from evaluation.content import PlainContent, buyers
 from evaluation.earlier import rows_before
@@ -46,8 +46,7 @@ def relevant_of(retrieval: pa.Table) -> Relevant:
     """The ``relevant`` column (list of int64) of a retrieval table as ragged arrays."""
     column = retrieval["relevant"].combine_chunks()
     length = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
-    return Relevant(offsets, pc.list_flatten(column).to_numpy())
+    return Relevant(offsets_of(length), pc.list_flatten(column).to_numpy())
 
 
 def shop_baselines(

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataset.jagged import owners
 from feature_repo.vectors import VectorTable
 
 # Limits from experience here: good embeddings had a mean cosine of .26 and .5, damaged but still usable ones .86.
@@ -111,7 +112,7 @@ def with_content(items: pa.Table) -> np.ndarray:
     for column in words:
         full = pc.or_(full, pc.fill_null(_said(column), False))
     attributes = items["attributes"].combine_chunks()
-    row = np.repeat(np.arange(len(items)), np.diff(attributes.offsets.to_numpy()))
+    row = owners(attributes.offsets.to_numpy())
     named = pc.and_(pc.greater(pc.binary_length(attributes.keys), 0), _said(attributes.items))
     first = attributes.offsets[0].as_py()
     said = pc.fill_null(named, False).to_numpy(zero_copy_only=False)[first : first + len(row)]

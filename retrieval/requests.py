@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import POSITIVE_CODES
-from dataset.jagged import entries
+from dataset.jagged import entries, offsets_of, owners
 from feature_repo.frame import Frame, History
 from feature_repo.side_information import SideInformation
 from moonstore.freshness import EPOCH, US
@@ -110,7 +110,7 @@ class Requests:
             for name in ("item_id", "code", "time_us")
         )
         side = histories[0].side if histories else SideInformation()  # of one store, the same for all
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        offsets = offsets_of(counts)
         users = [request.user for request in requests if request.user is not None]
         return cls(
             history=History(offsets, item_id, code, time_us, side),
@@ -202,8 +202,7 @@ class Interests:
 
 def interests(history: History) -> Interests:
     """Weigh histories: an item counts once, at its newest positive behaviour; dislikes are left out."""
-    counts = np.diff(history.offsets)
-    request = np.repeat(np.arange(len(history)), counts)
+    request = owners(history.offsets)
     place = np.arange(len(history.item_id))
     positive = np.isin(history.code, POSITIVE_CODES)
     request, place, item_id = request[positive], place[positive], history.item_id[positive]
@@ -216,6 +215,6 @@ def interests(history: History) -> Interests:
     request, item_id = request[order], item_id[order]
     rank = np.arange(len(request)) - np.searchsorted(request, request)
     kept = rank < HISTORY_ITEMS
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(request[kept], minlength=len(history)))])
+    offsets = offsets_of(np.bincount(request[kept], minlength=len(history)))
     weight = (RECENCY ** rank[kept]).astype(np.float32)
-    return Interests(offsets.astype(np.int64), item_id[kept], weight)
+    return Interests(offsets, item_id[kept], weight)

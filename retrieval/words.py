@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
+from dataset.jagged import offsets_of, owners
 from feature_repo.vectors import merged, rows_of
 from run.artifacts import Artifact, open_artifact, write_artifact
 
@@ -52,8 +53,8 @@ class Vocabulary:
         known = [sorted((column, n) for column, n in one.items() if column is not None) for one in counts]
         column, count = np.array([pair for one in known for pair in one], np.int64).reshape(-1, 2).T
         value = count * self.weight[column]
-        offsets = np.append(0, np.cumsum([len(one) for one in known], dtype=np.int64))
-        row = np.repeat(np.arange(len(known)), np.diff(offsets))
+        offsets = offsets_of([len(one) for one in known])
+        row = owners(offsets)
         norm = np.sqrt(np.bincount(row, weights=value**2, minlength=len(known)))
         scaled = (value / norm[row]).astype(np.float32)
         return sparse.csr_array((scaled, column, offsets), shape=(len(known), len(self.weight)))

@@ -35,6 +35,7 @@ from dataset.adapters.source import choose_layout, read_wide_parquet
 from dataset.contracts import Tables
 from dataset.given import PART
 from dataset.identity import stable_hash
+from dataset.jagged import offsets_of
 from dataset.pictures import read_pictures
 from dataset.requests import PARTS
 
@@ -113,7 +114,7 @@ def _with_known(shown: pa.Table) -> tuple[pa.Table, Histories]:
     owner, item = np.repeat(np.arange(len(lengths)), lengths), whole.flatten().fill_null(PADDING).to_numpy()
     owner, item = owner[item != PADDING], item[item != PADDING]
     length = np.bincount(owner, minlength=len(lengths))
-    offsets = np.append(0, np.cumsum(length)).astype(np.int64)
+    offsets = offsets_of(length)
     mixed = stable_hash(item, np.arange(len(item)) - np.repeat(offsets[:-1], length))
     content = np.append(np.uint64(0), np.cumsum(mixed))
     content = content[offsets[1:]] - content[offsets[:-1]]  # a sum of hashes, modulo 2**64

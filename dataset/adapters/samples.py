@@ -28,6 +28,7 @@ from dataset.adapters.canonical import SECOND_US, refusals, under
 from dataset.contracts import EVENTS, QUARANTINE, TIME
 from dataset.given import PART
 from dataset.identity import IMPORTED, stable_hash
+from dataset.jagged import offsets_of
 from dataset.log import pairs
 from dataset.order import hashed
 
@@ -60,7 +61,7 @@ class Histories:
         taken = items.take(pa.array(first))
         lengths = taken.value_lengths().fill_null(0).to_numpy()
         item = taken.flatten().cast(pa.int64()).fill_null(-1).to_numpy()
-        return cls(users, np.append(0, np.cumsum(lengths)).astype(np.int64), item)
+        return cls(users, offsets_of(lengths), item)
 
     @classmethod
     def joined(cls, user: np.ndarray, items: pa.ListArray) -> tuple[Histories, np.ndarray]:
@@ -86,7 +87,7 @@ class Histories:
                 known[row] = len(seen)
             whole.append(seen)
             owner.append(one)
-        offsets = np.append(0, np.cumsum([len(one) for one in whole])).astype(np.int64)
+        offsets = offsets_of([len(one) for one in whole])
         return cls(np.array(owner, np.int64), offsets, np.concatenate([np.empty(0, np.int64), *whole])), known
 
     @property

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from dataset.contracts import TIME
+from dataset.jagged import owners
 from evaluation.bench.batches import RATE, built, drawn_vectors
 from evaluation.bench.frame import Shop, simulated
 from evaluation.bench.lines import Line, cpu_seconds, line, line_below, ratio, worst
@@ -111,7 +112,7 @@ def slates(shop: Shop, shown: int, requests: int | None = None) -> pa.Table:
 
 def apart(frame: Frame) -> Frame:
     """Each candidate as a request of its own, with a copy of the history."""
-    each = np.repeat(np.arange(len(frame)), np.diff(frame.offsets))
+    each = owners(frame.offsets)
     copied = select_requests(frame, each)
     return replace(copied, candidates=frame.candidates, offsets=np.arange(len(each) + 1))
 

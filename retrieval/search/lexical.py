@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import sparse
 
+from dataset.jagged import offsets_of
 from feature_repo.vectors import merged
 from retrieval.search.spelling import Spelling, words_of
 
@@ -110,7 +111,7 @@ def _counted(items: pa.Table, column_of: dict[str, int]) -> tuple[np.ndarray, An
     said = list(_counts(items))
     column = [column_of.setdefault(word, len(column_of)) for one in said for word in one]
     count = np.fromiter(chain.from_iterable(one.values() for one in said), np.float32, len(column))
-    offsets = np.concatenate([[0], np.cumsum([len(one) for one in said], dtype=np.int64)]).astype(np.int64)
+    offsets = offsets_of([len(one) for one in said])
     counts = sparse.csr_array((count, np.array(column, np.int64), offsets), shape=(len(said), len(column_of)))
     titles = np.array([_title(words_of(title)) for title in items["title"].to_pylist()], np.int64)
     return items["item_id"].to_numpy(), counts, list(column_of), titles
