@@ -24,6 +24,7 @@ from evaluation.shop_baselines import relevant_of, requests_of
 from feature_repo.embeddings import as_stored
 from moonstore.files import write_text
 from ranker.controls import rankers as controls
+from ranker.recipes import Recipe
 from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import train_ctr
 from retrieval.examples import ranker_frames, without_content
@@ -58,7 +59,7 @@ def measure_seeds(
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
     train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
     blind = without_content((train, valid), retriever)
-    recipe = CtrConfig.read(open_artifact(folder / "ranker_full", "ranker").file(CONFIG)).recipe
+    recipe = recipe_of(folder)
     rankers: dict[str, Ranker] = {}
     for seed in SEEDS:
         for control, reads in controls(vectors, seed).items():
@@ -78,6 +79,15 @@ def measure_seeds(
             result[name]["sd"] = float(np.std(values, ddof=1))
     write_text(folder / "seeds.json", json.dumps(result, indent=2, sort_keys=True) + "\n")
     return result
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """What the ranker of a run was made of.
+
+    Raises:
+        ArtifactError: the run has no ranker.
+    """
+    return CtrConfig.read(open_artifact(folder / "ranker_full", "ranker").file(CONFIG)).recipe
 
 
 def measured_rankers(

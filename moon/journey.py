@@ -82,7 +82,7 @@ VERBS = (
     Verb("ingest", "store", verbs.ingest),
     Verb("fold", "store", verbs.fold),
     Verb("encoder compare", "dataset", verbs.compare_encoders),
-    Verb("ranker --without", "retrieval", verbs.worth),
+    Verb("ranker --without", "ranker", verbs.worth),
     Verb("ranker --compare", "retrieval", verbs.compare_rankers),
     Verb("ranker --daily", "retrieval", verbs.train_daily),
     Verb("ranker --tune", "retrieval", verbs.tune_ranker),

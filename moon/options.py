@@ -32,7 +32,10 @@ KeysOption = Annotated[
     Path | None, typer.Option("--keys", help="File of API keys; default: keys.json in the run folder.")
 ]
 ExploreOption = Annotated[
-    float, typer.Option("--explore", help="Share of the places kept for items that almost nobody acted on.")
+    float,
+    typer.Option(
+        "--explore", min=0, max=1, help="Share of the places kept for items that almost nobody acted on."
+    ),
 ]
 SplitOption = Annotated[
     str | None,
@@ -41,7 +44,14 @@ SplitOption = Annotated[
 ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]
 
 # Of `moon ranker`.
-RankerOption = Annotated[str | None, typer.Option("--recipe", help=f"{RANKERS}; default: cube or attention.")]
+RankerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help=f"{RANKERS}; default: cube, or attention where it validates better; with --compare: every one; with "
+        "--without: that of the run's ranker; with --daily and --tune: cube.",
+    ),
+]
 WithoutOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -124,13 +124,14 @@ def seeds(run: Run) -> str:
 
 
 def worth(run: Run, without: Sequence[str], recipe: str | None) -> str:
-    """What each of these features adds to the ranker, over several seeds."""
+    """What each of these features adds to a ranker of a recipe, or of that of the run's own, over several seeds."""
     from evaluation.ablation import measure_worth
+    from evaluation.seeds import recipe_of
     from feature_repo.store import apply_definitions
     from moon import summary
     from ranker.recipes import recipe as named
 
-    chosen = named(recipe or "cube")
+    chosen = recipe_of(run.folder) if recipe is None else named(recipe)
     apply_definitions(run.folder / "store")
     measured = measure_worth(run.folder, open_dataset(run), open_split(run), run.size, without, chosen)
     return summary.worth(measured)

@@ -29,6 +29,7 @@ from ranker.modules.module import Module, Output
 from ranker.modules.numbers import Numbers
 from ranker.recipes import Recipe, RecipeError, recipe
 from ranker.score import RENAMED, Ranker
+from ranker.settings import Settings
 from ranker.train import train_ctr
 from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 from run.folder import Run
@@ -179,8 +180,18 @@ def test_a_module_of_ones_own_learns_planted_truth_without_a_line_of_the_product
     assert "parts.similarity.scale" not in load_file(control.file("model.safetensors"))
 
 
-@pytest.mark.parametrize("given,chosen", [([], "cube"), (["--recipe", "similar"], "similar")])
-def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, given, chosen):
+@pytest.mark.parametrize(
+    ("given", "loss", "chosen", "plainer"),
+    [
+        ([], "pointwise", "cube", "attention"),
+        ([], "listwise", "cube", None),
+        (["--recipe", "similar"], "pointwise", "similar", None),
+        (["--settings", "best.json"], "pointwise", "cube", None),
+    ],
+)
+def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, given, loss, chosen, plainer):
+    """Beside a recipe that nobody chose, those that read vectors try the one without, where clicks can tell."""
+    monkeypatch.setattr("ranker.settings.Settings.read", lambda path: Settings(8, 1e-3, 1e-3))
     run, seen = Run(tmp_path, "marketplace", "nano", 0, "embedded"), []
     monkeypatch.setitem(recipes.RECIPES, "similar", similar)
     monkeypatch.setattr("moon.journey.load", lambda folder: run)
@@ -196,7 +207,7 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     frames = [SimpleNamespace(stored=one) for one in (TRAIN, VALID)]
     monkeypatch.setattr("retrieval.retriever.open_retrieval", lambda folder, fitted: {})
     monkeypatch.setattr("retrieval.retriever.Retriever.open", lambda artifacts: opened)
-    monkeypatch.setattr("retrieval.examples.ranker_frames", lambda *place: (*frames, "pointwise"))
+    monkeypatch.setattr("retrieval.examples.ranker_frames", lambda *place: (*frames, loss))
     monkeypatch.setattr("retrieval.examples.matched", lambda *read: read)
     monkeypatch.setattr("feature_repo.embeddings.as_stored", lambda vectors, store: vectors)
     monkeypatch.setattr("moon.searching.judged_pairs", lambda *place: ())
@@ -205,13 +216,20 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setattr(stages, "replace", lambda one, **changes: one)
     monkeypatch.setattr("feature_repo.store.apply_definitions", lambda store: None)
     monkeypatch.setattr("feature_repo.frames.context.context_unknown", lambda *place: "")
-    monkeypatch.setattr(
-        "ranker.train.train_ctr", lambda *a, recipe, **k: seen.append((a[4].name, recipe.name, a[:2]))
-    )
+
+    def record(*given, recipe, plainer, **options):
+        seen.append((given[4].name, recipe.name, None if plainer is None else plainer.name, given[:2]))
+
+    monkeypatch.setattr("ranker.train.train_ctr", record)
     assert CliRunner().invoke(app, ["ranker", *given]).exit_code == 0
     blind = tuple((one, "blind") for one in (TRAIN, VALID))
     assert seen == [
-        (f"ranker_{control}", chosen, blind if control == "id_only" else tuple(frames))
+        (
+            f"ranker_{control}",
+            chosen,
+            plainer if control in ("full", "shuffled") else None,
+            blind if control == "id_only" else tuple(frames),
+        )
         for control in ("full", "plain_content", "id_only", "shuffled")
     ]
     seen.clear()

@@ -11,10 +11,11 @@ from ranker_world import SIGNATURE, Requests, auc, make_frame, make_vectors
 from dataset.contracts import DataError
 from evaluation import ablation
 from feature_repo.signature import Feature
-from moon import summary
+from moon import summary, verbs
 from ranker.explain import explain
-from ranker.recipes import cube
+from ranker.recipes import attention, cube
 from ranker.score import Ranker
+from ranker.settings import Settings
 from ranker.train import train_ctr
 from run.sizes import size
 
@@ -150,3 +151,18 @@ def test_worth_is_the_loss_of_going_without(tmp_path, monkeypatch):
     assert gained.min() > 0.1 and abs(age_band.with_all - age_band.without) < 0.05
     line = summary.worth(found).splitlines()[0]
     assert line.startswith(f"segment   auc {segment.with_all:.4f} with all, ") and line.endswith("(2 seeds)")
+
+
+def test_worth_is_that_to_a_ranker_like_the_run_s_unless_another_is_named(tmp_path, monkeypatch):
+    rates = Settings(TINY.id_width, 2e-3, 0.005)
+    trained(tmp_path / "ranker_full", recipe=attention(), settings=rates, epochs=1)
+    measured = []
+    monkeypatch.setattr(ablation, "measure_worth", lambda *given: measured.append(given[-1].name) or {})
+    monkeypatch.setattr(summary, "worth", lambda found: "")
+    monkeypatch.setattr("feature_repo.store.apply_definitions", lambda store: None)
+    for opened in ("open_dataset", "open_split"):
+        monkeypatch.setattr(verbs, opened, lambda run: None)
+    run = SimpleNamespace(folder=tmp_path, size=TINY)
+    for named in (None, "cube"):
+        verbs.worth(run, ["segment"], named)
+    assert measured == ["attention", "cube"]
