@@ -1,6 +1,6 @@
 """Which ids the training data held: a Bloom filter of their hashes (Bloom, CACM 1970).
 
-Every id that was put in is found; of others, one in four hundred is taken for one of them.
+Every id that was put in is found; of the others, one in four hundred is taken for one that was.
 """
 
 from __future__ import annotations
