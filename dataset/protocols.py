@@ -25,7 +25,9 @@ NONE = "none"  # a catalogue without a log
 FIT_FRACTION, TEST_FRACTION = 0.6, 0.8  # quantiles of the times at which ``time`` cuts the log
 VALID_FRACTION = 0.1  # of the ranker's training requests
 MOST = {"train": 12_000, "valid": 1_500, "test": 6_000}  # users of a part, where there is a choice
-MOST_TAKEN = MOST | {"train": 36_000}  # requests of a part that are of one item taken each: a user may have several
+MOST_TAKEN = MOST | {
+    "train": 36_000
+}  # requests of a part that are of one item taken each: a user may have several
 LEAST = {"last": 3, "users": 2}  # new likes of a user who is asked
 FITTED = 4  # of the likes that ``last`` leaves for training, the last quarter trains the ranker
 STRANGERS = 1 / 3  # share of users, by hash: a user stays one as the log grows, up to 3 x MOST["test"] users

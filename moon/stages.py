@@ -266,8 +266,8 @@ def ranker(
     """Train the ranker by a recipe and its controls on the same requests, the relevance head, and build the search.
 
     Each is left out where nothing teaches it. Changed definitions are registered. ``training``: see ``train_ctr``.
-    Where impressions were logged and no recipe is named, the validation requests choose between ``cube`` and
-    ``attention``, the same without vectors (docs/log/ranker.md#content-must-not-harm).
+    Where impressions were logged and neither a recipe nor settings are named, the validation requests choose between
+    ``cube`` and ``attention``, the same without vectors (docs/log/ranker.md#content-must-not-harm).
     """
     from feature_repo.embeddings import as_stored
     from feature_repo.frames.context import context_unknown
@@ -282,7 +282,6 @@ def ranker(
     from retrieval.retriever import Retriever, open_retrieval
 
     chosen, tuned = named(recipe or "cube"), None if settings is None else Settings.read(settings)
-    free = recipe is None and settings is None
     apply_definitions(run.folder / "store")
     cut = open_split(run)
     retriever = Retriever.open(open_retrieval(run.folder, fitted=True))
@@ -293,6 +292,7 @@ def ranker(
         steps = "rank_by" in training
         train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever, steps, stream)
         blind_train, blind_valid = without_content((train, valid), retriever)
+        undecided = recipe is None and settings is None and loss == "pointwise"
     else:
         sys.stderr.write("  no ranker: nothing in the log says what users took\n")
     for control, reads in rankers(vectors, run.seed).items():
@@ -310,7 +310,7 @@ def ranker(
             loss=loss,
             recipe=chosen,
             settings=tuned,
-            plainer=attention() if free and reads.vectors is not None and loss == "pointwise" else None,
+            plainer=attention() if undecided and reads.vectors is not None else None,
             **training,
         )
     dataset = open_dataset(run)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from fake_shop import ITEM_IDS, recommender
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
 from evaluation.replay import explored_lists, lists
+from moon.cli import app
 from retrieval.explore import with_rare
 from retrieval.jagged import Retrieved, best_first
 from serving.app import create_app
@@ -113,6 +115,8 @@ def test_the_answer_says_which_places_were_kept(moon, tmp_path):
 def test_a_share_is_from_0_to_1(share):
     with pytest.raises(ValueError, match="explore is .*: expected a share of the places, from 0 to 1"):
         replace(Settings(run=Path("run")), explore=share)
+    refused = CliRunner().invoke(app, ["serve", f"--explore={share}"])
+    assert refused.exit_code == 2 and "--explore" in refused.output
 
 
 def test_the_evaluation_lists_what_the_service_would_answer(moon):
