@@ -129,10 +129,11 @@ def train_ctr(
         )
     if rank_by not in (CLICK, *inputs.steps):
         raise ValueError(f"cannot rank by {rank_by!r}: expected one of {', '.join((CLICK, *inputs.steps))}")
-    others = () if plainer is None or not len(valid) else (plainer,)
-    require_memory(config.shape.rows, config.id_width, ranks, kept=len(tries) + len(others) - 1)
+    rivals = [] if plainer is None or not len(valid) else [plainer]
+    require_memory(config.shape.rows, config.id_width, ranks, kept=len(tries) + len(rivals) - 1)
 
-    def tried(settings: Settings, recipe: Recipe, place: Path) -> Trained:
+    def tried(settings: Settings, recipe: Recipe, number: int) -> Trained:
+        place = out if number == 1 else out.with_name(f"{out.name}.{number}")
         own = replace(config, **settings.settings(), recipe=recipe)
         encoder = FrameEncoder(inputs, vectors, recipe.search)
         plan = Plan(EPOCHS if epochs is None else epochs, PATIENCE, own.learning_rate, seed, averaged=True)
@@ -176,10 +177,9 @@ def train_ctr(
         outcome = fitted(model, WithPosition(model), ALL, Learner)
         return Trained(own, model, encoder, outcome, (*alone, checkpoints))
 
-    places = iter((out, *(out.with_name(f"{out.name}.{n}") for n in range(2, len(tries) + 2))))
-    trained = [tried(one, config.recipe, next(places)) for one in tries]
+    trained = [tried(one, config.recipe, number) for number, one in enumerate(tries, 1)]
     rates = Settings(**best_of(trained).config.settings())
-    trained += [tried(rates, one, next(places)) for one in others]
+    trained += [tried(rates, one, len(tries) + 1) for one in rivals]
     best = best_of(trained)
     config, model, outcome = best.config, best.model, best.outcome
     manifest: dict[str, Any] = {
