@@ -47,7 +47,8 @@ class Moments:
         fit: what became available before it is learned from before there is a ranker (encoder, co-occurrence).
         counted: what became available before it may be counted to answer test requests.
         kept: what became available before it is in the log that features read.
-        asked: from when on what users of the training part newly liked is asked for at once; None: from ``train`` on.
+        asked: from when on a user's new likes are the one retrieval request of the training part; None: from
+            ``train`` on.
         part: int64, where the source gives it: number of the event's part in ``requests.PARTS``, -1 for none.
     """
 

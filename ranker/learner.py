@@ -124,7 +124,7 @@ class Learner:
 
 
 class FallingLearner(Learner):
-    """One whose learning rates, those of the tables too, fall linearly from step to step, to zero after ``steps``.
+    """A learner whose rates, those of the tables too, fall linearly from step to step and are zero after ``steps``.
 
     Args:
         model: changed in place.

@@ -36,7 +36,7 @@ class ModelShape:
         candidate_numbers: (feature, its numbers, width of their projection or 0) of a candidate.
         request_numbers, behaviour_numbers: those of a request and of a behaviour.
         position_share: fraction of the training candidates at each logged position.
-        position_tower: whether a tower says how the logged place enters, else a number for each place.
+        position_tower: whether a tower learns the chance that a place is looked at; else each place has a number.
         steps: T, what may follow a click (``ranker.steps``).
         settings: the widths and fractions that can be chosen.
     """

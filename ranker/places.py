@@ -19,7 +19,7 @@ FAST = 10.0  # places learn so many times faster than other weights: one epoch m
 
 
 class PositionTower(nn.Module):
-    """How much the request changes whether a place is looked at; nothing before training.
+    """What a request adds to the log-odds that each place is looked at; zero before training.
 
     Args:
         places: P.
@@ -35,7 +35,7 @@ class PositionTower(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, request_RC: Tensor) -> Tensor:
-        """What is added to the log-odds of every place, float32 [R, P]."""
+        """The addition to the log-odds of every place, float32 [R, P]."""
         hidden = self.place_input(self.place) + self.request_input(request_RC)[:, None]
         added: Tensor = FAST * self.out(functional.silu(hidden))[..., 0]
         return added

@@ -43,8 +43,8 @@ class Recipe:
     Attributes:
         name: under which it is chosen.
         modules: name in the model, and so of its tensors -> the module's class, or a ``partial`` of it.
-        search: how it reads a long history, of which all modules but those that read what was found then have the
-            latest behaviours alone; None: they have all of it.
+        search: how a long history is searched; its latest behaviours are then all that modules read of it beside
+            what was found. None: they read all of it.
     """
 
     name: str

@@ -88,16 +88,8 @@ def compare(stored: StoredRequests, vectors: Vectors, size: Size, ranks: int) ->
     with tempfile.TemporaryDirectory() as folder:
         for number in (None, ranks):
             started = time.monotonic()
-            made = train_ctr(
-                some,
-                none,
-                vectors,
-                size,
-                Path(folder) / f"of_{number}",
-                {},
-                epochs=1,
-                ranks=number,
-            )
+            out = Path(folder) / f"of_{number}"
+            made = train_ctr(some, none, vectors, size, out, {}, epochs=1, ranks=number)
             seconds.append(time.monotonic() - started)
             weights.append(load_file(made.file(WEIGHTS)))
     first, second = weights

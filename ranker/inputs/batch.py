@@ -36,8 +36,8 @@ class Batch:
         history_known: bool [R, L].
         query_content: float32 [R, V].
         query_known: bool [R].
-        found_slot: int64 [R, N, K], in which of the L slots the behaviours are that a search found for a candidate.
-        found_mask: bool [R, N, K], which of these are some; none where the model does not search.
+        found_slot: int64 [R, N, K], the slots, of L, of the behaviours that a search found for a candidate.
+        found_mask: bool [R, N, K], false where fewer than K were found; K is 0 where the model does not search.
         found_cosine: float32 [R, N, K], of content vectors with the candidate; zeros where nothing was compared.
         found_times: int64 [R, N, K], how many behaviours each stands for, 0 where there is none.
         found_count: int64 [R, N], how many matched.

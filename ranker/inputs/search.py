@@ -50,7 +50,7 @@ class Found:
 
     @classmethod
     def nothing(cls, candidates: int) -> Found:
-        """For none of them."""
+        """Of a search that found no behaviour for any of so many candidates."""
         none = np.zeros((candidates, 0), np.int64)
         return cls(none, none > 0, none.astype(np.float32), none, np.zeros(candidates, np.int64))
 

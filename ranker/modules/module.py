@@ -65,8 +65,8 @@ class Features:
         history_known_RL: bool, behaviours that have a vector.
         query_content_RV: content vectors of the queries, zeros where nothing was searched for.
         query_known_R: bool, requests that search for something; without content vectors it is known, too.
-        found_RNKD: of the behaviours that the recipe's search found for a candidate in its whole history, what
-            ``history_RLD`` is of the recent ones, in any order.
+        found_RNKD: the behaviours that the recipe's search found for a candidate in the whole history, embedded as
+            in ``history_RLD``, in any order.
         found_mask_RNK: bool, slots that hold one.
         found_cosine_RNK: of their content vectors with the candidate's; zeros where nothing was compared.
         found_times_RNK: int64, how many behaviours each stands for: a search by content finds items, each of which

@@ -65,7 +65,7 @@ class HeldOut:
     def missed(self, users_RE: np.ndarray, items_NE: np.ndarray, loss: float) -> float:
         """The share of the positives that are not among the first FIRST of the whole catalogue.
 
-        Of two models that miss as many, the one of less ``loss`` is better: it adds less than one more positive.
+        ``loss`` decides between models that miss equally many: it adds less than one more miss would.
         """
         missed = np.count_nonzero(self.places(users_RE, items_NE) >= FIRST)
         return float((missed + loss / (1 + loss)) / len(self.row))
