@@ -46,7 +46,7 @@ def train_alone(
     batches: Callable[[int, int], Iterable[Batch]],
     loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     checkpoints: Callable[[str], Checkpoints],
-) -> list[Checkpoints]:
+) -> None:
     """Train the modules that ask for it, each as a click model of its own.
 
     Args:
@@ -54,12 +54,8 @@ def train_alone(
         plan: of the whole model; a module says its own epochs.
         batches: as of ``fit``.
         loss: of logits, labels and the mask of candidates.
-        checkpoints: of a module by its name.
-
-    Returns:
-        the checkpoints that were used, for the caller to remove.
+        checkpoints: of a module by its name; the caller removes them.
     """
-    used: list[Checkpoints] = []
     for name, part in _modules(model).items():
         if not part.pretraining:
             continue
@@ -69,10 +65,8 @@ def train_alone(
             assert said is not None
             return loss(said[..., -1], batch.label, batch.candidate_mask)
 
-        used.append(checkpoints(name))
         own = Plan(part.pretraining, plan.patience, plan.learning_rate, plan.seed)
-        fit(part, own, batches, alone, None, used[-1], f"train {name} alone")
-    return used
+        fit(part, own, batches, alone, None, checkpoints(name), f"train {name} alone")
 
 
 def _modules(model: ClickModel) -> dict[str, Module]:

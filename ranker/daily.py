@@ -37,7 +37,7 @@ from ranker.train import LOSSES, epoch_batches, training_loss
 from ranker.weights import WEIGHTS as WEIGHTS_FILE
 from ranker.weights import save_weights
 from run.artifacts import Artifact, open_artifact, write_artifact
-from run.resume import Checkpoints
+from run.resume import Checkpoints, remove_checkpoints
 from run.sizes import Size
 
 STATE = "state.safetensors"
@@ -131,11 +131,10 @@ def train_day(
     def of_module(name: str) -> Checkpoints:
         return Checkpoints(out.with_name(f"{out.name}.{name}"), job, parents)
 
-    alone: list[Checkpoints] = []
     if yesterday is None:
         if terms.vectors is not None:
             learn_content(model, requests, terms.vectors, terms.seed)
-        alone = train_alone(model, plan, batches, LOSSES[config.loss], of_module)
+        train_alone(model, plan, batches, LOSSES[config.loss], of_module)
     learner = Learner(model, terms.learning_rate)
     if state is not None:
         learner.restore(state)
@@ -152,8 +151,7 @@ def train_day(
     )
     manifest = {**record, "terms": terms.to_json(), "outcome": asdict(outcome), "day": day}
     _write(out, manifest, parents, config, learner, known)
-    for one in (*alone, checkpoints):
-        one.remove()
+    remove_checkpoints(out)
     return open_artifact(out, "ranker")
 
 

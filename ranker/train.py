@@ -33,7 +33,7 @@ from ranker.settings import Settings
 from ranker.steps import CLICK, entire_space_loss
 from ranker.weights import save_weights
 from run.artifacts import Artifact, open_artifact, write_artifact
-from run.resume import Checkpoints
+from run.resume import Checkpoints, remove_checkpoints
 from run.sizes import Size
 
 EPOCHS = 12
@@ -170,12 +170,12 @@ def train_ctr(
                 after=after,
             )
 
-        alone = train_alone(model, plan, batches, LOSSES[loss], of_module)
+        train_alone(model, plan, batches, LOSSES[loss], of_module)
         if ranks is not None:
             train_in_ranks(ranks, model, fitted)
         # After ranks, nothing is left to train: this reads the best epoch from their last checkpoint.
         outcome = fitted(model, WithPosition(model), ALL, Learner)
-        return Trained(own, model, encoder, outcome, (*alone, checkpoints))
+        return Trained(own, model, encoder, outcome)
 
     trained = [tried(one, config.recipe, number) for number, one in enumerate(tries, 1)]
     rates = Settings(**best_of(trained).config.settings())
@@ -197,9 +197,7 @@ def train_ctr(
             logits, label = _scored(Ranker(model, best.encoder, step=config.step), valid, rank_by)
             content = vars(calibrated(calibrate, logits, label))
             (folder / CALIBRATION).write_text(json.dumps(content, indent=2) + "\n")
-    for one in trained:
-        for checkpoints in one.checkpoints:
-            checkpoints.remove()
+    remove_checkpoints(out)
     return open_artifact(out, "ranker")
 
 
@@ -234,7 +232,6 @@ class Trained:
     model: ClickModel
     encoder: FrameEncoder
     outcome: Outcome
-    checkpoints: tuple[Checkpoints, ...]
 
 
 def best_of(trained: Sequence[Trained]) -> Trained:

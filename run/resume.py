@@ -8,6 +8,7 @@ damaged one is never used. Checkpoints hold files; callers convert them to and f
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import shutil
 import sys
@@ -38,6 +39,17 @@ def whole_artifact(path: Path, kind: str) -> Artifact | None:
         return open_artifact(path, kind, "")
     except ArtifactError:
         return None
+
+
+def remove_checkpoints(out: Path) -> None:
+    """Delete the checkpoints of an artifact that is complete: ``<out>.partial``, and ``<out>.<name>.partial`` of what
+    was trained for it, by this job or by one that was given up.
+    """
+    for folder in (
+        out.with_name(f"{out.name}.partial"),
+        *out.parent.glob(f"{glob.escape(out.name)}.*.partial"),
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_made_from(found: Artifact, config: Mapping[str, Any], parents: Mapping[str, Artifact]) -> bool:

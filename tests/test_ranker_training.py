@@ -373,13 +373,14 @@ def test_the_validation_requests_choose_between_a_recipe_and_a_plainer_one(world
     loss = {recipe: min(one.config["outcome"]["valid_loss"]) for recipe, one in alone.items()}
     assert loss["cube"] < loss["attention"], "items are liked for their vectors here"
     for name, first, second in (("stays", cube(), attention()), ("changes", attention(), cube())):
+        (tmp_path / f"{name}.3.partial").mkdir()  # of a job that tried more, and was given up
         chosen = made(name, recipe=first, plainer=second)
         assert chosen.config["recipe"] == "cube"
         weights = [one.file("model.safetensors").read_bytes() for one in (chosen, alone["cube"])]
         assert weights[0] == weights[1], "the same as if nothing else had been tried"
         scored = [Ranker.open(one, world.vectors).score(valid.frame) for one in (chosen, alone["cube"])]
         np.testing.assert_array_equal(*scored)
-        assert not list(tmp_path.glob("*.partial*")), "nothing is left of the other one"
+        assert not list(tmp_path.glob("*.partial*")), "nothing is left of the others"
 
 
 def test_a_loss_that_is_none_is_refused_with_those_there_are(tmp_path):

@@ -35,7 +35,7 @@ from ranker.learner import Learner
 from ranker.train import train_ctr
 from ranker.two_tower.train import train_two_tower
 from run.artifacts import MANIFEST, Artifact, open_artifact, write_artifact
-from run.resume import Checkpoints, find_artifact
+from run.resume import Checkpoints, find_artifact, remove_checkpoints
 from run.sizes import size
 
 Worked = Callable[[], None]  # called for every unit of work
@@ -315,6 +315,15 @@ def test_another_job_starts_afresh_and_says_once_why(tmp_path, capsys, config, p
         pass
     assert other.find("one").state == {"step": 9}
     assert capsys.readouterr().err == ""
+
+
+def test_checkpoints_of_an_artifact_and_of_what_was_trained_for_it_are_removed_and_no_others(tmp_path):
+    gone = ("out[1].partial", "out[1].2.partial", "out[1].2.make.partial")
+    stay = ("out[1]", "out[1]2.partial", "out1.2.partial", "other.partial")
+    for name in (*gone, *stay):
+        (tmp_path / name / "epoch").mkdir(parents=True)
+    remove_checkpoints(tmp_path / "out[1]")
+    assert {path.name for path in tmp_path.iterdir()} == set(stay)
 
 
 def test_what_differs_is_said_by_its_place_and_only_the_first_few(tmp_path, capsys):
