@@ -92,10 +92,10 @@ def require_method(method: str) -> None:
     """Refuse a method that nobody knows.
 
     Raises:
-        ValueError: naming those that there are.
+        DataError: naming those that there are.
     """
     if method not in METHODS:
-        raise ValueError(f"unknown calibration {method!r}: expected one of {', '.join(METHODS)}")
+        raise DataError(f"unknown calibration {method!r}: expected one of {', '.join(METHODS)}")
 
 
 def require_both(label: np.ndarray) -> None:

@@ -97,11 +97,12 @@ def train_ctr(
         plainer: another recipe, trained with the better rates of ``recipe``; the validation requests choose.
 
     Raises:
-        DataError: no training requests, columns missing, a feature to do without that is not in the service, or
-            nothing to calibrate with, or no place was logged for a position tower.
+        DataError: no training requests, columns missing, a feature to do without that is not in the service,
+            nothing to calibrate with, an unknown calibration, a step that the log does not say, or no place that was
+            logged for a position tower.
         TrainingError: the loss or a gradient is not finite, a rank ended early, or the tables would outgrow memory.
         RecipeError: the recipe cannot be built on these inputs.
-        ValueError: unknown loss or calibration.
+        ValueError: unknown loss.
     """
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}: expected one of {', '.join(LOSSES)}")
@@ -128,7 +129,7 @@ def train_ctr(
             "expected candidates with a logged position, found none. Train without --position-tower."
         )
     if rank_by not in (CLICK, *inputs.steps):
-        raise ValueError(f"cannot rank by {rank_by!r}: expected one of {', '.join((CLICK, *inputs.steps))}")
+        raise DataError(f"cannot rank by {rank_by!r}: expected one of {', '.join((CLICK, *inputs.steps))}")
     rivals = [] if plainer is None or not len(valid) else [plainer]
     require_memory(config.shape.rows, config.id_width, ranks, kept=len(tries) + len(rivals) - 1)
 

@@ -87,7 +87,7 @@ def test_what_cannot_be_calibrated_is_refused():
     for label in (np.zeros(4), np.ones(4), np.zeros(0)):
         with pytest.raises(DataError, match=f"{int(label.sum())} clicks of {len(label)} impressions"):
             calibrated("platt", np.zeros(len(label)), label)
-    with pytest.raises(ValueError, match="unknown calibration 'beta': expected one of temperature, platt"):
+    with pytest.raises(DataError, match="unknown calibration 'beta': expected one of temperature, platt"):
         calibrated("beta", TRUE, LABEL)
 
 
@@ -140,7 +140,7 @@ def test_a_map_that_is_none_is_refused_with_the_command_that_makes_another(tmp_p
 
 def test_training_refuses_a_calibration_that_cannot_be_before_it_begins(tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "fit", lambda *given, **how: pytest.fail("trained"))
-    with pytest.raises(ValueError, match="unknown calibration 'beta'"):
+    with pytest.raises(DataError, match="unknown calibration 'beta'"):
         trained(tmp_path / "r", calibrate="beta")
     with pytest.raises(DataError, match="logged impressions to calibrate with"):
         trained(tmp_path / "r", calibrate="platt", loss="listwise")

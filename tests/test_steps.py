@@ -170,7 +170,7 @@ def test_the_steps_are_part_of_the_artifact_and_a_model_of_clicks_has_none(made)
 
 def test_a_step_that_is_not_learned_cannot_be_ranked_by(tmp_path):
     vectors, frame, *_ = shop(5, 0)
-    with pytest.raises(ValueError, match="cannot rank by 'cart': expected one of click, purchase"):
+    with pytest.raises(DataError, match="cannot rank by 'cart': expected one of click, purchase"):
         train_ctr(Requests(frame), Requests(frame), vectors, NANO, tmp_path / "r", {}, rank_by="cart")
 
 
