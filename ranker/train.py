@@ -313,12 +313,15 @@ def epoch_batches(
     """The batches of an epoch in an order drawn from ``seed``; the first ``done`` are left out."""
     draw = np.random.default_rng(seed)
     pool = max(1, int(POOL * slots_per_batch / max(counts.mean(), 1)))
-    for rows in _windows(np.flatnonzero(counts > 0), train.windows, draw):
+    windows = _windows(np.flatnonzero(counts > 0), train.windows, draw)
+    for rows in windows:
         order = draw.permutation(rows)
         groups = [
             rows for start in range(0, len(order), pool)
             for rows in size_groups(counts, order[start : start + pool], slots_per_batch)
         ]  # fmt: skip
+        if len(windows) > 1:
+            groups = _without_small(groups, counts, slots_per_batch)
         for group in draw.permutation(len(groups))[done:]:
             yield share.batch(train, encoder, groups[group])
         done = max(done - len(groups), 0)
@@ -330,6 +333,24 @@ def _windows(rows: np.ndarray, windows: np.ndarray | None, draw: np.random.Gener
         return [rows]
     parts = np.split(rows, np.flatnonzero(np.diff(windows[rows])) + 1)
     return [parts[one] for one in draw.permutation(len(parts))] if len(parts) > 1 else parts
+
+
+def _without_small(groups: Sequence[np.ndarray], counts: np.ndarray, slots: int) -> list[np.ndarray]:
+    """The batches of a window, those less than half full joined to the one before.
+
+    A batch of few requests moves the weights as far as a full one does, and each window ends with one: they cost
+    quality (docs/log/ranker.md#a-whole-training-in-windows). A joined batch has at most half as many slots again;
+    where it would have more, the small one stays.
+    """
+    kept: list[np.ndarray] = []
+    for rows in groups:
+        both = np.concatenate([*kept[-1:], rows])
+        small = len(rows) * counts[rows].max() < slots / 2
+        if kept and small and len(both) * counts[both].max() <= 1.5 * slots:
+            kept[-1] = both
+        else:
+            kept.append(rows)
+    return kept
 
 
 def _validate(
