@@ -60,6 +60,7 @@ def test_every_default_of_the_settings():
         "hosts": (),
         "requests_per_s": 500.0,
         "burst": 1000,
+        "explore": 0.0,
     }
 
 
