@@ -53,7 +53,7 @@ def photographed(folder):
     )
     write_dataset(folder / "dataset", tables, {"name": "shapes", "source": "test"})
     dataset = Dataset.open(open_artifact(folder / "dataset", "dataset"))
-    split_dataset(dataset, folder / "split")
+    split_dataset(dataset, folder / "split", "time")
     return dataset, Split.open(open_artifact(folder / "split", "split"))
 
 
