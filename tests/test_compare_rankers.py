@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from evaluation.science.rankers import compare as module
 from evaluation.science.rankers.compare import COLUMNS, ComparisonError, compare
 from moon.cli import app
+from ranker import recipes
+from ranker.modules.numbers import Numbers
 from ranker.recipes import attention, recipe, simtier
 from run.sizes import size
 
@@ -109,6 +111,17 @@ def test_what_was_trained_and_measured_is_not_done_again(shop):
     shop.trained.clear()
     assert len(shop.run(2).rows["simtier"]) == 2
     assert shop.trained == [("attention", 1), ("simtier", 1)]
+
+
+def test_a_recipe_that_has_changed_is_trained_and_measured_again_and_no_other(shop, monkeypatch):
+    first = shop.run(1)
+    shop.trained.clear()
+    changed = replace(simtier(), modules={**attention().modules, **simtier().modules, "more": Numbers})
+    monkeypatch.setitem(recipes.RECIPES, "simtier", lambda: changed)
+    table = shop.run(1, {"attention": attention(), "simtier": changed})
+    assert shop.trained == [("simtier", 0)] and table.rows["attention"] == first.rows["attention"]
+    parameters = "ranker/parameters"
+    assert table.rows["simtier"][0][parameters] != first.rows["simtier"][0][parameters]
 
 
 def test_a_comparison_of_another_run_is_refused(shop):

@@ -1,11 +1,12 @@
 """Compare recipes of rankers at equal budget: the same frames, vectors, epochs and tried rates, over several seeds.
 
-Every (recipe, seed) is trained into ``<folder>/recipes``; one that is there is not trained again, so that an
-interrupted comparison goes on where it was. The run's own ranker stays.
+Every (recipe, seed) is trained into ``<folder>/recipes``; one that is there is not trained again unless its recipe
+has changed, so that an interrupted comparison goes on where it was. The run's own ranker stays.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ from feature_repo.vectors import Vectors
 from moonstore.disk import make_folder
 from moonstore.files import write_json, write_text
 from ranker.recipes import Recipe
-from ranker.score import Ranker
+from ranker.score import CONFIG, Ranker
 from ranker.settings import Settings
 from ranker.train import train_ctr
 from ranker.tuning.rankers import TUNING, tune_ctr
@@ -94,6 +95,8 @@ def compare(
     _same_terms(out, {"split": split.artifact.id, "embedding": embedding.id, "size": size.name, **budget})
     parents = {"split": split.artifact, "embedding": embedding}
     jobs = [(name, seed) for seed in range(seeds) for name in recipes]
+    for name, seed in jobs:
+        _forget_another(out, recipes[name], seed)
     missing = [job for job in jobs if not _costs(out, *job).exists()]
     if missing:
         frames = ranker_frames(folder, split, size, 0, retriever)
@@ -119,6 +122,18 @@ def compare(
     write_text(out / "table.md", table.markdown(COLUMNS, "ranker"))
     write_text(out / "table.json", table.to_json())
     return table
+
+
+def _forget_another(out: Path, recipe: Recipe, seed: int) -> None:
+    """Remove what was measured of a recipe of the same name with other modules or options."""
+    place = out / f"{recipe.name}_{seed}"
+    if not place.exists():
+        return
+    trained = read_json(place / CONFIG, f"Remove {out} and run '{MADE_BY}'.")
+    if trained["recipe"] != json.loads(json.dumps(recipe.to_json())):
+        for measured in (_costs(out, recipe.name, seed), _file(out, recipe.name, seed)):
+            measured.unlink(missing_ok=True)
+        discard(place)
 
 
 def _train(
