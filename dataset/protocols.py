@@ -147,9 +147,10 @@ def by_users(log: Log, answerable: np.ndarray, seed: int, shown: bool) -> Moment
 
     Nothing that a stranger did is counted or learned from; it is what they are known by when they are asked for what
     they newly liked last. At most 12,000 others train the ranker by their last new likes, and a tenth of these
-    validate. Of a third of the others, as far as they are among these, each new like but the first is a request, and
-    nothing else learns from it (docs/log/ranker.md#every-like-of-a-third-of-the-users). Where slates or ratings say
-    what was not liked, the second half of everybody's new likes trains instead: there is more to learn from each.
+    validate. Where there are more others than these, each new like but the first of those who are among a third of
+    the others is a request, and nothing else learns from it (docs/log/ranker.md#every-like-of-a-third-of-the-users):
+    a smaller log has none to spare. Where slates or ratings say what was not liked, the second half of everybody's
+    new likes trains instead: there is more to learn from each.
 
     Args:
         log: the events.
@@ -174,7 +175,7 @@ def by_users(log: Log, answerable: np.ndarray, seed: int, shown: bool) -> Moment
     cut = likes.nth_last(place, moment)
     validating = learners[: int(VALID_FRACTION * len(learners))]
     since = cut.copy()
-    if not shown:
+    if not shown and until < len(eligible):
         whole = eligible[tests : np.searchsorted(chance, share + (1 - share) * STRANGERS)]
         several = np.setdiff1d(np.intersect1d(learners, whole), validating)
         since[several] = likes.nth_last(np.maximum(likes.count - 2, 0), moment)[several]
