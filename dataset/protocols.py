@@ -279,8 +279,8 @@ def _per_event(
     asked: np.ndarray | None = None,
 ) -> Moments:
     user = np.searchsorted(likes.users, log.user)
-    parts = (train, valid, test, fit, counted, kept, train if asked is None else asked)
-    return Moments(log.available_us, *(part[user] for part in parts))
+    parts = (part[user] for part in (train, valid, test, fit, counted, kept))
+    return Moments(log.available_us, *parts, asked=None if asked is None else asked[user])
 
 
 def _require(asked: np.ndarray, by: str, where: object, instead: str) -> None:

@@ -170,8 +170,9 @@ def rank_requests(
         scored = Retrieved(offsets, item_id, scores)
         yield f"ranker_{name}", lists(scored, k)
         if name == "full":
+            rare = retriever.popular.rare(item_id)
             for explored, share in EXPLORED.items():
-                yield explored, explored_lists(scored, retriever.popular.rare(item_id), k, share)
+                yield explored, explored_lists(scored, rare, k, share)
 
 
 def lists(retrieved: Retrieved, k: int) -> np.ndarray:

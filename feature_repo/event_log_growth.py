@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import behaviour_codes
+from dataset.jagged import offsets_of
 from dataset.log import distinct
 from dataset.months import Month, start_us
 from feature_repo.event_log import COLUMNS, MONTHS, USERS_AT_ONCE, EventLog
@@ -97,7 +98,7 @@ def write_event_log(
     total = np.zeros(len(everybody), np.int64)
     for some, count in zip(users, counts, strict=True):
         total[np.searchsorted(everybody, some)] += count
-    starts = np.append(0, np.cumsum(total)).astype(np.int64)
+    starts = offsets_of(total)
     version = folder / last
     if not version.exists():
         building = folder / (version.name + ".tmp")

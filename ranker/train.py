@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dataset.contracts import DataError
-from feature_repo.frame import Frame, StoredRequests
+from feature_repo.frame import StoredRequests
 from feature_repo.vectors import Vectors
 from ranker.before import learn_content, train_alone
 from ranker.calibration import calibrated, require_both, require_method
 from ranker.fit import Outcome, Plan, fit
 from ranker.inputs.batch import Batch
-from ranker.inputs.columns import LABEL, learn_inputs
+from ranker.inputs.columns import LABEL, chunks, learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, size_groups
 from ranker.learner import Learner
 from ranker.memory import require_memory
@@ -130,8 +130,8 @@ def train_ctr(
         )
     if rank_by not in (CLICK, *inputs.steps):
         raise DataError(f"cannot rank by {rank_by!r}: expected one of {', '.join((CLICK, *inputs.steps))}")
-    rivals = [] if plainer is None or not len(valid) else [plainer]
-    require_memory(config.shape.rows, config.id_width, ranks, kept=len(tries) + len(rivals) - 1)
+    rival = plainer if len(valid) else None
+    require_memory(config.shape.rows, config.id_width, ranks, kept=len(tries) - (rival is None))
 
     def tried(settings: Settings, recipe: Recipe, number: int) -> Trained:
         place = out if number == 1 else out.with_name(f"{out.name}.{number}")
@@ -179,8 +179,9 @@ def train_ctr(
         return Trained(own, model, encoder, outcome)
 
     trained = [tried(one, config.recipe, number) for number, one in enumerate(tries, 1)]
-    rates = Settings(**best_of(trained).config.settings())
-    trained += [tried(rates, one, len(tries) + 1) for one in rivals]
+    if rival is not None:
+        rates = Settings(**best_of(trained).config.settings())
+        trained.append(tried(rates, rival, len(tries) + 1))
     best = best_of(trained)
     config, model, outcome = best.config, best.model, best.outcome
     manifest: dict[str, Any] = {
@@ -208,21 +209,18 @@ def _require_impressions(valid: StoredRequests, loss: str) -> None:
         raise DataError(
             "expected logged impressions to calibrate with, found sampled negatives: no probabilities"
         )
-    labels = [chunk.candidates["label"].to_numpy() for chunk in _chunks(valid)]
+    labels = [chunk.candidates["label"].to_numpy() for chunk in chunks(valid, VALID_REQUESTS)]
     require_both(np.concatenate([np.empty(0), *labels]))
 
 
 def _scored(ranker: Ranker, valid: StoredRequests, of: str = CLICK) -> tuple[np.ndarray, np.ndarray]:
     """Logits of all candidates, and what became of them, float32 [C] each."""
     label = "label" if of == CLICK else LABEL + of
-    parts = [(ranker.score(chunk), chunk.candidates[label].to_numpy()) for chunk in _chunks(valid)]
+    parts = [
+        (ranker.score(chunk), chunk.candidates[label].to_numpy()) for chunk in chunks(valid, VALID_REQUESTS)
+    ]
     logits, labels = zip(*parts, strict=True)
     return np.concatenate(logits), np.concatenate(labels)
-
-
-def _chunks(stored: StoredRequests) -> Iterator[Frame]:
-    for start in range(0, len(stored), VALID_REQUESTS):
-        yield stored.take(start, min(start + VALID_REQUESTS, len(stored)))
 
 
 @dataclass(frozen=True)

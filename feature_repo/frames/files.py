@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataset.jagged import offsets_of
 from dataset.months import FIRST, month_of
 from feature_repo.event_log import EventLog
 from feature_repo.frames.join import TrainingFrame
@@ -130,7 +131,7 @@ def frame_of(
         given=candidates.drop_columns([ITEM_ROW]),
         items=items,
         item_row=candidates.column(ITEM_ROW).to_numpy() + of_piece,
-        offsets=np.append(0, np.cumsum(count)).astype(np.int64),
+        offsets=offsets_of(count),
         log=log,
         positions=position,
         history=history,

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.contracts import DataError
+from dataset.jagged import offsets_of
 from feature_repo.event_log import EventLog, open_event_log
 from feature_repo.frames.files import months_of_requests, read_frame_files, write_frame_files
 from feature_repo.frames.inputs import month_keys
@@ -233,7 +234,7 @@ def _joined(parts: Sequence[TrainingFrame], order: np.ndarray) -> TrainingFrame:
         given=pa.concat_tables(part.given for part in parts).combine_chunks(),
         items=pa.concat_tables(part.items for part in parts).combine_chunks(),
         item_row=np.concatenate([part.item_row + start for part, start in zip(parts, before, strict=False)]),
-        offsets=np.append(0, np.cumsum(counts)).astype(np.int64),
+        offsets=offsets_of(counts),
         log=parts[0].log,
         positions=np.concatenate([part.positions for part in parts]),
         history=parts[0].history,

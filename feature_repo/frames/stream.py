@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dataset.jagged import offsets_of
 from feature_repo.event_log import EventLog
 from feature_repo.frame import Frame
 from feature_repo.frames.files import ITEM_ROW, POINTERS, TABLES, frame_of, month_folders
@@ -74,7 +75,7 @@ class FrameStream:
         counts = [pq.read_table(month / "requests.parquet", columns=[count])[count] for month in months]
         starts = np.cumsum([0, *(len(one) for one in counts)])
         each = np.concatenate([one.to_numpy() for one in counts])
-        offsets = np.append(0, np.cumsum(each)).astype(np.int64)
+        offsets = offsets_of(each)
         return cls(months, np.arange(len(each)), offsets, starts, window, log, history, side, signature)
 
     def __len__(self) -> int:

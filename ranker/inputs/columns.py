@@ -256,7 +256,8 @@ def _check_known(signature: Signature, without: Collection[str]) -> None:
         )
 
 
-def chunks(requests: StoredRequests) -> Iterator[Frame]:
-    """Some requests at a time, in order."""
-    for start in range(0, len(requests), CHUNK_REQUESTS):
-        yield requests.take(start, min(start + CHUNK_REQUESTS, len(requests)))
+def chunks(requests: StoredRequests, at_once: int | None = None) -> Iterator[Frame]:
+    """So many requests at a time, in order; CHUNK_REQUESTS unless told otherwise."""
+    at_once = at_once or CHUNK_REQUESTS
+    for start in range(0, len(requests), at_once):
+        yield requests.take(start, min(start + at_once, len(requests)))

@@ -6,7 +6,6 @@ has changed, so that an interrupted comparison goes on where it was. The run's o
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,7 +28,7 @@ from feature_repo.embeddings import as_stored
 from feature_repo.vectors import Vectors
 from moonstore.disk import make_folder
 from moonstore.files import write_json, write_text
-from ranker.recipes import Recipe
+from ranker.recipes import Recipe, RecipeError, recorded
 from ranker.score import CONFIG, Ranker
 from ranker.settings import Settings
 from ranker.train import train_ctr
@@ -95,8 +94,8 @@ def compare(
     _same_terms(out, {"split": split.artifact.id, "embedding": embedding.id, "size": size.name, **budget})
     parents = {"split": split.artifact, "embedding": embedding}
     jobs = [(name, seed) for seed in range(seeds) for name in recipes]
-    for name, seed in jobs:
-        _forget_another(out, recipes[name], seed)
+    for job in jobs:
+        _forget_changed(out, *job)
     missing = [job for job in jobs if not _costs(out, *job).exists()]
     if missing:
         frames = ranker_frames(folder, split, size, 0, retriever)
@@ -124,14 +123,15 @@ def compare(
     return table
 
 
-def _forget_another(out: Path, recipe: Recipe, seed: int) -> None:
-    """Remove what was measured of a recipe of the same name with other modules or options."""
-    place = out / f"{recipe.name}_{seed}"
+def _forget_changed(out: Path, name: str, seed: int) -> None:
+    """Remove what was measured of a recipe whose name means another ranker by now."""
+    place = out / f"{name}_{seed}"
     if not place.exists():
         return
-    trained = read_json(place / CONFIG, f"Remove {out} and run '{MADE_BY}'.")
-    if trained["recipe"] != json.loads(json.dumps(recipe.to_json())):
-        for measured in (_costs(out, recipe.name, seed), _file(out, recipe.name, seed)):
+    try:
+        recorded(read_json(place / CONFIG, f"Remove {out} and run '{MADE_BY}'.")["recipe"])
+    except RecipeError:
+        for measured in (_costs(out, name, seed), _file(out, name, seed)):
             measured.unlink(missing_ok=True)
         discard(place)
 
