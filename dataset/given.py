@@ -45,7 +45,7 @@ def by_given(log: Log, context: pa.Table | None, where: object) -> Moments:
     np.minimum.at(first, (part[named], user[named]), log.event_us[named])
     train, valid, test = (moment[user] for moment in first)
     fit = first.min(axis=0)[user]
-    return Moments(log.event_us, train, valid, test, fit, test, np.full(len(log.user), NEVER), part=part)
+    return Moments(log.event_us, train, valid, test, fit, test, np.full(len(log.user), NEVER), train, part)
 
 
 def _parts(log: Log, context: pa.Table | None, where: object) -> np.ndarray:

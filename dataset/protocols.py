@@ -47,8 +47,7 @@ class Moments:
         fit: what became available before it is learned from before there is a ranker (encoder, co-occurrence).
         counted: what became available before it may be counted to answer test requests.
         kept: what became available before it is in the log that features read.
-        asked: from when on a user's new likes are the one retrieval request of the training part; None: from
-            ``train`` on.
+        asked: from when on a user's new likes are the one retrieval request of the training part.
         part: int64, where the source gives it: number of the event's part in ``requests.PARTS``, -1 for none.
     """
 
@@ -59,7 +58,7 @@ class Moments:
     fit: np.ndarray
     counted: np.ndarray
     kept: np.ndarray
-    asked: np.ndarray | None = None
+    asked: np.ndarray
     part: np.ndarray | None = None
 
 
@@ -116,7 +115,7 @@ def by_time(log: Log, where: object) -> Moments:
             f"and 80 % quantiles leave a part empty. Run 'moon split --by users'."
         )
     fit, test = (np.full(len(log.user), cut) for cut in cuts)
-    return Moments(log.event_us, fit, test, test, fit, test, np.full(len(log.user), NEVER))
+    return Moments(log.event_us, fit, test, test, fit, test, np.full(len(log.user), NEVER), fit)
 
 
 def by_last(log: Log, where: object) -> Moments:
@@ -279,8 +278,8 @@ def _per_event(
     asked: np.ndarray | None = None,
 ) -> Moments:
     user = np.searchsorted(likes.users, log.user)
-    parts = (part[user] for part in (train, valid, test, fit, counted, kept))
-    return Moments(log.available_us, *parts, asked=None if asked is None else asked[user])
+    parts = (train, valid, test, fit, counted, kept, train if asked is None else asked)
+    return Moments(log.available_us, *(part[user] for part in parts))
 
 
 def _require(asked: np.ndarray, by: str, where: object, instead: str) -> None:

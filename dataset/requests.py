@@ -81,8 +81,8 @@ def taken(log: Log, moments: Moments, rng: np.random.Generator) -> pa.Table:
 def asked(log: Log, moments: Moments, rng: np.random.Generator) -> pa.Table:
     """One retrieval request per user and part: what the user newly liked from its moment on (RETRIEVAL)."""
     end = np.full(len(log.user), NEVER)
-    found, first = [], moments.train if moments.asked is None else moments.asked
-    for part, start, stop in (("train", first, moments.test), ("test", moments.test, end)):
+    found = []
+    for part, start, stop in (("train", moments.asked, moments.test), ("test", moments.test, end)):
         new = _newly_liked(log, moments.when, start, stop)
         users = distinct(log.user[new])
         users = np.sort(rng.permutation(users)[: MOST[part]])

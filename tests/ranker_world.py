@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from dataset.contracts import TIME
 from feature_repo.frame import Frame, History
@@ -12,6 +13,7 @@ from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors, VectorTable
 from ranker.inputs import earlier
 from ranker.inputs.frame_encoder import select_requests
+from ranker.inputs.id_tables import is_table
 
 WIDTH = 8
 NOW_US = 1_700_000_000_000_000
@@ -163,6 +165,15 @@ def auc(label, score):
     label = np.asarray(label).astype(bool)
     better = score[label][:, None] - score[~label][None]
     return float(((better > 0) + 0.5 * (better == 0)).mean())
+
+
+def with_random_tables(model):
+    """The model with ids that matter: untrained they are nearly zero."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if is_table(name):
+                parameter.uniform_(-1, 1)
+    return model
 
 
 def categories_of(items):

@@ -6,7 +6,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from ranker_world import NOW_US, Requests, auc, categories_of, full_frame, make_frame, make_vectors, unit
+from ranker_world import (
+    NOW_US,
+    Requests,
+    auc,
+    categories_of,
+    full_frame,
+    make_frame,
+    make_vectors,
+    unit,
+    with_random_tables,
+)
 
 from dataset.contracts import DataError
 from feature_repo.frame import History
@@ -134,12 +144,7 @@ def built(recipe, vectors=VECTORS):
     """A model with random tables, and its encoder."""
     torch.manual_seed(0)
     of = config(recipe, vectors)
-    model = of.build().eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.startswith("tables."):
-                weight.uniform_(-1, 1)
-    return model, FrameEncoder(of.inputs, vectors, recipe.search)
+    return with_random_tables(of.build().eval()), FrameEncoder(of.inputs, vectors, recipe.search)
 
 
 TOPICS, OLD, SHOWN = 20, 400, 10

@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranker_world import Requests, make_frame, make_vectors
+from ranker_world import Requests, make_frame, make_vectors, with_random_tables
 from torchrec import EmbeddingBagCollection
 
 from feature_repo.frame import Frame
 from ranker import score as score_module
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
-from ranker.inputs.id_tables import bag_configs, is_table
+from ranker.inputs.id_tables import bag_configs
 from ranker.modules.attention import TargetAttention
 from ranker.modules.cube import Content, Extractor
 from ranker.recipes import cube
@@ -54,12 +54,7 @@ def ranker(vectors=VECTORS, seed=0):
         table_learning_rate=0.02,
     )
     torch.manual_seed(seed)
-    model = config.build().eval()
-    with torch.no_grad():  # untrained ids are nearly zero: make them matter
-        for name, parameter in model.named_parameters():
-            if is_table(name):
-                parameter.uniform_(-1, 1)
-    return Ranker(model, FrameEncoder(inputs, vectors))
+    return Ranker(with_random_tables(config.build().eval()), FrameEncoder(inputs, vectors))
 
 
 def candidates_of(frame, rows):
