@@ -245,6 +245,11 @@ def test_a_comparison_names_the_strongest_baseline_in_both_directions():
     assert Comparison("alone", 0.5, {}, 9).bar(0.5) == 100
 
 
+def test_a_tie_with_the_strongest_baseline_is_neither_good_nor_bad():
+    page = _render(content(headline=[Comparison("x", 0.5, {"same": 0.5}, 9)], store=None))
+    assert 'class="badge plain">+0.0000 vs same' in page
+
+
 def test_a_comparison_without_baselines_has_no_badge():
     assert 'class="badge' not in _render(content(headline=[Comparison("x", 0.5, {}, 9)], store=None))
 
