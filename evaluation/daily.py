@@ -135,7 +135,7 @@ def _log_of(folder: Path, dataset: Dataset, split: Split, size: Size, retriever:
     examples = Examples.of(split.ranking)
     plain = PlainFeatures(dataset, PlainContent.of(dataset.items, dataset.images), split.log, split.fit_log)
     return Log(
-        requests=matched(logged_frame(folder, split, size), retriever),
+        requests=matched(logged_frame(folder, split, size), retriever, size.behaviours),
         time_us=examples.asked.time_us,
         user_id=examples.asked.user_id,
         item_id=examples.item_id,

@@ -96,7 +96,8 @@ def _scores(
         reading = [name for name, one in rankers.items() if (one.matches <= known) == (reader is blind)]
         if not reading:
             continue
-        for frame in chunks(matched(stored, reader), "score candidates"):
+        history = max(rankers[name].history for name in reading)
+        for frame in chunks(matched(stored, reader, history), "score candidates"):
             for name in reading:
                 parts[name].append(rankers[name].score(frame))
     return {name: np.concatenate(scores) for name, scores in parts.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,6 @@ from evaluation.shop_baselines import relevant_of, requests_of
 from feature_repo.embeddings import as_stored
 from moonstore.files import write_text
 from ranker.controls import rankers as controls
-from ranker.recipes import Recipe
 from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import train_ctr
 from retrieval.examples import ranker_frames, without_content
@@ -57,9 +57,10 @@ def measure_seeds(
         )
     retriever = Retriever.open(open_retrieval(folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
+    made = config_of(folder)
+    recipe, size = made.recipe, replace(size, ranker_history=made.inputs.history)
     train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
     blind = without_content((train, valid), retriever)
-    recipe = recipe_of(folder)
     rankers: dict[str, Ranker] = {}
     for seed in SEEDS:
         for control, reads in controls(vectors, seed).items():
@@ -81,13 +82,13 @@ def measure_seeds(
     return result
 
 
-def recipe_of(folder: Path) -> Recipe:
-    """What the ranker of a run was made of.
+def config_of(folder: Path) -> CtrConfig:
+    """What the ranker of a run is, its recipe and the length of its histories among it.
 
     Raises:
         ArtifactError: the run has no ranker.
     """
-    return CtrConfig.read(open_artifact(folder / "ranker_full", "ranker").file(CONFIG)).recipe
+    return CtrConfig.read(open_artifact(folder / "ranker_full", "ranker").file(CONFIG))
 
 
 def measured_rankers(

@@ -91,6 +91,30 @@ class EventLog:
         rows, offsets = self._rows(user_ids, positions, history)
         return History(offsets, self.item_id[rows], self.code[rows], self.time_us[rows])
 
+    def before(self, user_id: int, available_us: int, event_id: int, until_us: int, most: int) -> np.ndarray:
+        """The last behaviours of a user before one that somebody else keeps, which the log may not have yet.
+
+        Args:
+            user_id: of the user.
+            available_us: when the kept behaviour became available.
+            event_id: its event.
+            until_us: the behaviours became available strictly before this moment.
+            most: how many, at most.
+
+        Returns:
+            int64 (5, n): the rows of COLUMNS, in the order of the log.
+        """
+        place = int(np.searchsorted(self.users, user_id))
+        if place == len(self.users) or self.users[place] != user_id:
+            return np.empty((len(COLUMNS), 0), np.int64)
+        start, stop = (int(one) for one in self.starts[place : place + 2])
+        known = self.available_us[start:stop]
+        end, after = (int(np.searchsorted(known, available_us, side=side)) for side in ("left", "right"))
+        end += int((self.event_id[start + end : start + after] == event_id).argmax()) if after > end else 0
+        end = min(end, int(np.searchsorted(known, until_us)))
+        rows = slice(start + max(end - most, 0), start + end)
+        return np.stack([np.asarray(getattr(self, name)[rows]) for name in COLUMNS])
+
     def positions_before(self, time_us: int) -> np.ndarray:
         """Number of behaviours of each of ``users`` available strictly before ``time_us``, int64 (U)."""
         if not len(self.users):

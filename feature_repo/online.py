@@ -17,8 +17,9 @@ from feast import FeatureStore, FeatureView
 from dataset.contracts import TIME
 from feature_repo import dead_letters
 from feature_repo.columns import as_read, by_view, item_columns, nothing, user_columns
+from feature_repo.event_log import EventLog, open_event_log
 from feature_repo.frame import Frame, History
-from feature_repo.history import BEHAVIOURS, behaviours
+from feature_repo.history import BEHAVIOURS, Behaviour, behaviours
 from feature_repo.on_demand import STORED, Reads, compute, reads_of, request_table
 from feature_repo.services import CTR, RELEVANCE, RETRIEVAL
 from feature_repo.side_information import open_side_information
@@ -59,7 +60,8 @@ class OnlineReader:
 
     Args:
         store_dir: the run's store.
-        history: K, most behaviours in a frame's history; at most ``views.HISTORY``.
+        history: K, most behaviours in a frame's history. The online store keeps the newest ``views.HISTORY`` of each
+            user; those before them are gathered from the event log, as of the last load.
         services: the FeatureServices whose features a frame holds.
 
     Attributes:
@@ -70,20 +72,21 @@ class OnlineReader:
 
     Raises:
         StoreError: there is no store, or a service is missing, wrong or names a feature that is not online.
-        ValueError: ``history`` is more than the store keeps.
+        ValueError: ``history`` is none.
     """
 
     def __init__(
         self, store_dir: Path, history: int, services: Sequence[str] = (RETRIEVAL, CTR, RELEVANCE)
     ) -> None:
-        if not 0 < history <= HISTORY:
-            raise ValueError(f"expected a history of 1 to {HISTORY} behaviours, found {history}")
+        if history < 1:
+            raise ValueError(f"expected a history of at least one behaviour, found {history}")
         self.history = history
         self.store = open_store(store_dir)
         self.features = united(open_signature(self.store, service) for service in services)
         self.reads = reads_of(self.store, self.features)
         check_online(self.store, self.reads)
         self.side = open_side_information(self.store, self.features)
+        self._log = self._older()
         self._readers: dict[tuple[str, ...], Reader] = {}
         self._items: Items | None = None
 
@@ -138,8 +141,9 @@ class OnlineReader:
         queries = [None if query_id is None else int(int64_ids([query_id], "query_id")[0])]
         sent = self.reads.sent(context or {})
         stored = self.stored("user_id", users, (*self.reads.stored["user"], *BEHAVIOURS), time)
-        known = behaviours(stored.columns)[0].before(_us(time))
-        item_id, code, time_us, _, _ = known.last(self.history)
+        kept = behaviours(stored.columns)[0]
+        known = kept.before(_us(time))
+        item_id, code, time_us, _, _ = self._with_older(user_id, kept, known.last(self.history), _us(time))
         of_user = {one.name: stored.columns[one.name] for one in self.reads.stored["user"]}
         requests = request_table(
             self.reads,
@@ -157,6 +161,14 @@ class OnlineReader:
         candidates = self._candidates(requests, users[:0], no_items)
         return Frame(requests, candidates, np.zeros(2, dtype=np.int64), history)
 
+    def _with_older(self, user_id: int, kept: Behaviour, newest: np.ndarray, before_us: int) -> np.ndarray:
+        """The newest behaviours of a user, int64 (5, n), after those that the online store no longer keeps."""
+        if self._log is None or kept.position == kept.rows.shape[1]:
+            return newest
+        first, most = kept.rows[:, 0], self.history - newest.shape[1]
+        older = self._log.before(user_id, int(first[3]), int(first[4]), before_us, most)
+        return np.concatenate([older, newest], axis=1)
+
     def _query(self, query_id: int | None, time: datetime) -> dict[str, pa.Array]:
         features = self.reads.stored["query"]
         if query_id is None or not features:
@@ -173,8 +185,20 @@ class OnlineReader:
         """A reader that takes item features from a snapshot of the last load (``feature_repo.item_matrix``)."""
         other = copy.copy(self)
         other.side = open_side_information(self.store, self.features)
+        other._log = other._older()
         other._items = items
         return other
+
+    def reading(self, history: int) -> OnlineReader:
+        """A reader of longer or shorter histories."""
+        other = copy.copy(self)
+        other.history = history
+        other._log = other._older()
+        return other
+
+    def _older(self) -> EventLog | None:
+        """Where behaviours are that the online store no longer keeps, if they are read."""
+        return open_event_log(Path(self.store.config.repo_path or ".")) if self.history > HISTORY else None
 
     def stored(self, key: str, ids: np.ndarray, features: Sequence[Feature], time: datetime) -> Stored:
         """Stored values of ``features`` for N entities; raises like ``read``."""

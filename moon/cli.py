@@ -37,6 +37,7 @@ from moon.options import (
     DataOption,
     ExploreOption,
     ForgetOption,
+    HistoryOption,
     KeysOption,
     PositionTowerOption,
     ProfileOption,
@@ -279,6 +280,7 @@ def ranker(
     calibrate: CalibrateOption = None,
     rank_by: RankByOption = None,
     position_tower: PositionTowerOption = False,
+    history: HistoryOption = None,
 ) -> None:
     """Train the ranker from point-in-time frames, with its controls: plain content, ids only, shuffled vectors."""
     modes = {"--daily": daily, "--compare": compare, "--tune": tune, "--without": without}
@@ -300,18 +302,19 @@ def ranker(
     for option, value in (("--wait", wait), ("--forget", forget)):
         if value and not daily:
             raise typer.BadParameter("expected with --daily", param_hint=option)
+    long = {} if history is None else {"history": history}
     if daily:
-        _do("ranker --daily", run, recipe=recipe, wait=wait, forget=forget)
+        _do("ranker --daily", run, recipe=recipe, wait=wait, forget=forget, **long)
     elif compare is not None:
-        _do("ranker --compare", run, seeds=compare, recipe=recipe, trials=tune)
+        _do("ranker --compare", run, seeds=compare, recipe=recipe, trials=tune, **long)
     elif tune is not None:
-        _do("ranker --tune", run, trials=tune, recipe=recipe)
+        _do("ranker --tune", run, trials=tune, recipe=recipe, **long)
     elif without:
-        _do("ranker --without", run, without=without, recipe=recipe)
+        _do("ranker --without", run, without=without, recipe=recipe, **long)
     else:
         training: dict[str, Any] = {} if rank_by is None else {"rank_by": rank_by}
         training |= {"position_tower": True} if position_tower else {}
-        training |= {"ranks": ranks, "calibrate": calibrate}
+        training |= {"ranks": ranks, "calibrate": calibrate} | long
         _do("ranker", run, recipe=recipe, settings=settings, stream=stream, **training)
 
 

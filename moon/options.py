@@ -118,6 +118,16 @@ RankByOption = Annotated[
         "clicks are learned.",
     ),
 ]
+HistoryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--history",
+        min=1,
+        max=10_000,
+        help="The latest behaviours of a user that the ranker reads, at most; default: as many as the run's other "
+        "models; with --without: as the run's ranker.",
+    ),
+]
 PositionTowerOption = Annotated[
     bool,
     typer.Option(

@@ -261,7 +261,12 @@ def retrieval(run: Run) -> None:
 
 
 def ranker(
-    run: Run, recipe: str | None = None, settings: Path | None = None, stream: bool = False, **training: Any
+    run: Run,
+    recipe: str | None = None,
+    settings: Path | None = None,
+    stream: bool = False,
+    history: int | None = None,
+    **training: Any,
 ) -> None:
     """Train the ranker by a recipe and its controls on the same requests, the relevance head, and build the search.
 
@@ -283,14 +288,14 @@ def ranker(
 
     chosen, tuned = named(recipe or "cube"), None if settings is None else Settings.read(settings)
     apply_definitions(run.folder / "store")
-    cut = open_split(run)
+    cut, size = open_split(run), replace(run.size, ranker_history=history)
     retriever = Retriever.open(open_retrieval(run.folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, run.folder / "store")
     if said := context_unknown(run.folder / "store", cut.shows):
         sys.stderr.write(f"  {said}\n")
     if cut.ranks:
         steps = "rank_by" in training
-        train, valid, loss = ranker_frames(run.folder, cut, run.size, run.seed, retriever, steps, stream)
+        train, valid, loss = ranker_frames(run.folder, cut, size, run.seed, retriever, steps, stream)
         blind_train, blind_valid = without_content((train, valid), retriever)
         undecided = recipe is None and settings is None and loss == "pointwise"
     else:
@@ -303,7 +308,7 @@ def ranker(
             train if reads.plain else blind_train,
             valid if reads.plain else blind_valid,
             reads.vectors,
-            run.size,
+            size,
             run.folder / f"ranker_{control}",
             parents={"split": cut.artifact} | ({"embedding": embedding} if reads.vectors is not None else {}),
             seed=run.seed,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,21 +124,23 @@ def seeds(run: Run) -> str:
     return summary.seeds(measure_seeds(run.folder, open_dataset(run), open_split(run), run.size))
 
 
-def worth(run: Run, without: Sequence[str], recipe: str | None) -> str:
+def worth(run: Run, without: Sequence[str], recipe: str | None, history: int | None = None) -> str:
     """What each of these features adds to a ranker of a recipe, or of that of the run's own, over several seeds."""
     from evaluation.ablation import measure_worth
-    from evaluation.seeds import recipe_of
+    from evaluation.seeds import config_of
     from feature_repo.store import apply_definitions
     from moon import summary
     from ranker.recipes import recipe as named
 
-    chosen = recipe_of(run.folder) if recipe is None else named(recipe)
+    own = config_of(run.folder)
+    chosen = own.recipe if recipe is None else named(recipe)
+    size = replace(run.size, ranker_history=history or own.inputs.history)
     apply_definitions(run.folder / "store")
-    measured = measure_worth(run.folder, open_dataset(run), open_split(run), run.size, without, chosen)
+    measured = measure_worth(run.folder, open_dataset(run), open_split(run), size, without, chosen)
     return summary.worth(measured)
 
 
-def tune_ranker(run: Run, trials: int, recipe: str | None) -> str:
+def tune_ranker(run: Run, trials: int, recipe: str | None, history: int | None = None) -> str:
     """Begin or go on with the search for the settings of a recipe of the ranker."""
     from dataset.contracts import DataError
     from feature_repo.embeddings import as_stored
@@ -148,33 +151,39 @@ def tune_ranker(run: Run, trials: int, recipe: str | None) -> str:
     from retrieval.retriever import Retriever, open_retrieval
 
     chosen, split = named(recipe or "cube"), open_split(run)
+    size = replace(run.size, ranker_history=history)
     if not split.ranks:
         raise DataError(f"{run.folder}: expected events that a ranker can learn from, found none")
     apply_definitions(run.folder / "store")
     retriever = Retriever.open(open_retrieval(run.folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, run.folder / "store")
-    frames = ranker_frames(run.folder, split, run.size, 0, retriever)
+    frames = ranker_frames(run.folder, split, size, 0, retriever)
     parents = {"split": split.artifact, "embedding": embedding}
     out = run.folder / TUNING / chosen.name
-    tune_ctr(out, trials, frames, vectors, run.size, parents, chosen, seed=run.seed)
+    tune_ctr(out, trials, frames, vectors, size, parents, chosen, seed=run.seed)
     return (
         f"{(out / TABLE).read_text()}\ntable: {out / TABLE}\n"
         f"Run 'moon ranker --recipe {chosen.name} --settings {out / BEST}' to train the run's ranker with the best."
     )
 
 
-def compare_rankers(run: Run, seeds: int, recipe: str | None, trials: int | None = None) -> str:
+def compare_rankers(
+    run: Run, seeds: int, recipe: str | None, trials: int | None = None, history: int | None = None
+) -> str:
     """Every recipe of the ranker, or one, at equal budget, over several seeds; tuned by so many trials each."""
     from evaluation.science.rankers.compare import COLUMNS, compare
     from ranker.recipes import RECIPES
     from ranker.recipes import recipe as named
 
     chosen = {name: named(name) for name in (RECIPES if recipe is None else (recipe,))}
-    table = compare(run.folder, open_dataset(run), open_split(run), run.size, chosen, seeds, trials)
+    size = replace(run.size, ranker_history=history)
+    table = compare(run.folder, open_dataset(run), open_split(run), size, chosen, seeds, trials)
     return f"{table.markdown(COLUMNS, 'ranker')}\ntable: {run.folder / 'recipes' / 'table.md'}"
 
 
-def train_daily(run: Run, recipe: str | None, wait: float, forget: int | None) -> str:
+def train_daily(
+    run: Run, recipe: str | None, wait: float, forget: int | None, history: int | None = None
+) -> str:
     """The ranker trained day after day, each day measured before it is learned from; ``wait`` in hours."""
     from datetime import timedelta
 
@@ -184,8 +193,8 @@ def train_daily(run: Run, recipe: str | None, wait: float, forget: int | None) -
 
     chosen = named(recipe or "cube")
     apply_definitions(run.folder / "store")
-    hours, cut = timedelta(hours=wait), open_split(run)
-    return daily(run.folder, open_dataset(run), cut, run.size, chosen, run.seed, hours, forget)
+    hours, size = timedelta(hours=wait), replace(run.size, ranker_history=history)
+    return daily(run.folder, open_dataset(run), open_split(run), size, chosen, run.seed, hours, forget)
 
 
 def serve(run: Run, profile: str | None, **options: Any) -> None:

@@ -75,7 +75,8 @@ class Terms:
         """JSON values by which a ranker is continued under these terms only."""
         same = ("encoder", "seed", "epochs", "learning_rate", "table_learning_rate", "forget")
         kept = {name: getattr(self, name) for name in same}
-        return {"recipe": self.recipe.to_json(), "size": self.size.name, **kept}
+        history = self.size.ranker_history
+        return {"recipe": self.recipe.to_json(), "size": self.size.name, "history": history, **kept}
 
 
 class Held(dict[str, Tensor]):
@@ -172,7 +173,7 @@ def _begin(
         without = [
             one.name for one in requests.signature.features if one.kind == "vector" and terms.vectors is None
         ]
-        inputs, counts = learn_inputs(requests, terms.size.history, without=without)
+        inputs, counts = learn_inputs(requests, terms.size.behaviours, without=without)
         _, known, _ = grown(inputs, {}, requests, day)
         return _config(terms, inputs), known, None, counts
     before = CtrConfig.read(yesterday.file(CONFIG))

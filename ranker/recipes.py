@@ -55,8 +55,9 @@ class Recipe:
         """Fresh modules by name; without content vectors, those that need them are left out.
 
         Raises:
-            RecipeError: a module reads what no batch holds, or none is left.
+            RecipeError: a module reads what no batch holds, none is left, or histories are too long for one.
         """
+        self.require_history(widths.history)
         known = {field.name for field in fields(Features)}
         for name, one in self.modules.items():
             if strange := [read for read in _kind(one).reads() if read not in known]:
@@ -77,6 +78,22 @@ class Recipe:
         if self.search is not None:
             widths = replace(widths, history=min(widths.history, self.search.recent))
         return {name: one(widths) for name, one in kept.items()}
+
+    def require_history(self, history: int) -> None:
+        """Refuse histories that are too long for a module.
+
+        Raises:
+            RecipeError: naming the module.
+        """
+        read = history if self.search is None else min(history, self.search.recent)
+        for name, one in self.modules.items():
+            longest = _kind(one).longest
+            if longest is not None and read > longest:
+                raise RecipeError(
+                    f"recipe {self.name}: module {name} compares all behaviours with each other: expected at most "
+                    f"{longest:,}, found {read:,}. Choose a recipe that searches them, such as 'moon ranker --recipe "
+                    f"twin --history {read}', or fewer."
+                )
 
     def needs_content(self, module: Build) -> bool:
         """Whether a module reads content vectors, or what was found by them."""

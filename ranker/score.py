@@ -200,6 +200,11 @@ class Ranker:
         return cls(model.eval(), encoder, artifact, _calibration(artifact), config.step)
 
     @property
+    def history(self) -> int:
+        """Most behaviours of a user that it reads."""
+        return self.encoder.inputs.history
+
+    @property
     def matches(self) -> set[str]:
         """The ``match_*`` columns that it learned from."""
         return {one.name for one in self.encoder.inputs.given if one.name.startswith(MATCH)}

@@ -111,7 +111,7 @@ def train_ctr(
         _require_impressions(valid, loss)
     if vectors is None:
         without = {*without, *(one.name for one in train.signature.features if one.kind == "vector")}
-    inputs, counts = learn_inputs(train, size.history, without=without)
+    inputs, counts = learn_inputs(train, size.behaviours, without=without)
     pairs = LEARNING_RATES[loss][: None if len(valid) else 1]
     tries = [Settings(size.id_width, *pair) for pair in pairs] if settings is None else [settings]
     config = CtrConfig(
@@ -187,6 +187,7 @@ def train_ctr(
     manifest: dict[str, Any] = {
         "recipe": config.recipe.name,
         "size": size.name,
+        "history": inputs.history,
         "seed": seed,
         "loss": loss,
         "embedding_id": config.embedding_id,

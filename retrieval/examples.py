@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -54,16 +55,23 @@ class MatchedFrames:
     """Stored requests whose candidates also carry ``match_*`` columns, computed once.
 
     Attributes:
-        stored: the requests.
+        stored: the requests, with the histories that retrieval reads.
         names: the S columns.
         matches: float32 [C, S], in the order of the candidates.
         offsets: int64 [R + 1].
+        history: most behaviours that its frames hold; None: as ``stored``.
     """
 
     stored: TrainingFrame | FrameStream
     names: tuple[str, ...]
     matches: np.ndarray
     offsets: np.ndarray
+    history: int | None = None
+
+    @cached_property
+    def read(self) -> TrainingFrame | FrameStream:
+        """The requests with the histories that the ranker reads."""
+        return self.stored if self.history is None else self.stored.reading(self.history)
 
     @property
     def signature(self) -> Signature:
@@ -81,7 +89,7 @@ class MatchedFrames:
     def take(self, start: int, stop: int) -> Frame:
         """Requests ``start`` to ``stop`` with their match columns."""
         return add_matches(
-            self.stored.take(start, stop),
+            self.read.take(start, stop),
             self.names,
             self.matches[self.offsets[start] : self.offsets[stop]],
         )
@@ -91,14 +99,14 @@ class MatchedFrames:
         counts = self.offsets[request_rows + 1] - self.offsets[request_rows]
         first = np.cumsum(counts) - counts
         place = np.repeat(self.offsets[request_rows] - first, counts) + np.arange(counts.sum())
-        return add_matches(self.stored.select(request_rows), self.names, self.matches[place])
+        return add_matches(self.read.select(request_rows), self.names, self.matches[place])
 
     def only(self, request_rows: np.ndarray, label: np.ndarray) -> MatchedFrames:
         """The requests at these rows, with other labels, float32 of as many as they have candidates."""
         assert isinstance(self.stored, TrainingFrame)
         candidate, offsets = self.stored.candidates_of(request_rows)
         stored = self.stored.only(request_rows).labelled(label)
-        return MatchedFrames(stored, self.names, self.matches[candidate], offsets)
+        return MatchedFrames(stored, self.names, self.matches[candidate], offsets, self.history)
 
 
 def chunks(stored: StoredRequests, description: str) -> Iterator[Frame]:
@@ -108,8 +116,16 @@ def chunks(stored: StoredRequests, description: str) -> Iterator[Frame]:
         yield stored.take(start, min(start + CHUNK_REQUESTS, len(stored)))
 
 
-def matched(stored: TrainingFrame | FrameStream, retriever: Retriever) -> MatchedFrames:
-    """Every (request, candidate) pair with the scores of ``match_sources`` and all similarities, as in serving."""
+def matched(
+    stored: TrainingFrame | FrameStream, retriever: Retriever, history: int | None = None
+) -> MatchedFrames:
+    """Every (request, candidate) pair with the scores of ``match_sources`` and all similarities, as in serving.
+
+    Args:
+        stored: the requests, with the histories that retrieval reads.
+        retriever: whose scores.
+        history: most behaviours that the ranker reads; None: as retrieval.
+    """
     sources, similarities, names = match_sources(retriever), retriever.similarities, match_names(retriever)
     counts = [np.zeros(1, np.int64)]
 
@@ -125,7 +141,7 @@ def matched(stored: TrainingFrame | FrameStream, retriever: Retriever) -> Matche
         matches = _on_disk(pieces(), len(names), stored.folder)
     else:
         matches = np.concatenate([np.empty((0, len(names)), np.float32), *pieces()])
-    return MatchedFrames(stored, names, matches, np.cumsum(np.concatenate(counts)))
+    return MatchedFrames(stored, names, matches, np.cumsum(np.concatenate(counts)), history)
 
 
 def _on_disk(pieces: Iterator[np.ndarray], width: int, folder: Path) -> np.ndarray:
@@ -143,7 +159,7 @@ def _on_disk(pieces: Iterator[np.ndarray], width: int, folder: Path) -> np.ndarr
 def without_content(frames: Sequence[MatchedFrames], retriever: Retriever) -> tuple[MatchedFrames, ...]:
     """The same requests as a ranker reads them that knows nothing of what items say or show."""
     blind = retriever.without_content()
-    return tuple(matched(one.stored, blind) for one in frames)
+    return tuple(matched(one.stored, blind, one.history) for one in frames)
 
 
 def example_rows(
@@ -250,7 +266,7 @@ def ranker_frames(
     Args:
         folder: of the run.
         split: of the run.
-        size: fixes the length of histories.
+        size: fixes the length of histories, of retrieval and of the ranker.
         seed: of the negatives and the validation requests, where none were logged.
         retriever: whose sources learned from the log before the training requests (``open_retrieval``, fitted).
         with_steps: whether candidates say what followed the click, as far as it was known before the test.
@@ -284,7 +300,8 @@ def ranker_frames(
             rows = among_others(taken, found, retriever.index.ids, seed)
             drawn.append(training_frame(folder / "store", rows, size.history))
         frames, loss = drawn, "listwise"
-    return matched(frames[0], retriever), matched(frames[1], retriever), loss
+    train, valid = (matched(one, retriever, size.behaviours) for one in frames)
+    return train, valid, loss
 
 
 def and_steps(frame: TrainingFrame, log: pa.Table) -> TrainingFrame:

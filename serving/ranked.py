@@ -62,7 +62,19 @@ def rank(
     stages: Stages,
     fallbacks: list[str],
 ) -> Ranked | None:
-    """``ids`` as the ranker scores them; None when it does not, with the reason in ``fallbacks``."""
+    """``ids`` as the ranker scores them; None when it does not, with the reason in ``fallbacks``.
+
+    Args:
+        ranker: scores them.
+        reader: of the candidates' features.
+        alike: what the ranker reads of the request's history and a candidate.
+        request: as retrieval answered it.
+        user: its frame, with all that is known of the user's behaviour.
+        ids: int64, of the candidates.
+        matches: what the sources say of them.
+        behaviours: most of them that the ranker reads.
+        stages, fallbacks: of the answer.
+    """
     try:
         with stages.measure("features"):
             frame = reader.with_candidates(user, ids)
@@ -71,7 +83,7 @@ def rank(
         fallbacks.append("store_unavailable")
         return None
     with stages.measure("rank"):
-        frame = replace(frame, history=newest_of(request.history, behaviours))
+        frame = replace(frame, history=newest_of(frame.history, behaviours))
         own = [place for place, name in enumerate(matches.names) if name not in alike.names]
         frame = add_matches(frame, [matches.names[place] for place in own], matches.rows(ids)[:, own])
         offsets = np.array([0, len(ids)], dtype=np.int64)

@@ -18,6 +18,7 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -25,7 +26,7 @@ import numpy as np
 from dataset.records import DELETED
 from dataset.shop_ids import ShopId
 from encoder.encode import query_encoder
-from feature_repo.frame import Frame
+from feature_repo.frame import Frame, History
 from feature_repo.ingest.item_states import UnknownItem
 from feature_repo.item_matrix import ItemMatrix
 from feature_repo.online import StoreUnavailable
@@ -42,7 +43,7 @@ from serving.catalogue import Card, Catalogue
 from serving.newest import followed_by_newest
 from serving.protocols import ContentEncoder, Context, Reader, RelevanceHead, Scorer
 from serving.ranked import Ranked, judging, rank
-from serving.visit import with_session
+from serving.visit import newest_of, with_session
 
 log = logging.getLogger("moon.serving")
 
@@ -68,7 +69,8 @@ class Recommender:
         catalogue: cards and pictures.
         artifacts: role -> id of every artifact used.
         now: the time of requests that give none.
-        behaviours: most behaviours of a history that the ranker can read.
+        behaviours: most behaviours of a history that retrieval reads.
+        ranked_behaviours: those that the ranker reads; None: as many.
         per_source: candidates asked of every source.
         explore: share of the places of a ranked recommendation that are kept for items that almost nobody acted on.
         example_users: users with test requests, for the page; the shop's ids.
@@ -92,6 +94,7 @@ class Recommender:
         artifacts: Mapping[str, str],
         now: Callable[[], datetime],
         behaviours: int,
+        ranked_behaviours: int | None = None,
         per_source: int = PER_SOURCE,
         explore: float = 0.0,
         example_users: Sequence[ShopId] = (),
@@ -105,7 +108,8 @@ class Recommender:
             catalogue,
             dict(artifacts),
         )
-        self.now, self.behaviours, self.per_source, self.explore = now, behaviours, per_source, explore
+        self.now, self.per_source, self.explore = now, per_source, explore
+        self.behaviours, self.ranked_behaviours = behaviours, ranked_behaviours or behaviours
         self.example_users = tuple(example_users)
         self.generation, self.ids = generation, ids
         self.items: ItemMatrix | None = None
@@ -152,8 +156,10 @@ class Recommender:
         person, visit = self.ids.one("user_id", user_id), self.ids.find("item_id", session)
         stages, time = Stages(), time or self.now()
         with stages.measure("features"):
-            user = self._read_user(person, time, fallbacks, context)
-        history = with_session(user.history if user is not None else history_of(()), visit, time)
+            user = self._read_user(person, time, fallbacks, context, visit)
+        history = with_session(history_of(()), visit, time)
+        if user is not None:
+            history = self._retrieved(user, len(visit))
         personal = bool((self.retriever.index.rows(interests(history).item_id) >= 0).any())
         if user is not None and not personal:
             fallbacks.append("empty_history" if _known(user) else "unknown_user")
@@ -218,7 +224,7 @@ class Recommender:
                 user = None
         request = Request(
             user_id=-1 if person is None else person,
-            history=user.history if user is not None else history_of(()),
+            history=self._retrieved(user) if user is not None else history_of(()),
             time=time,
             query_vector=asked.vector,
             user=user.requests if user is not None else None,
@@ -262,8 +268,8 @@ class Recommender:
         Raises:
             StoreUnavailable: the online store does not answer.
         """
-        items = self.reader.read_user(self.ids.one("user_id", user_id), self.now()).history.item_id
-        return self.catalogue.cards(items[::-1])
+        user = self.reader.read_user(self.ids.one("user_id", user_id), self.now())
+        return self.catalogue.cards(self._retrieved(user).item_id[::-1])
 
     def unready(self) -> list[str]:
         """What keeps the service from answering at all; empty when nothing does."""
@@ -286,14 +292,25 @@ class Recommender:
             raise UnknownCategory(f"no item has category {category!r}; {len(known)} have, e.g. {known[:3]}")
 
     def _read_user(
-        self, user_id: int, time: datetime, fallbacks: list[str], context: Context | None = None
+        self,
+        user_id: int,
+        time: datetime,
+        fallbacks: list[str],
+        context: Context | None = None,
+        visit: Sequence[int] = (),
     ) -> Frame | None:
+        """The frame of a request, its visit at the end of the history; None where the store does not answer."""
         try:
-            return self.reader.read_user(user_id, time, context=context)
+            user = self.reader.read_user(user_id, time, context=context)
+            return replace(user, history=with_session(user.history, visit, time))
         except StoreUnavailable as error:
             log.warning("a user is answered without the store: %s", error)
             fallbacks.append("store_unavailable")
             return None
+
+    def _retrieved(self, user: Frame, visited: int = 0) -> History:
+        """The history that retrieval reads, at the end of which a visit of so many items stands."""
+        return newest_of(user.history, self.behaviours + visited)
 
     def _rank(
         self,
@@ -306,8 +323,8 @@ class Recommender:
         fallbacks: list[str],
     ) -> Ranked | None:
         """``ids`` as the ranker scores them; None when there are none, with the reason in ``fallbacks``."""
-        alike, reader = self.retriever.similarities, self.reader
-        return rank(ranker, reader, alike, request, user, ids, matches, self.behaviours, stages, fallbacks)
+        alike, most = self.retriever.similarities, self.ranked_behaviours
+        return rank(ranker, self.reader, alike, request, user, ids, matches, most, stages, fallbacks)
 
     def _answer(
         self,

@@ -190,15 +190,23 @@ def make_requests(world: TinyWorld, seed: int, requests: int = 40, most: int = 6
     return pa.table({n: pa.array(c, t) for n, c, t in zip(names, columns, types, strict=True)})
 
 
-def write_embedding(folder: Path, world: TinyWorld, width: int, as_of: datetime, seed: int = 0):
-    """An embedding artifact of random unit vectors for every item and query of a world."""
+def write_embedding(
+    folder: Path,
+    world: TinyWorld,
+    width: int,
+    as_of: datetime,
+    seed: int = 0,
+    vectors: np.ndarray | None = None,
+):
+    """An embedding artifact of unit vectors for every item and query of a world; those of items random or given."""
     from safetensors.numpy import save_file
 
     rng = np.random.default_rng(seed)
     config = {"encoder_id": f"encoder{seed}", "width": width, "as_of": as_of.isoformat(), "widths": [width]}
     with write_artifact(folder, "embedding", config) as out:
         for key, ids in (("item_id", world.item_ids), ("query_id", np.arange(1, 6, dtype=np.int64))):
-            vector = rng.normal(size=(len(ids), width)).astype(np.float32)
+            given = vectors if key == "item_id" else None
+            vector = (rng.normal(size=(len(ids), width)) if given is None else given).astype(np.float32)
             vector /= np.linalg.norm(vector, axis=1, keepdims=True)
             name = {"item_id": "items", "query_id": "queries"}[key]
             save_file({key: ids, "vector": vector}, out / f"{name}.safetensors")

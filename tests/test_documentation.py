@@ -251,6 +251,7 @@ def test_the_options_are_few_and_frozen():
         "--calibrate",
         "--rank-by",
         "--position-tower",
+        "--history",
     }
     assert options == journey | training | service | {
         "--shard",

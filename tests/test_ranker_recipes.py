@@ -33,7 +33,7 @@ from ranker.settings import Settings
 from ranker.train import train_ctr
 from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 from run.folder import Run
-from run.sizes import size
+from run.sizes import Size, size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MADE_BY_0_1_0 = Path(__file__).with_name("made_by_0_1_0") / "rankers"
@@ -187,12 +187,13 @@ def test_a_module_of_ones_own_learns_planted_truth_without_a_line_of_the_product
         ([], "listwise", "cube", None),
         (["--recipe", "similar"], "pointwise", "similar", None),
         (["--settings", "best.json"], "pointwise", "cube", None),
+        (["--history", "2000", "--recipe", "similar"], "pointwise", "similar", None),
     ],
 )
 def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, given, loss, chosen, plainer):
     """Beside a recipe that nobody chose, those that read vectors try the one without, where clicks can tell."""
     monkeypatch.setattr("ranker.settings.Settings.read", lambda path: Settings(8, 1e-3, 1e-3))
-    run, seen = Run(tmp_path, "marketplace", "nano", 0, "embedded"), []
+    run, seen, lengths = Run(tmp_path, "marketplace", "nano", 0, "embedded"), [], set()
     monkeypatch.setitem(recipes.RECIPES, "similar", similar)
     monkeypatch.setattr("moon.journey.load", lambda folder: run)
     monkeypatch.setattr("moon.journey.do", lambda run, verb, **options: getattr(stages, verb)(run, **options))
@@ -204,7 +205,7 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     opened = SimpleNamespace(
         artifacts={"embedding": nothing}, vectors=VECTORS, without_content=lambda: "blind"
     )
-    frames = [SimpleNamespace(stored=one) for one in (TRAIN, VALID)]
+    frames = [SimpleNamespace(stored=one, history=None) for one in (TRAIN, VALID)]
     monkeypatch.setattr("retrieval.retriever.open_retrieval", lambda folder, fitted: {})
     monkeypatch.setattr("retrieval.retriever.Retriever.open", lambda artifacts: opened)
     monkeypatch.setattr("retrieval.examples.ranker_frames", lambda *place: (*frames, loss))
@@ -213,16 +214,19 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setattr("moon.searching.judged_pairs", lambda *place: ())
     monkeypatch.setattr("moon.searching.build", lambda *place: None)
     monkeypatch.setattr(stages, "open_encoder", lambda run: None)
-    monkeypatch.setattr(stages, "replace", lambda one, **changes: one)
+    monkeypatch.setattr(
+        stages, "replace", lambda one, **changes: replace(one, **changes) if isinstance(one, Size) else one
+    )
     monkeypatch.setattr("feature_repo.store.apply_definitions", lambda store: None)
     monkeypatch.setattr("feature_repo.frames.context.context_unknown", lambda *place: "")
 
     def record(*given, recipe, plainer, **options):
+        lengths.add(given[3].behaviours)
         seen.append((given[4].name, recipe.name, None if plainer is None else plainer.name, given[:2]))
 
     monkeypatch.setattr("ranker.train.train_ctr", record)
     assert CliRunner().invoke(app, ["ranker", *given]).exit_code == 0
-    blind = tuple((one, "blind") for one in (TRAIN, VALID))
+    blind = tuple((one, "blind", None) for one in (TRAIN, VALID))
     assert seen == [
         (
             f"ranker_{control}",
@@ -232,6 +236,7 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
         )
         for control in ("full", "plain_content", "id_only", "shuffled")
     ]
+    assert lengths == {2000 if "--history" in given else 50}
     seen.clear()
     refused = CliRunner().invoke(app, ["ranker", "--recipe", "cub"])
     assert str(refused.exception) == f"unknown recipe 'cub': expected one of {', '.join(recipes.RECIPES)}"

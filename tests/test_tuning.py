@@ -234,7 +234,7 @@ def test_the_command_tunes_compares_or_trains_with_settings(monkeypatch, tmp_pat
     monkeypatch.setattr(cli, "_do", lambda verb, run, **options: seen.append((verb, options)))
     best = str(tmp_path / "best.json")
     given = (["--tune", "9"], ["--tune", "9", "--recipe", "muse"], ["--compare", "3", "--tune", "9"],
-             ["--settings", best])  # fmt: skip
+             ["--settings", best], ["--tune", "9", "--history", "500"])  # fmt: skip
     for words in given:
         assert CliRunner().invoke(cli.app, ["ranker", *words]).exit_code == 0
     assert seen == [
@@ -251,7 +251,9 @@ def test_the_command_tunes_compares_or_trains_with_settings(monkeypatch, tmp_pat
                 "stream": False,
             },
         ),
+        ("ranker --tune", {"trials": 9, "recipe": None, "history": 500}),
     ]
     for words in (["--ranks", "2"], ["--without", "price"], ["--settings", best]):
         assert CliRunner().invoke(cli.app, ["ranker", "--tune", "9", *words]).exit_code == 2
-    assert CliRunner().invoke(cli.app, ["ranker", "--tune", "0"]).exit_code == 2
+    for wrong in (["--tune", "0"], ["--history", "0"], ["--history", "10001"]):
+        assert CliRunner().invoke(cli.app, ["ranker", *wrong]).exit_code == 2

@@ -94,6 +94,10 @@ class TrainingFrame:
             positions=self.positions[request_rows],
         )
 
+    def reading(self, history: int) -> TrainingFrame:
+        """The same requests with longer or shorter histories: at most so many behaviours."""
+        return replace(self, history=history)
+
     def labelled(self, label: np.ndarray) -> TrainingFrame:
         """The same requests with other labels, float32 of shape (C)."""
         place = self.given.column_names.index("label")

@@ -97,6 +97,10 @@ class FrameStream:
             mine.append(pc.equal(first, part).to_numpy())
         return replace(self, rows=self.rows[np.concatenate(mine)[self.rows]], _kept={})
 
+    def reading(self, history: int) -> FrameStream:
+        """The same requests with longer or shorter histories: at most so many behaviours."""
+        return replace(self, history=history, _kept={})
+
     @property
     def folder(self) -> Path:
         """Where the frame lies."""

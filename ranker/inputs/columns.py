@@ -22,6 +22,7 @@ LABEL = (
     "label_"  # columns of what may follow a click begin so, in the order in which the steps follow each other
 )
 CHUNK_REQUESTS = 8192
+CHUNK_BEHAVIOURS = CHUNK_REQUESTS * 200  # of requests with long histories fewer are read together
 SIDES = {"request": ("user", "query", "request"), "candidate": ("candidate",), "behaviour": ("behaviour",)}
 BOOKKEEPING = {
     "request": ("time", "query_id"),
@@ -203,7 +204,7 @@ def learn_inputs(
     learners = {one.name: rule_table.learner(one) for one in every if not one.of_embedding}
     items = rule_table.learner(ITEM_ID)
     places, counts = np.zeros(0, dtype=np.int64), []
-    for frame in chunks(train):
+    for frame in chunks(train, max(min(CHUNK_REQUESTS, CHUNK_BEHAVIOURS // history), 1)):
         for side, table, time_us in tables_of(frame):
             names = [one.name for one in every if one.role in SIDES[side] and one.name in learners]
             require_columns(table, (*BOOKKEEPING[side], *names), f"{side}s")

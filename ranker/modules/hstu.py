@@ -56,6 +56,8 @@ class Hstu(Module):
         layers: units.
     """
 
+    longest = 1000  # of a batch of fifty requests, a number for each two behaviours is then 200 MB
+
     def __init__(self, widths: Widths, layers: int = 2) -> None:
         super().__init__()
         self.history = widths.history

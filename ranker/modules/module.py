@@ -132,11 +132,13 @@ class Module(nn.Module):
         per_request: width of its output for a request, set when it is built.
         pretraining: epochs that it trains alone before the whole model does, as a click model of its own whose logit
             is the last number of its output for a candidate; no id table learns then.
+        longest: most behaviours that it can read; None: any number.
     """
 
     per_candidate: int = 0
     per_request: int = 0
     pretraining: int = 0
+    longest: int | None = None
     forward: Callable[..., Output]
 
     def learn(self, content_MV: Tensor, seed: int) -> None:

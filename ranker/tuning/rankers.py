@@ -70,6 +70,7 @@ def tune_ctr(
         "seed": seed,
         "features": [one.name for one in train.signature.features],
         "requests": {"train": len(train), "valid": len(valid)},
+        **({} if size.ranker_history is None else {"history": size.ranker_history}),
         **{role: parent.id for role, parent in parents.items()},
     }
     study = Study(out, space, terms, first, seed)

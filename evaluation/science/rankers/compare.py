@@ -84,14 +84,19 @@ def compare(
             every training tries the shipped learning rates.
 
     Raises:
-        ComparisonError: the folder holds a comparison of another dataset, split, embedding or number of trials.
+        ComparisonError: the folder holds a comparison of another dataset, split, embedding, number of trials or
+            length of histories.
+        RecipeError: histories are too long for a recipe.
     """
+    for one in recipes.values():
+        one.require_history(size.behaviours)
     out = folder / "recipes"
     make_folder(out)
     retriever = Retriever.open(open_retrieval(folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
-    budget = {} if trials is None else {"trials": str(trials)}
-    _same_terms(out, {"split": split.artifact.id, "embedding": embedding.id, "size": size.name, **budget})
+    asked = {"trials": trials, "history": size.ranker_history}
+    told = {name: str(value) for name, value in asked.items() if value is not None}
+    _same_terms(out, {"split": split.artifact.id, "embedding": embedding.id, "size": size.name, **told})
     parents = {"split": split.artifact, "embedding": embedding}
     jobs = [(name, seed) for seed in range(seeds) for name in recipes]
     for job in jobs:
