@@ -17,7 +17,7 @@ from feature_repo.frames.join import TrainingFrame, training_frame
 from feature_repo.frames.logged import logged_frames
 from feature_repo.vectors import Vectors
 from ranker.controls import rankers as controls
-from ranker.score import Ranker
+from ranker.score import Ranker, score_together
 from retrieval.examples import (
     answers_of,
     chunks,
@@ -81,11 +81,11 @@ def score_impressions(
         position=rows["position"].fill_null(0).to_numpy(),
         label=rows["label"].to_numpy(),
         known_user=behaved,
-        logits=_scores(stored, retriever, rankers),
+        logits=scores_of(stored, retriever, rankers),
     )
 
 
-def _scores(
+def scores_of(
     stored: TrainingFrame, retriever: Retriever, rankers: Mapping[str, Ranker]
 ) -> dict[str, np.ndarray]:
     """Every ranker's logits, float32 (C); one that learned without content reads the columns without it."""
@@ -93,13 +93,13 @@ def _scores(
     blind = retriever.without_content()
     known = set(match_names(blind))
     for reader in (retriever, blind):
-        reading = [name for name, one in rankers.items() if (one.matches <= known) == (reader is blind)]
+        reading = {name: one for name, one in rankers.items() if (one.matches <= known) == (reader is blind)}
         if not reading:
             continue
-        history = max(rankers[name].history for name in reading)
+        history = max(one.history for one in reading.values())
         for frame in chunks(matched(stored, reader, history), "score candidates"):
-            for name in reading:
-                parts[name].append(rankers[name].score(frame))
+            for name, scores in score_together(reading, frame).items():
+                parts[name].append(scores)
     return {name: np.concatenate(scores) for name, scores in parts.items()}
 
 
@@ -167,7 +167,7 @@ def rank_requests(
     stored = training_frame(folder / "store", rows, size.history)
     item_id = rows["item_id"].to_numpy()
     offsets = _offsets(requests, rows)
-    for name, scores in _scores(stored, retriever, rankers).items():
+    for name, scores in scores_of(stored, retriever, rankers).items():
         scored = Retrieved(offsets, item_id, scores)
         yield f"ranker_{name}", lists(scored, k)
         if name == "full":

@@ -44,6 +44,7 @@ from moon.options import (
     RankByOption,
     RankerOption,
     RanksOption,
+    RequestsOption,
     RunOption,
     SeedOption,
     SettingsOption,
@@ -270,6 +271,7 @@ def ranker(
     recipe: RankerOption = None,
     without: WithoutOption = None,
     compare: CompareOption = None,
+    requests: RequestsOption = None,
     ranks: RanksOption = None,
     stream: StreamOption = False,
     daily: DailyOption = False,
@@ -302,11 +304,13 @@ def ranker(
     for option, value in (("--wait", wait), ("--forget", forget)):
         if value and not daily:
             raise typer.BadParameter("expected with --daily", param_hint=option)
+    if requests is not None and compare is None:
+        raise typer.BadParameter("expected with --compare", param_hint="--requests")
     long = {} if history is None else {"history": history}
     if daily:
         _do("ranker --daily", run, recipe=recipe, wait=wait, forget=forget, **long)
     elif compare is not None:
-        _do("ranker --compare", run, seeds=compare, recipe=recipe, trials=tune, **long)
+        _do("ranker --compare", run, seeds=compare, recipe=recipe, trials=tune, requests=requests, **long)
     elif tune is not None:
         _do("ranker --tune", run, trials=tune, recipe=recipe, **long)
     elif without:

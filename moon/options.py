@@ -66,6 +66,14 @@ CompareOption = Annotated[
         help="Compare every recipe, or one, over so many seeds, and leave the run as it is.",
     ),
 ]
+RequestsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--requests",
+        min=1,
+        help="With --compare: train every recipe on so many requests, drawn at random; default: all.",
+    ),
+]
 RanksOption = Annotated[
     int | None,
     typer.Option(

@@ -168,16 +168,24 @@ def tune_ranker(run: Run, trials: int, recipe: str | None, history: int | None =
 
 
 def compare_rankers(
-    run: Run, seeds: int, recipe: str | None, trials: int | None = None, history: int | None = None
+    run: Run,
+    seeds: int,
+    recipe: str | None,
+    trials: int | None = None,
+    requests: int | None = None,
+    history: int | None = None,
 ) -> str:
-    """Every recipe of the ranker, or one, at equal budget, over several seeds; tuned by so many trials each."""
+    """Every recipe of the ranker, or one, at equal budget, over several seeds.
+
+    Each may be tuned by so many trials, trained on so many requests at most, and read so long a history.
+    """
     from evaluation.science.rankers.compare import COLUMNS, compare
     from ranker.recipes import RECIPES
     from ranker.recipes import recipe as named
 
     chosen = {name: named(name) for name in (RECIPES if recipe is None else (recipe,))}
     size = replace(run.size, ranker_history=history)
-    table = compare(run.folder, open_dataset(run), open_split(run), size, chosen, seeds, trials)
+    table = compare(run.folder, open_dataset(run), open_split(run), size, chosen, seeds, trials, requests)
     return f"{table.markdown(COLUMNS, 'ranker')}\ntable: {run.folder / 'recipes' / 'table.md'}"
 
 

@@ -234,14 +234,21 @@ class Ranker:
             DataError: the frame lacks columns or holds numbers that are not finite.
         """
         out = np.empty(int(frame.offsets[-1]), dtype=np.float32)
-        for place, batch in self._batches(frame, query_vectors):
-            with torch.no_grad():
-                logit = self.model(batch)
-                logit = logit if self.step is None else log_odds(logit, self.step)
-                out[place] = logit[batch.candidate_mask].numpy()
+        for place, batch in self.batches(frame, query_vectors):
+            out[place] = self.logits(batch)
         return out if self.calibration is None else self.calibration(out)
 
-    def _batches(self, frame: Frame, query_vectors: np.ndarray | None) -> Iterator[tuple[np.ndarray, Batch]]:
+    def logits(self, batch: Batch) -> np.ndarray:
+        """Of the candidates of a batch, float32, request after request, before calibration."""
+        with torch.no_grad():
+            logit = self.model(batch)
+            logit = logit if self.step is None else log_odds(logit, self.step)
+            return np.asarray(logit[batch.candidate_mask])
+
+    def batches(
+        self, frame: Frame, query_vectors: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Batches of a frame's requests, and the rows of ``frame.candidates`` that each holds."""
         counts = np.diff(frame.offsets)
         order = np.flatnonzero(counts > 0)
         if len(frame) == len(order) == 1:
@@ -251,6 +258,23 @@ class Ranker:
             given = None if query_vectors is None else query_vectors[rows]
             place, _ = entries(frame.offsets[rows], counts[rows])
             yield place, self.encoder.batch(select_requests(frame, rows), given)
+
+
+def score_together(rankers: Mapping[str, Ranker], frame: Frame) -> dict[str, np.ndarray]:
+    """Each ranker's ``score``; those that read a frame alike share its batches, which are most of the work."""
+    out = {name: np.empty(int(frame.offsets[-1]), dtype=np.float32) for name in rankers}
+    left = dict(rankers)
+    while left:
+        first = next(iter(left.values()))
+        alike = {name: one for name, one in left.items() if one.encoder.makes_the_same(first.encoder)}
+        for place, batch in first.batches(frame):
+            for name, one in alike.items():
+                out[name][place] = one.logits(batch)
+        left = {name: one for name, one in left.items() if name not in alike}
+    return {
+        name: out[name] if one.calibration is None else one.calibration(out[name])
+        for name, one in rankers.items()
+    }
 
 
 def _calibration(artifact: Artifact) -> Calibration | None:

@@ -44,6 +44,8 @@ from retrieval.sources import (
 from run.progress import track
 from run.sizes import Size
 
+PARTS = ("train", "valid")  # of the requests that the ranker learns from
+VALID_SHARE = 5  # where training requests are drawn, one in how many of them validates
 CHUNK_REQUESTS = 128  # so that progress shows where each has hundreds of candidates
 NEGATIVES, FEWEST = 50, 20  # others of an item taken, at most and at least
 MOST_OTHERS = 720_000  # of all items taken, where that leaves each at least FEWEST
@@ -204,8 +206,10 @@ def example_rows(
     )
 
 
-def among_others(taken: pa.Table, found: Retrieved, item_ids: np.ndarray, seed: int = 0) -> pa.Table:
-    """Training rows of requests of which only the item taken is known: it among some ``others``.
+def among_others(
+    taken: pa.Table, found: Retrieved, item_ids: np.ndarray, most: int, seed: int = 0
+) -> pa.Table:
+    """Training rows of requests of which only the item taken is known: it among at most ``most`` others.
 
     The others are of the same kind as the item: where retrieval found it, other items that retrieval found; where it
     did not, items of the catalogue that it did not find either. Were it otherwise, the ranker would learn from the
@@ -215,12 +219,13 @@ def among_others(taken: pa.Table, found: Retrieved, item_ids: np.ndarray, seed: 
         taken: R rows of one request each, with request_id, user_id, time and item_id.
         found: candidates of the same R requests.
         item_ids: int64, the catalogue.
+        most: how many others, see ``others``.
         seed: of the drawing.
 
     Returns:
         as ``example_rows``: every request has its item, label 1.
     """
-    rng, answers, most = np.random.default_rng((seed, 3)), [], others(len(taken))
+    rng, answers = np.random.default_rng((seed, 3)), []
     for item, (ids, scores) in zip(taken["item_id"].to_numpy(), found, strict=True):
         if item not in ids:
             drawn = np.unique(rng.choice(item_ids, 2 * most))
@@ -260,6 +265,7 @@ def ranker_frames(
     retriever: Retriever,
     with_steps: bool = False,
     stream: bool = False,
+    most: int | None = None,
 ) -> tuple[MatchedFrames, MatchedFrames, str]:
     """Training and validation requests of the ranker, and the loss that fits them.
 
@@ -267,10 +273,12 @@ def ranker_frames(
         folder: of the run.
         split: of the run.
         size: fixes the length of histories, of retrieval and of the ranker.
-        seed: of the negatives and the validation requests, where none were logged.
+        seed: of what is drawn.
         retriever: whose sources learned from the log before the training requests (``open_retrieval``, fitted).
         with_steps: whether candidates say what followed the click, as far as it was known before the test.
-        stream: whether they are read in windows from the run's frame, which is written if need be; without steps.
+        stream: whether they are read in windows from the run's frame, which is written if need be; without steps,
+            and all of them.
+        most: training requests at most, and validation requests a fifth as many, drawn at random; None: all.
 
     Returns:
         train, valid, and ``pointwise`` for logged impressions or ``listwise`` for retrieved candidates.
@@ -286,22 +294,35 @@ def ranker_frames(
             )
     frames: Sequence[TrainingFrame | FrameStream]
     if stream:
-        frames, loss = logged_streams(folder, split, size, ("train", "valid")), "pointwise"
+        frames, loss = logged_streams(folder, split, size, PARTS), "pointwise"
     elif split.shows:
-        logged = logged_frames(folder, split, size, ("train", "valid"))
+        logged = [
+            one if most is None else one.only(_drawn(len(one), part, most, seed))
+            for part, one in zip(PARTS, logged_frames(folder, split, size, PARTS), strict=True)
+        ]
         frames = [and_steps(one, split.test_log) for one in logged] if with_steps else logged
         loss = "pointwise"
     else:
         drawn: list[TrainingFrame] = []
-        for part in ("train", "valid"):
-            taken = of_part(split.ranking, part)
+        for part in PARTS:
+            every = of_part(split.ranking, part)
+            taken = every.take(pa.array(_drawn(len(every), part, most, seed)))
             stored = training_frame(folder / "store", taken, size.history)
             found = candidates(stored, retriever)
-            rows = among_others(taken, found, retriever.index.ids, seed)
+            rows = among_others(taken, found, retriever.index.ids, others(len(every)), seed)
             drawn.append(training_frame(folder / "store", rows, size.history))
         frames, loss = drawn, "listwise"
     train, valid = (matched(one, retriever, size.behaviours) for one in frames)
     return train, valid, loss
+
+
+def _drawn(rows: int, part: str, most: int | None, seed: int) -> np.ndarray:
+    """The rows of a part that ``ranker_frames`` reads, int64, ascending."""
+    every = np.arange(rows)
+    if most is None:
+        return every
+    wanted = most if part == "train" else most // VALID_SHARE
+    return np.sort(np.random.default_rng((seed, 5)).permutation(every)[:wanted])
 
 
 def and_steps(frame: TrainingFrame, log: pa.Table) -> TrainingFrame:

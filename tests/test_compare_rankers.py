@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,11 +13,13 @@ from ranker_world import Requests, auc, make_world
 from typer.testing import CliRunner
 
 from evaluation.science.rankers import compare as module
+from evaluation.science.rankers import measured
 from evaluation.science.rankers.compare import COLUMNS, ComparisonError, compare
 from moon.cli import app
 from ranker import recipes
 from ranker.modules.numbers import Numbers
 from ranker.recipes import attention, recipe, simtier
+from retrieval.jagged import stack
 from run.sizes import size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,6 +30,7 @@ LABEL = TEST.frame.candidates["label"].to_numpy()
 ITEM = TEST.frame.candidates["item_id"].to_numpy()
 USER = np.repeat(TEST.frame.requests["user_id"].to_numpy(), np.diff(TEST.frame.offsets))
 COLD = TEST.vectors.ids[200:240]
+KNOWN = USER % 3 > 0
 
 
 @pytest.fixture
@@ -33,11 +38,11 @@ def shop(tmp_path, monkeypatch):
     """A run whose frames are a planted world: its plain control knows the truth."""
     artifact = SimpleNamespace(id="a")
     retriever = SimpleNamespace(artifacts={"embedding": artifact}, vectors=TRAIN.vectors)
-    trained = []
+    trained, drawn = [], []
 
     def scored(folder, split, size, retriever, rankers):
         logits = {name: one.score(TEST.frame) for name, one in rankers.items()}
-        return SimpleNamespace(label=LABEL, item_id=ITEM, user_id=USER, logits=logits)
+        return SimpleNamespace(label=LABEL, item_id=ITEM, user_id=USER, logits=logits, known_user=KNOWN)
 
     def train(*given, seed, recipe, **rest):
         trained.append((recipe.name, seed))
@@ -50,27 +55,34 @@ def shop(tmp_path, monkeypatch):
     truth = SimpleNamespace(
         probabilities=lambda *shown: {"logistic": TEST.probability, "boosting": TEST.probability}
     )
-    for name, what in {
-        "open_retrieval": lambda *where, **how: {},
-        "as_stored": lambda vectors, store: vectors,
-        "ranker_frames": lambda *run: (Requests(TRAIN.frame), Requests(VALID.frame), "pointwise"),
-        "score_impressions": scored,
-        "item_slices_of": lambda *run: {"cold": COLD},
-        "answerable": lambda *run: None,
-        "train_ctr": train,
-    }.items():
-        monkeypatch.setattr(module, name, what)
+
+    def frames(*run, most):
+        drawn.append(most)
+        return Requests(TRAIN.frame), Requests(VALID.frame), "pointwise"
+
+    for place, name, what in (
+        (module, "open_retrieval", lambda *where, **how: {}),
+        (module, "as_stored", lambda vectors, store: vectors),
+        (module, "ranker_frames", frames),
+        (module, "train_ctr", train),
+        (measured, "open_retrieval", lambda *where: {}),
+        (measured, "score_impressions", scored),
+        (measured, "item_slices_of", lambda *run: {"cold": COLD}),
+        (measured, "answerable", lambda *run: None),
+    ):
+        monkeypatch.setattr(place, name, what)
     monkeypatch.setattr(module.Retriever, "open", lambda artifacts: retriever)
-    monkeypatch.setattr(module.PlainContent, "of", lambda *tables: None)
-    monkeypatch.setattr(module.PlainControls, "fit", lambda *given: truth)
-    monkeypatch.setattr(module.Examples, "of", lambda rows: SimpleNamespace(asked=0, offsets=0, item_id=0))
+    monkeypatch.setattr(measured.PlainContent, "of", lambda *tables: None)
+    monkeypatch.setattr(measured.PlainControls, "fit", lambda *given: truth)
+    monkeypatch.setattr(measured.Examples, "of", lambda rows: SimpleNamespace(asked=0, offsets=0, item_id=0))
     split = SimpleNamespace(
         artifact=artifact, shows=True, ranking=pa.table({"part": ["test"]}), test_log=None
     )
     dataset = SimpleNamespace(items=None, images=None)
     chosen = {one.name: one for one in (attention(), simtier())}
     return SimpleNamespace(
-        trained=trained, run=lambda seeds, recipes=chosen: compare(tmp_path, dataset, split, TINY, recipes, seeds),
+        trained=trained, drawn=drawn,
+        run=lambda seeds, recipes=chosen, **more: compare(tmp_path, dataset, split, TINY, recipes, seeds, **more),
         folder=tmp_path / "recipes", split=split,
     )  # fmt: skip
 
@@ -85,7 +97,7 @@ def test_recipes_and_plain_controls_are_measured_on_the_same_impressions(shop):
     assert content["mean"] > ids["mean"] + 0.05, "tastes of this world are cosines"
     assert (content["seeds"], best["seeds"]) == (2, 1) and content["sd"] > 0
     cold = np.isin(ITEM, COLD)
-    for name, mask in (("cold", cold), ("warm", ~cold)):
+    for name, mask in (("cold", cold), ("warm", ~cold), ("new_user", ~KNOWN)):
         assert found["logistic"][f"ctr/{name}/auc"]["n"] == mask.sum()
         assert found["logistic"][f"ctr/{name}/auc"]["mean"] == pytest.approx(
             auc(LABEL[mask], TEST.probability[mask])
@@ -131,12 +143,126 @@ def test_a_comparison_of_another_run_is_refused(shop):
         shop.run(1)
 
 
-@pytest.mark.parametrize("given", [[], ["--recipe", "muse"]])
+def test_every_recipe_learns_from_so_many_requests_and_from_no_other_number(shop):
+    only = {"lr": recipe("lr")}
+    shop.run(1, only, requests=300)
+    assert shop.run(2, only, requests=300).rows["lr"][1]["ctr/auc"].n == len(LABEL), "all are measured"
+    assert shop.drawn == [300, 300] and shop.trained == [("lr", 0), ("lr", 1)]
+    for other in ({"requests": 200}, {}):
+        with pytest.raises(ComparisonError, match="holds a comparison of .*'requests': '300'"):
+            shop.run(1, only, **other)
+
+
+ASKED, CATALOGUE = 60, np.arange(100, 190)
+RARE = CATALOGUE[::6]
+
+
+@pytest.fixture
+def bought(monkeypatch):
+    """Sixty test requests with one item bought, twelve candidates each, and scores that are planted."""
+    draw = np.random.default_rng(0)
+    wanted = draw.choice(CATALOGUE, ASKED)
+    proposed = [np.sort(draw.choice(CATALOGUE, 12, replace=False)) for _ in range(ASKED)]
+    found = stack([(ids, np.linspace(1, 0, 12, dtype=np.float32)) for ids in proposed])
+    test = pa.table(
+        {
+            "request_id": pa.array(range(ASKED)), "user_id": pa.array(range(ASKED)),
+            "time": pa.array([datetime(2026, 1, 1, tzinfo=UTC)] * ASKED), "part": ["test"] * ASKED,
+            "relevant": [[int(item)] for item in wanted],
+        }
+    )  # fmt: skip
+    scored = []
+
+    def scores(rows, retriever, rankers):
+        scored.extend(dict.fromkeys(rows["request_id"].to_pylist()))
+        return {name: rows["item_id"].to_numpy() * sign for name, sign in rankers.items()}
+
+    def chances(asked, offsets, item_id):
+        assert len(asked) == len(offsets) - 1 and offsets[-1] == len(item_id)
+        return {"logistic": item_id * 1.0}
+
+    def frame_of(folder, asked, size):
+        return asked["request_id"].to_numpy()
+
+    for name, what in {
+        "REPLAYED": 40,
+        "DEPTH": 50,
+        "answerable": lambda *run: CATALOGUE,
+        "item_slices_of": lambda *run: {"cold": RARE},
+        "open_retrieval": lambda folder: {},
+        "requests_frame": frame_of,
+        "candidates": lambda rows, retriever: stack([found[row] for row in rows]),
+        "training_frame": lambda store, rows, history: rows,
+        "scores_of": scores,
+        "with_mix": lambda *given, seed: {"mix": None},
+        "requests_of": lambda log, asked: len(asked),
+        "rank": lambda mix, requests, k, exclude_history: np.tile(CATALOGUE[:k], (requests, 1)),
+    }.items():
+        monkeypatch.setattr(measured, name, what)
+    monkeypatch.setattr(measured.Retriever, "open", lambda artifacts, only: None)
+    monkeypatch.setattr(measured.PlainContent, "of", lambda *tables: None)
+    monkeypatch.setattr(measured.PlainControls, "fit", lambda *given: SimpleNamespace(probabilities=chances))
+    dataset, split = (
+        SimpleNamespace(items=None, images=None),
+        SimpleNamespace(retrieval=test, test_log=None, log=None),
+    )
+
+    def measure(plain=True):
+        rankers = {"high_0": 1.0, "low_0": -1.0}
+        found = measured.by_lists(Path(), dataset, split, TINY, rankers, plain)
+        return {name: {one.name: one for one in values} for name, values in found}
+
+    return SimpleNamespace(measure=measure, wanted=wanted, proposed=proposed, scored=scored)
+
+
+def test_all_recipes_order_the_same_candidates_and_cold_items_are_asked_for_whoever_was_drawn(bought):
+    found = bought.measure()
+    drawn = np.random.default_rng(0).permutation(ASKED)[:40]
+    cold = np.isin(bought.wanted, RARE)
+
+    def recall(order, which):
+        places = []
+        for row in which:
+            listed = order(bought.proposed[row])[:10]
+            places.append(bought.wanted[row] in listed)
+        return np.mean(places)
+
+    orders = {
+        "high_0": lambda ids: ids[::-1],
+        "low_0": np.sort,
+        "logistic": lambda ids: ids[::-1],
+        "fused": np.sort,
+    }
+    for name, order in orders.items():
+        for metric, which in (
+            ("retrieval/recall@10", drawn),
+            ("retrieval/warm/recall@10", drawn[~cold[drawn]]),
+            ("retrieval/cold/recall@10", np.flatnonzero(cold)),
+        ):
+            one = found[name][metric]
+            assert one.n == len(which) and one.value == pytest.approx(recall(order, which)), (name, metric)
+    assert found["mix"]["retrieval/recall@10"].value == pytest.approx(
+        np.isin(bought.wanted[drawn], CATALOGUE[:10]).mean()
+    )
+    assert set(found) == {*orders, "mix"} and set(bought.measure(plain=False)) == {"high_0", "low_0"}
+
+
+def test_only_requests_with_an_answer_among_their_candidates_are_scored(bought):
+    bought.measure()
+    asked = {*np.random.default_rng(0).permutation(ASKED)[:40], *np.flatnonzero(np.isin(bought.wanted, RARE))}
+    answered = [row for row in sorted(asked) if bought.wanted[row] in bought.proposed[row]]
+    assert 0 < len(answered) < len(asked) and bought.scored == answered
+
+
+@pytest.mark.parametrize("given", [[], ["--recipe", "muse", "--requests", "5000"]])
 def test_the_command_compares_all_recipes_or_one(monkeypatch, given):
     seen = []
     monkeypatch.setattr("moon.journey.load", lambda folder: "a run")
     monkeypatch.setattr("moon.journey.do", lambda run, verb, **options: seen.append((verb, options)))
     done = CliRunner().invoke(app, ["ranker", "--compare", "3", *given])
     assert done.exit_code == 0
-    assert seen == [("ranker --compare", {"seeds": 3, "recipe": "muse" if given else None, "trials": None})]
-    assert CliRunner().invoke(app, ["ranker", "--compare", "0"]).exit_code == 2
+    recipe, requests = ("muse", 5000) if given else (None, None)
+    options = {"seeds": 3, "recipe": recipe, "trials": None, "requests": requests}
+    assert seen == [("ranker --compare", options)]
+    for wrong in (["--compare", "0"], ["--compare", "1", "--requests", "0"], ["--requests", "9"]):
+        assert CliRunner().invoke(app, ["ranker", *wrong]).exit_code == 2

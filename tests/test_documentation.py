@@ -241,6 +241,7 @@ def test_the_options_are_few_and_frozen():
         "--ablations",
         "--without",
         "--compare",
+        "--requests",
         "--ranks",
         "--stream",
         "--daily",

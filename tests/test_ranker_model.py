@@ -13,13 +13,15 @@ from torchrec import EmbeddingBagCollection
 
 from feature_repo.frame import Frame
 from ranker import score as score_module
+from ranker.calibration import calibrated
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
 from ranker.inputs.id_tables import bag_configs
+from ranker.inputs.search import Search
 from ranker.modules.attention import TargetAttention
 from ranker.modules.cube import Content, Extractor
 from ranker.recipes import cube
-from ranker.score import CtrConfig, Ranker
+from ranker.score import CtrConfig, Ranker, score_together
 from ranker.train import LOSSES, training_loss
 
 VECTORS = make_vectors(60)
@@ -71,6 +73,26 @@ def one_by_one(frame):
         single = select_requests(frame, np.array([request]))
         for row in range(int(single.offsets[-1])):
             yield candidates_of(single, [row])
+
+
+def test_rankers_that_read_alike_share_batches_and_score_as_each_alone(monkeypatch):
+    made, batch = [], FrameEncoder.batch
+    monkeypatch.setattr(FrameEncoder, "batch", lambda *given: (made.append(1), batch(*given))[1])
+    rankers = {"a": ranker(), "blind": ranker(vectors=None), "b": ranker(seed=1)}
+    searching = ranker(seed=2)
+    searching.encoder = FrameEncoder(searching.encoder.inputs, VECTORS, Search("content", keep=3, recent=2))
+    rankers["searching"] = searching
+    rankers["calibrated"] = ranker(seed=3)
+    rankers["calibrated"].calibration = calibrated("platt", np.linspace(-1, 1, 8), np.arange(8.0) % 2)
+    other = frame_of([2, 2], [3, 1], seed=5)
+    rankers["learned_from_others"] = Ranker(
+        rankers["a"].model, FrameEncoder(learn_inputs(Requests(other), 20)[0], VECTORS)
+    )
+    found = score_together(rankers, FRAME)
+    assert list(found) == list(rankers) and len(made) == 4, "a, b and calibrated read one batch"
+    for name, scores in found.items():
+        np.testing.assert_array_equal(scores, rankers[name].score(FRAME), err_msg=name)
+    assert np.abs(found["a"] - found["b"]).max() > 0.01
 
 
 @pytest.mark.parametrize("vectors", [VECTORS, None], ids=["full", "id_only"])

@@ -189,6 +189,11 @@ def test_a_ranker_that_learned_without_content_is_asked_with_the_columns_that_it
     monkeypatch.setattr(replay, "match_names", lambda retriever: retriever.names)
     monkeypatch.setattr(replay, "matched", lambda stored, retriever: (stored, retriever))
     monkeypatch.setattr(replay, "chunks", lambda frames, what: [frames, frames])
+    monkeypatch.setattr(
+        replay,
+        "score_together",
+        lambda rankers, frame: {name: one.score(frame) for name, one in rankers.items()},
+    )
 
     def ranker(names, value):
         def score(frame):
@@ -198,5 +203,5 @@ def test_a_ranker_that_learned_without_content_is_asked_with_the_columns_that_it
         return SimpleNamespace(matches=set(names), score=score)
 
     rankers = {"full": ranker(whole.names, 1), "id_only": ranker(blind.names, 2)}
-    found = replay._scores("stored", whole, rankers)
+    found = replay.scores_of("stored", whole, rankers)
     assert {name: scores.tolist() for name, scores in found.items()} == {"full": [1, 1], "id_only": [2, 2]}

@@ -142,6 +142,41 @@ def test_everything_taken_trains_the_ranker_among_others_of_its_kind(
     assert train.names == valid.names == ("match_popular", "match_behaviours")
 
 
+@pytest.mark.parametrize("shows", [True, False])
+def test_of_many_requests_some_are_drawn_and_are_as_they_would_be(
+    folder, tiny_world, tmp_path, monkeypatch, shows
+):
+    asked = []
+    monkeypatch.setattr(examples, "others", lambda requests: asked.append(requests) or 6)
+    rows = seen(tiny_world) if shows else taken(tiny_world)
+    split = split_of(tmp_path / "split", shows, rows)
+    retriever = retriever_of(tiny_world)
+
+    def requests(seed, most):
+        """Request -> its candidates and their match columns, of each part."""
+        found = []
+        for one in ranker_frames(folder, split, NANO, seed, retriever, most=most)[:2]:
+            frame = one.take(0, len(one))
+            names = frame.requests["request_id"].to_pylist()
+            columns = frame.candidates.select(["item_id", "label", "match_popular"]).to_pylist()
+            bounds = frame.offsets.tolist()
+            found.append({n: columns[a:b] for n, a, b in zip(names, bounds, bounds[1:], strict=False)})
+        return found
+
+    every, some = requests(0, None), requests(0, 7)
+    for whole, part, wanted in zip(every, some, (7, 1), strict=True):
+        assert len(part) == wanted < len(whole) and list(part) == [n for n in whole if n in part]
+        for name, own in part.items():
+            if shows:
+                assert own == whole[name]
+            else:  # other others are drawn; what was taken is the same
+                taken_of = [[one["item_id"] for one in each if one["label"]] for each in (own, whole[name])]
+                assert taken_of[0] == taken_of[1] and len(taken_of[0]) == 1
+    assert requests(0, 7) == some and list(requests(1, 7)[0]) != list(some[0]) != list(every[0])[:7]
+    assert [len(part) for part in requests(0, 10**6)] == [len(part) for part in every]
+    assert set(asked) == (set() if shows else {len(every[0]), len(every[1])}), "as many others as with all"
+
+
 def behaviour_code(event):
     """Whether an event is a behaviour."""
     return event["type"] != "impression"

@@ -54,6 +54,10 @@ class FrameEncoder:
         self._numbers = {side: SideBySide(inputs.numbers(side)) for side in SIDES}
         self._features = {side: inputs.features(side) for side in SIDES}
 
+    def makes_the_same(self, other: FrameEncoder) -> bool:
+        """Whether another one makes the same batches of any frame."""
+        return self.vectors is other.vectors and self.search == other.search and self.inputs == other.inputs
+
     def batch(self, frame: Frame, query_vectors: np.ndarray | None = None) -> Batch:
         """Encode R requests.
 

@@ -7,23 +7,15 @@ has changed, so that an interrupted comparison goes on where it was. The run's o
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
-import pyarrow.compute as pc
 
 from dataset.split import Split
 from dataset.tables import Dataset
-from evaluation.content import PlainContent
-from evaluation.ctr_quality import ctr_quality, probabilities
 from evaluation.measurements import read_measurements, write_measurements
 from evaluation.metrics import Measurement
-from evaluation.plain_controls import Examples, PlainControls
-from evaluation.replay import score_impressions
-from evaluation.run import answerable, item_slices_of
 from evaluation.science.encoders.table import EncoderTable
-from evaluation.seeds import REPLAYED, measured_rankers
+from evaluation.science.rankers.measured import PLAIN, by_clicks, by_lists
 from feature_repo.embeddings import as_stored
 from feature_repo.vectors import Vectors
 from moonstore.disk import make_folder
@@ -47,12 +39,14 @@ COLUMNS = {
     "ctr/cold/gauc": "cold GAUC",
     "ctr/warm/auc": "warm AUC",
     "ctr/warm/gauc": "warm GAUC",
+    "ctr/new_user/auc": "new users' AUC",
     "retrieval/recall@20": "recall@20",
     "retrieval/ndcg@20": "NDCG@20",
+    "retrieval/cold/recall@20": "cold recall@20",
+    "retrieval/warm/recall@20": "warm recall@20",
     "ranker/cpu_seconds": "CPU-s",
     "ranker/parameters": "parameters",
 }
-PLAIN = ("logistic", "boosting", "mix")
 MADE_BY = "moon ranker --compare"
 
 
@@ -68,12 +62,14 @@ def compare(
     recipes: Mapping[str, Recipe],
     seeds: int,
     trials: int | None = None,
+    requests: int | None = None,
 ) -> EncoderTable:
     """Train every recipe with every seed, and measure all on the test part; write ``table.md`` and ``table.json``.
 
     Where impressions were logged, click prediction: AUC, GAUC, normalised entropy and calibration error, of all, of
-    cold and of warm items, beside logistic regression and boosting. Where none were, recall of test requests, beside
-    the tuned mix of baselines. CPU-seconds are of training with every tried learning rate.
+    cold and of warm items, beside logistic regression and boosting. Where none were, recall and NDCG of test
+    requests, beside the same two, the fused order of the candidates and the tuned mix of baselines. CPU-seconds are
+    of training with every tried learning rate.
 
     Args:
         folder: of a run with its retrieval artifacts.
@@ -82,10 +78,12 @@ def compare(
         seeds: how many, from 0 on.
         trials: of a study of each recipe (``ranker.tuning``), whose best settings every seed is trained with; None:
             every training tries the shipped learning rates.
+        requests: training requests, and validation requests, that every training has at most, the same for all; None:
+            all of the run's.
 
     Raises:
-        ComparisonError: the folder holds a comparison of another dataset, split, embedding, number of trials or
-            length of histories.
+        ComparisonError: the folder holds a comparison of another dataset, split, embedding, number of trials or of
+            requests, or length of histories.
         RecipeError: histories are too long for a recipe.
     """
     for one in recipes.values():
@@ -94,7 +92,7 @@ def compare(
     make_folder(out)
     retriever = Retriever.open(open_retrieval(folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
-    asked = {"trials": trials, "history": size.ranker_history}
+    asked = {"trials": trials, "requests": requests, "history": size.ranker_history}
     told = {name: str(value) for name, value in asked.items() if value is not None}
     _same_terms(out, {"split": split.artifact.id, "embedding": embedding.id, "size": size.name, **told})
     parents = {"split": split.artifact, "embedding": embedding}
@@ -103,7 +101,7 @@ def compare(
         _forget_changed(out, *job)
     missing = [job for job in jobs if not _costs(out, *job).exists()]
     if missing:
-        frames = ranker_frames(folder, split, size, 0, retriever)
+        frames = ranker_frames(folder, split, size, 0, retriever, most=requests)
         chosen: dict[str, Settings | None] = {
             name: None
             if trials is None
@@ -117,8 +115,9 @@ def compare(
         f"{name}_{seed}": Ranker.open(open_artifact(out / f"{name}_{seed}", "ranker"), vectors)
         for name, seed in unmeasured
     }
-    measure = _clicks if split.shows else _recalls
-    for name, found in measure(folder, dataset, split, size, rankers) if rankers else ():
+    measure = by_clicks if split.shows else by_lists
+    plain = not any((out / f"{name}.json").exists() for name in PLAIN)
+    for name, found in measure(folder, dataset, split, size, rankers, plain) if rankers else ():
         costs = [] if name in PLAIN else list(read_measurements(out / f"{name}.costs.json").values())
         write_measurements(out / f"{name}.json", [*found, *costs])
     files = {name: [_file(out, name, seed) for seed in range(seeds)] for name in recipes}
@@ -167,35 +166,6 @@ def _train(
     write_measurements(
         _costs(out, recipe.name, seed), [Measurement(n, v, len(train), "train") for n, v in costs.items()]
     )
-
-
-def _clicks(
-    folder: Path, dataset: Dataset, split: Split, size: Size, rankers: Mapping[str, Ranker]
-) -> Iterator[tuple[str, list[Measurement]]]:
-    rows = split.ranking.filter(pc.equal(split.ranking["part"], "test"))
-    scored = score_impressions(folder, split, size, Retriever.open(open_retrieval(folder)), rankers)
-    cold = np.isin(scored.item_id, item_slices_of(dataset, split, split.test_log)["cold"])
-    chances = {name: probabilities(logits) for name, logits in scored.logits.items()}
-    if not all((folder / "recipes" / f"{name}.json").exists() for name in ("logistic", "boosting")):
-        content = PlainContent.of(dataset.items, dataset.images)
-        controls = PlainControls.fit(dataset, split, content, answerable(dataset, split), 0)
-        shown = Examples.of(rows)
-        if controls is not None:
-            chances |= controls.probabilities(shown.asked, shown.offsets, shown.item_id)
-    for name, chance in chances.items():
-        slices = {"cold": cold, "warm": ~cold}
-        yield name, list(ctr_quality(scored.label, chance, scored.user_id, slices, prefix="ctr"))
-
-
-def _recalls(
-    folder: Path, dataset: Dataset, split: Split, size: Size, rankers: Mapping[str, Ranker]
-) -> Iterator[tuple[str, list[Measurement]]]:
-    found: dict[str, list[Measurement]] = {}
-    each = {f"{name}_": ranker for name, ranker in rankers.items()}  # without a seed to be taken off
-    for measured, value in measured_rankers(folder, dataset, split, size, each):
-        _, name, metric = measured.split("/", 2)
-        found.setdefault(name, []).append(Measurement(f"retrieval/{metric}", value, REPLAYED, "test"))
-    yield from found.items()
 
 
 def _same_terms(out: Path, terms: Mapping[str, str]) -> None:
