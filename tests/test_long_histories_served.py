@@ -17,7 +17,7 @@ from test_training_requests import Silent, split_of
 from dataset import contracts
 from dataset.contracts import TIME
 from dataset.split import RANKING
-from evaluation.replay import _scores
+from evaluation.replay import scores_of
 from feature_repo.create import create_store
 from feature_repo.embeddings import as_stored, publish_embedding
 from feature_repo.frames.join import training_frame
@@ -238,7 +238,7 @@ def test_what_matters_happened_long_ago(shop, long_ranker):
     retriever = retriever_of(shop).whole
     label = test["label"].to_numpy()
     found = {
-        name: auc(label, _scores(stored, retriever, {name: one})[name])
+        name: auc(label, scores_of(stored, retriever, {name: one})[name])
         for name, one in {"long": long_ranker, "short": short}.items()
     }
     assert found["long"] > 0.78 and found["short"] < 0.58, found
@@ -277,7 +277,7 @@ def test_a_long_history_is_served_with_the_scores_of_the_training_frame(shop, lo
         }
     )
     stored = training_frame(shop.run / "store", rows, 50)
-    offline_scores = _scores(stored, found.whole, {"full": long_ranker})["full"]
+    offline_scores = scores_of(stored, found.whole, {"full": long_ranker})["full"]
     np.testing.assert_allclose(ranker.scores, offline_scores, atol=1e-5)
     assert np.ptp(ranker.scores) > 1
     visited = [int(ITEMS[0]), int(ITEMS[1])]
