@@ -187,7 +187,7 @@ def test_a_ranker_that_learned_without_content_is_asked_with_the_columns_that_it
     blind = SimpleNamespace(names=("match_taste", "match_behaviours"))
     whole = SimpleNamespace(names=(*blind.names, "match_words_mean"), without_content=lambda: blind)
     monkeypatch.setattr(replay, "match_names", lambda retriever: retriever.names)
-    monkeypatch.setattr(replay, "matched", lambda stored, retriever: (stored, retriever))
+    monkeypatch.setattr(replay, "matched", lambda stored, retriever, history: (stored, retriever))
     monkeypatch.setattr(replay, "chunks", lambda frames, what: [frames, frames])
     monkeypatch.setattr(
         replay,
@@ -200,7 +200,7 @@ def test_a_ranker_that_learned_without_content_is_asked_with_the_columns_that_it
             assert frame == ("stored", whole if "match_words_mean" in names else blind)
             return np.array([value], np.float32)
 
-        return SimpleNamespace(matches=set(names), score=score)
+        return SimpleNamespace(matches=set(names), score=score, history=50)
 
     rankers = {"full": ranker(whole.names, 1), "id_only": ranker(blind.names, 2)}
     found = replay.scores_of("stored", whole, rankers)
