@@ -240,7 +240,7 @@ def test_the_command_tunes_compares_or_trains_with_settings(monkeypatch, tmp_pat
     assert seen == [
         ("ranker --tune", {"trials": 9, "recipe": None}),
         ("ranker --tune", {"trials": 9, "recipe": "muse"}),
-        ("ranker --compare", {"seeds": 3, "recipe": None, "trials": 9}),
+        ("ranker --compare", {"seeds": 3, "recipe": None, "trials": 9, "requests": None}),
         (
             "ranker",
             {
