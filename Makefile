@@ -3,12 +3,14 @@ PYTHON ?= python3.11
 LOCK ?= requirements/cpu.lock
 DATA ?= marketplace
 RANKS ?= 2
+HISTORY ?= 50
+TRIALS ?= 30
 BIN := .venv/bin
 
 # One thread pool that sleeps between kernels: a spinning one is many times slower on a shared machine.
 export OMP_WAIT_POLICY = passive
 
-.PHONY: help setup setup-ray setup-pretrained setup-tune demo ranks test fuzz mutants crashes promises check fmt serve lock clean
+.PHONY: help setup setup-ray setup-pretrained setup-tune demo published ranks test fuzz mutants crashes promises check fmt serve lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -37,6 +39,10 @@ setup-tune: .venv/ready  ## add what moon ranker --tune needs
 
 demo: .venv/ready  ## run the whole journey: make demo [DATA=hm_fashion:FOLDER]
 	$(BIN)/moon demo --data "$(DATA)"
+
+published: setup-tune  ## every recipe beside published rows: make published DATA=longctr:FOLDER [HISTORY=1000] [TRIALS=30]
+	$(BIN)/moon demo --data "$(DATA)"
+	$(BIN)/moon ranker --compare 3 --tune $(TRIALS) --history $(HISTORY)
 
 ranks: .venv/ready  ## train the last run's rankers on GPUs: make ranks RANKS=8 LOCK=requirements/gpu.lock
 	$(BIN)/python -m evaluation.bench.ranks $(RANKS)

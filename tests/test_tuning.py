@@ -174,6 +174,18 @@ def test_a_ranker_is_tuned_by_its_validation_requests_and_its_best_can_be_made_a
     assert not list(tmp_path.glob("r.*")), "no other rates were tried"
 
 
+def test_a_study_of_more_trials_gives_a_comparison_the_best_of_as_many_as_the_others_have(tmp_path, quick):
+    """Planted: the fourth trial is better than any before it."""
+    long = tuned(tmp_path / "study", 4)
+    content = json.loads((tmp_path / "study" / "table.json").read_text())
+    losses = [min(one["losses"]) for one in content["trials"]]
+    for budget in (1, 2, 3):
+        chosen = content["trials"][losses.index(min(losses[:budget]))]["values"]
+        assert tuned(tmp_path / "study", budget) == Settings(**chosen)
+    assert content["best"] == 3 and Settings(**content["trials"][3]["values"]) == long
+    assert Settings.read(tmp_path / "study" / "best.json") == long
+
+
 def test_a_trial_that_was_cut_goes_on_after_its_last_epoch(tmp_path, quick, monkeypatch):
     whole = tuned(tmp_path / "whole", 3)
     real, epochs = rankers.train_ctr, []

@@ -51,7 +51,7 @@ def tune_ctr(
         space: what may be tried; None: ``ranker_space``.
 
     Returns:
-        the best settings.
+        the best settings of the first ``trials``, however many there are: of equal budgets in a comparison.
 
     Raises:
         TuningError: there are no validation requests, Optuna is missing, the folder holds a study of another search,
@@ -101,9 +101,8 @@ def tune_ctr(
     importances = study.importances()
     write_text(out / TABLE, markdown(study, importances, len(first)))
     write_text(out / "table.json", to_json(study, importances))
-    best = Settings(**study.best.values)
-    write_json(out / BEST, best.settings())
-    return best
+    write_json(out / BEST, Settings(**study.best.values).settings())
+    return Settings(**study.best_of(trials).values)
 
 
 def _discard(trial: Path) -> None:
