@@ -319,7 +319,7 @@ def epoch_batches(
             rows for start in range(0, len(order), pool)
             for rows in size_groups(counts, order[start : start + pool], slots_per_batch)
         ]  # fmt: skip
-        if len(windows) > 1:
+        if len(windows) > 1 or len(order) > pool:
             groups = _without_small(groups, counts, slots_per_batch)
         for group in draw.permutation(len(groups))[done:]:
             yield share.batch(train, encoder, groups[group])
@@ -335,10 +335,10 @@ def _windows(rows: np.ndarray, windows: np.ndarray | None, draw: np.random.Gener
 
 
 def _without_small(groups: Sequence[np.ndarray], counts: np.ndarray, slots: int) -> list[np.ndarray]:
-    """The batches of a window, those less than half full joined to the one before.
+    """The batches of a window, or of several pools, those less than half full joined to the one before.
 
-    A batch of few requests moves the weights as far as a full one does, and each window ends with one: they cost
-    quality (docs/log/ranker.md#a-whole-training-in-windows). A joined batch has at most half as many slots again;
+    A batch of few requests moves the weights as far as a full one does, and each window and pool ends with one: they
+    cost quality (docs/log/ranker.md#a-whole-training-in-windows). A joined batch has at most half as many slots again;
     where it would have more, the small one stays.
     """
     kept: list[np.ndarray] = []

@@ -158,6 +158,15 @@ def test_no_window_ends_with_a_small_batch(requests):
     assert sorted(map(len, memory)) == sorted(map(len, as_cut)), "where nothing is joined"
 
 
+@pytest.mark.parametrize("windows", [None, np.zeros(490, np.int64)])
+def test_no_pool_ends_with_a_small_batch(monkeypatch, windows):
+    """In memory, too: pools of 62 requests are six batches of ten and one of two."""
+    monkeypatch.setattr(train_module, "POOL", 6)
+    found = Cut(np.full(490, 10), windows).batches(104)
+    assert sorted(np.concatenate(found)) == list(range(490))
+    assert sorted({len(rows) for rows in found}) == [6, 10, 12], "six are left for the last one"
+
+
 def joined_one_by_one(groups, counts, slots):
     """As ``_without_small`` says it, of lists."""
     kept = []
