@@ -153,7 +153,7 @@ def test_every_recipe_learns_from_so_many_requests_and_from_no_other_number(shop
             shop.run(1, only, **other)
 
 
-ASKED, CATALOGUE = 60, np.arange(100, 190)
+TESTED, CATALOGUE = 60, np.arange(100, 190)
 RARE = CATALOGUE[::6]
 
 
@@ -161,13 +161,13 @@ RARE = CATALOGUE[::6]
 def bought(monkeypatch):
     """Sixty test requests with one item bought, twelve candidates each, and scores that are planted."""
     draw = np.random.default_rng(0)
-    wanted = draw.choice(CATALOGUE, ASKED)
-    proposed = [np.sort(draw.choice(CATALOGUE, 12, replace=False)) for _ in range(ASKED)]
+    wanted = draw.choice(CATALOGUE, TESTED)
+    proposed = [np.sort(draw.choice(CATALOGUE, 12, replace=False)) for _ in range(TESTED)]
     found = stack([(ids, np.linspace(1, 0, 12, dtype=np.float32)) for ids in proposed])
     test = pa.table(
         {
-            "request_id": pa.array(range(ASKED)), "user_id": pa.array(range(ASKED)),
-            "time": pa.array([datetime(2026, 1, 1, tzinfo=UTC)] * ASKED), "part": ["test"] * ASKED,
+            "request_id": pa.array(range(TESTED)), "user_id": pa.array(range(TESTED)),
+            "time": pa.array([datetime(2026, 1, 1, tzinfo=UTC)] * TESTED), "part": ["test"] * TESTED,
             "relevant": [[int(item)] for item in wanted],
         }
     )  # fmt: skip
@@ -185,7 +185,7 @@ def bought(monkeypatch):
         return asked["request_id"].to_numpy()
 
     for name, what in {
-        "REPLAYED": 40,
+        "ASKED": 40,
         "DEPTH": 50,
         "answerable": lambda *run: CATALOGUE,
         "item_slices_of": lambda *run: {"cold": RARE},
@@ -217,7 +217,7 @@ def bought(monkeypatch):
 
 def test_all_recipes_order_the_same_candidates_and_cold_items_are_asked_for_whoever_was_drawn(bought):
     found = bought.measure()
-    drawn = np.random.default_rng(0).permutation(ASKED)[:40]
+    drawn = np.random.default_rng(0).permutation(TESTED)[:40]
     cold = np.isin(bought.wanted, RARE)
 
     def recall(order, which):
@@ -249,7 +249,10 @@ def test_all_recipes_order_the_same_candidates_and_cold_items_are_asked_for_whoe
 
 def test_only_requests_with_an_answer_among_their_candidates_are_scored(bought):
     bought.measure()
-    asked = {*np.random.default_rng(0).permutation(ASKED)[:40], *np.flatnonzero(np.isin(bought.wanted, RARE))}
+    asked = {
+        *np.random.default_rng(0).permutation(TESTED)[:40],
+        *np.flatnonzero(np.isin(bought.wanted, RARE)),
+    }
     answered = [row for row in sorted(asked) if bought.wanted[row] in bought.proposed[row]]
     assert 0 < len(answered) < len(asked) and bought.scored == answered
 

@@ -26,7 +26,6 @@ from evaluation.plain_controls import Examples, PlainControls
 from evaluation.replay import lists, score_impressions, scores_of
 from evaluation.retrieval_quality import Relevant, retrieval_quality
 from evaluation.run import DEPTH, answerable, item_slices_of
-from evaluation.seeds import REPLAYED
 from evaluation.shop_baselines import relevant_of, requests_of
 from feature_repo.frames.join import training_frame
 from ranker.score import Ranker
@@ -35,7 +34,8 @@ from retrieval.jagged import Retrieved
 from retrieval.retriever import Retriever, open_retrieval
 from run.sizes import Size
 
-LOGISTIC, BOOSTING, MIX, FUSED = PLAIN = ("logistic", "boosting", "mix", "fused")
+ASKED = 1_000  # test requests, whose candidates every ranker orders: fifty rankers take a few minutes
+PLAIN = ("logistic", "boosting", "mix", "fused")
 Measured = Iterator[tuple[str, list[Measurement]]]
 
 
@@ -67,7 +67,7 @@ def by_clicks(
 def by_lists(
     folder: Path, dataset: Dataset, split: Split, size: Size, rankers: Mapping[str, Ranker], plain: bool
 ) -> Measured:
-    """Recall and NDCG of ``REPLAYED`` test requests drawn at random, and of every one that took a cold item.
+    """Recall and NDCG of ``ASKED`` test requests drawn at random, and of every one that took a cold item.
 
     All order the same candidates, fused from all sources; only requests of which one is the answer are scored, since
     no order of the others finds it.
@@ -101,8 +101,8 @@ def by_lists(
             orders |= controls.probabilities(asked, offsets, item_id)
         mix = with_mix(content, split, listed, seed=0)["mix"]
         answers = {
-            MIX: rank(mix, requests_of(split.log, test), DEPTH, exclude_history=True),
-            FUSED: lists(found, DEPTH),
+            "mix": rank(mix, requests_of(split.log, test), DEPTH, exclude_history=True),
+            "fused": lists(found, DEPTH),
         }
     for name, scores in orders.items():
         answers[name] = np.full((len(test), DEPTH), -1)
@@ -130,7 +130,7 @@ def _qualities(
 def _asked(split: Split, listed: np.ndarray, cold: np.ndarray) -> tuple[pa.Table, np.ndarray]:
     """The test requests that are asked, and which of them were drawn whatever they took, int64."""
     test = split.retrieval.filter(pc.equal(split.retrieval["part"], "test"))
-    drawn = np.random.default_rng(0).permutation(len(test))[:REPLAYED]
+    drawn = np.random.default_rng(0).permutation(len(test))[:ASKED]
     relevant = relevant_of(test).only(np.intersect1d(listed, cold))
     rows = np.union1d(drawn, np.flatnonzero(np.diff(relevant.offsets)))
     return test.take(pa.array(rows)), np.flatnonzero(np.isin(rows, drawn))
