@@ -47,6 +47,7 @@ class Taste:
         usual: share of what is shown that is liked.
         content: what is read in place of some spaces; None: every space is read as it is, but for vectors.
         gain: mean of that of ``Directions``; 0 without content.
+        noise: variance of surprises over what chance alone would give; ``lasting`` and ``fading`` are relative to it.
 
     What was inferred last is kept: a request asks for its user's taste three times, of other candidates each time.
     """
@@ -58,6 +59,7 @@ class Taste:
     usual: float
     content: Content | None = None
     gain: float = 0.0
+    noise: float = 1.0
     _inferred: dict[bytes, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -74,8 +76,9 @@ class Taste:
         empty = cls(properties.without_vectors(), shown, np.empty(0), np.empty(0), usual)
         users = list(drawn(properties, learned))
         latest = [past.latest(LEARNED_SHOWN) for past in users]
-        lasting, fading = likeliest(latest, empty.alike, len(empty.of))
-        return replace(empty, lasting=lasting, fading=fading)._reading([LOOKS_SPACE], properties, users)
+        (lasting, fading), noise = likeliest(latest, empty.alike, len(empty.of))
+        told = replace(empty, lasting=lasting, fading=fading, noise=noise)
+        return told._reading([LOOKS_SPACE], properties, users)
 
     def with_vectors(self, properties: Properties, learned: Shown) -> Taste:
         """The same reading vectors, too, if they say more of users from whom it was not learned than looks alone.
@@ -99,7 +102,7 @@ class Taste:
         width = rows.shape[1] - before.shape[1]
         found, known = directions(slopes.of_numbers(slice(width))), slopes.of_numbers(slice(width, None))
         if self.content is None:
-            gain = known.likelihood(np.sqrt(lasting) * np.eye(before.shape[1]))
+            gain = known.likelihood(np.sqrt(lasting * self.noise) * np.eye(before.shape[1]))
         else:
             learned = directions(known)
             gain = np.zeros(len(users)) if learned is None else learned.gain
@@ -108,7 +111,10 @@ class Taste:
         vectors = VECTORS_SPACE in names
         kept = properties if vectors else self.properties
         made = replace(
-            self, properties=kept, content=content.turned(found.root), gain=float(found.gain.mean())
+            self,
+            properties=kept,
+            content=content.turned(found.root / np.sqrt(self.noise)),
+            gain=float(found.gain.mean()),
         )
         again = (
             min(fading / lasting, 1.0) if lasting else 0.0
@@ -132,7 +138,7 @@ class Taste:
         """The rows, the prior covariance of surprises at them, noise included, and the surprises."""
         prior = self._prior(past.item, past.faded).astype(np.float64)
         prior[np.diag_indices(len(prior))] += 1 / past.weight
-        return past.item, prior, past.surprise
+        return past.item, prior * self.noise, past.surprise
 
     def with_items(self, items: pa.Table, picture: Picture, vectors: np.ndarray | None = None) -> Taste:
         """The same tastes for a catalogue with ITEMS rows added or replaced, as in ``Properties.with_items``."""

@@ -66,6 +66,7 @@ def save_taste(tastes: Tastes, queries: Queries, out: Path, parents: Mapping[str
         "price": list(items.price),
         "usual": taste.usual,
         "gains": gains,
+        "noise": taste.noise,
     }
     with write_artifact(out, "taste", config, parents) as folder:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / TENSORS)
@@ -114,7 +115,8 @@ def open_taste(artifact: Artifact) -> tuple[Tastes, Queries]:
         variances = tensors[f"{kind}lasting"], tensors[f"{kind}fading"]
         gain = config.get("gains", {}).get(kind)  # earlier releases read every space as it is
         content = None if gain is None else _content(tensors, kind, len(items.fields))
-        return Taste(items, shown, *variances, config["usual"], content, gain or 0.0)
+        noise = config.get("noise", 1.0)
+        return Taste(items, shown, *variances, config["usual"], content, gain or 0.0, noise)
 
     whole = taste("", properties)
     plain = taste("plain/", properties.without_vectors()) if VECTORS_SPACE in properties.spaces else whole
