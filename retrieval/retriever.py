@@ -239,9 +239,8 @@ class Retriever:
 
     def without_vectors(self) -> Retriever:
         """A retriever whose columns for the ranker read no vectors; itself where none of them does."""
-        assert self.parts is not None
-        tastes = self.parts.tastes
-        if tastes is None or tastes.plain is tastes.whole:
+        tastes = None if self.parts is None else self.parts.tastes
+        if self.parts is None or tastes is None or tastes.plain is tastes.whole:
             return self
         return self._of(self.index, self.vectors, replace(self.parts, taste=tastes.plain), self.artifacts)
 
