@@ -88,12 +88,16 @@ def score_impressions(
 def scores_of(
     stored: TrainingFrame, retriever: Retriever, rankers: Mapping[str, Ranker]
 ) -> dict[str, np.ndarray]:
-    """Every ranker's logits, float32 (C); one that learned without content reads the columns without it."""
+    """Every ranker's logits, float32 (C); one that learned from fewer columns reads those that hold them all."""
     parts: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.float32)] for name in rankers}
-    blind = retriever.without_content()
-    known = set(match_names(blind))
-    for reader in (retriever, blind):
-        reading = {name: one for name, one in rankers.items() if (one.matches <= known) == (reader is blind)}
+    readers = [retriever.without_content(), retriever.without_vectors(), retriever]
+    known = [set(match_names(reader)) for reader in readers]
+    first = {
+        name: next((number for number, names in enumerate(known) if one.matches <= names), len(readers) - 1)
+        for name, one in rankers.items()
+    }
+    for number, reader in enumerate(readers):
+        reading = {name: one for name, one in rankers.items() if first[name] == number}
         if not reading:
             continue
         history = max(one.history for one in reading.values())

@@ -27,7 +27,7 @@ from moonstore.files import write_text
 from ranker.controls import rankers as controls
 from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import train_ctr
-from retrieval.examples import ranker_frames, without_content
+from retrieval.examples import Readings, ranker_frames
 from retrieval.retriever import Retriever, open_retrieval
 from run.artifacts import open_artifact
 from run.sizes import Size
@@ -60,12 +60,12 @@ def measure_seeds(
     made = config_of(folder)
     recipe, size = made.recipe, replace(size, ranker_history=made.inputs.history)
     train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
-    blind = without_content((train, valid), retriever)
+    readings = Readings.of(train, valid, retriever)
     rankers: dict[str, Ranker] = {}
     for seed in SEEDS:
         for control, reads in controls(vectors, seed).items():
             name, table = f"{control}_{seed}", reads.vectors
-            own, checked = (train, valid) if reads.plain else blind
+            own, checked = readings.by(reads)
             parents = {"split": split.artifact} | ({} if table is None else {"embedding": embedding})
             out = folder / "seeds" / name
             trained = train_ctr(own, checked, table, size, out, parents, seed=seed, loss=loss, recipe=recipe)

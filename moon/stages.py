@@ -283,7 +283,7 @@ def ranker(
     from ranker.recipes import recipe as named
     from ranker.settings import Settings
     from ranker.train import train_ctr
-    from retrieval.examples import ranker_frames, without_content
+    from retrieval.examples import Readings, ranker_frames
     from retrieval.retriever import Retriever, open_retrieval
 
     chosen, tuned = named(recipe or "cube"), None if settings is None else Settings.read(settings)
@@ -296,7 +296,7 @@ def ranker(
     if cut.ranks:
         steps = "rank_by" in training
         train, valid, loss = ranker_frames(run.folder, cut, size, run.seed, retriever, steps, stream)
-        blind_train, blind_valid = without_content((train, valid), retriever)
+        readings = Readings.of(train, valid, retriever)
         undecided = recipe is None and settings is None and loss == "pointwise"
     else:
         sys.stderr.write("  no ranker: nothing in the log says what users took\n")
@@ -305,8 +305,7 @@ def ranker(
             discard(run.folder / f"ranker_{control}")
             continue
         train_ctr(
-            train if reads.plain else blind_train,
-            valid if reads.plain else blind_valid,
+            *readings.by(reads),
             reads.vectors,
             size,
             run.folder / f"ranker_{control}",

@@ -17,10 +17,12 @@ class Reads:
         vectors: the embedding; None: none.
         plain: whether also the words and looks that need no model: TF-IDF, thumbnails and histograms of colours, in
             similarities, tastes and answers to queries.
+        tastes: whether tastes read vectors as well; those of the run, so not beside others.
     """
 
     vectors: Vectors | None
     plain: bool
+    tastes: bool = False
 
 
 def rankers(vectors: Vectors, seed: int) -> dict[str, Reads]:
@@ -30,7 +32,7 @@ def rankers(vectors: Vectors, seed: int) -> dict[str, Reads]:
     ``id_only`` reads ids, counters, categories, attributes, prices and co-occurrence.
     """
     return {
-        "full": Reads(vectors, plain=True),
+        "full": Reads(vectors, plain=True, tastes=True),
         "plain_content": Reads(None, plain=True),
         "id_only": Reads(None, plain=False),
         "shuffled": Reads(shuffled(vectors, seed), plain=True),

@@ -28,10 +28,10 @@ from retrieval.properties import Properties
 from retrieval.retriever import Retriever, open_retrieval
 from retrieval.shown import Rates, Shown
 from retrieval.taste import Taste
-from retrieval.taste_files import save_taste
+from retrieval.taste_files import Tastes, save_taste
 from retrieval.word_vectors import WordVectors
 from retrieval.words import Words
-from run.artifacts import discard, open_artifact
+from run.artifacts import Artifact, discard, open_artifact
 from run.sizes import Size
 
 NO_USER = -1
@@ -62,7 +62,7 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
     said = words.save(folder / "words", parents)
     made = WordVectors.of(words).save(folder / "word_vectors", {"words": said})
     if split.shows:
-        build_taste(dataset, split, folder / "taste")
+        build_taste(dataset, split, embedding, folder / "taste")
     else:
         discard(folder / "taste")
 
@@ -139,13 +139,15 @@ def _drawn(count: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(count)[:TUNING_REQUESTS])
 
 
-def build_taste(dataset: Dataset, split: Split, out: Path) -> None:
-    """Write the artifact ``taste``: its variances and rates are learned from ``fit_log`` only."""
+def build_taste(dataset: Dataset, split: Split, embedding: Artifact, out: Path) -> None:
+    """Write the artifact ``taste``: its variances, directions and rates are learned from ``fit_log`` only."""
     properties = Properties.of(dataset.items, dataset.image_bytes)
     shown, learned = (Shown.of(log, split.fit_log) for log in (split.log, split.fit_log))
     queries = Queries.of(dataset.queries, properties, dataset.image_bytes)
-    taste, blind = (Taste.fit(one, shown, learned) for one in (properties, properties.without_content()))
-    save_taste(taste, blind, queries, out, {"split": split.artifact})
+    plain, blind = (Taste.fit(one, shown, learned) for one in (properties, properties.without_content()))
+    vectors = Vectors.open(embedding).gather(properties.item_ids)[0]
+    whole = plain.with_vectors(properties.with_vectors(vectors), learned)
+    save_taste(Tastes(whole, plain, blind), queries, out, {"split": split.artifact, "embedding": embedding})
 
 
 def catalogue_frame(folder: Path, split: Split, item_ids: np.ndarray, size: Size) -> TrainingFrame:

@@ -24,7 +24,7 @@ MOST_ATTRIBUTES = 16  # those that most items have
 LEVELS = 4  # of the category path, from the top
 WORDS, LOOKS = 64, 32  # numbers that are kept of each
 UNKNOWN = -1
-LOOKS_SPACE = "looks"
+LOOKS_SPACE, VECTORS_SPACE = "looks", "vectors"
 Picture = Callable[[str | None], bytes | None]
 
 
@@ -117,11 +117,28 @@ class Properties:
 
     def without_content(self) -> Properties:
         """The same without words and looks."""
-        spaces = {name: rows for name, rows in self.spaces.items() if name not in self.bases}
+        unread = {*self.bases, VECTORS_SPACE}
+        spaces = {name: rows for name, rows in self.spaces.items() if name not in unread}
         return replace(self, spaces=spaces, bases={})
 
-    def with_items(self, items: pa.Table, picture: Picture) -> Properties:
-        """The same with ITEMS rows added or replaced; values and words that the catalogue lacked are unknown."""
+    def with_vectors(self, vectors: np.ndarray) -> Properties:
+        """The same with vectors of the items, float32 (M, D), zeros for items without one."""
+        return replace(self, spaces={**self.spaces, VECTORS_SPACE: vectors})
+
+    def without_vectors(self) -> Properties:
+        """The same without vectors."""
+        if VECTORS_SPACE not in self.spaces:
+            return self
+        return replace(self, spaces={k: v for k, v in self.spaces.items() if k != VECTORS_SPACE})
+
+    def with_items(self, items: pa.Table, picture: Picture, vectors: np.ndarray | None = None) -> Properties:
+        """The same with ITEMS rows added or replaced; values and words that the catalogue lacked are unknown.
+
+        Args:
+            items: ITEMS rows.
+            picture: gives that of an ``image_id``.
+            vectors: of these items, float32 (rows, D), read where the others have vectors; None: they have none.
+        """
         rows = [_values_of(one) for one in items.select(DESCRIBING).to_pylist()]
         codes = [
             [known.get(row.get(field, ""), UNKNOWN) for field, known in zip(self.fields, self.values, strict=True)]
@@ -134,6 +151,9 @@ class Properties:
             seen = list(map(picture, items["image_id"].to_pylist()))
             spaces[LOOKS_SPACE] = self.bases[LOOKS_SPACE].place(colours(seen))
             spaces[LOOKS_SPACE][[one is None for one in seen]] = 0
+        if VECTORS_SPACE in self.spaces:
+            width = self.spaces[VECTORS_SPACE].shape[1]
+            spaces[VECTORS_SPACE] = np.zeros((len(items), width), np.float32) if vectors is None else vectors
         kept, order, ids = merged(self.item_ids, items["item_id"].to_numpy())
 
         def joined(before: np.ndarray, after: Any) -> np.ndarray:

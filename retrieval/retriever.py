@@ -29,7 +29,7 @@ from retrieval.sources import (
     two_tower_source,
 )
 from retrieval.taste import Taste
-from retrieval.taste_files import open_taste
+from retrieval.taste_files import Tastes, open_taste
 from retrieval.taste_source import TasteSource
 from retrieval.word_vectors import WordVectors
 from retrieval.words import Words
@@ -82,7 +82,7 @@ class Parts:
         word_vectors: makes the two-tower model's content from words; None likewise.
         taste, asked: what else the ranker reads of a user or a query and an item; None: nothing was shown to
             anybody, or the run was made by a release that had none.
-        blind: the taste for items of which no words and looks are known; None likewise.
+        tastes: by what they read of an item, ``taste`` among them; None likewise.
         places: of all items in the two-tower model's space, also of those that may not be returned; None likewise.
     """
 
@@ -94,7 +94,7 @@ class Parts:
     word_vectors: WordVectors | None = None
     taste: Taste | None = None
     asked: Asked | None = None
-    blind: Taste | None = None
+    tastes: Tastes | None = None
     places: Places | None = None
 
 
@@ -173,13 +173,14 @@ class Retriever:
             towers = TwoTower.open(artifacts["two_tower"], content, signature)
             places = Places(ItemIndex.open(artifacts["two_tower_index"]))
             tower_index = places.index.only(only)
-        taste, asked, blind = None, None, None
+        tastes, asked = None, None
         if words is not None and "taste" in artifacts:
-            taste, blind, queries = open_taste(artifacts["taste"])
-            asked = Asked(words, taste.properties, queries)
+            tastes, queries = open_taste(artifacts["taste"])
+            asked = Asked(words, tastes.whole.properties, queries)
         categories = Categories.of(whole)
+        taste = None if tastes is None else tastes.whole
         parts = Parts(
-            graph, towers, tower_index, categories, words, word_vectors, taste, asked, blind, places
+            graph, towers, tower_index, categories, words, word_vectors, taste, asked, tastes, places
         )
         return cls._of(index, vectors, parts, artifacts)
 
@@ -232,8 +233,16 @@ class Retriever:
         """
         assert self.parts is not None
         unread = replace(self.parts, words=None, asked=None, towers=None, tower_index=None, places=None)
-        parts = replace(unread, taste=self.parts.blind)
+        tastes = self.parts.tastes
+        parts = replace(unread, taste=None if tastes is None else tastes.blind)
         return self._of(self.index, self.vectors, parts, self.artifacts)
+
+    def without_vectors(self) -> Retriever:
+        """A retriever whose columns for the ranker read no vectors; itself where none of them does."""
+        tastes = None if self.parts is None else self.parts.tastes
+        if self.parts is None or tastes is None or tastes.plain is tastes.whole:
+            return self
+        return self._of(self.index, self.vectors, replace(self.parts, taste=tastes.plain), self.artifacts)
 
     def without(self, item_ids: np.ndarray) -> Retriever:
         """A retriever none of whose sources answers these items (int64 ids); others take their places.
@@ -261,7 +270,7 @@ class Retriever:
         words = None if parts.words is None else parts.words.with_items(rows)
         parts = replace(parts, categories=Categories.of(index), words=words)
         if parts.taste is not None and parts.asked is not None and words is not None:
-            taste = parts.taste.with_items(rows, picture)
+            taste = parts.taste.with_items(rows, picture, self.vectors.gather(ids)[0])
             parts = replace(parts, taste=taste, asked=parts.asked.with_items(words, taste.properties))
         if parts.towers is not None and parts.tower_index is not None:
             towers = parts.towers

@@ -2,66 +2,38 @@
 
 Bayesian regression of what the user made of everything they were shown on the properties of the items (a mixed model
 with random effects per user, as GLMix, KDD 2016): skips count as well as likes, and what brand explains is not
-explained again by words. Each property has two prior variances, of a lasting taste and of one that fades, learned
-from the products of residuals of all users (Haseman and Elston, 1972).
+explained again by words. Each property has two prior variances, of a lasting taste and of one that fades: the
+likeliest given what all users made of what they were shown (``retrieval.variances``). Looks and vectors are one
+space, of what they show beyond the fields (``retrieval.content``), in the directions in which users differ
+(``retrieval.directions``).
 
 Legend: R requests, C candidates, n candidates and H shown items of one request, S properties.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-from scipy.linalg import solve, solve_triangular
-from scipy.optimize import nnls
+from scipy.linalg import solve
 
 from dataset.contracts import POSITIVE_CODES
-from dataset.log import distinct
-from retrieval.properties import Picture, Properties
+from retrieval.content import Content
+from retrieval.directions import Slopes, better, directions
+from retrieval.evidence import Evidence, drawn, faded
+from retrieval.properties import LOOKS_SPACE, VECTORS_SPACE, Picture, Properties
 from retrieval.requests import Requests
 from retrieval.shown import NEVER, PRIOR, Shown, log_odds
-from retrieval.similarities import FADE_US
+from retrieval.variances import likeliest
 
 MOST_SHOWN = 512  # the latest that a taste is inferred from
 KEPT = 64  # tastes that were inferred last
-WIDEST = 1.0  # variance of a taste, in squared log-odds, that is not surprising
-LEARNED_USERS, LEARNED_SHOWN = 1_000, 256  # that variances are learned from
+LEARNED_SHOWN = 128  # the latest of a user that variances are learned from
 ANYTHING = "anything"  # the property that all items share: some users like more than others
 COUNTS = ("taste_shown", "taste_rate", "taste_category_shown", "taste_category_rate")
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What one user was shown before a moment, H rows.
-
-    Attributes:
-        item: int64 (H), rows of the properties.
-        time_us: int64 (H).
-        liked: bool (H), as known at the moment.
-        expected: float32 (H).
-    """
-
-    item: np.ndarray
-    time_us: np.ndarray
-    liked: np.ndarray
-    expected: np.ndarray
-
-    def latest(self, count: int) -> Evidence:
-        """The last rows."""
-        return Evidence(*(one[-count:] for one in vars(self).values()))
-
-    @property
-    def weight(self) -> np.ndarray:
-        """By how much a log-odd more would raise the expected chance, float32 (H)."""
-        return self.expected * (1 - self.expected)
-
-    @property
-    def surprise(self) -> np.ndarray:
-        """What was made of it against what was expected, in log-odds, float32 (H)."""
-        return (self.liked - self.expected) / self.weight
 
 
 @dataclass(frozen=True)
@@ -73,6 +45,9 @@ class Taste:
         shown: what every user was shown.
         lasting, fading: float32 (S), prior variances of each of ``of``.
         usual: share of what is shown that is liked.
+        content: what is read in place of some spaces; None: every space is read as it is, but for vectors.
+        gain: mean of that of ``Directions``; 0 without content.
+        noise: variance of surprises over what chance alone would give; ``lasting`` and ``fading`` are relative to it.
 
     What was inferred last is kept: a request asks for its user's taste three times, of other candidates each time.
     """
@@ -82,6 +57,9 @@ class Taste:
     lasting: np.ndarray
     fading: np.ndarray
     usual: float
+    content: Content | None = None
+    gain: float = 0.0
+    noise: float = 1.0
     _inferred: dict[bytes, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -95,29 +73,91 @@ class Taste:
         """
         liked = learned.liked_us < NEVER
         usual = float((liked.sum() + 1) / (len(liked) + 20))
-        count = len(properties.fields) + len(properties.spaces) + 1
-        empty = cls(properties, shown, np.zeros(count, np.float32), np.zeros(count, np.float32), usual)
-        square, product = np.zeros((2 * count, 2 * count)), np.zeros(2 * count)
-        for past in _drawn(properties, learned):
-            alike = empty.alike(past.item, past.item)
-            faded = _faded(past.time_us[:, None] - past.time_us)
-            weight = np.outer(past.weight, past.weight)
-            np.fill_diagonal(weight, 0)  # an item's surprise at itself is noise
-            root = np.sqrt(weight).ravel()
-            terms = np.concatenate([alike, alike * faded]).reshape(2 * count, -1) * root
-            square += terms @ terms.T
-            product += terms @ (np.outer(past.surprise, past.surprise).ravel() * root)
-        variance = _least_squares(square, product).astype(np.float32)
-        return cls(properties, shown, variance[:count], variance[count:], usual)
+        empty = cls(properties.without_vectors(), shown, np.empty(0), np.empty(0), usual)
+        users = list(drawn(properties, learned))
+        latest = [past.latest(LEARNED_SHOWN) for past in users]
+        (lasting, fading), noise = likeliest(latest, empty.alike, len(empty.of))
+        told = replace(empty, lasting=lasting, fading=fading, noise=noise)
+        return told._reading([LOOKS_SPACE], properties, users)
 
-    def with_items(self, items: pa.Table, picture: Picture) -> Taste:
+    def with_vectors(self, properties: Properties, learned: Shown) -> Taste:
+        """The same reading vectors, too, if they say more of users from whom it was not learned than looks alone.
+
+        Args:
+            properties: the same with vectors.
+            learned: as in ``fit``.
+        """
+        return self._reading([LOOKS_SPACE, VECTORS_SPACE], properties, list(drawn(properties, learned)))
+
+    def _reading(self, names: Sequence[str], properties: Properties, users: Sequence[Evidence]) -> Taste:
+        names = [name for name in names if name in properties.spaces]
+        if not names:
+            return self
+        content, before = Content.of(properties, names), self._looks(properties)
+        alone = dict(zip(self.of, np.stack([self.lasting, self.fading], axis=1), strict=True))
+        lasting, fading = (float(one) for one in alone.pop(LOOKS_SPACE, np.zeros(2)))
+        unread = self._with({**alone, LOOKS_SPACE: np.zeros(2)})
+        rows = np.concatenate([content.rows(properties), before], axis=1)
+        slopes = Slopes.of(rows, (unread._told(one.latest(MOST_SHOWN)) for one in users))
+        width = rows.shape[1] - before.shape[1]
+        found, known = directions(slopes.of_numbers(slice(width))), slopes.of_numbers(slice(width, None))
+        if self.content is None:
+            gain = known.likelihood(np.sqrt(lasting * self.noise) * np.eye(before.shape[1]))
+        else:
+            learned = directions(known)
+            gain = np.zeros(len(users)) if learned is None else learned.gain
+        if found is None or not better(found.gain, gain):
+            return self
+        vectors = VECTORS_SPACE in names
+        kept = properties if vectors else self.properties
+        made = replace(
+            self,
+            properties=kept,
+            content=content.turned(found.root / np.sqrt(self.noise)),
+            gain=float(found.gain.mean()),
+        )
+        again = (
+            min(fading / lasting, 1.0) if lasting else 0.0
+        )  # what a visit adds, as for looks read as they are
+        return made._with({**alone, VECTORS_SPACE if vectors else LOOKS_SPACE: np.array([1.0, again])})
+
+    def _looks(self, properties: Properties) -> np.ndarray:
+        """What this taste reads of looks, before it is turned, float32 (M, D)."""
+        if LOOKS_SPACE not in properties.spaces:
+            return np.zeros((len(properties.item_ids), 0), np.float32)
+        if self.content is None:
+            return properties.spaces[LOOKS_SPACE]
+        return Content.of(properties, [LOOKS_SPACE]).rows(properties)
+
+    def _with(self, variances: Mapping[str, np.ndarray]) -> Taste:
+        """The same with these lasting and fading variances."""
+        lasting, fading = np.array([variances[name] for name in self.of], np.float32).T
+        return replace(self, lasting=lasting, fading=fading)
+
+    def _told(self, past: Evidence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The rows, the prior covariance of surprises at them, noise included, and the surprises."""
+        prior = self._prior(past.item, past.faded).astype(np.float64)
+        prior[np.diag_indices(len(prior))] += 1 / past.weight
+        return past.item, prior * self.noise, past.surprise
+
+    def with_items(self, items: pa.Table, picture: Picture, vectors: np.ndarray | None = None) -> Taste:
         """The same tastes for a catalogue with ITEMS rows added or replaced, as in ``Properties.with_items``."""
-        return replace(self, properties=self.properties.with_items(items, picture))
+        return replace(self, properties=self.properties.with_items(items, picture, vectors))
+
+    @cached_property
+    def spaces(self) -> Mapping[str, np.ndarray]:
+        """The spaces that tastes are about, float32 (M, D) each."""
+        if self.content is None:
+            return self.properties.without_vectors().spaces
+        read = self.content.parts
+        others = {name: rows for name, rows in self.properties.spaces.items() if name not in read}
+        name = VECTORS_SPACE if VECTORS_SPACE in read else LOOKS_SPACE
+        return {**others, name: self.content.rows(self.properties)}
 
     @property
     def of(self) -> tuple[str, ...]:
         """The S properties."""
-        return (*self.properties.fields, *self.properties.spaces, ANYTHING)
+        return (*self.properties.fields, *self.spaces, ANYTHING)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -181,7 +221,7 @@ class Taste:
         out = np.empty((len(item), len(self.of)), dtype=np.float32)
         for number, codes in enumerate(self.properties.codes.T):
             out[:, number] = self._of_values(number, codes[past.item], codes[item], weight)
-        for number, rows in enumerate(self.properties.spaces.values(), len(self.properties.fields)):
+        for number, rows in enumerate(self.spaces.values(), len(self.properties.fields)):
             wanted = self._mixed(number, weight @ rows[past.item])
             out[:, number] = rows[item] @ wanted
         out[:, -1] = self._mixed(-1, weight.sum(axis=1))
@@ -192,11 +232,10 @@ class Taste:
         key = b"".join([*(one.tobytes() for one in vars(past).values()), np.int64(time_us).tobytes()])
         found = self._inferred.get(key)
         if found is None:
-            faded = _faded(past.time_us[:, None] - past.time_us)
-            prior = self._prior(past.item, faded)
+            prior = self._prior(past.item, past.faded)
             prior[np.diag_indices(len(prior))] += 1 / past.weight
             lasting = solve(prior, past.surprise, assume_a="pos", overwrite_a=True, check_finite=False)
-            found = np.stack([lasting, lasting * _faded(time_us - past.time_us)])
+            found = np.stack([lasting, lasting * faded(time_us - past.time_us)])
             if len(self._inferred) >= KEPT:
                 self._inferred.clear()
             self._inferred[key] = found
@@ -207,21 +246,21 @@ class Taste:
         out = np.ones((len(self.of), len(left), len(right)), dtype=np.float32)
         for number, codes in enumerate(self.properties.codes.T):
             out[number] = _same(codes[left], codes[right])
-        for number, rows in enumerate(self.properties.spaces.values(), len(self.properties.fields)):
+        for number, rows in enumerate(self.spaces.values(), len(self.properties.fields)):
             out[number] = rows[left] @ rows[right].T
         return out
 
-    def _prior(self, item: np.ndarray, faded: np.ndarray) -> np.ndarray:
+    def _prior(self, item: np.ndarray, left: np.ndarray) -> np.ndarray:
         """Prior covariance of the user's log-odds of H items, float32 (H, H)."""
-        out = self.lasting[-1] + self.fading[-1] * faded
+        out = self.lasting[-1] + self.fading[-1] * left
         count = len(self.properties.fields)
         for number, codes in enumerate(self.properties.codes.T):
             if self.lasting[number] or self.fading[number]:
-                out += _same(codes[item], codes[item]) * (self.lasting[number] + self.fading[number] * faded)
-        for variance, time in ((self.lasting, None), (self.fading, faded)):
+                out += _same(codes[item], codes[item]) * (self.lasting[number] + self.fading[number] * left)
+        for variance, time in ((self.lasting, None), (self.fading, left)):
             parts = [
                 rows[item] * np.sqrt(variance[number])
-                for number, rows in enumerate(self.properties.spaces.values(), count)
+                for number, rows in enumerate(self.spaces.values(), count)
                 if variance[number]
             ]
             if parts:
@@ -260,30 +299,3 @@ class Taste:
 
 def _same(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return ((left[:, None] == right) & (left >= 0)[:, None]).astype(np.float32)
-
-
-def _faded(age_us: np.ndarray) -> np.ndarray:
-    age = np.abs(age_us).astype(np.float32)  # exp is half of the cost in double precision
-    faded: np.ndarray = np.exp(age * np.float32(-1 / FADE_US))
-    return faded
-
-
-def _drawn(properties: Properties, learned: Shown) -> Iterator[Evidence]:
-    """The latest rows of users drawn at random."""
-    users = distinct(learned.user_id)
-    for user in np.sort(np.random.default_rng(0).permutation(users)[:LEARNED_USERS]):
-        own = learned.of_user(int(user))
-        row = properties.rows(learned.item_id[own])
-        past = Evidence(row, learned.available_us[own], learned.liked_us[own] < NEVER, learned.expected[own])
-        yield Evidence(*(one[row >= 0] for one in vars(past).values())).latest(LEARNED_SHOWN)
-
-
-def _least_squares(square: np.ndarray, product: np.ndarray) -> np.ndarray:
-    """The x >= 0 that is likeliest given terms @ terms.T and terms @ target, float64 (2 S).
-
-    The error of each target is 1, so ``square`` is the information about x; 1 / WIDEST^2 is known of any beforehand.
-    Without that, a variance of which the log says next to nothing (a value that two rows share) may be any number.
-    """
-    root = np.linalg.cholesky(square + np.eye(len(square)) / WIDEST**2)
-    found: np.ndarray = nnls(root.T, solve_triangular(root, product, lower=True))[0]
-    return found

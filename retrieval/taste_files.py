@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from retrieval.asked import Queries
-from retrieval.properties import Basis, Properties
+from retrieval.content import Content, Part
+from retrieval.properties import LOOKS_SPACE, VECTORS_SPACE, Basis, Properties
 from retrieval.shown import Shown
 from retrieval.taste import Taste
 from retrieval.words import Vocabulary
@@ -22,19 +23,32 @@ TENSORS, VALUES, WORDS = "taste.safetensors", "values.parquet", "words.parquet"
 QUERIES = "queries.parquet"
 
 
-def save_taste(
-    taste: Taste, blind: Taste, queries: Queries, out: Path, parents: Mapping[str, Artifact]
-) -> Artifact:
-    """Write an artifact of kind ``taste``; ``blind`` is the taste of the same items without their content."""
+@dataclass(frozen=True)
+class Tastes:
+    """What is known of tastes by who reads more or less of an item.
+
+    Attributes:
+        whole: with vectors, if these say more of tastes than looks do; else ``plain``.
+        plain: without vectors.
+        blind: without words and looks, too.
+    """
+
+    whole: Taste
+    plain: Taste
+    blind: Taste
+
+
+def save_taste(tastes: Tastes, queries: Queries, out: Path, parents: Mapping[str, Artifact]) -> Artifact:
+    """Write an artifact of kind ``taste``."""
+    taste = tastes.whole
     items, shown = taste.properties, taste.shown
-    tensors = {
-        "item_id": items.item_ids,
-        "codes": items.codes,
-        "lasting": taste.lasting,
-        "fading": taste.fading,
-        "blind/lasting": blind.lasting,
-        "blind/fading": blind.fading,
-    }
+    tensors = {"item_id": items.item_ids, "codes": items.codes}
+    gains = {}
+    for kind, one in (("", taste), ("plain/", tastes.plain), ("blind/", tastes.blind)):
+        tensors |= {f"{kind}lasting": one.lasting, f"{kind}fading": one.fading}
+        if one.content is not None:
+            gains[kind] = one.gain
+            tensors |= _content_tensors(kind, one.content)
     tensors |= {f"space/{name}": rows for name, rows in items.spaces.items()}
     for name, basis in items.bases.items():
         tensors |= {f"centre/{name}": basis.centre, f"directions/{name}": basis.directions}
@@ -51,6 +65,8 @@ def save_taste(
         "bases": list(items.bases),
         "price": list(items.price),
         "usual": taste.usual,
+        "gains": gains,
+        "noise": taste.noise,
     }
     with write_artifact(out, "taste", config, parents) as folder:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / TENSORS)
@@ -63,8 +79,8 @@ def save_taste(
     return open_artifact(out, "taste")
 
 
-def open_taste(artifact: Artifact) -> tuple[Taste, Taste, Queries]:
-    """Open an artifact of kind "taste": tastes, those without content, and the queries of the log.
+def open_taste(artifact: Artifact) -> tuple[Tastes, Queries]:
+    """Open an artifact of kind "taste": tastes, and the queries of the log.
 
     Raises:
         ArtifactError: it is of a release that did not tell tastes without content.
@@ -94,12 +110,39 @@ def open_taste(artifact: Artifact) -> tuple[Taste, Taste, Queries]:
         vocabulary=Vocabulary(column_of, words["weight"].to_numpy()),
     )
     shown = Shown(**{field.name: tensors[f"shown/{field.name}"] for field in fields(Shown)})
-    taste = Taste(properties, shown, tensors["lasting"], tensors["fading"], config["usual"])
-    blind = replace(
-        taste,
-        properties=properties.without_content(),
-        lasting=tensors["blind/lasting"],
-        fading=tensors["blind/fading"],
-    )
+
+    def taste(kind: str, items: Properties) -> Taste:
+        variances = tensors[f"{kind}lasting"], tensors[f"{kind}fading"]
+        gain = config.get("gains", {}).get(kind)  # earlier releases read every space as it is
+        content = None if gain is None else _content(tensors, kind, len(items.fields))
+        noise = config.get("noise", 1.0)
+        return Taste(items, shown, *variances, config["usual"], content, gain or 0.0, noise)
+
+    whole = taste("", properties)
+    plain = taste("plain/", properties.without_vectors()) if VECTORS_SPACE in properties.spaces else whole
     texts = pq.read_table(artifact.file(QUERIES))["text"].to_pylist()
-    return taste, blind, Queries(tensors["query_id"], tuple(texts), tensors["query/looks"])
+    return (
+        Tastes(whole, plain, taste("blind/", properties.without_content())),
+        Queries(tensors["query_id"], tuple(texts), tensors["query/looks"]),
+    )
+
+
+def _content_tensors(kind: str, content: Content) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for space, part in content.parts.items():
+        name = f"{kind}content/{space}/"
+        tensors |= {f"{name}{one}": getattr(part, one) for one in ("turn", "centre", "price")}
+        tensors |= {f"{name}values/{number}": values for number, values in enumerate(part.values)}
+    return tensors
+
+
+def _content(tensors: Mapping[str, np.ndarray], kind: str, count: int) -> Content:
+    """Of ``count`` fields."""
+    parts = {}
+    for space in (LOOKS_SPACE, VECTORS_SPACE):
+        name = f"{kind}content/{space}/"
+        if f"{name}turn" in tensors:
+            values = tuple(tensors[f"{name}values/{number}"] for number in range(count))
+            turn, centre, price = (tensors[f"{name}{one}"] for one in ("turn", "centre", "price"))
+            parts[space] = Part(turn, centre, price, values)
+    return Content(parts)

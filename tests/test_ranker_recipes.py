@@ -203,7 +203,10 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     )
     monkeypatch.setattr(stages, "open_dataset", lambda run: None)
     opened = SimpleNamespace(
-        artifacts={"embedding": nothing}, vectors=VECTORS, without_content=lambda: "blind"
+        artifacts={"embedding": nothing},
+        vectors=VECTORS,
+        without_content=lambda: "blind",
+        without_vectors=lambda: "plain",
     )
     frames = [SimpleNamespace(stored=one, history=None) for one in (TRAIN, VALID)]
     monkeypatch.setattr("retrieval.retriever.open_retrieval", lambda folder, fitted: {})
@@ -226,13 +229,13 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
 
     monkeypatch.setattr("ranker.train.train_ctr", record)
     assert CliRunner().invoke(app, ["ranker", *given]).exit_code == 0
-    blind = tuple((one, "blind", None) for one in (TRAIN, VALID))
+    plain, blind = (tuple((one, reader, None) for one in (TRAIN, VALID)) for reader in ("plain", "blind"))
     assert seen == [
         (
             f"ranker_{control}",
             chosen,
             plainer if control in ("full", "shuffled") else None,
-            blind if control == "id_only" else tuple(frames),
+            {"full": tuple(frames), "id_only": blind}.get(control, plain),
         )
         for control in ("full", "plain_content", "id_only", "shuffled")
     ]

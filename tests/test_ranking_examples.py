@@ -185,7 +185,12 @@ def test_rows_of_examples_have_the_types_of_request_rows():
 
 def test_a_ranker_that_learned_without_content_is_asked_with_the_columns_that_it_learned(monkeypatch):
     blind = SimpleNamespace(names=("match_taste", "match_behaviours"))
-    whole = SimpleNamespace(names=(*blind.names, "match_words_mean"), without_content=lambda: blind)
+    plain = SimpleNamespace(names=(*blind.names, "match_words_mean"))
+    whole = SimpleNamespace(
+        names=(*plain.names, "match_taste_vectors"),
+        without_content=lambda: blind,
+        without_vectors=lambda: plain,
+    )
     monkeypatch.setattr(replay, "match_names", lambda retriever: retriever.names)
     monkeypatch.setattr(replay, "matched", lambda stored, retriever, history: (stored, retriever))
     monkeypatch.setattr(replay, "chunks", lambda frames, what: [frames, frames])
@@ -197,11 +202,17 @@ def test_a_ranker_that_learned_without_content_is_asked_with_the_columns_that_it
 
     def ranker(names, value):
         def score(frame):
-            assert frame == ("stored", whole if "match_words_mean" in names else blind)
+            assert frame == ("stored", {3: whole, 2: plain, 1: blind}[value])
             return np.array([value], np.float32)
 
         return SimpleNamespace(matches=set(names), score=score, history=50)
 
-    rankers = {"full": ranker(whole.names, 1), "id_only": ranker(blind.names, 2)}
+    rankers = {
+        "full": ranker(whole.names, 3),
+        "plain": ranker(plain.names, 2),
+        "id_only": ranker(blind.names, 1),
+    }
     found = replay.scores_of("stored", whole, rankers)
-    assert {name: scores.tolist() for name, scores in found.items()} == {"full": [1, 1], "id_only": [2, 2]}
+    assert {name: scores.tolist() for name, scores in found.items()} == {
+        "full": [3, 3], "plain": [2, 2], "id_only": [1, 1],
+    }  # fmt: skip

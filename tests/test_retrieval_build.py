@@ -117,12 +117,16 @@ def test_tastes_are_learned_before_the_requests_they_are_used_for_and_read_of_th
     built, tiny_world
 ):
     run, split = built
-    taste, blind, queries = open_taste(opened(run, "taste"))
+    tastes, queries = open_taste(opened(run, "taste"))
+    taste, blind = tastes.plain, tastes.blind
     shown, learned = (Shown.of(log, split.fit_log) for log in (split.log, split.fit_log))
     assert taste.shown.end_us == shown.end_us > learned.end_us and len(taste.shown) == len(shown)
     again = Taste.fit(taste.properties, shown, learned)
     without = Taste.fit(taste.properties.without_content(), shown, learned)
-    for kept, made in ((taste, again), (blind, without)):
+    vectors = Vectors.open(opened(run, "embedding")).gather(taste.properties.item_ids)[0]
+    whole = again.with_vectors(again.properties.with_vectors(vectors), learned)
+    for kept, made in ((taste, again), (blind, without), (tastes.whole, whole)):
+        assert kept.of == made.of
         np.testing.assert_array_equal(kept.lasting, made.lasting)
         np.testing.assert_array_equal(kept.fading, made.fading)
     assert set(taste.of) - set(blind.of) == {"words"}
@@ -143,7 +147,7 @@ def test_what_the_id_only_control_reads_does_not_change_with_what_items_say(
     )
     for name in ("taste", "words"):
         shutil.rmtree(other / name)
-    build.build_taste(dataset, split, other / "taste")
+    build.build_taste(dataset, split, opened(run, "embedding"), other / "taste")
     Words.of(items).save(other / "words", {"split": split.artifact})
     impressions = log.filter(pc.equal(log["type"], "impression"))
     user, candidates = impressions["user_id"].to_numpy()[-1], np.sort(items["item_id"].to_numpy())

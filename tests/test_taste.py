@@ -12,19 +12,19 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from scipy.optimize import nnls
 
 from dataset.contracts import EVENTS, ITEMS, completed
 from feature_repo.frame import History
 from retrieval import taste as module
 from retrieval.asked import Asked, Queries
 from retrieval.colours import colours
-from retrieval.properties import LOOKS_SPACE, UNKNOWN, Properties
+from retrieval.evidence import Evidence
+from retrieval.properties import LOOKS_SPACE, UNKNOWN, VECTORS_SPACE, Properties
 from retrieval.requests import Request, Requests, history_of
 from retrieval.shown import NEVER, PRIOR, Rates, Shown
 from retrieval.similarities import FADE_US, Similarities
-from retrieval.taste import Evidence, Taste
-from retrieval.taste_files import TENSORS, open_taste, save_taste
+from retrieval.taste import Taste
+from retrieval.taste_files import TENSORS, Tastes, open_taste, save_taste
 from retrieval.words import Words
 from run.artifacts import ArtifactError
 
@@ -182,7 +182,7 @@ def slow_parts(taste, past, item, time_us):
     """Bayesian regression with a weight for every value and number, lasting and fading, written out."""
     properties, H = taste.properties, len(past.item)
     hot = [(codes[:, None] == np.unique(codes[codes >= 0])) for codes in properties.codes.T]
-    blocks = [*(one.astype(float) for one in hot), *properties.spaces.values(), np.ones((COUNT, 1))]
+    blocks = [*(one.astype(float) for one in hot), *taste.spaces.values(), np.ones((COUNT, 1))]
     prior, across = np.zeros((H, H)), []
     fade = lambda age: np.exp(-np.abs(age) / FADE_US)  # noqa: E731
     for rows, lasting, fading in zip(blocks, taste.lasting, taste.fading, strict=True):
@@ -227,23 +227,6 @@ def test_the_parts_of_a_taste_are_those_of_the_regression_written_out(taste):
                     np.testing.assert_array_equal(again, replace(fresh).parts(other, item, moment))
 
 
-def test_variances_are_the_non_negative_least_squares_and_nothing_where_the_log_says_nothing():
-    rng = np.random.default_rng(0)
-    terms = rng.normal(size=(5, 400))
-    target = np.array([0.5, 0, 0.2, -0.4, 0]) @ terms + rng.normal(size=400)
-    plain = nnls(np.concatenate([terms.T, np.eye(5)]), np.append(target, np.zeros(5)))[0]
-    np.testing.assert_allclose(
-        module._least_squares(terms @ terms.T, terms @ target), plain, rtol=1e-6, atol=1e-9
-    )
-    assert plain[3] == 0 < plain[0]
-    rare = terms.copy()
-    rare[4] = 0
-    rare[4, 7] = 1e-12  # a value that one pair of rows shares, long ago
-    target[7] = 50.0
-    found = module._least_squares(rare @ rare.T, rare @ target)
-    assert found[4] < 1e-9 and found.max() < 2
-
-
 def test_a_planted_taste_is_found_and_skips_alone_say_what_is_not_liked(taste):
     variance = dict(zip(taste.of, taste.lasting, strict=True))
     others = [value for name, value in variance.items() if name not in ("brand", "words")]
@@ -283,7 +266,7 @@ def test_only_what_was_available_before_the_request_is_known(taste):
         "the click came a minute later"
     )
     cut = Taste(taste.properties, Shown(*(getattr(shown, n)[shown.available_us < time_us] for n in vars_of(shown))),
-                taste.lasting, taste.fading, taste.usual)  # fmt: skip
+                taste.lasting, taste.fading, taste.usual, taste.content, taste.gain)  # fmt: skip
     offsets = np.array([0, COUNT])
     both = [one.columns(Requests.of([moment(time_us)]), IDS, offsets) for one in (taste, cut)]
     np.testing.assert_array_equal(*both)
@@ -324,28 +307,78 @@ def test_counts_are_of_the_user_and_of_the_user_within_the_category(taste, monke
     np.testing.assert_allclose(found[3], [0, usual, 0, usual], rtol=1e-5, err_msg="a user nobody knows")
 
 
-def test_a_saved_taste_and_its_queries_are_the_same(taste, tmp_path):
+@pytest.fixture(scope="module")
+def seeing(properties):
+    """Tastes about two of 64 numbers of a vector, which nothing else tells, and the same with and without vectors."""
+    rng = np.random.default_rng(3)
+    vectors = rng.normal(size=(COUNT, 64)).astype(np.float32)
+    vectors[::7] = 0  # items without one
+    wanted = rng.normal(size=(31, 2)) * 1.5
+    log = slates(lambda user, row: 1 / (1 + np.exp(1.2 - vectors[row, :2] @ wanted[user])), requests=40)
+    shown = Shown.of(log, log)
+    plain = Taste.fit(properties, shown, shown)
+    return plain, plain.with_vectors(properties.with_vectors(vectors), shown), vectors
+
+
+def test_tastes_about_two_numbers_of_a_vector_are_found_among_64(seeing):
+    plain, whole, vectors = seeing
+    assert set(whole.of) - set(plain.of) == {"vectors"} and set(plain.of) - set(whole.of) == {"looks"}
+    assert whole.gain > plain.gain
+    turned = whole.content.parts[VECTORS_SPACE].turn @ whole.content.parts[VECTORS_SPACE].turn.T
+    share = np.trace(turned[:2, :2]) / np.trace(turned)
+    assert share > 0.3, (
+        f"{share:.2f} of what items are compared by is in two numbers of 64, of 1 in 32 by chance"
+    )
+
+
+def test_a_vector_that_nobody_cares_for_is_not_read(properties, taste):
+    noise = np.random.default_rng(4).normal(size=(COUNT, 64)).astype(np.float32)
+    assert taste.with_vectors(properties.with_vectors(noise), taste.shown) is taste
+
+
+def test_saved_tastes_and_their_queries_are_the_same(taste, seeing, tmp_path):
+    plain, whole, vectors = seeing
     queries = Queries(
         np.array([3, 5]), ("soft Oak", None), taste.properties.bases[LOOKS_SPACE].directions[:2]
     )
-    unseen = Taste.fit(taste.properties.without_content(), taste.shown, taste.shown)
-    opened, blind, found = open_taste(save_taste(taste, unseen, queries, tmp_path / "taste", {}))
+    unseen = Taste.fit(plain.properties.without_content(), plain.shown, plain.shown)
+    opened, found = open_taste(save_taste(Tastes(whole, plain, unseen), queries, tmp_path / "taste", {}))
     request, offsets = Requests.of([asked(3, 500)]), np.array([0, COUNT])
-    assert opened.names == taste.names and blind.names == unseen.names
-    for pair in ((opened, taste), (blind, unseen)):
+    for pair in ((opened.whole, whole), (opened.plain, plain), (opened.blind, unseen)):
+        assert pair[0].names == pair[1].names and pair[0].gain == pair[1].gain
         np.testing.assert_array_equal(*(one.columns(request, IDS, offsets) for one in pair))
     assert found.texts == queries.texts and found.query_ids.tolist() == [3, 5]
     np.testing.assert_array_equal(found.looks, queries.looks)
     twin = items().slice(2, 1).set_column(0, "item_id", pa.array([5_000]))
-    grown = [one.with_items(twin, PICTURES.get) for one in (opened, taste)]
+    grown = [one.with_items(twin, PICTURES.get, vectors[2:3]) for one in (opened.whole, whole)]
     later = [one.columns(request, np.array([5_000]), np.array([0, 1])) for one in grown]
     np.testing.assert_array_equal(*later)
-    assert later[0][0, : len(taste.of)].any(), "an item that comes later is judged"
+    number = whole.of.index("vectors")
+    known = whole.columns(request, IDS[[2]], np.array([0, 1]))
+    np.testing.assert_allclose(later[0][0, number], known[0, number], rtol=1e-3, err_msg="seen as its equal")
+    unknown = whole.with_items(twin, PICTURES.get).columns(request, np.array([5_000]), np.array([0, 1]))
+    assert unknown[0, number] != later[0][0, number], "an item without a vector yet"
+    same, _ = open_taste(save_taste(Tastes(plain, plain, unseen), queries, tmp_path / "same", {}))
+    assert same.plain is same.whole, "where vectors say nothing, all but the blind read the same"
+
+
+def test_a_taste_of_a_release_without_directions_reads_every_space_as_it_is(taste, tmp_path):
+    none = Queries(np.empty(0, np.int64), (), np.empty((0, 1), np.float32))
+    equal = replace(taste, content=None, gain=0.0)
+    made = save_taste(Tastes(equal, equal, equal), none, tmp_path / "taste", {})
+    manifest = made.config
+    manifest.pop("gains")
+    tensors = load_file(made.file(TENSORS))
+    save_file({k: v for k, v in tensors.items() if not k.startswith("plain/")}, made.file(TENSORS))
+    opened, _ = open_taste(made)
+    request, offsets = Requests.of([asked(3, 500)]), np.array([0, COUNT])
+    assert opened.plain is opened.whole
+    np.testing.assert_array_equal(*(one.columns(request, IDS, offsets) for one in (opened.whole, equal)))
 
 
 def test_a_taste_of_a_release_without_blind_tastes_is_refused_with_the_command(taste, tmp_path):
     none = Queries(np.empty(0, np.int64), (), np.empty((0, 1), np.float32))
-    made = save_taste(taste, taste, none, tmp_path / "taste", {})
+    made = save_taste(Tastes(taste, taste, taste), none, tmp_path / "taste", {})
     tensors = load_file(made.file(TENSORS))
     kept = {name: one for name, one in tensors.items() if not name.startswith("blind/")}
     save_file(kept, made.file(TENSORS))

@@ -149,7 +149,7 @@ def _retrieval(folder: Path) -> None:
     said = words.save(folder / "words", {"dataset": dataset.artifact})
     WordVectors.of(words).save(folder / "word_vectors", {"words": said})
     Weights({"popular": [0, 0.5, 0]}).save(folder / "fusion", {"split": split.artifact}, {})
-    build_taste(dataset, split, folder / "taste")
+    build_taste(dataset, split, embedding, folder / "taste")
 
 
 def _relevance(folder: Path) -> None:
