@@ -91,7 +91,7 @@ def test_what_frozen_towers_read_is_not_taken_for_what_trained_ones_read(world, 
     assert np.abs(encoder.encode(contents) - anew).max() > 1e-3
 
 
-def test_training_sees_the_vectors_that_the_written_encoder_makes(world, monkeypatch, tmp_path):
+def test_training_sees_the_vectors_that_the_written_encoder_makes(world):
     """Rows of the corpus, read through the towers in a step, are the contents that the encoder reads later."""
     dataset, split, towers = world
     learner = train.new_learner(dataset, split, TINY, unfrozen(), 0, towers)
