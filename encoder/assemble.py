@@ -29,7 +29,7 @@ class Parts:
         chain: the model generates an attribute chain before it embeds (MOON3.0 §4.1).
         dual: two towers instead of one model: the baseline.
         wide: add a linear path from words and looks to the vector, which keeps what the rest forgets.
-        towers: heads on two pretrained towers that stay frozen, with a wide path, instead of one model.
+        towers: heads on two pretrained towers, with a fixed path, instead of one model.
     """
 
     region: bool = False

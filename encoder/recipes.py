@@ -25,6 +25,9 @@ from encoder.stages.contrast import (
 from encoder.stages.photos import Photos
 from encoder.stages.pretrain import Pretrain
 from encoder.stages.reason import Reason, Reinforce
+from encoder.stages.unfreeze import Unfreeze
+
+ON_TOWERS = (OWN, PART, VARIANT, DETAILS, QUERY)  # kinds of pairs for heads on pretrained towers
 
 
 class RecipeError(ValueError):
@@ -133,13 +136,29 @@ def pretrained() -> Recipe:
     head learns in seconds what a network from random weights has no time for. Needs the weights that ``make
     setup-pretrained`` installs, or a folder of your own.
     """
-    kinds = (OWN, PART, VARIANT, DETAILS, QUERY)
     return Recipe(
         "pretrained",
         Parts(towers=True),
         (
-            Contrast(fraction=0.7, kinds=kinds, name="halves"),
-            Contrast(fraction=0.3, kinds=(*kinds, BOUGHT), learning_rate_scale=0.3, name="relations"),
+            Contrast(fraction=0.7, kinds=ON_TOWERS, name="halves"),
+            Contrast(fraction=0.3, kinds=(*ON_TOWERS, BOUGHT), learning_rate_scale=0.3, name="relations"),
+        ),
+        pace=2.5,
+    )
+
+
+def unfrozen() -> Recipe:
+    """``pretrained``, and at last the last layer of both towers learns, too (docs/log/encoder.md#unfreezing-last).
+
+    For those with a GPU, or time: a step of the last stage reads its pictures and texts again.
+    """
+    return Recipe(
+        "unfrozen",
+        Parts(towers=True),
+        (
+            Contrast(fraction=0.5, kinds=ON_TOWERS, name="halves"),
+            Contrast(fraction=0.2, kinds=(*ON_TOWERS, BOUGHT), learning_rate_scale=0.3, name="relations"),
+            Unfreeze(fraction=0.3, kinds=(*ON_TOWERS, BOUGHT), learning_rate_scale=0.02),
         ),
         pace=2.5,
     )
@@ -162,6 +181,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "ours": ours,
     "photos": photos,
     "pretrained": pretrained,
+    "unfrozen": unfrozen,
 }
 
 

@@ -216,7 +216,7 @@ def _model(
 def _tower_model(size: Size, seed: int, checkpoint: Path | None, lora: int) -> TowerModel:
     """Untrained heads on the towers of a checkpoint folder, or of the installed packages."""
     if lora:
-        raise ValueError("the towers of recipe 'pretrained' stay frozen: it takes no adapters")
+        raise ValueError("a recipe with pretrained towers takes no adapters")
     towers = installed_towers() if checkpoint is None else read_towers(checkpoint)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 # The names in encoder/recipes.py, which is not imported here because it imports torch.
-RECIPES = "moon_embedding, moon, moon2, moon3, dual, ours, photos or pretrained"
+RECIPES = "moon_embedding, moon, moon2, moon3, dual, ours, photos, pretrained or unfrozen"
 # The names in ranker/recipes.py, the default first.
 RANKERS = (
     "cube, lr, fm, deep_fm, dcn_v2, attention, din, sim_hard, twin, hstu, vector, sim_soft, simtier, sata, muse, "

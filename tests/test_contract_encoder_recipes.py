@@ -21,6 +21,7 @@ from encoder.recipes import (
     photos,
     pretrained,
     recipe,
+    unfrozen,
 )
 
 __all__ = ["contents", "photo_shop"]
@@ -56,6 +57,14 @@ class TestPhotos(EncoderRecipeContract):
 
 class TestPretrained(EncoderRecipeContract):
     recipe = staticmethod(pretrained)
+
+    @pytest.fixture(scope="class")
+    def checkpoint(self, tmp_path_factory):
+        return tiny_towers(tmp_path_factory.mktemp("towers"))
+
+
+class TestUnfrozen(EncoderRecipeContract):
+    recipe = staticmethod(unfrozen)
 
     @pytest.fixture(scope="class")
     def checkpoint(self, tmp_path_factory):

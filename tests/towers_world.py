@@ -16,15 +16,15 @@ SMALL = LiteConfig(stem=8, stages=((1, 3, 1, 1, 8), (2, 5, 2, 2, 12)), head=24, 
 MARKS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
-def towers_of(seed: int = 0) -> Towers:
-    """A BERT of one layer over the words of ``encoder_world``, and a network of three blocks."""
+def towers_of(seed: int = 0, layers: int = 1) -> Towers:
+    """A BERT of ``layers`` layers over the words of ``encoder_world``, and a network of three blocks."""
     words = [*MARKS, *COLOURS, *SHAPES, "shapes", "acme", "bolt", "core"]
     tokenizer = Tokenizer(models.WordLevel({word: row for row, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     named = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     config = BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=64,
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=layers, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

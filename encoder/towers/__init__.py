@@ -1,1 +1,1 @@
-"""Pretrained towers, one for pictures and one for texts, whose features are read once and never trained."""
+"""Pretrained towers, one for pictures and one for texts: their features are read once, until a stage trains them."""

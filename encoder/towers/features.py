@@ -20,9 +20,9 @@ from dataset.contracts import DataError
 from dataset.tables import Dataset
 from encoder.content import Content, item_content, query_content
 from encoder.examples.corpus import Corpus, corpus_of
-from encoder.pictures.cache import Decoded
+from encoder.pictures.cache import Decoded, decoded
 from encoder.pictures.decode import decode_images
-from encoder.towers.model import Known, TowerModel
+from encoder.towers.model import Known, Source, TowerModel
 from encoder.towers.towers import Towers
 from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 from run.progress import track
@@ -82,7 +82,7 @@ def digest(towers: Towers) -> str:
 
 
 def tower_corpus(dataset: Dataset, model: TowerModel, item_ids: np.ndarray) -> Corpus:
-    """The training data of a tower model, whose ``text_UE`` it sets and which it fits.
+    """The training data of a tower model, whose ``text_UE`` and ``source`` it sets and which it fits.
 
     Args:
         dataset: the dataset.
@@ -107,6 +107,8 @@ def tower_corpus(dataset: Dataset, model: TowerModel, item_ids: np.ndarray) -> C
     shown = corpus.items.image[corpus.items.has_image]
     model.fit(np.array(told, np.float32).reshape(-1, model.towers.text_width), known.picture_NF[shown])
     model.text_UE = torch.from_numpy(model.standard("told", known.text_UE)).to(model.device)
+    # Both list the pictures that decode in the dataset's order.
+    model.source = Source(list(known.text_row), lambda: decoded(dataset, model.px).pixels)
     return replace(corpus, pixels=model.standard("seen", known.picture_NF))
 
 

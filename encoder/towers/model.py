@@ -1,8 +1,8 @@
-"""An encoder on frozen towers: heads are trained on features that are read once (frozen towers, trained heads).
+"""An encoder on pretrained towers: heads are trained on features that are read once, until a stage trains the towers.
 
 A sample of this model is not pixels and tokens but rows of tables of features: a text's fields (title, category,
 attributes, description) are read apart, so that every view of an item is made of the same few features, and equal
-fields of many items are read once.
+fields of many items are read once. Once a stage trains the towers, texts and pictures are read anew in every step.
 
 Shapes: B samples, D vector width, M items, U distinct texts, N pictures, S picture side in pixels, E features of a
 text, F of a picture.
@@ -10,8 +10,8 @@ text, F of a picture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -50,8 +50,21 @@ class Known:
     picture_NF: np.ndarray
 
 
+@dataclass(frozen=True)
+class Source:
+    """What the features of a corpus were read from.
+
+    Attributes:
+        texts: text of each row.
+        pixels: the pictures in their order, uint8 (N, S, S, 3); decoded when first asked for.
+    """
+
+    texts: Sequence[str]
+    pixels: Callable[[], np.ndarray]
+
+
 class TowerModel(EncoderModel):
-    """Heads on the features of frozen towers beside a fixed path, with the interface of ``EncoderModel``.
+    """Heads on the features of two towers beside a fixed path, with the interface of ``EncoderModel``.
 
     The features of a text are the mean over its fields. The heads map them, and the picture's, to vectors that are
     added and made as long as ``DEEP``. The fixed path is the whitened principal components of the same features:
@@ -78,6 +91,8 @@ class TowerModel(EncoderModel):
             self.register_buffer(f"{name}_scale", torch.ones(features))
             self.register_buffer(f"{name}_directions", torch.zeros(features, width))
         self.text_UE: Tensor | None = None  # in training: the standardised features of its texts
+        self.source: Source | None = None  # in training: what they were read from
+        self.tokens_U: list[list[int]] | None = None  # in training that changes the towers: of its texts
         self.known: Known | None = None
 
     @property
@@ -99,14 +114,11 @@ class TowerModel(EncoderModel):
         samples = [
             Sample([row_of.setdefault(text, len(row_of)) for _, text in one.fields]) for one in contents
         ]
-        pictured = [row for row, one in enumerate(contents) if one.image is not None]
-        if pictured:
-            seen = self.standard("seen", self._seen([contents[row].image or b"" for row in pictured]))
-            for row, features in zip(pictured, seen, strict=True):
-                samples[row] = replace(samples[row], pictures=(features,))
-        texts = torch.from_numpy(self.standard("told", self._read(list(row_of))))
+        shown = [row for row, one in enumerate(contents) if one.image is not None]
+        told = self.standard("told", self._read(list(row_of)))
+        seen = self.standard("seen", self._seen([contents[row].image or b"" for row in shown]))
         with torch.no_grad():
-            return self._vectors(samples, texts.to(self.device))
+            return self._vectors(samples, torch.from_numpy(told), shown, torch.from_numpy(seen))
 
     def _read(self, texts: Sequence[str]) -> np.ndarray:
         known = self.known
@@ -123,8 +135,12 @@ class TowerModel(EncoderModel):
         known = self.known
         place = [-1 if known is None else known.image_row.get(content_hash(one), -1) for one in images]
         new = [row for row, at in enumerate(place) if at < 0]
-        fresh = iter(self.towers.see([decode_image(images[row], self.px) for row in new]))
-        return np.stack([next(fresh) if known is None or at < 0 else known.picture_NF[at] for at in place])
+        out = np.zeros((len(images), self.towers.vision_width), dtype=np.float32)
+        out[new] = self.towers.see([decode_image(images[row], self.px) for row in new])
+        for row, at in enumerate(place):
+            if known is not None and at >= 0:
+                out[row] = known.picture_NF[at]
+        return out
 
     def fit(self, told_ME: np.ndarray, seen_NF: np.ndarray) -> None:
         """Learn from a catalogue how features vary, and the fixed path's directions.
@@ -151,19 +167,51 @@ class TowerModel(EncoderModel):
         mean, scale = (getattr(self, f"{name}_{of}").cpu().numpy() for of in ("mean", "scale"))
         return (rows - mean) * scale
 
+    def unfreeze(self, layers: int) -> np.ndarray:
+        """Let training change the last ``layers`` of each tower; the fixed path stays as it was fitted.
+
+        Returns:
+            the pictures, uint8 (N, S, S, 3): from now on a sample has pixels, where it had their features.
+        """
+        assert self.source is not None
+        self.towers.unfreeze(layers)
+        self.tokens_U = self.towers.tokens(self.source.texts, self.text_tokens)
+        return self.source.pixels()
+
     def forward(self, samples: Sequence[Sample]) -> Encoded:
-        """Vectors of samples of the training's texts, which ``text_UE`` holds."""
-        assert self.text_UE is not None
-        return Encoded(self._vectors(samples, self.text_UE))
+        """Vectors of samples of the training's texts, which ``text_UE`` holds and unfrozen towers read again."""
+        shown = [place for place, sample in enumerate(samples) if sample.pictures]
+        pictures = [samples[place].pictures[0] for place in shown]
+        if self.tokens_U is None:
+            assert self.text_UE is not None
+            seen = torch.from_numpy(np.stack(pictures)) if pictures else torch.zeros(0)
+            return Encoded(self._vectors(samples, self.text_UE, shown, seen))
+        row_of: dict[int, int] = {}
+        samples = [
+            Sample([row_of.setdefault(row, len(row_of)) for row in sample.tokens]) for sample in samples
+        ]
+        told = (self.towers.told([self.tokens_U[row] for row in row_of]) - self.told_mean) * self.told_scale
+        seen = (self.towers.seen(pictures) - self.seen_mean) * self.seen_scale
+        return Encoded(self._vectors(samples, told, shown, seen))
 
     def vectors(self, samples: Sequence[Sample]) -> Tensor:
         """The same without gradients: float (B, D)."""
         with torch.no_grad():
             return self(samples).vector_BD
 
-    def _vectors(self, samples: Sequence[Sample], text_UE: Tensor) -> Tensor:
-        """Sum of heads and fixed path, from rows of ``text_UE`` and standardised features of pictures."""
+    def _vectors(
+        self, samples: Sequence[Sample], text_UE: Tensor, shown: Sequence[int], seen_NF: Tensor
+    ) -> Tensor:
+        """Sum of heads and fixed path of standardised features.
+
+        Args:
+            samples: their tokens are rows of ``text_UE``.
+            text_UE: features of texts.
+            shown: places of the N samples with a picture.
+            seen_NF: features of their pictures.
+        """
         device, count = self.device, len(samples)
+        text_UE, seen_NF = text_UE.to(device), seen_NF.to(device)
         heads, fixed = (torch.zeros(count, self.width, device=device) for _ in range(2))
         length = torch.tensor([len(sample.tokens) for sample in samples], device=device)
         if length.any():
@@ -174,12 +222,10 @@ class TowerModel(EncoderModel):
             told = told[at] / length[at][:, None]
             heads = heads.index_add(0, at, self.words(told))
             fixed = fixed.index_add(0, at, F.normalize(told, dim=-1) @ self.told_directions)
-        shown = [place for place, sample in enumerate(samples) if sample.pictures]
-        if shown:
+        if len(shown):
             at = torch.tensor(shown, device=device)
-            seen = torch.from_numpy(np.stack([samples[place].pictures[0] for place in shown])).to(device)
-            heads = heads.index_add(0, at, self.picture(seen))
-            fixed = fixed.index_add(0, at, F.normalize(seen, dim=-1) @ self.seen_directions)
+            heads = heads.index_add(0, at, self.picture(seen_NF))
+            fixed = fixed.index_add(0, at, F.normalize(seen_NF, dim=-1) @ self.seen_directions)
         return DEEP * F.normalize(heads, dim=-1) + F.normalize(fixed, dim=-1, eps=SHORTEST)
 
 

