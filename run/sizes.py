@@ -58,7 +58,7 @@ SIZES = {
     for size in (
         Size(
             "nano",
-            item_width=64,
+            item_width=72,
             hidden=96,
             layers=2,
             image_px=32,
