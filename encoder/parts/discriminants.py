@@ -63,6 +63,8 @@ class Discriminants(nn.Module):
             )
         self.register_buffer("told_directions", torch.zeros(width, SHAPES))  # what words say of the shapes
         self.register_buffer("told_usual", torch.zeros(SHAPES))
+        self.register_buffer("alone", torch.zeros(()))  # 1: items of this catalogue have no words
+        self.alone: Tensor
         self.colour_usual: Tensor
         self.colour_directions: Tensor
         self.shape_usual: Tensor
@@ -73,24 +75,24 @@ class Discriminants(nn.Module):
     def forward(self, samples: Sequence[Sample], told_BD: Tensor) -> Tensor:
         """The discriminants of samples of pixels, float (B, K), of mean squared length 1 over the catalogue.
 
-        Without a picture they are 0; so are those of shapes without words, beside which they are measured.
+        Without a picture they are 0; so they are without words, unless the catalogue has none: a picture alone is
+        then a search, and what is behind the product is the searcher's.
 
         Args:
             samples: pictures and words.
             told_BD: the wide path's vectors of the words alone.
         """
         out = torch.zeros(len(samples), COUNT, device=told_BD.device)
-        shown = [place for place, sample in enumerate(samples) if sample.pictures]
-        if not shown:
+        alone = bool(self.alone)
+        places = [
+            place for place, sample in enumerate(samples) if sample.pictures and (alone or len(sample.tokens))
+        ]
+        if not places:
             return out
-        pixels = torch.from_numpy(np.stack([samples[place].pictures[0] for place in shown])).to(
-            told_BD.device
-        )
-        out[shown, :COLOURS] = (thumbnails(pixels) - self.colour_usual) @ self.colour_directions
-        worded = torch.tensor([len(samples[place].tokens) > 0 for place in shown], device=out.device)
+        pixels = torch.from_numpy(np.stack([samples[place].pictures[0] for place in places])).to(out.device)
+        out[places, :COLOURS] = (thumbnails(pixels) - self.colour_usual) @ self.colour_directions
         seen = (shapes(pixels) - self.shape_usual) @ self.shape_directions
-        said = told_BD[shown] @ self.told_directions + self.told_usual
-        out[shown, COLOURS:] = torch.where(worded[:, None], seen - said, 0.0)
+        out[places, COLOURS:] = seen - (told_BD[places] @ self.told_directions + self.told_usual)
         return out
 
     def fit(self, pixels_NSS3: np.ndarray, told_ND: np.ndarray) -> None:
@@ -104,6 +106,11 @@ class Discriminants(nn.Module):
         rows = np.sort(rng.permutation(len(pixels_NSS3))[:MOST])
         if len(rows) < FEWEST:
             return
+        worded = told_ND[rows].any(axis=1)
+        if worded.sum() >= FEWEST:
+            rows = rows[worded]
+        else:
+            self.alone.fill_(1)
         pixels, told = pixels_NSS3[rows], told_ND[rows]
         seen, views = _read(pixels, thumbnails, rng, mixed=False)
         self._keep("colour", seen, _strongest(seen, _within(views), COLOURS))
@@ -111,11 +118,8 @@ class Discriminants(nn.Module):
         spread = seen.std(axis=0) + 1e-4
         whitening = _within(views / spread)
         distinct = (seen - seen.mean(axis=0)) / spread @ whitening
-        worded = told.any(axis=1)
-        if worded.sum() < FEWEST:
-            return
-        words = RidgeCV(alphas=np.geomspace(0.1, 100, 10)).fit(told[worded], distinct[worded])
-        rest = distinct[worded] - words.predict(told[worded])
+        words = RidgeCV(alphas=np.geomspace(0.1, 100, 10)).fit(told, distinct)
+        rest = distinct - words.predict(told)
         chosen = _strongest(rest, np.eye(rest.shape[1]), SHAPES)
         self._keep("shape", seen, (whitening / spread[:, None]) @ chosen)
         self.told_directions.copy_(torch.from_numpy(words.coef_.T @ chosen))
