@@ -24,6 +24,7 @@ class Size:
         encoder_steps: most training steps of the encoder, a limit on time for the machine of this size.
         encoder_chunk: most samples per forward pass whose graph is kept (GradCache); None: the whole batch.
         ranker_slots: padded candidates per training step of the ranker.
+        ranker_history: those that the ranker reads, where it was told another number; None: ``history``.
     """
 
     name: str
@@ -38,6 +39,12 @@ class Size:
     encoder_steps: int
     encoder_chunk: int | None
     ranker_slots: int
+    ranker_history: int | None = None
+
+    @property
+    def behaviours(self) -> int:
+        """Most recent behaviours of a user that the ranker reads."""
+        return self.history if self.ranker_history is None else self.ranker_history
 
     @property
     def is_of_real_data(self) -> bool:
@@ -58,7 +65,7 @@ SIZES = {
     for size in (
         Size(
             "nano",
-            item_width=72,
+            item_width=64,
             hidden=96,
             layers=2,
             image_px=32,

@@ -16,7 +16,7 @@ from encoder.assemble import Parts, assemble
 from encoder.backbone.backbone import build_backbone, small_config
 from encoder.backbone.packing import Sample
 from encoder.parts import discriminants as module
-from encoder.parts.discriminants import COLOURS, COUNT, FEWEST, ROOM, SHAPES, Discriminants, shapes
+from encoder.parts.discriminants import COLOURS, COUNT, FEWEST, SHAPES, Discriminants, shapes
 from encoder.parts.wide import thumbnails
 
 SPECIAL = {"pad": 0, "image": 1, "vision_start": 2, "vision_end": 3}
@@ -203,17 +203,17 @@ def test_of_too_few_or_equal_pictures_nothing_is_learned():
     assert torch.isfinite(equal([noise], torch.ones(1, 5))).all()
 
 
-def test_they_are_the_last_numbers_of_a_vector_that_has_room_and_an_earlier_encoder_has_none():
+def test_they_are_the_last_numbers_of_a_vector_and_an_earlier_encoder_has_none():
     def built(parts, width):
         config = small_config(TINY.hidden, TINY.layers, TINY.image_px, 20, SPECIAL)
         return assemble(build_backbone(config, TINY.image_px, 0), parts, width, seed=0)
 
     with_them = Parts(wide=True, discriminants=True)
-    model = built(with_them, ROOM)
-    assert model.discriminants is not None and model.head.out_features == ROOM - COUNT
+    model = built(with_them, 32)
+    assert model.width == 32 + COUNT and model.head.out_features == 32
     model.discriminants.colour_directions[:] = 1
     words, both = model.vectors([Sample([5, 6]), Sample([5, 6], (np.zeros((16, 16, 3), np.uint8),))])
-    assert len(both) == ROOM and not words[-COUNT:].any() and both[-COUNT:-SHAPES].all()
+    assert len(both) == model.width and not words[-COUNT:].any() and both[-COUNT:-SHAPES].all()
     assert both[:-COUNT].norm().item() == pytest.approx(1, abs=1e-5)
-    assert built(with_them, ROOM - 1).discriminants is None
-    assert built(Parts(**{"wide": True}), ROOM).discriminants is None
+    earlier = built(Parts(**{"wide": True}), 32)  # as its artifact records it
+    assert earlier.discriminants is None and earlier.width == 32

@@ -28,7 +28,6 @@ from encoder.parts.wide import THUMBNAIL, thumbnails
 
 COLOURS, SHAPES = 4, 4
 COUNT = COLOURS + SHAPES  # K
-ROOM = 4 * COUNT  # the narrowest vector that has room for them
 VIEWS, MOST = 4, 4_000  # views of a picture, and pictures, that discriminants are learned from
 FEWEST = 32  # pictures; of fewer nothing is learned
 SHRINKAGE = 0.1  # of the covariance within pictures towards a sphere
