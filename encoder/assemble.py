@@ -10,6 +10,7 @@ import torch
 from encoder.backbone.backbone import Backbone, BackboneError
 from encoder.backbone.vision import Vision
 from encoder.model import EncoderModel
+from encoder.parts.discriminants import COUNT, Discriminants
 from encoder.parts.experts import GuidedExperts, ModalityExperts
 from encoder.parts.fire import Fire
 from encoder.parts.fusion import ModalityFusion
@@ -29,6 +30,8 @@ class Parts:
         chain: the model generates an attribute chain before it embeds (MOON3.0 §4.1).
         dual: two towers instead of one model: the baseline.
         wide: add a linear path from words and looks to the vector, which keeps what the rest forgets.
+        discriminants: keep what tells pictures apart in numbers of its own, after those of the others; beside a wide
+            path.
         towers: heads on two pretrained towers, with a fixed path, instead of one model.
     """
 
@@ -39,6 +42,7 @@ class Parts:
     chain: bool = False
     dual: bool = False
     wide: bool = False
+    discriminants: bool = False
     towers: bool = False
 
 
@@ -48,7 +52,7 @@ def assemble(backbone: Backbone, parts: Parts, width: int, seed: int) -> Encoder
     Args:
         backbone: experts and FIRE are inserted between its layers.
         parts: which parts the recipe has.
-        width: D, width of the vectors.
+        width: of the vectors without the discriminants.
         seed: initialises the new weights.
 
     Raises:
@@ -79,4 +83,5 @@ def assemble(backbone: Backbone, parts: Parts, width: int, seed: int) -> Encoder
             )
         fusion = ModalityFusion(hidden, width) if parts.fusion else None
         wide = Wide(backbone.config.text_config.vocab_size, width) if parts.wide else None
-        return EncoderModel(backbone, width, fusion, wide)
+        apart = Discriminants(backbone.vision.px, width) if parts.discriminants else None
+        return EncoderModel(backbone, width + COUNT if apart else width, fusion, wide, apart)

@@ -36,6 +36,7 @@ class DualModel(EncoderModel):
     def __init__(self, size: Size, vocabulary: int, end: int) -> None:
         nn.Module.__init__(self)
         self.wide = None
+        self.discriminants = None
         shape: dict[str, Any] = {
             "hidden_size": size.hidden,
             "intermediate_size": 2 * size.hidden,

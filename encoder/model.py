@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from encoder.backbone.backbone import Backbone, Read
 from encoder.backbone.packing import CHAIN, IMAGE, TEXT, Packed, Sample, pack
+from encoder.parts.discriminants import COUNT, Discriminants
 from encoder.parts.experts import load_balance, per_sequence
 from encoder.parts.fusion import ModalityFusion
 from encoder.parts.wide import Wide
@@ -22,6 +24,7 @@ from encoder.parts.wide import Wide
 # (docs/log/encoder_speed.md#embedding-beside-the-plain-loop).
 TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384}
 WIDE = 4.0  # length of the wide path's vectors, to which the backbone's are added
+APART = 0.35  # length of a picture's discriminants beside all else
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,25 @@ class EncoderModel(nn.Module):
         width: D, the full width of the vectors.
         fusion: fuses pooled image, text and attribute chain; None: mean over tokens and a linear head.
         wide: a linear path beside the backbone, whose vectors are added; None: there is none.
+        discriminants: of pictures, the last numbers of the vector; only beside a wide path. None: there are none.
     """
 
     def __init__(
-        self, backbone: Backbone, width: int, fusion: ModalityFusion | None = None, wide: Wide | None = None
+        self,
+        backbone: Backbone,
+        width: int,
+        fusion: ModalityFusion | None = None,
+        wide: Wide | None = None,
+        discriminants: Discriminants | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.width = width
         self.fusion = fusion
         self.wide = wide
-        self.head = None if fusion else nn.Linear(backbone.hidden_size, width, bias=False)
+        self.discriminants = discriminants
+        learned = width - COUNT if discriminants else width
+        self.head = None if fusion else nn.Linear(backbone.hidden_size, learned, bias=False)
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +92,11 @@ class EncoderModel(nn.Module):
         encoded = self.encoded(packed, self.backbone(packed))
         if self.wide is None:
             return encoded
-        return replace(encoded, vector_BD=encoded.vector_BD + WIDE * self.wide(samples))
+        vector = encoded.vector_BD + WIDE * self.wide(samples)
+        if self.discriminants is not None:
+            apart = self.discriminants(samples, self.wide.words([sample.tokens for sample in samples]))
+            vector = torch.cat([F.normalize(vector, dim=-1), APART * apart], dim=1)
+        return replace(encoded, vector_BD=vector)
 
     def encoded(self, packed: Packed, read: Read) -> Encoded:
         """Vectors from the hidden states of packed sequences, in the order of the samples."""

@@ -116,7 +116,7 @@ def ours() -> Recipe:
     """
     return Recipe(
         "ours",
-        Parts(wide=True),
+        Parts(wide=True, discriminants=True),
         (
             Contrast(fraction=0.7, kinds=(OWN, PART, QUERY), name="halves"),
             Contrast(

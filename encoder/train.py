@@ -28,6 +28,7 @@ from encoder.model import EncoderModel
 from encoder.optim import CHECKPOINT_LR_SCALE, Optimizers
 from encoder.pace import Pace
 from encoder.parts.chain import add_chain_marks
+from encoder.parts.discriminants import Discriminants
 from encoder.parts.lora import add_lora, merge
 from encoder.parts.wide import Wide, thumbnails
 from encoder.pictures.cache import decoded
@@ -163,6 +164,8 @@ def new_learner(
         )  # fmt: skip
         if model.wide is not None:
             _fit_wide(model.wide, corpus)
+            if model.discriminants is not None:
+                _fit_discriminants(model.discriminants, model.wide, corpus)
     rows = np.arange(len(corpus.spu))
     plan = Schedule.of(size, len(rows))
     return Learner(
@@ -231,6 +234,13 @@ def _fit_wide(wide: Wide, corpus: Corpus) -> None:
         rows = shown[start : start + 1024]
         looks[rows] = thumbnails(torch.from_numpy(corpus.pixels[items.image[rows]])).numpy()
     wide.fit(items.tokens, looks, shown)
+
+
+def _fit_discriminants(discriminants: Discriminants, wide: Wide, corpus: Corpus) -> None:
+    """Fit the discriminants of pictures to the items of a corpus of pixels, beside a fitted wide path."""
+    shown = np.flatnonzero(corpus.items.has_image)
+    told = wide.words([corpus.items.tokens[row] for row in shown]).cpu().numpy()
+    discriminants.fit(corpus.pixels[corpus.items.image[shown]], told)
 
 
 class Trained(nn.Module):

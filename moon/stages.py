@@ -145,6 +145,8 @@ def encoder(run: Run, recipe: str | None = None, backbone: Path | None = None, l
         chosen = named(recipe)
     else:
         chosen = ours() if backbone is not None or budget == 0.0 else default_recipe(size, dataset)
+    if budget == 0.0:  # as wide as the given vectors
+        chosen = replace(chosen, parts=replace(chosen.parts, discriminants=False))
     train_encoder(
         dataset,
         open_split(run),

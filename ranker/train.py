@@ -338,8 +338,8 @@ def _without_small(groups: Sequence[np.ndarray], counts: np.ndarray, slots: int)
     """The batches of a window, or of several pools, those less than half full joined to the one before.
 
     A batch of few requests moves the weights as far as a full one does, and each window and pool ends with one: they
-    cost quality (docs/log/ranker.md#a-whole-training-in-windows). A joined batch has at most half as many slots again;
-    where it would have more, the small one stays.
+    cost quality (docs/log/ranker.md#a-whole-training-in-windows). A joined batch has at most half as many slots
+    again; where it would have more, the small one stays.
     """
     kept: list[np.ndarray] = []
     for rows in groups:

@@ -58,6 +58,10 @@ class Wide(nn.Module):
             looks = thumbnails(torch.from_numpy(pixels).to(self.usual_P.device))
         return self.project([sample.tokens for sample in samples], looks, pictured)
 
+    def words(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Unit vectors of texts alone, float (B, D)."""
+        return self.project(tokens, self.usual_P[None, :][:0], [])
+
     def project(self, tokens: Sequence[Sequence[int]], looks: Tensor, pictured: Sequence[int]) -> Tensor:
         """Unit vectors, float (B, D).
 

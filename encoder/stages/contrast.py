@@ -169,7 +169,7 @@ class Contrasting(Objective):
             )
         weight = np.array([kind.weight * min(len(pairs), PLENTY) for kind, pairs in self.kinds])
         self.probability = weight / weight.sum()
-        self.queue = VectorQueue(stage.queue, learner.size.item_width) if stage.queue else None
+        self.queue = VectorQueue(stage.queue, learner.model.width) if stage.queue else None
         self.hard = None
         self.showable = {kind.item: can_show(corpus.items, kind.item) for kind, _ in self.kinds}
         if stage.hard:

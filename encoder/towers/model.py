@@ -90,6 +90,10 @@ class TowerModel(EncoderModel):
             self.register_buffer(f"{name}_mean", torch.zeros(features))
             self.register_buffer(f"{name}_scale", torch.ones(features))
             self.register_buffer(f"{name}_directions", torch.zeros(features, width))
+        self.told_mean: Tensor
+        self.told_scale: Tensor
+        self.seen_mean: Tensor
+        self.seen_scale: Tensor
         self.text_UE: Tensor | None = None  # in training: the standardised features of its texts
         self.source: Source | None = None  # in training: what they were read from
         self.tokens_U: list[list[int]] | None = None  # in training that changes the towers: of its texts

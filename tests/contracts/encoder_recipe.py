@@ -125,7 +125,7 @@ class EncoderRecipeContract:
         assert np.mean(found) > 0.85
 
     def test_a_vector_of_unit_norm_for_whatever_parts_there_are(self, encoder, vectors, contents):
-        assert (vectors.dtype, vectors.shape) == (np.float32, (len(contents), TINY.item_width))
+        assert (vectors.dtype, vectors.shape) == (np.float32, (len(contents), encoder.width))
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
         both, image = vectors[:3], vectors[12:15]  # the same pictures with and without words
         assert (np.abs(both - image).max(axis=1) > 1e-3).all()
@@ -141,7 +141,7 @@ class EncoderRecipeContract:
         np.testing.assert_allclose(mixed, vectors[order], atol=1e-5)
 
     def test_nothing_to_encode_is_no_vector_and_what_has_no_content_is_named(self, encoder):
-        assert encoder.encode([]).shape == (0, TINY.item_width)
+        assert encoder.encode([]).shape == (0, encoder.width)
         with pytest.raises(DataError, match=r"neither in 2, first \[1, 2\]"):
             encoder.encode([Content(None, "red"), Content(None, None), Content(None, " ")])
         with pytest.raises(DataError, match="expected a picture"):
