@@ -145,6 +145,6 @@ def directions(slopes: Slopes) -> Directions | None:
 
 
 def better(left: np.ndarray, right: np.ndarray) -> bool:
-    """Whether the first of two float (U) log-likelihoods is larger by more than its standard error over users."""
+    """Whether the first of two float (U) log-likelihoods is larger by more than two standard errors over users."""
     more = left - right
-    return bool(len(more) and more.mean() > max(more.std() / np.sqrt(len(more)), LEAST_GAIN))
+    return bool(len(more) and more.mean() > max(2 * more.std() / np.sqrt(len(more)), LEAST_GAIN))
