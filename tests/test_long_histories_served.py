@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from conftest import DAY, START, TinyDataset, TinySplit, TinyWorld, make_world, times, write_embedding
 from ranker_world import auc
-from test_ingest import SECOND, Clock, offline, online, some_events
+from test_ingest import Clock, offline, online, some_events
 from test_training_requests import Silent, split_of
 
 from dataset import contracts
@@ -27,7 +27,6 @@ from feature_repo.online import OnlineReader
 from feature_repo.shop_ids import shop_ids
 from feature_repo.store import materialize, open_store
 from feature_repo.vectors import Vectors
-from ranker.modules.hstu import Hstu
 from ranker.recipes import RecipeError, hstu, sim_soft
 from ranker.recipes import recipe as named
 from ranker.score import Ranker
@@ -284,15 +283,9 @@ def test_a_long_history_is_served_with_the_scores_of_the_training_frame(shop, lo
     moon.recommend(3, 10, session=visited)
     assert ranker.frame.history.item_id[-2:].tolist() == visited
     assert len(moon.history(3)) == 50, "retrieval and the page read what they did"
-    with_less = replace_reader(moon, 1_000)
-    with_less.recommend(3, 10, session=visited)
+    moon.ranked_behaviours = 1_000
+    moon.recommend(3, 10, session=visited)
     assert len(ranker.frame.history.item_id) == 1_000
-
-
-def replace_reader(moon, most):
-    """The same recommender with a ranker of shorter histories."""
-    moon.ranked_behaviours = most
-    return moon
 
 
 def test_a_recipe_that_compares_all_behaviours_refuses_long_histories():
@@ -304,4 +297,3 @@ def test_a_recipe_that_compares_all_behaviours_refuses_long_histories():
         hstu().require_history(1_001)
     for name in ("cube", "muse", "twin"):
         named(name).require_history(10_000)
-    assert Hstu.longest == 1_000 and SECOND
