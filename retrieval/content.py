@@ -44,7 +44,9 @@ class Part:
             if len(values):
                 named = codes[:, None] >= 0
                 said = said + np.where(named, values[codes], 0)
-        left: np.ndarray = np.where(rows.any(axis=1, keepdims=True), rows @ self.turn - said, 0).astype(np.float32)
+        left: np.ndarray = np.where(rows.any(axis=1, keepdims=True), rows @ self.turn - said, 0).astype(
+            np.float32
+        )
         return left
 
     def turned(self, by: np.ndarray) -> Part:

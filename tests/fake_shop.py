@@ -96,6 +96,9 @@ class FakeReader:
             requests, nothing, np.zeros(2, np.int64), replace(history_of(liked), code=np.full(len(liked), 3))
         )
 
+    def reading(self, history):
+        return self
+
     def with_candidates(self, user, item_ids):
         if not self.available:
             raise StoreUnavailable("refused")
@@ -107,6 +110,7 @@ class FakeRanker:
     """Prefers larger ids, so that its order is not the retrieval order; remembers what it was shown."""
 
     encoder = SimpleNamespace(inputs=SimpleNamespace(features=lambda side: ()))  # it reads none of the store
+    history = BEHAVIOURS
 
     def __init__(self):
         self.fails = None
