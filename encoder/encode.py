@@ -78,6 +78,11 @@ def query_encoder(encoder: Encodes) -> Callable[[Sequence[tuple[str | None, byte
     return encode
 
 
+def width_of(encoder: Artifact) -> int:
+    """D of the vectors that an encoder makes, by its artifact; where it does not say, the widest that it trained."""
+    return int(encoder.config.get("width", encoder.config["widths"][0]))
+
+
 class Encoder:
     """A trained encoder, ready to encode.
 

@@ -126,7 +126,8 @@ def train_encoder(
     done = _train(learner, recipe, plan, state, cpu_seconds, begun_from)
     if lora:
         merge(learner.model.backbone.model)
-    with write_artifact(out, "encoder", {**config, "batch": plan.batch, **done}, parents) as to:
+    made = {**config, "batch": plan.batch, "width": learner.model.width, **done}
+    with write_artifact(out, "encoder", made, parents) as to:
         save_encoder(learner.model, learner.tokenizer, to)
     checkpoints.remove()
     return open_artifact(out, "encoder")

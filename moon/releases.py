@@ -44,6 +44,7 @@ def publish(run: Path) -> Generation:
         StoreError: the run has no store.
     """
     from dataset.tables import Dataset
+    from encoder.encode import width_of
     from feature_repo.embedding_check import examine, with_content
     from feature_repo.vectors import Vectors
 
@@ -53,7 +54,7 @@ def publish(run: Path) -> Generation:
     figures = examine(
         vectors,
         with_content(Dataset.open(data["dataset"]).items),
-        int(artifacts["encoder"].config["widths"][0]),
+        width_of(artifacts["encoder"]),
         None if before is None else Vectors.open(_embedding(run, before.generation)),
     ).figures()
     put_online(run, artifacts["embedding"])

@@ -17,7 +17,7 @@ from dataset.contracts import IMAGES, JUDGEMENTS, QUARANTINE, QUERIES, DataError
 from dataset.split import Split, split_dataset
 from dataset.tables import Dataset, write_dataset
 from encoder.content import Content, item_content
-from encoder.encode import Encoder, save_encoder
+from encoder.encode import Encoder, save_encoder, width_of
 from encoder.train import train_encoder
 from run.artifacts import open_artifact
 
@@ -124,8 +124,9 @@ class EncoderRecipeContract:
         ]
         assert np.mean(found) > 0.85
 
-    def test_a_vector_of_unit_norm_for_whatever_parts_there_are(self, encoder, vectors, contents):
+    def test_a_vector_of_unit_norm_for_whatever_parts_there_are(self, trained, encoder, vectors, contents):
         assert (vectors.dtype, vectors.shape) == (np.float32, (len(contents), encoder.width))
+        assert width_of(trained) == encoder.width
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
         both, image = vectors[:3], vectors[12:15]  # the same pictures with and without words
         assert (np.abs(both - image).max(axis=1) > 1e-3).all()

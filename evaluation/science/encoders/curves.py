@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from encoder.encode import width_of
 from evaluation.measurements import read_measurements
 from evaluation.plots import Curve
 from evaluation.report import Plot
@@ -38,7 +39,7 @@ def width_curves(
                 if (match := WIDTH.fullmatch(key)) and f"encoder/{match[2]}" == name
             }
             if found and name in cells and encoder in trained:
-                widths = [*sorted(found), max(trained[encoder].config["widths"])]
+                widths = [*sorted(found), width_of(trained[encoder])]
                 curves.append(Curve(encoder, widths, [*(found[w] for w in widths[:-1]), cells[name].mean]))
         if curves:
             plots.append(Plot(f"{label} by vector width", "width", label, curves, markers=True, steps=True))
