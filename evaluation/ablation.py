@@ -14,7 +14,7 @@ from evaluation.seeds import SEEDS, measured_rankers
 from feature_repo.embeddings import as_stored
 from ranker.recipes import Recipe
 from ranker.score import Ranker
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from retrieval.examples import ranker_frames
 from retrieval.retriever import Retriever, open_retrieval
 from run.sizes import Size
@@ -71,18 +71,10 @@ def measure_worth(
         for left_out in (None, *names):
             name = f"{ALL if left_out is None else left_out}_{seed}"
             table = None if left_out in embedded else vectors
-            made = train_ctr(
-                train,
-                valid,
-                table,
-                size,
-                folder / "ablation" / name,
-                parents,
-                seed=seed,
-                loss=loss,
-                recipe=recipe,
-                without=() if left_out is None else (left_out,),
-            )
+            without = () if left_out is None else (left_out,)
+            training = Training(seed=seed, loss=loss, recipe=recipe, without=without)
+            out = folder / "ablation" / name
+            made = train_ctr(train, valid, table, size, out, parents, training)
             rankers[name] = Ranker.open(made, table)
     values: dict[tuple[str, str], list[float]] = {}
     for measured, value in measured_rankers(folder, dataset, split, size, rankers):

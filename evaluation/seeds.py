@@ -26,7 +26,7 @@ from feature_repo.embeddings import as_stored
 from moonstore.files import write_text
 from ranker.controls import rankers as controls
 from ranker.score import CONFIG, CtrConfig, Ranker
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from retrieval.examples import Readings, ranker_frames
 from retrieval.retriever import Retriever, open_retrieval
 from run.artifacts import open_artifact
@@ -68,7 +68,8 @@ def measure_seeds(
             own, checked = readings.by(reads)
             parents = {"split": split.artifact} | ({} if table is None else {"embedding": embedding})
             out = folder / "seeds" / name
-            trained = train_ctr(own, checked, table, size, out, parents, seed=seed, loss=loss, recipe=recipe)
+            training = Training(seed=seed, loss=loss, recipe=recipe)
+            trained = train_ctr(own, checked, table, size, out, parents, training)
             rankers[name] = Ranker.open(trained, table)
     found: dict[str, list[float]] = {}
     for name, value in measured_rankers(folder, dataset, split, size, rankers):

@@ -268,11 +268,12 @@ def ranker(
     settings: Path | None = None,
     stream: bool = False,
     history: int | None = None,
+    ranks: int | None = None,
     **training: Any,
 ) -> None:
     """Train the ranker by a recipe and its controls on the same requests, the relevance head, and build the search.
 
-    Each is left out where nothing teaches it. Changed definitions are registered. ``training``: see ``train_ctr``.
+    Each is left out where nothing teaches it. Changed definitions are registered. ``training``: see ``Training``.
     Where impressions were logged and neither a recipe nor settings are named, the validation requests choose between
     ``cube`` and ``attention``, the same without vectors (docs/log/ranker.md#content-must-not-harm).
     """
@@ -284,7 +285,7 @@ def ranker(
     from ranker.recipes import attention
     from ranker.recipes import recipe as named
     from ranker.settings import Settings
-    from ranker.train import train_ctr
+    from ranker.train import Training, train_ctr
     from retrieval.examples import Readings, ranker_frames
     from retrieval.retriever import Retriever, open_retrieval
 
@@ -295,30 +296,23 @@ def ranker(
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, run.folder / "store")
     if said := context_unknown(run.folder / "store", cut.shows):
         sys.stderr.write(f"  {said}\n")
+    controls = {run.folder / f"ranker_{name}": reads for name, reads in rankers(vectors, run.seed).items()}
     if cut.ranks:
         steps = "rank_by" in training
         train, valid, loss = ranker_frames(run.folder, cut, size, run.seed, retriever, steps, stream)
         readings = Readings.of(train, valid, retriever)
         undecided = recipe is None and settings is None and loss == "pointwise"
+        blind = Training(recipe=chosen, settings=tuned, loss=loss, seed=run.seed, **training)
+        seeing = replace(blind, plainer=attention()) if undecided else blind
+        for out, reads in controls.items():
+            parents, how = {"split": cut.artifact}, blind
+            if reads.vectors is not None:
+                parents, how = parents | {"embedding": embedding}, seeing
+            train_ctr(*readings.by(reads), reads.vectors, size, out, parents, how, ranks)
     else:
         sys.stderr.write("  no ranker: nothing in the log says what users took\n")
-    for control, reads in rankers(vectors, run.seed).items():
-        if not cut.ranks:
-            discard(run.folder / f"ranker_{control}")
-            continue
-        train_ctr(
-            *readings.by(reads),
-            reads.vectors,
-            size,
-            run.folder / f"ranker_{control}",
-            parents={"split": cut.artifact} | ({"embedding": embedding} if reads.vectors is not None else {}),
-            seed=run.seed,
-            loss=loss,
-            recipe=chosen,
-            settings=tuned,
-            plainer=attention() if undecided and reads.vectors is not None else None,
-            **training,
-        )
+        for out in controls:
+            discard(out)
     dataset = open_dataset(run)
     head = relevance_head(run, dataset, vectors, embedding, cut)
     build(run, dataset, open_encoder(run), replace(retriever, vectors=vectors), head, cut.end)

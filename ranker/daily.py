@@ -22,6 +22,7 @@ from torch import Tensor
 from feature_repo.frame import StoredRequests
 from feature_repo.vectors import Vectors
 from ranker.before import learn_content, train_alone
+from ranker.epoch import epoch_batches
 from ranker.fit import Plan, fit
 from ranker.inputs.batch import Batch
 from ranker.inputs.columns import Inputs, chunks, learn_inputs
@@ -29,11 +30,11 @@ from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.inputs.growth import NOTHING, Begins, Known, grown
 from ranker.inputs.id_tables import SPREAD
 from ranker.learner import WEIGHTS, Learner
+from ranker.losses import LOSSES, training_loss
 from ranker.memory import require_memory
 from ranker.model import WithPosition
 from ranker.recipes import Recipe
 from ranker.score import CONFIG, CtrConfig
-from ranker.train import LOSSES, epoch_batches, training_loss
 from ranker.weights import WEIGHTS as WEIGHTS_FILE
 from ranker.weights import save_weights
 from run.artifacts import Artifact, open_artifact, write_artifact

@@ -78,6 +78,9 @@ class Share:
         return float(summed)
 
 
+ALL = Share()  # of one process
+
+
 def in_ranks(ranks: int, work: Callable[[Share], None]) -> None:
     """Run ``work`` in so many processes, each with its share, and wait for all of them.
 

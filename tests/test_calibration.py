@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from dataset.contracts import DataError
 from evaluation.metrics import expected_calibration_error, log_loss
 from moon import cli
-from ranker import train as train_module
+from ranker import attempt
 from ranker.calibration import METHODS, Calibration, calibrated
 from ranker.explain import explain
 from ranker.recipes import simtier
 from ranker.score import Ranker
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from run.artifacts import ArtifactError, open_artifact
 from run.sizes import size
 
@@ -96,9 +96,8 @@ NANO = size("nano")
 
 
 def trained(out, **how):
-    return train_ctr(
-        Requests(TRAIN.frame), Requests(VALID.frame), TRAIN.vectors, NANO, out, {}, recipe=simtier(), epochs=2, **how
-    )  # fmt: skip
+    training = Training(recipe=simtier(), epochs=2, **how)
+    return train_ctr(Requests(TRAIN.frame), Requests(VALID.frame), TRAIN.vectors, NANO, out, {}, training)
 
 
 def test_the_map_is_in_the_artifact_and_in_every_score(tmp_path, one_thread):
@@ -139,16 +138,14 @@ def test_a_map_that_is_none_is_refused_with_the_command_that_makes_another(tmp_p
 
 
 def test_training_refuses_a_calibration_that_cannot_be_before_it_begins(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "fit", lambda *given, **how: pytest.fail("trained"))
+    monkeypatch.setattr(attempt, "fit", lambda *given, **how: pytest.fail("trained"))
     with pytest.raises(DataError, match="unknown calibration 'beta'"):
         trained(tmp_path / "r", calibrate="beta")
     with pytest.raises(DataError, match="logged impressions to calibrate with"):
         trained(tmp_path / "r", calibrate="platt", loss="listwise")
     with pytest.raises(DataError, match="found 0 clicks of 0 impressions"):
-        none = Requests(VALID.frame).take(0, 0)
-        train_ctr(
-            Requests(TRAIN.frame), Requests(none), TRAIN.vectors, NANO, tmp_path / "r", {}, calibrate="platt"
-        )
+        shown, none = Requests(TRAIN.frame), Requests(Requests(VALID.frame).take(0, 0))
+        train_ctr(shown, none, TRAIN.vectors, NANO, tmp_path / "r", {}, Training(calibrate="platt"))
 
 
 def test_the_command_hands_the_method_on(monkeypatch):

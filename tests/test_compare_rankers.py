@@ -44,12 +44,11 @@ def shop(tmp_path, monkeypatch):
         logits = {name: one.score(TEST.frame) for name, one in rankers.items()}
         return SimpleNamespace(label=LABEL, item_id=ITEM, user_id=USER, logits=logits, known_user=KNOWN)
 
-    def train(*given, seed, recipe, **rest):
-        trained.append((recipe.name, seed))
-        assert not list((tmp_path / "recipes").glob(f"{recipe.name}_{seed}*.partial")), (
-            "it would not be timed whole"
-        )
-        return real(*given, seed=seed, recipe=recipe, epochs=2, **rest)
+    def train(*given):
+        *rest, out, parents, training = given
+        trained.append((training.recipe.name, training.seed))
+        assert not list(out.parent.glob(f"{out.name}*.partial")), "it would not be timed whole"
+        return real(*rest, out, parents, replace(training, epochs=2))
 
     real = module.train_ctr
     truth = SimpleNamespace(

@@ -91,8 +91,8 @@ def test_moon_ranker_verifies_and_loads_each_artifact_once(run, opened, monkeypa
     monkeypatch.setattr(
         ranker.train,
         "train_ctr",
-        lambda train, valid, vectors, size, out, **named: trained.update(
-            {out.name: (vectors, named, {name for frames in (train, valid) for name in frames.names})}
+        lambda train, valid, vectors, size, out, parents, *how: trained.update(
+            {out.name: (vectors, parents, {name for frames in (train, valid) for name in frames.names})}
         ),
     )
     stages.ranker(load(run))
@@ -109,4 +109,4 @@ def test_moon_ranker_verifies_and_loads_each_artifact_once(run, opened, monkeypa
         "ranker_id_only"
     }
     assert trained["ranker_full"][0].id == embedding.id and trained["ranker_id_only"][0] is None
-    assert "embedding" not in trained["ranker_id_only"][1]["parents"]
+    assert "embedding" not in trained["ranker_id_only"][1]

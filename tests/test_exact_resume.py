@@ -13,10 +13,10 @@ from ranker_world import Requests, make_world
 from safetensors.torch import load_file
 from test_ranker_fit import BATCHES, PLAN, epoch_batches, make, same, trained
 
+from ranker import attempt
 from ranker import fit as fit_module
-from ranker import train as train_module
 from ranker.settings import Settings
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from ranker.weights import tensors_of
 from run.artifacts import open_artifact
 from run.resume import Checkpoints
@@ -30,7 +30,7 @@ KILLED = 4  # times
 
 def train(out, kill_before=None):
     """Train a click model; end the process before it takes that batch, all batches counted."""
-    real, seen = train_module.epoch_batches, []
+    real, seen = attempt.epoch_batches, []
 
     def batches(*given):
         for batch in real(*given):
@@ -40,8 +40,9 @@ def train(out, kill_before=None):
             yield batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "epoch_batches", batches)
-        made = train_ctr(Requests(WORLD.frame), Requests(VALID.frame), WORLD.vectors, TINY, out, {}, epochs=3)
+        patch.setattr(attempt, "epoch_batches", batches)
+        requests, checked = Requests(WORLD.frame), Requests(VALID.frame)
+        made = train_ctr(requests, checked, WORLD.vectors, TINY, out, {}, Training(epochs=3))
     return made, len(seen)
 
 
@@ -113,8 +114,8 @@ def test_a_checkpoint_names_service_features_and_version_and_another_is_told_and
     def made(place, version, signature=frame.signature, after=None):
         vectors = replace(WORLD.vectors, version=version)
         requests = Requests(WORLD.frame, signature)
-        rates = Settings(TINY.id_width, 2e-3, 0.005)
-        return train_ctr(requests, requests, vectors, TINY, place, {}, epochs=2, settings=rates, after=after)
+        training = Training(settings=Settings(TINY.id_width, 2e-3, 0.005), epochs=2)
+        return train_ctr(requests, requests, vectors, TINY, place, {}, training, after=after)
 
     def cut(epoch, loss):
         if epoch == 2:

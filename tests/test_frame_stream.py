@@ -18,11 +18,11 @@ from feature_repo.frames.join import TrainingFrame
 from feature_repo.frames.shards import open_frame, write_frame
 from feature_repo.frames.stream import FrameStream
 from feature_repo.side_information import SideInformation
-from ranker import train as train_module
+from ranker import epoch as epoch_module
 from ranker.inputs import columns
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, size_groups
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from retrieval.examples import MatchedFrames, _on_disk, ranker_frames
 from run.sizes import size
 
@@ -107,7 +107,7 @@ def test_an_epoch_goes_through_shuffled_windows_and_takes_every_request_once(mad
 
     def epoch(seed, done=0):
         seen.clear()
-        list(train_module.epoch_batches(Told(), counts, encoder, 12, (0, seed), done=done))
+        list(epoch_module.epoch_batches(Told(), counts, encoder, 12, (0, seed), done=done))
         return [row.tolist() for row in seen]
 
     seen = []
@@ -133,7 +133,7 @@ class Cut:
 
     def batches(self, slots, seed=0, done=0):
         return list(
-            train_module.epoch_batches(self, self.counts, None, slots, (seed, 0), share=self, done=done)
+            epoch_module.epoch_batches(self, self.counts, None, slots, (seed, 0), share=self, done=done)
         )
 
     def batch(self, stored, encoder, rows):
@@ -161,7 +161,7 @@ def test_no_window_ends_with_a_small_batch(requests):
 @pytest.mark.parametrize("windows", [None, np.zeros(490, np.int64)])
 def test_no_pool_ends_with_a_small_batch(monkeypatch, windows):
     """In memory, too: pools of 62 requests are six batches of ten and one of two."""
-    monkeypatch.setattr(train_module, "POOL", 6)
+    monkeypatch.setattr(epoch_module, "POOL", 6)
     found = Cut(np.full(490, 10), windows).batches(104)
     assert sorted(np.concatenate(found)) == list(range(490))
     assert sorted({len(rows) for rows in found}) == [6, 10, 12], "six are left for the last one"
@@ -190,7 +190,7 @@ def test_small_batches_are_joined_where_that_pads_little(seed):
     groups = [
         rows for start in (0, 60, 120) for rows in size_groups(counts, order[start : start + 60], slots)
     ]
-    found = train_module._without_small(groups, counts, slots)
+    found = epoch_module._without_small(groups, counts, slots)
     asked = joined_one_by_one([rows.tolist() for rows in groups], counts.tolist(), slots)
     assert [rows.tolist() for rows in found] == asked
     assert np.array_equal(np.concatenate(found), np.concatenate(groups)), "each is there once"
@@ -201,12 +201,12 @@ def test_a_frame_of_one_window_trains_the_ranker_that_it_trains_in_memory(made, 
     whole, stream = open_frame(made.path, store), FrameStream.open(made, store)
     valid = whole.only(np.arange(20))
     one, other = (
-        train_ctr(stored, valid, None, TINY, tmp_path / name, {}, epochs=2)
+        train_ctr(stored, valid, None, TINY, tmp_path / name, {}, Training(epochs=2))
         for name, stored in (("memory", whole), ("stream", stream))
     )
     assert one.id == other.id
     several = train_ctr(
-        FrameStream.open(made, store, 40), valid, None, TINY, tmp_path / "windows", {}, epochs=2
+        FrameStream.open(made, store, 40), valid, None, TINY, tmp_path / "windows", {}, Training(epochs=2)
     )
     losses = [made.config["outcome"]["train_loss"] for made in (one, several)]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], abs=0.1)
@@ -297,7 +297,7 @@ def test_memory_follows_the_window_and_not_the_frame(tmp_path, monkeypatch):
             def epoch(requests=requests, window=window, parts=parts):
                 stream = FrameStream.of(tmp_path / str(requests), *parts, window)
                 counts, encoder = encoded(stream, 10)
-                batches = train_module.epoch_batches(stream, counts, encoder, 512, (0, 0))
+                batches = epoch_module.epoch_batches(stream, counts, encoder, 512, (0, 0))
                 for _ in batches if window == 1 << 13 else [next(batches)]:
                     pass
 

@@ -22,15 +22,16 @@ from dataset.contracts import DataError
 from feature_repo.frame import History
 from feature_repo.side_information import SideInformation, ViewRows
 from feature_repo.vectors import Vectors, VectorTable
+from ranker.epoch import epoch_batches
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.inputs.search import Found, Search, shortened
 from ranker.learner import Learner
+from ranker.losses import training_loss
 from ranker.modules.ids import Ids
 from ranker.modules.sim import Sim
 from ranker.recipes import RECIPES, Recipe, RecipeError
 from ranker.score import CtrConfig, Ranker
-from ranker.train import epoch_batches, training_loss
 
 ITEMS = 40
 VECTORS = make_vectors(ITEMS)

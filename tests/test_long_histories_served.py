@@ -31,7 +31,7 @@ from ranker.recipes import RecipeError, hstu, sim_soft
 from ranker.recipes import recipe as named
 from ranker.score import Ranker
 from ranker.settings import Settings
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from retrieval.examples import ranker_frames
 from retrieval.index import ItemIndex
 from retrieval.retriever import Retriever
@@ -215,10 +215,9 @@ def trained(shop, history):
     sized, found = replace(size("nano"), ranker_history=history), retriever_of(shop)
     train, valid, loss = ranker_frames(shop.run, shop.split, sized, 0, found.whole)
     settings = Settings(8, learning_rate=5e-3, table_learning_rate=1e-3)
-    made = train_ctr(
-        train, valid, found.vectors, sized, shop.run / f"ranker_{history}", {}, recipe=sim_soft(), loss=loss,
-        settings=settings, epochs=5,
-    )  # fmt: skip
+    training = Training(recipe=sim_soft(), settings=settings, loss=loss, epochs=5)
+    out = shop.run / f"ranker_{history}"
+    made = train_ctr(train, valid, found.vectors, sized, out, {}, training)
     return Ranker.open(made, found.vectors)
 
 

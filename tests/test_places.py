@@ -12,7 +12,7 @@ from moon import cli
 from ranker.places import looked_at
 from ranker.score import Ranker
 from ranker.settings import Settings
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from run.sizes import size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,10 +62,9 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("places")
 
     def made(name, **how):
-        rates = Settings(NANO.id_width, 2e-3, 0.005)
-        artifact = train_ctr(
-            Requests(train), Requests(valid), vectors, NANO, folder / name, {}, settings=rates, **how
-        )
+        training = Training(settings=Settings(NANO.id_width, 2e-3, 0.005), **how)
+        requests, checked = Requests(train), Requests(valid)
+        artifact = train_ctr(requests, checked, vectors, NANO, folder / name, {}, training)
         return Ranker.open(artifact, vectors)
 
     return {"bias": made("bias"), "tower": made("tower", position_tower=True)}
@@ -116,7 +115,7 @@ def test_a_log_without_places_is_refused_before_training(tmp_path):
     world = make_world(requests=5)
     both = Requests(world.frame)
     with pytest.raises(DataError, match=r"logged position, found none. Train without --position-tower"):
-        train_ctr(both, both, world.vectors, NANO, tmp_path / "r", {}, position_tower=True)
+        train_ctr(both, both, world.vectors, NANO, tmp_path / "r", {}, Training(position_tower=True))
 
 
 def test_the_command_hands_on_the_tower(monkeypatch):

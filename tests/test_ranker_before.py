@@ -9,15 +9,14 @@ import torch
 from ranker_world import NOW_US, Requests, auc, make_world
 from safetensors.torch import load_file
 
-from ranker import before, recipes
-from ranker import train as training
+from ranker import attempt, before, recipes
 from ranker.modules.ids import Ids
 from ranker.modules.make import Make
 from ranker.modules.module import Module, Output
 from ranker.modules.numbers import Numbers
 from ranker.recipes import Recipe
 from ranker.score import Ranker
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from run.sizes import size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,10 +47,8 @@ def test_a_module_learns_from_the_vectors_that_the_training_requests_could_see(t
     vectors = replace(world.vectors, available_us=available)
     monkeypatch.setitem(recipes.RECIPES, "taught", lambda: Recipe("taught", {"taught": Taught}))
     Taught.seen.clear()
-    train_ctr(
-        Requests(world.frame), Requests(world.frame), vectors, TINY, tmp_path / "r", {}, epochs=1,
-        recipe=recipes.recipe("taught"),
-    )  # fmt: skip
+    requests, how = Requests(world.frame), Training(recipe=recipes.recipe("taught"), epochs=1)
+    train_ctr(requests, requests, vectors, TINY, tmp_path / "r", {}, how)
     known = world.vectors.matrix[np.isin(world.vectors.ids, shown) & ~np.isin(world.vectors.ids, late)]
     assert len(known) < 50
     for content in Taught.seen:
@@ -78,11 +75,9 @@ def test_a_module_that_trains_alone_is_a_click_model_before_the_rest_begins(tmp_
         kept["tables"] = all(torch.equal(dict(model.named_parameters())[n], t) for n, t in tables.items())
         kept["make"] = {n: t.detach().clone() for n, t in model.parts["make"].named_parameters()}
 
-    monkeypatch.setattr("ranker.train.train_alone", watched)
-    made = train_ctr(
-        Requests(train.frame), Requests(valid.frame), train.vectors, TINY, tmp_path / "r", {}, epochs=1,
-        recipe=alone(),
-    )  # fmt: skip
+    monkeypatch.setattr("ranker.attempt.train_alone", watched)
+    requests, checked, how = Requests(train.frame), Requests(valid.frame), Training(recipe=alone(), epochs=1)
+    made = train_ctr(requests, checked, train.vectors, TINY, tmp_path / "r", {}, how)
     assert kept["tables"]
     ranker = Ranker.open(made, train.vectors)
     part = ranker.model.parts["make"]
@@ -100,19 +95,17 @@ def test_a_training_that_was_cut_after_a_module_had_trained_alone_goes_on_from_t
     train, valid, _ = worlds()
     monkeypatch.setitem(recipes.RECIPES, "alone", lambda: alone(2))
     epochs = []
-    batches = training.epoch_batches
-    monkeypatch.setattr(training, "epoch_batches", lambda *given: epochs.append(given[4]) or batches(*given))
+    batches = attempt.epoch_batches
+    monkeypatch.setattr(attempt, "epoch_batches", lambda *given: epochs.append(given[4]) or batches(*given))
 
     def trained(name):
-        return train_ctr(
-            Requests(train.frame), Requests(valid.frame), train.vectors, TINY, tmp_path / name, {}, epochs=2,
-            recipe=alone(2),
-        )  # fmt: skip
+        requests, checked, how = Requests(train.frame), Requests(valid.frame), Training(alone(2), epochs=2)
+        return train_ctr(requests, checked, train.vectors, TINY, tmp_path / name, {}, how)
 
     whole, rates = trained("whole"), 2
     assert len(epochs) == rates * (2 + 2)
     with monkeypatch.context() as broken:
-        broken.setattr(training, "fit", lambda *_, **__: 1 / 0)
+        broken.setattr(attempt, "fit", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             trained("resumed")
     epochs.clear()

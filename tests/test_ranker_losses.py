@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ranker import train
-from ranker.train import LOSSES
+from ranker import attempt
+from ranker.losses import LOSSES
 from ranker.two_tower import train as two_tower
 
 LOGIT = [[2.0, -1.0, 0.5], [0.0, 3.0, 50.0], [1.0, 1.0, -40.0], [-2.0, 9.0, 9.0]]
@@ -89,10 +89,10 @@ def test_the_loss_that_stops_the_ranker_weighs_candidates_or_requests_alike(monk
             assert rows.tolist() in ([0], [1], [2]), "every request once"
             return int(rows[0])
 
-    monkeypatch.setattr(train, "VALID_REQUESTS", 1)
-    monkeypatch.setattr(train, "training_loss", lambda model, batch, loss: torch.tensor(batch.loss))
+    monkeypatch.setattr(attempt, "VALID_REQUESTS", 1)
+    monkeypatch.setattr(attempt, "training_loss", lambda model, batch, loss: torch.tensor(batch.loss))
     encoder = SimpleNamespace(batch=lambda start: chunks.get(start, EMPTY))
-    assert train._validate(None, Valid(), encoder, loss) == pytest.approx(mean)
+    assert attempt._validate(None, Valid(), encoder, loss) == pytest.approx(mean)
 
 
 EMPTY = SimpleNamespace(candidate_mask=torch.zeros(1, 1, dtype=torch.bool), label=torch.zeros(1, 1), loss=0.0)

@@ -18,11 +18,11 @@ from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
 from ranker.inputs.id_tables import bag_configs
 from ranker.inputs.search import Search
+from ranker.losses import LOSSES, training_loss
 from ranker.modules.attention import TargetAttention
 from ranker.modules.cube import Content, Extractor
 from ranker.recipes import cube
 from ranker.score import CtrConfig, Ranker, score_together
-from ranker.train import LOSSES, training_loss
 
 VECTORS = make_vectors(60)
 

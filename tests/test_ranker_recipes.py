@@ -30,10 +30,10 @@ from ranker.modules.numbers import Numbers
 from ranker.recipes import Recipe, RecipeError, recipe
 from ranker.score import RENAMED, Ranker
 from ranker.settings import Settings
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
 from run.folder import Run
-from run.sizes import Size, size
+from run.sizes import size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MADE_BY_0_1_0 = Path(__file__).with_name("made_by_0_1_0") / "rankers"
@@ -44,7 +44,8 @@ TRAIN, VALID = full_frame(60), full_frame(30, seed=1)
 
 
 def trained(out, vectors=VECTORS, **options):
-    return train_ctr(Requests(TRAIN), Requests(VALID), vectors, TINY, out, {}, **{"epochs": 2} | options)
+    training = Training(**{"epochs": 2} | options)
+    return train_ctr(Requests(TRAIN), Requests(VALID), vectors, TINY, out, {}, training)
 
 
 def as_now(tensors):
@@ -155,14 +156,8 @@ def test_a_module_of_ones_own_learns_planted_truth_without_a_line_of_the_product
     monkeypatch.setitem(recipes.RECIPES, "similar", similar)
     old = np.arange(240)
     worlds = [make_world(requests=r, old_items=old, seed=s) for r, s in ((400, 0), (80, 1))]
-    made = train_ctr(
-        *(Requests(one.frame) for one in worlds),
-        worlds[0].vectors,
-        NANO,
-        tmp_path / "r",
-        {},
-        recipe=similar(),
-    )
+    requests, training = [Requests(one.frame) for one in worlds], Training(recipe=similar())
+    made = train_ctr(*requests, worlds[0].vectors, NANO, tmp_path / "r", {}, training)
     assert made.config["recipe"] == "similar"
     assert json.loads(made.file("config.json").read_text())["recipe"]["modules"]["similarity"] == {
         "module": "Similarity",
@@ -174,9 +169,7 @@ def test_a_module_of_ones_own_learns_planted_truth_without_a_line_of_the_product
     assert auc(label, ranker.score(test.frame)) > auc(label, test.probability) - 0.04
     learned = ranker.model.get_parameter("parts.similarity.scale").detach()
     assert float(learned) != 1.0
-    control = train_ctr(
-        *(Requests(one.frame) for one in worlds), None, NANO, tmp_path / "id_only", {}, recipe=similar()
-    )
+    control = train_ctr(*requests, None, NANO, tmp_path / "id_only", {}, training)
     assert "parts.similarity.scale" not in load_file(control.file("model.safetensors"))
 
 
@@ -218,14 +211,15 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setattr("moon.searching.build", lambda *place: None)
     monkeypatch.setattr(stages, "open_encoder", lambda run: None)
     monkeypatch.setattr(
-        stages, "replace", lambda one, **changes: replace(one, **changes) if isinstance(one, Size) else one
+        stages, "replace", lambda one, **changes: one if one is opened else replace(one, **changes)
     )
     monkeypatch.setattr("feature_repo.store.apply_definitions", lambda store: None)
     monkeypatch.setattr("feature_repo.frames.context.context_unknown", lambda *place: "")
 
-    def record(*given, recipe, plainer, **options):
-        lengths.add(given[3].behaviours)
-        seen.append((given[4].name, recipe.name, None if plainer is None else plainer.name, given[:2]))
+    def record(train, valid, vectors, size, out, parents, training, ranks):
+        lengths.add(size.behaviours)
+        plainer = None if training.plainer is None else training.plainer.name
+        seen.append((out.name, training.recipe.name, plainer, (train, valid)))
 
     monkeypatch.setattr("ranker.train.train_ctr", record)
     assert CliRunner().invoke(app, ["ranker", *given]).exit_code == 0

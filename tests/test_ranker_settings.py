@@ -9,16 +9,17 @@ import torch
 from ranker_world import Requests, full_frame, make_vectors
 from torch.nn import functional
 
-from ranker import train as train_module
+from ranker import attempt
 from ranker.inputs.batch import Batch
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.learner import Learner
+from ranker.losses import training_loss
 from ranker.model import WithPosition
 from ranker.recipes import attention
 from ranker.score import CtrConfig
 from ranker.settings import Settings
-from ranker.train import training_loss
+from ranker.train import Training, train_ctr
 from run.artifacts import ArtifactError
 
 SHIPPED = Settings(8, 1e-3, 0.02)
@@ -117,17 +118,17 @@ def test_training_gets_the_settings_it_is_told(tmp_path, monkeypatch):
     def tell(model, plan, loss, learner, **_):
         told.update(rate=plan.learning_rate, decay=learner(model, 1.0).adam.param_groups[0]["weight_decay"])
         told.update(hidden=model.candidate_input.out_features, ids=model.id_dropout)
-        monkeypatch.setattr(train_module, "training_loss", lambda *given: told.update(other=given[3]))
+        monkeypatch.setattr(attempt, "training_loss", lambda *given: told.update(other=given[3]))
         loss(BATCH)
         raise StopIteration
 
-    monkeypatch.setattr(train_module, "fit", tell)
+    monkeypatch.setattr(attempt, "fit", tell)
     one = Requests(FRAME)
     own = Settings(
         4, 0.5, 0.1, hidden=2, depth=1, dropout=0.1, weight_decay=0.3, id_dropout=0.2, other_loss=0.4
     )
     with pytest.raises(StopIteration):
-        train_module.train_ctr(one, one, VECTORS, train_size(), tmp_path / "r", {}, settings=own)
+        train_ctr(one, one, VECTORS, train_size(), tmp_path / "r", {}, Training(settings=own))
     assert told == {"rate": 0.5, "decay": 0.3, "hidden": 8, "ids": 0.2, "other": 0.4}
 
 

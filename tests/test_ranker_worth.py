@@ -16,7 +16,7 @@ from ranker.explain import explain
 from ranker.recipes import attention, cube
 from ranker.score import Ranker
 from ranker.settings import Settings
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from run.sizes import size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +41,7 @@ TRAIN, TEST = shop(300, 0), shop(150, 1)
 
 
 def trained(out, **options):
-    made = train_ctr(Requests(TRAIN), Requests(shop(60, 2)), VECTORS, TINY, out, {}, **options)
+    made = train_ctr(Requests(TRAIN), Requests(shop(60, 2)), VECTORS, TINY, out, {}, Training(**options))
     return Ranker.open(made, VECTORS)
 
 

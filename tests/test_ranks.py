@@ -18,18 +18,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from ranker import memory, sharded, train
+from ranker import attempt, memory, sharded
+from ranker.epoch import epoch_batches
 from ranker.fit import Plan, fit
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, jagged, select_requests
 from ranker.inputs.id_tables import collection, lookup
 from ranker.learner import Learner, TrainingError
+from ranker.losses import counted, training_loss
 from ranker.model import WithPosition
 from ranker.modules.module import Module, Output
 from ranker.ranks import Share, in_ranks
 from ranker.recipes import Recipe, cube
 from ranker.score import CtrConfig, Ranker
 from ranker.sharded import ShardedLearner, ShardedModel
+from ranker.train import Training, train_ctr
 from run.resume import Checkpoints
 from run.sizes import size
 
@@ -57,7 +60,7 @@ class Job:
         return Checkpoints(self.folder / "out", {"recipe": self.config.recipe.name}, {})
 
     def batches(self, epoch, share):
-        every = list(train.epoch_batches(self.train, self.counts, self.encoder, SLOTS, (0, epoch), share))
+        every = list(epoch_batches(self.train, self.counts, self.encoder, SLOTS, (0, epoch), share))
         return every[:STEPS]
 
     def fit(self, epochs, model, logits, share, learner, batches=None):
@@ -66,9 +69,9 @@ class Job:
             Plan(epochs, 9, 1e-2, 0),
             batches=lambda epoch, done: islice((batches or self.batches)(epoch, share), done, None),
             loss=lambda batch: share.weigh(
-                train.training_loss(logits, batch, self.loss), train.counted(batch, self.loss)
+                training_loss(logits, batch, self.loss), counted(batch, self.loss)
             ),
-            validate=lambda: train._validate(logits, self.valid, self.encoder, self.loss, share),
+            validate=lambda: attempt._validate(logits, self.valid, self.encoder, self.loss, share),
             checkpoints=self.checkpoints(),
             description="test",
             learner=learner,
@@ -240,7 +243,7 @@ def shop(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shop")
     some, nobody = (Requests(select_requests(FRAME, np.arange(n))) for n in (48, 0))
     made = {
-        n: train.train_ctr(some, nobody, VECTORS, NANO, folder / f"of_{n}", {}, epochs=2, ranks=n)
+        n: train_ctr(some, nobody, VECTORS, NANO, folder / f"of_{n}", {}, Training(epochs=2), ranks=n)
         for n in (None, 2)
     }
     return folder, made
@@ -261,13 +264,13 @@ def test_a_metric_is_of_all_ranks_and_of_no_earlier_training(shop, tmp_path):
     """Shares of unequal size, and another day validated before: the loss is that of all requests at once."""
     _, made = shop
     job, model = Job(tmp_path, "listwise"), Ranker.open(made[None], VECTORS).model
-    whole = train._validate(WithPosition(model), job.valid, job.encoder, "listwise")
+    whole = attempt._validate(WithPosition(model), job.valid, job.encoder, "listwise")
     found = tmp_path / "losses"
 
     def validate(share):
         mine = ShardedModel(model, share).eval()
         for part in (job.train, job.valid):  # another day first
-            loss = train._validate(mine, part, job.encoder, "listwise", share)
+            loss = attempt._validate(mine, part, job.encoder, "listwise", share)
         with found.open("a") as file:
             file.write(f"{loss}\n")
 
@@ -301,7 +304,7 @@ def test_a_ranker_that_would_outgrow_memory_is_not_begun(tmp_path, monkeypatch):
     with pytest.raises(
         TrainingError, match=r"of which item\.item_id 192, request\.user_id 64, .*Choose a --size"
     ):
-        train.train_ctr(some, some, VECTORS, NANO, tmp_path / "r", {})
+        train_ctr(some, some, VECTORS, NANO, tmp_path / "r", {})
     assert not any(tmp_path.iterdir())
 
 

@@ -32,7 +32,7 @@ from feature_repo.create import create_store
 from feature_repo.frames import shards
 from feature_repo.frames.source import FrameSource
 from ranker.learner import Learner
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from ranker.two_tower.train import train_two_tower
 from run.artifacts import MANIFEST, Artifact, open_artifact, write_artifact
 from run.resume import Checkpoints, find_artifact, remove_checkpoints
@@ -43,7 +43,7 @@ NUMBERS = 2
 # What this module and its helpers import; they themselves are not on the path of multiprocessing's fork server.
 PRELOADED = [
     "pytest", "encoder.train", "encoder.embed", "evaluation.bench.local_redis", "feature_repo.create",
-    "feature_repo.frames.shards", "ranker.train", "ranker.two_tower.train",
+    "feature_repo.frames.shards", "ranker.attempt", "ranker.two_tower.train",
 ]  # fmt: skip
 
 
@@ -89,9 +89,8 @@ def train_ranker(source: Path, out: Path, worked: Worked) -> None:
     counted(Learner, "step", worked)
     world, valid = make_world(requests=64, users=20), make_world(requests=20, users=20, seed=1)
     parents = {"data": Artifact(source, "data", "data-1", {}, {})}
-    train_ctr(
-        Requests(world.frame), Requests(valid.frame), world.vectors, size("nano"), out, parents, epochs=3
-    )
+    requests, checked = Requests(world.frame), Requests(valid.frame)
+    train_ctr(requests, checked, world.vectors, size("nano"), out, parents, Training(epochs=3))
 
 
 def train_towers(source: Path, out: Path, worked: Worked) -> None:

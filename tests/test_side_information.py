@@ -25,7 +25,7 @@ from feature_repo.vectors import Vectors
 from moonstore.freshness import EPOCH, US
 from ranker.explain import explain
 from ranker.score import Ranker
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from retrieval.requests import Requests
 from run.sizes import size
 from serving.visit import newest_of, with_session
@@ -266,5 +266,5 @@ def test_the_ranker_learns_from_what_was_known_at_the_behaviours(shop, tmp_path)
     ranker = Ranker.open(train_ctr(train, valid, vectors, TINY, tmp_path / "r", {}), vectors, train.signature)
     assert auc(label, ranker.score(frame)) > 0.8
     assert auc(label, explain(ranker, frame)["behaviour_deal"]) > 0.8
-    blind = train_ctr(train, valid, vectors, TINY, tmp_path / "b", {}, without=["behaviour_deal"])
+    blind = train_ctr(train, valid, vectors, TINY, tmp_path / "b", {}, Training(without=["behaviour_deal"]))
     assert auc(label, Ranker.open(blind, vectors).score(frame)) < 0.7

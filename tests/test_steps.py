@@ -18,7 +18,7 @@ from ranker.inputs.columns import Inputs
 from ranker.recipes import vector
 from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.steps import entire_space_loss, log_chances, log_odds
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from run.sizes import size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -125,9 +125,8 @@ def made(tmp_path_factory):
     (vectors, train, *_), (_, valid, *_) = shop(500, 0), shop(120, 1)
 
     def trained(name, train, valid, **how):
-        one = train_ctr(
-            Requests(train), Requests(valid), vectors, NANO, folder / name, {}, recipe=vector(), **how
-        )
+        training = Training(recipe=vector(), **how)
+        one = train_ctr(Requests(train), Requests(valid), vectors, NANO, folder / name, {}, training)
         return one, Ranker.open(one, vectors)
 
     plain = [
@@ -171,7 +170,8 @@ def test_the_steps_are_part_of_the_artifact_and_a_model_of_clicks_has_none(made)
 def test_a_step_that_is_not_learned_cannot_be_ranked_by(tmp_path):
     vectors, frame, *_ = shop(5, 0)
     with pytest.raises(DataError, match="cannot rank by 'cart': expected one of click, purchase"):
-        train_ctr(Requests(frame), Requests(frame), vectors, NANO, tmp_path / "r", {}, rank_by="cart")
+        one = Requests(frame)
+        train_ctr(one, one, vectors, NANO, tmp_path / "r", {}, Training(rank_by="cart"))
 
 
 def test_the_command_hands_on_what_to_rank_by(monkeypatch):

@@ -15,7 +15,7 @@ from ranker.learner import TrainingError
 from ranker.recipes import attention, simtier
 from ranker.score import CONFIG, CtrConfig
 from ranker.settings import Settings
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from ranker.tuning import rankers
 from ranker.tuning.rankers import tune_ctr
 from ranker.tuning.space import Between, OneOf, ranker_space
@@ -168,7 +168,8 @@ def test_a_ranker_is_tuned_by_its_validation_requests_and_its_best_can_be_made_a
     assert min(best["losses"]) == min(min(one["losses"]) for one in trials)
     assert settings == Settings.read(tmp_path / "study" / "best.json") == Settings(**best["values"])
     assert not list((tmp_path / "study").glob("trial_*")), "no trial's weights are kept"
-    made = train_ctr(*FRAMES[:2], VECTORS, NANO, tmp_path / "r", {}, recipe=simtier(), settings=settings)
+    training = Training(recipe=simtier(), settings=settings)
+    made = train_ctr(*FRAMES[:2], VECTORS, NANO, tmp_path / "r", {}, training)
     assert made.config["outcome"]["valid_loss"] == pytest.approx(best["losses"], rel=1e-6)
     assert CtrConfig.read(made.file(CONFIG)).settings() == settings.settings()
     assert not list(tmp_path.glob("r.*")), "no other rates were tried"

@@ -15,7 +15,7 @@ from ranker.inputs.rules.categories import Hashed
 from ranker.inputs.seen import are_seen, filter_of
 from ranker.score import Ranker
 from ranker.settings import Settings
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from run.sizes import size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,11 +26,10 @@ OLD, NEW = np.arange(0, 240), np.arange(240, 300)
 @pytest.fixture(scope="module")
 def ranker(tmp_path_factory):
     train, valid = (make_world(requests=n, old_items=OLD, seed=seed) for n, seed in ((600, 0), (80, 1)))
-    settings = Settings(NANO.id_width, 2e-3, 0.02, id_dropout=0.2)
+    training = Training(settings=Settings(NANO.id_width, 2e-3, 0.02, id_dropout=0.2))
     out = tmp_path_factory.mktemp("unseen") / "r"
-    artifact = train_ctr(
-        Requests(train.frame), Requests(valid.frame), train.vectors, NANO, out, {}, settings=settings
-    )
+    requests, checked = Requests(train.frame), Requests(valid.frame)
+    artifact = train_ctr(requests, checked, train.vectors, NANO, out, {}, training)
     return Ranker.open(artifact, train.vectors)
 
 

@@ -20,10 +20,10 @@ from ranker.inputs.batch import Batch
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.inputs.rules.side_by_side import one_by_one
+from ranker.losses import training_loss
 from ranker.model import ClickModel
 from ranker.recipes import Recipe, cube
 from ranker.score import CtrConfig
-from ranker.train import training_loss
 from run.sizes import SIMULATED, size
 
 CLICKS, REQUESTS, SHOWN, WIDTH = 100_000, 2_000, 10, 64

@@ -30,10 +30,10 @@ from ranker.inputs.batch import Batch
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
 from ranker.inputs.id_tables import is_table
 from ranker.learner import Learner
+from ranker.losses import training_loss
 from ranker.model import ClickModel
 from ranker.recipes import cube, recipe
 from ranker.score import Ranker
-from ranker.train import training_loss
 from run.sizes import SIMULATED, size
 
 CLICKS, USERS, CATEGORIES = 600_000, 50, 50

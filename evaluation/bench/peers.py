@@ -25,12 +25,12 @@ from ranker.inputs.batch import Batch
 from ranker.inputs.columns import USER_ID, learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests
 from ranker.learner import Learner
+from ranker.losses import training_loss
 from ranker.model import ClickModel
 from ranker.modules.din import Din
 from ranker.modules.ids import Ids
 from ranker.recipes import Recipe
 from ranker.score import CtrConfig, Ranker
-from ranker.train import training_loss
 
 WIDTH, ATTENTION, DEEP = 16, (64, 16), (512, 256, 128)
 BATCH = 1024  # impressions of a training step

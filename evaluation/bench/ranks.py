@@ -23,7 +23,7 @@ from feature_repo.embeddings import as_stored
 from feature_repo.frame import Frame, StoredRequests
 from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from ranker.weights import WEIGHTS
 from retrieval.examples import ranker_frames
 from retrieval.retriever import Retriever, open_retrieval
@@ -89,7 +89,7 @@ def compare(stored: StoredRequests, vectors: Vectors, size: Size, ranks: int) ->
         for number in (None, ranks):
             started = time.monotonic()
             out = Path(folder) / f"of_{number}"
-            made = train_ctr(some, none, vectors, size, out, {}, epochs=1, ranks=number)
+            made = train_ctr(some, none, vectors, size, out, {}, Training(epochs=1), ranks=number)
             seconds.append(time.monotonic() - started)
             weights.append(load_file(made.file(WEIGHTS)))
     first, second = weights

@@ -12,7 +12,7 @@ from moonstore.files import write_json, write_text
 from ranker.learner import TrainingError
 from ranker.recipes import Recipe
 from ranker.settings import Settings
-from ranker.train import LEARNING_RATES, train_ctr
+from ranker.train import LEARNING_RATES, Training, train_ctr
 from ranker.tuning.space import Space, ranker_space
 from ranker.tuning.study import Pruned, Report, Study, TuningError
 from ranker.tuning.table import markdown, to_json
@@ -78,19 +78,8 @@ def tune_ctr(
     def attempt(values: Mapping[str, Any], number: int, report: Report) -> float:
         place = out / f"trial_{number}"
         try:
-            made = train_ctr(
-                train,
-                valid,
-                vectors,
-                size,
-                place,
-                parents,
-                seed=seed,
-                loss=loss,
-                recipe=recipe,
-                settings=Settings(**values),
-                after=report,
-            )
+            training = Training(seed=seed, loss=loss, recipe=recipe, settings=Settings(**values))
+            made = train_ctr(train, valid, vectors, size, place, parents, training, after=report)
         except (Pruned, TrainingError):  # one that was cut short keeps its checkpoint
             _discard(place)
             raise

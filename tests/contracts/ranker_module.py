@@ -22,7 +22,7 @@ from ranker.model import run
 from ranker.modules.module import Features
 from ranker.recipes import RECIPES, Recipe
 from ranker.score import CONFIG, CtrConfig, Ranker
-from ranker.train import LEARNING_RATES, train_ctr
+from ranker.train import LEARNING_RATES, Training, train_ctr
 from ranker.weights import save_weights
 from run.artifacts import open_artifact, write_artifact
 from run.sizes import size
@@ -276,7 +276,8 @@ class RankerModuleContract:
             for frame, chance in zip(seen, chances, strict=True)
         )
         dial = replace(DIAL, ranker_slots=64)
-        made = train_ctr(Requests(train), Requests(valid), VECTORS, dial, tmp_path / "r", {}, recipe=made_of)
+        training = Training(recipe=made_of)
+        made = train_ctr(Requests(train), Requests(valid), VECTORS, dial, tmp_path / "r", {}, training)
         label = test.candidates["label"].to_numpy()
         best, found = auc(label, chances[2]), auc(label, Ranker.open(made, VECTORS).score(test))
         assert best > 0.8

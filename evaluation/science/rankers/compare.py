@@ -23,7 +23,7 @@ from moonstore.files import write_json, write_text
 from ranker.recipes import Recipe, RecipeError, recorded
 from ranker.score import CONFIG, Ranker
 from ranker.settings import Settings
-from ranker.train import train_ctr
+from ranker.train import Training, train_ctr
 from ranker.tuning.rankers import TUNING, tune_ctr
 from retrieval.examples import MatchedFrames, ranker_frames
 from retrieval.retriever import Retriever, open_retrieval
@@ -156,9 +156,8 @@ def _train(
     for partial in out.glob(f"{place.name}*.partial"):
         discard(partial)
     before = time.process_time()
-    made = train_ctr(
-        train, valid, vectors, size, place, parents, seed=seed, loss=loss, recipe=recipe, settings=settings
-    )
+    training = Training(seed=seed, loss=loss, recipe=recipe, settings=settings)
+    made = train_ctr(train, valid, vectors, size, place, parents, training)
     seconds = time.process_time() - before
     model = Ranker.open(made, vectors).model
     learned = sum(one.numel() for one in model.parameters() if one.requires_grad)

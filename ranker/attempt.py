@@ -1,0 +1,168 @@
+"""One training of a click model, of a recipe with some settings: a ranker is the best of a few."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from feature_repo.frame import StoredRequests
+from feature_repo.vectors import Vectors
+from ranker.before import learn_content, train_alone
+from ranker.epoch import epoch_batches
+from ranker.fit import Outcome, Plan, fit
+from ranker.inputs.batch import Batch
+from ranker.inputs.frame_encoder import FrameEncoder
+from ranker.learner import Learner
+from ranker.losses import LOSSES, Logits, counted, training_loss
+from ranker.model import ClickModel, WithPosition
+from ranker.ranks import ALL, Share, in_ranks
+from ranker.score import CtrConfig
+from run.artifacts import Artifact
+from run.resume import Checkpoints
+
+VALID_REQUESTS = 512  # requests read at once when validating
+
+
+@dataclass(frozen=True)
+class Data:
+    """What every attempt learns from.
+
+    Attributes:
+        train, valid: requests with labels.
+        counts: candidates of each training request, int64 [R].
+        vectors: the embedding; None: a control without.
+        slots: padded candidates of a batch.
+        parents: the artifacts that all this was made from, by role.
+    """
+
+    train: StoredRequests
+    valid: StoredRequests
+    counts: np.ndarray
+    vectors: Vectors | None
+    slots: int
+    parents: Mapping[str, Artifact]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A click model trained with some settings, and what reads frames for it."""
+
+    config: CtrConfig
+    model: ClickModel
+    encoder: FrameEncoder
+    outcome: Outcome
+
+
+def best_of(trained: Sequence[Trained]) -> Trained:
+    """The one with the smallest validation loss, the first of equals."""
+    return min(trained, key=lambda one: min(one.outcome.valid_loss, default=0.0))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A click model in training.
+
+    Attributes:
+        data: what it learns from.
+        config: of the model.
+        plan: how long and how fast.
+        place: path beside which its checkpoints are kept.
+    """
+
+    data: Data
+    config: CtrConfig
+    plan: Plan
+    place: Path
+
+    @cached_property
+    def encoder(self) -> FrameEncoder:
+        """Reads frames for the model."""
+        return FrameEncoder(self.config.inputs, self.data.vectors, self.config.recipe.search)
+
+    def run(self, ranks: int | None, after: Callable[[int, float], None] | None) -> Trained:
+        """Train it, or go on where it was interrupted; arguments as of ``train_ctr``."""
+        torch.manual_seed(self.plan.seed)
+        model, data = self.config.build(), self.data
+        if data.vectors is not None:
+            learn_content(model, data.train, data.vectors, self.plan.seed)
+        train_alone(model, self.plan, self.batches, LOSSES[self.config.loss], self.checkpoints)
+        fitted = partial(self.fit, after=after)
+        if ranks is not None:
+            train_in_ranks(ranks, model, fitted)
+        # After ranks, nothing is left to train: this reads the best epoch from their last checkpoint.
+        outcome = fitted(model, WithPosition(model), ALL, Learner)
+        return Trained(self.config, model, self.encoder, outcome)
+
+    def fit(
+        self,
+        model: nn.Module,
+        logits: Logits,
+        share: Share,
+        learner: type[Learner],
+        after: Callable[[int, float], None] | None,
+    ) -> Outcome:
+        """Train the whole model, or a rank's share of it, on every batch."""
+        config, data = self.config, self.data
+        return fit(
+            model,
+            self.plan,
+            batches=lambda epoch, done: self.batches(epoch, done, share),
+            loss=lambda batch: training_loss(logits, batch, config.loss, config.other_loss, share),
+            validate=(lambda: _validate(logits, data.valid, self.encoder, config.loss, share))
+            if len(data.valid)
+            else None,
+            checkpoints=self.checkpoints(),
+            description=f"train {self.place.name}",
+            learner=partial(learner, weight_decay=config.weight_decay),
+            after=after,
+        )
+
+    def batches(self, epoch: int, done: int, share: Share = ALL) -> Iterator[Batch]:
+        """A rank's share of the batches of an epoch, without the first ``done``."""
+        data, seed = self.data, (self.plan.seed, epoch)
+        return epoch_batches(data.train, data.counts, self.encoder, data.slots, seed, share, done)
+
+    def checkpoints(self, module: str | None = None) -> Checkpoints:
+        """Of the whole model, or of a module that is trained alone."""
+        name = self.place.name if module is None else f"{self.place.name}.{module}"
+        signature, vectors = self.config.inputs.signature, self.data.vectors
+        job = {
+            "service": signature.service,
+            "features": [one.name for one in signature.features],
+            "embedding_version": None if vectors is None else vectors.version,
+            "config": self.config.to_json(),
+            # A job that may train for more epochs is the same job.
+            "plan": asdict(self.plan) | {"epochs": None},
+            "requests": len(self.data.train),
+        }
+        return Checkpoints(self.place.with_name(name), job, self.data.parents)
+
+
+def train_in_ranks(ranks: int, model: ClickModel, fitted: Callable[..., Outcome]) -> None:
+    """Train in so many processes, and leave the result in the checkpoint of the last epoch."""
+    from ranker.sharded import ShardedLearner, ShardedModel
+
+    def rank(share: Share) -> None:
+        sharded = ShardedModel(model, share)
+        fitted(sharded, sharded, share, ShardedLearner)
+
+    in_ranks(ranks, rank)
+
+
+def _validate(
+    logits: Logits, valid: StoredRequests, encoder: FrameEncoder, loss: str, share: Share = ALL
+) -> float:
+    total, weight = 0.0, 0
+    for start in range(0, len(valid), VALID_REQUESTS):
+        batch = share.batch(valid, encoder, np.arange(start, min(start + VALID_REQUESTS, len(valid))))
+        with torch.no_grad():
+            value = float(training_loss(logits, batch, loss))
+        units = counted(batch, loss)
+        total, weight = total + value * units, weight + units
+    return share.total(total) / max(share.total(weight), 1)

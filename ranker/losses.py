@@ -1,0 +1,68 @@
+"""The losses of a click model: of logged impressions, of one positive among others, and of what follows a click.
+
+Legend: R requests, N candidates of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ranker.inputs.batch import Batch
+from ranker.ranks import ALL, Share
+from ranker.steps import entire_space_loss
+
+Logits = Callable[[Batch], Tensor]
+
+
+def training_loss(logits: Logits, batch: Batch, loss: str, other: float = 0.0, share: Share = ALL) -> Tensor:
+    """Loss of a rank's part of a batch, of logits with the effect of the logged position.
+
+    Args:
+        logits: of the model.
+        batch: its part.
+        loss: the data's own, of weight ``1 - other``.
+        other: weight of the other one.
+        share: its mean over the ranks is the mean over the whole batch.
+    """
+    every = logits(batch)
+    logit = every if every.dim() == 2 else every[..., 0]
+    weights = {name: 1 - other if name == loss else other for name in LOSSES}
+    parts = [
+        weight * share.weigh(LOSSES[name](logit, batch.label, batch.candidate_mask), counted(batch, name))
+        for name, weight in weights.items() if weight
+    ]  # fmt: skip
+    if every.dim() == 3:
+        later = entire_space_loss(every, batch.later, batch.candidate_mask)
+        parts.append(share.weigh(later, counted(batch, "pointwise")))
+    return torch.stack(parts).sum()
+
+
+def counted(batch: Batch, loss: str) -> int:
+    """How many things the loss of a batch is a mean over: candidates, or requests that have a positive."""
+    return int(batch.candidate_mask.sum()) if loss == "pointwise" else int((batch.label.sum(1) > 0).sum())
+
+
+def pointwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
+    """Binary cross-entropy, mean over candidates."""
+    total = functional.binary_cross_entropy_with_logits(
+        logit_RN[filled_RN], label_RN[filled_RN], reduction="sum"
+    )
+    return total / filled_RN.sum().clamp(min=1)
+
+
+def listwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
+    """Softmax cross-entropy over each request's candidates, mean over the requests that have a positive."""
+    log_fraction = torch.log_softmax(logit_RN.masked_fill(~filled_RN, -1e9), dim=1)
+    total = label_RN.sum(1)
+    per_request = -(log_fraction * label_RN).sum(1) / total.clamp(min=1e-9)
+    return per_request.sum() / (total > 0).sum().clamp(min=1)
+
+
+LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "pointwise": pointwise,
+    "listwise": listwise,
+}
