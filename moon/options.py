@@ -48,8 +48,8 @@ RankerOption = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help=f"{RANKERS}; default: cube, or attention where it validates better; with --compare: every one; with "
-        "--without: that of the run's ranker; with --daily and --tune: cube.",
+        help=f"{RANKERS}; default: cube where it validates clearly better than attention, else that; with --compare: "
+        "every one; with --without: that of the run's ranker; with --daily and --tune: cube.",
     ),
 ]
 WithoutOption = Annotated[

@@ -274,7 +274,7 @@ def ranker(
     """Train the ranker by a recipe and its controls on the same requests, the relevance head, and build the search.
 
     Each is left out where nothing teaches it. Changed definitions are registered. ``training``: see ``Training``.
-    Where impressions were logged and neither a recipe nor settings are named, the validation requests choose between
+    Where impressions were logged and neither a recipe nor settings are named, the validation users choose between
     ``cube`` and ``attention``, the same without vectors (docs/log/ranker.md#content-must-not-harm).
     """
     from feature_repo.embeddings import as_stored

@@ -1,8 +1,8 @@
-"""One training of a click model, of a recipe with some settings: a ranker is the best of a few."""
+"""One training of a click model, of a recipe with some settings: a ranker is chosen among a few."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from ranker.fit import Outcome, Plan, fit
 from ranker.inputs.batch import Batch
 from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.learner import Learner
-from ranker.losses import LOSSES, Logits, counted, training_loss
+from ranker.losses import LOSSES, Logits, counted, each_request, training_loss
 from ranker.model import ClickModel, WithPosition
 from ranker.ranks import ALL, Share, in_ranks
 from ranker.score import CtrConfig
@@ -58,10 +58,24 @@ class Trained:
     encoder: FrameEncoder
     outcome: Outcome
 
+    def losses(self, stored: StoredRequests) -> tuple[np.ndarray, np.ndarray]:
+        """The losses of every request added up, float64 [R], and how many they are, int64 [R]."""
+        logits = WithPosition(self.model)
+        found = []
+        for rows in batched(len(stored)):
+            batch = ALL.batch(stored, self.encoder, rows)
+            with torch.no_grad():
+                every = logits(batch)
+            logit = every if every.dim() == 2 else every[..., 0]
+            found.append(each_request(self.config.loss, logit, batch.label, batch.candidate_mask))
+        losses, counts = zip(*found, strict=True)
+        return torch.cat(losses).double().numpy(), torch.cat(counts).long().numpy()
 
-def best_of(trained: Sequence[Trained]) -> Trained:
-    """The one with the smallest validation loss, the first of equals."""
-    return min(trained, key=lambda one: min(one.outcome.valid_loss, default=0.0))
+
+def batched(requests: int) -> Iterator[np.ndarray]:
+    """The rows of so many requests, VALID_REQUESTS at a time."""
+    for start in range(0, requests, VALID_REQUESTS):
+        yield np.arange(start, min(start + VALID_REQUESTS, requests))
 
 
 @dataclass(frozen=True)
@@ -159,8 +173,8 @@ def _validate(
     logits: Logits, valid: StoredRequests, encoder: FrameEncoder, loss: str, share: Share = ALL
 ) -> float:
     total, weight = 0.0, 0
-    for start in range(0, len(valid), VALID_REQUESTS):
-        batch = share.batch(valid, encoder, np.arange(start, min(start + VALID_REQUESTS, len(valid))))
+    for rows in batched(len(valid)):
+        batch = share.batch(valid, encoder, rows)
         with torch.no_grad():
             value = float(training_loss(logits, batch, loss))
         units = counted(batch, loss)

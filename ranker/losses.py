@@ -56,10 +56,22 @@ def pointwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
 
 def listwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
     """Softmax cross-entropy over each request's candidates, mean over the requests that have a positive."""
+    loss_R, counted_R = _listwise_each(logit_RN, label_RN, filled_RN)
+    return loss_R.sum() / counted_R.sum().clamp(min=1)
+
+
+def each_request(loss: str, logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses of a request added up, float (R), and how many they are, int64 (R): what the mean is over."""
+    if loss == "listwise":
+        return _listwise_each(logit_RN, label_RN, filled_RN)
+    loss_RN = functional.binary_cross_entropy_with_logits(logit_RN, label_RN, reduction="none")
+    return (loss_RN * filled_RN).sum(1), filled_RN.sum(1)
+
+
+def _listwise_each(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> tuple[Tensor, Tensor]:
     log_fraction = torch.log_softmax(logit_RN.masked_fill(~filled_RN, -1e9), dim=1)
     total = label_RN.sum(1)
-    per_request = -(log_fraction * label_RN).sum(1) / total.clamp(min=1e-9)
-    return per_request.sum() / (total > 0).sum().clamp(min=1)
+    return -(log_fraction * label_RN).sum(1) / total.clamp(min=1e-9), total > 0
 
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

@@ -13,8 +13,9 @@ import numpy as np
 from dataset.contracts import DataError
 from feature_repo.frame import StoredRequests
 from feature_repo.vectors import Vectors
-from ranker.attempt import VALID_REQUESTS, Attempt, Data, Trained, best_of
+from ranker.attempt import VALID_REQUESTS, Attempt, Data, Trained
 from ranker.calibration import calibrated, require_both, require_method
+from ranker.choice import preferred
 from ranker.fit import Plan
 from ranker.inputs.columns import LABEL, Inputs, chunks, learn_inputs
 from ranker.losses import LOSSES
@@ -32,7 +33,7 @@ EPOCHS = 12
 PATIENCE = 2
 # Fast tables memorise ids before content is learned, and the sooner the fewer times each item occurs; slow ones learn
 # nothing from a small log; where most items were taken a few times, tables that stay as they began are best. So a
-# ranker is trained with each pair of rates, of dense weights and of tables; the validation requests decide
+# ranker is trained with each pair of rates, of dense weights and of tables; the validation users decide
 # (docs/log/ranker.md#learning-rate-of-the-tables, docs/log/ranker.md#places-in-the-towers-space,
 # docs/log/ranker.md#a-users-taste).
 LEARNING_RATES = {"pointwise": ((1e-3, 0.00003), (2e-3, 0.005)), "listwise": ((2e-3, 0.0005), (2e-3, 0.0))}
@@ -44,8 +45,9 @@ class Training:
 
     Attributes:
         recipe: what the model is made of.
-        plainer: another recipe, trained with the better rates of ``recipe``; the validation requests choose.
-        settings: of the model; None: the size's width, and the better of the pairs of learning rates.
+        plainer: another recipe, trained with the rates kept for ``recipe``, which stays only if it is clearly better.
+        settings: of the model; None: the size's width, and the first pair of learning rates, or the second if it is
+            clearly better (``ranker.choice``).
         without: features of the service that the model does without.
         loss: ``pointwise`` for logged impressions, ``listwise`` for one positive among sampled negatives.
         rank_by: what the scores are of: the click, or a step that ``label_<step>`` columns of the requests say.
@@ -144,9 +146,11 @@ def train_ctr(
 
     for one in tries:
         attempt(one, config.recipe)
+    best = preferred(trained, valid)
     if rival is not None:
-        attempt(Settings(**best_of(trained).config.settings()), rival)
-    return _written(best_of(trained), data, training, size, out)
+        attempt(Settings(**best.config.settings()), rival)
+        best = preferred([trained[-1], best], valid)
+    return _written(best, data, training, size, out)
 
 
 def _config(training: Training, settings: Settings, inputs: Inputs, vectors: Vectors | None) -> CtrConfig:
