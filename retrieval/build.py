@@ -146,7 +146,8 @@ def build_taste(dataset: Dataset, split: Split, embedding: Artifact, out: Path) 
     queries = Queries.of(dataset.queries, properties, dataset.image_bytes)
     plain, blind = (Taste.fit(one, shown, learned) for one in (properties, properties.without_content()))
     vectors = Vectors.open(embedding).gather(properties.item_ids)[0]
-    whole = plain.with_vectors(properties.with_vectors(vectors), learned)
+    apart = embedding.config["width"] - max(embedding.config["widths"])  # after what prefixes are taken of
+    whole = plain.with_vectors(properties.with_vectors(vectors), learned, apart)
     save_taste(Tastes(whole, plain, blind), queries, out, {"split": split.artifact, "embedding": embedding})
 
 

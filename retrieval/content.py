@@ -27,7 +27,7 @@ class Part:
     """What one space adds to the content: rows @ turn, less what the fields say.
 
     Attributes:
-        turn: float32 (D, K).
+        turn: float32 (D, K), of the last D numbers of the space.
         centre, price: float32 (K), of every item, and by its price.
         values: of each field float32 (values, K); no values of a field that explains nothing.
     """
@@ -44,7 +44,10 @@ class Part:
             if len(values):
                 named = codes[:, None] >= 0
                 said = said + np.where(named, values[codes], 0)
-        left: np.ndarray = np.where(rows.any(axis=1, keepdims=True), rows @ self.turn - said, 0).astype(
+        own = rows[:, rows.shape[1] - len(self.turn) :]
+        left: np.ndarray = np.where(own.any(axis=1, keepdims=True), own @ self.turn - said, 0).astype(
+            np.float32
+        )
             np.float32
         )
         return left
@@ -96,9 +99,12 @@ class Content:
     parts: Mapping[str, Part]
 
     @classmethod
-    def of(cls, properties: Properties, spaces: Sequence[str]) -> Content:
-        """The strongest numbers, WIDTH at most, of what the fields leave of these spaces, which weigh alike."""
-        parts = {name: Part.left_by_fields(properties.spaces[name], properties) for name in spaces}
+    def of(cls, properties: Properties, spaces: Sequence[str], last: int = 0) -> Content:
+        """The strongest numbers, WIDTH at most, of what the fields leave of these spaces, which weigh alike.
+
+        Of each space its last numbers, so many; 0: all.
+        """
+        parts = {name: Part.left_by_fields(properties.spaces[name][:, -last:], properties) for name in spaces}
         every = np.concatenate(
             [one.of(properties.spaces[name], properties) for name, one in parts.items()], axis=1
         )

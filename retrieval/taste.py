@@ -3,9 +3,9 @@
 Bayesian regression of what the user made of everything they were shown on the properties of the items (a mixed model
 with random effects per user, as GLMix, KDD 2016): skips count as well as likes, and what brand explains is not
 explained again by words. Each property has two prior variances, of a lasting taste and of one that fades: the
-likeliest given what all users made of what they were shown (``retrieval.variances``). Looks and vectors are one
-space, of what they show beyond the fields (``retrieval.content``), in the directions in which users differ
-(``retrieval.directions``).
+likeliest given what all users made of what they were shown (``retrieval.variances``). Looks, and vectors
+beside or in place of them, are one space, of what they show beyond the fields (``retrieval.content``), in the
+directions in which users differ (``retrieval.directions``).
 
 Legend: R requests, C candidates, n candidates and H shown items of one request, S properties.
 """
@@ -45,7 +45,7 @@ class Taste:
         shown: what every user was shown.
         lasting, fading: float32 (S), prior variances of each of ``of``.
         usual: share of what is shown that is liked.
-        content: what is read in place of some spaces; None: every space is read as it is, but for vectors.
+        content: what is read in place of looks and vectors; None: looks are read as they are, vectors not.
         gain: mean of that of ``Directions``; 0 without content.
         noise: variance of surprises over what chance alone would give; ``lasting`` and ``fading`` are relative to it.
 
@@ -80,20 +80,27 @@ class Taste:
         told = replace(empty, lasting=lasting, fading=fading, noise=noise)
         return told._reading([LOOKS_SPACE], properties, users)
 
-    def with_vectors(self, properties: Properties, learned: Shown) -> Taste:
+    def with_vectors(self, properties: Properties, learned: Shown, apart: int = 0) -> Taste:
         """The same reading vectors, too, if they say more of users from whom it was not learned than looks alone.
 
         Args:
             properties: the same with vectors.
             learned: as in ``fit``.
+            apart: so many last numbers of a vector tell pictures apart. Unless they are all 0 they are read alone and
+                in place of looks: among the others, of which there are many, what they show is lost.
         """
-        return self._reading([LOOKS_SPACE, VECTORS_SPACE], properties, list(drawn(properties, learned)))
+        users = list(drawn(properties, learned))
+        if apart and properties.spaces[VECTORS_SPACE][:, -apart:].any():
+            return self._reading([VECTORS_SPACE], properties, users, apart)
+        return self._reading([LOOKS_SPACE, VECTORS_SPACE], properties, users)
 
-    def _reading(self, names: Sequence[str], properties: Properties, users: Sequence[Evidence]) -> Taste:
+    def _reading(
+        self, names: Sequence[str], properties: Properties, users: Sequence[Evidence], last: int = 0
+    ) -> Taste:
         names = [name for name in names if name in properties.spaces]
         if not names:
             return self
-        content, before = Content.of(properties, names), self._looks(properties)
+        content, before = Content.of(properties, names, last), self._looks(properties)
         alone = dict(zip(self.of, np.stack([self.lasting, self.fading], axis=1), strict=True))
         lasting, fading = (float(one) for one in alone.pop(LOOKS_SPACE, np.zeros(2)))
         unread = self._with({**alone, LOOKS_SPACE: np.zeros(2)})
@@ -149,9 +156,9 @@ class Taste:
         """The spaces that tastes are about, float32 (M, D) each."""
         if self.content is None:
             return self.properties.without_vectors().spaces
-        read = self.content.parts
-        others = {name: rows for name, rows in self.properties.spaces.items() if name not in read}
-        name = VECTORS_SPACE if VECTORS_SPACE in read else LOOKS_SPACE
+        seen = (LOOKS_SPACE, VECTORS_SPACE)
+        others = {name: rows for name, rows in self.properties.spaces.items() if name not in seen}
+        name = VECTORS_SPACE if VECTORS_SPACE in self.content.parts else LOOKS_SPACE
         return {**others, name: self.content.rows(self.properties)}
 
     @property

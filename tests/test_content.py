@@ -80,3 +80,15 @@ def test_spaces_weigh_alike_and_turning_the_content_turns_its_rows(shop):
     assert strength[0] == pytest.approx(strength[1], rel=0.1)
     by = np.random.default_rng(1).normal(size=(parts[0].shape[1], 2)).astype(np.float32)
     np.testing.assert_allclose(whole.turned(by).rows(properties), whole.rows(properties) @ by, atol=1e-3)
+
+
+def test_of_a_space_only_its_last_numbers_may_be_read(shop):
+    properties, _ = shop
+    vectors = properties.spaces[VECTORS_SPACE].copy()
+    vectors[7:20, -3:] = 0
+    properties = properties.with_vectors(vectors)
+    short = properties.with_vectors(vectors[:, -3:])
+    found = Content.of(properties, [VECTORS_SPACE], last=3).rows(properties)
+    np.testing.assert_array_equal(found, Content.of(short, [VECTORS_SPACE]).rows(short))
+    assert found.shape == (ITEMS, 3) and found[20:].all()
+    assert not found[:20].any(), "where these are zero nothing is known, whatever the others say"

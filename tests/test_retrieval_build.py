@@ -5,6 +5,7 @@ Run: pytest tests/test_retrieval_build.py
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -132,6 +133,19 @@ def test_tastes_are_learned_before_the_requests_they_are_used_for_and_read_of_th
     assert set(taste.of) - set(blind.of) == {"words"}
     np.testing.assert_array_equal(taste.shown.expected, shown.expected)
     assert queries.query_ids.tolist() == sorted(tiny_world.dataset.queries["query_id"].to_pylist())
+
+
+def test_tastes_are_told_how_many_numbers_of_a_vector_stand_apart(built, tiny_world, tmp_path, monkeypatch):
+    run, split = built
+    embedding = opened(run, "embedding")
+    width, told = embedding.config["width"], []
+    monkeypatch.setattr(Taste, "with_vectors", lambda self, items, learned, apart: told.append(apart) or self)
+    for longest in (width, width - 3):
+        config = {**embedding.config, "widths": [longest // 2, longest]}
+        build.build_taste(
+            tiny_world.dataset, split, replace(embedding, config=config), tmp_path / str(longest)
+        )
+    assert told == [0, 3], "those after the longest prefix that is a vector, too"
 
 
 def test_what_the_id_only_control_reads_does_not_change_with_what_items_say(

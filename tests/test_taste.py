@@ -331,6 +331,34 @@ def test_tastes_about_two_numbers_of_a_vector_are_found_among_64(seeing):
     )
 
 
+def test_numbers_of_a_vector_that_stand_apart_are_read_alone_and_in_place_of_looks(seeing):
+    plain, whole, vectors = seeing
+    last = np.roll(vectors, -8, axis=1)  # what tastes are about stands among the last eight
+    properties = plain.properties.with_vectors(last)
+    found = plain.with_vectors(properties, plain.shown, apart=8)
+    assert set(found.of) - set(plain.of) == {"vectors"} and set(plain.of) - set(found.of) == {"looks"}
+    turn = found.content.parts[VECTORS_SPACE].turn
+    assert list(found.content.parts) == [VECTORS_SPACE] and len(turn) == 8
+    kernel = turn @ turn.T
+    assert np.trace(kernel[:2, :2]) / np.trace(kernel) > 0.7, "a quarter by chance"
+    assert found.gain > whole.gain + 0.05, "among 64 numbers less of it is found"
+    past, moment = (
+        Evidence(np.arange(9), at(0) + np.arange(9), np.arange(9) % 3 == 0, np.full(9, 0.3, np.float32)),
+        at(9),
+    )
+    other = replace(
+        found, properties=properties.with_vectors(np.concatenate([vectors[:, :56] * 9, last[:, 56:]], axis=1))
+    )
+    np.testing.assert_array_equal(*(one.parts(past, np.arange(COUNT), moment) for one in (found, other)))
+    silent = plain.properties.with_vectors(
+        np.concatenate([vectors, np.zeros((COUNT, 8), np.float32)], axis=1)
+    )
+    kept = plain.with_vectors(silent, plain.shown, apart=8)
+    assert kept.gain == plain.with_vectors(silent, plain.shown).gain > plain.gain, (
+        "without pictures all is read"
+    )
+
+
 def test_a_vector_that_nobody_cares_for_is_not_read(properties, taste):
     noise = np.random.default_rng(4).normal(size=(COUNT, 64)).astype(np.float32)
     assert taste.with_vectors(properties.with_vectors(noise), taste.shown) is taste
@@ -358,6 +386,11 @@ def test_saved_tastes_and_their_queries_are_the_same(taste, seeing, tmp_path):
     np.testing.assert_allclose(later[0][0, number], known[0, number], rtol=1e-3, err_msg="seen as its equal")
     unknown = whole.with_items(twin, PICTURES.get).columns(request, np.array([5_000]), np.array([0, 1]))
     assert unknown[0, number] != later[0][0, number], "an item without a vector yet"
+    apart = plain.with_vectors(
+        plain.properties.with_vectors(np.roll(vectors, -8, axis=1)), plain.shown, apart=8
+    )
+    again, _ = open_taste(save_taste(Tastes(apart, plain, unseen), queries, tmp_path / "apart", {}))
+    np.testing.assert_array_equal(*(one.columns(request, IDS, offsets) for one in (again.whole, apart)))
     same, _ = open_taste(save_taste(Tastes(plain, plain, unseen), queries, tmp_path / "same", {}))
     assert same.plain is same.whole, "where vectors say nothing, all but the blind read the same"
 
