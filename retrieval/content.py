@@ -48,8 +48,6 @@ class Part:
         left: np.ndarray = np.where(own.any(axis=1, keepdims=True), own @ self.turn - said, 0).astype(
             np.float32
         )
-            np.float32
-        )
         return left
 
     def turned(self, by: np.ndarray) -> Part:
