@@ -306,19 +306,26 @@ def ranker(
             raise typer.BadParameter("expected with --daily", param_hint=option)
     if requests is not None and compare is None:
         raise typer.BadParameter("expected with --compare", param_hint="--requests")
-    long = {} if history is None else {"history": history}
     if daily:
-        _do("ranker --daily", run, recipe=recipe, wait=wait, forget=forget, **long)
+        _do("ranker --daily", run, recipe=recipe, wait=wait, forget=forget, history=history)
     elif compare is not None:
-        _do("ranker --compare", run, seeds=compare, recipe=recipe, trials=tune, requests=requests, **long)
+        _do(
+            "ranker --compare",
+            run,
+            seeds=compare,
+            recipe=recipe,
+            trials=tune,
+            requests=requests,
+            history=history,
+        )
     elif tune is not None:
-        _do("ranker --tune", run, trials=tune, recipe=recipe, **long)
+        _do("ranker --tune", run, trials=tune, recipe=recipe, history=history)
     elif without:
-        _do("ranker --without", run, without=without, recipe=recipe, **long)
+        _do("ranker --without", run, without=without, recipe=recipe, history=history)
     else:
         training: dict[str, Any] = {} if rank_by is None else {"rank_by": rank_by}
         training |= {"position_tower": True} if position_tower else {}
-        training |= {"ranks": ranks, "calibrate": calibrate} | long
+        training |= {"ranks": ranks, "calibrate": calibrate, "history": history}
         _do("ranker", run, recipe=recipe, settings=settings, stream=stream, **training)
 
 

@@ -63,12 +63,12 @@ def open_recommender(settings: Settings, folder: Path, generation: int | None = 
     ranker = relevance = None
     if "ranker" in artifacts:
         ranker = Ranker.open(artifacts["ranker"], retriever.vectors, signature)
-    ranked = behaviours if ranker is None else ranker.history
+    longest = behaviours if ranker is None else max(behaviours, ranker.history)
     if "relevance" in artifacts:
         relevance = Relevance.open(artifacts["relevance"], open_signature(reader.store, RELEVANCE))
     moon = Recommender(
         retriever=retriever,
-        reader=reader.reading(max(behaviours, ranked)),
+        reader=reader.reading(longest),
         ranker=ranker,
         encoder=Encoder.open(artifacts["encoder"]),
         finder=open_search(artifacts, dataset.items, retriever.index),
@@ -77,7 +77,6 @@ def open_recommender(settings: Settings, folder: Path, generation: int | None = 
         artifacts={role: one.id for role, one in sorted(artifacts.items())},
         now=lambda: last,
         behaviours=behaviours,
-        ranked_behaviours=ranked,
         per_source=settings.per_source,
         explore=settings.explore,
         example_users=ids.names("user_id", _example_users(split)),

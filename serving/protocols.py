@@ -40,6 +40,9 @@ class Reader(Protocol):
 class Scorer(Protocol):
     """The ranker (``ranker.score.Ranker``)."""
 
+    @property
+    def history(self) -> int: ...  # noqa: D102
+
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray: ...  # noqa: D102
 
     def with_vectors(self, vectors: Vectors) -> Scorer: ...  # noqa: D102

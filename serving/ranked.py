@@ -58,7 +58,6 @@ def rank(
     user: Frame,
     ids: np.ndarray,
     matches: Matches,
-    behaviours: int,
     stages: Stages,
     fallbacks: list[str],
 ) -> Ranked | None:
@@ -72,7 +71,6 @@ def rank(
         user: its frame, with all that is known of the user's behaviour.
         ids: int64, of the candidates.
         matches: what the sources say of them.
-        behaviours: most of them that the ranker reads.
         stages, fallbacks: of the answer.
     """
     try:
@@ -83,7 +81,7 @@ def rank(
         fallbacks.append("store_unavailable")
         return None
     with stages.measure("rank"):
-        frame = replace(frame, history=newest_of(frame.history, behaviours))
+        frame = replace(frame, history=newest_of(frame.history, ranker.history))
         own = [place for place, name in enumerate(matches.names) if name not in alike.names]
         frame = add_matches(frame, [matches.names[place] for place in own], matches.rows(ids)[:, own])
         offsets = np.array([0, len(ids)], dtype=np.int64)

@@ -70,7 +70,6 @@ class Recommender:
         artifacts: role -> id of every artifact used.
         now: the time of requests that give none.
         behaviours: most behaviours of a history that retrieval reads.
-        ranked_behaviours: those that the ranker reads; None: as many.
         per_source: candidates asked of every source.
         explore: share of the places of a ranked recommendation that are kept for items that almost nobody acted on.
         example_users: users with test requests, for the page; the shop's ids.
@@ -94,7 +93,6 @@ class Recommender:
         artifacts: Mapping[str, str],
         now: Callable[[], datetime],
         behaviours: int,
-        ranked_behaviours: int | None = None,
         per_source: int = PER_SOURCE,
         explore: float = 0.0,
         example_users: Sequence[ShopId] = (),
@@ -108,8 +106,7 @@ class Recommender:
             catalogue,
             dict(artifacts),
         )
-        self.now, self.per_source, self.explore = now, per_source, explore
-        self.behaviours, self.ranked_behaviours = behaviours, ranked_behaviours or behaviours
+        self.now, self.behaviours, self.per_source, self.explore = now, behaviours, per_source, explore
         self.example_users = tuple(example_users)
         self.generation, self.ids = generation, ids
         self.items: ItemMatrix | None = None
@@ -323,8 +320,8 @@ class Recommender:
         fallbacks: list[str],
     ) -> Ranked | None:
         """``ids`` as the ranker scores them; None when there are none, with the reason in ``fallbacks``."""
-        alike, most = self.retriever.similarities, self.ranked_behaviours
-        return rank(ranker, self.reader, alike, request, user, ids, matches, most, stages, fallbacks)
+        alike, reader = self.retriever.similarities, self.reader
+        return rank(ranker, reader, alike, request, user, ids, matches, stages, fallbacks)
 
     def _answer(
         self,

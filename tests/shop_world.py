@@ -62,6 +62,8 @@ def vector_of(text: str) -> np.ndarray:
 class Ranker:
     """Prefers the last candidate."""
 
+    history = 50
+
     def with_vectors(self, vectors):
         return self
 

@@ -264,7 +264,7 @@ def test_the_command_compares_all_recipes_or_one(monkeypatch, given):
     done = CliRunner().invoke(app, ["ranker", "--compare", "3", *given])
     assert done.exit_code == 0
     recipe, requests = ("muse", 5000) if given else (None, None)
-    options = {"seeds": 3, "recipe": recipe, "trials": None, "requests": requests}
+    options = {"seeds": 3, "recipe": recipe, "trials": None, "requests": requests, "history": None}
     assert seen == [("ranker --compare", options)]
     for wrong in (["--compare", "0"], ["--compare", "1", "--requests", "0"], ["--requests", "9"]):
         assert CliRunner().invoke(app, ["ranker", *wrong]).exit_code == 2

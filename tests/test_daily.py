@@ -281,8 +281,8 @@ def test_the_command_hands_its_options_on_and_refuses_what_means_nothing(monkeyp
     for words in ([], ["--wait", "1.5", "--forget", "7", "--recipe", "muse"]):
         assert CliRunner().invoke(cli.app, ["ranker", "--daily", *words]).exit_code == 0
     assert seen == [
-        ("ranker --daily", {"recipe": None, "wait": 0.0, "forget": None}),
-        ("ranker --daily", {"recipe": "muse", "wait": 1.5, "forget": 7}),
+        ("ranker --daily", {"recipe": None, "wait": 0.0, "forget": None, "history": None}),
+        ("ranker --daily", {"recipe": "muse", "wait": 1.5, "forget": 7, "history": None}),
     ]
     for words in (["--ranks", "2"], ["--compare", "3"], ["--without", "price"]):
         refused = CliRunner().invoke(cli.app, ["ranker", "--daily", *words])

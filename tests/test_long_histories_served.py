@@ -246,7 +246,7 @@ class Listening:
     """A ranker that keeps what it read and said."""
 
     def __init__(self, ranker):
-        self.ranker = ranker
+        self.ranker, self.history = ranker, ranker.history
 
     def score(self, frame, query_vectors=None):
         self.frame, self.scores = frame, self.ranker.score(frame, query_vectors)
@@ -259,7 +259,7 @@ def test_a_long_history_is_served_with_the_scores_of_the_training_frame(shop, lo
     moon = Recommender(
         retriever=found.whole, reader=OnlineReader(shop.run / "store", 2_000), ranker=ranker, encoder=None,
         finder=None, relevance=None, catalogue=Catalogue(shop.world.dataset.items, {}.get, ids), artifacts={},
-        now=lambda: NOW, behaviours=50, ranked_behaviours=2_000, ids=ids,
+        now=lambda: NOW, behaviours=50, ids=ids,
     )  # fmt: skip
     answer = moon.recommend(3, 10)
     assert answer.order == "ranker" and answer.fallbacks == ()
@@ -282,7 +282,7 @@ def test_a_long_history_is_served_with_the_scores_of_the_training_frame(shop, lo
     moon.recommend(3, 10, session=visited)
     assert ranker.frame.history.item_id[-2:].tolist() == visited
     assert len(moon.history(3)) == 50, "retrieval and the page read what they did"
-    moon.ranked_behaviours = 1_000
+    ranker.history = 1_000
     moon.recommend(3, 10, session=visited)
     assert len(ranker.frame.history.item_id) == 1_000
 

@@ -24,8 +24,28 @@ def test_the_command_hands_the_number_on_and_refuses_it_where_it_means_nothing(m
     for words in ([], ["--ranks", "4", "--recipe", "muse"]):
         assert CliRunner().invoke(cli.app, ["ranker", *words]).exit_code == 0
     assert seen == [
-        ("ranker", {"recipe": None, "ranks": None, "settings": None, "calibrate": None, "stream": False}),
-        ("ranker", {"recipe": "muse", "ranks": 4, "settings": None, "calibrate": None, "stream": False}),
+        (
+            "ranker",
+            {
+                "recipe": None,
+                "ranks": None,
+                "settings": None,
+                "calibrate": None,
+                "stream": False,
+                "history": None,
+            },
+        ),
+        (
+            "ranker",
+            {
+                "recipe": "muse",
+                "ranks": 4,
+                "settings": None,
+                "calibrate": None,
+                "stream": False,
+                "history": None,
+            },
+        ),
     ]
     for words in (["--compare", "3"], ["--without", "price"]):
         refused = CliRunner().invoke(cli.app, ["ranker", "--ranks", "2", *words])

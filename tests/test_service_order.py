@@ -94,6 +94,8 @@ def test_every_source_proposes_its_share_and_no_more(moon):
 class Alike:
     """A ranker that prefers what is like the last item of the history it reads."""
 
+    history = BEHAVIOURS
+
     def score(self, frame, query_vectors=None):
         self.frame = frame
         last = VECTORS[int(frame.history.item_id[-1])]

@@ -251,9 +251,9 @@ def test_the_command_tunes_compares_or_trains_with_settings(monkeypatch, tmp_pat
     for words in given:
         assert CliRunner().invoke(cli.app, ["ranker", *words]).exit_code == 0
     assert seen == [
-        ("ranker --tune", {"trials": 9, "recipe": None}),
-        ("ranker --tune", {"trials": 9, "recipe": "muse"}),
-        ("ranker --compare", {"seeds": 3, "recipe": None, "trials": 9, "requests": None}),
+        ("ranker --tune", {"trials": 9, "recipe": None, "history": None}),
+        ("ranker --tune", {"trials": 9, "recipe": "muse", "history": None}),
+        ("ranker --compare", {"seeds": 3, "recipe": None, "trials": 9, "requests": None, "history": None}),
         (
             "ranker",
             {
@@ -262,6 +262,7 @@ def test_the_command_tunes_compares_or_trains_with_settings(monkeypatch, tmp_pat
                 "settings": tmp_path / "best.json",
                 "calibrate": None,
                 "stream": False,
+                "history": None,
             },
         ),
         ("ranker --tune", {"trials": 9, "recipe": None, "history": 500}),
