@@ -14,12 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.properties import Basis, Properties
+from retrieval.properties import OWN, Basis, Properties
 
 PRIOR = 100.0  # items of the mean by which a value's mean is smoothed
 SWEEPS = 5  # over the fields, each explaining what the others leave
 WIDTH = 32  # numbers that are kept of all spaces
-OWN = ("product", "item")  # fields that would explain every item by itself
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ LEVELS = 4  # of the category path, from the top
 WORDS, LOOKS = 64, 32  # numbers that are kept of each
 UNKNOWN = -1
 LOOKS_SPACE, VECTORS_SPACE = "looks", "vectors"
+OWN = ("product", "item")  # fields whose values are hardly shared: each item is explained by its own
 Picture = Callable[[str | None], bytes | None]
 
 
@@ -192,7 +193,7 @@ def _values_of(item: Mapping[str, Any]) -> dict[str, str]:
     levels = {
         f"category {level + 1}": "\n".join(path[: level + 1]) for level in range(min(len(path), LEVELS))
     }
-    own = {"product": str(item["spu"]), "item": str(item["item_id"])}
+    own = dict(zip(OWN, (str(item["spu"]), str(item["item_id"])), strict=True))
     return {key: value for key, value in item["attributes"] or () if value} | levels | own
 
 
@@ -200,7 +201,7 @@ def _fields(rows: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
     """Fields with several values: levels, product and item, and the attributes that most items have."""
     count = Counter(field for row in rows for field in row)
     several = {field for field in count if len({row[field] for row in rows if field in row}) > 1}
-    ours = [f"category {level + 1}" for level in range(LEVELS)] + ["product", "item"]
+    ours = [f"category {level + 1}" for level in range(LEVELS)] + [*OWN]
     others = [
         field for field, _ in sorted(count.items(), key=lambda one: (-one[1], one[0])) if field not in ours
     ]

@@ -31,12 +31,8 @@ COUNT = COLOURS + SHAPES  # K
 VIEWS, MOST = 4, 4_000  # views of a picture, and pictures, that discriminants are learned from
 FEWEST = 32  # pictures; of fewer nothing is learned
 SHRINKAGE = 0.1  # of the covariance within pictures towards a sphere
-TURN, NEARER, SHIFT, LIGHTER = (
-    0.17,
-    0.15,
-    0.12,
-    0.3,
-)  # views: radians, log size, halves of the frame, log contrast
+# Of views: radians, log size, halves of the frame, log contrast.
+TURN, NEARER, SHIFT, LIGHTER = 0.17, 0.15, 0.12, 0.3
 SIDE = 32  # in pixels, at which shapes are read
 LEVELS, CELLS = 3, 4  # halvings of the picture, and cells a side, in which gradients are summed
 RINGS, WEDGES = 8, 4  # of the spectrum
@@ -53,13 +49,10 @@ class Discriminants(nn.Module):
 
     def __init__(self, px: int, width: int) -> None:
         super().__init__()
-        colours = 3 * THUMBNAIL**2
         features = shapes(torch.zeros(1, px, px, 3)).shape[1]
-        for name, rows in (("colour", colours), ("shape", features)):
-            self.register_buffer(f"{name}_usual", torch.zeros(rows))
-            self.register_buffer(
-                f"{name}_directions", torch.zeros(rows, COLOURS if name == "colour" else SHAPES)
-            )
+        for name, read, kept in (("colour", 3 * THUMBNAIL**2, COLOURS), ("shape", features, SHAPES)):
+            self.register_buffer(f"{name}_usual", torch.zeros(read))
+            self.register_buffer(f"{name}_directions", torch.zeros(read, kept))
         self.register_buffer("told_directions", torch.zeros(width, SHAPES))  # what words say of the shapes
         self.register_buffer("told_usual", torch.zeros(SHAPES))
         self.register_buffer("alone", torch.zeros(()))  # 1: items of this catalogue have no words
