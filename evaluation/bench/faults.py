@@ -188,6 +188,8 @@ def fallen(answers: Sequence[Answered]) -> Sequence[Answered]:
 class _Model:
     """Takes the place of ranker and encoder: ranks by positive events, and encodes everything as zeros."""
 
+    history = HISTORY
+
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
         return frame.candidates.column("positive_all").to_numpy().astype(np.float32)
 
