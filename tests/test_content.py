@@ -78,6 +78,8 @@ def test_spaces_weigh_alike_and_turning_the_content_turns_its_rows(shop):
     parts = [one.of(properties.spaces[name], properties) for name, one in whole.parts.items()]
     strength = [np.square(one).sum() for one in parts]
     assert strength[0] == pytest.approx(strength[1], rel=0.1)
+    rows = whole.rows(properties)
+    assert np.square(rows[7:]).mean() == pytest.approx(1, rel=0.05), "a number has the mean square 1"
     by = np.random.default_rng(1).normal(size=(parts[0].shape[1], 2)).astype(np.float32)
     np.testing.assert_allclose(whole.turned(by).rows(properties), whole.rows(properties) @ by, atol=1e-3)
 

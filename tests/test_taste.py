@@ -15,10 +15,13 @@ from safetensors.numpy import load_file, save_file
 
 from dataset.contracts import EVENTS, ITEMS, completed
 from feature_repo.frame import History
+from retrieval import evidence
 from retrieval import taste as module
 from retrieval.asked import Asked, Queries
 from retrieval.colours import colours
-from retrieval.evidence import Evidence
+from retrieval.content import Content
+from retrieval.directions import Slopes, directions
+from retrieval.evidence import Evidence, drawn
 from retrieval.properties import LOOKS_SPACE, UNKNOWN, VECTORS_SPACE, Properties
 from retrieval.requests import Request, Requests, history_of
 from retrieval.shown import NEVER, PRIOR, Rates, Shown
@@ -329,6 +332,37 @@ def test_tastes_about_two_numbers_of_a_vector_are_found_among_64(seeing):
     assert share > 0.3, (
         f"{share:.2f} of what items are compared by is in two numbers of 64, of 1 in 32 by chance"
     )
+
+
+def test_directions_are_learned_beside_all_other_tastes_and_relative_to_the_noise(seeing):
+    plain, whole, vectors = seeing
+    properties = plain.properties.with_vectors(vectors)
+    content, told = Content.of(properties, [LOOKS_SPACE, VECTORS_SPACE]), []
+    for past in drawn(properties, plain.shown):
+        kinds = zip(plain.of, plain.lasting, plain.fading, plain.alike(past.item, past.item), strict=True)
+        prior = np.diag(1 / past.weight.astype(float))
+        prior += sum((one + two * past.faded) * same for name, one, two, same in kinds if name != LOOKS_SPACE)
+        told.append((past.item, prior * plain.noise, past.surprise))
+    root = directions(Slopes.of(content.rows(properties), told)).root
+    slow = content.turned(root / np.sqrt(plain.noise)).rows(properties)
+    found = whole.spaces[VECTORS_SPACE]
+    assert abs(plain.noise - 1) > 0.02
+    np.testing.assert_allclose(found @ found.T, slow @ slow.T, atol=2e-2 * np.abs(slow @ slow.T).max())
+
+
+def test_tastes_are_learned_from_users_drawn_at_random_and_what_is_known_of_what_they_saw(taste, monkeypatch):
+    shown = taste.shown
+    monkeypatch.setattr(evidence, "LEARNED_USERS", 3)
+    strange = replace(shown, item_id=np.where(shown.item_id == IDS[0], 999, shown.item_id))
+    users = list(drawn(taste.properties, strange))
+    assert len(users) == 3 and all((past.item > 0).all() for past in users), "999 is in no catalogue"
+    size = len(users[0].item)
+    assert (
+        users[0].latest(4).time_us.tolist()
+        == users[0].time_us[size - 4 :].tolist()
+        != users[0].time_us[:4].tolist()
+    )
+    assert len(users[0].latest(10_000).item) == size
 
 
 def test_numbers_of_a_vector_that_stand_apart_are_read_alone_and_in_place_of_looks(seeing):

@@ -58,6 +58,9 @@ def test_planted_variances_are_found_and_none_where_there_are_none(world, monkey
     np.testing.assert_allclose(lasting[0], 0.8, rtol=0.25)
     np.testing.assert_allclose(fading[1], 0.9, rtol=0.35)
     assert fading[0] < 0.2 and lasting[1] < 0.2 and lasting[2] == fading[2] == 0
+    monkeypatch.setattr(variances, "LEAST", 0.3)
+    (lasting, fading), _ = likeliest(users, alike, 3)
+    assert fading[0] == lasting[1] == 0 and lasting[0] > 0.3 < fading[1], "smaller ones are none"
 
 
 def test_they_are_those_of_the_likelihood_written_out(world, monkeypatch):
