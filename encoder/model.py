@@ -24,7 +24,6 @@ from encoder.parts.wide import Wide
 # (docs/log/encoder_speed.md#embedding-beside-the-plain-loop).
 TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384}
 WIDE = 4.0  # length of the wide path's vectors, to which the backbone's are added
-APART = 0.35  # length of a picture's discriminants beside all else
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class EncoderModel(nn.Module):
         vector = encoded.vector_BD + WIDE * self.wide(samples)
         if self.discriminants is not None:
             apart = self.discriminants(samples, self.wide.words([sample.tokens for sample in samples]))
-            vector = torch.cat([F.normalize(vector, dim=-1), APART * apart], dim=1)
+            vector = torch.cat([F.normalize(vector, dim=-1), apart], dim=1)
         return replace(encoded, vector_BD=vector)
 
     def encoded(self, packed: Packed, read: Read) -> Encoded:

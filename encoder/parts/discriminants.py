@@ -28,6 +28,9 @@ from encoder.parts.wide import THUMBNAIL, thumbnails
 
 COLOURS, SHAPES = 4, 4
 COUNT = COLOURS + SHAPES  # K
+# Of mean squared length 1/2, the two are multiplied by these, beside a vector of length 1. Colours are short, since
+# variants of a product differ in them (docs/log/encoder.md#how-long-discriminants-may-be).
+COLOURS_BY, SHAPES_BY = 0.1, 0.25
 VIEWS, MOST = 4, 4_000  # views of a picture, and pictures, that discriminants are learned from
 FEWEST = 32  # pictures; of fewer nothing is learned
 SHRINKAGE = 0.1  # of the covariance within pictures towards a sphere
@@ -65,7 +68,7 @@ class Discriminants(nn.Module):
         self.told_usual: Tensor
 
     def forward(self, samples: Sequence[Sample], told_BD: Tensor) -> Tensor:
-        """The discriminants of samples of pixels, float (B, K), of mean squared length 1 over the catalogue.
+        """The discriminants of samples of pixels, float (B, K), to stand beside vectors of length 1.
 
         Without a picture they are 0; so they are without words, unless the catalogue has none: a picture alone is
         then a search, and what is behind the product is the searcher's.
@@ -82,9 +85,10 @@ class Discriminants(nn.Module):
         if not places:
             return out
         pixels = torch.from_numpy(np.stack([samples[place].pictures[0] for place in places])).to(out.device)
-        out[places, :COLOURS] = (thumbnails(pixels) - self.colour_usual) @ self.colour_directions
+        colours = (thumbnails(pixels) - self.colour_usual) @ self.colour_directions
         seen = (shapes(pixels) - self.shape_usual) @ self.shape_directions
-        out[places, COLOURS:] = seen - (told_BD[places] @ self.told_directions + self.told_usual)
+        unsaid = seen - (told_BD[places] @ self.told_directions + self.told_usual)
+        out[places] = torch.cat([COLOURS_BY * colours, SHAPES_BY * unsaid], dim=1)
         return out
 
     def fit(self, pixels_NSS3: np.ndarray, told_ND: np.ndarray) -> None:
