@@ -365,6 +365,21 @@ def test_tastes_are_learned_from_users_drawn_at_random_and_what_is_known_of_what
     assert len(users[0].latest(10_000).item) == size
 
 
+def test_vectors_take_the_place_of_looks_and_fade_as_these_do(seeing, monkeypatch):
+    plain, whole, vectors = seeing
+    lasting, fading = plain.lasting.copy(), plain.fading.copy()
+    looks = plain.of.index(LOOKS_SPACE)
+    lasting[looks], fading[looks] = 0.3, 0.15
+    looking = replace(plain, lasting=lasting, fading=fading)
+    properties = plain.properties.with_vectors(vectors)
+    found = looking.with_vectors(properties, plain.shown)
+    turns = [one.content.parts[VECTORS_SPACE].turn for one in (found, whole)]
+    np.testing.assert_array_equal(*turns, err_msg="what looks explain is not taken from what vectors do")
+    assert found.fading[found.of.index(VECTORS_SPACE)] == pytest.approx(0.5)
+    monkeypatch.setattr(module, "better", lambda found, gain: False)
+    assert looking.with_vectors(properties, plain.shown) is looking
+
+
 def test_numbers_of_a_vector_that_stand_apart_are_read_alone_and_in_place_of_looks(seeing):
     plain, whole, vectors = seeing
     last = np.roll(vectors, -8, axis=1)  # what tastes are about stands among the last eight
