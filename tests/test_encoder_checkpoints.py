@@ -21,6 +21,7 @@ from encoder.backbone.packing import Sample, pack
 from encoder.content import Content
 from encoder.encode import Encoder
 from encoder.optim import Optimizers
+from encoder.parts.discriminants import COUNT
 from encoder.parts.lora import add_lora, block_layers, merge, trainable_parameters
 from encoder.pictures.decode import decode_image
 from encoder.recipes import dual, ours
@@ -315,7 +316,7 @@ def test_training_with_adapters_from_a_folder_ends_in_a_folder(family, world, tm
     assert moved and moved <= set(block_layers(load_backbone(tmp_path / "base", 28).model))
     encoder = Encoder.open(tuned)
     vectors = encoder.encode([Content(png("red", "disc"), None), Content(None, "red disc")])
-    assert vectors.shape == (2, 32) and vectors.dtype == np.float32
+    assert vectors.shape == (2, 32 + COUNT) and vectors.dtype == np.float32
 
 
 def test_the_dual_encoder_takes_no_checkpoint(world, tmp_path):
@@ -343,4 +344,4 @@ def test_the_gpu_command_measures_speed_memory_and_recall_on_any_machine(world, 
     for way in ("image to text", "text to image"):
         shares = [lines[f"{way} recall@{depth}"].value for depth in (1, 5, 10)]
         assert shares == sorted(shares) and 0 <= shares[0] and shares[-1] <= 1
-    assert Encoder.open(open_artifact(tmp_path / "e", "encoder")).width == 32
+    assert Encoder.open(open_artifact(tmp_path / "e", "encoder")).width == 32 + COUNT

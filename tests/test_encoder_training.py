@@ -23,6 +23,7 @@ from encoder.examples.pairs import Pairs, Relations, own_pairs
 from encoder.examples.views import augmented, can_show, drop_tokens, show
 from encoder.learner import Learner
 from encoder.optim import Optimizers
+from encoder.parts.discriminants import COUNT
 from encoder.recipes import Recipe, dual, moon2, moon_embedding
 from encoder.stages.contrast import OWN, Contrast, Kind
 from encoder.stages.pretrain import KINDS, Pretrain, question, questions
@@ -184,11 +185,11 @@ def test_bulk_embedding_equals_encoding_one_by_one_and_leaves_out_what_has_no_co
     artifact = embed(trained, WithEmpty(), as_of, tmp_path / "embedding")
     assert artifact.kind == "embedding" and artifact.parents["encoder"] == trained.id
     assert artifact.config["items_without_content"] == 1 and artifact.config["queries_without_content"] == 0
-    assert artifact.config["width"] == 32 and artifact.config["widths"] == [32, 16]
+    assert artifact.config["width"] == 32 + COUNT and artifact.config["widths"] == [32, 16]
     assert datetime.fromisoformat(artifact.config["as_of"]) == as_of
     items, queries = (load_file(artifact.file(f"{name}.safetensors")) for name in ("items", "queries"))
     assert items["item_id"].tolist() == sorted(row["item_id"] for row in rows)
-    assert items["vector"].dtype == np.float32 and items["vector"].shape == (len(rows), 32)
+    assert items["vector"].dtype == np.float32 and items["vector"].shape == (len(rows), 32 + COUNT)
     np.testing.assert_allclose(np.linalg.norm(items["vector"], axis=1), 1, atol=1e-5)
     encoder = Encoder.open(trained)
     for place in (0, 11, 30):  # item 11 has no picture

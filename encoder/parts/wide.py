@@ -71,7 +71,7 @@ class Wide(nn.Module):
             pictured: the places of these.
         """
         device, vocabulary = self.weight_V.device, len(self.weight_V)
-        length = torch.tensor([len(text) for text in tokens], device=device)
+        length = torch.tensor([len(text) for text in tokens], dtype=torch.int64, device=device)
         token_T = torch.tensor([token for text in tokens for token in text], dtype=torch.int64, device=device)
         row_T = torch.repeat_interleave(length)
         key, count = torch.unique(row_T * vocabulary + token_T, return_counts=True)
