@@ -50,8 +50,7 @@ def clearly_better(first: np.ndarray, second: np.ndarray, counted: np.ndarray, u
     if users < 2 or not losses:
         return bool(gain.sum() > 0)
     mean = gain.sum() / losses
-    rest = np.bincount(
-        user, gain - mean * counted
-    )  # of a ratio estimate: users differ in how much they count
+    # The error of a ratio: users differ in how many losses they have.
+    rest = np.bincount(user, gain - mean * counted)
     error = np.sqrt(users / (users - 1) * np.square(rest).sum()) / losses
     return bool(mean > error)

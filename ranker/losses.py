@@ -69,6 +69,7 @@ def each_request(loss: str, logit_RN: Tensor, label_RN: Tensor, filled_RN: Tenso
 
 
 def _listwise_each(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each request, and whether it has a positive and so counts; (R) each."""
     log_fraction = torch.log_softmax(logit_RN.masked_fill(~filled_RN, -1e9), dim=1)
     total = label_RN.sum(1)
     return -(log_fraction * label_RN).sum(1) / total.clamp(min=1e-9), total > 0
