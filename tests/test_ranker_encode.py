@@ -1,22 +1,19 @@
 """Frames become jagged tensors: nothing shifted, nothing read outside a slice, nothing silently absent."""
 
 import hashlib
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from ranker_world import NOW_US, Requests, make_frame, make_vectors
-from torchrec import KeyedJaggedTensor
 
 from dataset.contracts import DataError
 from feature_repo.frame import Frame, History
 from feature_repo.signature import Signature
-from ranker import ranks
 from ranker.inputs import columns
 from ranker.inputs.bags import jagged
-from ranker.inputs.batch import Batch
 from ranker.inputs.columns import Inputs, learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, select_requests, size_groups
 from ranker.inputs.hashing import hash_integers, hash_strings, remainder, table_rows
@@ -272,52 +269,6 @@ def test_without_vectors_there_is_no_content_but_who_asked_is_known():
     assert batch.target_content.shape == (3, 5, 0) and batch.history_content.shape == (3, 3, 0)
     assert batch.query_content.shape == (3, 0) and batch.query_known.tolist() == [False, True, True]
     assert not batch.target_known.any() and not batch.history_known.any()
-
-
-def uneven():
-    """Requests with one to five candidates, none to four behaviours and, some of them, a query."""
-    draw, ids = np.random.default_rng(3), VECTORS.ids
-    counts = draw.integers(1, 6, 23)
-    return make_frame(
-        user_id=list(range(23)),
-        history=[draw.choice(ids, n).tolist() for n in draw.integers(0, 5, 23)],
-        candidates=[draw.choice(ids, n).tolist() for n in counts],
-        labels=[draw.integers(0, 2, n) for n in counts],
-        query_id=[None, 2, 777] * 7 + [None, None],
-        positions=[np.arange(n) for n in counts],
-    )
-
-
-@pytest.mark.parametrize("at_once,behaviours", [(1, 1000), (3, 1000), (8, 1000), (8, 4 * 5 * 2)])
-def test_batches_that_are_encoded_together_are_those_encoded_alone(monkeypatch, at_once, behaviours):
-    """The slow twin encodes each batch from its own requests."""
-    monkeypatch.setattr(ranks, "AT_ONCE", at_once)
-    monkeypatch.setattr(ranks, "BEHAVIOURS", behaviours)
-    stored = Requests(uneven())
-    code = FrameEncoder(learn_inputs(stored, 4)[0], VECTORS)
-    order = np.random.default_rng(4).permutation(23)
-    groups = [order[start : start + 5] for start in range(0, 23, 5)]
-    together = list(ranks.ALL.batches(stored, code, groups))
-    assert len(together) == len(groups)
-    for batch, rows in zip(together, groups, strict=True):
-        alone = code.batch(stored.select(rows))
-        for one in fields(Batch):
-            mine, theirs = getattr(batch, one.name), getattr(alone, one.name)
-            if isinstance(theirs, KeyedJaggedTensor):
-                assert mine.keys() == theirs.keys() and mine.stride() == theirs.stride()
-                assert torch.equal(mine.lengths(), theirs.lengths()), one.name
-                mine, theirs = mine.values(), theirs.values()
-            assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), one.name
-
-
-def test_no_more_is_encoded_together_than_memory_was_meant_for():
-    groups = [np.arange(n) for n in (5, 5, 5, 2, 30)]
-    whole = [[len(rows) for rows in some] for some in ranks.together(iter(groups), 10)]
-    assert whole == [[5, 5, 5, 2, 30]]
-    most = ranks.BEHAVIOURS // 10
-    assert [[len(rows) for rows in some] for some in ranks.together(groups, most)] == [[5, 5], [5, 2], [30]]
-    nine = [np.arange(1)] * 9
-    assert [len(some) for some in ranks.together(nine, 10)] == [ranks.AT_ONCE, 9 - ranks.AT_ONCE]
 
 
 def test_remainders_are_those_of_integers():
