@@ -62,8 +62,7 @@ class Trained:
         """The losses of every request added up, float64 [R], and how many they are, int64 [R]."""
         logits = WithPosition(self.model)
         found = []
-        for rows in batched(len(stored)):
-            batch = ALL.batch(stored, self.encoder, rows)
+        for batch in ALL.batches(stored, self.encoder, batched(len(stored))):
             with torch.no_grad():
                 every = logits(batch)
             logit = every if every.dim() == 2 else every[..., 0]
@@ -173,8 +172,7 @@ def _validate(
     logits: Logits, valid: StoredRequests, encoder: FrameEncoder, loss: str, share: Share = ALL
 ) -> float:
     total, weight = 0.0, 0
-    for rows in batched(len(valid)):
-        batch = share.batch(valid, encoder, rows)
+    for batch in share.batches(valid, encoder, batched(len(valid))):
         with torch.no_grad():
             value = float(training_loss(logits, batch, loss))
         units = counted(batch, loss)
