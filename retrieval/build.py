@@ -20,6 +20,7 @@ from feature_repo.vectors import Vectors, rows_of
 from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval.asked import Queries
 from retrieval.cooccurrence import build_cooccurrence
+from retrieval.counting import fit_counting
 from retrieval.examples import answers_of, placeholders
 from retrieval.fusion import EQUAL
 from retrieval.fusion_weights import Known, learn_weights
@@ -52,8 +53,9 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
     embedding = open_artifact(folder / "embedding", "embedding")
     vectors = Vectors.open(embedding)
     parents = {"split": split.artifact}
-    build_cooccurrence(split.test_log, folder / "cooccurrence", parents)
-    build_cooccurrence(split.fit_log, folder / "cooccurrence_fit", parents)
+    counting, found = fit_counting(split.fit_log, seed)
+    for name, log in (("cooccurrence", split.test_log), ("cooccurrence_fit", split.fit_log)):
+        build_cooccurrence(log, folder / name, parents, counting=counting, reached=found)
 
     items = np.sort(dataset.items["item_id"].to_numpy())
     paths = _category_paths(dataset, items)
