@@ -26,17 +26,15 @@ import pyarrow as pa
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
-from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from dataset.jagged import entries, offsets_of, owners
-from dataset.order import sequence_of
 from feature_repo.frame import History
 from feature_repo.vectors import rows_of
 from retrieval.jagged import Retrieved, best_first, group_best, stack
+from retrieval.likes import MOST_ITEMS, Likes
 from retrieval.requests import RECENCY, interests
 from run.artifacts import Artifact, open_artifact, write_artifact
 
 NEIGHBOURS = 200
-MOST_ITEMS = 500  # of a user's newest distinct items; pairs grow with its square, and such users are robots
 BLOCK_PAIRS = 2_000_000  # of two likes of one user, in memory at once
 BLOCK_REQUESTS = 1024
 
@@ -66,35 +64,7 @@ class Counting:
 
 
 PLAIN = Counting()
-NOTHING: Mapping[str, float] = {}
-
-
-@dataclass(frozen=True)
-class Likes:
-    """The distinct items that each user acted on, at the newest time: each user's newest MOST_ITEMS, oldest first.
-
-    Attributes:
-        items: int64 [I], ascending.
-        column: int64 [T], place among ``items``.
-        offsets: int64 [U + 1]; user u owns column[offsets[u]:offsets[u + 1]].
-    """
-
-    items: np.ndarray
-    column: np.ndarray
-    offsets: np.ndarray
-
-    @classmethod
-    def of(cls, log: pa.Table) -> Likes:
-        """The positive behaviours of an EVENTS table."""
-        user_id, item_id = _positive_pairs(log)
-        items, column = np.unique(item_id, return_inverse=True)
-        _, count = np.unique(user_id, return_counts=True)
-        return cls(items, column, offsets_of(count))
-
-    @property
-    def users_of(self) -> np.ndarray:
-        """How many users acted on each item, int64 [I]."""
-        return np.bincount(self.column, minlength=len(self.items))
+NOTHING: Mapping[str, Mapping[str, float]] = {}
 
 
 def build_cooccurrence(
@@ -103,7 +73,8 @@ def build_cooccurrence(
     parents: Mapping[str, Artifact],
     neighbours: int = NEIGHBOURS,
     counting: Counting = PLAIN,
-    reached: Mapping[str, float] = NOTHING,
+    half_life_us: float | None = None,
+    reached: Mapping[str, Mapping[str, float]] = NOTHING,
 ) -> Artifact:
     """Count the log's positive behaviours into an artifact of kind ``cooccurrence``.
 
@@ -113,17 +84,19 @@ def build_cooccurrence(
         parents: role -> artifact the log came from.
         neighbours: how many of each item's strongest neighbours to keep.
         counting: how pairs are counted (``retrieval.counting`` fits it to a log).
-        reached: how well that did, for the reader of the manifest.
+        half_life_us: of what a like counts for what is popular now (``retrieval.trend``); None: all count alike.
+        reached: how well these did, for the reader of the manifest.
     """
     likes = Likes.of(log)
     items, popularity = likes.items, likes.users_of.astype(np.float32)
     graph = _neighbour_graph(likes, neighbours, counting)
     config = {"neighbours": neighbours, "counting": asdict(counting), "items": len(items)}
-    config |= {"reached": dict(reached)}
+    config |= {"half_life_us": half_life_us, "reached": dict(reached)}
     with write_artifact(out, "cooccurrence", config, parents) as folder:
         tensors = {
             "item_id": items,
             "popularity": popularity,
+            "trend": likes.trend(half_life_us).astype(np.float32),
             "offsets": graph.indptr.astype(np.int64),
             "neighbour": graph.indices.astype(np.int64),
             "score": graph.data.astype(np.float32),
@@ -138,13 +111,19 @@ class Cooccurrence:
     Attributes:
         item_ids: int64 [I] ascending, the items with at least one positive behaviour.
         popularity: float32 [I], how many distinct users acted on each.
+        trend: float32 [I], the same, of whom those of long ago count less.
         artifact: where it was opened from.
     """
 
     def __init__(
-        self, item_ids: np.ndarray, popularity: np.ndarray, graph: sp.csr_matrix, artifact: Artifact
+        self,
+        item_ids: np.ndarray,
+        popularity: np.ndarray,
+        trend: np.ndarray,
+        graph: sp.csr_matrix,
+        artifact: Artifact,
     ) -> None:
-        self.item_ids, self.popularity, self.artifact = item_ids, popularity, artifact
+        self.item_ids, self.popularity, self.trend, self.artifact = item_ids, popularity, trend, artifact
         self._graph_II, self._recency = graph, Counting.recorded(artifact.config).recency
 
     @classmethod
@@ -156,7 +135,8 @@ class Cooccurrence:
             (tensors["score"].astype(np.float64), tensors["neighbour"], tensors["offsets"]),
             shape=(len(items), len(items)),
         )
-        return cls(items, tensors["popularity"], graph, artifact)
+        trend = tensors.get("trend", tensors["popularity"])  # an earlier release had none
+        return cls(items, tensors["popularity"], trend, graph, artifact)
 
     def retrieve_batch(self, history: History, k: int, answerable: np.ndarray | None = None) -> Retrieved:
         """The k best items of every history; items that co-occur with nothing in it are left out.
@@ -225,23 +205,6 @@ class Cooccurrence:
             shape=(stop - start, len(self.item_ids)),
         )
         return (weights_RI @ self._graph_II).tocsr()
-
-
-def _positive_pairs(log: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct (user, item) pairs with positive behaviour: each user's newest MOST_ITEMS, by user, oldest first."""
-    positive = np.isin(behaviour_codes(log["type"], log["value"]), POSITIVE_CODES)
-    user, item = (log[name].to_numpy()[positive] for name in ("user_id", "item_id"))
-    time = log["available_time"].cast(pa.int64()).to_numpy()[positive]
-    place = np.argsort(np.lexsort((sequence_of(log)[positive], time)))  # of each event in the log
-    order = np.lexsort((-place, item, user))
-    user, item, place = user[order], item[order], place[order]
-    newest = np.ones(len(user), dtype=bool)
-    newest[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
-    user, item, place = user[newest], item[newest], place[newest]
-    order = np.lexsort((place, user))
-    user, item = user[order], item[order]
-    kept = np.searchsorted(user, user, side="right") - np.arange(len(user)) <= MOST_ITEMS
-    return user[kept], item[kept]
 
 
 def pair_weights(likes: Likes, events: np.ndarray, counting: Counting) -> tuple[np.ndarray, ...]:

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from dataset.jagged import entries, offsets_of, owners
-from retrieval.cooccurrence import PLAIN, Counting, Likes, pair_weights
+from dataset.jagged import entries, owners
+from retrieval.cooccurrence import PLAIN, Counting, pair_weights
+from retrieval.likes import Likes
 from retrieval.requests import HISTORY_ITEMS
 from retrieval.sources import CANDIDATES
 
@@ -87,10 +88,9 @@ class _Withheld:
             return None
         user = np.sort(np.random.default_rng((seed, 7)).permutation(able)[:ASKED])
         last = likes.offsets[user + 1] - 1
-        count = np.diff(likes.offsets)
-        count[user] -= 1
-        rest = Likes(likes.items, np.delete(likes.column, last), offsets_of(count))
-        return cls(rest, user, likes.column[last])
+        rest = np.ones(len(likes.column), dtype=bool)
+        rest[last] = False
+        return cls(likes.where(rest), user, likes.column[last])
 
     def gains(self, counting: Counting) -> np.ndarray:
         """1 / log2(1 + place) of each withheld like among the first CANDIDATES, else 0; float64 [R]."""
@@ -141,6 +141,6 @@ def _some(likes: Likes, seed: int) -> Likes:
     count = np.diff(likes.offsets)
     drawn = np.random.default_rng((seed, 6)).permutation(len(count))
     few = int(np.searchsorted(np.cumsum(count[drawn] ** 2), PAIRS, side="right"))
-    user = np.sort(drawn[: max(few, 1)])
-    place, offsets = entries(likes.offsets[user], count[user])
-    return Likes(likes.items, likes.column[place], offsets)
+    kept = np.zeros(len(count), dtype=bool)
+    kept[drawn[: max(few, 1)]] = True
+    return likes.where(np.repeat(kept, count))

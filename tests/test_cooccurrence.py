@@ -190,7 +190,7 @@ def test_blocks_and_pruning_do_not_change_what_is_kept(tmp_path, monkeypatch):
 
 
 def test_robots_are_cut_to_their_newest_items(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_ITEMS", 3)
+    monkeypatch.setattr("retrieval.likes.MOST_ITEMS", 3)
     graph = opened(tmp_path, log_of([(1, item, "click", 100 - item) for item in range(10)]))
     assert graph.item_ids.tolist() == [0, 1, 2]
 
