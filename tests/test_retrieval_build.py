@@ -26,15 +26,18 @@ from feature_repo.services import RETRIEVAL
 from feature_repo.vectors import Vectors
 from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval import build
-from retrieval.cooccurrence import Cooccurrence
+from retrieval.cooccurrence import Cooccurrence, Counting
+from retrieval.counting import fit_counting
 from retrieval.examples import answers_of, match_names, requests_frame
 from retrieval.fusion import Weights
 from retrieval.index import ItemIndex, category_path
+from retrieval.likes import Likes
 from retrieval.requests import Request, Requests, history_of
 from retrieval.retriever import ROLES, Retriever, open_retrieval
 from retrieval.shown import PLACES, Rates, Shown
 from retrieval.taste import Taste
 from retrieval.taste_files import open_taste
+from retrieval.trend import fit_half_life
 from retrieval.word_vectors import WordVectors
 from retrieval.words import Words
 from run.artifacts import ArtifactError, open_artifact, write_artifact
@@ -88,6 +91,7 @@ def built(tiny_world, tmp_path_factory):
         retrieval=bought(tiny_world),
         ranking=shown_after(log),
         shows=True,
+        by="time",
         end=pc.max(log["available_time"]).as_py() + timedelta(seconds=1),
     )
     build.build_retrieval(run, tiny_world.dataset, split, NANO, 5)
@@ -111,7 +115,12 @@ def test_co_occurrence_is_counted_before_the_requests_it_is_used_for(built):
         assert dict(zip(counted.item_ids.tolist(), counted.popularity.tolist(), strict=True)) == expected
         assert artifact.parents == {"split": split.artifact.id}
         assert artifact.config["neighbours"] == 200 and artifact.config["items"] == len(expected)
-        assert (artifact.config["seen_exponent"], artifact.config["candidate_exponent"]) == (0.5, 0.1)
+        counting, reached = fit_counting(split.fit_log, 5)
+        half_life, popular = fit_half_life(split.fit_log, 5)
+        assert Counting.recorded(artifact.config) == counting
+        assert artifact.config["reached"] == {"counting": reached, "trend": popular}
+        trend = Likes.of(log).trend(half_life)
+        np.testing.assert_allclose(counted.trend, trend, rtol=1e-6)
 
 
 def test_tastes_are_learned_before_the_requests_they_are_used_for_and_read_of_the_whole_log(
