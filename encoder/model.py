@@ -23,7 +23,10 @@ from encoder.parts.wide import Wide
 # fit into its caches are an eighth faster than batches of eight times as many tokens
 # (docs/log/encoder_speed.md#embedding-beside-the-plain-loop).
 TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384}
-WIDE = 4.0  # length of the wide path's vectors, to which the backbone's are added
+# Length of the backbone's vector beside a wide path, in which words have length 1: of any length it outgrows them and
+# titles do not find their items (docs/log/encoder.md#why-titles-lost-their-items). A picture alone, whose looks are
+# shorter, is mostly what the backbone says of it.
+DEEP = 0.7
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class EncoderModel(nn.Module):
         backbone: the multimodal model.
         width: D, the full width of the vectors.
         fusion: fuses pooled image, text and attribute chain; None: mean over tokens and a linear head.
-        wide: a linear path beside the backbone, whose vectors are added; None: there is none.
+        wide: a linear path beside the backbone, whose vectors are added to those of the backbone, made as long as
+            ``DEEP``; None: there is none.
         discriminants: of pictures, the last numbers of the vector; only beside a wide path. None: there are none.
     """
 
@@ -91,7 +95,7 @@ class EncoderModel(nn.Module):
         encoded = self.encoded(packed, self.backbone(packed))
         if self.wide is None:
             return encoded
-        vector = encoded.vector_BD + WIDE * self.wide(samples)
+        vector = DEEP * F.normalize(encoded.vector_BD, dim=-1) + self.wide(samples)
         if self.discriminants is not None:
             apart = self.discriminants(samples, self.wide.words([sample.tokens for sample in samples]))
             vector = torch.cat([F.normalize(vector, dim=-1), apart], dim=1)

@@ -6,12 +6,13 @@ A variant takes one line: ``replace(moon2(), parts=replace(moon2().parts, expert
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from encoder.assemble import Parts
 from encoder.learner import Stage
 from encoder.stages.align import Align
 from encoder.stages.contrast import (
+    ASKING,
     BOUGHT,
     DETAILS,
     NINE_KINDS,
@@ -27,6 +28,8 @@ from encoder.stages.pretrain import Pretrain
 from encoder.stages.reason import Reason, Reinforce
 from encoder.stages.unfreeze import Unfreeze
 
+# Kinds of pairs for a backbone of random weights.
+FROM_NOTHING = (OWN, replace(PART, weight=0.1), ASKING, QUERY)
 ON_TOWERS = (OWN, PART, VARIANT, DETAILS, QUERY)  # kinds of pairs for heads on pretrained towers
 
 
@@ -108,7 +111,8 @@ def dual() -> Recipe:
 def ours() -> Recipe:
     """The recipe that measured best at the small size (docs/log/encoder_papers.md#recipes-at-equal-compute).
 
-    It first learns from an item's picture and text and from queries, then also from items that users took together.
+    It first learns from an item's picture, text and title and from queries, then also from items that users took
+    together.
 
     Co-purchase pairs blur the differences between items, so they come last, with a lower learning rate, mixed with
     the pairs of the first stage. What pairs do not ask for, the wide path keeps; whole items are shown from the first
@@ -118,10 +122,10 @@ def ours() -> Recipe:
         "ours",
         Parts(wide=True, discriminants=True),
         (
-            Contrast(fraction=0.7, kinds=(OWN, PART, QUERY), name="halves"),
+            Contrast(fraction=0.7, kinds=FROM_NOTHING, name="halves"),
             Contrast(
                 fraction=0.3,
-                kinds=(OWN, PART, QUERY, BOUGHT),
+                kinds=(*FROM_NOTHING, BOUGHT),
                 learning_rate_scale=0.3,
                 name="relations",
             ),

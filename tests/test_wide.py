@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 from encoder_world import COLOURS, SHAPES, START, TINY, event, item_row, png
+from scipy import linalg
 from sklearn.feature_extraction.text import TfidfVectorizer
 from test_encoder_benchmark import written
 
 from dataset.split import Split, split_dataset
+from encoder import model
 from encoder.assemble import Parts
 from encoder.backbone.packing import Sample
-from encoder.encode import Encoder, item_content
+from encoder.encode import Content, Encoder, item_content
 from encoder.parts import wide as module
-from encoder.parts.wide import LOOKS, THUMBNAIL, Wide, thumbnails
+from encoder.parts.wide import LOOKS, SEEN, THUMBNAIL, Wide, thumbnails
 from encoder.recipes import Recipe
 from encoder.stages.contrast import OWN, Contrast
 from encoder.train import train_encoder
@@ -56,9 +58,9 @@ def samples_of(tokens, pictures):
 
 
 def plain_rows(tokens, pictures):
-    """TF-IDF of the tokens by scikit-learn, and thumbnails less their mean, side by side."""
+    """TF-IDF of the tokens that a text has by scikit-learn, and thumbnails less their mean; both of unit rows."""
     texts = [" ".join(f"w{token}" for token in text) for text in tokens]
-    words = TfidfVectorizer(token_pattern=r"\S+").fit_transform(texts).toarray()
+    words = TfidfVectorizer(token_pattern=r"\S+", binary=True).fit_transform(texts).toarray()
     looks = np.zeros((len(tokens), THUMBNAIL, THUMBNAIL, 3))
     for row, picture in enumerate(pictures):
         if picture is not None:
@@ -68,7 +70,7 @@ def plain_rows(tokens, pictures):
     shown = np.array([picture is not None for picture in pictures])
     looks[shown] -= looks[shown].mean(axis=0)
     looks[shown] /= np.linalg.norm(looks[shown], axis=1, keepdims=True)
-    return np.concatenate([words, LOOKS * looks], axis=1)
+    return words, looks
 
 
 def unit(rows):
@@ -76,26 +78,36 @@ def unit(rows):
     return rows / np.where(norm > 1e-6, norm, np.inf)
 
 
-def test_wide_enough_its_cosines_are_those_of_words_and_looks(monkeypatch):
+def test_wide_enough_its_products_are_those_of_words_and_looks(monkeypatch):
     monkeypatch.setattr(module, "EVENING", 0.0)
     tokens, pictures = ([*one, *one[:3]] for one in some_items(20))  # more items than their rows have rank
     found = fitted(tokens, pictures, 40)(samples_of(tokens, pictures)).numpy()
-    rows = unit(plain_rows(tokens, pictures))
-    np.testing.assert_allclose(found @ found.T, rows @ rows.T, atol=2e-3)
+    words, looks = plain_rows(tokens, pictures)
+    np.testing.assert_allclose(found @ found.T, words @ words.T + SEEN**2 * looks @ looks.T, atol=2e-3)
 
 
 def test_narrower_it_is_the_best_projection_with_its_directions_evened():
     tokens, pictures = some_items(60)
     found = fitted(tokens, pictures, 8)(samples_of(tokens, pictures)).numpy()
-    rows = plain_rows(tokens, pictures)
-    apart = np.zeros((2 * len(rows), rows.shape[1]))  # words and looks of an item are rows of their own
-    apart[: len(rows), : -3 * THUMBNAIL**2], apart[len(rows) :, -3 * THUMBNAIL**2 :] = (
-        rows[:, : -3 * THUMBNAIL**2],
-        rows[:, -3 * THUMBNAIL**2 :],
-    )
+    words, looks = plain_rows(tokens, pictures)
+    apart = linalg.block_diag(words, LOOKS * looks)  # words and looks of an item are rows of their own
     _, singular, direction = np.linalg.svd(apart, full_matrices=False)
-    expected = unit(rows @ direction[:8].T * singular[:8] ** -module.EVENING)
+    kept = direction[:8].T * singular[:8] ** -module.EVENING
+    said, seen = unit(words @ kept[: words.shape[1]]), unit(looks @ kept[words.shape[1] :])
+    expected = said + SEEN * seen
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=2e-2)
+
+
+def test_what_is_said_counts_once_and_alike_whatever_the_picture():
+    tokens, pictures = some_items(60)
+    path = fitted(tokens, pictures, 20)
+    both = path(samples_of(tokens, pictures))[3:]
+    said = path.words(tokens[3:])
+    seen = path(samples_of([[]] * 57, pictures[3:]))
+    torch.testing.assert_close(both, said + seen, atol=1e-5, rtol=0)
+    torch.testing.assert_close(said.norm(dim=1), torch.ones(57))
+    assert seen.norm(dim=1).max() < SEEN + 1e-5 and seen.norm(dim=1).median() > SEEN - 1e-5
+    torch.testing.assert_close(path.words([[*text, *text, text[0]] for text in tokens[3:]]), said)
 
 
 def test_a_sample_does_not_depend_on_the_others_and_reads_what_it_has():
@@ -105,7 +117,6 @@ def test_a_sample_does_not_depend_on_the_others_and_reads_what_it_has():
     together = path(samples)
     alone = torch.cat([path([sample]) for sample in samples])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-    torch.testing.assert_close(together.norm(dim=1), torch.ones(40))
     words, looks = path([replace(samples[5], pictures=())]), path([replace(samples[5], tokens=[])])
     assert (words @ together[5]).item() > (words @ looks.T).item()
     # The core region is a second picture: only the whole one is read.
@@ -160,6 +171,25 @@ def test_what_pictures_cannot_show_is_forgotten_without_the_wide_path_and_kept_w
     lost = memory(branded, "narrow", Recipe("narrow", Parts(), pictures_to_words))
     assert kept["e/facets/brand/accuracy"] > 0.95 and lost["e/facets/brand/accuracy"] < 0.8
     assert kept["e/facets/category_2/accuracy"] > 0.95
+
+
+def test_a_title_finds_its_item_because_the_backbone_is_no_longer_than_it_may_be(branded, monkeypatch):
+    """The brand is in the title, and a backbone that learns to match pictures and words forgets it."""
+    folder, dataset, split = branded
+    contents = [item_content(row, dataset.image_bytes(row["image_id"])) for row in dataset.items.to_pylist()]
+    titles = [Content(None, one.text) for one in contents]
+    recipe, found = Recipe("wide", Parts(wide=True), (Contrast(1.0, (OWN,)),)), {}
+    shipped = model.DEEP
+    for length in (shipped, 100.0):
+        monkeypatch.setattr(model, "DEEP", length)
+        artifact = train_encoder(dataset, split, TINY, folder / f"deep{length}", recipe=recipe, budget=0.5)
+        encoder = Encoder.open(artifact)
+        score = encoder.encode(titles) @ encoder.encode(contents).T
+        found[length] = np.mean(score.argmax(axis=1) == np.arange(len(contents)))
+        with torch.no_grad():
+            encoder.model.head.weight.mul_(1000)  # whatever it learns
+        np.testing.assert_allclose(encoder.encode(titles) @ encoder.encode(contents).T, score, atol=1e-5)
+    assert found[shipped] > 0.95 and found[100.0] < 0.8
 
 
 def test_it_is_saved_with_the_encoder(branded):

@@ -3,7 +3,10 @@
 A contrastive loss keeps only what helps to tell pairs apart and forgets the rest: what a picture cannot show, such as
 a brand, is of no use for matching pictures and words. The wide path is not trained by it. It is the singular value
 decomposition of what a catalogue says and shows without a model, TF-IDF of tokens and thumbnails: of all projections
-to so few numbers the one whose cosines are closest to those of the words and looks themselves.
+to so few numbers the one whose cosines are closest to those of the words and looks themselves. What is said counts
+once however often it is said, since a title says everything once; and words and looks have lengths of their own, so
+that what a title has in common with an item does not depend on the item's picture
+(docs/log/encoder.md#why-titles-lost-their-items).
 
 Shapes: B samples, M items, V vocabulary, P numbers of a thumbnail, D vector width, T tokens of all samples.
 """
@@ -22,7 +25,8 @@ from torch.nn import functional as F
 from encoder.backbone.packing import Sample
 
 THUMBNAIL = 8  # side in pixels
-LOOKS = 0.5  # length of a thumbnail's row beside a unit row of words
+LOOKS = 0.5  # length of a thumbnail's row beside a unit row of words, when directions are chosen
+SEEN = 0.4  # length of what is seen in a vector, beside what is said, whose length is 1
 # Each direction is multiplied by its singular value to the power of minus this: 0 keeps the cosines of words and
 # looks, 1 makes all directions equally long. Between them, what few items have is not drowned by what most have.
 EVENING = 0.5
@@ -30,7 +34,9 @@ SHORTEST = 1e-2  # vectors shorter than this are rounding, and stay short
 
 
 class Wide(nn.Module):
-    """TF-IDF of tokens and a thumbnail, each projected to the vector's width and added; fitted once, then fixed.
+    """TF-IDF of tokens and a thumbnail, each projected to the vector's width; fitted once, then fixed.
+
+    The two are made as long as 1 and ``SEEN``, and added.
 
     Args:
         vocabulary: V.
@@ -50,7 +56,7 @@ class Wide(nn.Module):
         self.usual_P: Tensor
 
     def forward(self, samples: Sequence[Sample]) -> Tensor:
-        """Unit vectors of samples of tokens and pixels, float (B, D); zeros where nothing is known."""
+        """Vectors of samples of tokens and pixels, float (B, D); zeros where nothing is known."""
         pictured = [place for place, sample in enumerate(samples) if sample.pictures]
         looks = torch.zeros(0, len(self.usual_P), device=self.usual_P.device)
         if pictured:
@@ -63,7 +69,7 @@ class Wide(nn.Module):
         return self.project(tokens, self.usual_P[None, :][:0], [])
 
     def project(self, tokens: Sequence[Sequence[int]], looks: Tensor, pictured: Sequence[int]) -> Tensor:
-        """Unit vectors, float (B, D).
+        """Vectors, float (B, D).
 
         Args:
             tokens: of each sample.
@@ -74,17 +80,19 @@ class Wide(nn.Module):
         length = torch.tensor([len(text) for text in tokens], dtype=torch.int64, device=device)
         token_T = torch.tensor([token for text in tokens for token in text], dtype=torch.int64, device=device)
         row_T = torch.repeat_interleave(length)
-        key, count = torch.unique(row_T * vocabulary + token_T, return_counts=True)
+        key = torch.unique(row_T * vocabulary + token_T)
         row, token = key // vocabulary, key % vocabulary
-        value = count * self.weight_V[token]
+        value = self.weight_V[token]
         norm_B = torch.zeros(len(tokens), device=device).index_add(0, row, value.square()).sqrt()
         value = value / norm_B.clamp(min=1e-6)[row]
-        out = torch.zeros(len(tokens), self.words_VD.shape[1], device=device)
-        out = out.index_add(0, row, value[:, None] * self.words_VD[token])
+        said = torch.zeros(len(tokens), self.words_VD.shape[1], device=device)
+        said = said.index_add(0, row, value[:, None] * self.words_VD[token])
+        out = F.normalize(said, dim=-1, eps=SHORTEST)
         if len(pictured):
             seen = F.normalize(looks - self.usual_P, dim=-1) @ self.looks_PD
+            seen = SEEN * F.normalize(seen, dim=-1, eps=SHORTEST)
             out = out.index_add(0, torch.tensor(pictured, device=device), seen)
-        return F.normalize(out, dim=-1, eps=SHORTEST)
+        return out
 
     def fit(self, tokens: Sequence[Sequence[int]], looks: np.ndarray, shown: np.ndarray) -> None:
         """Learn the projection from items; with none that say or show anything it stays zero.
@@ -94,10 +102,10 @@ class Wide(nn.Module):
             looks: float32 (M, P), ``thumbnails`` of the items' pictures, zeros without.
             shown: int64, rows of the items with a picture.
         """
-        counts = _counts(tokens, len(self.weight_V))
-        frequency = np.bincount(counts.indices, minlength=counts.shape[1])
+        present = _present(tokens, len(self.weight_V))
+        frequency = np.bincount(present.indices, minlength=present.shape[1])
         weight = np.where(frequency > 0, np.log((1 + len(tokens)) / (1 + frequency)) + 1, 0)
-        words = _unit_rows(counts @ sparse.diags_array(weight))
+        words = _unit_rows(present @ sparse.diags_array(weight))
         usual = looks[shown].mean(axis=0) if len(shown) else np.zeros(len(self.usual_P), np.float32)
         centred = np.zeros_like(looks)
         centred[shown] = looks[shown] - usual
@@ -116,7 +124,7 @@ class Wide(nn.Module):
         self.weight_V.copy_(torch.from_numpy(weight))
         self.usual_P.copy_(torch.from_numpy(usual))
         self.words_VD.copy_(torch.from_numpy(direction[: len(weight)]))
-        self.looks_PD.copy_(torch.from_numpy(LOOKS * direction[len(weight) :]))
+        self.looks_PD.copy_(torch.from_numpy(direction[len(weight) :]))
 
 
 def thumbnails(pixels_NSS3: Tensor) -> Tensor:
@@ -125,14 +133,12 @@ def thumbnails(pixels_NSS3: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(channels, THUMBNAIL).flatten(1)
 
 
-def _counts(tokens: Sequence[Sequence[int]], vocabulary: int) -> sparse.csr_array:
-    """How often each token occurs in each text, float32 (M, V)."""
-    row = np.repeat(np.arange(len(tokens)), [len(text) for text in tokens])
-    column = np.array([token for text in tokens for token in text], dtype=np.int64)
+def _present(tokens: Sequence[Sequence[int]], vocabulary: int) -> sparse.csr_array:
+    """Which tokens each text has, 1 or 0, float32 (M, V)."""
+    row = np.repeat(np.arange(len(tokens)), [len(set(text)) for text in tokens])
+    column = np.array([token for text in tokens for token in set(text)], dtype=np.int64)
     ones = np.ones(len(column), dtype=np.float32)
-    counts = sparse.coo_array((ones, (row, column)), shape=(len(tokens), vocabulary)).tocsr()
-    counts.sum_duplicates()
-    return counts
+    return sparse.coo_array((ones, (row, column)), shape=(len(tokens), vocabulary)).tocsr()
 
 
 def _unit_rows(rows: sparse.csr_array) -> sparse.csr_array:

@@ -56,6 +56,7 @@ class Kind:
 # (docs/log/encoder.md#co-purchase-pairs-at-a-low-temperature).
 OWN = Kind(("own",), "image", "words", 0.6)
 PART = Kind(("own",), "half", "all", 0.2)
+ASKING = Kind(("own",), "title", "all", 0.1)  # a title asks for its item, as a searcher does
 VARIANT = Kind(("variant",), "half", "all", 0.2)
 DETAILS = Kind(("own",), "title+image", "details", 0.2)
 QUERY = Kind(("query",), "all", "all", 0.25, 0.1)
