@@ -100,11 +100,14 @@ def weigh_sources(folder: Path, split: Split, size: Size, seed: int) -> None:
     """Write ``fusion``: the weights of the sources in the order of the candidates.
 
     They are learned from at most TUNING_REQUESTS of the training requests, answered by sources that learned from the
-    log before them: from what was taken or, where the log says what was shown, from what of it was liked.
+    log before them: from what was taken or, where the log says what was shown, from what of it was liked. Split by
+    ``last``, what validates is in nothing that answers tests either: there the very sources that answer tests are
+    weighed by it, which have learned from more.
     """
-    artifacts = open_retrieval(folder, fitted=True)
+    weighs_served = split.by == "last" and not split.shows
+    artifacts = open_retrieval(folder, fitted=not weighs_served)
     artifacts.pop("fusion", None)
-    asked, known = (_shown if split.shows else _taken)(split, seed)
+    asked, known = (_shown if split.shows else _validating if weighs_served else _taken)(split, seed)
     weights, figures = EQUAL, dict[str, float]()
     if len(asked):
         retriever = Retriever.open(artifacts)
@@ -123,6 +126,14 @@ def _taken(split: Split, seed: int) -> tuple[pa.Table, Known]:
     request = pc.list_parent_indices(relevant).to_numpy()
     item_id = relevant.flatten().to_numpy()
     return placeholders(asked), Known(request, item_id, np.ones(len(item_id), dtype=bool))
+
+
+def _validating(split: Split, seed: int) -> tuple[pa.Table, Known]:
+    """Some validation requests, and what was taken in each."""
+    asked = of_part(split.ranking, "valid")
+    asked = asked.take(_drawn(len(asked), seed)).combine_chunks().select(REQUEST)
+    item_id = asked["item_id"].to_numpy()
+    return asked, Known(np.arange(len(asked)), item_id, np.ones(len(asked), dtype=bool))
 
 
 def _shown(split: Split, seed: int) -> tuple[pa.Table, Known]:

@@ -282,6 +282,34 @@ def test_the_sources_are_weighed_by_what_was_taken_after_what_they_learned_from(
     assert reached["popular"] == pytest.approx(sum(gain) / sum(map(len, wanted)))
 
 
+def test_split_by_last_those_sources_are_weighed_that_answer_tests_by_what_validates(built, tmp_path):
+    whole, split = built
+    run = shutil.copytree(whole, tmp_path / "run")
+    asked = split.retrieval.filter(pc.equal(split.retrieval["part"], "test")).combine_chunks()
+    wanted = [items[0] for items in asked["relevant"].to_pylist()]
+    columns = {
+        "request_id": pa.array(range(len(asked))),
+        "user_id": asked["user_id"],
+        "time": asked["time"],
+        "query_id": pa.nulls(len(asked), pa.int64()),
+        "item_id": pa.array(wanted),
+        "position": pa.nulls(len(asked), pa.int32()),
+        "label": pa.array(np.ones(len(asked), np.float32)),
+        "event_id": pa.nulls(len(asked), pa.int64()),
+    }
+    valid = pa.table({**columns, "part": ["valid"] * len(asked)}).select(RANKING.names).cast(RANKING)
+    others = pa.table({**columns, "part": ["train"] * len(asked)}).select(RANKING.names).cast(RANKING)
+    changes = {"shows": False, "by": "last", "ranking": pa.concat_tables([others, valid])}
+    build.weigh_sources(run, SimpleNamespace(**vars(split) | changes), NANO, 5)
+    reached = opened(run, "fusion").config["reached"]
+    found = answers_of(requests_frame(run, asked, NANO), Retriever.open(open_retrieval(run)).popular)
+    gain = [
+        1 / np.log2(2 + ids.tolist().index(item))
+        for (ids, _), item in zip(found, wanted, strict=True) if item in ids
+    ]  # fmt: skip
+    assert reached["popular"] == pytest.approx(sum(gain) / len(wanted)) and gain
+
+
 def test_where_the_log_says_what_was_shown_the_sources_are_weighed_by_what_was_made_of_it(built):
     run, split = built
     measure, reached, popular = weighed(run, split)
