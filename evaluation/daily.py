@@ -38,9 +38,10 @@ from feature_repo.vectors import Vectors
 from moonstore.disk import make_folder
 from moonstore.files import write_text
 from moonstore.freshness import US
-from ranker.daily import Terms, continues, train_day
+from ranker.daily import Terms, continues, held_out, replayed, train_day
 from ranker.recipes import Recipe
 from ranker.score import CONFIG, CtrConfig, Ranker
+from ranker.train import LEARNING_RATES
 from retrieval.examples import MatchedFrames, chunks, matched
 from retrieval.retriever import Retriever, open_retrieval
 from run.artifacts import Artifact, ArtifactError, discard, open_artifact
@@ -50,7 +51,7 @@ FOLDER, MADE_BY = "daily", "moon ranker --daily"
 FIRST, LAST = "first", "ranker"  # the rankers of the first day and of the last one
 METRICS = {"auc": "AUC", "gauc": "GAUC", "ne": "NE", "calibration": "calibration"}
 # Passes over a day, and the rates of dense weights and tables (docs/log/ranker.md#day-after-day).
-EPOCHS, RATES = 2, (2e-3, 0.0005)
+EPOCHS, RATES = 2, LEARNING_RATES["pointwise"][0]
 WAYS = {"daily": "daily", "first": "first day only", "logistic": "logistic"}
 
 
@@ -125,10 +126,8 @@ def daily(
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
     terms = Terms(recipe, size, vectors, embedding.parents.get("encoder"), seed, EPOCHS, *RATES, forget)
     out = folder / FOLDER
-    dates = train_daily(
-        out, _log_of(folder, dataset, split, size, retriever), terms, {"embedding": embedding}, wait
-    )
-    return _told(out, dates)
+    train_daily(out, _log_of(folder, dataset, split, size, retriever), terms, {"embedding": embedding}, wait)
+    return _told(out)
 
 
 def _log_of(folder: Path, dataset: Dataset, split: Split, size: Size, retriever: Retriever) -> Log:
@@ -178,10 +177,35 @@ def train_daily(
             _measure(folder, log, days[: place + 1], ranker, terms)
         if len(day.learned):
             done[day.date] = identities[day.date]
-            requests = log.requests.only(day.learned, log.known_at(day.learned, day.end_us))
+            requests, *lesson = _lesson(log, days[: place + 1], terms, first=ranker is None)
             out = folder / (FIRST if ranker is None else LAST)
-            ranker = train_day(requests, day.number, ranker, terms, out, parents, {"days": done})
+            ranker = train_day(requests, day.number, ranker, terms, out, parents, {"days": done}, *lesson)
     return [day.date for day in days]
+
+
+def _lesson(
+    log: Log, days: Sequence[Day], terms: Terms, first: bool
+) -> tuple[MatchedFrames, MatchedFrames, MatchedFrames | None]:
+    """The requests of the last of some days; what is trained on at its end; and by what training stops.
+
+    At ``first`` held-out users say when to stop; later there are requests of earlier days among what is trained on,
+    with features as of their own time and the likes that are known by now.
+    """
+    day = days[-1]
+
+    def known(requests: np.ndarray) -> MatchedFrames:
+        return log.requests.only(requests, log.known_at(requests, day.end_us))
+
+    if first:
+        out = held_out(log.user_id[day.learned], terms.seed)
+        valid = known(day.learned[out]) if out.any() else None
+        return known(day.learned), known(day.learned[~out]), valid
+    since = 0 if terms.forget is None else day.number - terms.forget
+    past = [one.learned for one in days[:-1] if one.number >= since]
+    earlier, count = np.concatenate([np.empty(0, np.int64), *past]), np.diff(log.offsets)
+    today, seed = int(count[day.learned].sum()), (terms.seed, day.number)
+    again = earlier[replayed(count[earlier], today, terms.size.ranker_slots, seed)]
+    return known(day.learned), known(np.sort(np.append(again, day.learned))), None
 
 
 def _go_on(folder: Path, log: Log, terms: Terms, identities: Mapping[str, str]) -> Artifact | None:
@@ -210,10 +234,14 @@ def _open(path: Path) -> Artifact | None:
 
 
 def _identity(log: Log, day: Day) -> str:
-    """Who asked on a day, when, what was shown and what was liked by its end, as 16 hex digits; nobody: nothing."""
+    """Who asked on a day, when, what was shown, and what of the log was liked by its end, as 16 hex digits.
+
+    Nobody asked: nothing. Likes of earlier days count, too: their requests are learned from again.
+    """
     rows = log.candidates(day.learned)
+    until = np.arange(day.learned.max(initial=-1) + 1)
     parts = (
-        log.user_id[day.learned], log.time_us[day.learned], log.item_id[rows], log.known_at(day.learned, day.end_us)
+        log.user_id[day.learned], log.time_us[day.learned], log.item_id[rows], log.known_at(until, day.end_us)
     )  # fmt: skip
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16] if len(rows) else ""
 
@@ -266,13 +294,11 @@ def _logistic(log: Log, days: Sequence[Day]) -> np.ndarray | None:
     return chance
 
 
-def _told(folder: Path, dates: Sequence[str]) -> str:
+def _told(folder: Path) -> str:
     """Write the table and the page of all days; the table, as the command prints it."""
-    files = {date: folder / "days" / f"{date}.json" for date in dates}
-    measured = {date: read_measurements(path) for date, path in files.items() if path.exists()}
     rows = [
         (date, name, {label: found.get(f"{way}/{metric}") for metric, label in METRICS.items()})
-        for date, found in measured.items()
+        for date, found in _measured(folder).items()
         for way, name in WAYS.items()
         if f"{way}/logloss" in found
     ]
@@ -282,21 +308,45 @@ def _told(folder: Path, dates: Sequence[str]) -> str:
         lines.append(f"| {date} | {name} | {' | '.join(figures)} |")
     table = "\n".join(lines) + "\n"
     write_text(folder / "table.md", table)
-    curves = {label: list(_curves(measured, dates, metric)) for metric, label in METRICS.items()}
-    plots = [Plot(label, "day", label, some, markers=True) for label, some in curves.items() if some]
-    shown = {"plots": plots, "rows": rows, "labels": list(METRICS.values()), "first": next(iter(dates), "")}
+    shown = {
+        "plots": drift(folder),
+        "rows": rows,
+        "labels": list(METRICS.values()),
+        "first": _first_date(folder),
+    }
     page = render_page(folder / "drift.html", "daily_template.html", **shown)
-    return f"{table}table: {folder / 'table.md'}\ndrift: {page}"
+    return f"{table}table: {folder / 'table.md'}\ndrift: {page}, and in report.html after 'moon evaluate'"
 
 
-def _curves(
-    measured: Mapping[str, Mapping[str, Measurement]], dates: Sequence[str], metric: str
-) -> Iterator[Curve]:
+def drift(folder: Path) -> list[Plot]:
+    """The figures of each day as curves; none: nothing was trained day after day there."""
+    measured, first = _measured(folder), _first_date(folder)
+    plots = []
+    for metric, label in METRICS.items():
+        if some := list(_curves(measured, first, metric)):
+            plots.append(Plot(label, f"day, from {first}", label, some, markers=True))
+    return plots
+
+
+def _measured(folder: Path) -> dict[str, dict[str, Measurement]]:
+    """What was measured on each day, by date."""
+    return {path.stem: read_measurements(path) for path in sorted((folder / "days").glob("*.json"))}
+
+
+def _first_date(folder: Path) -> str:
+    """The day that the ranker began with; nothing: there is none."""
+    made = _open(folder / FIRST)
+    return "" if made is None else min(made.config["days"])
+
+
+def _curves(measured: Mapping[str, Mapping[str, Measurement]], first: str, metric: str) -> Iterator[Curve]:
     """A metric of each ranker over the days, numbered from 1 as in the log."""
     for way, name in WAYS.items():
         name_of = f"{way}/{metric}"
         found = {
-            dates.index(date) + 1: one[name_of].value for date, one in measured.items() if name_of in one
+            int((np.datetime64(date) - np.datetime64(first)).astype(int)) + 1: one[name_of].value
+            for date, one in measured.items()
+            if name_of in one
         }
         if found:
             yield Curve(name, list(found), list(found.values()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dataset.split import Split
 from dataset.tables import Dataset
 from evaluation.comparisons import BASELINES, controls, estimated, headline, judged
 from evaluation.ctr_quality import probabilities
+from evaluation.daily import FOLDER, drift
 from evaluation.metrics import Measurement, hits, recall_at, reliability
 from evaluation.plots import Curve
 from evaluation.replay import Impressions
@@ -233,7 +234,7 @@ def write_report(
         visits=evidence.visits,
         controls=controls(measured),
         reliability=evidence.reliability,
-        plots=[*evidence.plots, *evidence.training_curves()],
+        plots=[*evidence.plots, *days_of_ranker(evidence.folder), *evidence.training_curves()],
         stages=example["timings_ms"],
         store=store_check(evidence.folder / "store"),
         dataset=facts,
@@ -242,6 +243,11 @@ def write_report(
         limits=limits,
     )
     return render_report(out, content)
+
+
+def days_of_ranker(folder: Path) -> list[Plot]:
+    """The curves of ``moon ranker --daily``, where the run has been trained so."""
+    return [replace(plot, title=f"Day after day: {plot.title}") for plot in drift(folder / FOLDER)]
 
 
 def import_facts(config: Mapping[str, Any]) -> dict[str, str | int]:

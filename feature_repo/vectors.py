@@ -18,7 +18,9 @@ def rows_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     wanted = np.asarray(wanted, dtype=np.int64)
     if not len(ids):
         return np.full(len(wanted), -1, dtype=np.int64)
-    place = np.searchsorted(ids, wanted).clip(max=len(ids) - 1)
+    order = np.argsort(wanted)  # in order, each search finds in the cache what the one before read
+    place = np.empty(len(wanted), dtype=np.int64)
+    place[order] = np.searchsorted(ids, wanted[order]).clip(max=len(ids) - 1)
     return np.where(ids[place] == wanted, place, -1)
 
 
@@ -83,7 +85,7 @@ class VectorTable:
         """The vectors at these rows of any shape, float32 (..., D), zeros where -1."""
         if not len(self.matrix):
             return np.zeros((*rows.shape, self.width), dtype=np.float32)
-        out = self.matrix[rows]  # -1 takes the last one for the moment
+        out = self.matrix.take(rows, axis=0, mode="wrap")  # -1 takes the last one for the moment
         out[rows < 0] = 0
         return out
 

@@ -18,7 +18,7 @@ from ranker.epoch import epoch_batches
 from ranker.fit import Outcome, Plan, fit
 from ranker.inputs.batch import Batch
 from ranker.inputs.frame_encoder import FrameEncoder
-from ranker.learner import Learner
+from ranker.learner import Learner, Saved
 from ranker.losses import LOSSES, Logits, counted, each_request, training_loss
 from ranker.model import ClickModel, WithPosition
 from ranker.ranks import ALL, Share, in_ranks
@@ -34,7 +34,8 @@ class Data:
     """What every attempt learns from.
 
     Attributes:
-        train, valid: requests with labels.
+        train: requests with labels.
+        valid: others, by whose loss training stops; None, or none of them: all epochs are run.
         counts: candidates of each training request, int64 [R].
         vectors: the embedding; None: a control without.
         slots: padded candidates of a batch.
@@ -42,7 +43,7 @@ class Data:
     """
 
     train: StoredRequests
-    valid: StoredRequests
+    valid: StoredRequests | None
     counts: np.ndarray
     vectors: Vectors | None
     slots: int
@@ -51,19 +52,19 @@ class Data:
 
 @dataclass(frozen=True)
 class Trained:
-    """A click model trained with some settings, and what reads frames for it."""
+    """A click model trained with some settings, what reads frames for it, and what its optimizers remember."""
 
     config: CtrConfig
     model: ClickModel
     encoder: FrameEncoder
     outcome: Outcome
+    learner: Learner
 
     def losses(self, stored: StoredRequests) -> tuple[np.ndarray, np.ndarray]:
         """The losses of every request added up, float64 [R], and how many they are, int64 [R]."""
         logits = WithPosition(self.model)
         found = []
-        for rows in batched(len(stored)):
-            batch = ALL.batch(stored, self.encoder, rows)
+        for batch in ALL.batches(stored, self.encoder, batched(len(stored))):
             with torch.no_grad():
                 every = logits(batch)
             logit = every if every.dim() == 2 else every[..., 0]
@@ -87,12 +88,14 @@ class Attempt:
         config: of the model.
         plan: how long and how fast.
         place: path beside which its checkpoints are kept.
+        begins: the state of a learner that it goes on from, in one process; None: it begins untrained.
     """
 
     data: Data
     config: CtrConfig
     plan: Plan
     place: Path
+    begins: Saved | None = None
 
     @cached_property
     def encoder(self) -> FrameEncoder:
@@ -103,22 +106,26 @@ class Attempt:
         """Train it, or go on where it was interrupted; arguments as of ``train_ctr``."""
         torch.manual_seed(self.plan.seed)
         model, data = self.config.build(), self.data
-        if data.vectors is not None:
-            learn_content(model, data.train, data.vectors, self.plan.seed)
-        train_alone(model, self.plan, self.batches, LOSSES[self.config.loss], self.checkpoints)
+        if self.begins is None:
+            if data.vectors is not None:
+                learn_content(model, data.train, data.vectors, self.plan.seed)
+            train_alone(model, self.plan, self.batches, LOSSES[self.config.loss], self.checkpoints)
         fitted = partial(self.fit, after=after)
         if ranks is not None:
             train_in_ranks(ranks, model, fitted)
+        learner = Learner(model, self.plan.learning_rate, self.config.weight_decay)
+        if self.begins is not None:
+            learner.restore(self.begins)
         # After ranks, nothing is left to train: this reads the best epoch from their last checkpoint.
-        outcome = fitted(model, WithPosition(model), ALL, Learner)
-        return Trained(self.config, model, self.encoder, outcome)
+        outcome = fitted(model, WithPosition(model), ALL, lambda *_: learner)
+        return Trained(self.config, model, self.encoder, outcome, learner)
 
     def fit(
         self,
         model: nn.Module,
         logits: Logits,
         share: Share,
-        learner: type[Learner],
+        learner: Callable[[nn.Module, float, float], Learner],
         after: Callable[[int, float], None] | None,
     ) -> Outcome:
         """Train the whole model, or a rank's share of it, on every batch."""
@@ -128,12 +135,12 @@ class Attempt:
             self.plan,
             batches=lambda epoch, done: self.batches(epoch, done, share),
             loss=lambda batch: training_loss(logits, batch, config.loss, config.other_loss, share),
-            validate=(lambda: _validate(logits, data.valid, self.encoder, config.loss, share))
-            if len(data.valid)
+            validate=partial(_validate, logits, data.valid, self.encoder, config.loss, share)
+            if data.valid is not None and len(data.valid)
             else None,
             checkpoints=self.checkpoints(),
             description=f"train {self.place.name}",
-            learner=partial(learner, weight_decay=config.weight_decay),
+            learner=lambda model, rate: learner(model, rate, config.weight_decay),
             after=after,
         )
 
@@ -173,8 +180,7 @@ def _validate(
     logits: Logits, valid: StoredRequests, encoder: FrameEncoder, loss: str, share: Share = ALL
 ) -> float:
     total, weight = 0.0, 0
-    for rows in batched(len(valid)):
-        batch = share.batch(valid, encoder, rows)
+    for batch in share.batches(valid, encoder, batched(len(valid))):
         with torch.no_grad():
             value = float(training_loss(logits, batch, loss))
         units = counted(batch, loss)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,29 +21,26 @@ from torch import Tensor
 
 from feature_repo.frame import StoredRequests
 from feature_repo.vectors import Vectors
-from ranker.before import learn_content, train_alone
-from ranker.epoch import epoch_batches
-from ranker.fit import Plan, fit
-from ranker.inputs.batch import Batch
+from ranker.attempt import Attempt, Data
+from ranker.fit import Plan
 from ranker.inputs.columns import Inputs, chunks, learn_inputs
-from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.inputs.growth import NOTHING, Begins, Known, grown
 from ranker.inputs.id_tables import SPREAD
 from ranker.learner import WEIGHTS, Learner
-from ranker.losses import LOSSES, training_loss
 from ranker.memory import require_memory
-from ranker.model import WithPosition
 from ranker.recipes import Recipe
 from ranker.score import CONFIG, CtrConfig
+from ranker.train import EPOCHS, PATIENCE
 from ranker.weights import WEIGHTS as WEIGHTS_FILE
 from ranker.weights import save_weights
 from run.artifacts import Artifact, open_artifact, write_artifact
-from run.resume import Checkpoints, remove_checkpoints
+from run.resume import remove_checkpoints
 from run.sizes import Size
 
 STATE = "state.safetensors"
 KNOWN = "known/"  # how the names of its tensors begin that say what has occurred
 PARTS = ("hashes", "counts", "days")
+VALID_SHARE = 5  # one in how many users of the first day validates
 
 
 @dataclass(frozen=True)
@@ -95,6 +92,8 @@ def train_day(
     out: Path,
     parents: Mapping[str, Artifact],
     record: Mapping[str, Any],
+    trained: StoredRequests | None = None,
+    valid: StoredRequests | None = None,
 ) -> Artifact:
     """Train on one day's requests, and write the ranker that it ends with.
 
@@ -106,55 +105,53 @@ def train_day(
         out: the artifact's path, which may be that of yesterday; a day that was cut goes on at its batch.
         parents: what it was made from, by role.
         record: kept in the manifest.
+        trained: what it trains on, of the day and of earlier ones; None: those of the day.
+        valid: those of the day by whose loss training stops; None: there are ``epochs`` passes.
 
     Raises:
         DataError: the first day has no requests, or columns are missing.
         TrainingError: the loss or a gradient is not finite, or the tables would outgrow memory.
     """
-    config, known, state, counts = _begin(requests, day, yesterday, terms)
+    config, known, begins = _begin(requests, day, yesterday, terms)
     require_memory(config.shape.rows, config.id_width)
-    encoder = FrameEncoder(config.inputs, terms.vectors, config.recipe.search)
-    plan = Plan(terms.epochs, terms.epochs + 1, terms.learning_rate, terms.seed + day)
-    job = {
-        "config": config.to_json(),
-        "plan": asdict(plan),
-        "day": day,
-        "yesterday": None if yesterday is None else yesterday.id,
-        "requests": len(requests),
-    }
-    torch.manual_seed(terms.seed)
-    model = config.build()
-
-    def batches(epoch: int, done: int) -> Iterator[Batch]:
-        return epoch_batches(
-            requests, counts, encoder, terms.size.ranker_slots, (plan.seed, epoch), done=done
-        )
-
-    def of_module(name: str) -> Checkpoints:
-        return Checkpoints(out.with_name(f"{out.name}.{name}"), job, parents)
-
-    if yesterday is None:
-        if terms.vectors is not None:
-            learn_content(model, requests, terms.vectors, terms.seed)
-        train_alone(model, plan, batches, LOSSES[config.loss], of_module)
-    learner = Learner(model, terms.learning_rate)
-    if state is not None:
-        learner.restore(state)
-    checkpoints, logits = Checkpoints(out, job, parents), WithPosition(model)
-    outcome = fit(
-        model,
-        plan,
-        batches,
-        lambda batch: training_loss(logits, batch, config.loss),
-        validate=None,
-        checkpoints=checkpoints,
-        description=f"train day {day}",
-        learner=lambda *_: learner,
-    )
-    manifest = {**record, "terms": terms.to_json(), "outcome": asdict(outcome), "day": day}
-    _write(out, manifest, parents, config, learner, known)
+    trained = requests if trained is None else trained
+    epochs = terms.epochs if valid is None else EPOCHS
+    plan = Plan(epochs, PATIENCE, terms.learning_rate, terms.seed + day, averaged=True)
+    before = parents if yesterday is None else {**parents, "yesterday": yesterday}
+    data = Data(trained, valid, candidates_of(trained), terms.vectors, terms.size.ranker_slots, before)
+    made = Attempt(data, config, plan, out, begins).run(None, None)
+    manifest = {**record, "terms": terms.to_json(), "outcome": asdict(made.outcome), "day": day}
+    _write(out, manifest, parents, config, made.learner, known)
     remove_checkpoints(out)
     return open_artifact(out, "ranker")
+
+
+def replayed(counts: np.ndarray, today: int, slots: int, seed: tuple[int, int]) -> np.ndarray:
+    """Which earlier requests are learned from again beside those of a day, drawn evenly.
+
+    A day shows who came that day. Steps on it alone forget the others (experience replay: Rolnick et al., NeurIPS
+    2019), and a step on a few requests moves the weights as far as one on a full batch. So there are as many
+    candidates of earlier days as of this one, and more where both together would not fill a batch.
+
+    Args:
+        counts: int64 (R), candidates of each earlier request.
+        today: candidates of the day.
+        slots: candidates of a batch.
+        seed: of the drawing; equal seeds draw equal requests.
+
+    Returns:
+        their rows, int64, ascending.
+    """
+    order = np.random.default_rng(seed).permutation(len(counts))
+    many = np.searchsorted(np.cumsum(counts[order]), max(today, slots - today))
+    return np.sort(order[: many + 1])
+
+
+def held_out(user_id: np.ndarray, seed: int) -> np.ndarray:
+    """Requests of the first day that say when to stop, bool (R): of a fifth of its users; of fewer than five none."""
+    users = np.unique(user_id)
+    drawn = np.random.default_rng(seed).permutation(users)[: len(users) // VALID_SHARE]
+    return np.isin(user_id, drawn)
 
 
 def continues(yesterday: Artifact, terms: Terms, requests: StoredRequests) -> str:
@@ -168,22 +165,21 @@ def continues(yesterday: Artifact, terms: Terms, requests: StoredRequests) -> st
 
 def _begin(
     requests: StoredRequests, day: int, yesterday: Artifact | None, terms: Terms
-) -> tuple[CtrConfig, dict[str, Known], Held | None, np.ndarray]:
-    """The model's configuration, what has occurred by now, what it goes on from, and candidates of each request."""
+) -> tuple[CtrConfig, dict[str, Known], Held | None]:
+    """The model's configuration, what has occurred by now, and what it goes on from."""
     if yesterday is None:
         without = [
             one.name for one in requests.signature.features if one.kind == "vector" and terms.vectors is None
         ]
-        inputs, counts = learn_inputs(requests, terms.size.behaviours, without=without)
+        inputs, _ = learn_inputs(requests, terms.size.behaviours, without=without)
         _, known, _ = grown(inputs, {}, requests, day)
-        return _config(terms, inputs), known, None, counts
+        return _config(terms, inputs), known, None
     before = CtrConfig.read(yesterday.file(CONFIG))
     state = load_file(yesterday.file(STATE))
     inputs, known, begins = grown(before.inputs, _known(state), requests, day, terms.forget)
     weights = {WEIGHTS + name: tensor for name, tensor in load_file(yesterday.file(WEIGHTS_FILE)).items()}
     held = {name: tensor for name, tensor in state.items() if not name.startswith(KNOWN)} | weights
-    counts = candidates_of(requests)
-    return _config(terms, inputs), known, begun(held, begins, terms.seed + day), counts
+    return _config(terms, inputs), known, begun(held, begins, terms.seed + day)
 
 
 def _config(terms: Terms, inputs: Inputs) -> CtrConfig:

@@ -35,8 +35,8 @@ def epoch_batches(
         ]  # fmt: skip
         if len(windows) > 1 or len(order) > pool:
             groups = _without_small(groups, counts, slots_per_batch)
-        for group in draw.permutation(len(groups))[done:]:
-            yield share.batch(train, encoder, groups[group])
+        left = draw.permutation(len(groups))[done:]
+        yield from share.batches(train, encoder, [groups[group] for group in left])
         done = max(done - len(groups), 0)
 
 

@@ -163,7 +163,7 @@ def adam_of(
 ) -> torch.optim.AdamW:
     """The optimizer of the dense weights, in one process or in many."""
     weights = [parameter for _, parameter in dense]
-    return torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, foreach=True)
+    return torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def named(saved: Saved, prefix: str) -> dict[str, Tensor]:

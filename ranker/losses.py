@@ -6,6 +6,7 @@ Legend: R requests, N candidates of one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,36 +47,32 @@ def counted(batch: Batch, loss: str) -> int:
     return int(batch.candidate_mask.sum()) if loss == "pointwise" else int((batch.label.sum(1) > 0).sum())
 
 
-def pointwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over candidates."""
-    total = functional.binary_cross_entropy_with_logits(
-        logit_RN[filled_RN], label_RN[filled_RN], reduction="sum"
-    )
-    return total / filled_RN.sum().clamp(min=1)
-
-
-def listwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
-    """Softmax cross-entropy over each request's candidates, mean over the requests that have a positive."""
-    loss_R, counted_R = _listwise_each(logit_RN, label_RN, filled_RN)
-    return loss_R.sum() / counted_R.sum().clamp(min=1)
-
-
 def each_request(loss: str, logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> tuple[Tensor, Tensor]:
     """The losses of a request added up, float (R), and how many they are, int64 (R): what the mean is over."""
-    if loss == "listwise":
-        return _listwise_each(logit_RN, label_RN, filled_RN)
+    return EACH[loss](logit_RN, label_RN, filled_RN)
+
+
+def _pointwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of every candidate."""
+    logit_RN = logit_RN.masked_fill(~filled_RN, 0)  # what is undefined shall have no gradient
     loss_RN = functional.binary_cross_entropy_with_logits(logit_RN, label_RN, reduction="none")
     return (loss_RN * filled_RN).sum(1), filled_RN.sum(1)
 
 
-def _listwise_each(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of each request, and whether it has a positive and so counts; (R) each."""
+def _listwise(logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax cross-entropy over the candidates of every request that has a positive."""
     log_fraction = torch.log_softmax(logit_RN.masked_fill(~filled_RN, -1e9), dim=1)
     total = label_RN.sum(1)
     return -(log_fraction * label_RN).sum(1) / total.clamp(min=1e-9), total > 0
 
 
+def _mean(loss: str, logit_RN: Tensor, label_RN: Tensor, filled_RN: Tensor) -> Tensor:
+    loss_R, counted_R = each_request(loss, logit_RN, label_RN, filled_RN)
+    return loss_R.sum() / counted_R.sum().clamp(min=1)
+
+
+EACH = {"pointwise": _pointwise, "listwise": _listwise}
+# The mean of each over what it counts: candidates, or requests that have a positive.
 LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "pointwise": pointwise,
-    "listwise": listwise,
+    name: partial(_mean, name) for name in EACH
 }

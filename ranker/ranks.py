@@ -12,8 +12,9 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -23,12 +24,16 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from dataset.jagged import offsets_of
 from feature_repo.frame import StoredRequests
 from ranker.inputs.batch import Batch
 from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.learner import TrainingError
 
 CPU = torch.device("cpu")
+# Batches that are encoded together, and most behaviours of them, which take memory
+# (docs/log/ranker.md#batches-encoded-together).
+AT_ONCE, BEHAVIOURS = 8, 1 << 19
 GRACE_S = 5.0  # between asking a rank to end and ending it
 
 
@@ -46,19 +51,25 @@ class Share:
     ranks: int = 1
     device: torch.device = CPU
 
-    def batch(self, stored: StoredRequests, encoder: FrameEncoder, rows: np.ndarray) -> Batch:
-        """This rank's requests of the batch of ``rows`` int64.
+    def batches(
+        self, stored: StoredRequests, encoder: FrameEncoder, groups: Iterable[np.ndarray]
+    ) -> Iterator[Batch]:
+        """This rank's requests of the batches of some groups of rows int64, in order.
 
         Every rank takes part in every step, because the others wait for its rows of the tables: with fewer requests
         than ranks, the rest repeat the first one and count nothing of it.
         """
-        own = rows[self.rank :: self.ranks]
-        batch = encoder.batch(stored.select(own if len(own) else rows[:1]))
-        if not len(own):
-            batch = replace(
-                batch, candidate_mask=torch.zeros_like(batch.candidate_mask), label=batch.label * 0
-            )
-        return batch if self.device == CPU else batch.to(self.device)
+        for some in together(groups, encoder.inputs.history):
+            own = [rows[self.rank :: self.ranks] for rows in some]
+            taken = [mine if len(mine) else rows[:1] for mine, rows in zip(own, some, strict=True)]
+            bounds = offsets_of([len(rows) for rows in taken])
+            encoded = encoder.encoded(stored.select(np.concatenate(taken)))
+            for mine, (start, stop) in zip(own, pairwise(bounds), strict=True):
+                batch = encoded.batch(start, stop)
+                if not len(mine):
+                    nobody = torch.zeros_like(batch.candidate_mask)
+                    batch = replace(batch, candidate_mask=nobody, label=batch.label * 0)
+                yield batch if self.device == CPU else batch.to(self.device)
 
     def weigh(self, mean: Tensor, count: int) -> Tensor:
         """A loss whose mean over the ranks is the mean over the whole batch.
@@ -79,6 +90,18 @@ class Share:
 
 
 ALL = Share()  # of one process
+
+
+def together(groups: Iterable[np.ndarray], history: int) -> Iterator[list[np.ndarray]]:
+    """The groups of requests that are encoded together: up to AT_ONCE, and of long histories fewer."""
+    some: list[np.ndarray] = []
+    for rows in groups:
+        if some and (len(some) == AT_ONCE or sum(map(len, (*some, rows))) * history > BEHAVIOURS):
+            yield some
+            some = []
+        some.append(rows)
+    if some:
+        yield some
 
 
 def in_ranks(ranks: int, work: Callable[[Share], None]) -> None:

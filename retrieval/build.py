@@ -20,6 +20,7 @@ from feature_repo.vectors import Vectors, rows_of
 from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval.asked import Queries
 from retrieval.cooccurrence import build_cooccurrence
+from retrieval.counting import fit_counting
 from retrieval.examples import answers_of, placeholders
 from retrieval.fusion import EQUAL
 from retrieval.fusion_weights import Known, learn_weights
@@ -29,6 +30,7 @@ from retrieval.retriever import Retriever, open_retrieval
 from retrieval.shown import Rates, Shown
 from retrieval.taste import Taste
 from retrieval.taste_files import Tastes, save_taste
+from retrieval.trend import fit_half_life
 from retrieval.word_vectors import WordVectors
 from retrieval.words import Words
 from run.artifacts import Artifact, discard, open_artifact
@@ -52,8 +54,13 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
     embedding = open_artifact(folder / "embedding", "embedding")
     vectors = Vectors.open(embedding)
     parents = {"split": split.artifact}
-    build_cooccurrence(split.test_log, folder / "cooccurrence", parents)
-    build_cooccurrence(split.fit_log, folder / "cooccurrence_fit", parents)
+    counting, counted = fit_counting(split.fit_log, seed)
+    # By another protocol requests lie all over the log, and no one moment is their now.
+    half_life, found = fit_half_life(split.fit_log, seed) if split.by == "time" else (None, {})
+    reached = {"counting": counted, "trend": found}
+    for name, log in (("cooccurrence", split.test_log), ("cooccurrence_fit", split.fit_log)):
+        out = folder / name
+        build_cooccurrence(log, out, parents, counting=counting, half_life_us=half_life, reached=reached)
 
     items = np.sort(dataset.items["item_id"].to_numpy())
     paths = _category_paths(dataset, items)
@@ -93,11 +100,14 @@ def weigh_sources(folder: Path, split: Split, size: Size, seed: int) -> None:
     """Write ``fusion``: the weights of the sources in the order of the candidates.
 
     They are learned from at most TUNING_REQUESTS of the training requests, answered by sources that learned from the
-    log before them: from what was taken or, where the log says what was shown, from what of it was liked.
+    log before them: from what was taken or, where the log says what was shown, from what of it was liked. Split by
+    ``last``, what validates is in nothing that answers tests either: there the very sources that answer tests are
+    weighed by it, which have learned from more.
     """
-    artifacts = open_retrieval(folder, fitted=True)
+    weighs_served = split.by == "last" and not split.shows
+    artifacts = open_retrieval(folder, fitted=not weighs_served)
     artifacts.pop("fusion", None)
-    asked, known = (_shown if split.shows else _taken)(split, seed)
+    asked, known = (_shown if split.shows else _validating if weighs_served else _taken)(split, seed)
     weights, figures = EQUAL, dict[str, float]()
     if len(asked):
         retriever = Retriever.open(artifacts)
@@ -116,6 +126,14 @@ def _taken(split: Split, seed: int) -> tuple[pa.Table, Known]:
     request = pc.list_parent_indices(relevant).to_numpy()
     item_id = relevant.flatten().to_numpy()
     return placeholders(asked), Known(request, item_id, np.ones(len(item_id), dtype=bool))
+
+
+def _validating(split: Split, seed: int) -> tuple[pa.Table, Known]:
+    """Some validation requests, and what was taken in each."""
+    asked = of_part(split.ranking, "valid")
+    asked = asked.take(_drawn(len(asked), seed)).combine_chunks().select(REQUEST)
+    item_id = asked["item_id"].to_numpy()
+    return asked, Known(np.arange(len(asked)), item_id, np.ones(len(asked), dtype=bool))
 
 
 def _shown(split: Split, seed: int) -> tuple[pa.Table, Known]:

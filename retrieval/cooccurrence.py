@@ -2,45 +2,79 @@
 
 For items i (seen) and j (candidate), over users u who acted on both,
 
-    s(i -> j) = sum_u 1 / log2(1 + n_u)  /  (n_i^0.5 * n_j^0.1)
+    s(i -> j) = sum_u w(g) / log2(1 + n_u)  /  (n_i^a * n_j^b),   w(g) = g^-c  or, of j before i, d * |g|^-c
 
-where n_u counts the user's distinct items and n_i the item's distinct users. With both exponents 0.5 and no
-user weight this is the cosine of plain item-kNN; heavy users say less about each pair they make, and a weaker
-penalty on popular candidates keeps the base rate of j, which the cosine divides away
-(docs/log/retrieval.md#item-knn-and-what-beats-it).
+where n_u counts the user's distinct items, n_i the item's distinct users, and g is how many places after i the user
+acted on j. The exponents a, b, c and the share d are a ``Counting``. With a = b = 0.5, c = 0, d = 1 and no user
+weight this is the cosine of plain item-kNN; heavy users say less about each pair they make, and a weaker penalty on
+popular candidates keeps the base rate of j, which the cosine divides away
+(docs/log/retrieval.md#item-knn-and-what-beats-it). Where the order of a log says what comes next, near pairs and the
+direction count (docs/log/retrieval.md#co-occurrence-that-is-fitted-in-the-run).
 
-Legend: U users, I items, R requests, B items of one block.
+Legend: T likes (distinct items of users), U users, I items, R requests, B items of one block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
-from dataset.contracts import POSITIVE_CODES, behaviour_codes
-from dataset.jagged import offsets_of, owners
-from dataset.order import sequence_of
+from dataset.jagged import entries, offsets_of, owners
 from feature_repo.frame import History
 from feature_repo.vectors import rows_of
 from retrieval.jagged import Retrieved, best_first, group_best, stack
-from retrieval.requests import interests
+from retrieval.likes import MOST_ITEMS, Likes
+from retrieval.requests import RECENCY, interests
 from run.artifacts import Artifact, open_artifact, write_artifact
 
 NEIGHBOURS = 200
-SEEN_EXPONENT = 0.5
-CANDIDATE_EXPONENT = 0.1
-MOST_ITEMS = 500  # of a user's newest distinct items; pairs grow with its square, and such users are robots
-BLOCK_ITEMS = 2048
+BLOCK_PAIRS = 2_000_000  # of two likes of one user, in memory at once
 BLOCK_REQUESTS = 1024
 
 
+@dataclass(frozen=True)
+class Counting:
+    """How pairs of items are counted, and how much each item of a history says.
+
+    Attributes:
+        seen: a, the exponent of the seen item's users.
+        candidate: b, of the candidate's.
+        distance: c, of the places between the two; 0: all pairs of a user count alike.
+        backward: d, what a pair counts whose candidate came before the seen item; 1: as much as one after it.
+        recency: weight of an item of the history relative to the next newer one.
+    """
+
+    seen: float = 0.5
+    candidate: float = 0.1
+    distance: float = 0.0
+    backward: float = 1.0
+    recency: float = RECENCY
+
+    @classmethod
+    def recorded(cls, config: Mapping[str, Any]) -> Counting:
+        """Of an artifact's configuration; of an earlier release's, which says nothing, the default."""
+        return cls(**config.get("counting", {}))
+
+
+PLAIN = Counting()
+NOTHING: Mapping[str, Mapping[str, float]] = {}
+
+
 def build_cooccurrence(
-    log: pa.Table, out: Path, parents: Mapping[str, Artifact], neighbours: int = NEIGHBOURS
+    log: pa.Table,
+    out: Path,
+    parents: Mapping[str, Artifact],
+    neighbours: int = NEIGHBOURS,
+    counting: Counting = PLAIN,
+    half_life_us: float | None = None,
+    reached: Mapping[str, Mapping[str, float]] = NOTHING,
 ) -> Artifact:
     """Count the log's positive behaviours into an artifact of kind ``cooccurrence``.
 
@@ -49,24 +83,20 @@ def build_cooccurrence(
         out: where to write.
         parents: role -> artifact the log came from.
         neighbours: how many of each item's strongest neighbours to keep.
+        counting: how pairs are counted (``retrieval.counting`` fits it to a log).
+        half_life_us: of what a like counts for what is popular now (``retrieval.trend``); None: all count alike.
+        reached: how well these did, for the reader of the manifest.
     """
-    user_id, item_id = _positive_pairs(log)
-    items, column = np.unique(item_id, return_inverse=True)
-    _, row = np.unique(user_id, return_inverse=True)
-    shape = (int(row.max(initial=-1)) + 1, len(items))
-    acted_UI = sp.csr_matrix((np.ones(len(row)), (row, column)), shape=shape)
-    popularity = np.bincount(column, minlength=len(items)).astype(np.float32)
-    graph = _neighbour_graph(acted_UI, neighbours)
-    config = {
-        "neighbours": neighbours,
-        "seen_exponent": SEEN_EXPONENT,
-        "candidate_exponent": CANDIDATE_EXPONENT,
-        "items": len(items),
-    }
+    likes = Likes.of(log)
+    items, popularity = likes.items, likes.users_of.astype(np.float32)
+    graph = _neighbour_graph(likes, neighbours, counting)
+    config = {"neighbours": neighbours, "counting": asdict(counting), "items": len(items)}
+    config |= {"half_life_us": half_life_us, "reached": dict(reached)}
     with write_artifact(out, "cooccurrence", config, parents) as folder:
         tensors = {
             "item_id": items,
             "popularity": popularity,
+            "trend": likes.trend(half_life_us).astype(np.float32),
             "offsets": graph.indptr.astype(np.int64),
             "neighbour": graph.indices.astype(np.int64),
             "score": graph.data.astype(np.float32),
@@ -81,14 +111,20 @@ class Cooccurrence:
     Attributes:
         item_ids: int64 [I] ascending, the items with at least one positive behaviour.
         popularity: float32 [I], how many distinct users acted on each.
+        trend: float32 [I], the same, of whom those of long ago count less.
         artifact: where it was opened from.
     """
 
     def __init__(
-        self, item_ids: np.ndarray, popularity: np.ndarray, graph: sp.csr_matrix, artifact: Artifact
+        self,
+        item_ids: np.ndarray,
+        popularity: np.ndarray,
+        trend: np.ndarray,
+        graph: sp.csr_matrix,
+        artifact: Artifact,
     ) -> None:
-        self.item_ids, self.popularity, self.artifact = item_ids, popularity, artifact
-        self._graph_II = graph
+        self.item_ids, self.popularity, self.trend, self.artifact = item_ids, popularity, trend, artifact
+        self._graph_II, self._recency = graph, Counting.recorded(artifact.config).recency
 
     @classmethod
     def open(cls, artifact: Artifact) -> Cooccurrence:
@@ -99,7 +135,8 @@ class Cooccurrence:
             (tensors["score"].astype(np.float64), tensors["neighbour"], tensors["offsets"]),
             shape=(len(items), len(items)),
         )
-        return cls(items, tensors["popularity"], graph, artifact)
+        trend = tensors.get("trend", tensors["popularity"])  # an earlier release had none
+        return cls(items, tensors["popularity"], trend, graph, artifact)
 
     def retrieve_batch(self, history: History, k: int, answerable: np.ndarray | None = None) -> Retrieved:
         """The k best items of every history; items that co-occur with nothing in it are left out.
@@ -160,7 +197,7 @@ class Cooccurrence:
         bounds = history.offsets[start : stop + 1]
         rows = slice(bounds[0], bounds[-1])
         part = history.rows(rows, bounds - bounds[0])
-        spoken = interests(part)
+        spoken = interests(part, self._recency)
         columns, known = self._columns(spoken.item_id)
         request = owners(spoken.offsets)[known]
         weights_RI = sp.csr_matrix(
@@ -170,43 +207,59 @@ class Cooccurrence:
         return (weights_RI @ self._graph_II).tocsr()
 
 
-def _positive_pairs(log: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct (user, item) pairs with positive behaviour: each user's newest MOST_ITEMS."""
-    positive = np.isin(behaviour_codes(log["type"], log["value"]), POSITIVE_CODES)
-    user, item = (log[name].to_numpy()[positive] for name in ("user_id", "item_id"))
-    time = log["available_time"].cast(pa.int64()).to_numpy()[positive]
-    place = np.argsort(np.lexsort((sequence_of(log)[positive], time)))  # of each event in the log
-    order = np.lexsort((-place, item, user))
-    user, item, place = user[order], item[order], place[order]
-    newest = np.ones(len(user), dtype=bool)
-    newest[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
-    user, item, place = user[newest], item[newest], place[newest]
-    order = np.lexsort((-place, user))
-    user, item = user[order], item[order]
-    kept = np.arange(len(user)) - np.searchsorted(user, user) < MOST_ITEMS
-    return user[kept], item[kept]
+def pair_weights(likes: Likes, events: np.ndarray, counting: Counting) -> tuple[np.ndarray, ...]:
+    """What every pair of one of these likes and another one of the same user counts, before items are weighed.
+
+    Args:
+        likes: of all users.
+        events: int64 [n], places among the T likes: the seen items.
+        counting: how.
+
+    Returns:
+        the seen like's place among ``events`` int64 [P], the candidate's column int64 [P], and float64 [P].
+    """
+    user = np.searchsorted(likes.offsets, events, side="right") - 1
+    start, count = likes.offsets[user], np.diff(likes.offsets)[user]
+    other, offsets = entries(start, count)
+    seen = owners(offsets)
+    gap = other - events[seen]
+    of_gap = np.arange(-MOST_ITEMS, MOST_ITEMS + 1)
+    weight = np.abs(of_gap).clip(1) ** -counting.distance * np.where(of_gap < 0, counting.backward, 1.0)
+    weight[MOST_ITEMS] = 0  # an item does not co-occur with itself
+    value = (1.0 / np.log2(1.0 + count))[seen] * weight[gap + MOST_ITEMS]
+    kept = value > 0
+    return seen[kept], likes.column[other[kept]], value[kept]
 
 
-def _neighbour_graph(acted_UI: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
+def _neighbour_graph(likes: Likes, neighbours: int, counting: Counting) -> sp.csr_matrix:
     """Score every pair of items a block at a time, keeping each item's strongest neighbours."""
-    per_user = np.asarray(acted_UI.sum(axis=1)).ravel()
-    per_item = np.asarray(acted_UI.sum(axis=0)).ravel()
-    weighted_UI = (
-        sp.diags(1.0 / np.log2(1.0 + per_user)) @ acted_UI @ sp.diags(per_item**-CANDIDATE_EXPONENT)
-    ).tocsr()
-    seen_IU = (sp.diags(per_item**-SEEN_EXPONENT) @ acted_UI.T).tocsr()
+    count = len(likes.items)
+    users = likes.users_of.astype(np.float64)
+    of_seen, of_candidate = users**-counting.seen, users**-counting.candidate
+    events = np.argsort(likes.column, kind="stable")
+    first = offsets_of(likes.users_of)
+    length = np.diff(likes.offsets)
+    pairs_before = np.append(0, np.cumsum(np.repeat(length, length)[events]))[first]
     columns, scores, counts = [np.empty(0, np.int64)], [np.empty(0, np.float32)], []
-    for start in range(0, seen_IU.shape[0], BLOCK_ITEMS):
-        block_BI = (seen_IU[start : start + BLOCK_ITEMS] @ weighted_UI).tocsr()
-        for row in range(block_BI.shape[0]):
-            entries = slice(block_BI.indptr[row], block_BI.indptr[row + 1])
-            column, score = block_BI.indices[entries], block_BI.data[entries]
-            other = column != start + row
-            column, score = best_first(column[other], score[other].astype(np.float32), neighbours)
-            columns.append(column)
+    start = 0
+    while start < count:
+        stop = int(np.searchsorted(pairs_before, pairs_before[start] + BLOCK_PAIRS, side="right")) - 1
+        stop = min(max(stop, start + 1), count)
+        block = events[first[start] : first[stop]]
+        seen, column, value = pair_weights(likes, block, counting)
+        row = likes.column[block[seen]]
+        value *= of_seen[row] * of_candidate[column]
+        block_BI = sp.coo_matrix((value, (row - start, column)), shape=(stop - start, count)).tocsr()
+        for own in range(stop - start):
+            mine = slice(block_BI.indptr[own], block_BI.indptr[own + 1])
+            found, score = best_first(
+                block_BI.indices[mine].astype(np.int64), block_BI.data[mine].astype(np.float32), neighbours
+            )
+            columns.append(found)
             scores.append(score)
-            counts.append(len(column))
-    shape = (seen_IU.shape[0],) * 2
+            counts.append(len(found))
+        start = stop
     return sp.csr_matrix(
-        (np.concatenate(scores), np.concatenate(columns), offsets_of(np.array(counts, np.int64))), shape=shape
+        (np.concatenate(scores), np.concatenate(columns), offsets_of(np.array(counts, np.int64))),
+        shape=(count, count),
     )

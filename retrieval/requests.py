@@ -19,7 +19,7 @@ from feature_repo.side_information import SideInformation
 from moonstore.freshness import EPOCH, US
 
 HISTORY_ITEMS = 20  # the newest distinct items that represent a user; older ones weigh less than 0.13
-RECENCY = 0.9  # weight of a behaviour relative to the next newer one
+RECENCY = 0.9  # weight of a behaviour relative to the next newer one, where none was fitted
 
 NO_IDS = np.empty(0, dtype=np.int64)
 NO_QUERY = -1
@@ -192,7 +192,7 @@ class Interests:
     Attributes:
         offsets: int64 of shape (R + 1).
         item_id: int64 of shape (T).
-        weight: float32 of shape (T), RECENCY to the power of the item's rank from the newest.
+        weight: float32 of shape (T), the recency to the power of the item's rank from the newest.
     """
 
     offsets: np.ndarray
@@ -200,7 +200,7 @@ class Interests:
     weight: np.ndarray
 
 
-def interests(history: History) -> Interests:
+def interests(history: History, recency: float = RECENCY) -> Interests:
     """Weigh histories: an item counts once, at its newest positive behaviour; dislikes are left out."""
     request = owners(history.offsets)
     place = np.arange(len(history.item_id))
@@ -216,5 +216,5 @@ def interests(history: History) -> Interests:
     rank = np.arange(len(request)) - np.searchsorted(request, request)
     kept = rank < HISTORY_ITEMS
     offsets = offsets_of(np.bincount(request[kept], minlength=len(history)))
-    weight = (RECENCY ** rank[kept]).astype(np.float32)
+    weight = (recency ** rank[kept]).astype(np.float32)
     return Interests(offsets, item_id[kept], weight)

@@ -199,7 +199,8 @@ class Retriever:
             personal.append(two_tower_source(parts.towers, parts.tower_index))
         if parts.taste is not None:
             personal.append(TasteSource(parts.taste, index))
-        popular = PopularSource(parts.graph.item_ids, parts.graph.popularity, index)
+        graph = parts.graph
+        popular = PopularSource(graph.item_ids, graph.popularity, index, graph.trend)
         spaces: dict[str, Space] = {"category": parts.categories, "co_occurrence": parts.graph}
         if parts.words is not None:
             spaces["words"] = parts.words

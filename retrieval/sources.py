@@ -205,15 +205,19 @@ class PopularSource(Source):
         item_ids: int64 [I].
         popularity: float32 [I], users who acted on each.
         index: the items that may be answered and their categories.
+        trend: float32 [I], the same, of whom those of long ago count less: what orders them; None: ``popularity``.
     """
 
     name = "popular"
 
-    def __init__(self, item_ids: np.ndarray, popularity: np.ndarray, index: ItemIndex) -> None:
+    def __init__(
+        self, item_ids: np.ndarray, popularity: np.ndarray, index: ItemIndex, trend: np.ndarray | None = None
+    ) -> None:
         self.index = index
-        present = index.contains(item_ids)
-        order = np.argsort(item_ids[present])
-        self._item_ids, self._score = item_ids[present][order], np.log1p(popularity[present][order])
+        rows = np.flatnonzero(index.contains(item_ids))
+        rows = rows[np.argsort(item_ids[rows])]
+        self._item_ids, self._users = item_ids[rows], popularity[rows]
+        self._score = np.log1p(popularity[rows] if trend is None else trend[rows])
         self._best: dict[str | None, tuple[np.ndarray, np.ndarray]] = {}
 
     def retrieve_batch(self, requests: Requests, k: int) -> Retrieved:
@@ -221,7 +225,7 @@ class PopularSource(Source):
         return filtered(requests, k, self._search)
 
     def score(self, requests: Requests, item_id: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """log(1 + users who acted on the item), float32 [C]."""
+        """log(1 + users who acted on the item, the older the less), float32 [C]."""
         place, score = rows_of(self._item_ids, item_id), np.zeros(len(item_id), dtype=np.float32)
         score[place >= 0] = self._score[place[place >= 0]]
         return score
@@ -230,8 +234,8 @@ class PopularSource(Source):
         """Which items at most RARE users acted on, bool [C]; also those that came since."""
         place = rows_of(self._item_ids, item_id)
         users = np.zeros(len(item_id), dtype=np.float32)
-        users[place >= 0] = self._score[place[place >= 0]]
-        return users <= np.log1p(np.float32(RARE))
+        users[place >= 0] = self._users[place[place >= 0]]
+        return users <= RARE
 
     def _search(self, requests: Requests, k: int, category: str | None) -> Retrieved:
         if category not in self._best:

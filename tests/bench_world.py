@@ -38,6 +38,7 @@ SMALL = {
         "long": (20,),
         "CLICKS": 3000,
         "ROUNDS": 2,
+        "TURNS": 1,
         "SCORED": 20,
         "SEARCHING": ("sim_soft",),
     },

@@ -65,6 +65,11 @@ def test_the_losses_of_requests_have_the_mean_that_training_minimises(loss):
     assert float(each.sum() / counted.sum()) == pytest.approx(float(mean), abs=1e-6)
     alone = LOSSES[loss](logit[:1], label[:1], filled[:1])
     assert float(each[0]) == pytest.approx(float(alone * counted[0]), abs=1e-6)
+    undefined = logit.masked_fill(~filled, torch.nan).requires_grad_()
+    again = LOSSES[loss](undefined, label, filled)
+    again.backward()
+    assert float(again) == pytest.approx(float(mean), abs=1e-6)
+    assert undefined.grad[filled].any() and not undefined.grad[~filled].any()
 
 
 def test_the_first_is_kept_until_one_is_clearly_better_than_what_is_kept(monkeypatch):

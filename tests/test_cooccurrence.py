@@ -1,8 +1,9 @@
 """Co-occurrence equals its formula, counted by hand, and its batch, single and pair forms agree."""
 
 import math
+from collections import Counter
 from dataclasses import replace
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from dataset.contracts import EVENTS
 from retrieval import cooccurrence as module
-from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
+from retrieval.cooccurrence import Cooccurrence, Counting, build_cooccurrence
 from retrieval.requests import Request, Requests, history_of, interests
 
 
@@ -53,6 +54,19 @@ def by_hand(pairs):
         for i, j in product(users_of, users_of)
         if i != j and users_of[i] & users_of[j]
     }
+
+
+def by_hand_in_order(rows, counting):
+    """s(i -> j) by the formula, from (user, item) pairs in the order in which each user acted on distinct items."""
+    lists = {u: [i for v, i in rows if v == u] for u, _ in rows}
+    users = Counter(i for own in lists.values() for i in own)
+    out = Counter()
+    for own in lists.values():
+        for (p, i), (q, j) in permutations(enumerate(own), 2):
+            near = abs(q - p) ** -counting.distance * (1 if q > p else counting.backward)
+            weighed = users[i] ** counting.seen * users[j] ** counting.candidate
+            out[i, j] += near / math.log2(1 + len(own)) / weighed
+    return out
 
 
 def neighbours_of(graph, items, k):
@@ -97,6 +111,38 @@ def test_scores_equal_the_formula_counted_by_hand(tmp_path_factory, seed):
         assert len(ids) == len(row)
 
 
+@pytest.mark.parametrize(
+    "counting",
+    [
+        Counting(0.7, 0.3, 0.5, 0.25, 0.6),
+        Counting(1.0, 0.0, 1.0, 0.0, 0.4),
+        Counting(0.5, 0.1, 0.0, 0.5, 1.0),
+    ],
+)
+def test_order_and_distance_count_as_the_formula_says(tmp_path, monkeypatch, counting):
+    rng = np.random.default_rng(1)
+    rows = [(user, int(item)) for user in range(12) for item in rng.permutation(15)[: rng.integers(1, 9)]]
+    log = log_of([(user, item, "click", second) for second, (user, item) in enumerate(rows)])
+    wanted = by_hand_in_order(rows, counting)
+    monkeypatch.setattr(module, "BLOCK_PAIRS", 20)  # several blocks
+    graph = opened(tmp_path, log, counting=counting)
+    for i in graph.item_ids.tolist():
+        ids, scores = neighbours_of(graph, [i], 99)
+        expected = {j: s for (k, j), s in wanted.items() if k == i and s > 0}
+        assert dict(zip(ids.tolist(), scores.tolist(), strict=True)) == pytest.approx(expected, rel=1e-5)
+    ids, scores = neighbours_of(graph, [3, 4], 99)  # 4 is newer
+    summed = {j: wanted[4, j] + counting.recency * wanted[3, j] for j in graph.item_ids.tolist()}
+    expected = {j: s for j, s in summed.items() if s > 0}
+    assert dict(zip(ids.tolist(), scores.tolist(), strict=True)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_order_is_that_of_the_newest_behaviour(tmp_path):
+    """A user who came back to an item acted on it after all others."""
+    log = log_of([(1, 7, "click", 1), (1, 8, "click", 2), (1, 7, "click", 3)])
+    graph = opened(tmp_path, log, counting=Counting(backward=0.0))
+    assert neighbours_of(graph, [8], 9)[0].tolist() == [7] and not len(neighbours_of(graph, [7], 9)[0])
+
+
 def test_a_history_sums_its_items_by_recency_and_pairs_score_as_retrieved(tmp_path):
     rng = np.random.default_rng(0)
     rows = [(int(rng.integers(0, 40)), int(rng.integers(0, 30)), "click", s) for s in range(400)]
@@ -129,7 +175,7 @@ def test_blocks_and_pruning_do_not_change_what_is_kept(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     log = log_of([(int(rng.integers(0, 40)), int(rng.integers(0, 30)), "click", s) for s in range(400)])
     whole = opened(tmp_path, log)
-    monkeypatch.setattr(module, "BLOCK_ITEMS", 7)
+    monkeypatch.setattr(module, "BLOCK_PAIRS", 300)
     monkeypatch.setattr(module, "BLOCK_REQUESTS", 2)
     pruned = opened(tmp_path, log, neighbours=5)
     for item in range(30):
@@ -144,7 +190,7 @@ def test_blocks_and_pruning_do_not_change_what_is_kept(tmp_path, monkeypatch):
 
 
 def test_robots_are_cut_to_their_newest_items(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_ITEMS", 3)
+    monkeypatch.setattr("retrieval.likes.MOST_ITEMS", 3)
     graph = opened(tmp_path, log_of([(1, item, "click", 100 - item) for item in range(10)]))
     assert graph.item_ids.tolist() == [0, 1, 2]
 

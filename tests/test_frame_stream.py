@@ -22,6 +22,7 @@ from ranker import epoch as epoch_module
 from ranker.inputs import columns
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder, size_groups
+from ranker.ranks import ALL
 from ranker.train import Training, train_ctr
 from retrieval.examples import MatchedFrames, _on_disk, ranker_frames
 from run.sizes import size
@@ -102,12 +103,17 @@ def test_an_epoch_goes_through_shuffled_windows_and_takes_every_request_once(mad
         windows = stream.windows
 
         def select(self, rows):
-            seen.append(rows)
+            assert len(set(stream.windows[rows].tolist())) == 1, "nothing is read of two at a time"
             return stream.select(rows)
+
+        def batches(self, stored, encoder, groups):
+            seen.extend(groups)
+            return ALL.batches(stored, encoder, groups)
 
     def epoch(seed, done=0):
         seen.clear()
-        list(epoch_module.epoch_batches(Told(), counts, encoder, 12, (0, seed), done=done))
+        told = Told()
+        list(epoch_module.epoch_batches(told, counts, encoder, 12, (0, seed), share=told, done=done))
         return [row.tolist() for row in seen]
 
     seen = []
@@ -131,26 +137,26 @@ class Cut:
     def __init__(self, counts, windows):
         self.counts, self.windows = counts, windows
 
-    def batches(self, slots, seed=0, done=0):
+    def epoch(self, slots, seed=0, done=0):
         return list(
             epoch_module.epoch_batches(self, self.counts, None, slots, (seed, 0), share=self, done=done)
         )
 
-    def batch(self, stored, encoder, rows):
-        return rows
+    def batches(self, stored, encoder, groups):
+        return groups
 
 
 @pytest.mark.parametrize("requests", range(100, 112))
 def test_no_window_ends_with_a_small_batch(requests):
     """Of ten batches' requests and a few: where a window took a batch of one, it cost the ranker .004 AUC."""
     cut = Cut(np.full(3 * requests, 10), np.repeat(np.arange(3), requests))
-    found = cut.batches(100)
+    found = cut.epoch(100)
     assert sorted(np.concatenate(found)) == list(range(3 * requests))
     assert all(len(set((rows // requests).tolist())) == 1 for rows in found)
     assert all(5 <= len(rows) <= 15 for rows in found), sorted(map(len, found))
-    assert [rows.tolist() for rows in cut.batches(100, done=7)] == [rows.tolist() for rows in found[7:]]
-    whole = Cut(cut.counts, np.zeros(3 * requests, np.int64)).batches(100)
-    memory = Cut(cut.counts, None).batches(100)
+    assert [rows.tolist() for rows in cut.epoch(100, done=7)] == [rows.tolist() for rows in found[7:]]
+    whole = Cut(cut.counts, np.zeros(3 * requests, np.int64)).epoch(100)
+    memory = Cut(cut.counts, None).epoch(100)
     assert [rows.tolist() for rows in whole] == [rows.tolist() for rows in memory], (
         "one window is as in memory"
     )
@@ -162,7 +168,7 @@ def test_no_window_ends_with_a_small_batch(requests):
 def test_no_pool_ends_with_a_small_batch(monkeypatch, windows):
     """In memory, too: pools of 62 requests are six batches of ten and one of two."""
     monkeypatch.setattr(epoch_module, "POOL", 6)
-    found = Cut(np.full(490, 10), windows).batches(104)
+    found = Cut(np.full(490, 10), windows).epoch(104)
     assert sorted(np.concatenate(found)) == list(range(490))
     assert sorted({len(rows) for rows in found}) == [6, 10, 12], "six are left for the last one"
 

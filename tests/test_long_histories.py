@@ -30,6 +30,7 @@ from ranker.learner import Learner
 from ranker.losses import training_loss
 from ranker.modules.ids import Ids
 from ranker.modules.sim import Sim
+from ranker.ranks import ALL
 from ranker.recipes import RECIPES, Recipe, RecipeError
 from ranker.score import CtrConfig, Ranker
 
@@ -121,11 +122,11 @@ def test_what_is_neither_recent_nor_found_is_left_out_and_the_rest_is_found_agai
     place = np.array([[0, 2], [5, 0], [0, 0], [6, 7]])
     real = np.array([[True, True], [True, False], [False, False], [True, True]])
     found = Found(place, real, real.astype(np.float32), real.astype(np.int64), real.sum(1))
-    left, slot = shortened(history, np.array([0, 2, 3, 4]), found, recent=2)
+    left, age = shortened(history, np.array([0, 2, 3, 4]), found, recent=2)
     assert left.item_id.tolist() == [100, 102, 104, 105, 106, 107, 108]
     assert left.offsets.tolist() == [0, 4, 4, 7]
-    # Rows of four slots, padded on the left: 100, 102, 104, 105; nothing; _, 106, 107, 108.
-    assert slot.tolist() == [[0, 1], [3, 0], [0, 0], [1, 2]]
+    # The latest last: 100, 102, 104, 105; nothing; 106, 107, 108.
+    assert age[real].tolist() == [4, 3, 1, 3, 2]
 
 
 def config(recipe, vectors=VECTORS, inputs=None):
@@ -272,6 +273,15 @@ def test_a_candidate_scores_alike_in_training_and_alone(name):
             one, candidates=one.candidates.slice(c % 10, 1), offsets=np.array([0, 1], dtype=np.int64)
         )
         np.testing.assert_allclose(ranker.score(alone), together[[c]], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SEARCHING)
+def test_batches_encoded_together_score_as_those_encoded_alone(name):
+    model, encoder = built(RECIPES[name]())
+    stored, groups = Requests(long_frame()), [np.array([2, 0]), np.array([1])]
+    for batch, rows in zip(ALL.batches(stored, encoder, groups), groups, strict=True):
+        alone = encoder.batch(stored.select(rows))
+        torch.testing.assert_close(model(batch), model(alone), atol=1e-6, rtol=0)
 
 
 def test_an_old_behaviour_matters_where_it_is_found_and_a_recent_one_everywhere():

@@ -25,7 +25,7 @@ from feature_repo.ingest.ingestor import Ingestor
 from feature_repo.online import OnlineReader
 from feature_repo.sources import DATA, LOG
 from feature_repo.store import open_store
-from retrieval import cooccurrence
+from retrieval.likes import Likes
 
 SECOND = timedelta(seconds=1)
 END = START + 40 * DAY
@@ -134,9 +134,9 @@ def test_neighbours_and_the_newest_of_a_user_are_those_of_the_source(monkeypatch
     pairs = item_pairs(drawn, END, Rows())
     lag_one = list(zip(pairs.anchor.tolist(), pairs.item.tolist(), strict=True))[:9]
     assert lag_one == list(zip(did[7][:-1], did[7][1:], strict=True))
-    monkeypatch.setattr(cooccurrence, "MOST_ITEMS", 3)
-    _, newest = cooccurrence._positive_pairs(drawn)
-    assert newest.tolist() == did[7][:-4:-1]
+    monkeypatch.setattr("retrieval.likes.MOST_ITEMS", 3)
+    newest = Likes.of(drawn)
+    assert newest.items[newest.column].tolist() == did[7][-3:]
 
 
 def shop_log(names, sequence):

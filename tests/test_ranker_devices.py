@@ -10,9 +10,10 @@ from torch import nn
 from torchrec import KeyedJaggedTensor
 
 from ranker import model as model_module
+from ranker.inputs.bags import jagged
 from ranker.inputs.batch import Batch
 from ranker.inputs.columns import learn_inputs
-from ranker.inputs.frame_encoder import FrameEncoder, jagged
+from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.inputs.id_tables import lookup
 from ranker.inputs.search import Search
 from ranker.model import WithPosition

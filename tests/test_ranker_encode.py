@@ -13,15 +13,11 @@ from dataset.contracts import DataError
 from feature_repo.frame import Frame, History
 from feature_repo.signature import Signature
 from ranker.inputs import columns
+from ranker.inputs.bags import jagged
 from ranker.inputs.columns import Inputs, learn_inputs
-from ranker.inputs.frame_encoder import (
-    FrameEncoder,
-    jagged,
-    select_requests,
-    size_groups,
-    slots,
-)
-from ranker.inputs.hashing import hash_integers, hash_strings, table_rows
+from ranker.inputs.frame_encoder import FrameEncoder, select_requests, size_groups
+from ranker.inputs.hashing import hash_integers, hash_strings, remainder, table_rows
+from ranker.inputs.padding import slots
 
 VECTORS = make_vectors(40)
 
@@ -273,6 +269,12 @@ def test_without_vectors_there_is_no_content_but_who_asked_is_known():
     assert batch.target_content.shape == (3, 5, 0) and batch.history_content.shape == (3, 3, 0)
     assert batch.query_content.shape == (3, 0) and batch.query_known.tolist() == [False, True, True]
     assert not batch.target_known.any() and not batch.history_known.any()
+
+
+def test_remainders_are_those_of_integers():
+    hashes = hash_integers(np.arange(-50, 50))
+    for divisor in (1, 8, 1000, 12_440):
+        assert remainder(hashes, divisor).tolist() == [int(one) % divisor for one in hashes]
 
 
 def test_jagged_tensors_keep_keys_values_and_lengths_together():

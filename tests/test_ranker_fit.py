@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ranker.fit import Outcome, Plan, fit
-from ranker.inputs.frame_encoder import jagged
+from ranker.inputs.bags import jagged
 from ranker.inputs.id_tables import collection, lookup
 from ranker.learner import TrainingError
 from ranker.weights import tensors_of

@@ -9,6 +9,7 @@ import torch
 
 from ranker import attempt
 from ranker.losses import LOSSES
+from ranker.ranks import Share
 from ranker.two_tower import train as two_tower
 
 LOGIT = [[2.0, -1.0, 0.5], [0.0, 3.0, 50.0], [1.0, 1.0, -40.0], [-2.0, 9.0, 9.0]]
@@ -81,18 +82,15 @@ def test_the_loss_that_stops_the_ranker_weighs_candidates_or_requests_alike(monk
         ),
     }
 
-    class Valid:
-        def __len__(self):
-            return 3
-
-        def select(self, rows):
-            assert rows.tolist() in ([0], [1], [2]), "every request once"
-            return int(rows[0])
+    class Chunks(Share):
+        def batches(self, stored, encoder, groups):
+            for number, rows in enumerate(groups):
+                assert rows.tolist() == [number], "every request once"
+                yield chunks.get(number, EMPTY)
 
     monkeypatch.setattr(attempt, "VALID_REQUESTS", 1)
     monkeypatch.setattr(attempt, "training_loss", lambda model, batch, loss: torch.tensor(batch.loss))
-    encoder = SimpleNamespace(batch=lambda start: chunks.get(start, EMPTY))
-    assert attempt._validate(None, Valid(), encoder, loss) == pytest.approx(mean)
+    assert attempt._validate(None, range(3), None, loss, Chunks()) == pytest.approx(mean)
 
 
 EMPTY = SimpleNamespace(candidate_mask=torch.zeros(1, 1, dtype=torch.bool), label=torch.zeros(1, 1), loss=0.0)

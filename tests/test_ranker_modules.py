@@ -12,6 +12,7 @@ from contracts.ranker_module import RankerModuleContract, features_of, model_of
 
 import ranker.modules
 from ranker.inputs.search import Search
+from ranker.modules.attention import masked_softmax
 from ranker.modules.codes import Codes
 from ranker.modules.cross import Cross
 from ranker.modules.cube import Cube
@@ -239,3 +240,18 @@ def test_a_broken_module_is_found_by_its_clause(broken, clause, tmp_path, monkey
         hold(right, clause, tmp_path / "right", monkeypatch)
     with pytest.raises(AssertionError):
         hold(broken, clause, tmp_path / "broken", monkeypatch)
+
+
+def test_a_masked_softmax_is_that_of_the_allowed_scores_alone_whatever_the_others_are():
+    draw = torch.Generator().manual_seed(0)
+    score = torch.randn(3, 4, 6, generator=draw)
+    allowed = torch.tensor([[1, 0, 1, 1, 0, 1], [0] * 6, [0, 0, 0, 0, 0, 1]], dtype=torch.bool)[:, None]
+    for wild in (0.0, 1e38, -1e38):
+        given = torch.where(allowed, score, wild).requires_grad_()
+        weight = masked_softmax(given, allowed)
+        (weight * torch.randn(weight.shape, generator=draw)).sum().backward()
+        for r in range(3):
+            mine = allowed[r, 0]
+            torch.testing.assert_close(weight[r][:, mine], torch.softmax(score[r][:, mine], -1))
+            assert not weight[r][:, ~mine].any() and not given.grad[r][:, ~mine].any()
+        assert given.grad[0].any() and given.grad.isfinite().all()

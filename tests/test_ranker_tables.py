@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 
-from ranker.inputs.frame_encoder import jagged
+from ranker.inputs.bags import jagged
 from ranker.inputs.id_tables import collection, is_table, lookup
 
 RATE, EPS = 0.05, 1e-8

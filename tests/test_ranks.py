@@ -21,8 +21,9 @@ from torch import nn
 from ranker import attempt, memory, sharded
 from ranker.epoch import epoch_batches
 from ranker.fit import Plan, fit
+from ranker.inputs.bags import jagged
 from ranker.inputs.columns import learn_inputs
-from ranker.inputs.frame_encoder import FrameEncoder, jagged, select_requests
+from ranker.inputs.frame_encoder import FrameEncoder, select_requests
 from ranker.inputs.id_tables import collection, lookup
 from ranker.learner import Learner, TrainingError
 from ranker.losses import counted, training_loss

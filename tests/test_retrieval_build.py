@@ -26,15 +26,18 @@ from feature_repo.services import RETRIEVAL
 from feature_repo.vectors import Vectors
 from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval import build
-from retrieval.cooccurrence import Cooccurrence
+from retrieval.cooccurrence import Cooccurrence, Counting
+from retrieval.counting import fit_counting
 from retrieval.examples import answers_of, match_names, requests_frame
 from retrieval.fusion import Weights
 from retrieval.index import ItemIndex, category_path
+from retrieval.likes import Likes
 from retrieval.requests import Request, Requests, history_of
 from retrieval.retriever import ROLES, Retriever, open_retrieval
 from retrieval.shown import PLACES, Rates, Shown
 from retrieval.taste import Taste
 from retrieval.taste_files import open_taste
+from retrieval.trend import fit_half_life
 from retrieval.word_vectors import WordVectors
 from retrieval.words import Words
 from run.artifacts import ArtifactError, open_artifact, write_artifact
@@ -88,6 +91,7 @@ def built(tiny_world, tmp_path_factory):
         retrieval=bought(tiny_world),
         ranking=shown_after(log),
         shows=True,
+        by="time",
         end=pc.max(log["available_time"]).as_py() + timedelta(seconds=1),
     )
     build.build_retrieval(run, tiny_world.dataset, split, NANO, 5)
@@ -111,7 +115,12 @@ def test_co_occurrence_is_counted_before_the_requests_it_is_used_for(built):
         assert dict(zip(counted.item_ids.tolist(), counted.popularity.tolist(), strict=True)) == expected
         assert artifact.parents == {"split": split.artifact.id}
         assert artifact.config["neighbours"] == 200 and artifact.config["items"] == len(expected)
-        assert (artifact.config["seen_exponent"], artifact.config["candidate_exponent"]) == (0.5, 0.1)
+        counting, reached = fit_counting(split.fit_log, 5)
+        half_life, popular = fit_half_life(split.fit_log, 5)
+        assert Counting.recorded(artifact.config) == counting
+        assert artifact.config["reached"] == {"counting": reached, "trend": popular}
+        trend = Likes.of(log).trend(half_life)
+        np.testing.assert_allclose(counted.trend, trend, rtol=1e-6)
 
 
 def test_tastes_are_learned_before_the_requests_they_are_used_for_and_read_of_the_whole_log(
@@ -271,6 +280,34 @@ def test_the_sources_are_weighed_by_what_was_taken_after_what_they_learned_from(
         for (ids, _), items in zip(found, wanted, strict=True) for item in items if item in ids
     ]  # fmt: skip
     assert reached["popular"] == pytest.approx(sum(gain) / sum(map(len, wanted)))
+
+
+def test_split_by_last_those_sources_are_weighed_that_answer_tests_by_what_validates(built, tmp_path):
+    whole, split = built
+    run = shutil.copytree(whole, tmp_path / "run")
+    asked = split.retrieval.filter(pc.equal(split.retrieval["part"], "test")).combine_chunks()
+    wanted = [items[0] for items in asked["relevant"].to_pylist()]
+    columns = {
+        "request_id": pa.array(range(len(asked))),
+        "user_id": asked["user_id"],
+        "time": asked["time"],
+        "query_id": pa.nulls(len(asked), pa.int64()),
+        "item_id": pa.array(wanted),
+        "position": pa.nulls(len(asked), pa.int32()),
+        "label": pa.array(np.ones(len(asked), np.float32)),
+        "event_id": pa.nulls(len(asked), pa.int64()),
+    }
+    valid = pa.table({**columns, "part": ["valid"] * len(asked)}).select(RANKING.names).cast(RANKING)
+    others = pa.table({**columns, "part": ["train"] * len(asked)}).select(RANKING.names).cast(RANKING)
+    changes = {"shows": False, "by": "last", "ranking": pa.concat_tables([others, valid])}
+    build.weigh_sources(run, SimpleNamespace(**vars(split) | changes), NANO, 5)
+    reached = opened(run, "fusion").config["reached"]
+    found = answers_of(requests_frame(run, asked, NANO), Retriever.open(open_retrieval(run)).popular)
+    gain = [
+        1 / np.log2(2 + ids.tolist().index(item))
+        for (ids, _), item in zip(found, wanted, strict=True) if item in ids
+    ]  # fmt: skip
+    assert reached["popular"] == pytest.approx(sum(gain) / len(wanted)) and gain
 
 
 def test_where_the_log_says_what_was_shown_the_sources_are_weighed_by_what_was_made_of_it(built):

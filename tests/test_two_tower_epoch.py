@@ -9,8 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ranker.inputs.bags import jagged
 from ranker.inputs.columns import learn_inputs
-from ranker.inputs.frame_encoder import FrameEncoder, jagged
+from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.inputs.id_tables import collection, lookup
 from ranker.learner import FallingLearner, Learner
 from ranker.two_tower import held_out, negatives

@@ -7,7 +7,7 @@ own and brings its own copy of the history, as it does in libraries that store s
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,12 +32,13 @@ from ranker.inputs.id_tables import is_table
 from ranker.learner import Learner
 from ranker.losses import training_loss
 from ranker.model import ClickModel
+from ranker.ranks import ALL, AT_ONCE
 from ranker.recipes import cube, recipe
 from ranker.score import Ranker
 from run.sizes import SIMULATED, size
 
 CLICKS, USERS, CATEGORIES = 600_000, 50, 50
-SHOWN, BATCHES, ROUNDS = 10, 4, 12
+SHOWN, BATCHES, TURNS, ROUNDS = 10, 4, 5, 12
 LENGTHS, LONG = (50, 200, 1000), (50, 200, 1000, 10_000)
 SEARCHING = ("sim_hard", "sim_soft", "twin", "muse")
 SCORED, AT = 500, 200  # candidates of the request that is scored, and its behaviours
@@ -46,7 +47,7 @@ TRAINING_GOAL, SCORING_GOAL, SCORING_MS, EXACT = 5.0, 9.0, 8.0, 1e-5
 
 @dataclass(frozen=True)
 class Timed:
-    """CPU-seconds of each round."""
+    """CPU-seconds of a batch, of each round."""
 
     make: list[float]
     step: list[float]
@@ -122,8 +123,8 @@ def _training(frame: StoredRequests, vectors: Vectors, length: int) -> Iterator[
     asked = size(SIMULATED).ranker_slots // SHOWN
     some = frame.take(0, asked)
     difference = _logits(model, encoder, some) - _logits(model, encoder, apart(some))
-    ours = _timed(frame, model, encoder, asked, lambda taken: taken)
-    padded = _timed(frame, model, encoder, asked, apart)
+    ours = _timed(len(frame), model, asked, partial(ALL.batches, frame, encoder))
+    padded = _timed(len(frame), model, asked, partial(_padded, frame, encoder))
     title, count = f"default recipe, {length:,} behaviours", asked * SHOWN
     yield line(f"{title}: training impressions per CPU-second", [count / one for one in ours.both])
     yield ratio(f"{title}: times padded samples", padded.both, ours.both, TRAINING_GOAL)
@@ -134,33 +135,35 @@ def _training(frame: StoredRequests, vectors: Vectors, length: int) -> Iterator[
 
 
 def _timed(
-    frame: StoredRequests,
+    requests: int,
     model: ClickModel,
-    encoder: FrameEncoder,
     asked: int,
-    form: Callable[[Frame], Frame],
+    make: Callable[[Iterable[np.ndarray]], Iterator[Batch]],
 ) -> Timed:
+    """Train on rounds of as many batches as a training encodes together; the first one warms up."""
     learner, timed = Learner(model, RATE), Timed([], [])
-    order = np.random.default_rng(0).permutation(len(frame))
-    for number in range(ROUNDS + 2):
-        rows = np.take(order, np.arange(number * asked, (number + 1) * asked), mode="wrap")
-        made: list[Batch] = []
-        make = cpu_seconds(partial(_make, frame, encoder, form, rows, made))
-        step = cpu_seconds(partial(_step, learner, model, made[0]))
-        if number >= 2:  # the first two warm up
-            timed.make.append(make)
-            timed.step.append(step)
+    order = np.random.default_rng(0).permutation(requests)
+    for number in range(0, (TURNS + 1) * AT_ONCE, AT_ONCE):
+        firsts = range(number * asked, (number + AT_ONCE) * asked, asked)
+        batches = make([np.take(order, np.arange(first, first + asked), mode="wrap") for first in firsts])
+        spent = np.zeros(2)
+        for _ in firsts:
+            made: list[Batch] = []
+            spent[0] += cpu_seconds(partial(_make, batches, made))
+            spent[1] += cpu_seconds(partial(_step, learner, model, made[0]))
+        if number:
+            timed.make.append(spent[0] / AT_ONCE)
+            timed.step.append(spent[1] / AT_ONCE)
     return timed
 
 
-def _make(
-    frame: StoredRequests,
-    encoder: FrameEncoder,
-    form: Callable[[Frame], Frame],
-    rows: np.ndarray,
-    out: list[Batch],
-) -> None:
-    out.append(encoder.batch(form(frame.select(rows))))
+def _padded(frame: StoredRequests, encoder: FrameEncoder, groups: Iterable[np.ndarray]) -> Iterator[Batch]:
+    for rows in groups:
+        yield encoder.batch(apart(frame.select(rows)))
+
+
+def _make(batches: Iterator[Batch], out: list[Batch]) -> None:
+    out.append(next(batches))
 
 
 def _step(learner: Learner, model: ClickModel, batch: Batch) -> None:
@@ -193,7 +196,7 @@ def _searching(few: StoredRequests, many: StoredRequests, vectors: Vectors, leng
         ranker, one = Ranker(model.eval(), encoder), few.take(0, 1)
         spent = _repeated(partial(ranker.score, one))
         yield line(f"{length:,} behaviours: CPU-ms to score {SCORED} candidates, {name}", spent)
-        timed = _timed(many, model.train(), encoder, asked, lambda taken: taken)
+        timed = _timed(len(many), model.train(), asked, partial(ALL.batches, many, encoder))
         speed = [asked * SHOWN / one for one in timed.both]
         yield line(f"{length:,} behaviours: training impressions per CPU-second, {name}", speed)
 

@@ -29,6 +29,7 @@ from ranker.losses import training_loss
 from ranker.model import ClickModel
 from ranker.modules.din import Din
 from ranker.modules.ids import Ids
+from ranker.ranks import ALL
 from ranker.recipes import Recipe
 from ranker.score import CtrConfig, Ranker
 
@@ -181,8 +182,8 @@ class Ours:
 
     def _batches(self, seed: int) -> Iterator[Batch]:
         order = np.random.default_rng(seed).permutation(len(self.train))
-        for start in range(0, len(order), self.at_once):
-            yield self.encoder.batch(self.train.select(order[start : start + self.at_once]))
+        groups = (order[start : start + self.at_once] for start in range(0, len(order), self.at_once))
+        yield from ALL.batches(self.train, self.encoder, groups)
 
     def scores(self, part: pa.Table) -> np.ndarray:
         """As of ``Contestant``."""

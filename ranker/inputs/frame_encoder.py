@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from dataset.contracts import DataError
 from dataset.jagged import entries
 from feature_repo.frame import Frame, History
 from feature_repo.vectors import Vectors
+from ranker.inputs.bags import Bags
 from ranker.inputs.batch import Batch
 from ranker.inputs.columns import (
     BOOKKEEPING,
@@ -29,8 +30,9 @@ from ranker.inputs.columns import (
     require_columns,
     require_complete,
 )
+from ranker.inputs.encoded import Encoded, content_at
 from ranker.inputs.hashing import hash_integers
-from ranker.inputs.padding import placed, slots
+from ranker.inputs.padding import placed
 from ranker.inputs.rules.side_by_side import SideBySide
 from ranker.inputs.search import Found, Search, shortened
 
@@ -59,6 +61,10 @@ class FrameEncoder:
         return self.vectors is other.vectors and self.search == other.search and self.inputs == other.inputs
 
     def batch(self, frame: Frame, query_vectors: np.ndarray | None = None) -> Batch:
+        """Encode R requests as one batch; arguments and errors as of ``encoded``."""
+        return self.encoded(frame, query_vectors).batch(0, len(frame))
+
+    def encoded(self, frame: Frame, query_vectors: np.ndarray | None = None) -> Encoded:
         """Encode R requests.
 
         Args:
@@ -79,45 +85,44 @@ class FrameEncoder:
             self.require(side, table)
         requests, time_us = frame.requests, request_time_us(frame.requests)
         found = Found.nothing(len(frame.candidates))
-        slot = found.place
+        age = found.place
         if self.search is not None:
             found = self.search.of(frame, time_us, self.vectors)
-            history, slot = shortened(frame.history, frame.offsets, found, self.search.recent)
+            history, age = shortened(frame.history, frame.offsets, found, self.search.recent)
             frame = replace(frame, history=history)
-        candidate_mask = slots(np.diff(frame.offsets), left=True)
-        history_mask = slots(np.diff(frame.history.offsets), left=False)
-        item_id = frame.candidates[ITEM].to_numpy()
+        candidates, history = frame.candidates, frame.history
+        item_id = candidates[ITEM].to_numpy()
         asked_us = np.repeat(time_us, np.diff(frame.offsets))
-        behaved_us = np.repeat(time_us, np.diff(frame.history.offsets))
-        candidate_numbers = self.numbers("candidate", frame.candidates, asked_us)
-        behaviours, behaviour_numbers = self.behaviours(frame.history, time_us, history_mask)
-        target_content, target_known = self.content(item_id, candidate_mask, asked_us)
-        history_content, history_known = self.content(frame.history.item_id, history_mask, behaved_us)
+        behaved_us = np.repeat(time_us, np.diff(history.offsets))
+        behaviours, behaviour_numbers = self._behaviours(history, behaved_us)
         query_content, query_known = self.queries(requests, query_vectors)
-        return Batch(
-            items=self.item_ids(item_id, frame.history.item_id, candidate_mask, history_mask),
-            candidates=self.ids("candidate", frame.candidates, candidate_mask),
-            requests=self.ids("request", requests, np.ones(len(requests), dtype=bool)),
+        return Encoded(
+            offsets=frame.offsets,
+            history_offsets=history.offsets,
+            items=self._items(np.concatenate([item_id, history.item_id])),
+            candidates=self._bags("candidate", candidates),
+            requests=self._bags("request", requests),
             behaviours=behaviours,
-            behaviour_numbers=behaviour_numbers,
-            candidate_numbers=_place(candidate_numbers, candidate_mask),
-            request_numbers=torch.from_numpy(self.numbers("request", requests, time_us)),
-            candidate_mask=torch.from_numpy(candidate_mask),
-            history_mask=torch.from_numpy(history_mask),
-            target_content=target_content,
-            target_known=target_known,
-            history_content=history_content,
-            history_known=history_known,
-            query_content=query_content,
-            query_known=query_known,
-            found_slot=_place(slot, candidate_mask),
-            found_mask=_place(found.real, candidate_mask),
-            found_cosine=_place(found.cosine, candidate_mask),
-            found_times=_place(found.times, candidate_mask),
-            found_count=_place(found.count, candidate_mask),
-            position=_place(_optional(frame.candidates, "position", np.int64, -1), candidate_mask, -1),
-            label=_place(_optional(frame.candidates, "label", np.float32, 0), candidate_mask),
-            later=_place(self.later(frame.candidates), candidate_mask),
+            of_candidates={
+                "candidate_numbers": self.numbers("candidate", candidates, asked_us),
+                "found_mask": found.real,
+                "found_cosine": found.cosine,
+                "found_times": found.times,
+                "found_count": found.count,
+                "position": _optional(candidates, "position", np.int64, -1),
+                "label": _optional(candidates, "label", np.float32, 0),
+                "later": self.later(candidates),
+            },
+            of_requests={
+                "request_numbers": self.numbers("request", requests, time_us),
+                "query_content": query_content,
+                "query_known": query_known,
+            },
+            of_behaviours={"behaviour_numbers": behaviour_numbers},
+            vectors=self.vectors,
+            target_row=self._rows(item_id, asked_us),
+            history_row=self._rows(history.item_id, behaved_us),
+            found_age=age,
         )
 
     def later(self, candidates: pa.Table) -> np.ndarray:
@@ -139,8 +144,7 @@ class FrameEncoder:
 
     def ids(self, side: str, table: pa.Table, where: np.ndarray) -> KeyedJaggedTensor:
         """All ids of a side, a key per feature, in the slots of ``where`` bool; other slots are empty bags."""
-        values, lengths = self._bags(side, table, where)
-        return jagged(tuple(self._ids[side]), values, lengths, where.size)
+        return self._bags(side, table).jagged((slice(0, len(table)), where))
 
     def behaviours(
         self, history: History, time_us: np.ndarray, where: np.ndarray
@@ -159,26 +163,29 @@ class FrameEncoder:
         Raises:
             DataError: the history has not the features of the model.
         """
+        bags, numbers = self._behaviours(history, np.repeat(time_us, np.diff(history.offsets)))
+        return bags.jagged((slice(0, len(history.item_id)), where)), torch.from_numpy(placed(numbers, where))
+
+    def _behaviours(self, history: History, asked_us: np.ndarray) -> tuple[Bags, np.ndarray]:
+        """The same without padding; ``asked_us`` int64 [T]: when the request of each behaviour was made."""
         table = history.table() if self._features["behaviour"] else pa.table({ITEM: history.item_id})
         self.require("behaviour", table)
-        values, lengths = self._bags("behaviour", table, where)
-        kinds = [history.code.astype(np.int64), _age_buckets(history, time_us)]
-        ids = jagged(
-            (*BEHAVIOUR_ROWS, *self._ids["behaviour"]), [*kinds, *values], [where.ravel()] * 2 + lengths
+        kinds = [history.code.astype(np.int64), _age_buckets(asked_us - history.time_us)]
+        known = self._bags("behaviour", table)
+        one_each = np.ones((len(BEHAVIOUR_ROWS), len(table)), np.int32)
+        bags = Bags(
+            (*BEHAVIOUR_ROWS, *known.keys), [*kinds, *known.values], np.concatenate([one_each, known.counts])
         )
-        return ids, _place(self.numbers("behaviour", table, history.time_us), where)
+        return bags, self.numbers("behaviour", table, history.time_us)
 
-    def _bags(
-        self, side: str, table: pa.Table, where: np.ndarray
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Of each feature that enters as ids: its values, and how many each slot of ``where`` holds."""
-        values, lengths = [], []
-        for column, rule in self._ids[side].values():
-            rows, counts = rule.ids(table[column].combine_chunks())
+    def _bags(self, side: str, table: pa.Table) -> Bags:
+        """The features of a side that enter as ids."""
+        counts = np.zeros((len(self._ids[side]), len(table)), np.int32)
+        values = []
+        for row, (column, rule) in enumerate(self._ids[side].values()):
+            rows, counts[row] = rule.ids(table[column].combine_chunks())
             values.append(rows)
-            lengths.append(np.zeros(where.shape, dtype=np.int32))
-            lengths[-1][where] = counts
-        return values, [one.ravel() for one in lengths]
+        return Bags(tuple(self._ids[side]), values, counts)
 
     def numbers(self, side: str, table: pa.Table, time_us: np.ndarray) -> np.ndarray:
         """All numbers of a side side by side, float32 [rows, W]; ``time_us`` int64: the moment of each row."""
@@ -191,11 +198,16 @@ class FrameEncoder:
 
         The slot of an item that has no row is an empty bag, as a slot without an item is.
         """
-        hashes = hash_integers(np.concatenate([item_id, behaved]))
+        first, both = len(item_id), np.concatenate([item_id, behaved])
+        return self._items(both).jagged(
+            (slice(0, first), candidate_mask), (slice(first, len(both)), history_mask)
+        )
+
+    def _items(self, item_id: np.ndarray) -> Bags:
+        """Key ``item_id``; the bag of an item that has no row is empty."""
+        hashes = hash_integers(item_id)
         known = self.inputs.items.known(hashes)
-        filled = np.concatenate([candidate_mask.ravel(), history_mask.ravel()])
-        filled[filled] = known
-        return jagged((ITEM,), [self.inputs.items.of(hashes[known])], [filled])
+        return Bags((ITEM,), [self.inputs.items.of(hashes[known])], known[None].astype(np.int32))
 
     def content(
         self, ids: np.ndarray, where: np.ndarray, time_us: np.ndarray | None = None
@@ -207,41 +219,28 @@ class FrameEncoder:
             where: which slots.
             time_us: int64, when the request of each was made; None: an item of no request.
         """
-        row = np.full(where.shape, -1)
-        if self.vectors is None:
-            return torch.zeros((*where.shape, 0)), torch.from_numpy(row >= 0)
-        row[where] = self.vectors.known_rows(ids, time_us)
-        return torch.from_numpy(self.vectors.at(row)), torch.from_numpy(row >= 0)
+        return content_at(self.vectors, self._rows(ids, time_us), where)
 
-    def queries(self, requests: pa.Table, given: np.ndarray | None) -> tuple[Tensor, Tensor]:
-        """Query vectors float32 [R, V], and which requests have one."""
-        if self.vectors is None:
-            asked = requests[QUERY_ID.name].combine_chunks().is_valid().to_numpy(zero_copy_only=False)
-            return torch.zeros(len(requests), 0), torch.from_numpy(asked)
-        if given is not None:
-            content = np.ascontiguousarray(given, dtype=np.float32)
-            return torch.from_numpy(content), torch.from_numpy(np.any(content != 0, axis=1))
+    def _rows(self, ids: np.ndarray, time_us: np.ndarray | None) -> np.ndarray:
+        """The row of each item's vector, int64; -1 where there is none, or was none yet."""
+        return np.full(len(ids), -1) if self.vectors is None else self.vectors.known_rows(ids, time_us)
+
+    def queries(self, requests: pa.Table, given: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Query vectors float32 [R, V], and which requests have one, bool [R]."""
         column = requests[QUERY_ID.name].combine_chunks()
         asked = column.is_valid().to_numpy(zero_copy_only=False)
+        if self.vectors is None:
+            return np.zeros((len(requests), 0), np.float32), asked
+        if given is not None:
+            content = np.ascontiguousarray(given, dtype=np.float32)
+            return content, np.any(content != 0, axis=1)
         content = np.zeros((len(requests), self.vectors.width), dtype=np.float32)
         known = np.zeros(len(requests), dtype=bool)
         if asked.any():
             ids = column.drop_null().to_numpy(zero_copy_only=False)
             time_us = request_time_us(requests)[asked]
             content[asked], known[asked] = self.vectors.queries.gather(ids, time_us)
-        return torch.from_numpy(content), torch.from_numpy(known)
-
-
-def jagged(
-    keys: Sequence[str], values: Sequence[np.ndarray], lengths: Sequence[np.ndarray], bags: int | None = None
-) -> KeyedJaggedTensor:
-    """One jagged tensor of several keys, each with values int64 and a length per bag; ``bags`` is how many."""
-    return KeyedJaggedTensor(
-        keys=list(keys),
-        values=torch.from_numpy(np.concatenate([np.empty(0, np.int64), *values])),
-        lengths=torch.from_numpy(np.concatenate([np.empty(0), *lengths]).astype(np.int32)),
-        stride=bags,
-    )
+        return content, known
 
 
 def select_requests(frame: Frame, rows: np.ndarray) -> Frame:
@@ -279,14 +278,11 @@ def _entries(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
     return entries(offsets[rows], offsets[rows + 1] - offsets[rows])
 
 
-def _age_buckets(history: History, time_us: np.ndarray) -> np.ndarray:
-    age_s = (np.repeat(time_us, np.diff(history.offsets)) - history.time_us) / 1e6
-    buckets: np.ndarray = np.log2(1 + np.maximum(age_s, 0) / 60).astype(np.int64).clip(max=AGE_BUCKETS - 1)
+def _age_buckets(age_us: np.ndarray) -> np.ndarray:
+    buckets: np.ndarray = (
+        np.log2(1 + np.maximum(age_us / 1e6, 0) / 60).astype(np.int64).clip(max=AGE_BUCKETS - 1)
+    )
     return buckets
-
-
-def _place(values: np.ndarray, where: np.ndarray, empty: float = 0) -> Tensor:
-    return torch.from_numpy(placed(values, where, empty))
 
 
 def _optional(table: pa.Table, name: str, kind: type, absent: float) -> np.ndarray:

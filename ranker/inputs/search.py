@@ -184,13 +184,13 @@ def shortened(history: History, offsets: np.ndarray, found: Found, recent: int) 
         recent: of each request, so many of the latest stay.
 
     Returns:
-        what is left, and where in its request's row of it, padded on the left, each found behaviour is: int64 [C, K].
+        what is left, and the place of each found behaviour in its request's part of it, counted from the latest
+        one, 1: int64 [C, K], anything where none was found.
     """
     end = history.offsets[1:][owners(history.offsets)]
     stays = end - np.arange(len(end)) <= recent
     stays[found.place[found.real]] = True
     before = np.concatenate([[0], np.cumsum(stays)])
     left = before[history.offsets]
-    width = max(int(np.diff(left).max(initial=0)), 1)
-    slot = width - (left[1:][owners(offsets)][:, None] - before[found.place])
-    return history.rows(np.flatnonzero(stays), left), np.where(found.real, slot, 0)
+    age = left[1:][owners(offsets)][:, None] - before[found.place]
+    return history.rows(np.flatnonzero(stays), left), age

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ranker.inputs.bits import as_text
-from ranker.inputs.hashing import hash_integers
+from ranker.inputs.hashing import hash_integers, remainder
 
 BITS, PROBES = 16, 4  # of an id
 
@@ -22,11 +22,11 @@ def filter_of(hashes: np.ndarray) -> str:
 
 def are_seen(filled: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     """Whether each hash uint64 was put in a filter, of which these are the bits: bool."""
-    found: np.ndarray = filled[_probes(hashes, len(filled))].all(axis=1)
+    found: np.ndarray = filled[_probes(hashes, len(filled))].all(axis=0)
     return found
 
 
 def _probes(hashes: np.ndarray, count: int) -> np.ndarray:
-    step = hash_integers(hashes.view(np.int64))[:, None]
-    place = hashes[:, None] + np.arange(PROBES, dtype=np.uint64) * step
-    return (place % np.uint64(count)).astype(np.int64)
+    """Places of each hash among the bits, int64 [PROBES, n]."""
+    step = hash_integers(hashes.view(np.int64))
+    return remainder(hashes + np.arange(PROBES, dtype=np.uint64)[:, None] * step, count)

@@ -89,9 +89,11 @@ class Extractor(nn.Module):
             history_RLD: id embeddings of the behaviours, e_b.
         """
         known = content.history_known_RL
-        similarity = content.target_RNV @ content.history_RLV.transpose(1, 2)
-        weight = masked_softmax(similarity / self.log_temperature.exp(), known[:, None])
         query = content.query_RV * content.query_known_R[:, None]
+        # In one product, since one with a single row takes as long as one with ten.
+        both = torch.cat([content.target_RNV, query[:, None]], dim=1) @ content.history_RLV.transpose(1, 2)
+        similarity, asked = both[:, :-1], both[:, -1]
+        weight = masked_softmax(similarity / self.log_temperature.exp(), known[:, None])
         missing = self.history - similarity.shape[-1]
         return Branches(
             similarity_RNK=functional.pad(similarity, (missing, 0)),
@@ -101,9 +103,7 @@ class Extractor(nn.Module):
             target_RNV=content.target_RNV,
             query_target_RN1=content.target_RNV @ query[:, :, None],
             query_RV=query,
-            query_behaviour_RK=functional.pad(
-                (content.history_RLV @ query[:, :, None])[..., 0], (missing, 0)
-            ),
+            query_behaviour_RK=functional.pad(asked, (missing, 0)),
         )
 
 
@@ -153,5 +153,5 @@ class Cube(Module):
 def _summary(similarity_RNL: Tensor, weight_RNL: Tensor, known_RL: Tensor) -> Tensor:
     weighted = (weight_RNL * similarity_RNL).sum(-1)
     mean = similarity_RNL.sum(-1) / known_RL.sum(1).clamp(min=1)[:, None]
-    largest = similarity_RNL.masked_fill(~known_RL[:, None], -1).amax(-1)
+    largest = (similarity_RNL - (~known_RL).float()[:, None]).amax(-1)  # 0 - 1 where unknown
     return torch.stack([weighted, mean, largest * known_RL.any(1)[:, None]], dim=-1)

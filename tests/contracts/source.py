@@ -56,6 +56,7 @@ class Shop:
     cooccurrence: Cooccurrence
     item_ids: np.ndarray
     popularity: np.ndarray
+    trend: np.ndarray  # float32, the same, the old ones less
     towers: Towers
     words: Words  # of all items
     taste: Taste  # of the users, for all items
@@ -141,7 +142,8 @@ def make_shop(folder, order=None, save=False):
     graph = opened(Cooccurrence, build_cooccurrence(log_of(rows), folder / "cooccurrence", {}))
     place = np.arange(len(graph.item_ids))
     place = place if order is None else np.random.default_rng(order).permutation(place)
-    return Shop(index, vectors, graph, graph.item_ids[place], graph.popularity[place], Towers(), words, taste)
+    counts = graph.popularity[place], graph.trend[place]
+    return Shop(index, vectors, graph, graph.item_ids[place], *counts, Towers(), words, taste)
 
 
 def row_of(user):

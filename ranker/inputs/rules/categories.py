@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ranker.inputs.bits import as_text, from_text
-from ranker.inputs.hashing import hash_column, table_rows
+from ranker.inputs.hashing import hash_column, remainder, table_rows
 from ranker.inputs.rules.rule import Rule
 from ranker.inputs.seen import are_seen, filter_of
 
@@ -123,7 +123,7 @@ class Hashed:
 
     def of(self, hashes: np.ndarray) -> np.ndarray:
         """The row of each hash uint64, int64."""
-        rows = (hashes % np.uint64(self.rows)).astype(np.int64)
+        rows = remainder(hashes, self.rows)
         return rows if self.admitted is None else np.where(self.bits[rows], rows, 0)
 
 
