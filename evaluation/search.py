@@ -26,7 +26,7 @@ from evaluation.plain_search import Scores, plain_methods
 from evaluation.sheets import Evidence
 from evaluation.truth import Judge
 from retrieval.index import ItemIndex
-from retrieval.search.choose import judged_queries, nonsense
+from retrieval.search.choose import judged_queries, nonsense, title_words
 from retrieval.search.judge import open_judge
 from retrieval.search.open import open_search
 from retrieval.search.search import Asked
@@ -89,7 +89,7 @@ def search_measures(evidence: Evidence) -> Iterator[Measurement]:
                 if found:
                     what = f"search/{name}/{kind}/{prefix}{metric}"
                     yield Measurement(what, float(np.mean(found)), len(found), split)
-    words = sorted({word for title in dataset.items["title"].to_pylist() for word in words_of(title)})
+    words = title_words(dataset.items)
     if words:
         answers = [methods["moon"](text, None) for text in nonsense(words, ASKED, rng)]
         empty = float(np.mean([not len(ids) for ids in answers if ids is not None]))

@@ -12,7 +12,7 @@ from dataset.contracts import ITEMS, JUDGEMENTS, QUERIES
 from dataset.ndcg import ndcg
 from dataset.withheld import withheld_queries
 from retrieval.index import ItemIndex
-from retrieval.search.choose import chosen_shares, nearest, nonsense
+from retrieval.search.choose import chosen_shares, nearest, nonsense, title_words
 from retrieval.search.lexical import DESCRIBED, LENGTH, SATURATION, Lexical
 from retrieval.search.open import open_search
 from retrieval.search.search import Asked, Scored, Search, Shares, no_pictures
@@ -246,6 +246,7 @@ def test_the_floor_is_above_what_a_text_without_meaning_reaches():
     shares = chosen_shares(Shares(), ask, judged(0, "text"), np.empty(0, np.int64), ["mug", "lamp"], draw)
     assert 0.9 < shares.floor < 1
     assert all(set(text) <= set("lamp ") for text in nonsense(["lamp"], 9, draw))
+    assert title_words(pa.table({"title": ["Red Mug", None, "a red lamp"]})) == ["a", "lamp", "mug", "red"]
 
 
 def test_pictures_are_measured_by_the_distance_of_a_picture_from_the_one_most_like_it():

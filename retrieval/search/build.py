@@ -12,7 +12,7 @@ from dataset.withheld import withheld_queries
 from feature_repo.vectors import Vectors
 from retrieval.index import ItemIndex
 from retrieval.retriever import Retriever
-from retrieval.search.choose import DEPTH, chosen_shares, nearest
+from retrieval.search.choose import DEPTH, chosen_shares, nearest, title_words
 from retrieval.search.search import Asked, Judge, QueryEncoder, Scored, Search, Shares
 from run.progress import track
 
@@ -44,7 +44,7 @@ def build_search(
 
     withheld = withheld_queries(dataset.judgements)
     queries = withheld[vectors.queries.gather(withheld)[1]]
-    chosen = chosen_shares(shares, ask, dataset, queries, search.lexical.words, rng)
+    chosen = chosen_shares(shares, ask, dataset, queries, title_words(dataset.items), rng)
     replace(search, shares=chosen).save(folder / "search", parents)
 
 

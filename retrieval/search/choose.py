@@ -15,12 +15,13 @@ import pyarrow.compute as pc
 from dataset.ndcg import ndcg
 from dataset.tables import Dataset
 from retrieval.search.search import NEAREST, Scored, Shares
+from retrieval.search.spelling import words_of
 
 DEPTH = 100  # candidates of each part
 MOST_ASKED = 300  # withheld queries of each kind that choose the shares
 LEAST_ASKED = 20  # with fewer, chance would choose
 TRIED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # never all: meaning at least decides ties
-NONSENSE = 200  # texts without meaning that set the floor
+NONSENSE = 400  # texts without meaning that set the floor
 ANSWERED = 0.05  # of them, the fraction that finds something
 LISTED = 10  # answers that are judged
 SAME = 1 - 1e-5  # cosine of two vectors of one picture, but for rounding
@@ -48,7 +49,7 @@ def chosen_shares(
         ask: searches for a text or a picture.
         dataset: queries, pictures and judgements.
         query_ids: int64, of the withheld queries.
-        words: of the catalogue.
+        words: that titles say.
         rng: draws.
     """
     for name, column in (("words", "text"), ("picture", "image_id")):
@@ -140,8 +141,13 @@ def _floor(ask: Ask, words: Sequence[str], rng: np.random.Generator) -> float:
     return float(np.quantile(best, 1 - ANSWERED)) if best else 0.0
 
 
+def title_words(items: pa.Table) -> list[str]:
+    """The distinct words of ITEMS rows' titles, folded: what is searched for is said in such words."""
+    return sorted({word for title in items["title"].to_pylist() for word in words_of(title)})
+
+
 def nonsense(words: Sequence[str], count: int, rng: np.random.Generator) -> Iterator[str]:
-    """Texts of one to three words that nobody has said: words of the catalogue with their letters shuffled."""
+    """Texts of one to three words that nobody has said: words with their letters shuffled."""
     spoken = [word for word in words if word.isalpha() and len(word) > 3] or ["nothing"]
     for _ in range(count):
         chosen = rng.integers(len(spoken), size=rng.integers(1, 4)).tolist()
