@@ -61,12 +61,19 @@ def shown(log: Log, moments: Moments) -> pa.Table:
     return _ranking(log, rows, request, time_us, label, _last_validate(part, request))
 
 
-def taken(log: Log, moments: Moments, rng: np.random.Generator) -> pa.Table:
+def taken(log: Log, moments: Moments, rng: np.random.Generator, known: np.ndarray) -> pa.Table:
     """What users newly liked, each as a request of one candidate with label 1 (RANKING): nothing else was shown.
 
     Of a part with more than ``MOST_TAKEN`` requests some are drawn.
+
+    Args:
+        log: the events.
+        moments: of the protocol.
+        rng: draws.
+        known: bool, whether the item of each event was there before it; what was not, trains nothing.
     """
     rows = _newly_liked(log, moments.when, moments.train, np.full(len(log.user), NEVER))
+    rows = rows[known[rows] | (_parts(moments, rows, moments.when[rows]) == PARTS.index("test"))]
     time_us = moments.when[rows]
     part = _parts(moments, rows, time_us)
     order = np.lexsort((rows, time_us))
@@ -78,12 +85,16 @@ def taken(log: Log, moments: Moments, rng: np.random.Generator) -> pa.Table:
     return _ranking(log, rows, np.arange(1, len(rows) + 1), time_us, np.ones(len(rows)), part)
 
 
-def asked(log: Log, moments: Moments, rng: np.random.Generator) -> pa.Table:
-    """One retrieval request per user and part: what the user newly liked from its moment on (RETRIEVAL)."""
+def asked(log: Log, moments: Moments, rng: np.random.Generator, known: np.ndarray) -> pa.Table:
+    """One retrieval request per user and part: what the user newly liked from its moment on (RETRIEVAL).
+
+    Arguments as of ``taken``.
+    """
     end = np.full(len(log.user), NEVER)
     found = []
     for part, start, stop in (("train", moments.asked, moments.test), ("test", moments.test, end)):
         new = _newly_liked(log, moments.when, start, stop)
+        new = new[known[new] | (part == "test")]
         users = distinct(log.user[new])
         users = np.sort(rng.permutation(users)[: MOST[part]])
         new = new[among(log.user[new], users)]

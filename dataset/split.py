@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset.contracts import EVENTS, TIME, DataError
+from dataset.first_seen import LOG as FIRST_EVENT
 from dataset.given import by_given
-from dataset.log import Log, among, distinct
+from dataset.log import Log, among, distinct, microseconds
 from dataset.months import Month, months_of, stored_months, write_months
 from dataset.protocols import BY, NEVER, NONE, Moments, by_last, by_time, by_users, choose, spaced
 from dataset.requests import RANKING, RETRIEVAL, asked, says_what_was_not_liked, shown, taken
@@ -189,12 +190,12 @@ def split_dataset(
         by, why = choose(log, shows)
     if by in ("last", "users"):
         log = spaced(log)
-    moments = _moments(log, by, dataset, seed, shows)
+    moments, known = _moments(log, by, dataset, seed, shows), _known(log, dataset)
     kept = log.table.filter(pa.array(log.available_us < moments.kept))
     tables = {
         "log": kept.cast(EVENTS),
-        "ranking": shown(log, moments) if shows else taken(log, moments, rng),
-        "retrieval": asked(log, moments, rng),
+        "ranking": shown(log, moments) if shows else taken(log, moments, rng, known),
+        "retrieval": asked(log, moments, rng, known),
     }
     config = {"by": by, "why": why, "shows": shows, "seed": seed}
     if by == "time":
@@ -231,6 +232,19 @@ def _moments(log: Log, by: str, dataset: Dataset, seed: int, shows: bool) -> Mom
     if by == "given":
         return by_given(log, dataset.extra.get("event"), where)
     return by_users(log, measured_items(dataset), seed, shows)
+
+
+def _known(log: Log, dataset: Dataset) -> np.ndarray:
+    """Whether the item of each event was there before it, bool.
+
+    Where the log alone says when an item was first seen, one that the asked event is the first to name is the only
+    one that is a moment old: its age tells the answer (docs/log/evaluation.md#an-items-age-told-the-answer).
+    """
+    if dataset.artifact.config.get("first_seen", {}).get("items") != FIRST_EVENT:
+        return np.ones(len(log.user), bool)
+    items = dataset.items.sort_by("item_id")
+    row = np.searchsorted(items["item_id"].to_numpy(), log.item)
+    return microseconds(items["first_seen"])[row] < log.event_us
 
 
 def _cuts(log: Log, moments: Moments) -> pa.Table:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from dataset.adapters.canonical import NO_CLOCK
 from dataset.contracts import DataError
 from dataset.identity import event_key
 from dataset.importers import append_described, import_path
@@ -165,6 +166,25 @@ def test_items_that_say_when_they_were_first_there_say_so_whatever_is_appended(t
     assert rows(after.items.select(["item_id", "first_seen"]), "item_id") == rows(
         before.items.select(["item_id", "first_seen"]), "item_id"
     )
+
+
+def test_without_times_what_is_appended_was_there_from_the_start(tmp_path):
+    def untimed(files):
+        return {**files, "log": [",".join(row.split(",")[:2]) for row in files["log"]]}
+
+    folders = [write(tmp_path / name, untimed(one)) for name, one in (("first", FIRST), ("later", LATER))]
+    for folder in folders:
+        (folder / "moon.toml").write_text(
+            TOML.replace('time = "time"\n', "").replace('context = ["device"]\n', "")
+        )
+        for path in (folder / "log").iterdir():
+            path.write_text(path.read_text().replace(",time,device", ""))
+    before = Dataset.open(import_path(folders[0], tmp_path / "dataset"))
+    append_described(folders[0], folders[1], before)
+    after = opened(tmp_path / "dataset")
+    assert len(after.items) == 6 and len(after.users) == 5
+    for table in (after.items, after.users):
+        assert set(table["first_seen"].to_pylist()) == {NO_CLOCK}
 
 
 def test_files_are_not_appended_under_another_description(grew, tmp_path):

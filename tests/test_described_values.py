@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dataset.adapters.canonical import NO_CLOCK
 from dataset.adapters.described.importer import described
 from dataset.contracts import DataError
+from dataset.first_seen import LOG, START
 
 NOON = datetime(2024, 7, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 SECONDS = int(NOON.timestamp())
@@ -91,6 +93,33 @@ def test_without_times_the_rows_are_in_their_order(events):
     assert [row["sequence"] for row in rows] == [0, 1, 2]
     gaps = {b["event_time"] - a["event_time"] for a, b in zip(rows, rows[1:], strict=False)}
     assert gaps == {timedelta(seconds=1)}
+
+
+def test_without_times_items_and_users_are_there_from_the_start_of_the_log(tmp_path):
+    log = [{"u": f"u{n // 3}", "i": f"b{n}"} for n in range(9)]  # sorted by user: u0 comes before most items
+    world.put_csv(tmp_path / "log.csv", log)
+    world.put_csv(
+        tmp_path / "dated.csv",
+        [{"u": "u0", "i": "b3", "t": "2024-03-01"}, {"u": "x", "i": "y", "t": "2024-03-02"}],
+    )
+    world.put_csv(tmp_path / "items.csv", [{"sku": f"b{n}", "name": f"thing {n}"} for n in range(10)])
+    text = '[data]\nname = "x"\n[[items]]\nfiles = ["items.csv"]\nid = "sku"\ntitle = "name"\n'
+    text += '[[events]]\nfiles = ["log.csv"]\nuser = "u"\nitem = "i"\ntype = "click"\n'
+    (tmp_path / "moon.toml").write_text(text)
+    tables, config = described(tmp_path / "moon.toml")
+    assert config["first_seen"] == {"items": START, "users": START}
+    for table in (tables.items, tables.users):
+        assert set(table["first_seen"].to_pylist()) == {NO_CLOCK} and NO_CLOCK == min(
+            tables.events["event_time"].to_pylist()
+        )
+    text += '[[events]]\nfiles = ["dated.csv"]\nuser = "u"\nitem = "i"\ntime = "t"\ntype = "click"\n'
+    (tmp_path / "moon.toml").write_text(text)
+    tables, config = described(tmp_path / "moon.toml")
+    assert config["first_seen"] == {"items": LOG, "users": LOG}
+    seen = dict(
+        zip(tables.items["external_id"].to_pylist(), tables.items["first_seen"].to_pylist(), strict=True)
+    )
+    assert seen.pop("y") == datetime(2024, 3, 2, tzinfo=UTC) and set(seen.values()) == {NO_CLOCK}
 
 
 def test_ratings_of_other_scales_places_from_one_and_types_that_are_left_out(events):

@@ -617,3 +617,32 @@ def test_a_split_that_is_not_given_is_refused(tmp_path: Path) -> None:
 def test_opening_something_else_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="moon split"):
         Split.open(open_artifact(tmp_path, "split"))
+
+
+@pytest.mark.parametrize("by", ["time", "last", "users"])
+def test_an_item_that_the_asked_event_is_the_first_to_name_trains_nothing(by: str, tmp_path: Path) -> None:
+    """Every other item that a user takes nobody took before; the others all take."""
+    rows = []
+    for user in range(30):
+        for place in range(12):
+            item = 100 * (user + 1) + place if (user + place) % 2 else 1 + (user + place) % 9
+            rows.append({"user_id": user, "item_id": item, "type": "click", "minute": 300 * place + user})
+    events = events_table(sorted(rows, key=lambda row: row["minute"]))
+    items = items_table(dict.fromkeys(sorted({row["item_id"] for row in rows}), True))
+    first: dict[int, datetime] = {}
+    for row in events.to_pylist():
+        first.setdefault(row["item_id"], row["event_time"])
+    seen = pa.array(
+        [first[item] for item in items["item_id"].to_pylist()], items.schema.field("first_seen").type
+    )
+    items = items.set_column(items.column_names.index("first_seen"), items.schema.field("first_seen"), seen)
+    fresh = {}
+    for rule in ("first event", "start of the log"):
+        dataset = FakeDataset(events, items, {"first_seen": {"items": rule}})
+        split = Split.open(split_dataset(dataset, tmp_path / rule, by=by))
+        named = [(row["part"], row["item_id"] > 99) for row in split.ranking.to_pylist()]
+        named += [(f"asked {row['part']}", max(row["relevant"]) > 99) for row in split.retrieval.to_pylist()]
+        fresh[rule] = {part for part, is_new in named if is_new}
+        assert {"train", "asked train"} <= {part for part, _ in named}
+    assert {"train", "asked train", "test", "asked test"} <= fresh["start of the log"]
+    assert fresh["first event"] == {"test", "asked test"}

@@ -131,7 +131,8 @@ class Events(Section):
     Attributes:
         id: column of the event's own id, unique in the log: told again, it is known. None: they are numbered.
         join, join_on: files of a table that says more (the orders of these lines), and the column that both have.
-        user, item, time: columns. Without a time the rows are taken in their order, a second apart, from 2000 on.
+        user, item, time: columns. Without a time the rows are taken in their order, a second apart, from 2000 on,
+            and their items and users are first seen at that start.
         time_format: see ``Items``.
         whole_days: whether the times are days: such an event is known at the end of its day, and the events of a
             day have no order.

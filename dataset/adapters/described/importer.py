@@ -23,7 +23,7 @@ from dataset.adapters.described.pictures import Pictures
 from dataset.adapters.described.rows import KEY
 from dataset.append import GIVEN
 from dataset.contracts import Tables
-from dataset.first_seen import LOG
+from dataset.first_seen import LOG, START
 
 KEEP = "keep"
 
@@ -66,6 +66,7 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
     image_id, images, quarantine = attach_pictures(keys, shown)
     pictured = pa.table({"id": pa.array(known, pa.int64()), "image_id": image_id})
     seen = log.seen
+    timed = any(one.time for one in whole.events)
     tables = Tables(
         items=items_table(found["item"], items, seen["item"], pictured, data.unknown_items == KEEP),
         images=images,
@@ -85,7 +86,7 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
         **({"event_ids": GIVEN} if log.is_named and not is_long else {}),
         **({"ids": {f"{name}_id": kind for name, kind in data.ids.items()}} if data.ids else {}),
         "first_seen": {
-            name: LOG
+            name: LOG if timed else START
             for name, sections in (("items", whole.items), ("users", whole.users))
             if not any(one.first_seen for one in sections)
         },

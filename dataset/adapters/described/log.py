@@ -79,7 +79,7 @@ class EventLog:
         sections: its tables.
         items, users: their ids; the log may bring new ones.
         searches: its queries.
-        seen: when each item, and each user, was first seen.
+        seen: when each item, and each user, was first seen; where a table has no times, at the start of the log.
         returned: rows that took something back, left out.
     """
 
@@ -122,8 +122,11 @@ class EventLog:
                 events = self._events(section, batch, row)
                 row += len(events)
                 events = self._kept(section, events, batch.table)
+                moments = events.column("event_time")
+                if section.time is None:  # places in a file, often sorted by user, are no times of arrival
+                    moments = pa.repeat(pa.scalar(NO_CLOCK, TIME), len(events))
                 for entity, firsts in self.seen.items():
-                    firsts.see(events.column(f"{entity}_id"), events.column("event_time"))
+                    firsts.see(events.column(f"{entity}_id"), moments)
                 yield events
 
     def short(self) -> tuple[pa.Table, pa.Table]:
