@@ -46,7 +46,7 @@ _PIECES = {
     "VALID_REQUESTS",
 }
 # Arguments that assert something about our own code, or say what an answer may cost: never what it is.
-_KEPT = {"strict", "zero_copy_only", "assume_unique", "foreach", "fused", "non_blocking", "copy"}
+_KEPT = {"strict", "zero_copy_only", "assume_unique", "fused", "non_blocking", "copy"}
 
 
 @dataclass(frozen=True, eq=False)
