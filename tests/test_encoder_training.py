@@ -159,7 +159,8 @@ def test_the_artifact_is_verified_named_and_a_checkpoint_to_start_from(world, tr
     assert len(learnable) < len(dataset.items)  # the evaluation pool is kept away from the encoder
     pairs = trained.config["facts"]["1.relations"]["pairs"]
     assert pairs["own: image > words"] == sum(item % 12 != 11 for item in learnable)
-    assert pairs["own: half > all"] == len(learnable) and len(pairs) == 4 and min(pairs.values()) > 0
+    assert pairs["own: half > all"] == pairs["own: title > all"] == len(learnable)
+    assert len(pairs) == 5 and min(pairs.values()) > 0
     again = train_encoder(dataset, split, TINY, tmp_path / "tuned", checkpoint=trained.path, budget=0.04)
     before, after = Encoder.open(trained), Encoder.open(again)
     assert after.id != before.id
