@@ -191,7 +191,7 @@ def _written(best: Trained, data: Data, training: Training, size: Size, out: Pat
     with write_artifact(out, "ranker", manifest, data.parents) as folder:
         save_weights(best.model, folder)
         (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
-        if training.calibrate is not None:
+        if training.calibrate is not None and data.valid is not None:
             ranker = Ranker(best.model, best.encoder, step=config.step)
             content = vars(calibrated(training.calibrate, *_scored(ranker, data.valid, config.rank_by)))
             (folder / CALIBRATION).write_text(json.dumps(content, indent=2) + "\n")
