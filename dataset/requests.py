@@ -73,10 +73,10 @@ def taken(log: Log, moments: Moments, rng: np.random.Generator, known: np.ndarra
         known: bool, whether the item of each event was there before it; what was not, trains nothing.
     """
     rows = _newly_liked(log, moments.when, moments.train, np.full(len(log.user), NEVER))
-    rows = rows[known[rows] | (_parts(moments, rows, moments.when[rows]) == PARTS.index("test"))]
     time_us = moments.when[rows]
     part = _parts(moments, rows, time_us)
     order = np.lexsort((rows, time_us))
+    order = order[(known[rows] | (part == PARTS.index("test")))[order]]
     rows, time_us, part = rows[order], time_us[order], part[order]
     part = _last_validate(part, np.arange(len(rows)))
     kept = [rng.permutation(np.flatnonzero(part == n))[: MOST_TAKEN[name]] for n, name in enumerate(PARTS)]

@@ -23,9 +23,9 @@ from encoder.parts.wide import Wide
 # fit into its caches are an eighth faster than batches of eight times as many tokens
 # (docs/log/encoder_speed.md#embedding-beside-the-plain-loop).
 TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384}
-# Length of the backbone's vector beside a wide path, in which words have length 1: of any length it outgrows them and
-# titles do not find their items (docs/log/encoder.md#why-titles-lost-their-items). A picture alone, whose looks are
-# shorter, is mostly what the backbone says of it.
+# Length of what is learned, by the backbone or by heads on towers, beside a fixed path in which words have length 1.
+# Of any length it outgrows them, and titles do not find their items (docs/log/encoder.md#why-titles-lost-their-items
+# and #pretrained-towers-on-hm). A picture alone, whose looks are shorter, is mostly what is learned of it.
 DEEP = 0.7
 
 

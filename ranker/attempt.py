@@ -35,7 +35,7 @@ class Data:
 
     Attributes:
         train: requests with labels.
-        valid: others, by whose loss training stops; None, or none of them: all epochs are run.
+        valid: others, by whose loss training stops; None: all epochs are run.
         counts: candidates of each training request, int64 [R].
         vectors: the embedding; None: a control without.
         slots: padded candidates of a batch.
@@ -136,7 +136,7 @@ class Attempt:
             batches=lambda epoch, done: self.batches(epoch, done, share),
             loss=lambda batch: training_loss(logits, batch, config.loss, config.other_loss, share),
             validate=partial(_validate, logits, data.valid, self.encoder, config.loss, share)
-            if data.valid is not None and len(data.valid)
+            if data.valid is not None
             else None,
             checkpoints=self.checkpoints(),
             description=f"train {self.place.name}",

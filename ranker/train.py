@@ -134,7 +134,7 @@ def train_ctr(
     rival = training.plainer if len(valid) else None
     config = _config(training, tries[0], inputs, vectors)
     require_memory(config.shape.rows, config.id_width, ranks, kept=len(tries) - (rival is None))
-    data = Data(train, valid, counts, vectors, size.ranker_slots, parents)
+    data = Data(train, valid if len(valid) else None, counts, vectors, size.ranker_slots, parents)
     epochs = EPOCHS if training.epochs is None else training.epochs
     trained: list[Trained] = []
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from dataset.jagged import entries, owners
+from ranker.choice import clearly_better
 from retrieval.cooccurrence import PLAIN, Counting, pair_weights
 from retrieval.likes import Likes
 from retrieval.requests import HISTORY_ITEMS
@@ -31,7 +32,7 @@ TRIED = {  # one after the other, each given the others, PASSES times at most
     "seen": (0.3, 0.5, 0.7, 1.0),
 }
 PASSES = 3
-ASKED = 3_000  # users whose last like is withheld, at most
+ASKED = 3_000  # users who are asked, at most
 PAIRS = 4_000_000  # of likes of one user that are counted, about: a larger log is fitted to some of its users
 LEAST = 30  # users to learn anything from
 
@@ -58,12 +59,17 @@ def fit_counting(log: pa.Table, seed: int) -> tuple[Counting, dict[str, float]]:
             others = [replace(kept, **{name: value}) for value in values if value != getattr(kept, name)]
             tried = [(one, withheld.gains(one)) for one in others]
             best, found = max(tried, key=lambda one: float(one[1].mean()))
-            more = found - gains
-            if more.mean() > more.std(ddof=1) / np.sqrt(len(more)):
+            if finds_more(gains, found):
                 kept, gains = best, found
         if kept == before:
             break
     return kept, {"plain": plain, "fitted": float(gains.mean())}
+
+
+def finds_more(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether the second way gains more than the first by more than a standard error over users, float64 (R) each."""
+    users = np.arange(len(first))
+    return clearly_better(-first, -second, np.ones_like(users), users)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.jagged import owners
+from retrieval.counting import ASKED, LEAST, finds_more
 from retrieval.likes import Likes
 from retrieval.sources import CANDIDATES
 
 BEFORE = 0.75  # of the likes are counted, to find those after
 HALVES = range(1, 11)  # half-lives tried: the span of the log over two to the power of these
-ASKED = 3_000  # users at most
-LEAST = 30  # users to learn anything from
 
 
 def fit_half_life(log: pa.Table, seed: int) -> tuple[float | None, dict[str, float]]:
@@ -60,8 +59,7 @@ def fit_half_life(log: pa.Table, seed: int) -> tuple[float | None, dict[str, flo
     plain = gains(None)
     tried = [(span / 2**power, gains(span / 2**power)) for power in HALVES]
     best, found = max(tried, key=lambda one: float(one[1].mean()))
-    more = found - plain
-    if more.mean() > more.std(ddof=1) / np.sqrt(len(more)):
+    if finds_more(plain, found):
         return best, {"plain": float(plain.mean()), "fitted": float(found.mean())}
     return None, {"plain": float(plain.mean()), "fitted": float(plain.mean())}
 

@@ -6,11 +6,12 @@ from conftest import START
 from test_cooccurrence import log_of
 
 from retrieval.cooccurrence import Cooccurrence, build_cooccurrence
+from retrieval.counting import LEAST
 from retrieval.index import ItemIndex
 from retrieval.likes import FLOOR, Likes
 from retrieval.requests import Request, Requests, history_of
 from retrieval.sources import PopularSource
-from retrieval.trend import LEAST, fit_half_life
+from retrieval.trend import fit_half_life
 
 HOUR = 3_600
 SECOND_US = 10**6

@@ -21,15 +21,12 @@ from torch.nn import functional as F
 from dataset.contracts import content_hash
 from encoder.backbone.packing import Sample
 from encoder.content import Content
-from encoder.model import Encoded, EncoderModel
+from encoder.model import DEEP, Encoded, EncoderModel
 from encoder.parts.wide import LOOKS, SHORTEST
 from encoder.pictures.decode import decode_image
 from encoder.towers.towers import Towers
 
 FAINT = 0.05  # part of the longest direction; of shorter ones whitening would make mostly rounding
-# Length of what the heads say beside the fixed path's unit vector: of any length they outgrow it, and a title no
-# longer finds its item (docs/log/encoder.md#pretrained-towers-on-hm).
-DEEP = 0.7
 HIDDEN = 4  # times the vector's width: hidden numbers of a head
 
 
