@@ -1,8 +1,8 @@
 """Train a click model day after day: each day begins with the weights and the optimizers' memory of the day before.
 
 A day's artifact is a whole ranker of kind "ranker", and holds besides, in ``state.safetensors``, what the next day
-goes on from: the tables' accumulators, AdamW's moments, and of each id feature which values have occurred, how often
-and when. Nothing that was measured is in it.
+goes on from: the tables' accumulators, AdamW's moments, of each id feature which values have occurred, how often and
+when, and of each number its moments. Nothing that was measured is in it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from feature_repo.vectors import Vectors
 from ranker.attempt import Attempt, Data
 from ranker.fit import Plan
 from ranker.inputs.columns import Inputs, chunks, learn_inputs
-from ranker.inputs.growth import NOTHING, Begins, Known, grown
+from ranker.inputs.growth import NOTHING, Begins, Known, grown, rescaled
 from ranker.inputs.id_tables import SPREAD
+from ranker.inputs.rules.numbers import Moments
 from ranker.learner import WEIGHTS, Learner
 from ranker.memory import require_memory
 from ranker.recipes import Recipe
@@ -38,7 +39,11 @@ from run.resume import remove_checkpoints
 from run.sizes import Size
 
 STATE = "state.safetensors"
-KNOWN = "known/"  # how the names of its tensors begin that say what has occurred
+FORMAT = 2  # of what is kept of earlier days; another one is not gone on from
+KNOWN, SCALE = (
+    "known/",
+    "scale/",
+)  # how its tensors' names begin that say what has occurred, and numbers' moments
 PARTS = ("hashes", "counts", "days")
 VALID_SHARE = 5  # one in how many users of the first day validates
 
@@ -74,7 +79,8 @@ class Terms:
         same = ("encoder", "seed", "epochs", "learning_rate", "table_learning_rate", "forget")
         kept = {name: getattr(self, name) for name in same}
         history = self.size.ranker_history
-        return {"recipe": self.recipe.to_json(), "size": self.size.name, "history": history, **kept}
+        made = {"format": FORMAT, "recipe": self.recipe.to_json(), "size": self.size.name}
+        return {**made, "history": history, **kept}
 
 
 class Held(dict[str, Tensor]):
@@ -112,7 +118,7 @@ def train_day(
         DataError: the first day has no requests, or columns are missing.
         TrainingError: the loss or a gradient is not finite, or the tables would outgrow memory.
     """
-    config, known, begins = _begin(requests, day, yesterday, terms)
+    config, seen, begins = _begin(requests, day, yesterday, terms)
     require_memory(config.shape.rows, config.id_width)
     trained = requests if trained is None else trained
     epochs = terms.epochs if valid is None else EPOCHS
@@ -121,7 +127,7 @@ def train_day(
     data = Data(trained, valid, candidates_of(trained), terms.vectors, terms.size.ranker_slots, before)
     made = Attempt(data, config, plan, out, begins).run(None, None)
     manifest = {**record, "terms": terms.to_json(), "outcome": asdict(made.outcome), "day": day}
-    _write(out, manifest, parents, config, made.learner, known)
+    _write(out, manifest, parents, config, made.learner, seen)
     remove_checkpoints(out)
     return open_artifact(out, "ranker")
 
@@ -165,21 +171,23 @@ def continues(yesterday: Artifact, terms: Terms, requests: StoredRequests) -> st
 
 def _begin(
     requests: StoredRequests, day: int, yesterday: Artifact | None, terms: Terms
-) -> tuple[CtrConfig, dict[str, Known], Held | None]:
-    """The model's configuration, what has occurred by now, and what it goes on from."""
+) -> tuple[CtrConfig, dict[str, Tensor], Held | None]:
+    """The model's configuration, what its inputs have seen by now, and what it goes on from."""
     if yesterday is None:
         without = [
             one.name for one in requests.signature.features if one.kind == "vector" and terms.vectors is None
         ]
         inputs, _ = learn_inputs(requests, terms.size.behaviours, without=without)
         _, known, _ = grown(inputs, {}, requests, day)
-        return _config(terms, inputs), known, None
+        _, moments = rescaled(inputs, {}, requests)
+        return _config(terms, inputs), _seen(known, moments), None
     before = CtrConfig.read(yesterday.file(CONFIG))
     state = load_file(yesterday.file(STATE))
     inputs, known, begins = grown(before.inputs, _known(state), requests, day, terms.forget)
+    inputs, moments = rescaled(inputs, _moments(state), requests)
     weights = {WEIGHTS + name: tensor for name, tensor in load_file(yesterday.file(WEIGHTS_FILE)).items()}
-    held = {name: tensor for name, tensor in state.items() if not name.startswith(KNOWN)} | weights
-    return _config(terms, inputs), known, begun(held, begins, terms.seed + day)
+    held = {name: tensor for name, tensor in state.items() if not name.startswith((KNOWN, SCALE))} | weights
+    return _config(terms, inputs), _seen(known, moments), begun(held, begins, terms.seed + day)
 
 
 def _config(terms: Terms, inputs: Inputs) -> CtrConfig:
@@ -227,6 +235,15 @@ def begun(held: Mapping[str, Tensor], begins: Mapping[str, Begins], seed: int) -
     return found
 
 
+def _seen(known: Mapping[str, Known], moments: Mapping[str, Moments]) -> dict[str, Tensor]:
+    """What inputs have seen, as tensors of the state."""
+    found = {SCALE + name: torch.tensor(one.state, dtype=torch.float64) for name, one in moments.items()}
+    for name, one in known.items():
+        for part, values in zip(PARTS, (one.hashes.view(np.int64), one.counts, one.days), strict=True):
+            found[f"{KNOWN}{name}/{part}"] = torch.from_numpy(values)
+    return found
+
+
 def _known(state: Mapping[str, Tensor]) -> dict[str, Known]:
     names = {name.split("/")[1] for name in state if name.startswith(KNOWN)}
     parts = {name: [state[f"{KNOWN}{name}/{part}"].numpy() for part in PARTS] for name in names}
@@ -235,19 +252,21 @@ def _known(state: Mapping[str, Tensor]) -> dict[str, Known]:
     }
 
 
+def _moments(state: Mapping[str, Tensor]) -> dict[str, Moments]:
+    kept = {name: one.tolist() for name, one in state.items() if name.startswith(SCALE)}
+    return {name.removeprefix(SCALE): Moments(int(count), *rest) for name, (count, *rest) in kept.items()}
+
+
 def _write(
     out: Path,
     manifest: Mapping[str, Any],
     parents: Mapping[str, Artifact],
     config: CtrConfig,
     learner: Learner,
-    known: Mapping[str, Known],
+    seen: Mapping[str, Tensor],
 ) -> None:
     weights = {WEIGHTS + name for name in learner.weights()}
-    state = {name: tensor for name, tensor in learner.tensors().items() if name not in weights}
-    for name, one in known.items():
-        for part, values in zip(PARTS, (one.hashes.view(np.int64), one.counts, one.days), strict=True):
-            state[f"{KNOWN}{name}/{part}"] = torch.from_numpy(values)
+    state = {name: tensor for name, tensor in learner.tensors().items() if name not in weights} | dict(seen)
     with write_artifact(out, "ranker", manifest, parents) as folder:
         save_weights(learner.model, folder)
         save_file(state, folder / STATE)

@@ -8,14 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranker_world import SIGNATURE, Requests, make_frame, make_vectors
+from ranker_world import NOW_US, SIGNATURE, Requests, make_frame, make_vectors
 from safetensors.torch import load_file
 
+from ranker import daily as training
 from ranker.daily import STATE, Terms, train_day
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.growth import NOTHING, Known, grown
 from ranker.inputs.hashing import ROWS_PER_ID, hash_integers
 from ranker.inputs.rules.categories import FIRST, UNKNOWN, Dictionary, Hashed
+from ranker.inputs.rules.numbers import CLIP
 from ranker.recipes import recipe
 from ranker.score import Ranker
 from run.artifacts import open_artifact
@@ -55,8 +57,9 @@ def column(requests, name):
     return (values.flatten() if pa.types.is_list(values.type) else values).to_pylist()
 
 
-def test_a_table_that_doubles_changes_no_score(tmp_path):
-    """Of nothing that had a row: a day of many new items, of which none is learned."""
+def test_a_table_that_doubles_changes_no_score(tmp_path, monkeypatch):
+    """Of nothing that had a row: a day of many new items, of which none is learned, numbers read as before."""
+    monkeypatch.setattr(training, "rescaled", lambda inputs, before, requests: (inputs, before))
     first, second = day_of(range(10)), day_of(range(300), seed=1)
     before = train_day(first, 0, None, TERMS, tmp_path / "a", {}, {})
     after = train_day(second, 1, before, replace(TERMS, epochs=0), tmp_path / "b", {}, {})
@@ -195,3 +198,33 @@ def test_the_first_day_begins_as_it_was_learned():
         rule = inputs.items if name == "item_id" else inputs.rules[name]
         assert isinstance(rule, Dictionary | Hashed) and not one.anew.any() and NOTHING not in one.row
         assert one.row.tolist() == list(range(rule.rows))
+
+
+def numbered(day, rate, age_us):
+    """A day's requests with some numbers and ages of its candidates."""
+    table = day.frame.candidates
+    columns = {"rate_all": pa.array(rate, pa.float32()), "first_seen_us": pa.array(NOW_US - age_us)}
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, values)
+    return Requests(replace(day.frame, candidates=table), day.signature)
+
+
+def test_numbers_are_standardised_over_all_days_so_far(tmp_path):
+    """The first day shows one user alone, so to speak: rates that hardly differ, of which some are not known."""
+    draw, made = np.random.default_rng(0), None
+    rates = [1.0 + 0.01 * draw.random(160), draw.random(160) - 2, draw.random(160)]
+    rates = [[None if one < -1.9 or 1.0 < one < 1.001 else one for one in rate] for rate in rates]
+    ages = [draw.integers(1, 10**spread, 160) * 1_000_000 for spread in (2, 6, 8)]
+    for number, (rate, age_us) in enumerate(zip(rates, ages, strict=True)):
+        day = numbered(day_of(range(10), seed=number), rate, age_us)
+        made = train_day(day, number, made, TERMS, tmp_path / "r", {}, {})
+        inputs = Ranker.open(made, None).encoder.inputs
+        seen = np.array([one for rate in rates[: number + 1] for one in rate if one is not None], np.float32)
+        rule, age = inputs.rules["rate_all"], inputs.rules["first_seen_us"]
+        assert rule.mean == pytest.approx(seen.mean(dtype=np.float64))
+        assert rule.deviation == pytest.approx(seen.std(dtype=np.float64)) and rule.absent
+        logs = np.log1p(np.concatenate(ages[: number + 1]) / 1e6)
+        assert (age.mean, age.deviation) == pytest.approx((logs.mean(), logs.std()))
+    told = rule.numbers(pa.array([-1.5, -1.8]), np.zeros(2, np.int64))[:, 0]
+    assert told[0] > told[1] > -CLIP, "by the scale of the first day both would be cut"
+    assert None in rates[0] and any(None in rate for rate in rates[1:])

@@ -1,4 +1,4 @@
-"""The id tables of a ranker that trains day after day: what they admit, when they grow, and what they forget.
+"""The inputs of a ranker that trains day after day: what its id tables admit and forget, how numbers are scaled.
 
 Every value that has occurred is remembered by its hash, with how often it occurred and on which day last. By that
 
@@ -8,7 +8,9 @@ Every value that has occurred is remembered by its hash, with how often it occur
   value modulo 2n is that modulo n, or n more, so each half begins as a copy of the whole and no score changes;
 - *eviction*: a value that did not occur for so many days loses its row, which begins anew for whoever comes next.
 
-Numbers are read as they were on the first day: their scale is part of what the weights have learned.
+Numbers are standardised over all days so far. By the first day alone, of which one user may be all, what differs
+between users would be cut (``numbers.CLIP``) ever after (docs/log/ranker.md#the-scale-of-the-first-day). Buckets and
+vectors of the store keep the borders and the size of the first day.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ from feature_repo.signature import Feature
 from ranker.inputs.columns import ITEM, ITEM_ID, SIDES, Inputs, chunks, column_of, tables_of
 from ranker.inputs.hashing import ROWS_PER_ID, hash_column
 from ranker.inputs.rules.categories import ABSENT, FIRST, LARGEST, UNKNOWN, Dictionary, Hashed, values_of
+from ranker.inputs.rules.numbers import Moments, Number
 from ranker.inputs.rules.rule import Rule
 from ranker.inputs.rules.table import BY_IDS
+from ranker.inputs.rules.timestamps import Age
 from ranker.inputs.seen import filter_of
 
 NOTHING = -1  # a row that begins untrained
@@ -126,6 +130,33 @@ def grown(
     items = rules.pop(ITEM)
     assert isinstance(items, Hashed)
     return replace(inputs, rules=rules, items=items), seen, begins
+
+
+def rescaled(
+    inputs: Inputs, before: Mapping[str, Moments], requests: StoredRequests
+) -> tuple[Inputs, dict[str, Moments]]:
+    """The inputs with numbers standardised over another day, too.
+
+    Args:
+        inputs: as the model has them.
+        before: of each number its moments over earlier days; empty on the first one.
+        requests: of the day.
+
+    Returns:
+        the inputs, and the moments over all days.
+    """
+    rules: dict[str, Rule] = dict(inputs.rules)
+    standard = {name: rule for name, rule in rules.items() if isinstance(rule, Number | Age)}
+    moments = {name: Moments(*before[name].state) if name in before else Moments() for name in standard}
+    for frame in chunks(requests):
+        for side, table, time_us in tables_of(frame):
+            for name, (column, _) in inputs.numbers(side).items():
+                if name in standard:
+                    values = standard[name].values(table[column].combine_chunks(), time_us)
+                    moments[name].add(values)
+    for name, rule in standard.items():
+        rules[name] = replace(rule, mean=moments[name].mean, deviation=moments[name].deviation)
+    return replace(inputs, rules=rules), moments
 
 
 def occurred(inputs: Inputs, requests: StoredRequests) -> dict[str, pa.Array]:

@@ -42,10 +42,13 @@ class Number:
         """The number, and whether there is none."""
         return (self.feature, f"no {self.feature}") if self.absent else (self.feature,)
 
+    def values(self, column: pa.Array, time_us: np.ndarray) -> np.ndarray:
+        """After the transform, before they are standardised: float64, NaN where null."""
+        return transformed(finite(column, self.feature), self.transform, self.unit)
+
     def numbers(self, column: pa.Array, time_us: np.ndarray) -> np.ndarray:
         """Standardised and cut at CLIP deviations, 0 where null; and the indicator."""
-        values = transformed(finite(column, self.feature), self.transform, self.unit)
-        return standardised(values, self.mean, self.deviation, self.absent)
+        return standardised(self.values(column, time_us), self.mean, self.deviation, self.absent)
 
 
 def transformed(values: np.ndarray, transform: str, unit: float) -> np.ndarray:
@@ -62,10 +65,14 @@ def standardised(values: np.ndarray, mean: float, deviation: float, absent: bool
 
 
 class Moments:
-    """Count, mean and deviation of values that come in pieces (Chan et al., 1979)."""
+    """Count, mean and deviation of values that come in pieces (Chan et al., 1979).
 
-    def __init__(self) -> None:
-        self.count, self.mean, self.squares, self.nulls = 0, 0.0, 0.0, 0
+    Args:
+        count, mean, squares: of the values before: how many, their mean, and the sum of squared differences from it.
+    """
+
+    def __init__(self, count: int = 0, mean: float = 0.0, squares: float = 0.0) -> None:
+        self.count, self.mean, self.squares, self.nulls = count, mean, squares, 0
 
     def add(self, values: np.ndarray) -> None:
         """Add float64 values; NaN counts as null."""
@@ -78,6 +85,11 @@ class Moments:
         self.squares += float(np.square(known - mean).sum()) + step * step * self.count * len(known) / total
         self.mean += step * len(known) / total
         self.count = total
+
+    @property
+    def state(self) -> tuple[int, float, float]:
+        """What another one goes on from."""
+        return self.count, self.mean, self.squares
 
     @property
     def deviation(self) -> float:

@@ -32,9 +32,13 @@ class Age:
         age = f"age of {self.feature}"
         return (age, f"no {self.feature}") if self.absent else (age,)
 
+    def values(self, column: pa.Array, time_us: np.ndarray) -> np.ndarray:
+        """The logarithm, before it is standardised: float64, NaN where null."""
+        return log_age(column, time_us)
+
     def numbers(self, column: pa.Array, time_us: np.ndarray) -> np.ndarray:
         """Standardised and cut, 0 where null; and the indicator."""
-        return standardised(log_age(column, time_us), self.mean, self.deviation, self.absent)
+        return standardised(self.values(column, time_us), self.mean, self.deviation, self.absent)
 
 
 class AgeLearner:
