@@ -1,14 +1,14 @@
 """Train the ranker day after day: measured on each day before it learns from it, beside plain controls.
 
 ``<run>/daily`` holds ``ranker`` (of the last day), ``first`` (of the first day, never trained again), what was
-measured on each day in ``days``, ``table.md`` and the page ``drift.html``.
+predicted on each day in ``days``, ``table.md`` and the page ``drift.html`` (``evaluation.drift``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,25 +18,20 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dataset.contracts import DataError
-from dataset.days import Day, days_of
-from dataset.log import microseconds
+from dataset.days import DAY_US, Day, days_of
+from dataset.log import distinct, microseconds
 from dataset.requests import liked_us
 from dataset.split import Split
 from dataset.tables import Dataset
 from evaluation.content import PlainContent
-from evaluation.ctr_quality import ctr_quality, probabilities
-from evaluation.measurements import read_measurements, write_measurements
-from evaluation.metrics import Measurement
+from evaluation.ctr_quality import probabilities
+from evaluation.drift import DAYS, FIRST, FOLDER, LAST, MADE_BY, newest, write_day, write_drift
 from evaluation.plain_controls import Examples, features_of
 from evaluation.plain_features import PlainFeatures
-from evaluation.plots import Curve
-from evaluation.report import Plot, render_page
 from feature_repo.embeddings import as_stored
-from feature_repo.frames.logged import logged_frame
+from feature_repo.frames.logged import logged_frame, of_requests
 from feature_repo.vectors import Vectors
 from moonstore.disk import make_folder
-from moonstore.files import write_text
 from moonstore.freshness import US
 from ranker.daily import Terms, continues, held_out, replayed, train_day
 from ranker.recipes import Recipe
@@ -44,15 +39,12 @@ from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import LEARNING_RATES
 from retrieval.examples import MatchedFrames, chunks, matched
 from retrieval.retriever import Retriever, open_retrieval
-from run.artifacts import Artifact, ArtifactError, discard, open_artifact
+from run.artifacts import Artifact, discard, open_artifact
 from run.sizes import Size
 
-FOLDER, MADE_BY = "daily", "moon ranker --daily"
-FIRST, LAST = "first", "ranker"  # the rankers of the first day and of the last one
-METRICS = {"auc": "AUC", "gauc": "GAUC", "ne": "NE", "calibration": "calibration"}
+LATEST, MOST = 60, 5_000  # days and requests that are gone through unless more are asked for
 # Passes over a day, and the rates of dense weights and tables (docs/log/ranker.md#day-after-day).
 EPOCHS, RATES = 2, LEARNING_RATES["pointwise"][0]
-WAYS = {"daily": "daily", "first": "first day only", "logistic": "logistic"}
 
 
 @dataclass(frozen=True)
@@ -93,17 +85,40 @@ class Log:
         return self.label[rows] * (self.liked_us[rows] < moment_us)
 
 
+@dataclass(frozen=True)
+class Span:
+    """How much of a log is gone through: the latest days with requests, and at most so many requests of them.
+
+    Attributes:
+        days, requests: None: LATEST, and MOST; evenly drawn.
+        wait: how long after a request its labels are final.
+        forget: days without occurring after which an id loses its row; None: it keeps it.
+    """
+
+    days: int | None = None
+    requests: int | None = None
+    wait: timedelta = timedelta(0)
+    forget: int | None = None
+
+    def of(self, time_us: np.ndarray, seed: int) -> np.ndarray:
+        """Which requests are gone through, int64, ascending.
+
+        Args:
+            time_us: int64 (R), when each was made, microseconds since 1970 UTC.
+            seed: of the drawing.
+        """
+        day = time_us // DAY_US
+        rows = np.flatnonzero(np.isin(day, distinct(day)[-(self.days or LATEST) :]))
+        most = self.requests or MOST
+        return (
+            rows if len(rows) <= most else np.sort(np.random.default_rng((seed, 7)).permutation(rows)[:most])
+        )
+
+
 def daily(
-    folder: Path,
-    dataset: Dataset,
-    split: Split,
-    size: Size,
-    recipe: Recipe,
-    seed: int,
-    wait: timedelta = timedelta(0),
-    forget: int | None = None,
-) -> str:
-    """Train the ranker of a run day after day on its logged requests; the table of what was measured on each day.
+    folder: Path, dataset: Dataset, split: Split, size: Size, recipe: Recipe, seed: int, span: Span
+) -> None:
+    """Train the ranker of a run day after day on its logged requests, or say why not.
 
     The days are those after ``fit_until``: what retrieval and encoder learned from is over by then.
 
@@ -111,36 +126,52 @@ def daily(
         folder, dataset, split, size: of the run.
         recipe: of the ranker.
         seed: of everything random.
-        wait: how long after a request its labels are final.
-        forget: days without occurring after which an id loses its row; None: it keeps it.
-
-    Raises:
-        DataError: the log does not say what was not liked, or the run's split is not by time.
+        span: how much of the log is gone through.
     """
-    if not split.shows or split.by != "time":
-        raise DataError(
-            f"{folder}: expected impressions or ratings that are split by time, to be asked day after day; found a "
-            f"split by {split.by} of {'such' if split.shows else 'what was taken only'}. Run 'moon split --by time'."
-        )
+    out = folder / FOLDER
+    if why := why_not(split):
+        sys.stderr.write(f"  not day after day: {why}\n")
+        discard(out)
+        return
+    examples = Examples.of(split.ranking)
+    chosen = span.of(examples.asked.time_us, seed)
+    if len(chosen) < (every := len(examples.asked)):
+        found = f"{len(chosen):,} of {every:,} requests, of the latest {span.days or LATEST} days with any"
+        sys.stderr.write(f"  {found}; --days and --requests ask for more\n")
     retriever = Retriever.open(open_retrieval(folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
-    terms = Terms(recipe, size, vectors, embedding.parents.get("encoder"), seed, EPOCHS, *RATES, forget)
-    out = folder / FOLDER
-    train_daily(out, _log_of(folder, dataset, split, size, retriever), terms, {"embedding": embedding}, wait)
-    return _told(out)
+    terms = Terms(recipe, size, vectors, embedding.parents.get("encoder"), seed, EPOCHS, *RATES, span.forget)
+    log = _log_of(folder, dataset, split, size, retriever, chosen)
+    train_daily(out, log, terms, {"embedding": embedding, "split": split.artifact}, span.wait)
+    write_drift(out)
 
 
-def _log_of(folder: Path, dataset: Dataset, split: Split, size: Size, retriever: Retriever) -> Log:
-    examples = Examples.of(split.ranking)
+def why_not(split: Split) -> str:
+    """Why the log of a run cannot be gone through day after day; empty if it can."""
+    if not split.shows:
+        return "nothing says what was shown and not liked"
+    if split.by != "time":
+        return f"the split is by {split.by}; 'moon split --by time' cuts it by time"
+    if not split.ranks:
+        return "nothing in the log says what users took"
+    days = distinct(microseconds(split.ranking["time"]) // DAY_US)
+    return "" if len(days) > 1 else "the requests after what retrieval learned from are of one day"
+
+
+def _log_of(
+    folder: Path, dataset: Dataset, split: Split, size: Size, retriever: Retriever, chosen: np.ndarray
+) -> Log:
+    shown = of_requests(split.ranking, chosen)
+    examples = Examples.of(shown)
     plain = PlainFeatures(dataset, PlainContent.of(dataset.items, dataset.images), split.log, split.fit_log)
     return Log(
-        requests=matched(logged_frame(folder, split, size), retriever, size.behaviours),
+        requests=matched(logged_frame(folder, split, size, chosen), retriever, size.behaviours),
         time_us=examples.asked.time_us,
         user_id=examples.asked.user_id,
         item_id=examples.item_id,
         offsets=examples.offsets,
         label=examples.label,
-        liked_us=liked_us(split.log, split.ranking),
+        liked_us=liked_us(split.log, shown),
         plain=features_of(plain, examples, "plain features"),
         end_us=int(microseconds(split.log["available_time"]).max()) + 1,
     )
@@ -168,7 +199,7 @@ def train_daily(
     identities = {day.date: _identity(log, day) for day in days}
     ranker = _go_on(folder, log, terms, identities)
     done = {} if ranker is None else dict(ranker.config["days"])
-    make_folder(folder / "days")
+    make_folder(folder / DAYS)
     for place, day in enumerate(days):
         if day.date <= max(done, default=""):
             continue
@@ -210,7 +241,7 @@ def _lesson(
 
 def _go_on(folder: Path, log: Log, terms: Terms, identities: Mapping[str, str]) -> Artifact | None:
     """The ranker to go on from; None: begin, after what is there was removed."""
-    found = next((one for name in (LAST, FIRST) if (one := _open(folder / name)) is not None), None)
+    found = newest(folder)
     if found is not None:
         done = found.config["days"]
         others = [date for date in identities if date <= max(done) and identities[date] != done.get(date, "")]
@@ -222,15 +253,6 @@ def _go_on(folder: Path, log: Log, terms: Terms, identities: Mapping[str, str]) 
         sys.stderr.write(f"  {folder} was trained otherwise ({why}): starting afresh\n")
         discard(folder)
     return None
-
-
-def _open(path: Path) -> Artifact | None:
-    """The ranker there, if it is whole and of a day."""
-    try:
-        found = open_artifact(path, "ranker", MADE_BY)
-    except ArtifactError:
-        return None
-    return found if "days" in found.config else None
 
 
 def _identity(log: Log, day: Day) -> str:
@@ -262,14 +284,10 @@ def _measure(folder: Path, log: Log, days: Sequence[Day], ranker: Artifact, term
     first = open_artifact(folder / FIRST, "ranker", MADE_BY)
     own = _scored(ranker, terms.vectors, asked, day)
     same = first.id == ranker.id  # on the second day
-    chances = {"daily": own, "first": own if same else _scored(first, terms.vectors, asked, day)}
+    chances = {LAST: own, FIRST: own if same else _scored(first, terms.vectors, asked, day)}
     if (chance := _logistic(log, days)) is not None:
         chances["logistic"] = chance
-    found = [
-        one for name, chance in chances.items()
-        for one in ctr_quality(label, chance, user, split=day.date, prefix=name)
-    ]  # fmt: skip
-    write_measurements(folder / "days" / f"{day.date}.json", found)
+    write_day(folder, day.date, label, user, chances)
 
 
 def _scored(made: Artifact, vectors: Vectors | None, asked: MatchedFrames, day: Day) -> np.ndarray:
@@ -292,61 +310,3 @@ def _logistic(log: Log, days: Sequence[Day]) -> np.ndarray | None:
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(log.plain[rows], label)
     chance: np.ndarray = model.predict_proba(log.plain[log.candidates(days[-1].asked)])[:, 1]
     return chance
-
-
-def _told(folder: Path) -> str:
-    """Write the table and the page of all days; the table, as the command prints it."""
-    rows = [
-        (date, name, {label: found.get(f"{way}/{metric}") for metric, label in METRICS.items()})
-        for date, found in _measured(folder).items()
-        for way, name in WAYS.items()
-        if f"{way}/logloss" in found
-    ]
-    lines = [f"| day | ranker | {' | '.join(METRICS.values())} |", "|---|---|" + "--:|" * len(METRICS)]
-    for date, name, cells in rows:
-        figures = (f"{one.value:.4f}" if one else "" for one in cells.values())
-        lines.append(f"| {date} | {name} | {' | '.join(figures)} |")
-    table = "\n".join(lines) + "\n"
-    write_text(folder / "table.md", table)
-    shown = {
-        "plots": drift(folder),
-        "rows": rows,
-        "labels": list(METRICS.values()),
-        "first": _first_date(folder),
-    }
-    page = render_page(folder / "drift.html", "daily_template.html", **shown)
-    return f"{table}table: {folder / 'table.md'}\ndrift: {page}, and in report.html after 'moon evaluate'"
-
-
-def drift(folder: Path) -> list[Plot]:
-    """The figures of each day as curves; none: nothing was trained day after day there."""
-    measured, first = _measured(folder), _first_date(folder)
-    plots = []
-    for metric, label in METRICS.items():
-        if some := list(_curves(measured, first, metric)):
-            plots.append(Plot(label, f"day, from {first}", label, some, markers=True))
-    return plots
-
-
-def _measured(folder: Path) -> dict[str, dict[str, Measurement]]:
-    """What was measured on each day, by date."""
-    return {path.stem: read_measurements(path) for path in sorted((folder / "days").glob("*.json"))}
-
-
-def _first_date(folder: Path) -> str:
-    """The day that the ranker began with; nothing: there is none."""
-    made = _open(folder / FIRST)
-    return "" if made is None else min(made.config["days"])
-
-
-def _curves(measured: Mapping[str, Mapping[str, Measurement]], first: str, metric: str) -> Iterator[Curve]:
-    """A metric of each ranker over the days, numbered from 1 as in the log."""
-    for way, name in WAYS.items():
-        name_of = f"{way}/{metric}"
-        found = {
-            int((np.datetime64(date) - np.datetime64(first)).astype(int)) + 1: one[name_of].value
-            for date, one in measured.items()
-            if name_of in one
-        }
-        if found:
-            yield Curve(name, list(found), list(found.values()))

@@ -19,6 +19,7 @@ from dataset.tables import Dataset
 from evaluation.baselines import Lists
 from evaluation.candidate_quality import candidate_quality
 from evaluation.ctr_quality import ctr_quality, probabilities
+from evaluation.drift import pooled
 from evaluation.encoder_measures import encoder_measures, facet_measures
 from evaluation.measurements import write_measurements
 from evaluation.metrics import Measurement
@@ -233,6 +234,12 @@ def relevance_measures(evidence: Evidence) -> Iterator[Measurement]:
         yield Measurement(f"relevance/{name}/auc", auc(label, values), len(label), "test judgements")
 
 
+def daily_measures(evidence: Evidence) -> Iterator[Measurement]:
+    """What the ranker that was trained day after day predicted, where that was done."""
+    if evidence.days is not None:
+        yield from pooled(evidence.days)
+
+
 def _bounds(dataset: Dataset, rows: pa.Table, scored: Impressions) -> Iterator[tuple[str, np.ndarray]]:
     """The Bayes-optimal predictions: the true click probabilities, where data are simulated.
 
@@ -260,4 +267,5 @@ MEASURES: list[Callable[[Evidence], Iterator[Measurement]]] = [
     facet_measures,
     relevance_measures,
     search_measures,
+    daily_measures,
 ]

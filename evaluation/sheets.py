@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from dataset.split import Split
 from dataset.tables import Dataset
 from evaluation.comparisons import BASELINES, controls, estimated, headline, judged
 from evaluation.ctr_quality import probabilities
-from evaluation.daily import FOLDER, drift
+from evaluation.drift import FOLDER, drift, newest
 from evaluation.metrics import Measurement, hits, recall_at, reliability
 from evaluation.plots import Curve
 from evaluation.replay import Impressions
@@ -89,6 +90,13 @@ class Evidence:
     visits: list[Visit] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     reliability: Reliability | None = None
+
+    @cached_property
+    def days(self) -> Path | None:
+        """Where the ranker was trained day after day on this split; None: it was not."""
+        made = newest(self.folder / FOLDER)
+        own = made is not None and made.parents.get("split") == self.split.artifact.id
+        return self.folder / FOLDER if own else None
 
     def tiles(self, item_ids: Sequence[int], hit: Sequence[int] = ()) -> list[Tile]:
         """The pictures of these items, in order; those in ``hit`` are highlighted."""
@@ -234,7 +242,7 @@ def write_report(
         visits=evidence.visits,
         controls=controls(measured),
         reliability=evidence.reliability,
-        plots=[*evidence.plots, *days_of_ranker(evidence.folder), *evidence.training_curves()],
+        plots=[*evidence.plots, *days_of_ranker(evidence), *evidence.training_curves()],
         stages=example["timings_ms"],
         store=store_check(evidence.folder / "store"),
         dataset=facts,
@@ -245,9 +253,10 @@ def write_report(
     return render_report(out, content)
 
 
-def days_of_ranker(folder: Path) -> list[Plot]:
-    """The curves of ``moon ranker --daily``, where the run has been trained so."""
-    return [replace(plot, title=f"Day after day: {plot.title}") for plot in drift(folder / FOLDER)]
+def days_of_ranker(evidence: Evidence) -> list[Plot]:
+    """The curves of what was trained day after day, where that was done."""
+    plots = [] if evidence.days is None else drift(evidence.days)
+    return [replace(plot, title=f"Day after day: {plot.title}") for plot in plots]
 
 
 def import_facts(config: Mapping[str, Any]) -> dict[str, str | int]:

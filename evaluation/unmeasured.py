@@ -8,9 +8,10 @@ import pyarrow.compute as pc
 
 from dataset.split import Split
 from dataset.tables import Dataset
+from evaluation.daily import why_not
 from evaluation.metrics import Measurement
 
-TABLES = ("retrieval", "ctr", "relevance", "encoder")  # first parts of the names of measurements
+TABLES = ("retrieval", "ctr", "daily", "relevance", "encoder")  # first parts of the names of measurements
 RECORD = "not_measured.json"
 
 
@@ -20,6 +21,7 @@ def unmeasured(dataset: Dataset, split: Split, measured: Iterable[Measurement]) 
     reasons = {
         "retrieval": _retrieval(dataset, split),
         "ctr": _ctr(dataset, split),
+        "daily": _daily(dataset, split),
         "relevance": "no queries whose items were judged",
         "encoder": _encoder(dataset),
     }
@@ -40,6 +42,12 @@ def _ctr(dataset: Dataset, split: Split) -> str:
     if not split.shows:
         return "no impressions and no ratings that say what was not liked"
     return "no test impressions of which some were clicked and some not"
+
+
+def _daily(dataset: Dataset, split: Split) -> str:
+    if not len(dataset.events):
+        return "no events"
+    return why_not(split) or "not trained on this split; 'moon ranker --daily' does it"
 
 
 def _encoder(dataset: Dataset) -> str:

@@ -35,6 +35,7 @@ from moon.options import (
     CompareOption,
     DailyOption,
     DataOption,
+    DaysOption,
     ExploreOption,
     ForgetOption,
     HistoryOption,
@@ -89,6 +90,14 @@ def _do(verb: str, run: Path | None, **options: Any) -> None:
     from moon import journey
 
     if said := journey.do(journey.load(run), verb, **options):
+        typer.echo(said)
+
+
+def _tell_days(run: Path | None) -> None:
+    """Print what was measured day after day, if anything was."""
+    from moon import journey, summary
+
+    if said := summary.days(journey.load(run).folder):
         typer.echo(said)
 
 
@@ -275,6 +284,7 @@ def ranker(
     ranks: RanksOption = None,
     stream: StreamOption = False,
     daily: DailyOption = False,
+    days: DaysOption = None,
     wait: WaitOption = 0.0,
     forget: ForgetOption = None,
     tune: TuneOption = None,
@@ -301,13 +311,15 @@ def ranker(
             raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=option)
     if stream and rank_by is not None:
         raise typer.BadParameter("expected without --stream", param_hint="--rank-by")
-    for option, value in (("--wait", wait), ("--forget", forget)):
+    for option, value in (("--days", days), ("--wait", wait), ("--forget", forget)):
         if value and not daily:
             raise typer.BadParameter("expected with --daily", param_hint=option)
-    if requests is not None and compare is None:
-        raise typer.BadParameter("expected with --compare", param_hint="--requests")
+    if requests is not None and compare is None and not daily:
+        raise typer.BadParameter("expected with --compare or --daily", param_hint="--requests")
     if daily:
-        _do("ranker --daily", run, recipe=recipe, wait=wait, forget=forget, history=history)
+        span = {"days": days, "requests": requests, "forget": forget}
+        _do("daily", run, recipe=recipe, history=history, wait=wait, **span)
+        _tell_days(run)
     elif compare is not None:
         _do(
             "ranker --compare",

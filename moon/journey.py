@@ -22,7 +22,11 @@ from run.artifacts import open_artifact, read_json
 from run.folder import LAST, RUNS, STAMPED, STAMPED_AGAIN, JourneyError, Run, choices, load, stamp
 from run.sizes import REAL, SIMULATED, size
 
-COMMANDS = {"encoder": "moon encoder train", "publish": "moon embeddings publish --activate"}
+COMMANDS = {
+    "encoder": "moon encoder train",
+    "daily": "moon ranker --daily",
+    "publish": "moon embeddings publish --activate",
+}
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,13 @@ class Stage(Verb):
         says: its inputs and outputs, for progress messages.
         refuse: raises, before anything is touched, where the stage may not be repeated.
         is_read: whether later stages read what it makes.
+        is_needed: whether later stages may not be run before it: a run of an earlier release may lack it.
     """
 
     says: str
     refuse: Callable[[Run], None] | None = None
     is_read: bool = True
+    is_needed: bool = True
 
     @property
     def command(self) -> str:
@@ -73,6 +79,14 @@ STAGES = (  # name, the stage it needs, its function, inputs -> outputs
     Stage("materialize", "embed", work.materialize, "offline features -> online store", is_read=False),
     Stage("retrieval", "materialize", work.retrieval, "history -> co-occurrence, two-tower, index"),
     Stage("ranker", "retrieval", work.ranker, "point-in-time frames -> CTR model and its controls"),
+    Stage(
+        "daily",
+        "retrieval",
+        work.daily,
+        "day after day -> drift of the figures",
+        is_read=False,
+        is_needed=False,
+    ),
     Stage("evaluate", "ranker", work.evaluate, "artifacts -> metrics.json and report.html"),
     Stage("publish", "evaluate", work.publish, "encoder, vectors, index, ranker -> a generation that serves"),
 )
@@ -84,7 +98,6 @@ VERBS = (
     Verb("encoder compare", "dataset", verbs.compare_encoders),
     Verb("ranker --without", "ranker", verbs.worth),
     Verb("ranker --compare", "retrieval", verbs.compare_rankers),
-    Verb("ranker --daily", "retrieval", verbs.train_daily),
     Verb("ranker --tune", "retrieval", verbs.tune_ranker),
     Verb("seeds", "evaluate", verbs.seeds),
     Verb("serve", None, verbs.serve),  # the active generation, whatever is being made in the run folder
@@ -210,7 +223,7 @@ def do(run: Run, verb: str, **options: Any) -> str | None:
         asked.refuse(run)
     place = STAGES.index(asked)
     for earlier in STAGES[:place]:
-        if not _done(run, earlier):
+        if earlier.is_needed and not _done(run, earlier):
             _keep(run, earlier)
     _undo(run, STAGES[place:] if asked.is_read else (asked,))
     return _work(run, asked, **options)
@@ -226,7 +239,7 @@ def _undo(run: Run, stages: Sequence[Stage]) -> None:
 def _require(run: Run, asked: Verb) -> None:
     """Raise unless the stage that a command needs, and all before it, are done."""
     for stage in () if asked.needs is None else STAGES:
-        if not _done(run, stage):
+        if stage.is_needed and not _done(run, stage):
             raise JourneyError(
                 f"{run.folder}: '{asked.verb}' needs '{stage.verb}' first. "
                 f"Run '{stage.command}', or 'moon demo --data {run.data}' for everything."

@@ -71,7 +71,8 @@ RequestsOption = Annotated[
     typer.Option(
         "--requests",
         min=1,
-        help="With --compare: train every recipe on so many requests, drawn at random; default: all.",
+        help="With --compare: train every recipe on so many requests, drawn at random; default: all. With --daily: "
+        "go through so many at most; default: 5,000.",
     ),
 ]
 RanksOption = Annotated[
@@ -87,7 +88,13 @@ StreamOption = Annotated[
 ]
 DailyOption = Annotated[
     bool,
-    typer.Option("--daily", help="Train day after day, measure each day first, and leave the run as it is."),
+    typer.Option(
+        "--daily", help="Train day after day, measure each day first; the run's ranker stays as it is."
+    ),
+]
+DaysOption = Annotated[
+    int | None,
+    typer.Option("--days", min=2, help="With --daily: the latest days with requests; default: 60."),
 ]
 WaitOption = Annotated[
     float,

@@ -318,6 +318,25 @@ def ranker(
     build(run, dataset, open_encoder(run), replace(retriever, vectors=vectors), head, cut.end)
 
 
+def daily(
+    run: Run, recipe: str | None = None, history: int | None = None, wait: float = 0.0, **span: int | None
+) -> None:
+    """Train a ranker day after day, each day measured before it is learned from, where the log allows it.
+
+    ``wait`` in hours, and ``span``: see ``evaluation.daily.Span``.
+    """
+    from datetime import timedelta
+
+    from evaluation.daily import Span, daily
+    from feature_repo.store import apply_definitions
+    from ranker.recipes import recipe as named
+
+    chosen, size = named(recipe or "cube"), replace(run.size, ranker_history=history)
+    apply_definitions(run.folder / "store")
+    asked = Span(wait=timedelta(hours=wait), **span)
+    daily(run.folder, open_dataset(run), open_split(run), size, chosen, run.seed, asked)
+
+
 def evaluate(run: Run) -> None:
     """Measure everything and write the report."""
     from evaluation.run import evaluate_run

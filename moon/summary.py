@@ -60,6 +60,7 @@ TABLES: dict[str, dict[str, list[str]]] = {
             *("observer", "truth_unplaced", "truth"),
         ],
     },
+    "daily": {"columns": ["auc", "gauc", "ne", "calibration"], "rows": ["first", "logistic", "ranker"]},
     "relevance": {"columns": ["auc"], "rows": ["cosine", "head"]},
     "search": {
         "columns": [
@@ -87,6 +88,7 @@ TABLES: dict[str, dict[str, list[str]]] = {
 NOTES = {  # above a table, in a run whose truth is known
     "truth": "by the truth: what a slate of ten would bring, whatever the log showed, with 95 % intervals over users",
     "off_policy": "clicks per slate at the log's random slates, and what the log alone says of it",
+    "daily": "day after day, each predicted before it was learned from",
     "candidates": "by the log: the share of what was taken next that a source finds, and that only it finds",
     "retrieval": "by the log: of what the shop chose to show, which rewards lists like the shop's",
 }
@@ -110,6 +112,15 @@ def text(folder: Path) -> str:
         parts.append(_example(read_json(example, "Run 'moon evaluate'.")))
     parts.append(f"metrics: {folder / 'metrics.json'}\nreport:  {folder / 'report.html'}")
     return "\n\n".join(part for part in parts if part)
+
+
+def days(folder: Path) -> str:
+    """What a ranker that was trained day after day predicted, day by day; empty where that was not done."""
+    place = folder / "daily"
+    if not (place / "table.md").exists():
+        return ""
+    said = f"table: {place / 'table.md'}\ndrift: {place / 'drift.html'}, and in report.html after 'moon evaluate'"
+    return f"{(place / 'table.md').read_text()}{said}"
 
 
 def table(name: str, metrics: dict[str, dict]) -> str:

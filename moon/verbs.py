@@ -189,22 +189,6 @@ def compare_rankers(
     return f"{table.markdown(COLUMNS, 'ranker')}\ntable: {run.folder / 'recipes' / 'table.md'}"
 
 
-def train_daily(
-    run: Run, recipe: str | None, wait: float, forget: int | None, history: int | None = None
-) -> str:
-    """The ranker trained day after day, each day measured before it is learned from; ``wait`` in hours."""
-    from datetime import timedelta
-
-    from evaluation.daily import daily
-    from feature_repo.store import apply_definitions
-    from ranker.recipes import recipe as named
-
-    chosen = named(recipe or "cube")
-    apply_definitions(run.folder / "store")
-    hours, size = timedelta(hours=wait), replace(run.size, ranker_history=history)
-    return daily(run.folder, open_dataset(run), open_split(run), size, chosen, run.seed, hours, forget)
-
-
 def serve(run: Run, profile: str | None, **options: Any) -> None:
     """Serve the active generation over HTTP until interrupted, even while the run folder holds newer artifacts.
 

@@ -121,6 +121,7 @@ def travel(folder: Path, tables: Tables, split: str | None = None, budget: float
         stages.materialize,
         stages.retrieval,
         stages.ranker,
+        stages.daily,
         stages.evaluate,
         stages.publish,
     ):

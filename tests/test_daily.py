@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
 from datetime import timedelta
@@ -10,17 +11,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ranker_world import DAY_US, NOW_US, Requests, auc, make_frame, make_world
 from typer.testing import CliRunner
 
-from dataset.contracts import TIME, DataError
+from dataset.contracts import TIME
 from dataset.days import Day, days_of
 from evaluation import daily as module
-from evaluation import sheets
-from evaluation.daily import Log, daily, train_daily
-from evaluation.measurements import read_measurements
-from moon import cli
+from evaluation import drift, sheets
+from evaluation.daily import Log, train_daily
+from evaluation.run import daily_measures
+from moon import cli, summary
 from ranker import attempt
 from ranker import daily as training
 from ranker import fit as fit_module
@@ -28,7 +30,7 @@ from ranker.daily import Terms
 from ranker.inputs.frame_encoder import select_requests
 from ranker.recipes import attention, recipe
 from ranker.score import Ranker
-from run.artifacts import open_artifact
+from run.artifacts import open_artifact, write_artifact
 from run.sizes import size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,8 +81,12 @@ def terms(**changed):
     return Terms(**(given | {"epochs": 2, "learning_rate": 5e-3, "table_learning_rate": 5e-3} | changed))
 
 
+def date_of(day):
+    return str(np.datetime64(FIRST + day, "D"))
+
+
 def measured(folder, day):
-    return read_measurements(folder / "days" / f"{np.datetime64(FIRST + day, 'D')}.json")
+    return drift.figures(folder)[date_of(day)]
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +109,14 @@ def test_a_days_figures_are_those_of_that_day_alone(whole, tmp_path, day):
     label, score = frame.candidates["label"].to_numpy(), Ranker.open(made, WORLD.vectors).score(frame)
     chance = 1 / (1 + np.exp(-score.astype(np.float64)))
     found = measured(whole[0], day)
-    assert found["daily/auc"].value == pytest.approx(auc(label, score), abs=1e-12)
-    assert found["daily/auc"].n == len(label) == EACH * 10
+    assert found["ranker/auc"].value == pytest.approx(auc(label, score), abs=1e-12)
+    assert found["ranker/auc"].n == len(label) == EACH * 10
     loss = -np.mean(np.where(label > 0, np.log(chance), np.log1p(-chance)))
     rate = label.mean()
-    assert found["daily/ne"].value == pytest.approx(
+    assert found["ranker/ne"].value == pytest.approx(
         loss / -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
     )
-    assert found["daily/calibration"].value == pytest.approx(chance.sum() / label.sum())
+    assert found["ranker/calibration"].value == pytest.approx(chance.sum() / label.sum())
     mine = log.candidates(rows)
     assert found["logistic/auc"].value == pytest.approx(auc(label, WORLD.probability[mine])), (
         "it knows the truth"
@@ -126,8 +132,8 @@ def test_where_tastes_drift_going_on_beats_the_ranker_of_the_first_day(tmp_path)
     log = replace(log, label=label, liked_us=np.where(label > 0, shown_us, np.iinfo(np.int64).max))
     train_daily(tmp_path / "d", log, terms(epochs=8), {})
     last = measured(tmp_path / "d", DAYS - 1)
-    assert last["daily/auc"].value > 0.6 > 0.4 > last["first/auc"].value
-    assert last["daily/ne"].value < last["first/ne"].value - 0.3
+    assert last["ranker/auc"].value > 0.6 > 0.4 > last["first/auc"].value
+    assert last["ranker/ne"].value < last["first/ne"].value - 0.3
 
 
 def visits(block=8, blocks=4, each=6):
@@ -168,7 +174,7 @@ def test_where_days_are_small_earlier_requests_beside_them_keep_what_the_day_doe
             monkeypatch.setattr(module, "replayed", lambda *given: np.empty(0, np.int64))
         train_daily(tmp_path / name, log, terms(recipe=attention(), epochs=4, table_learning_rate=5e-2), {})
         back = [measured(tmp_path / name, day) for day in (16, 24)]  # those of a segment come back
-        found[name] = [np.mean([one[f"daily/{what}"].value for one in back]) for what in ("auc", "logloss")]
+        found[name] = [np.mean([one[f"ranker/{what}"].value for one in back]) for what in ("auc", "logloss")]
     assert found["replayed"][0] > 0.7 > 0.5 > found["alone"][0], found
     assert found["replayed"][1] < found["alone"][1] - 0.2, found
 
@@ -245,7 +251,7 @@ def test_some_users_of_the_first_day_say_when_to_stop(whole):
 
 
 def test_the_first_day_is_all_there_is_until_the_second(whole):
-    assert measured(whole[0], 1)["daily/auc"].value == measured(whole[0], 1)["first/auc"].value
+    assert measured(whole[0], 1)["ranker/auc"].value == measured(whole[0], 1)["first/auc"].value
     ranker = open_artifact(whole[0] / "ranker", "ranker")
     assert list(ranker.config["days"]) == [date for day, date in enumerate(whole[1]) if day != EMPTY]
 
@@ -258,7 +264,7 @@ def test_an_empty_day_is_skipped_and_said(tmp_path, capsys):
     empty = str(np.datetime64(FIRST + EMPTY, "D"))
     assert f"{empty}: no requests, not measured" in said
     assert f"{empty}: nothing to learn from at its end, skipped" in said
-    assert not (tmp_path / "e" / "days" / f"{empty}.json").exists()
+    assert empty not in drift.figures(tmp_path / "e")
 
 
 def test_killed_within_a_day_it_ends_as_if_it_had_not_been(whole, tmp_path, monkeypatch):
@@ -393,44 +399,77 @@ def test_days_are_those_of_a_loop_over_the_requests(wait_h):
 
 
 def test_the_table_and_the_page_show_every_day(whole):
-    said = module._told(whole[0])
+    drift.write_drift(whole[0])
+    said = summary.days(whole[0].parent)
     lines = said.splitlines()
     assert lines[0] == "| day | ranker | AUC | GAUC | NE | calibration |"
     assert len([line for line in lines if line.startswith("| 20")]) == 3 * 3
-    found = measured(whole[0], 4)["daily/auc"].value
+    found = measured(whole[0], 4)["ranker/auc"].value
     assert any(line.startswith(f"| {whole[1][4]} | daily | {found:.4f} | ") for line in lines)
     page = (whole[0] / "drift.html").read_text()
-    titles = [plot.title for plot in sheets.days_of_ranker(whole[0].parent)]
-    assert titles == [f"Day after day: {label}" for label in module.METRICS.values()], "in the report, too"
-    assert [curve.x for curve in module.drift(whole[0])[0].curves] == [[2, 4, 5]] * 3, (
+    assert [curve.x for curve in drift.drift(whole[0])[0].curves] == [[2, 4, 5]] * 3, (
         "the third day was empty"
     )
-    assert module.drift(whole[0] / "nothing") == []
+    assert drift.drift(whole[0] / "nothing") == []
     assert page.count("<svg") == 4 and f"Day 1 is {whole[1][0]}" in page and f"{found:.4f}" in page
+    assert summary.days(whole[0]) == "", "nothing was trained there"
 
 
-@pytest.mark.parametrize("shows, by", [(False, "time"), (True, "users")])
-def test_a_log_that_cannot_be_asked_day_after_day_is_refused(tmp_path, shows, by):
-    split = SimpleNamespace(shows=shows, by=by)
-    with pytest.raises(
-        DataError, match="split by time, to be asked day after day; found .* 'moon split --by time'"
-    ):
-        daily(tmp_path, None, split, TINY, attention(), 0)
+def test_all_days_together_are_measured_by_what_was_predicted_on_each(whole, tmp_path):
+    """By hand; a day on which one of the ways predicted nothing is left out for all."""
+    folder = tmp_path / "d"
+    shutil.copytree(whole[0], folder)
+    found = {one.name: one for one in drift.pooled(folder)}
+    log = make_log()
+    rows = log.candidates(np.flatnonzero(log.time_us // DAY_US > FIRST))
+    table = pa.concat_tables([pq.read_table(drift.path_of(folder, date_of(day))) for day in (1, 3, 4)])
+    assert table["label"].to_numpy().tolist() == log.label[rows].tolist()
+    for way in ("ranker", "first", "logistic"):
+        chance, label = table[way].to_numpy(), log.label[rows]
+        assert found[f"daily/{way}/auc"].value == pytest.approx(auc(label, chance), abs=1e-12)
+        assert found[f"daily/{way}/calibration"].value == pytest.approx(chance.sum() / label.sum())
+        assert found[f"daily/{way}/auc"].n == len(rows)
+    assert found["daily/ranker/auc"].split == f"{date_of(1)} to {date_of(4)}"
+    path = drift.path_of(folder, date_of(1))
+    pq.write_table(pq.read_table(path).drop_columns("logistic"), path)
+    fewer = {one.name: one for one in drift.pooled(folder)}
+    assert {one.split for one in fewer.values()} == {f"{date_of(3)} to {date_of(4)}"}
+    assert fewer["daily/ranker/auc"].n == len(rows) * 2 // 3
+    assert not list(drift.pooled(tmp_path / "nothing"))
+
+
+def test_the_report_shows_days_of_its_own_split_alone(tmp_path):
+    made = {}
+    for name in ("split", "another"):
+        with write_artifact(tmp_path / name, "split", {"name": name}):
+            pass
+        made[name] = open_artifact(tmp_path / name, "split")
+    train_daily(tmp_path / "daily", make_log(4), terms(), {"split": made["split"]})
+
+    def evidence(split):
+        return sheets.Evidence(tmp_path, None, SimpleNamespace(artifact=made[split]), None, {})
+
+    titles = [plot.title for plot in sheets.days_of_ranker(evidence("split"))]
+    assert titles == [f"Day after day: {label}" for label in drift.METRICS.values()]
+    assert {one.name.split("/")[1] for one in daily_measures(evidence("split"))} == set(drift.WAYS)
+    assert sheets.days_of_ranker(evidence("another")) == list(daily_measures(evidence("another"))) == []
 
 
 def test_the_command_hands_its_options_on_and_refuses_what_means_nothing(monkeypatch):
     seen = []
     monkeypatch.setattr(cli, "_do", lambda verb, run, **options: seen.append((verb, options)))
-    for words in ([], ["--wait", "1.5", "--forget", "7", "--recipe", "muse"]):
+    monkeypatch.setattr(cli, "_tell_days", lambda run: None)
+    asked = "--wait 1.5 --forget 7 --recipe muse --days 9 --requests 50".split()
+    for words in ([], asked):
         assert CliRunner().invoke(cli.app, ["ranker", "--daily", *words]).exit_code == 0
     assert seen == [
-        ("ranker --daily", {"recipe": None, "wait": 0.0, "forget": None, "history": None}),
-        ("ranker --daily", {"recipe": "muse", "wait": 1.5, "forget": 7, "history": None}),
+        ("daily", dict.fromkeys(("recipe", "history", "days", "requests", "forget")) | {"wait": 0.0}),
+        ("daily", {"recipe": "muse", "history": None, "wait": 1.5, "days": 9, "requests": 50, "forget": 7}),
     ]
     for words in (["--ranks", "2"], ["--compare", "3"], ["--without", "price"]):
         refused = CliRunner().invoke(cli.app, ["ranker", "--daily", *words])
         assert refused.exit_code == 2 and "expected without --daily" in refused.output
-    for words in (["--wait", "1"], ["--forget", "2"]):
+    for words in (["--wait", "1"], ["--forget", "2"], ["--days", "2"], ["--requests", "2"]):
         refused = CliRunner().invoke(cli.app, ["ranker", *words])
-        assert refused.exit_code == 2 and "expected with --daily" in refused.output
+        assert refused.exit_code == 2 and re.search("expected with (--compare or )?--daily", refused.output)
     assert CliRunner().invoke(cli.app, ["ranker", "--daily", "--wait", "-1"]).exit_code == 2

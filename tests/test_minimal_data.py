@@ -80,6 +80,7 @@ def test_ids_and_purchases_are_enough_for_everything_but_content(run_of: Callabl
     measured, missing = metrics(folder), not_measured(folder)
     assert missing == {
         "ctr": "no impressions and no ratings that say what was not liked",
+        "daily": "nothing says what was shown and not liked",
         "relevance": "no queries whose items were judged",
         "encoder": "no pictures and no titles",
     }
@@ -116,7 +117,8 @@ def test_a_catalogue_without_events_is_searched_and_browsed_before_the_first_eve
 ) -> None:
     folder = run_of("catalogue")
     assert not_measured(folder) == {
-        "retrieval": "no events", "ctr": "no events", "relevance": "no queries whose items were judged",
+        "retrieval": "no events", "ctr": "no events", "daily": "no events",
+        "relevance": "no queries whose items were judged",
     }  # fmt: skip
     measured = metrics(folder)
     assert {name.split("/")[0] for name in measured} == {"encoder", "search"}

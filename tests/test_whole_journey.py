@@ -17,6 +17,9 @@ def test_the_journey_ends_in_metrics_an_answer_and_a_page(finished_run):
         "ctr/full/auc",
         "ctr/id_only/auc",
         "ctr/truth/auc",
+        "daily/ranker/auc",
+        "daily/first/ne",
+        "daily/logistic/auc",
     ):
         assert set(metrics[name]) == {"value", "n", "split"} and metrics[name]["n"] > 0
     assert metrics["ctr/truth/auc"]["value"] > max(
@@ -42,5 +45,5 @@ def test_nothing_but_ours_reaches_the_terminal(finished_run):
 def test_a_finished_run_is_not_repeated(finished_run):
     _, first, again = finished_run
     assert again.returncode == 0
-    assert again.stderr.count("already done") == 10
+    assert again.stderr.count("already done") == 11
     assert again.stdout == first.stdout

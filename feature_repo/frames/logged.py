@@ -35,10 +35,12 @@ def logged_frames(folder: Path, split: Split, size: Size, parts: Sequence[str]) 
     return [frame.only(np.flatnonzero(pc.equal(part, one).to_numpy())) for one in parts]
 
 
-def logged_frame(folder: Path, split: Split, size: Size) -> TrainingFrame:
-    """All logged impressions, in the order of ``split.ranking``; see ``logged_frames``."""
+def logged_frame(folder: Path, split: Split, size: Size, requests: np.ndarray) -> TrainingFrame:
+    """Some of the logged requests, numbered as in ``split.ranking``, int64, ascending; see ``logged_frames``."""
     found = _found(folder, split, size)
-    return training_frame(folder / "store", split.ranking, size.history) if found is None else found
+    if found is not None:
+        return found.only(requests)
+    return training_frame(folder / "store", of_requests(split.ranking, requests), size.history)
 
 
 def logged_streams(folder: Path, split: Split, size: Size, parts: Sequence[str]) -> list[FrameStream]:
@@ -65,6 +67,13 @@ def logged_rows(split: Split) -> Iterator[pa.Table]:
     yield file.schema_arrow.empty_table()
     for batch in file.iter_batches(BATCH_ROWS):
         yield pa.Table.from_batches([batch])
+
+
+def of_requests(table: pa.Table, requests: np.ndarray) -> pa.Table:
+    """The RANKING rows of some requests, numbered from 0 in the order of the table, int64."""
+    request = table["request_id"].to_numpy()
+    number = np.cumsum(np.append(True, request[1:] != request[:-1])[: len(request)]) - 1
+    return table.filter(pa.array(np.isin(number, requests)))
 
 
 def of_part(table: pa.Table, part: str) -> pa.Table:
