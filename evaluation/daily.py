@@ -151,7 +151,7 @@ def why_not(split: Split) -> str:
     if not split.shows:
         return "nothing says what was shown and not liked"
     if split.by != "time":
-        return f"the split is by {split.by}; 'moon split --by time' cuts it by time"
+        return f"the split is by {split.by}, not by time"
     if not split.ranks:
         return "nothing in the log says what users took"
     days = distinct(microseconds(split.ranking["time"]) // DAY_US)

@@ -82,7 +82,7 @@ def write_drift(folder: Path) -> None:
         (date, name, {label: found.get(f"{way}/{metric}") for metric, label in METRICS.items()})
         for date, found in figures(folder).items()
         for way, name in WAYS.items()
-        if f"{way}/logloss" in found
+        if any(f"{way}/{metric}" in found for metric in METRICS)
     ]
     lines = [f"| day | ranker | {' | '.join(METRICS.values())} |", "|---|---|" + "--:|" * len(METRICS)]
     for date, name, cells in rows:

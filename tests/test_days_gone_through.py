@@ -23,7 +23,7 @@ def split_of(shows=True, by="time", ranks=True, days=(5, 5, 6)):
     "given, why",
     [
         ({"shows": False}, "nothing says what was shown and not liked"),
-        ({"by": "users"}, "the split is by users; 'moon split --by time' cuts it by time"),
+        ({"by": "users"}, "the split is by users, not by time"),
         ({"ranks": False}, "nothing in the log says what users took"),
         ({"days": (5, 5)}, "the requests after what retrieval learned from are of one day"),
         ({"days": ()}, "the requests after what retrieval learned from are of one day"),
