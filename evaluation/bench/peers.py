@@ -35,7 +35,11 @@ from ranker.score import CtrConfig, Ranker
 
 WIDTH, ATTENTION, DEEP = 16, (64, 16), (512, 256, 128)
 BATCH = 1024  # impressions of a training step
-INSTALL = "pip install --no-deps torch-rechub==0.9.0 fuxictr==2.3.10 polars polars-runtime-32 h5py"
+# FuxiCTR imports Ray, which make setup-ray installs with what it needs.
+INSTALL = (
+    "make setup-ray && .venv/bin/pip install --no-deps "
+    "torch-rechub==0.9.0 fuxictr==2.3.10 polars polars-runtime-32 h5py"
+)
 NOW_US, MINUTE_US = 1_700_000_000_000_000, 60_000_000
 
 
