@@ -60,6 +60,11 @@ class Split:
         return bool(self.artifact.config.get("shows", self.by == "time"))
 
     @property
+    def rated(self) -> bool:
+        """Whether ``ranking`` holds ratings alone: of what users chose themselves, how they liked it."""
+        return bool(self.artifact.config.get("rated", False))
+
+    @property
     def ranks(self) -> bool:
         """Whether anything was taken in the ranker's training requests; without it there is no ranker."""
         return bool(self.artifact.config.get("ranks", True))
@@ -197,7 +202,8 @@ def split_dataset(
         "ranking": shown(log, moments) if shows else taken(log, moments, rng, known),
         "retrieval": asked(log, moments, rng, known),
     }
-    config = {"by": by, "why": why, "shows": shows, "seed": seed}
+    rated = shows and not log.is_type("impression").any()
+    config = {"by": by, "why": why, "shows": shows, "rated": bool(rated), "seed": seed}
     if by == "time":
         fit_us, test_us = int(moments.fit[0]), int(moments.test[0])
     else:
