@@ -131,11 +131,13 @@ def proposed(folder: Path, requests: pa.Table, size: Size, retriever: Retriever)
     """
     frames = requests_frame(folder, requests, size)
     alone = {source.name: answers_of(frames, source) for source in retriever.recommending}
-    fused = fuse(list(alone.values()), retriever.weights.of(list(alone)), CANDIDATES)
+    fused, popular = (
+        fuse([alone[name] for name in names], retriever.weights.of(names), CANDIDATES)
+        for names in (list(alone), [retriever.popular.name])
+    )
     known = np.concatenate(
         [np.empty(0, bool), *(retriever.knows(frame.history) for frame in chunks(frames, "who is known"))]
     )
-    popular = alone[retriever.popular.name]
     answers = stack((fused if one else popular)[request] for request, one in enumerate(known))
     return Proposed(alone, answers)
 

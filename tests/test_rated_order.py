@@ -19,7 +19,7 @@ from test_split import FakeDataset, events_table, items_table
 from dataset.split import Split, split_dataset
 from evaluation import replay
 from retrieval import build
-from retrieval.examples import answers_of, requests_frame
+from retrieval.examples import requests_frame
 from retrieval.fusion import Weights
 from retrieval.requests import Request, Requests, history_of
 from retrieval.retriever import Retriever, open_retrieval
@@ -108,10 +108,15 @@ def test_evaluation_proposes_only_popular_items_to_who_is_not_known_as_the_servi
     frame = requests_frame(whole, both, NANO)
     known = (np.diff(frame.take(0, len(both)).history.offsets) > 0).tolist()
     assert set(known) == {False, True}
-    popular = answers_of(frame, retriever.popular)
+    asked = Requests.from_frame(frame.take(0, len(both)), exclude_history=True)
+    served = {
+        False: propose((retriever.popular,), asked, weights=retriever.weights),
+        True: propose(retriever.recommending, asked, weights=retriever.weights),
+    }
     for request, one in enumerate(known):
-        same = found.candidates[request][0].tolist() == popular[request][0].tolist()
-        assert same != one
+        for found_of, of_service in zip(found.candidates[request], served[one][request], strict=True):
+            assert found_of.tolist() == of_service.tolist()
+        assert found.candidates[request][0].tolist() != served[not one][request][0].tolist()
 
     def by_id(stored, *_):  # a ranker that prefers smaller ids
         return {"full": -stored.given["item_id"].to_numpy().astype(np.float32)}
