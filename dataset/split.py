@@ -192,7 +192,8 @@ def split_dataset(
     shows = says_what_was_not_liked(log)
     why = "asked for"
     if by is None and (by := dataset.artifact.config.get("protocol")) not in BY:
-        by, why = choose(log, shows)
+        timed = dataset.artifact.config.get("timed", True)  # else the order of the rows stands for time
+        by, why = choose(log, shows and timed)
     if by in ("last", "users"):
         log = spaced(log)
     moments, known = _moments(log, by, dataset, seed, shows), _known(log, dataset)

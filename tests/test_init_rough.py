@@ -4,6 +4,7 @@ Run: pytest tests/test_init_rough.py
 """
 
 import random
+import shutil
 from collections import Counter
 
 import folder_world as world
@@ -11,6 +12,7 @@ import pytest
 from test_init import imported, sections
 
 from dataset.contracts import DataError
+from dataset.split import Split, split_dataset
 from moon.describing import init
 
 DAY = "2024-07-{:02d} 12:00:00"
@@ -162,3 +164,22 @@ def test_impressions_of_nobody_say_that_a_user_is_missing(tmp_path):
     world.put_csv(tmp_path / "women.csv", rows)
     with pytest.raises(DataError, match="no column says whose: a log needs a user or a session"):
         init(tmp_path)
+
+
+def test_ratings_without_times_that_are_sorted_by_user_are_not_cut_by_their_rows(tmp_path):
+    """Cut by the order of the rows, everybody who is asked would be a stranger."""
+    draw = random.Random(7)
+    rows = [
+        {"user": user, "item": draw.randrange(90), "rating": draw.randint(1, 5)}
+        for user in range(60)
+        for _ in range(20)
+    ]
+    world.put_csv(tmp_path / "untimed/ratings.csv", rows)
+    timed = [{**row, "time": 1_500_000_000 + number} for number, row in enumerate(rows)]
+    draw.shuffle(timed)
+    world.put_csv(tmp_path / "timed/ratings.csv", timed)
+    for name, expected in (("untimed", "users"), ("timed", "time")):
+        dataset = imported(tmp_path / name)
+        split = Split.open(split_dataset(dataset, tmp_path / f"{name}_split"))
+        assert split.by == expected and split.shows and split.rated
+        shutil.rmtree(tmp_path / "dataset")
