@@ -155,7 +155,7 @@ def by_users(log: Log, answerable: np.ndarray, seed: int, shown: bool) -> Moment
         log: the events.
         answerable: int64, items that may be asked for.
         seed: changes the hash.
-        shown: the log says what was not liked.
+        shown: the log says what was not liked, and when.
     """
     likes, moment = Likes.of(log), _moments(log)
     last = likes.nth_last(np.zeros_like(likes.count), np.arange(len(log.user)))

@@ -60,6 +60,11 @@ class Split:
         return bool(self.artifact.config.get("shows", self.by == "time"))
 
     @property
+    def rated(self) -> bool:
+        """Whether ``ranking`` holds ratings alone: of what users chose themselves, how they liked it."""
+        return bool(self.artifact.config.get("rated", False))
+
+    @property
     def ranks(self) -> bool:
         """Whether anything was taken in the ranker's training requests; without it there is no ranker."""
         return bool(self.artifact.config.get("ranks", True))
@@ -187,7 +192,8 @@ def split_dataset(
     shows = says_what_was_not_liked(log)
     why = "asked for"
     if by is None and (by := dataset.artifact.config.get("protocol")) not in BY:
-        by, why = choose(log, shows)
+        timed = dataset.artifact.config.get("timed", True)  # else the order of the rows stands for time
+        by, why = choose(log, shows and timed)
     if by in ("last", "users"):
         log = spaced(log)
     moments, known = _moments(log, by, dataset, seed, shows), _known(log, dataset)
@@ -197,7 +203,8 @@ def split_dataset(
         "ranking": shown(log, moments) if shows else taken(log, moments, rng, known),
         "retrieval": asked(log, moments, rng, known),
     }
-    config = {"by": by, "why": why, "shows": shows, "seed": seed}
+    rated = shows and not log.is_type("impression").any()
+    config = {"by": by, "why": why, "shows": shows, "rated": bool(rated), "seed": seed}
     if by == "time":
         fit_us, test_us = int(moments.fit[0]), int(moments.test[0])
     else:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset.jagged import offsets_of
+from dataset.jagged import offsets_of, owners
 from dataset.split import Split
 from feature_repo.embeddings import as_stored
 from feature_repo.frames.join import TrainingFrame, training_frame
@@ -28,7 +28,7 @@ from retrieval.examples import (
 )
 from retrieval.explore import with_rare
 from retrieval.fusion import fuse
-from retrieval.jagged import Retrieved, best_first
+from retrieval.jagged import Retrieved, best_first, stack
 from retrieval.retriever import Retriever
 from retrieval.sources import CANDIDATES
 from run.artifacts import open_artifact
@@ -113,7 +113,7 @@ class Proposed:
 
     Attributes:
         alone: source -> its PER_SOURCE best items.
-        candidates: fused, as the service ranks them.
+        candidates: as the service ranks them: fused; of who is not known, popular items.
     """
 
     alone: Mapping[str, Retrieved]
@@ -131,8 +131,15 @@ def proposed(folder: Path, requests: pa.Table, size: Size, retriever: Retriever)
     """
     frames = requests_frame(folder, requests, size)
     alone = {source.name: answers_of(frames, source) for source in retriever.recommending}
-    weights = retriever.weights.of(list(alone))
-    return Proposed(alone, fuse(list(alone.values()), weights, CANDIDATES))
+    fused, popular = (
+        fuse([alone[name] for name in names], retriever.weights.of(names), CANDIDATES)
+        for names in (list(alone), [retriever.popular.name])
+    )
+    known = np.concatenate(
+        [np.empty(0, bool), *(retriever.knows(frame.history) for frame in chunks(frames, "who is known"))]
+    )
+    answers = stack((fused if one else popular)[request] for request, one in enumerate(known))
+    return Proposed(alone, answers)
 
 
 def rank_requests(
@@ -171,8 +178,12 @@ def rank_requests(
     stored = training_frame(folder / "store", rows, size.history)
     item_id = rows["item_id"].to_numpy()
     offsets = _offsets(requests, rows)
+    proposals = found.candidates
+    retrieved = np.empty(len(item_id), np.float32)
+    place = np.lexsort((proposals.item_id, owners(proposals.offsets)))
+    retrieved[np.lexsort((item_id, owners(offsets)))] = proposals.score[place]
     for name, scores in scores_of(stored, retriever, rankers).items():
-        scored = Retrieved(offsets, item_id, scores)
+        scored = Retrieved(offsets, item_id, retriever.weights.order(retrieved, scores))
         yield f"ranker_{name}", lists(scored, k)
         if name == "full":
             rare = retriever.popular.rare(item_id)

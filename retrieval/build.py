@@ -100,22 +100,24 @@ def weigh_sources(folder: Path, split: Split, size: Size, seed: int) -> None:
     """Write ``fusion``: the weights of the sources in the order of the candidates.
 
     They are learned from at most TUNING_REQUESTS of the training requests, answered by sources that learned from the
-    log before them: from what was taken or, where the log says what was shown, from what of it was liked. Split by
-    ``last``, what validates is in nothing that answers tests either: there the very sources that answer tests are
-    weighed by it, which have learned from more.
+    log before them: from what was taken or, where the log says what was shown, from what of it was liked; what was
+    rated is what users chose, and counts as taken. Split by ``last``, what validates is in nothing that answers tests
+    either: there the very sources that answer tests are weighed by it, which have learned from more.
     """
+    passed_over = split.shows and not split.rated
     weighs_served = split.by == "last" and not split.shows
     artifacts = open_retrieval(folder, fitted=not weighs_served)
     artifacts.pop("fusion", None)
-    asked, known = (_shown if split.shows else _validating if weighs_served else _taken)(split, seed)
+    asked, known = (_shown if passed_over else _validating if weighs_served else _taken)(split, seed)
     weights, figures = EQUAL, dict[str, float]()
     if len(asked):
         retriever = Retriever.open(artifacts)
         frames = training_frame(folder / "store", asked, size.history, RETRIEVAL)
         answers = {source.name: answers_of(frames, source) for source in retriever.recommending}
         weights, figures = learn_weights(answers, known, seed)
-    measure = "likes over expected" if split.shows else "ndcg"
-    weights.save(folder / "fusion", {"split": split.artifact}, {"measure": measure, "reached": figures})
+    measure = "likes over expected" if passed_over else "ndcg"
+    config = {"measure": measure, "reached": figures, "rated": split.rated}
+    weights.save(folder / "fusion", {"split": split.artifact}, config)
 
 
 def _taken(split: Split, seed: int) -> tuple[pa.Table, Known]:

@@ -21,6 +21,7 @@ FUSION = 60  # the constant of reciprocal rank fusion (Cormack, Clarke, Buettche
 CONSTANTS = (5, FUSION, 500)  # of curves that fall fast, as usual, and hardly
 USUAL = (0.0, 1.0, 0.0)  # a source of which nothing was learned: reciprocal ranks
 CURVES = "curves.json"
+SMALLEST = np.finfo(np.float32).tiny  # a score whose logarithm is a number
 
 
 def fuse_within(tiers: np.ndarray, ids: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -49,11 +50,28 @@ class Weights:
     Attributes:
         of_source: source -> K weights, each of the curve (1 + constant) / (place from 1 + constant), so that a source
             may be trusted for its first few items only or far down its list; a source that is not there has USUAL.
+        rated: whether the ranker learned from ratings, see ``order``.
         artifact: where they were opened from; None for weights built in memory.
     """
 
     of_source: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    rated: bool = False
     artifact: Artifact | None = None
+
+    def order(self, fused: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """What orders an answer: the ranker's scores, float32 [C].
+
+        Of ratings they are the log-odds that an item is liked by who chose it; which one is chosen next, the fused
+        order says. There it is the logarithm of the product of both, but for a constant
+        (docs/log/ranker.md#what-was-rated-was-chosen).
+
+        Args:
+            fused: float32 [C], positive scores of the fused order.
+            scores: float32 [C], of the ranker.
+        """
+        if not self.rated:
+            return scores
+        return (np.log(np.maximum(fused, SMALLEST)) - np.logaddexp(0.0, -scores)).astype(np.float32)
 
     def of(self, names: Sequence[str]) -> np.ndarray:
         """The weights of these sources, float64 [S, K]."""
@@ -71,7 +89,8 @@ class Weights:
                 f"{artifact.path}: expected {CURVES}, found none: it was made by an earlier release. "
                 f"Run '{MADE_BY['fusion']}' to recreate it."
             )
-        return cls(json.loads(artifact.file(CURVES).read_text()), artifact)
+        curves = json.loads(artifact.file(CURVES).read_text())
+        return cls(curves, bool(artifact.config.get("rated", False)), artifact)
 
     def save(self, out: Path, parents: Mapping[str, Artifact], config: Mapping[str, Any]) -> Artifact:
         """Write an artifact of kind ``fusion``.
@@ -79,7 +98,7 @@ class Weights:
         Args:
             out: where to write.
             parents: role -> artifact of everything that answered.
-            config: how well the sources and the fused order did, for the reader of the manifest.
+            config: how well the sources and the fused order did, for the reader of the manifest; and ``rated``.
         """
         with write_artifact(out, "fusion", config, parents) as folder:
             weights = {name: list(own) for name, own in self.of_source.items()}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from dataset.jagged import owners
+from feature_repo.frame import History
 from feature_repo.signature import Signature
 from feature_repo.vectors import Vectors
 from retrieval.asked import Asked
@@ -18,6 +20,7 @@ from retrieval.fusion import EQUAL, Weights
 from retrieval.index import ItemIndex, category_path
 from retrieval.places import Places
 from retrieval.properties import Picture
+from retrieval.requests import interests
 from retrieval.similarities import Categories, Similarities, Space
 from retrieval.sources import (
     CooccurrenceSource,
@@ -128,6 +131,15 @@ class Retriever:
     def recommending(self) -> tuple[Source, ...]:
         """The sources that propose candidates to a user with a history, popular items included."""
         return (*self.personal, self.popular)
+
+    def knows(self, history: History) -> np.ndarray:
+        """Whether each of R histories holds a liked item of the index, bool (R).
+
+        To who is not known only popular items are proposed.
+        """
+        liked = interests(history)
+        held = self.index.rows(liked.item_id) >= 0
+        return np.bincount(owners(liked.offsets)[held], minlength=len(history)) > 0
 
     @property
     def sources(self) -> tuple[Source, ...]:

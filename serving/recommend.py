@@ -2,8 +2,8 @@
 
 When something is missing, a named fallback is used, reported in the answer and counted:
 
-    unknown_user       the store has no such user            -> popular items, of the category if asked
-    empty_history      a known user who acted on no item     -> popular items, of the category if asked
+    unknown_user       the store has no such user            -> popular items, of the category if asked, in the
+    empty_history      a known user who acted on no item        ranker's order (docs/log/ranker.md#strangers)
                        that is still there
     store_unavailable  the online store does not answer      -> retrieval from the session, else popular items
     nothing_fits       no item says any of the searched words or means something like them -> nothing
@@ -33,7 +33,7 @@ from feature_repo.online import StoreUnavailable
 from feature_repo.shop_ids import INT64_IDS, ShopIds
 from retrieval.explore import with_rare
 from retrieval.fusion import fuse_within
-from retrieval.requests import Request, Requests, history_of, interests
+from retrieval.requests import Request, Requests, history_of
 from retrieval.retriever import Retriever
 from retrieval.search.search import Asked, Search
 from retrieval.sources import CANDIDATES, PER_SOURCE, Matches, propose
@@ -157,7 +157,7 @@ class Recommender:
         history = with_session(history_of(()), visit, time)
         if user is not None:
             history = self._retrieved(user, len(visit))
-        personal = bool((self.retriever.index.rows(interests(history).item_id) >= 0).any())
+        personal = bool(self.retriever.knows(history)[0])
         if user is not None and not personal:
             fallbacks.append("empty_history" if _known(user) else "unknown_user")
         request = Request(
@@ -179,15 +179,17 @@ class Recommender:
                 ids, scores = followed_by_newest(ids, scores, k, request, newest, index)
             matches = Matches.of(self.retriever.sources, request, ids)
         ranked, explored = None, np.zeros(len(ids), dtype=bool)
-        if personal and user is not None and self.ranker is not None and len(ids):
+        if user is not None and self.ranker is not None and len(ids):
             ranked = self._rank(self.ranker, request, user, ids, matches, stages, fallbacks)
             if ranked is not None:
                 # The ranker's order alone, not fused with retrieval's, also where it learned from impressions:
                 # recall by the log prefers the fused order, but the log knows only what the old shop chose to
                 # show; by the truth, fusing costs a tenth of the clicks (docs/log/ranker.md#the-rankers-order-alone).
+                # Of ratings it is of what was chosen already, and the fused order says what is (``Weights.order``).
                 rare = self.retriever.popular.rare(ids)
                 order = "ranker"
-                ids, scores, explored = with_rare(ids, ranked.scores, rare, k, self.explore)
+                scores = self.retriever.weights.order(scores, ranked.scores)
+                ids, scores, explored = with_rare(ids, scores, rare, k, self.explore)
         parts = None
         if explained and ranked is not None:
             with stages.measure("explain"):

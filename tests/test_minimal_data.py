@@ -96,7 +96,7 @@ def test_ids_and_purchases_are_enough_for_everything_but_content(run_of: Callabl
         assert client.get("/similar", params={"item_id": 10**6}).status_code == 404
         assert items(client.post("/search", json={"text": WORDS[0]})) == []
         unknown = client.get("/recommend", params={"user_id": 10**9, "k": 60}).json()
-        assert unknown["order"] == "popularity" and unknown["fallbacks"] == ["unknown_user"]
+        assert unknown["order"] == "ranker" and unknown["fallbacks"] == ["unknown_user"]
         assert len({hit["item_id"] for hit in unknown["hits"]}) == ITEM_COUNT
     said = summary.text(folder)
     assert "ctr: not measured: no impressions and no ratings" in said and "encoder: not measured" in said

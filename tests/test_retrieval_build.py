@@ -91,6 +91,7 @@ def built(tiny_world, tmp_path_factory):
         retrieval=bought(tiny_world),
         ranking=shown_after(log),
         shows=True,
+        rated=False,
         by="time",
         end=pc.max(log["available_time"]).as_py() + timedelta(seconds=1),
     )

@@ -70,16 +70,20 @@ def test_a_category_narrows_and_an_unknown_one_is_not_found(client):
     everything = set(ITEM_IDS[:20].tolist())
     assert set(ids_of(client.get("/recommend?user_id=4&k=200&category=Women"))) <= everything
     shoes = ids_of(client.get("/recommend", params={"user_id": 999, "k": 3, "category": "Women > Shoes"}))
-    assert shoes == ITEM_IDS[10:13].tolist()  # popularity falls with the row
+    assert shoes == ITEM_IDS[19:16:-1].tolist()  # all are popular, and the ranker prefers larger ids
     response = client.get("/recommend?user_id=4&category=Pets")
     assert response.status_code == 404 and "no item has category 'Pets'" in response.json()["error"]
 
 
 @pytest.mark.parametrize(("user_id", "fallback"), [(10**9, "unknown_user"), (50, "empty_history")])
-def test_strangers_and_newcomers_get_popular_items(client, user_id, fallback):
+def test_strangers_and_newcomers_get_popular_items_in_the_rankers_order(client, moon, user_id, fallback):
+    popular = ITEM_IDS[: moon.per_source].tolist()
     response = client.get("/recommend", params={"user_id": user_id, "k": 4})
-    assert ids_of(response) == ITEM_IDS[:4].tolist()
-    assert response.json()["fallbacks"] == [fallback] and response.json()["order"] == "popularity"
+    assert ids_of(response) == popular[::-1][:4], "the ranker prefers larger ids"
+    assert response.json()["fallbacks"] == [fallback] and response.json()["order"] == "ranker"
+    moon.ranker.fails = "raises"
+    response = client.get("/recommend", params={"user_id": user_id, "k": 4})
+    assert ids_of(response) == popular[:4] and response.json()["order"] == "popularity"
 
 
 @pytest.mark.parametrize(("user_id", "fallback"), [(10**9, "unknown_user"), (50, "empty_history")])
@@ -90,7 +94,7 @@ def test_one_who_acted_on_nothing_that_is_in_the_catalogue_is_a_stranger(client,
         user = read_user(user_id, time)
         return replace(user, history=history_of([12345]))
 
-    moon.reader.read_user = gone
+    moon.reader.read_user, moon.ranker = gone, None
     response = client.get("/recommend", params={"user_id": user_id, "k": 4})
     assert ids_of(response) == ITEM_IDS[:4].tolist()
     assert response.json()["fallbacks"] == [fallback] and response.json()["order"] == "popularity"
@@ -146,6 +150,7 @@ def test_the_newest_items_follow_where_too_few_are_popular(client, moon):
     seen = dict(
         zip(*(moon.catalogue._items[name].to_pylist() for name in ("item_id", "first_seen")), strict=True)
     )
+    moon.ranker = None
     answer = client.get("/recommend?user_id=999&k=200").json()
     assert answer["order"] == "popularity"
     found = [hit["item_id"] for hit in answer["hits"]]
@@ -421,8 +426,9 @@ def test_an_explanation_is_what_each_feature_adds_to_the_score_and_only_when_ask
     plainly = moon.recommend(4, 6)
     assert [hit.card.item_id for hit in plainly.hits] == [hit.card.item_id for hit in asked.hits]
     assert {hit.parts for hit in plainly.hits} == {None} and "explain" not in plainly.timings_ms
+    moon.reader.available = False
     popular = moon.recommend(77, 6, explained=True)  # nobody ranked these
-    assert {hit.parts for hit in popular.hits} == {None}
+    assert [hit.parts for hit in popular.hits] == [None] * 6
 
 
 def test_the_form_of_the_page_searches_for_words_and_a_picture(client, moon):

@@ -133,6 +133,8 @@ class Events(Section):
         join, join_on: files of a table that says more (the orders of these lines), and the column that both have.
         user, item, time: columns. Without a time the rows are taken in their order, a second apart, from 2000 on,
             and their items and users are first seen at that start.
+        visitor: column that says who it was where ``user`` is empty: a session, an order, a device. Its values are no
+            ids of users; such a user's id is the column's name and the value: "session_id 81766".
         time_format: see ``Items``.
         whole_days: whether the times are days: such an event is known at the end of its day, and the events of a
             day have no order.
@@ -155,6 +157,7 @@ class Events(Section):
     join: list[str] = Field(default_factory=list)
     join_on: str | None = None
     user: str
+    visitor: str | None = None
     item: str
     time: str | None = None
     time_format: str = ISO

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from dataset.adapters.canonical import NO_CLOCK, SECOND_US, flat, scoped_ids, un
 from dataset.adapters.described.cells import Cell, Reader, read
 from dataset.adapters.described.description import IGNORE, Events
 from dataset.adapters.described.entities import columns_of, files_of
-from dataset.adapters.described.files import PACKED, Batch
+from dataset.adapters.described.files import PACKED, Batch, literal
 from dataset.adapters.described.firsts import Firsts
 from dataset.adapters.described.names import Names
 from dataset.contracts import EVENTS, TIME
@@ -242,7 +242,7 @@ def events_table(batches: Iterator[pa.Table]) -> tuple[pa.Table, pa.Table]:
 def _cells(section: Events, reader: Reader) -> list[Cell]:
     return [
         reader.id("id", section.id),
-        reader.id("user", section.user),
+        _user(section, reader),
         reader.id("item", section.item),
         reader.time("time", section.time, section.time_format),
         reader.known("known", section.time, section.time_format, section.whole_days),
@@ -257,6 +257,15 @@ def _cells(section: Events, reader: Reader) -> list[Cell]:
         reader.text("query_text", section.query_text),
         *(Cell(CONTEXT + column, reader.raw(column)) for column in section.context),
     ]
+
+
+def _user(section: Events, reader: Reader) -> Cell:
+    """Whose the row is: its user, or, where it names none, its visitor."""
+    cell = reader.id("user", section.user)
+    if section.visitor is None:
+        return cell
+    visitor = f"{literal(section.visitor + ' ')} || ({reader.id('visitor', section.visitor).sql})"
+    return replace(cell, sql=f"CASE WHEN ({cell.raw}) IS NULL THEN {visitor} ELSE {cell.sql} END")
 
 
 def _types(section: Events, said: pa.Array) -> pa.Array:

@@ -124,7 +124,11 @@ def _levels(seed: str, candidates: dict[str, Profile]) -> list[str]:
 
 
 def determines(finer: Profile, coarser: Profile) -> bool:
-    """Whether rows of one value of ``finer`` have, nearly all, one value of ``coarser``; gaps aside."""
+    """Whether rows of one value of ``finer`` have, nearly all, one value of ``coarser``; gaps aside.
+
+    A column that is nearly one value says nothing of ``finer``: at most half of the rows that are not the commonest
+    value may disagree.
+    """
     both = pairs(finer, coarser)
     if len(both) < 0.5 * max(len(finer.cells), len(coarser.cells), 1):
         return False
@@ -133,4 +137,6 @@ def determines(finer: Profile, coarser: Profile) -> bool:
         seen[one][other] += 1
     repeated = [counts for counts in seen.values() if sum(counts.values()) > 1]
     rows = sum(sum(counts.values()) for counts in repeated)
-    return rows >= 10 and sum(max(counts.values()) for counts in repeated) / rows >= DETERMINED
+    wrong = rows - sum(max(counts.values()) for counts in repeated)
+    rare = rows - max(sum(repeated, Counter()).values(), default=0)
+    return rows >= 10 and wrong <= min((1 - DETERMINED) * rows, rare / 2)

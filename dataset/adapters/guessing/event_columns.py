@@ -16,15 +16,13 @@ from dataset.adapters.guessing.words import (
     PART,
     POSITION,
     QUANTITY,
-    TYPE,
+    RATING,
     event_type,
     is_event_id,
     is_unnamed,
     tokens,
 )
 
-MOST_TYPES = 60  # values of a column of event types
-MAPPED = 0.5  # share of the rows whose type is recognised
 CONSISTENT = 0.98
 SCALE = (1.0, 5.0)
 
@@ -96,9 +94,9 @@ def _format_words(clock: Clock, profile: Profile) -> str:
 def _who(proposal: Proposal, table: Seen) -> None:
     user, session = table.refs.get("user"), table.refs.get("session")
     columns = table.columns
-    if user is None or (session is not None and columns[user].full < 0.3 < columns[session].full):
+    if user is None or not columns[user].cells:
         assert session is not None  # role_of asks for one of them
-        why = "no column of users: a session stands for one" if user is None else f"{user!r} is mostly empty"
+        why = "no column of users: a session stands for one" if user is None else f"{user!r} is empty"
         proposal.add("user", session, f"{why}; {columns[session].distinct:,} values", False)
         return
     gaps = f"; empty in {percent(1 - columns[user].full)} of the rows" if columns[user].full < 1 else ""
@@ -109,20 +107,13 @@ def _who(proposal: Proposal, table: Seen) -> None:
         f"{columns[user].distinct:,} values in {columns[user].rows:,} rows; {table.why['user']}{gaps}",
         sure,
     )
+    if session is not None and columns[user].full < columns[session].full:
+        if _agree(pairs(columns[session], columns[user])):
+            proposal.add("visitor", session, "stands for the user where the row names none")
 
 
 def _type(proposal: Proposal, table: Seen) -> None:
-    best, share, types = None, 0.0, {}
-    for name, one in table.columns.items():
-        if name in proposal.used or not one.is_text or one.distinct > MOST_TYPES:
-            continue
-        named = {value: event_type(value) for value in one.values}
-        mapped = sum(count for value, count in one.values.items() if named[value]) / len(one.cells)
-        fits = (
-            mapped >= MAPPED if set(tokens(name)) & TYPE else mapped >= 0.9 and len(set(named.values())) > 1
-        )
-        if fits and mapped > share:
-            best, share, types = name, mapped, {value: kind or IGNORE for value, kind in named.items()}
+    best, types = table.type_column(proposal.used)
     called = event_type(table.name.rpartition("/")[2].partition(".")[0])
     ratings = [
         name
@@ -203,7 +194,9 @@ def _kind(table: Seen) -> tuple[str, str, bool]:
 def _rating(proposal: Proposal, table: Seen, name: str) -> None:
     numbers = table.columns[name].numbers
     low, high = min(numbers), max(numbers)
-    proposal.add("value", name, f"its name; {table.columns[name].distinct} values from {low:g} to {high:g}")
+    named = "its name" if set(tokens(name)) & RATING else "few numbers; the file is called ratings"
+    named = "few numbers; nothing names it" if is_unnamed(name) else named
+    proposal.add("value", name, f"{named}; {table.columns[name].distinct} values from {low:g} to {high:g}")
     if high > SCALE[1] or high <= 1 or low < 0:
         top = next((one for one in (1.0, 10.0, 20.0, 100.0) if high <= one), high)
         proposal.add(

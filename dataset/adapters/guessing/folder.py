@@ -91,15 +91,20 @@ def look(root: Path) -> Listing:
                 layouts[path] = layout(root, inner.as_posix())
                 columns = tuple(layouts[path].columns(path))
             except DataError as error:
-                found.unread[inner.as_posix()] = str(error).partition(": ")[2]
+                found.unread[inner.as_posix()] = fault(error)
                 continue
             if path.suffix.lower() in (".txt", ".dat") and len(columns) < 2:
-                found.unread[inner.as_posix()] = "a text without columns"
+                found.unread[inner.as_posix()] = _not_columns(path)
                 continue
             groups.setdefault((_family(inner), format_of(path), columns), []).append(path)
     for paths in groups.values():
         found.tables.append(_table(root, paths, layouts[paths[0]]))
     return found
+
+
+def fault(error: DataError) -> str:
+    """What is wrong with a file, without its name."""
+    return str(error).partition(": ")[2]
 
 
 def layout(root: Path, name: str) -> Files:
@@ -108,11 +113,7 @@ def layout(root: Path, name: str) -> Files:
     plain = Files(root, (name,))
     if format_of(path) != "csv":
         return plain
-    with opened(path) as stream:
-        head = stream.read(HEAD)
-    encoding = _encoding(head)
-    text = head.decode(encoding, errors="replace").lstrip("\ufeff")
-    lines = [line for line in text.splitlines()[: -1 if len(head) == HEAD else None] if line.strip()][:200]
+    lines, encoding = _first_lines(path)
     usual = "\t" if Path(path.name.removesuffix(PACKED)).suffix in (".tsv", ".tab") else ","
     delimiter = _delimiter(lines, usual)
     quote = (
@@ -130,6 +131,28 @@ def layout(root: Path, name: str) -> Files:
     )
 
 
+def _first_lines(path: Path) -> tuple[list[str], str]:
+    """The first lines of a text that are not empty, 200 at most, and its encoding."""
+    with opened(path) as stream:
+        head = stream.read(HEAD)
+    encoding = _encoding(head)
+    text = head.decode(encoding, errors="replace").lstrip("\ufeff")
+    whole = text.splitlines()[: -1 if len(head) == HEAD else None]
+    return [line for line in whole if line.strip()][:200], encoding
+
+
+def _not_columns(path: Path) -> str:
+    """Why a text has no columns: nothing cuts its rows, or its rows have not as many cells as the first."""
+    lines, _ = _first_lines(path)
+    cut = [max(DELIMITERS, key=lambda one: len(_cut(lines[0], one)))] if lines else []
+    for delimiter in cut:
+        cells = [len(_cut(line, delimiter)) for line in lines]
+        other = next((row for row, count in enumerate(cells, start=1) if count != cells[0]), None)
+        if cells[0] > 1 and other is not None:
+            return f"no table: {delimiter!r} cuts row 1 into {cells[0]} cells, row {other} into {cells[other - 1]}"
+    return "a text without columns"
+
+
 def _encoding(head: bytes) -> str:
     """UTF-8 unless the bytes say otherwise; then what Windows writes."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -143,12 +166,16 @@ def _encoding(head: bytes) -> str:
 
 
 def _delimiter(lines: list[str], usual: str) -> str:
-    """The delimiter that cuts the first rows into the same number of cells, most of them."""
+    """The delimiter that cuts the first rows into the same number of cells, most of them.
+
+    Some programs end every row but the first with a delimiter: no cell follows it.
+    """
     best, most = usual, 1.0
     for delimiter in dict.fromkeys((usual, *DELIMITERS)):
-        counts = [len(_cut(line, delimiter)) for line in lines[:50]]
-        if not counts or counts[0] < 2:
+        rows = [_cut(line, delimiter) for line in lines[:50]]
+        if not rows or len(rows[0]) < 2:
             continue
+        counts = [len(row) - (len(row) == len(rows[0]) + 1 and not row[-1]) for row in rows]
         score = sum(count == counts[0] for count in counts) / len(counts) * counts[0]
         if score > most:
             best, most = delimiter, score

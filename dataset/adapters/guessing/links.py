@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 
 from dataset.adapters.described.files import Files
 from dataset.adapters.described.joined import Joined
-from dataset.adapters.guessing.folder import Found
-from dataset.adapters.guessing.profile import Profile, profiles, values_of
+from dataset.adapters.guessing.folder import Listing, fault
+from dataset.adapters.guessing.profile import Profile, pairs, profiles, values_of
 from dataset.adapters.guessing.tables import OF, Seen, percent
 from dataset.adapters.guessing.words import (
     IDS,
@@ -20,14 +21,23 @@ from dataset.adapters.guessing.words import (
     names_id_of,
     tokens,
 )
+from dataset.contracts import DataError
 
 LINKED = 0.5  # share of a column's ids that are in another table, which shows what they are ids of
 SURE = 0.75  # score of a name that says what its column holds
 
 
-def seen(founds: list[Found]) -> list[Seen]:
-    """Profile all tables, and find the columns that hold ids of items, users, sessions and queries."""
-    tables = [Seen(found, profiles(found)) for found in founds]
+def seen(listing: Listing) -> list[Seen]:
+    """Profile all tables, and find the columns that hold ids of items, users, sessions and queries.
+
+    A table that cannot be read is left to ``listing.unread``, with its fault.
+    """
+    tables = []
+    for found in listing.tables:
+        try:
+            tables.append(Seen(found, profiles(found)))
+        except DataError as error:
+            listing.unread[found.name] = fault(error)
     for table in tables:
         for entity in ("item", "user", "session", "query"):
             _by_name(table, entity)
@@ -114,7 +124,7 @@ def _by_links(tables: list[Seen]) -> None:
                 table.why[entity] = f"{percent(shares[known])} are in {home.name} ({key})"
                 home.why[entity] = f"a row each; has {percent(shares[known])} of those in {table.name}"
     for table in tables:
-        for entity in [one for one in table.refs if _weak(table, one)]:
+        for entity in [one for one in table.refs if _weak(table, one) or one == "session" and _places(table)]:
             del table.refs[entity]
     for table in sorted(tables, key=lambda one: -one.found.bytes):
         if not _as_in_another_log(table, tables):
@@ -135,11 +145,14 @@ def _linked(table: Seen, shares: dict[str, float], values: set[str]) -> str | No
 def _by_values(table: Seen) -> None:
     """A log whose names say nothing: its ids are the columns that repeat, users first, as most people write them."""
     item, user = table.refs.get("item"), table.refs.get("user") or table.refs.get("session")
-    if user is not None or set(table.refs) & {"query"} or (table.time() is None and not table.ratings()):
+    kind, _ = table.type_column(set(table.refs.values()))
+    if user is not None or set(table.refs) & {"query"}:
+        return
+    if table.time() is None and not table.ratings() and kind is None:
         return
     if item is not None and (table.columns[item].unique > 0.8 or table.called in ("items", "images")):
         return
-    taken = {*table.refs.values(), *table.ratings(), table.time()}
+    taken = {*table.refs.values(), *table.ratings(), table.time(), kind}
     free = [
         name
         for name, one in table.columns.items()
@@ -153,6 +166,22 @@ def _by_values(table: Seen) -> None:
     elif item is None and len(free) >= 2:
         table.refs["user"], table.refs["item"] = free[:2]
         table.why["user"], table.why["item"] = f"{named}; the first of such columns", f"{named}; the second"
+    elif item is None and free and (texts := _repeated_texts(table, {*taken, *free})):
+        table.refs["user"], table.refs["item"] = free[0], texts[0]
+        table.why["user"], table.why["item"] = named, "no column of ids: the text that repeats is its name"
+
+
+def _repeated_texts(table: Seen, taken: set[str | None]) -> list[str]:
+    """Columns of words that several rows share, as the names of games do that have no number."""
+    return [
+        name
+        for name, one in table.columns.items()
+        if one.is_text
+        and name not in taken
+        and one.words > 1.3
+        and one.distinct > 10
+        and 0 < one.unique < 0.8
+    ]
 
 
 def _as_in_another_log(table: Seen, tables: list[Seen]) -> bool:
@@ -181,6 +210,23 @@ def _as_in_another_log(table: Seen, tables: list[Seen]) -> bool:
                 table.why[entity] = f"{said} are in {other.name} ({other.refs[entity]})"
             return True
     return False
+
+
+def _places(table: Seen) -> bool:
+    """Whether what is named like a session counts 1, 2, 3, ... anew for every item: an actor's place in a film."""
+    item, session = table.refs.get("item"), table.refs["session"]
+    if item is None:
+        return False
+    of_items: dict[str, list[str]] = defaultdict(list)
+    for one, number in pairs(table.columns[item], table.columns[session]):
+        of_items[one].append(number)
+    several = [numbers for numbers in of_items.values() if len(numbers) > 1]
+    counted = [
+        set(numbers) == {str(start + one) for one in range(len(numbers))}
+        for numbers in several
+        for start in (0, 1)
+    ]
+    return bool(several) and sum(counted) > len(several) / 2
 
 
 def _weak(table: Seen, entity: str) -> bool:

@@ -51,7 +51,7 @@ def propose(root: Path) -> Proposals:
     """
     listing = look(root)
     found = Proposals(root, listing)
-    for table in seen(listing.tables):
+    for table in seen(listing):
         role, why = role_of(table)
         if role is None:
             found.unplaced[table.name] = why
@@ -161,6 +161,8 @@ def _items_of(found: Proposals, log: Proposal, table: Seen) -> None:
     items = Proposal("items", table, why="the log says what its items are")
     items.add("id", log.get("item"), table.why["item"])
     item_columns(items, table, taken, found.listing.pictures, found.root)
+    if items.get("title") is None and key.is_text and key.words > 1.3:
+        items.add("title", key.name, "its ids are words")
     if not any(items.get(one) for one in OF_AN_ITEM):
         return
     _updated(items, log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from dataset.adapters.described.description import IGNORE
 from dataset.adapters.guessing.folder import Found
 from dataset.adapters.guessing.profile import Profile
 from dataset.adapters.guessing.words import (
@@ -13,6 +14,8 @@ from dataset.adapters.guessing.words import (
     RATING,
     RELEVANCE,
     TIME,
+    TYPE,
+    event_type,
     is_unnamed,
     table_of,
     tokens,
@@ -20,6 +23,8 @@ from dataset.adapters.guessing.words import (
 
 KEY_SHARE = 0.95  # of the rows that have an id of their own in a table with a row per entity
 LINKED = 0.5  # share of a column's ids that are in another table, which shows what they are ids of
+MOST_TYPES = 60  # values of a column of event types
+MAPPED = 0.5  # share of the rows whose type is recognised
 SURE = 0.75  # score of a name that says what its column holds
 OF = {"items": "item", "users": "user", "queries": "query"}
 
@@ -126,11 +131,14 @@ class Seen:
         ]
 
     def ratings(self) -> list[str]:
-        """Columns of ratings: few numbers, none above 100."""
+        """Columns of ratings: few numbers, none above 100; named so, or in a file that is."""
+        file = event_type(self.name.rpartition("/")[2].partition(".")[0]) == "rating"
         named = self.with_words(RATING) or [
             name
             for name, one in self.columns.items()
-            if is_unnamed(name) and one.is_number and 2 < one.distinct <= 11
+            if (is_unnamed(name) or file and name not in self.refs.values())
+            and one.is_number
+            and 2 < one.distinct <= 11
         ]
         return [
             name
@@ -138,6 +146,24 @@ class Seen:
             if self.columns[name].distinct <= 101 and min(self.columns[name].numbers) >= -1
             and max(self.columns[name].numbers) <= 100
         ]  # fmt: skip
+
+    def type_column(self, used: set[str]) -> tuple[str | None, dict[str, str]]:
+        """The column that says of each row what kind of event it is, and its values' kinds; None: there is none.
+
+        Args:
+            used: columns that mean something else.
+        """
+        best, share, types = None, 0.0, {}
+        for name, one in self.columns.items():
+            if name in used or not one.is_text or one.distinct > MOST_TYPES:
+                continue
+            kinds = {value: event_type(value) for value in one.values}
+            mapped = sum(count for value, count in one.values.items() if kinds[value]) / len(one.cells)
+            named = bool(set(tokens(name)) & TYPE)
+            fits = mapped >= MAPPED if named else mapped >= 0.9 and len(set(kinds.values())) > 1
+            if fits and mapped > share:
+                best, share, types = name, mapped, {value: kind or IGNORE for value, kind in kinds.items()}
+        return best, types
 
     def relevances(self) -> list[str]:
         """Columns of graded relevance."""
@@ -190,6 +216,11 @@ def role_of(table: Seen) -> tuple[str | None, str]:
         return "queries", "a row per query, and its words"
     if refs.get("user") and table.is_key(refs["user"]):
         return "users", "a row per user"
+    if item and table.time() is not None:
+        return (
+            None,
+            f"rows of items ({item}) with times, and no column says whose: a log needs a user or a session",
+        )
     if item:
         return None, f"several rows per item ({item}) and no user"
     return None, "no column of items, users or queries was recognised"

@@ -1,0 +1,143 @@
+"""What orders an answer where the log has ratings, and who is answered without a ranker; evaluation as the service.
+
+Run: pytest tests/test_rated_order.py
+"""
+
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from conftest import DAY, START
+from fake_shop import EVEN, NOW, recommender
+from test_retrieval_build import NANO, built, opened  # noqa: F401  (built is a fixture)
+from test_split import FakeDataset, events_table, items_table
+
+from dataset.split import Split, split_dataset
+from evaluation import replay
+from retrieval import build
+from retrieval.examples import requests_frame
+from retrieval.fusion import Weights
+from retrieval.requests import Request, Requests, history_of
+from retrieval.retriever import Retriever, open_retrieval
+from retrieval.sources import propose
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_of_what_is_chosen_and_liked_the_product_is_the_order_that_finds_most():
+    """Planted: an item is chosen with one chance and then liked with another; only both together order by likes."""
+    draw = np.random.default_rng(0)
+    chosen = draw.dirichlet(np.full(200, 0.3)).astype(np.float32) + 1e-7
+    liked = draw.beta(1, 2, 200)
+    odds = np.log(liked / (1 - liked)).astype(np.float32)
+    scores = Weights(rated=True).order(chosen * 7, odds)  # whatever the unit of the fused order
+    assert np.array_equal(np.argsort(-scores), np.argsort(-chosen * liked))
+    found = {
+        name: (chosen * liked)[np.argsort(-order)[:10]].sum()
+        for name, order in {"both": scores, "chosen": chosen, "liked": odds}.items()
+    }
+    assert found["both"] > found["chosen"] > found["liked"]
+    np.testing.assert_array_equal(Weights().order(chosen, odds), odds)
+    assert np.isfinite(
+        Weights(rated=True).order(np.zeros(2, np.float32), np.array([-200, 200], np.float32))
+    ).all()
+
+
+@pytest.mark.parametrize("rated", [False, True])
+def test_the_service_answers_in_that_order(rated):
+    shop = recommender()
+    shop.retriever = replace(shop.retriever, weights=Weights(rated=rated))
+    candidates, scores = {}, {}
+
+    class Ranker:
+        history = 6
+
+        def score(self, frame, query_vectors=None):
+            items = frame.candidates["item_id"].to_numpy()
+            candidates["ids"], scores["of"] = items, np.sin(items % 97).astype(np.float32) * 3
+            return scores["of"]
+
+    shop.ranker = Ranker()
+    answer = shop.recommend(4, 8)
+    fused = dict(zip(*asked(shop, 4), strict=True))
+    worth = [
+        fused[item] / (1 + np.exp(-score)) if rated else score
+        for item, score in zip(candidates["ids"].tolist(), scores["of"].tolist(), strict=True)
+    ]
+    expected = candidates["ids"][np.argsort(-np.array(worth), kind="stable")][:8].tolist()
+    assert [hit.card.item_id for hit in answer.hits] == expected
+
+
+def asked(shop, user):
+    """Ids and fused scores of the candidates of a user of even taste."""
+    request = Request(user, history_of(EVEN[:3]), NOW, exclude=EVEN[:3])
+    ids, fused = propose(shop.retriever.recommending, Requests.of([request]), shop.per_source)[0]
+    return ids.tolist(), fused.tolist()
+
+
+def test_what_was_rated_weighs_the_sources_as_what_was_taken(built, tmp_path):  # noqa: F811
+    whole, split = built
+    reached = {}
+    for name, changes in (("taken", {"shows": False}), ("rated", {"rated": True})):
+        run = shutil.copytree(whole, tmp_path / name)
+        build.weigh_sources(run, SimpleNamespace(**vars(split) | changes), NANO, 5)
+        config = opened(run, "fusion").config
+        assert config["measure"] == "ndcg"
+        reached[name] = config["reached"]
+        assert Weights.open(opened(run, "fusion")).rated == (name == "rated")
+    assert reached["rated"] == reached["taken"]
+    assert not Weights.open(opened(whole, "fusion")).rated
+
+
+def test_evaluation_proposes_only_popular_items_to_who_is_not_known_as_the_service_does(
+    built,  # noqa: F811
+    monkeypatch,
+):
+    whole, split = built
+    retriever = Retriever.open(open_retrieval(whole))
+    later = split.retrieval.filter(pc.equal(split.retrieval["part"], "test")).slice(0, 6)
+    before = pa.array([START - DAY] * 6, later["time"].type)  # nobody has done anything yet
+    early = later.set_column(later.column_names.index("time"), "time", before)
+    early = early.set_column(0, "request_id", pa.array(range(900, 906), pa.int64()))
+    both = pa.concat_tables([later, early.cast(later.schema)]).combine_chunks()
+    found = replay.proposed(whole, both, NANO, retriever)
+    frame = requests_frame(whole, both, NANO)
+    known = (np.diff(frame.take(0, len(both)).history.offsets) > 0).tolist()
+    assert set(known) == {False, True}
+    asked = Requests.from_frame(frame.take(0, len(both)), exclude_history=True)
+    served = {
+        False: propose((retriever.popular,), asked, weights=retriever.weights),
+        True: propose(retriever.recommending, asked, weights=retriever.weights),
+    }
+    for request, one in enumerate(known):
+        for found_of, of_service in zip(found.candidates[request], served[one][request], strict=True):
+            assert found_of.tolist() == of_service.tolist()
+        assert found.candidates[request][0].tolist() != served[not one][request][0].tolist()
+
+    def by_id(stored, *_):  # a ranker that prefers smaller ids
+        return {"full": -stored.given["item_id"].to_numpy().astype(np.float32)}
+
+    monkeypatch.setattr(replay, "scores_of", by_id)
+    lists = dict(replay.rank_requests(whole, both, NANO, retriever, {"full": None}, found, 20))
+    for request, (ids, _) in enumerate(found.candidates):
+        best = lists["ranker_full"][request]
+        assert best[best >= 0].tolist() == np.sort(ids)[:20].tolist()
+
+
+def test_a_split_says_whether_all_that_was_shown_are_ratings(tmp_path):
+    rated = [
+        {"user_id": n % 9, "item_id": n % 31, "type": "rating", "minute": 10 * n, "value": float(1 + n % 5)}
+        for n in range(200)
+    ]
+    shown = [*rated, {"user_id": 1, "item_id": 2, "type": "impression", "minute": 5}]
+    for name, rows, expected in (("ratings", rated, True), ("both", shown, False), ("clicks", [], False)):
+        rows = rows or [{**row, "type": "click", "value": None} for row in rated]
+        data = FakeDataset(
+            events_table([dict(row) for row in rows]), items_table(dict.fromkeys(range(31), True))
+        )
+        split = Split.open(split_dataset(data, tmp_path / name, "time"))
+        assert split.rated == expected and split.shows == (name != "clicks")
