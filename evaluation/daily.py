@@ -132,7 +132,9 @@ def daily(
 
 def _log_of(folder: Path, dataset: Dataset, split: Split, size: Size, retriever: Retriever) -> Log:
     examples = Examples.of(split.ranking)
-    plain = PlainFeatures(dataset, PlainContent.of(dataset.items, dataset.images), split.log, split.fit_log)
+    plain = PlainFeatures(
+        dataset, PlainContent.of(dataset.items, dataset.images), split.log, split.fit_log, split.repeats
+    )
     return Log(
         requests=matched(logged_frame(folder, split, size), retriever, size.behaviours),
         time_us=examples.asked.time_us,

@@ -43,6 +43,7 @@ COUNTS = (
     ),
     *("item_shown_28d", "item_liked_28d", "item_shown", "item_liked", "item_rate", "price", "age"),
 )
+TAKEN = ("taken", "taken_lately", "taken_since")  # how often the user took the item, and when last
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class PlainFeatures:
         content: of all its items.
         log: EVENTS rows; at each request only those available strictly before it are read.
         together: EVENTS rows of which co-occurrence is counted at once, so all before the first request.
+        repeats: whether users may be asked about what they took before: how often and when is then a feature.
         usual: rate at which items are liked, towards which like-rates are smoothed; None: that of ``together``.
             Models need the one that they were trained with: a log whose slates begin later has another.
     """
@@ -92,9 +94,10 @@ class PlainFeatures:
         content: PlainContent,
         log: pa.Table,
         together: pa.Table,
+        repeats: bool,
         usual: float | None = None,
     ) -> None:
-        self.item_ids = content.item_ids
+        self.item_ids, self.repeats = content.item_ids, repeats
         items = dataset.items.sort_by("item_id")
         positive = positive_events(together)
         shown = pc.sum(pc.is_in(together["type"], value_set=SHOWN)).as_py() or 0
@@ -117,7 +120,8 @@ class PlainFeatures:
     def names(self) -> list[str]:
         """The names of the columns."""
         similar = [f"{space}_{kind}" for space in self._spaces for kind in KINDS]
-        return [*similar, *COUNTS, *(f"query_{kind}" for kind in self._queries), "asked"]
+        searched = [*(f"query_{kind}" for kind in self._queries), "asked"]
+        return [*similar, *COUNTS, *searched, *(TAKEN if self.repeats else ())]
 
     def of(self, asked: Moments, offsets: np.ndarray, item_id: np.ndarray) -> np.ndarray:
         """The features of every candidate.
@@ -139,7 +143,11 @@ class PlainFeatures:
             mine = slice(offsets[r], offsets[r + 1])
             past = slice(start[r], stop[r])
             out[mine, : width + 3] = self._against(item[mine], past, asked.time_us[r])
-            out[mine, width + len(COUNTS) :] = self._searched(item[mine], int(asked.query_id[r]))
+            searched = self._searched(item[mine], int(asked.query_id[r]))
+            first = width + len(COUNTS)
+            out[mine, first : first + searched.shape[1]] = searched
+            if self.repeats:
+                out[mine, -len(TAKEN) :] = self._taken(item[mine], past, asked.time_us[r])
         owner = owners(offsets)
         out[:, width + 3 : width + len(COUNTS)] = self._counted(
             asked.user_id[owner], asked.time_us[owner], item
@@ -185,6 +193,19 @@ class PlainFeatures:
         if liked.any():
             same = self._category[item][:, None] == self._category[behaved[liked]]
             out[:, -2], out[:, -1] = same.mean(axis=1), same @ fading[liked]
+        return out
+
+    def _taken(self, item: np.ndarray, past: slice, now_us: int) -> np.ndarray:
+        """How often each candidate was taken, of how many it was the latest, and days since, (n, 3); 0 if never."""
+        liked = self._past.item[past][self._past.liked[past]]
+        time_us = self._past.time_us[past][self._past.liked[past]]
+        out = np.zeros((len(item), len(TAKEN)), dtype=np.float32)
+        if len(liked):
+            same = item[:, None] == liked
+            count, last = same.sum(axis=1), len(liked) - 1 - same[:, ::-1].argmax(axis=1)
+            ago = np.log1p(np.maximum(now_us - time_us[last], 0) / DAY_US)
+            columns = np.stack([np.log1p(count), 1 / (len(liked) - last), ago], axis=1)
+            out[count > 0] = columns[count > 0]
         return out
 
     def _counted(self, user: np.ndarray, now_us: np.ndarray, item: np.ndarray) -> np.ndarray:

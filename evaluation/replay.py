@@ -130,7 +130,7 @@ def proposed(folder: Path, requests: pa.Table, size: Size, retriever: Retriever)
         retriever: the sources.
     """
     frames = requests_frame(folder, requests, size)
-    alone = {source.name: answers_of(frames, source) for source in retriever.recommending}
+    alone = {source.name: answers_of(frames, source, retriever.repeats) for source in retriever.recommending}
     weights = retriever.weights.of(list(alone))
     return Proposed(alone, fuse(list(alone.values()), weights, CANDIDATES))
 

@@ -92,9 +92,15 @@ VERBS = (
 
 
 def start(
-    data: str, folder: Path | None, size_name: str | None, seed: int, profile: str, split: str | None = None
+    data: str,
+    folder: Path | None,
+    size_name: str | None,
+    seed: int,
+    profile: str,
+    split: str | None = None,
+    repeats: bool | None = None,
 ) -> Run:
-    """Create or reopen the run of ``data``; another protocol of the split undoes the stages from the split on.
+    """Create or reopen the run of ``data``; to ask for something else undoes the stages from the split on.
 
     Raises:
         JourneyError: the folder already holds a run with other settings, or ``data`` or ``profile`` is invalid.
@@ -111,14 +117,16 @@ def start(
         raise JourneyError(f"unknown profile {profile!r}: expected embedded or redis")
     require_protocol(split)
     chosen = size(size_name or (SIMULATED if name == "marketplace" else REAL))
-    run = Run(folder or RUNS / name, data, chosen.name, seed, profile, split)
+    run = Run(folder or RUNS / name, data, chosen.name, seed, profile, split, repeats)
     record = run.folder / "run.json"
     if record.exists():
         known = load(run.folder)
-        if split is None:
-            run = replace(run, split=known.split)
-        else:
-            known = replace(known, split=split)
+        run = replace(
+            run,
+            split=known.split if split is None else split,
+            repeats=known.repeats if repeats is None else repeats,
+        )
+        known = replace(known, split=run.split, repeats=run.repeats)
         if known != run and replace(known, profile=profile) == run:
             return work.switch(known, profile)
         if known != run and (run.folder / "stages").exists():
@@ -150,16 +158,18 @@ def _place(data: str) -> tuple[str, str]:
     )
 
 
-def resplit(run: Run, by: str | None) -> Run:
-    """The same run with another protocol of its split; None: the one that it has.
+def resplit(run: Run, by: str | None, repeats: bool | None) -> Run:
+    """The same run with another protocol of its split, and other likes asked for; None: as it has them.
 
     Raises:
         JourneyError: an unknown protocol.
     """
-    if by is None:
-        return run
     require_protocol(by)
-    changed = replace(run, split=by)
+    changed = replace(
+        run, split=run.split if by is None else by, repeats=run.repeats if repeats is None else repeats
+    )
+    if changed == run:
+        return run
     write_json(run.folder / "run.json", choices(changed))
     return changed
 
@@ -272,6 +282,8 @@ def _key(run: Run, verb: str) -> str:
     decided = [run.data, run.size_name, run.seed, verb]  # the online store can be switched at any time
     if run.split is not None and verb != "dataset":
         decided.append(run.split)
+    if run.repeats is not None and verb != "dataset":
+        decided.append("repeats" if run.repeats else "new only")
     if verb not in ("dataset", "encoder") and (grown := work.grown(run)) is not None:
         decided.append(grown)
     return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:16]

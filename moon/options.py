@@ -41,6 +41,12 @@ SplitOption = Annotated[
     str | None,
     typer.Option("--split", help="Protocol of the split: time, last, users or given; default: by the data."),
 ]
+RepeatsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--repeats/--new-only", help="Recommend what a user took before, too; default: by the data."
+    ),
+]
 ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]
 
 # Of `moon ranker`.

@@ -18,6 +18,7 @@ from retrieval.fusion import EQUAL, Weights
 from retrieval.index import ItemIndex, category_path
 from retrieval.places import Places
 from retrieval.properties import Picture
+from retrieval.repeats import Repeats, RepeatsSource
 from retrieval.similarities import Categories, Similarities, Space
 from retrieval.sources import (
     CooccurrenceSource,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 ROLES = (
     *("embedding", "index", "cooccurrence", "words", "word_vectors", "taste", "two_tower", "two_tower_index"),
-    "fusion",
+    *("repeats", "fusion"),
 )
 
 
@@ -61,8 +62,8 @@ def open_retrieval(folder: Path, fitted: bool = False) -> dict[str, Artifact]:
         "index": open_artifact(folder / "index", "index"),
         "cooccurrence": open_artifact(folder / f"cooccurrence{end}", "cooccurrence"),
     }
-    for name in ("words", "word_vectors", "taste", "fusion"):
-        if (folder / name).exists():  # an earlier release had none, or there was nothing to learn tastes from
+    for name in ("words", "word_vectors", "taste", "repeats", "fusion"):
+        if (folder / name).exists():  # an earlier release had none, or the log has none
             artifacts[name] = open_artifact(folder / name, name)
     if (folder / f"two_tower{end}").exists():
         artifacts["two_tower"] = open_artifact(folder / f"two_tower{end}", "two_tower")
@@ -84,6 +85,7 @@ class Parts:
             anybody, or the run was made by a release that had none.
         tastes: by what they read of an item, ``taste`` among them; None likewise.
         places: of all items in the two-tower model's space, also of those that may not be returned; None likewise.
+        repeats: what users may be proposed again; None: nothing that they took before.
     """
 
     graph: Cooccurrence
@@ -96,6 +98,7 @@ class Parts:
     asked: Asked | None = None
     tastes: Tastes | None = None
     places: Places | None = None
+    repeats: Repeats | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,11 @@ class Retriever:
     def recommending(self) -> tuple[Source, ...]:
         """The sources that propose candidates to a user with a history, popular items included."""
         return (*self.personal, self.popular)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it proposes what a user took before, too (``dataset.repeats``)."""
+        return any(isinstance(source, RepeatsSource) for source in self.personal)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -179,8 +187,9 @@ class Retriever:
             asked = Asked(words, tastes.whole.properties, queries)
         categories = Categories.of(whole)
         taste = None if tastes is None else tastes.whole
+        repeats = Repeats.open(artifacts["repeats"]) if "repeats" in artifacts else None
         parts = Parts(
-            graph, towers, tower_index, categories, words, word_vectors, taste, asked, tastes, places
+            graph, towers, tower_index, categories, words, word_vectors, taste, asked, tastes, places, repeats
         )
         return cls._of(index, vectors, parts, artifacts)
 
@@ -199,6 +208,8 @@ class Retriever:
             personal.append(two_tower_source(parts.towers, parts.tower_index))
         if parts.taste is not None:
             personal.append(TasteSource(parts.taste, index))
+        if parts.repeats is not None:
+            personal.append(RepeatsSource(parts.repeats, index))
         graph = parts.graph
         popular = PopularSource(graph.item_ids, graph.popularity, index, graph.trend)
         spaces: dict[str, Space] = {"category": parts.categories, "co_occurrence": parts.graph}
