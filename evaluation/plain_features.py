@@ -43,7 +43,7 @@ COUNTS = (
     ),
     *("item_shown_28d", "item_liked_28d", "item_shown", "item_liked", "item_rate", "price", "age"),
 )
-TAKEN = ("taken", "taken_lately", "taken_since")  # how often the user took the item, and when last
+TAKEN = ("taken", "taken_lately", "taken_since")  # how often the user took the item ever, and when last
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,13 @@ class PlainFeatures:
             first = width + len(COUNTS)
             out[mine, first : first + searched.shape[1]] = searched
             if self.repeats:
-                out[mine, -len(TAKEN) :] = self._taken(item[mine], past, asked.time_us[r])
+                out[mine, 1 - len(TAKEN) :] = self._taken(item[mine], past, asked.time_us[r])
         owner = owners(offsets)
+        if self.repeats:
+            taken = self._tally["own"].liked.before(
+                self._own(asked.user_id[owner], item), asked.time_us[owner]
+            )
+            out[:, -len(TAKEN)] = np.log1p(taken)
         out[:, width + 3 : width + len(COUNTS)] = self._counted(
             asked.user_id[owner], asked.time_us[owner], item
         )
@@ -167,10 +172,18 @@ class PlainFeatures:
         order = order[np.lexsort((sequence[order], time_us[order], user[order]))]
         self._past = Behaviour(user[order], time_us[order], item[order], liked[order])
         keys = {"user": user, "item": item, "category": self._within(user, item)}
+        if self.repeats:
+            keys["own"] = self._own(user, item)
         self._tally = {
             name: Tallies(Counts.of(key[shown], time_us[shown]), Counts.of(key[liked], time_us[liked]))
             for name, key in keys.items()
         }
+
+    def _own(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """A key for a user and an item."""
+        place = np.minimum(np.searchsorted(self._users, user), len(self._users) - 1)
+        known = np.where(self._users[place] == user, place, -1)
+        return known * (len(self.item_ids) + 1) + item
 
     def _within(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
         """A key for a user within the category of an item."""
@@ -196,15 +209,15 @@ class PlainFeatures:
         return out
 
     def _taken(self, item: np.ndarray, past: slice, now_us: int) -> np.ndarray:
-        """How often each candidate was taken, of how many it was the latest, and days since, (n, 3); 0 if never."""
+        """Whether each candidate was taken lately, as one over its place from the newest, and days since, (n, 2)."""
         liked = self._past.item[past][self._past.liked[past]]
         time_us = self._past.time_us[past][self._past.liked[past]]
-        out = np.zeros((len(item), len(TAKEN)), dtype=np.float32)
+        out = np.zeros((len(item), len(TAKEN) - 1), dtype=np.float32)
         if len(liked):
             same = item[:, None] == liked
             count, last = same.sum(axis=1), len(liked) - 1 - same[:, ::-1].argmax(axis=1)
             ago = np.log1p(np.maximum(now_us - time_us[last], 0) / DAY_US)
-            columns = np.stack([np.log1p(count), 1 / (len(liked) - last), ago], axis=1)
+            columns = np.stack([1 / (len(liked) - last), ago], axis=1)
             out[count > 0] = columns[count > 0]
         return out
 

@@ -19,7 +19,7 @@ from moon.failures import names_own_ids
 from moonstore.disk import make_folder, writing
 from moonstore.files import write_json
 from run.artifacts import open_artifact, read_json
-from run.folder import LAST, RUNS, STAMPED, STAMPED_AGAIN, JourneyError, Run, choices, load, stamp
+from run.folder import LAST, REPEATS, RUNS, STAMPED, STAMPED_AGAIN, JourneyError, Run, choices, load, stamp
 from run.sizes import REAL, SIMULATED, size
 
 COMMANDS = {"encoder": "moon encoder train", "publish": "moon embeddings publish --activate"}
@@ -98,7 +98,7 @@ def start(
     seed: int,
     profile: str,
     split: str | None = None,
-    repeats: bool | None = None,
+    repeats: str | None = None,
 ) -> Run:
     """Create or reopen the run of ``data``; to ask for something else undoes the stages from the split on.
 
@@ -115,7 +115,7 @@ def start(
         )
     if profile not in ("embedded", "redis"):
         raise JourneyError(f"unknown profile {profile!r}: expected embedded or redis")
-    require_protocol(split)
+    require_split(split, repeats)
     chosen = size(size_name or (SIMULATED if name == "marketplace" else REAL))
     run = Run(folder or RUNS / name, data, chosen.name, seed, profile, split, repeats)
     record = run.folder / "run.json"
@@ -158,13 +158,13 @@ def _place(data: str) -> tuple[str, str]:
     )
 
 
-def resplit(run: Run, by: str | None, repeats: bool | None) -> Run:
+def resplit(run: Run, by: str | None, repeats: str | None) -> Run:
     """The same run with another protocol of its split, and other likes asked for; None: as it has them.
 
     Raises:
-        JourneyError: an unknown protocol.
+        JourneyError: an unknown protocol, or neither yes nor no.
     """
-    require_protocol(by)
+    require_split(by, repeats)
     changed = replace(
         run, split=run.split if by is None else by, repeats=run.repeats if repeats is None else repeats
     )
@@ -174,14 +174,16 @@ def resplit(run: Run, by: str | None, repeats: bool | None) -> Run:
     return changed
 
 
-def require_protocol(by: str | None) -> None:
-    """Refuse a protocol of the split that nobody knows; None is chosen from the data.
+def require_split(by: str | None, repeats: str | None) -> None:
+    """Refuse a protocol of the split that nobody knows, and repeats that are neither; None is chosen from the data.
 
     Raises:
         JourneyError: naming those that there are.
     """
     if by is not None and by not in BY:
         raise JourneyError(f"unknown protocol {by!r}: expected one of {', '.join(BY)}")
+    if repeats is not None and repeats not in REPEATS:
+        raise JourneyError(f"repeats {repeats!r}: expected {' or '.join(REPEATS)}")
 
 
 @names_own_ids
@@ -283,7 +285,7 @@ def _key(run: Run, verb: str) -> str:
     if run.split is not None and verb != "dataset":
         decided.append(run.split)
     if run.repeats is not None and verb != "dataset":
-        decided.append("repeats" if run.repeats else "new only")
+        decided.append(f"repeats {run.repeats}")
     if verb not in ("dataset", "encoder") and (grown := work.grown(run)) is not None:
         decided.append(grown)
     return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:16]

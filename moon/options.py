@@ -42,10 +42,8 @@ SplitOption = Annotated[
     typer.Option("--split", help="Protocol of the split: time, last, users or given; default: by the data."),
 ]
 RepeatsOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--repeats/--new-only", help="Recommend what a user took before, too; default: by the data."
-    ),
+    str | None,
+    typer.Option("--repeats", help="yes or no: recommend what a user took before; default: by the data."),
 ]
 ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]
 

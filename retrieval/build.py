@@ -26,7 +26,7 @@ from retrieval.fusion import EQUAL
 from retrieval.fusion_weights import Known, learn_weights
 from retrieval.index import ItemIndex, category_path
 from retrieval.properties import Properties
-from retrieval.repeats import fit_repeats
+from retrieval.repeats import Repeats, fit_repeats
 from retrieval.retriever import Retriever, open_retrieval
 from retrieval.shown import Rates, Shown
 from retrieval.taste import Taste
@@ -75,8 +75,8 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
     else:
         discard(folder / "taste")
     if split.repeats:
-        repeats, tried = fit_repeats(split.fit_log, size.history, seed)
-        repeats.save(folder / "repeats", parents, tried)
+        half_life, tried = fit_repeats(split.fit_log, seed)
+        Repeats.of(split.log, half_life).save(folder / "repeats", parents, tried)
     else:
         discard(folder / "repeats")
 

@@ -180,7 +180,7 @@ def slowly(shop, together, user, now, item, query_id):
     }
     times = [place for place, row in enumerate(likes) if row["item_id"] == item]
     return found | {
-        "taken": np.log1p(len(times)),
+        "taken": np.log1p(count(liked, lambda row: mine(row) and this(row))),
         "taken_lately": 1 / (len(likes) - times[-1]) if times else 0,
         "taken_since": np.log1p((now - at(likes[times[-1]])) / DAY) if times else 0,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,6 @@ from fastapi.testclient import TestClient
 from test_split import FakeDataset, events_table, items_table
 
 from dataset.contracts import EVENTS
-from dataset.jagged import offsets_of
 from dataset.log import Log
 from dataset.repeats import are_usual, takings
 from dataset.split import Split, split_dataset
@@ -99,86 +98,99 @@ def test_whether_repeats_are_asked_for_is_said_by_the_call_the_data_set_or_the_l
     assert not split_dataset(said, tmp_path / "asked", repeats=False).config["repeats"]
 
 
-def history(*users: list[tuple[int, int]]) -> History:
-    """Of (item, code) of each user, oldest first."""
-    rows = [row for one in users for row in one]
-    item, code = (np.array([row[n] for row in rows], dtype=np.int64) for n in (0, 1))
-    return History(
-        offsets_of(np.array([len(one) for one in users])), item, code, np.zeros(len(rows), np.int64)
-    )
+def log_of(*rows: tuple[int, int, int]) -> pa.Table:
+    """Purchases of (user, item, minute)."""
+    return events_table(bought(*rows))
 
 
-def test_an_item_is_worth_its_behaviours_halved_with_each_that_followed() -> None:
+def asking(*users: int, minute: int, since: tuple[int, ...] = (), category: str | None = None) -> Requests:
+    """Requests of users at a minute; ``since``: what each has liked one minute before, as the store tells."""
+    time = START + timedelta(minutes=minute)
+    liked = np.array(since, dtype=np.int64)
+    now_us = int((time - timedelta(minutes=1)).timestamp() * 1e6)
+    history = History(np.array([0, len(liked)]), liked, np.full(len(liked), 3), np.full(len(liked), now_us))
+    return Requests.of([Request(user, history, time, category=category) for user in users])
+
+
+def test_an_item_is_worth_its_likes_halved_with_each_that_followed() -> None:
     rng = np.random.default_rng(0)
-    users = [
-        list(zip(rng.integers(0, 6, n).tolist(), rng.integers(1, 6, n).tolist(), strict=True))
-        for n in (0, 9, 25, 1)
-    ]
-    offsets, item_id, values = Repeats(4).worth(history(*users))
-    for request, own in enumerate(users):
-        liked = [item for item, code in own if code != 5]  # 5: disliked
-        expected: dict[int, float] = {}
-        for age, item in enumerate(reversed(liked)):
-            expected[item] = expected.get(item, 0) + 2 ** (-age / 4)
-        mine = slice(offsets[request], offsets[request + 1])
-        assert item_id[mine].tolist() == sorted(expected)
-        np.testing.assert_allclose(values[mine], [expected[item] for item in sorted(expected)], rtol=1e-6)
+    rows = [(int(rng.integers(1, 5)), int(rng.integers(0, 6)), minute) for minute in range(80)]
+    repeats = Repeats.of(log_of(*rows), 4)
+    for minute, since in ((50, ()), (50, (3,)), (200, (3, 5))):
+        requests = asking(1, 2, 3, 4, 99, minute=minute, since=since)
+        for row, user in enumerate((1, 2, 3, 4, 99)):
+            # An event is known five seconds after it, and strictly before the request; what came after the log ends
+            # is what the store tells, and within the log it tells nothing that the log does not.
+            past = [item for u, item, m in rows if u == user and m < minute] + [*since] * (minute > 80)
+            expected: dict[int, float] = {}
+            for age, item in enumerate(reversed(past)):
+                expected[item] = expected.get(item, 0) + 2 ** (-age / 4)
+            item_id, values = repeats.worth(requests, row)
+            assert item_id.tolist() == sorted(expected)
+            np.testing.assert_allclose(values, [expected[item] for item in sorted(expected)], rtol=1e-6)
 
 
-def requests_of(*users: list[int], category: str | None = None) -> Requests:
-    return Requests.of(
-        [
-            Request(n, history([(item, 3) for item in items]), NOW, category=category)
-            for n, items in enumerate(users)
-        ]
-    )
+def test_no_like_of_the_request_or_later_is_worth_anything() -> None:
+    repeats = Repeats.of(log_of((1, 7, 0), (1, 8, 10), (1, 9, 20)), 4)
+    assert repeats.past(asking(1, minute=10), 0).tolist() == [7]
+    moment = Requests.of([replace_time(asking(1, minute=10), seconds=5)])  # when the second became known
+    assert repeats.past(moment, 0).tolist() == [7]
+    later = Requests.of([replace_time(asking(1, minute=10), seconds=6)])
+    assert repeats.past(later, 0).tolist() == [7, 8]
+
+
+def replace_time(requests: Requests, seconds: int) -> Request:
+    time = datetime.fromtimestamp(int(requests.time_us[0]) / 1e6, UTC) + timedelta(seconds=seconds)
+    return Request(int(requests.user_id[0]), requests.history, time)
 
 
 def test_the_source_proposes_what_was_taken_in_the_order_of_its_scores() -> None:
-    index = ItemIndex.build(ITEM_IDS, vectors_of(len(ITEM_IDS)), paths_of(len(ITEM_IDS)))
-    source, ids = RepeatsSource(Repeats(2), index), ITEM_IDS.tolist()
-    users = [[ids[0], ids[5], ids[0], ids[9], 12345], [], [ids[3]]]
-    asked = requests_of(*users)
+    index, ids = (
+        ItemIndex.build(ITEM_IDS, vectors_of(len(ITEM_IDS)), paths_of(len(ITEM_IDS))),
+        ITEM_IDS.tolist(),
+    )
+    rows = [(1, ids[0], 0), (1, ids[5], 1), (1, ids[0], 2), (1, ids[9], 3), (1, 12345, 4), (3, ids[3], 5)]
+    source = RepeatsSource(Repeats.of(log_of(*rows), 2), index)
+    asked = asking(1, 2, 3, minute=60)
     found = source.retrieve_batch(asked, 2)
     # Worth 1/4 + 1/2, 2 ** -1/2 and, of the third, which is not asked for, 2 ** -3/2.
     assert [one[0].tolist() for one in found] == [[ids[0], ids[9]], [], [ids[3]]]
     pairs = np.array([ids[7], ids[0], ids[9], ids[3], ids[3]])
     scores = source.score(asked, pairs, np.array([0, 3, 4, 5]))
     assert scores[[0, 3]].tolist() == [0, 0] and scores[4] == 1
-    assert scores[[1, 2]].tolist() == pytest.approx(found[0][1].tolist())
-    inside = source.retrieve_batch(requests_of(users[0], category="Women > Shoes"), 5)
-    shoes = set(ids[10:20])
-    assert set(inside.item_id.tolist()) == set(users[0]) & shoes
+    assert scores[[1, 2]].tolist() == pytest.approx(found[0][1].tolist()) == [0.75, 2**-0.5]
+    inside = source.retrieve_batch(asking(1, minute=60, category="Women > Shoes"), 5)
+    assert set(inside.item_id.tolist()) == {item for _, item, _ in rows[:5]} & set(ids[10:20])
+    assert set(source.retrieve_batch(asking(1, minute=60), 5).item_id.tolist()) == {ids[0], ids[5], ids[9]}
 
 
 def visits(orders: list[list[list[int]]]) -> pa.Table:
     """Users' baskets: of each user one list of items per day."""
-    return events_table([
-        {"user_id": user, "item_id": item, "type": "purchase", "minute": 1440 * day + place, "lag": -60 * place}
-        for user, baskets in enumerate(orders)
-        for day, basket in enumerate(baskets)
-        for place, item in enumerate(basket)
-    ])  # fmt: skip
+    return log_of(*(
+        (user, item, 1440 * day)
+        for user, baskets in enumerate(orders) for day, basket in enumerate(baskets) for item in basket
+    ))  # fmt: skip
 
 
 def test_how_fast_the_past_fades_is_fitted_to_what_was_taken_again() -> None:
     """Loyal users take what they took most often; moody ones what they took last."""
     loyal = [[[n], [n], [n], [n], [n], [90], [91], [92], [n]] for n in range(40)]
     moody = [[[n], [n], [n], [n], [n], [90], [91], [50 + n], [50 + n]] for n in range(40)]
-    often, reached = fit_repeats(visits(loyal), 50, 0)
-    assert often.half_life >= 5 and reached[str(int(often.half_life))] == 1.0 > reached["1"]
-    lately, reached = fit_repeats(visits(moody), 50, 0)
-    assert lately.half_life <= 2 and reached[str(int(lately.half_life))] == 1.0 > reached["200"]
-    assert fit_repeats(visits([[[n], [n + 100]] for n in range(9)]), 50, 0) == (Repeats(UNKNOWN), {})
-    assert fit_repeats(EVENTS.empty_table(), 50, 0) == (Repeats(UNKNOWN), {})
-    # Of users who are read by their two latest behaviours nothing older can be asked for.
-    assert fit_repeats(visits([[[1], [2], [3], [1]]]), 2, 0) == (Repeats(UNKNOWN), {})
+    often, reached = fit_repeats(visits(loyal), 0)
+    assert often >= 5 and reached[str(often)] == 1.0 > reached["1"]
+    lately, reached = fit_repeats(visits(moody), 0)
+    assert lately <= 2 and reached[str(lately)] == 1.0 > reached["200"]
+    assert fit_repeats(visits([[[n], [n + 100]] for n in range(9)]), 0) == (UNKNOWN, {})
+    assert fit_repeats(EVENTS.empty_table(), 0) == (UNKNOWN, {})
 
 
 def test_the_artifact_is_what_was_fitted(tmp_path) -> None:
-    made = Repeats(5).save(tmp_path / "repeats", {}, {"5": 0.5})
-    assert Repeats.open(open_artifact(tmp_path / "repeats", "repeats")) == Repeats(5, made)
-    assert made.config == {"half_life": 5, "reached": {"5": 0.5}}
+    repeats = Repeats.of(log_of((2, 7, 0), (1, 8, 10), (2, 9, 20)), 5)
+    artifact = repeats.save(tmp_path / "repeats", {}, {"5": 0.5})
+    opened = Repeats.open(open_artifact(tmp_path / "repeats", "repeats"))
+    assert artifact.config == {"half_life": 5, "reached": {"5": 0.5}} and opened.half_life == 5
+    assert opened.user_id.tolist() == [1, 2, 2] and opened.item_id.tolist() == [8, 7, 9]
+    assert np.array_equal(opened.time_us, repeats.time_us)
 
 
 def test_the_plain_baseline_lists_what_was_taken_most_often_of_equals_the_newest() -> None:
@@ -198,7 +210,8 @@ def test_the_service_answers_with_repeats_unless_something_new_is_asked_for(tmp_
     bare = TestClient(create_app(Settings(run=tmp_path), moon))
     assert not known & answered(bare, "/recommend?user_id=4&k=200")
     retriever = moon.retriever
-    source = RepeatsSource(Repeats(2), retriever.index)
+    before = np.full(3, int(NOW.timestamp() * 1e6) - 1)
+    source = RepeatsSource(Repeats(2, np.full(3, 4), EVEN[:3], before), retriever.index)
     moon.retriever = replace(retriever, personal=(*retriever.personal, source))
     client = TestClient(create_app(Settings(run=tmp_path), moon))
     assert known < answered(client, "/recommend?user_id=4&k=200")

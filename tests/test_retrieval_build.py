@@ -377,7 +377,7 @@ def test_where_repeats_are_asked_for_what_users_took_is_proposed_weighed_and_rea
     assert not any(
         set(ids.tolist()) & seen for (ids, _), seen in zip(candidates(stored, without), known, strict=True)
     )
-    Repeats(5).save(run / "repeats", {}, {})
+    Repeats.of(split.log, 5).save(run / "repeats", {}, {})
     build.weigh_sources(run, split, NANO, 5)
     retriever = Retriever.open(open_retrieval(run))
     assert retriever.repeats and "match_repeats" in match_names(retriever.without_content())
