@@ -19,6 +19,7 @@ import pyarrow as pa
 from dataset.contracts import DataError
 from dataset.identity import stable_hash
 from dataset.log import Log, among, distinct
+from dataset.repeats import takings
 
 BY = ("time", "last", "users", "given")
 NONE = "none"  # a catalogue without a log
@@ -64,7 +65,9 @@ class Moments:
 
 @dataclass(frozen=True)
 class Likes:
-    """What users newly liked: the first positive event of each pair of a user and an item, as rows of the log.
+    """What users liked, as rows of the log: newly, or also again (``dataset.repeats``).
+
+    New is the first positive event of each pair of a user and an item.
 
     Attributes:
         row: int64 (L), ordered by user, then as in the log.
@@ -81,14 +84,11 @@ class Likes:
     users: np.ndarray
 
     @classmethod
-    def of(cls, log: Log) -> Likes:
-        """The new likes of a log."""
-        rows, first = log.likes
+    def of(cls, log: Log, repeats: bool) -> Likes:
+        """The new likes of a log, or all takings of it."""
         users = distinct(log.user)
-        row = rows[first]
+        row = takings(log) if repeats else _new(log)
         user = np.searchsorted(users, log.user[row])
-        order = np.lexsort((row, user))
-        row, user = row[order], user[order]
         count = np.bincount(user, minlength=len(users))
         last = np.cumsum(count) - 1
         return cls(row, user, last[user] - np.arange(len(row)), count, users)
@@ -99,6 +99,13 @@ class Likes:
         chosen = self.from_end == places[self.user]
         found[self.user[chosen]] = moment[self.row[chosen]]
         return found
+
+
+def _new(log: Log) -> np.ndarray:
+    """The first like of each user and item, as rows of the log, ordered by user, then as in the log."""
+    rows, first = log.likes
+    row = rows[first]
+    return row[np.lexsort((row, log.user[row]))]
 
 
 def by_time(log: Log, where: object) -> Moments:
@@ -118,16 +125,16 @@ def by_time(log: Log, where: object) -> Moments:
     return Moments(log.event_us, fit, test, test, fit, test, np.full(len(log.user), NEVER), fit)
 
 
-def by_last(log: Log, where: object) -> Moments:
+def by_last(log: Log, where: object, repeats: bool) -> Moments:
     """Each user's last new like is asked for, and the one before it validates, as the sequential literature does.
 
     Of the others the last quarter, at least one, trains the ranker, if one more is left to learn from before it.
-    Users with fewer than three new likes only train.
+    Users with fewer than three new likes only train. With ``repeats`` what a user likes again counts as new.
 
     Raises:
         DataError: no user has three.
     """
-    likes, moment = Likes.of(log), _moments(log)
+    likes, moment = Likes.of(log, repeats), _moments(log)
     asked = likes.count >= LEAST["last"]
     _require(asked, "last", where, "Run 'moon split --by users' or '--by time'.")
     left = np.maximum(likes.count - 2, 0)
@@ -141,7 +148,7 @@ def by_last(log: Log, where: object) -> Moments:
     return _per_event(log, likes, train, valid, test, fit=train, counted=valid, kept=test)
 
 
-def by_users(log: Log, answerable: np.ndarray, seed: int, shown: bool) -> Moments:
+def by_users(log: Log, answerable: np.ndarray, seed: int, shown: bool, repeats: bool) -> Moments:
     """A hash of the user decides: a third of them, at most 6,000, are strangers to every model.
 
     Nothing that a stranger did is counted or learned from; it is what they are known by when they are asked for what
@@ -156,8 +163,9 @@ def by_users(log: Log, answerable: np.ndarray, seed: int, shown: bool) -> Moment
         answerable: int64, items that may be asked for.
         seed: changes the hash.
         shown: the log says what was not liked, and when.
+        repeats: what a user likes again is asked for, too.
     """
-    likes, moment = Likes.of(log), _moments(log)
+    likes, moment = Likes.of(log, repeats), _moments(log)
     last = likes.nth_last(np.zeros_like(likes.count), np.arange(len(log.user)))
     asked = likes.count >= LEAST["users"]
     asked[asked] = among(log.item[last[asked]], answerable)

@@ -8,6 +8,7 @@ import pyarrow as pa
 from dataset.contracts import TIME
 from dataset.log import Log, among, distinct, pairs
 from dataset.protocols import MOST, MOST_TAKEN, NEVER, VALID_FRACTION, Moments
+from dataset.repeats import takings
 
 RANKING = pa.schema(
     [
@@ -61,7 +62,7 @@ def shown(log: Log, moments: Moments) -> pa.Table:
     return _ranking(log, rows, request, time_us, label, _last_validate(part, request))
 
 
-def taken(log: Log, moments: Moments, rng: np.random.Generator, known: np.ndarray) -> pa.Table:
+def taken(log: Log, moments: Moments, rng: np.random.Generator, known: np.ndarray, repeats: bool) -> pa.Table:
     """What users newly liked, each as a request of one candidate with label 1 (RANKING): nothing else was shown.
 
     Of a part with more than ``MOST_TAKEN`` requests some are drawn.
@@ -71,8 +72,9 @@ def taken(log: Log, moments: Moments, rng: np.random.Generator, known: np.ndarra
         moments: of the protocol.
         rng: draws.
         known: bool, whether the item of each event was there before it; what was not, trains nothing.
+        repeats: what a user likes again is asked for, too.
     """
-    rows = _newly_liked(log, moments.when, moments.train, np.full(len(log.user), NEVER))
+    rows = _liked(log, moments.when, moments.train, np.full(len(log.user), NEVER), repeats)
     time_us = moments.when[rows]
     part = _parts(moments, rows, time_us)
     order = np.lexsort((rows, time_us))
@@ -85,7 +87,7 @@ def taken(log: Log, moments: Moments, rng: np.random.Generator, known: np.ndarra
     return _ranking(log, rows, np.arange(1, len(rows) + 1), time_us, np.ones(len(rows)), part)
 
 
-def asked(log: Log, moments: Moments, rng: np.random.Generator, known: np.ndarray) -> pa.Table:
+def asked(log: Log, moments: Moments, rng: np.random.Generator, known: np.ndarray, repeats: bool) -> pa.Table:
     """One retrieval request per user and part: what the user newly liked from its moment on (RETRIEVAL).
 
     Arguments as of ``taken``.
@@ -93,7 +95,8 @@ def asked(log: Log, moments: Moments, rng: np.random.Generator, known: np.ndarra
     end = np.full(len(log.user), NEVER)
     found = []
     for part, start, stop in (("train", moments.asked, moments.test), ("test", moments.test, end)):
-        new = _newly_liked(log, moments.when, start, stop)
+        new = _liked(log, moments.when, start, stop, repeats)
+        new = new[np.sort(np.unique(pairs(log.user[new], log.item[new]), return_index=True)[1])]
         new = new[known[new] | (part == "test")]
         users = distinct(log.user[new])
         users = np.sort(rng.permutation(users)[: MOST[part]])
@@ -121,8 +124,14 @@ def liked_us(events: pa.Table, ranking: pa.Table) -> np.ndarray:
     return np.where(ranking["label"].to_numpy() > 0, when, NEVER)
 
 
-def _newly_liked(log: Log, when: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """Rows of the first like of each user and item from the user's ``start`` to ``stop``, if none came before."""
+def _liked(log: Log, when: np.ndarray, start: np.ndarray, stop: np.ndarray, repeats: bool) -> np.ndarray:
+    """Rows of the first like of each user and item from the user's ``start`` to ``stop``, if none came before.
+
+    With ``repeats`` every taking in that time.
+    """
+    if repeats:
+        rows = np.sort(takings(log))
+        return rows[(when[rows] >= start[rows]) & (when[rows] < stop[rows])]
     rows, first = log.likes
     if not len(rows):
         return rows

@@ -23,6 +23,7 @@ from dataset.given import by_given
 from dataset.log import Log, among, distinct, microseconds
 from dataset.months import Month, months_of, stored_months, write_months
 from dataset.protocols import BY, NEVER, NONE, Moments, by_last, by_time, by_users, choose, spaced
+from dataset.repeats import are_usual
 from dataset.requests import RANKING, RETRIEVAL, asked, says_what_was_not_liked, shown, taken
 from dataset.slates import clicks_explained
 from run.artifacts import Artifact, ArtifactError, open_artifact, write_artifact
@@ -63,6 +64,11 @@ class Split:
     def rated(self) -> bool:
         """Whether ``ranking`` holds ratings alone: of what users chose themselves, how they liked it."""
         return bool(self.artifact.config.get("rated", False))
+
+    @property
+    def repeats(self) -> bool:
+        """Whether what a user likes again is asked for, and may be recommended (``dataset.repeats``)."""
+        return bool(self.artifact.config.get("repeats", False))
 
     @property
     def ranks(self) -> bool:
@@ -155,6 +161,7 @@ def split_dataset(
     by: str | None = None,
     seed: int = 0,
     pool: np.ndarray | None = None,
+    repeats: bool | None = None,
 ) -> Artifact:
     """Split a dataset by a protocol and write the artifact of kind "split".
 
@@ -165,6 +172,8 @@ def split_dataset(
             the data. The manifest says which, and why.
         pool: items that may be held out from the encoder's training, int64; None: all.
         seed: of the hash of users, and of requests where there are more than ``protocols.MOST``.
+        repeats: whether what a user likes again is asked for; None: what the data set says ("repeats" in its
+            manifest), else whether most likes are such.
 
     Raises:
         DataError: an unknown protocol, or one that this log cannot be split by.
@@ -194,17 +203,21 @@ def split_dataset(
     if by is None and (by := dataset.artifact.config.get("protocol")) not in BY:
         timed = dataset.artifact.config.get("timed", True)  # else the order of the rows stands for time
         by, why = choose(log, shows and timed)
+    again = "asked for"
+    if repeats is None and (repeats := dataset.artifact.config.get("repeats")) is None:
+        repeats, again = are_usual(log)
     if by in ("last", "users"):
         log = spaced(log)
-    moments, known = _moments(log, by, dataset, seed, shows), _known(log, dataset)
+    moments, known = _moments(log, by, dataset, seed, shows, repeats), _known(log, dataset)
     kept = log.table.filter(pa.array(log.available_us < moments.kept))
     tables = {
         "log": kept.cast(EVENTS),
-        "ranking": shown(log, moments) if shows else taken(log, moments, rng, known),
-        "retrieval": asked(log, moments, rng, known),
+        "ranking": shown(log, moments) if shows else taken(log, moments, rng, known, repeats),
+        "retrieval": asked(log, moments, rng, known, repeats),
     }
     rated = shows and not log.is_type("impression").any()
     config = {"by": by, "why": why, "shows": shows, "rated": bool(rated), "seed": seed}
+    config |= {"repeats": repeats, "why_repeats": again}
     if by == "time":
         fit_us, test_us = int(moments.fit[0]), int(moments.test[0])
     else:
@@ -230,15 +243,15 @@ def measured_items(dataset: Dataset) -> np.ndarray:
     return np.sort(pictured[among(pictured, dataset.events["item_id"].to_numpy())])
 
 
-def _moments(log: Log, by: str, dataset: Dataset, seed: int, shows: bool) -> Moments:
+def _moments(log: Log, by: str, dataset: Dataset, seed: int, shows: bool, repeats: bool) -> Moments:
     where = dataset.artifact.path
     if by == "time":
         return by_time(log, where)
     if by == "last":
-        return by_last(log, where)
+        return by_last(log, where, repeats)
     if by == "given":
         return by_given(log, dataset.extra.get("event"), where)
-    return by_users(log, measured_items(dataset), seed, shows)
+    return by_users(log, measured_items(dataset), seed, shows, repeats)
 
 
 def _known(log: Log, dataset: Dataset) -> np.ndarray:

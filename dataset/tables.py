@@ -37,7 +37,8 @@ def write_dataset(out: Path, tables: Tables, config: Mapping[str, Any]) -> Artif
         tables: canonical tables; ``events`` may be a LongLog, which is read once and closed.
         config: "name" and any other provenance. "candidates": "pictured" if the source's benchmark is of items that
             have a picture and were acted on (``dataset.split.measured_items``); "protocol", by which to split if the
-            run does not say (``dataset.protocols``). Of importers: "first_seen", how they derive it from the log
+            run does not say (``dataset.protocols``), and "repeats", whether what users like again is asked for
+            (``dataset.repeats``). Of importers: "first_seen", how they derive it from the log
             (``dataset.first_seen``), "event_ids": "given" if the source names its events (``dataset.append``), and
             "ids": what the source's ids are (field -> kind, ``dataset.shop_ids``), and "said", sentences for whoever
             imports. Added here: "ids" that the source

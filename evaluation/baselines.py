@@ -80,6 +80,25 @@ class Chance:
         return self._generator.random((len(requests), len(self.candidates)), dtype=np.float32)
 
 
+class Repeats:
+    """Recommends what the user took before, most often first, of equals the newest; nothing else is listed."""
+
+    def __init__(self, candidates: np.ndarray) -> None:
+        self.candidates = candidates
+
+    def scores(self, requests: Requests) -> np.ndarray:
+        """float32 of shape (R, N): how often, and below 1 how recently."""
+        out = np.full((len(requests), len(self.candidates)), -np.inf, dtype=np.float32)
+        row, column = owners(requests.offsets), _rows(self.candidates, requests.history)
+        place = (1 + np.arange(len(row)) - requests.offsets[row]) / (1 + np.diff(requests.offsets)[row])
+        row, column, place = row[column >= 0], column[column >= 0], place[column >= 0]
+        out[row, column] = 0
+        np.add.at(out, (row, column), 1)
+        newest = np.zeros_like(out)
+        newest[row, column] = place  # the last one of a pair is the newest
+        return out + newest
+
+
 class Similarity:
     """Sum of the cosines between the candidate and the distinct items of the user's history.
 
@@ -182,7 +201,7 @@ class Lists:
     """The best candidates of R requests, int64 item ids (R, k), -1 after the end of a list.
 
     Attributes:
-        new: without the items of the user's history, as the service answers.
+        new: without the items of the user's history.
         any: with them.
     """
 
@@ -194,6 +213,10 @@ class Lists:
         """By the scores of candidates, float32 (R, N), as in ``top_k``."""
         return cls(top_k(scores, candidates, k, history), top_k(scores, candidates, k))
 
+    def answers(self, repeats: bool) -> np.ndarray:
+        """Those that the service gives, which proposes what a user took before or does not."""
+        return self.any if repeats else self.new
+
     @classmethod
     def joined(cls, parts: Sequence[Lists]) -> Lists:
         """The lists of all requests, from those of some each."""
@@ -202,8 +225,7 @@ class Lists:
 
 def rank(baseline: Baseline, requests: Requests, k: int, exclude_history: bool = False) -> np.ndarray:
     """The k best candidates of each request, as ``Lists`` has them; int64 item ids (R, k)."""
-    found = lists(baseline, requests, k)
-    return found.new if exclude_history else found.any
+    return lists(baseline, requests, k).answers(repeats=not exclude_history)
 
 
 def lists(baseline: Baseline, requests: Requests, k: int) -> Lists:

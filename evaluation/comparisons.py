@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from evaluation.metrics import Measurement
 from evaluation.report import Comparison, Control, Judged
 
-BASELINES = ("popularity", "item_knn", "tf_idf", "colour", "mix", "logistic", "boosting")
+BASELINES = ("popularity", "repeats", "item_knn", "tf_idf", "colour", "mix", "logistic", "boosting")
 CONTROLS = ("id_only", "plain_content", "shuffled", "logistic", "boosting")
 # A ranker's name among click predictions -> among lists.
 RANKERS = {

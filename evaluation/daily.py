@@ -163,7 +163,9 @@ def _log_of(
 ) -> Log:
     shown = of_requests(split.ranking, chosen)
     examples = Examples.of(shown)
-    plain = PlainFeatures(dataset, PlainContent.of(dataset.items, dataset.images), split.log, split.fit_log)
+    plain = PlainFeatures(
+        dataset, PlainContent.of(dataset.items, dataset.images), split.log, split.fit_log, split.repeats
+    )
     return Log(
         requests=matched(logged_frame(folder, split, size, chosen), retriever, size.behaviours),
         time_us=examples.asked.time_us,

@@ -18,7 +18,7 @@ from evaluation.plain_controls import PlainControls
 from evaluation.shop_baselines import relevant_of, requests_of, shop_baselines
 
 TUNING_REQUESTS = 2_000
-MIXED = ("item_knn", "tf_idf", "colour")
+MIXED = ("item_knn", "tf_idf", "colour", "repeats")
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class PlainMethods:
         controls: None where nothing can train them.
         candidates: int64 item ids, ascending.
         log: EVENTS rows that histories are read from, whatever may be counted of them.
+        repeats: whether they list what a user took before (``Split.repeats``).
     """
 
     baselines: dict[str, Baseline]
     controls: PlainControls | None
     candidates: np.ndarray
     log: pa.Table
+    repeats: bool
 
     @classmethod
     def fit(cls, dataset: Dataset, split: Split, candidates: np.ndarray, seed: int) -> PlainMethods:
@@ -49,7 +51,7 @@ class PlainMethods:
         content = PlainContent.of(dataset.items, dataset.images)
         baselines = with_mix(content, split, candidates, seed)
         controls = PlainControls.fit(dataset, split, content, candidates, seed)
-        return cls(baselines, controls, candidates, split.log)
+        return cls(baselines, controls, candidates, split.log, split.repeats)
 
     def lists(self, requests: pa.Table, k: int) -> Iterator[tuple[str, Lists]]:
         """The k best candidates by every method.
@@ -70,14 +72,14 @@ def with_mix(content: PlainContent, split: Split, candidates: np.ndarray, seed: 
     """Every baseline on the log before the test, and a mix tuned on train requests with the earlier log."""
     tuning = split.retrieval.filter(pc.equal(split.retrieval["part"], "train")).slice(0, TUNING_REQUESTS)
     wanted = relevant_of(tuning).only(candidates)
-    earlier = shop_baselines(content, split.fit_log, candidates, seed)
+    earlier = shop_baselines(content, split.fit_log, candidates, split.repeats, seed)
     tuned = tune_mix(
         {name: earlier[name] for name in MIXED if name in earlier},
         requests_of(split.log, tuning),
         wanted.offsets,
         wanted.item_id,
-        exclude_history=True,
+        exclude_history=not split.repeats,
     )
-    baselines = shop_baselines(content, split.test_log, candidates, seed)
+    baselines = shop_baselines(content, split.test_log, candidates, split.repeats, seed)
     baselines["mix"] = Mix({name: baselines[name] for name in tuned.parts}, tuned.weights)
     return baselines

@@ -39,7 +39,7 @@ BOOSTING = {  # stops by a tenth of its rows, so nothing has to be tuned for a d
     "max_iter": 400, "learning_rate": 0.05, "max_leaf_nodes": 15, "min_samples_leaf": 50, "l2_regularization": 1.0,
     "early_stopping": True, "validation_fraction": 0.1, "n_iter_no_change": 20,
 }  # fmt: skip
-PROPOSING = ("popularity", "item_knn", "tf_idf", "colour")
+PROPOSING = ("popularity", "item_knn", "tf_idf", "colour", "repeats")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class PlainControls:
         examples = training_examples(split, content, candidates, seed)
         if len(np.unique(examples.label)) < 2:
             return None
-        earlier = PlainFeatures(dataset, content, split.log, split.fit_log)
+        earlier = PlainFeatures(dataset, content, split.log, split.fit_log, split.repeats)
         x = features_of(earlier, examples, "train plain controls: features")
         models = {
             "logistic": make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)),
@@ -107,7 +107,8 @@ class PlainControls:
         }
         for model in track(models.values(), "train plain controls", unit="models"):
             model.fit(x, examples.label)
-        return cls(PlainFeatures(dataset, content, split.log, split.test_log, earlier.usual), models)
+        later = PlainFeatures(dataset, content, split.log, split.test_log, split.repeats, earlier.usual)
+        return cls(later, models)
 
     def probabilities(
         self, asked: Moments, offsets: np.ndarray, item_id: np.ndarray
@@ -142,7 +143,9 @@ class PlainControls:
         found: dict[str, list[Lists]] = {name: [] for name in self.models}
         for start, stop in blocks(len(asked), len(candidates)):
             past = history.take(start, stop)
-            offsets, item_id = every(candidates, len(past)) if whole else proposed(baselines, past)
+            offsets, item_id = (
+                every(candidates, len(past)) if whole else proposed(baselines, past, self.features.repeats)
+            )
             chances = self.probabilities(asked.take(slice(start, stop)), offsets, item_id)
             request = owners(offsets)
             for name, chance in chances.items():
@@ -168,7 +171,8 @@ def training_examples(split: Split, content: PlainContent, candidates: np.ndarra
     chosen = np.sort(rng.permutation(len(requests))[:MOST_REQUESTS])
     requests = requests.take(pa.array(chosen))
     history = requests_of(split.log, requests)
-    offsets, item_id = proposed(shop_baselines(content, split.fit_log, candidates, seed), history)
+    earlier = shop_baselines(content, split.fit_log, candidates, split.repeats, seed)
+    offsets, item_id = proposed(earlier, history, split.repeats)
     taken = relevant_of(requests)
     owner, wanted = owners(offsets), owners(taken.offsets)
     pair = pairs(np.append(owner, wanted), np.append(item_id, taken.item_id))
@@ -185,10 +189,18 @@ def every(candidates: np.ndarray, requests: int) -> tuple[np.ndarray, np.ndarray
     return np.arange(requests + 1) * len(candidates), np.tile(candidates, requests)
 
 
-def proposed(baselines: Mapping[str, Baseline], history: Requests) -> tuple[np.ndarray, np.ndarray]:
-    """What any of the baselines lists for each request: offsets, int64 (R + 1), and item ids, ascending."""
+def proposed(
+    baselines: Mapping[str, Baseline], history: Requests, repeats: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """What any of the baselines lists for each request: offsets, int64 (R + 1), and item ids, ascending.
+
+    Args:
+        baselines: over the same candidates.
+        history: of R requests.
+        repeats: whether they list what a user took before.
+    """
     lists = [
-        rank(baselines[name], history, PROPOSED, exclude_history=True)
+        rank(baselines[name], history, PROPOSED, exclude_history=not repeats)
         for name in PROPOSING
         if name in baselines
     ]

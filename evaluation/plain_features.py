@@ -43,6 +43,7 @@ COUNTS = (
     ),
     *("item_shown_28d", "item_liked_28d", "item_shown", "item_liked", "item_rate", "price", "age"),
 )
+TAKEN = ("taken", "taken_lately", "taken_since")  # how often the user took the item ever, and when last
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class PlainFeatures:
         content: of all its items.
         log: EVENTS rows; at each request only those available strictly before it are read.
         together: EVENTS rows of which co-occurrence is counted at once, so all before the first request.
+        repeats: whether users may be asked about what they took before: how often and when is then a feature.
         usual: rate at which items are liked, towards which like-rates are smoothed; None: that of ``together``.
             Models need the one that they were trained with: a log whose slates begin later has another.
     """
@@ -92,9 +94,10 @@ class PlainFeatures:
         content: PlainContent,
         log: pa.Table,
         together: pa.Table,
+        repeats: bool,
         usual: float | None = None,
     ) -> None:
-        self.item_ids = content.item_ids
+        self.item_ids, self.repeats = content.item_ids, repeats
         items = dataset.items.sort_by("item_id")
         positive = positive_events(together)
         shown = pc.sum(pc.is_in(together["type"], value_set=SHOWN)).as_py() or 0
@@ -117,7 +120,8 @@ class PlainFeatures:
     def names(self) -> list[str]:
         """The names of the columns."""
         similar = [f"{space}_{kind}" for space in self._spaces for kind in KINDS]
-        return [*similar, *COUNTS, *(f"query_{kind}" for kind in self._queries), "asked"]
+        searched = [*(f"query_{kind}" for kind in self._queries), "asked"]
+        return [*similar, *COUNTS, *searched, *(TAKEN if self.repeats else ())]
 
     def of(self, asked: Moments, offsets: np.ndarray, item_id: np.ndarray) -> np.ndarray:
         """The features of every candidate.
@@ -139,8 +143,17 @@ class PlainFeatures:
             mine = slice(offsets[r], offsets[r + 1])
             past = slice(start[r], stop[r])
             out[mine, : width + 3] = self._against(item[mine], past, asked.time_us[r])
-            out[mine, width + len(COUNTS) :] = self._searched(item[mine], int(asked.query_id[r]))
+            searched = self._searched(item[mine], int(asked.query_id[r]))
+            first = width + len(COUNTS)
+            out[mine, first : first + searched.shape[1]] = searched
+            if self.repeats:
+                out[mine, 1 - len(TAKEN) :] = self._taken(item[mine], past, asked.time_us[r])
         owner = owners(offsets)
+        if self.repeats:
+            taken = self._tally["own"].liked.before(
+                self._own(asked.user_id[owner], item), asked.time_us[owner]
+            )
+            out[:, -len(TAKEN)] = np.log1p(taken)
         out[:, width + 3 : width + len(COUNTS)] = self._counted(
             asked.user_id[owner], asked.time_us[owner], item
         )
@@ -159,10 +172,18 @@ class PlainFeatures:
         order = order[np.lexsort((sequence[order], time_us[order], user[order]))]
         self._past = Behaviour(user[order], time_us[order], item[order], liked[order])
         keys = {"user": user, "item": item, "category": self._within(user, item)}
+        if self.repeats:
+            keys["own"] = self._own(user, item)
         self._tally = {
             name: Tallies(Counts.of(key[shown], time_us[shown]), Counts.of(key[liked], time_us[liked]))
             for name, key in keys.items()
         }
+
+    def _own(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """A key for a user and an item."""
+        place = np.minimum(np.searchsorted(self._users, user), len(self._users) - 1)
+        known = np.where(self._users[place] == user, place, -1)
+        return known * (len(self.item_ids) + 1) + item
 
     def _within(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
         """A key for a user within the category of an item."""
@@ -185,6 +206,19 @@ class PlainFeatures:
         if liked.any():
             same = self._category[item][:, None] == self._category[behaved[liked]]
             out[:, -2], out[:, -1] = same.mean(axis=1), same @ fading[liked]
+        return out
+
+    def _taken(self, item: np.ndarray, past: slice, now_us: int) -> np.ndarray:
+        """Whether each candidate was taken lately, as one over its place from the newest, and days since, (n, 2)."""
+        liked = self._past.item[past][self._past.liked[past]]
+        time_us = self._past.time_us[past][self._past.liked[past]]
+        out = np.zeros((len(item), len(TAKEN) - 1), dtype=np.float32)
+        if len(liked):
+            same = item[:, None] == liked
+            count, last = same.sum(axis=1), len(liked) - 1 - same[:, ::-1].argmax(axis=1)
+            ago = np.log1p(np.maximum(now_us - time_us[last], 0) / DAY_US)
+            columns = np.stack([1 / (len(liked) - last), ago], axis=1)
+            out[count > 0] = columns[count > 0]
         return out
 
     def _counted(self, user: np.ndarray, now_us: np.ndarray, item: np.ndarray) -> np.ndarray:

@@ -152,7 +152,8 @@ def _lists(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:
     asked = test if slates is None else pa.concat_tables([test, slates.requests]).combine_chunks()
     plain = dict(methods.plain.lists(asked, DEPTH))
     found = methods.proposed(asked)
-    answers = {name: one.new for name, one in plain.items()} | dict(methods.lists(asked, found))
+    answers = {name: one.answers(split.repeats) for name, one in plain.items()}
+    answers |= dict(methods.lists(asked, found))
     named = {name: ranked[: len(test)] for name, ranked in answers.items()}
     if dataset.truth is not None:
         judge = Judge.of(dataset)

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from dataset.contracts import POSITIVE_CODES, behaviour_codes
 from dataset.jagged import entries, offsets_of
-from evaluation.baselines import Baseline, Chance, Popularity, Requests, Similarity
+from evaluation.baselines import Baseline, Chance, Popularity, Repeats, Requests, Similarity
 from evaluation.content import PlainContent, buyers
 from evaluation.earlier import rows_before
 from evaluation.retrieval_quality import Relevant
@@ -50,7 +50,7 @@ def relevant_of(retrieval: pa.Table) -> Relevant:
 
 
 def shop_baselines(
-    content: PlainContent, log: pa.Table, candidates: np.ndarray, seed: int = 0
+    content: PlainContent, log: pa.Table, candidates: np.ndarray, repeats: bool, seed: int = 0
 ) -> dict[str, Baseline]:
     """Every named baseline over the candidates.
 
@@ -58,11 +58,12 @@ def shop_baselines(
         content: of all items; histories may hold any of them.
         log: EVENTS rows that baselines may use; only positive ones count.
         candidates: int64 item ids that may be recommended.
+        repeats: whether what a user took before may be.
         seed: for the random baseline.
 
     Returns:
-        popularity, chance, item_knn, tf_idf and, where the shop has pictures, colour. (``baselines.tune_mix``
-        makes the mix from the last three.)
+        popularity, chance, item_knn, tf_idf and, where the shop has pictures, colour, and where users take things
+        again, repeats. (``baselines.tune_mix`` makes the mix from all but the first two.)
     """
     candidates, item_ids = np.sort(candidates), content.item_ids
     positive = positive_events(log)
@@ -75,4 +76,6 @@ def shop_baselines(
     }
     if content.colour is not None:
         baselines["colour"] = Similarity(candidates, item_ids, content.colour)
+    if repeats:
+        baselines["repeats"] = Repeats(candidates)
     return baselines

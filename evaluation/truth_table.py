@@ -34,7 +34,8 @@ def truth_measures(
     Args:
         judge: knows the tastes.
         requests: R rows with user_id and time.
-        named: name -> int64 item ids (R, at least 10), none of the request's history, as the service answers.
+        named: name -> int64 item ids (R, at least 10), as the service answers: of the request's history none, unless
+            the shop proposes repeats.
         plain: the same of the plain methods, and with the history.
         methods: the plain methods, for their candidates and their log.
         untouched: int64 ids of the candidates that nobody had acted on.
@@ -53,7 +54,7 @@ def truth_measures(
         name: Lists.of(scores, candidates, SLATE, history)
         for name, scores in bounds(judge, asked, candidates).items()
     }
-    lists = {**methods_of(named), **{name: one.new for name, one in bound.items()}}
+    lists = {**methods_of(named), **{name: one.answers(methods.repeats) for name, one in bound.items()}}
     verdicts = {name: judge.judge(asked, ranked) for name, ranked in lists.items()}
     verdicts["shop"] = judge.shop(asked, seed)
     yield from _compared(verdicts, asked.user_id, seed)

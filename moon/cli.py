@@ -45,6 +45,7 @@ from moon.options import (
     RankByOption,
     RankerOption,
     RanksOption,
+    RepeatsOption,
     RequestsOption,
     RunOption,
     SeedOption,
@@ -76,11 +77,12 @@ def demo(
     seed: SeedOption = 0,
     profile: ProfileOption = "embedded",
     split: SplitOption = None,
+    repeats: RepeatsOption = None,
 ) -> None:
     """Run the whole journey on DATA, resuming where it was interrupted, and print the results."""
     from moon import journey, summary
 
-    settings = journey.start(data, run, size, seed, profile, split)
+    settings = journey.start(data, run, size, seed, profile, split, repeats)
     journey.travel(settings)
     typer.echo(summary.text(settings.folder))
 
@@ -144,11 +146,12 @@ def split(
         str | None,
         typer.Option("--by", help="time, last (leave one out), users or given; default: by the data."),
     ] = None,
+    repeats: RepeatsOption = None,
 ) -> None:
     """Split the log: history to learn from, training data of the ranker, test data."""
     from moon import journey
 
-    journey.do(journey.resplit(journey.load(run), by), "split")
+    journey.do(journey.resplit(journey.load(run), by, repeats), "split")
 
 
 @app.command()

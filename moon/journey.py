@@ -19,7 +19,7 @@ from moon.failures import names_own_ids
 from moonstore.disk import make_folder, writing
 from moonstore.files import write_json
 from run.artifacts import open_artifact, read_json
-from run.folder import LAST, RUNS, STAMPED, STAMPED_AGAIN, JourneyError, Run, choices, load, stamp
+from run.folder import LAST, REPEATS, RUNS, STAMPED, STAMPED_AGAIN, JourneyError, Run, choices, load, stamp
 from run.sizes import REAL, SIMULATED, size
 
 COMMANDS = {
@@ -105,9 +105,15 @@ VERBS = (
 
 
 def start(
-    data: str, folder: Path | None, size_name: str | None, seed: int, profile: str, split: str | None = None
+    data: str,
+    folder: Path | None,
+    size_name: str | None,
+    seed: int,
+    profile: str,
+    split: str | None = None,
+    repeats: str | None = None,
 ) -> Run:
-    """Create or reopen the run of ``data``; another protocol of the split undoes the stages from the split on.
+    """Create or reopen the run of ``data``; to ask for something else undoes the stages from the split on.
 
     Raises:
         JourneyError: the folder already holds a run with other settings, or ``data`` or ``profile`` is invalid.
@@ -122,16 +128,18 @@ def start(
         )
     if profile not in ("embedded", "redis"):
         raise JourneyError(f"unknown profile {profile!r}: expected embedded or redis")
-    require_protocol(split)
+    require_split(split, repeats)
     chosen = size(size_name or (SIMULATED if name == "marketplace" else REAL))
-    run = Run(folder or RUNS / name, data, chosen.name, seed, profile, split)
+    run = Run(folder or RUNS / name, data, chosen.name, seed, profile, split, repeats)
     record = run.folder / "run.json"
     if record.exists():
         known = load(run.folder)
-        if split is None:
-            run = replace(run, split=known.split)
-        else:
-            known = replace(known, split=split)
+        run = replace(
+            run,
+            split=known.split if split is None else split,
+            repeats=known.repeats if repeats is None else repeats,
+        )
+        known = replace(known, split=run.split, repeats=run.repeats)
         if known != run and replace(known, profile=profile) == run:
             return work.switch(known, profile)
         if known != run and (run.folder / "stages").exists():
@@ -163,28 +171,32 @@ def _place(data: str) -> tuple[str, str]:
     )
 
 
-def resplit(run: Run, by: str | None) -> Run:
-    """The same run with another protocol of its split; None: the one that it has.
+def resplit(run: Run, by: str | None, repeats: str | None) -> Run:
+    """The same run with another protocol of its split, and other likes asked for; None: as it has them.
 
     Raises:
-        JourneyError: an unknown protocol.
+        JourneyError: an unknown protocol, or neither yes nor no.
     """
-    if by is None:
+    require_split(by, repeats)
+    changed = replace(
+        run, split=run.split if by is None else by, repeats=run.repeats if repeats is None else repeats
+    )
+    if changed == run:
         return run
-    require_protocol(by)
-    changed = replace(run, split=by)
     write_json(run.folder / "run.json", choices(changed))
     return changed
 
 
-def require_protocol(by: str | None) -> None:
-    """Refuse a protocol of the split that nobody knows; None is chosen from the data.
+def require_split(by: str | None, repeats: str | None) -> None:
+    """Refuse a protocol of the split that nobody knows, and repeats that are neither; None is chosen from the data.
 
     Raises:
         JourneyError: naming those that there are.
     """
     if by is not None and by not in BY:
         raise JourneyError(f"unknown protocol {by!r}: expected one of {', '.join(BY)}")
+    if repeats is not None and repeats not in REPEATS:
+        raise JourneyError(f"repeats {repeats!r}: expected {' or '.join(REPEATS)}")
 
 
 @names_own_ids
@@ -285,6 +297,8 @@ def _key(run: Run, verb: str) -> str:
     decided = [run.data, run.size_name, run.seed, verb]  # the online store can be switched at any time
     if run.split is not None and verb != "dataset":
         decided.append(run.split)
+    if run.repeats is not None and verb != "dataset":
+        decided.append(f"repeats {run.repeats}")
     if verb not in ("dataset", "encoder") and (grown := work.grown(run)) is not None:
         decided.append(grown)
     return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:16]

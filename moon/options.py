@@ -41,6 +41,10 @@ SplitOption = Annotated[
     str | None,
     typer.Option("--split", help="Protocol of the split: time, last, users or given; default: by the data."),
 ]
+RepeatsOption = Annotated[
+    str | None,
+    typer.Option("--repeats", help="yes or no: recommend what a user took before; default: by the data."),
+]
 ProfileOption = Annotated[str, typer.Option("--profile", help="Online store: embedded or redis.")]
 
 # Of `moon ranker`.

@@ -16,7 +16,7 @@ TABLES: dict[str, dict[str, list[str]]] = {
     "truth": {
         "columns": ["clicks_per_slate", "revenue_per_slate", "lift_of_served"],
         "rows": [
-            *("popularity", "item_knn", "colour", "tf_idf", "mix", "logistic", "boosting"),
+            *("popularity", "repeats", "item_knn", "colour", "tf_idf", "mix", "logistic", "boosting"),
             *(
                 "source_popular",
                 "source_similar",
@@ -24,6 +24,8 @@ TABLES: dict[str, dict[str, list[str]]] = {
                 "source_cooccurrence",
                 "source_words",
                 "source_two_tower",
+                "source_taste",
+                "source_repeats",
             ),
             *("candidates", "served_id_only", "served_shuffled", "served_plain_content", "served"),
             *("shop", "observer", "oracle"),
@@ -38,6 +40,7 @@ TABLES: dict[str, dict[str, list[str]]] = {
         "rows": [
             *(
                 "popularity",
+                "repeats",
                 "item_knn",
                 "tf_idf",
                 "colour",
@@ -51,7 +54,10 @@ TABLES: dict[str, dict[str, list[str]]] = {
     },
     "candidates": {
         "columns": ["recall@50", "recall@200", "recall@500", "unique@50", "unique@200", "unique@500"],
-        "rows": ["popular", "similar", "profile", "cooccurrence", "words", "two_tower", "union", "fused"],
+        "rows": [
+            *("popular", "similar", "profile", "cooccurrence", "words", "two_tower", "taste", "repeats"),
+            *("union", "fused"),
+        ],
     },
     "ctr": {
         "columns": ["auc", "gauc", "ne", "calibration", "ece"],

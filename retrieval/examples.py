@@ -50,7 +50,7 @@ VALID_SHARE = 5  # where training requests are drawn, one in how many of them va
 CHUNK_REQUESTS = 128  # so that progress shows where each has hundreds of candidates
 NEGATIVES, FEWEST = 50, 20  # others of an item taken, at most and at least
 MOST_OTHERS = 720_000  # of all items taken, where that leaves each at least FEWEST
-BEHAVIOUR = ("cooccurrence", "two_tower", "popular")  # sources whose scores the ranker reads
+BEHAVIOUR = ("cooccurrence", "two_tower", "repeats", "popular")  # sources whose scores the ranker reads
 
 
 @dataclass(frozen=True)
@@ -386,17 +386,22 @@ def placeholders(requests: pa.Table) -> pa.Table:
 
 
 def candidates(frames: TrainingFrame, retriever: Retriever) -> Retrieved:
-    """The candidates of every request, as the service proposes them, without what the user already took."""
+    """The candidates of every request, as the service proposes them.
+
+    Without what the user already took, unless the retriever proposes that, too.
+    """
     answers: list[tuple[np.ndarray, np.ndarray]] = []
     for frame in chunks(frames, "retrieve candidates"):
-        requests = Requests.from_frame(frame, exclude_history=True)
+        requests = Requests.from_frame(frame, exclude_history=not retriever.repeats)
         answers.extend(propose(retriever.recommending, requests, weights=retriever.weights))
     return stack(answers)
 
 
-def answers_of(frames: TrainingFrame, source: Source, k: int = PER_SOURCE) -> Retrieved:
-    """One source's k best items of every request, without what the user already took."""
+def answers_of(
+    frames: TrainingFrame, source: Source, repeats: bool = False, k: int = PER_SOURCE
+) -> Retrieved:
+    """One source's k best items of every request, without what the user already took unless ``repeats``."""
     answers: list[tuple[np.ndarray, np.ndarray]] = []
     for frame in chunks(frames, f"retrieve by {source.name}"):
-        answers.extend(source.retrieve_batch(Requests.from_frame(frame, exclude_history=True), k))
+        answers.extend(source.retrieve_batch(Requests.from_frame(frame, exclude_history=not repeats), k))
     return stack(answers)

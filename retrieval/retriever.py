@@ -20,6 +20,7 @@ from retrieval.fusion import EQUAL, Weights
 from retrieval.index import ItemIndex, category_path
 from retrieval.places import Places
 from retrieval.properties import Picture
+from retrieval.repeats import Repeats, RepeatsSource
 from retrieval.requests import interests
 from retrieval.similarities import Categories, Similarities, Space
 from retrieval.sources import (
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 ROLES = (
     *("embedding", "index", "cooccurrence", "words", "word_vectors", "taste", "two_tower", "two_tower_index"),
-    "fusion",
+    *("repeats", "fusion"),
 )
 
 
@@ -64,8 +65,8 @@ def open_retrieval(folder: Path, fitted: bool = False) -> dict[str, Artifact]:
         "index": open_artifact(folder / "index", "index"),
         "cooccurrence": open_artifact(folder / f"cooccurrence{end}", "cooccurrence"),
     }
-    for name in ("words", "word_vectors", "taste", "fusion"):
-        if (folder / name).exists():  # an earlier release had none, or there was nothing to learn tastes from
+    for name in ("words", "word_vectors", "taste", "repeats", "fusion"):
+        if (folder / name).exists():  # an earlier release had none, or the log has none
             artifacts[name] = open_artifact(folder / name, name)
     if (folder / f"two_tower{end}").exists():
         artifacts["two_tower"] = open_artifact(folder / f"two_tower{end}", "two_tower")
@@ -87,6 +88,7 @@ class Parts:
             anybody, or the run was made by a release that had none.
         tastes: by what they read of an item, ``taste`` among them; None likewise.
         places: of all items in the two-tower model's space, also of those that may not be returned; None likewise.
+        repeats: what users may be proposed again; None: nothing that they took before.
     """
 
     graph: Cooccurrence
@@ -99,6 +101,7 @@ class Parts:
     asked: Asked | None = None
     tastes: Tastes | None = None
     places: Places | None = None
+    repeats: Repeats | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,11 @@ class Retriever:
         liked = interests(history)
         held = self.index.rows(liked.item_id) >= 0
         return np.bincount(owners(liked.offsets)[held], minlength=len(history)) > 0
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it proposes what a user took before, too (``dataset.repeats``)."""
+        return any(isinstance(source, RepeatsSource) for source in self.personal)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -191,8 +199,9 @@ class Retriever:
             asked = Asked(words, tastes.whole.properties, queries)
         categories = Categories.of(whole)
         taste = None if tastes is None else tastes.whole
+        repeats = Repeats.open(artifacts["repeats"]) if "repeats" in artifacts else None
         parts = Parts(
-            graph, towers, tower_index, categories, words, word_vectors, taste, asked, tastes, places
+            graph, towers, tower_index, categories, words, word_vectors, taste, asked, tastes, places, repeats
         )
         return cls._of(index, vectors, parts, artifacts)
 
@@ -211,6 +220,8 @@ class Retriever:
             personal.append(two_tower_source(parts.towers, parts.tower_index))
         if parts.taste is not None:
             personal.append(TasteSource(parts.taste, index))
+        if parts.repeats is not None:
+            personal.append(RepeatsSource(parts.repeats, index))
         graph = parts.graph
         popular = PopularSource(graph.item_ids, graph.popularity, index, graph.trend)
         spaces: dict[str, Space] = {"category": parts.categories, "co_occurrence": parts.graph}

@@ -12,7 +12,8 @@ RUNS = Path("runs")
 LAST = RUNS / "last.json"
 STAMPS = "stages"  # folder in a run: one file per finished stage
 CHOICES, STAMPED = ("data", "size_name", "seed", "profile"), ("key", "seconds")  # keys of both records
-CHOSEN = ("split",)  # keys that a record has where there was a choice
+REPEATS = ("yes", "no")
+CHOSEN = ("split", "repeats")  # keys that a record has where there was a choice
 STAMPED_AGAIN = "Remove it: the stage is then done again."
 
 
@@ -31,6 +32,8 @@ class Run:
         seed: random seed of every stage.
         profile: online store, ``embedded`` (SQLite) or ``redis``.
         split: protocol of the split, see ``dataset.protocols``; None: chosen from the data.
+        repeats: whether what a user likes again is asked for, one of REPEATS, see ``dataset.repeats``; None: chosen
+            from the data.
     """
 
     folder: Path
@@ -39,6 +42,7 @@ class Run:
     seed: int
     profile: str
     split: str | None = None
+    repeats: str | None = None
 
     @property
     def size(self) -> Size:

@@ -61,6 +61,7 @@ PARTS = {  # by folder name
     "word_vectors": Part("word_vectors", "word_vectors", needed=False),
     "two_tower": Part("two_tower", "two_tower", needed=False),
     "two_tower_index": Part("two_tower_index", "index", needed=False),
+    "repeats": Part("repeats", "repeats", needed=False),
     "fusion": Part("fusion", "fusion", needed=False),
     "ranker_full": Part("ranker", "ranker", needed=False),
     "relevance": Part("relevance", "relevance", needed=False),

@@ -28,6 +28,7 @@ REASONS = {  # of each source, in words
     "match_two_tower": "their taste",
     "match_cooccurrence": "taken together",
     "match_taste": "has what they like",
+    "match_repeats": "taken before",
     "match_words": "described alike",
     "match_popular": "popular",
     "match_query": "like the search",

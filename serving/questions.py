@@ -47,7 +47,7 @@ TextCount = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=MOST_H
 class RecommendQuestion(BaseModel):
     """``GET /recommend``: who asks, how many items of which category, the items of this visit, and a JSON object.
 
-    ``explain`` asks what each feature adds to each score.
+    ``explain`` asks what each feature adds to each score, ``new`` for what the user has not taken before.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -58,6 +58,7 @@ class RecommendQuestion(BaseModel):
     session: Annotated[list[TextId], Field(max_length=MOST_SESSION)] = Field(default_factory=list)
     context: Annotated[str, Field(max_length=MOST_CONTEXT)] | None = None
     explain: bool = False
+    new: bool = False
 
 
 class SimilarQuestion(BaseModel):

@@ -33,7 +33,7 @@ from feature_repo.online import StoreUnavailable
 from feature_repo.shop_ids import INT64_IDS, ShopIds
 from retrieval.explore import with_rare
 from retrieval.fusion import fuse_within
-from retrieval.requests import Request, Requests, history_of
+from retrieval.requests import NO_IDS, Request, Requests, history_of
 from retrieval.retriever import Retriever
 from retrieval.search.search import Asked, Search
 from retrieval.sources import CANDIDATES, PER_SOURCE, Matches, propose
@@ -132,8 +132,11 @@ class Recommender:
         session: Sequence[ShopId] = (),
         context: Context | None = None,
         explained: bool = False,
+        new: bool = False,
     ) -> Answer:
-        """The k items this user should see now, without those of their history or of this visit: something new.
+        """The k items this user should see now.
+
+        Without those of their history or of this visit, unless the shop's users take things again.
 
         Args:
             user_id: any id; an unknown one gets popular items.
@@ -143,6 +146,7 @@ class Recommender:
             session: item ids of this visit that the store may not know yet, oldest first.
             context: what on-demand views read of the request (``feature_repo.on_demand``).
             explained: whether the hits say what each feature adds to their score, if the ranker ordered them.
+            new: whether to leave out what the user took before, whatever the shop's users do.
 
         Raises:
             UnknownCategory: no item has this category.
@@ -165,7 +169,8 @@ class Recommender:
             history=history,
             time=time,
             category=category,
-            exclude=np.unique(history.item_id),  # as in training and in every measurement
+            # As in training and in every measurement.
+            exclude=NO_IDS if self.retriever.repeats and not new else np.unique(history.item_id),
             user=user.requests if user is not None and _known(user) else None,
         )
         sources = self.retriever.recommending if personal else (self.retriever.popular,)

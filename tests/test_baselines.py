@@ -254,7 +254,7 @@ def test_shop_baselines_read_the_canonical_tables():
         }
     )
     log = events((1, 10, "click", 1), (1, 20, "click", 2), (2, 10, "click", 3), (2, 30, "impression", 4))
-    found = shop_baselines(PlainContent.of(items, images), log, np.array([40, 20, 10, 30]))
+    found = shop_baselines(PlainContent.of(items, images), log, np.array([40, 20, 10, 30]), False)
     assert set(found) == {"popularity", "chance", "item_knn", "tf_idf", "colour"}
     first = {
         name: rank(one, requests([10]), 4, exclude_history=True)[0].tolist() for name, one in found.items()
@@ -263,7 +263,9 @@ def test_shop_baselines_read_the_canonical_tables():
     assert first["item_knn"] == [20, -1, -1, -1]
     assert first["tf_idf"] == [40, -1, -1, -1]
     assert first["colour"] == [40, 30, -1, -1]
-    assert "colour" not in shop_baselines(PlainContent.of(items, images.slice(0, 0)), log, np.array([10]))
+    assert "colour" not in shop_baselines(
+        PlainContent.of(items, images.slice(0, 0)), log, np.array([10]), False
+    )
 
 
 def test_relevant_lists_become_ragged_arrays():

@@ -20,6 +20,7 @@ from moon import journey
 from moon.cli import app
 from ranker import calibration
 from ranker import recipes as rankers
+from run.folder import REPEATS
 from run.sizes import SIZES
 from serving.keys import SCOPES
 from serving.settings import CLOCKS, PROFILES
@@ -32,6 +33,7 @@ CHOICES = {
     "--profile": PROFILES,
     "--by": (*WAYS, *BY),
     "--split": BY,
+    "--repeats": REPEATS,
     "--clock": CLOCKS,
     "--scope": SCOPES,
     "--calibrate": calibration.METHODS,

@@ -258,6 +258,7 @@ def test_the_options_are_few_and_frozen():
         "--shard",
         "--split",
         "--by",
+        "--repeats",  # no protocol: it says what every protocol asks for
         "--json",
         "--out",
         "--activate",

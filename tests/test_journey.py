@@ -71,6 +71,22 @@ def test_a_finished_stage_is_not_repeated_and_an_interrupted_one_is(walked):
     assert ran == ["dataset", "split", "store"]
 
 
+def test_another_way_to_ask_undoes_the_stages_from_the_split_on_and_is_kept(walked):
+    ran, _ = walked
+    journey.travel(begin(repeats="yes"))
+    journey.travel(begin())  # as it was asked for
+    assert ran == ["dataset", "split", "store"] and journey.load(None).repeats == "yes"
+    journey.travel(begin(repeats="no"))
+    assert ran == ["dataset", *2 * ["split", "store"]]
+    changed = journey.resplit(journey.load(None), by="last", repeats="yes")
+    assert journey.load(None) == changed and (changed.split, changed.repeats) == ("last", "yes")
+    assert journey.resplit(changed, None, None) == changed
+    with pytest.raises(JourneyError, match="repeats 'maybe': expected yes or no"):
+        begin(repeats="maybe")
+    with pytest.raises(JourneyError, match="unknown protocol 'chance'"):
+        journey.resplit(changed, "chance", None)
+
+
 def test_redoing_a_stage_undoes_what_came_after(walked):
     ran, _ = walked
     journey.travel(begin())

@@ -178,21 +178,32 @@ def slowly(shop, together, user, now, item, query_id):
         "query_tf_idf": terms[ids.index(item)] @ terms[-1] if query_id == 9 else 0,
         "asked": float(query_id == 9),
     }
-    return found
+    times = [place for place, row in enumerate(likes) if row["item_id"] == item]
+    return found | {
+        "taken": np.log1p(count(liked, lambda row: mine(row) and this(row))),
+        "taken_lately": 1 / (len(likes) - times[-1]) if times else 0,
+        "taken_since": np.log1p((now - at(likes[times[-1]])) / DAY) if times else 0,
+    }
 
 
 def test_every_feature_is_what_a_plain_loop_finds(shop, monkeypatch):
     monkeypatch.setattr(plain_features, "BEHAVIOURS", 8)
     dataset, content, log, _ = shop
     together = log.filter(pa.array(np.arange(len(log)) < len(log) // 2))
-    features = PlainFeatures(dataset, content, log, together)
+    features = PlainFeatures(dataset, content, log, together, True)
+    plainly = PlainFeatures(dataset, content, log, together, False)
     rng = np.random.default_rng(3)
     users = np.array([1, 2, 21, 99, 7, 21])
     times = np.array([12 * DAY, 3 * DAY, 10 * DAY, 10 * DAY, 0, 40 * DAY])
     asked = Moments(users, times, np.array([NO_QUERY, 9, NO_QUERY, 9, NO_QUERY, NO_QUERY]))
     offsets = np.array([0, 3, 5, 9, 21, 23, 25])  # 99 is nobody, whose counts could be anybody's
     item = rng.choice(dataset.items["item_id"].to_numpy(), size=25)
+    clicks = [row for row in log.to_pylist() if (row["user_id"], row["type"]) == (1, "click")]
+    before = [row for row in clicks if row["available_time"].timestamp() * 1e6 < times[0]]
+    item[0] = max(before, key=lambda row: (row["available_time"], row["sequence"]))["item_id"]
     found = features.of(asked, offsets, item)
+    assert features.names[:-3] == plainly.names and found[:, -3:].any(axis=0).all()
+    assert np.array_equal(found[:, :-3], plainly.of(asked, offsets, item))
     for row, of in enumerate(np.repeat(np.arange(6), np.diff(offsets))):
         expected = slowly(
             shop, together, int(users[of]), int(times[of]), int(item[row]), int(asked.query_id[of])
@@ -211,7 +222,8 @@ def test_what_happens_at_the_request_or_later_changes_no_feature(shop):
     earlier = log.filter(pa.array(when < now))
     assert (when == now).any() and len(earlier) < len(log) - 1
     whole, cut = (
-        PlainFeatures(dataset, content, one, earlier).of(asked, offsets, item) for one in (log, earlier)
+        PlainFeatures(dataset, content, one, earlier, False).of(asked, offsets, item)
+        for one in (log, earlier)
     )
     assert np.array_equal(whole, cut)
 
@@ -250,6 +262,7 @@ def split_of(log, kinds, ids, shown=True):
     ]
     return SimpleNamespace(
         shows=shown,
+        repeats=False,
         ranking=pa.Table.from_pylist(rows, schema=RANKING),
         retrieval=pa.Table.from_pylist(requests, schema=RETRIEVAL),
         log=log,
@@ -296,7 +309,7 @@ def test_rates_are_smoothed_in_the_test_as_they_were_in_training(shop):
     split.fit_log = split.fit_log.filter(pc.equal(split.fit_log["type"], "click"))
     controls = PlainControls.fit(dataset, split, content, dataset.items["item_id"].to_numpy(), seed=0)
     before, after = (
-        PlainFeatures(dataset, content, log, one).usual for one in (split.fit_log, split.test_log)
+        PlainFeatures(dataset, content, log, one, False).usual for one in (split.fit_log, split.test_log)
     )
     assert controls.features.usual == before > 2 * after
 
@@ -360,10 +373,10 @@ def test_proposals_are_the_union_of_what_the_baselines_list(shop, monkeypatch):
     dataset, content, log, _ = shop
     monkeypatch.setattr(plain_controls, "PROPOSED", 6)
     ids = dataset.items["item_id"].to_numpy()
-    baselines = shop_baselines(content, log, ids)
+    baselines = shop_baselines(content, log, ids, False)
     requests = pa.table({"user_id": [3, 99, 4], "time": pa.array([20 * DAY] * 3).cast(TIME)})
     history = requests_of(log, requests)
-    offsets, item_id = proposed(baselines, history)
+    offsets, item_id = proposed(baselines, history, False)
     named = [rank(baselines[name], history, 6, True) for name in ("popularity", "item_knn", "tf_idf")]
     for r in range(3):
         expected = sorted({int(item) for one in named for item in one[r] if item >= 0})

@@ -28,11 +28,12 @@ from ranker.two_tower.train import TwoTower, train_two_tower
 from retrieval import build
 from retrieval.cooccurrence import Cooccurrence, Counting
 from retrieval.counting import fit_counting
-from retrieval.examples import answers_of, match_names, requests_frame
+from retrieval.examples import answers_of, candidates, match_names, requests_frame
 from retrieval.fusion import Weights
 from retrieval.index import ItemIndex, category_path
 from retrieval.likes import Likes
-from retrieval.requests import Request, Requests, history_of
+from retrieval.repeats import Repeats
+from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import ROLES, Retriever, open_retrieval
 from retrieval.shown import PLACES, Rates, Shown
 from retrieval.taste import Taste
@@ -92,6 +93,7 @@ def built(tiny_world, tmp_path_factory):
         ranking=shown_after(log),
         shows=True,
         rated=False,
+        repeats=False,
         by="time",
         end=pc.max(log["available_time"]).as_py() + timedelta(seconds=1),
     )
@@ -365,15 +367,38 @@ def test_without_an_embedding_nothing_is_built(built, tiny_world, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_where_repeats_are_asked_for_what_users_took_is_proposed_weighed_and_read(built, tmp_path):
+    whole, split = built
+    run = shutil.copytree(whole, tmp_path / "run")
+    asked = split.retrieval.filter(pc.equal(split.retrieval["part"], "test")).combine_chunks()
+    stored = requests_frame(run, asked, NANO)
+    known = [set(stored.take(row, row + 1).history.item_id.tolist()) for row in range(len(asked))]
+    without = Retriever.open(open_retrieval(run))
+    assert not without.repeats and "match_repeats" not in match_names(without)
+    assert not any(
+        set(ids.tolist()) & seen for (ids, _), seen in zip(candidates(stored, without), known, strict=True)
+    )
+    Repeats.of(split.log, 5).save(run / "repeats", {}, {})
+    build.weigh_sources(run, split, NANO, 5)
+    retriever = Retriever.open(open_retrieval(run))
+    assert retriever.repeats and "match_repeats" in match_names(retriever.without_content())
+    assert "repeats" in retriever.weights.of_source
+    found = [set(ids.tolist()) for ids, _ in candidates(stored, retriever)]
+    there = set(retriever.index.ids.tolist())
+    liked = [set(interests(stored.take(row, row + 1).history).item_id.tolist()) for row in range(len(asked))]
+    assert any(liked) and all(one & there <= proposed for one, proposed in zip(liked, found, strict=True))
+
+
 def test_a_retriever_opens_all_of_it_and_refuses_what_was_not_made_from_one_another(
     built, tiny_world, tmp_path
 ):
     run, _ = built
     artifacts = open_retrieval(run)
-    assert {role: one.path.name for role, one in artifacts.items()} == {role: role for role in ROLES}
+    made = [role for role in ROLES if role != "repeats"]  # nobody asked for what users take again
+    assert {role: one.path.name for role, one in artifacts.items()} == {role: role for role in made}
     learned = {role: f"{role}_fit" for role in ("cooccurrence", "two_tower", "two_tower_index")}
     fitted = {role: one.path.name for role, one in open_retrieval(run, fitted=True).items()}
-    assert fitted == {role: learned.get(role, role) for role in ROLES}
+    assert fitted == {role: learned.get(role, role) for role in made}
     retriever = Retriever.open(artifacts | {"ranker": artifacts["index"]})
     assert set(retriever.artifacts) == set(artifacts), "what it does not read is not its own"
     names = [*NAMES, "query"]

@@ -148,6 +148,7 @@ def _config(tables: Tables, world: World, seed: int, events: int) -> dict[str, A
         "source": "simulated",
         "seed": seed,
         "requested_events": events,
+        "repeats": False,  # to find what is new to a user is the harder task, and the one that needs content
         "rules": world.rules.record(),
         "taste_shares": taste_shares(world),
         "counts": {name: getattr(tables, name).num_rows for name in names},

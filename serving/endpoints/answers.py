@@ -68,7 +68,13 @@ def add_answers(
             "/recommend",
             moon,
             lambda: moon.recommend(
-                user, asked.k, asked.category, session=session, context=context, explained=asked.explain
+                user,
+                asked.k,
+                asked.category,
+                session=session,
+                context=context,
+                explained=asked.explain,
+                new=asked.new,
             ),
         )
 

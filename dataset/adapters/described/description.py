@@ -272,11 +272,12 @@ class Data(BaseModel):
 
 
 class Splitting(BaseModel):
-    """How the events are split, see ``dataset.protocols``; None: chosen from the data."""
+    """How the events are split, see ``dataset.protocols`` and ``dataset.repeats``; None: chosen from the data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     protocol: Literal["time", "last", "users", "given"] | None = None
+    repeats: bool | None = None
 
 
 class Description(BaseModel):

@@ -81,7 +81,7 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
         "name": data.name,
         "source": f"described by moon.toml, {digest}",
         "description": digest,
-        **({"protocol": description.split.protocol} if description.split.protocol else {}),
+        **description.split.model_dump(exclude_none=True),
         **({} if timed or not whole.events else {"timed": False}),
         **({"vectors": vectors} if vectors else {}),
         **({"event_ids": GIVEN} if log.is_named and not is_long else {}),

@@ -60,6 +60,9 @@ def _data(found: Proposals, folder: str) -> str:
             "",
             "# [split]",
             _line("# protocol", "time", 'or "last", "users" or "given"; left out: chosen from the data'),
+            _line(
+                "# repeats", True, "recommend what a user took before, too; left out: chosen from the data"
+            ),
         ]
     return "\n".join(lines)
 
