@@ -130,7 +130,7 @@ def proposed(folder: Path, requests: pa.Table, size: Size, retriever: Retriever)
         retriever: the sources.
     """
     frames = requests_frame(folder, requests, size)
-    alone = {source.name: answers_of(frames, source, retriever.repeats) for source in retriever.recommending}
+    alone = {source.name: answers_of(frames, source, retriever) for source in retriever.recommending}
     fused, popular = (
         fuse([alone[name] for name in names], retriever.weights.of(names), CANDIDATES)
         for names in (list(alone), [retriever.popular.name])

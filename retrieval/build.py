@@ -26,9 +26,10 @@ from retrieval.fusion import EQUAL
 from retrieval.fusion_weights import Known, learn_weights
 from retrieval.index import ItemIndex, category_path
 from retrieval.properties import Properties
-from retrieval.repeats import Repeats, fit_repeats
+from retrieval.repeats import fit_repeats
 from retrieval.retriever import Retriever, open_retrieval
 from retrieval.shown import Rates, Shown
+from retrieval.taken import Taken
 from retrieval.taste import Taste
 from retrieval.taste_files import Tastes, save_taste
 from retrieval.trend import fit_half_life
@@ -44,11 +45,10 @@ MOST_TAKEN = 200_000  # positives of the two-tower model: a bound on its time
 
 
 def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, seed: int) -> None:
-    """Write ``index``, ``words``, ``word_vectors``, ``taste``, ``repeats``, ``fusion``, and what learns from the log.
+    """Write ``index``, ``words``, ``word_vectors``, ``taken``, ``taste``, ``fusion``, and what learns from the log.
 
     The index holds every item of the catalogue, with or without a vector. ``taste`` is left out where nothing says
-    what was not liked, ``repeats`` where the split asks for what is new only; the two-tower models where nobody took
-    a second item.
+    what was not liked; the two-tower models where nobody took a second item.
 
     ``cooccurrence`` and ``two_tower`` learn from the split's ``test_log`` and answer test requests; ``..._fit`` learn
     from its ``fit_log`` and answer the ranker's training requests: nothing is learned that a request asks for.
@@ -74,11 +74,8 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
         build_taste(dataset, split, embedding, folder / "taste")
     else:
         discard(folder / "taste")
-    if split.repeats:
-        half_life, tried = fit_repeats(split.fit_log, seed)
-        Repeats.of(split.log, half_life).save(folder / "repeats", parents, tried)
-    else:
-        discard(folder / "repeats")
+    again, tried = fit_repeats(split.fit_log, seed) if split.repeats else (None, {})
+    Taken.of(split.log, again).save(folder / "taken", parents, tried)
 
     content = WordVectors.open(made).vectors(words)
     catalogue = catalogue_frame(folder, split, items, size).take(0, 1).candidates
@@ -120,9 +117,7 @@ def weigh_sources(folder: Path, split: Split, size: Size, seed: int) -> None:
     if len(asked):
         retriever = Retriever.open(artifacts)
         frames = training_frame(folder / "store", asked, size.history, RETRIEVAL)
-        answers = {
-            source.name: answers_of(frames, source, retriever.repeats) for source in retriever.recommending
-        }
+        answers = {source.name: answers_of(frames, source, retriever) for source in retriever.recommending}
         weights, figures = learn_weights(answers, known, seed)
     measure = "likes over expected" if passed_over else "ndcg"
     config = {"measure": measure, "reached": figures, "rated": split.rated}

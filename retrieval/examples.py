@@ -392,16 +392,14 @@ def candidates(frames: TrainingFrame, retriever: Retriever) -> Retrieved:
     """
     answers: list[tuple[np.ndarray, np.ndarray]] = []
     for frame in chunks(frames, "retrieve candidates"):
-        requests = Requests.from_frame(frame, exclude_history=not retriever.repeats)
+        requests = retriever.asking(Requests.from_frame(frame))
         answers.extend(propose(retriever.recommending, requests, weights=retriever.weights))
     return stack(answers)
 
 
-def answers_of(
-    frames: TrainingFrame, source: Source, repeats: bool = False, k: int = PER_SOURCE
-) -> Retrieved:
-    """One source's k best items of every request, without what the user already took unless ``repeats``."""
+def answers_of(frames: TrainingFrame, source: Source, retriever: Retriever, k: int = PER_SOURCE) -> Retrieved:
+    """The k best items of one of the retriever's sources for every request; with what the user took as above."""
     answers: list[tuple[np.ndarray, np.ndarray]] = []
     for frame in chunks(frames, f"retrieve by {source.name}"):
-        answers.extend(source.retrieve_batch(Requests.from_frame(frame, exclude_history=not repeats), k))
+        answers.extend(source.retrieve_batch(retriever.asking(Requests.from_frame(frame)), k))
     return stack(answers)

@@ -126,21 +126,18 @@ class Requests:
         )
 
     @classmethod
-    def from_frame(cls, frame: Frame, exclude_history: bool = False) -> Requests:
+    def from_frame(cls, frame: Frame) -> Requests:
         """The requests of a frame, without the vectors of queries; its candidates are ignored.
 
         Args:
             frame: R requests, offline or online.
-            exclude_history: never return items of the user's history.
         """
-        bounds = frame.history.offsets
-        seen = [frame.history.item_id[bounds[r] : bounds[r + 1]] for r in range(len(frame))]
         return cls(
             history=frame.history,
             time_us=frame.requests["time"].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False),
             query_vectors=None,
             categories=(None,) * len(frame),
-            exclude=tuple(np.unique(items) for items in seen) if exclude_history else (NO_IDS,) * len(frame),
+            exclude=(NO_IDS,) * len(frame),
             users=frame.requests,
             user_id=frame.requests["user_id"].combine_chunks().to_numpy(zero_copy_only=False),
             query_id=frame.requests["query_id"]

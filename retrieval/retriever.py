@@ -20,8 +20,8 @@ from retrieval.fusion import EQUAL, Weights
 from retrieval.index import ItemIndex, category_path
 from retrieval.places import Places
 from retrieval.properties import Picture
-from retrieval.repeats import Repeats, RepeatsSource
-from retrieval.requests import interests
+from retrieval.repeats import RepeatsSource
+from retrieval.requests import Requests, interests
 from retrieval.similarities import Categories, Similarities, Space
 from retrieval.sources import (
     CooccurrenceSource,
@@ -32,6 +32,7 @@ from retrieval.sources import (
     query_source,
     two_tower_source,
 )
+from retrieval.taken import Taken
 from retrieval.taste import Taste
 from retrieval.taste_files import Tastes, open_taste
 from retrieval.taste_source import TasteSource
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 ROLES = (
     *("embedding", "index", "cooccurrence", "words", "word_vectors", "taste", "two_tower", "two_tower_index"),
-    *("repeats", "fusion"),
+    *("taken", "fusion"),
 )
 
 
@@ -65,7 +66,7 @@ def open_retrieval(folder: Path, fitted: bool = False) -> dict[str, Artifact]:
         "index": open_artifact(folder / "index", "index"),
         "cooccurrence": open_artifact(folder / f"cooccurrence{end}", "cooccurrence"),
     }
-    for name in ("words", "word_vectors", "taste", "repeats", "fusion"):
+    for name in ("words", "word_vectors", "taste", "taken", "fusion"):
         if (folder / name).exists():  # an earlier release had none, or the log has none
             artifacts[name] = open_artifact(folder / name, name)
     if (folder / f"two_tower{end}").exists():
@@ -88,7 +89,7 @@ class Parts:
             anybody, or the run was made by a release that had none.
         tastes: by what they read of an item, ``taste`` among them; None likewise.
         places: of all items in the two-tower model's space, also of those that may not be returned; None likewise.
-        repeats: what users may be proposed again; None: nothing that they took before.
+        taken: what users took before, which they are not proposed again, or are; None likewise.
     """
 
     graph: Cooccurrence
@@ -101,7 +102,7 @@ class Parts:
     asked: Asked | None = None
     tastes: Tastes | None = None
     places: Places | None = None
-    repeats: Repeats | None = None
+    taken: Taken | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,18 @@ class Retriever:
     def repeats(self) -> bool:
         """Whether it proposes what a user took before, too (``dataset.repeats``)."""
         return any(isinstance(source, RepeatsSource) for source in self.personal)
+
+    def asking(self, requests: Requests) -> Requests:
+        """The same requests, to be answered without what their users took before unless repeats are proposed."""
+        if self.repeats:
+            return requests
+        return replace(requests, exclude=tuple(self.taken_before(requests, r) for r in range(len(requests))))
+
+    def taken_before(self, requests: Requests, r: int) -> np.ndarray:
+        """The items of a request's history and all that its user took before it, int64, ascending."""
+        did = requests.history.item_id[requests.history.offsets[r] : requests.history.offsets[r + 1]]
+        taken = None if self.parts is None else self.parts.taken
+        return np.unique(did if taken is None else np.append(did, taken.before(requests, r)))
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -199,9 +212,9 @@ class Retriever:
             asked = Asked(words, tastes.whole.properties, queries)
         categories = Categories.of(whole)
         taste = None if tastes is None else tastes.whole
-        repeats = Repeats.open(artifacts["repeats"]) if "repeats" in artifacts else None
+        taken = Taken.open(artifacts["taken"]) if "taken" in artifacts else None
         parts = Parts(
-            graph, towers, tower_index, categories, words, word_vectors, taste, asked, tastes, places, repeats
+            graph, towers, tower_index, categories, words, word_vectors, taste, asked, tastes, places, taken
         )
         return cls._of(index, vectors, parts, artifacts)
 
@@ -220,8 +233,8 @@ class Retriever:
             personal.append(two_tower_source(parts.towers, parts.tower_index))
         if parts.taste is not None:
             personal.append(TasteSource(parts.taste, index))
-        if parts.repeats is not None:
-            personal.append(RepeatsSource(parts.repeats, index))
+        if parts.taken is not None and parts.taken.half_life is not None:
+            personal.append(RepeatsSource(parts.taken, parts.taken.half_life, index))
         graph = parts.graph
         popular = PopularSource(graph.item_ids, graph.popularity, index, graph.trend)
         spaces: dict[str, Space] = {"category": parts.categories, "co_occurrence": parts.graph}

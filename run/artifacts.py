@@ -38,7 +38,7 @@ MADE_BY = {  # the command that makes an artifact of each kind
     "taste": "moon retrieval",
     "word_vectors": "moon retrieval",
     "two_tower": "moon retrieval",
-    "repeats": "moon retrieval",
+    "taken": "moon retrieval",
     "fusion": "moon retrieval",
     "ranker": "moon ranker",
     "relevance": "moon ranker",

@@ -33,7 +33,7 @@ from feature_repo.online import StoreUnavailable
 from feature_repo.shop_ids import INT64_IDS, ShopIds
 from retrieval.explore import with_rare
 from retrieval.fusion import fuse_within
-from retrieval.requests import NO_IDS, Request, Requests, history_of
+from retrieval.requests import Request, Requests, history_of
 from retrieval.retriever import Retriever
 from retrieval.search.search import Asked, Search
 from retrieval.sources import CANDIDATES, PER_SOURCE, Matches, propose
@@ -169,10 +169,10 @@ class Recommender:
             history=history,
             time=time,
             category=category,
-            # As in training and in every measurement.
-            exclude=NO_IDS if self.retriever.repeats and not new else np.unique(history.item_id),
             user=user.requests if user is not None and _known(user) else None,
         )
+        if new or not self.retriever.repeats:  # as in training and in every measurement
+            request = replace(request, exclude=self.retriever.taken_before(Requests.of([request]), 0))
         sources = self.retriever.recommending if personal else (self.retriever.popular,)
         with stages.measure("retrieve"):
             asked, weights = max(self.per_source, k), self.retriever.weights

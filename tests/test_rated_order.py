@@ -108,7 +108,7 @@ def test_evaluation_proposes_only_popular_items_to_who_is_not_known_as_the_servi
     frame = requests_frame(whole, both, NANO)
     known = (np.diff(frame.take(0, len(both)).history.offsets) > 0).tolist()
     assert set(known) == {False, True}
-    asked = Requests.from_frame(frame.take(0, len(both)), exclude_history=True)
+    asked = retriever.asking(Requests.from_frame(frame.take(0, len(both))))
     served = {
         False: propose((retriever.popular,), asked, weights=retriever.weights),
         True: propose(retriever.recommending, asked, weights=retriever.weights),

@@ -21,8 +21,10 @@ from evaluation.baselines import Requests as PlainRequests
 from evaluation.baselines import lists, top_k
 from feature_repo.frame import History
 from retrieval.index import ItemIndex
-from retrieval.repeats import UNKNOWN, Repeats, RepeatsSource, fit_repeats
+from retrieval.repeats import UNKNOWN, RepeatsSource, fit_repeats, worth
 from retrieval.requests import Request, Requests
+from retrieval.retriever import Parts
+from retrieval.taken import Taken
 from run.artifacts import open_artifact
 from serving.app import create_app
 from serving.settings import Settings
@@ -115,7 +117,7 @@ def asking(*users: int, minute: int, since: tuple[int, ...] = (), category: str 
 def test_an_item_is_worth_its_likes_halved_with_each_that_followed() -> None:
     rng = np.random.default_rng(0)
     rows = [(int(rng.integers(1, 5)), int(rng.integers(0, 6)), minute) for minute in range(80)]
-    repeats = Repeats.of(log_of(*rows), 4)
+    taken = Taken.of(log_of(*rows))
     for minute, since in ((50, ()), (50, (3,)), (200, (3, 5))):
         requests = asking(1, 2, 3, 4, 99, minute=minute, since=since)
         for row, user in enumerate((1, 2, 3, 4, 99)):
@@ -125,18 +127,18 @@ def test_an_item_is_worth_its_likes_halved_with_each_that_followed() -> None:
             expected: dict[int, float] = {}
             for age, item in enumerate(reversed(past)):
                 expected[item] = expected.get(item, 0) + 2 ** (-age / 4)
-            item_id, values = repeats.worth(requests, row)
+            item_id, values = worth(taken.before(requests, row), 4)
             assert item_id.tolist() == sorted(expected)
             np.testing.assert_allclose(values, [expected[item] for item in sorted(expected)], rtol=1e-6)
 
 
 def test_no_like_of_the_request_or_later_is_worth_anything() -> None:
-    repeats = Repeats.of(log_of((1, 7, 0), (1, 8, 10), (1, 9, 20)), 4)
-    assert repeats.past(asking(1, minute=10), 0).tolist() == [7]
+    taken = Taken.of(log_of((1, 7, 0), (1, 8, 10), (1, 9, 20)))
+    assert taken.before(asking(1, minute=10), 0).tolist() == [7]
     moment = Requests.of([replace_time(asking(1, minute=10), seconds=5)])  # when the second became known
-    assert repeats.past(moment, 0).tolist() == [7]
+    assert taken.before(moment, 0).tolist() == [7]
     later = Requests.of([replace_time(asking(1, minute=10), seconds=6)])
-    assert repeats.past(later, 0).tolist() == [7, 8]
+    assert taken.before(later, 0).tolist() == [7, 8]
 
 
 def replace_time(requests: Requests, seconds: int) -> Request:
@@ -150,7 +152,7 @@ def test_the_source_proposes_what_was_taken_in_the_order_of_its_scores() -> None
         ITEM_IDS.tolist(),
     )
     rows = [(1, ids[0], 0), (1, ids[5], 1), (1, ids[0], 2), (1, ids[9], 3), (1, 12345, 4), (3, ids[3], 5)]
-    source = RepeatsSource(Repeats.of(log_of(*rows), 2), index)
+    source = RepeatsSource(Taken.of(log_of(*rows)), 2, index)
     asked = asking(1, 2, 3, minute=60)
     found = source.retrieve_batch(asked, 2)
     # Worth 1/4 + 1/2, 2 ** -1/2 and, of the third, which is not asked for, 2 ** -3/2.
@@ -185,12 +187,31 @@ def test_how_fast_the_past_fades_is_fitted_to_what_was_taken_again() -> None:
 
 
 def test_the_artifact_is_what_was_fitted(tmp_path) -> None:
-    repeats = Repeats.of(log_of((2, 7, 0), (1, 8, 10), (2, 9, 20)), 5)
-    artifact = repeats.save(tmp_path / "repeats", {}, {"5": 0.5})
-    opened = Repeats.open(open_artifact(tmp_path / "repeats", "repeats"))
+    taken = Taken.of(log_of((2, 7, 0), (1, 8, 10), (2, 9, 20)), 5)
+    artifact = taken.save(tmp_path / "taken", {}, {"5": 0.5})
+    opened = Taken.open(open_artifact(tmp_path / "taken", "taken"))
     assert artifact.config == {"half_life": 5, "reached": {"5": 0.5}} and opened.half_life == 5
     assert opened.user_id.tolist() == [1, 2, 2] and opened.item_id.tolist() == [8, 7, 9]
-    assert np.array_equal(opened.time_us, repeats.time_us)
+    assert np.array_equal(opened.time_us, taken.time_us)
+
+
+def test_what_was_taken_long_ago_is_no_news_either() -> None:
+    """The store tells of the latest behaviours only; the log of all."""
+    rows = [(1, 7, 0), (1, 8, 1), (2, 9, 2), (1, 5, 30)]
+    bare = recommender().retriever
+    parts = Parts(None, None, None, None, None, taken=Taken.of(log_of(*rows)))
+    retriever = replace(bare, parts=parts)
+    asked = asking(1, 2, 3, minute=20, since=(6,))
+    told = retriever.asking(asked)
+    assert [one.tolist() for one in told.exclude] == [
+        [6, 7, 8],
+        [6, 9],
+        [6],
+    ]  # and nothing of the 30th minute
+    assert [one.tolist() for one in bare.asking(asked).exclude] == [[6]] * 3
+    source = RepeatsSource(Taken.of(log_of(*rows)), 2, bare.index)
+    again = replace(retriever, personal=(*bare.personal, source))
+    assert again.repeats and not any(len(one) for one in again.asking(asked).exclude)
 
 
 def test_the_plain_baseline_lists_what_was_taken_most_often_of_equals_the_newest() -> None:
@@ -211,7 +232,7 @@ def test_the_service_answers_with_repeats_unless_something_new_is_asked_for(tmp_
     assert not known & answered(bare, "/recommend?user_id=4&k=200")
     retriever = moon.retriever
     before = np.full(3, int(NOW.timestamp() * 1e6) - 1)
-    source = RepeatsSource(Repeats(2, np.full(3, 4), EVEN[:3], before), retriever.index)
+    source = RepeatsSource(Taken(np.full(3, 4), EVEN[:3], before), 2, retriever.index)
     moon.retriever = replace(retriever, personal=(*retriever.personal, source))
     client = TestClient(create_app(Settings(run=tmp_path), moon))
     assert known < answered(client, "/recommend?user_id=4&k=200")

@@ -32,10 +32,10 @@ from retrieval.examples import answers_of, candidates, match_names, requests_fra
 from retrieval.fusion import Weights
 from retrieval.index import ItemIndex, category_path
 from retrieval.likes import Likes
-from retrieval.repeats import Repeats
 from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import ROLES, Retriever, open_retrieval
 from retrieval.shown import PLACES, Rates, Shown
+from retrieval.taken import Taken
 from retrieval.taste import Taste
 from retrieval.taste_files import open_taste
 from retrieval.trend import fit_half_life
@@ -265,7 +265,7 @@ def weighed(run, split):
     assert list(weights.of_source) == NAMES
     retriever = Retriever.open(open_retrieval(run, fitted=True))
     assert retriever.weights.of_source == weights.of_source
-    return fusion.config["measure"], fusion.config["reached"], retriever.popular
+    return fusion.config["measure"], fusion.config["reached"], retriever
 
 
 def test_the_sources_are_weighed_by_what_was_taken_after_what_they_learned_from(built, tmp_path):
@@ -273,10 +273,10 @@ def test_the_sources_are_weighed_by_what_was_taken_after_what_they_learned_from(
     run = shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(run / "fusion")
     build.weigh_sources(run, SimpleNamespace(**vars(split) | {"shows": False}), NANO, 5)
-    measure, reached, popular = weighed(run, split)
+    measure, reached, retriever = weighed(run, split)
     assert measure == "ndcg" and max(reached.values()) > 0
     asked = split.retrieval.filter(pc.equal(split.retrieval["part"], "train"))
-    found = answers_of(requests_frame(run, asked, NANO), popular)
+    found = answers_of(requests_frame(run, asked, NANO), retriever.popular, retriever)
     wanted = asked["relevant"].to_pylist()
     gain = [
         1 / np.log2(2 + ids.tolist().index(item))
@@ -305,7 +305,8 @@ def test_split_by_last_those_sources_are_weighed_that_answer_tests_by_what_valid
     changes = {"shows": False, "by": "last", "ranking": pa.concat_tables([others, valid])}
     build.weigh_sources(run, SimpleNamespace(**vars(split) | changes), NANO, 5)
     reached = opened(run, "fusion").config["reached"]
-    found = answers_of(requests_frame(run, asked, NANO), Retriever.open(open_retrieval(run)).popular)
+    served = Retriever.open(open_retrieval(run))
+    found = answers_of(requests_frame(run, asked, NANO), served.popular, served)
     gain = [
         1 / np.log2(2 + ids.tolist().index(item))
         for (ids, _), item in zip(found, wanted, strict=True) if item in ids
@@ -315,7 +316,7 @@ def test_split_by_last_those_sources_are_weighed_that_answer_tests_by_what_valid
 
 def test_where_the_log_says_what_was_shown_the_sources_are_weighed_by_what_was_made_of_it(built):
     run, split = built
-    measure, reached, popular = weighed(run, split)
+    measure, reached, retriever = weighed(run, split)
     assert measure == "likes over expected"
     rows = split.ranking.filter(pc.equal(split.ranking["part"], "train")).to_pylist()
     asked: dict[int, list[dict]] = {}
@@ -328,7 +329,7 @@ def test_where_the_log_says_what_was_shown_the_sources_are_weighed_by_what_was_m
     log = [row for row in split.fit_log.to_pylist() if row["type"] in ("impression", "rating")]
     rates = Rates.of(split.fit_log)
     gained = expected = 0.0
-    for (ids, _), shown in zip(answers_of(frames, popular), asked.values(), strict=True):
+    for (ids, _), shown in zip(answers_of(frames, retriever.popular, retriever), asked.values(), strict=True):
         for row in shown:
             place = ids.tolist().index(row["item_id"]) if row["item_id"] in ids else 500
             gained += row["label"] / np.log2(2 + place)
@@ -378,7 +379,7 @@ def test_where_repeats_are_asked_for_what_users_took_is_proposed_weighed_and_rea
     assert not any(
         set(ids.tolist()) & seen for (ids, _), seen in zip(candidates(stored, without), known, strict=True)
     )
-    Repeats.of(split.log, 5).save(run / "repeats", {}, {})
+    Taken.of(split.log, 5).save(run / "taken", {}, {})
     build.weigh_sources(run, split, NANO, 5)
     retriever = Retriever.open(open_retrieval(run))
     assert retriever.repeats and "match_repeats" in match_names(retriever.without_content())
@@ -394,11 +395,10 @@ def test_a_retriever_opens_all_of_it_and_refuses_what_was_not_made_from_one_anot
 ):
     run, _ = built
     artifacts = open_retrieval(run)
-    made = [role for role in ROLES if role != "repeats"]  # nobody asked for what users take again
-    assert {role: one.path.name for role, one in artifacts.items()} == {role: role for role in made}
+    assert {role: one.path.name for role, one in artifacts.items()} == {role: role for role in ROLES}
     learned = {role: f"{role}_fit" for role in ("cooccurrence", "two_tower", "two_tower_index")}
     fitted = {role: one.path.name for role, one in open_retrieval(run, fitted=True).items()}
-    assert fitted == {role: learned.get(role, role) for role in made}
+    assert fitted == {role: learned.get(role, role) for role in ROLES}
     retriever = Retriever.open(artifacts | {"ranker": artifacts["index"]})
     assert set(retriever.artifacts) == set(artifacts), "what it does not read is not its own"
     names = [*NAMES, "query"]

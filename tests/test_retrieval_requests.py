@@ -122,17 +122,16 @@ def test_selected_requests_are_those_asked_alone(rows):
     assert bare.users is None and bare.query_vectors is None and bare.history.item_id.tolist() == [6, 4]
 
 
-@pytest.mark.parametrize("exclude", [False, True])
-def test_the_requests_of_a_frame(exclude):
+def test_the_requests_of_a_frame():
     users = pa.concat_tables([user_row(1), user_row(2)])
     past = history([[(5, 1), (4, 3), (5, 2)], []])
     frame = Frame(users, pa.table({"item_id": [1, 2, 3]}), np.array([0, 1, 3]), past)
-    got = Requests.from_frame(frame, exclude_history=exclude)
+    got = Requests.from_frame(frame)
     assert got.users is users and got.history is past and got.query_vectors is None
     assert got.categories == (None, None)
     assert got.user_id.tolist() == [1, 2] and got.query_id.tolist() == [-1, 9]
     assert got.texts == got.pictures == (None, None)
-    assert [one.tolist() for one in got.exclude] == ([[4, 5], []] if exclude else [[], []])
+    assert [one.tolist() for one in got.exclude] == [[], []]
 
 
 def test_the_two_towers_read_users_and_histories_without_candidates():

@@ -244,7 +244,7 @@ def test_what_a_user_has_acted_on_before_is_not_proposed_again(folder, tiny_worl
     retriever = retriever_of(tiny_world)
     everything = examples.candidates(stored, retriever)
     (popular,) = retriever.recommending[1:]
-    alone = examples.answers_of(stored, popular, k=100)
+    alone = examples.answers_of(stored, popular, retriever, k=100)
     assert alone.item_id.tolist() == everything.item_id.tolist()
     frame = stored.take(0, REQUESTS)
     before = [set(frame.history.item_id[a:b].tolist()) for a, b in zip(*_bounds(frame.history), strict=True)]
