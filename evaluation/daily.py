@@ -87,15 +87,14 @@ class Log:
 
 @dataclass(frozen=True)
 class Span:
-    """How much of a log is gone through: the latest days with requests, and at most so many requests of them.
+    """How much of a log is gone through, and how.
 
     Attributes:
-        days, requests: None: LATEST, and MOST; evenly drawn.
+        requests: of all days so many at most, drawn evenly; None: MOST of the LATEST days with requests.
         wait: how long after a request its labels are final.
         forget: days without occurring after which an id loses its row; None: it keeps it.
     """
 
-    days: int | None = None
     requests: int | None = None
     wait: timedelta = timedelta(0)
     forget: int | None = None
@@ -107,9 +106,10 @@ class Span:
             time_us: int64 (R), when each was made, microseconds since 1970 UTC.
             seed: of the drawing.
         """
-        day = time_us // DAY_US
-        rows = np.flatnonzero(np.isin(day, distinct(day)[-(self.days or LATEST) :]))
-        most = self.requests or MOST
+        day, most = time_us // DAY_US, self.requests or MOST
+        rows = np.arange(len(day))
+        if self.requests is None:
+            rows = np.flatnonzero(np.isin(day, distinct(day)[-LATEST:]))
         return (
             rows if len(rows) <= most else np.sort(np.random.default_rng((seed, 7)).permutation(rows)[:most])
         )
@@ -136,8 +136,7 @@ def daily(
     examples = Examples.of(split.ranking)
     chosen = span.of(examples.asked.time_us, seed)
     if len(chosen) < (every := len(examples.asked)):
-        found = f"{len(chosen):,} of {every:,} requests, of the latest {span.days or LATEST} days with any"
-        sys.stderr.write(f"  {found}; --days and --requests ask for more\n")
+        sys.stderr.write(f"  {len(chosen):,} of {every:,} requests; --requests asks for more\n")
     retriever = Retriever.open(open_retrieval(folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
     terms = Terms(recipe, size, vectors, embedding.parents.get("encoder"), seed, EPOCHS, *RATES, span.forget)

@@ -35,7 +35,6 @@ from moon.options import (
     CompareOption,
     DailyOption,
     DataOption,
-    DaysOption,
     ExploreOption,
     ForgetOption,
     HistoryOption,
@@ -287,7 +286,6 @@ def ranker(
     ranks: RanksOption = None,
     stream: StreamOption = False,
     daily: DailyOption = False,
-    days: DaysOption = None,
     wait: WaitOption = 0.0,
     forget: ForgetOption = None,
     tune: TuneOption = None,
@@ -314,14 +312,13 @@ def ranker(
             raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=option)
     if stream and rank_by is not None:
         raise typer.BadParameter("expected without --stream", param_hint="--rank-by")
-    for option, value in (("--days", days), ("--wait", wait), ("--forget", forget)):
+    for option, value in (("--wait", wait), ("--forget", forget)):
         if value and not daily:
             raise typer.BadParameter("expected with --daily", param_hint=option)
     if requests is not None and compare is None and not daily:
         raise typer.BadParameter("expected with --compare or --daily", param_hint="--requests")
     if daily:
-        span = {"days": days, "requests": requests, "forget": forget}
-        _do("daily", run, recipe=recipe, history=history, wait=wait, **span)
+        _do("daily", run, recipe=recipe, history=history, wait=wait, requests=requests, forget=forget)
         _tell_days(run)
     elif compare is not None:
         _do(

@@ -76,7 +76,7 @@ RequestsOption = Annotated[
         "--requests",
         min=1,
         help="With --compare: train every recipe on so many requests, drawn at random; default: all. With --daily: "
-        "go through so many at most; default: 5,000.",
+        "go through so many at most, drawn from all days; default: 5,000 of the latest 60 days.",
     ),
 ]
 RanksOption = Annotated[
@@ -95,10 +95,6 @@ DailyOption = Annotated[
     typer.Option(
         "--daily", help="Train day after day, measure each day first; the run's ranker stays as it is."
     ),
-]
-DaysOption = Annotated[
-    int | None,
-    typer.Option("--days", min=2, help="With --daily: the latest days with requests; default: 60."),
 ]
 WaitOption = Annotated[
     float,

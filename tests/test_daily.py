@@ -459,17 +459,17 @@ def test_the_command_hands_its_options_on_and_refuses_what_means_nothing(monkeyp
     seen = []
     monkeypatch.setattr(cli, "_do", lambda verb, run, **options: seen.append((verb, options)))
     monkeypatch.setattr(cli, "_tell_days", lambda run: None)
-    asked = "--wait 1.5 --forget 7 --recipe muse --days 9 --requests 50".split()
+    asked = "--wait 1.5 --forget 7 --recipe muse --requests 50".split()
     for words in ([], asked):
         assert CliRunner().invoke(cli.app, ["ranker", "--daily", *words]).exit_code == 0
     assert seen == [
-        ("daily", dict.fromkeys(("recipe", "history", "days", "requests", "forget")) | {"wait": 0.0}),
-        ("daily", {"recipe": "muse", "history": None, "wait": 1.5, "days": 9, "requests": 50, "forget": 7}),
+        ("daily", dict.fromkeys(("recipe", "history", "requests", "forget")) | {"wait": 0.0}),
+        ("daily", {"recipe": "muse", "history": None, "wait": 1.5, "requests": 50, "forget": 7}),
     ]
     for words in (["--ranks", "2"], ["--compare", "3"], ["--without", "price"]):
         refused = CliRunner().invoke(cli.app, ["ranker", "--daily", *words])
         assert refused.exit_code == 2 and "expected without --daily" in refused.output
-    for words in (["--wait", "1"], ["--forget", "2"], ["--days", "2"], ["--requests", "2"]):
+    for words in (["--wait", "1"], ["--forget", "2"], ["--requests", "2"]):
         refused = CliRunner().invoke(cli.app, ["ranker", *words])
         assert refused.exit_code == 2 and re.search("expected with (--compare or )?--daily", refused.output)
     assert CliRunner().invoke(cli.app, ["ranker", "--daily", "--wait", "-1"]).exit_code == 2

@@ -8,6 +8,7 @@ import pytest
 
 from dataset.contracts import TIME
 from dataset.days import DAY_US
+from evaluation import daily as module
 from evaluation.daily import Span, daily, why_not
 from feature_repo.frames.logged import of_requests
 from ranker.recipes import attention
@@ -37,21 +38,27 @@ def test_a_log_that_cannot_be_gone_through_is_said_and_leaves_nothing(tmp_path, 
     assert not (tmp_path / "daily").exists(), "of an earlier split"
 
 
-def test_of_a_long_log_the_latest_days_are_gone_through_and_at_most_so_many_requests():
+def test_of_a_long_log_the_latest_days_are_gone_through_and_at_most_so_many_requests(monkeypatch):
     draw = np.random.default_rng(0)
     day = np.sort(draw.choice(np.append(np.arange(0, 40, 3), [90, 91]), 400))
-    time_us = day * DAY_US + 5
-    days = np.unique(day)
-    assert Span(days=4).of(time_us, 0).tolist() == [n for n, one in enumerate(day) if one in days[-4:]]
-    assert Span(days=99).of(time_us, 0).tolist() == Span().of(time_us, 0).tolist() == list(range(400))
-    often = np.zeros(400)
-    for seed in range(300):
-        rows = Span(days=4, requests=20).of(time_us, seed)
-        assert len(rows) == 20 == len(set(rows.tolist())) and (np.diff(rows) > 0).all()
-        often[rows] += 1
+    time_us, days = day * DAY_US + 5, np.unique(day)
+    assert Span().of(time_us, 0).tolist() == Span(requests=400).of(time_us, 0).tolist() == list(range(400))
+    monkeypatch.setattr(module, "LATEST", 4)
     inside = np.isin(day, days[-4:])
-    assert (often > 0).tolist() == inside.tolist() and often[inside].std() < 0.3 * often[inside].mean()
-    assert Span(requests=20).of(time_us, 1).tolist() == Span(requests=20).of(time_us, 1).tolist()
+    assert Span().of(time_us, 0).tolist() == np.flatnonzero(inside).tolist()
+    assert Span(requests=400).of(time_us, 0).tolist() == list(range(400)), (
+        "who asks for many asks for all days"
+    )
+    monkeypatch.setattr(module, "MOST", 20)
+    for span, from_these in ((Span(), inside), (Span(requests=100), np.ones(400, bool))):
+        often, most = np.zeros(400), span.requests or 20
+        for seed in range(300):
+            rows = span.of(time_us, seed)
+            assert len(rows) == most and (np.diff(rows) > 0).all()
+            often[rows] += 1
+        assert (often > 0).tolist() == from_these.tolist()
+        assert often[from_these].std() < 0.3 * often[from_these].mean(), "evenly"
+    assert Span().of(time_us, 1).tolist() == Span().of(time_us, 1).tolist()
 
 
 def test_some_requests_of_a_table_are_all_their_rows():
