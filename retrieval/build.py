@@ -25,6 +25,7 @@ from retrieval.examples import answers_of, placeholders
 from retrieval.fusion import EQUAL
 from retrieval.fusion_weights import Known, learn_weights
 from retrieval.index import ItemIndex, category_path
+from retrieval.lifts import Lifts
 from retrieval.properties import Properties
 from retrieval.repeats import fit_repeats
 from retrieval.retriever import Retriever, open_retrieval
@@ -47,8 +48,8 @@ MOST_TAKEN = 200_000  # positives of the two-tower model: a bound on its time
 def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, seed: int) -> None:
     """Write ``index``, ``words``, ``word_vectors``, ``taken``, ``taste``, ``fusion``, and what learns from the log.
 
-    The index holds every item of the catalogue, with or without a vector. ``taste`` is left out where nothing says
-    what was not liked; the two-tower models where nobody took a second item.
+    The index holds every item of the catalogue, with or without a vector. Where nothing says what was not liked,
+    ``lifts`` takes the place of ``taste``. The two-tower models are left out where nobody took a second item.
 
     ``cooccurrence`` and ``two_tower`` learn from the split's ``test_log`` and answer test requests; ``..._fit`` learn
     from its ``fit_log`` and answer the ranker's training requests: nothing is learned that a request asks for.
@@ -72,7 +73,9 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
     made = WordVectors.of(words).save(folder / "word_vectors", {"words": said})
     if split.shows:
         build_taste(dataset, split, embedding, folder / "taste")
+        discard(folder / "lifts")
     else:
+        build_lifts(dataset, split, folder / "lifts")
         discard(folder / "taste")
     again, tried = fit_repeats(split.fit_log, seed) if split.repeats else (None, {})
     Taken.of(split.log, again).save(folder / "taken", parents, tried)
@@ -173,6 +176,12 @@ def build_taste(dataset: Dataset, split: Split, embedding: Artifact, out: Path) 
     apart = embedding.config["width"] - max(embedding.config["widths"])  # after what prefixes are taken of
     whole = plain.with_vectors(properties.with_vectors(vectors), learned, apart)
     save_taste(Tastes(whole, plain, blind), queries, out, {"split": split.artifact, "embedding": embedding})
+
+
+def build_lifts(dataset: Dataset, split: Split, out: Path) -> None:
+    """Write the artifact ``lifts``, learned from ``fit_log`` only."""
+    properties = Properties.of(dataset.items, lambda image_id: None)  # lifts read no pictures
+    Lifts.fit(properties, split.fit_log).save(out, {"split": split.artifact})
 
 
 def catalogue_frame(folder: Path, split: Split, item_ids: np.ndarray, size: Size) -> TrainingFrame:

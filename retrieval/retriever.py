@@ -18,6 +18,7 @@ from retrieval.asked import Asked
 from retrieval.cooccurrence import Cooccurrence
 from retrieval.fusion import EQUAL, Weights
 from retrieval.index import ItemIndex, category_path
+from retrieval.lifts import Lifts
 from retrieval.places import Places
 from retrieval.properties import Picture
 from retrieval.repeats import RepeatsSource
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 ROLES = (
     *("embedding", "index", "cooccurrence", "words", "word_vectors", "taste", "two_tower", "two_tower_index"),
-    *("taken", "fusion"),
+    *("lifts", "taken", "fusion"),
 )
 
 
@@ -66,7 +67,7 @@ def open_retrieval(folder: Path, fitted: bool = False) -> dict[str, Artifact]:
         "index": open_artifact(folder / "index", "index"),
         "cooccurrence": open_artifact(folder / f"cooccurrence{end}", "cooccurrence"),
     }
-    for name in ("words", "word_vectors", "taste", "taken", "fusion"):
+    for name in ("words", "word_vectors", "taste", "lifts", "taken", "fusion"):
         if (folder / name).exists():  # an earlier release had none, or the log has none
             artifacts[name] = open_artifact(folder / name, name)
     if (folder / f"two_tower{end}").exists():
@@ -89,7 +90,10 @@ class Parts:
             anybody, or the run was made by a release that had none.
         tastes: by what they read of an item, ``taste`` among them; None likewise.
         places: of all items in the two-tower model's space, also of those that may not be returned; None likewise.
-        taken: what users took before, which they are not proposed again, or are; None likewise.
+        lifts: tastes of a log that says only what was taken; None: it says more, or the run was made by a release
+            that had none.
+        taken: what users took before, which they are not proposed again, or are; None: the run was made by a release
+            that had none.
     """
 
     graph: Cooccurrence
@@ -102,6 +106,7 @@ class Parts:
     asked: Asked | None = None
     tastes: Tastes | None = None
     places: Places | None = None
+    lifts: Lifts | None = None
     taken: Taken | None = None
 
 
@@ -210,11 +215,23 @@ class Retriever:
         if words is not None and "taste" in artifacts:
             tastes, queries = open_taste(artifacts["taste"])
             asked = Asked(words, tastes.whole.properties, queries)
+        lifts = Lifts.open(artifacts["lifts"]) if "lifts" in artifacts else None
         categories = Categories.of(whole)
         taste = None if tastes is None else tastes.whole
         taken = Taken.open(artifacts["taken"]) if "taken" in artifacts else None
         parts = Parts(
-            graph, towers, tower_index, categories, words, word_vectors, taste, asked, tastes, places, taken
+            graph,
+            towers,
+            tower_index,
+            categories,
+            words,
+            word_vectors,
+            taste,
+            asked,
+            tastes,
+            places,
+            lifts,
+            taken,
         )
         return cls._of(index, vectors, parts, artifacts)
 
@@ -242,7 +259,7 @@ class Retriever:
             spaces["words"] = parts.words
         if parts.places is not None:
             spaces["two_tower"] = parts.places
-        beside = (parts.taste, parts.asked, parts.places)
+        beside = (parts.taste, parts.lifts, parts.asked, parts.places)
         similarities = Similarities(spaces, tuple(one for one in beside if one is not None))
         weights = Weights.open(artifacts["fusion"]) if "fusion" in artifacts else EQUAL
         return cls(
@@ -309,6 +326,8 @@ class Retriever:
         if parts.taste is not None and parts.asked is not None and words is not None:
             taste = parts.taste.with_items(rows, picture, self.vectors.gather(ids)[0])
             parts = replace(parts, taste=taste, asked=parts.asked.with_items(words, taste.properties))
+        if parts.lifts is not None:
+            parts = replace(parts, lifts=parts.lifts.with_items(rows, picture))
         if parts.towers is not None and parts.tower_index is not None:
             towers = parts.towers
             if words is not None and parts.word_vectors is not None:

@@ -13,14 +13,18 @@ from safetensors.numpy import load_file, save_file
 
 from retrieval.asked import Queries
 from retrieval.content import Content, Part
-from retrieval.properties import LOOKS_SPACE, VECTORS_SPACE, Basis, Properties
+from retrieval.properties import LOOKS_SPACE, VECTORS_SPACE, Properties
+from retrieval.properties_files import (
+    open_properties,
+    property_config,
+    property_tensors,
+    write_property_tables,
+)
 from retrieval.shown import Shown
 from retrieval.taste import Taste
-from retrieval.words import Vocabulary
 from run.artifacts import MADE_BY, Artifact, ArtifactError, open_artifact, write_artifact
 
-TENSORS, VALUES, WORDS = "taste.safetensors", "values.parquet", "words.parquet"
-QUERIES = "queries.parquet"
+TENSORS, QUERIES = "taste.safetensors", "queries.parquet"
 
 
 @dataclass(frozen=True)
@@ -42,40 +46,25 @@ def save_taste(tastes: Tastes, queries: Queries, out: Path, parents: Mapping[str
     """Write an artifact of kind ``taste``."""
     taste = tastes.whole
     items, shown = taste.properties, taste.shown
-    tensors = {"item_id": items.item_ids, "codes": items.codes}
+    tensors = property_tensors(items)
     gains = {}
     for kind, one in (("", taste), ("plain/", tastes.plain), ("blind/", tastes.blind)):
         tensors |= {f"{kind}lasting": one.lasting, f"{kind}fading": one.fading}
         if one.content is not None:
             gains[kind] = one.gain
             tensors |= _content_tensors(kind, one.content)
-    tensors |= {f"space/{name}": rows for name, rows in items.spaces.items()}
-    for name, basis in items.bases.items():
-        tensors |= {f"centre/{name}": basis.centre, f"directions/{name}": basis.directions}
     tensors |= {f"shown/{field.name}": getattr(shown, field.name) for field in fields(Shown)}
     tensors |= {"query_id": queries.query_ids, "query/looks": queries.looks}
-    pairs = [
-        (field, *pair)
-        for field, known in zip(items.fields, items.values, strict=True)
-        for pair in known.items()
-    ]
     config = {
-        "fields": list(items.fields),
-        "spaces": list(items.spaces),
-        "bases": list(items.bases),
-        "price": list(items.price),
+        **property_config(items),
         "usual": taste.usual,
         "gains": gains,
         "noise": taste.noise,
     }
     with write_artifact(out, "taste", config, parents) as folder:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / TENSORS)
-        field, value, code = zip(*pairs, strict=True) if pairs else ((), (), ())
-        columns = {"field": pa.array(field, pa.string()), "value": pa.array(value, pa.string())}
-        pq.write_table(pa.table(columns | {"code": pa.array(code, pa.int32())}), folder / VALUES)
+        write_property_tables(items, folder)
         pq.write_table(pa.table({"text": pa.array(queries.texts, pa.string())}), folder / QUERIES)
-        words = pa.array(list(items.vocabulary.column_of), pa.string())
-        pq.write_table(pa.table({"word": words, "weight": items.vocabulary.weight}), folder / WORDS)
     return open_artifact(out, "taste")
 
 
@@ -91,24 +80,7 @@ def open_taste(artifact: Artifact) -> tuple[Tastes, Queries]:
             f"{artifact.path}: expected {' and '.join(missing)}, found none: it was made by an earlier release. "
             f"Run '{MADE_BY['taste']}' to recreate it."
         )
-    values: dict[str, dict[str, int]] = {field: {} for field in config["fields"]}
-    for row in pq.read_table(artifact.file(VALUES)).to_pylist():
-        values[row["field"]][row["value"]] = row["code"]
-    words = pq.read_table(artifact.file(WORDS))
-    column_of = {word: column for column, word in enumerate(words["word"].to_pylist())}
-    mean, deviation = config["price"]
-    properties = Properties(
-        item_ids=tensors["item_id"],
-        fields=tuple(config["fields"]),
-        codes=tensors["codes"],
-        spaces={name: tensors[f"space/{name}"] for name in config["spaces"]},
-        values=tuple(values.values()),
-        price=(mean, deviation),
-        bases={
-            name: Basis(tensors[f"centre/{name}"], tensors[f"directions/{name}"]) for name in config["bases"]
-        },
-        vocabulary=Vocabulary(column_of, words["weight"].to_numpy()),
-    )
+    properties = open_properties(artifact, tensors)
     shown = Shown(**{field.name: tensors[f"shown/{field.name}"] for field in fields(Shown)})
 
     def taste(kind: str, items: Properties) -> Taste:

@@ -36,6 +36,7 @@ MADE_BY = {  # the command that makes an artifact of each kind
     "index": "moon retrieval",
     "words": "moon retrieval",
     "taste": "moon retrieval",
+    "lifts": "moon retrieval",
     "word_vectors": "moon retrieval",
     "two_tower": "moon retrieval",
     "taken": "moon retrieval",

@@ -58,6 +58,7 @@ PARTS = {  # by folder name
     "search": Part("search", "search", needed=False),
     "picture_index": Part("picture_index", "index", needed=False),
     "taste": Part("taste", "taste", needed=False),
+    "lifts": Part("lifts", "lifts", needed=False),
     "word_vectors": Part("word_vectors", "word_vectors", needed=False),
     "two_tower": Part("two_tower", "two_tower", needed=False),
     "two_tower_index": Part("two_tower_index", "index", needed=False),

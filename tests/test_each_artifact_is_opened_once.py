@@ -24,8 +24,8 @@ SERVED = (
     "taken", "taste", "two_tower", "two_tower_index", "word_vectors", "words",
 )  # fmt: skip
 LEARNED_FROM = (
-    "cooccurrence_fit", "dataset", "embedding", "encoder", "fusion", "index", "split", "taken", "taste", "two_tower_fit",
-    "two_tower_index_fit", "word_vectors", "words",
+    "cooccurrence_fit", "dataset", "embedding", "encoder", "fusion", "index", "split", "taken", "taste",
+    "two_tower_fit", "two_tower_index_fit", "word_vectors", "words",
 )  # fmt: skip
 WRITTEN = ("picture_index", "relevance", "search")  # by the stage, and verified as it writes them
 

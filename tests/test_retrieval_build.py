@@ -31,7 +31,9 @@ from retrieval.counting import fit_counting
 from retrieval.examples import answers_of, candidates, match_names, requests_frame
 from retrieval.fusion import Weights
 from retrieval.index import ItemIndex, category_path
+from retrieval.lifts import Lifts
 from retrieval.likes import Likes
+from retrieval.properties import Properties
 from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import ROLES, Retriever, open_retrieval
 from retrieval.shown import PLACES, Rates, Shown
@@ -145,6 +147,37 @@ def test_tastes_are_learned_before_the_requests_they_are_used_for_and_read_of_th
     assert set(taste.of) - set(blind.of) == {"words"}
     np.testing.assert_array_equal(taste.shown.expected, shown.expected)
     assert queries.query_ids.tolist() == sorted(tiny_world.dataset.queries["query_id"].to_pylist())
+
+
+def test_lifts_are_learned_before_the_requests_they_are_used_for_and_read_by_every_ranker(
+    built, tiny_world, tmp_path
+):
+    run, split = built
+    assert not (run / "lifts").exists()  # this log says what was passed over
+    folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("taste", "store"))
+    build.build_lifts(tiny_world.dataset, split, folder / "lifts")
+    artifact = opened(folder, "lifts")
+    assert artifact.parents == {"split": split.artifact.id}
+    kept, items = Lifts.open(artifact), tiny_world.dataset.items
+    learned = Lifts.fit(Properties.of(items, lambda image_id: None), split.fit_log)
+    later = Lifts.fit(learned.properties, split.log)
+    assert kept.of == learned.of and kept.price == learned.price != later.price
+    for name in ("strength", "recency"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(learned, name))
+    for field, share in kept.shares.items():
+        np.testing.assert_array_equal(share, learned.shares[field])
+        assert (share != later.shares[field]).any()
+    retriever = Retriever.open(open_retrieval(folder, fitted=True))
+    item_id = items["item_id"].to_numpy()
+    request = Requests.of([Request(1, history_of(item_id[:3]), START)])
+    asked = request, item_id, np.array([0, len(item_id)])
+    for reading in (retriever, retriever.without_vectors(), retriever.without_content()):
+        names = list(reading.similarities.names)
+        first = names.index(kept.names[0])
+        assert names[first : first + len(kept.of)] == list(kept.names)
+        found = reading.similarities.of(*asked)[:, first : first + len(kept.of)]
+        np.testing.assert_array_equal(found, kept.columns(*asked))
+        assert found.any()
 
 
 def test_tastes_are_told_how_many_numbers_of_a_vector_stand_apart(built, tiny_world, tmp_path, monkeypatch):
@@ -395,10 +428,11 @@ def test_a_retriever_opens_all_of_it_and_refuses_what_was_not_made_from_one_anot
 ):
     run, _ = built
     artifacts = open_retrieval(run)
-    assert {role: one.path.name for role, one in artifacts.items()} == {role: role for role in ROLES}
+    roles = [role for role in ROLES if role != "lifts"]  # they are where taste is not
+    assert {role: one.path.name for role, one in artifacts.items()} == {role: role for role in roles}
     learned = {role: f"{role}_fit" for role in ("cooccurrence", "two_tower", "two_tower_index")}
     fitted = {role: one.path.name for role, one in open_retrieval(run, fitted=True).items()}
-    assert fitted == {role: learned.get(role, role) for role in ROLES}
+    assert fitted == {role: learned.get(role, role) for role in roles}
     retriever = Retriever.open(artifacts | {"ranker": artifacts["index"]})
     assert set(retriever.artifacts) == set(artifacts), "what it does not read is not its own"
     names = [*NAMES, "query"]

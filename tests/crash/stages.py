@@ -36,7 +36,7 @@ from moon import releases, stages
 from moonstore.files import write_json
 from ranker.judgements import JudgedPairs
 from ranker.relevance import train_relevance
-from retrieval.build import build_taste
+from retrieval.build import build_lifts, build_taste
 from retrieval.cooccurrence import build_cooccurrence
 from retrieval.fusion import Weights
 from retrieval.index import ItemIndex
@@ -150,6 +150,7 @@ def _retrieval(folder: Path) -> None:
     WordVectors.of(words).save(folder / "word_vectors", {"words": said})
     Weights({"popular": [0, 0.5, 0]}).save(folder / "fusion", {"split": split.artifact}, {})
     build_taste(dataset, split, embedding, folder / "taste")
+    build_lifts(dataset, split, folder / "lifts")
 
 
 def _relevance(folder: Path) -> None:
