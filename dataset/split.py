@@ -71,6 +71,18 @@ class Split:
         return bool(self.artifact.config.get("repeats", False))
 
     @property
+    def said(self) -> list[str]:
+        """The protocol, what is asked for, and why, for whoever splits."""
+        config = self.artifact.config
+        lines = [f"by {config['by']}: {config['why']}"]
+        if "repeats" in config:
+            asked = (
+                "new likes and repeated ones" if self.repeats else "new likes only, all with '--repeats yes'"
+            )
+            lines.append(f"{asked}: {config['why_repeats']}")
+        return lines
+
+    @property
     def ranks(self) -> bool:
         """Whether anything was taken in the ranker's training requests; without it there is no ranker."""
         return bool(self.artifact.config.get("ranks", True))

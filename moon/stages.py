@@ -81,14 +81,7 @@ def split(run: Run) -> None:
         pool = None if since is None else np.union1d(before.pool, since)
     repeats = None if run.repeats is None else run.repeats == "yes"
     made = split_dataset(dataset, out, run.split, run.seed, pool, repeats)
-    sys.stderr.write(f"  by {made.config['by']}: {made.config['why']}\n")
-    if "repeats" in made.config:
-        asked = (
-            "new likes and repeated ones"
-            if made.config["repeats"]
-            else "new likes only (all with '--repeats yes')"
-        )
-        sys.stderr.write(f"  {asked}: {made.config['why_repeats']}\n")
+    sys.stderr.write("".join(f"  {line}\n" for line in Split.open(made).said))
 
 
 def is_described_anew(run: Run) -> bool:
