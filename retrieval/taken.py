@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ class Taken:
         since &= np.isin(requests.history.code[did], POSITIVE_CODES)
         return np.append(self.item_id[first:stop], requests.history.item_id[did][since])
 
-    @property
+    @cached_property
     def end_us(self) -> int:
         """When the last like became available; 0 without any."""
         return int(self.time_us.max(initial=0))
