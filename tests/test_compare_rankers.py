@@ -203,7 +203,7 @@ def bought(monkeypatch):
     monkeypatch.setattr(measured.PlainControls, "fit", lambda *given: SimpleNamespace(probabilities=chances))
     dataset, split = (
         SimpleNamespace(items=None, images=None),
-        SimpleNamespace(retrieval=test, test_log=None, log=None),
+        SimpleNamespace(retrieval=test, test_log=None, log=None, repeats=False),
     )
 
     def measure(plain=True):

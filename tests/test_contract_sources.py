@@ -8,6 +8,7 @@ from typing import get_type_hints
 from contracts.source import SourceContract, shop
 
 import retrieval
+from retrieval.repeats import RepeatsSource
 from retrieval.sources import (
     CooccurrenceSource,
     PopularSource,
@@ -41,6 +42,10 @@ class TestWords(SourceContract):
 
 class TestTaste(SourceContract):
     source = TasteSource
+
+
+class TestRepeats(SourceContract):
+    source = RepeatsSource
 
 
 class TestTwoTower(SourceContract):

@@ -99,8 +99,8 @@ def test_the_service_keeps_the_places_that_it_is_told_to(moon):
 
 
 def test_who_is_answered_without_the_ranker_is_not_explored_on(moon):
-    moon.explore = 0.5
-    assert {kept for _, kept in shown(moon.recommend(999, 8))} == {False}  # a stranger
+    moon.explore, moon.ranker = 0.5, None
+    assert {kept for _, kept in shown(moon.recommend(4, 8))} == {False}
 
 
 def test_the_answer_says_which_places_were_kept(moon, tmp_path):

@@ -135,7 +135,7 @@ def test_switching_under_load_fails_no_request_and_mixes_no_answer(run):
     first, second = (made_of(run, number) for number in (1, 2))
     shared = {role for role in first if first[role] == second[role]}
     of_words = {"two_tower", "two_tower_index", "word_vectors", "words"}  # and of no embedding
-    assert shared == {"cooccurrence", *of_words} and first.keys() == second.keys()
+    assert shared == {"cooccurrence", "taken", *of_words} and first.keys() == second.keys()
     split = Split.open(open_artifact(run / "split", "split"))
     users = split.retrieval["user_id"].to_pylist()[:20]
     items = Vectors.open(generations.open_parts(generations.folder_of(run, 1))["embedding"]).ids[:8].tolist()

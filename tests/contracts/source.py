@@ -24,6 +24,7 @@ from retrieval.index import ItemIndex
 from retrieval.properties import Properties
 from retrieval.requests import Request, Requests, history_of
 from retrieval.shown import Shown
+from retrieval.taken import Taken
 from retrieval.taste import Taste
 from retrieval.words import Words
 
@@ -60,6 +61,8 @@ class Shop:
     towers: Towers
     words: Words  # of all items
     taste: Taste  # of the users, for all items
+    taken: Taken  # all items of their side, by every user
+    half_life: float = 1e9  # so that what was taken as often is a tie
 
 
 def opened(kind, artifact):
@@ -114,6 +117,22 @@ def taste_of(items, order):
     return Taste.fit(Properties.of(items, lambda image: None), shown, shown)
 
 
+def taken_of(order):
+    """Every user took every item of their side, read in the order of a seed."""
+    rows = [(user, int(item)) for user in range(USERS) for item in IDS[user % 2 == SIDE]]
+    read = np.arange(len(rows)) if order is None else np.random.default_rng(order).permutation(len(rows))
+    events = [
+        {
+            "user_id": rows[number][0],
+            "item_id": rows[number][1],
+            "type": "click",
+            "available_time": NOW - timedelta(seconds=len(rows) - number),
+        }
+        for number in read.tolist()
+    ]
+    return Taken.of(completed(pa.Table.from_pylist(events), EVENTS))
+
+
 def make_shop(folder, order=None, save=False):
     """A shop whose items and events are handed over in the order of a seed; ``save``: with an index from disk."""
     draw = np.random.default_rng(2)
@@ -143,7 +162,9 @@ def make_shop(folder, order=None, save=False):
     place = np.arange(len(graph.item_ids))
     place = place if order is None else np.random.default_rng(order).permutation(place)
     counts = graph.popularity[place], graph.trend[place]
-    return Shop(index, vectors, graph, graph.item_ids[place], *counts, Towers(), words, taste)
+    return Shop(
+        index, vectors, graph, graph.item_ids[place], *counts, Towers(), words, taste, taken_of(order)
+    )
 
 
 def row_of(user):

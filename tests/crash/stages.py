@@ -41,6 +41,7 @@ from retrieval.cooccurrence import build_cooccurrence
 from retrieval.fusion import Weights
 from retrieval.index import ItemIndex
 from retrieval.search.search import Search
+from retrieval.taken import Taken
 from retrieval.word_vectors import WordVectors
 from retrieval.words import Words
 from run.artifacts import ArtifactError, open_artifact
@@ -151,6 +152,7 @@ def _retrieval(folder: Path) -> None:
     Weights({"popular": [0, 0.5, 0]}).save(folder / "fusion", {"split": split.artifact}, {})
     build_taste(dataset, split, embedding, folder / "taste")
     build_lifts(dataset, split, folder / "lifts")
+    Taken.of(split.log).save(folder / "taken", {"split": split.artifact}, {})
 
 
 def _relevance(folder: Path) -> None:
