@@ -220,7 +220,7 @@ def write_report(
     events = dataset.events["event_time"]
     name = str(config["name"])
     facts: dict[str, str | int | float] = {
-        "split by": f"{split.by}: {split.artifact.config.get('why', '')}",
+        "split by": f"{split.by}{', with repeats' if split.repeats else ''}: {split.artifact.config.get('why', '')}",
         **import_facts(config),
         **(
             {"first event": str(pc.min(events))[:19], "last event": str(pc.max(events))[:19]}
