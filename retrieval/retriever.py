@@ -13,7 +13,7 @@ import pyarrow as pa
 from dataset.jagged import owners
 from feature_repo.frame import History
 from feature_repo.signature import Signature
-from feature_repo.vectors import Vectors
+from feature_repo.vectors import Vectors, rows_of
 from retrieval.asked import Asked
 from retrieval.cooccurrence import Cooccurrence
 from retrieval.fusion import EQUAL, Weights
@@ -142,12 +142,14 @@ class Retriever:
         return (*self.personal, self.popular)
 
     def knows(self, history: History) -> np.ndarray:
-        """Whether each of R histories holds a liked item of the index, bool (R).
+        """Whether each of R histories holds a liked item of the catalogue, bool (R).
 
-        To who is not known only popular items are proposed.
+        To who is not known only popular items are proposed. An item that may not be answered tells of its user, too.
         """
         liked = interests(history)
-        held = self.index.rows(liked.item_id) >= 0
+        whole = None if self.parts is None else self.parts.categories.item_ids
+        rows = self.index.rows(liked.item_id) if whole is None else rows_of(whole, liked.item_id)
+        held = rows >= 0
         return np.bincount(owners(liked.offsets)[held], minlength=len(history)) > 0
 
     @property

@@ -21,7 +21,7 @@ from evaluation import replay
 from retrieval import build
 from retrieval.examples import requests_frame
 from retrieval.fusion import Weights
-from retrieval.requests import Request, Requests, history_of
+from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import Retriever, open_retrieval
 from retrieval.sources import propose
 
@@ -141,3 +141,17 @@ def test_a_split_says_whether_all_that_was_shown_are_ratings(tmp_path):
         )
         split = Split.open(split_dataset(data, tmp_path / name, "time"))
         assert split.rated == expected and split.shows == (name != "clicks")
+
+
+def test_who_liked_only_what_may_not_be_answered_is_known_all_the_same(built):  # noqa: F811
+    whole, split = built
+    asked = split.retrieval.filter(pc.equal(split.retrieval["part"], "test")).combine_chunks()
+    history = requests_frame(whole, asked, NANO).take(0, len(asked)).history
+    every = Retriever.open(open_retrieval(whole))
+    liked = interests(history)
+    others = np.setdiff1d(every.index.ids, liked.item_id)
+    few = Retriever.open(open_retrieval(whole), only=others)
+    assert not np.isin(liked.item_id, few.index.ids).any() and every.knows(history).any()
+    assert np.array_equal(few.knows(history), every.knows(history))
+    gone = replace(history, item_id=history.item_id + 10**6)
+    assert not every.knows(gone).any()
