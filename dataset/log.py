@@ -51,6 +51,12 @@ class Log:
         pair = pair[order]
         return rows[order], np.flatnonzero(np.append(True, pair[1:] != pair[:-1])[: len(pair)])
 
+    @cached_property
+    def liked_by_user(self) -> np.ndarray:
+        """Rows of positive events, int64, those of one user one after the other in the order of the log."""
+        rows = np.flatnonzero(self.positive)
+        return rows[np.argsort(self.user[rows], kind="stable")]
+
     def is_type(self, name: str) -> np.ndarray:
         """Mask of the events of this type, bool."""
         return np.asarray(pc.equal(self.table.column("type"), name).to_numpy())

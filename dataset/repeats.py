@@ -18,8 +18,7 @@ def takings(log: Log) -> np.ndarray:
 
     So a click and the purchase that it leads to are one taking, and a like of the next item ends it.
     """
-    rows = np.flatnonzero(log.positive)
-    rows = rows[np.argsort(log.user[rows], kind="stable")]
+    rows = log.liked_by_user
     user, item = log.user[rows], log.item[rows]
     other = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
     return rows[np.append(True, other)[: len(rows)]]

@@ -181,15 +181,16 @@ class PlainFeatures:
 
     def _own(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
         """A key for a user and an item."""
-        place = np.minimum(np.searchsorted(self._users, user), len(self._users) - 1)
-        known = np.where(self._users[place] == user, place, -1)
-        return known * (len(self.item_ids) + 1) + item
+        return self._place(user) * (len(self.item_ids) + 1) + item
 
     def _within(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
         """A key for a user within the category of an item."""
+        return self._place(user) * (self._category.max(initial=0) + 1) + self._category[item]
+
+    def _place(self, user: np.ndarray) -> np.ndarray:
+        """The place of each user among those of the log, -1 for others."""
         place = np.minimum(np.searchsorted(self._users, user), len(self._users) - 1)
-        known = np.where(self._users[place] == user, place, -1)
-        return known * (self._category.max(initial=0) + 1) + self._category[item]
+        return np.where(self._users[place] == user, place, -1)
 
     def _against(self, item: np.ndarray, past: slice, now_us: int) -> np.ndarray:
         """Candidates against a history, (n, S + 3): similarities of every space, length, share in the category."""

@@ -40,10 +40,7 @@ from run.sizes import Size
 
 STATE = "state.safetensors"
 FORMAT = 2  # of what is kept of earlier days; another one is not gone on from
-KNOWN, SCALE = (
-    "known/",
-    "scale/",
-)  # how its tensors' names begin that say what has occurred, and numbers' moments
+KNOWN, SCALE = "known/", "scale/"  # how its tensors are named: what has occurred, and moments of numbers
 PARTS = ("hashes", "counts", "days")
 VALID_SHARE = 5  # one in how many users of the first day validates
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from dataset.ndcg import ndcg
 from retrieval.index import ItemIndex
 from retrieval.jagged import Retrieved, best_first, stack
 from retrieval.requests import Requests
@@ -53,31 +54,29 @@ def fit_repeats(log: pa.Table, seed: int) -> tuple[float, dict[str, float]]:
     asked = _withheld(Taken.of(log), seed)
     if not asked:
         return UNKNOWN, {}
-    reached = {str(one): float(np.mean([_ndcg(*each, one) for each in asked])) for one in HALF_LIVES}
+    reached = {}
+    for half_life in HALF_LIVES:
+        orders = (best_first(*worth(past, half_life), CANDIDATES)[0] for past, _ in asked)
+        found = [ndcg(ids, again, CANDIDATES) for ids, (_, again) in zip(orders, asked, strict=True)]
+        reached[str(half_life)] = float(np.mean(found))
     return max(HALF_LIVES, key=lambda one: reached[str(one)]), reached
 
 
-def _withheld(taken: Taken, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of some users what they liked before their last moment, and what of it they took again in that."""
+def _withheld(taken: Taken, seed: int) -> list[tuple[np.ndarray, dict[int, float]]]:
+    """Of some users what they liked before their last moment, and what of it they took again in that, of grade 1."""
     starts = np.flatnonzero(np.append(True, np.diff(taken.user_id) > 0)[: len(taken.user_id)])
     stops = np.append(starts[1:], len(taken.user_id))
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    found: list[tuple[np.ndarray, dict[int, float]]] = []
     for place in np.random.default_rng((seed, 9)).permutation(len(starts)):
         start, stop = starts[place], stops[place]
         cut = start + int(np.searchsorted(taken.time_us[start:stop], taken.time_us[stop - 1]))
         past = taken.item_id[start:cut][-LATEST:]
         again = np.intersect1d(taken.item_id[cut:stop], past)
         if len(again):
-            found.append((past, again))
+            found.append((past, dict.fromkeys(again.tolist(), 1.0)))
         if len(found) == ASKED:
             break
     return found
-
-
-def _ndcg(past: np.ndarray, again: np.ndarray, half_life: float) -> float:
-    ids, _ = best_first(*worth(past, half_life), CANDIDATES)
-    place = np.flatnonzero(np.isin(ids, again))
-    return float((1 / np.log2(2 + place)).sum() / (1 / np.log2(2 + np.arange(len(again)))).sum())
 
 
 class RepeatsSource(Source):

@@ -45,8 +45,7 @@ class Taken:
     def of(cls, log: pa.Table, half_life: float | None = None) -> Taken:
         """Of EVENTS rows, each of which is read by the requests after it only."""
         found = Log.of(log)
-        rows = np.flatnonzero(found.positive)
-        rows = rows[np.argsort(found.user[rows], kind="stable")]
+        rows = found.liked_by_user
         return cls(found.user[rows], found.item[rows], found.available_us[rows], half_life)
 
     def before(self, requests: Requests, r: int) -> np.ndarray:
