@@ -25,7 +25,7 @@ from feature_repo.views import HISTORY
 from moonstore.disk import make_folder
 from moonstore.files import link, replacing, sha256, write_json
 
-FORMAT = 1  # of what is derived; another one is made again
+FORMAT = 2  # of what is derived; another one is made again
 RECORD = "behaviour.json"  # within DATA: the files that may be kept, and their hashes
 COUNTED = "statistics"  # within DATA: what was counted before the last month
 STATISTICS: dict[str, Callable[..., Iterator[tuple[str, Iterator[pa.Table]]]]] = {

@@ -34,6 +34,8 @@ OPTIONS: Mapping[str, Option] = {
     "hashed": Option(CATEGORICAL, *COUNT),  # rows of its table; each category falls into one by its hash
     "min_count": Option(CATEGORICAL, *COUNT),  # categories seen fewer times in training are unknown
     "transform": Option(("number",), "log|standard|buckets", "log, standard or buckets"),
+    # The number, or the age in seconds, that a null stands for.
+    "null": Option(("number", "timestamp"), r"0|[1-9]\d{0,8}", "a whole number from 0"),
     "buckets": Option(("number",), r"[2-9]|[1-9]\d{1,3}", "a whole number from 2 to 9999"),
     "project": Option(("vector",), *COUNT),  # width of a learned projection
 }
@@ -99,6 +101,8 @@ def options_of(where: str, tags: Mapping[str, str], kind: str) -> dict[str, str]
             )
         if re.fullmatch(option.pattern, value) is None:
             raise StoreError(f"{where}: tag {name}: expected {option.values}, found {value!r}.")
+    if "null" in options and options.get("transform") == "buckets":
+        raise StoreError(f"{where}: tag null is not for buckets: there a null has a vector of its own.")
     return options
 
 

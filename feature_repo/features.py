@@ -20,6 +20,7 @@ STATISTICS_TTL = FOREVER
 CATEGORY = {"kind": "category"}
 TIMESTAMP = {"kind": "timestamp"}
 LOG = {"transform": "log"}
+NONE = {"null": "0"}  # no row yet: shown and liked never, seen just now
 
 # Rows pushed here are online at once: ``store.push("item_profile_push", rows)``.
 item_profile_push = PushSource(name="item_profile_push", batch_source=source("item_profile"))
@@ -35,7 +36,7 @@ item_profile = FeatureView(
         Field(name="spu", dtype=Int64, tags=CATEGORY),
         Field(name="price", dtype=Float32, tags=LOG),
         Field(name="attributes", dtype=Array(String)),
-        Field(name="first_seen_us", dtype=Int64, tags=TIMESTAMP),
+        Field(name="first_seen_us", dtype=Int64, tags={**TIMESTAMP, **NONE}),
     ],
     source=item_profile_push,
     description="Catalogue data of an item, available from the time it was first seen.",
@@ -47,12 +48,12 @@ item_stats = FeatureView(
     ttl=STATISTICS_TTL,
     schema=[
         Field(name="item_id", dtype=Int64),
-        Field(name="shown_7d", dtype=Int64),
-        Field(name="positive_7d", dtype=Int64),
-        Field(name="shown_28d", dtype=Int64),
-        Field(name="positive_28d", dtype=Int64),
-        Field(name="shown_all", dtype=Int64),
-        Field(name="positive_all", dtype=Int64),
+        Field(name="shown_7d", dtype=Int64, tags=NONE),
+        Field(name="positive_7d", dtype=Int64, tags=NONE),
+        Field(name="shown_28d", dtype=Int64, tags=NONE),
+        Field(name="positive_28d", dtype=Int64, tags=NONE),
+        Field(name="shown_all", dtype=Int64, tags=NONE),
+        Field(name="positive_all", dtype=Int64, tags=NONE),
         Field(name="rate_all", dtype=Float32),
     ],
     source=source("item_stats"),

@@ -21,7 +21,8 @@ from feature_repo.vectors import rows_of
 CELLS_AT_ONCE = 1 << 18
 WINDOWS = {"7d": 7, "28d": 28}  # days
 REACH = 1 + max(WINDOWS.values())  # a day's counts change up to so many days later
-PRIOR_POSITIVE, PRIOR_SHOWN = 1, 20  # rate_all starts at 1 in 20
+PRIOR_SHOWN = 20  # shown items at the log's own rate, by which rates are smoothed
+FIRST_RATE = 1 / 20  # of the log before its first events, with the weight of as many
 COUNTED = ("shown", "positive")
 
 
@@ -118,9 +119,10 @@ def daily_stats(
     Yields:
         the name of each month of the log, and of each later one with rows, and its rows in parts, at least one, so
         that intermediate arrays stay small: key int64, event_timestamp, shown_{7d,28d,all} and
-        positive_{7d,28d,all} int64, and rate_all float32: (positive + 1) / (shown + 20) of all time. Shown are
-        impressions and ratings; positive are clicks, carts, purchases and ratings of 4 or more. Ascending by
-        (key, event_timestamp) within a month, unique.
+        positive_{7d,28d,all} int64, and rate_all float32: (positive + 20 usual) / (shown + 20) of all time, where
+        usual is the rate of the whole log before the midnight (``usual_rate``). Shown are impressions and ratings;
+        positive are clicks, carts, purchases and ratings of 4 or more. Ascending by (key, event_timestamp) within a
+        month, unique.
     """
     known = {month.name: month for month in months}
     begun = Counted(months[0].name, Cells.none(), Cells.none())
@@ -164,6 +166,30 @@ def _stamps(day: np.ndarray, begin: int, end: int) -> np.ndarray:
     return stamps[(stamps >= begin) & (stamps < end)]
 
 
+def usual_rate(totals: Cells, cells: Cells, midnight: np.ndarray) -> np.ndarray:
+    """The rate at which anything was liked before each midnight, float64 of the shape of ``midnight``.
+
+    An item that was shown a few times is taken for a usual one, not for one that nobody likes: in a log of clicks
+    one of twenty is liked, in a log of ratings most are (docs/log/ranker.md#never-shown-is-not-average).
+
+    Args:
+        totals: counts of each id until the cells begin.
+        cells: of each id and day.
+        midnight: int64, days since 1970 UTC.
+
+    Returns:
+        (positive + 1) / (shown + 20), at most 1: some likes belong to nothing that was shown.
+    """
+    order = np.argsort(cells.day, kind="stable")
+    until = np.searchsorted(cells.day[order], midnight)
+    positive, shown = (
+        totals.count[name].sum() + np.append(0, np.cumsum(cells.count[name][order]))[until]
+        for name in ("positive", "shown")
+    )
+    usual: np.ndarray = (positive + PRIOR_SHOWN * FIRST_RATE) / (shown + PRIOR_SHOWN)
+    return np.minimum(usual, 1)
+
+
 def _rows(totals: Cells, cells: Cells, key: str, begin: int, end: int) -> Iterator[pa.Table]:
     """The rows stamped in a month, some ids at a time, at least one part.
 
@@ -174,18 +200,20 @@ def _rows(totals: Cells, cells: Cells, key: str, begin: int, end: int) -> Iterat
         begin, end: first day of the month and of the next.
     """
     start = 0
+    usual = usual_rate(totals, cells, np.arange(begin, end))
     while True:
         stop = min(start + CELLS_AT_ONCE, len(cells.key))
         if stop < len(cells.key):  # no id is in two parts
             stop = int(np.searchsorted(cells.key, cells.key[stop - 1], side="right"))
-        yield _stats(totals, cells.take(slice(start, stop)), key, begin, end)
+        yield _stats(totals, cells.take(slice(start, stop)), key, begin, usual)
         start = stop
         if start >= len(cells.key):
             return
 
 
-def _stats(totals: Cells, cells: Cells, key: str, begin: int, end: int) -> pa.Table:
-    """``_rows`` of some ids."""
+def _stats(totals: Cells, cells: Cells, key: str, begin: int, usual: np.ndarray) -> pa.Table:
+    """``_rows`` of some ids; ``usual`` float64, the log's rate at each midnight of the month."""
+    end = begin + len(usual)
     new = np.append(True, np.diff(cells.key) != 0)[: len(cells.key)]
     ids, entity = cells.key[new], np.cumsum(new) - 1
     first_day = begin - 2 * REACH
@@ -210,7 +238,8 @@ def _stats(totals: Cells, cells: Cells, key: str, begin: int, end: int) -> pa.Ta
         before = np.zeros(len(ids), np.int64)
         before[there] = totals.count[name][place[there]]
         columns[f"{name}_all"] = before[stamped] + running[name][until] - running[name][since]
-    rate = (columns["positive_all"] + PRIOR_POSITIVE) / (columns["shown_all"] + PRIOR_SHOWN)
+    prior = PRIOR_SHOWN * usual[midnight + first_day - begin]
+    rate = (columns["positive_all"] + prior) / (columns["shown_all"] + PRIOR_SHOWN)
     return pa.table(
         {
             key: pa.array(ids[stamped], pa.int64()),

@@ -14,7 +14,7 @@ from conftest import DAY, START, TinySplit, make_requests, make_world, write_emb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset.contracts import BEHAVIOUR_CODES, TIME, DataError
+from dataset.contracts import BEHAVIOUR_CODES, EVENTS, TIME, DataError
 from dataset.months import months_of
 from feature_repo.create import create_store
 from feature_repo.embeddings import publish_embedding
@@ -27,7 +27,7 @@ from feature_repo.statistics import daily_stats
 from moonstore.freshness import EPOCH
 
 WIDTH = 8
-US = timedelta(microseconds=1)
+US, MINUTE = timedelta(microseconds=1), timedelta(minutes=1)
 
 
 def code_of(event):
@@ -56,8 +56,25 @@ def slow_counts(log, key, entity, when):
         inside = [e for e in inside if e["available_time"] < midnight]
         counts[f"shown_{window}"] = sum(e["type"] in ("impression", "rating") for e in inside)
         counts[f"positive_{window}"] = sum(code_of(e) in (1, 2, 3, 4) for e in inside)
-    counts["rate_all"] = np.float32((counts["positive_all"] + 1) / (counts["shown_all"] + 20))
+    counts["rate_all"] = np.float32(
+        (counts["positive_all"] + 20 * slow_usual(log, key, entity, midnight)) / (counts["shown_all"] + 20)
+    )
     return counts
+
+
+def slow_usual(log, key, entity, midnight):
+    """How often anything was liked until the counts of an entity last changed."""
+    days = {
+        e["available_time"].replace(hour=0, minute=0, second=0, microsecond=0)
+        for e in log
+        if e[key] == entity
+    }
+    changes = [day + ago * DAY for day in days for ago in (1, 8, 29)]
+    last = max((one for one in changes if one <= midnight), default=midnight)
+    before = [e for e in log if e[key] is not None and e["available_time"] < last]
+    positive = sum(code_of(e) in (1, 2, 3, 4) for e in before)
+    shown = sum(e["type"] in ("impression", "rating") for e in before)
+    return min((positive + 1) / (shown + 20), 1)
 
 
 def slow_statistics(log, key, entity, when):
@@ -234,6 +251,35 @@ def test_statistics_hold_the_windows_of_every_midnight(tiny_world, key):
                 continue
             row = known[-1]
             assert {name: row[name] for name in expected} == expected
+
+
+def rates(kinds):
+    """The rate of each item the day after a log of so many events, a minute apart: (item, type, value)."""
+    log = [
+        dict.fromkeys(EVENTS.names)
+        | {"event_id": n, "sequence": n, "user_id": 1, "item_id": item, "type": kind, "value": value}
+        | {"event_time": START + n * MINUTE, "available_time": START + n * MINUTE}
+        for n, (item, kind, value) in enumerate(kinds)
+    ]
+    stats = statistics(months_of(pa.Table.from_pylist(log, schema=EVENTS)), "item_id").to_pylist()
+    return {row["item_id"]: row["rate_all"] for row in stats}
+
+
+def test_a_rate_of_few_is_near_that_of_the_log():
+    """Ratings of which 90 in 100 are likes: an item that one user liked is better than usual, not worse."""
+    kinds = [(1, "rating", 5.0 if n % 10 else 1.0) for n in range(100)]
+    found = rates([*kinds, (2, "rating", 5.0), (3, "rating", 1.0)])
+    usual = (91 + 1) / (102 + 20)
+    assert found[1] == pytest.approx((90 + 20 * usual) / 120)
+    assert found[2] == pytest.approx((1 + 20 * usual) / 21) and found[3] == pytest.approx(20 * usual / 21)
+    clicks = [(1, "impression", None)] * 100 + [(1, "click", None)] * 10 + [(2, "impression", None)]
+    assert rates(clicks)[2] == pytest.approx(20 * (10 + 1) / (101 + 20) / 21)
+
+
+def test_a_log_of_purchases_has_rates_in_the_order_of_its_counts():
+    """Nothing was shown: the usual rate is 1, so that no item is drowned by how much the whole log bought."""
+    found = rates([(n % 7 + 1 if n % 2 else 1, "purchase", 1.0) for n in range(70)])
+    assert found[1] == pytest.approx((40 + 20) / 20) and found[2] == pytest.approx((5 + 20) / 20)
 
 
 @pytest.mark.parametrize("key", ["item_id", "query_id"])

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.contracts import DataError
-from feature_repo.signature import Feature
+from feature_repo.features import item_profile, item_stats, query_stats, user_profile
+from feature_repo.services import ctr_v1
+from feature_repo.signature import Feature, signature_of
 from ranker.inputs.hashing import hash_integers, hash_strings
 from ranker.inputs.rules import categories, numbers
 from ranker.inputs.rules.categories import Dictionary, Hashed
@@ -202,6 +204,40 @@ def test_a_value_that_is_very_frequent_is_one_bucket():
     rule = learned("number", [0.0] * 50 + [1.0] * 50, pa.float64(), transform="buckets", buckets="10")
     assert rule.borders == (1.0,)
     assert learned("number", [None], pa.float64(), transform="buckets").rows == 2
+
+
+@pytest.mark.parametrize("dtype", [pa.int64(), pa.float64()])
+def test_a_null_that_is_a_number_is_that_number(dtype):
+    """An item without statistics was shown 0 times, not as often as the average item."""
+    rule = learned("number", [None, 3, None, 3], dtype, pieces=3, null="0", transform="log")
+    assert rule.names == ("x",) and (rule.mean, rule.deviation) == pytest.approx((math.log(2), math.log(2)))
+    np.testing.assert_allclose(numbers_of(rule, [None, 0, 3, 15], dtype), [[-1], [-1], [1], [3]], rtol=1e-6)
+    never = learned("number", [1, 3], dtype, null="0", transform="standard")
+    assert numbers_of(never, [None, 3], dtype) == [[-2.0], [1.0]]
+
+
+def test_a_timestamp_that_is_null_is_as_old_as_its_tag_says():
+    time_us = np.full(2, NOW_US)
+    rule = learned("timestamp", [NOW_US - 3_000_000, None], pa.int64(), time_us, null="0")
+    assert rule.names == ("age of x",) and rule.mean == pytest.approx(math.log(2))
+    found = numbers_of(rule, [NOW_US - 3_000_000, None], pa.int64(), time_us)
+    np.testing.assert_allclose(found, [[1], [-1]], rtol=1e-6)
+
+
+def test_an_item_that_was_never_shown_has_counts_of_zero_and_is_new():
+    """What our views say of an item that has no row yet."""
+    views = (user_profile, item_profile, item_stats, query_stats)
+    features = {one.name: one for one in signature_of(ctr_v1, views).features}
+    counts = [f"{what}_{window}" for window in ("7d", "28d", "all") for what in ("shown", "positive")]
+    for name in (*counts, "first_seen_us"):
+        one, time_us = learner(features[name]), np.full(2, NOW_US)
+        known = pa.array([9 if name in counts else NOW_US - 9_000_000, None], pa.int64())
+        one.see(known, time_us)
+        rule = one.learned()
+        assert len(rule.names) == 1, "no indicator: what is behind it was learned from few"
+        zero = pa.array([0 if name in counts else NOW_US, None], pa.int64())
+        same = rule.numbers(zero, time_us)
+        assert same[0] == same[1] < rule.numbers(known, time_us)[0]
 
 
 def test_borders_of_many_values_are_those_of_every_kth(monkeypatch):

@@ -37,12 +37,13 @@ def sides(draw):
         if kind == "number":
             transform = draw(st.sampled_from(["log", "standard"]))
             mean, deviation = draw(st.floats(-9, 9)), draw(st.floats(0.1, 9))
-            rule = Number(name, transform, mean, deviation, draw(st.sampled_from([1.0, 0.001])), absent)
+            unit, null = draw(st.sampled_from([1.0, 0.001])), draw(st.sampled_from([None, 0.0, 7.0]))
+            rule = Number(name, transform, mean, deviation, unit, absent, null)
         elif kind == "age":
             dtype, values, rule = (
                 pa.int64(),
                 st.one_of(st.none(), st.integers(0, 2**50)),
-                Age(name, 1.0, 2.0, absent),
+                Age(name, 1.0, 2.0, absent, draw(st.sampled_from([None, 0.0, 7.0]))),
             )
         elif kind == "boolean":
             dtype, values, rule = pa.bool_(), st.one_of(st.none(), st.booleans()), Boolean(name, absent)

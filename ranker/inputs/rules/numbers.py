@@ -1,7 +1,8 @@
 """Numbers: the logarithm or the value itself, standardised; or the bucket between learned borders.
 
 What is null enters as the average and, where the training data hold nulls, as a 1 in an indicator of its own. Without
-nulls in training there is no indicator: the weight behind it would never have been learned.
+nulls in training there is no indicator: the weight behind it would never have been learned. A field may say instead
+which number a null stands for: then it is that number (docs/log/ranker.md#never-shown-is-not-average).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Number:
         mean, deviation: after the transform, over the values of the training data.
         unit: what counts as small to the logarithm.
         absent: whether the training data hold nulls, which then have an indicator.
+        null: the number that a null stands for; None: none.
     """
 
     feature: str
@@ -36,6 +38,7 @@ class Number:
     deviation: float
     unit: float = 1.0
     absent: bool = False
+    null: float | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -44,11 +47,16 @@ class Number:
 
     def values(self, column: pa.Array, time_us: np.ndarray) -> np.ndarray:
         """After the transform, before they are standardised: float64, NaN where null."""
-        return transformed(finite(column, self.feature), self.transform, self.unit)
+        return transformed(filled(finite(column, self.feature), self.null), self.transform, self.unit)
 
     def numbers(self, column: pa.Array, time_us: np.ndarray) -> np.ndarray:
         """Standardised and cut at CLIP deviations, 0 where null; and the indicator."""
         return standardised(self.values(column, time_us), self.mean, self.deviation, self.absent)
+
+
+def filled(values: np.ndarray, null: float | None) -> np.ndarray:
+    """Float64 values with NaN replaced by what a null stands for."""
+    return values if null is None else np.where(np.isnan(values), null, values)
 
 
 def transformed(values: np.ndarray, transform: str, unit: float) -> np.ndarray:
@@ -104,20 +112,22 @@ class Moments:
 
 
 class NumberLearner:
-    """Measures a number after its transform."""
+    """Measures a number after its transform; arguments as the attributes of ``Number``."""
 
-    def __init__(self, feature: str, transform: str, unit: float = 1.0) -> None:
-        self.feature, self.transform, self.unit = feature, transform, unit
+    def __init__(self, feature: str, transform: str, unit: float = 1.0, null: float | None = None) -> None:
+        self.feature, self.transform, self.unit, self.null = feature, transform, unit, null
         self.moments = Moments()
 
     def see(self, column: pa.Array, time_us: np.ndarray) -> None:
         """Add the values of a column."""
-        self.moments.add(transformed(finite(column, self.feature), self.transform, self.unit))
+        values = filled(finite(column, self.feature), self.null)
+        self.moments.add(transformed(values, self.transform, self.unit))
 
     def learned(self) -> Rule:
         """Mean, deviation, and whether there were nulls."""
         found = self.moments
-        return Number(self.feature, self.transform, found.mean, found.deviation, self.unit, found.absent)
+        scale = found.mean, found.deviation
+        return Number(self.feature, self.transform, *scale, self.unit, found.absent, self.null)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ class SideBySide:
             for name in ("unit", "mean", "deviation")
         )
         self._absent = np.array([rule.absent for _, rule, _ in alike], bool)
+        stands_for = [np.nan if rule.null is None else rule.null for _, rule, _ in alike]
+        self._null = np.array(stands_for)[:, None]
 
     def numbers(self, table: pa.Table, time_us: np.ndarray) -> np.ndarray:
         """Float32 [N, W]; ``time_us`` int64 [N]: the moment of each row.
@@ -63,6 +65,7 @@ class SideBySide:
         if np.isinf(values).any():
             for column, feature in self._alike:
                 finite(table[column].combine_chunks(), feature)
+        values = np.where(np.isnan(values), self._null, values)
         logs = values[: self._logs]
         np.copysign(np.log1p(np.abs(logs) / self._unit[: self._logs]), logs, out=logs)
         missing = np.isnan(values)

@@ -37,6 +37,7 @@ def learner(feature: Feature) -> Learner:
         DataError: there is no rule for its kind.
     """
     tags = feature.options
+    null = float(tags["null"]) if "null" in tags else None
     match feature.kind:
         case "category" | "categories":
             rows = tags.get("hashed")
@@ -48,9 +49,9 @@ def learner(feature: Feature) -> Learner:
             transform = tags.get("transform", "log" if pa.types.is_integer(feature.dtype) else "standard")
             if transform == "buckets":
                 return BucketLearner(feature.name, int(tags.get("buckets", BUCKETS)))
-            return NumberLearner(feature.name, transform, float(tags.get("unit", 1)))
+            return NumberLearner(feature.name, transform, float(tags.get("unit", 1)), null)
         case "timestamp":
-            return AgeLearner(feature.name)
+            return AgeLearner(feature.name, null)
         case "boolean":
             return BooleanLearner(feature.name)
         case "vector":

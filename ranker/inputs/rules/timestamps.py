@@ -19,12 +19,14 @@ class Age:
         feature: its column, timestamps or int64 microseconds since 1970 UTC.
         mean, deviation: of the logarithm, over the training data.
         absent: whether the training data hold nulls, which then have an indicator.
+        null: the age, in seconds, that a null stands for; None: none.
     """
 
     feature: str
     mean: float
     deviation: float
     absent: bool = False
+    null: float | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -34,7 +36,7 @@ class Age:
 
     def values(self, column: pa.Array, time_us: np.ndarray) -> np.ndarray:
         """The logarithm, before it is standardised: float64, NaN where null."""
-        return log_age(column, time_us)
+        return log_age(column, time_us, self.null)
 
     def numbers(self, column: pa.Array, time_us: np.ndarray) -> np.ndarray:
         """Standardised and cut, 0 where null; and the indicator."""
@@ -42,27 +44,28 @@ class Age:
 
 
 class AgeLearner:
-    """Measures the logarithm of ages."""
+    """Measures the logarithm of ages; arguments as the attributes of ``Age``."""
 
-    def __init__(self, feature: str) -> None:
-        self.feature, self.moments = feature, Moments()
+    def __init__(self, feature: str, null: float | None = None) -> None:
+        self.feature, self.null, self.moments = feature, null, Moments()
 
     def see(self, column: pa.Array, time_us: np.ndarray) -> None:
         """Add the ages of a column."""
-        self.moments.add(log_age(column, time_us))
+        self.moments.add(log_age(column, time_us, self.null))
 
     def learned(self) -> Rule:
         """Mean, deviation, and whether there were nulls."""
-        return Age(self.feature, self.moments.mean, self.moments.deviation, self.moments.absent)
+        found = self.moments
+        return Age(self.feature, found.mean, found.deviation, found.absent, self.null)
 
 
-def log_age(column: pa.Array, time_us: np.ndarray) -> np.ndarray:
-    """log(1 + seconds), float64, NaN where null."""
+def log_age(column: pa.Array, time_us: np.ndarray, null: float | None = None) -> np.ndarray:
+    """log(1 + seconds), float64; where the timestamp is null that of the seconds ``null``, or NaN."""
     if pa.types.is_timestamp(column.type) and column.type.unit != "us":
         column = column.cast(pa.timestamp("us", column.type.tz))
     since = column.cast(pa.int64())
     known = since.fill_null(0) if since.null_count else since
     age = np.log1p(np.maximum((time_us - known.to_numpy()) / 1e6, 0))
     if since.null_count:
-        age[since.is_null().to_numpy(zero_copy_only=False)] = np.nan
+        age[since.is_null().to_numpy(zero_copy_only=False)] = np.nan if null is None else np.log1p(null)
     return age
