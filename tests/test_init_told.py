@@ -1,0 +1,146 @@
+"""``moon init`` on logs whose rows tell several things at once: what was skipped, clicked, bought, and in which search.
+
+Run: pytest tests/test_init_told.py
+"""
+
+import random
+from collections import Counter
+
+import folder_world as world
+import pyarrow.compute as pc
+import pytest
+from test_init import imported
+from test_init_rough import proposed
+
+from dataset.adapters.described.description import Events
+
+DAY = "2025-03-{:02d}T10:{:02d}:00Z"
+
+
+def plays(draw, count=900):
+    """A player's log: users by their names, and whether a play was skipped; by a plan that a loop can count."""
+    return [
+        {
+            "ts": DAY.format(1 + number % 28, number % 60),
+            "username": f"listener{number % 31}",
+            "track_uri": f"tr:{draw.randrange(world.ITEMS):04d}",
+            "ms_played": 1000 * number,
+            "skipped": draw.random() < 0.4,
+        }
+        for number in range(count)
+    ]
+
+
+def test_a_play_that_was_skipped_is_no_click(tmp_path):
+    rows = plays(random.Random(3))
+    folder = tmp_path / "player"
+    world.put_lines(folder / "plays.jsonl", rows)
+    found = proposed(folder)["events", "plays.jsonl"]
+    assert (found["user"], found["type"], found["skipped"]) == ("username", "impression", "skipped")
+    events = imported(folder).events
+    truth = Counter("click" for row in rows if not row["skipped"]) + Counter({"impression": len(rows)})
+    assert Counter(events["type"].to_pylist()) == truth
+    clicks = events.filter(pc.equal(events["type"], "click"))
+    shown = events.filter(pc.equal(events["type"], "impression"))
+    assert set(clicks["request_id"].to_pylist()) <= set(shown["request_id"].to_pylist())
+
+
+def test_a_search_that_was_made_is_a_request_and_its_words_are_the_query(tmp_path):
+    """Several searches share their words; every row says whether it was clicked, and whether it was bought."""
+    draw, rows = random.Random(4), []
+    for search in range(120):
+        for place, item in enumerate(draw.sample(range(world.ITEMS), 6), 1):
+            clicked = draw.random() < 0.3
+            rows.append(
+                {
+                    "search_id": 7000 + search,
+                    "searched_at": DAY.format(1 + search % 28, search % 60),
+                    "customer_id": search % 17,
+                    "search_term": f"{world.ADJECTIVES[search % 5]} {world.NOUNS[search % 3]}",
+                    "product_id": item,
+                    "rank": place,
+                    "clicked": int(clicked),
+                    "purchased": int(clicked and draw.random() < 0.5),
+                }
+            )
+    folder = tmp_path / "searches"
+    world.put_csv(folder / "searches.csv", rows)
+    found = proposed(folder)["events", "searches.csv"]
+    assert {key: found.get(key) for key in ("request", "query", "query_text", "clicked", "bought", "position")} == {
+        "request": "search_id", "query": None, "query_text": "search_term", "clicked": "clicked",
+        "bought": "purchased", "position": "rank",
+    }  # fmt: skip
+    dataset = imported(folder)
+    assert len(dataset.queries) == len({row["search_term"] for row in rows})
+    assert len(pc.unique(dataset.events["request_id"])) == 120
+    truth = Counter({"impression": len(rows)})
+    for kind, column in (("click", "clicked"), ("purchase", "purchased")):
+        truth[kind] = sum(row[column] for row in rows)
+    assert Counter(dataset.events["type"].to_pylist()) == truth
+
+
+def test_ids_of_queries_stay_ids_of_queries(tmp_path):
+    """An id for each wording, whoever asks: a query, and no request."""
+    draw = random.Random(5)
+    rows = [
+        {
+            "query_id": (query := draw.randrange(20)),
+            "query": f"{world.ADJECTIVES[query % 10]} {world.NOUNS[query % 6]} {query}",
+            "customer_id": draw.randrange(30),
+            "product_id": draw.randrange(world.ITEMS),
+            "time": DAY.format(1 + number % 28, number % 60),
+        }
+        for number in range(600)
+    ]
+    world.put_csv(tmp_path / "clicks.csv", rows)
+    found = proposed(tmp_path)["events", "clicks.csv"]
+    assert (found.get("query"), found.get("request")) == ("query_id", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "kinds"),
+    [
+        ({"looked": "click", "bought": "purchase"}, ("Anna Berg", "Jo van Dam")),
+        ({"ansehen": "click", "warenkorb": "cart", "kauf": "purchase"}, ("K 1", "K 2")),
+        ({"view": "click", "sold": "purchase", "reserved": "purchase"}, ("u1", "u2")),
+    ],
+    ids=["persons", "german", "second-hand"],
+)
+def test_who_is_called_by_name_and_what_was_done_in_their_words(tmp_path, words, kinds):
+    draw = random.Random(6)
+    rows = [
+        {
+            "date": f"{1 + number % 28:02d}.03.2025 10:{number % 60:02d}",
+            "client": f"{kinds[number % 2]} {number % 23}",
+            "sku": f"T-{draw.randrange(world.ITEMS):02d}",
+            "what": draw.choice(list(words)),
+        }
+        for number in range(500)
+    ]
+    world.put_csv(tmp_path / "log.csv", rows, delimiter=";")
+    found = proposed(tmp_path)["events", "log.csv"]
+    assert (found["user"], found["type_column"], found["types"]) == ("client", "what", words)
+
+
+def test_a_column_of_kinds_in_unknown_words_is_pointed_at(tmp_path):
+    rows = [
+        {"user": number % 20, "item": number % 47, "time": DAY.format(1 + number % 28, 0), "event": "abcd"[number % 4]}
+        for number in range(400)
+    ]  # fmt: skip
+    world.put_csv(tmp_path / "log.csv", rows)
+    proposed(tmp_path)
+    line = next(one for one in (tmp_path / "moon.toml").read_text().splitlines() if one.startswith("type = "))
+    assert "NOT SURE" in line and "'event' may, in words not known: a, b, c, d" in line
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"type": "click", "skipped": "s"}, "beside clicked or skipped"),
+        ({"type": "impression", "skipped": "s", "clicked": "c"}, "either clicked or skipped"),
+        ({"type": "cart", "bought": "b"}, "beside bought"),
+    ],
+)
+def test_what_a_row_cannot_tell_is_refused(keys, said):
+    with pytest.raises(ValueError, match=said):
+        Events(files=["a"], user="u", item="i", **keys)
