@@ -1,4 +1,4 @@
-"""``moon init`` on logs whose rows tell several things at once: what was skipped, clicked, bought, and in which search.
+"""``moon init`` on logs whose rows tell several things at once: skipped, clicked, bought, and in which search.
 
 Run: pytest tests/test_init_told.py
 """
@@ -124,9 +124,9 @@ def test_who_is_called_by_name_and_what_was_done_in_their_words(tmp_path, words,
 
 def test_a_column_of_kinds_in_unknown_words_is_pointed_at(tmp_path):
     rows = [
-        {"user": number % 20, "item": number % 47, "time": DAY.format(1 + number % 28, 0), "event": "abcd"[number % 4]}
-        for number in range(400)
-    ]  # fmt: skip
+        {"user": number % 20, "item": number % 47, "time": DAY.format(1 + number % 28, 0), "event": kind}
+        for number, kind in enumerate("abcd" * 100)
+    ]
     world.put_csv(tmp_path / "log.csv", rows)
     proposed(tmp_path)
     line = next(one for one in (tmp_path / "moon.toml").read_text().splitlines() if one.startswith("type = "))

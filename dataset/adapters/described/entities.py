@@ -138,9 +138,9 @@ def columns_of(section: Section) -> list[str]:
 
 COLUMN_KEYS = (
     "id", "user", "visitor", "item", "time", "type_column", "value", "clicked", "skipped", "bought", "quantity",
-    "request", "request_scope", "position", "query", "query_text", "text", "title", "description", "category", "price",
-    "product", "attributes", "picture", "first_seen", "updated", "age", "segment", "relevance", "part", "features",
-    "vectors", "context", "property",
+    "request", "request_scope", "position", "query", "query_text", "text", "title", "description", "category",
+    "price", "product", "attributes", "picture", "first_seen", "updated", "age", "segment", "relevance", "part",
+    "features", "vectors", "context", "property",
 )  # fmt: skip
 
 
