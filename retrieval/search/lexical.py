@@ -85,7 +85,7 @@ class Lexical:
             counts = self._by_word[:, columns]
             count = counts @ likeness**2  # a word itself before its likes
             rows = np.flatnonzero(count)
-            # How many items say it, each by how nearly: else a word is worth nothing where every item says a like of it.
+            # How many items say it, each by how nearly: else it is worth nothing where every item says a like of it.
             having = np.minimum((counts > 0) @ likeness**2, 1).sum()
             weight = times * np.log(1 + (len(share) - having + 0.5) / (having + 0.5))
             share[rows] += weight * count[rows] / (count[rows] + self._length[rows])
