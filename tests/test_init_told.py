@@ -5,14 +5,22 @@ Run: pytest tests/test_init_told.py
 
 import random
 from collections import Counter
+from datetime import UTC, datetime
 
 import folder_world as world
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from test_init import imported
 from test_init_rough import proposed
 
 from dataset.adapters.described.description import Events
+from dataset.contracts import TIME
+from dataset.extra import gone_before
+from dataset.split import Split, split_dataset
+from evaluation.run import answerable
+from feature_repo.ingest.item_states import changes, set_state, withdraw, withdrawn
 
 DAY = "2025-03-{:02d}T10:{:02d}:00Z"
 
@@ -144,3 +152,52 @@ def test_a_column_of_kinds_in_unknown_words_is_pointed_at(tmp_path):
 def test_what_a_row_cannot_tell_is_refused(keys, said):
     with pytest.raises(ValueError, match=said):
         Events(files=["a"], user="u", item="i", **keys)
+
+
+@pytest.fixture
+def flea_market(tmp_path):
+    """Things of which there is one each: listed on a day, sold on another or not yet."""
+    draw, things, rows = random.Random(7), [], []
+    for item in range(world.ITEMS):
+        day = 1 + item % 20
+        sold = DAY.format(day + 5, 30) if item % 3 else ""
+        status = "sold" if sold else "active"
+        things.append({"id": item, "title": world.title(item), "listed_at": DAY.format(day, 0), "sold_at": sold,
+                       "status": status, "brand": "AB"[item % 2]})  # fmt: skip
+        rows += [{"user": draw.randrange(30), "listing": item, "at": DAY.format(day + draw.randrange(5), 20)}
+                 for _ in range(9)]  # fmt: skip
+    world.put_csv(tmp_path / "market" / "listings.csv", things)
+    world.put_csv(tmp_path / "market" / "views.csv", sorted(rows, key=lambda row: row["at"]))
+    return tmp_path / "market"
+
+
+def test_what_is_sold_is_gone_and_its_status_describes_nothing(flea_market):
+    found = proposed(flea_market)["items", "listings.csv"]
+    assert (found["gone"], found["first_seen"], found["attributes"]) == ("sold_at", "listed_at", ["brand"])
+    dataset = imported(flea_market)
+    external = dict(
+        zip(dataset.items["item_id"].to_pylist(), dataset.items["external_id"].to_pylist(), strict=True)
+    )
+    for day in (1, 12, 28):
+        moment = datetime(2025, 3, day, 10, 30, tzinfo=UTC)
+        truth = {item for item in range(world.ITEMS) if item % 3 and 1 + item % 20 + 5 <= day}
+        assert {int(external[item]) for item in gone_before(dataset.artifact, moment).tolist()} == truth
+
+
+def test_what_is_gone_is_no_candidate_of_a_later_test(flea_market, tmp_path):
+    dataset = imported(flea_market)
+    split = Split.open(split_dataset(dataset, tmp_path / "split", by="time"))
+    gone = set(gone_before(dataset.artifact, split.test_from).tolist())
+    seen = dataset.items.filter(pc.less(dataset.items["first_seen"], pa.scalar(split.test_from, TIME)))
+    assert gone and set(answerable(dataset, split).tolist()) == set(seen["item_id"].to_pylist()) - gone
+
+
+def test_withdrawing_leaves_what_somebody_said_of_an_item(tmp_path):
+    (tmp_path / "data").mkdir()
+    now = datetime(2025, 3, 1, tzinfo=UTC)
+    for state in ("inactive", "active"):  # 1: put back by hand
+        set_state(tmp_path, 1, state, now)
+    set_state(tmp_path, 2, "inactive", now)
+    before = changes(tmp_path)
+    withdraw(tmp_path, np.array([1, 2, 3]), now)
+    assert withdrawn(tmp_path) == {2: "inactive", 3: "out_of_stock"} and changes(tmp_path) > before

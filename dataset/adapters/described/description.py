@@ -69,7 +69,8 @@ class Items(Section):
         property, value: of a table with a row per item and property: the columns of its name and of its value. The
             most frequent ones become attributes of the items.
         first_seen, updated: columns of times: when it was first on sale, and when this row was written.
-        time_format: of both: "iso", "s", "ms", "us", "ns", or a pattern such as ``%d/%m/%Y %H:%M``.
+        gone: column of the time since when it is not to be had: sold, expired; empty while it is there.
+        time_format: of all three: "iso", "s", "ms", "us", "ns", or a pattern such as ``%d/%m/%Y %H:%M``.
         features: left-over columns that the models use.
         vectors: left-over column of vectors, lists of fractions of one length, that stand in for the encoder.
     """
@@ -89,6 +90,7 @@ class Items(Section):
     value: str | None = None
     first_seen: str | None = None
     updated: str | None = None
+    gone: str | None = None
     time_format: str = ISO
     features: list[str] = Field(default_factory=list)
     vectors: str | None = None

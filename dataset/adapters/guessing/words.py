@@ -44,6 +44,8 @@ UPDATED = _words("updated modified changed update version valid lastmodified")
 CREATED = _words(
     "created added published release released launch launched listed available registered signup joined since publish"
 )
+GONE = _words("gone sold expired expire expiry ended ends removed delisted discontinued until closed")
+STATE = _words("status availability available stock sold active")  # of an item today: no description of it
 TYPE = _words("type event action behavior behaviour activity interaction feedback kind operation verb")
 CLICKED = _words("click clicked label clk")  # of a column of 0 and 1
 SKIPPED = _words("skip skipped")  # of such a column, too
