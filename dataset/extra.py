@@ -2,13 +2,15 @@
 
 They are files of the dataset artifact, ``extra_item.parquet`` and so on, and their Arrow types are in its
 configuration, under "extra". What ``moon.toml`` switches on of them is there under "features". A column of vectors
-may stand in for the encoder: that of items which the configuration names under "vectors".
+may stand in for the encoder: that of items which the configuration names under "vectors". Where it says GONE, a
+column of that name holds since when each item is not to be had, null while it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset.contracts import DataError
+from dataset.contracts import TIME, DataError
 from dataset.upsert import upserted
 from run.artifacts import Artifact
 
@@ -26,6 +28,9 @@ TABLES = {
     "query": "queries",
     "event": "events",
 }  # entity -> canonical table
+
+
+GONE = "gone"  # timestamps, UTC
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,20 @@ def given_vectors(dataset: Artifact) -> tuple[np.ndarray, np.ndarray] | None:
     )  # squares are large
     usable = np.isfinite(length) & (length > 0)
     return ids[usable], matrix[usable] / length[usable, None]
+
+
+def gone_before(dataset: Artifact, moment: datetime) -> np.ndarray:
+    """Ids of the items that were not to be had any more at a moment, int64; none where the source does not say it.
+
+    Args:
+        dataset: artifact of kind "dataset".
+        moment: an item that goes at this moment is gone.
+    """
+    if GONE not in dataset.config:
+        return np.empty(0, np.int64)
+    table = pq.read_table(dataset.file(extra_file("item")), columns=["item_id", GONE])
+    gone = pc.fill_null(pc.less_equal(table.column(GONE).cast(TIME), pa.scalar(moment, TIME)), False)
+    return np.asarray(table.filter(gone).column("item_id").to_numpy())
 
 
 def write_extra(folder: Path, extra: Mapping[str, pa.Table], kept: Mapping[str, pa.Table]) -> None:

@@ -52,6 +52,19 @@ class Log:
         return rows[order], np.flatnonzero(np.append(True, pair[1:] != pair[:-1])[: len(pair)])
 
     @cached_property
+    def rated_before(self) -> np.ndarray:
+        """Whether the user of each pair of ``likes`` had rated its item, and not liked it, before; bool."""
+        rows, first = self.likes
+        low = np.flatnonzero(self.is_type("rating") & ~self.positive)
+        if not len(low):
+            return np.zeros(len(first), dtype=bool)
+        both = np.concatenate([rows[first], low])
+        known, pair = np.unique(pairs(self.user[both], self.item[both]), return_inverse=True)
+        earliest = np.full(len(known), len(self.user))
+        np.minimum.at(earliest, pair[len(first) :], low)
+        return earliest[pair[: len(first)]] < rows[first]
+
+    @cached_property
     def liked_by_user(self) -> np.ndarray:
         """Rows of positive events, int64, those of one user one after the other in the order of the log."""
         rows = np.flatnonzero(self.positive)

@@ -102,9 +102,9 @@ class Likes:
 
 
 def _new(log: Log) -> np.ndarray:
-    """The first like of each user and item, as rows of the log, ordered by user, then as in the log."""
+    """The first like of each user and item not rated before, as rows of the log, by user, then as in the log."""
     rows, first = log.likes
-    row = rows[first]
+    row = rows[first][~log.rated_before]
     return row[np.lexsort((row, log.user[row]))]
 
 

@@ -127,7 +127,7 @@ def liked_us(events: pa.Table, ranking: pa.Table) -> np.ndarray:
 def _liked(log: Log, when: np.ndarray, start: np.ndarray, stop: np.ndarray, repeats: bool) -> np.ndarray:
     """Rows of the first like of each user and item from the user's ``start`` to ``stop``, if none came before.
 
-    With ``repeats`` every taking in that time.
+    What its user had rated before is not new to them: no answer has it. With ``repeats`` every taking in that time.
     """
     if repeats:
         rows = np.sort(takings(log))
@@ -137,7 +137,7 @@ def _liked(log: Log, when: np.ndarray, start: np.ndarray, stop: np.ndarray, repe
         return rows
     earliest = np.minimum.reduceat(when[rows], first)
     pair = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(rows))))
-    is_new = earliest >= start[rows[first]]
+    is_new = (earliest >= start[rows[first]]) & ~log.rated_before
     inside = np.flatnonzero(is_new[pair] & (when[rows] < stop[rows]))
     pair = pair[inside]
     return np.sort(rows[inside[np.append(True, pair[1:] != pair[:-1])[: len(pair)]]])

@@ -201,7 +201,7 @@ class Lists:
     """The best candidates of R requests, int64 item ids (R, k), -1 after the end of a list.
 
     Attributes:
-        new: without the items of the user's history.
+        new: without what the user acted on before.
         any: with them.
     """
 
@@ -228,13 +228,18 @@ def rank(baseline: Baseline, requests: Requests, k: int, repeats: bool = True) -
     return lists(baseline, requests, k).answers(repeats)
 
 
-def lists(baseline: Baseline, requests: Requests, k: int) -> Lists:
-    """The k best candidates of each request, by descending score, then ascending id."""
+def lists(baseline: Baseline, requests: Requests, k: int, left_out: Requests | None = None) -> Lists:
+    """The k best candidates of each request, by descending score, then ascending id.
+
+    ``left_out``: what ``Lists.new`` is without, where it is more than the histories.
+    """
+    left_out = requests if left_out is None else left_out
     none = Lists(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.int64))
     found = [none]
     for start, stop in blocks(len(requests), len(baseline.candidates)):
         block = requests.take(start, stop)
-        found.append(Lists.of(baseline.scores(block), baseline.candidates, k, block))
+        scores = baseline.scores(block)
+        found.append(Lists.of(scores, baseline.candidates, k, left_out.take(start, stop)))
     return Lists.joined(found)
 
 

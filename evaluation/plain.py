@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataset.contracts import BEHAVIOUR_CODES
 from dataset.split import Split
 from dataset.tables import Dataset
 from evaluation.baselines import Baseline, Lists, Mix, lists, tune_mix
@@ -61,11 +62,12 @@ class PlainMethods:
             k: length of the lists.
         """
         history = requests_of(self.log, requests)
+        acted_on = requests_of(self.log, requests, BEHAVIOUR_CODES.values())  # what was disliked, too
         for name, baseline in self.baselines.items():
-            yield name, lists(baseline, history, k)
+            yield name, lists(baseline, history, k, acted_on)
         if self.controls is not None:
             asked = Moments.of(requests)
-            yield from self.controls.lists(asked, history, self.candidates, self.baselines, k)
+            yield from self.controls.lists(asked, history, acted_on, self.candidates, self.baselines, k)
 
 
 def with_mix(content: PlainContent, split: Split, candidates: np.ndarray, seed: int) -> dict[str, Baseline]:

@@ -125,6 +125,7 @@ class PlainControls:
         self,
         asked: Moments,
         history: Requests,
+        left_out: Requests,
         candidates: np.ndarray,
         baselines: Mapping[str, Baseline],
         k: int,
@@ -135,6 +136,7 @@ class PlainControls:
 
         Args:
             asked, history: the same R requests.
+            left_out: what ``Lists.new`` of each is without.
             candidates: int64 item ids, ascending.
             baselines: over these candidates.
             k: length of the lists.
@@ -151,7 +153,7 @@ class PlainControls:
             for name, chance in chances.items():
                 scores = np.full((len(past), len(candidates)), -np.inf, dtype=np.float32)
                 scores[request, np.searchsorted(candidates, item_id)] = chance
-                found[name].append(Lists.of(scores, candidates, k, past))
+                found[name].append(Lists.of(scores, candidates, k, left_out.take(start, stop)))
         yield from ((name, Lists.joined(parts)) for name, parts in found.items())
 
 

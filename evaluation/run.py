@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.auc import auc
+from dataset.extra import gone_before
 from dataset.jagged import owners
 from dataset.marketplace.browsing import EXAMINATION
 from dataset.split import Split, measured_items
@@ -133,13 +134,14 @@ class Methods:
 def answerable(dataset: Dataset, split: Split) -> np.ndarray:
     """Candidates of the measurement, int64 item ids, ascending: all that are measured (full ranking).
 
-    Protocol "time": of these, the items first seen before ``test_from``.
+    Protocol "time": of these, the items first seen before ``test_from`` and not gone by then.
     """
     measured, items = measured_items(dataset), dataset.items
     if split.by != "time":
         return measured
     known = pc.less(items["first_seen"], pa.scalar(split.test_from, items["first_seen"].type))
-    return np.intersect1d(measured, items.filter(known)["item_id"].to_numpy())
+    there = np.intersect1d(measured, items.filter(known)["item_id"].to_numpy())
+    return np.setdiff1d(there, gone_before(dataset.artifact, split.test_from))
 
 
 def _lists(methods: Methods, evidence: Evidence) -> Iterator[Measurement]:

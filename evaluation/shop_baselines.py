@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,17 +22,19 @@ def positive_events(log: pa.Table) -> pa.Table:
     return log.filter(pa.array(np.isin(codes, POSITIVE_CODES)))
 
 
-def requests_of(log: pa.Table, retrieval: pa.Table) -> Requests:
+def requests_of(log: pa.Table, retrieval: pa.Table, codes: Collection[int] = POSITIVE_CODES) -> Requests:
     """The items with a positive event of the request's user that was available before the request, oldest first.
 
     Args:
         log: EVENTS rows, in any order; positive events with available_time < request time are used.
         retrieval: rows of user_id and time, one per request (a user may have several).
+        codes: of the behaviours that are used, if not the positive ones.
 
     Returns:
         Requests in the order of ``retrieval``.
     """
-    events = positive_events(log).sort_by(
+    behaved = np.isin(behaviour_codes(log["type"], log["value"]), list(codes))
+    events = log.filter(pa.array(behaved)).sort_by(
         [("user_id", "ascending"), ("available_time", "ascending"), ("sequence", "ascending")]
     )
     user, item = events["user_id"].to_numpy(), events["item_id"].to_numpy()

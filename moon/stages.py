@@ -103,19 +103,19 @@ def nothing_is_lost(run: Run) -> None:
 
 def store(run: Run) -> None:
     """Write the feature sources, apply the repository, and make this run the active one of ``feature_repo/``."""
-    from dataset.extra import LeftOver
+    from dataset.extra import LeftOver, gone_before
     from feature_repo.create import create_store
+    from feature_repo.ingest.item_states import withdraw
     from feature_repo.store import activate
 
-    dataset = open_dataset(run)
+    dataset, split = open_dataset(run), open_split(run)
     create_store(
         run.folder / "store",
         dataset,
-        open_split(run),
-        profile=run.profile,
-        id_kinds=dataset.id_kinds,
-        left_over=LeftOver.of(dataset.artifact),
-    )
+        split,
+        profile=run.profile, id_kinds=dataset.id_kinds, left_over=LeftOver.of(dataset.artifact),
+    )  # fmt: skip
+    withdraw(run.folder / "store", gone_before(dataset.artifact, split.end), split.end)
     activate(run.folder / "store")
 
 

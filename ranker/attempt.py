@@ -13,7 +13,7 @@ from torch import nn
 
 from feature_repo.frame import StoredRequests
 from feature_repo.vectors import Vectors
-from ranker.before import learn_content, train_alone
+from ranker.before import begin_at_rate, learn_content, train_alone
 from ranker.epoch import epoch_batches
 from ranker.fit import Outcome, Plan, fit
 from ranker.inputs.batch import Batch
@@ -107,6 +107,8 @@ class Attempt:
         torch.manual_seed(self.plan.seed)
         model, data = self.config.build(), self.data
         if self.begins is None:
+            if self.config.loss == "pointwise":
+                begin_at_rate(model, data.train)
             if data.vectors is not None:
                 learn_content(model, data.train, data.vectors, self.plan.seed)
             train_alone(model, self.plan, self.batches, LOSSES[self.config.loss], self.checkpoints)

@@ -1,11 +1,13 @@
-"""What modules do before the whole model trains: fit to content vectors, and train alone."""
+"""What comes before the whole model trains: it begins at the log's rate, modules fit to content or train alone."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from feature_repo.frame import StoredRequests
 from feature_repo.vectors import Vectors
@@ -15,6 +17,24 @@ from ranker.inputs.columns import ITEM, chunks, request_time_us
 from ranker.model import ClickModel, run
 from ranker.modules.module import Module
 from run.resume import Checkpoints
+
+
+def begin_at_rate(model: ClickModel, train: StoredRequests) -> None:
+    """Set the last layer's bias to the log-odds of the share of positives, so that no step is spent on it.
+
+    Where one impression in a hundred is clicked, a model that begins at one half says a multiple of the clicks until
+    many steps have moved it (Lin et al., Focal Loss, 2017, section 3.3; docs/log/ranker.md#where-clicks-are-rare).
+
+    Args:
+        model: changed in place.
+        train: the training requests; their candidates carry ``label``.
+    """
+    label = np.concatenate([chunk.candidates["label"].to_numpy() for chunk in chunks(train)])
+    liked = float((label > 0).sum())
+    bias = model.head[-1].bias
+    assert isinstance(bias, Tensor)
+    with torch.no_grad():
+        bias.fill_(math.log((liked + 1) / (len(label) - liked + 1)))
 
 
 def learn_content(model: ClickModel, train: StoredRequests, vectors: Vectors, seed: int) -> None:
@@ -44,7 +64,7 @@ def train_alone(
     model: ClickModel,
     plan: Plan,
     batches: Callable[[int, int], Iterable[Batch]],
-    loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
     checkpoints: Callable[[str], Checkpoints],
 ) -> None:
     """Train the modules that ask for it, each as a click model of its own.
@@ -60,7 +80,7 @@ def train_alone(
         if not part.pretraining:
             continue
 
-        def alone(batch: Batch, part: Module = part) -> torch.Tensor:
+        def alone(batch: Batch, part: Module = part) -> Tensor:
             said = run(part, model.features(batch)).candidate
             assert said is not None
             return loss(said[..., -1], batch.label, batch.candidate_mask)

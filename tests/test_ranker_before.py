@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from ranker_world import NOW_US, Requests, auc, make_world
@@ -53,6 +54,20 @@ def test_a_module_learns_from_the_vectors_that_the_training_requests_could_see(t
     assert len(known) < 50
     for content in Taught.seen:
         np.testing.assert_array_equal(content, known)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.5, 0.9])
+def test_a_click_model_begins_at_the_rate_of_the_log(tmp_path, rate):
+    """One pass over a few impressions whose labels nothing explains: what is predicted is what is so."""
+    draw, world = np.random.default_rng(0), make_world(requests=200)
+    label = draw.random(len(world.frame.candidates)) < rate
+    candidates = world.frame.candidates.set_column(
+        world.frame.candidates.column_names.index("label"), "label", pa.array(label, pa.float32())
+    )
+    requests, how = Requests(replace(world.frame, candidates=candidates)), Training(epochs=1)
+    made = train_ctr(requests, requests, world.vectors, TINY, tmp_path / "r", {}, how)
+    chance = 1 / (1 + np.exp(-Ranker.open(made, world.vectors).score(requests.frame)))
+    assert label.mean() * 0.6 < chance.mean() < label.mean() * 1.6
 
 
 def alone(epochs=4):

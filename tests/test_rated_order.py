@@ -16,8 +16,12 @@ from fake_shop import EVEN, NOW, recommender
 from test_retrieval_build import NANO, built, opened  # noqa: F401  (built is a fixture)
 from test_split import FakeDataset, events_table, items_table
 
+from dataset.contracts import TIME
 from dataset.split import Split, split_dataset
 from evaluation import replay
+from evaluation.baselines import Popularity
+from evaluation.plain import PlainMethods
+from evaluation.shop_baselines import positive_events
 from retrieval import build
 from retrieval.examples import requests_frame
 from retrieval.fusion import Weights
@@ -155,3 +159,45 @@ def test_who_liked_only_what_may_not_be_answered_is_known_all_the_same(built):  
     assert np.array_equal(few.knows(history), every.knows(history))
     gone = replace(history, item_id=history.item_id + 10**6)
     assert not every.knows(gone).any()
+
+
+@pytest.fixture
+def rated_again():
+    """Users rate 2 of 5 and years later 5; every third pair is liked at once. Nobody is shown what they rated."""
+    draw = np.random.default_rng(0)
+    rows = [
+        {"user_id": user, "item_id": int(item), "type": "rating", "minute": minute, "value": value}
+        for user in range(20)
+        for item in draw.permutation(40)[:15]
+        for minute, value in (
+            [(int(draw.integers(0, 900)), 2.0), (int(draw.integers(900, 1000)), 5.0)]
+            if item % 3
+            else [(int(draw.integers(0, 1000)), 4.0)]
+        )
+    ]
+    return events_table(sorted(rows, key=lambda row: row["minute"]))
+
+
+@pytest.mark.parametrize("by", ["time", "last", "users"])
+def test_what_was_rated_before_is_not_asked_for_as_new(rated_again, by, tmp_path):
+    dataset = FakeDataset(rated_again, items_table(dict.fromkeys(range(40), True)))
+    asked = Split.open(split_dataset(dataset, tmp_path / "split", by=by)).retrieval.to_pylist()
+    assert asked and all(item % 3 == 0 for row in asked for item in row["relevant"])
+
+
+def test_plain_methods_do_not_list_what_was_disliked_as_the_service_does_not(rated_again):
+    """The truth is a loop over the log."""
+    ids = np.arange(40)
+    liked = positive_events(rated_again)["item_id"].to_numpy()
+    plain = PlainMethods({"popularity": Popularity(ids, liked)}, None, ids, rated_again, False)
+    moment = rated_again["event_time"][len(rated_again) // 2].as_py()
+    asked = pa.table({"user_id": pa.array(range(20)), "time": pa.array([moment] * 20, TIME)})
+    (_, found), *_ = plain.lists(asked, 40)
+    popular = [item for item in np.argsort(-np.bincount(liked, minlength=40), kind="stable") if item in liked]
+    for user, listed in enumerate(found.new.tolist()):
+        known = {
+            row["item_id"]
+            for row in rated_again.to_pylist()
+            if row["user_id"] == user and row["available_time"] < moment
+        }
+        assert [item for item in listed if item >= 0] == [item for item in popular if item not in known]

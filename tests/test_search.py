@@ -87,6 +87,17 @@ def test_words_find_the_items_that_say_them_first(search, text, first):
     assert set(found(search, text).ids[: len(first)].tolist()) == first
 
 
+def test_a_word_finds_its_own_items_where_every_item_says_one_like_it():
+    """Twelve brands that differ in their last letter: each item says one, more than the vectors' share could hide."""
+    names, kinds = "abcdefghijkl", ("lamp", "chair", "sofa")
+    rows = [(n, None, (kinds[n % 3],), {"brand": f"brand{names[n // 3 % 12]}"}, None) for n in range(108)]
+    lexical = Lexical.of(items(rows))
+    for letter in names:
+        share = lexical.said(f"brand{letter} chair").share
+        wanted = np.array([names[n // 3 % 12] == letter and n % 3 == 1 for n in lexical.item_ids])
+        assert share[wanted].min() > share[~wanted].max() + 0.05
+
+
 def test_case_and_accents_change_neither_order_nor_scores(search):
     one, other = found(search, "cafe LAMP"), found(search, "Café lamp")
     assert one.ids.tolist() == other.ids.tolist() and one.scores.tolist() == other.scores.tolist()

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -23,6 +24,7 @@ from moonstore.disk import writing
 from moonstore.freshness import EPOCH, US
 
 STATES = (*ITEM_STATES, DELETED)
+OUT_OF_STOCK = "out_of_stock"
 TABLE = """CREATE TABLE IF NOT EXISTS item_states
     (item_id INTEGER PRIMARY KEY, state TEXT, since_us INTEGER, change INTEGER)"""
 
@@ -58,6 +60,26 @@ def set_state(store_dir: Path, item_id: int, state: str, now: datetime) -> None:
                 "INSERT OR REPLACE INTO item_states VALUES (?, ?, ?, ?)",
                 (item_id, state, (now - EPOCH) // US, change),
             )
+
+
+def withdraw(store_dir: Path, item_ids: np.ndarray, since: datetime) -> None:
+    """Set items out of stock that no state was ever set of: what a person or a program said of an item stays so.
+
+    Args:
+        store_dir: the run's store.
+        item_ids: int64, inside.
+        since: the time of the change.
+
+    Raises:
+        DiskError, StoreError: as ``set_state``.
+    """
+    if not len(item_ids):
+        return
+    with writing(_path(store_dir)), _opened(store_dir) as states, states:
+        states.execute("BEGIN IMMEDIATE")
+        (change,) = states.execute("SELECT coalesce(max(change), 0) + 1 FROM item_states").fetchone()
+        rows = [(int(item), OUT_OF_STOCK, (since - EPOCH) // US, change) for item in item_ids]
+        states.executemany("INSERT OR IGNORE INTO item_states VALUES (?, ?, ?, ?)", rows)
 
 
 def change_state(store_dir: Path, item_id: ShopId, state: str, now: datetime) -> None:

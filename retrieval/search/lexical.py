@@ -82,9 +82,12 @@ class Lexical:
         asked, most = words_of(text), 0.0
         for word, times in Counter(asked).items():
             columns, likeness = self._spelling.alike(word)
-            count = self._by_word[:, columns] @ likeness**2  # a word itself before its likes
+            counts = self._by_word[:, columns]
+            count = counts @ likeness**2  # a word itself before its likes
             rows = np.flatnonzero(count)
-            weight = times * np.log(1 + (len(share) - len(rows) + 0.5) / (len(rows) + 0.5))
+            # How many items say it, each by how nearly: else it is worth nothing where every item says a like of it.
+            having = np.minimum((counts > 0) @ likeness**2, 1).sum()
+            weight = times * np.log(1 + (len(share) - having + 0.5) / (having + 0.5))
             share[rows] += weight * count[rows] / (count[rows] + self._length[rows])
             words[rows] += 1
             most += weight

@@ -69,7 +69,8 @@ class Items(Section):
         property, value: of a table with a row per item and property: the columns of its name and of its value. The
             most frequent ones become attributes of the items.
         first_seen, updated: columns of times: when it was first on sale, and when this row was written.
-        time_format: of both: "iso", "s", "ms", "us", "ns", or a pattern such as ``%d/%m/%Y %H:%M``.
+        gone: column of the time since when it is not to be had: sold, expired; empty while it is there.
+        time_format: of all three: "iso", "s", "ms", "us", "ns", or a pattern such as ``%d/%m/%Y %H:%M``.
         features: left-over columns that the models use.
         vectors: left-over column of vectors, lists of fractions of one length, that stand in for the encoder.
     """
@@ -89,6 +90,7 @@ class Items(Section):
     value: str | None = None
     first_seen: str | None = None
     updated: str | None = None
+    gone: str | None = None
     time_format: str = ISO
     features: list[str] = Field(default_factory=list)
     vectors: str | None = None
@@ -145,6 +147,8 @@ class Events(Section):
         value_scale: the lowest and the highest rating, if they are not 1 and 5.
         clicked: of impressions, a column of 0 and 1: a 1 is a click beside the impression. Without ``request`` what
             one user was shown at one time is a slate.
+        skipped: in place of ``clicked``, as players write it: a 0 is a click beside the impression.
+        bought: of impressions or clicks, a column of 0 and 1: a 1 is a purchase beside them.
         quantity: column of how many; rows below zero (returns, cancellations) are left out.
         request: column of the slate or search that the event belongs to.
         request_scope: columns within which requests are numbered anew, e.g. the user.
@@ -168,6 +172,8 @@ class Events(Section):
     value: str | None = None
     value_scale: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     clicked: str | None = None
+    skipped: str | None = None
+    bought: str | None = None
     quantity: str | None = None
     request: str | None = None
     request_scope: list[str] = Field(default_factory=list)
@@ -176,6 +182,11 @@ class Events(Section):
     query: str | None = None
     query_text: str | None = None
     context: list[str] = Field(default_factory=list)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the impressions say themselves what became of them."""
+        return self.clicked is not None or self.skipped is not None
 
     @model_validator(mode="after")
     def _every_event_has_a_type(self) -> Events:
@@ -188,8 +199,12 @@ class Events(Section):
             raise ValueError(
                 f"expected types to map to {', '.join(EVENT_TYPES)}, found {unknown or 'nothing'}"
             )
-        if self.clicked is not None and self.type != "impression":
-            raise ValueError('expected type = "impression" beside clicked')
+        if self.is_answered and self.type != "impression":
+            raise ValueError('expected type = "impression" beside clicked or skipped')
+        if self.clicked is not None and self.skipped is not None:
+            raise ValueError("expected either clicked or skipped")
+        if self.bought is not None and self.type not in ("impression", "click"):
+            raise ValueError('expected type = "impression" or "click" beside bought')
         if self.value_scale is not None and not self.value_scale[0] < self.value_scale[1]:
             raise ValueError("expected value_scale to rise")
         if (self.type == "rating" or "rating" in self.types.values()) != (self.value is not None):

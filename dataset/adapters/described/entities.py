@@ -19,6 +19,7 @@ from dataset.adapters.described.firsts import Firsts
 from dataset.adapters.described.joined import Joined
 from dataset.adapters.described.names import Names
 from dataset.adapters.described.rows import (
+    EXTRA,
     KEY,
     PROPERTY,
     UPDATED,
@@ -30,6 +31,7 @@ from dataset.adapters.described.rows import (
     pivoted,
 )
 from dataset.contracts import ITEMS, TIME, USERS
+from dataset.extra import GONE
 from dataset.sieve import sane
 from moonstore.clock import CLOCK_SKEW
 
@@ -78,6 +80,7 @@ def described_items(root: Path, sections: Sequence[Items], names: Names) -> Desc
             *(reader.text(ATTRIBUTE + column, column) for column in section.attributes),
             *_property(section, reader),
             *_updated(section, reader),
+            *([reader.time(EXTRA + GONE, section.gone, section.time_format)] if section.gone else []),
         ]
 
     found = _described(root, sections, names, cells)
@@ -137,10 +140,10 @@ def columns_of(section: Section) -> list[str]:
 
 
 COLUMN_KEYS = (
-    "id", "user", "visitor", "item", "time", "type_column", "value", "clicked", "quantity", "request",
-    "request_scope", "position", "query", "query_text", "text", "title", "description", "category", "price",
-    "product", "attributes", "picture", "first_seen", "updated", "age", "segment", "relevance", "part", "features",
-    "vectors", "context", "property",
+    "id", "user", "visitor", "item", "time", "type_column", "value", "clicked", "skipped", "bought", "quantity",
+    "request", "request_scope", "position", "query", "query_text", "text", "title", "description", "category",
+    "price", "product", "attributes", "picture", "first_seen", "updated", "gone", "age", "segment", "relevance",
+    "part", "features", "vectors", "context", "property",
 )  # fmt: skip
 
 

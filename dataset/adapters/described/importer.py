@@ -23,6 +23,7 @@ from dataset.adapters.described.pictures import Pictures
 from dataset.adapters.described.rows import KEY
 from dataset.append import GIVEN
 from dataset.contracts import Tables
+from dataset.extra import GONE
 from dataset.first_seen import LOG, START
 
 KEEP = "keep"
@@ -84,6 +85,7 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
         **description.split.model_dump(exclude_none=True),
         **({} if timed or not whole.events else {"timed": False}),
         **({"vectors": vectors} if vectors else {}),
+        **({GONE: True} if any(one.gone for one in whole.items) else {}),
         **({"event_ids": GIVEN} if log.is_named and not is_long else {}),
         **({"ids": {f"{name}_id": kind for name, kind in data.ids.items()}} if data.ids else {}),
         "first_seen": {

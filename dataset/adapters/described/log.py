@@ -29,6 +29,8 @@ LOWEST, HIGHEST = 1.0, 5.0  # rating, on the scale of LIKED_RATING
 LARGE, UNPACKED = 1 << 28, 5  # bytes above which a log is not held in memory; how much larger .gz is unpacked
 SCOPE = "scope "  # prefix
 CONTEXT = "context "  # prefix
+TOLD = (("clicked", "click", True), ("skipped", "click", False), ("bought", "purchase", True))
+# key of Events, the event that a row has beside it, and the flag that tells so
 
 
 @dataclass
@@ -145,18 +147,16 @@ class EventLog:
         return log
 
     def _kept(self, section: Events, events: pa.Table, table: pa.Table) -> pa.Table:
-        """The rows that count, and after them the clicks that they tell of."""
+        """The rows that count, and after them the clicks and purchases that they tell of."""
         left = pc.fill_null(pc.equal(events.column("type"), IGNORE), False)
         back = pc.fill_null(pc.less(flat(table.column("quantity")), 0), False)
         self.returned += pc.sum(back).as_py() or 0
         kept = pc.invert(pc.or_(left, back))
         made = [events.filter(kept)]
-        if section.clicked is not None:
-            made.append(
-                _clicks(
-                    section, events, pc.and_(kept, pc.fill_null(flat(table.column("clicked")), False)), table
-                )
-            )
+        for name, kind, said in TOLD:
+            if getattr(section, name) is not None:
+                told = pc.fill_null(pc.equal(flat(table.column(name)), said), False)
+                made.append(_told(section, kind, events, pc.and_(kept, told), table))
         return pa.concat_tables(made)
 
     def _events(self, section: Events, batch: Batch, row: int) -> pa.Table:
@@ -165,7 +165,7 @@ class EventLog:
         sequence = pa.nulls(rows, pa.int64()) if section.whole_days else pa.array(np.arange(row, row + rows))
         scope = [flat(table.column(SCOPE + column)) for column in section.request_scope]
         request = flat(table.column("request"))
-        if section.clicked is not None and section.request is None:  # what a user was shown at one time
+        if section.is_answered and section.request is None:  # what a user was shown at one time
             scope, request = [flat(table.column("user"))], flat(table.column("time"))
         asked = section.query is not None or section.query_text is not None
         event_us, known_us = (flat(table.column(name)) for name in ("time", "known"))
@@ -183,7 +183,7 @@ class EventLog:
             else pa.nulls(rows, pa.int64()),
             "position": pc.subtract(flat(table.column("position")), section.first_position),
             "request_id": scoped_ids(request, scope)
-            if section.request or section.clicked
+            if section.request or section.is_answered
             else pa.nulls(rows, pa.int64()),
             "value": _ratings(section, kind, flat(table.column("value"))),
             "sequence": sequence,
@@ -194,12 +194,12 @@ class EventLog:
         return pa.table({**columns, **context})
 
 
-def _clicks(section: Events, events: pa.Table, clicked: pa.Array, table: pa.Table) -> pa.Table:
-    """The clicks on those impressions that were clicked."""
-    made = events.filter(clicked)
-    columns = {"type": pa.repeat(pa.scalar("click"), len(made))}
+def _told(section: Events, kind: str, events: pa.Table, rows: pa.Array, table: pa.Table) -> pa.Table:
+    """Events of another kind beside those of ``rows`` (bool), at the same time and place."""
+    made = events.filter(rows)
+    columns = {"type": pa.repeat(pa.scalar(kind), len(made))}
     if section.id is not None:
-        columns["event_id"] = _event_ids("click", flat(table.column("id")).filter(clicked))
+        columns["event_id"] = _event_ids(kind, flat(table.column("id")).filter(rows))
     for name, values in columns.items():
         made = made.set_column(made.column_names.index(name), name, values)
     return made
@@ -248,7 +248,7 @@ def _cells(section: Events, reader: Reader) -> list[Cell]:
         reader.known("known", section.time, section.time_format, section.whole_days),
         reader.text("type", section.type_column),
         reader.number("value", section.value),
-        reader.flag("clicked", section.clicked),
+        *(reader.flag(name, getattr(section, name)) for name, _, _ in TOLD),
         reader.number("quantity", section.quantity),
         reader.id("request", section.request),
         *(reader.id(SCOPE + column, column) for column in section.request_scope),

@@ -18,6 +18,7 @@ from dataset.adapters.guessing.words import (
     CATEGORY,
     CREATED,
     DESCRIPTION,
+    GONE,
     IMAGE,
     NOISE,
     NOUNS,
@@ -25,6 +26,7 @@ from dataset.adapters.guessing.words import (
     PRODUCT,
     QUANTITY,
     SEGMENT,
+    STATE,
     TITLE,
     UPDATED,
     is_unnamed,
@@ -32,6 +34,7 @@ from dataset.adapters.guessing.words import (
 )
 
 SHORT = 60  # characters of an attribute, on average
+MOMENTS = (("first_seen", CREATED, "its name"), ("updated", UPDATED, "its name; the last row counts"))
 
 
 def item_columns(proposal: Proposal, table: Seen, taken: set[str], pictures: list[Path], root: Path) -> None:
@@ -43,7 +46,7 @@ def item_columns(proposal: Proposal, table: Seen, taken: set[str], pictures: lis
     _price(rest)
     _picture(rest, pictures, root)
     _product(rest, table)
-    _moments(rest)
+    _moments(rest, (("gone", GONE, "its name; not recommended since then"), *MOMENTS))
     described = [name for name, one in rest.free.items() if _describes(name, one)]
     rest.take("attributes", described, "short texts that repeat")
     proposal.left = [name for name in table.columns if name not in taken | proposal.used]
@@ -185,11 +188,8 @@ def _product(rest: Rest, table: Seen) -> None:
         )
 
 
-def _moments(rest: Rest) -> None:
-    for key, words, why in (
-        ("first_seen", CREATED, "its name"),
-        ("updated", UPDATED, "its name; the last row counts"),
-    ):
+def _moments(rest: Rest, moments: tuple[tuple[str, frozenset[str], str], ...] = MOMENTS) -> None:
+    for key, words, why in moments:
         for name, one in list(rest.free.items()):
             if one.clock is not None and set(tokens(name)) & words and rest.proposal.get(key) is None:
                 layout = rest.proposal.get("time_format")
@@ -248,7 +248,12 @@ def _is_path(one: Profile) -> bool:
 
 def _describes(name: str, one: Profile) -> bool:
     """Whether a column is a short text that several rows share."""
-    if not one.is_text or one.clock is not None or _is_path(one) or set(tokens(name)) & (IMAGE | QUANTITY):
+    if (
+        not one.is_text
+        or one.clock is not None
+        or _is_path(one)
+        or set(tokens(name)) & (IMAGE | QUANTITY | STATE)
+    ):
         return False
     known = bool(set(tokens(name)) & ATTRIBUTE)
     is_word = one.length <= SHORT and one.distinct > 1 and one.unique <= (0.9 if known else 0.5)

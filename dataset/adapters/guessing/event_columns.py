@@ -9,14 +9,17 @@ from dataset.adapters.described.joined import Joined
 from dataset.adapters.guessing.clock import Clock
 from dataset.adapters.guessing.guess import Proposal
 from dataset.adapters.guessing.profile import Profile, pairs
-from dataset.adapters.guessing.tables import Seen, percent
+from dataset.adapters.guessing.tables import MOST_TYPES, Seen, percent
 from dataset.adapters.guessing.words import (
+    BOUGHT,
     CLICKED,
     GRADES,
     PART,
     POSITION,
     QUANTITY,
     RATING,
+    SKIPPED,
+    TYPE,
     event_type,
     is_event_id,
     is_unnamed,
@@ -135,11 +138,17 @@ def _type(proposal: Proposal, table: Seen) -> None:
         proposal.add("type", "rating", f"the column {ratings[0]!r} holds ratings")
         _rating(proposal, table, ratings[0])
         return
-    if (label := _label(proposal, table)) is not None:
-        count = sum(one == 1 for one in _flags(table.columns[label]) or [])
-        rows = table.columns[label].rows
-        proposal.add("type", "impression", f"{label!r} says of every row whether it was clicked")
-        proposal.add("clicked", label, f"its name; 0 and 1, of {rows:,} rows {count:,} are 1")
+    for key, words in (("clicked", CLICKED), ("skipped", SKIPPED)):
+        if (label := _label(proposal, table, words)) is not None:
+            proposal.add("type", "impression", f"{label!r} says of every row whether it was {key}")
+            proposal.add(key, label, _counted(table.columns[label]))
+            break
+    bought = _label(proposal, table, BOUGHT)
+    if bought is not None and set(tokens(bought)) <= BOUGHT | {"is", "was", "has", "item"}:
+        if proposal.get("type") is None:
+            proposal.add("type", "click", f"{bought!r} says of every row whether it was bought")
+        proposal.add("bought", bought, _counted(table.columns[bought]))
+    if proposal.get("type") is not None:
         return
     kind, why, sure = _kind(table)
     proposal.add("type", kind, why, sure)
@@ -147,14 +156,18 @@ def _type(proposal: Proposal, table: Seen) -> None:
         _returns(proposal, table)
 
 
-def _label(proposal: Proposal, table: Seen) -> str | None:
-    """The column that says of a row whether what it shows was clicked."""
+def _label(proposal: Proposal, table: Seen, words: frozenset[str]) -> str | None:
+    """The column of 0 and 1 that is named by one of the words."""
     named = [
         name
         for name, one in table.columns.items()
-        if name not in proposal.used and set(tokens(name)) & CLICKED and _flags(one) is not None
+        if name not in proposal.used and set(tokens(name)) & words and _flags(one) is not None
     ]
     return next(iter(named), None)
+
+
+def _counted(one: Profile) -> str:
+    return f"its name; 0 and 1, of {one.rows:,} rows {sum(_flags(one) or []):,} are 1"
 
 
 def _flags(one: Profile) -> list[int] | None:
@@ -188,7 +201,17 @@ def _kind(table: Seen) -> tuple[str, str, bool]:
         return "purchase", "every row belongs to an order", True
     if any("price" in tokens(name) or "amount" in tokens(name) for name in table.columns):
         return "purchase", "there is a price in every row", True
-    return "click", "nothing says what the rows are", False
+    said = [name for name, one in table.columns.items() if _may_say(name, one, set(table.refs.values()))]
+    asked = "".join(
+        f"; {name!r} may, in words not known: {table.columns[name].example(6)}" for name in said[:1]
+    )
+    return "click", f"nothing says what the rows are{asked}", False
+
+
+def _may_say(name: str, one: Profile, ids: set[str]) -> bool:
+    """Whether a column is named like one of types, and has a few words again and again."""
+    is_named = bool(set(tokens(name)) & TYPE) and name not in ids
+    return is_named and one.is_text and 1 < one.distinct <= MOST_TYPES and one.unique < 0.5
 
 
 def _rating(proposal: Proposal, table: Seen, name: str) -> None:
@@ -208,7 +231,7 @@ def _rating(proposal: Proposal, table: Seen, name: str) -> None:
 
 def _request(proposal: Proposal, table: Seen) -> None:
     """A session, order or slate, if its rows are of one user."""
-    name, user = table.refs.get("session"), proposal.get("user")
+    name, user = table.refs.get("session") or _search(table), proposal.get("user")
     if name is None or name == user:
         return
     types = proposal.get("types") or {}
@@ -218,6 +241,15 @@ def _request(proposal: Proposal, table: Seen) -> None:
         if (shown or proposal.get("type") == "impression") and not _one_time(table, name, proposal, shown):
             return
         proposal.add("request", name, f"its name; {request.distinct:,} values, each of one user")
+
+
+def _search(table: Seen) -> str | None:
+    """The column of searches that were made, where several share their words: it numbers requests, not queries."""
+    name = table.refs.get("query")
+    words = [column for column in _query_texts(table) if column != name]
+    if name is None or not words or table.columns[name].distinct <= table.columns[words[0]].distinct:
+        return None
+    return name if _agree(pairs(table.columns[name], table.columns[words[0]])) else None
 
 
 def _one_time(table: Seen, name: str, proposal: Proposal, shown: set[str]) -> bool:
@@ -243,7 +275,7 @@ def _agree(both: list[tuple[str, str]]) -> bool:
 def _query(proposal: Proposal, table: Seen) -> None:
     name = table.refs.get("query")
     words = [column for column in _query_texts(table) if column not in proposal.used]
-    if name is not None and name not in words:
+    if name is not None and name not in {*words, *proposal.used}:
         proposal.add("query", name, f"{table.why['query']}; {table.columns[name].distinct:,} values")
     if words:
         proposal.add("query_text", words[0], f"its name; e.g. {table.columns[words[0]].example(2)}")

@@ -25,6 +25,7 @@ from dataset.contracts import DataError
 
 LINKED = 0.5  # share of a column's ids that are in another table, which shows what they are ids of
 SURE = 0.75  # score of a name that says what its column holds
+MOST_WORDS = 4  # of a person's name
 
 
 def seen(listing: Listing) -> list[Seen]:
@@ -93,12 +94,26 @@ def _by_name(table: Seen, entity: str) -> None:
             scored.append(
                 (score + 0.2 * table.is_key(name) * (OF.get(table.called or "") == entity), -place, name)
             )
+    if entity == "user" and not scored:
+        scored = _persons(table)
     taken = set(table.refs.values())
     for score, _, name in sorted(scored, reverse=True):
         if name not in taken and score > 0.2:
             table.refs[entity] = name
             table.why[entity] = "its name" if score >= SURE else "its name, not surely"
             return
+
+
+def _persons(table: Seen) -> list[tuple[float, int, str]]:
+    """Columns of a log whose names say that they hold users, and whose values are names of several words."""
+    if "item" not in table.refs or table.is_key(table.refs["item"]):
+        return []
+    return [
+        (score, -place, name)
+        for place, (name, one) in enumerate(table.columns.items())
+        if one.is_text and one.clock is None and one.words <= MOST_WORDS and 0 < one.unique < 0.8
+        and (score := names_id_of(name, "user")) >= SURE
+    ]  # fmt: skip
 
 
 def _is_clock(name: str, profile: Profile) -> bool:

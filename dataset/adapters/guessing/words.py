@@ -31,7 +31,8 @@ NOUNS = {
     ),
     "query": _words("query search keyword term phrase searchterm q suche recherche busqueda"),
 }
-IDS = _words("id ids key code no nr number num uid guid uuid pk ref identifier hash idx index")
+IDS = _words("id ids key code no nr number num uid guid uuid pk ref identifier hash idx index uri urn")
+CALLED = _words("name login nick nickname")  # of a user who has no other id
 OWN_IDS = _words(
     "email mail sku asin isbn ean upc gtin pid iid uid handle mid cid sid plu"
 )  # a noun that is an id
@@ -43,8 +44,12 @@ UPDATED = _words("updated modified changed update version valid lastmodified")
 CREATED = _words(
     "created added published release released launch launched listed available registered signup joined since publish"
 )
+GONE = _words("gone sold expired expire expiry ended ends removed delisted discontinued until closed")
+STATE = _words("status availability available stock sold active")  # of an item today: no description of it
 TYPE = _words("type event action behavior behaviour activity interaction feedback kind operation verb")
 CLICKED = _words("click clicked label clk")  # of a column of 0 and 1
+SKIPPED = _words("skip skipped")  # of such a column, too
+BOUGHT = _words("purchase purchased bought buy ordered conversion converted")  # of such a column, too
 RATING = _words("rating rate star stars score overall grade note puntuacion bewertung")
 POSITION = _words("position rank slot pos place")
 RELEVANCE = _words("relevance relevancy label grade gain judgement judgment rel esci relevant")
@@ -127,15 +132,18 @@ NEGATIVE = _words(
 TYPES = {
     "purchase": _words(
         "purchase buy order transaction checkout paid sale sales conversion bought complete purchased payment "
-        "invoice ordered bestellung commande pedido achat compra kauf receipt retail"
+        "invoice ordered bestellung commande pedido achat compra kauf gekauft receipt retail sold sell rent "
+        "rented rental booking booked reservation reserved"
     ),
     "cart": _words(
-        "cart addtocart basket bag atc fav favorite favourite wishlist save bookmark like add carts like"
+        "cart addtocart basket bag atc fav favorite favourite wishlist save bookmark like add carts like warenkorb "
+        "korb merkzettel panier favori carrito cesta carrello"
     ),
     "impression": _words("impression show shown exposure display displayed served imp impressions exposed"),
     "click": _words(
         "click view pv open detail visit browse watch play read listen pageview clicked viewed stream views visits "
-        "clickstream session seen tap plays listening"
+        "clickstream session seen tap plays listening look looked klick ansicht ansehen angesehen aufruf gesehen "
+        "clic vue vu voir vista visto ver visita visite"
     ),
     "rating": _words("rating rate review rated reviews ratings stars"),
 }  # the first match counts
@@ -188,6 +196,8 @@ def names_id_of(name: str, entity: str) -> float:
     """How surely a column of this name holds ids of an entity, 0 to 1."""
     words = tokens(name)
     nouns = [word for word in words if word in NOUNS[entity]]
+    if entity == "user" and nouns:
+        words = tuple(word for word in words if word not in CALLED)
     if not nouns or any(word in OTHERS - NOUNS[entity] for word in words):
         return 0.0
     others = [one for one in NOUNS if one != entity and set(words) & (NOUNS[one] - NOUNS[entity])]
