@@ -21,6 +21,9 @@ from dataset.extra import gone_before
 from dataset.split import Split, split_dataset
 from evaluation.run import answerable
 from feature_repo.ingest.item_states import changes, set_state, withdraw, withdrawn
+from moon import stages
+from moon.describing import init
+from run.folder import Run
 
 DAY = "2025-03-{:02d}T10:{:02d}:00Z"
 
@@ -190,6 +193,17 @@ def test_what_is_gone_is_no_candidate_of_a_later_test(flea_market, tmp_path):
     gone = set(gone_before(dataset.artifact, split.test_from).tolist())
     seen = dataset.items.filter(pc.less(dataset.items["first_seen"], pa.scalar(split.test_from, TIME)))
     assert gone and set(answerable(dataset, split).tolist()) == set(seen["item_id"].to_pylist()) - gone
+
+
+def test_a_run_has_what_is_gone_out_of_stock(flea_market, tmp_path, monkeypatch):
+    monkeypatch.setattr("feature_repo.store.activate", lambda _: None)
+    init(flea_market)
+    run = Run(tmp_path / "run", str(flea_market), "nano", 0, "embedded")
+    for stage in (stages.dataset, stages.split, stages.store):
+        stage(run)
+    dataset, split = stages.open_dataset(run), stages.open_split(run)
+    gone = gone_before(dataset.artifact, split.end).tolist()
+    assert gone and withdrawn(run.folder / "store") == dict.fromkeys(gone, "out_of_stock")
 
 
 def test_withdrawing_leaves_what_somebody_said_of_an_item(tmp_path):
