@@ -5,6 +5,7 @@ Run: pytest tests/test_init_told.py
 
 import random
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import folder_world as world
@@ -16,13 +17,18 @@ from test_init import imported
 from test_init_rough import proposed
 
 from dataset.adapters.described.description import Events
-from dataset.contracts import TIME
+from dataset.contracts import EVENTS, TIME
 from dataset.extra import gone_before
 from dataset.split import Split, split_dataset
 from evaluation.run import answerable
 from feature_repo.ingest.item_states import changes, set_state, withdraw, withdrawn
 from moon import stages
 from moon.describing import init
+from retrieval.repeats import RepeatsSource
+from retrieval.requests import Request, Requests, history_of
+from retrieval.retriever import Parts, Retriever
+from retrieval.taken import Taken
+from run.artifacts import open_artifact
 from run.folder import Run
 
 DAY = "2025-03-{:02d}T10:{:02d}:00Z"
@@ -215,3 +221,19 @@ def test_withdrawing_leaves_what_somebody_said_of_an_item(tmp_path):
     before = changes(tmp_path)
     withdraw(tmp_path, np.array([1, 2, 3]), now)
     assert withdrawn(tmp_path) == {2: "inactive", 3: "out_of_stock"} and changes(tmp_path) > before
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_no_source_is_asked_for_what_is_gone_at_its_request(repeats, tmp_path):
+    """Of two requests the second may not have what goes between them; what goes later both may have."""
+    second_us = np.array([5, 15, 25], np.int64) * 1_000_000
+    taken = Taken.of(EVENTS.empty_table(), half_life=1.0 if repeats else None)
+    replace(taken, gone_item_id=np.array([7, 8, 9]), gone_us=second_us).save(tmp_path / "taken", {}, {})
+    kept = Taken.open(open_artifact(tmp_path / "taken", "taken"))
+    again = (RepeatsSource(kept, 1.0, None),) if repeats else ()
+    parts = Parts(None, None, None, None, None, taken=kept)
+    retriever = Retriever(None, None, again, None, None, {}, parts=parts)
+    times = [datetime.fromtimestamp(second, UTC) for second in (10, 20)]
+    asked = Requests.of([Request(1, history_of([3]), time) for time in times])
+    own = [] if repeats else [3]
+    assert [one.tolist() for one in retriever.asking(asked).exclude] == [[*own, 7], [*own, 7, 8]]
