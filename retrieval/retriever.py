@@ -162,12 +162,20 @@ class Retriever:
 
         Where repeats are proposed, what they took before is answered.
         """
-        taken = None if self.parts is None else self.parts.taken
-        gone = [NO_IDS if taken is None else taken.gone(int(time_us)) for time_us in requests.time_us]
+        gone = self._gone(requests)
         if self.repeats:
             return replace(requests, exclude=tuple(gone))
         own = (self.taken_before(requests, r) for r in range(len(requests)))
         return replace(requests, exclude=tuple(np.union1d(*both) for both in zip(own, gone, strict=True)))
+
+    def _gone(self, requests: Requests) -> list[np.ndarray]:
+        """Of what may be returned the items that are not to be had at each request, int64."""
+        taken = None if self.parts is None else self.parts.taken
+        if taken is None or not len(taken.gone_us):
+            return [NO_IDS] * len(requests)
+        held = self.index.contains(taken.gone_item_id)
+        item_id, since_us = taken.gone_item_id[held], taken.gone_us[held]
+        return [item_id[:count] for count in np.searchsorted(since_us, requests.time_us, side="right")]
 
     def taken_before(self, requests: Requests, r: int) -> np.ndarray:
         """The items of a request's history and all that its user took before it, int64, ascending."""

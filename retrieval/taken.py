@@ -53,10 +53,6 @@ class Taken:
         rows = found.liked_by_user
         return cls(found.user[rows], found.item[rows], found.available_us[rows], half_life)
 
-    def gone(self, time_us: int) -> np.ndarray:
-        """The items that are not to be had at a time, int64."""
-        return self.gone_item_id[: np.searchsorted(self.gone_us, time_us, side="right")]
-
     def before(self, requests: Requests, r: int) -> np.ndarray:
         """What the user of a request took before it, int64 item ids, oldest first: the log, then what came since."""
         user, time_us = int(requests.user_id[r]), int(requests.time_us[r])

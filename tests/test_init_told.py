@@ -24,6 +24,7 @@ from evaluation.run import answerable
 from feature_repo.ingest.item_states import changes, set_state, withdraw, withdrawn
 from moon import stages
 from moon.describing import init
+from retrieval.index import ItemIndex
 from retrieval.repeats import RepeatsSource
 from retrieval.requests import Request, Requests, history_of
 from retrieval.retriever import Parts, Retriever
@@ -232,8 +233,13 @@ def test_no_source_is_asked_for_what_is_gone_at_its_request(repeats, tmp_path):
     kept = Taken.open(open_artifact(tmp_path / "taken", "taken"))
     again = (RepeatsSource(kept, 1.0, None),) if repeats else ()
     parts = Parts(None, None, None, None, None, taken=kept)
-    retriever = Retriever(None, None, again, None, None, {}, parts=parts)
+    index = ItemIndex.build(np.arange(10), np.eye(10, dtype=np.float32))
+    retriever = Retriever(index, None, again, None, None, {}, parts=parts)
     times = [datetime.fromtimestamp(second, UTC) for second in (10, 20)]
     asked = Requests.of([Request(1, history_of([3]), time) for time in times])
     own = [] if repeats else [3]
     assert [one.tolist() for one in retriever.asking(asked).exclude] == [[*own, 7], [*own, 7, 8]]
+    fewer = replace(
+        retriever, index=index.without(np.array([7]))
+    )  # what is not returned at all need not be named
+    assert [one.tolist() for one in fewer.asking(asked).exclude] == [own, [*own, 8]]
