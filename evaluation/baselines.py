@@ -169,7 +169,7 @@ def tune_mix(
     offsets: np.ndarray,
     relevant: np.ndarray,
     k: int = 20,
-    exclude_history: bool = False,
+    repeats: bool = True,
 ) -> Mix:
     """The mix whose weights (multiples of 1 / STEPS that sum to 1) have the best recall@k on these requests.
 
@@ -179,7 +179,7 @@ def tune_mix(
         offsets: int64 of shape (R + 1), into ``relevant``.
         relevant: int64 ids of the relevant items.
         k: depth of the recall that is maximised; ties go to the first weights in grid order.
-        exclude_history: as in ``rank``; use the same value for what is reported.
+        repeats: as in ``rank``; use the same value for what is reported.
     """
     grid = [w for w in product(range(STEPS + 1), repeat=len(parts)) if sum(w) == STEPS]
     candidates = next(iter(parts.values())).candidates
@@ -190,7 +190,7 @@ def tune_mix(
         own = offsets[start : stop + 1] - offsets[start]
         ids = relevant[offsets[start] : offsets[stop]]
         for place, weights in enumerate(grid):
-            ranked = top_k(_sum(scores, weights), candidates, k, block if exclude_history else None)
+            ranked = top_k(_sum(scores, weights), candidates, k, None if repeats else block)
             total[place] += recall_at(hits(ranked, own, ids), np.diff(own), k).sum()
     best = grid[int(np.argmax(total))]
     return Mix(parts, {name: weight / STEPS for name, weight in zip(parts, best, strict=True)})
@@ -223,9 +223,9 @@ class Lists:
         return cls(np.concatenate([one.new for one in parts]), np.concatenate([one.any for one in parts]))
 
 
-def rank(baseline: Baseline, requests: Requests, k: int, exclude_history: bool = False) -> np.ndarray:
+def rank(baseline: Baseline, requests: Requests, k: int, repeats: bool = True) -> np.ndarray:
     """The k best candidates of each request, as ``Lists`` has them; int64 item ids (R, k)."""
-    return lists(baseline, requests, k).answers(repeats=not exclude_history)
+    return lists(baseline, requests, k).answers(repeats)
 
 
 def lists(baseline: Baseline, requests: Requests, k: int, left_out: Requests | None = None) -> Lists:

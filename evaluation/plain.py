@@ -80,7 +80,7 @@ def with_mix(content: PlainContent, split: Split, candidates: np.ndarray, seed: 
         requests_of(split.log, tuning),
         wanted.offsets,
         wanted.item_id,
-        exclude_history=not split.repeats,
+        repeats=split.repeats,
     )
     baselines = shop_baselines(content, split.test_log, candidates, split.repeats, seed)
     baselines["mix"] = Mix({name: baselines[name] for name in tuned.parts}, tuned.weights)

@@ -202,9 +202,7 @@ def proposed(
         repeats: whether they list what a user took before.
     """
     lists = [
-        rank(baselines[name], history, PROPOSED, exclude_history=not repeats)
-        for name in PROPOSING
-        if name in baselines
+        rank(baselines[name], history, PROPOSED, repeats=repeats) for name in PROPOSING if name in baselines
     ]
     items = np.sort(np.concatenate(lists, axis=1), axis=1)
     kept = items != PADDING

@@ -130,7 +130,7 @@ def _recalls(
     found = proposed(folder, test, size, retriever)
     answers = dict(rank_requests(folder, test, size, retriever, rankers, found, DEPTH))
     mix = with_mix(PlainContent.of(dataset.items, dataset.images), split, candidates, seed=0)["mix"]
-    answers["mix"] = rank(mix, requests_of(split.log, test), DEPTH, exclude_history=not split.repeats)
+    answers["mix"] = rank(mix, requests_of(split.log, test), DEPTH, repeats=split.repeats)
     for name, ranked in answers.items():
         if name == "mix" or name.startswith("ranker_"):
             way = name.removeprefix("ranker_").rsplit("_", 1)[0]

@@ -22,7 +22,6 @@ from torch import Tensor
 from feature_repo.frame import StoredRequests
 from feature_repo.vectors import Vectors
 from ranker.attempt import Attempt, Data
-from ranker.fit import Plan
 from ranker.inputs.columns import Inputs, chunks, learn_inputs
 from ranker.inputs.growth import NOTHING, Begins, Known, grown, rescaled
 from ranker.inputs.id_tables import SPREAD
@@ -31,7 +30,7 @@ from ranker.learner import WEIGHTS, Learner
 from ranker.memory import require_memory
 from ranker.recipes import Recipe
 from ranker.score import CONFIG, CtrConfig
-from ranker.train import EPOCHS, PATIENCE
+from ranker.train import planned
 from ranker.weights import WEIGHTS as WEIGHTS_FILE
 from ranker.weights import save_weights
 from run.artifacts import Artifact, open_artifact, write_artifact
@@ -118,10 +117,10 @@ def train_day(
     config, seen, begins = _begin(requests, day, yesterday, terms)
     require_memory(config.shape.rows, config.id_width)
     trained = requests if trained is None else trained
-    epochs = terms.epochs if valid is None else EPOCHS
-    plan = Plan(epochs, PATIENCE, terms.learning_rate, terms.seed + day, averaged=True)
     before = parents if yesterday is None else {**parents, "yesterday": yesterday}
     data = Data(trained, valid, candidates_of(trained), terms.vectors, terms.size.ranker_slots, before)
+    epochs = terms.epochs if valid is None else None
+    plan = planned(data, terms.learning_rate, terms.seed + day, epochs)
     made = Attempt(data, config, plan, out, begins).run(None, None)
     manifest = {**record, "terms": terms.to_json(), "outcome": asdict(made.outcome), "day": day}
     _write(out, manifest, parents, config, made.learner, seen)

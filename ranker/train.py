@@ -30,7 +30,10 @@ from run.resume import remove_checkpoints
 from run.sizes import Size
 
 EPOCHS = 12
-PATIENCE = 2
+# Epochs without a better validation loss, at least and at most, as many between them as make PATIENCE_STEPS: what an
+# epoch of few steps gains is less than validation errs by. Where the patience is longer, so is the training
+# (docs/log/ranker.md#when-training-stops).
+PATIENCE, PATIENCE_STEPS = (2, 5), 50
 # Fast tables memorise ids before content is learned, and the sooner the fewer times each item occurs; slow ones learn
 # nothing from a small log; where most items were taken a few times, tables that stay as they began are best. So a
 # ranker is trained with each pair of rates, of dense weights and of tables; the validation users decide
@@ -54,7 +57,7 @@ class Training:
         position_tower: learn the chance that a logged place is looked at (``ranker.places``), not a number for each.
         calibrate: method by which the validation impressions calibrate the scores (``ranker.calibration``); None:
             they do not.
-        epochs: at most so many passes; None: 12.
+        epochs: at most so many passes; None: 12, and up to 30 where a pass is of few steps.
         seed: equal seeds give equal weights.
 
     Raises:
@@ -135,12 +138,11 @@ def train_ctr(
     config = _config(training, tries[0], inputs, vectors)
     require_memory(config.shape.rows, config.id_width, ranks, kept=len(tries) - (rival is None))
     data = Data(train, valid if len(valid) else None, counts, vectors, size.ranker_slots, parents)
-    epochs = EPOCHS if training.epochs is None else training.epochs
     trained: list[Trained] = []
 
     def attempt(settings: Settings, recipe: Recipe) -> None:
         own = replace(config, **settings.settings(), recipe=recipe)
-        plan = Plan(epochs, PATIENCE, own.learning_rate, training.seed, averaged=True)
+        plan = planned(data, own.learning_rate, training.seed, training.epochs)
         place = out.with_name(f"{out.name}.{len(trained) + 1}") if trained else out
         trained.append(Attempt(data, own, plan, place).run(ranks, after))
 
@@ -151,6 +153,21 @@ def train_ctr(
         attempt(Settings(**best.config.settings()), rival)
         best = preferred([trained[-1], best], valid)
     return _written(best, data, training, size, out)
+
+
+def planned(data: Data, learning_rate: float, seed: int, epochs: int | None = None) -> Plan:
+    """How long a click model is trained on its data.
+
+    Args:
+        data: where something validates, an epoch of few steps counts for less.
+        learning_rate, seed: of the plan.
+        epochs: at most so many; None: EPOCHS, and more where the patience is longer than the least.
+    """
+    least, most = PATIENCE
+    steps = max(int(data.counts.sum()) // data.slots, 1)
+    patience = least if data.valid is None else int(np.clip(PATIENCE_STEPS // steps, least, most))
+    longest = EPOCHS * patience // least if epochs is None else epochs
+    return Plan(longest, patience, learning_rate, seed, averaged=True)
 
 
 def _config(training: Training, settings: Settings, inputs: Inputs, vectors: Vectors | None) -> CtrConfig:

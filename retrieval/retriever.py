@@ -231,23 +231,19 @@ class Retriever:
         if words is not None and "taste" in artifacts:
             tastes, queries = open_taste(artifacts["taste"])
             asked = Asked(words, tastes.whole.properties, queries)
-        lifts = Lifts.open(artifacts["lifts"]) if "lifts" in artifacts else None
-        categories = Categories.of(whole)
-        taste = None if tastes is None else tastes.whole
-        taken = Taken.open(artifacts["taken"]) if "taken" in artifacts else None
         parts = Parts(
-            graph,
-            towers,
-            tower_index,
-            categories,
-            words,
-            word_vectors,
-            taste,
-            asked,
-            tastes,
-            places,
-            lifts,
-            taken,
+            graph=graph,
+            towers=towers,
+            tower_index=tower_index,
+            categories=Categories.of(whole),
+            words=words,
+            word_vectors=word_vectors,
+            taste=None if tastes is None else tastes.whole,
+            asked=asked,
+            tastes=tastes,
+            places=places,
+            lifts=Lifts.open(artifacts["lifts"]) if "lifts" in artifacts else None,
+            taken=Taken.open(artifacts["taken"]) if "taken" in artifacts else None,
         )
         return cls._of(index, vectors, parts, artifacts)
 

@@ -84,7 +84,7 @@ def test_item_knn_finds_the_withheld_half_of_a_planted_world():
     log = items != users
     baseline = Similarity(np.arange(20), np.arange(20), buyers(np.arange(20), users[log], items[log]))
     histories = requests(*[items[(users == user) & log].tolist() for user in range(20)])
-    assert rank(baseline, histories, 1, exclude_history=True)[:, 0].tolist() == withheld.tolist()
+    assert rank(baseline, histories, 1, repeats=False)[:, 0].tolist() == withheld.tolist()
 
 
 def test_tf_idf_equals_sklearn():
@@ -100,7 +100,7 @@ def test_tf_idf_equals_sklearn():
 def test_tf_idf_baseline_finds_the_item_with_the_same_words():
     texts = ["striped wool scarf", "blue denim jeans", "striped wool hat", "steel pan"]
     baseline = Similarity(np.arange(4), np.arange(4), tf_idf(texts))
-    assert rank(baseline, requests([0], [3]), 2, exclude_history=True).tolist() == [[2, -1], [-1, -1]]
+    assert rank(baseline, requests([0], [3]), 2, repeats=False).tolist() == [[2, -1], [-1, -1]]
 
 
 def test_item_text_joins_what_there_is():
@@ -120,7 +120,7 @@ def test_colours_put_like_beside_like_and_missing_pictures_nowhere():
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), [1, 1, 1, 0], atol=1e-6)
     assert rows[0] @ rows[2] > rows[0] @ rows[1] + 0.1
     baseline = Similarity(np.arange(4), np.arange(4), rows)
-    assert rank(baseline, requests([0]), 4, exclude_history=True).tolist() == [[2, 1, -1, -1]]
+    assert rank(baseline, requests([0]), 4, repeats=False).tolist() == [[2, 1, -1, -1]]
 
 
 def test_chance_is_seeded_and_recalls_k_over_n():
@@ -256,9 +256,7 @@ def test_shop_baselines_read_the_canonical_tables():
     log = events((1, 10, "click", 1), (1, 20, "click", 2), (2, 10, "click", 3), (2, 30, "impression", 4))
     found = shop_baselines(PlainContent.of(items, images), log, np.array([40, 20, 10, 30]), False)
     assert set(found) == {"popularity", "chance", "item_knn", "tf_idf", "colour"}
-    first = {
-        name: rank(one, requests([10]), 4, exclude_history=True)[0].tolist() for name, one in found.items()
-    }
+    first = {name: rank(one, requests([10]), 4, repeats=False)[0].tolist() for name, one in found.items()}
     assert first["popularity"] == [20, -1, -1, -1]  # an impression is no vote
     assert first["item_knn"] == [20, -1, -1, -1]
     assert first["tf_idf"] == [40, -1, -1, -1]

@@ -195,7 +195,7 @@ def bought(monkeypatch):
         "scores_of": scores,
         "with_mix": lambda *given, seed: {"mix": None},
         "requests_of": lambda log, asked: len(asked),
-        "rank": lambda mix, requests, k, exclude_history: np.tile(CATALOGUE[:k], (requests, 1)),
+        "rank": lambda mix, requests, k, repeats: np.tile(CATALOGUE[:k], (requests, 1)),
     }.items():
         monkeypatch.setattr(measured, name, what)
     monkeypatch.setattr(measured.Retriever, "open", lambda artifacts, only: None)

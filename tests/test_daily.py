@@ -373,9 +373,11 @@ def test_a_like_that_comes_late_is_learned_only_by_those_who_wait(tmp_path):
     made, once = (open_artifact(tmp_path / one / "first", "ranker") for one in ("waits", "on time"))
     frame = on_time.requests.frame
     assert made.config["day"] > once.config["day"], "a day later"
-    assert made.config["outcome"]["train_loss"] == pytest.approx(
-        once.config["outcome"]["train_loss"], abs=0.1
-    )
+    losses = [one.config["outcome"]["train_loss"] for one in (made, once)]
+    both = min(
+        map(len, losses)
+    )  # held-out users, whose requests were drawn by other seeds, say when each stops
+    assert both > 2 and losses[0][:both] == pytest.approx(losses[1][:both], abs=0.1)
     scores = [Ranker.open(one, WORLD.vectors).score(frame) for one in (made, once)]
     assert auc(on_time.label, scores[0]) == pytest.approx(auc(on_time.label, scores[1]), abs=0.05)
 

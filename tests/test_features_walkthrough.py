@@ -156,6 +156,7 @@ def test_the_commands_do_as_printed(finished_run, tmp_path, monkeypatch, capsys)
     discount, _ = sources(tmp_path / "repository" / "mine", items, users, moment)
     monkeypatch.setattr("feature_repo.store.REPOSITORY", tmp_path / "repository")
     monkeypatch.setattr("ranker.train.EPOCHS", 1)
+    monkeypatch.setattr("ranker.train.PATIENCE", (2, 2))
     monkeypatch.setattr("evaluation.ablation.SEEDS", (0, 1))
     monkeypatch.chdir(tmp_path)
 

@@ -13,6 +13,7 @@ from dataset.contracts import DataError
 from feature_repo.frame import Frame
 from ranker import attempt
 from ranker import train as train_module
+from ranker.attempt import Data
 from ranker.controls import shuffled
 from ranker.epoch import epoch_batches
 from ranker.fit import Plan
@@ -351,15 +352,34 @@ def planned(monkeypatch, loss="pointwise", **told):
 
 def test_unless_told_otherwise_rankers_are_trained_as_was_measured_best(monkeypatch):
     plan, config = planned(monkeypatch)
-    assert plan == Plan(epochs=12, patience=2, learning_rate=0.001, seed=0, averaged=True)
+    assert plan == Plan(epochs=30, patience=5, learning_rate=0.001, seed=0, averaged=True)
     assert (config["learning_rate"], config["table_learning_rate"]) == (0.001, 0.00003)
     slow, fast = (0.001, 0.00003), (0.002, 0.005)
     assert train_module.LEARNING_RATES == {
         "pointwise": (slow, fast),
         "listwise": ((0.002, 0.0005), (0.002, 0.0)),
     }
-    assert planned(monkeypatch, loss="listwise", seed=7, epochs=3)[0] == Plan(3, 2, 0.002, 7, averaged=True)
+    told, _ = planned(monkeypatch, loss="listwise", seed=7, epochs=3)
+    assert told == Plan(3, 5, 0.002, 7, averaged=True)
     assert planned(monkeypatch, loss="listwise")[1]["table_learning_rate"] == 0.0005
+
+
+@pytest.mark.parametrize(
+    ("candidates", "validated", "expected"),
+    [
+        (17 * 512, True, (12, 2)),  # an epoch of 17 steps: two make 34, three would be more than 50
+        (17 * 512 - 1, True, (18, 3)),  # 16 whole ones
+        (12 * 512, True, (24, 4)),
+        (0, True, (30, 5)),
+        (10**9, True, (12, 2)),
+        (512, False, (12, 2)),  # nothing would say when to stop
+    ],
+)
+def test_patience_is_fifty_steps_within_two_and_five_epochs(candidates, validated, expected):
+    some = Requests(make_frame([1], [[]], [[1]], [[1.0]])) if validated else None
+    plan = train_module.planned(Data(some, some, np.array([candidates]), None, 512, {}), 0.1, 0)
+    assert (plan.epochs, plan.patience) == expected
+    assert train_module.planned(Data(some, some, np.array([512]), None, 512, {}), 0.1, 0, 7).epochs == 7
 
 
 def test_the_validation_requests_choose_between_a_recipe_and_a_plainer_one(world, valid, tmp_path):

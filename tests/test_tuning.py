@@ -153,6 +153,7 @@ def test_what_is_shipped_is_in_the_space(loss):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(train_module, "EPOCHS", 3)
+    monkeypatch.setattr(train_module, "PATIENCE", (2, 2))
 
 
 def tuned(out, trials, seed=0, recipe=None, **how):

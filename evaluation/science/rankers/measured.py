@@ -101,7 +101,7 @@ def by_lists(
             orders |= controls.probabilities(asked, offsets, item_id)
         mix = with_mix(content, split, listed, seed=0)["mix"]
         answers = {
-            "mix": rank(mix, requests_of(split.log, test), DEPTH, exclude_history=not split.repeats),
+            "mix": rank(mix, requests_of(split.log, test), DEPTH, repeats=split.repeats),
             "fused": lists(found, DEPTH),
         }
     for name, scores in orders.items():
