@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset.contracts import TIME, DataError
+from dataset.log import microseconds
 from dataset.upsert import upserted
 from run.artifacts import Artifact
 
@@ -109,18 +110,26 @@ def given_vectors(dataset: Artifact) -> tuple[np.ndarray, np.ndarray] | None:
     return ids[usable], matrix[usable] / length[usable, None]
 
 
-def gone_before(dataset: Artifact, moment: datetime) -> np.ndarray:
-    """Ids of the items that were not to be had any more at a moment, int64; none where the source does not say it.
+def gone_since(dataset: Artifact) -> tuple[np.ndarray, np.ndarray]:
+    """Which items are not to be had any more, and since when; none where the source does not say it.
 
     Args:
         dataset: artifact of kind "dataset".
-        moment: an item that goes at this moment is gone.
+
+    Returns:
+        item ids int64 (G), and int64 (G) microseconds since 1970 UTC, ascending.
     """
     if GONE not in dataset.config:
-        return np.empty(0, np.int64)
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     table = pq.read_table(dataset.file(extra_file("item")), columns=["item_id", GONE])
-    gone = pc.fill_null(pc.less_equal(table.column(GONE).cast(TIME), pa.scalar(moment, TIME)), False)
-    return np.asarray(table.filter(gone).column("item_id").to_numpy())
+    table = table.filter(table.column(GONE).is_valid()).sort_by(GONE)
+    return table.column("item_id").to_numpy(), microseconds(table.column(GONE).cast(TIME))
+
+
+def gone_before(dataset: Artifact, moment: datetime) -> np.ndarray:
+    """Ids of the items that were not to be had any more at a moment, int64; one that goes at this moment is gone."""
+    item_id, since_us = gone_since(dataset)
+    return item_id[: np.searchsorted(since_us, int(moment.timestamp() * 1e6), side="right")]
 
 
 def write_extra(folder: Path, extra: Mapping[str, pa.Table], kept: Mapping[str, pa.Table]) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.contracts import TIME
+from dataset.extra import gone_since
 from dataset.log import Log
 from dataset.split import Split
 from dataset.tables import Dataset
@@ -78,7 +79,9 @@ def build_retrieval(folder: Path, dataset: Dataset, split: Split, size: Size, se
         build_lifts(dataset, split, folder / "lifts")
         discard(folder / "taste")
     again, tried = fit_repeats(split.fit_log, seed) if split.repeats else (None, {})
-    Taken.of(split.log, again).save(folder / "taken", parents, tried)
+    gone, since_us = gone_since(dataset.artifact)
+    taken = replace(Taken.of(split.log, again), gone_item_id=gone, gone_us=since_us)
+    taken.save(folder / "taken", parents, tried)
 
     content = WordVectors.open(made).vectors(words)
     catalogue = catalogue_frame(folder, split, items, size).take(0, 1).candidates

@@ -22,7 +22,7 @@ from retrieval.lifts import Lifts
 from retrieval.places import Places
 from retrieval.properties import Picture
 from retrieval.repeats import RepeatsSource
-from retrieval.requests import Requests, interests
+from retrieval.requests import NO_IDS, Requests, interests
 from retrieval.similarities import Categories, Similarities, Space
 from retrieval.sources import (
     CooccurrenceSource,
@@ -158,10 +158,24 @@ class Retriever:
         return any(isinstance(source, RepeatsSource) for source in self.personal)
 
     def asking(self, requests: Requests) -> Requests:
-        """The same requests, to be answered without what their users took before unless repeats are proposed."""
+        """The same requests, to be answered without what is gone, nor what their users took before.
+
+        Where repeats are proposed, what they took before is answered.
+        """
+        gone = self._gone(requests)
         if self.repeats:
-            return requests
-        return replace(requests, exclude=tuple(self.taken_before(requests, r) for r in range(len(requests))))
+            return replace(requests, exclude=tuple(gone))
+        own = (self.taken_before(requests, r) for r in range(len(requests)))
+        return replace(requests, exclude=tuple(np.union1d(*both) for both in zip(own, gone, strict=True)))
+
+    def _gone(self, requests: Requests) -> list[np.ndarray]:
+        """Of what may be returned the items that are not to be had at each request, int64."""
+        taken = None if self.parts is None else self.parts.taken
+        if taken is None or not len(taken.gone_us):
+            return [NO_IDS] * len(requests)
+        held = self.index.contains(taken.gone_item_id)
+        item_id, since_us = taken.gone_item_id[held], taken.gone_us[held]
+        return [item_id[:count] for count in np.searchsorted(since_us, requests.time_us, side="right")]
 
     def taken_before(self, requests: Requests, r: int) -> np.ndarray:
         """The items of a request's history and all that its user took before it, int64, ascending."""

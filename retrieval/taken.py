@@ -10,7 +10,7 @@ Legend: T likes, R requests.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from retrieval.requests import Requests
 from run.artifacts import Artifact, open_artifact, write_artifact
 
 TENSORS = "likes.safetensors"
+SAVED = ("user_id", "item_id", "time_us", "gone_item_id", "gone_us")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Taken:
     Attributes:
         user_id, item_id: int64 (T), ordered by user, then as in the log.
         time_us: int64 (T), when each became available.
+        gone_item_id, gone_us: int64 (G), items that are not to be had any more, and since when, ascending: nobody is
+            proposed them.
         half_life: in likes of the user, of what they take again (``retrieval.repeats``); None: that is not proposed.
     """
 
@@ -40,6 +43,8 @@ class Taken:
     item_id: np.ndarray
     time_us: np.ndarray
     half_life: float | None = None
+    gone_item_id: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    gone_us: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @classmethod
     def of(cls, log: pa.Table, half_life: float | None = None) -> Taken:
@@ -78,6 +83,6 @@ class Taken:
         """
         config = {"half_life": self.half_life, "reached": dict(reached)}
         with write_artifact(out, "taken", config, parents) as folder:
-            tensors = {name: getattr(self, name) for name in ("user_id", "item_id", "time_us")}
+            tensors = {name: getattr(self, name) for name in SAVED}
             save_file(tensors, folder / TENSORS)
         return open_artifact(out, "taken")

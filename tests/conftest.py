@@ -23,7 +23,7 @@ from dataset.contracts import TIME
 from dataset.months import Month, months_of
 from evaluation.bench import local_redis
 from evaluation.bench.local_redis import RedisServer, free_port  # noqa: F401
-from run.artifacts import open_artifact, write_artifact
+from run.artifacts import Artifact, open_artifact, write_artifact
 
 pytest.register_assert_rewrite("contracts")  # the suites: what failed is shown as in a test module
 
@@ -60,6 +60,11 @@ class TinyDataset:
     items: pa.Table
     users: pa.Table
     queries: pa.Table
+
+    @property
+    def artifact(self) -> Artifact:
+        """Its configuration says nothing."""
+        return Artifact(Path("tiny"), "dataset", "0" * 16, {}, {})
 
     def image_bytes(self, image_id: str | None) -> bytes | None:
         """There are no pictures."""

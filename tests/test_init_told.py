@@ -5,6 +5,7 @@ Run: pytest tests/test_init_told.py
 
 import random
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import folder_world as world
@@ -16,11 +17,20 @@ from test_init import imported
 from test_init_rough import proposed
 
 from dataset.adapters.described.description import Events
-from dataset.contracts import TIME
+from dataset.contracts import EVENTS, TIME
 from dataset.extra import gone_before
 from dataset.split import Split, split_dataset
 from evaluation.run import answerable
 from feature_repo.ingest.item_states import changes, set_state, withdraw, withdrawn
+from moon import stages
+from moon.describing import init
+from retrieval.index import ItemIndex
+from retrieval.repeats import RepeatsSource
+from retrieval.requests import Request, Requests, history_of
+from retrieval.retriever import Parts, Retriever
+from retrieval.taken import Taken
+from run.artifacts import open_artifact
+from run.folder import Run
 
 DAY = "2025-03-{:02d}T10:{:02d}:00Z"
 
@@ -192,6 +202,17 @@ def test_what_is_gone_is_no_candidate_of_a_later_test(flea_market, tmp_path):
     assert gone and set(answerable(dataset, split).tolist()) == set(seen["item_id"].to_pylist()) - gone
 
 
+def test_a_run_has_what_is_gone_out_of_stock(flea_market, tmp_path, monkeypatch):
+    monkeypatch.setattr("feature_repo.store.activate", lambda _: None)
+    init(flea_market)
+    run = Run(tmp_path / "run", str(flea_market), "nano", 0, "embedded")
+    for stage in (stages.dataset, stages.split, stages.store):
+        stage(run)
+    dataset, split = stages.open_dataset(run), stages.open_split(run)
+    gone = gone_before(dataset.artifact, split.end).tolist()
+    assert gone and withdrawn(run.folder / "store") == dict.fromkeys(gone, "out_of_stock")
+
+
 def test_withdrawing_leaves_what_somebody_said_of_an_item(tmp_path):
     (tmp_path / "data").mkdir()
     now = datetime(2025, 3, 1, tzinfo=UTC)
@@ -201,3 +222,24 @@ def test_withdrawing_leaves_what_somebody_said_of_an_item(tmp_path):
     before = changes(tmp_path)
     withdraw(tmp_path, np.array([1, 2, 3]), now)
     assert withdrawn(tmp_path) == {2: "inactive", 3: "out_of_stock"} and changes(tmp_path) > before
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_no_source_is_asked_for_what_is_gone_at_its_request(repeats, tmp_path):
+    """Of two requests the second may not have what goes between them; what goes later both may have."""
+    second_us = np.array([5, 15, 25], np.int64) * 1_000_000
+    taken = Taken.of(EVENTS.empty_table(), half_life=1.0 if repeats else None)
+    replace(taken, gone_item_id=np.array([7, 8, 9]), gone_us=second_us).save(tmp_path / "taken", {}, {})
+    kept = Taken.open(open_artifact(tmp_path / "taken", "taken"))
+    again = (RepeatsSource(kept, 1.0, None),) if repeats else ()
+    parts = Parts(None, None, None, None, None, taken=kept)
+    index = ItemIndex.build(np.arange(10), np.eye(10, dtype=np.float32))
+    retriever = Retriever(index, None, again, None, None, {}, parts=parts)
+    times = [datetime.fromtimestamp(second, UTC) for second in (10, 20)]
+    asked = Requests.of([Request(1, history_of([3]), time) for time in times])
+    own = [] if repeats else [3]
+    assert [one.tolist() for one in retriever.asking(asked).exclude] == [[*own, 7], [*own, 7, 8]]
+    fewer = replace(
+        retriever, index=index.without(np.array([7]))
+    )  # what is not returned at all need not be named
+    assert [one.tolist() for one in fewer.asking(asked).exclude] == [own, [*own, 8]]
