@@ -377,7 +377,9 @@ def test_proposals_are_the_union_of_what_the_baselines_list(shop, monkeypatch):
     requests = pa.table({"user_id": [3, 99, 4], "time": pa.array([20 * DAY] * 3).cast(TIME)})
     history = requests_of(log, requests)
     offsets, item_id = proposed(baselines, history, False)
-    named = [rank(baselines[name], history, 6, True) for name in ("popularity", "item_knn", "tf_idf")]
+    named = [
+        rank(baselines[name], history, 6, repeats=False) for name in ("popularity", "item_knn", "tf_idf")
+    ]
     for r in range(3):
         expected = sorted({int(item) for one in named for item in one[r] if item >= 0})
         assert item_id[offsets[r] : offsets[r + 1]].tolist() == expected
