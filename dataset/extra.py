@@ -29,8 +29,6 @@ TABLES = {
     "query": "queries",
     "event": "events",
 }  # entity -> canonical table
-
-
 GONE = "gone"  # timestamps, UTC
 
 
@@ -129,7 +127,7 @@ def gone_since(dataset: Artifact) -> tuple[np.ndarray, np.ndarray]:
 def gone_before(dataset: Artifact, moment: datetime) -> np.ndarray:
     """Ids of the items that were not to be had any more at a moment, int64; one that goes at this moment is gone."""
     item_id, since_us = gone_since(dataset)
-    return item_id[: np.searchsorted(since_us, int(moment.timestamp() * 1e6), side="right")]
+    return item_id[: np.searchsorted(since_us, pa.scalar(moment, TIME).value, side="right")]
 
 
 def write_extra(folder: Path, extra: Mapping[str, pa.Table], kept: Mapping[str, pa.Table]) -> None:

@@ -18,23 +18,26 @@ from evaluation.retrieval_quality import Relevant
 
 def positive_events(log: pa.Table) -> pa.Table:
     """The rows of an EVENTS table that say a user liked an item (click, cart, purchase, liked rating)."""
-    codes = behaviour_codes(log["type"], log["value"])
-    return log.filter(pa.array(np.isin(codes, POSITIVE_CODES)))
+    return _behaviours(log, POSITIVE_CODES)
+
+
+def _behaviours(log: pa.Table, codes: Collection[int]) -> pa.Table:
+    """The rows of an EVENTS table that are behaviours of these codes."""
+    return log.filter(pa.array(np.isin(behaviour_codes(log["type"], log["value"]), list(codes))))
 
 
 def requests_of(log: pa.Table, retrieval: pa.Table, codes: Collection[int] = POSITIVE_CODES) -> Requests:
-    """The items with a positive event of the request's user that was available before the request, oldest first.
+    """The items of the behaviours of the request's user that were available before the request, oldest first.
 
     Args:
-        log: EVENTS rows, in any order; positive events with available_time < request time are used.
+        log: EVENTS rows, in any order; behaviours with available_time < request time are used.
         retrieval: rows of user_id and time, one per request (a user may have several).
         codes: of the behaviours that are used, if not the positive ones.
 
     Returns:
         Requests in the order of ``retrieval``.
     """
-    behaved = np.isin(behaviour_codes(log["type"], log["value"]), list(codes))
-    events = log.filter(pa.array(behaved)).sort_by(
+    events = _behaviours(log, codes).sort_by(
         [("user_id", "ascending"), ("available_time", "ascending"), ("sequence", "ascending")]
     )
     user, item = events["user_id"].to_numpy(), events["item_id"].to_numpy()

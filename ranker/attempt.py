@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -17,6 +18,7 @@ from ranker.before import begin_at_rate, learn_content, train_alone
 from ranker.epoch import epoch_batches
 from ranker.fit import Outcome, Plan, fit
 from ranker.inputs.batch import Batch
+from ranker.inputs.columns import chunks
 from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.learner import Learner, Saved
 from ranker.losses import LOSSES, Logits, counted, each_request, training_loss
@@ -48,6 +50,13 @@ class Data:
     vectors: Vectors | None
     slots: int
     parents: Mapping[str, Artifact]
+
+    @cached_property
+    def log_odds(self) -> float:
+        """Of a training candidate's being positive; all attempts read the labels once."""
+        label = np.concatenate([chunk.candidates["label"].to_numpy() for chunk in chunks(self.train)])
+        liked = float((label > 0).sum())
+        return math.log((liked + 1) / (len(label) - liked + 1))
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class Attempt:
         model, data = self.config.build(), self.data
         if self.begins is None:
             if self.config.loss == "pointwise":
-                begin_at_rate(model, data.train)
+                begin_at_rate(model, data.log_odds)
             if data.vectors is not None:
                 learn_content(model, data.train, data.vectors, self.plan.seed)
             train_alone(model, self.plan, self.batches, LOSSES[self.config.loss], self.checkpoints)

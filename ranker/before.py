@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -19,7 +18,7 @@ from ranker.modules.module import Module
 from run.resume import Checkpoints
 
 
-def begin_at_rate(model: ClickModel, train: StoredRequests) -> None:
+def begin_at_rate(model: ClickModel, log_odds: float) -> None:
     """Set the last layer's bias to the log-odds of the share of positives, so that no step is spent on it.
 
     Where one impression in a hundred is clicked, a model that begins at one half says a multiple of the clicks until
@@ -27,14 +26,12 @@ def begin_at_rate(model: ClickModel, train: StoredRequests) -> None:
 
     Args:
         model: changed in place.
-        train: the training requests; their candidates carry ``label``.
+        log_odds: of a training candidate's being positive.
     """
-    label = np.concatenate([chunk.candidates["label"].to_numpy() for chunk in chunks(train)])
-    liked = float((label > 0).sum())
     bias = model.head[-1].bias
     assert isinstance(bias, Tensor)
     with torch.no_grad():
-        bias.fill_(math.log((liked + 1) / (len(label) - liked + 1)))
+        bias.fill_(log_odds)
 
 
 def learn_content(model: ClickModel, train: StoredRequests, vectors: Vectors, seed: int) -> None:

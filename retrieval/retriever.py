@@ -162,11 +162,11 @@ class Retriever:
 
         Where repeats are proposed, what they took before is answered.
         """
-        gone = self._gone(requests)
-        if self.repeats:
-            return replace(requests, exclude=tuple(gone))
-        own = (self.taken_before(requests, r) for r in range(len(requests)))
-        return replace(requests, exclude=tuple(np.union1d(*both) for both in zip(own, gone, strict=True)))
+        own = [NO_IDS if self.repeats else self.taken_before(requests, r) for r in range(len(requests))]
+        both = zip(own, self._gone(requests), strict=True)
+        return replace(
+            requests, exclude=tuple(np.union1d(taken, gone) if len(gone) else taken for taken, gone in both)
+        )
 
     def _gone(self, requests: Requests) -> list[np.ndarray]:
         """Of what may be returned the items that are not to be had at each request, int64."""
