@@ -116,7 +116,9 @@ class Attempt:
         torch.manual_seed(self.plan.seed)
         model, data = self.config.build(), self.data
         if self.begins is None:
-            if self.config.loss == "pointwise":
+            if model.line is not None:
+                model.line.begin(self.batches(0, 0))
+            elif self.config.loss == "pointwise":
                 begin_at_rate(model, data.log_odds)
             if data.vectors is not None:
                 learn_content(model, data.train, data.vectors, self.plan.seed)

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from ranker.inputs.batch import Batch
 from ranker.inputs.id_tables import IdTables
 from ranker.inputs.projections import Projections
+from ranker.linear import LinearPath
 from ranker.modules.module import Features, Module, Output, Widths
 from ranker.modules.nearest import at_places
 from ranker.places import FAST, PositionTower, looked_at
 from ranker.recipes import Recipe
 from ranker.settings import Settings
 from ranker.steps import log_odds
+
+QUIET = 0.1  # how its last weights begin beside a regression, of what is usual: at zero it learns too slowly
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class ModelShape:
         position_tower: whether a tower learns the chance that a place is looked at; else each place has a number.
         steps: T, what may follow a click (``ranker.steps``).
         settings: the widths and fractions that can be chosen.
+        linear: whether the network adds to a regression of the numbers (``ranker.linear``).
     """
 
     item_rows: Mapping[str, int]
@@ -54,6 +58,7 @@ class ModelShape:
     steps: int
     settings: Settings
     position_tower: bool = False
+    linear: bool = False
 
     @property
     def id_width(self) -> int:
@@ -89,6 +94,13 @@ class ModelShape:
             request_numbers=_width(self.request_numbers),
         )
 
+    def line(self) -> LinearPath | None:
+        """The linear path over the numbers as they are, before any projection."""
+        if not self.linear:
+            return None
+        sides = (self.candidate_numbers, self.request_numbers)
+        return LinearPath(*(sum(have for _, have, _ in side) for side in sides))
+
 
 def _width(numbers: tuple[tuple[str, int, int], ...]) -> int:
     return sum(want or have for _, have, want in numbers)
@@ -122,13 +134,14 @@ class ClickModel(nn.Module):
         per_request = sum(part.per_request for part in parts.values())
         self.candidate_input = nn.Linear(per_candidate, widths[0])
         self.request_input = nn.Linear(per_request, widths[0], bias=False) if per_request else None
-        self.head = _head(widths, settings.dropout)
+        self.head = _head(widths, settings.dropout, scale=QUIET if shape.linear else 1.0)
         towers = [Tower(per_candidate, per_request, widths, settings.dropout) for _ in range(shape.steps)]
         self.steps = nn.ModuleList(towers)
         self.position = nn.Parameter(torch.zeros(max(len(shape.position_share), 1)))
         self.register_buffer("position_share", torch.tensor(shape.position_share or (0.0,)))
         context = shape.widths.user + shape.widths.request_numbers + 1
         self.looks = PositionTower(len(self.position), context) if shape.position_tower else None
+        self.line = shape.line()
 
     def forward(self, batch: Batch, logged: bool = False) -> Tensor:
         """Logits of the click, float32 [R, N]; undefined in empty slots.
@@ -146,7 +159,10 @@ class ClickModel(nn.Module):
         of_candidate = torch.cat(candidate, dim=-1)
         of_request = torch.cat(request, dim=1) if request else None
         click = _first(self.candidate_input, self.request_input, of_candidate, of_request)
-        logit = self._at_place(self.head(click)[..., 0], features, batch, logged)
+        clicked = self.head(click)[..., 0]
+        if self.line is not None:
+            clicked = clicked + self.line(batch)
+        logit = self._at_place(clicked, features, batch, logged)
         if not self.steps:
             return logit
         return torch.stack([logit, *(tower(of_candidate, of_request) for tower in self.steps)], dim=-1)
@@ -246,11 +262,17 @@ def _first(
     return first if request_input is None else first + request_input(request)[:, None]
 
 
-def _head(widths: Sequence[int], dropout: float) -> nn.Sequential:
-    """What follows the first layer: an activation before each further layer, the last of which is the logit."""
+def _head(widths: Sequence[int], dropout: float, scale: float = 1.0) -> nn.Sequential:
+    """What follows the first layer: an activation before each further layer, the last of which is the logit.
+
+    The last one's weights begin at so much of what they usually begin at.
+    """
     layers: list[nn.Module] = []
     for have, want in pairwise((*widths, 1)):
         layers += [nn.SiLU(), *([nn.Dropout(dropout)] if dropout else []), nn.Linear(have, want)]
+    with torch.no_grad():
+        for parameter in layers[-1].parameters():
+            parameter.mul_(scale)
     return nn.Sequential(*layers)
 
 

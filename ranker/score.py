@@ -52,6 +52,7 @@ class CtrConfig(Settings):
         rank_by: what its score is the log-odds of: ``click``, or one of the inputs' steps.
         loss: ``pointwise`` (binary cross-entropy) or ``listwise`` (softmax over a request's candidates).
         position_tower: whether a tower learned the chance that a place is looked at (``ranker.places``).
+        linear: whether it began at a regression of its numbers (``ranker.linear``); earlier releases' did not.
     """
 
     recipe: Recipe
@@ -61,6 +62,7 @@ class CtrConfig(Settings):
     loss: str
     rank_by: str = CLICK
     position_tower: bool = False
+    linear: bool = False
 
     @classmethod
     def read(cls, path: Path) -> CtrConfig:
@@ -101,6 +103,7 @@ class CtrConfig(Settings):
             steps=len(inputs.steps),
             settings=Settings(**self.settings()),
             position_tower=self.position_tower,
+            linear=self.linear,
         )
 
     @property

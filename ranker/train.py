@@ -180,6 +180,7 @@ def _config(training: Training, settings: Settings, inputs: Inputs, vectors: Vec
         loss=training.loss,
         rank_by=training.rank_by,
         position_tower=training.position_tower,
+        linear=training.loss == "pointwise",
     )
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from ranker.inputs.id_tables import IdTables
+from ranker.model import QUIET
 from ranker.modules.attention import TargetAttention
 from ranker.modules.cube import Content, Extractor
 from ranker.places import FAST
@@ -40,6 +41,10 @@ class ClickModel010(nn.Module):
         self.head = nn.Sequential(
             nn.SiLU(), nn.Linear(hidden, hidden // 2), nn.SiLU(), nn.Linear(hidden // 2, 1)
         )
+        self.line = shape.line()  # a later release's beginning, not part of what it was
+        if self.line is not None:
+            for parameter in self.head[-1].parameters():
+                parameter.data.mul_(QUIET)
         self.position = nn.Parameter(torch.zeros(max(len(shape.position_share), 1)))
         share = torch.tensor(shape.position_share or (0.0,))
         self.register_buffer("position_share", share, persistent=False)
@@ -59,6 +64,8 @@ class ClickModel010(nn.Module):
         first = self.candidate_input(torch.cat(candidate, dim=-1))
         first = first + self.request_input(torch.cat(request, dim=-1))[:, None]
         logit = self.head(first)[..., 0]
+        if self.line is not None:
+            logit = logit + self.line(batch)
         return logit + self.position_logit(batch) if logged else logit
 
     def position_logit(self, batch):

@@ -48,7 +48,7 @@ def shop(tmp_path, monkeypatch):
         *rest, out, parents, training = given
         trained.append((training.recipe.name, training.seed))
         assert not list(out.parent.glob(f"{out.name}*.partial")), "it would not be timed whole"
-        return real(*rest, out, parents, replace(training, epochs=2))
+        return real(*rest, out, parents, replace(training, epochs=3))
 
     real = module.train_ctr
     truth = SimpleNamespace(
