@@ -52,6 +52,7 @@ class CtrConfig(Settings):
         rank_by: what its score is the log-odds of: ``click``, or one of the inputs' steps.
         loss: ``pointwise`` (binary cross-entropy) or ``listwise`` (softmax over a request's candidates).
         position_tower: whether a tower learned the chance that a place is looked at (``ranker.places``).
+        unplaced: what a score has besides, so that it is of an average place (``ranker.places.unplaced``).
     """
 
     recipe: Recipe
@@ -61,6 +62,7 @@ class CtrConfig(Settings):
     loss: str
     rank_by: str = CLICK
     position_tower: bool = False
+    unplaced: float = 0.0
 
     @classmethod
     def read(cls, path: Path) -> CtrConfig:
@@ -101,6 +103,7 @@ class CtrConfig(Settings):
             steps=len(inputs.steps),
             settings=Settings(**self.settings()),
             position_tower=self.position_tower,
+            unplaced=self.unplaced,
         )
 
     @property
@@ -221,7 +224,7 @@ class Ranker:
         return Ranker(self.model, encoder, self.artifact, self.calibration, self.step)
 
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
-        """Logits without the effect of position, float32 [C], in the order of ``frame.candidates``: of the click, or
+        """Logits at an average place, float32 [C], in the order of ``frame.candidates``: of the click, or
         of what the model ranks by.
 
         A candidate's score does not depend on the other candidates or requests of the frame.
