@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -23,12 +23,14 @@ from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.learner import Learner, Saved
 from ranker.losses import LOSSES, Logits, counted, each_request, training_loss
 from ranker.model import ClickModel, WithPosition
+from ranker.places import unplaced
 from ranker.ranks import ALL, Share, in_ranks
 from ranker.score import CtrConfig
 from run.artifacts import Artifact
 from run.resume import Checkpoints
 
 VALID_REQUESTS = 512  # requests read at once when validating
+PLACED = 20_000  # impressions by which the average place is found: it is right to one in a hundred clicks
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,25 @@ class Attempt:
             learner.restore(self.begins)
         # After ranks, nothing is left to train: this reads the best epoch from their last checkpoint.
         outcome = fitted(model, WithPosition(model), ALL, lambda *_: learner)
-        return Trained(self.config, model, self.encoder, outcome, learner)
+        model.unplaced = self.unplaced(model)
+        return Trained(replace(self.config, unplaced=model.unplaced), model, self.encoder, outcome, learner)
+
+    def unplaced(self, model: ClickModel) -> float:
+        """What a score needs besides to be of an average place, by the first PLACED impressions of an epoch."""
+        if self.config.loss != "pointwise" or not self.config.inputs.position_share:
+            return 0.0
+        logits: dict[bool, list[np.ndarray]] = {True: [], False: []}
+        found = 0
+        for batch in self.batches(epoch=0, done=0):
+            for logged, parts in logits.items():
+                with torch.no_grad():
+                    every = model(batch, logged=logged)
+                logit = every if every.dim() == 2 else every[..., 0]
+                parts.append(logit[batch.candidate_mask].numpy())
+            found += len(parts[-1])
+            if found >= PLACED:
+                break
+        return unplaced(np.concatenate(logits[True]), np.concatenate(logits[False]))
 
     def fit(
         self,

@@ -38,7 +38,7 @@ from run.resume import remove_checkpoints
 from run.sizes import Size
 
 STATE = "state.safetensors"
-FORMAT = 2  # of what is kept of earlier days; another one is not gone on from
+FORMAT = 3  # of what is kept of earlier days; another one is not gone on from
 KNOWN, SCALE = "known/", "scale/"  # how its tensors are named: what has occurred, and moments of numbers
 PARTS = ("hashes", "counts", "days")
 VALID_SHARE = 5  # one in how many users of the first day validates
@@ -123,7 +123,7 @@ def train_day(
     plan = planned(data, terms.learning_rate, terms.seed + day, epochs)
     made = Attempt(data, config, plan, out, begins).run(None, None)
     manifest = {**record, "terms": terms.to_json(), "outcome": asdict(made.outcome), "day": day}
-    _write(out, manifest, parents, config, made.learner, seen)
+    _write(out, manifest, parents, made.config, made.learner, seen)
     remove_checkpoints(out)
     return open_artifact(out, "ranker")
 

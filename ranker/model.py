@@ -40,6 +40,7 @@ class ModelShape:
         request_numbers, behaviour_numbers: those of a request and of a behaviour.
         position_share: fraction of the training candidates at each logged position.
         position_tower: whether a tower learns the chance that a place is looked at; else each place has a number.
+        unplaced: added to the click's logit where no place is read (``ranker.places.unplaced``).
         steps: T, what may follow a click (``ranker.steps``).
         settings: the widths and fractions that can be chosen.
         linear: whether the network adds to a regression of the numbers (``ranker.linear``).
@@ -59,6 +60,7 @@ class ModelShape:
     settings: Settings
     position_tower: bool = False
     linear: bool = False
+    unplaced: float = 0.0
 
     @property
     def id_width(self) -> int:
@@ -139,6 +141,7 @@ class ClickModel(nn.Module):
         self.steps = nn.ModuleList(towers)
         self.position = nn.Parameter(torch.zeros(max(len(shape.position_share), 1)))
         self.register_buffer("position_share", torch.tensor(shape.position_share or (0.0,)))
+        self.unplaced = shape.unplaced
         context = shape.widths.user + shape.widths.request_numbers + 1
         self.looks = PositionTower(len(self.position), context) if shape.position_tower else None
         self.line = shape.line()
@@ -208,17 +211,18 @@ class ClickModel(nn.Module):
     def _at_place(self, logit: Tensor, features: Features, batch: Batch, logged: bool) -> Tensor:
         """The click's logit at the logged or at an average place."""
         if self.looks is None:
-            return logit + self.position_logit(batch) if logged else logit
+            return logit + (self.position_logit(batch) if logged else self.unplaced)
         known = features.query_known_R[:, None].to(logit.dtype)
         request = torch.cat([features.user_RU, features.request_numbers_RG, known], dim=1)
         places = FAST * self.position + self.looks(request)
         looked = looked_at(places, self.get_buffer("position_share"), batch.position if logged else None)
-        return log_odds(torch.stack([looked.expand_as(logit), logit], dim=-1), 1)
+        seen = log_odds(torch.stack([looked.expand_as(logit), logit], dim=-1), 1)
+        return seen if logged else seen + self.unplaced
 
     def position_logit(self, batch: Batch) -> Tensor:
         """What the logged place adds without a tower, float32 [R, N]: 0 when not logged, 0 on average.
 
-        The average is taken out, so the position-free logit stays the log-odds at an average place.
+        The average is taken out, so that what is learned of an item is apart from where it stood.
         """
         share: Tensor = self.get_buffer("position_share")
         bias = FAST * (self.position - share @ self.position)

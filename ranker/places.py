@@ -1,16 +1,22 @@
-"""The position tower: the chance that a user looks at a place of a slate (PAL, Guo et al., RecSys 2019).
+"""What the place of an impression does to its chance of a click, and the score that needs no place.
+
+The position tower says the chance that a user looks at a place of a slate (PAL, Guo et al., RecSys 2019).
 
     P(click | place, request, item) = P(looked at | place, request) P(click | looked at, request, item)
 
-Both factors are learned together from the clicks of the log. A score is the log-odds of a click at an average place
-of the log, so that serving needs no place.
+Both factors are learned together from the clicks of the log; without the tower each place has a number, added to the
+log-odds of the click. A score is for an average place: there the impressions of the log would be clicked as often as
+they are at their own places (``unplaced``).
 
 Legend: R requests, N candidates, P places, C width of what the tower reads of a request.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy.optimize import brentq
+from scipy.special import expit
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -54,3 +60,25 @@ def looked_at(log_odds_RP: Tensor, share_P: Tensor, position_RN: Tensor | None =
         return average
     at_place = log_odds_RP.gather(1, position_RN.clamp(0, log_odds_RP.shape[1] - 1))
     return torch.where(position_RN >= 0, at_place, average)
+
+
+def unplaced(placed: np.ndarray, free: np.ndarray) -> float:
+    """The constant c by which impressions have the same mean chance without their places as at them.
+
+    Sum of sigmoid(free + c) = sum of sigmoid(placed). With c = 0, the mean of the places' log-odds, chances are too
+    low: a sigmoid is convex where clicks are rare, and a shop puts at the top what is clicked anyway. One constant
+    for all leaves every order as it is (docs/log/ranker.md#an-average-place).
+
+    Args:
+        placed: float [N], log-odds of impressions at their own places.
+        free: float [N], log-odds of the same without an effect of the place.
+
+    Returns:
+        c; 0 where there are no impressions.
+    """
+    apart = np.asarray(placed, np.float64) - free
+    least, most = float(apart.min(initial=0.0)), float(apart.max(initial=0.0))
+    if least == most:
+        return least
+    clicks = float(expit(placed).sum())
+    return float(brentq(lambda c: expit(free + c).sum() - clicks, least, most))

@@ -53,6 +53,7 @@ class CtrConfig(Settings):
         loss: ``pointwise`` (binary cross-entropy) or ``listwise`` (softmax over a request's candidates).
         position_tower: whether a tower learned the chance that a place is looked at (``ranker.places``).
         linear: whether it began at a regression of its numbers (``ranker.linear``); earlier releases' did not.
+        unplaced: what a score has besides, so that it is of an average place (``ranker.places.unplaced``).
     """
 
     recipe: Recipe
@@ -63,6 +64,7 @@ class CtrConfig(Settings):
     rank_by: str = CLICK
     position_tower: bool = False
     linear: bool = False
+    unplaced: float = 0.0
 
     @classmethod
     def read(cls, path: Path) -> CtrConfig:
@@ -104,6 +106,7 @@ class CtrConfig(Settings):
             settings=Settings(**self.settings()),
             position_tower=self.position_tower,
             linear=self.linear,
+            unplaced=self.unplaced,
         )
 
     @property
@@ -224,7 +227,7 @@ class Ranker:
         return Ranker(self.model, encoder, self.artifact, self.calibration, self.step)
 
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
-        """Logits without the effect of position, float32 [C], in the order of ``frame.candidates``: of the click, or
+        """Logits at an average place, float32 [C], in the order of ``frame.candidates``: of the click, or
         of what the model ranks by.
 
         A candidate's score does not depend on the other candidates or requests of the frame.

@@ -225,6 +225,8 @@ def test_numbers_are_standardised_over_all_days_so_far(tmp_path):
         assert rule.deviation == pytest.approx(seen.std(dtype=np.float64)) and rule.absent
         logs = np.log1p(np.concatenate(ages[: number + 1]) / 1e6)
         assert (age.mean, age.deviation) == pytest.approx((logs.mean(), logs.std()))
+        bounds = [one for each in ((seen, rule), (logs, age)) for one in (each[0].min(), each[0].max())]
+        assert [rule.least, rule.most, age.least, age.most] == pytest.approx(bounds)
     told = rule.numbers(pa.array([-1.5, -1.8]), np.zeros(2, np.int64))[:, 0]
     assert told[0] > told[1] > -CLIP, "by the scale of the first day both would be cut"
     assert None in rates[0] and any(None in rate for rate in rates[1:])

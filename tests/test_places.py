@@ -94,7 +94,7 @@ def test_a_score_is_the_log_odds_at_an_average_place_and_reads_none(trained):
     at_average = (at_places(ranker, test) * share).sum(-1).ravel()
     unplaced = Frame(test.requests, test.candidates.drop_columns(["position"]), test.offsets, test.history)
     for frame in (test, unplaced):
-        score = ranker.score(frame)
+        score = ranker.score(frame) - ranker.model.unplaced  # of the mean chance of being looked at
         np.testing.assert_allclose(1 / (1 + np.exp(-score)), at_average, atol=1e-5)
 
 

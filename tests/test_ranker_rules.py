@@ -132,10 +132,33 @@ def test_more_values_than_a_dictionary_should_hold_are_hashed(monkeypatch):
 
 def test_a_number_is_standardised_over_its_training_values():
     rule = learned("number", [1.0, 2.0, 3.0, 4.0], pa.float64(), pieces=2)
-    assert rule == Number("x", "standard", 2.5, pytest.approx(math.sqrt(1.25)))
+    assert rule == Number("x", "standard", 2.5, pytest.approx(math.sqrt(1.25)), least=1.0, most=4.0)
     expected = [[(value - 2.5) / math.sqrt(1.25)] for value in (1.0, 2.5, 4.0)]
     np.testing.assert_allclose(numbers_of(rule, [1.0, 2.5, 4.0], pa.float64()), expected, rtol=1e-6)
-    assert numbers_of(rule, [1e9, -1e9], pa.float64()) == [[5.0], [-5.0]]  # cut at five deviations
+    rare = learned("number", [0.0] * 99 + [1e9], pa.float64())
+    assert numbers_of(rare, [1e9], pa.float64()) == [[5.0]]  # cut at five deviations
+
+
+@pytest.mark.parametrize("tags", [{}, {"transform": "log"}])
+def test_a_number_beyond_all_that_training_saw_is_the_most_extreme_that_it_saw(tags):
+    rule = learned("number", [3.0, None, 1.0, 4.0, 2.0], pa.float64(), pieces=3, **tags)
+    beyond, bounds = [[-1e9, 0.5, 4.5, 1e9], [1.0, 1.0, 4.0, 4.0]]
+    assert numbers_of(rule, beyond, pa.float64()) == numbers_of(rule, bounds, pa.float64())
+    assert numbers_of(rule, [None, math.nan], pa.float64()) == [[0.0, 1.0]] * 2
+    of_nulls = learned("number", [None, None], pa.float64(), **tags)
+    assert numbers_of(of_nulls, [2.0], pa.float64()) != numbers_of(of_nulls, [3.0], pa.float64())
+
+
+def test_an_age_beyond_all_that_training_saw_is_the_greatest_that_it_saw():
+    """Items that are as old as the log: without a bound a day later is as far off as a model cares to go on."""
+    day = 86_400_000_000
+    ages = np.arange(20, 25) * day
+    rule = learned("timestamp", [0] * 5, pa.int64(), ages)
+    later, last = (
+        numbers_of(rule, [0], pa.int64(), np.array([age])) for age in (ages[-1] + 9 * day, ages[-1])
+    )
+    assert later == last and last[0][0] < 2
+    assert numbers_of(rule, [0], pa.int64(), np.array([0])) == numbers_of(rule, [0], pa.int64(), ages[:1])
 
 
 def test_null_is_the_average_and_has_an_indicator_where_training_knew_nulls():
@@ -186,6 +209,9 @@ def test_moments_of_the_pieces_are_those_of_the_whole(pieces):
         assert moments.mean == pytest.approx(whole.mean(), abs=1e-6)
         expected = whole.std() if whole.std() > 1e-6 else 1.0
         assert moments.deviation == pytest.approx(expected, rel=1e-6, abs=2e-6)
+        assert (moments.least, moments.most) == (whole.min(), whole.max())
+    else:
+        assert moments.least is moments.most is None
 
 
 def test_buckets_are_equally_frequent():
@@ -211,9 +237,9 @@ def test_a_null_that_is_a_number_is_that_number(dtype):
     """An item without statistics was shown 0 times, not as often as the average item."""
     rule = learned("number", [None, 3, None, 3], dtype, pieces=3, null="0", transform="log")
     assert rule.names == ("x",) and (rule.mean, rule.deviation) == pytest.approx((math.log(2), math.log(2)))
-    np.testing.assert_allclose(numbers_of(rule, [None, 0, 3, 15], dtype), [[-1], [-1], [1], [3]], rtol=1e-6)
+    np.testing.assert_allclose(numbers_of(rule, [None, 0, 1, 3], dtype), [[-1], [-1], [0], [1]], atol=1e-6)
     never = learned("number", [1, 3], dtype, null="0", transform="standard")
-    assert numbers_of(never, [None, 3], dtype) == [[-2.0], [1.0]]
+    assert numbers_of(never, [None, 3], dtype) == [[-1.0], [1.0]]  # as the least that training saw
 
 
 def test_a_timestamp_that_is_null_is_as_old_as_its_tag_says():
@@ -254,7 +280,8 @@ def test_a_timestamp_is_its_age_at_the_request():
     values = [NOW_US - hour, NOW_US, NOW_US + hour, None]
     rule = learned("timestamp", values, pa.int64(), time_us, pieces=2)
     logs = np.array([math.log(3601), math.log(3601), 0.0])
-    assert rule == Age("x", pytest.approx(logs.mean()), pytest.approx(logs.std()), True)
+    scale = pytest.approx(logs.mean()), pytest.approx(logs.std())
+    assert rule == Age("x", *scale, True, least=0.0, most=math.log(3601))
     assert rule.names == ("age of x", "no x")
     expected = [*[[(one - logs.mean()) / logs.std(), 0] for one in logs], [0, 1]]
     np.testing.assert_allclose(numbers_of(rule, values, pa.int64(), time_us), expected, rtol=1e-5)

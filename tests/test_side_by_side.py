@@ -38,7 +38,8 @@ def sides(draw):
             transform = draw(st.sampled_from(["log", "standard"]))
             mean, deviation = draw(st.floats(-9, 9)), draw(st.floats(0.1, 9))
             unit, null = draw(st.sampled_from([1.0, 0.001])), draw(st.sampled_from([None, 0.0, 7.0]))
-            rule = Number(name, transform, mean, deviation, unit, absent, null)
+            bounds = draw(st.sampled_from([(None, None), (-1.0, 1.5)]))
+            rule = Number(name, transform, mean, deviation, unit, absent, null, *bounds)
         elif kind == "age":
             dtype, values, rule = (
                 pa.int64(),

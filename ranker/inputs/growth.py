@@ -8,9 +8,10 @@ Every value that has occurred is remembered by its hash, with how often it occur
   value modulo 2n is that modulo n, or n more, so each half begins as a copy of the whole and no score changes;
 - *eviction*: a value that did not occur for so many days loses its row, which begins anew for whoever comes next.
 
-Numbers are standardised over all days so far. By the first day alone, of which one user may be all, what differs
-between users would be cut (``numbers.CLIP``) ever after (docs/log/ranker.md#the-scale-of-the-first-day). Buckets and
-vectors of the store keep the borders and the size of the first day.
+Numbers are standardised over all days so far, and bounded by them. By the first day alone, of which one user may be
+all, what differs between users would be cut (``numbers.CLIP``) ever after
+(docs/log/ranker.md#the-scale-of-the-first-day). Buckets and vectors of the store keep the borders and the size of the
+first day.
 """
 
 from __future__ import annotations
@@ -155,7 +156,10 @@ def rescaled(
                     values = standard[name].values(table[column].combine_chunks(), time_us)
                     moments[name].add(values)
     for name, rule in standard.items():
-        rules[name] = replace(rule, mean=moments[name].mean, deviation=moments[name].deviation)
+        seen = moments[name]
+        rules[name] = replace(
+            rule, mean=seen.mean, deviation=seen.deviation, least=seen.least, most=seen.most
+        )
     return replace(inputs, rules=rules), moments
 
 

@@ -3,10 +3,15 @@
 What is null enters as the average and, where the training data hold nulls, as a 1 in an indicator of its own. Without
 nulls in training there is no indicator: the weight behind it would never have been learned. A field may say instead
 which number a null stands for: then it is that number (docs/log/ranker.md#never-shown-is-not-average).
+
+A number beyond all that the training data hold enters as the most extreme of them. Some only ever grow, such as the
+age of items that are as old as the log: they are clocks, and what a model learned of the days that it saw would be
+carried on to days that it did not (docs/log/ranker.md#ages-are-clocks).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +35,7 @@ class Number:
         unit: what counts as small to the logarithm.
         absent: whether the training data hold nulls, which then have an indicator.
         null: the number that a null stands for; None: none.
+        least, most: after the transform, over the values of the training data; None: not known.
     """
 
     feature: str
@@ -39,6 +45,8 @@ class Number:
     unit: float = 1.0
     absent: bool = False
     null: float | None = None
+    least: float | None = None
+    most: float | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -50,8 +58,9 @@ class Number:
         return transformed(filled(finite(column, self.feature), self.null), self.transform, self.unit)
 
     def numbers(self, column: pa.Array, time_us: np.ndarray) -> np.ndarray:
-        """Standardised and cut at CLIP deviations, 0 where null; and the indicator."""
-        return standardised(self.values(column, time_us), self.mean, self.deviation, self.absent)
+        """Within what training saw, standardised and cut at CLIP deviations, 0 where null; and the indicator."""
+        values = within(self.values(column, time_us), self.least, self.most)
+        return standardised(values, self.mean, self.deviation, self.absent)
 
 
 def filled(values: np.ndarray, null: float | None) -> np.ndarray:
@@ -64,6 +73,11 @@ def transformed(values: np.ndarray, transform: str, unit: float) -> np.ndarray:
     return np.copysign(np.log1p(np.abs(values) / unit), values) if transform == "log" else values
 
 
+def within(values: np.ndarray, least: float | None, most: float | None) -> np.ndarray:
+    """Float64 values, those beyond a bound replaced by it; NaN stays."""
+    return values if least is None or most is None else values.clip(least, most)
+
+
 def standardised(values: np.ndarray, mean: float, deviation: float, absent: bool) -> np.ndarray:
     """Float32 [N, 1], or [N, 2] with the indicator of null, of float64 values with NaN for null."""
     even = ((values - mean) / deviation).clip(-CLIP, CLIP)
@@ -73,14 +87,23 @@ def standardised(values: np.ndarray, mean: float, deviation: float, absent: bool
 
 
 class Moments:
-    """Count, mean and deviation of values that come in pieces (Chan et al., 1979).
+    """Count, mean, deviation and bounds of values that come in pieces (Chan et al., 1979).
 
     Args:
         count, mean, squares: of the values before: how many, their mean, and the sum of squared differences from it.
+        least, most: of the values before.
     """
 
-    def __init__(self, count: int = 0, mean: float = 0.0, squares: float = 0.0) -> None:
+    def __init__(
+        self,
+        count: int = 0,
+        mean: float = 0.0,
+        squares: float = 0.0,
+        least: float = math.inf,
+        most: float = -math.inf,
+    ) -> None:
         self.count, self.mean, self.squares, self.nulls = count, mean, squares, 0
+        self._least, self._most = least, most
 
     def add(self, values: np.ndarray) -> None:
         """Add float64 values; NaN counts as null."""
@@ -93,11 +116,22 @@ class Moments:
         self.squares += float(np.square(known - mean).sum()) + step * step * self.count * len(known) / total
         self.mean += step * len(known) / total
         self.count = total
+        self._least, self._most = min(self._least, float(known.min())), max(self._most, float(known.max()))
 
     @property
-    def state(self) -> tuple[int, float, float]:
+    def state(self) -> tuple[int, float, float, float, float]:
         """What another one goes on from."""
-        return self.count, self.mean, self.squares
+        return self.count, self.mean, self.squares, self._least, self._most
+
+    @property
+    def least(self) -> float | None:
+        """The smallest value; None where there was none."""
+        return self._least if self.count else None
+
+    @property
+    def most(self) -> float | None:
+        """The largest value; None where there was none."""
+        return self._most if self.count else None
 
     @property
     def deviation(self) -> float:
@@ -124,10 +158,10 @@ class NumberLearner:
         self.moments.add(transformed(values, self.transform, self.unit))
 
     def learned(self) -> Rule:
-        """Mean, deviation, and whether there were nulls."""
+        """Mean, deviation, bounds, and whether there were nulls."""
         found = self.moments
-        scale = found.mean, found.deviation
-        return Number(self.feature, self.transform, *scale, self.unit, found.absent, self.null)
+        scale, bounds = (found.mean, found.deviation), (found.least, found.most)
+        return Number(self.feature, self.transform, *scale, self.unit, found.absent, self.null, *bounds)
 
 
 @dataclass(frozen=True)

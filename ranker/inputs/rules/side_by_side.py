@@ -42,6 +42,13 @@ class SideBySide:
         self._absent = np.array([rule.absent for _, rule, _ in alike], bool)
         stands_for = [np.nan if rule.null is None else rule.null for _, rule, _ in alike]
         self._null = np.array(stands_for)[:, None]
+        self._least, self._most = (
+            np.array([other if bound is None else bound for bound in bounds])[:, None]
+            for other, bounds in (
+                (-np.inf, [rule.least for _, rule, _ in alike]),
+                (np.inf, [rule.most for _, rule, _ in alike]),
+            )
+        )
 
     def numbers(self, table: pa.Table, time_us: np.ndarray) -> np.ndarray:
         """Float32 [N, W]; ``time_us`` int64 [N]: the moment of each row.
@@ -69,6 +76,7 @@ class SideBySide:
         logs = values[: self._logs]
         np.copysign(np.log1p(np.abs(logs) / self._unit[: self._logs]), logs, out=logs)
         missing = np.isnan(values)
+        values = values.clip(self._least, self._most)
         even = ((values - self._mean) / self._deviation).clip(-CLIP, CLIP)
         even[missing] = 0
         out[:, self._places] = even.T

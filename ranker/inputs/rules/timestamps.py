@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ranker.inputs.rules.numbers import Moments, standardised
+from ranker.inputs.rules.numbers import Moments, standardised, within
 from ranker.inputs.rules.rule import Rule
 
 
@@ -20,6 +20,7 @@ class Age:
         mean, deviation: of the logarithm, over the training data.
         absent: whether the training data hold nulls, which then have an indicator.
         null: the age, in seconds, that a null stands for; None: none.
+        least, most: of the logarithm, over the training data; None: not known.
     """
 
     feature: str
@@ -27,6 +28,8 @@ class Age:
     deviation: float
     absent: bool = False
     null: float | None = None
+    least: float | None = None
+    most: float | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -39,8 +42,9 @@ class Age:
         return log_age(column, time_us, self.null)
 
     def numbers(self, column: pa.Array, time_us: np.ndarray) -> np.ndarray:
-        """Standardised and cut, 0 where null; and the indicator."""
-        return standardised(self.values(column, time_us), self.mean, self.deviation, self.absent)
+        """As of a ``Number``: within what training saw, standardised and cut, 0 where null; and the indicator."""
+        values = within(self.values(column, time_us), self.least, self.most)
+        return standardised(values, self.mean, self.deviation, self.absent)
 
 
 class AgeLearner:
@@ -54,9 +58,11 @@ class AgeLearner:
         self.moments.add(log_age(column, time_us, self.null))
 
     def learned(self) -> Rule:
-        """Mean, deviation, and whether there were nulls."""
+        """Mean, deviation, bounds, and whether there were nulls."""
         found = self.moments
-        return Age(self.feature, found.mean, found.deviation, found.absent, self.null)
+        return Age(
+            self.feature, found.mean, found.deviation, found.absent, self.null, found.least, found.most
+        )
 
 
 def log_age(column: pa.Array, time_us: np.ndarray, null: float | None = None) -> np.ndarray:
