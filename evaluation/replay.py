@@ -10,27 +10,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset.jagged import offsets_of, owners
 from dataset.split import Split
 from feature_repo.embeddings import as_stored
-from feature_repo.frames.join import TrainingFrame, training_frame
+from feature_repo.frames.join import TrainingFrame
 from feature_repo.frames.logged import logged_frames
 from feature_repo.vectors import Vectors
 from ranker.controls import rankers as controls
+from ranker.order import RETRIEVED
 from ranker.score import Ranker, score_together
 from retrieval.examples import (
-    answers_of,
     chunks,
-    example_rows,
     match_names,
     matched,
-    requests_frame,
 )
 from retrieval.explore import with_rare
 from retrieval.fusion import fuse
-from retrieval.jagged import Retrieved, best_first, stack
+from retrieval.jagged import Retrieved, best_first
+from retrieval.proposals import Proposed
 from retrieval.retriever import Retriever
-from retrieval.sources import CANDIDATES
 from run.artifacts import open_artifact
 from run.sizes import Size
 
@@ -107,41 +104,6 @@ def scores_of(
     return {name: np.concatenate(scores) for name, scores in parts.items()}
 
 
-@dataclass(frozen=True)
-class Proposed:
-    """What retrieval proposes to R requests.
-
-    Attributes:
-        alone: source -> its PER_SOURCE best items.
-        candidates: as the service ranks them: fused; of who is not known, popular items.
-    """
-
-    alone: Mapping[str, Retrieved]
-    candidates: Retrieved
-
-
-def proposed(folder: Path, requests: pa.Table, size: Size, retriever: Retriever) -> Proposed:
-    """Answer R rows of RETRIEVAL by every source alone, and by all of them together.
-
-    Args:
-        folder: folder of the run.
-        requests: R rows of RETRIEVAL.
-        size: gives the length of histories.
-        retriever: the sources.
-    """
-    frames = requests_frame(folder, requests, size)
-    alone = {source.name: answers_of(frames, source, retriever) for source in retriever.recommending}
-    fused, popular = (
-        fuse([alone[name] for name in names], retriever.weights.of(names), CANDIDATES)
-        for names in (list(alone), [retriever.popular.name])
-    )
-    known = np.concatenate(
-        [np.empty(0, bool), *(retriever.knows(frame.history) for frame in chunks(frames, "who is known"))]
-    )
-    answers = stack((fused if one else popular)[request] for request, one in enumerate(known))
-    return Proposed(alone, answers)
-
-
 def rank_requests(
     folder: Path,
     requests: pa.Table,
@@ -174,16 +136,11 @@ def rank_requests(
         fused = fuse([found.alone[other] for other in others], retriever.weights.of(others), k)
         yield f"without_{name}", lists(fused, k)
     yield "candidates", lists(found.candidates, k)
-    rows = example_rows(requests, found.candidates)
-    stored = training_frame(folder / "store", rows, size.history)
-    item_id = rows["item_id"].to_numpy()
-    offsets = _offsets(requests, rows)
-    proposals = found.candidates
-    retrieved = np.empty(len(item_id), np.float32)
-    place = np.lexsort((proposals.item_id, owners(proposals.offsets)))
-    retrieved[np.lexsort((item_id, owners(offsets)))] = proposals.score[place]
+    stored, offsets = found.frame(folder, requests, size)
+    item_id, retrieved = (stored.given[name].to_numpy() for name in ("item_id", RETRIEVED))
     for name, scores in scores_of(stored, retriever, rankers).items():
-        scored = Retrieved(offsets, item_id, retriever.weights.order(retrieved, scores))
+        order = retriever.weights.order(retrieved, scores, rankers[name].order)
+        scored = Retrieved(offsets, item_id, order)
         yield f"ranker_{name}", lists(scored, k)
         if name == "full":
             rare = retriever.popular.rare(item_id)
@@ -208,10 +165,3 @@ def explored_lists(scored: Retrieved, rare: np.ndarray, k: int, share: float) ->
         best, _, _ = with_rare(ids, scores, rare[own], k, share)
         out[request, : len(best)] = best
     return out
-
-
-def _offsets(requests: pa.Table, rows: pa.Table) -> np.ndarray:
-    """Where each request's rows start; requests without rows own none."""
-    order = np.argsort(requests["request_id"].to_numpy(), kind="stable")
-    place = order[np.searchsorted(requests["request_id"].to_numpy()[order], rows["request_id"].to_numpy())]
-    return offsets_of(np.bincount(place, minlength=len(requests)))

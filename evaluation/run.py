@@ -31,9 +31,7 @@ from evaluation.plain_controls import Examples
 from evaluation.replay import (
     EXPLORED,
     Impressions,
-    Proposed,
     open_rankers,
-    proposed,
     rank_requests,
     score_impressions,
 )
@@ -51,6 +49,7 @@ from moonstore.files import write_json
 from ranker.judgements import items_as_stored, judged_pairs
 from ranker.relevance import Relevance
 from ranker.score import Ranker
+from retrieval.proposals import Proposed, proposed
 from retrieval.retriever import Retriever, open_retrieval
 from run.artifacts import open_artifact
 from run.sizes import Size

@@ -18,7 +18,7 @@ from evaluation.baselines import rank
 from evaluation.content import PlainContent
 from evaluation.ctr_quality import ctr_quality, probabilities
 from evaluation.plain import with_mix
-from evaluation.replay import proposed, rank_requests, score_impressions
+from evaluation.replay import rank_requests, score_impressions
 from evaluation.retrieval_quality import retrieval_quality
 from evaluation.run import DEPTH, answerable
 from evaluation.shop_baselines import relevant_of, requests_of
@@ -27,7 +27,9 @@ from moonstore.files import write_text
 from ranker.controls import rankers as controls
 from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import Training, train_ctr
-from retrieval.examples import Readings, ranker_frames
+from retrieval.examples import ranker_frames
+from retrieval.proposals import proposed
+from retrieval.readings import Readings
 from retrieval.retriever import Retriever, open_retrieval
 from run.artifacts import open_artifact
 from run.sizes import Size
@@ -60,12 +62,12 @@ def measure_seeds(
     made = config_of(folder)
     recipe, size = made.recipe, replace(size, ranker_history=made.inputs.history)
     train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
-    readings = Readings.of(train, valid, retriever)
+    readings = Readings.of(train, valid, retriever, loss)
     rankers: dict[str, Ranker] = {}
     for seed in SEEDS:
         for control, reads in controls(vectors, seed).items():
             name, table = f"{control}_{seed}", reads.vectors
-            own, checked = readings.by(reads)
+            own, checked, _ = readings.by(reads)
             parents = {"split": split.artifact} | ({} if table is None else {"embedding": embedding})
             out = folder / "seeds" / name
             training = Training(seed=seed, loss=loss, recipe=recipe)

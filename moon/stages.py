@@ -287,7 +287,7 @@ def ranker(
     from ranker.recipes import recipe as named
     from ranker.settings import Settings
     from ranker.train import Training, train_ctr
-    from retrieval.examples import Readings, ranker_frames
+    from retrieval.readings import Readings
     from retrieval.retriever import Retriever, open_retrieval
 
     chosen, tuned = named(recipe or "cube"), None if settings is None else Settings.read(settings)
@@ -300,16 +300,16 @@ def ranker(
     controls = {run.folder / f"ranker_{name}": reads for name, reads in rankers(vectors, run.seed).items()}
     if cut.ranks:
         steps = "rank_by" in training
-        train, valid, loss = ranker_frames(run.folder, cut, size, run.seed, retriever, steps, stream)
-        readings = Readings.of(train, valid, retriever)
-        undecided = recipe is None and settings is None and loss == "pointwise"
-        blind = Training(recipe=chosen, settings=tuned, loss=loss, seed=run.seed, **training)
+        readings = Readings.open(run.folder, cut, size, run.seed, retriever, steps, stream)
+        undecided = recipe is None and settings is None and readings.loss == "pointwise"
+        blind = Training(recipe=chosen, settings=tuned, loss=readings.loss, seed=run.seed, **training)
         seeing = replace(blind, plainer=attention()) if undecided else blind
         for out, reads in controls.items():
             parents, how = {"split": cut.artifact}, blind
             if reads.vectors is not None:
                 parents, how = parents | {"embedding": embedding}, seeing
-            train_ctr(*readings.by(reads), reads.vectors, size, out, parents, how, ranks)
+            train, valid, asked = readings.by(reads)
+            train_ctr(train, valid, reads.vectors, size, out, parents, how, ranks, asked=asked)
     else:
         sys.stderr.write("  no ranker: nothing in the log says what users took\n")
         for out in controls:

@@ -21,6 +21,7 @@ from ranker.inputs.columns import ITEM, MATCH, Inputs
 from ranker.inputs.earlier import read_inputs
 from ranker.inputs.frame_encoder import BEHAVIOUR_ROWS, FrameEncoder, select_requests, size_groups
 from ranker.model import ClickModel, ModelShape
+from ranker.order import ORDER, Order
 from ranker.recipes import Recipe, RecipeError, cube, recorded
 from ranker.settings import Settings
 from ranker.steps import CLICK, log_odds
@@ -171,6 +172,7 @@ class Ranker:
         artifact: where it came from; None while it is being trained.
         calibration: of its logits; None: they are as the model makes them.
         step: number of what it scores, from 0 for the click; None: of a model that knows of clicks only.
+        order: how its scores and retrieval's order an answer; None: nothing taught it (``ranker.order_weights``).
     """
 
     def __init__(
@@ -180,9 +182,10 @@ class Ranker:
         artifact: Artifact | None = None,
         calibration: Calibration | None = None,
         step: int | None = None,
+        order: Order | None = None,
     ) -> None:
         self.model, self.encoder, self.artifact = model, encoder, artifact
-        self.calibration, self.step = calibration, step
+        self.calibration, self.step, self.order = calibration, step, order
 
     @classmethod
     def open(cls, artifact: Artifact, vectors: Vectors | None, signature: Signature | None = None) -> Ranker:
@@ -194,8 +197,8 @@ class Ranker:
             signature: of the service that frames will be read with; None: not known here.
 
         Raises:
-            ArtifactError: tensors missing or not finite, no map in its calibration, or trained with another embedding
-                or other features.
+            ArtifactError: tensors missing or not finite, no map in its calibration, no weights in its order, or
+                trained with another embedding or other features.
         """
         config = CtrConfig.read(artifact.file(CONFIG))
         require_vectors(artifact.path, config.embedding_id, vectors)
@@ -203,7 +206,9 @@ class Ranker:
         model = config.build()
         load_weights(model, artifact.file("model.safetensors"), MADE_BY["ranker"], RENAMED)
         encoder = FrameEncoder(config.inputs, vectors, config.recipe.search)
-        return cls(model.eval(), encoder, artifact, _calibration(artifact), config.step)
+        path = artifact.file(ORDER)
+        order = Order.read(path) if path.exists() else None
+        return cls(model.eval(), encoder, artifact, _calibration(artifact), config.step, order)
 
     @property
     def history(self) -> int:
@@ -224,7 +229,7 @@ class Ranker:
         assert self.artifact is not None and self.encoder.vectors is not None
         require_vectors(self.artifact.path, self.encoder.vectors.id, vectors)
         encoder = FrameEncoder(self.encoder.inputs, vectors, self.encoder.search)
-        return Ranker(self.model, encoder, self.artifact, self.calibration, self.step)
+        return Ranker(self.model, encoder, self.artifact, self.calibration, self.step, self.order)
 
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
         """Logits at an average place, float32 [C], in the order of ``frame.candidates``: of the click, or

@@ -20,6 +20,8 @@ from ranker.fit import Plan
 from ranker.inputs.columns import LABEL, Inputs, chunks, learn_inputs
 from ranker.losses import LOSSES
 from ranker.memory import require_memory
+from ranker.order import ORDER
+from ranker.order_weights import Asked, learn_order
 from ranker.recipes import Recipe, cube
 from ranker.score import CALIBRATION, CONFIG, CtrConfig, Ranker
 from ranker.settings import Settings
@@ -102,6 +104,7 @@ def train_ctr(
     training: Training = SHIPPED,
     ranks: int | None = None,
     after: Callable[[int, float], None] | None = None,
+    asked: StoredRequests | None = None,
 ) -> Artifact:
     """Train a click model and write an artifact of kind "ranker".
 
@@ -118,6 +121,8 @@ def train_ctr(
         ranks: how many processes train it together, on GPUs if there are enough; None: this one does, on CPU. The
             weights are the same but for rounding, and an interrupted run resumes with any number.
         after: told of every epoch and its validation loss; may raise to end the training.
+        asked: requests of validation users and their candidates, that teach what orders an answer where the log
+            holds ratings (``ranker.order_weights``); None: nothing does.
 
     Raises:
         DataError: no training requests, columns missing, a feature to do without that is not in the service,
@@ -152,7 +157,7 @@ def train_ctr(
     if rival is not None:
         attempt(Settings(**best.config.settings()), rival)
         best = preferred([trained[-1], best], valid)
-    return _written(best, data, training, size, out)
+    return _written(best, data, training, size, out, asked)
 
 
 def planned(data: Data, learning_rate: float, seed: int, epochs: int | None = None) -> Plan:
@@ -194,9 +199,12 @@ def _require_logged(inputs: Inputs, training: Training) -> None:
         raise DataError(f"cannot rank by {training.rank_by!r}: expected one of {', '.join(steps)}")
 
 
-def _written(best: Trained, data: Data, training: Training, size: Size, out: Path) -> Artifact:
+def _written(
+    best: Trained, data: Data, training: Training, size: Size, out: Path, asked: StoredRequests | None
+) -> Artifact:
     """The artifact of the best attempt, calibrated if asked for; nothing is left of the checkpoints."""
     config = best.config
+    ranker = Ranker(best.model, best.encoder, step=config.step)
     manifest: dict[str, Any] = {
         "recipe": config.recipe.name,
         "size": size.name,
@@ -210,9 +218,11 @@ def _written(best: Trained, data: Data, training: Training, size: Size, out: Pat
         save_weights(best.model, folder)
         (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
         if training.calibrate is not None and data.valid is not None:
-            ranker = Ranker(best.model, best.encoder, step=config.step)
-            content = vars(calibrated(training.calibrate, *_scored(ranker, data.valid, config.rank_by)))
-            (folder / CALIBRATION).write_text(json.dumps(content, indent=2) + "\n")
+            ranker.calibration = calibrated(training.calibrate, *_scored(ranker, data.valid, config.rank_by))
+            (folder / CALIBRATION).write_text(json.dumps(vars(ranker.calibration), indent=2) + "\n")
+        if asked is not None:
+            order = learn_order(Asked.of(ranker, asked, VALID_REQUESTS), training.seed)
+            (folder / ORDER).write_text(json.dumps(vars(order), indent=2) + "\n")
     remove_checkpoints(out)
     return open_artifact(out, "ranker")
 

@@ -30,7 +30,6 @@ from feature_repo.frames.stream import FrameStream
 from feature_repo.services import RETRIEVAL
 from feature_repo.signature import Signature
 from moonstore.disk import writing
-from ranker.controls import Reads
 from ranker.inputs.columns import LABEL
 from retrieval.jagged import Retrieved, stack
 from retrieval.requests import Requests
@@ -157,35 +156,6 @@ def _on_disk(pieces: Iterator[np.ndarray], width: int, folder: Path) -> np.ndarr
         if not rows:
             return np.empty((0, width), np.float32)
         return np.asarray(np.memmap(file, np.float32, "r", shape=(rows, width)))
-
-
-@dataclass(frozen=True)
-class Readings:
-    """The same requests as read by rankers that know more or less of items, each training and validation.
-
-    Attributes:
-        whole: with all that the retriever knows.
-        plain: without vectors.
-        blind: without what items say or show.
-    """
-
-    whole: tuple[MatchedFrames, MatchedFrames]
-    plain: tuple[MatchedFrames, MatchedFrames]
-    blind: tuple[MatchedFrames, MatchedFrames]
-
-    @classmethod
-    def of(cls, train: MatchedFrames, valid: MatchedFrames, retriever: Retriever) -> Readings:
-        """Of frames with all columns."""
-
-        def read(other: Retriever) -> tuple[MatchedFrames, MatchedFrames]:
-            return matched(train.stored, other, train.history), matched(valid.stored, other, valid.history)
-
-        plain, whole = retriever.without_vectors(), (train, valid)
-        return cls(whole, whole if plain is retriever else read(plain), read(retriever.without_content()))
-
-    def by(self, reads: Reads) -> tuple[MatchedFrames, MatchedFrames]:
-        """What a ranker reads."""
-        return self.whole if reads.tastes else self.plain if reads.plain else self.blind
 
 
 def example_rows(

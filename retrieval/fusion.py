@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dataset.jagged import owners
+from ranker.order import Order
 from retrieval.jagged import Retrieved, best_first, group_best
 from run.artifacts import MADE_BY, Artifact, ArtifactError, open_artifact, write_artifact
 
@@ -21,7 +22,6 @@ FUSION = 60  # the constant of reciprocal rank fusion (Cormack, Clarke, Buettche
 CONSTANTS = (5, FUSION, 500)  # of curves that fall fast, as usual, and hardly
 USUAL = (0.0, 1.0, 0.0)  # a source of which nothing was learned: reciprocal ranks
 CURVES = "curves.json"
-SMALLEST = np.finfo(np.float32).tiny  # a score whose logarithm is a number
 
 
 def fuse_within(tiers: np.ndarray, ids: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,20 +58,18 @@ class Weights:
     rated: bool = False
     artifact: Artifact | None = None
 
-    def order(self, fused: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def order(self, fused: np.ndarray, scores: np.ndarray, order: Order | None) -> np.ndarray:
         """What orders an answer: the ranker's scores, float32 [C].
 
         Of ratings they are the log-odds that an item is liked by who chose it; which one is chosen next, the fused
-        order says. There it is the logarithm of the product of both, but for a constant
-        (docs/log/ranker.md#what-was-rated-was-chosen).
+        order says. There both make the order, as far as the ranker learned that its own helps.
 
         Args:
-            fused: float32 [C], positive scores of the fused order.
+            fused: float32 [C], scores of the fused order.
             scores: float32 [C], of the ranker.
+            order: what the ranker learned; None: it is of a log without ratings, or of an earlier release.
         """
-        if not self.rated:
-            return scores
-        return (np.log(np.maximum(fused, SMALLEST)) - np.logaddexp(0.0, -scores)).astype(np.float32)
+        return (order or Order())(fused, scores) if self.rated else scores
 
     def of(self, names: Sequence[str]) -> np.ndarray:
         """The weights of these sources, float64 [S, K]."""

@@ -15,6 +15,7 @@ from feature_repo.item_matrix import ItemMatrix
 from feature_repo.online import Stored
 from feature_repo.signature import Feature
 from feature_repo.vectors import Vectors
+from ranker.order import Order
 
 Context = Mapping[str, Any]  # what a client sends with a request
 
@@ -42,6 +43,9 @@ class Scorer(Protocol):
 
     @property
     def history(self) -> int: ...  # noqa: D102
+
+    @property
+    def order(self) -> Order | None: ...  # noqa: D102
 
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray: ...  # noqa: D102
 

@@ -190,10 +190,11 @@ class Recommender:
                 # The ranker's order alone, not fused with retrieval's, also where it learned from impressions:
                 # recall by the log prefers the fused order, but the log knows only what the old shop chose to
                 # show; by the truth, fusing costs a tenth of the clicks (docs/log/ranker.md#the-rankers-order-alone).
-                # Of ratings it is of what was chosen already, and the fused order says what is (``Weights.order``).
+                # Of ratings it is of what was chosen already: there it counts as far as it was seen to help
+                # (``ranker.order``).
                 rare = self.retriever.popular.rare(ids)
                 order = "ranker"
-                scores = self.retriever.weights.order(scores, ranked.scores)
+                scores = self.retriever.weights.order(scores, ranked.scores, ranked.ranker.order)
                 ids, scores, explored = with_rare(ids, scores, rare, k, self.explore)
         parts = None
         if explained and ranked is not None:

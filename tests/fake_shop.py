@@ -110,7 +110,7 @@ class FakeRanker:
     """Prefers larger ids, so that its order is not the retrieval order; remembers what it was shown."""
 
     encoder = SimpleNamespace(inputs=SimpleNamespace(features=lambda side: ()))  # it reads none of the store
-    history = BEHAVIOURS
+    history, order = BEHAVIOURS, None
 
     def __init__(self):
         self.fails = None

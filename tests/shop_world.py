@@ -62,7 +62,7 @@ def vector_of(text: str) -> np.ndarray:
 class Ranker:
     """Prefers the last candidate."""
 
-    history = 50
+    history, order = 50, None
 
     def with_vectors(self, vectors):
         return self

@@ -91,7 +91,7 @@ def test_moon_ranker_verifies_and_loads_each_artifact_once(run, opened, monkeypa
     monkeypatch.setattr(
         ranker.train,
         "train_ctr",
-        lambda train, valid, vectors, size, out, parents, *how: trained.update(
+        lambda train, valid, vectors, size, out, parents, *how, asked: trained.update(
             {out.name: (vectors, parents, {name for frames in (train, valid) for name in frames.names})}
         ),
     )

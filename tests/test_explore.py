@@ -25,7 +25,7 @@ RARE = ITEM_IDS[29:]  # of the shop: the thirtieth item has one user, those afte
 class PopularFirst:
     """Prefers what the shop sells most."""
 
-    history = 6
+    history, order = 6, None
 
     def score(self, frame, query_vectors=None):
         return -frame.candidates["item_id"].to_numpy().astype(np.float32) / 1e15

@@ -246,7 +246,7 @@ class Listening:
     """A ranker that keeps what it read and said."""
 
     def __init__(self, ranker):
-        self.ranker, self.history = ranker, ranker.history
+        self.ranker, self.history, self.order = ranker, ranker.history, None
 
     def score(self, frame, query_vectors=None):
         self.frame, self.scores = frame, self.ranker.score(frame, query_vectors)

@@ -204,8 +204,9 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     frames = [SimpleNamespace(stored=one, history=None) for one in (TRAIN, VALID)]
     monkeypatch.setattr("retrieval.retriever.open_retrieval", lambda folder, fitted: {})
     monkeypatch.setattr("retrieval.retriever.Retriever.open", lambda artifacts: opened)
-    monkeypatch.setattr("retrieval.examples.ranker_frames", lambda *place: (*frames, loss))
-    monkeypatch.setattr("retrieval.examples.matched", lambda *read: read)
+    monkeypatch.setattr("retrieval.readings.ranker_frames", lambda *place: (*frames, loss))
+    monkeypatch.setattr("retrieval.readings.ordering_frame", lambda *place: "asked")
+    monkeypatch.setattr("retrieval.readings.matched", lambda *read: read)
     monkeypatch.setattr("feature_repo.embeddings.as_stored", lambda vectors, store: vectors)
     monkeypatch.setattr("moon.searching.judged_pairs", lambda *place: ())
     monkeypatch.setattr("moon.searching.build", lambda *place: None)
@@ -216,10 +217,10 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
     monkeypatch.setattr("feature_repo.store.apply_definitions", lambda store: None)
     monkeypatch.setattr("feature_repo.frames.context.context_unknown", lambda *place: "")
 
-    def record(train, valid, vectors, size, out, parents, training, ranks):
+    def record(train, valid, vectors, size, out, parents, training, ranks, asked):
         lengths.add(size.behaviours)
         plainer = None if training.plainer is None else training.plainer.name
-        seen.append((out.name, training.recipe.name, plainer, (train, valid)))
+        seen.append((out.name, training.recipe.name, plainer, (train, valid), asked))
 
     monkeypatch.setattr("ranker.train.train_ctr", record)
     assert CliRunner().invoke(app, ["ranker", *given]).exit_code == 0
@@ -230,6 +231,7 @@ def test_the_command_trains_the_recipe_and_its_controls(tmp_path, monkeypatch, g
             chosen,
             plainer if control in ("full", "shuffled") else None,
             {"full": tuple(frames), "id_only": blind}.get(control, plain),
+            ("asked", {"full": opened, "id_only": "blind"}.get(control, "plain"), None),
         )
         for control in ("full", "plain_content", "id_only", "shuffled")
     ]

@@ -22,9 +22,11 @@ from evaluation import replay
 from evaluation.baselines import Popularity
 from evaluation.plain import PlainMethods
 from evaluation.shop_baselines import positive_events
+from ranker.order import Order
 from retrieval import build
 from retrieval.examples import requests_frame
 from retrieval.fusion import Weights
+from retrieval.proposals import proposed
 from retrieval.requests import Request, Requests, history_of, interests
 from retrieval.retriever import Retriever, open_retrieval
 from retrieval.sources import propose
@@ -32,33 +34,15 @@ from retrieval.sources import propose
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_of_what_is_chosen_and_liked_the_product_is_the_order_that_finds_most():
-    """Planted: an item is chosen with one chance and then liked with another; only both together order by likes."""
-    draw = np.random.default_rng(0)
-    chosen = draw.dirichlet(np.full(200, 0.3)).astype(np.float32) + 1e-7
-    liked = draw.beta(1, 2, 200)
-    odds = np.log(liked / (1 - liked)).astype(np.float32)
-    scores = Weights(rated=True).order(chosen * 7, odds)  # whatever the unit of the fused order
-    assert np.array_equal(np.argsort(-scores), np.argsort(-chosen * liked))
-    found = {
-        name: (chosen * liked)[np.argsort(-order)[:10]].sum()
-        for name, order in {"both": scores, "chosen": chosen, "liked": odds}.items()
-    }
-    assert found["both"] > found["chosen"] > found["liked"]
-    np.testing.assert_array_equal(Weights().order(chosen, odds), odds)
-    assert np.isfinite(
-        Weights(rated=True).order(np.zeros(2, np.float32), np.array([-200, 200], np.float32))
-    ).all()
-
-
+@pytest.mark.parametrize("liked", [0.0, 2.0])
 @pytest.mark.parametrize("rated", [False, True])
-def test_the_service_answers_in_that_order(rated):
+def test_the_service_answers_in_the_order_that_the_ranker_learned(rated, liked):
     shop = recommender()
     shop.retriever = replace(shop.retriever, weights=Weights(rated=rated))
     candidates, scores = {}, {}
 
     class Ranker:
-        history = 6
+        history, order = 6, Order(0.5, liked) if rated else None
 
         def score(self, frame, query_vectors=None):
             items = frame.candidates["item_id"].to_numpy()
@@ -69,7 +53,7 @@ def test_the_service_answers_in_that_order(rated):
     answer = shop.recommend(4, 8)
     fused = dict(zip(*asked(shop, 4), strict=True))
     worth = [
-        fused[item] / (1 + np.exp(-score)) if rated else score
+        0.5 * fused[item] - liked * np.log(1 + np.exp(-score)) if rated else score
         for item, score in zip(candidates["ids"].tolist(), scores["of"].tolist(), strict=True)
     ]
     expected = candidates["ids"][np.argsort(-np.array(worth), kind="stable")][:8].tolist()
@@ -108,7 +92,7 @@ def test_evaluation_proposes_only_popular_items_to_who_is_not_known_as_the_servi
     early = later.set_column(later.column_names.index("time"), "time", before)
     early = early.set_column(0, "request_id", pa.array(range(900, 906), pa.int64()))
     both = pa.concat_tables([later, early.cast(later.schema)]).combine_chunks()
-    found = replay.proposed(whole, both, NANO, retriever)
+    found = proposed(whole, both, NANO, retriever)
     frame = requests_frame(whole, both, NANO)
     known = (np.diff(frame.take(0, len(both)).history.offsets) > 0).tolist()
     assert set(known) == {False, True}
@@ -126,10 +110,16 @@ def test_evaluation_proposes_only_popular_items_to_who_is_not_known_as_the_servi
         return {"full": -stored.given["item_id"].to_numpy().astype(np.float32)}
 
     monkeypatch.setattr(replay, "scores_of", by_id)
-    lists = dict(replay.rank_requests(whole, both, NANO, retriever, {"full": None}, found, 20))
-    for request, (ids, _) in enumerate(found.candidates):
-        best = lists["ranker_full"][request]
-        assert best[best >= 0].tolist() == np.sort(ids)[:20].tolist()
+    rankers = {"full": SimpleNamespace(order=Order(0.0, 1.0))}
+    for rated in (False, True):
+        again = replace(retriever, weights=replace(retriever.weights, rated=rated))
+        lists = dict(replay.rank_requests(whole, both, NANO, again, rankers, found, 20))
+        for request, (ids, _) in enumerate(found.candidates):
+            best = lists["ranker_full"][request]
+            assert best[best >= 0].tolist() == np.sort(ids)[:20].tolist()
+    rankers["full"].order = Order()
+    lists = dict(replay.rank_requests(whole, both, NANO, again, rankers, found, 20))
+    np.testing.assert_array_equal(lists["ranker_full"], lists["candidates"])
 
 
 def test_a_split_says_whether_all_that_was_shown_are_ratings(tmp_path):

@@ -55,7 +55,7 @@ class Ranker:
     """Scores nothing; knows which vectors it was given."""
 
     vectors = None
-    history = 50
+    history, order = 50, None
 
     def with_vectors(self, vectors):
         other = Ranker()

@@ -94,7 +94,7 @@ def test_every_source_proposes_its_share_and_no_more(moon):
 class Alike:
     """A ranker that prefers what is like the last item of the history it reads."""
 
-    history = BEHAVIOURS
+    history, order = BEHAVIOURS, None
 
     def score(self, frame, query_vectors=None):
         self.frame = frame

@@ -188,7 +188,7 @@ def fallen(answers: Sequence[Answered]) -> Sequence[Answered]:
 class _Model:
     """Takes the place of ranker and encoder: ranks by positive events, and encodes everything as zeros."""
 
-    history = HISTORY
+    history, order = HISTORY, None
 
     def score(self, frame: Frame, query_vectors: np.ndarray | None = None) -> np.ndarray:
         return frame.candidates.column("positive_all").to_numpy().astype(np.float32)
