@@ -46,7 +46,13 @@ class Queries:
 
 @dataclass(frozen=True)
 class Asked:
-    """The columns ``match_query_words`` and ``match_query_looks``, cosines; 0 where nothing is searched for.
+    """How a candidate answers what was searched for.
+
+    ``match_query_words`` and ``match_query_looks`` are cosines, 0 where nothing is searched for.
+    ``match_query_share`` is the fraction of the search's words, of those that the catalogue knows, that the item says
+    ("covered query term ratio", Qin and Liu, LETOR 4.0, 2013): cosines of one word and of two are not comparable.
+    Without such words it is 1, as of all items that answer a search: 0 would be unlike all that a log of searches
+    shows (docs/log/ranker.md#how-much-of-a-search-an-item-says).
 
     Looks are compared as they are, not by how they differ from the mean item: two pictures are alike by more than 0,
     so a model can tell an item that looks otherwise from a request without a picture
@@ -67,6 +73,7 @@ class Asked:
         """The columns; looks only where items have pictures."""
         return (
             "match_query_words",
+            "match_query_share",
             *(("match_query_looks",) if LOOKS_SPACE in self.properties.bases else ()),
         )
 
@@ -83,16 +90,20 @@ class Asked:
             offsets: int64 (R + 1).
         """
         out = np.zeros((len(item_id), len(self.names)), dtype=np.float32)
+        out[:, 1] = 1
         logged = rows_of(self.queries.query_ids, requests.query_id)
         for r in range(len(requests)):
             row, mine = int(logged[r]), slice(offsets[r], offsets[r + 1])
             text = self.queries.texts[row] if row >= 0 else requests.texts[r]
             if text:
                 said = self.words.vocabulary.rows([text])
-                out[mine, 0] = (self.words.take(item_id[mine]) @ said.T).toarray()[:, 0]
+                says = self.words.take(item_id[mine])
+                out[mine, 0] = (says @ said.T).toarray()[:, 0]
+                if said.nnz:
+                    out[mine, 1] = (says.sign() @ said.sign().T).toarray()[:, 0] / said.nnz
             seen = self.queries.looks[row] if row >= 0 else self._looks(requests.pictures[r])
-            if len(self.names) > 1 and seen is not None and seen.any():
-                out[mine, 1] = self._alike(item_id[mine], seen)
+            if len(self.names) > 2 and seen is not None and seen.any():
+                out[mine, 2] = self._alike(item_id[mine], seen)
         return out
 
     def _looks(self, picture: bytes | None) -> Any:

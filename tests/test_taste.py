@@ -28,7 +28,7 @@ from retrieval.shown import NEVER, PRIOR, Rates, Shown
 from retrieval.similarities import FADE_US, Similarities
 from retrieval.taste import Taste
 from retrieval.taste_files import TENSORS, Tastes, open_taste, save_taste
-from retrieval.words import Words
+from retrieval.words import WORD, Words, item_texts
 from run.artifacts import ArtifactError
 
 START = datetime(2025, 6, 1, tzinfo=UTC)
@@ -485,20 +485,34 @@ def test_what_was_searched_for_is_compared_whether_it_is_logged_or_typed(propert
     )
     requests.query_id[[3, 4]] = [3, 5]
     found = told.columns(requests, np.tile(np.append(IDS, 1), 5), np.arange(6) * (COUNT + 1)).reshape(
-        5, COUNT + 1, 2
+        5, COUNT + 1, 3
     )
-    assert told.names == ("match_query_words", "match_query_looks") and not found[0].any()
+    assert told.names == ("match_query_words", "match_query_share", "match_query_looks")
+    assert not found[0, :, [0, 2]].any() and (found[0, :, 1] == 1).all()
     np.testing.assert_array_equal(found[1], found[3], err_msg="typed is as logged")
     np.testing.assert_array_equal(found[2], found[4])
     row = words.vocabulary.rows(["soft Oak"])
     np.testing.assert_allclose(found[1, :COUNT, 0], (words.rows @ row.T).toarray()[:, 0], rtol=1e-6)
-    assert found[1, 0, 0] == found[1, :COUNT, 0].max() and not found[1, :, 1].any()
+    assert found[1, 0, 0] == found[1, :COUNT, 0].max() and not found[1, :, 2].any()
     # as the pictures are, and above 0 even for one that is unlike: 0 says that there is no picture
     red, blue = colours([PICTURES["red"], PICTURES["blue"]])
     looks = np.resize([0, red @ blue, 1], COUNT)
-    np.testing.assert_allclose(found[2, :, 1], np.append(looks, 0), atol=1e-5)
+    np.testing.assert_allclose(found[2, :, 2], np.append(looks, 0), atol=1e-5)
     assert 0.1 < red @ blue < 0.9
-    assert not found[2, :, 0].any()
+    assert not found[2, :, 0].any() and (found[2, :, 1] == 1).all()
+
+
+@pytest.mark.parametrize("text", ["oak", "soft Oak", "Oak oak soft", "soft oak zzz", "zzz"])
+def test_the_share_of_a_search_is_of_its_words_that_the_catalogue_knows(properties, text):
+    """All of nothing is said by every item, so that no search is like one that every item answers."""
+    table = items()
+    told = Asked(Words.of(table), properties, Queries(np.empty(0, np.int64), (), np.empty((0, 0))))
+    found = told.columns(Requests.of([asked(1, 9, text=text)]), IDS, np.array([0, COUNT]))
+    says = [set(WORD.findall(one.lower())) for one in item_texts(table.sort_by("item_id"))]
+    wanted = set(WORD.findall(text.lower())) & set.union(*says)
+    expected = [len(wanted & one) / len(wanted) if wanted else 1 for one in says]
+    np.testing.assert_allclose(found[:, 1], expected, rtol=1e-6)
+    assert len(set(expected)) == (1 if text == "zzz" else 2 if len(wanted) == 1 else 3)
 
 
 def test_the_columns_of_a_taste_stand_beside_those_of_similarity(taste, properties):
@@ -511,4 +525,4 @@ def test_the_columns_of_a_taste_stand_beside_those_of_similarity(taste, properti
     np.testing.assert_array_equal(
         found[:, start : start + len(taste.names)], taste.columns(request, IDS, offsets)
     )
-    np.testing.assert_array_equal(found[:, -2:], told.columns(request, IDS, offsets))
+    np.testing.assert_array_equal(found[:, -3:], told.columns(request, IDS, offsets))
