@@ -162,6 +162,9 @@ class EventLog:
     def _events(self, section: Events, batch: Batch, row: int) -> pa.Table:
         rows, table = len(batch.table), batch.table
         kind = _types(section, flat(table.column("type")))
+        if section.unrated is not None:
+            unrated = pc.equal(flat(table.column("value")), section.unrated)
+            kind = pc.if_else(pc.fill_null(pc.and_(pc.equal(kind, "rating"), unrated), False), "click", kind)
         sequence = pa.nulls(rows, pa.int64()) if section.whole_days else pa.array(np.arange(row, row + rows))
         scope = [flat(table.column(SCOPE + column)) for column in section.request_scope]
         request = flat(table.column("request"))

@@ -45,7 +45,7 @@ def category(rest: Rest) -> None:
         named = "nothing names it; its values repeat"
     separator = _separator(one, tagged)
     if separator is not None:
-        tagged = tagged or is_unnamed(seed) and _in_any_order(one, separator)
+        tagged = tagged or (is_unnamed(seed) or separator.strip() == ",") and _in_any_order(one, separator)
         rest.take("category", seed, f"{named}; e.g. {one.example(2)}", not is_unnamed(seed))
         rest.proposal.add(
             "category_separator", separator, f"in {percent(_share(one, separator))} of the values"
@@ -72,7 +72,7 @@ def _separator(one: Profile, tagged: bool) -> str | None:
     for separator in SEPARATORS:
         if (
             separator.strip() == ","
-            and not tagged
+            and not (tagged or _in_any_order(one, separator))
             or separator == "."
             and any(" " in str(cell) for cell in one.cells[:500])
         ):

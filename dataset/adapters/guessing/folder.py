@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import csv
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from dataset.adapters.described.description import FILE
-from dataset.adapters.described.files import PACKED, Files, format_of, opened
+from dataset.adapters.described.files import PACKED, Files, format_of, is_tabbed, opened
 from dataset.adapters.described.joined import Joined
 from dataset.adapters.described.pictures import ENDINGS
 from dataset.contracts import DataError
 
 NOTES = re.compile(r"readme|licen[cs]e|changelog|requirements|notes?\b", re.IGNORECASE)
-PARTED = re.compile(r"\d+|(?<![a-z])(train|test|valid|validation|val|dev|eval|part|chunk|shard)(?![a-z])")
+MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+PARTED = re.compile(
+    rf"\d+|(?<![a-z])(train|test|valid|validation|val|dev|eval|part|chunk|shard|{MONTHS})(?![a-z])"
+)
 DELIMITERS = (",", "\t", ";", "|", "::")
+SEARCHED = 64 * 1024 * 1024  # bytes of a text file that are searched for a quote with a backslash
 HEAD = 64 * 1024  # bytes of a text file that are looked at for its layout
 SAMPLED_FILES = 5
+ALIKE = 0.9  # share of the cells below a first one of their shape, digits aside, by which it names no column
 
 
 @dataclass
@@ -114,8 +119,10 @@ def layout(root: Path, name: str) -> Files:
     if format_of(path) != "csv":
         return plain
     lines, encoding = _first_lines(path)
-    usual = "\t" if Path(path.name.removesuffix(PACKED)).suffix in (".tsv", ".tab") else ","
+    usual = "\t" if is_tabbed(path) else ","
     delimiter = _delimiter(lines, usual)
+    if delimiter == usual and path.suffix.lower() in (".txt", ".dat") and _is_spaced(lines):
+        delimiter = " "
     quote = (
         '"'
         if any(f'{delimiter}"' in line or line.startswith('"') for line in lines) or delimiter != "\t"
@@ -128,7 +135,21 @@ def layout(root: Path, name: str) -> Files:
         quote,
         _has_header(lines, delimiter),
         encoding,
+        "\\" if quote and _is_escaped(path, delimiter) else None,
     )
+
+
+def _is_spaced(lines: list[str]) -> bool:
+    """Whether single spaces cut all rows into the same number of cells, which no comma or tab does."""
+    counts = {len(line.strip().split(" ")) for line in lines}
+    return len(lines) > 1 and len(counts) == 1 and counts != {1} and not any("," in line for line in lines)
+
+
+def _is_escaped(path: Path, delimiter: str) -> bool:
+    """Whether quotes inside cells have a backslash before them: neither the next cell nor a new row follows."""
+    inside = re.compile(rb'\\"(?![\r\n]|$|' + re.escape(delimiter.encode()) + rb")")
+    with opened(path) as stream:
+        return inside.search(stream.read(SEARCHED)) is not None
 
 
 def _first_lines(path: Path) -> tuple[list[str], str]:
@@ -189,14 +210,27 @@ def _cut(line: str, delimiter: str) -> list[str]:
 
 
 def _has_header(lines: list[str], delimiter: str) -> bool:
-    """Whether the first row names columns: no number in it, no name twice, and rows below that look otherwise."""
+    """Whether the first row names columns: no number, address or list in it, no name twice, others below.
+
+    A cell that is as those below but for its digits (``N55528`` above ``N19639``) is none of a header.
+    """
     rows = [_cut(line, delimiter) for line in lines[:50]]
     if not rows:
         return True
     first = [cell.strip() for cell in rows[0]]
     if any(re.fullmatch(r"[-+]?[\d.,]+([eE][-+]?\d+)?", cell) for cell in first):
         return False
+    if any(re.match(r"https?://|\[.*\]$|\{.*\}$", cell) for cell in first):
+        return False
+    for place, cell in enumerate(first):
+        below = [_shape(row[place]) for row in rows[1:] if len(row) > place]
+        if "9" in _shape(cell) and len(below) > 1 and below.count(_shape(cell)) >= ALIKE * len(below):
+            return False
     return len(set(first)) == len(first) or len(rows) == 1
+
+
+def _shape(cell: str) -> str:
+    return re.sub(r"\d+", "9", cell.strip())
 
 
 def _family(inner: Path) -> str:
@@ -211,7 +245,7 @@ def _family(inner: Path) -> str:
 def _table(root: Path, paths: list[Path], layout: Files) -> Found:
     names = [path.relative_to(root).as_posix() for path in paths]
     patterns = _patterns(root, paths) if len(paths) > 1 else names
-    files = Files(root, tuple(patterns), layout.delimiter, layout.quote, layout.header, layout.encoding)
+    files = replace(layout, patterns=tuple(patterns))
     return Found(
         patterns, files, files.columns(paths[0]), _rows(paths), sum(path.stat().st_size for path in paths)
     )
