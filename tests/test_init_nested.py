@@ -344,13 +344,15 @@ def test_columns_of_two_lists_are_no_table():
 def test_a_list_that_is_none_is_refused_with_those_that_are(tmp_path):
     world.put_lines(tmp_path / "orders.jsonl", [{"id": 1, "lines": [{"sku": "a"}]}] * 3)
     files = Files(tmp_path, ("orders.jsonl",), each="line")
-    with pytest.raises(DataError, match=r"expected a list 'line', found the lists \['lines'\]"):
+    with pytest.raises(
+        DataError, match=r"^orders.jsonl: expected a list 'line', found the lists \['lines'\]"
+    ):
         files.columns(tmp_path / "orders.jsonl")
 
 
 def test_a_broken_line_among_printed_ones_is_named(tmp_path):
     (tmp_path / "games.json").write_text("{'id': 1}\n{'id': \n")
-    with pytest.raises(DataError, match="line 2: expected a dictionary as Python prints it"):
+    with pytest.raises(DataError, match="^games.json: line 2: expected a dictionary as Python prints it"):
         Files(tmp_path, ("games.json",)).columns(tmp_path / "games.json")
 
 
@@ -360,3 +362,23 @@ def test_a_document_that_changes_is_read_anew(tmp_path):
         path.write_text(json.dumps({"orders": [{"id": n} for n in range(count)]}))
         batches = Files(tmp_path, ("orders.json",)).batches(path, ["id"])
         assert sum(len(batch.table) for batch in batches) == count
+
+
+def test_what_cannot_be_read_is_said_with_what_to_do(tmp_path):
+    """A workbook, ragged lists of ids, a document of blocks: what was found, what was expected, the next command."""
+    world.put_csv(tmp_path / "clicks.csv", [{"user": n % 7, "item": n % 9} for n in range(90)])
+    (tmp_path / "orders.xlsx").write_bytes(b"PK")
+    nested.put_text(tmp_path / "train.txt", "0 5 7 9\n1 4 8\n2 5 6 7\n")
+    nested.put_text(tmp_path / "blocks.txt", "1:\n7,5,2005-09-06\n8,3,2005-09-07\n")
+    said = init(tmp_path)
+    assert "orders.xlsx: a workbook: save each of its sheets as csv" in said
+    lists = " ".join(said.split())
+    assert "train.txt: no table: ' ' cuts row 1 into 4 cells, row 2 into 3." in lists
+    assert "Then write a row for each of them: awk '{for (i = 2; i <= NF; i++) print $1" in lists
+    assert "blocks.txt: no table: ',' cuts row 1 into 1 cells, row 2 into 3." in lists
+
+
+def test_a_feed_that_is_no_xml_is_named(tmp_path):
+    (tmp_path / "feed.xml").write_text("<rss><item>")
+    with pytest.raises(DataError, match="^feed.xml: expected XML, found"):
+        Files(tmp_path, ("feed.xml",)).columns(tmp_path / "feed.xml")

@@ -76,6 +76,8 @@ def _rows(stream: IO[bytes], encoding: str) -> Iterator[dict[str, Any]] | None:
     except ValueError:
         if (literal := _literal(first)) is not None:
             return chain([literal], _literals(lines))
+        if first.rstrip().endswith("}"):
+            return None  # a broken line: the readers say where
         try:
             row = json.loads(first + "".join(lines))
         except ValueError:

@@ -26,10 +26,9 @@ from typing import IO
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
-from duckdb.sqltypes import DuckDBPyType
 
 from dataset.adapters.described.converted import XML, as_lines
-from dataset.adapters.described.nested import DEPTH, holds_objects, lists_of, rows, types_of
+from dataset.adapters.described.nested import DEPTH, Kind, kinds_of, lists_of, rows
 from dataset.adapters.source import NEXT
 from dataset.contracts import DataError
 
@@ -115,7 +114,7 @@ class Files:
         Raises:
             DataError: empty or damaged file, or two columns of one name.
         """
-        with self._readable(path) as plain, _errors(self.name(path)):
+        with _errors(self.name(path)), self._readable(path) as plain:
             if format_of(path) == "parquet":
                 _refuse_twice(self.name(path), pq.read_schema(plain).names)
             described = connection().execute(f"DESCRIBE SELECT * FROM {self._rows(plain, path)}").fetchall()
@@ -123,7 +122,7 @@ class Files:
 
     def lists(self, path: Path) -> dict[str, list[str]]:
         """The lists in a row of one file, and the fields of the objects in each; see ``nested``."""
-        with self._readable(path) as plain, _errors(self.name(path)):
+        with _errors(self.name(path)), self._readable(path) as plain:
             return {} if format_of(path) == "csv" else lists_of(self._scan(plain, path)[1])
 
     def batches(
@@ -140,7 +139,7 @@ class Files:
         Raises:
             DataError: damaged file or broken row; says the file and the line.
         """
-        with self._readable(path) as plain, _errors(self.name(path)):
+        with _errors(self.name(path)), self._readable(path) as plain:
             limit = "" if part is None else f" LIMIT {part[1]} OFFSET {part[0]}"
             sql = f"SELECT {', '.join(select)} FROM {self._rows(plain, path)}{limit}"
             start = 0
@@ -150,30 +149,30 @@ class Files:
 
     def _rows(self, plain: Path, path: Path) -> str:
         """SQL of the rows."""
-        scan, types = self._scan(plain, path)
-        return rows(scan, types, _is_json(path), self.each, self.separators)
+        scan, kinds = self._scan(plain, path)
+        return rows(scan, kinds, _is_json(path), self.each, self.separators)
 
-    def _scan(self, plain: Path, path: Path) -> tuple[str, dict[str, DuckDBPyType]]:
-        """A table function of DuckDB that reads the file, and the types of its columns; see ``nested``."""
+    def _scan(self, plain: Path, path: Path) -> tuple[str, dict[str, Kind]]:
+        """A table function of DuckDB that reads the file, and what its columns hold; see ``nested``."""
         file, hive = literal(str(plain)), "hive_partitioning=true, hive_types_autocast=false"
         if format_of(path) == "parquet":
             scan = f"read_parquet({file}, {hive})"
-            return scan, types_of(connection(), scan)
+            return scan, kinds_of(connection(), scan)
         if _is_json(path):
             looked = f"maximum_depth={DEPTH}, sample_size={KEY_ROWS}, map_inference_threshold=-1"
             looked += ", field_appearance_threshold=0, convert_strings_to_integers=false"
-            types = types_of(connection(), f"read_json({file}, {looked}, hive_partitioning=false)")
-            kinds = {name: "JSON" if holds_objects(kind) else "VARCHAR" for name, kind in types.items()}
+            found = kinds_of(connection(), f"read_json({file}, {looked}, hive_partitioning=false)")
+            kinds = {name: "JSON" if one.holds_objects else "VARCHAR" for name, one in found.items()}
             columns = ", ".join(f"{literal(name)}: '{kind}'" for name, kind in kinds.items())
             scan = f"read_json({file}, columns={{{columns}}}, format='auto', {hive})"
-            return scan, {**types_of(connection(), scan), **types}
+            return scan, {**kinds_of(connection(), scan), **found}
         columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in self._names(plain, path))
         quote, escape = literal(self.quote), literal(self.escape or self.quote)
         scan = (
             f"read_csv({file}, columns={{{columns}}}, delim={literal(self._delimiter(path))}, quote={quote}, "
             f"escape={escape}, header={str(self.header).lower()}, auto_detect=false, {hive})"
         )
-        return scan, types_of(connection(), scan)
+        return scan, kinds_of(connection(), scan)
 
     def _names(self, plain: Path, path: Path) -> list[str]:
         """The columns that a csv has."""
@@ -326,6 +325,10 @@ def _errors(name: str) -> Iterator[None]:
     """Say errors of the readers with the file and the line, without the advice that is not ours."""
     try:
         yield
+    except DataError as error:
+        if str(error).startswith(f"{name}:"):
+            raise
+        raise DataError(f"{name}: {error}") from error
     except (duckdb.Error, pa.ArrowException, OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         lines = [line.strip().removeprefix("Invalid Input Error: ") for line in str(error).splitlines()]
         ours = ("Possible", "*", "file =", "delimiter =", "Try setting")

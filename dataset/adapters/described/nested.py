@@ -9,6 +9,7 @@ A text that lists values between separators is such a list, too: of ``N1-1 N2-0`
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from duckdb import DuckDBPyConnection
 from duckdb.sqltypes import DuckDBPyType
@@ -19,7 +20,7 @@ from dataset.contracts import DataError
 PART = "[]"  # behind the name of a list: each of its parts
 MOST_FIELDS = 100  # of an object that becomes columns: one with more is a dictionary, kept as it is
 DEPTH = 5  # of objects in objects that are looked at
-ROW, LISTED = "the row", "the part"  # names of a row and of a part of its list in SQL
+LISTED = "the part"  # the name of a part of a list in SQL
 
 
 def opened_list(columns: Iterable[str], file: str) -> str | None:
@@ -37,30 +38,47 @@ def opened_list(columns: Iterable[str], file: str) -> str | None:
     return lists[0] if lists else None
 
 
-def types_of(connection: DuckDBPyConnection, scan: str) -> dict[str, DuckDBPyType]:
-    """Names and types of the columns of a table function."""
+@dataclass(frozen=True)
+class Kind:
+    """What a column holds.
+
+    Attributes:
+        fields: of an object, by name; empty: it is none.
+        part: what each part of a list is; None: it is none.
+    """
+
+    fields: Mapping[str, Kind] = field(default_factory=dict)
+    part: Kind | None = None
+
+    @property
+    def holds_objects(self) -> bool:
+        """Whether the values are objects, or lists of objects."""
+        return bool(self.fields) or self.part is not None and self.part.holds_objects
+
+
+def kinds_of(connection: DuckDBPyConnection, scan: str) -> dict[str, Kind]:
+    """Names and kinds of the columns of a table function."""
     found = connection.sql(f"SELECT * FROM {scan}")
-    return dict(zip(found.columns, found.types, strict=True))
+    return {name: _kind(one) for name, one in zip(found.columns, found.types, strict=True)}
 
 
-def holds_objects(kind: DuckDBPyType) -> bool:
-    """Whether the values are objects, or lists of objects."""
-    return kind.id == "struct" or kind.id == "list" and holds_objects(_part(kind))
+def _kind(found: DuckDBPyType) -> Kind:
+    if found.id not in ("struct", "list"):
+        return Kind()
+    inner = {str(name): _kind(one) for name, one in found.children if isinstance(one, DuckDBPyType)}
+    return Kind(inner) if found.id == "struct" else Kind(part=next(iter(inner.values())))
 
 
-def lists_of(types: Mapping[str, DuckDBPyType]) -> dict[str, list[str]]:
+def lists_of(kinds: Mapping[str, Kind]) -> dict[str, list[str]]:
     """The lists in a row, by their path: the names of the fields of their objects; none: a list of values."""
-    found = {}
-    for name, (kind, _) in _spread(types).items():
-        if kind.id == "list":
-            part = _part(kind)
-            found[name] = [field for field, _ in part.children] if part.id == "struct" else []
-    return found
+    return {
+        name: list(kind.part.fields) for name, (kind, _) in _spread(kinds).items() if kind.part is not None
+    }
 
 
 def rows(
     scan: str,
-    types: Mapping[str, DuckDBPyType],
+    kinds: Mapping[str, Kind],
     is_json: bool,
     each: str | None = None,
     separators: Sequence[str] = (),
@@ -69,7 +87,7 @@ def rows(
 
     Args:
         scan: a table function.
-        types: of its columns; of JSON as it is understood, although objects are read as JSON and all else as text.
+        kinds: of its columns; of JSON as it is understood, although objects are read as JSON and all else as text.
         is_json: whether it is JSON.
         each: path of the list.
         separators: of a list that is a text: between its parts, and, if there are two, between the values of a part.
@@ -77,34 +95,38 @@ def rows(
     Raises:
         DataError: ``each`` is no list.
     """
-    columns = _spread(types)
-    if each is None and len(columns) == len(types) and not any(map(holds_objects, types.values())):
+    columns = _spread(kinds)
+    if each is None and not any(kind.holds_objects for kind in kinds.values()):
         return scan
-    cells = {name: _cell(path, kind, is_json) for name, (kind, path) in columns.items() if name != each}
+    cells = {name: _cell(path, is_json) for name, (_, path) in columns.items() if name != each}
     if each is None:
         return f"(SELECT {_select(cells)} FROM {scan})"
     if each not in columns:
-        lists = [name for name, (kind, _) in columns.items() if kind.id == "list"]
         raise DataError(
-            f"expected a list {each!r}, found the lists {lists} and the columns {list(columns)[:20]}"
+            f"expected a list {each!r}, found the lists {list(lists_of(kinds))} and the columns {list(columns)[:20]}. "
+            f"Correct moon.toml. {NEXT}"
         )
     kind, path = columns[each]
-    if kind.id == "list":
-        part = _part(kind)
-        made = (
-            f"json_extract({_json(path)[0]}, {_quote(_json(path)[1] + '[*]')})" if is_json else _typed(path)
-        )
-        fields = _spread({LISTED: part})
-        parts = {
-            each + PART + name.removeprefix(LISTED): _cell(inner, one, is_json)
-            for name, (one, inner) in fields.items()
-        }
-        if is_json and part.id != "struct":
-            parts = {each + PART: f"json_extract_string({_name(LISTED)}, '$')"}
+    if kind.part is not None:
+        made, parts = _parts(kind.part, path, each, is_json)
     else:
-        made, parts = _cut(f"CAST({_cell(path, kind, is_json)} AS VARCHAR)", each, separators)
+        made, parts = _cut(f"CAST({_cell(path, is_json)} AS VARCHAR)", each, separators)
     opened = f"SELECT *, unnest({made}) AS {_name(LISTED)} FROM {scan}"
     return f"(SELECT {_select({**cells, **parts})} FROM ({opened}))"
+
+
+def _parts(part: Kind, path: list[str], each: str, is_json: bool) -> tuple[str, dict[str, str]]:
+    """A list, and the values of each of its parts."""
+    fields = {
+        each + PART + name.removeprefix(LISTED): _cell(inner, is_json)
+        for name, (_, inner) in _spread({LISTED: part}).items()
+    }
+    if not is_json:
+        return _typed(path), fields
+    column, inner = _json(path)
+    if not part.fields:
+        fields = {each + PART: f"json_extract_string({_name(LISTED)}, '$')"}  # without the quotes of JSON
+    return f"json_extract({column}, {_quote(inner + '[*]')})", fields
 
 
 def _cut(text: str, each: str, separators: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -123,33 +145,23 @@ def _cut(text: str, each: str, separators: Sequence[str]) -> tuple[str, dict[str
     return made, {f"{each}{PART}.1": first, f"{each}{PART}.2": last}
 
 
-def _spread(types: Mapping[str, DuckDBPyType]) -> dict[str, tuple[DuckDBPyType, list[str]]]:
-    """Every column, and every field of objects, by its path: its type, and the path in parts."""
-    found: dict[str, tuple[DuckDBPyType, list[str]]] = {}
+def _spread(kinds: Mapping[str, Kind]) -> dict[str, tuple[Kind, list[str]]]:
+    """Every column, and every field of objects, by its path: its kind, and the path in parts."""
+    found: dict[str, tuple[Kind, list[str]]] = {}
 
-    def add(name: str, kind: DuckDBPyType, path: list[str]) -> None:
-        fields = kind.children if kind.id == "struct" else []
-        if not 0 < len(fields) <= MOST_FIELDS or any('"' in field for field, _ in fields):
+    def add(name: str, kind: Kind, path: list[str]) -> None:
+        if not 0 < len(kind.fields) <= MOST_FIELDS or any('"' in one for one in kind.fields):
             found.setdefault(name, (kind, path))
             return
-        for field, inner in fields:
-            add(f"{name}.{field}", _kind(inner), [*path, field])
+        for one, inner in kind.fields.items():
+            add(f"{name}.{one}", inner, [*path, one])
 
-    for name, kind in types.items():
+    for name, kind in kinds.items():
         add(name, kind, [name])
     return found
 
 
-def _part(kind: DuckDBPyType) -> DuckDBPyType:
-    return _kind(kind.children[0][1])
-
-
-def _kind(child: object) -> DuckDBPyType:
-    assert isinstance(child, DuckDBPyType)  # of lists and objects; of arrays there is a length as well
-    return child
-
-
-def _cell(path: list[str], kind: DuckDBPyType, is_json: bool) -> str:
+def _cell(path: list[str], is_json: bool) -> str:
     """SQL of a value: of JSON its text."""
     if not is_json:
         return _typed(path)

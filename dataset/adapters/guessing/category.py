@@ -29,7 +29,9 @@ def category(rest: Rest) -> None:
             scored[name] = points + one.is_text + 0.5 * one.full - (one.unique > 0.5)
     if not scored:
         scored = {
-            name: 1.0 + one.is_text for name, one in rest.free.items() if is_unnamed(name) and _groups(one)
+            name: 1.0 + one.is_text + _is_words(one)
+            for name, one in rest.free.items()
+            if is_unnamed(name) and _groups(one)
         }
     if not scored:
         return
@@ -88,6 +90,11 @@ def _groups(one: Profile) -> bool:
     """Whether a column without a name could be a category: few short values, each of several rows."""
     is_short = (one.is_text or one.is_id) and one.length < SHORT and one.clock is None
     return is_short and 1 < one.distinct and one.unique <= 0.5
+
+
+def _is_words(one: Profile) -> bool:
+    """Whether no value has a digit, as codes have."""
+    return not any(re.search(r"\d", text) for text in one.values)
 
 
 def _in_any_order(one: Profile, separator: str) -> bool:

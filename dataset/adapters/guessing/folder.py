@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from dataset.adapters.described.description import FILE
-from dataset.adapters.described.files import PACKED, Files, format_of, is_tabbed, opened
+from dataset.adapters.described.files import FORMATS, PACKED, Files, format_of, is_tabbed, opened
 from dataset.adapters.described.joined import Joined
 from dataset.adapters.described.pictures import ENDINGS
 from dataset.contracts import DataError
@@ -22,6 +22,14 @@ PARTED = re.compile(
 )
 DELIMITERS = (",", "\t", ";", "|", "::")
 SEARCHED = 64 * 1024 * 1024  # bytes of a text file that are searched for a quote with a backslash
+OTHERS = {
+    (".xlsx", ".xls", ".ods"): "a workbook: save each of its sheets as csv",
+    (".zip", ".tar", ".tgz", ".7z", ".rar"): "an archive: unpack it here",
+    (".bz2", ".xz", ".zst"): "packed: unpack it, or pack it as .gz",
+    (".pkl", ".pickle"): "a pickle, which may run any code: write parquet, with to_parquet of pandas",
+    (".npy", ".npz", ".h5", ".hdf5", ".feather", ".arrow", ".mat"): "write it as parquet",
+    (".db", ".sqlite", ".sqlite3", ".sql"): "a database: export its tables as csv",
+}  # endings -> what it is and what to do
 HEAD = 64 * 1024  # bytes of a text file that are looked at for its layout
 SAMPLED_FILES = 5
 ALIKE = 0.9  # share of the cells below a first one of their shape, digits aside, by which it names no column
@@ -90,7 +98,7 @@ def look(root: Path) -> Listing:
         elif format_of(path) is None or (
             path.suffix.lower() in (".txt", ".dat", ".json") and NOTES.search(path.name)
         ):
-            found.unread[inner.as_posix()] = "no table" if format_of(path) is None else "a note"
+            found.unread[inner.as_posix()] = _no_table(path) if format_of(path) is None else "a note"
         else:
             try:
                 layouts[path] = layout(root, inner.as_posix())
@@ -105,6 +113,13 @@ def look(root: Path) -> Listing:
     for paths in groups.values():
         found.tables.append(_table(root, paths, layouts[paths[0]]))
     return found
+
+
+def _no_table(path: Path) -> str:
+    """What a file is that cannot be read, and how it becomes one that can."""
+    ending = Path(path.name.lower().removesuffix(PACKED)).suffix
+    known = next((said for endings, said in OTHERS.items() if ending in endings), None)
+    return known or f"no table: read are {', '.join(FORMATS)}, each also gzipped"
 
 
 def fault(error: DataError) -> str:
@@ -163,15 +178,24 @@ def _first_lines(path: Path) -> tuple[list[str], str]:
 
 
 def _not_columns(path: Path) -> str:
-    """Why a text has no columns: nothing cuts its rows, or its rows have not as many cells as the first."""
+    """Why a text has no columns: nothing cuts its rows, or not all into as many cells; and what to write instead."""
     lines, _ = _first_lines(path)
-    cut = [max(DELIMITERS, key=lambda one: len(_cut(lines[0], one)))] if lines else []
-    for delimiter in cut:
-        cells = [len(_cut(line, delimiter)) for line in lines]
-        other = next((row for row, count in enumerate(cells, start=1) if count != cells[0]), None)
-        if cells[0] > 1 and other is not None:
-            return f"no table: {delimiter!r} cuts row 1 into {cells[0]} cells, row {other} into {cells[other - 1]}"
-    return "a text without columns"
+    counts = {delimiter: [len(_cut(line, delimiter)) for line in lines] for delimiter in (*DELIMITERS, " ")}
+    usual = {delimiter: sorted(found)[len(found) // 2] if found else 0 for delimiter, found in counts.items()}
+    best = max(usual, key=lambda one: usual[one])
+    other = next((row for row, count in enumerate(counts[best]) if count != usual[best]), None)
+    if usual[best] < 2 or other is None:
+        return "a text without columns: no comma, tab, semicolon or bar cuts its rows"
+    first, second = sorted((other, counts[best].index(usual[best])))
+    cells = counts[best]
+    found = f"no table: {best!r} cuts row {first + 1} into {cells[first]} cells, row {second + 1} into "
+    found += f"{cells[second]}"
+    if all(re.fullmatch(r"[\d ]+", line) for line in lines):
+        pairs = f"awk '{{for (i = 2; i <= NF; i++) print $1 \"\\t\" $i}}' {path.name} > events.tsv"
+        return f"{found}. Is each row a user and their items? Then write a row for each of them: {pairs}"
+    return (
+        f"{found}. Expected as many in each; what a row above says of those below it, repeat in each of them"
+    )
 
 
 def _encoding(head: bytes) -> str:

@@ -213,15 +213,15 @@ def _by_values(table: Seen) -> None:
 
 
 def _item_of(table: Seen) -> None:
-    """The first column that repeats, of a file whose name says that it is a log and whose users are known."""
+    """The fullest column that repeats, of a file whose name says that it is a log and whose users are known."""
     free = [
         name
         for name, one in table.columns.items()
         if name != table.refs["user"] and not one.is_number and one.distinct > 10 and 0 < one.unique < 0.8
     ]
     if free:
-        table.refs["item"] = free[0]
-        table.why["item"] = "nothing names it; its values repeat; the first of such columns, not surely"
+        table.refs["item"] = max(free, key=lambda name: table.columns[name].full)
+        table.why["item"] = "nothing names it; its values repeat; the fullest of such columns, not surely"
 
 
 def _repeated_texts(table: Seen, taken: set[str | None]) -> list[str]:

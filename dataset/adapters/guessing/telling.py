@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from dataset.adapters.guessing.guess import Proposal
 from dataset.adapters.guessing.propose import Proposals
 from dataset.adapters.guessing.tables import Seen
@@ -88,8 +90,13 @@ def _time_words(proposal: Proposal) -> str:
 
 def _unplaced(found: Proposals) -> str:
     off = {one.table.name: one.why for one in found.tables if not one.active and one.table is not None}
-    why = {**found.unplaced, **off, **found.listing.unread}
-    lines = [_cut(f"   {name}: {reason}") for name, reason in why.items()]
+    why = {**found.unplaced, **off, **found.listing.unread}  # whole: it may say what to do
+    lines = [
+        textwrap.fill(
+            f"{name}: {reason}", MOST, initial_indent="   ", subsequent_indent="     ", break_long_words=False
+        )
+        for name, reason in why.items()
+    ]
     return "\n".join(["NOT PLACED", *lines]) if lines else ""
 
 
