@@ -26,6 +26,7 @@ MONEY = rf"^\s*(?:{CURRENCY}\s?)?(-?[0-9][0-9.,]*)(?:\s?(?:\p{{Sc}}|[A-Z]{{3}}|k
 ZONED = r"\d:\d\d(:\d\d(\.\d+)?)?\s*(Z|z|UTC|GMT|[+-]\d\d(:?\d\d)?)\s*$"
 LISTED = "[]"  # category_separator of cells that are lists
 LIST_PART = r"""\"[^\"]*\"|'[^']*'"""
+NAMED_PART = rf"""["'](?:name|title|label)["']\s*:\s*({LIST_PART})"""
 MOST_DAYS = 1_000_000  # beyond every bound of dates
 EXACT = 2**53  # larger floats skip integers
 
@@ -183,10 +184,11 @@ class Reader:
         if kind.endswith("[]"):
             return f"CAST({raw} AS VARCHAR[])"
         text = f"CAST({raw} AS VARCHAR)"
-        if separator == LISTED:  # JSON, or as Python prints a list
-            return (
-                f"list_transform(regexp_extract_all({text}, {literal(LIST_PART)}), lambda part: part[2:-2])"
-            )
+        if separator == LISTED:  # JSON, or as Python prints a list; of objects their names
+            named = f"regexp_extract_all({text}, {literal(NAMED_PART)}, 1)"
+            plain = f"regexp_extract_all({text}, {literal(LIST_PART)})"
+            found = f"CASE WHEN regexp_matches({text}, '^\\s*\\[\\s*\\{{') THEN {named} ELSE {plain} END"
+            return f"list_transform({found}, lambda part: part[2:-2])"
         return f"[{text}]" if separator is None else f"str_split({text}, {literal(separator)})"
 
     def _is_time(self, column: str) -> bool:

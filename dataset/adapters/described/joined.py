@@ -82,7 +82,7 @@ class Joined:
             places = pa.array(range(len(batch.table)), pa.int64())
             self._loaded.register("own", batch.table.append_column(PLACE, places))
             both = f"SELECT {', '.join(['own.*', *others])} FROM own LEFT JOIN {OTHER} AS other"
-            both += f" ON CAST(own.{quoted(self.on)} AS VARCHAR) = CAST(other.{quoted(self._key)} AS VARCHAR)"
+            both += f" ON {_id('own', self.on)} = {_id('other', self._key)}"
             sql = f"SELECT {', '.join(select)} FROM ({both} ORDER BY {quoted(PLACE)})"
             yield Batch(batch.file, batch.start, self._loaded.sql(sql).to_arrow_table())
             self._loaded.unregister("own")
@@ -122,3 +122,8 @@ class Joined:
         )
         cursor.execute("DROP TABLE whole")
         return cursor
+
+
+def _id(table: str, column: str) -> str:
+    """An id as text: whole numbers lose the fraction that another program gave them."""
+    return f"regexp_replace(CAST({table}.{quoted(column)} AS VARCHAR), '^([0-9]+)[.]0$', '\\1')"

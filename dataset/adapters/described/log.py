@@ -18,6 +18,7 @@ from dataset.adapters.described.entities import columns_of, files_of
 from dataset.adapters.described.files import PACKED, Batch, literal
 from dataset.adapters.described.firsts import Firsts
 from dataset.adapters.described.names import Names
+from dataset.adapters.described.rows import beside
 from dataset.contracts import EVENTS, TIME
 from dataset.identity import IMPORTED, event_key
 from dataset.long_log import FEW, LongLog
@@ -239,7 +240,7 @@ def events_table(batches: Iterator[pa.Table]) -> tuple[pa.Table, pa.Table]:
         for name in ordered.column_names
         if name.startswith(CONTEXT)
     }
-    return under(EVENTS, {**columns, "event_id": number}), pa.table({"event_id": number, **context})
+    return under(EVENTS, {**columns, "event_id": number}), beside("event_id", number, context)
 
 
 def _cells(section: Events, reader: Reader) -> list[Cell]:

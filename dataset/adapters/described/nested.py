@@ -103,7 +103,7 @@ def rows(
         return f"(SELECT {_select(cells)} FROM {scan})"
     if each not in columns:
         raise DataError(
-            f"expected a list {each!r}, found the lists {list(lists_of(kinds))} and the columns {list(columns)[:20]}. "
+            f"expected a list {each!r}, found the lists {list(lists_of(kinds))}, the columns {list(columns)[:20]}. "
             f"Correct moon.toml. {NEXT}"
         )
     kind, path = columns[each]

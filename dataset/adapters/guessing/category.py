@@ -41,6 +41,10 @@ def category(rest: Rest) -> None:
         rest.take("category", seed, f"its name; lists, e.g. {one.example(1)}")
         if "[]" not in one.kind:
             rest.proposal.add("category_separator", "[]", "the cells are lists")
+        if set(tokens(seed)) & TAGS:
+            rest.proposal.add(
+                "category_levels", 1, "they are tags beside each other, no path: the first one counts"
+            )
         return
     tagged, named = bool(set(tokens(seed)) & TAGS), "its name"
     if is_unnamed(seed):

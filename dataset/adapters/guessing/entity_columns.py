@@ -114,7 +114,7 @@ def _title(rest: Rest) -> None:
             - NOUNS["item"]
             - {"str", "full", "short", "en", "original", "english", "class"}
         )
-        if is_title and not _is_path(one):
+        if is_title and not _is_path(one) and not _is_listing(one):
             scored.append((bool(set(words) & TITLE) - 0.6 * len(foreign) + one.unique, -place, name))
     if scored and max(scored)[0] > 0.4:
         name = max(scored)[2]
@@ -127,7 +127,7 @@ def _title(rest: Rest) -> None:
     short = [
         name
         for name, one in rest.free.items()
-        if set(tokens(name)) & DESCRIPTION and one.is_text and 1 < one.words <= 8
+        if set(tokens(name)) & DESCRIPTION and one.is_text and 1 < one.words <= 8 and not _is_listing(one)
     ]
     if short:
         rest.take("title", short[0], f"its name and length; e.g. {rest.free[short[0]].example(2)}")
@@ -257,9 +257,9 @@ def _named(text: str) -> str:
 
 
 def _is_listing(one: Profile) -> bool:
-    """Whether the texts are lists of objects, or of times."""
+    """Whether the texts are lists of objects or numbers, or of times."""
     some = [str(cell) for cell in one.cells[:200]]
-    return sum(bool(re.match(r"\[\{|\d{4}-\d\d-\d\d", text)) for text in some) > len(some) / 2
+    return sum(bool(re.match(r"\[[{\d-]|\d{4}-\d\d-\d\d", text)) for text in some) > len(some) / 2
 
 
 def _is_path(one: Profile) -> bool:

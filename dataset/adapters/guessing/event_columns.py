@@ -48,7 +48,12 @@ def event_columns(proposal: Proposal, table: Seen) -> None:
         "item", item, f"{columns[item].distinct:,} values in {columns[item].rows:,} rows; {table.why['item']}"
     )
     own = next(
-        (name for name in columns if is_event_id(name) and columns[name].is_id and table.is_key(name)), None
+        (
+            name
+            for name in columns
+            if table.base is None and is_event_id(name) and columns[name].is_id and table.is_key(name)
+        ),
+        None,
     )
     proposal.add("id", own, "its name; a value of its own in every row")
     time_columns(proposal, "time", table.time(), table)

@@ -15,12 +15,14 @@ from dataset.adapters.guessing.matching import (
     with_lookups,
     with_user,
 )
-from dataset.adapters.guessing.opening import item_fields, of_their_row, opened, opened_texts
+from dataset.adapters.guessing.opening import item_fields, numbers_parts, of_their_row, opened, opened_texts
 from dataset.adapters.guessing.profile import Profile, pairs, profiles, values_of
 from dataset.adapters.guessing.tables import OF, Seen, percent
 from dataset.adapters.guessing.words import (
+    CATEGORY,
     IDS,
     NOISE,
+    NOUNS,
     OTHERS,
     TIME,
     is_bare_id,
@@ -75,7 +77,8 @@ def _by_name(table: Seen, entity: str) -> None:
         score = names_id_of(name, entity)
         if is_bare_id(name) and OF.get(table.called or "") == entity:
             score = 0.85 if table.is_key(name) else 0.0
-        if is_bare_id(name) and PART in name and entity == "item":  # of the things in a list
+        in_list = PART in name and entity == "item" and not numbers_parts(name)
+        if is_bare_id(name) and in_list:
             score = names_id_of(f"{name.partition(PART)[0].rpartition('.')[2]}_id", "item")
         if is_unnamed(name) and place == 0 and OF.get(table.called or "") == entity and table.is_key(name):
             score = 0.85
@@ -85,6 +88,10 @@ def _by_name(table: Seen, entity: str) -> None:
             )
     if entity == "user" and not scored:
         scored = _persons(table)
+    if entity == "item":
+        scored = [
+            one for one in scored if table.columns[one[2]].distinct > 1 or table.columns[one[2]].rows == 1
+        ]
     if entity == "item" and (table.called == "events" or table.base is not None):
         scored = [one for one in scored if not table.is_key(one[2])] or scored  # it numbers the rows of a log
     taken = set(table.refs.values())
@@ -187,6 +194,10 @@ def _by_values(table: Seen) -> None:
     kind, _ = table.type_column(set(table.refs.values()))
     if set(table.refs) == {"user"} and table.called == "events" and all(map(is_unnamed, table.columns)):
         _item_of(table)
+    timed = table.time() is not None and user is not None and not table.is_key(user)
+    if item is None and timed and "query" not in table.refs and (texts := _named_texts(table)):
+        table.refs["item"] = texts[0]
+        table.why["item"] = "no column of ids: its name, and the texts repeat"
     if user is not None or set(table.refs) & {"query"}:
         return
     if table.time() is None and not table.ratings() and kind is None:
@@ -222,6 +233,15 @@ def _item_of(table: Seen) -> None:
     if free:
         table.refs["item"] = max(free, key=lambda name: table.columns[name].full)
         table.why["item"] = "nothing names it; its values repeat; the fullest of such columns, not surely"
+
+
+def _named_texts(table: Seen) -> list[str]:
+    """Columns that several rows share whose names say that they hold items, by their names."""
+    return [
+        name
+        for name in _repeated_texts(table, set(table.refs.values()))
+        if set(tokens(name)) & (NOUNS["item"] - {"content"}) and not set(tokens(name)) & set(CATEGORY)
+    ]
 
 
 def _repeated_texts(table: Seen, taken: set[str | None]) -> list[str]:
@@ -294,7 +314,7 @@ def _homes(tables: list[Seen]) -> Iterator[tuple[Seen, str, str, set[str] | None
             if entity != "session" and not others and table.is_key(key):
                 yield table, entity, key, values_of(table.found, key)
     for table in tables:  # nothing named: a table of texts with a key is a catalogue
-        if set(table.refs) & {"item", "user", "query"} or table.has_picture_bytes:
+        if set(table.refs) & {"item", "user", "query"}:
             continue
         texts = [one for one in table.columns.values() if one.is_text and one.words > 1.5]
         keys = [

@@ -139,8 +139,8 @@ def with_lookups(tables: list[Seen]) -> list[Seen]:
     main = max(homes, key=lambda one: (len(asked & ids[one.name]), _is_named_as(one, log)))
     if not asked & ids[main.name]:
         return tables
-    for home in homes:
-        own = ids[home.name]
+    for home in (one for one in tables if "item" in one.refs and not is_log(one)):
+        own = values_of(home.found, home.refs["item"]) or set()
         shared = len(own & (asked | ids[main.name])) / max(len(own), 1)
         if home is main or _is_named_as(home, log) or _is_named_as(home, main):
             continue
@@ -174,7 +174,12 @@ def _looked_up(items: Seen, home: Seen) -> Seen:
             is_named = (
                 name == key or is_bare_id(key) and tokens(name)[:-1] == tokens(home.name.partition(".")[0])
             )
-            if is_named and name != items.refs["item"] and len(own & values) / len(own) >= SAME:
+            is_other_id = items.is_key(name) and bool(set(tokens(name)) & IDS) and not is_dense(values)
+            if (
+                (is_named or is_other_id)
+                and name != items.refs["item"]
+                and len(own & values) / len(own) >= SAME
+            ):
                 joined = Joined(files, theirs, name, key, f"{name}.")
                 found = replace(items.found, files=joined, columns=joined.columns(files.paths()[0]))
                 home.aside = f"says what {name} of {items.name} stands for"

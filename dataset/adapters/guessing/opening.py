@@ -42,8 +42,13 @@ def opened(base: Seen) -> Iterator[Seen]:
 
 def _names_item(each: str, field: str) -> bool:
     if is_bare_id(field):
-        return names_id_of(f"{each.rpartition('.')[2]}_{field}", "item") >= SURE
+        return not numbers_parts(field) and names_id_of(f"{each.rpartition('.')[2]}_{field}", "item") >= SURE
     return names_id_of(field, "item") >= CERTAIN or tokens(field) in (("item",), ("product",))
+
+
+def numbers_parts(field: str) -> bool:
+    """Whether a field of the objects in a list is named like their number in it."""
+    return set(tokens(field)) <= {"index", "idx", "no", "nr", "num", "number"}
 
 
 def _open(base: Seen, each: str, separators: tuple[str, ...] = ()) -> Seen:

@@ -33,6 +33,7 @@ WORDS_FOR_NOTHING = (
     "-",
     "?",
     "unknown",
+    "Unknown",
 )
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM")
 
