@@ -274,6 +274,7 @@ def test_what_ids_stand_for_becomes_the_category(folder):
 @pytest.mark.parametrize("folder", [nested.orders_without_dates], indirect=True)
 def test_a_counter_of_orders_gives_each_user_their_order(folder):
     dataset = imported(folder)
+    assert dataset.artifact.config["protocol"] == "last"  # of two users nobody knows who came first
     own = dict(zip(*(dataset.users[name].to_pylist() for name in ("user_id", "external_id")), strict=True))
     found, expected = {}, {}
     rows = (dataset.events[name].to_pylist() for name in ("user_id", "event_time", "request_id"))

@@ -56,10 +56,14 @@ def _data(found: Proposals, folder: str) -> str:
             _line("unknown_items", "keep", 'events of items that no table has: "keep" or "set aside"')
         )
         lines.append(_line("unknown_users", "keep", "the same for users"))
+        counts = any(one.table is not None and one.table.counter for one in found.of("events"))
+        last = "each user's orders are counted: of two users nobody knows who came first"
         lines += [
             "",
-            "# [split]",
-            _line("# protocol", "time", 'or "last", "users" or "given"; left out: chosen from the data'),
+            "[split]" if counts else "# [split]",
+            _line("protocol", "last", last)
+            if counts
+            else _line("# protocol", "time", 'or "last", "users" or "given"; left out: chosen from the data'),
             _line(
                 "# repeats", True, "recommend what a user took before, too; left out: chosen from the data"
             ),
