@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from dataset.adapters.described.description import FILE
-from dataset.adapters.described.files import FORMATS, PACKED, Files, format_of, is_tabbed, opened
+from dataset.adapters.described.files import PACKED, Files, format_of, is_tabbed, opened
 from dataset.adapters.described.joined import Joined
 from dataset.adapters.described.pictures import ENDINGS
 from dataset.contracts import DataError
@@ -119,7 +119,9 @@ def _no_table(path: Path) -> str:
     """What a file is that cannot be read, and how it becomes one that can."""
     ending = Path(path.name.lower().removesuffix(PACKED)).suffix
     known = next((said for endings, said in OTHERS.items() if ending in endings), None)
-    return known or f"no table: read are {', '.join(FORMATS)}, each also gzipped"
+    if NOTES.search(path.name):
+        return "a note"
+    return known or "no table: read are parquet, csv, tsv, txt, dat, JSON and XML, each also gzipped"
 
 
 def fault(error: DataError) -> str:
