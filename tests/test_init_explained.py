@@ -122,6 +122,31 @@ def test_pictures_in_objects_and_ids_that_say_no_more_are_found(tmp_path):
         assert dataset.image_bytes(row["image_id"]) == world.picture(int(key) - 100)
 
 
+def test_the_oldest_layout_of_all_is_read_as_it_is(tmp_path):
+    """MovieLens 100K: tabs in ``u.data``, bars in ``u.item`` with a flag for each genre, no names anywhere."""
+    rows = [
+        f"{one['userId']}\t{one['movieId']}\t{one['rating']}\t{one['timestamp']}\n" for one in ratings(56)
+    ]
+    nested.put_text(tmp_path / "u.data", "".join(rows))
+    films = [
+        f"{n + 1}|{world.title(n)} é|01-Jan-1995||http://x.example/{n}|{n % 2}|{n % 3 // 2}\n"
+        for n in range(world.ITEMS)
+    ]
+    (tmp_path / "u.item").write_bytes("".join(films).encode("latin-1"))
+    nested.put_text(
+        tmp_path / "u.user", "".join(f"{n + 1}|{20 + n}|{'MF'[n % 2]}\n" for n in range(world.USERS))
+    )
+    nested.put_text(tmp_path / "README", "SUMMARY")
+    init(tmp_path)
+    found = sections(tmp_path / "moon.toml")
+    assert set(found) == {("items", "u.item"), ("users", "u.user"), ("events", "u.data")}
+    assert found["items", "u.item"]["title"] == "column2" and "category" not in found["items", "u.item"]
+    assert found["events", "u.data"]["value"] == "column3"
+    dataset = imported(tmp_path)
+    assert len(dataset.events) == len(rows)
+    assert by_id(dataset)["7"]["title"] == f"{world.title(6)} é"
+
+
 def test_months_are_parts_of_one_log(tmp_path):
     rows = [
         {

@@ -40,6 +40,7 @@ FORMATS = {
     ".tab": "csv",
     ".txt": "csv",
     ".dat": "csv",
+    ".data": "csv",
     ".jsonl": "json",
     ".ndjson": "json",
     ".json": "json",

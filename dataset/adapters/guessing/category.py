@@ -91,9 +91,9 @@ def _separator(one: Profile, tagged: bool) -> str | None:
 
 
 def _groups(one: Profile) -> bool:
-    """Whether a column without a name could be a category: few short values, each of several rows."""
+    """Whether a column without a name could be a category: few short values, each of several rows, and no flag."""
     is_short = (one.is_text or one.is_id) and one.length < SHORT and one.clock is None
-    return is_short and 1 < one.distinct and one.unique <= 0.5
+    return is_short and 1 < one.distinct and one.unique <= 0.5 and not one.values.keys() <= {"0", "1"}
 
 
 def _is_words(one: Profile) -> bool:

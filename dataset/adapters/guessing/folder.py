@@ -246,7 +246,7 @@ def _has_header(lines: list[str], delimiter: str) -> bool:
     first = [cell.strip() for cell in rows[0]]
     if any(re.fullmatch(r"[-+]?[\d.,]+([eE][-+]?\d+)?", cell) for cell in first):
         return False
-    if any(re.match(r"https?://|\[.*\]$|\{.*\}$", cell) for cell in first):
+    if any(re.match(r"https?://|\[(\]|[\"'{\d-].*\])$|\{.*\}$", cell) for cell in first):
         return False
     for place, cell in enumerate(first):
         below = [_shape(row[place]) for row in rows[1:] if len(row) > place]
