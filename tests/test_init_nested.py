@@ -256,7 +256,11 @@ def test_a_list_beside_single_items_is_a_second_table(folder):
         if number % 5 == 0
     )
     single = said(33, who, "P{:05d}".format, (CLICK, CART, None, CLICK))
-    assert named(imported(folder)) == single + bought
+    dataset = imported(folder)
+    assert named(dataset) == single + bought
+    assert not dataset.artifact.config[
+        "quarantined"
+    ]  # a kind that names no item of its own is left out before
 
 
 @pytest.mark.parametrize("folder", [nested.orders_without_dates], indirect=True)
