@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from dataset.adapters.canonical import FAR_US, SECOND_US
-from dataset.adapters.described.description import ISO, UNITS, Section
+from dataset.adapters.described.description import DAYS, ISO, UNITS, Section
 from dataset.adapters.described.files import ROWS, Batch, Files, literal, quoted
 from dataset.adapters.described.joined import Joined
 from dataset.adapters.source import NEXT
@@ -26,6 +26,8 @@ MONEY = rf"^\s*(?:{CURRENCY}\s?)?(-?[0-9][0-9.,]*)(?:\s?(?:\p{{Sc}}|[A-Z]{{3}}|k
 ZONED = r"\d:\d\d(:\d\d(\.\d+)?)?\s*(Z|z|UTC|GMT|[+-]\d\d(:?\d\d)?)\s*$"
 LISTED = "[]"  # category_separator of cells that are lists
 LIST_PART = r"""\"[^\"]*\"|'[^']*'"""
+NAMED_PART = rf"""["'](?:name|title|label)["']\s*:\s*({LIST_PART})"""
+MOST_DAYS = 1_000_000  # beyond every bound of dates
 EXACT = 2**53  # larger floats skip integers
 
 
@@ -61,14 +63,14 @@ class Reader:
     types: dict[str, str]
 
     def raw(self, column: str) -> str:
-        """The value; null where it is empty or one of the texts that mean "no value"."""
+        """The value; null where it is empty, only spaces, or one of the texts that mean "no value"."""
         name, kind = quoted(column), self.types[column]
         if kind in ("FLOAT", "DOUBLE"):
             return f"CASE WHEN isnan({name}) THEN NULL ELSE {name} END"
         if kind != "VARCHAR":
             return name
-        empty = ", ".join(literal(text) for text in ("", *self.section.missing))
-        return f"CASE WHEN {name} IN ({empty}) THEN NULL ELSE {name} END"
+        said = "".join(f" OR {name} = {literal(text)}" for text in self.section.missing)
+        return f"CASE WHEN trim({name}) = ''{said} THEN NULL ELSE {name} END"
 
     def text(self, name: str, column: str | None) -> Cell:
         """A text; lists are joined by commas."""
@@ -139,6 +141,8 @@ class Reader:
         if column is None:
             return Cell(name, "CAST(NULL AS BIGINT)")
         said = "a time in ISO 8601" if layout == ISO else f"a time, {layout!r}"
+        if layout == DAYS:
+            said = "a number of days since a start"
         if layout in UNITS and not self._is_time(column):
             said = f"a time, a number of {layout} since 1970"
         return Cell(name, f"epoch_us({self._moment(column, layout)})", column, self.raw(column), said)
@@ -180,10 +184,11 @@ class Reader:
         if kind.endswith("[]"):
             return f"CAST({raw} AS VARCHAR[])"
         text = f"CAST({raw} AS VARCHAR)"
-        if separator == LISTED:  # JSON, or as Python prints a list
-            return (
-                f"list_transform(regexp_extract_all({text}, {literal(LIST_PART)}), lambda part: part[2:-2])"
-            )
+        if separator == LISTED:  # JSON, or as Python prints a list; of objects their names
+            named = f"regexp_extract_all({text}, {literal(NAMED_PART)}, 1)"
+            plain = f"regexp_extract_all({text}, {literal(LIST_PART)})"
+            found = f"CASE WHEN regexp_matches({text}, '^\\s*\\[\\s*\\{{') THEN {named} ELSE {plain} END"
+            return f"list_transform({found}, lambda part: part[2:-2])"
         return f"[{text}]" if separator is None else f"str_split({text}, {literal(separator)})"
 
     def _is_time(self, column: str) -> bool:
@@ -196,6 +201,9 @@ class Reader:
             return raw
         if self._is_time(column):
             return f"timezone({zone}, CAST({raw} AS TIMESTAMP))"
+        if layout == DAYS:
+            days = f"greatest(least(try_cast({raw} AS DOUBLE), {MOST_DAYS}), {-MOST_DAYS})"
+            return f"timezone({zone}, TIMESTAMP '2000-01-01' + to_days(CAST(floor({days}) AS INTEGER)))"
         if layout in UNITS:
             ticks = f"try_cast({raw} AS DECIMAL(38, 6))"
             far = FAR_US * UNITS[layout] // SECOND_US

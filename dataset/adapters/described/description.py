@@ -24,6 +24,7 @@ UNITS = {
     "ns": 1_000_000_000,
 }  # time_format of numbers -> ticks per second
 ISO = "iso"
+DAYS = "days"  # time_format of whole numbers of days since some start: counted from 2000-01-01
 IGNORE = "ignore"  # the type of rows that are left out
 
 
@@ -35,7 +36,9 @@ class Section(BaseModel):
         delimiter: between the cells of a csv; None: by its ending, a tab for ``.tsv``, else a comma.
         quote: around cells that hold a delimiter or a line break; empty: none.
         header: whether the first row of a csv names the columns; if not they are ``column1``, ``column2``, ...
+        escape: what stands before a quote inside a quoted cell of a csv; None: another quote.
         encoding: of a text file, any name that Python knows.
+        separators: of a column whose texts are lists, ``name[]``: between its parts, and between values of a part.
         missing: texts that mean "no value", besides an empty cell.
         time_zone: of times that do not say theirs.
         ignore: columns that are not read.
@@ -47,7 +50,9 @@ class Section(BaseModel):
     delimiter: str | None = None
     quote: str = '"'
     header: bool = True
+    escape: str | None = None
     encoding: str = "utf-8"
+    separators: Annotated[list[str], Field(max_length=2)] = Field(default_factory=list)
     missing: list[str] = Field(default_factory=list)
     time_zone: str = "UTC"
     ignore: list[str] = Field(default_factory=list)
@@ -70,7 +75,9 @@ class Items(Section):
             most frequent ones become attributes of the items.
         first_seen, updated: columns of times: when it was first on sale, and when this row was written.
         gone: column of the time since when it is not to be had: sold, expired; empty while it is there.
-        time_format: of all three: "iso", "s", "ms", "us", "ns", or a pattern such as ``%d/%m/%Y %H:%M``.
+        time_format: of all three: "iso", "s", "ms", "us", "ns", "days", or a pattern such as ``%d/%m/%Y %H:%M``.
+        lookup: column of ids of something else -> the file of these, and the column there that has the ids; its
+            columns are called ``category_id.name``.
         features: left-over columns that the models use.
         vectors: left-over column of vectors, lists of fractions of one length, that stand in for the encoder.
     """
@@ -92,6 +99,7 @@ class Items(Section):
     updated: str | None = None
     gone: str | None = None
     time_format: str = ISO
+    lookup: dict[str, Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(default_factory=dict)
     features: list[str] = Field(default_factory=list)
     vectors: str | None = None
 
@@ -133,6 +141,7 @@ class Events(Section):
     Attributes:
         id: column of the event's own id, unique in the log: told again, it is known. None: they are numbered.
         join, join_on: files of a table that says more (the orders of these lines), and the column that both have.
+        join_key: the column there, if it has another name.
         user, item, time: columns. Without a time the rows are taken in their order, a second apart, from 2000 on,
             and their items and users are first seen at that start.
         visitor: column that says who it was where ``user`` is empty: a session, an order, a device. Its values are no
@@ -145,6 +154,7 @@ class Events(Section):
         types: its values -> one of EVENT_TYPES, or "ignore"; rows of a value that is not listed are set aside.
         value: column of the rating.
         value_scale: the lowest and the highest rating, if they are not 1 and 5.
+        unrated: the value that stands for no rating: such a row is a click.
         clicked: of impressions, a column of 0 and 1: a 1 is a click beside the impression. Without ``request`` what
             one user was shown at one time is a slate.
         skipped: in place of ``clicked``, as players write it: a 0 is a click beside the impression.
@@ -160,6 +170,7 @@ class Events(Section):
     id: str | None = None
     join: list[str] = Field(default_factory=list)
     join_on: str | None = None
+    join_key: str | None = None
     user: str
     visitor: str | None = None
     item: str
@@ -171,6 +182,7 @@ class Events(Section):
     types: dict[str, str] = Field(default_factory=dict)
     value: str | None = None
     value_scale: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    unrated: float | None = None
     clicked: str | None = None
     skipped: str | None = None
     bought: str | None = None
@@ -192,6 +204,8 @@ class Events(Section):
     def _every_event_has_a_type(self) -> Events:
         if (self.join_on is None) == bool(self.join):
             raise ValueError("expected both join and join_on, or neither")
+        if self.unrated is not None and self.value is None:
+            raise ValueError("expected value, the column of the rating, beside unrated")
         if (self.type is None) == (self.type_column is None):
             raise ValueError("expected either type or type_column")
         unknown = sorted(set(self.types.values()) - {*EVENT_TYPES, IGNORE})

@@ -18,6 +18,7 @@ from dataset.adapters.described.files import Batch, Files, connection
 from dataset.adapters.described.firsts import Firsts
 from dataset.adapters.described.joined import Joined
 from dataset.adapters.described.names import Names
+from dataset.adapters.described.nested import opened_list
 from dataset.adapters.described.rows import (
     EXTRA,
     KEY,
@@ -58,11 +59,15 @@ class Described:
 
 def files_of(root: Path, section: Section) -> Files | Joined:
     """The files that a section of ``moon.toml`` names."""
-    layout = (section.delimiter, section.quote, section.header, section.encoding)
-    own = Files(root, tuple(section.files), *layout)
+    layout = (section.delimiter, section.quote, section.header, section.encoding, section.escape)
+    each = opened_list(columns_of(section), section.files[0])
+    own = Files(root, tuple(section.files), *layout, each, tuple(section.separators))
     if isinstance(section, Events) and section.join_on is not None:
-        return Joined(own, Files(root, tuple(section.join), *layout), section.join_on)
-    return own
+        return Joined(own, Files(root, tuple(section.join), *layout), section.join_on, section.join_key)
+    found: Files | Joined = own
+    for column, (file, key) in section.lookup.items() if isinstance(section, Items) else ():
+        found = Joined(found, Files(root, (file,), *layout), column, key, f"{column}.")
+    return found
 
 
 def described_items(root: Path, sections: Sequence[Items], names: Names) -> Described:

@@ -27,6 +27,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataset.adapters.described.converted import XML, as_lines
+from dataset.adapters.described.nested import DEPTH, Kind, kinds_of, lists_of, rows
 from dataset.adapters.source import NEXT
 from dataset.contracts import DataError
 
@@ -38,11 +40,17 @@ FORMATS = {
     ".tab": "csv",
     ".txt": "csv",
     ".dat": "csv",
+    ".data": "csv",
     ".jsonl": "json",
     ".ndjson": "json",
     ".json": "json",
+    ".xml": XML,
+    ".inter": "csv",
+    ".item": "csv",
+    ".user": "csv",
 }  # by ending; .gz may follow
 PACKED = ".gz"
+TABBED = (".tsv", ".tab", ".inter", ".item", ".user")  # the last three are RecBole's
 ROWS = 100_000  # of a batch
 KEY_ROWS = 100_000  # of a JSON file that are looked at for its keys
 ESCAPES = r"[*?\[]"  # what makes a name a pattern
@@ -74,6 +82,9 @@ class Files:
         quote: of a csv.
         header: whether a csv has one.
         encoding: of text.
+        escape: of a csv, what stands before a quote inside a quoted cell; None: another quote.
+        each: the list whose parts are the rows, see ``nested``; None: the rows are those of the files.
+        separators: of ``each``, if it is a text.
     """
 
     root: Path
@@ -82,6 +93,9 @@ class Files:
     quote: str = '"'
     header: bool = True
     encoding: str = "utf-8"
+    escape: str | None = None
+    each: str | None = None
+    separators: tuple[str, ...] = ()
 
     def paths(self) -> list[Path]:
         """The files, those of a pattern by name.
@@ -101,14 +115,16 @@ class Files:
         Raises:
             DataError: empty or damaged file, or two columns of one name.
         """
-        with self._readable(path) as plain, _errors(self.name(path)):
+        with _errors(self.name(path)), self._readable(path) as plain:
             if format_of(path) == "parquet":
                 _refuse_twice(self.name(path), pq.read_schema(plain).names)
-            names = self._names(plain, path)
-            described = (
-                connection().execute(f"DESCRIBE SELECT * FROM {self._scan(plain, path, names)}").fetchall()
-            )
+            described = connection().execute(f"DESCRIBE SELECT * FROM {self._rows(plain, path)}").fetchall()
         return {str(row[0]): str(row[1]) for row in described}
+
+    def lists(self, path: Path) -> dict[str, list[str]]:
+        """The lists in a row of one file, and the fields of the objects in each; see ``nested``."""
+        with _errors(self.name(path)), self._readable(path) as plain:
+            return {} if format_of(path) == "csv" else lists_of(self._scan(plain, path)[1])
 
     def batches(
         self, path: Path, select: Sequence[str], rows: int = ROWS, part: tuple[int, int] | None = None
@@ -124,42 +140,43 @@ class Files:
         Raises:
             DataError: damaged file or broken row; says the file and the line.
         """
-        with self._readable(path) as plain, _errors(self.name(path)):
+        with _errors(self.name(path)), self._readable(path) as plain:
             limit = "" if part is None else f" LIMIT {part[1]} OFFSET {part[0]}"
-            sql = (
-                f"SELECT {', '.join(select)} FROM {self._scan(plain, path, self._names(plain, path))}{limit}"
-            )
+            sql = f"SELECT {', '.join(select)} FROM {self._rows(plain, path)}{limit}"
             start = 0
             for batch in connection().cursor().sql(sql).to_arrow_reader(rows):
                 yield Batch(self.name(path), start, pa.Table.from_batches([batch]))
                 start += len(batch)
 
-    def _scan(self, plain: Path, path: Path, names: Sequence[str]) -> str:
-        """A table function of DuckDB that reads the file."""
-        file, layout = literal(str(plain)), format_of(path)
-        hive = "hive_partitioning=true, hive_types_autocast=false"
-        if layout == "parquet":
-            return f"read_parquet({file}, {hive})"
-        columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
-        if layout == "json":
-            return f"read_json({file}, columns={{{columns}}}, format='auto', {hive})"
-        quote = literal(self.quote)
-        return (
+    def _rows(self, plain: Path, path: Path) -> str:
+        """SQL of the rows."""
+        scan, kinds = self._scan(plain, path)
+        return rows(scan, kinds, _is_json(path), self.each, self.separators)
+
+    def _scan(self, plain: Path, path: Path) -> tuple[str, dict[str, Kind]]:
+        """A table function of DuckDB that reads the file, and what its columns hold; see ``nested``."""
+        file, hive = literal(str(plain)), "hive_partitioning=true, hive_types_autocast=false"
+        if format_of(path) == "parquet":
+            scan = f"read_parquet({file}, {hive})"
+            return scan, kinds_of(connection(), scan)
+        if _is_json(path):
+            looked = f"maximum_depth={DEPTH}, sample_size={KEY_ROWS}, map_inference_threshold=-1"
+            looked += ", field_appearance_threshold=0, convert_strings_to_integers=false"
+            found = kinds_of(connection(), f"read_json({file}, {looked}, hive_partitioning=false)")
+            kinds = {name: "JSON" if one.holds_objects else "VARCHAR" for name, one in found.items()}
+            columns = ", ".join(f"{literal(name)}: '{kind}'" for name, kind in kinds.items())
+            scan = f"read_json({file}, columns={{{columns}}}, format='auto', {hive})"
+            return scan, {**kinds_of(connection(), scan), **found}
+        columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in self._names(plain, path))
+        quote, escape = literal(self.quote), literal(self.escape or self.quote)
+        scan = (
             f"read_csv({file}, columns={{{columns}}}, delim={literal(self._delimiter(path))}, quote={quote}, "
-            f"escape={quote}, header={str(self.header).lower()}, auto_detect=false, {hive})"
+            f"escape={escape}, header={str(self.header).lower()}, auto_detect=false, {hive})"
         )
+        return scan, kinds_of(connection(), scan)
 
     def _names(self, plain: Path, path: Path) -> list[str]:
-        """The columns that a text file itself has; of parquet none, it says them."""
-        layout = format_of(path)
-        if layout == "parquet":
-            return []
-        if layout == "json":
-            described = connection().execute(
-                f"DESCRIBE SELECT * FROM read_json({literal(str(plain))}, maximum_depth=1, "
-                f"sample_size={KEY_ROWS}, hive_partitioning=false)"
-            )
-            return [str(row[0]) for row in described.fetchall()]
+        """The columns that a csv has."""
         first = self._first_row(plain, path)
         if not self.header:
             return [f"column{number}" for number in range(1, len(first) + 1)]
@@ -178,7 +195,10 @@ class Files:
                 first = next(lines, "").rstrip("\r\n")
                 row = first.split(delimiter) if first else None
             elif self.quote:
-                row = next(csv.reader(lines, delimiter=delimiter, quotechar=self.quote), None)
+                escape = self.escape
+                row = next(
+                    csv.reader(lines, delimiter=delimiter, quotechar=self.quote, escapechar=escape), None
+                )
             else:
                 row = next(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE), None)
         if not row:
@@ -186,13 +206,17 @@ class Files:
         return row
 
     def _delimiter(self, path: Path) -> str:
-        tabs = Path(path.name.removesuffix(PACKED)).suffix in (".tsv", ".tab")
-        return self.delimiter or ("\t" if tabs else ",")
+        return self.delimiter or ("\t" if is_tabbed(path) else ",")
 
     @contextmanager
     def _readable(self, path: Path) -> Iterator[Path]:
         """The file, or of one that DuckDB cannot read a copy: text in UTF-8 without a mark, parquet unpacked."""
         layout, encoding = format_of(path), codecs.lookup(self.encoding).name
+        with opened(path) as stream:
+            lines = as_lines(path, layout, stream, encoding)
+        if lines is not None:
+            yield lines
+            return
         with opened(path) as stream:
             marked = layout == "json" and stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
         as_it_is = (
@@ -231,8 +255,17 @@ def connection() -> duckdb.DuckDBPyConnection:
 
 
 def format_of(path: Path) -> str | None:
-    """ "parquet", "csv" or "json" by the ending, a last ``.gz`` aside; None: not a table."""
+    """ "parquet", "csv", "json" or "xml" by the ending, a last ``.gz`` aside; None: not a table."""
     return FORMATS.get(Path(path.name.lower().removesuffix(PACKED)).suffix)
+
+
+def is_tabbed(path: Path) -> bool:
+    """Whether cells are usually between tabs in a file of this ending."""
+    return Path(path.name.removesuffix(PACKED)).suffix in TABBED
+
+
+def _is_json(path: Path) -> bool:
+    return format_of(path) in ("json", XML)
 
 
 def opened(path: Path) -> IO[bytes]:
@@ -293,6 +326,10 @@ def _errors(name: str) -> Iterator[None]:
     """Say errors of the readers with the file and the line, without the advice that is not ours."""
     try:
         yield
+    except DataError as error:
+        if str(error).startswith(f"{name}:"):
+            raise
+        raise DataError(f"{name}: {error}") from error
     except (duckdb.Error, pa.ArrowException, OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         lines = [line.strip().removeprefix("Invalid Input Error: ") for line in str(error).splitlines()]
         ours = ("Possible", "*", "file =", "delimiter =", "Try setting")

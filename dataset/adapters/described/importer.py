@@ -20,7 +20,7 @@ from dataset.adapters.described.judged import described_queries, judgements_tabl
 from dataset.adapters.described.log import EventLog, Searches
 from dataset.adapters.described.names import DIFFERENT, Names
 from dataset.adapters.described.pictures import Pictures
-from dataset.adapters.described.rows import KEY
+from dataset.adapters.described.rows import KEY, beside
 from dataset.append import GIVEN
 from dataset.contracts import Tables
 from dataset.extra import GONE
@@ -106,7 +106,7 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
 def _extra(found: dict[str, Described], context: pa.Table | None) -> dict[str, pa.Table]:
     """The columns that are nobody's, beside the id of their entity."""
     tables = {
-        name: pa.table({f"{name}_id": one.rows.column(KEY), **one.extra})
+        name: beside(f"{name}_id", one.rows.column(KEY), one.extra)
         for name, one in found.items()
         if one.extra
     }

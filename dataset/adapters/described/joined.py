@@ -19,15 +19,28 @@ OTHER, PLACE = "other", "place of the row"
 
 @dataclass(frozen=True)
 class Joined:
-    """The rows of ``own`` with the columns of the row of ``other`` that has the same value in ``on``.
+    """The rows of ``own`` with the columns of the row of ``other`` that has in ``key`` what they have in ``on``.
 
     It reads as ``Files`` does. Of several rows of ``other`` with one value the first counts; a row of ``own`` without
     any has nulls there. What is kept in memory is ``other``.
+
+    Attributes:
+        own, other: the tables.
+        on: column of ``own``.
+        key: column of ``other``; None: it has the same name.
+        prefix: of the names of the columns of ``other``.
     """
 
-    own: Files
+    own: Files | Joined
     other: Files
     on: str
+    key: str | None = None
+    prefix: str = ""
+
+    @property
+    def each(self) -> str | None:
+        """The list whose parts are the rows of ``own``."""
+        return self.own.each
 
     def paths(self) -> list[Path]:
         """The files of ``own``."""
@@ -44,33 +57,49 @@ class Joined:
             DataError: see ``Files``; or one of them lacks the column that joins them.
         """
         own, other = self.own.columns(path), self._added
-        for name, found in ((self.own.name(path), own), (self.other.patterns[0], {self.on: "", **other})):
-            if self.on not in found:
+        for name, column, found in (
+            (self.own.name(path), self.on, own),
+            (self.other.patterns[0], self._key, other),
+        ):
+            if column not in found:
                 raise DataError(
-                    f"{name}: expected the column {self.on!r} that join_on names, found {list(found)}. {NEXT}"
+                    f"{name}: expected the column {column!r} that {'lookup' if self.prefix else 'join_on'} names, "
+                    f"found {list(found)}. Correct moon.toml. {NEXT}"
                 )
-        return {**other, **own}
+        return {**{name: other[theirs] for theirs, name in self._new.items()}, **own}
 
     def batches(
         self, path: Path, select: Sequence[str], rows: int = ROWS, part: tuple[int, int] | None = None
     ) -> Iterator[Batch]:
         """Rows of one file in its order; see ``Files``."""
         own = self.own.columns(path)
-        others = [f"other.{quoted(name)}" for name in self._added if name not in own]
-        key = quoted(self.on)
+        others = [
+            f"other.{quoted(theirs)} AS {quoted(name)}"
+            for theirs, name in self._new.items()
+            if name not in own
+        ]
         for batch in self.own.batches(path, [quoted(name) for name in own], rows, part):
             places = pa.array(range(len(batch.table)), pa.int64())
             self._loaded.register("own", batch.table.append_column(PLACE, places))
             both = f"SELECT {', '.join(['own.*', *others])} FROM own LEFT JOIN {OTHER} AS other"
-            both += f" ON CAST(own.{key} AS VARCHAR) = CAST(other.{key} AS VARCHAR)"
+            both += f" ON {_id('own', self.on)} = {_id('other', self._key)}"
             sql = f"SELECT {', '.join(select)} FROM ({both} ORDER BY {quoted(PLACE)})"
             yield Batch(batch.file, batch.start, self._loaded.sql(sql).to_arrow_table())
             self._loaded.unregister("own")
+
+    @property
+    def _key(self) -> str:
+        return self.key or self.on
 
     @cached_property
     def _added(self) -> dict[str, str]:
         """The columns of ``other``."""
         return self.other.columns(self.other.paths()[0])
+
+    @property
+    def _new(self) -> dict[str, str]:
+        """Those columns under their names here; where a prefix says whose they are, the key is not told again."""
+        return {name: self.prefix + name for name in self._added if not (self.prefix and name == self._key)}
 
     @cached_property
     def _loaded(self) -> duckdb.DuckDBPyConnection:
@@ -89,7 +118,12 @@ class Joined:
                 cursor.unregister("part")
         cursor.execute(
             f"CREATE TEMP TABLE {OTHER} AS SELECT * EXCLUDE (row) FROM (SELECT *, rowid AS row FROM whole) "
-            f"QUALIFY row_number() OVER (PARTITION BY {quoted(self.on)} ORDER BY row) = 1"
+            f"QUALIFY row_number() OVER (PARTITION BY {quoted(self._key)} ORDER BY row) = 1"
         )
         cursor.execute("DROP TABLE whole")
         return cursor
+
+
+def _id(table: str, column: str) -> str:
+    """An id as text: whole numbers lose the fraction that another program gave them."""
+    return f"regexp_replace(CAST({table}.{quoted(column)} AS VARCHAR), '^([0-9]+)[.]0$', '\\1')"

@@ -18,6 +18,7 @@ from dataset.adapters.described.entities import columns_of, files_of
 from dataset.adapters.described.files import PACKED, Batch, literal
 from dataset.adapters.described.firsts import Firsts
 from dataset.adapters.described.names import Names
+from dataset.adapters.described.rows import beside
 from dataset.contracts import EVENTS, TIME
 from dataset.identity import IMPORTED, event_key
 from dataset.long_log import FEW, LongLog
@@ -162,6 +163,9 @@ class EventLog:
     def _events(self, section: Events, batch: Batch, row: int) -> pa.Table:
         rows, table = len(batch.table), batch.table
         kind = _types(section, flat(table.column("type")))
+        if section.unrated is not None:
+            unrated = pc.equal(flat(table.column("value")), section.unrated)
+            kind = pc.if_else(pc.fill_null(pc.and_(pc.equal(kind, "rating"), unrated), False), "click", kind)
         sequence = pa.nulls(rows, pa.int64()) if section.whole_days else pa.array(np.arange(row, row + rows))
         scope = [flat(table.column(SCOPE + column)) for column in section.request_scope]
         request = flat(table.column("request"))
@@ -236,7 +240,7 @@ def events_table(batches: Iterator[pa.Table]) -> tuple[pa.Table, pa.Table]:
         for name in ordered.column_names
         if name.startswith(CONTEXT)
     }
-    return under(EVENTS, {**columns, "event_id": number}), pa.table({"event_id": number, **context})
+    return under(EVENTS, {**columns, "event_id": number}), beside("event_id", number, context)
 
 
 def _cells(section: Events, reader: Reader) -> list[Cell]:

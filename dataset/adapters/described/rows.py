@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -145,8 +146,15 @@ def _first(name: str, in_a: bool, in_b: bool, other: pa.Table) -> str:
     if not (in_a and in_b):
         return f"{'a' if in_a else 'b'}.{cell} AS {cell}"
     if pa.types.is_list(other.schema.field(name).type):
-        return f"CASE WHEN len(a.{cell}) > 0 THEN a.{cell} ELSE b.{cell} END AS {cell}"
+        return f"CASE WHEN len(a.{cell}) > 0 THEN a.{cell} ELSE coalesce(b.{cell}, a.{cell}) END AS {cell}"
     return f"coalesce(a.{cell}, b.{cell}) AS {cell}"
+
+
+def beside(key: str, ids: pa.Array | pa.ChunkedArray, columns: Mapping[str, Any]) -> pa.Table:
+    """Columns that are nobody's, beside our own id under ``key``; one of that name is called ``source_...``."""
+    return pa.table(
+        {key: ids, **{f"source_{name}" if name == key else name: one for name, one in columns.items()}}
+    )
 
 
 def extras(table: pa.Table) -> dict[str, pa.Array]:

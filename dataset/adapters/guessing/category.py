@@ -29,7 +29,9 @@ def category(rest: Rest) -> None:
             scored[name] = points + one.is_text + 0.5 * one.full - (one.unique > 0.5)
     if not scored:
         scored = {
-            name: 1.0 + one.is_text for name, one in rest.free.items() if is_unnamed(name) and _groups(one)
+            name: 1.0 + one.is_text + _is_words(one)
+            for name, one in rest.free.items()
+            if is_unnamed(name) and _groups(one)
         }
     if not scored:
         return
@@ -39,13 +41,17 @@ def category(rest: Rest) -> None:
         rest.take("category", seed, f"its name; lists, e.g. {one.example(1)}")
         if "[]" not in one.kind:
             rest.proposal.add("category_separator", "[]", "the cells are lists")
+        if set(tokens(seed)) & TAGS:
+            rest.proposal.add(
+                "category_levels", 1, "they are tags beside each other, no path: the first one counts"
+            )
         return
     tagged, named = bool(set(tokens(seed)) & TAGS), "its name"
     if is_unnamed(seed):
         named = "nothing names it; its values repeat"
     separator = _separator(one, tagged)
     if separator is not None:
-        tagged = tagged or is_unnamed(seed) and _in_any_order(one, separator)
+        tagged = tagged or (is_unnamed(seed) or separator.strip() == ",") and _in_any_order(one, separator)
         rest.take("category", seed, f"{named}; e.g. {one.example(2)}", not is_unnamed(seed))
         rest.proposal.add(
             "category_separator", separator, f"in {percent(_share(one, separator))} of the values"
@@ -72,7 +78,7 @@ def _separator(one: Profile, tagged: bool) -> str | None:
     for separator in SEPARATORS:
         if (
             separator.strip() == ","
-            and not tagged
+            and not (tagged or _in_any_order(one, separator))
             or separator == "."
             and any(" " in str(cell) for cell in one.cells[:500])
         ):
@@ -85,9 +91,14 @@ def _separator(one: Profile, tagged: bool) -> str | None:
 
 
 def _groups(one: Profile) -> bool:
-    """Whether a column without a name could be a category: few short values, each of several rows."""
+    """Whether a column without a name could be a category: few short values, each of several rows, and no flag."""
     is_short = (one.is_text or one.is_id) and one.length < SHORT and one.clock is None
-    return is_short and 1 < one.distinct and one.unique <= 0.5
+    return is_short and 1 < one.distinct and one.unique <= 0.5 and not one.values.keys() <= {"0", "1"}
+
+
+def _is_words(one: Profile) -> bool:
+    """Whether no value has a digit, as codes have."""
+    return not any(re.search(r"\d", text) for text in one.values)
 
 
 def _in_any_order(one: Profile, separator: str) -> bool:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from dataset.adapters.described.joined import Joined
 from dataset.adapters.described.pictures import ENDINGS
 from dataset.adapters.guessing.category import category
 from dataset.adapters.guessing.guess import Proposal, Rest
@@ -40,6 +41,7 @@ MOMENTS = (("first_seen", CREATED, "its name"), ("updated", UPDATED, "its name; 
 def item_columns(proposal: Proposal, table: Seen, taken: set[str], pictures: list[Path], root: Path) -> None:
     """Add the guesses of a table of items; ``taken`` are columns that mean something else."""
     rest = Rest(proposal, _free(proposal, table, taken))
+    proposal.add("lookup", _lookups(table), "what these ids stand for")
     _title(rest)
     _description(rest)
     category(rest)
@@ -50,6 +52,15 @@ def item_columns(proposal: Proposal, table: Seen, taken: set[str], pictures: lis
     described = [name for name, one in rest.free.items() if _describes(name, one)]
     rest.take("attributes", described, "short texts that repeat")
     proposal.left = [name for name in table.columns if name not in taken | proposal.used]
+
+
+def _lookups(table: Seen) -> dict[str, list[str]]:
+    """The columns of ids that another table explains: its file, and its column of the ids."""
+    found, files = {}, table.found.files
+    while isinstance(files, Joined):
+        found[files.on] = [files.other.patterns[0], files.key or files.on]
+        files = files.own
+    return dict(reversed(found.items()))
 
 
 def user_columns(proposal: Proposal, table: Seen, taken: set[str]) -> None:
@@ -80,10 +91,13 @@ def user_columns(proposal: Proposal, table: Seen, taken: set[str]) -> None:
 
 
 def _free(proposal: Proposal, table: Seen, taken: set[str]) -> dict[str, Profile]:
-    """The columns that may still have a role: not taken, not empty, and no row numbers of another program."""
+    """The columns that may still have a role: not taken, not empty, no row numbers of another program, no ids of what
+    other columns say in words.
+    """
     noise = [name for name in table.columns if set(tokens(name)) & NOISE and name not in taken]
     proposal.add("ignore", noise, "row numbers that another program wrote")
     taken.update(noise)
+    taken |= {name for name in table.columns if any(other.startswith(f"{name}.") for other in table.columns)}
     return {name: one for name, one in table.columns.items() if name not in taken and one.cells}
 
 
@@ -100,7 +114,7 @@ def _title(rest: Rest) -> None:
             - NOUNS["item"]
             - {"str", "full", "short", "en", "original", "english", "class"}
         )
-        if is_title and not _is_path(one):
+        if is_title and not _is_path(one) and not _is_listing(one):
             scored.append((bool(set(words) & TITLE) - 0.6 * len(foreign) + one.unique, -place, name))
     if scored and max(scored)[0] > 0.4:
         name = max(scored)[2]
@@ -113,7 +127,7 @@ def _title(rest: Rest) -> None:
     short = [
         name
         for name, one in rest.free.items()
-        if set(tokens(name)) & DESCRIPTION and one.is_text and 1 < one.words <= 8
+        if set(tokens(name)) & DESCRIPTION and one.is_text and 1 < one.words <= 8 and not _is_listing(one)
     ]
     if short:
         rest.take("title", short[0], f"its name and length; e.g. {rest.free[short[0]].example(2)}")
@@ -127,6 +141,7 @@ def _title(rest: Rest) -> None:
         and one.unique > 0.3
         and not set(tokens(name)) & known
         and not one.clock
+        and not _is_listing(one)
     ]
     if texts:
         name = max(texts)[2]
@@ -145,6 +160,7 @@ def _description(rest: Rest) -> None:
         if one.is_text
         and (one.words >= 8 or (set(tokens(name)) & DESCRIPTION and one.words >= 2))
         and not _is_path(one)
+        and not _is_listing(one)
     ]
     if texts:
         _, name = max(texts)
@@ -157,7 +173,7 @@ def _price(rest: Rest) -> None:
         for place, (name, one) in enumerate(rest.free.items())
         if set(tokens(name)) & set(PRICE)
         and one.is_money
-        and not set(tokens(name)) & {"shipping", "freight", "compare"}
+        and not set(tokens(name)) & {"shipping", "freight", "compare", "range"}
     ]
     if scored:
         name = max(scored)[2]
@@ -240,6 +256,12 @@ def _named(text: str) -> str:
     return PurePosixPath(unquote(path)).name
 
 
+def _is_listing(one: Profile) -> bool:
+    """Whether the texts are lists of objects or numbers, or of times."""
+    some = [str(cell) for cell in one.cells[:200]]
+    return sum(bool(re.match(r"\[[{\d-]|\d{4}-\d\d-\d\d", text)) for text in some) > len(some) / 2
+
+
 def _is_path(one: Profile) -> bool:
     some = [str(cell).lower() for cell in one.cells[:200]]
     address = sum(bool(re.match(r"https?://", text)) for text in some)
@@ -252,6 +274,7 @@ def _describes(name: str, one: Profile) -> bool:
         not one.is_text
         or one.clock is not None
         or _is_path(one)
+        or _is_listing(one)
         or set(tokens(name)) & (IMAGE | QUANTITY | STATE)
     ):
         return False

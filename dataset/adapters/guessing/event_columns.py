@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 
-from dataset.adapters.described.description import IGNORE
+from dataset.adapters.described.description import DAYS, IGNORE
 from dataset.adapters.described.joined import Joined
 from dataset.adapters.guessing.clock import Clock
 from dataset.adapters.guessing.guess import Proposal
 from dataset.adapters.guessing.profile import Profile, pairs
-from dataset.adapters.guessing.tables import MOST_TYPES, Seen, percent
+from dataset.adapters.guessing.tables import MOST_TYPES, SURE, Seen, percent
 from dataset.adapters.guessing.words import (
     BOUGHT,
     CLICKED,
@@ -19,10 +20,14 @@ from dataset.adapters.guessing.words import (
     QUANTITY,
     RATING,
     SKIPPED,
+    STATE,
+    TIME,
     TYPE,
     event_type,
     is_event_id,
+    is_taken_back,
     is_unnamed,
+    names_id_of,
     tokens,
 )
 
@@ -35,19 +40,25 @@ def event_columns(proposal: Proposal, table: Seen) -> None:
     columns = table.columns
     if isinstance(joined := table.found.files, Joined):
         proposal.add("join", list(joined.other.patterns), "says whose the rows are")
-        proposal.add("join_on", joined.on, "both have it")
+        proposal.add("join_on", joined.on, "both have it" if joined.key is None else "its name here")
+        proposal.add("join_key", joined.key, "its name there")
     _who(proposal, table)
     item = table.refs["item"]
     proposal.add(
         "item", item, f"{columns[item].distinct:,} values in {columns[item].rows:,} rows; {table.why['item']}"
     )
     own = next(
-        (name for name in columns if is_event_id(name) and columns[name].is_id and table.is_key(name)), None
+        (
+            name
+            for name in columns
+            if table.base is None and is_event_id(name) and columns[name].is_id and table.is_key(name)
+        ),
+        None,
     )
     proposal.add("id", own, "its name; a value of its own in every row")
     time_columns(proposal, "time", table.time(), table)
     if table.time() is None:
-        proposal.doubts.append("no column of times: the rows are taken in their order")
+        _days(proposal, table)
     _type(proposal, table)
     _request(proposal, table)
     places = [
@@ -61,6 +72,21 @@ def event_columns(proposal: Proposal, table: Seen) -> None:
         proposal.add("first_position", int(first == 1), "places count from 1")
     _query(proposal, table)
     proposal.left = [name for name in columns if name not in proposal.used]
+
+
+def _days(proposal: Proposal, table: Seen) -> None:
+    """Add a column that counts days or orders in place of times; without one the rows are in their order."""
+    name = table.days()
+    if name is None:
+        named = [one for one, each in table.columns.items() if set(tokens(one)) & TIME and each.cells]
+        like = [f"; {one!r} is named like one: {table.columns[one].example(2)}" for one in named[:1]]
+        proposal.doubts.append(f"no column of times{''.join(like)}: the rows are taken in their order")
+        return
+    numbers = table.columns[name].numbers
+    what = "days" if table.counter is None else "orders of each user, taken for days"
+    proposal.add("time", name, f"counts {what}: {min(numbers):g} to {max(numbers):g}", table.counter is None)
+    proposal.add("time_format", DAYS, "since some start, written as since 2000")
+    proposal.add("whole_days", True, "none has a time of day: known at the end of its day")
 
 
 def time_columns(proposal: Proposal, key: str, name: str | None, table: Seen) -> None:
@@ -110,9 +136,11 @@ def _who(proposal: Proposal, table: Seen) -> None:
         f"{columns[user].distinct:,} values in {columns[user].rows:,} rows; {table.why['user']}{gaps}",
         sure,
     )
-    if session is not None and columns[user].full < columns[session].full:
-        if _agree(pairs(columns[session], columns[user])):
-            proposal.add("visitor", session, "stands for the user where the row names none")
+    others = [name for name in columns if name not in (user, session) and names_id_of(name, "user") >= SURE]
+    for name in [*(one for one in others if columns[one].is_id), *([session] if session else [])]:
+        if columns[user].full < columns[name].full and _agree(pairs(columns[name], columns[user])):
+            proposal.add("visitor", name, "stands for the user where the row names none")
+            return
 
 
 def _type(proposal: Proposal, table: Seen) -> None:
@@ -124,11 +152,17 @@ def _type(proposal: Proposal, table: Seen) -> None:
         if name not in proposal.used and not (is_unnamed(name) and called not in (None, "rating"))
     ]
     if best is not None:
+        silent = _without_item(proposal, table, best)
+        types = {value: IGNORE if value in silent else kind for value, kind in types.items()}
         if not ratings:
             types = {value: "click" if kind == "rating" else kind for value, kind in types.items()}
         common = ", ".join(f"{value} {count:,}" for value, count in table.columns[best].values.most_common(6))
         proposal.add("type_column", best, f"its values: {common}")
-        unknown = [value for value, kind in types.items() if kind == IGNORE]
+        unknown = [
+            value
+            for value, kind in types.items()
+            if kind == IGNORE and value not in silent and not is_taken_back(value)
+        ]
         said = f"; not recognised, left out: {', '.join(unknown[:6])}" if unknown else ""
         proposal.add("types", types, f"by what the words mean{said}", not unknown)
         if "rating" in types.values():
@@ -151,17 +185,47 @@ def _type(proposal: Proposal, table: Seen) -> None:
     if proposal.get("type") is not None:
         return
     kind, why, sure = _kind(table)
-    proposal.add("type", kind, why, sure)
+    if kind == "purchase" and (states := _states(proposal, table)):
+        name, types = states
+        undone = [state for state, one in types.items() if one == IGNORE]
+        proposal.add("type_column", name, f"{why}; left out: {', '.join(undone)}", sure)
+        proposal.add("types", types, "what was undone is no purchase")
+    else:
+        proposal.add("type", kind, why, sure)
     if kind == "purchase":
         _returns(proposal, table)
 
 
+def _without_item(proposal: Proposal, table: Seen, kind: str) -> set[str]:
+    """The kinds of events that never name an item: pages that were seen, logins."""
+    both = list(zip(table.columns[kind].aligned, table.columns[proposal.get("item")].aligned, strict=True))
+    return {said for said, _ in both if said} - {said for said, item in both if item not in (None, "")}
+
+
+def _states(proposal: Proposal, table: Seen) -> tuple[str, dict[str, str]] | None:
+    """The column of what became of an order, and its values' types, where some orders were undone."""
+    for name, one in table.columns.items():
+        if (
+            name not in proposal.used
+            and set(tokens(name)) & STATE
+            and one.is_text
+            and one.distinct <= MOST_TYPES
+        ):
+            types = {value: IGNORE if is_taken_back(value) else "purchase" for value in one.values}
+            if len(set(types.values())) > 1:
+                return name, types
+    return None
+
+
 def _label(proposal: Proposal, table: Seen, words: frozenset[str]) -> str | None:
     """The column of 0 and 1 that is named by one of the words."""
+    beside = re.sub(r"\[\]\.1$", "[].2", proposal.get("item"))  # what is written behind each item of a list
     named = [
         name
         for name, one in table.columns.items()
-        if name not in proposal.used and set(tokens(name)) & words and _flags(one) is not None
+        if name not in proposal.used
+        and _flags(one) is not None
+        and (set(tokens(name)) & words or words is CLICKED and name == beside)
     ]
     return next(iter(named), None)
 
@@ -211,12 +275,18 @@ def _kind(table: Seen) -> tuple[str, str, bool]:
 def _may_say(name: str, one: Profile, ids: set[str]) -> bool:
     """Whether a column is named like one of types, and has a few words again and again."""
     is_named = bool(set(tokens(name)) & TYPE) and name not in ids
-    return is_named and one.is_text and 1 < one.distinct <= MOST_TYPES and one.unique < 0.5
+    is_code = one.is_text or one.is_number and one.is_id
+    return is_named and is_code and 1 < one.distinct <= MOST_TYPES and one.unique < 0.5
 
 
 def _rating(proposal: Proposal, table: Seen, name: str) -> None:
     numbers = table.columns[name].numbers
     low, high = min(numbers), max(numbers)
+    counts = Counter(numbers)
+    if low == 0 and high >= SCALE[1] and counts[0] > counts[1] + counts[2]:
+        share = percent(counts[0] / len(numbers))
+        proposal.add("unrated", 0.0, f"{share} are 0, more than 1 and 2 together: no rating, a click", False)
+        low = min(one for one in numbers if one > 0)
     named = "its name" if set(tokens(name)) & RATING else "few numbers; the file is called ratings"
     named = "few numbers; nothing names it" if is_unnamed(name) else named
     proposal.add("value", name, f"{named}; {table.columns[name].distinct} values from {low:g} to {high:g}")

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import csv
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from dataset.adapters.described.description import FILE
-from dataset.adapters.described.files import PACKED, Files, format_of, opened
+from dataset.adapters.described.files import PACKED, Files, format_of, is_tabbed, opened
 from dataset.adapters.described.joined import Joined
 from dataset.adapters.described.pictures import ENDINGS
 from dataset.contracts import DataError
 
 NOTES = re.compile(r"readme|licen[cs]e|changelog|requirements|notes?\b", re.IGNORECASE)
-PARTED = re.compile(r"\d+|(?<![a-z])(train|test|valid|validation|val|dev|eval|part|chunk|shard)(?![a-z])")
+MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+PARTED = re.compile(
+    rf"\d+|(?<![a-z])(train|test|valid|validation|val|dev|eval|part|chunk|shard|{MONTHS})(?![a-z])"
+)
 DELIMITERS = (",", "\t", ";", "|", "::")
+SEARCHED = 64 * 1024 * 1024  # bytes of a text file that are searched for a quote with a backslash
+OTHERS = {
+    (".xlsx", ".xls", ".ods"): "a workbook: save each of its sheets as csv",
+    (".zip", ".tar", ".tgz", ".7z", ".rar"): "an archive: unpack it here",
+    (".bz2", ".xz", ".zst"): "packed: unpack it, or pack it as .gz",
+    (".pkl", ".pickle"): "a pickle, which may run any code: write parquet, with to_parquet of pandas",
+    (".npy", ".npz", ".h5", ".hdf5", ".feather", ".arrow", ".mat"): "write it as parquet",
+    (".db", ".sqlite", ".sqlite3", ".sql"): "a database: export its tables as csv",
+}  # endings -> what it is and what to do
 HEAD = 64 * 1024  # bytes of a text file that are looked at for its layout
 SAMPLED_FILES = 5
+ALIKE = 0.9  # share of the cells below a first one of their shape, digits aside, by which it names no column
 
 
 @dataclass
@@ -85,7 +98,7 @@ def look(root: Path) -> Listing:
         elif format_of(path) is None or (
             path.suffix.lower() in (".txt", ".dat", ".json") and NOTES.search(path.name)
         ):
-            found.unread[inner.as_posix()] = "no table" if format_of(path) is None else "a note"
+            found.unread[inner.as_posix()] = _no_table(path) if format_of(path) is None else "a note"
         else:
             try:
                 layouts[path] = layout(root, inner.as_posix())
@@ -102,6 +115,15 @@ def look(root: Path) -> Listing:
     return found
 
 
+def _no_table(path: Path) -> str:
+    """What a file is that cannot be read, and how it becomes one that can."""
+    ending = Path(path.name.lower().removesuffix(PACKED)).suffix
+    known = next((said for endings, said in OTHERS.items() if ending in endings), None)
+    if NOTES.search(path.name):
+        return "a note"
+    return known or "no table: read are parquet, csv, tsv, txt, dat, JSON and XML, each also gzipped"
+
+
 def fault(error: DataError) -> str:
     """What is wrong with a file, without its name."""
     return str(error).partition(": ")[2]
@@ -114,8 +136,10 @@ def layout(root: Path, name: str) -> Files:
     if format_of(path) != "csv":
         return plain
     lines, encoding = _first_lines(path)
-    usual = "\t" if Path(path.name.removesuffix(PACKED)).suffix in (".tsv", ".tab") else ","
+    usual = "\t" if is_tabbed(path) else ","
     delimiter = _delimiter(lines, usual)
+    if delimiter == usual and path.suffix.lower() in (".txt", ".dat") and _is_spaced(lines):
+        delimiter = " "
     quote = (
         '"'
         if any(f'{delimiter}"' in line or line.startswith('"') for line in lines) or delimiter != "\t"
@@ -128,7 +152,21 @@ def layout(root: Path, name: str) -> Files:
         quote,
         _has_header(lines, delimiter),
         encoding,
+        "\\" if quote and _is_escaped(path, delimiter) else None,
     )
+
+
+def _is_spaced(lines: list[str]) -> bool:
+    """Whether single spaces cut all rows into the same number of cells, which no comma or tab does."""
+    counts = {len(line.strip().split(" ")) for line in lines}
+    return len(lines) > 1 and len(counts) == 1 and counts != {1} and not any("," in line for line in lines)
+
+
+def _is_escaped(path: Path, delimiter: str) -> bool:
+    """Whether quotes inside cells have a backslash before them: neither the next cell nor a new row follows."""
+    inside = re.compile(rb'\\"(?![\r\n]|$|' + re.escape(delimiter.encode()) + rb")")
+    with opened(path) as stream:
+        return inside.search(stream.read(SEARCHED)) is not None
 
 
 def _first_lines(path: Path) -> tuple[list[str], str]:
@@ -142,15 +180,24 @@ def _first_lines(path: Path) -> tuple[list[str], str]:
 
 
 def _not_columns(path: Path) -> str:
-    """Why a text has no columns: nothing cuts its rows, or its rows have not as many cells as the first."""
+    """Why a text has no columns: nothing cuts its rows, or not all into as many cells; and what to write instead."""
     lines, _ = _first_lines(path)
-    cut = [max(DELIMITERS, key=lambda one: len(_cut(lines[0], one)))] if lines else []
-    for delimiter in cut:
-        cells = [len(_cut(line, delimiter)) for line in lines]
-        other = next((row for row, count in enumerate(cells, start=1) if count != cells[0]), None)
-        if cells[0] > 1 and other is not None:
-            return f"no table: {delimiter!r} cuts row 1 into {cells[0]} cells, row {other} into {cells[other - 1]}"
-    return "a text without columns"
+    counts = {delimiter: [len(_cut(line, delimiter)) for line in lines] for delimiter in (*DELIMITERS, " ")}
+    usual = {delimiter: sorted(found)[len(found) // 2] if found else 0 for delimiter, found in counts.items()}
+    best = max(usual, key=lambda one: usual[one])
+    other = next((row for row, count in enumerate(counts[best]) if count != usual[best]), None)
+    if usual[best] < 2 or other is None:
+        return "a text without columns: no comma, tab, semicolon or bar cuts its rows"
+    first, second = sorted((other, counts[best].index(usual[best])))
+    cells = counts[best]
+    found = f"no table: {best!r} cuts row {first + 1} into {cells[first]} cells, row {second + 1} into "
+    found += f"{cells[second]}"
+    if all(re.fullmatch(r"[\d ]+", line) for line in lines):
+        pairs = f"awk '{{for (i = 2; i <= NF; i++) print $1 \"\\t\" $i}}' {path.name} > events.tsv"
+        return f"{found}. Is each row a user and their items? Then write a row for each of them: {pairs}"
+    return (
+        f"{found}. Expected as many in each; what a row above says of those below it, repeat in each of them"
+    )
 
 
 def _encoding(head: bytes) -> str:
@@ -189,14 +236,27 @@ def _cut(line: str, delimiter: str) -> list[str]:
 
 
 def _has_header(lines: list[str], delimiter: str) -> bool:
-    """Whether the first row names columns: no number in it, no name twice, and rows below that look otherwise."""
+    """Whether the first row names columns: no number, address or list in it, no name twice, others below.
+
+    A cell that is as those below but for its digits (``N55528`` above ``N19639``) is none of a header.
+    """
     rows = [_cut(line, delimiter) for line in lines[:50]]
     if not rows:
         return True
     first = [cell.strip() for cell in rows[0]]
     if any(re.fullmatch(r"[-+]?[\d.,]+([eE][-+]?\d+)?", cell) for cell in first):
         return False
+    if any(re.match(r"https?://|\[(\]|[\"'{\d-].*\])$|\{.*\}$", cell) for cell in first):
+        return False
+    for place, cell in enumerate(first):
+        below = [_shape(row[place]) for row in rows[1:] if len(row) > place]
+        if "9" in _shape(cell) and len(below) > 1 and below.count(_shape(cell)) >= ALIKE * len(below):
+            return False
     return len(set(first)) == len(first) or len(rows) == 1
+
+
+def _shape(cell: str) -> str:
+    return re.sub(r"\d+", "9", cell.strip())
 
 
 def _family(inner: Path) -> str:
@@ -211,7 +271,7 @@ def _family(inner: Path) -> str:
 def _table(root: Path, paths: list[Path], layout: Files) -> Found:
     names = [path.relative_to(root).as_posix() for path in paths]
     patterns = _patterns(root, paths) if len(paths) > 1 else names
-    files = Files(root, tuple(patterns), layout.delimiter, layout.quote, layout.header, layout.encoding)
+    files = replace(layout, patterns=tuple(patterns))
     return Found(
         patterns, files, files.columns(paths[0]), _rows(paths), sum(path.stat().st_size for path in paths)
     )

@@ -49,7 +49,7 @@ class Proposal:
 
     def add(self, key: str, value: Any, why: str, sure: bool = True) -> None:
         """Add a guess, unless its value is empty."""
-        if value not in (None, [], {}, "", 0):
+        if value not in (None, [], {}, "", 0) or isinstance(value, float):
             self.guesses.append(Guess(key, value, why, sure))
 
     def get(self, key: str) -> Any:
@@ -89,5 +89,6 @@ class Rest:
 NOT_COLUMNS = (
     "files", "time_format", "whole_days", "time_zone", "type", "types", "value_scale", "category_separator",
     "category_levels", "picture_folder", "relevance_scale", "grades", "missing", "ignore", "encoding", "delimiter",
-    "header", "quote", "context", "first_position", "join",
+    "header", "quote", "context", "first_position", "join", "escape",
+    "separators", "unrated", "lookup", "join_key",
 )  # fmt: skip

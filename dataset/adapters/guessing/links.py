@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 
-from dataset.adapters.described.files import Files
-from dataset.adapters.described.joined import Joined
+from dataset.adapters.described.nested import PART
 from dataset.adapters.guessing.folder import Listing, fault
+from dataset.adapters.guessing.matching import (
+    is_dense,
+    is_log,
+    is_referred_to,
+    match,
+    with_lookups,
+    with_user,
+)
+from dataset.adapters.guessing.opening import item_fields, numbers_parts, of_their_row, opened, opened_texts
 from dataset.adapters.guessing.profile import Profile, pairs, profiles, values_of
 from dataset.adapters.guessing.tables import OF, Seen, percent
 from dataset.adapters.guessing.words import (
+    CATEGORY,
     IDS,
     NOISE,
+    NOUNS,
     OTHERS,
     TIME,
     is_bare_id,
@@ -36,50 +45,30 @@ def seen(listing: Listing) -> list[Seen]:
     tables = []
     for found in listing.tables:
         try:
-            tables.append(Seen(found, profiles(found)))
+            base = Seen(found, profiles(found))
+            tables += [base, *opened(base)]
         except DataError as error:
             listing.unread[found.name] = fault(error)
     for table in tables:
         for entity in ("item", "user", "session", "query"):
             _by_name(table, entity)
+    tables = of_their_row(tables)
+    match(tables)
     _by_links(tables)
-    return [_with_user(table, tables) for table in tables]
-
-
-def _with_user(table: Seen, tables: list[Seen]) -> Seen:
-    """The table, joined to one that says whose its rows are, where it does not: lines of orders, and the orders."""
-    item, files = table.refs.get("item"), table.found.files
-    if item is None or "user" in table.refs or table.is_key(item) or not isinstance(files, Files):
-        return table
-    for other in tables:
-        theirs = other.found.files
-        if (
-            other is table
-            or "user" not in other.refs
-            or "item" in other.refs
-            or not isinstance(theirs, Files)
-        ):
-            continue
-        for key in (name for name in table.columns if name in other.columns and table.columns[name].is_id):
-            held = values_of(other.found, key) if other.is_key(key) else None
-            ids = set(table.columns[key].values)
-            if held and ids and len(ids & held) / len(ids) >= LINKED and key != other.refs["user"]:
-                joined = Joined(files, theirs, key)
-                found = replace(table.found, files=joined, columns=joined.columns(files.paths()[0]))
-                whole = Seen(found, profiles(found), dict(table.refs), dict(table.why))
-                whole.refs["user"] = other.refs["user"]
-                whole.why["user"] = f"by {key}, in {other.name}"
-                other.joined_to = table.name
-                return whole
-    return table
+    tables = _with_listed(tables)
+    _without_names(tables)
+    tables = [with_user(table, tables) for table in tables]
+    return with_lookups(tables)
 
 
 def _by_name(table: Seen, entity: str) -> None:
     """The column whose name says that it holds ids of the entity, and whose values can be ids."""
     scored = []
+    allowed = item_fields(table) if entity == "item" else table.columns
     for place, (name, profile) in enumerate(table.columns.items()):
         if (
-            not profile.is_id
+            name not in allowed
+            or not profile.is_id
             or set(tokens(name)) & NOISE
             or profile.clock is not None
             and _is_clock(name, profile)
@@ -88,6 +77,9 @@ def _by_name(table: Seen, entity: str) -> None:
         score = names_id_of(name, entity)
         if is_bare_id(name) and OF.get(table.called or "") == entity:
             score = 0.85 if table.is_key(name) else 0.0
+        in_list = PART in name and entity == "item" and not numbers_parts(name)
+        if is_bare_id(name) and in_list:
+            score = names_id_of(f"{name.partition(PART)[0].rpartition('.')[2]}_id", "item")
         if is_unnamed(name) and place == 0 and OF.get(table.called or "") == entity and table.is_key(name):
             score = 0.85
         if score:
@@ -96,6 +88,12 @@ def _by_name(table: Seen, entity: str) -> None:
             )
     if entity == "user" and not scored:
         scored = _persons(table)
+    if entity == "item":
+        scored = [
+            one for one in scored if table.columns[one[2]].distinct > 1 or table.columns[one[2]].rows == 1
+        ]
+    if entity == "item" and (table.called == "events" or table.base is not None):
+        scored = [one for one in scored if not table.is_key(one[2])] or scored  # it numbers the rows of a log
     taken = set(table.refs.values())
     for score, _, name in sorted(scored, reverse=True):
         if name not in taken and score > 0.2:
@@ -141,9 +139,42 @@ def _by_links(tables: list[Seen]) -> None:
     for table in tables:
         for entity in [one for one in table.refs if _weak(table, one) or one == "session" and _places(table)]:
             del table.refs[entity]
+
+
+def _with_listed(tables: list[Seen]) -> list[Seen]:
+    """The tables, and a table with a row for each id where a cell lists ids of items."""
+    items: set[str] = set().union(
+        *(values or () for _, entity, _, values in _homes(tables) if entity == "item")
+    )
+    found = []
+    for table in tables:
+        found.append(table)
+        is_open = table.base is not None or table.aside is not None
+        if not is_open and not {"item", "query"} & set(table.refs) and (log := opened_texts(table, items)):
+            found.append(log)
+    return found
+
+
+def _without_names(tables: list[Seen]) -> None:
+    """Find the ids of logs whose columns have no names that say it."""
     for table in sorted(tables, key=lambda one: -one.found.bytes):
-        if not _as_in_another_log(table, tables):
+        if table.aside is None and not _as_in_another_log(table, tables):
             _by_values(table)
+    if not any(map(is_log, tables)):
+        for table in tables:
+            _as_pairs(table)
+
+
+def _as_pairs(table: Seen) -> None:
+    """A file of two columns without names that both repeat, where there is no other log: users and their items."""
+    names = list(table.columns)
+    repeated = [
+        name for name, one in table.columns.items() if one.is_id and one.distinct > 10 and one.unique < 0.8
+    ]
+    if len(names) == 2 and repeated == names and all(map(is_unnamed, names)) and not table.refs:
+        table.refs["user"], table.refs["item"] = names
+        for entity, place in (("user", "first"), ("item", "second")):
+            table.why[entity] = f"nothing names it; its values repeat; the {place} of two columns, not surely"
 
 
 def _linked(table: Seen, shares: dict[str, float], values: set[str]) -> str | None:
@@ -152,7 +183,7 @@ def _linked(table: Seen, shares: dict[str, float], values: set[str]) -> str | No
     Any column of small numbers is among 1, 2, 3, ...; of such ids it must hold nearly all.
     """
     held = {name: len(table.columns[name].values.keys() & values) / len(values) for name in shares}
-    least = 0.9 if _dense(values) else 0.0
+    least = 0.9 if is_dense(values) else 0.0
     fits = [name for name, share in shares.items() if share >= 0.8 and held[name] >= least]
     return max(fits, key=lambda name: held[name], default=None)
 
@@ -161,6 +192,12 @@ def _by_values(table: Seen) -> None:
     """A log whose names say nothing: its ids are the columns that repeat, users first, as most people write them."""
     item, user = table.refs.get("item"), table.refs.get("user") or table.refs.get("session")
     kind, _ = table.type_column(set(table.refs.values()))
+    if set(table.refs) == {"user"} and table.called == "events" and all(map(is_unnamed, table.columns)):
+        _item_of(table)
+    timed = table.time() is not None and user is not None and not table.is_key(user)
+    if item is None and timed and "query" not in table.refs and (texts := _named_texts(table)):
+        table.refs["item"] = texts[0]
+        table.why["item"] = "no column of ids: its name, and the texts repeat"
     if user is not None or set(table.refs) & {"query"}:
         return
     if table.time() is None and not table.ratings() and kind is None:
@@ -184,6 +221,27 @@ def _by_values(table: Seen) -> None:
     elif item is None and free and (texts := _repeated_texts(table, {*taken, *free})):
         table.refs["user"], table.refs["item"] = free[0], texts[0]
         table.why["user"], table.why["item"] = named, "no column of ids: the text that repeats is its name"
+
+
+def _item_of(table: Seen) -> None:
+    """The fullest column that repeats, of a file whose name says that it is a log and whose users are known."""
+    free = [
+        name
+        for name, one in table.columns.items()
+        if name != table.refs["user"] and not one.is_number and one.distinct > 10 and 0 < one.unique < 0.8
+    ]
+    if free:
+        table.refs["item"] = max(free, key=lambda name: table.columns[name].full)
+        table.why["item"] = "nothing names it; its values repeat; the fullest of such columns, not surely"
+
+
+def _named_texts(table: Seen) -> list[str]:
+    """Columns that several rows share whose names say that they hold items, by their names."""
+    return [
+        name
+        for name in _repeated_texts(table, set(table.refs.values()))
+        if set(tokens(name)) & (NOUNS["item"] - {"content"}) and not set(tokens(name)) & set(CATEGORY)
+    ]
 
 
 def _repeated_texts(table: Seen, taken: set[str | None]) -> list[str]:
@@ -248,13 +306,6 @@ def _weak(table: Seen, entity: str) -> bool:
     return "not surely" in table.why.get(entity, "")
 
 
-def _dense(values: set[str]) -> bool:
-    """Whether the ids are 1, 2, 3, ...: any column of small numbers is among those."""
-    if not all(one.isascii() and one.isdigit() and len(one) < 10 for one in values):
-        return False
-    return max(map(int, values)) <= 2 * len(values)
-
-
 def _homes(tables: list[Seen]) -> Iterator[tuple[Seen, str, str, set[str] | None]]:
     """Tables with a row per item, user or query: (table, entity, its key, all values of the key)."""
     for table in tables:
@@ -263,7 +314,7 @@ def _homes(tables: list[Seen]) -> Iterator[tuple[Seen, str, str, set[str] | None
             if entity != "session" and not others and table.is_key(key):
                 yield table, entity, key, values_of(table.found, key)
     for table in tables:  # nothing named: a table of texts with a key is a catalogue
-        if set(table.refs) & {"item", "user", "query"} or table.has_picture_bytes:
+        if set(table.refs) & {"item", "user", "query"}:
             continue
         texts = [one for one in table.columns.values() if one.is_text and one.words > 1.5]
         keys = [
@@ -273,6 +324,8 @@ def _homes(tables: list[Seen]) -> Iterator[tuple[Seen, str, str, set[str] | None
         ]
         if texts and keys and (table.called in (None, "items")):
             key = max(keys, key=lambda name: bool(set(tokens(name)) & IDS))
+            if is_referred_to(key, [one for one in tables if "item" in one.refs]):
+                continue  # it says what a column of the items stands for
             table.refs["item"] = key
             table.why["item"] = "a value of its own in every row, beside texts"
             yield table, "item", key, values_of(table.found, key)

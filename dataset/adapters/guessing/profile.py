@@ -17,6 +17,7 @@ from dataset.adapters.guessing.clock import Clock, clock
 from dataset.adapters.guessing.folder import Found, sampled
 
 SAMPLE = 20_000  # rows of a table
+MOST_DIGITS = 17  # characters of a fraction that a float holds
 STRETCHES = 5  # of a file, when it has more rows
 WORDS_FOR_NOTHING = (
     "NULL",
@@ -32,6 +33,7 @@ WORDS_FOR_NOTHING = (
     "-",
     "?",
     "unknown",
+    "Unknown",
 )
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM")
 
@@ -147,7 +149,12 @@ class Profile:
             return False
         if not self.cells or self.length > 80 or self.words > 1.3:
             return False
-        return not (self.is_number and any("." in as_id(one) for one in self.cells[:2000]))
+        if not self.is_number:
+            return True
+        fractions = [one for one in map(as_id, self.cells[:2000]) if "." in one]
+        return all(
+            len(one) > MOST_DIGITS for one in fractions
+        )  # more than a float holds: two numbers by a dot
 
     def example(self, most: int = 3) -> str:
         """The first values."""
@@ -211,7 +218,11 @@ def _places(found: Found, path: Path, most: int) -> list[tuple[int, int]]:
 
 def _profile(name: str, kind: str, column: pa.ChunkedArray | None) -> Profile:
     cells = [] if column is None else column.to_pylist()
-    there = [one for one in cells if one is not None and one != "" and one == one]
+    there = [
+        one
+        for one in cells
+        if one is not None and one == one and not (isinstance(one, str) and not one.strip())
+    ]
     profile = Profile(name, kind, there, len(cells), aligned=cells)
     if kind == "VARCHAR":
         nothing = [word for word in WORDS_FOR_NOTHING if profile.values.get(word)]

@@ -65,8 +65,17 @@ def propose(root: Path) -> Proposals:
     _entities_of_logs(found)
     if not any(one.get("picture") for one in found.of("items")):
         _picture_files(found)
-    found.tables.sort(key=lambda one: (ROLES.index(one.role), not one.active))
+    found.tables.sort(key=lambda one: (ROLES.index(one.role), not one.active, _tells_of_rows(one)))
     return found
+
+
+def _tells_of_rows(proposal: Proposal) -> bool:
+    """Whether a table of items has several rows of each: what another says of an item comes first."""
+    return (
+        proposal.role == "items"
+        and proposal.table is not None
+        and not proposal.table.is_key(proposal.get("id"))
+    )
 
 
 def _columns(proposal: Proposal, pictures: list[Path], root: Path) -> None:

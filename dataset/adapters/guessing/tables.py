@@ -9,6 +9,8 @@ from dataset.adapters.described.description import IGNORE
 from dataset.adapters.guessing.folder import Found
 from dataset.adapters.guessing.profile import Profile
 from dataset.adapters.guessing.words import (
+    AVERAGE,
+    IDS,
     PROPERTY,
     QUANTITY,
     RATING,
@@ -25,6 +27,7 @@ KEY_SHARE = 0.95  # of the rows that have an id of their own in a table with a r
 LINKED = 0.5  # share of a column's ids that are in another table, which shows what they are ids of
 MOST_TYPES = 60  # values of a column of event types
 MAPPED = 0.5  # share of the rows whose type is recognised
+WEEK, FEW_DAYS = 31, 36_525  # a day of a week or month; days of a century
 SURE = 0.75  # score of a name that says what its column holds
 OF = {"items": "item", "users": "user", "queries": "query"}
 
@@ -43,19 +46,24 @@ class Seen:
         columns: by name.
         refs: entity -> the column of its ids.
         why: entity -> what shows it.
-        joined_to: the table that takes its columns, and needs it for nothing else.
+        aside: why it has no role of its own; None: it may have one.
+        base: the table whose lists these rows are the parts of.
+        counter: the column that counts the orders of each user, where nothing says when they were.
     """
 
     found: Found
     columns: dict[str, Profile]
     refs: dict[str, str] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
-    joined_to: str | None = None
+    aside: str | None = None
+    base: Seen | None = None
+    counter: str | None = None
 
     @property
     def name(self) -> str:
-        """Its first file or pattern."""
-        return self.found.name
+        """Its first file or pattern, and the list in its rows whose parts are meant."""
+        each = self.found.files.each
+        return self.found.name if each is None else f"{self.found.name}: {each}"
 
     @cached_property
     def called(self) -> str | None:
@@ -122,6 +130,24 @@ class Seen:
             - 3 * len(birth)
         )
 
+    def days(self) -> str | None:
+        """The column that counts days from some start, where no column says times; or that counts a user's orders."""
+        if self.counter is not None or self.time() is not None:
+            return self.counter
+        named = self.with_words(frozenset({"day", "days"}))
+        return next(
+            (
+                name
+                for name in named
+                if set(tokens(name)) <= {"day", "days"} | IDS
+                and self.columns[name].is_id
+                and self.columns[name].distinct > WEEK
+                and 0 <= min(self.columns[name].numbers)
+                and max(self.columns[name].numbers) < FEW_DAYS
+            ),
+            None,
+        )
+
     def with_words(self, words: frozenset[str]) -> list[str]:
         """Columns of numbers in whose name one of the words is."""
         return [
@@ -143,7 +169,8 @@ class Seen:
         return [
             name
             for name in named
-            if self.columns[name].distinct <= 101 and min(self.columns[name].numbers) >= -1
+            if not set(tokens(name)) & AVERAGE
+            and self.columns[name].distinct <= 101 and min(self.columns[name].numbers) >= -1
             and max(self.columns[name].numbers) <= 100
         ]  # fmt: skip
 
@@ -182,17 +209,18 @@ class Seen:
     @cached_property
     def is_bought(self) -> bool:
         """Whether the columns are those of a bill."""
-        return bool(self.with_words(QUANTITY))
+        named = (tokens(name) for name in self.with_words(QUANTITY))
+        return any(words == ("count",) or set(words) & (QUANTITY - {"count"}) for words in named)
 
 
 def role_of(table: Seen) -> tuple[str | None, str]:
     """What the table is, and why; None: it could not be placed, and why not."""
     refs = table.refs
-    if table.joined_to is not None:
-        return None, f"joined to {table.joined_to}, which it says more of"
     item, user = refs.get("item"), refs.get("user") or refs.get("session")
     if not any(one.cells for one in table.columns.values()):
         return None, "it has no rows"
+    if table.aside is not None and not (user and table.is_key(refs.get("user", user))):
+        return None, table.aside
     texts = [name for name, one in table.columns.items() if one.is_text and "query" in _query_like(name)]
     if item and (refs.get("query") or texts) and table.relevances() and not refs.get("user"):
         return "judgements", "a query, an item and a grade in every row"

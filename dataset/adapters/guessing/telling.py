@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from dataset.adapters.guessing.guess import Proposal
 from dataset.adapters.guessing.propose import Proposals
+from dataset.adapters.guessing.tables import Seen
 
 QUIET = (
     "missing", "ignore", "context", "types", "time_zone", "whole_days", "time_format", "category_separator", "files",
     "category_levels", "picture_folder", "value_scale", "relevance_scale", "grades", "first_position", "join_on",
+    "separators",
 )  # fmt: skip
 MARGIN, KEY, COLUMN, MOST = 2, 12, 26, 116
 LEAST_TO_TRAIN = {"events": "without events only the encoder, search and similar items can be trained"}
@@ -31,7 +35,11 @@ def _head(found: Proposals) -> str:
 
 def _block(proposal: Proposal) -> str:
     table = proposal.table
-    files = ", ".join(table.found.patterns) if table is not None else ", ".join(proposal.get("files"))
+    files = (
+        ", ".join(table.found.patterns) + _list(table)
+        if table is not None
+        else ", ".join(proposal.get("files"))
+    )
     rows = f", {table.found.rows:,} rows" if table is not None and table.found.rows is not None else ""
     lines = [_cut(f"{proposal.role.upper()}  {files}{rows}: {proposal.why}")]
     for one in proposal.guesses:
@@ -43,7 +51,7 @@ def _block(proposal: Proposal) -> str:
                 _cut(f" {_mark(one.sure)}{' ' * (MARGIN - 1)}{'type'.ljust(KEY)} {one.value}: {mapped}")
             )
             continue
-        value = ", ".join(one.value) if isinstance(one.value, list) else str(one.value)
+        value = ", ".join(one.value) if isinstance(one.value, list | dict) else str(one.value)
         if one.key in ("time", "first_seen", "updated"):
             value += _time_words(proposal)
         short = value if len(value) <= COLUMN else value[: COLUMN - 1] + "…"
@@ -57,6 +65,12 @@ def _block(proposal: Proposal) -> str:
         where = "beside each event" if proposal.role == "events" else "as features, off"
         lines.append(_cut(f"{' ' * (MARGIN + 1)}{'kept'.ljust(KEY)} {', '.join(kept)}: {where}"))
     return "\n".join(lines)
+
+
+def _list(table: Seen) -> str:
+    """The list in the rows of the files whose parts are the rows of the table."""
+    each = table.found.files.each
+    return "" if each is None else f", each of {each!r}"
 
 
 def _mark(sure: bool) -> str:
@@ -76,8 +90,13 @@ def _time_words(proposal: Proposal) -> str:
 
 def _unplaced(found: Proposals) -> str:
     off = {one.table.name: one.why for one in found.tables if not one.active and one.table is not None}
-    why = {**found.unplaced, **off, **found.listing.unread}
-    lines = [_cut(f"   {name}: {reason}") for name, reason in why.items()]
+    why = {**found.unplaced, **off, **found.listing.unread}  # whole: it may say what to do
+    lines = [
+        textwrap.fill(
+            f"{name}: {reason}", MOST, initial_indent="   ", subsequent_indent="     ", break_long_words=False
+        )
+        for name, reason in why.items()
+    ]
     return "\n".join(["NOT PLACED", *lines]) if lines else ""
 
 

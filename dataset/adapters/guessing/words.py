@@ -15,30 +15,32 @@ def _words(text: str) -> frozenset[str]:
 
 NOUNS = {
     "item": _words(
-        "item product sku article asin movie film book song track video news listing offer goods good variant recipe "
-        "restaurant business ad content game app artist album hotel course isbn ean upc gtin pid iid mid handle "
-        "stock merchandise prod show anime podcast document doc post story poi venue plu model creative campaign "
-        "material artikel produkt produit producto prodotto articulo articolo ware livre libro buch"
+        "item product sku article asin aid movie film book song track video news listing offer goods good variant "
+        "recipe restaurant business ad content game app artist album hotel course isbn ean upc gtin pid iid mid "
+        "handle stock merchandise prod show anime podcast document doc post story poi venue plu model creative "
+        "campaign material artikel produkt produit producto prodotto articulo articolo ware livre libro buch"
     ),
     "user": _words(
         "user customer visitor client member buyer shopper reviewer person account consumer viewer household profile "
         "patron reader listener subscriber uid cust cid usr guest kunde benutzer nutzer utilisateur usuario cliente "
-        "acheteur utente device cookie email mail"
+        "acheteur utente device cookie email mail anonymous pseudo"
     ),
     "session": _words(
-        "session request visit basket order invoice impression slate receipt ticket page trip sess cart sid "
+        "session request visit basket order invoice impression slate receipt ticket page trip sess cart sid playlist "
         "bestellung commande pedido ordine rechnung"
     ),
     "query": _words("query search keyword term phrase searchterm q suche recherche busqueda"),
 }
 IDS = _words("id ids key code no nr number num uid guid uuid pk ref identifier hash idx index uri urn")
+COUNT = _words("num number nb")  # before what is counted: "num_pages"
+UNKNOWN = _words("anonymous pseudo")  # of a user who has not said who they are
 CALLED = _words("name login nick nickname")  # of a user who has no other id
 OWN_IDS = _words(
-    "email mail sku asin isbn ean upc gtin pid iid uid handle mid cid sid plu"
+    "email mail sku asin aid isbn ean upc gtin pid iid uid handle mid cid sid plu"
 )  # a noun that is an id
 TIME = _words(
     "time timestamp ts t tm date datetime day dat dt when at created updated occurred moment clock epoch unix "
-    "fecha datum zeit ora hora heure timestampms"
+    "fecha datum zeit ora hora heure timestampms modified"
 )
 UPDATED = _words("updated modified changed update version valid lastmodified")
 CREATED = _words(
@@ -51,6 +53,7 @@ CLICKED = _words("click clicked label clk")  # of a column of 0 and 1
 SKIPPED = _words("skip skipped")  # of such a column, too
 BOUGHT = _words("purchase purchased bought buy ordered conversion converted")  # of such a column, too
 RATING = _words("rating rate star stars score overall grade note puntuacion bewertung")
+AVERAGE = _words("average avg mean")  # of many ratings: none of a user
 POSITION = _words("position rank slot pos place")
 RELEVANCE = _words("relevance relevancy label grade gain judgement judgment rel esci relevant")
 PART = _words("split part fold set subset usage partition")
@@ -127,7 +130,8 @@ TABLES = {
     "images": _words("image picture photo poster thumbnail img"),
 }  # words of the name of a file or a folder
 NEGATIVE = _words(
-    "remove delete cancel return refund dislike un unlike skip unsubscribe rm removed cancelled returned"
+    "remove delete cancel return refund dislike un unlike skip unsubscribe rm removed cancelled returned canceled "
+    "refunded voided failed storniert"
 )
 TYPES = {
     "purchase": _words(
@@ -136,13 +140,14 @@ TYPES = {
         "rented rental booking booked reservation reserved"
     ),
     "cart": _words(
-        "cart addtocart basket bag atc fav favorite favourite wishlist save bookmark like add carts like warenkorb "
-        "korb merkzettel panier favori carrito cesta carrello"
+        "cart addtocart added basket bag atc fav favorite favourite wishlist save bookmark like add carts like "
+        "warenkorb korb merkzettel panier favori carrito cesta carrello"
     ),
     "impression": _words("impression show shown exposure display displayed served imp impressions exposed"),
     "click": _words(
         "click view pv open detail visit browse watch play read listen pageview clicked viewed stream views visits "
-        "clickstream session seen tap plays listening look looked klick ansicht ansehen angesehen aufruf gesehen "
+        "clickstream session seen tap clickout interaction plays listening look looked klick ansicht "
+        "ansehen angesehen aufruf gesehen "
         "clic vue vu voir vista visto ver visita visite"
     ),
     "rating": _words("rating rate review rated reviews ratings stars"),
@@ -158,9 +163,15 @@ ALL = (
 )  # fmt: skip
 
 
+WRAPPED = re.compile(
+    r"^(properties|attributes|payload|data|params|fields|traits|body|_source|_doc)\.|:(token|float)(_seq)?$"
+)  # objects that hold a whole event; the types that RecBole writes behind names
+
+
 @cache
 def tokens(name: str) -> tuple[str, ...]:
     """The words of a name in lower case and singular: ``visitorid`` is "visitor id", ``eventTime`` "event time"."""
+    name = WRAPPED.sub("", name.rpartition("[].")[2])
     spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
     spaced = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1 \2", spaced)
     found: list[str] = []
@@ -200,9 +211,16 @@ def names_id_of(name: str, entity: str) -> float:
         words = tuple(word for word in words if word not in CALLED)
     if not nouns or any(word in OTHERS - NOUNS[entity] for word in words):
         return 0.0
+    if len(words) > 1 and words[0] in COUNT:
+        return 0.0
+    if entity == "session" and words[-1] in nouns and len(words) > 1 and words[0] in NOUNS["user"]:
+        return 0.8  # a user's session, no user
     others = [one for one in NOUNS if one != entity and set(words) & (NOUNS[one] - NOUNS[entity])]
-    is_id = any(word in IDS for word in words) or any(word in OWN_IDS for word in nouns)
+    ids = IDS if len(words) <= 2 else IDS - COUNT
+    is_id = any(word in ids for word in words) or any(word in OWN_IDS for word in nouns)
     first = next(one for word in words for one in NOUNS if word in NOUNS[one])
+    if entity == "user" and set(words) & UNKNOWN:
+        return 0.8 if is_id else 0.3
     certain = 1.0 if is_id and len(words) <= 2 else 0.9 if is_id else 0.8 if len(words) == 1 else 0.3
     return certain * (0.5 if others and first != entity else 0.8 if others else 1.0)
 
@@ -231,9 +249,16 @@ def is_unnamed(name: str) -> bool:
 def event_type(text: str) -> str | None:
     """The event type that a word of a log, or the name of a file, stands for."""
     words = set(tokens(text)) | {text.lower().replace("_", "").replace("-", "").replace(" ", "")}
-    if words & NEGATIVE:
+    if is_taken_back(text):
         return None
+    if "list" in words and words & TYPES["click"]:
+        return "impression"  # a list that was seen is no click on each of its items
     return next((kind for kind, known in TYPES.items() if words & known), None)
+
+
+def is_taken_back(text: str) -> bool:
+    """Whether a word of a log says that something was undone."""
+    return bool(set(tokens(text)) & NEGATIVE)
 
 
 def table_of(name: str) -> str | None:

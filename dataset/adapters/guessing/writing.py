@@ -56,10 +56,14 @@ def _data(found: Proposals, folder: str) -> str:
             _line("unknown_items", "keep", 'events of items that no table has: "keep" or "set aside"')
         )
         lines.append(_line("unknown_users", "keep", "the same for users"))
+        counts = any(one.table is not None and one.table.counter for one in found.of("events"))
+        last = "each user's orders are counted: of two users nobody knows who came first"
         lines += [
             "",
-            "# [split]",
-            _line("# protocol", "time", 'or "last", "users" or "given"; left out: chosen from the data'),
+            "[split]" if counts else "# [split]",
+            _line("protocol", "last", last)
+            if counts
+            else _line("# protocol", "time", 'or "last", "users" or "given"; left out: chosen from the data'),
             _line(
                 "# repeats", True, "recommend what a user took before, too; left out: chosen from the data"
             ),
@@ -71,7 +75,9 @@ def _table(proposal: Proposal) -> str:
     lines = [f"[[{proposal.role}]]".ljust(WIDE) + f"# {proposal.why}"]
     table = proposal.table
     if table is not None:
-        files = table.found.files.own if isinstance(table.found.files, Joined) else table.found.files
+        files = table.found.files
+        while isinstance(files, Joined):
+            files = files.own
         rows = (
             f"{table.found.bytes / 1e6:,.1f} MB" if table.found.rows is None else f"{table.found.rows:,} rows"
         )
@@ -82,6 +88,10 @@ def _table(proposal: Proposal) -> str:
             lines.append(_line("quote", files.quote, "no cell is quoted"))
         if not files.header:
             lines.append(_line("header", False, "the first row is data"))
+        if files.escape is not None:
+            lines.append(_line("escape", files.escape, "stands before quotes inside a cell"))
+        if files.separators:
+            lines.append(_line("separators", list(files.separators), f"cut the cells of {files.each!r}"))
         if files.encoding != "utf-8":
             lines.append(_line("encoding", files.encoding, "the bytes are not UTF-8"))
     lines += [
