@@ -29,18 +29,21 @@ KILLED = 4  # times
 
 
 def train(out, kill_before=None):
-    """Train a click model; end the process before it takes that batch, all batches counted."""
-    real, seen = attempt.epoch_batches, []
+    """Train a click model; end the process before it takes a step on that batch, all such batches counted."""
+    real, seen = attempt.fit, []
 
-    def batches(*given):
-        for batch in real(*given):
-            if len(seen) == kill_before:
-                os.kill(os.getpid(), signal.SIGKILL)
-            seen.append(1)
-            yield batch
+    def fit(*given, batches, **named):
+        def counted(epoch, done):
+            for batch in batches(epoch, done):
+                if len(seen) == kill_before:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                seen.append(1)
+                yield batch
+
+        return real(*given, batches=counted, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attempt, "epoch_batches", batches)
+        patch.setattr(attempt, "fit", fit)
         requests, checked = Requests(WORLD.frame), Requests(VALID.frame)
         made = train_ctr(requests, checked, WORLD.vectors, TINY, out, {}, Training(epochs=3))
     return made, len(seen)
