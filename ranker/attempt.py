@@ -21,7 +21,7 @@ from ranker.inputs.batch import Batch
 from ranker.inputs.columns import chunks
 from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.learner import Learner, Saved
-from ranker.losses import LOSSES, Logits, counted, each_request, training_loss
+from ranker.losses import LOSSES, Logits, counted, each_request, of_click, training_loss
 from ranker.model import ClickModel, WithPosition
 from ranker.places import unplaced
 from ranker.ranks import ALL, Share, in_ranks
@@ -77,8 +77,7 @@ class Trained:
         found = []
         for batch in ALL.batches(stored, self.encoder, batched(len(stored))):
             with torch.no_grad():
-                every = logits(batch)
-            logit = every if every.dim() == 2 else every[..., 0]
+                logit = of_click(logits(batch))
             found.append(each_request(self.config.loss, logit, batch.label, batch.candidate_mask))
         losses, counts = zip(*found, strict=True)
         return torch.cat(losses).double().numpy(), torch.cat(counts).long().numpy()
@@ -145,8 +144,7 @@ class Attempt:
         for batch in self.batches(epoch=0, done=0):
             for logged, parts in logits.items():
                 with torch.no_grad():
-                    every = model(batch, logged=logged)
-                logit = every if every.dim() == 2 else every[..., 0]
+                    logit = of_click(model(batch, logged=logged))
                 parts.append(logit[batch.candidate_mask].numpy())
             found += len(parts[-1])
             if found >= PLACED:

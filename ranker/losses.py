@@ -30,7 +30,7 @@ def training_loss(logits: Logits, batch: Batch, loss: str, other: float = 0.0, s
         share: its mean over the ranks is the mean over the whole batch.
     """
     every = logits(batch)
-    logit = every if every.dim() == 2 else every[..., 0]
+    logit = of_click(every)
     weights = {name: 1 - other if name == loss else other for name in LOSSES}
     parts = [
         weight * share.weigh(LOSSES[name](logit, batch.label, batch.candidate_mask), counted(batch, name))
@@ -40,6 +40,11 @@ def training_loss(logits: Logits, batch: Batch, loss: str, other: float = 0.0, s
         later = entire_space_loss(every, batch.later, batch.candidate_mask)
         parts.append(share.weigh(later, counted(batch, "pointwise")))
     return torch.stack(parts).sum()
+
+
+def of_click(every: Tensor) -> Tensor:
+    """The click's logits, float32 [R, N], among all that a model says: [R, N], or [R, N, 1 + T] with steps."""
+    return every if every.dim() == 2 else every[..., 0]
 
 
 def counted(batch: Batch, loss: str) -> int:

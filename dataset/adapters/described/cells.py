@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 
 from dataset.adapters.canonical import FAR_US, SECOND_US
 from dataset.adapters.described.description import DAYS, ISO, UNITS, Section
-from dataset.adapters.described.files import ROWS, Batch, Files, literal, quoted
+from dataset.adapters.described.files import ROWS, Batch, Files
 from dataset.adapters.described.joined import Joined
+from dataset.adapters.described.sql import literal, quoted
 from dataset.adapters.source import NEXT
 from dataset.contracts import DataError
 

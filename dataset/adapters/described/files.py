@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from dataset.adapters.described.converted import XML, as_lines
 from dataset.adapters.described.nested import DEPTH, Kind, kinds_of, lists_of, rows
+from dataset.adapters.described.sql import literal
 from dataset.adapters.source import NEXT
 from dataset.contracts import DataError
 
@@ -271,16 +272,6 @@ def _is_json(path: Path) -> bool:
 def opened(path: Path) -> IO[bytes]:
     """The bytes of a file, unpacked if it ends in ``.gz``."""
     return gzip.open(path) if path.name.endswith(PACKED) else path.open("rb")  # type: ignore[return-value]
-
-
-def literal(text: str) -> str:
-    """The text as a literal of SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def quoted(name: str) -> str:
-    """The name of a column in SQL."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def inside(root: Path, path: Path) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from dataset.adapters.described.files import ROWS, Batch, Files, connection, quoted
+from dataset.adapters.described.files import ROWS, Batch, Files, connection
+from dataset.adapters.described.sql import quoted
 from dataset.adapters.source import NEXT
 from dataset.contracts import DataError
 

@@ -15,10 +15,11 @@ from dataset.adapters.canonical import flat, under
 from dataset.adapters.described.cells import Cell, Reader, read
 from dataset.adapters.described.description import Judgements, Queries
 from dataset.adapters.described.entities import Described, columns_of, files_of
-from dataset.adapters.described.files import Batch, literal
+from dataset.adapters.described.files import Batch
 from dataset.adapters.described.log import Searches
 from dataset.adapters.described.names import Names
 from dataset.adapters.described.rows import KEY, extra_cells, extras, filled, latest
+from dataset.adapters.described.sql import literal
 from dataset.adapters.row_files import PARTS
 from dataset.adapters.source import NEXT
 from dataset.contracts import JUDGEMENTS, QUERIES, DataError

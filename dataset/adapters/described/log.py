@@ -15,10 +15,11 @@ from dataset.adapters.canonical import NO_CLOCK, SECOND_US, flat, scoped_ids, un
 from dataset.adapters.described.cells import Cell, Reader, read
 from dataset.adapters.described.description import IGNORE, Events
 from dataset.adapters.described.entities import columns_of, files_of
-from dataset.adapters.described.files import PACKED, Batch, literal
+from dataset.adapters.described.files import PACKED, Batch
 from dataset.adapters.described.firsts import Firsts
 from dataset.adapters.described.names import Names
 from dataset.adapters.described.rows import beside
+from dataset.adapters.described.sql import literal
 from dataset.contracts import EVENTS, TIME
 from dataset.identity import IMPORTED, event_key
 from dataset.long_log import FEW, LongLog

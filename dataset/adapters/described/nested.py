@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from duckdb import DuckDBPyConnection
 from duckdb.sqltypes import DuckDBPyType
 
+from dataset.adapters.described.sql import literal, quoted
 from dataset.adapters.source import NEXT
 from dataset.contracts import DataError
 
@@ -111,7 +112,7 @@ def rows(
         made, parts = _parts(kind.part, path, each, is_json)
     else:
         made, parts = _cut(f"CAST({_cell(path, is_json)} AS VARCHAR)", each, separators)
-    opened = f"SELECT *, unnest({made}) AS {_name(LISTED)} FROM {scan}"
+    opened = f"SELECT *, unnest({made}) AS {quoted(LISTED)} FROM {scan}"
     return f"(SELECT {_select({**cells, **parts})} FROM ({opened}))"
 
 
@@ -125,8 +126,8 @@ def _parts(part: Kind, path: list[str], each: str, is_json: bool) -> tuple[str, 
         return _typed(path), fields
     column, inner = _json(path)
     if not part.fields:
-        fields = {each + PART: f"json_extract_string({_name(LISTED)}, '$')"}  # without the quotes of JSON
-    return f"json_extract({column}, {_quote(inner + '[*]')})", fields
+        fields = {each + PART: f"json_extract_string({quoted(LISTED)}, '$')"}  # without the quotes of JSON
+    return f"json_extract({column}, {literal(inner + '[*]')})", fields
 
 
 def _cut(text: str, each: str, separators: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -135,12 +136,12 @@ def _cut(text: str, each: str, separators: Sequence[str]) -> tuple[str, dict[str
         raise DataError(
             f'expected separators for the parts of {each!r}, which is a text: separators = [" "] in moon.toml. {NEXT}'
         )
-    between = _quote(separators[0])
+    between = literal(separators[0])
     made = f"list_filter(list_transform(str_split({text}, {between}), lambda x: trim(x)), lambda x: x <> '')"
     if len(separators) == 1:
-        return made, {each + PART: _name(LISTED)}
-    values = f"str_split({_name(LISTED)}, {_quote(separators[1])})"
-    first = f"array_to_string({values}[1:greatest(len({values}) - 1, 1)], {_quote(separators[1])})"
+        return made, {each + PART: quoted(LISTED)}
+    values = f"str_split({quoted(LISTED)}, {literal(separators[1])})"
+    first = f"array_to_string({values}[1:greatest(len({values}) - 1, 1)], {literal(separators[1])})"
     last = f"CASE WHEN len({values}) > 1 THEN {values}[-1] END"
     return made, {f"{each}{PART}.1": first, f"{each}{PART}.2": last}
 
@@ -166,27 +167,19 @@ def _cell(path: list[str], is_json: bool) -> str:
     if not is_json:
         return _typed(path)
     if len(path) == 1:
-        return f"CAST({_name(path[0])} AS VARCHAR)"
+        return f"CAST({quoted(path[0])} AS VARCHAR)"
     column, inner = _json(path)
-    return f"json_extract_string({column}, {_quote(inner)})"
+    return f"json_extract_string({column}, {literal(inner)})"
 
 
 def _json(path: list[str]) -> tuple[str, str]:
     """The column, as JSON, and the path in it."""
-    return f"CAST({_name(path[0])} AS JSON)", "$" + "".join(f'."{field}"' for field in path[1:])
+    return f"CAST({quoted(path[0])} AS JSON)", "$" + "".join(f'."{field}"' for field in path[1:])
 
 
 def _typed(path: list[str]) -> str:
-    return ".".join(map(_name, path)) if len(path) > 1 else _name(path[0])
+    return ".".join(map(quoted, path))
 
 
 def _select(cells: Mapping[str, str]) -> str:
-    return ", ".join(f"{sql} AS {_name(name)}" for name, sql in cells.items())
-
-
-def _name(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'
-
-
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return ", ".join(f"{sql} AS {quoted(name)}" for name, sql in cells.items())

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from dataset.adapters.described.cells import Cell, Reader
-from dataset.adapters.described.files import Batch, connection, literal, quoted
+from dataset.adapters.described.files import Batch, connection
+from dataset.adapters.described.sql import literal, quoted
 
 KEY, UPDATED, ROW = "key", "updated", "row"
 PROPERTY, VALUE = "property", "value"  # of a table with a row per item and property

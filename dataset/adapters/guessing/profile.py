@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset.adapters.described.files import PACKED, format_of, quoted
+from dataset.adapters.described.files import PACKED, format_of
+from dataset.adapters.described.sql import quoted
 from dataset.adapters.guessing.clock import Clock, clock
 from dataset.adapters.guessing.folder import Found, sampled
 
