@@ -19,13 +19,16 @@ from torch import Tensor, nn
 
 from ranker.inputs.batch import Batch
 
-READ = 50_000  # candidates that the regression is fitted to, at most
+READ = 50_000  # candidates at most among which are those that the regression is fitted to
 FOLDS = 5  # of the candidates: by their loss under the others' weights, the shrinkage is chosen
 SHRINKAGES = [0.001, 0.01, 0.1, 1.0]  # C of scikit-learn: the smaller, the nearer are the weights to zero
 
 
 class LinearPath(nn.Module):
     """Log-odds that are linear in the numbers of a candidate and its request; zero before it begins.
+
+    It begins at what requests without a search say: weights that hold among items that answer a search are wrong
+    between items at all (docs/log/ranker.md#a-regression-of-requests-without-a-search).
 
     Args:
         candidate: F.
@@ -44,19 +47,20 @@ class LinearPath(nn.Module):
         return said + (batch.request_numbers @ self.request)[:, None]
 
     def begin(self, batches: Iterable[Batch]) -> None:
-        """Take the weights of a regression of the labels on the numbers.
+        """Take the weights of a regression of the labels on the numbers, of requests without a search.
 
         Its shrinkage is the strongest of SHRINKAGES that predicts held-out folds as well as the best one. Where there
-        are no numbers, or fewer positives or negatives than folds, the rate of the labels is all it says.
+        are no numbers, or fewer positives or negatives than folds, the rate of all labels is all it says.
 
         Args:
             batches: to learn from, in random order; no more than needed are read.
         """
-        numbers, liked = _read(batches)
+        numbers, liked, searched = _read(batches)
+        rate = np.log((liked.sum() + 1) / ((~liked).sum() + 1))
+        numbers, liked = numbers[~searched], liked[~searched]
         with torch.no_grad():
-            positives, negatives = liked.sum(), (~liked).sum()
-            if not numbers.shape[1] or min(positives, negatives) < FOLDS:
-                self.bias.fill_(float(np.log((positives + 1) / (negatives + 1))))
+            if not numbers.shape[1] or min(liked.sum(), (~liked).sum()) < FOLDS:
+                self.bias.fill_(float(rate))
                 return
             regression = LogisticRegression(max_iter=300)
             search = GridSearchCV(
@@ -79,15 +83,17 @@ def _most_shrunk(found: Mapping[str, np.ndarray]) -> int:
     return int(np.argmax(behind.mean(axis=0) <= behind.std(axis=0, ddof=1) / np.sqrt(FOLDS)))
 
 
-def _read(batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of candidates and their requests, float32 (C, F + G), and whether each is liked, bool (C)."""
-    numbers: list[Tensor] = []
-    liked: list[Tensor] = []
+def _read(batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers of candidates and requests, float32 (C, F + G), whether each is liked and searched for, bool (C)."""
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    found = 0
     for batch in batches:
         mask, many = batch.candidate_mask, batch.candidate_numbers.shape[1]
         request = batch.request_numbers[:, None].expand(-1, many, -1)
-        numbers.append(torch.cat([batch.candidate_numbers, request], dim=-1)[mask])
-        liked.append(batch.label[mask] > 0)
-        if sum(map(len, liked)) >= READ:
+        of_both = torch.cat([batch.candidate_numbers, request], dim=-1)[mask]
+        parts.append((of_both, batch.label[mask] > 0, batch.query_known[:, None].expand(-1, many)[mask]))
+        found += len(of_both)
+        if found >= READ:
             break
-    return torch.cat(numbers)[:READ].numpy(), torch.cat(liked)[:READ].numpy()
+    numbers, liked, searched = (torch.cat(of)[:READ].numpy() for of in zip(*parts, strict=True))
+    return numbers, liked, searched

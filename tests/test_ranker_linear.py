@@ -23,12 +23,13 @@ WEIGHTS = np.array([1.5, -1.0, 0.5, 0, 0, 0, 0, 0])
 class Given:
     """What the linear path reads of a batch: rows of requests with empty slots at the end."""
 
-    def __init__(self, candidate, request, label, mask):
+    def __init__(self, candidate, request, label, mask, searched=False):
         self.candidate_numbers, self.request_numbers = torch.tensor(candidate), torch.tensor(request)
         self.label, self.candidate_mask = torch.tensor(label), torch.tensor(mask)
+        self.query_known = torch.full((len(mask),), searched)
 
 
-def batches(requests, weights, bias, seed=0, noise=0, slots=3):
+def batches(requests, weights, bias, seed=0, noise=0, slots=3, searched=False):
     """One request after the other; labels of a regression on two numbers of it and the others of a candidate."""
     draw = np.random.default_rng(seed)
     weights = np.append(weights, np.zeros(noise))
@@ -38,7 +39,7 @@ def batches(requests, weights, bias, seed=0, noise=0, slots=3):
         logit = candidate @ weights[2:] + (request @ weights[:2])[:, None] + bias
         label = (draw.random((1, slots)) < 1 / (1 + np.exp(-logit))).astype(np.float32)
         mask = np.arange(slots)[None] < draw.integers(1, slots + 1)
-        yield Given(candidate, request, label * mask, mask)
+        yield Given(candidate, request, label * mask, mask, searched)
 
 
 def flat(many):
@@ -95,14 +96,29 @@ def test_the_fewer_the_labels_beside_the_numbers_the_more_it_shrinks():
 def test_where_all_labels_are_equal_it_says_their_rate(label, expected):
     many = [Given(np.ones((1, 1, 2), np.float32), np.ones((1, 2), np.float32), [[label]], [[True]])] * 100
     path = begun(many, 2)
-    assert float(path.bias) == pytest.approx(expected, rel=1e-5)
+    assert path.bias.tolist() == pytest.approx([expected], rel=1e-5)
     assert not path.candidate.any() and not path.request.any()
 
 
 def test_without_numbers_it_says_the_rate():
     none = np.ones((1, 4, 0), np.float32)
     many = [Given(none, np.ones((1, 0), np.float32), [[1.0, 0, 0, 0]], [[True] * 4])] * 50
-    assert float(begun(many, 0, 0).bias) == pytest.approx(np.log(51 / 151), rel=1e-5)
+    assert begun(many, 0, 0).bias.tolist() == pytest.approx([np.log(51 / 151)], rel=1e-5)
+
+
+def test_it_is_fitted_to_requests_without_a_search():
+    """Weights that hold among items that answer a search are not what holds between items at all."""
+    plain = list(batches(1_000, [0.8, -0.6, 1.2, -0.9], bias=-1.0))
+    searches = batches(1_000, [0, 0, -2.0, 2.0], bias=0.5, seed=1, searched=True)
+    both = [one for pair in zip(plain, searches, strict=True) for one in pair]
+    torch.testing.assert_close(begun(both, 2).state_dict(), begun(plain, 2).state_dict())
+
+
+def test_where_all_search_it_says_their_rate():
+    many = list(batches(1_000, [0, 0, 2.0, 0], bias=-2.0, searched=True))
+    path, liked = begun(many, 2), flat(many)[1]
+    assert path.bias.tolist() == pytest.approx([np.log((liked.sum() + 1) / ((~liked).sum() + 1))], rel=1e-5)
+    assert not path.candidate.any() and not path.request.any()
 
 
 def test_it_reads_no_more_batches_than_it_needs(monkeypatch):
