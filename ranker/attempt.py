@@ -21,6 +21,7 @@ from ranker.inputs.batch import Batch
 from ranker.inputs.columns import chunks
 from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.learner import Learner, Saved
+from ranker.linear import LinearPath
 from ranker.losses import LOSSES, Logits, counted, each_request, of_click, training_loss
 from ranker.model import ClickModel, WithPosition
 from ranker.places import unplaced
@@ -63,13 +64,27 @@ class Data:
 
 @dataclass(frozen=True)
 class Trained:
-    """A click model trained with some settings, what reads frames for it, and what its optimizers remember."""
+    """A click model, the attempt that trained it, and what its optimizers remember."""
 
-    config: CtrConfig
+    attempt: Attempt
     model: ClickModel
-    encoder: FrameEncoder
     outcome: Outcome
     learner: Learner
+
+    @property
+    def config(self) -> CtrConfig:
+        """Of the model as it trained."""
+        return self.attempt.config
+
+    @property
+    def encoder(self) -> FrameEncoder:
+        """Reads frames for the model."""
+        return self.attempt.encoder
+
+    def freed(self) -> CtrConfig:
+        """Let its scores be of an average place; the configuration of the model that says them."""
+        self.model.unplaced = self.attempt.unplaced(self.model)
+        return replace(self.config, unplaced=self.model.unplaced)
 
     def losses(self, stored: StoredRequests) -> tuple[np.ndarray, np.ndarray]:
         """The losses of every request added up, float64 [R], and how many they are, int64 [R]."""
@@ -99,6 +114,7 @@ class Attempt:
         plan: how long and how fast.
         place: path beside which its checkpoints are kept.
         begins: the state of a learner that it goes on from, in one process; None: it begins untrained.
+        line: the regression that an untrained model begins at (``regression``), where its configuration has one.
     """
 
     data: Data
@@ -106,11 +122,19 @@ class Attempt:
     plan: Plan
     place: Path
     begins: Saved | None = None
+    line: LinearPath | None = None
 
     @cached_property
     def encoder(self) -> FrameEncoder:
         """Reads frames for the model."""
         return FrameEncoder(self.config.inputs, self.data.vectors, self.config.recipe.search)
+
+    def regression(self) -> LinearPath | None:
+        """The regression that all attempts on the data begin at; None: they begin at its rate, or have none."""
+        line = self.config.shape.line()
+        if line is not None:
+            line.begin(self.batches(epoch=0, done=0))
+        return line
 
     def run(self, ranks: int | None, after: Callable[[int, float], None] | None) -> Trained:
         """Train it, or go on where it was interrupted; arguments as of ``train_ctr``."""
@@ -118,7 +142,8 @@ class Attempt:
         model, data = self.config.build(), self.data
         if self.begins is None:
             if model.line is not None:
-                model.line.begin(self.batches(0, 0))
+                assert self.line is not None
+                model.line.load_state_dict(self.line.state_dict())
             elif self.config.loss == "pointwise":
                 begin_at_rate(model, data.log_odds)
             if data.vectors is not None:
@@ -132,8 +157,7 @@ class Attempt:
             learner.restore(self.begins)
         # After ranks, nothing is left to train: this reads the best epoch from their last checkpoint.
         outcome = fitted(model, WithPosition(model), ALL, lambda *_: learner)
-        model.unplaced = self.unplaced(model)
-        return Trained(replace(self.config, unplaced=model.unplaced), model, self.encoder, outcome, learner)
+        return Trained(self, model, outcome, learner)
 
     def unplaced(self, model: ClickModel) -> float:
         """What a score needs besides to be of an average place, by the first PLACED impressions of an epoch."""

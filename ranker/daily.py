@@ -123,7 +123,7 @@ def train_day(
     plan = planned(data, terms.learning_rate, terms.seed + day, epochs)
     made = Attempt(data, config, plan, out, begins).run(None, None)
     manifest = {**record, "terms": terms.to_json(), "outcome": asdict(made.outcome), "day": day}
-    _write(out, manifest, parents, made.config, made.learner, seen)
+    _write(out, manifest, parents, made.freed(), made.learner, seen)
     remove_checkpoints(out)
     return open_artifact(out, "ranker")
 

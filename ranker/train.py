@@ -149,7 +149,9 @@ def train_ctr(
         own = replace(config, **settings.settings(), recipe=recipe)
         plan = planned(data, own.learning_rate, training.seed, training.epochs)
         place = out.with_name(f"{out.name}.{len(trained) + 1}") if trained else out
-        trained.append(Attempt(data, own, plan, place).run(ranks, after))
+        one = Attempt(data, own, plan, place)
+        line = trained[0].attempt.line if trained else one.regression()
+        trained.append(replace(one, line=line).run(ranks, after))
 
     for one in tries:
         attempt(one, config.recipe)
@@ -203,7 +205,7 @@ def _written(
     best: Trained, data: Data, training: Training, size: Size, out: Path, asked: StoredRequests | None
 ) -> Artifact:
     """The artifact of the best attempt, calibrated if asked for; nothing is left of the checkpoints."""
-    config = best.config
+    config = best.freed()
     ranker = Ranker(best.model, best.encoder, step=config.step)
     manifest: dict[str, Any] = {
         "recipe": config.recipe.name,
