@@ -21,7 +21,7 @@ from ranker.inputs.batch import Batch
 from ranker.inputs.columns import chunks
 from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.learner import Learner, Saved
-from ranker.linear import LinearPath
+from ranker.linear import LinearPath, examples_of
 from ranker.losses import LOSSES, Logits, counted, each_request, of_click, training_loss
 from ranker.model import ClickModel, WithPosition
 from ranker.places import unplaced
@@ -133,7 +133,7 @@ class Attempt:
         """The regression that all attempts on the data begin at; None: they begin at its rate, or have none."""
         line = self.config.shape.line()
         if line is not None:
-            line.begin(self.batches(epoch=0, done=0))
+            line.begin(examples_of(self.data.train, self.data.counts, self.encoder, self.plan.seed))
         return line
 
     def run(self, ranks: int | None, after: Callable[[int, float], None] | None) -> Trained:

@@ -26,7 +26,7 @@ def epoch_batches(
     """The batches of an epoch in an order drawn from ``seed``; the first ``done`` are left out."""
     draw = np.random.default_rng(seed)
     pool = max(1, int(POOL * slots_per_batch / max(counts.mean(), 1)))
-    windows = _windows(np.flatnonzero(counts > 0), train.windows, draw)
+    windows = windows_of(np.flatnonzero(counts > 0), train.windows, draw)
     for rows in windows:
         order = draw.permutation(rows)
         groups = [
@@ -40,7 +40,7 @@ def epoch_batches(
         done = max(done - len(groups), 0)
 
 
-def _windows(rows: np.ndarray, windows: np.ndarray | None, draw: np.random.Generator) -> list[np.ndarray]:
+def windows_of(rows: np.ndarray, windows: np.ndarray | None, draw: np.random.Generator) -> list[np.ndarray]:
     """The requests that are shuffled together, in random order: those of a window, or all where all are in memory."""
     if windows is None or not len(rows):
         return [rows]

@@ -9,19 +9,76 @@ Legend: R requests, N candidates, F numbers of a candidate, G numbers of a reque
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from torch import Tensor, nn
 
+from feature_repo.frame import StoredRequests
+from ranker.epoch import windows_of
 from ranker.inputs.batch import Batch
+from ranker.inputs.columns import request_time_us
+from ranker.inputs.frame_encoder import FrameEncoder
 
-READ = 50_000  # candidates at most among which are those that the regression is fitted to
-FOLDS = 5  # of the candidates: by their loss under the others' weights, the shrinkage is chosen
+READ, AT_ONCE = 50_000, 512  # candidates that the regression is fitted to at most, requests read at once
+FOLDS = 5  # of the users: by their loss under the others' weights, the shrinkage is chosen
 SHRINKAGES = [0.001, 0.01, 0.1, 1.0]  # C of scikit-learn: the smaller, the nearer are the weights to zero
+
+
+@dataclass(frozen=True)
+class Examples:
+    """C candidates of requests.
+
+    Attributes:
+        numbers: float32 (C, F + G), of candidate and request.
+        liked: bool (C), the label.
+        user_id: int64 (C).
+        searched: bool (C), whether the request searched for something.
+    """
+
+    numbers: np.ndarray
+    liked: np.ndarray
+    user_id: np.ndarray
+    searched: np.ndarray
+
+
+def examples_of(train: StoredRequests, counts: np.ndarray, encoder: FrameEncoder, seed: int) -> Examples:
+    """Candidates of requests in random order, READ of them or all.
+
+    Args:
+        train: the requests.
+        counts: int64 [R], candidates of each.
+        encoder: reads their numbers.
+        seed: of the order.
+    """
+    draw, parts, found = np.random.default_rng(seed), [], 0
+    for window in windows_of(np.flatnonzero(counts > 0), train.windows, draw):
+        order = draw.permutation(window)
+        for start in range(0, len(order), AT_ONCE):
+            if found < READ:
+                parts.append(_read(train, encoder, order[start : start + AT_ONCE]))
+                found += len(parts[-1][0])
+    return Examples(*(np.concatenate(part)[:READ] for part in zip(*parts, strict=True)))
+
+
+def _read(train: StoredRequests, encoder: FrameEncoder, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The arrays of ``Examples`` of some requests."""
+    frame = train.select(rows)
+    requests, candidates, time_us = frame.requests, frame.candidates, request_time_us(frame.requests)
+    many = np.diff(frame.offsets)
+    of_request = np.repeat(encoder.numbers("request", requests, time_us), many, axis=0)
+    of_candidate = encoder.numbers("candidate", candidates, np.repeat(time_us, many))
+    return (
+        np.concatenate([of_candidate, of_request], axis=1),
+        candidates["label"].to_numpy() > 0,
+        np.repeat(requests["user_id"].to_numpy(), many),
+        np.repeat(encoder.queries(requests, None)[1], many),
+    )
 
 
 class LinearPath(nn.Module):
@@ -46,31 +103,41 @@ class LinearPath(nn.Module):
         said: Tensor = batch.candidate_numbers @ self.candidate + self.bias
         return said + (batch.request_numbers @ self.request)[:, None]
 
-    def begin(self, batches: Iterable[Batch]) -> None:
+    def begin(self, examples: Examples) -> None:
         """Take the weights of a regression of the labels on the numbers, of requests without a search.
 
-        Its shrinkage is the strongest of SHRINKAGES that predicts held-out folds as well as the best one. Where there
-        are no numbers, or fewer positives or negatives than folds, the rate of all labels is all it says.
+        Its shrinkage is the strongest of SHRINKAGES that predicts held-out users as well as the best one. Where there
+        are no numbers, or fewer users with positives or negatives than folds, the rate of all labels is all it says.
 
         Args:
-            batches: to learn from, in random order; no more than needed are read.
+            examples: what it is fitted to, and the rate of the labels found by.
         """
-        numbers, liked, searched = _read(batches)
+        liked, plain = examples.liked, ~examples.searched
         rate = np.log((liked.sum() + 1) / ((~liked).sum() + 1))
-        numbers, liked = numbers[~searched], liked[~searched]
+        numbers, liked, user_id = examples.numbers[plain], liked[plain], examples.user_id[plain]
+        users = min(len(np.unique(user_id[liked])), len(np.unique(user_id[~liked])))
         with torch.no_grad():
-            if not numbers.shape[1] or min(liked.sum(), (~liked).sum()) < FOLDS:
+            if not numbers.shape[1] or users < FOLDS:
                 self.bias.fill_(float(rate))
                 return
             regression = LogisticRegression(max_iter=300)
             search = GridSearchCV(
-                regression, {"C": SHRINKAGES}, scoring="neg_log_loss", cv=FOLDS, refit=_most_shrunk
+                regression,
+                {"C": SHRINKAGES},
+                scoring=_score,
+                cv=StratifiedGroupKFold(FOLDS),
+                refit=_most_shrunk,
             )
-            found = search.fit(numbers, liked).best_estimator_
+            found = search.fit(numbers, liked, groups=user_id).best_estimator_
             weights = torch.from_numpy(found.coef_[0]).to(self.bias)
             self.candidate.copy_(weights[: len(self.candidate)])
             self.request.copy_(weights[len(self.candidate) :])
             self.bias.fill_(float(found.intercept_[0]))
+
+
+def _score(regression: LogisticRegression, numbers: np.ndarray, liked: np.ndarray) -> float:
+    """Minus its mean loss, of labels that may all be equal."""
+    return -float(log_loss(liked, regression.predict_proba(numbers), labels=[False, True]))
 
 
 def _most_shrunk(found: Mapping[str, np.ndarray]) -> int:
@@ -81,19 +148,3 @@ def _most_shrunk(found: Mapping[str, np.ndarray]) -> int:
     scores = np.stack([found[f"split{fold}_test_score"] for fold in range(FOLDS)])
     behind = scores[:, [scores.mean(axis=0).argmax()]] - scores
     return int(np.argmax(behind.mean(axis=0) <= behind.std(axis=0, ddof=1) / np.sqrt(FOLDS)))
-
-
-def _read(batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers of candidates and requests, float32 (C, F + G), whether each is liked and searched for, bool (C)."""
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    found = 0
-    for batch in batches:
-        mask, many = batch.candidate_mask, batch.candidate_numbers.shape[1]
-        request = batch.request_numbers[:, None].expand(-1, many, -1)
-        of_both = torch.cat([batch.candidate_numbers, request], dim=-1)[mask]
-        parts.append((of_both, batch.label[mask] > 0, batch.query_known[:, None].expand(-1, many)[mask]))
-        found += len(of_both)
-        if found >= READ:
-            break
-    numbers, liked, searched = (torch.cat(of)[:READ].numpy() for of in zip(*parts, strict=True))
-    return numbers, liked, searched

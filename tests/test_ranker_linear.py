@@ -8,8 +8,11 @@ import pytest
 import torch
 from ranker_world import Requests, auc, make_world
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
 
 from ranker import linear
+from ranker.inputs.columns import learn_inputs
+from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.score import CtrConfig, Ranker
 from ranker.train import Training, train_ctr
 from run.sizes import size
@@ -20,112 +23,166 @@ NAMES = tuple(f"match_{name}" for name in "abcdefgh")
 WEIGHTS = np.array([1.5, -1.0, 0.5, 0, 0, 0, 0, 0])
 
 
-class Given:
-    """What the linear path reads of a batch: rows of requests with empty slots at the end."""
-
-    def __init__(self, candidate, request, label, mask, searched=False):
-        self.candidate_numbers, self.request_numbers = torch.tensor(candidate), torch.tensor(request)
-        self.label, self.candidate_mask = torch.tensor(label), torch.tensor(mask)
-        self.query_known = torch.full((len(mask),), searched)
-
-
-def batches(requests, weights, bias, seed=0, noise=0, slots=3, searched=False):
-    """One request after the other; labels of a regression on two numbers of it and the others of a candidate."""
+def examples(count, weights, bias, seed=0, noise=0, users=200, searched=False):
+    """Labels of a regression on two numbers of a request, which come last, and the others of a candidate."""
     draw = np.random.default_rng(seed)
     weights = np.append(weights, np.zeros(noise))
-    for _ in range(requests):
-        candidate = draw.standard_normal((1, slots, len(weights) - 2)).astype(np.float32)
-        request = draw.standard_normal((1, 2)).astype(np.float32)
-        logit = candidate @ weights[2:] + (request @ weights[:2])[:, None] + bias
-        label = (draw.random((1, slots)) < 1 / (1 + np.exp(-logit))).astype(np.float32)
-        mask = np.arange(slots)[None] < draw.integers(1, slots + 1)
-        yield Given(candidate, request, label * mask, mask, searched)
+    numbers = draw.standard_normal((count, len(weights))).astype(np.float32)
+    liked = draw.random(count) < 1 / (1 + np.exp(-(numbers @ weights + bias)))
+    numbers = np.concatenate([numbers[:, 2:], numbers[:, :2]], axis=1)
+    return linear.Examples(numbers, liked, draw.integers(users, size=count), np.full(count, searched))
 
 
-def flat(many):
-    """Rows of the same numbers, candidate by candidate."""
-    rows, liked = [], []
-    for one in many:
-        for slot in range(one.label.shape[1]):
-            if one.candidate_mask[0, slot]:
-                rows.append([*one.candidate_numbers[0, slot].tolist(), *one.request_numbers[0].tolist()])
-                liked.append(bool(one.label[0, slot]))
-    return np.array(rows), np.array(liked)
+def both(one, other):
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    order = np.random.default_rng(9).permutation(len(one.liked) + len(other.liked))
+    return linear.Examples(*(np.concatenate(pair)[order] for pair in pairs))
 
 
-def begun(many, candidate, request=2):
-    path = linear.LinearPath(candidate, request)
-    path.begin(many)
+def begun(given, request=2):
+    path = linear.LinearPath(given.numbers.shape[1] - request, request)
+    path.begin(given)
     return path
 
 
-def loss_of(shrinkage, rows, liked, out):
+def fitted(shrinkage, given):
+    return LogisticRegression(C=shrinkage, max_iter=300).fit(given.numbers, given.liked)
+
+
+def loss_of(shrinkage, given, out):
     """What a regression on the others loses on those that are held out."""
-    one = LogisticRegression(C=shrinkage, max_iter=300).fit(rows[~out], liked[~out])
-    chance = one.predict_proba(rows[out])[:, 1]
-    return -np.log(np.where(liked[out], chance, 1 - chance)).mean()
+    one = LogisticRegression(C=shrinkage, max_iter=300).fit(given.numbers[~out], given.liked[~out])
+    chance = one.predict_proba(given.numbers[out])[:, 1]
+    return -np.log(np.where(given.liked[out], chance, 1 - chance)).mean()
 
 
 def test_it_takes_the_weights_of_a_regression_and_says_them_of_every_candidate():
-    many = list(batches(2_000, [0.8, -0.6, 1.2, -0.9], bias=-1.0))
-    path = begun(many, 2)
-    rows, liked = flat(many)
-    fold, grid = np.arange(len(liked)) * 5 // len(liked), (0.001, 0.01, 0.1, 1.0)
-    losses = np.array([[loss_of(c, rows, liked, fold == part) for part in range(5)] for c in grid])
+    given = examples(4_000, [0.8, -0.6, 1.2, -0.9], bias=-1.0)
+    path = begun(given)
+    folds = StratifiedGroupKFold(5).split(given.numbers, given.liked, given.user_id)
+    outs = [np.isin(np.arange(4_000), rows) for _, rows in folds]
+    assert not any(set(given.user_id[out]) & set(given.user_id[~out]) for out in outs)
+    grid = (0.001, 0.01, 0.1, 1.0)
+    losses = np.array([[loss_of(c, given, out) for out in outs] for c in grid])
     behind = losses - losses[losses.mean(axis=1).argmin()]
     chosen = next(c for c, b in zip(grid, behind, strict=True) if b.mean() <= b.std(ddof=1) / 5**0.5)
-    best = LogisticRegression(C=chosen, max_iter=300).fit(rows, liked)
+    best = fitted(chosen, given)
     found = np.concatenate([path.candidate.detach(), path.request.detach()])
     np.testing.assert_allclose(found, best.coef_[0], atol=2e-3)
     np.testing.assert_allclose(found, [1.2, -0.9, 0.8, -0.6], atol=0.15)
+
+    class Two:
+        candidate_numbers = torch.from_numpy(given.numbers[:60, :2].reshape(20, 3, 2))
+        request_numbers = torch.from_numpy(given.numbers[:60:3, 2:])
+
+    rows = np.concatenate([given.numbers[:60, :2], np.repeat(given.numbers[:60:3, 2:], 3, axis=0)], axis=1)
     with torch.no_grad():
-        said = [float(v) for one in many[:50] for v in path(one)[one.candidate_mask]]
-    np.testing.assert_allclose(said, best.decision_function(rows[: len(said)]), atol=1e-2)
+        np.testing.assert_allclose(path(Two).reshape(-1), best.decision_function(rows), atol=1e-2)
 
 
 def test_the_fewer_the_labels_beside_the_numbers_the_more_it_shrinks():
-    signal = [1.0, 1.0, 1.0, 1.0]
-    few = begun(batches(40, [0, 0, 0.3, 0], -0.5, noise=60), 62)
-    many = begun(batches(3_000, signal, -0.5), 2)
-    unshrunk = LogisticRegression(C=1.0, max_iter=300).fit(*flat(batches(40, [0, 0, 0.3, 0], -0.5, noise=60)))
-    assert float(few.candidate.detach().norm()) < 0.2 * np.linalg.norm(unshrunk.coef_)
+    given = examples(80, [0, 0, 0.3, 0], -0.5, noise=60)
+    few, many = begun(given), begun(examples(6_000, [1.0, 1.0, 1.0, 1.0], -0.5))
+    assert float(few.candidate.detach().norm()) < 0.2 * np.linalg.norm(fitted(1.0, given).coef_)
     assert float(many.candidate.detach().norm()) > 0.9 * np.sqrt(2)
 
 
-@pytest.mark.parametrize(("label", "expected"), [(1.0, np.log(101)), (0.0, -np.log(101))])
+def test_numbers_that_tell_users_apart_are_worth_nothing_for_others():
+    """Rows of a user are alike, and err together: held-out rows of the same users would call it skill."""
+    draw = np.random.default_rng(0)
+    user = np.repeat(np.arange(40), 15)
+    own = draw.standard_normal((40, 60)).astype(np.float32)[user]
+    liked = draw.random(600) < np.where(draw.random(40) < 0.3, 0.6, 0.05)[user]
+    order = draw.permutation(600)
+    path = begun(linear.Examples(own[order], liked[order], user[order], np.zeros(600, bool)), request=0)
+    apart = begun(linear.Examples(own[order], liked[order], np.arange(600), np.zeros(600, bool)), request=0)
+    assert float(path.candidate.detach().norm()) < 0.3 * float(apart.candidate.detach().norm())
+
+
+@pytest.mark.parametrize(("label", "expected"), [(True, np.log(101)), (False, -np.log(101))])
 def test_where_all_labels_are_equal_it_says_their_rate(label, expected):
-    many = [Given(np.ones((1, 1, 2), np.float32), np.ones((1, 2), np.float32), [[label]], [[True]])] * 100
-    path = begun(many, 2)
+    given = linear.Examples(
+        np.ones((100, 4), np.float32), np.full(100, label), np.arange(100), np.zeros(100, bool)
+    )
+    path = begun(given)
     assert path.bias.tolist() == pytest.approx([expected], rel=1e-5)
     assert not path.candidate.any() and not path.request.any()
 
 
+@pytest.mark.parametrize("one_liked", [True, False])
+def test_of_a_few_users_it_says_the_rate(one_liked):
+    """Four users have positives, or negatives: some fold would have none to learn from, or to be judged by."""
+    user = np.arange(100) % 20
+    given = linear.Examples(
+        np.eye(100, 4, dtype=np.float32), (user < 4) == one_liked, user, np.zeros(100, bool)
+    )
+    path = begun(given)
+    assert path.bias.tolist() == pytest.approx([np.log(21 / 81) * (1 if one_liked else -1)], rel=1e-5)
+    assert not path.candidate.any()
+
+
 def test_without_numbers_it_says_the_rate():
-    none = np.ones((1, 4, 0), np.float32)
-    many = [Given(none, np.ones((1, 0), np.float32), [[1.0, 0, 0, 0]], [[True] * 4])] * 50
-    assert begun(many, 0, 0).bias.tolist() == pytest.approx([np.log(51 / 151)], rel=1e-5)
+    given = linear.Examples(
+        np.ones((200, 0), np.float32), np.arange(200) < 50, np.arange(200), np.zeros(200, bool)
+    )
+    assert begun(given, 0).bias.tolist() == pytest.approx([np.log(51 / 151)], rel=1e-5)
 
 
 def test_it_is_fitted_to_requests_without_a_search():
     """Weights that hold among items that answer a search are not what holds between items at all."""
-    plain = list(batches(1_000, [0.8, -0.6, 1.2, -0.9], bias=-1.0))
-    searches = batches(1_000, [0, 0, -2.0, 2.0], bias=0.5, seed=1, searched=True)
-    both = [one for pair in zip(plain, searches, strict=True) for one in pair]
-    torch.testing.assert_close(begun(both, 2).state_dict(), begun(plain, 2).state_dict())
+    plain = examples(2_000, [0.8, -0.6, 1.2, -0.9], bias=-1.0)
+    mixed = both(plain, examples(2_000, [0, 0, -2.0, 2.0], bias=0.5, seed=1, searched=True))
+    found, alone = begun(mixed), begun(plain)
+    np.testing.assert_allclose(found.candidate.detach(), alone.candidate.detach(), atol=2e-2)
+    np.testing.assert_allclose(found.candidate.detach(), [1.2, -0.9], atol=0.2)
 
 
 def test_where_all_search_it_says_their_rate():
-    many = list(batches(1_000, [0, 0, 2.0, 0], bias=-2.0, searched=True))
-    path, liked = begun(many, 2), flat(many)[1]
+    given = examples(2_000, [0, 0, 2.0, 0], bias=-2.0, searched=True)
+    path, liked = begun(given), given.liked
     assert path.bias.tolist() == pytest.approx([np.log((liked.sum() + 1) / ((~liked).sum() + 1))], rel=1e-5)
     assert not path.candidate.any() and not path.request.any()
 
 
-def test_it_reads_no_more_batches_than_it_needs(monkeypatch):
+def read_of(world, seed=0):
+    """What a regression reads of a world's frame: the examples, and the encoder."""
+    requests = Requests(world.frame)
+    inputs, counts = learn_inputs(requests, 50)
+    encoder = FrameEncoder(inputs, None)
+    return linear.examples_of(requests, counts, encoder, seed), encoder
+
+
+def test_it_reads_the_numbers_that_batches_hold():
+    world = make_world(requests=40)
+    asked, columns = pa.array([7 if row % 3 else None for row in range(40)], pa.int64()), world.frame.requests
+    columns = columns.set_column(columns.column_names.index("query_id"), "query_id", asked)
+    world = replace(world, frame=replace(world.frame, requests=columns))
+    read, encoder = read_of(world)
+    batch, frame = encoder.batch(world.frame), world.frame
+    many = batch.candidate_numbers.shape[1]
+    request = batch.request_numbers[:, None].expand(-1, many, -1)
+    numbers = torch.cat([batch.candidate_numbers, request], dim=-1)[batch.candidate_mask].numpy()
+    user = np.repeat(frame.requests["user_id"].to_numpy(), np.diff(frame.offsets))
+    searched = batch.query_known[:, None].expand(-1, many)[batch.candidate_mask].numpy()
+    label = frame.candidates["label"].to_numpy() > 0
+    rows = [np.column_stack([n, u, s, y]) for n, u, s, y in ((numbers, user, searched, label),
+            (read.numbers, read.user_id, read.searched, read.liked))]  # fmt: skip
+    expected, found = (one[np.lexsort(one.T)] for one in rows)
+    np.testing.assert_array_equal(found, expected)
+    assert searched.any() and not searched.all()
+
+
+def test_of_many_candidates_it_reads_some_drawn_from_the_seed(monkeypatch):
     monkeypatch.setattr(linear, "READ", 100)
-    left = iter(list(batches(500, [0, 0, 1.0, 0], 0.0)))
-    begun(left, 2)
-    assert len(list(left)) > 400
+    monkeypatch.setattr(linear, "AT_ONCE", 10)
+    world = make_world(requests=200)
+    taken = []
+    select = Requests.select
+    monkeypatch.setattr(Requests, "select", lambda self, rows: taken.extend(rows) or select(self, rows))
+    first, again, other = (read_of(world, seed)[0] for seed in (0, 0, 1))
+    assert len(first.liked) == 100 and len(set(taken)) < 100
+    np.testing.assert_array_equal(first.numbers, again.numbers)
+    assert not np.array_equal(first.numbers, other.numbers)
 
 
 def world_of(requests, seed):
