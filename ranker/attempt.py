@@ -155,6 +155,8 @@ class Attempt:
         learner = Learner(model, self.plan.learning_rate, self.config.weight_decay)
         if self.begins is not None:
             learner.restore(self.begins)
+            if self.line is not None:
+                model.line.load_state_dict(self.line.state_dict())
         # After ranks, nothing is left to train: this reads the best epoch from their last checkpoint.
         outcome = fitted(model, WithPosition(model), ALL, lambda *_: learner)
         return Trained(self, model, outcome, learner)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,8 @@ def train_day(
     data = Data(trained, valid, candidates_of(trained), terms.vectors, terms.size.ranker_slots, before)
     epochs = terms.epochs if valid is None else None
     plan = planned(data, terms.learning_rate, terms.seed + day, epochs)
-    made = Attempt(data, config, plan, out, begins).run(None, None)
+    attempt = Attempt(data, config, plan, out, begins)
+    made = replace(attempt, line=attempt.regression()).run(None, None)
     manifest = {**record, "terms": terms.to_json(), "outcome": asdict(made.outcome), "day": day}
     _write(out, manifest, parents, made.freed(), made.learner, seen)
     remove_checkpoints(out)
@@ -196,6 +197,7 @@ def _config(terms: Terms, inputs: Inputs) -> CtrConfig:
         loss="pointwise",
         learning_rate=terms.learning_rate,
         table_learning_rate=terms.table_learning_rate,
+        linear=True,
     )
 
 

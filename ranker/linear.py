@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
@@ -27,6 +29,7 @@ from ranker.inputs.frame_encoder import FrameEncoder
 
 READ, AT_ONCE = 50_000, 512  # candidates that the regression is fitted to at most, requests read at once
 FOLDS = 5  # of the users: by their loss under the others' weights, the shrinkage is chosen
+FARTHEST = 100.0  # of the log-odds of two kinds of requests from each other
 SHRINKAGES = [0.001, 0.01, 0.1, 1.0]  # C of scikit-learn: the smaller, the nearer are the weights to zero
 
 
@@ -96,16 +99,18 @@ class LinearPath(nn.Module):
         super().__init__()
         self.candidate = nn.Parameter(torch.zeros(candidate))
         self.request = nn.Parameter(torch.zeros(request))
-        self.bias = nn.Parameter(torch.zeros(1))
+        self.bias, self.searched = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
 
     def forward(self, batch: Batch) -> Tensor:
         """Float32 [R, N]."""
+        of_request = batch.request_numbers @ self.request + self.searched * batch.query_known
         said: Tensor = batch.candidate_numbers @ self.candidate + self.bias
-        return said + (batch.request_numbers @ self.request)[:, None]
+        return said + of_request[:, None]
 
     def begin(self, examples: Examples) -> None:
         """Take the weights of a regression of the labels on the numbers, of requests without a search.
 
+        Searches have them, too, with what makes their mean chance their rate: searchers click more, or less.
         Its shrinkage is the strongest of SHRINKAGES that predicts held-out users as well as the best one. Where there
         are no numbers, or fewer users with positives or negatives than folds, the rate of all labels is all it says.
 
@@ -133,6 +138,15 @@ class LinearPath(nn.Module):
             self.candidate.copy_(weights[: len(self.candidate)])
             self.request.copy_(weights[len(self.candidate) :])
             self.bias.fill_(float(found.intercept_[0]))
+            if not plain.all():
+                log_odds = found.decision_function(examples.numbers[~plain])
+                self.searched.fill_(_level(log_odds, examples.liked[~plain]))
+
+
+def _level(log_odds: np.ndarray, liked: np.ndarray) -> float:
+    """The constant with which log-odds float64 (N) have the mean chance of ``liked`` bool (N)."""
+    rate = (liked.sum() + 1) / (len(liked) + 2)
+    return float(brentq(lambda level: expit(log_odds + level).mean() - rate, -FARTHEST, FARTHEST))
 
 
 def _score(regression: LogisticRegression, numbers: np.ndarray, liked: np.ndarray) -> float:

@@ -74,6 +74,7 @@ def test_it_takes_the_weights_of_a_regression_and_says_them_of_every_candidate()
     class Two:
         candidate_numbers = torch.from_numpy(given.numbers[:60, :2].reshape(20, 3, 2))
         request_numbers = torch.from_numpy(given.numbers[:60:3, 2:])
+        query_known = torch.zeros(20, dtype=torch.bool)
 
     rows = np.concatenate([given.numbers[:60, :2], np.repeat(given.numbers[:60:3, 2:], 3, axis=0)], axis=1)
     with torch.no_grad():
@@ -133,8 +134,25 @@ def test_it_is_fitted_to_requests_without_a_search():
     plain = examples(2_000, [0.8, -0.6, 1.2, -0.9], bias=-1.0)
     mixed = both(plain, examples(2_000, [0, 0, -2.0, 2.0], bias=0.5, seed=1, searched=True))
     found, alone = begun(mixed), begun(plain)
+    assert float(alone.searched.detach()) == 0
     np.testing.assert_allclose(found.candidate.detach(), alone.candidate.detach(), atol=2e-2)
     np.testing.assert_allclose(found.candidate.detach(), [1.2, -0.9], atol=0.2)
+
+
+def test_what_searches_click_more_is_a_level_of_their_own():
+    """Planted: the same weights, and 1.5 of log-odds more where something is searched for."""
+    weights = [0.8, -0.6, 1.2, -0.9]
+    searches = examples(3_000, weights, bias=-0.5, seed=1, searched=True)
+    path = begun(both(examples(3_000, weights, bias=-2.0), searches))
+    assert path.searched.tolist() == pytest.approx([1.5], abs=0.2)
+
+    class Searches:
+        candidate_numbers = torch.from_numpy(searches.numbers[:, None, :2])
+        request_numbers = torch.from_numpy(searches.numbers[:, 2:])
+        query_known = torch.ones(3_000, dtype=torch.bool)
+
+    with torch.no_grad():
+        assert float(path(Searches).sigmoid().mean()) == pytest.approx(searches.liked.mean(), abs=1e-3)
 
 
 def test_where_all_search_it_says_their_rate():
