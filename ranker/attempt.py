@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -14,11 +13,10 @@ from torch import nn
 
 from feature_repo.frame import StoredRequests
 from feature_repo.vectors import Vectors
-from ranker.before import begin_at_rate, learn_content, train_alone
+from ranker.before import learn_content, train_alone
 from ranker.epoch import epoch_batches
 from ranker.fit import Outcome, Plan, fit
 from ranker.inputs.batch import Batch
-from ranker.inputs.columns import chunks
 from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.learner import Learner, Saved
 from ranker.linear import LinearPath, examples_of
@@ -53,13 +51,6 @@ class Data:
     vectors: Vectors | None
     slots: int
     parents: Mapping[str, Artifact]
-
-    @cached_property
-    def log_odds(self) -> float:
-        """Of a training candidate's being positive; all attempts read the labels once."""
-        label = np.concatenate([chunk.candidates["label"].to_numpy() for chunk in chunks(self.train)])
-        liked = float((label > 0).sum())
-        return math.log((liked + 1) / (len(label) - liked + 1))
 
 
 @dataclass(frozen=True)
@@ -114,7 +105,7 @@ class Attempt:
         plan: how long and how fast.
         place: path beside which its checkpoints are kept.
         begins: the state of a learner that it goes on from, in one process; None: it begins untrained.
-        line: the regression that an untrained model begins at (``regression``), where its configuration has one.
+        line: the regression that it begins at (``regression``), where its configuration has one.
     """
 
     data: Data
@@ -130,22 +121,24 @@ class Attempt:
         return FrameEncoder(self.config.inputs, self.data.vectors, self.config.recipe.search)
 
     def regression(self) -> LinearPath | None:
-        """The regression that all attempts on the data begin at; None: they begin at its rate, or have none."""
+        """The regression that all attempts on the data begin at; None: they have none."""
         line = self.config.shape.line()
         if line is not None:
             line.begin(examples_of(self.data.train, self.data.counts, self.encoder, self.plan.seed))
         return line
+
+    def begin_at_regression(self, model: ClickModel) -> None:
+        """Give the model the regression's weights, where it has one; whatever else it has learned stays."""
+        if model.line is not None:
+            assert self.line is not None
+            model.line.load_state_dict(self.line.state_dict())
 
     def run(self, ranks: int | None, after: Callable[[int, float], None] | None) -> Trained:
         """Train it, or go on where it was interrupted; arguments as of ``train_ctr``."""
         torch.manual_seed(self.plan.seed)
         model, data = self.config.build(), self.data
         if self.begins is None:
-            if model.line is not None:
-                assert self.line is not None
-                model.line.load_state_dict(self.line.state_dict())
-            elif self.config.loss == "pointwise":
-                begin_at_rate(model, data.log_odds)
+            self.begin_at_regression(model)
             if data.vectors is not None:
                 learn_content(model, data.train, data.vectors, self.plan.seed)
             train_alone(model, self.plan, self.batches, LOSSES[self.config.loss], self.checkpoints)
@@ -155,8 +148,7 @@ class Attempt:
         learner = Learner(model, self.plan.learning_rate, self.config.weight_decay)
         if self.begins is not None:
             learner.restore(self.begins)
-            if self.line is not None:
-                model.line.load_state_dict(self.line.state_dict())
+            self.begin_at_regression(model)
         # After ranks, nothing is left to train: this reads the best epoch from their last checkpoint.
         outcome = fitted(model, WithPosition(model), ALL, lambda *_: learner)
         return Trained(self, model, outcome, learner)

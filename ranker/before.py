@@ -1,4 +1,4 @@
-"""What comes before the whole model trains: it begins at the log's rate, modules fit to content or train alone."""
+"""What comes before the whole model trains: modules fit to content, or train alone."""
 
 from __future__ import annotations
 
@@ -16,22 +16,6 @@ from ranker.inputs.columns import ITEM, chunks, request_time_us
 from ranker.model import ClickModel, run
 from ranker.modules.module import Module
 from run.resume import Checkpoints
-
-
-def begin_at_rate(model: ClickModel, log_odds: float) -> None:
-    """Set the last layer's bias to the log-odds of the share of positives, so that no step is spent on it.
-
-    Where one impression in a hundred is clicked, a model that begins at one half says a multiple of the clicks until
-    many steps have moved it (Lin et al., Focal Loss, 2017, section 3.3; docs/log/ranker.md#where-clicks-are-rare).
-
-    Args:
-        model: changed in place.
-        log_odds: of a training candidate's being positive.
-    """
-    bias = model.head[-1].bias
-    assert isinstance(bias, Tensor)
-    with torch.no_grad():
-        bias.fill_(log_odds)
 
 
 def learn_content(model: ClickModel, train: StoredRequests, vectors: Vectors, seed: int) -> None:

@@ -38,7 +38,7 @@ from run.resume import remove_checkpoints
 from run.sizes import Size
 
 STATE = "state.safetensors"
-FORMAT = 3  # of what is kept of earlier days; another one is not gone on from
+FORMAT = 4  # of what is kept of earlier days; another one is not gone on from
 KNOWN, SCALE = "known/", "scale/"  # how its tensors are named: what has occurred, and moments of numbers
 PARTS = ("hashes", "counts", "days")
 VALID_SHARE = 5  # one in how many users of the first day validates

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from ranker_world import DAY_US, NOW_US, Requests, auc, make_frame, make_world
 from typer.testing import CliRunner
 
@@ -28,6 +29,7 @@ from ranker import daily as training
 from ranker import fit as fit_module
 from ranker.daily import Terms
 from ranker.inputs.frame_encoder import select_requests
+from ranker.linear import LinearPath
 from ranker.recipes import attention, recipe
 from ranker.score import Ranker
 from run.artifacts import open_artifact, write_artifact
@@ -254,6 +256,34 @@ def test_the_first_day_is_all_there_is_until_the_second(whole):
     assert measured(whole[0], 1)["ranker/auc"].value == measured(whole[0], 1)["first/auc"].value
     ranker = open_artifact(whole[0] / "ranker", "ranker")
     assert list(ranker.config["days"]) == [date for day, date in enumerate(whole[1]) if day != EMPTY]
+
+
+def test_every_day_begins_at_a_regression_of_what_it_learns_from(tmp_path, monkeypatch):
+    """On the first day untrained, then with all else that was learned by the day before."""
+    read, found, examples_of, fit = [], [], attempt.examples_of, attempt.fit
+
+    def seen(*given):
+        read.append(examples_of(*given))
+        return read[-1]
+
+    def begun(model, *given, **named):
+        found.append({name: one.detach().clone() for name, one in model.named_parameters()})
+        return fit(model, *given, **named)
+
+    monkeypatch.setattr(attempt, "examples_of", seen)
+    monkeypatch.setattr(attempt, "fit", begun)
+    train_daily(tmp_path / "d", make_log(2), terms(), {})
+    assert len(found) == len(read) == 2
+    for model, given in zip(found, read, strict=True):
+        line = LinearPath(len(model["line.candidate"]), len(model["line.request"]))
+        line.begin(given)
+        for name, expected in line.named_parameters():
+            torch.testing.assert_close(model[f"line.{name}"], expected.detach())
+    assert len(read[1].liked) > len(read[0].liked), "earlier requests beside those of the day"
+    first = Ranker.open(open_artifact(tmp_path / "d" / "first", "ranker"), WORLD.vectors).model
+    for name, one in first.named_parameters():
+        if not name.startswith(("line.", "tables.")):
+            torch.testing.assert_close(found[1][name], one.detach())
 
 
 def test_an_empty_day_is_skipped_and_said(tmp_path, capsys):

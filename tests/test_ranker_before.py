@@ -4,19 +4,17 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from ranker_world import NOW_US, Requests, auc, make_world
 from safetensors.torch import load_file
 
 from ranker import attempt, before, recipes
-from ranker.daily import Terms, train_day
 from ranker.modules.ids import Ids
 from ranker.modules.make import Make
 from ranker.modules.module import Module, Output
 from ranker.modules.numbers import Numbers
-from ranker.recipes import Recipe, recipe
+from ranker.recipes import Recipe
 from ranker.score import Ranker
 from ranker.train import Training, train_ctr
 from run.sizes import size
@@ -55,21 +53,6 @@ def test_a_module_learns_from_the_vectors_that_the_training_requests_could_see(t
     assert len(known) < 50
     for content in Taught.seen:
         np.testing.assert_array_equal(content, known)
-
-
-@pytest.mark.parametrize("rate", [0.01, 0.9])
-def test_a_click_model_without_a_regression_begins_at_the_rate_of_the_log(tmp_path, rate):
-    """One pass over a few impressions whose labels nothing explains: what is predicted is what is so."""
-    draw, world = np.random.default_rng(0), make_world(requests=200)
-    label = draw.random(len(world.frame.candidates)) < rate
-    columns = world.frame.candidates.drop_columns(["label"])
-    frame = replace(
-        world.frame, candidates=columns.append_column("label", pa.array(label.astype(np.float32)))
-    )
-    terms = Terms(recipe("attention"), TINY, world.vectors, "encoder", 0, 1, 1e-3, 1e-3)
-    made = train_day(Requests(frame), 0, None, terms, tmp_path / "r", {}, {})
-    chance = 1 / (1 + np.exp(-Ranker.open(made, world.vectors).score(frame)))
-    assert label.mean() * 0.6 < chance.mean() < label.mean() * 1.6
 
 
 def alone(epochs=4):
