@@ -33,7 +33,8 @@ from feature_repo.frames.logged import logged_frame, of_requests
 from feature_repo.vectors import Vectors
 from moonstore.disk import make_folder
 from moonstore.freshness import US
-from ranker.daily import Terms, continues, held_out, replayed, train_day
+from ranker.daily import Terms, continues, drawn, held_out, replayed, train_day
+from ranker.linear import READ
 from ranker.recipes import Recipe
 from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import LEARNING_RATES
@@ -217,11 +218,12 @@ def train_daily(
 
 def _lesson(
     log: Log, days: Sequence[Day], terms: Terms, first: bool
-) -> tuple[MatchedFrames, MatchedFrames, MatchedFrames | None]:
-    """The requests of the last of some days; what is trained on at its end; and by what training stops.
+) -> tuple[MatchedFrames, MatchedFrames, MatchedFrames | None, MatchedFrames]:
+    """The requests of the last of some days; what is trained on at its end, by what training stops, where it begins.
 
     At ``first`` held-out users say when to stop; later there are requests of earlier days among what is trained on,
-    with features as of their own time and the likes that are known by now.
+    with features as of their own time and the likes that are known by now. The regression at which it begins is
+    fitted to all days, of which READ candidates are drawn.
     """
     day = days[-1]
 
@@ -230,14 +232,16 @@ def _lesson(
 
     if first:
         out = held_out(log.user_id[day.learned], terms.seed)
-        valid = known(day.learned[out]) if out.any() else None
-        return known(day.learned), known(day.learned[~out]), valid
+        valid, trained = known(day.learned[out]) if out.any() else None, known(day.learned[~out])
+        return known(day.learned), trained, valid, trained
     since = 0 if terms.forget is None else day.number - terms.forget
     past = [one.learned for one in days[:-1] if one.number >= since]
     earlier, count = np.concatenate([np.empty(0, np.int64), *past]), np.diff(log.offsets)
     today, seed = int(count[day.learned].sum()), (terms.seed, day.number)
     again = earlier[replayed(count[earlier], today, terms.size.ranker_slots, seed)]
-    return known(day.learned), known(np.sort(np.append(again, day.learned))), None
+    before = earlier[drawn(count[earlier], max(READ - today, 0), seed)]
+    trained, fitted = (known(np.sort(np.append(rows, day.learned))) for rows in (again, before))
+    return known(day.learned), trained, None, fitted
 
 
 def _go_on(folder: Path, log: Log, terms: Terms, identities: Mapping[str, str]) -> Artifact | None:

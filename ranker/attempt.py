@@ -120,11 +120,11 @@ class Attempt:
         """Reads frames for the model."""
         return FrameEncoder(self.config.inputs, self.data.vectors, self.config.recipe.search)
 
-    def regression(self) -> LinearPath | None:
-        """The regression that all attempts on the data begin at; None: they have none."""
+    def regression(self, requests: StoredRequests) -> LinearPath | None:
+        """The regression, fitted to these requests, that all attempts on the data begin at; None: they have none."""
         line = self.config.shape.line()
         if line is not None:
-            line.begin(examples_of(self.data.train, self.data.counts, self.encoder, self.plan.seed))
+            line.begin(examples_of(requests, self.encoder, self.plan.seed))
         return line
 
     def begin_at_regression(self, model: ClickModel) -> None:

@@ -96,6 +96,7 @@ def train_day(
     record: Mapping[str, Any],
     trained: StoredRequests | None = None,
     valid: StoredRequests | None = None,
+    past: StoredRequests | None = None,
 ) -> Artifact:
     """Train on one day's requests, and write the ranker that it ends with.
 
@@ -109,6 +110,7 @@ def train_day(
         record: kept in the manifest.
         trained: what it trains on, of the day and of earlier ones; None: those of the day.
         valid: those of the day by whose loss training stops; None: there are ``epochs`` passes.
+        past: what the regression is fitted to that it begins at; None: what it trains on.
 
     Raises:
         DataError: the first day has no requests, or columns are missing.
@@ -122,7 +124,7 @@ def train_day(
     epochs = terms.epochs if valid is None else None
     plan = planned(data, terms.learning_rate, terms.seed + day, epochs)
     attempt = Attempt(data, config, plan, out, begins)
-    made = replace(attempt, line=attempt.regression()).run(None, None)
+    made = replace(attempt, line=attempt.regression(past or trained)).run(None, None)
     manifest = {**record, "terms": terms.to_json(), "outcome": asdict(made.outcome), "day": day}
     _write(out, manifest, parents, made.freed(), made.learner, seen)
     remove_checkpoints(out)
@@ -145,8 +147,19 @@ def replayed(counts: np.ndarray, today: int, slots: int, seed: tuple[int, int]) 
     Returns:
         their rows, int64, ascending.
     """
+    return drawn(counts, max(today, slots - today), seed)
+
+
+def drawn(counts: np.ndarray, most: int, seed: tuple[int, int]) -> np.ndarray:
+    """Rows of requests, drawn evenly, that have ``most`` candidates together, or all; int64, ascending.
+
+    Args:
+        counts: int64 (R), candidates of each request.
+        most: how many; the request with which there are more is the last.
+        seed: of the drawing; equal seeds draw equal requests.
+    """
     order = np.random.default_rng(seed).permutation(len(counts))
-    many = np.searchsorted(np.cumsum(counts[order]), max(today, slots - today))
+    many = np.searchsorted(np.cumsum(counts[order]), most)
     return np.sort(order[: many + 1])
 
 

@@ -50,17 +50,16 @@ class Examples:
     searched: np.ndarray
 
 
-def examples_of(train: StoredRequests, counts: np.ndarray, encoder: FrameEncoder, seed: int) -> Examples:
+def examples_of(train: StoredRequests, encoder: FrameEncoder, seed: int) -> Examples:
     """Candidates of requests in random order, READ of them or all.
 
     Args:
         train: the requests.
-        counts: int64 [R], candidates of each.
         encoder: reads their numbers.
         seed: of the order.
     """
     draw, parts, found = np.random.default_rng(seed), [], 0
-    for window in windows_of(np.flatnonzero(counts > 0), train.windows, draw):
+    for window in windows_of(np.arange(len(train)), train.windows, draw):
         order = draw.permutation(window)
         for start in range(0, len(order), AT_ONCE):
             if found < READ:

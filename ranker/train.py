@@ -150,7 +150,7 @@ def train_ctr(
         plan = planned(data, own.learning_rate, training.seed, training.epochs)
         place = out.with_name(f"{out.name}.{len(trained) + 1}") if trained else out
         one = Attempt(data, own, plan, place)
-        line = trained[0].attempt.line if trained else one.regression()
+        line = trained[0].attempt.line if trained else one.regression(train)
         trained.append(replace(one, line=line).run(ranks, after))
 
     for one in tries:

@@ -186,13 +186,17 @@ def test_what_is_learned_again_was_measured_before_and_is_as_it_was(tmp_path, mo
     """Brute force: request by request, what training reads each night, with labels as known by then."""
     log, done, real = make_log(delay_us=late_us), [], module.train_day
     whole_frame = log.requests.frame
-    asked, again = whole_frame.requests["request_id"].to_pylist(), 0
+    asked, again = whole_frame.requests["request_id"].to_pylist(), {"trained": 0, "regression": 0}
 
     def train(requests, day, *given):
         done.append(("learn", day - FIRST))
-        nonlocal again
-        frame = given[-2].frame
-        end_us = (day + 1) * DAY_US
+        *_, trained, _, past = given
+        for what, one in (("trained", trained), ("regression", past)):
+            again[what] += earlier(one.frame, day)
+        return real(requests, day, *given)
+
+    def earlier(frame, day):
+        end_us, found = (day + 1) * DAY_US, 0
         for place, name in enumerate(frame.requests["request_id"].to_pylist()):
             row = asked.index(name)
             own, once = (
@@ -207,8 +211,8 @@ def test_what_is_learned_again_was_measured_before_and_is_as_it_was(tmp_path, mo
             rows = slice(log.offsets[row], log.offsets[row + 1])
             known = np.where(log.liked_us[rows] < end_us, log.label[rows], 0)
             assert own.candidates["label"].to_numpy().tolist() == known.tolist()
-            again += when < day
-        return real(requests, day, *given)
+            found += when < day
+        return found
 
     measure = module._measure
 
@@ -222,7 +226,10 @@ def test_what_is_learned_again_was_measured_before_and_is_as_it_was(tmp_path, mo
     assert done == [
         ("learn", 0), *((what, day) for day in (1, 3, 4) for what in ("measure", "learn"))
     ]  # fmt: skip
-    assert again == (3 * EACH if forget is None else 2 * EACH), "on day 3 the day before was empty"
+    assert again["trained"] == (3 * EACH if forget is None else 2 * EACH), "on day 3 the day before was empty"
+    assert again["regression"] == (6 * EACH if forget is None else 2 * EACH), (
+        "of all days that are not forgotten"
+    )
 
 
 def test_as_much_is_drawn_again_as_a_day_has_or_fills_a_batch():

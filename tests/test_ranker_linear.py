@@ -165,9 +165,8 @@ def test_where_all_search_it_says_their_rate():
 def read_of(world, seed=0):
     """What a regression reads of a world's frame: the examples, and the encoder."""
     requests = Requests(world.frame)
-    inputs, counts = learn_inputs(requests, 50)
-    encoder = FrameEncoder(inputs, None)
-    return linear.examples_of(requests, counts, encoder, seed), encoder
+    encoder = FrameEncoder(learn_inputs(requests, 50)[0], None)
+    return linear.examples_of(requests, encoder, seed), encoder
 
 
 def test_it_reads_the_numbers_that_batches_hold():
