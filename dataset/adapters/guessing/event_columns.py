@@ -306,6 +306,8 @@ def _request(proposal: Proposal, table: Seen) -> None:
         return
     types = proposal.get("types") or {}
     request, users = table.columns[name], table.columns[user]
+    if table.is_key(name):
+        return  # it numbers the rows
     shown = {value for value, kind in types.items() if kind == "impression"}
     if _agree(pairs(request, users)):
         if (shown or proposal.get("type") == "impression") and not _one_time(table, name, proposal, shown):

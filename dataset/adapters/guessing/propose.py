@@ -88,6 +88,7 @@ def _columns(proposal: Proposal, pictures: list[Path], root: Path) -> None:
             _property_columns(proposal, table, *long)
         else:
             item_columns(proposal, table, {key}, pictures, root)
+            _ids_as_titles(proposal, table.columns[key])
     elif proposal.role == "users":
         key = table.refs["user"]
         proposal.add("id", key, table.why["user"])
@@ -170,13 +171,18 @@ def _items_of(found: Proposals, log: Proposal, table: Seen) -> None:
     items = Proposal("items", table, why="the log says what its items are")
     items.add("id", log.get("item"), table.why["item"])
     item_columns(items, table, taken, found.listing.pictures, found.root)
-    if items.get("title") is None and key.is_text and key.words > 1.3:
-        items.add("title", key.name, "its ids are words")
+    _ids_as_titles(items, key)
     if not any(items.get(one) for one in OF_AN_ITEM):
         return
     _updated(items, log)
     _leave(items, log, table)
     found.tables.append(items)
+
+
+def _ids_as_titles(items: Proposal, key: Profile) -> None:
+    """Ids in words are titles, where no column has better ones."""
+    if items.get("title") is None and key.is_text and key.words > 1.3:
+        items.add("title", key.name, "its ids are words")
 
 
 def _users_of(found: Proposals, log: Proposal, table: Seen) -> None:
