@@ -130,3 +130,15 @@ def test_a_number_of_every_row_is_no_slate(tmp_path):
     slates = events[events["type"] == "impression"].groupby("request_id")["item_id"].nunique()
     assert set(slates) == {4} and len(slates) > 0.9 * world.EVENTS // 3
     assert set(events["item_id"]) == {base + n for n in ads}
+
+
+@pytest.mark.parametrize(("shared", "doubted"), [(20, True), (50, False)])
+def test_a_log_of_items_that_the_catalogue_lacks_is_doubted(tmp_path, shared, doubted):
+    goods = [{"sku": f"S-{n:03d}", "title": world.title(n), "price": n + 1} for n in range(world.ITEMS)]
+    ids = [f"S-{n:03d}" if n < shared else f"other-{n}" for n in range(world.ITEMS)]
+    world.put_csv(tmp_path / "products.csv", goods)
+    world.put_csv(tmp_path / "orders.csv", bought(ids, "customer_id", "sku", "created_at", 5))
+    said = init(tmp_path)
+    assert (
+        f"{world.ITEMS - shared} of {world.ITEMS} values of 'sku' are not in 'sku' of products.csv" in said
+    ) is doubted

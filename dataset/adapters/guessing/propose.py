@@ -62,6 +62,7 @@ def propose(root: Path) -> Proposals:
     for proposal in found.tables:
         _columns(proposal, pictures, root)
     _only_sure_logs(found)
+    _unknown_items(found)
     _entities_of_logs(found)
     if not any(one.get("picture") for one in found.of("items")):
         _picture_files(found)
@@ -148,6 +149,22 @@ def _only_sure_logs(found: Proposals) -> None:
     for log in logs:
         if sure and log not in sure:
             log.active, log.why = False, "nothing says what these rows are; other logs do"
+
+
+def _unknown_items(found: Proposals) -> None:
+    """Doubt a log most of whose items no table of items has: one of the two columns may be another id."""
+    homes = [(one.table, one.get("id")) for one in found.of("items") if one.table is not None]
+    known: set[str] = set().union(*(values_of(table.found, key) or () for table, key in homes))
+    for log in found.of("events") if known else []:
+        assert log.table is not None
+        ids = set(log.table.columns[log.get("item")].values)
+        missing = len(ids - known)
+        if missing > len(ids) / 2:
+            said = ", ".join(f"{key!r} of {table.name}" for table, key in homes)
+            log.doubts.append(
+                f"{missing:,} of {len(ids):,} values of {log.get('item')!r} are not in {said}: such events would be "
+                f"of items without words, picture or price"
+            )
 
 
 def _entities_of_logs(found: Proposals) -> None:
