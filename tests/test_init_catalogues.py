@@ -53,6 +53,7 @@ def test_the_rows_of_further_pictures_have_no_id_and_hide_none(tmp_path):
     found = proposed(tmp_path)
     items = found["items", "products_export.csv"]
     assert (items["id"], items["product"]) == ("Variant SKU", "Handle")
+    assert "'Image Src' names pictures, none is here: put the files beside it, e.g. 0.jpg" in init(tmp_path)
     made = imported(tmp_path).items.to_pylist()
     assert len(made) == 2 * world.ITEMS
     for one in made:
