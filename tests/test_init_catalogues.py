@@ -143,3 +143,43 @@ def test_a_log_of_items_that_the_catalogue_lacks_is_doubted(tmp_path, shared, do
     assert (
         f"{world.ITEMS - shared} of {world.ITEMS} values of 'sku' are not in 'sku' of products.csv" in said
     ) is doubted
+
+
+SCRIPTS = {
+    "商品ID 商品名称 类目 价格 用户ID 行为类型 时间": ("浏览 收藏 购买", "¥{}"),
+    "상품번호 상품명 카테고리 가격 회원번호 행동 일시": ("조회 장바구니 구매", "{}원"),
+    "Артикул_товара Название Категория Цена ID_покупателя Действие Дата": (
+        "просмотр корзина покупка",
+        "{} руб.",
+    ),
+    "رقم_المنتج اسم_المنتج فئة سعر معرف_العميل نوع تاريخ": ("مشاهدة سلة شراء", "{} ر.س"),
+    "Référence_produit Nom_du_produit Catégorie Prix_TTC N°_client Type Date": (
+        "vue panier achat",
+        "{},00 €",
+    ),
+}
+
+
+@pytest.mark.parametrize("columns", SCRIPTS)
+def test_names_of_many_languages(tmp_path, columns):
+    item, title, category, price, user, kind, time = (one.replace("_", " ") for one in columns.split())
+    kinds, money = SCRIPTS[columns][0].split(), SCRIPTS[columns][1]
+    goods = [
+        {
+            item: f"{100 + n}-AB",
+            title: world.title(n),
+            category: world.NOUNS[n % 6],
+            price: money.format(n + 5),
+        }
+        for n in range(world.ITEMS)
+    ]
+    log = bought([one[item] for one in goods], user, item, time, 6)
+    log = [row | {kind: kinds[number % 3]} for number, row in enumerate(log)]
+    world.put_csv(tmp_path / "a.csv", goods)
+    world.put_csv(tmp_path / "b.csv", log)
+    found = proposed(tmp_path)
+    items, events = found["items", "a.csv"], found["events", "b.csv"]
+    assert [items[key] for key in ("id", "title", "category", "price")] == [item, title, category, price]
+    assert [events[key] for key in ("user", "item", "time")] == [user, item, time]
+    assert events["types"] == dict(zip(kinds, ("click", "cart", "purchase"), strict=True))
+    assert sorted(imported(tmp_path).items["price"].to_pylist())[:2] == [5, 6]

@@ -23,7 +23,9 @@ from dataset.contracts import DataError
 
 BAD = "not "  # prefix of the columns that hold what a cell was instead
 CURRENCY = r"(?:[A-Z]{0,3}\\p{Sc}|[A-Z]{3}|Rs\\.?)".replace("\\\\", "\\")
-SUFFIXES = r"[A-Z]{3}|kr\.?|zł|Kč|Ft|руб\.?|р\.|円|元|원"  # currencies in letters, behind the amount
+SUFFIXES = (
+    r"[A-Z]{3}|kr\.?|zł|Kč|Ft|руб\.?|р\.|円|元|원|ر\.س|د\.إ|ج\.م"  # currencies in letters, behind the amount
+)
 GROUPS = "[ \u00a0\u202f'’]([0-9]{3})"  # thousands apart: "1 299,00", "1'299.00"
 MONEY = rf"^\s*(?:{CURRENCY}\s?)?(-?[0-9][0-9.,]*)(?:\s?(?:\p{{Sc}}|{SUFFIXES}))?\s*$"
 DIGITS = "０１２３４５６７８９．，٠١٢٣٤٥٦٧٨٩٫٬۰۱۲۳۴۵۶۷۸۹०१२३४५६७८९"  # full-width, Arabic, Persian, Indian

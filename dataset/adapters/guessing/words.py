@@ -74,7 +74,7 @@ RELEVANCE = _words("relevance relevancy label grade gain judgement judgment rel 
 PART = _words("split part fold set subset usage partition")
 TITLE = _words(
     "title name headline caption display label titel titre titulo titolo nombre nom bezeichnung nome designation "
-    "名 名前 名称 标题 タイトル 제목 이름 명 название имя عنوان اسم"
+    "名前 名称 商品名 产品名 상품명 标题 タイトル 제목 이름 название имя عنوان اسم"
 )
 DESCRIPTION = _words(
     "description desc detail details body about overview summary plot abstract synopsis text bullet features "
@@ -82,7 +82,8 @@ DESCRIPTION = _words(
 )
 CATEGORY = {
     "category": 5, "categories": 5, "cat": 5, "cate": 5, "subcategory": 5, "genre": 5, "taxonomy": 5, "breadcrumb": 5,
-    "kategorie": 5, "categorie": 5, "categoria": 5, "department": 4, "type": 4, "aisle": 4, "class": 3, "group": 3,
+    "kategorie": 5, "categorie": 5, "catégorie": 5, "categoria": 5, "categoría": 5,
+    "department": 4, "type": 4, "aisle": 4, "class": 3, "group": 3,
     "section": 3, "collection": 2, "family": 3, "level": 3, "topic": 3, "theme": 2, "cuisine": 3, "subclass": 3,
     "genero": 5, "gruppe": 3, "commodity": 3, "warengruppe": 5,
     "カテゴリー": 5, "カテゴリ": 5, "分類": 5, "类别": 5, "类目": 5,
