@@ -36,7 +36,8 @@ def test_the_rows_of_further_pictures_have_no_id_and_hide_none(tmp_path):
         first = {
             "Handle": f"product-{number}", "Title": world.title(number), "Body (HTML)": world.story(number),
             "Vendor": f"Maker {number % 4}", "Product Category": f"Home > {world.NOUNS[number % 6].title()}",
-            "Option1 Value": "", "Variant SKU": "", "Variant Price": "", "Image Src": f"https://x.example/{number}.jpg",
+            "Option1 Value": "", "Variant SKU": "", "Variant Price": "", "Image Src": f"https://x.example/{number}.jpg?v=1",
+            "Link": f"https://x.example/{number}.html",
         }  # fmt: skip
         later = dict.fromkeys(first, "") | {"Handle": f"product-{number}"}
         for variant in range(2):
@@ -54,6 +55,7 @@ def test_the_rows_of_further_pictures_have_no_id_and_hide_none(tmp_path):
     items = found["items", "products_export.csv"]
     assert (items["id"], items["product"]) == ("Variant SKU", "Handle")
     assert "'Image Src' names pictures, none is here: put the files beside it, e.g. 0.jpg" in init(tmp_path)
+    assert "'Link' names" not in init(tmp_path)
     made = imported(tmp_path).items.to_pylist()
     assert len(made) == 2 * world.ITEMS
     for one in made:
