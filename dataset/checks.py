@@ -200,7 +200,8 @@ def _check_items(items: Sieve, images: Sieve, latest: datetime) -> None:
     items.refuse(Rule.PRICE.format("price"), pc.or_(pc.less(price, 0), pc.is_inf(price)), price)
     items.refuse_times("first_seen", latest)
     items.refuse_repeats("item_id")
-    items.empty("image_id without an image", items.dangling("image_id", images), "image_id")
+    shown = pc.binary_join_element_wise(items.column("external_id"), items.column("image_id"), ": ")
+    items.empty("image_id without an image", items.dangling("image_id", images), "image_id", shown)
 
 
 def _check_users(users: Sieve, latest: datetime) -> None:

@@ -52,9 +52,12 @@ class Sieve:
         """Refuse the rows, alive so far, that are ``bad``; ``value`` is recorded as the offending value."""
         self.alive = self.alive & ~self._enter(rule, bad, value)
 
-    def empty(self, rule: str, bad: np.ndarray | Column, name: str) -> None:
-        """Set column ``name`` to null in the rows, alive so far, that are ``bad``; the rows stay."""
-        hit = self._enter(rule, bad, self.column(name))
+    def empty(self, rule: str, bad: np.ndarray | Column, name: str, value: Column | None = None) -> None:
+        """Set column ``name`` to null in the rows, alive so far, that are ``bad``; the rows stay.
+
+        ``value`` is recorded; None: what the column held.
+        """
+        hit = self._enter(rule, bad, self.column(name) if value is None else value)
         if hit.any():
             column = self.column(name)
             emptied = pc.if_else(pa.array(hit), pa.scalar(None, column.type), column)

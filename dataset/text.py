@@ -1,11 +1,13 @@
 """Text normalization: one form for catalogue, queries, categories and filters.
 
 Texts that look the same become equal: "é" typed as one character or as two, full-width letters, a soft hyphen or a
-byte order mark inside. Invisible characters are removed.
+byte order mark inside. Invisible characters are removed, and so is the markup of HTML, which shops keep in their
+descriptions: an encoder would learn its words.
 """
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 
@@ -16,17 +18,41 @@ INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+ELEMENTS = (
+    "a|abbr|address|article|aside|b|big|blockquote|body|br|button|center|code|col|colgroup|dd|del|div|dl|dt|em|figcaption|"
+    "figure|font|footer|form|h[1-6]|head|header|hr|html|i|iframe|img|input|ins|label|legend|li|link|main|mark|meta|nav|"
+    "noscript|ol|p|picture|pre|q|s|script|section|small|source|span|strike|strong|style|sub|sup|svg|table|tbody|td|tfoot|"
+    "th|thead|title|tr|u|ul|video|wbr"
+)
+# Of known elements only: "<3" and "<new>" are words. No part reads past a "<", so that time is linear.
+MARKUP = re.compile(
+    rf"<(script|style)(?=[\s>])[^<>]*>[^<]*</\1\s*>|<!--[^<>]*-->|</?(?:{ELEMENTS})(?=[\s/>])[^<>]*>",
+    re.IGNORECASE,
+)
+AMPERSAND = re.compile("&(?:(?:amp|#0*38|#x0*26);)+", re.IGNORECASE)  # escaped any number of times
+ENTITY = re.compile(r"&#?\w{2,32};")
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 
 
 def clean(text: str) -> str:
-    """The text in Unicode form NFKC, without invisible characters, control characters as spaces, stripped."""
-    if not text.isascii():
-        for _ in range(
-            2
-        ):  # removing may join a letter and its accent; normalizing may yield an invisible character
+    """The text in Unicode form NFKC, without markup and invisible or control characters, stripped."""
+    before = ""
+    while (
+        before != text
+    ):  # removing may join what is then another character, or markup that was escaped twice
+        before = text
+        if not text.isascii():
             text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
-    return CONTROL.sub(" ", text).strip()
+        text = CONTROL.sub(" ", text)
+        if "<" in text or "&" in text:
+            text = _without_markup(text)
+    return text.strip()
+
+
+def _without_markup(text: str) -> str:
+    """The words of HTML: an element becomes a space, ``&amp;`` is "&"."""
+    words = re.sub(" {2,}", " ", bare) if (bare := MARKUP.sub(" ", text)) != text else text
+    return ENTITY.sub(lambda found: html.unescape(found[0]), AMPERSAND.sub("&", words))
 
 
 def clean_column(column: pa.ChunkedArray) -> pa.ChunkedArray:

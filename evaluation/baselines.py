@@ -177,7 +177,7 @@ def tune_mix(
         parts: the baselines to mix.
         requests: requests reserved for tuning, never those that are reported.
         offsets: int64 of shape (R + 1), into ``relevant``.
-        relevant: int64 ids of the relevant items.
+        relevant: int64 ids of the relevant items. A request without any says nothing: what was taken is gone by now.
         k: depth of the recall that is maximised; ties go to the first weights in grid order.
         repeats: as in ``rank``; use the same value for what is reported.
     """
@@ -189,9 +189,11 @@ def tune_mix(
         scores = [_scaled(part.scores(block)) for part in parts.values()]
         own = offsets[start : stop + 1] - offsets[start]
         ids = relevant[offsets[start] : offsets[stop]]
+        count = np.diff(own)
+        asked = count > 0
         for place, weights in enumerate(grid):
             ranked = top_k(_sum(scores, weights), candidates, k, None if repeats else block)
-            total[place] += recall_at(hits(ranked, own, ids), np.diff(own), k).sum()
+            total[place] += recall_at(hits(ranked, own, ids)[asked], count[asked], k).sum()
     best = grid[int(np.argmax(total))]
     return Mix(parts, {name: weight / STEPS for name, weight in zip(parts, best, strict=True)})
 

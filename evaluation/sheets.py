@@ -37,10 +37,12 @@ from feature_repo.check import HEAD, cells, check_store
 from feature_repo.online import StoreUnavailable
 from feature_repo.vectors import Vectors
 from run.artifacts import ArtifactError, open_artifact
+from serving.catalogue import Card
 from serving.opening import open_recommender
 from serving.recommend import Recommender
 from serving.settings import Settings
 
+TILE = ("item_id", "external_id", "title", "image_id")
 NOBODY = -1  # an id that no user has
 SHEETS, NEIGHBOURS, VISITS, SHOWN = 6, 7, 4, 8
 ARTIFACTS = {
@@ -99,12 +101,12 @@ class Evidence:
         return self.folder / FOLDER if own else None
 
     def tiles(self, item_ids: Sequence[int], hit: Sequence[int] = ()) -> list[Tile]:
-        """The pictures of these items, in order; those in ``hit`` are highlighted."""
+        """Picture and title, or else the shop's id, of these items, in order; those in ``hit`` are highlighted."""
         found = self.dataset.items.filter(pc.is_in(self.dataset.items["item_id"], pa.array(list(item_ids))))
-        row = {one["item_id"]: one for one in found.select(["item_id", "title", "image_id"]).to_pylist()}
+        row = {one["item_id"]: one for one in found.select(TILE).to_pylist()}
         return [
             Tile(
-                title=row[item_id]["title"] or "(no title)",
+                title=row[item_id]["title"] or f"item {row[item_id]['external_id']}",
                 picture=self.dataset.image_bytes(row[item_id]["image_id"]),
                 hit=item_id in hit,
             )
@@ -136,8 +138,9 @@ class Evidence:
         before = events.filter(pc.less(events["available_time"], time)).sort_by("available_time")
         taken = relevant.item_id[relevant.offsets[row] : relevant.offsets[row + 1]].tolist()
         listed = [int(item) for item in ranked[:SHOWN] if item >= 0]
+        known = self.dataset.users.filter(pc.equal(self.dataset.users["user_id"], user))
         return Visit(
-            user=str(user),
+            user=known["external_id"][0].as_py(),
             history=self.tiles(before["item_id"].to_pylist()[-SHOWN:]),
             recommended=self.tiles(listed, hit=taken),
             taken=self.tiles(taken[:SHOWN]),
@@ -185,17 +188,21 @@ class Evidence:
         return {
             "user_id": user_id,
             "history": [] if user_id is None else _titles(recommender, user_id)[:5],
-            "recommended": [hit.card.title or "(no title)" for hit in answer.hits],
+            "recommended": [_named(hit.card) for hit in answer.hits],
             "timings_ms": {stage: round(value, 2) for stage, value in answer.timings_ms.items()},
             "order": answer.order,
             "fallbacks": list(answer.fallbacks),
         }
 
 
+def _named(card: Card) -> str:
+    return card.title or f"item {card.item_id}"
+
+
 def _titles(recommender: Recommender, user_id: ShopId) -> list[str]:
     """Titles of the user's history; empty if the store does not answer, which the answer's fallbacks report."""
     try:
-        return [card.title or "(no title)" for card in recommender.history(user_id)]
+        return [_named(card) for card in recommender.history(user_id)]
     except StoreUnavailable:
         return []
 

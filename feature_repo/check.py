@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView, OnDemandFeatureView
 
 from feature_repo.both_sides import both_sides, computed
+from feature_repo.extras import read_extras
 from feature_repo.online import UNREACHABLE, StoreUnavailable
 from feature_repo.sources import DATA
 from feature_repo.store import open_store
@@ -52,7 +53,7 @@ class Finding:
         parity: fraction of the sampled entities online, and not newer there, with every value equal to offline.
         newer: number of sampled entities whose online row is newer than the load.
         age_hours: from the newest event time to the end of the last load.
-        nulls: the largest fraction of nulls, and its feature.
+        nulls: the largest fraction of nulls, and its feature; of a left-over column that is off they are no fault.
         drift: the largest population stability index of a numeric feature since the last check without problems, and
             its feature; None without such a check or with too few rows.
         wrong: feature -> number of rows that differ.
@@ -135,7 +136,7 @@ def _examine(store: FeatureStore, view: FeatureView) -> Finding:
         parity=float(same.sum() / compared) if compared else None,
         newer=int(newer.sum()),
         age_hours=(end.timestamp() - batch.event_us.max() / 1e6) / 3600,
-        nulls=max(((column.null_count / len(column), name) for name, column in batch.features.items())),
+        nulls=_nulls(batch, {one.field for one in read_extras(repository) if not one.is_on}),
         drift=_drift(_load(path), batch),
         wrong=wrong,
     )
@@ -171,6 +172,12 @@ def _examine_on_demand(store: FeatureStore, view: OnDemandFeatureView) -> Findin
         wrong=wrong,
     )
     return replace(finding, problems=tuple(_problems(finding)))
+
+
+def _nulls(batch: Batch, unread: set[str]) -> tuple[float, str] | None:
+    """The largest fraction of nulls of the features that are read, and its feature; None: none is."""
+    read = {name: column for name, column in batch.features.items() if name not in unread}
+    return max(((column.null_count / len(column), name) for name, column in read.items()), default=None)
 
 
 def _load(path: Path) -> Baseline:

@@ -57,6 +57,7 @@ from moon.options import (
     WithoutOption,
 )
 
+INTERRUPTED = 130  # exit code of a program that ctrl-C ended
 app = typer.Typer(
     help="Moon: a feature-store-centric multimodal recommender.",
     no_args_is_help=True,
@@ -385,14 +386,15 @@ def main() -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except KeyboardInterrupt:
-        typer.echo("interrupted: run the same command again to go on", err=True)
-        code = 130
+        code = INTERRUPTED
     except Exception as error:
         said = told(error)
         if said is None:
             raise
         typer.echo(said, err=True)
         code = 1
+    if code == INTERRUPTED:  # Typer turns an interrupt inside a command into this code
+        typer.echo("interrupted: run the same command again to go on", err=True)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # DuckDB's bindings list every object alive at a normal exit; artifacts are on disk by now

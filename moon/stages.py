@@ -30,7 +30,7 @@ def dataset(run: Run) -> None:
     """Simulate the marketplace, or import what the run's data names: FORMAT:FOLDER, or a path."""
     from dataset.importers import import_dataset, import_path, is_format
     from dataset.marketplace.simulate import simulate
-    from dataset.tables import noticed, write_dataset
+    from dataset.tables import held, noticed, write_dataset
 
     name, _, rest = run.data.partition(":")
     out = run.folder / "dataset"
@@ -41,7 +41,7 @@ def dataset(run: Run) -> None:
         made = import_dataset(name, Path(rest).expanduser(), out)
     else:
         made = import_path(described_by(Path(run.data), run.folder), out)
-    for line in noticed(made.config):
+    for line in (held(made.config), *noticed(made.config)):
         sys.stderr.write(f"  {line}\n")
 
 

@@ -148,6 +148,8 @@ def asof_job(
     """
     time = offline_utils.infer_event_timestamp_from_entity_df(dict(entity_rows.dtypes))
     stamps = entity_rows[time].infer_objects()
+    if isinstance(stamps.dtype, pd.ArrowDtype):
+        stamps = pd.Series(stamps.tolist(), index=stamps.index)
     if pd.api.types.is_string_dtype(stamps) or pd.api.types.is_object_dtype(stamps):
         stamps = pd.to_datetime(stamps, utc=True)
     stamps = stamps.dt.as_unit("us")

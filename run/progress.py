@@ -1,4 +1,7 @@
-"""Progress of long work: a rich bar on a terminal, one line every ten seconds otherwise."""
+"""Progress of long work: a rich bar on a terminal, otherwise a line for every ten seconds of it.
+
+Many short loops, such as the epochs of a small model, are long work, too: what counts is their time together.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 LINE_EVERY_S = 10.0
+_unsaid_s = 0.0  # of tracked work since the last line, whatever the loop
 
 
 def track(items: Iterable[T], description: str, total: int | None = None, unit: str = "steps") -> Iterator[T]:
@@ -40,17 +44,19 @@ def _bar(items: Iterable[T], description: str, total: int | None) -> Iterator[T]
 
 
 def _lines(items: Iterable[T], description: str, total: int | None, unit: str) -> Iterator[T]:
-    start = last = time.monotonic()
+    global _unsaid_s
+    start = before = time.monotonic()
     done = 0
     for item in items:
         yield item
         done += 1
         now = time.monotonic()
-        if now - last >= LINE_EVERY_S:
-            last = now
+        _unsaid_s, before = _unsaid_s + now - before, now
+        if _unsaid_s >= LINE_EVERY_S:
+            _unsaid_s = 0.0
             _line(description, done, total, unit, now - start)
-    if done and time.monotonic() - start >= LINE_EVERY_S:
-        _line(description, done, total, unit, time.monotonic() - start)
+    if done and before - start >= LINE_EVERY_S:
+        _line(description, done, total, unit, before - start)
 
 
 def _line(description: str, done: int, total: int | None, unit: str, elapsed_s: float) -> None:

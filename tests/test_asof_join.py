@@ -26,6 +26,7 @@ from moonstore.newest import newest
 USER = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
 SHOP = Entity(name="shop", join_keys=["shop_id"], value_type=ValueType.STRING)
 REFERENCES = ["counts:shown", "counts:tags", "pairs:rate", "plain:shown_all", "shops:open"]
+FEATURES = [one.partition(":")[2] for one in REFERENCES]
 HOUR = 3_600_000_000
 
 
@@ -159,6 +160,18 @@ def test_what_is_asked_for_is_not_changed(tmp_path):
     got = read(stores(tmp_path, timedelta(0), "kept")[0], entities)
     pd.testing.assert_frame_equal(entities, before)
     assert len(got) == 10
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", None, "text"])
+def test_a_frame_of_arrow_types_is_answered_as_one_of_numpys(tmp_path, zone):
+    write_sources(tmp_path, np.random.default_rng(0), 40)
+    entities = write_entities(np.random.default_rng(0), 30, None if zone == "text" else zone)
+    if zone == "text":
+        entities["event_timestamp"] = entities["event_timestamp"].astype(str)
+    ours, _ = stores(tmp_path, timedelta(0), "arrow")
+    expected = read(ours, entities)
+    got = read(ours, entities.convert_dtypes(dtype_backend="pyarrow"))
+    assert expected["shown"].notna().any() and plain(got[FEATURES]) == plain(expected[FEATURES])
 
 
 def test_a_cut_in_created_time_falls_back_and_says_so(tmp_path, caplog):

@@ -155,6 +155,15 @@ def test_the_tuned_mix_trusts_the_part_that_is_right():
     assert recall_at(hits(rank(mix, asked, 1), np.arange(41), relevant), np.ones(40), 1).mean() == 0.9
 
 
+def test_requests_whose_items_are_gone_do_not_decide_the_mix():
+    good, bad = Planted(np.arange(10) < 9), Planted(np.arange(10) >= 9)
+    asked = requests(*[[user % 10] for user in range(40)])
+    offsets = np.concatenate([np.arange(40), [39]])  # the last request's item is gone
+    for parts in ({"good": good, "bad": bad}, {"bad": bad, "good": good}):
+        mix = tune_mix(parts, asked, offsets, (np.arange(39) + 1) % 10, k=1)
+        assert mix.weights["good"] > mix.weights["bad"]
+
+
 def test_the_mix_is_the_weighted_sum_of_standardised_scores():
     generator = np.random.default_rng(3)
     items = np.arange(12)

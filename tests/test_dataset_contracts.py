@@ -296,7 +296,8 @@ def test_an_item_whose_picture_is_broken_stays_without_it() -> None:
         content_hash(PICTURES[2]),
     ]
     values = {entry["table"]: entry["value"] for entry in checked.quarantine.to_pylist()}
-    assert values["items"] == content_hash(TRUNCATED)
+    name = content["items"][1]["external_id"]
+    assert values["items"] == f"{name}: {content_hash(TRUNCATED)}", "which item, and which picture"
     assert checked.events.num_rows == 12
 
 

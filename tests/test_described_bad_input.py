@@ -14,7 +14,7 @@ import pytest
 
 from dataset.contracts import DataError
 from dataset.importers import import_path
-from dataset.tables import Dataset, noticed
+from dataset.tables import Dataset, held, noticed
 from run.artifacts import open_artifact
 
 TOML = """
@@ -153,6 +153,7 @@ def test_events_of_unknown_items_and_users_are_kept_or_set_aside_as_the_toml_say
     assert prices(kept) == {"A1": 3, "B2": 4, "C3": 5, "Z9": None} and len(kept.events) == 10
     assert kept.artifact.config["unlisted"] == {"items": 1}
     assert any("1 of the items" in line for line in noticed(kept.artifact.config))
+    assert held(kept.artifact.config) == f"4 items, {len(kept.users)} users, 10 events"
     aside = shop(ITEMS, log, data='unknown_items = "set aside"', out="aside")
     assert "Z9" not in prices(aside) and len(aside.events) == 9
     assert aside.artifact.config["quarantined"] == {"events": {"unknown item_id": 1}}

@@ -11,7 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset.adapters.canonical import NO_CLOCK
+from dataset.adapters.described.cells import Reader
+from dataset.adapters.described.description import Section
+from dataset.adapters.described.files import connection
 from dataset.adapters.described.importer import described
+from dataset.adapters.guessing.profile import Profile
 from dataset.contracts import DataError
 from dataset.first_seen import LOG, START
 
@@ -200,3 +204,21 @@ def test_an_id_that_another_program_made_a_fraction_is_whole_again(events):
     ]
     first, second, third = events(rows)
     assert first["user_id"] == second["user_id"] == 17850 != third["user_id"]
+
+
+PRICES = {
+    "1.200,50 €": 1200.5, "12,50 EUR": 12.5, "$1,299.00": 1299, "R$ 1.234,56": 1234.56, "1 200,50 kr": 1200.5,
+    "1\u202f200\u00a0000,5 руб.": 1_200_000.5, "1'200.50 CHF": 1200.5, "１，２００円": 1200, "￥1,234": 1234,
+    "١٢٫٥٠": 12.5, "Rs. 1,500": 1500, "5 Kč": 5, "USD 500": 500, "-3,00 €": -3, "1e3": 1000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", PRICES)
+def test_moon_init_and_the_import_read_the_same_amount(text):
+    reader = Reader(Section(files=["prices.csv"]), {"price": "VARCHAR"})
+    cursor = connection().cursor().register("prices", pa.table({"price": [text]}))
+    read = cursor.execute(f"SELECT {reader.number('price', 'price').sql} FROM prices").fetchall()
+    seen = Profile("price", "VARCHAR", [text], 1)
+    assert read == [(PRICES[text],)] and seen.numbers == [PRICES[text]] and seen.is_money
+    for none in ("abc 100", "1 2", "12 apples"):
+        assert not Profile("price", "VARCHAR", [none], 1).is_money

@@ -205,6 +205,21 @@ def test_a_wrong_command_gets_one_message_and_no_traceback(tmp_path, arguments, 
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_whoever_interrupts_a_command_is_told_how_to_go_on():
+    """Ctrl-C inside a command, which the library of commands catches first."""
+    program = """
+import os, signal, sys
+from moon import cli
+cli._do = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = ["moon", "evaluate"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "interrupted: run the same command again to go on"
+
+
 @pytest.mark.parametrize(
     ("verb", "needs", "options"),
     [

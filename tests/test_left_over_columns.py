@@ -15,6 +15,7 @@ from dataset.extra import LeftOver, given_vectors
 from dataset.importers import import_path
 from dataset.split import Split, split_dataset
 from dataset.tables import Dataset
+from feature_repo.check import check_store
 from feature_repo.create import create_store
 from feature_repo.listing import listed
 from feature_repo.signature import Signature, signature_of
@@ -79,6 +80,23 @@ def test_they_are_features_that_are_off_listed_and_read_online(folder, tmp_path)
     asked = [{"item_id": ids["A3"]}, {"item_id": ids["A8"]}]
     answer = store.get_online_features(["item_extra:item_weight_kg"], asked).to_dict()
     assert answer["item_weight_kg"] == [None, 2.0]
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_a_column_that_is_nearly_empty_is_a_problem_only_where_it_is_read(tmp_path, on):
+    """Most shops' exports have such columns: dates of what is gone, a second option."""
+    rows = "".join(f"A{n},red lamp No {n},{'' if n else 'oak'}\n" for n in range(40))
+    for name, text in (("products.csv", f"sku,name,wood\n{rows}"), ("log.csv", LOG)):
+        (tmp_path / name).write_text(text)
+    init(tmp_path)
+    if on:
+        path = tmp_path / "moon.toml"
+        path.write_text(path.read_text().replace('# features = ["wood"]', 'features = ["wood"]'))
+    stored(imported(tmp_path, tmp_path / "d"), tmp_path)
+    materialize(tmp_path / "store", datetime(2024, 5, 1, tzinfo=UTC), only=["item_extra"])
+    (found,) = [one for one in check_store(tmp_path / "store") if one.view == "item_extra"]
+    assert found.problems == (("98% of item_wood are null",) if on else ())
+    assert found.nulls == ((39 / 40, "item_wood") if on else None) and found.parity == 1
 
 
 def test_one_line_switches_a_column_on_in_the_signature(folder, tmp_path):

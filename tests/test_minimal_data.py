@@ -100,7 +100,9 @@ def test_ids_and_purchases_are_enough_for_everything_but_content(run_of: Callabl
         assert len({hit["item_id"] for hit in unknown["hits"]}) == ITEM_COUNT
     said = summary.text(folder)
     assert "ctr: not measured: no impressions and no ratings" in said and "encoder: not measured" in said
-    assert "Not measured: encoder: no pictures and no titles." in (folder / "report.html").read_text()
+    report = (folder / "report.html").read_text()
+    assert "Not measured: encoder: no pictures and no titles." in report
+    assert "(no title)" not in said + report and "item sku-" in report, "who has no title has the shop's id"
 
 
 def test_everything_taken_trains_the_ranker(run_of: Callable[[str], Path]) -> None:

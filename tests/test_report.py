@@ -6,7 +6,11 @@ import re
 import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
+import minimal_world as world
+import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -28,6 +32,8 @@ from evaluation.report import (
     number,
     render_report,
 )
+from evaluation.retrieval_quality import Relevant
+from evaluation.sheets import Evidence
 
 EVIL = '<script>alert("x")</script> & "quoted" \'title\''
 
@@ -271,3 +277,21 @@ def test_plots_take_the_colour_of_the_page_and_repeat_exactly():
     assert svg == line_plot(curves, "k", "recall")
     assert "currentColor" in svg and "#010203" not in svg
     assert svg.startswith("<svg") and "xmlns" not in svg.split(">")[0] and "viewBox" in svg
+
+
+def test_users_and_items_without_a_title_have_the_shops_ids():
+    tables = world.tables_of(world.events_of(("click",)), text=False, pictures=False)
+    named = pa.array([f"visitor {one}" for one in tables.users["user_id"].to_pylist()])
+    place = tables.users.column_names.index("external_id")
+    users = tables.users.set_column(place, tables.users.field(place), named)
+    dataset = SimpleNamespace(items=tables.items, users=users, image_bytes=lambda _: None)
+    evidence = Evidence(Path(), dataset, SimpleNamespace(log=tables.events), None, {})
+    requests = (
+        tables.events.select(["user_id", "event_time"]).rename_columns(["user_id", "time"]).slice(300, 1)
+    )
+    relevant = Relevant(np.array([0, 1]), np.array([7]))
+    evidence.retrieval(requests, relevant, {"moon": np.arange(7, 57)[None]})
+    (visit,) = evidence.visits
+    assert visit.user == f"visitor {requests['user_id'][0].as_py()}"
+    assert [tile.title for tile in visit.recommended[:2]] == ["item sku-7", "item sku-8"]
+    assert visit.history and all(tile.title.startswith("item sku-") for tile in visit.history)

@@ -1,6 +1,7 @@
 """Two texts that look alike are one text, at every door; what nobody sees is no text."""
 
 import json
+import timeit
 import unicodedata
 
 import pyarrow as pa
@@ -28,7 +29,20 @@ ALIKE = {
         "red\u00a0mug",
     ],
     "café": ["cafe\u0301", "caf\u00e9", "ca\u200bfé"],
-    "a b": ["a\x00b", "a\x1bb", "a\x85b"],
+    "a b": [
+        "a\x00b",
+        "a\x1bb",
+        "a\x85b",
+        "a&nbsp;b",
+        "<P CLASS='x'>a</P><br/>b",
+        "&lt;p&gt;a&amp;#32;b&lt;/p&gt;",
+    ],
+    "Tea & Café": [
+        "Tea &amp; Caf&eacute;",
+        "<style>.a{b}</style>Tea <!-- 2 -->&#38; Café",
+        "＜b＞Tea＜/b＞ &amp;amp; Café",
+    ],
+    "I <3 <new> a<b AT&T": ["I &lt;3 <new> a<b AT&amp;T"],
 }
 
 
@@ -61,7 +75,36 @@ def test_what_nobody_sees_is_no_text(unseen):
     assert quarantine_counts(check(tables_of(content)).quarantine)["queries"] == {"neither text nor image": 1}
 
 
-@given(st.text(max_size=30))
+MARKED = st.lists(
+    st.sampled_from(
+        [
+            "<",
+            "＜",
+            "p",
+            ">",
+            "/",
+            "&",
+            "amp;",
+            "lt;",
+            "#38;",
+            "script",
+            "!--",
+            "\0",
+            " ",
+            "\u200b",
+            "e\u0301",
+        ]
+    )
+)
+
+
+@pytest.mark.parametrize("part", ["<script", "<script>", "<!--", "<b", "<<b>b>", "&amp;", "&#38;", "&lt;"])
+def test_markup_that_does_not_end_costs_no_more_than_its_length(part):
+    short, long = (min(timeit.repeat(lambda: clean(part * n), number=1, repeat=3)) for n in (1_000, 8_000))  # noqa: B023
+    assert long < 40 * short + 0.01, "not the 64 of a square"
+
+
+@given(st.one_of(st.text(max_size=30), MARKED.map("".join)))
 def test_cleaning_again_changes_nothing_and_columns_are_cleaned_as_texts_are(text):
     once = clean(text)
     assert clean(once) == once and unicodedata.is_normalized("NFKC", once) and once == once.strip()

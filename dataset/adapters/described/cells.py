@@ -23,7 +23,13 @@ from dataset.contracts import DataError
 
 BAD = "not "  # prefix of the columns that hold what a cell was instead
 CURRENCY = r"(?:[A-Z]{0,3}\\p{Sc}|[A-Z]{3}|Rs\\.?)".replace("\\\\", "\\")
-MONEY = rf"^\s*(?:{CURRENCY}\s?)?(-?[0-9][0-9.,]*)(?:\s?(?:\p{{Sc}}|[A-Z]{{3}}|kr|zł))?\s*$"
+SUFFIXES = (
+    r"[A-Z]{3}|kr\.?|zł|Kč|Ft|руб\.?|р\.|円|元|원|ر\.س|د\.إ|ج\.م"  # currencies in letters, behind the amount
+)
+GROUPS = "[ \u00a0\u202f'’]([0-9]{3})"  # thousands apart: "1 299,00", "1'299.00"
+MONEY = rf"^\s*(?:{CURRENCY}\s?)?(-?[0-9][0-9.,]*)(?:\s?(?:\p{{Sc}}|{SUFFIXES}))?\s*$"
+DIGITS = "０１２３４５６７８９．，٠١٢٣٤٥٦٧٨٩٫٬۰۱۲۳۴۵۶۷۸۹०१२३४५६७८९"  # full-width, Arabic, Persian, Indian
+PLAIN = "0123456789.,0123456789.,01234567890123456789"  # the same
 ZONED = r"\d:\d\d(:\d\d(\.\d+)?)?\s*(Z|z|UTC|GMT|[+-]\d\d(:?\d\d)?)\s*$"
 LISTED = "[]"  # category_separator of cells that are lists
 LIST_PART = r"""\"[^\"]*\"|'[^']*'"""
@@ -108,9 +114,11 @@ class Reader:
         raw, kind = self.raw(column), self.types[column]
         if kind != "VARCHAR":
             return Cell(name, f"try_cast({raw} AS DOUBLE)", column, raw, "a number")
-        amount = f"regexp_extract({raw}, {literal(MONEY)}, 1)"
+        plain = f"translate({raw}, {literal(DIGITS)}, {literal(PLAIN)})"
+        plain = rf"regexp_replace({plain}, {literal(GROUPS)}, '\1', 'g')"
+        amount = f"regexp_extract({plain}, {literal(MONEY)}, 1)"
         sql = (
-            f"coalesce(try_cast({raw} AS DOUBLE), try_cast(CASE "
+            f"coalesce(try_cast({plain} AS DOUBLE), try_cast(CASE "
             rf"WHEN regexp_matches({amount}, '^-?\d{{1,3}}(,\d{{3}})+(\.\d+)?$') THEN replace({amount}, ',', '') "
             rf"WHEN regexp_matches({amount}, '^-?\d{{1,3}}(\.\d{{3}})+,\d+$') "
             f"THEN replace(replace({amount}, '.', ''), ',', '.') "

@@ -31,6 +31,7 @@ from dataset.adapters.described.rows import (
     latest,
     pivoted,
 )
+from dataset.adapters.described.sql import quoted
 from dataset.contracts import ITEMS, TIME, USERS
 from dataset.extra import GONE
 from dataset.sieve import sane
@@ -120,14 +121,26 @@ def _updated(section: Items | Users, reader: Reader) -> list[Cell]:
 
 
 def _of_their_product(rows: pa.Table) -> pa.Table:
-    """Fill texts that only one variant of a product has: exports write them in the product's first row alone."""
-    made = [
-        f"coalesce({name}, first_value({name} IGNORE NULLS) OVER product) AS {name}"
-        for name in ("title", "description")
-    ]
+    """Fill texts that only one variant of a product has: exports write them in the product's first row alone.
+
+    Title, description and category are a product's. An attribute is one if no product has it in two of its rows:
+    what several variants say (their colours) another may leave out.
+    """
     cursor = connection().cursor().register("rows", rows)
+    product = "coalesce(product, CAST(key AS VARCHAR))"
+    described = [quoted(name) for name in rows.column_names if name.startswith(ATTRIBUTE)]
+    counts = "".join(f", count({name})" for name in described)
+    most = cursor.execute(
+        f"SELECT max(COLUMNS(*)) FROM (SELECT count(*){counts} FROM rows GROUP BY {product})"
+    ).fetchall()[0]
+    shared = [name for name, rows_of_one in zip(described, most[1:], strict=True) if rows_of_one == 1]
+    texts = {name: name for name in ("title", "description", *shared)} | {"category": "nullif(category, [])"}
+    made = [
+        f"coalesce({text}, first_value({text} IGNORE NULLS) OVER product, {name}) AS {name}"
+        for name, text in texts.items()
+    ]
     window = (
-        "WINDOW product AS (PARTITION BY coalesce(product, CAST(key AS VARCHAR)) ORDER BY key "
+        f"WINDOW product AS (PARTITION BY {product} ORDER BY key "
         "ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)"
     )
     return cursor.sql(

@@ -10,7 +10,7 @@ from dataset.adapters.guessing.profile import Profile, pairs
 from dataset.adapters.guessing.tables import percent
 from dataset.adapters.guessing.words import ATTRIBUTE, CATEGORY, IMAGE, RATING, TAGS, is_unnamed, tokens
 
-SEPARATORS = (" > ", " >> ", ">", " / ", " | ", "|", "/", "::", ";", ".", ", ", ",")
+SEPARATORS = (" > ", " >> ", ">", "＞", " / ", " | ", "|", "/", "::", ";", ".", ", ", ",")
 SHORT = 60  # characters of a category, on average
 DETERMINED = 0.95  # share of the rows that agree with the coarser category of their finer one
 

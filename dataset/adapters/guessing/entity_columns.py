@@ -239,6 +239,13 @@ def _picture(rest: Rest, pictures: list[Path], root: Path) -> None:
             if folder != ".":
                 rest.proposal.add("picture_folder", folder, "where these paths begin")
             return
+    for name in named:
+        said = [_named(str(cell)) for cell in rest.free[name].cells[:200]]
+        if sum(one.lower().endswith(ENDINGS) for one in said) > len(said) / 2:
+            rest.proposal.doubts.append(
+                f"{name!r} names pictures, none is here: put the files beside it, e.g. {said[0]}"
+            )
+            return
 
 
 def _picture_folder(cells: list[str], pictures: list[Path], root: Path) -> str:

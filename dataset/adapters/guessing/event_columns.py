@@ -308,8 +308,9 @@ def _request(proposal: Proposal, table: Seen) -> None:
     request, users = table.columns[name], table.columns[user]
     shown = {value for value, kind in types.items() if kind == "impression"}
     if _agree(pairs(request, users)):
-        if (shown or proposal.get("type") == "impression") and not _one_time(table, name, proposal, shown):
-            return
+        if shown or proposal.get("type") == "impression":
+            if table.is_key(name) or not _one_time(table, name, proposal, shown):
+                return  # it numbers the rows, or is a visit
         proposal.add("request", name, f"its name; {request.distinct:,} values, each of one user")
 
 

@@ -12,6 +12,7 @@ from dataset.adapters.guessing.matching import (
     is_log,
     is_referred_to,
     match,
+    match_values,
     with_lookups,
     with_user,
 )
@@ -57,6 +58,7 @@ def seen(listing: Listing) -> list[Seen]:
     _by_links(tables)
     tables = _with_listed(tables)
     _without_names(tables)
+    match_values(tables)
     tables = [with_user(table, tables) for table in tables]
     return with_lookups(tables)
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 from dataset.adapters.described.files import Files
 from dataset.adapters.described.joined import Joined
 from dataset.adapters.guessing.opening import item_fields
-from dataset.adapters.guessing.profile import pairs, profiles, values_of
+from dataset.adapters.guessing.profile import Profile, pairs, profiles, values_of
 from dataset.adapters.guessing.tables import LINKED, Seen, percent
 from dataset.adapters.guessing.words import IDS, is_bare_id, names_id_of, tokens
 
 SAME = 0.95  # share of ids that are in the other table, above which no better pair of columns is looked for
+SEVERAL = 0.5  # ids per row of a catalogue that has rows which were written again
 COUNTED = 0.9  # share of the users whose rows are counted 1, 2, 3, ...
 
 
@@ -30,8 +31,11 @@ def is_log(table: Seen) -> bool:
 
 
 def _is_catalogue(table: Seen) -> bool:
-    item = table.refs.get("item")
-    return item is not None and not is_log(table) and table.is_key(item)
+    return _tells_of_items(table) and table.is_key(table.refs["item"])
+
+
+def _tells_of_items(table: Seen) -> bool:
+    return "item" in table.refs and not is_log(table)
 
 
 def match(tables: list[Seen]) -> None:
@@ -39,7 +43,7 @@ def match(tables: list[Seen]) -> None:
     for log in (one for one in tables if is_log(one)):
         best: tuple[str, str, Seen | None, float] = ("", "", None, 0.0)
         now = 0.0
-        for home in (one for one in tables if _is_catalogue(one)):
+        for home in (one for one in tables if _tells_of_items(one)):
             for key in _keys(home):
                 values = values_of(home.found, key) or set()
                 for name in _item_columns(log):
@@ -53,12 +57,62 @@ def match(tables: list[Seen]) -> None:
         if found is not None and share >= LINKED and now < min(share, SAME):
             log.refs["item"], found.refs["item"] = name, key
             log.why["item"] = f"{percent(share)} are in {found.name} ({key})"
-            found.why["item"] = f"a row each; has {percent(share)} of those in {log.name}"
+            each = "a row each" if found.is_key(key) else "one of each in the rows that have any"
+            found.why["item"] = f"{each}; has {percent(share)} of those in {log.name}"
+
+
+def match_values(tables: list[Seen]) -> None:
+    """Find the catalogue of a log by the values of its items alone: no name says so, or the ids are written in words.
+
+    A catalogue that is written again when it changes has several rows of an item, but fewer than two on average.
+    Where no table at all has items, any column of a log that several rows share may hold them.
+    """
+    is_none = not any("item" in one.refs for one in tables)
+    for log in (one for one in tables if is_log(one) or is_none and {"user", "session"} & set(one.refs)):
+        own = [log.refs["item"]] if "item" in log.refs else list(_shared_columns(log))
+        homes = [one for one in tables if one is not log and set(one.refs) <= {"item"} and not one.base]
+        if log.aside is not None or any(_known(log.columns[name], home) for name in own for home in homes):
+            continue
+        shares = {
+            (place, key, name): _found_in(set(log.columns[name].values), home, key)
+            for place, home in enumerate(homes)
+            for key, one in home.columns.items()
+            if (one.is_id or one.is_text) and one.unique >= SEVERAL and one.distinct > 1
+            for name in own
+        }
+        if not shares or max(shares.values()) < LINKED:
+            continue
+        place, key, name = max(shares, key=lambda one: shares[one])
+        home, said = homes[place], percent(shares[place, key, name])
+        log.refs["item"], home.refs["item"], home.aside = name, key, None
+        home.why["item"] = f"has {said} of those in {log.name} ({name})"
+        log.why["item"] = f"{said} are in {home.name} ({key})"
+
+
+def _shared_columns(log: Seen) -> Iterator[str]:
+    """Columns that have no role yet and whose values several rows have."""
+    for name, one in log.columns.items():
+        is_free = name not in log.refs.values() and one.clock is None
+        if is_free and (one.is_id or one.is_text) and one.distinct > 10 and one.unique < 0.8:
+            yield name
+
+
+def _known(items: Profile, home: Seen) -> bool:
+    """Whether the table's items, as its names say, are those of the log."""
+    return "item" in home.refs and _found_in(set(items.values), home, home.refs["item"]) >= LINKED
+
+
+def _found_in(ids: set[str], home: Seen, key: str) -> float:
+    """Share of the ids that are in the column; of 1, 2, 3, ... only where they are most of the column, too."""
+    held = values_of(home.found, key) or set()
+    if is_dense(ids | held) and len(ids & held) < SAME * len(held):
+        return 0.0
+    return len(ids & held) / max(len(ids), 1)
 
 
 def _keys(home: Seen) -> Iterator[str]:
     for name, one in home.columns.items():
-        if one.is_id and home.is_key(name) and (is_bare_id(name) or names_id_of(name, "item")):
+        if one.is_id and home.is_own(name) and (is_bare_id(name) or names_id_of(name, "item")):
             yield name
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataset.adapters.described.cells import DIGITS, GROUPS, PLAIN, SUFFIXES
 from dataset.adapters.described.files import PACKED, format_of
 from dataset.adapters.described.sql import quoted
 from dataset.adapters.guessing.clock import Clock, clock
@@ -95,13 +96,8 @@ class Profile:
         found = []
         for one in self.cells:
             try:
-                text = re.sub(r",(\d\d?)$", r".\1", one.strip()) if isinstance(one, str) else one
                 found.append(
-                    float(
-                        re.sub(r"[^0-9.-]", "", text)
-                        if isinstance(text, str) and not NUMBER.fullmatch(text)
-                        else text
-                    )
+                    _amount(one) if isinstance(one, str) and not NUMBER.fullmatch(one) else float(one)
                 )
             except (TypeError, ValueError):
                 continue
@@ -111,7 +107,7 @@ class Profile:
     def is_money(self) -> bool:
         """Whether all values are numbers, perhaps with a currency."""
         return self.is_number or (
-            bool(self.cells) and all(MONEY.fullmatch(str(one)) for one in self.cells[:2000])
+            bool(self.cells) and all(MONEY.fullmatch(_plain(str(one))) for one in self.cells[:2000])
         )
 
     @cached_property
@@ -165,8 +161,30 @@ class Profile:
 
 NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*")
 MONEY = re.compile(
-    r"\s*(?:(?:[A-Z]{0,3}[$€£¥₹₽]|[A-Z]{3}|Rs\.?)\s?)?-?\d[\d.,]*(?:\s?(?:[$€£¥₹₽]|[A-Z]{3}|kr|zł))?\s*"
+    r"\s*(?:(?:[A-Z]{0,3}[$€£¥₹₽₩￥]|[A-Z]{3}|Rs\.?)\s?)?(-?\d[\d.,]*)(?:\s?(?:[$€£¥₹₽₩￥]|"
+    + SUFFIXES
+    + r"))?\s*"
 )
+THOUSANDS = re.compile(r"-?\d{1,3}((,\d{3})+(\.\d+)?|(\.\d{3})+,\d+)")  # 1,299.00; 1.299,00
+
+
+def _plain(text: str) -> str:
+    """With the digits of other scripts as these, and no space between thousands."""
+    return re.sub(GROUPS, r"\1", text.translate(str.maketrans(DIGITS, PLAIN)))
+
+
+def _amount(text: str) -> float:
+    """The number of an amount of money, as the importer reads it (``described.cells``).
+
+    Raises:
+        ValueError: it is none.
+    """
+    money = MONEY.fullmatch(_plain(text))
+    amount = money[1] if money else text
+    if THOUSANDS.fullmatch(amount):
+        comma_ends = amount.rfind(",") > amount.rfind(".") > 0
+        amount = amount.replace("." if comma_ends else ",", "")
+    return float(re.sub(r",(\d+)$", r".\1", amount))
 
 
 def pairs(one: Profile, other: Profile) -> list[tuple[str, str]]:

@@ -62,6 +62,7 @@ def propose(root: Path) -> Proposals:
     for proposal in found.tables:
         _columns(proposal, pictures, root)
     _only_sure_logs(found)
+    _unknown_items(found)
     _entities_of_logs(found)
     if not any(one.get("picture") for one in found.of("items")):
         _picture_files(found)
@@ -88,6 +89,7 @@ def _columns(proposal: Proposal, pictures: list[Path], root: Path) -> None:
             _property_columns(proposal, table, *long)
         else:
             item_columns(proposal, table, {key}, pictures, root)
+            _ids_as_titles(proposal, table.columns[key])
     elif proposal.role == "users":
         key = table.refs["user"]
         proposal.add("id", key, table.why["user"])
@@ -149,6 +151,22 @@ def _only_sure_logs(found: Proposals) -> None:
             log.active, log.why = False, "nothing says what these rows are; other logs do"
 
 
+def _unknown_items(found: Proposals) -> None:
+    """Doubt a log most of whose items no table of items has: one of the two columns may be another id."""
+    homes = [(one.table, one.get("id")) for one in found.of("items") if one.table is not None]
+    known: set[str] = set().union(*(values_of(table.found, key) or () for table, key in homes))
+    for log in found.of("events") if known else []:
+        assert log.table is not None
+        ids = set(log.table.columns[log.get("item")].values)
+        missing = len(ids - known)
+        if missing > len(ids) / 2:
+            said = ", ".join(f"{key!r} of {table.name}" for table, key in homes)
+            log.doubts.append(
+                f"{missing:,} of {len(ids):,} values of {log.get('item')!r} are not in {said}: such events would be "
+                f"of items without words, picture or price"
+            )
+
+
 def _entities_of_logs(found: Proposals) -> None:
     """What a log says of its items and users, where no table does."""
     for log in sorted(found.of("events"), key=lambda one: -one.table.found.bytes if one.table else 0):
@@ -170,13 +188,18 @@ def _items_of(found: Proposals, log: Proposal, table: Seen) -> None:
     items = Proposal("items", table, why="the log says what its items are")
     items.add("id", log.get("item"), table.why["item"])
     item_columns(items, table, taken, found.listing.pictures, found.root)
-    if items.get("title") is None and key.is_text and key.words > 1.3:
-        items.add("title", key.name, "its ids are words")
+    _ids_as_titles(items, key)
     if not any(items.get(one) for one in OF_AN_ITEM):
         return
     _updated(items, log)
     _leave(items, log, table)
     found.tables.append(items)
+
+
+def _ids_as_titles(items: Proposal, key: Profile) -> None:
+    """Ids in words are titles, where no column has better ones."""
+    if items.get("title") is None and key.is_text and key.words > 1.3:
+        items.add("title", key.name, "its ids are words")
 
 
 def _users_of(found: Proposals, log: Proposal, table: Seen) -> None:

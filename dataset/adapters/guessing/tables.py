@@ -24,6 +24,7 @@ from dataset.adapters.guessing.words import (
 )
 
 KEY_SHARE = 0.95  # of the rows that have an id of their own in a table with a row per entity
+MOST_ROWS = 0.5  # of a catalogue: the others are further pictures, or prices, of the row above
 LINKED = 0.5  # share of a column's ids that are in another table, which shows what they are ids of
 MOST_TYPES = 60  # values of a column of event types
 MAPPED = 0.5  # share of the rows whose type is recognised
@@ -79,6 +80,11 @@ class Seen:
         """Whether nearly every row has an id of its own in this column."""
         profile = self.columns[column]
         return profile.unique >= KEY_SHARE and profile.full >= KEY_SHARE
+
+    def is_own(self, column: str) -> bool:
+        """Whether nearly every row that has an id in this column has one of its own, and most rows have one."""
+        profile = self.columns[column]
+        return profile.unique >= KEY_SHARE and profile.full >= MOST_ROWS
 
     def time(self) -> str | None:
         """The column that most likely says when a row happened."""

@@ -18,20 +18,26 @@ NOUNS = {
         "item product sku article asin aid movie film book song track video news listing offer goods good variant "
         "recipe restaurant business ad content game app artist album hotel course isbn ean upc gtin pid iid mid "
         "handle stock merchandise prod show anime podcast document doc post story poi venue plu model creative "
-        "campaign material artikel produkt produit producto prodotto articulo articolo ware livre libro buch"
+        "campaign material artikel produkt produit producto prodotto articulo articolo ware livre libro buch "
+        "商品 製品 品番 作品 产品 物品 상품 제품 товар منتج"
     ),
     "user": _words(
         "user customer visitor client member buyer shopper reviewer person account consumer viewer household profile "
         "patron reader listener subscriber uid cust cid usr guest kunde benutzer nutzer utilisateur usuario cliente "
-        "acheteur utente device cookie email mail anonymous pseudo"
+        "acheteur utente device cookie email mail anonymous pseudo kunden "
+        "会員 顧客 ユーザー 用户 会员 顾客 고객 회원 사용자 "
+        "пользователь покупатель клиент مستخدم عميل"
     ),
     "session": _words(
         "session request visit basket order invoice impression slate receipt ticket page trip sess cart sid playlist "
-        "bestellung commande pedido ordine rechnung"
+        "bestellung commande pedido ordine rechnung 注文 订单 주문 заказ طلب"
     ),
     "query": _words("query search keyword term phrase searchterm q suche recherche busqueda"),
 }
-IDS = _words("id ids key code no nr number num uid guid uuid pk ref identifier hash idx index uri urn")
+IDS = _words(
+    "id ids key code no nr number num uid guid uuid pk ref identifier hash idx index uri urn nummer numero "
+    "番号 コード 编号 번호 код номер رقم معرف"
+)
 COUNT = _words("num number nb")  # before what is counted: "num_pages"
 UNKNOWN = _words("anonymous pseudo")  # of a user who has not said who they are
 CALLED = _words("name login nick nickname")  # of a user who has no other id
@@ -40,15 +46,24 @@ OWN_IDS = _words(
 )  # a noun that is an id
 TIME = _words(
     "time timestamp ts t tm date datetime day dat dt when at created updated occurred moment clock epoch unix "
-    "fecha datum zeit ora hora heure timestampms modified"
+    "fecha datum zeit ora hora heure timestampms modified "
+    "日時 時刻 日付 时间 日期 일시 시간 날짜 дата время تاريخ وقت"
 )
-UPDATED = _words("updated modified changed update version valid lastmodified")
+UPDATED = _words(
+    "updated modified changed update version valid lastmodified geändert 更新日 更新日時 更新时间 수정일"
+)
 CREATED = _words(
-    "created added published release released launch launched listed available registered signup joined since publish"
+    "created added published release released launch launched listed available registered signup joined since "
+    "publish angelegt 登録日 発売日 创建时间 上架时间 등록일"
 )
-GONE = _words("gone sold expired expire expiry ended ends removed delisted discontinued until closed")
+GONE = _words(
+    "gone sold expired expire expiry ended ends removed delisted discontinued until closed gelöscht 削除日 下架时间"
+)
 STATE = _words("status availability available stock sold active")  # of an item today: no description of it
-TYPE = _words("type event action behavior behaviour activity interaction feedback kind operation verb")
+TYPE = _words(
+    "type event action behavior behaviour activity interaction feedback kind operation verb vorgang "
+    "行動 行为 행동 действие"
+)
 CLICKED = _words("click clicked label clk")  # of a column of 0 and 1
 SKIPPED = _words("skip skipped")  # of such a column, too
 BOUGHT = _words("purchase purchased bought buy ordered conversion converted")  # of such a column, too
@@ -58,17 +73,21 @@ POSITION = _words("position rank slot pos place")
 RELEVANCE = _words("relevance relevancy label grade gain judgement judgment rel esci relevant")
 PART = _words("split part fold set subset usage partition")
 TITLE = _words(
-    "title name headline caption display label titel titre titulo titolo nombre nom bezeichnung nome designation"
+    "title name headline caption display label titel titre titulo titolo nombre nom bezeichnung nome designation "
+    "名前 名称 商品名 产品名 상품명 标题 タイトル 제목 이름 название имя عنوان اسم"
 )
 DESCRIPTION = _words(
     "description desc detail details body about overview summary plot abstract synopsis text bullet features "
-    "beschreibung descripcion descrizione long content blurb"
+    "beschreibung descripcion descrizione long content blurb 説明 详情 描述 설명 описание وصف"
 )
 CATEGORY = {
     "category": 5, "categories": 5, "cat": 5, "cate": 5, "subcategory": 5, "genre": 5, "taxonomy": 5, "breadcrumb": 5,
-    "kategorie": 5, "categorie": 5, "categoria": 5, "department": 4, "type": 4, "aisle": 4, "class": 3, "group": 3,
+    "kategorie": 5, "categorie": 5, "catégorie": 5, "categoria": 5, "categoría": 5,
+    "department": 4, "type": 4, "aisle": 4, "class": 3, "group": 3,
     "section": 3, "collection": 2, "family": 3, "level": 3, "topic": 3, "theme": 2, "cuisine": 3, "subclass": 3,
-    "genero": 5, "gruppe": 3, "commodity": 3,
+    "genero": 5, "gruppe": 3, "commodity": 3, "warengruppe": 5,
+    "カテゴリー": 5, "カテゴリ": 5, "分類": 5, "类别": 5, "类目": 5,
+    "分类": 5, "카테고리": 5, "категория": 5, "فئة": 5,
 }  # fmt: skip
 TAGS = _words("genre tag tags keyword keywords topic cuisine genres topics")
 PROPERTY = _words("property attribute attr feature key field spec tag")
@@ -82,15 +101,17 @@ PRICE = {
     "msrp": 3,
     "amount": 2,
     "value": 1,
+    **dict.fromkeys(("価格", "値段", "价格", "가격", "цена", "سعر"), 5),
 }
 PRODUCT = _words("parent group model style master family spu base root code")
 ATTRIBUTE = _words(
     "brand vendor manufacturer color colour size material gender season style author publisher language country "
-    "director actor actors cast maker fabric pattern shape flavor flavour marke farbe marque couleur marca"
+    "director actor actors cast maker fabric pattern shape flavor flavour marke farbe marque couleur marca "
+    "ブランド 品牌 브랜드 бренд"
 )
 IMAGE = _words(
     "image img picture photo pic jpeg jpg png thumbnail thumb poster cover icon imurl bytes bild imagen images "
-    "pictures photos foto media"
+    "pictures photos foto media 画像 图片 이미지"
 )
 AGE = _words("age alter edad eta")
 SEGMENT = _words(
@@ -131,24 +152,28 @@ TABLES = {
 }  # words of the name of a file or a folder
 NEGATIVE = _words(
     "remove delete cancel return refund dislike un unlike skip unsubscribe rm removed cancelled returned canceled "
-    "refunded voided failed storniert"
+    "refunded voided failed storniert retoure 返品 退货 取消 キャンセル 환불 취소 возврат"
 )
 TYPES = {
     "purchase": _words(
         "purchase buy order transaction checkout paid sale sales conversion bought complete purchased payment "
         "invoice ordered bestellung commande pedido achat compra kauf gekauft receipt retail sold sell rent "
-        "rented rental booking booked reservation reserved"
+        "rented rental booking booked reservation reserved 購入 注文 购买 订单 下单 구매 주문 покупка заказ شراء"
     ),
     "cart": _words(
         "cart addtocart added basket bag atc fav favorite favourite wishlist save bookmark like add carts like "
-        "warenkorb korb merkzettel panier favori carrito cesta carrello"
+        "warenkorb korb merkzettel panier favori carrito cesta carrello "
+        "カート カート追加 お気に入り 加购 加购物车 收藏 장바구니 찜 "
+        "корзина سلة"
     ),
-    "impression": _words("impression show shown exposure display displayed served imp impressions exposed"),
+    "impression": _words(
+        "impression show shown exposure display displayed served imp impressions exposed 表示 曝光 노출 показ"
+    ),
     "click": _words(
         "click view pv open detail visit browse watch play read listen pageview clicked viewed stream views visits "
         "clickstream session seen tap clickout interaction plays listening look looked klick ansicht "
         "ansehen angesehen aufruf gesehen "
-        "clic vue vu voir vista visto ver visita visite"
+        "clic vue vu voir vista visto ver visita visite 閲覧 クリック 浏览 点击 조회 클릭 просмотр клик مشاهدة نقرة"
     ),
     "rating": _words("rating rate review rated reviews ratings stars"),
 }  # the first match counts
@@ -175,7 +200,7 @@ def tokens(name: str) -> tuple[str, ...]:
     spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
     spaced = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1 \2", spaced)
     found: list[str] = []
-    for word in re.split(r"[^0-9a-zA-ZÀ-ÿ]+", spaced):
+    for word in re.split(r"[\W_]+", spaced):
         found += _split(re.sub(r"\d+$", "", word.lower()) or word.lower()) if word else []
     return tuple(found)
 
