@@ -63,7 +63,7 @@ def test_a_table_that_doubles_changes_no_score(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "rescaled", lambda inputs, before, requests: (inputs, before))
     first, second = day_of(range(10)), day_of(range(300), seed=1)
     before = train_day(first, 0, None, TERMS, tmp_path / "a", {}, {})
-    monkeypatch.setattr(Attempt, "begin_at_regression", lambda *_: None)  # which would learn of the second day
+    monkeypatch.setattr(Attempt, "begin_at_regression", lambda *_: None)  # it would learn of that day
     after = train_day(second, 1, before, replace(TERMS, epochs=0), tmp_path / "b", {}, {})
     one, other = (Ranker.open(made, None) for made in (before, after))
     rows = [ranker.encoder.inputs.items.rows for ranker in (one, other)]
