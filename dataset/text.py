@@ -37,9 +37,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line fe
 def clean(text: str) -> str:
     """The text in Unicode form NFKC, without markup and invisible or control characters, stripped."""
     before = ""
-    while (
-        before != text
-    ):  # removing may join what is then another character, or markup that was escaped twice
+    while before != text:  # what is removed may join another character, or markup that was escaped twice
         before = text
         if not text.isascii():
             text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))

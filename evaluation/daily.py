@@ -34,8 +34,8 @@ from feature_repo.vectors import Vectors
 from moonstore.disk import make_folder
 from moonstore.freshness import US
 from ranker.daily import Terms, continues, drawn, held_out, replayed, train_day
-from ranker.linear import READ
 from ranker.recipes import Recipe
+from ranker.regression import READ
 from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import LEARNING_RATES
 from retrieval.examples import MatchedFrames, chunks, matched

@@ -37,7 +37,7 @@ from feature_repo.check import HEAD, cells, check_store
 from feature_repo.online import StoreUnavailable
 from feature_repo.vectors import Vectors
 from run.artifacts import ArtifactError, open_artifact
-from serving.catalogue import Card
+from serving.catalogue import named
 from serving.opening import open_recommender
 from serving.recommend import Recommender
 from serving.settings import Settings
@@ -106,7 +106,7 @@ class Evidence:
         row = {one["item_id"]: one for one in found.select(TILE).to_pylist()}
         return [
             Tile(
-                title=row[item_id]["title"] or f"item {row[item_id]['external_id']}",
+                title=named(row[item_id]["title"], row[item_id]["external_id"]),
                 picture=self.dataset.image_bytes(row[item_id]["image_id"]),
                 hit=item_id in hit,
             )
@@ -188,21 +188,17 @@ class Evidence:
         return {
             "user_id": user_id,
             "history": [] if user_id is None else _titles(recommender, user_id)[:5],
-            "recommended": [_named(hit.card) for hit in answer.hits],
+            "recommended": [hit.card.name for hit in answer.hits],
             "timings_ms": {stage: round(value, 2) for stage, value in answer.timings_ms.items()},
             "order": answer.order,
             "fallbacks": list(answer.fallbacks),
         }
 
 
-def _named(card: Card) -> str:
-    return card.title or f"item {card.item_id}"
-
-
 def _titles(recommender: Recommender, user_id: ShopId) -> list[str]:
     """Titles of the user's history; empty if the store does not answer, which the answer's fallbacks report."""
     try:
-        return [_named(card) for card in recommender.history(user_id)]
+        return [card.name for card in recommender.history(user_id)]
     except StoreUnavailable:
         return []
 

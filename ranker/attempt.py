@@ -19,11 +19,12 @@ from ranker.fit import Outcome, Plan, fit
 from ranker.inputs.batch import Batch
 from ranker.inputs.frame_encoder import FrameEncoder
 from ranker.learner import Learner, Saved
-from ranker.linear import LinearPath, examples_of
+from ranker.linear import LinearPath
 from ranker.losses import LOSSES, Logits, counted, each_request, of_click, training_loss
 from ranker.model import ClickModel, WithPosition
 from ranker.places import unplaced
 from ranker.ranks import ALL, Share, in_ranks
+from ranker.regression import begin, examples_of
 from ranker.score import CtrConfig
 from run.artifacts import Artifact
 from run.resume import Checkpoints
@@ -124,7 +125,7 @@ class Attempt:
         """The regression, fitted to these requests, that all attempts on the data begin at; None: they have none."""
         line = self.config.shape.line()
         if line is not None:
-            line.begin(examples_of(requests, self.encoder, self.plan.seed))
+            begin(line, examples_of(requests, self.encoder, self.plan.seed))
         return line
 
     def begin_at_regression(self, model: ClickModel) -> None:

@@ -80,5 +80,9 @@ def unplaced(placed: np.ndarray, free: np.ndarray) -> float:
     least, most = float(apart.min(initial=0.0)), float(apart.max(initial=0.0))
     if least == most:
         return least
-    clicks = float(expit(placed).sum())
-    return float(brentq(lambda c: expit(free + c).sum() - clicks, least, most))
+    return level(free, float(expit(placed).sum()), least, most)
+
+
+def level(log_odds: np.ndarray, clicks: float, least: float, most: float) -> float:
+    """The constant, between ``least`` and ``most``, with which log-odds float [N] expect so many clicks."""
+    return float(brentq(lambda c: expit(log_odds + c).sum() - clicks, least, most))

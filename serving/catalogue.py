@@ -25,6 +25,16 @@ class Card:
     price: float | None
     image_id: str | None
 
+    @property
+    def name(self) -> str:
+        """What people see: the title, or else the shop's id."""
+        return named(self.title, self.item_id)
+
+
+def named(title: str | None, item_id: ShopId) -> str:
+    """The name of an item for people: its title, or else the shop's id."""
+    return title or f"item {item_id}"
+
 
 class Catalogue:
     """Cards by item id.

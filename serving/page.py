@@ -216,7 +216,7 @@ def _section(
 
 
 def _tile(card: Card, user_id: str, caption: str, note: str) -> str:
-    name = card.title or f"item {card.item_id}"
+    name = card.name
     picture = (
         f"<img src='/image/{quote(card.image_id, safe='')}' alt='{escape(name)}' loading='lazy'>"
         if card.image_id

@@ -31,6 +31,7 @@ from ranker.daily import Terms
 from ranker.inputs.frame_encoder import select_requests
 from ranker.linear import LinearPath
 from ranker.recipes import attention, recipe
+from ranker.regression import begin
 from ranker.score import Ranker
 from run.artifacts import open_artifact, write_artifact
 from run.sizes import size
@@ -283,7 +284,7 @@ def test_every_day_begins_at_a_regression_of_what_it_learns_from(tmp_path, monke
     assert len(found) == len(read) == 2
     for model, given in zip(found, read, strict=True):
         line = LinearPath(len(model["line.candidate"]), len(model["line.request"]))
-        line.begin(given)
+        begin(line, given)
         for name, expected in line.named_parameters():
             torch.testing.assert_close(model[f"line.{name}"], expected.detach())
     assert len(read[1].liked) > len(read[0].liked), "earlier requests beside those of the day"

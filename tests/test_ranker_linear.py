@@ -10,9 +10,10 @@ from ranker_world import Requests, auc, make_world
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ranker import linear
+from ranker import regression
 from ranker.inputs.columns import learn_inputs
 from ranker.inputs.frame_encoder import FrameEncoder
+from ranker.linear import LinearPath
 from ranker.score import CtrConfig, Ranker
 from ranker.train import Training, train_ctr
 from run.sizes import size
@@ -30,18 +31,18 @@ def examples(count, weights, bias, seed=0, noise=0, users=200, searched=False):
     numbers = draw.standard_normal((count, len(weights))).astype(np.float32)
     liked = draw.random(count) < 1 / (1 + np.exp(-(numbers @ weights + bias)))
     numbers = np.concatenate([numbers[:, 2:], numbers[:, :2]], axis=1)
-    return linear.Examples(numbers, liked, draw.integers(users, size=count), np.full(count, searched))
+    return regression.Examples(numbers, liked, draw.integers(users, size=count), np.full(count, searched))
 
 
 def both(one, other):
     pairs = zip(vars(one).values(), vars(other).values(), strict=True)
     order = np.random.default_rng(9).permutation(len(one.liked) + len(other.liked))
-    return linear.Examples(*(np.concatenate(pair)[order] for pair in pairs))
+    return regression.Examples(*(np.concatenate(pair)[order] for pair in pairs))
 
 
 def begun(given, request=2):
-    path = linear.LinearPath(given.numbers.shape[1] - request, request)
-    path.begin(given)
+    path = LinearPath(given.numbers.shape[1] - request, request)
+    regression.begin(path, given)
     return path
 
 
@@ -95,14 +96,16 @@ def test_numbers_that_tell_users_apart_are_worth_nothing_for_others():
     own = draw.standard_normal((40, 60)).astype(np.float32)[user]
     liked = draw.random(600) < np.where(draw.random(40) < 0.3, 0.6, 0.05)[user]
     order = draw.permutation(600)
-    path = begun(linear.Examples(own[order], liked[order], user[order], np.zeros(600, bool)), request=0)
-    apart = begun(linear.Examples(own[order], liked[order], np.arange(600), np.zeros(600, bool)), request=0)
+    path = begun(regression.Examples(own[order], liked[order], user[order], np.zeros(600, bool)), request=0)
+    apart = begun(
+        regression.Examples(own[order], liked[order], np.arange(600), np.zeros(600, bool)), request=0
+    )
     assert float(path.candidate.detach().norm()) < 0.3 * float(apart.candidate.detach().norm())
 
 
 @pytest.mark.parametrize(("label", "expected"), [(True, np.log(101)), (False, -np.log(101))])
 def test_where_all_labels_are_equal_it_says_their_rate(label, expected):
-    given = linear.Examples(
+    given = regression.Examples(
         np.ones((100, 4), np.float32), np.full(100, label), np.arange(100), np.zeros(100, bool)
     )
     path = begun(given)
@@ -114,7 +117,7 @@ def test_where_all_labels_are_equal_it_says_their_rate(label, expected):
 def test_of_a_few_users_it_says_the_rate(one_liked):
     """Four users have positives, or negatives: some fold would have none to learn from, or to be judged by."""
     user = np.arange(100) % 20
-    given = linear.Examples(
+    given = regression.Examples(
         np.eye(100, 4, dtype=np.float32), (user < 4) == one_liked, user, np.zeros(100, bool)
     )
     path = begun(given)
@@ -123,7 +126,7 @@ def test_of_a_few_users_it_says_the_rate(one_liked):
 
 
 def test_without_numbers_it_says_the_rate():
-    given = linear.Examples(
+    given = regression.Examples(
         np.ones((200, 0), np.float32), np.arange(200) < 50, np.arange(200), np.zeros(200, bool)
     )
     assert begun(given, 0).bias.tolist() == pytest.approx([np.log(51 / 151)], rel=1e-5)
@@ -166,7 +169,7 @@ def read_of(world, seed=0):
     """What a regression reads of a world's frame: the examples, and the encoder."""
     requests = Requests(world.frame)
     encoder = FrameEncoder(learn_inputs(requests, 50)[0], None)
-    return linear.examples_of(requests, encoder, seed), encoder
+    return regression.examples_of(requests, encoder, seed), encoder
 
 
 def test_it_reads_the_numbers_that_batches_hold():
@@ -190,8 +193,8 @@ def test_it_reads_the_numbers_that_batches_hold():
 
 
 def test_of_many_candidates_it_reads_some_drawn_from_the_seed(monkeypatch):
-    monkeypatch.setattr(linear, "READ", 100)
-    monkeypatch.setattr(linear, "AT_ONCE", 10)
+    monkeypatch.setattr(regression, "READ", 100)
+    monkeypatch.setattr(regression, "AT_ONCE", 10)
     world = make_world(requests=200)
     taken = []
     select = Requests.select
