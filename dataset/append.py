@@ -7,8 +7,9 @@ at once would have; what that means where files overlap is said at ``dataset.ups
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -49,6 +50,8 @@ class Appended:
         already_there: events of the files that the dataset had.
         refused: rows of the files that broke a rule.
         added, changed: rows by table.
+        rules: the rules that rows broke, and how many each.
+        said: what else to know.
     """
 
     artifact: Artifact
@@ -56,6 +59,8 @@ class Appended:
     refused: int
     added: dict[str, int]
     changed: dict[str, int]
+    rules: Mapping[str, int] = field(default_factory=dict)
+    said: str = ""
 
     @property
     def is_nothing(self) -> bool:
@@ -66,8 +71,10 @@ class Appended:
         """One line for the person who appended the files."""
         new = [f"{rows:,} new {name}" for name, rows in self.added.items() if rows]
         new += [f"{rows:,} changed {name}" for name, rows in self.changed.items() if rows]
-        aside = f"; {self.refused:,} rows set aside" if self.refused else ""
-        return f"{', '.join(new) or 'nothing new'}; {self.already_there:,} events already there{aside}"
+        kinds = ", ".join(f"{rows:,} {rule}" for rule, rows in self.rules.items())
+        aside = f"; {self.refused:,} rows set aside, in quarantine.parquet: {kinds}" if self.refused else ""
+        more = f"; {self.said}" if self.said else ""
+        return f"{', '.join(new) or 'nothing new'}; {self.already_there:,} events already there{aside}{more}"
 
 
 def append(before: Dataset, tables: Tables, config: Mapping[str, Any], source: str) -> Appended:
@@ -107,7 +114,9 @@ def append(before: Dataset, tables: Tables, config: Mapping[str, Any], source: s
     merged["images"] = _shown(merged, old)
     extra, changed["left-over columns"] = merged_extra(old.extra, checked.extra)
     added["events"] = checked.events.num_rows
-    done = Appended(before.artifact, int(there.sum()), checked.quarantine.num_rows, added, changed)
+    rules = Counter(checked.quarantine.column("rule").to_pylist())
+    refused = checked.quarantine.num_rows
+    done = Appended(before.artifact, int(there.sum()), refused, added, changed, dict(rules.most_common()))
     if done.is_nothing:  # perhaps because an append was killed when all was written
         remove_leftovers(before.artifact.path)
         return done

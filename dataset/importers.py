@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -20,7 +22,7 @@ from dataset.adapters.movielens import ml_posters
 from dataset.adapters.taobao_mm import taobao_mm
 from dataset.append import Appended, append
 from dataset.contracts import DataError, Tables
-from dataset.tables import Dataset, write_dataset
+from dataset.tables import Dataset, untyped, write_dataset
 from run.artifacts import MANIFEST, Artifact, open_artifact, write_artifact
 
 # Each takes a folder and returns canonical tables and the configuration to record in the artifact.
@@ -81,7 +83,12 @@ def append_described(path: Path, folder: Path, dataset: Dataset) -> Appended:
             f"that, or import everything anew into another folder, with --run."
         )
     tables, config = described(path / FILE if path.is_dir() else path, folder)
-    return append(dataset, tables, config, Path(folder).name)
+    with _names_types(config):
+        done = append(dataset, tables, config, Path(folder).name)
+    said = untyped(config)
+    return replace(
+        done, said=f"{said}, and import everything anew into another folder, with --run" if said else ""
+    )
 
 
 def _read(name: str, folder: Path, **options: Any) -> tuple[Tables, dict[str, Any]]:
@@ -102,7 +109,19 @@ def import_path(path: Path, out: Path) -> Artifact:
     if (path / MANIFEST).exists():
         return copied(open_artifact(path, "dataset"), out)
     tables, config = described(path / FILE if path.is_dir() else path)
-    return write_dataset(out, tables, config)
+    with _names_types(config):
+        return write_dataset(out, tables, config)
+
+
+@contextmanager
+def _names_types(config: Mapping[str, Any]) -> Iterator[None]:
+    """Errors of a described log also say which of its types the description does not list."""
+    try:
+        yield
+    except DataError as error:
+        if not (said := untyped(config)):
+            raise
+        raise DataError(f"{error} {said}.") from error
 
 
 def copied(dataset: Artifact, out: Path) -> Artifact:

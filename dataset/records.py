@@ -56,7 +56,8 @@ ISO_TIME = re.compile(
 class Rule(StrEnum):
     """The words for each rule that a record can break; ``{}`` is the field."""
 
-    NULL = "null {}"
+    NULL = "null {}"  # of a table, also where the source has no such cell
+    MISSING = "missing {}"
     UNKNOWN_FIELD = "unknown field {}"
     INT64 = "{} is not an integer of 64 bits"
     INT32 = "{} is not an integer of 32 bits"
@@ -87,9 +88,9 @@ class Rule(StrEnum):
     NO_QUERY = "neither text nor image"
 
 
-def broken(rule: Rule, field: str | None = "") -> PydanticCustomError:
-    """The error of a value or a record that breaks ``rule``."""
-    return PydanticCustomError("rule", rule.format(field))  # type: ignore[arg-type]
+def broken(rule: Rule, field: str | None = "", more: str = "") -> PydanticCustomError:
+    """The error of a value or a record that breaks ``rule``; ``more`` says what was expected."""
+    return PydanticCustomError("rule", rule.format(field) + more)  # type: ignore[arg-type]
 
 
 def first_error(error: ValidationError) -> str:
@@ -100,7 +101,7 @@ def first_error(error: ValidationError) -> str:
 def fault(error: Any) -> str:
     """Place and broken rule of one entry of pydantic's ``errors()``."""
     parts = [str(part)[:40] for part in error["loc"]]
-    named = {"missing": Rule.NULL, "extra_forbidden": Rule.UNKNOWN_FIELD}.get(error["type"])
+    named = {"missing": Rule.MISSING, "extra_forbidden": Rule.UNKNOWN_FIELD}.get(error["type"])
     says = named.format(parts[-1]) if named else str(error["msg"])
     return f"{'.'.join(parts)}: {says}" if parts else says
 
@@ -216,7 +217,7 @@ def _one_of(known: Sequence[str]) -> Callable[[Any, ValidationInfo], str]:
         if not _is_text(value):
             raise broken(Rule.TEXT, info.field_name)
         if value not in known:
-            raise broken(Rule.EVENT_TYPE, info.field_name)
+            raise broken(Rule.EVENT_TYPE, info.field_name, f": expected {', '.join(known)}")
         return str(value)
 
     return check
@@ -276,10 +277,14 @@ Words = Annotated[list[Part], Field(max_length=MOST_PARTS), BeforeValidator(_wor
 Property = Annotated[str, Field(min_length=1, max_length=MOST_VALUE)]
 WordMap = Annotated[dict[Property, Property], Field(max_length=MOST_PARTS), BeforeValidator(_word_map)]
 EventType = Annotated[
-    str, Field(json_schema_extra={"enum": list(EVENT_TYPES)}), BeforeValidator(_one_of(EVENT_TYPES))
+    str,
+    Field(json_schema_extra={"enum": list(EVENT_TYPES)}),
+    BeforeValidator(_one_of(EVENT_TYPES)),
 ]
 State = Annotated[
-    str, Field(json_schema_extra={"enum": list(ITEM_STATES)}), BeforeValidator(_one_of(ITEM_STATES))
+    str,
+    Field(json_schema_extra={"enum": list(ITEM_STATES)}),
+    BeforeValidator(_one_of(ITEM_STATES)),
 ]
 
 

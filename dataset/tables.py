@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from dataset.adapters.source import AT_ONCE
 from dataset.checks import by_own_ids, check, check_events, quarantine_counts
-from dataset.contracts import EVENTS, QUARANTINE, SCHEMAS, Tables, completed
+from dataset.contracts import EVENT_TYPES, EVENTS, QUARANTINE, SCHEMAS, Tables, completed
 from dataset.extra import TABLES as EXTRA
 from dataset.extra import extra_file, extra_types, write_extra
 from dataset.identity import IMPORTED
@@ -149,6 +149,8 @@ def noticed(config: Mapping[str, Any]) -> list[str]:
         lines.append(f"{table}: {sum(rules.values()):,} set aside, in quarantine.parquet: {kinds}")
         if table == "events" and {SEVERAL_USERS, SEVERAL_TIMES} & set(rules):
             lines.append(SCOPE)
+    if said := untyped(config):
+        lines.append(said)
     for entity, rows in config.get("merged", {}).items():
         lines.append(
             f"{rows:,} row{'s' if rows > 1 else ''} of {EXTRA[entity]} replaced by a later one of the same id"
@@ -166,6 +168,22 @@ def noticed(config: Mapping[str, Any]) -> list[str]:
     if said := unexplained(config.get("clicks", {})):
         lines.append(said)
     return lines
+
+
+def untyped(config: Mapping[str, Any]) -> str:
+    """Which types of events ``moon.toml`` does not list, and what to do; empty if it lists all.
+
+    Args:
+        config: of an importer, or of the artifact.
+    """
+    found = config.get("unlisted_types", {})
+    if not found:
+        return ""
+    first = ", ".join(f"{text[:40]!r} ({rows:,} rows)" for text, rows in list(found.items())[:3])
+    return (
+        f"{len(found)} types of events are not among 'types' of moon.toml, first {first}: list them there as "
+        f"{', '.join(EVENT_TYPES)} or ignore"
+    )
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,47 @@ def open_store(store_dir: Path) -> FeatureStore:
     return store
 
 
+def require_as_defined(store_dir: Path) -> None:
+    """Refuse to train from a store whose tables were written for other features than ``feature_repo.features`` has.
+
+    To register today's features over it, as ``materialize`` does for who asks for it, would hide that their values
+    are of before. A store without a registry is no matter of this check.
+
+    Raises:
+        StoreError: naming the features that differ, how they do, and what to run.
+    """
+    if not _registry(store_dir).exists():
+        return
+    written = {str(view.name): _fields(view) for view in _open(store_dir).list_feature_views()}
+    said = []
+    for view in (one for one in vars(features).values() if isinstance(one, FeatureView)):
+        before, now = written.get(str(view.name)), _fields(view)
+        if before is None:
+            said.append(f"no view {view.name}")
+            continue
+        said += [
+            f"{view.name}:{name} is {before.get(name, 'missing')} there and {now.get(name, 'gone')} now"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+    if said:
+        raise StoreError(
+            f"{store_dir}: expected a store of the features of feature_repo/features.py, found one that was made "
+            f"before {len(said)} of them changed: {'; '.join(said[:3])}. Run 'moon store', then 'moon embed', "
+            f"which keeps the encoder, and what follows; or 'moon materialize' to take the tables as they are."
+        )
+
+
+def _fields(view: FeatureView) -> dict[str, str]:
+    """Type and tags of each feature of a view, in words."""
+    return {
+        one.name: " ".join(
+            (str(one.dtype), *(f"{tag}={value}" for tag, value in sorted(dict(one.tags).items())))
+        )
+        for one in view.features
+    }
+
+
 def _open(store_dir: Path) -> FeatureStore:
     """``open_store``, whether or not its definitions are registered."""
     EmbeddingRecord.load(Path(store_dir))

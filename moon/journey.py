@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,13 @@ class Verb:
         verb: its name.
         needs: the last stage that must be done first; None: no stage.
         work: the function that runs it; returns a message for the user, if any.
+        learns: whether it is refused on data or features that have changed since they were imported or stored.
     """
 
     verb: str
     needs: str | None
     work: Callable[..., str | None]
+    learns: bool = field(default=True, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,12 @@ class Stage(Verb):
 
 STAGES = (  # name, the stage it needs, its function, inputs -> outputs
     Stage(
-        "dataset", None, work.dataset, "raw catalogue and logs -> canonical tables", work.nothing_is_dropped
+        "dataset",
+        None,
+        work.dataset,
+        "raw catalogue and logs -> canonical tables",
+        work.nothing_is_dropped,
+        learns=False,
     ),
     Stage("split", "dataset", work.split, "events -> history, ranker training, test"),
     Stage("store", "split", work.store, "tables -> Feast sources and registry", work.nothing_is_lost),
@@ -76,7 +83,14 @@ STAGES = (  # name, the stage it needs, its function, inputs -> outputs
     # An encoder of an earlier dataset may be reused: only new and changed items are embedded again.
     Stage("embed", "store", work.embed, "items and queries -> versioned vectors in the store"),
     # Models are trained on offline features: loading them again leaves the models as they are.
-    Stage("materialize", "embed", work.materialize, "offline features -> online store", is_read=False),
+    Stage(
+        "materialize",
+        "embed",
+        work.materialize,
+        "offline features -> online store",
+        is_read=False,
+        learns=False,
+    ),
     Stage("retrieval", "materialize", work.retrieval, "history -> co-occurrence, two-tower, index"),
     Stage("ranker", "retrieval", work.ranker, "point-in-time frames -> CTR model and its controls"),
     Stage(
@@ -91,16 +105,18 @@ STAGES = (  # name, the stage it needs, its function, inputs -> outputs
     Stage("publish", "evaluate", work.publish, "encoder, vectors, index, ranker -> a generation that serves"),
 )
 VERBS = (
-    Verb("dataset --append", "dataset", verbs.append),
+    Verb("dataset --append", "dataset", verbs.append, learns=False),
     Verb("frame", "store", verbs.frame),
-    Verb("ingest", "store", verbs.ingest),
-    Verb("fold", "store", verbs.fold),
+    Verb("ingest", "store", verbs.ingest, learns=False),  # events do not wait
+    Verb("fold", "store", verbs.fold, learns=False),
     Verb("encoder compare", "dataset", verbs.compare_encoders),
     Verb("ranker --without", "ranker", verbs.worth),
     Verb("ranker --compare", "retrieval", verbs.compare_rankers),
     Verb("ranker --tune", "retrieval", verbs.tune_ranker),
     Verb("seeds", "evaluate", verbs.seeds),
-    Verb("serve", None, verbs.serve),  # the active generation, whatever is being made in the run folder
+    Verb(
+        "serve", None, verbs.serve, learns=False
+    ),  # the active generation, whatever is being made in the run folder
 )
 
 
@@ -214,6 +230,7 @@ def travel(run: Run) -> None:
         if _done(run, stage):
             _say("  already done")
         else:
+            _require(run, stage)
             _work(run, stage)
 
 
@@ -249,7 +266,7 @@ def _undo(run: Run, stages: Sequence[Stage]) -> None:
 
 
 def _require(run: Run, asked: Verb) -> None:
-    """Raise unless the stage that a command needs, and all before it, are done."""
+    """Raise unless the stage that a command needs, and all before it, are done, of data and features of today."""
     for stage in () if asked.needs is None else STAGES:
         if stage.is_needed and not _done(run, stage):
             raise JourneyError(
@@ -257,7 +274,25 @@ def _require(run: Run, asked: Verb) -> None:
                 f"Run '{stage.command}', or 'moon demo --data {run.data}' for everything."
             )
         if stage.verb == asked.needs:
-            return
+            break
+    if asked.learns:
+        _require_today(run, asked)
+
+
+def _require_today(run: Run, asked: Verb) -> None:
+    """Raise if a command would learn from another description's dataset, or another definition's store, than today's.
+
+    The store itself is made anew by the command that is asked for.
+    """
+    if work.is_described_anew(run):
+        raise JourneyError(
+            f"{run.folder / 'dataset'}: expected what {run.data} says now, found what it said when it was imported. "
+            f"Run 'moon demo --data {run.data} --run {run.folder}' to import it again, and for all that follows."
+        )
+    if asked.needs not in (None, "dataset", "split"):
+        from feature_repo.store import require_as_defined
+
+        require_as_defined(run.folder / "store")
 
 
 def _keep(run: Run, stage: Stage) -> None:

@@ -1,8 +1,7 @@
 """The function of every stage: open the artifacts it needs, call the package that does the work, write one more.
 
-A stage that is not complete yet returns a message that says what is missing.
-
-Nothing here knows how a model works; every heavy import is inside the stage that needs it.
+A stage that is not complete yet returns a message that says what is missing. Nothing here knows how a model
+works; every heavy import is inside the stage that needs it.
 """
 
 from __future__ import annotations
@@ -257,9 +256,11 @@ def materialize(run: Run) -> None:
 
 
 def retrieval(run: Run) -> None:
-    """Count co-occurrences, train the two-tower model, build the indexes."""
+    """Count co-occurrences, train the two-tower model, build the indexes. Changed definitions are registered."""
+    from feature_repo.store import apply_definitions
     from retrieval.build import build_retrieval
 
+    apply_definitions(run.folder / "store")
     build_retrieval(run.folder, open_dataset(run), open_split(run), run.size, seed=run.seed)
 
 

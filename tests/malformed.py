@@ -65,7 +65,7 @@ def _whole(bits: int, optional: bool, name: str) -> Kinds:
         "too large": ([2 ** (bits - 1)], rule),
         "negative": ([-1, -(2 ** (bits - 1))], f"negative {name}"),
         "null": ([None], None if optional else f"null {name}"),
-        "missing": ([MISSING], None if optional else f"null {name}"),
+        "missing": ([MISSING], None if optional else f"missing {name}"),
         "smallest": ([0], None),
         "largest": ([2 ** (bits - 1) - 1], None),
     }
@@ -168,7 +168,7 @@ CASES: dict[str, dict[str, Kinds]] = {
             "truth value": ([True], "type is not a text"),
             "list": ([["rating"]], "type is not a text"),
             "null": ([None], "null type"),
-            "missing": ([MISSING], "null type"),
+            "missing": ([MISSING], "missing type"),
             "no rating": (["click", "impression", "cart", "purchase"], NO_RATING),
         },
         "colour": {"extra": (["red", None, 7], "unknown field colour")},
@@ -192,7 +192,7 @@ CASES: dict[str, dict[str, Kinds]] = {
                 for kind, (values, rule) in _number("age", None, None, None).items()},
         "segment": _text("segment", 1000, True),
         "first_seen": _time("first_seen") | {"null": ([None], "null first_seen"),
-                                             "missing": ([MISSING], "null first_seen")},
+                                             "missing": ([MISSING], "missing first_seen")},
         "colour": {"extra": (["red"], "unknown field colour")},
     },
     "query": {

@@ -11,7 +11,7 @@ from dataset.adapters.canonical import NO_CLOCK
 from dataset.contracts import DataError
 from dataset.identity import event_key
 from dataset.importers import append_described, import_path
-from dataset.tables import Dataset
+from dataset.tables import Dataset, noticed
 from moon import journey, stages
 from run.artifacts import open_artifact
 from run.folder import JourneyError
@@ -62,6 +62,9 @@ LATER = {
         "bob,D4,2024-03-22T10:00:00Z,phone",
     ],
 }
+
+
+NOTHING = {"items": [], "users": []}
 
 
 def write(folder, *days, toml=True):
@@ -255,3 +258,26 @@ def test_an_id_in_one_log_of_two_is_refused(tmp_path):
     (tmp_path / "moon.toml").write_text(NAMED + other)
     with pytest.raises(DataError, match="expected an id in every table \\[\\[events\\]\\], or in none"):
         import_path(tmp_path, tmp_path / "d")
+
+
+def test_types_that_the_description_does_not_list_are_named_with_where_to_list_them(tmp_path):
+    """Of an import and of files that are appended; also where so many rows are of them that all is refused."""
+    toml = TOML.replace('type = "click"', 'type_column = "device"\ntypes = { phone = "click" }').replace(
+        'context = ["device"]\n', ""
+    )
+    folder = write(tmp_path / "first", {**FIRST, "log": [*FIRST["log"], "ann,A1,2024-03-19T10:00:00Z,wink"]})
+    (folder / "moon.toml").write_text(toml)
+    dataset = Dataset.open(import_path(folder, tmp_path / "dataset"))
+    said = "1 types of events are not among 'types' of moon.toml, first 'wink' (1 rows): list them there as "
+    assert any(line.startswith(said) for line in noticed(dataset.artifact.config))
+    clicks = [f"ann,B2,2024-03-2{n}T10:00:00Z,phone" for n in range(4)]
+    later = write(
+        tmp_path / "later", {**NOTHING, "log": [*clicks, "bob,B2,2024-03-25T10:00:00Z,nod"]}, toml=False
+    )
+    told = append_described(folder, later, dataset).told()
+    assert "4 new events" in told and "1 unknown type" in told
+    assert "'types' of moon.toml, first 'nod' (1 rows)" in told and "import everything anew" in told
+    nods = [f"ann,C3,2024-04-2{n}T10:00:00Z,nod" for n in range(4)]
+    worse = write(tmp_path / "worse", {**NOTHING, "log": nods}, toml=False)
+    with pytest.raises(DataError, match=r"at most 50%.*'types' of moon.toml, first 'nod' \(4 rows\)"):
+        append_described(folder, worse, opened(tmp_path / "dataset"))

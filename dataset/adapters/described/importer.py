@@ -100,6 +100,7 @@ def described(path: Path, new: Path | None = None) -> tuple[Tables, dict[str, An
         **({"rare_properties": found["item"].rare} if found["item"].rare else {}),
         "left_out": log.left_out() if is_long else [],
         **({"returned": log.returned} if log.returned else {}),
+        **({"unlisted_types": dict(log.unlisted.most_common())} if log.unlisted else {}),
     }
 
 

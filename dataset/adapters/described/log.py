@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +21,7 @@ from dataset.adapters.described.firsts import Firsts
 from dataset.adapters.described.names import Names
 from dataset.adapters.described.rows import beside
 from dataset.adapters.described.sql import literal
-from dataset.contracts import EVENTS, TIME
+from dataset.contracts import EVENT_TYPES, EVENTS, TIME
 from dataset.identity import IMPORTED, event_key
 from dataset.long_log import FEW, LongLog
 from dataset.order import hashed
@@ -85,6 +86,7 @@ class EventLog:
         searches: its queries.
         seen: when each item, and each user, was first seen; where a table has no times, at the start of the log.
         returned: rows that took something back, left out.
+        unlisted: how many rows are of each type that ``types`` does not list; the contract refuses them.
     """
 
     root: Path
@@ -94,6 +96,7 @@ class EventLog:
     searches: Searches
     seen: dict[str, Firsts] = field(default_factory=lambda: {"item": Firsts(), "user": Firsts()})
     returned: int = 0
+    unlisted: Counter[str] = field(default_factory=Counter)
 
     def is_long(self) -> bool:
         """Whether it is not held in memory: large files, and nothing in them that was shown in slates."""
@@ -164,6 +167,9 @@ class EventLog:
     def _events(self, section: Events, batch: Batch, row: int) -> pa.Table:
         rows, table = len(batch.table), batch.table
         kind = _types(section, flat(table.column("type")))
+        strange = kind.filter(pc.invert(pc.is_in(kind, pa.array([*EVENT_TYPES, IGNORE])))).drop_null()
+        for one in pc.value_counts(strange).to_pylist():
+            self.unlisted[one["values"]] += one["counts"]
         if section.unrated is not None:
             unrated = pc.equal(flat(table.column("value")), section.unrated)
             kind = pc.if_else(pc.fill_null(pc.and_(pc.equal(kind, "rating"), unrated), False), "click", kind)
