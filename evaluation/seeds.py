@@ -28,7 +28,7 @@ from ranker.controls import rankers as controls
 from ranker.score import CONFIG, CtrConfig, Ranker
 from ranker.train import Training, train_ctr
 from retrieval.examples import ranker_frames
-from retrieval.proposals import proposed
+from retrieval.proposals import ordering_frame, proposed
 from retrieval.readings import Readings
 from retrieval.retriever import Retriever, open_retrieval
 from run.artifacts import open_artifact
@@ -62,16 +62,17 @@ def measure_seeds(
     made = config_of(folder)
     recipe, size = made.recipe, replace(size, ranker_history=made.inputs.history)
     train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
-    readings = Readings.of(train, valid, retriever, loss)
+    asked = ordering_frame(folder, split, size, 0, retriever)
+    readings = Readings.of(train, valid, retriever, loss, asked)
     rankers: dict[str, Ranker] = {}
     for seed in SEEDS:
         for control, reads in controls(vectors, seed).items():
             name, table = f"{control}_{seed}", reads.vectors
-            own, checked, _ = readings.by(reads)
+            own, checked, ordered = readings.by(reads)
             parents = {"split": split.artifact} | ({} if table is None else {"embedding": embedding})
             out = folder / "seeds" / name
             training = Training(seed=seed, loss=loss, recipe=recipe)
-            trained = train_ctr(own, checked, table, size, out, parents, training)
+            trained = train_ctr(own, checked, table, size, out, parents, training, asked=ordered)
             rankers[name] = Ranker.open(trained, table)
     found: dict[str, list[float]] = {}
     for name, value in measured_rankers(folder, dataset, split, size, rankers):

@@ -55,6 +55,8 @@ from moon.options import (
     TuneOption,
     WaitOption,
     WithoutOption,
+    refuse_beside,
+    require_together,
 )
 
 INTERRUPTED = 130  # exit code of a program that ctrl-C ended
@@ -105,6 +107,7 @@ def _tell_days(run: Path | None) -> None:
 
 @app.command()
 def dataset(
+    context: typer.Context,
     data: DataOption = "marketplace",
     run: RunOption = None,
     size: SizeOption = None,
@@ -121,6 +124,7 @@ def dataset(
     from moon import journey
 
     if append:
+        refuse_beside(context, "--append", "data", "size", "seed", "profile")
         _do("dataset --append", run, folders=append)
         return
     journey.do(journey.start(data=data, folder=run, size_name=size, seed=seed, profile=profile), "dataset")
@@ -238,10 +242,17 @@ def frame(
     shard: Annotated[
         str | None, typer.Option(help="Only part I of N, as 1/4; the last one joins them.")
     ] = None,
-    by: Annotated[str, typer.Option("--by", help="What a shard is: users, or a stretch of time.")] = "users",
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by", help="With --shard: what a part is, users or a stretch of time; default: users."
+        ),
+    ] = None,
 ) -> None:
     """Write the logged requests with their point-in-time features, as a frame that any trainer can open."""
-    _do("frame", run, shard=shard, by=by)
+    if by is not None and shard is None:
+        raise typer.BadParameter("expected with --shard", param_hint="--by")
+    _do("frame", run, shard=shard, by=by or "users")
 
 
 @app.command()
@@ -262,6 +273,8 @@ def ingest(
     clock: ClockOption = "log",
 ) -> None:
     """Add events to users' online histories and the journal: from a stream until interrupted, or from a file."""
+    if consumer is not None and not source.startswith("redis://"):
+        raise typer.BadParameter("expected with a stream, redis://...", param_hint="--consumer")
     _do("ingest", run, source=source, consumer=consumer, clock=clock)
 
 
@@ -298,26 +311,11 @@ def ranker(
 ) -> None:
     """Train the ranker from point-in-time frames, with its controls: plain content, ids only, shuffled vectors."""
     modes = {"--daily": daily, "--compare": compare, "--tune": tune, "--without": without}
-    chosen = [option for option, given in modes.items() if given]
-    if len(chosen) > 1 and chosen != ["--compare", "--tune"]:
-        raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=chosen[1])
-    for option, given in (
-        ("--ranks", ranks),
-        ("--settings", settings),
-        ("--calibrate", calibrate),
-        ("--rank-by", rank_by),
-        ("--stream", stream or None),
-        ("--position-tower", position_tower or None),
-    ):
-        if chosen and given is not None:
-            raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=option)
-    if stream and rank_by is not None:
-        raise typer.BadParameter("expected without --stream", param_hint="--rank-by")
-    for option, value in (("--wait", wait), ("--forget", forget)):
-        if value and not daily:
-            raise typer.BadParameter("expected with --daily", param_hint=option)
-    if requests is not None and compare is None and not daily:
-        raise typer.BadParameter("expected with --compare or --daily", param_hint="--requests")
+    trained = {
+        "--ranks": ranks, "--settings": settings, "--calibrate": calibrate, "--rank-by": rank_by, "--stream": stream,
+        "--position-tower": position_tower,
+    }  # fmt: skip
+    require_together(modes, trained, {"--wait": wait, "--forget": forget}, {"--requests": requests})
     if daily:
         _do("daily", run, recipe=recipe, history=history, wait=wait, requests=requests, forget=forget)
         _tell_days(run)

@@ -51,4 +51,6 @@ def _keys_file(run: Path | None, keys: Path | None) -> Path:
     from moon import journey
     from serving.keys import KEYS_FILE
 
+    if run is not None and keys is not None:
+        raise typer.BadParameter("expected without --keys", param_hint="--run")
     return keys or journey.load(run).folder / KEYS_FILE

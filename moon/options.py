@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -150,3 +151,42 @@ PositionTowerOption = Annotated[
         help="Learn the chance that a user looks at a place of a slate; default: a number for each place.",
     ),
 ]
+
+
+def refuse_beside(context: typer.Context, option: str, *others: str) -> None:
+    """Refuse options that were typed beside ``option``, which has no use for them.
+
+    Raises:
+        typer.BadParameter: naming the first.
+    """
+    for name in others:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"expected without {option}", param_hint=f"--{name}")
+
+
+def require_together(
+    modes: Mapping[str, Any], trained: Mapping[str, Any], of_days: Mapping[str, Any], asked: Mapping[str, Any]
+) -> None:
+    """Refuse options of ``moon ranker`` that would be ignored; all are flag -> value, empty if it was not given.
+
+    Args:
+        modes: each does something else than to train the run's ranker; only --compare and --tune go together.
+        trained: say how the run's ranker is trained.
+        of_days: of --daily.
+        asked: of --daily or --compare.
+
+    Raises:
+        typer.BadParameter: naming the first, and what it needs or does not go with.
+    """
+    chosen = [option for option, given in modes.items() if given]
+    beside = {} if chosen == ["--compare", "--tune"] else dict.fromkeys(chosen[1:], True)
+    for option, given in (beside | dict(trained)).items():
+        if chosen and given:
+            raise typer.BadParameter(f"expected without {chosen[0]}", param_hint=option)
+    if trained["--stream"] and trained["--rank-by"]:
+        raise typer.BadParameter("expected without --stream", param_hint="--rank-by")
+    for options, needed in ((of_days, {"--daily"}), (asked, {"--compare", "--daily"})):
+        for option, given in options.items():
+            if given and not needed & set(chosen):
+                raise typer.BadParameter(f"expected with {' or '.join(sorted(needed))}", param_hint=option)

@@ -434,7 +434,11 @@ def test_a_refusal_says_what_there_is_and_what_is_missing():
             "user_id: missing user_id",
         ),
         ("event", {**EVENT, "user_id": None}, "user_id: null user_id"),
-        ("item", {**GOOD["item"], "state": "free"}, "state: unknown state: expected active, inactive, out_of_stock"),
+        (
+            "item",
+            {**GOOD["item"], "state": "free"},
+            "state: unknown state: expected active, inactive, out_of_stock",
+        ),
         ("user", {"user_id": 1}, "first_seen: missing first_seen"),
     ):
         with pytest.raises(ValidationError) as refused:
