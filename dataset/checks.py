@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from dataset.contracts import EVENT_TYPES, QUARANTINE, SCHEMAS, DataError, Tables
 from dataset.identity import event_content
-from dataset.pictures import inspect_pictures
+from dataset.pictures import NOT_OPENED, inspect_pictures
 from dataset.records import MOST_PARTS, MOST_TEXT, MOST_VALUE, MOST_WORD, OLDEST, Rule
 from dataset.shop_ids import FOLDERS, NAMED
 from dataset.sieve import AGAIN, Sieve, mistyped
@@ -62,7 +62,7 @@ def check(tables: Tables, now: datetime | None = None, known: Tables | None = No
     for field, name in NAMED.items():
         own = sieve[name].column("external_id")
         sieve[name].refuse(Rule.FOLDER.format(field), pc.is_in(own, pa.array(FOLDERS)), own)
-    _check_images(sieve["images"])
+    _check_images(sieve["images"], _whose(sieve["items"], sieve["queries"]))
     _check_items(sieve["items"], sieve["images"], latest)
     _check_users(sieve["users"], latest)
     _check_queries(sieve["queries"], sieve["images"])
@@ -70,7 +70,10 @@ def check(tables: Tables, now: datetime | None = None, known: Tables | None = No
     _check_judgements(sieve["judgements"], sieve)
 
     given = tables.quarantine.cast(QUARANTINE)
-    for one in sieve.values() if known is None else [one for one in sieve.values() if one.name != "events"]:
+    pictures_first = sorted(
+        sieve.values(), key=lambda one: one.name != "images"
+    )  # their fault is their items', too
+    for one in pictures_first if known is None else [one for one in pictures_first if one.name != "events"]:
         one.require_most(given.filter(pc.equal(given.column("table"), one.name)))
     if sieve["items"].table.num_rows == 0 and known is None:
         raise DataError(f"items: expected at least one item, found 0 rows. {AGAIN}")
@@ -162,12 +165,25 @@ def _cleaned(name: str, table: pa.Table) -> pa.Table:
     return table
 
 
-def _check_images(images: Sieve) -> None:
+def _whose(*owners: Sieve) -> dict[str, str]:
+    """Picture -> the shop's id of the first item, or else query, that shows it."""
+    named: dict[str, str] = {}
+    for one in owners:
+        pairs = one.table.select(["image_id", "external_id"]).filter(one.column("image_id").is_valid())
+        for image_id, owner in zip(*(column.to_pylist() for column in pairs.columns), strict=True):
+            named.setdefault(image_id, owner or image_id)
+    return named
+
+
+def _check_images(images: Sieve, whose: dict[str, str]) -> None:
     contents = (scalar.as_py() or b"" for scalar in images.column("bytes"))
     seen = list(inspect_pictures(contents, images.table.num_rows))
     name = images.column("image_id")
     problem = pa.array([one.problem for one in seen], pa.string())
-    shown = pc.binary_join_element_wise(name, problem, ": ")
+    owner = pa.array([whose.get(one, one) for one in name.to_pylist()], pa.string())
+    shown = pc.binary_join_element_wise(owner, problem, ": ")
+    other = pc.match_substring(problem, NOT_OPENED)
+    images.refuse("picture of a format that is not opened", other, shown)
     images.refuse("broken or too large picture", problem.is_valid(), shown)
     content_id = pa.array([one.image_id for one in seen], pa.string())
     images.refuse("image_id is not the content hash", pc.not_equal(name, content_id), name)

@@ -29,6 +29,23 @@ MEDIA_TYPES = {
     "BMP": "image/bmp",
 }
 FORMATS = tuple(MEDIA_TYPES)
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+# Not opened, but known by how they begin, (offset, bytes) -> name: their items are not silently without a picture.
+OTHER_ENDINGS = (".avif", ".heic", ".heif", ".tif", ".tiff", ".jxl", ".jp2", ".svg", ".ico")
+NOT_OPENED = "which is not opened"
+OTHER_FORMATS = {
+    (4, b"ftypavi"): "AVIF",
+    (4, b"ftyphei"): "HEIC",
+    (4, b"ftyphev"): "HEIC",
+    (4, b"ftypmif1"): "HEIC",
+    (0, b"II*\0"): "TIFF",
+    (0, b"MM\0*"): "TIFF",
+    (0, b"\xff\x0a"): "JPEG XL",
+    (0, b"\0\0\0\x0cJXL "): "JPEG XL",
+    (0, b"\0\0\0\x0cjP  "): "JPEG 2000",
+    (0, b"<svg"): "SVG",
+    (0, b"\0\0\1\0"): "ICO",
+}
 WHITE = (255, 255, 255)
 MOST_BYTES = 20 * 1024 * 1024
 MOST_PIXELS = 50_000_000
@@ -69,10 +86,20 @@ def opened(content: bytes, most_pixels: int = MOST_PIXELS) -> Iterator[Image.Ima
                 raise ValueError(f"{width} x {height} pixels, at most {most_pixels} in all")
             yield picture
     except Exception as error:  # decoders raise all kinds: OSError, SyntaxError, struct.error
+        if (other := unopened(content)) is not None:
+            raise DataError(f"expected a picture, found {other}") from ValueError(other)
         raise DataError(
             f"expected a picture ({', '.join(FORMATS)}), found {len(content)} bytes that do not "
             f"decode: {_reason(error)}"
         ) from error
+
+
+def unopened(content: bytes) -> str | None:
+    """That a picture is of a format which is not opened, and which are; None: it is of none that we know."""
+    for (offset, begins), name in OTHER_FORMATS.items():
+        if content[offset : offset + len(begins)] == begins:
+            return f"{name}, {NOT_OPENED}: {', '.join(FORMATS)} are"
+    return None
 
 
 def _reason(error: BaseException | None) -> str:

@@ -15,7 +15,8 @@ from feature_repo.embeddings import as_stored
 from ranker.recipes import Recipe
 from ranker.score import Ranker
 from ranker.train import Training, train_ctr
-from retrieval.examples import ranker_frames
+from retrieval.examples import matched, ranker_frames
+from retrieval.proposals import ordering_frame
 from retrieval.retriever import Retriever, open_retrieval
 from run.sizes import Size
 
@@ -64,6 +65,8 @@ def measure_worth(
     retriever = Retriever.open(open_retrieval(folder, fitted=True))
     embedding, vectors = retriever.artifacts["embedding"], as_stored(retriever.vectors, folder / "store")
     train, valid, loss = ranker_frames(folder, split, size, 0, retriever)
+    asked = ordering_frame(folder, split, size, 0, retriever)
+    ordered = None if asked is None else matched(asked, retriever, train.history)
     parents = {"split": split.artifact, "embedding": embedding}
     embedded = {one.name for one in train.signature.features if one.of_embedding}
     rankers: dict[str, Ranker] = {}
@@ -74,7 +77,7 @@ def measure_worth(
             without = () if left_out is None else (left_out,)
             training = Training(seed=seed, loss=loss, recipe=recipe, without=without)
             out = folder / "ablation" / name
-            made = train_ctr(train, valid, table, size, out, parents, training)
+            made = train_ctr(train, valid, table, size, out, parents, training, asked=ordered)
             rankers[name] = Ranker.open(made, table)
     values: dict[tuple[str, str], list[float]] = {}
     for measured, value in measured_rankers(folder, dataset, split, size, rankers):

@@ -223,7 +223,7 @@ REFUSED = [
     ("images", 2, image_row(TRUNCATED, 64, 64), "broken or too large picture", "truncated"),
     ("images", 2, image_row(b"not a picture"), "broken or too large picture", "cannot identify"),
     ("images", 2, image_row(b""), "broken or too large picture", content_hash(b"")),
-    ("images", 2, image_row(encoded(kind="TIFF")), "broken or too large picture", "cannot identify"),
+    ("images", 2, image_row(encoded(kind="TIFF")), "picture of a format that is not opened", "TIFF"),
     ("images", 2, {"image_id": "0" * 16}, "image_id is not the content hash", "0" * 16),
     ("images", 2, {"width": 23}, "wrong width", "23"),
     ("images", 2, {"height": 23}, "wrong height", "23"),

@@ -1,9 +1,11 @@
 """Import, service, encoder and report agree on what a picture is, and damage beside the pixels costs no picture."""
 
 import io
+import re
 import struct
 import time
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,12 @@ from fake_shop import picture
 from PIL import Image
 
 from dataset.contracts import DataError
+from dataset.importers import import_path
 from dataset.pictures import FORMATS, MEDIA_TYPES, decoded, inspect_picture, media_type, shrink
+from dataset.tables import Dataset
 from encoder.pictures.decode import decode_image
 from evaluation.report import data_uri
+from feature_repo.ingest.new_items import check_picture
 from retrieval.colours import colours
 from serving.questions import Refused, check_image
 
@@ -131,3 +136,40 @@ def test_of_an_animation_the_first_frame_is_read_and_no_other():
 
 def test_a_picture_is_served_as_what_it_is():
     assert media_type(picture()) == "image/png" and media_type(saved("WEBP")) == "image/webp"
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "AVIF", "ICO", "JPEG2000"])
+def test_a_format_that_is_not_opened_is_named_beside_those_that_are(kind):
+    """They were called broken; SVG, HEIC and JPEG XL are known by how they begin, too."""
+    said = f"{kind.replace('G2', 'G 2')}, which is not opened: JPEG, PNG, WEBP, GIF, BMP are"
+    content = saved(kind)
+    assert inspect_picture(content).problem == said
+    with pytest.raises(Refused) as refused:
+        check_image(content, 10**7, 10**7)
+    assert refused.value.reason == f"expected a picture, found {said}"
+    with pytest.raises(DataError, match=re.escape(said)):
+        check_picture(SimpleNamespace(image=content))
+
+
+def test_a_folder_of_pictures_that_are_not_opened_is_refused_by_its_items(tmp_path):
+    """Quarantine and refusal name items of the shop, no hashes; one that has a JPEG, too, is shown by that."""
+    (tmp_path / "items.csv").write_text("sku,name\n" + "".join(f"A{n},lamp {n}\n" for n in range(6)))
+    (tmp_path / "moon.toml").write_text(
+        '[data]\nname = "shop"\n[[items]]\nfiles = ["items.csv"]\nid = "sku"\ntitle = "name"\n'
+        '[[images]]\nfiles = ["p/{id}.*"]\n'
+    )
+    (tmp_path / "p").mkdir()
+    for number in range(6):
+        (tmp_path / f"p/A{number}.jpg").write_bytes(saved("JPEG", colour=(number, 9, 9)))
+    for number in (1, 2):
+        (tmp_path / f"p/A{number}.avif").write_bytes(saved("AVIF", colour=(number, 9, 9)))
+    (tmp_path / "p/A2.jpg").unlink()
+    dataset = Dataset.open(import_path(tmp_path, tmp_path / "made"))
+    (entry,) = (
+        one for one in dataset.quarantine.to_pylist() if one["table"] == "images" and "format" in one["rule"]
+    )
+    assert entry["value"].startswith("A2: AVIF, which is not opened") and len(dataset.images) == 5
+    for number in range(6):
+        (tmp_path / f"p/A{number}.jpg").write_bytes(f"broken {number}".encode())
+    with pytest.raises(DataError, match=r"images: .*broken or too large picture A\d: "):
+        import_path(tmp_path, tmp_path / "other")

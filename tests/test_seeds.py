@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluation import seeds
+from evaluation import ablation, seeds
 
 
 @pytest.mark.parametrize("rated", [False, True])
@@ -33,4 +33,27 @@ def test_what_orders_a_rated_answer_is_learned_for_every_seed(rated, tmp_path, m
     monkeypatch.setattr("retrieval.readings.matched", lambda asked, *_: asked)
     split = SimpleNamespace(ranks=True, artifact=None)
     assert seeds.measure_seeds(tmp_path, None, split, None)["ctr/full/auc"]["mean"] == 0.5
+    assert taught == [asked] * len(seeds.SEEDS)
+
+
+@pytest.mark.parametrize("rated", [False, True])
+def test_what_a_feature_is_worth_is_measured_in_that_order_too(rated, tmp_path, monkeypatch):
+    asked, taught = object() if rated else None, []
+    frame = SimpleNamespace(history=5, signature=SimpleNamespace(features=[]))
+    retriever = SimpleNamespace(artifacts={"embedding": None}, vectors=None)
+    fakes = {
+        "open_retrieval": lambda folder, fitted=False: {},
+        "as_stored": lambda vectors, folder: vectors,
+        "ranker_frames": lambda *_: (frame, frame, "pointwise"),
+        "ordering_frame": lambda *_: asked,
+        "matched": lambda asked, *_: asked,
+        "train_ctr": lambda *_, asked=None: taught.append(asked),
+        "Ranker": SimpleNamespace(open=lambda *_: None),
+        "Retriever": SimpleNamespace(open=lambda *_: retriever),
+        "measured_rankers": lambda *_: [],
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(ablation, name, fake)
+    split = SimpleNamespace(artifact=None)
+    ablation.measure_worth(tmp_path, None, split, None, (), None)
     assert taught == [asked] * len(seeds.SEEDS)

@@ -20,10 +20,9 @@ from dataset.adapters.described.files import Batch, inside
 from dataset.adapters.described.names import Names
 from dataset.adapters.source import NEXT
 from dataset.contracts import DataError
-from dataset.pictures import BLOCK, MOST_BYTES, shrink
+from dataset.pictures import BLOCK, ENDINGS, MOST_BYTES, OTHER_ENDINGS, shrink
 from run.progress import track
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 ROWS = 512  # of a batch that holds pictures
 MISSING, UNKNOWN, MORE = "named but not there", "of an unknown item", "beyond the first of an item"
 
@@ -132,14 +131,19 @@ class Shelf:
 
     @cached_property
     def files(self) -> list[Path]:
-        """All picture files below, by path."""
-        below = (self.root / self.folder).rglob("*")
-        return sorted(path for path in below if path.suffix.lower() in ENDINGS and inside(self.root, path))
+        """All picture files below, by path, those that are not opened last: they are refused where no other is."""
+        below = [path for path in (self.root / self.folder).rglob("*") if inside(self.root, path)]
+        return [
+            path
+            for endings in (ENDINGS, OTHER_ENDINGS)
+            for path in sorted(below)
+            if path.suffix.lower() in endings
+        ]
 
     @cached_property
     def _by_name(self) -> dict[str, Path]:
-        named = {path.stem: path for path in self.files}
-        return {**named, **{path.name: path for path in self.files}}
+        last_first = self.files[::-1]
+        return {path.stem: path for path in last_first} | {path.name: path for path in last_first}
 
     def found(self, value: str, batch: Batch, row: int, column: str) -> Path | None:
         """The file that a cell names: by its path, or, of an address, by its name; None: there is none.

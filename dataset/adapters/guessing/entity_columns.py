@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from dataset.adapters.described.joined import Joined
-from dataset.adapters.described.pictures import ENDINGS
 from dataset.adapters.guessing.category import category
 from dataset.adapters.guessing.guess import Proposal, Rest
 from dataset.adapters.guessing.profile import Profile
@@ -33,6 +32,7 @@ from dataset.adapters.guessing.words import (
     is_unnamed,
     tokens,
 )
+from dataset.pictures import ENDINGS
 
 SHORT = 60  # characters of an attribute, on average
 MOMENTS = (("first_seen", CREATED, "its name"), ("updated", UPDATED, "its name; the last row counts"))

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from dataset.adapters.described.description import FILE
 from dataset.adapters.described.files import PACKED, Files, format_of, is_tabbed, opened
 from dataset.adapters.described.joined import Joined
-from dataset.adapters.described.pictures import ENDINGS
 from dataset.contracts import DataError
+from dataset.pictures import ENDINGS, FORMATS, OTHER_ENDINGS
 
 NOTES = re.compile(r"readme|licen[cs]e|changelog|requirements|notes?\b", re.IGNORECASE)
 MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
@@ -23,6 +23,7 @@ PARTED = re.compile(
 DELIMITERS = (",", "\t", ";", "|", "::")
 SEARCHED = 64 * 1024 * 1024  # bytes of a text file that are searched for a quote with a backslash
 OTHERS = {
+    OTHER_ENDINGS: f"a picture that is not opened: save it as {', '.join(FORMATS)}",
     (".xlsx", ".xls", ".ods"): "a workbook: save each of its sheets as csv",
     (".zip", ".tar", ".tgz", ".7z", ".rar"): "an archive: unpack it here",
     (".bz2", ".xz", ".zst"): "packed: unpack it, or pack it as .gz",
