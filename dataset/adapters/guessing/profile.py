@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -160,10 +161,11 @@ class Profile:
 
 
 NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*")
+SIGNS = "".join(
+    filter(lambda one: unicodedata.category(one) == "Sc", map(chr, range(0x10000)))
+)  # of currencies
 MONEY = re.compile(
-    r"\s*(?:(?:[A-Z]{0,3}[$€£¥₹₽₩￥]|[A-Z]{3}|Rs\.?)\s?)?(-?\d[\d.,]*)(?:\s?(?:[$€£¥₹₽₩￥]|"
-    + SUFFIXES
-    + r"))?\s*"
+    rf"\s*(?:(?:[A-Z]{{0,3}}[{SIGNS}]|[A-Z]{{3}}|Rs\.?)\s?)?(-?[0-9][0-9.,]*)(?:\s?(?:[{SIGNS}]|{SUFFIXES}))?\s*"
 )
 THOUSANDS = re.compile(r"-?\d{1,3}((,\d{3})+(\.\d+)?|(\.\d{3})+,\d+)")  # 1,299.00; 1.299,00
 
@@ -184,7 +186,10 @@ def _amount(text: str) -> float:
     if THOUSANDS.fullmatch(amount):
         comma_ends = amount.rfind(",") > amount.rfind(".") > 0
         amount = amount.replace("." if comma_ends else ",", "")
-    return float(re.sub(r",(\d+)$", r".\1", amount))
+        amount = amount.replace(",", ".") if comma_ends else amount
+    elif re.fullmatch(r"-?\d+,\d{1,2}", amount):
+        amount = amount.replace(",", ".")
+    return float(amount)
 
 
 def pairs(one: Profile, other: Profile) -> list[tuple[str, str]]:
