@@ -23,15 +23,24 @@ if TYPE_CHECKING:
 
 def append(run: Run, folders: Sequence[Path]) -> str:
     """Add the files of some folders to the run's dataset; the message says what is new and what to run next."""
+    from dataset.adapters.source import NEXT
+    from dataset.contracts import DataError
     from dataset.importers import append_described, append_files, is_format
 
     source = Path(run.data)
     described = described_by(source, run.folder) if not is_format(run.data) and source.exists() else None
 
     def add(folder: Path) -> Appended:
-        if described is not None:
-            return append_described(described, folder, open_dataset(run))
-        return append_files(run.data.partition(":")[0], folder, open_dataset(run))
+        try:
+            if described is not None:
+                return append_described(described, folder, open_dataset(run))
+            return append_files(run.data.partition(":")[0], folder, open_dataset(run))
+        except DataError as error:
+            # A new import would leave the day out: the next command is another append.
+            raise DataError(
+                f"{folder}: not appended. {str(error).removesuffix(NEXT).rstrip()} "
+                f"Then run 'moon dataset --run {run.folder} --append {folder}' again."
+            ) from error
 
     done = [add(folder.expanduser()) for folder in folders]
     said = [f"{folder}: {one.told()}" for folder, one in zip(folders, done, strict=True)]

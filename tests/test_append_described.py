@@ -281,3 +281,24 @@ def test_types_that_the_description_does_not_list_are_named_with_where_to_list_t
     worse = write(tmp_path / "worse", {**NOTHING, "log": nods}, toml=False)
     with pytest.raises(DataError, match=r"at most 50%.*'types' of moon.toml, first 'nod' \(4 rows\)"):
         append_described(folder, worse, opened(tmp_path / "dataset"))
+
+
+def test_a_refused_day_names_its_folder_and_another_append_as_the_next_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "first", FIRST)
+    monkeypatch.setattr(journey, "STAGES", journey.STAGES[:1])
+    run = journey.start(str(tmp_path / "first"), tmp_path / "run", "nano", 0, "embedded")
+    journey.travel(run)
+    day = tmp_path / "day"
+    (day / "log").mkdir(parents=True)
+    (day / "log" / "1.csv").write_text("user,sku,device\nann,A1,phone\n")
+    (tmp_path / "none").mkdir()
+    for folder in (day, tmp_path / "none"):
+        with pytest.raises(DataError) as refused:
+            journey.do(run, "dataset --append", folders=[folder])
+        assert str(refused.value).startswith(f"{folder}: not appended. ")
+        assert str(refused.value).endswith(
+            f"Then run 'moon dataset --run {run.folder} --append {folder}' again."
+        )
+        assert "'moon dataset'" not in str(refused.value)
+    assert len(stages.open_dataset(run).events) == 9
