@@ -1,9 +1,9 @@
-"""Learn how much retrieval's order and the chance of a like count in the order of an answer (``ranker.order``).
+"""Learn how much retrieval's order and what a ranker says count in the order of an answer (``ranker.order``).
 
-Sources that count likes know a part of that chance already, and a chance learned from few ratings is a guess. So both
+Sources that count likes know a part of it already, and what is learned from little is a guess. So both
 weights are the likeliest, not negative, given what validation users liked next: a softmax over the candidates of each
 request (McFadden, Conditional logit analysis, 1974). Retrieval's order stays unless users that the weights were not
-learned from are clearly better off with them (docs/log/ranker.md#taken-and-liked).
+learned from are clearly better off with them (docs/log/ranker.md#taken-and-liked, #only-what-was-found).
 
 Shapes: R requests, C candidates of all requests.
 """
@@ -23,6 +23,7 @@ from ranker.order import RETRIEVED, Order, log_chance
 from ranker.score import Ranker
 
 FOLDS = 5  # of the users, each tried with what the others teach
+FEWEST = 20  # users who liked a candidate: what fewer say of an order is chance
 
 
 @dataclass(frozen=True)
@@ -32,29 +33,32 @@ class Asked:
     Attributes:
         offsets: int64 (R + 1).
         retrieved: float64 (C), scores of retrieval's order.
-        chance: float64 (C), logarithm of the chance of a like.
+        said: float64 (C), what the ranker says: its score, or the logarithm of the chance of a like.
         liked: bool (C), whether the user liked it next.
+        rated: whether they are of ratings.
     """
 
     offsets: np.ndarray
     retrieved: np.ndarray
-    chance: np.ndarray
+    said: np.ndarray
     liked: np.ndarray
+    rated: bool
 
     @classmethod
-    def of(cls, ranker: Ranker, stored: StoredRequests, at_once: int) -> Asked:
+    def of(cls, ranker: Ranker, stored: StoredRequests, at_once: int, rated: bool) -> Asked:
         """As a ``Ranker`` scores stored requests whose candidates carry ``label`` and RETRIEVED, some at a time."""
         parts = [
             (
                 np.diff(frame.offsets),
                 frame.candidates[RETRIEVED].to_numpy().astype(np.float64),
-                log_chance(ranker.score(frame)),
+                ranker.score(frame),
                 frame.candidates["label"].to_numpy() > 0,
             )
             for frame in chunks(stored, at_once)
         ]
-        counts, retrieved, chance, liked = (np.concatenate(some) for some in zip(*parts, strict=True))
-        return cls(offsets_of(counts), retrieved, chance, liked)
+        counts, retrieved, scores, liked = (np.concatenate(some) for some in zip(*parts, strict=True))
+        said = log_chance(scores) if rated else scores.astype(np.float64)
+        return cls(offsets_of(counts), retrieved, said, liked, rated)
 
     @property
     def request(self) -> np.ndarray:
@@ -63,16 +67,16 @@ class Asked:
 
     def losses(self, order: Order) -> np.ndarray:
         """Of every request the negative log-likelihoods of its likes added up, float64 (R)."""
-        score = order.retrieved * self.retrieved + order.liked * self.chance
+        score = order.retrieved * self.retrieved + (order.liked + order.taken) * self.said
         return np.bincount(
             self.request, self.liked * -_log_softmax(score, self.request), minlength=len(self.offsets) - 1
         )
 
-    def likeliest(self, own: np.ndarray, with_chance: bool) -> Order:
-        """The likeliest weights of the requests ``own`` bool (R); ``liked`` is 0 unless ``with_chance``."""
+    def likeliest(self, own: np.ndarray, with_ranker: bool) -> Order:
+        """The likeliest weights of the requests ``own`` bool (R); the ranker's is 0 unless ``with_ranker``."""
         kept = own[self.request]
         request = self.request[kept]
-        x = np.stack([self.retrieved, self.chance if with_chance else 0 * self.chance], axis=1)[kept]
+        x = np.stack([self.retrieved, self.said if with_ranker else 0 * self.said], axis=1)[kept]
         y = self.liked[kept]
         likes = max(int(y.sum()), 1)
         each = np.bincount(request, y, minlength=len(own))  # likes of a request
@@ -83,7 +87,8 @@ class Asked:
             return float(-log_share[y].sum() / likes), x.T @ off / likes
 
         found = minimize(loss, (1.0, 0.0), jac=True, method="L-BFGS-B", bounds=[(0, None)] * 2).x
-        return Order(float(found[0]), float(found[1]) if with_chance else 0.0)
+        weight = float(found[1]) if with_ranker else 0.0
+        return Order(float(found[0]), **{"liked" if self.rated else "taken": weight})
 
 
 def learn_order(asked: Asked, seed: int) -> Order:
@@ -102,7 +107,7 @@ def learn_order(asked: Asked, seed: int) -> Order:
         own, left_out = some & (fold != one), fold == one
         for row in (0, 1):
             losses[row, left_out] = asked.losses(asked.likeliest(own, bool(row)))[left_out]
-    if some.sum() < 2 or not clearly_better(
+    if some.sum() < FEWEST or not clearly_better(
         losses[0, some], losses[1, some], likes[some], np.flatnonzero(some)
     ):
         return Order()

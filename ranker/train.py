@@ -122,7 +122,7 @@ def train_ctr(
             weights are the same but for rounding, and an interrupted run resumes with any number.
         after: told of every epoch and its validation loss; may raise to end the training.
         asked: requests of validation users and their candidates, that teach what orders an answer where the log
-            holds ratings (``ranker.order_weights``); None: nothing does.
+            does not say what was shown (``ranker.order_weights``); None: nothing does.
 
     Raises:
         DataError: no training requests, columns missing, a feature to do without that is not in the service,
@@ -223,7 +223,8 @@ def _written(
             ranker.calibration = calibrated(training.calibrate, *_scored(ranker, data.valid, config.rank_by))
             (folder / CALIBRATION).write_text(json.dumps(vars(ranker.calibration), indent=2) + "\n")
         if asked is not None:
-            order = learn_order(Asked.of(ranker, asked, VALID_REQUESTS), training.seed)
+            rated = config.loss == "pointwise"
+            order = learn_order(Asked.of(ranker, asked, VALID_REQUESTS, rated), training.seed)
             (folder / ORDER).write_text(json.dumps(vars(order), indent=2) + "\n")
     remove_checkpoints(out)
     return open_artifact(out, "ranker")

@@ -49,6 +49,7 @@ VALID_SHARE = 5  # where training requests are drawn, one in how many of them va
 CHUNK_REQUESTS = 128  # so that progress shows where each has hundreds of candidates
 NEGATIVES, FEWEST = 50, 20  # others of an item taken, at most and at least
 MOST_OTHERS = 720_000  # of all items taken, where that leaves each at least FEWEST
+ENOUGH = 100  # requests whose item retrieval found, to learn from them alone
 BEHAVIOUR = ("cooccurrence", "two_tower", "repeats", "popular")  # sources whose scores the ranker reads
 
 
@@ -200,6 +201,24 @@ def example_rows(
     )
 
 
+def found_ones(taken: pa.Table, found: Retrieved) -> tuple[pa.Table, Retrieved]:
+    """The requests whose item retrieval found, if they are ENOUGH; else all.
+
+    A ranker orders what retrieval found. An item that it did not find stands among the whole catalogue, most of which
+    is hardly known or long gone: who learns to tell those orders candidates worse
+    (docs/log/ranker.md#only-what-was-found). So few as teach nothing alone are joined by the others.
+
+    Args:
+        taken: R rows of one request each, with item_id.
+        found: candidates of the same R requests.
+    """
+    answered = [item in ids for item, (ids, _) in zip(taken["item_id"].to_numpy(), found, strict=True)]
+    rows = np.flatnonzero(answered)
+    if len(rows) < ENOUGH:
+        return taken, found
+    return taken.take(pa.array(rows)), stack(found[row] for row in rows.tolist())
+
+
 def among_others(
     taken: pa.Table, found: Retrieved, item_ids: np.ndarray, most: int, seed: int = 0
 ) -> pa.Table:
@@ -302,7 +321,7 @@ def ranker_frames(
             every = of_part(split.ranking, part)
             taken = every.take(pa.array(_drawn(len(every), part, most, seed)))
             stored = training_frame(folder / "store", taken, size.history)
-            found = candidates(stored, retriever)
+            taken, found = found_ones(taken, candidates(stored, retriever))
             rows = among_others(taken, found, retriever.index.ids, others(len(every)), seed)
             drawn.append(training_frame(folder / "store", rows, size.history))
         frames, loss = drawn, "listwise"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dataset.jagged import owners
-from ranker.order import Order
+from ranker.order import BY_RANKER, Order
 from retrieval.jagged import Retrieved, best_first, group_best
 from run.artifacts import MADE_BY, Artifact, ArtifactError, open_artifact, write_artifact
 
@@ -61,15 +61,15 @@ class Weights:
     def order(self, fused: np.ndarray, scores: np.ndarray, order: Order | None) -> np.ndarray:
         """What orders an answer: the ranker's scores, float32 [C].
 
-        Of ratings they are the log-odds that an item is liked by who chose it; which one is chosen next, the fused
-        order says. There both make the order, as far as the ranker learned that its own helps.
+        Where the log does not say what was shown, the fused order and they make it together, as far as the ranker
+        learned that its own helps (``ranker.order``).
 
         Args:
             fused: float32 [C], scores of the fused order.
             scores: float32 [C], of the ranker.
-            order: what the ranker learned; None: it is of a log without ratings, or of an earlier release.
+            order: what the ranker learned; None: it is of a log of impressions, or of an earlier release.
         """
-        return (order or Order())(fused, scores) if self.rated else scores
+        return (order or (Order() if self.rated else BY_RANKER))(fused, scores)
 
     def of(self, names: Sequence[str]) -> np.ndarray:
         """The weights of these sources, float64 [S, K]."""

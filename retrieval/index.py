@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import faiss
@@ -26,6 +26,8 @@ from retrieval.jagged import best_first
 from run.artifacts import Artifact, open_artifact, write_artifact
 
 EXACT_LIMIT = 300_000
+SPARE, WIDER = 8, 4  # items that a scan looks at beyond k, and how many times as many a second one does
+TOGETHER, BLOCK = 32, 65_536  # queries and items whose every score is computed at a time
 SEPARATOR = " > "
 _SIGN = SEPARATOR.strip()
 _ALONE = re.compile(rf"(?<!\S){_SIGN}(?!\S)")
@@ -287,7 +289,8 @@ class ItemIndex:
         """Exact search among ``rows`` (None: all).
 
         The scan's float32 sums depend on batch shape and row position, so rows that may belong to the answer
-        (within the rounding bound of the k-th) are scored again in float64; equal vectors then tie exactly.
+        (within the rounding bound of the k-th) are scored again in float64; equal vectors then tie exactly. Where so
+        many are alike that a longer scan does not hold them either, every row is.
         """
         count = len(self) if rows is None else len(rows)
         selector = None if rows is None else self._selector(rows)
@@ -301,8 +304,10 @@ class ItemIndex:
             * self._largest_norm
             * np.linalg.norm(queries_BD, axis=1)
         )
-        pending, fetch = np.arange(len(queries_BD)), min(count, k + 8)
-        while len(pending):
+        pending = np.arange(len(queries_BD))
+        for fetch in (min(count, k + SPARE), min(count, WIDER * (k + SPARE))):
+            if not len(pending):
+                break
             rough_BF, found_BF = self._flat.search(queries_BD[pending], fetch, params=parameters)
             settled = np.full(len(pending), fetch == count) | (
                 rough_BF[:, -1] < rough_BF[:, k - 1] - slack[pending]
@@ -310,8 +315,21 @@ class ItemIndex:
             for place in np.flatnonzero(settled):
                 row = pending[place]
                 ids_BK[row], scores_BK[row] = self._rescored(queries_BD[row], found_BF[place], k)
-            pending, fetch = pending[~settled], min(count, fetch * 4)
+            pending = pending[~settled]
+        for row, exact_N in zip(pending, self._every_score(queries_BD[pending], rows), strict=True):
+            ids_BK[row], scores_BK[row] = best_first(self.ids if rows is None else self.ids[rows], exact_N, k)
         return ids_BK, scores_BK
+
+    def _every_score(self, queries_BD: np.ndarray, rows: np.ndarray | None) -> Iterator[np.ndarray]:
+        """Scores float32 of all ``rows`` (None: all) for one query after the other."""
+        matrix_ND = self.matrix if rows is None or not len(queries_BD) else self.matrix[rows]
+        for first in range(0, len(queries_BD), TOGETHER):
+            queries = queries_BD[first : first + TOGETHER].astype(np.float64)
+            scores = np.empty((len(queries), len(matrix_ND)), np.float32)
+            for start in range(0, len(matrix_ND), BLOCK):
+                block = slice(start, start + BLOCK)
+                scores[:, block] = queries @ matrix_ND[block].astype(np.float64).T
+            yield from scores
 
     def _selector(self, rows: np.ndarray) -> faiss.IDSelector:
         if rows[-1] - rows[0] + 1 == len(rows):

@@ -120,7 +120,7 @@ def ordering_frame(
 
     Arguments as of ``ranker_frames``.
     """
-    requests = validating(split, seed) if split.rated else None
+    requests = None if split.shows and not split.rated else validating(split, seed)
     if requests is None or not len(requests):
         return None
     return proposed(folder, requests, size, retriever).frame(folder, requests, size)[0]

@@ -71,6 +71,25 @@ def test_equal_vectors_answer_the_smaller_id_first_however_the_scan_adds_up():
     assert (found == np.arange(5)).all()
 
 
+def test_items_that_are_alike_are_not_scanned_for_again_and_again(monkeypatch):
+    """Of a log without content most items may have one vector; scanning on until they are told apart never ends."""
+    rng = np.random.default_rng(0)
+    matrix = np.tile(rng.normal(size=16).astype(np.float32), (5000, 1))
+    matrix[:40] = rng.normal(size=(40, 16))
+    ids = rng.permutation(10**6)[:5000]
+    index = ItemIndex.build(ids, matrix)
+    scan, fetched = index._flat.search, []
+    monkeypatch.setattr(index._flat, "search", lambda q, k, **how: fetched.append(k) or scan(q, k, **how))
+    monkeypatch.setattr("retrieval.index.BLOCK", 512)
+    queries = rng.normal(size=(70, 16)).astype(np.float32)
+    found, scores = index.search(queries, 50)
+    for row, query in enumerate(queries):
+        wanted, wanted_scores = brute(ids, matrix, [""] * 5000, query, 50)
+        assert found[row].tolist() == wanted
+        np.testing.assert_array_equal(scores[row], np.array(wanted_scores, np.float32))
+    assert fetched == [58, 232]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_query_that_is_not_finite_is_refused(bad):
     index = ItemIndex.build(np.array([1]), np.ones((1, 2), np.float32))

@@ -5,6 +5,7 @@ Run: pytest tests/test_taken_and_liked.py
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,7 +52,7 @@ def world(seed, users=USERS, known=1.0, noise=0.0, likes=2):
     said = odds * (noise < 9) + noise * draw.normal(size=shape)
     retrieved = known * taken + (1 - known) * draw.normal(0, 1.5, shape)
     offsets = np.arange(users + 1) * CANDIDATES
-    return Asked(offsets, retrieved.ravel(), -np.logaddexp(0, -said.ravel()), liked.ravel()), share
+    return Asked(offsets, retrieved.ravel(), -np.logaddexp(0, -said.ravel()), liked.ravel(), True), share
 
 
 def found(share, score, k=5):
@@ -61,7 +62,7 @@ def found(share, score, k=5):
 
 
 def scored(asked, order):
-    odds = -np.log(np.expm1(-asked.chance))  # of the chance, as a ranker says it
+    odds = -np.log(np.expm1(-asked.said))  # of the chance, as a ranker says it
     return order(asked.retrieved.astype(np.float32), odds.astype(np.float32))
 
 
@@ -104,7 +105,7 @@ def test_the_weights_are_the_likeliest_of_a_grid_counted_by_loops():
         total = 0.0
         for user in np.flatnonzero(own):
             rows = range(asked.offsets[user], asked.offsets[user + 1])
-            score = {row: retrieved * asked.retrieved[row] + liked * asked.chance[row] for row in rows}
+            score = {row: retrieved * asked.retrieved[row] + liked * asked.said[row] for row in rows}
             whole = sum(math.exp(one) for one in score.values())
             total -= sum(score[row] - math.log(whole) for row in rows if asked.liked[row])
         return total
@@ -120,17 +121,51 @@ def test_the_weights_are_the_likeliest_of_a_grid_counted_by_loops():
 
 def test_where_nothing_says_better_retrievals_order_stays():
     whole, _ = world(5)
-    nobody = Asked(whole.offsets, whole.retrieved, whole.chance, np.zeros(len(whole.liked), bool))
-    one = Asked(np.array([0, 40]), whole.retrieved[:40], whole.chance[:40], whole.liked[:40])
-    empty = Asked(np.zeros(4, np.int64), *(np.empty(0) for _ in range(2)), np.empty(0, bool))
+    nobody = replace(whole, liked=np.zeros(len(whole.liked), bool))
+    one = Asked(np.array([0, 40]), whole.retrieved[:40], whole.said[:40], whole.liked[:40], True)
+    empty = Asked(np.zeros(4, np.int64), *(np.empty(0) for _ in range(2)), np.empty(0, bool), True)
     for asked in (nobody, one, empty):
         assert learn_order(asked, 0) == Order()
     clearly = learn_order(whole, 0)
     silent = np.repeat(
         np.arange(USERS) % 2 == 0, CANDIDATES
     )  # half of the users like nothing that was proposed
-    some = learn_order(Asked(whole.offsets, whole.retrieved, whole.chance, whole.liked & ~silent), 0)
+    some = learn_order(replace(whole, liked=whole.liked & ~silent), 0)
     assert some.liked == pytest.approx(clearly.liked, abs=0.3) and some.liked > 0
+
+
+def of_purchases(seed, users=USERS, noise=0.0):
+    """Users take one of their candidates; retrieval knows one half of why, the ranker the other, and makes noise."""
+    draw = np.random.default_rng(seed)
+    known, said = draw.normal(0, 1.0, (2, users, CANDIDATES))
+    share = np.exp(known + said)
+    share /= share.sum(axis=1, keepdims=True)
+    taken = np.zeros(share.shape, bool)
+    for row, one in enumerate(share):
+        taken[row, draw.choice(CANDIDATES, p=one)] = True
+    said = said * (noise == 0) + noise * draw.normal(size=said.shape)
+    return Asked(np.arange(users + 1) * CANDIDATES, known.ravel(), said.ravel(), taken.ravel(), False), share
+
+
+def test_of_purchases_the_rankers_score_itself_counts_as_much_as_it_knows():
+    asked, _ = of_purchases(0, users=2_000)
+    order = learn_order(asked, 0)
+    assert (order.retrieved, order.taken) == (
+        pytest.approx(1, abs=0.1),
+        pytest.approx(1, abs=0.1),
+    ) and not order.liked
+    unseen, share = of_purchases(1)
+    best = found(share, order(unseen.retrieved, unseen.said))
+    assert best > 1.2 * found(share, unseen.retrieved) and best > 1.2 * found(share, unseen.said)
+    for seed in range(4):
+        assert learn_order(of_purchases(seed, noise=3.0)[0], seed) == Order()
+
+
+def test_what_fewer_than_twenty_users_took_says_nothing_of_an_order():
+    asked, _ = of_purchases(2, users=20)
+    assert learn_order(asked, 0).taken > 0
+    first = np.repeat(np.arange(20) > 0, CANDIDATES)
+    assert learn_order(replace(asked, liked=asked.liked & first), 0) == Order()
 
 
 TRAIN, VALID = (make_world(requests=count, seed=seed) for count, seed in ((150, 0), (120, 1)))
@@ -156,7 +191,7 @@ def test_the_weights_are_in_the_artifact_and_of_what_the_ranker_says(calibrate, 
     asked = asked_frame()
     made = trained(tmp_path / "r", asked, calibrate=calibrate)
     ranker = Ranker.open(made, TRAIN.vectors)
-    assert vars(ranker.order) == pytest.approx(vars(learn_order(Asked.of(ranker, asked, 7), 0)))
+    assert vars(ranker.order) == pytest.approx(vars(learn_order(Asked.of(ranker, asked, 7, True), 0)))
     assert ranker.order.liked > 0 and ranker.with_vectors(TRAIN.vectors).order == ranker.order
     assert Ranker.open(trained(tmp_path / "s", None), TRAIN.vectors).order is None
 
@@ -172,7 +207,9 @@ def test_weights_that_are_none_are_refused_with_the_command_that_makes_others(co
     with pytest.raises(ArtifactError, match="order.json: expected weights .* 'moon ranker'"):
         Order.read(path)
     path.write_text(json.dumps({"retrieved": 0.25, "liked": 2.0}))
-    assert Order.read(path) == Order(0.25, 2.0)
+    assert Order.read(path) == Order(0.25, 2.0), "of an earlier release"
+    path.write_text(json.dumps({"retrieved": 0.25, "liked": 0.0, "taken": 1.5}))
+    assert Order.read(path) == Order(0.25, taken=1.5)
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +298,8 @@ def test_every_control_is_asked_with_the_columns_that_it_reads(rated, monkeypatc
 
 def test_a_log_without_ratings_and_a_ranker_that_learned_no_weights():
     fused, odds = np.array([3, 2, 1], np.float32), np.array([-1, 0, 4], np.float32)
-    assert Weights().order(fused, odds, Order(1.0, 1.0)) is odds
+    np.testing.assert_array_equal(Weights().order(fused, odds, None), odds)
+    np.testing.assert_array_equal(Weights().order(fused, odds, Order(0.5, taken=2.0)), 0.5 * fused + 2 * odds)
     np.testing.assert_array_equal(Weights(rated=True).order(fused, odds, None), fused)
     made = Weights(rated=True).order(fused, odds, Order(0.5, 2.0))
     np.testing.assert_allclose(made, 0.5 * fused + 2 * np.log(1 / (1 + np.exp(-odds))), rtol=1e-6)

@@ -142,6 +142,24 @@ def test_everything_taken_trains_the_ranker_among_others_of_its_kind(
     assert train.names == valid.names == ("match_popular", "match_behaviours")
 
 
+def test_where_enough_was_found_the_ranker_learns_from_that_alone(folder, tiny_world, tmp_path, monkeypatch):
+    rows = taken(tiny_world)
+    split, retriever = split_of(tmp_path / "split", False, rows), retriever_of(tiny_world)
+    for part in ("train", "valid"):
+        asked = rows.filter(pa.array(np.array(rows["part"].to_pylist()) == part))
+        answers = examples.candidates(training_frame(folder / "store", asked, NANO.history), retriever)
+        items = asked["item_id"].to_pylist()
+        found = [
+            n for n, (item, (ids, _)) in enumerate(zip(items, answers, strict=True)) if item in ids.tolist()
+        ]
+        assert 0 < len(found) < len(asked)
+        for enough, expected in ((len(found), found), (len(found) + 1, range(len(asked)))):
+            monkeypatch.setattr(examples, "ENOUGH", enough)
+            frames = ranker_frames(folder, split, NANO, 7, retriever)[part == "valid"]
+            got = frames.take(0, len(frames)).requests["request_id"].to_pylist()
+            assert got == [asked["request_id"][n].as_py() for n in expected]
+
+
 @pytest.mark.parametrize("shows", [True, False])
 def test_of_many_requests_some_are_drawn_and_are_as_they_would_be(
     folder, tiny_world, tmp_path, monkeypatch, shows
