@@ -31,7 +31,7 @@ from retrieval.retriever import Retriever
 from run.artifacts import open_artifact
 from run.sizes import Size
 
-EXPLORED = {"explore_1_of_20": 0.05, "explore_2_of_20": 0.1, "explore_4_of_20": 0.2}
+EXPLORED = {f"explore_{height}": height for height in (0.1, 0.2, 0.5, 1.0)}
 
 
 def open_rankers(folder: Path, vectors: Vectors, seed: int) -> dict[str, Ranker]:
@@ -127,8 +127,8 @@ def rank_requests(
     Yields:
         name and int64 item ids of shape (R, k), best first, -1 after the end of a list: ``source_<name>`` for every
         source alone, ``without_<name>`` for all other sources fused, ``candidates`` for all sources fused, then
-        ``ranker_<name>`` for the answers of the service with each ranker; and ``explore_<places>`` for those with
-        ``full`` where so many places are kept for what almost nobody acted on (``retrieval.explore``).
+        ``ranker_<name>`` for the answers of the service with each ranker; and ``explore_<height>`` for those with
+        ``full`` where what almost nobody acted on is raised by so much (``retrieval.explore``).
     """
     for name, answered in found.alone.items():
         yield f"source_{name}", lists(answered, k)
@@ -144,8 +144,8 @@ def rank_requests(
         yield f"ranker_{name}", lists(scored, k)
         if name == "full":
             rare = retriever.popular.rare(item_id)
-            for explored, share in EXPLORED.items():
-                yield explored, explored_lists(scored, rare, k, share)
+            for explored, height in EXPLORED.items():
+                yield explored, explored_lists(scored, rare, k, height)
 
 
 def lists(retrieved: Retrieved, k: int) -> np.ndarray:
@@ -157,11 +157,11 @@ def lists(retrieved: Retrieved, k: int) -> np.ndarray:
     return out
 
 
-def explored_lists(scored: Retrieved, rare: np.ndarray, k: int, share: float) -> np.ndarray:
-    """``lists`` with a share of the places kept for rare items, bool of shape (C)."""
+def explored_lists(scored: Retrieved, rare: np.ndarray, k: int, height: float) -> np.ndarray:
+    """``lists`` with rare items, bool of shape (C), raised."""
     out = np.full((len(scored), k), -1, dtype=np.int64)
     for request, (ids, scores) in enumerate(scored):
         own = slice(scored.offsets[request], scored.offsets[request + 1])
-        best, _, _ = with_rare(ids, scores, rare[own], k, share)
+        best, _, _ = with_rare(ids, scores, rare[own], k, height)
         out[request, : len(best)] = best
     return out

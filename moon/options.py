@@ -35,7 +35,7 @@ KeysOption = Annotated[
 ExploreOption = Annotated[
     float,
     typer.Option(
-        "--explore", min=0, max=1, help="Share of the places kept for items that almost nobody acted on."
+        "--explore", min=0, max=5, help="Log-odds by which items that almost nobody acted on are raised."
     ),
 ]
 SplitOption = Annotated[

@@ -19,7 +19,7 @@ class Hit:
         score: that it is ordered by.
         matches: its score from every source.
         parts: what each feature adds to the ranker's score (``ranker.explain``); None: not asked, or not ranked.
-        explored: it stands before items of a better score, at a place kept for what almost nobody acted on
+        explored: it stands before items of a better score, because almost nobody acted on it
             (``retrieval.explore``).
     """
 

@@ -33,7 +33,7 @@ REASONS = {  # of each source, in words
     "match_popular": "popular",
     "match_query": "like the search",
 }
-KEPT = "hardly known yet"  # of a place kept for exploring
+KEPT = "hardly known yet"  # of an item that was raised to explore it
 SHOWN_REASONS = 2
 
 STYLE = """

@@ -71,7 +71,7 @@ class Recommender:
         now: the time of requests that give none.
         behaviours: most behaviours of a history that retrieval reads.
         per_source: candidates asked of every source.
-        explore: share of the places of a ranked recommendation that are kept for items that almost nobody acted on.
+        explore: log-odds by which items that almost nobody acted on are raised in a ranked recommendation.
         example_users: users with test requests, for the page; the shop's ids.
         generation: number of the generation; None: the artifacts are not a generation.
         ids: of the shop. Questions and answers have its ids; everything behind them has what stands for them inside.

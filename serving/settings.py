@@ -21,8 +21,8 @@ class Settings:
         clock: ``log``: the time went on from the end of the run's log when the run was first served or ingested into,
             so that a snapshot of an old shop still has items of the right age; ``wall``: the time of day.
         per_source: candidates asked of every retrieval source.
-        explore: share of the places of a recommendation that are kept for items that almost nobody acted on
-            (``retrieval.explore``), from 0 to 1.
+        explore: log-odds by which items that almost nobody acted on are raised in a recommendation
+            (``retrieval.explore``), from 0 to 5.
         max_body_bytes: larger requests get 413 before they are parsed.
         max_image_bytes: larger pictures get 413.
         max_image_pixels: larger pictures get 422: a small file can decode to gigabytes. A JPEG may have four times as
@@ -72,8 +72,8 @@ class Settings:
             raise ValueError(f"profile is {self.profile!r}: expected one of {', '.join(PROFILES)}")
         if self.clock not in CLOCKS:
             raise ValueError(f"clock is {self.clock!r}: expected one of {', '.join(CLOCKS)}")
-        if not 0 <= self.explore <= 1:
-            raise ValueError(f"explore is {self.explore}: expected a share of the places, from 0 to 1")
+        if not 0 <= self.explore <= 5:
+            raise ValueError(f"explore is {self.explore}: expected log-odds from 0 to 5")
         at_least_1 = ("port", "per_source", "max_body_bytes", "max_image_bytes", "max_image_pixels", "burst")
         for name in (*at_least_1, "workers", "most_waiting", "most_connections", "requests_per_s"):
             if getattr(self, name) < 1:

@@ -1,4 +1,4 @@
-"""Places kept for items that almost nobody acted on: the rule, the service and the evaluation.
+"""Items that almost nobody acted on are raised: the rule, the service and the evaluation.
 
 Run: pytest tests/test_explore.py
 """
@@ -42,25 +42,22 @@ def shown(answer):
     return [(hit.card.item_id, hit.explored) for hit in answer.hits]
 
 
-def slowly(ids, scores, rare, k, share):
-    """The rule as it is said, one place after the other."""
-    left = sorted(zip(ids.tolist(), scores.tolist(), rare.tolist(), strict=True), key=lambda c: (-c[1], c[0]))
-    chosen = []
-    while left and len(chosen) < k:
-        owed = int(share * (len(chosen) + 1) + 1e-9) > sum(one[2] for one in chosen)
-        better = [one for one in left if one[2]] if owed else []
-        chosen.append((better or left)[0])
-        left.remove(chosen[-1])
-    return [one[0] for one in chosen]
+def slowly(ids, scores, rare, k, height):
+    """The rule as it is said: ids, and whether each stands before a better one."""
+    rows = list(zip(ids.tolist(), scores.tolist(), rare.tolist(), strict=True))
+    plainly = [one[0] for one in sorted(rows, key=lambda c: (-c[1], c[0]))]
+    raised = sorted(rows, key=lambda c: (-np.float32(c[1] + height * c[2]), c[0]))[:k]
+    return [(one[0], one[2] and plainly.index(one[0]) > place) for place, one in enumerate(raised)]
 
 
-def test_every_second_place_is_kept_and_an_item_that_earned_its_place_counts():
+def test_what_is_rare_is_raised_past_what_is_less_far_above_it():
     ids, scores = np.arange(8), np.array([9, 8, 7, 6, 5, 4, 3, 2], np.float32)
     rare = np.isin(ids, [1, 5, 6])
-    best, score, explored = with_rare(ids, scores, rare, 7, 0.5)
-    assert best.tolist() == [0, 1, 2, 5, 3, 6, 4]
-    assert score.tolist() == scores[best].tolist()
-    assert best[explored].tolist() == [5, 6], "1 stands where its own score puts it"
+    best, score, explored = with_rare(ids, scores, rare, 7, 1.5)
+    assert best.tolist() == [1, 0, 2, 3, 5, 4, 6]
+    assert score.tolist() == scores[best].tolist(), "their own"
+    assert best[explored].tolist() == [1, 5], "6 stands where its own score puts it"
+    assert with_rare(ids, scores, rare, 7, 5)[0].tolist() == [1, 0, 5, 6, 2, 3, 4], "an equal one: by id"
 
 
 def test_it_is_the_rule_and_a_longer_answer_begins_with_the_shorter():
@@ -68,56 +65,50 @@ def test_it_is_the_rule_and_a_longer_answer_begins_with_the_shorter():
     for _ in range(200):
         ids = draw.permutation(30)[: draw.integers(1, 30)]
         scores = draw.integers(0, 6, len(ids)).astype(np.float32)
-        rare, share = draw.random(len(ids)) < draw.random(), float(draw.choice([0, 0.05, 0.1, 0.3, 1]))
-        best, _, _ = with_rare(ids, scores, rare, 25, share)
-        assert best.tolist() == slowly(ids, scores, rare, 25, share)
-        assert with_rare(ids, scores, rare, 7, share)[0].tolist() == best[:7].tolist()
-        if share == 0:
-            assert best.tolist() == best_first(ids, scores, 25)[0].tolist()
+        rare, height = draw.random(len(ids)) < draw.random(), float(draw.choice([0, 0.25, 1, 2.5, 5]))
+        best, _, explored = with_rare(ids, scores, rare, 25, height)
+        assert list(zip(best.tolist(), explored.tolist(), strict=True)) == slowly(
+            ids, scores, rare, 25, height
+        )
+        assert with_rare(ids, scores, rare, 7, height)[0].tolist() == best[:7].tolist()
+        if height == 0:
+            assert best.tolist() == best_first(ids, scores, 25)[0].tolist() and not explored.any()
 
 
-def test_a_tenth_of_ten_places_is_one_and_of_nine_none():
-    ids, scores = np.arange(30), -np.arange(30).astype(np.float32)
-    for share, places in ((0.1, [10, 20]), (0.05, [20]), (0.2, [5, 10, 15, 20])):
-        explored = with_rare(ids, scores, ids >= 25, 20, share)[2]
-        assert (np.flatnonzero(explored) + 1).tolist() == places
-    ids = np.arange(200)
-    explored = with_rare(ids, -ids.astype(np.float32), ids >= 120, 100, 0.29)[2]
-    assert explored.sum() == 29 and explored[99], "0.29 x 100 is a little less than 29"
-
-
-def test_the_service_keeps_the_places_that_it_is_told_to(moon):
-    plainly = moon.recommend(4, 8)
-    moon.explore = 0.25
+def test_the_service_raises_them_by_what_it_is_told(moon):
+    plainly = moon.recommend(4, 40)
+    ranked = [one for one, _ in shown(plainly)]
+    assert not set(ranked[:8]) & set(RARE.tolist()) and {kept for _, kept in shown(plainly)} == {False}
+    score = {hit.card.item_id: hit.score for hit in plainly.hits}
+    rare = [one for one in ranked if one in RARE.tolist()]
+    moon.explore = score[ranked[2]] - score[rare[0]] + (score[ranked[1]] - score[ranked[2]]) / 2
     answer = moon.recommend(4, 8)
-    common = [one for one, _ in shown(plainly)]
-    assert not set(common) & set(RARE.tolist()) and {kept for _, kept in shown(plainly)} == {False}
-    candidates = [item for item, _ in shown(moon.recommend(4, 40))]  # all of them
-    rare = sorted(set(candidates) & set(RARE.tolist()))  # as the ranker orders them
-    expected = [*common[:3], rare[0], *common[3:6], rare[1]]
-    assert shown(answer) == [(one, one in rare) for one in expected]
+    assert shown(answer)[:3] == [(ranked[0], False), (ranked[1], False), (rare[0], True)]
+    assert {kept == (one in rare) for one, kept in shown(answer)} == {True}
 
 
 def test_who_is_answered_without_the_ranker_is_not_explored_on(moon):
-    moon.explore, moon.ranker = 0.5, None
+    moon.explore, moon.ranker = 5.0, None
     assert {kept for _, kept in shown(moon.recommend(4, 8))} == {False}
 
 
-def test_the_answer_says_which_places_were_kept(moon, tmp_path):
-    moon.explore = 0.25
+def test_the_answer_says_which_items_were_raised(moon, tmp_path):
+    rare = set(RARE.tolist())
+    moon.explore = 1e6  # this ranker's scores are no log-odds
+    expected = [True if one in rare else None for one, _ in shown(moon.recommend(4, 8))]
     client = TestClient(create_app(Settings(run=tmp_path), moon))
     hits = client.get("/recommend", params={"user_id": "4", "k": "8"}).json()["hits"]
-    assert [hit.get("explored") for hit in hits] == [None, None, None, True] * 2
-    assert client.get("/", params={"user_id": "4"}).text.count("hardly known yet") == 24 // 4
+    assert [hit.get("explored") for hit in hits] == expected and expected[0]
+    assert client.get("/", params={"user_id": "4"}).text.count("hardly known yet") >= expected.count(True)
     moon.explore = 0.0
     assert "hardly known yet" not in client.get("/", params={"user_id": "4"}).text
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
-def test_a_share_is_from_0_to_1(share):
-    with pytest.raises(ValueError, match="explore is .*: expected a share of the places, from 0 to 1"):
-        replace(Settings(run=Path("run")), explore=share)
-    refused = CliRunner().invoke(app, ["serve", f"--explore={share}"])
+@pytest.mark.parametrize("height", [-0.1, 5.5, float("nan")])
+def test_a_height_is_from_0_to_5(height):
+    with pytest.raises(ValueError, match="explore is .*: expected log-odds from 0 to 5"):
+        replace(Settings(run=Path("run")), explore=height)
+    refused = CliRunner().invoke(app, ["serve", f"--explore={height}"])
     assert refused.exit_code == 2 and "--explore" in refused.output
 
 
@@ -132,7 +123,7 @@ def test_the_evaluation_lists_what_the_service_would_answer(moon):
     scored = Retrieved(np.cumsum([0, *counts]), ids, scores.astype(np.float32))
     rare = moon.retriever.popular.rare(ids)
     assert rare.tolist() == np.isin(ids, RARE).tolist()
-    moon.explore = 0.2
+    moon.explore = float(np.ptp(scores)) / 2
     expected = [[item for item, _ in shown(moon.recommend(user, 10))] for user in users]
-    assert explored_lists(scored, rare, 10, 0.2).tolist() == expected
+    assert explored_lists(scored, rare, 10, moon.explore).tolist() == expected
     assert explored_lists(scored, rare, 10, 0.0).tolist() == lists(scored, 10).tolist() != expected
