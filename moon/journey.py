@@ -131,6 +131,8 @@ def start(
 ) -> Run:
     """Create or reopen the run of ``data``; to ask for something else undoes the stages from the split on.
 
+    Size, split and repeats that are not given are those of the run, if it is there.
+
     Raises:
         JourneyError: the folder already holds a run with other settings, or ``data`` or ``profile`` is invalid.
         SizeError: unknown size.
@@ -145,11 +147,13 @@ def start(
     if profile not in ("embedded", "redis"):
         raise JourneyError(f"unknown profile {profile!r}: expected embedded or redis")
     require_split(split, repeats)
-    chosen = size(size_name or (SIMULATED if name == "marketplace" else REAL))
-    run = Run(folder or RUNS / name, data, chosen.name, seed, profile, split, repeats)
-    record = run.folder / "run.json"
-    if record.exists():
-        known = load(run.folder)
+    folder = folder or RUNS / name
+    record = folder / "run.json"
+    known = load(folder) if record.exists() else None
+    usual = SIMULATED if name == "marketplace" else REAL
+    own = usual if known is None or known.data != data else known.size_name
+    run = Run(folder, data, size(size_name or own).name, seed, profile, split, repeats)
+    if known is not None:
         run = replace(
             run,
             split=known.split if split is None else split,

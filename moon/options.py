@@ -24,7 +24,9 @@ DataOption = Annotated[
         help="marketplace[:EVENTS], FORMAT:FOLDER, or a path: your folder, its moon.toml, or a dataset.",
     ),
 ]
-SizeOption = Annotated[str | None, typer.Option("--size", help="nano, small or base; default: by the data.")]
+SizeOption = Annotated[
+    str | None, typer.Option("--size", help="nano, small or base; default: the run's, or by the data.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 ClockOption = Annotated[
     str, typer.Option("--clock", help="log: goes on from the end of the run's log; wall: the time of day.")

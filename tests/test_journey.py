@@ -151,6 +151,13 @@ def test_the_size_follows_the_data(walked):
     assert begin(data="hm_fashion:somewhere").size_name == "small"
 
 
+def test_a_run_keeps_the_size_that_it_was_begun_with(walked):
+    journey.travel(begin(size_name="base"))
+    assert begin().size_name == "base"
+    with pytest.raises(JourneyError, match="holds the run .*base.*, asked for .*nano"):
+        begin(size_name="nano")
+
+
 def test_the_summary_shows_what_was_measured_and_nothing_else(tmp_path):
     metrics = {
         "retrieval/moon/recall@20": {"value": 0.25, "n": 10, "split": "test"},
