@@ -31,7 +31,7 @@ from retrieval.retriever import Retriever
 from run.artifacts import open_artifact
 from run.sizes import Size
 
-EXPLORED = {f"explore_{height}": height for height in (0.1, 0.2, 0.5, 1.0)}
+EXPLORED = {f"explore_{height}": height for height in (0.1, 0.2, 0.5, 1.0, 1.5)}
 
 
 def open_rankers(folder: Path, vectors: Vectors, seed: int) -> dict[str, Ranker]:
