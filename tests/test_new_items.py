@@ -347,7 +347,7 @@ def test_an_item_is_kept_whole_and_the_state_changes_with_it(tiny_world, tmp_pat
 @pytest.mark.parametrize(
     ("told", "says"),
     [
-        ({}, "null item_id"),
+        ({}, "missing item_id"),
         ({"item_id": 1}, "neither title nor picture"),
         ({"item_id": 1, "title": "  "}, "neither title nor picture"),
         ({"item_id": "1", "title": "x"}, "item_id is not an integer of 64 bits"),
