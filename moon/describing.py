@@ -70,17 +70,25 @@ def described_by(data: Path, run_folder: Path) -> Path:
     """
     from dataset.adapters.described.description import FILE
 
-    if data.is_file() or (data / MANIFEST).exists() or (data / FILE).exists():
-        return data
-    own = run_folder / FILE
-    if own.exists():
-        return own
+    place, own = described_at(data, run_folder), run_folder / FILE
+    if place is not None:
+        return place
     try:
         said = init(data, None if os.access(data, os.W_OK) else own)
     except DiskError:  # a file system that is read-only whoever asks
         said = init(data, own)
     sys.stderr.write("\n".join(f"  {line}".rstrip() for line in said.splitlines()) + "\n")
     return data if (data / FILE).exists() else own
+
+
+def described_at(data: Path, run_folder: Path) -> Path | None:
+    """Where the description of a run's data is, as of ``described_by``; None: there is none (any more)."""
+    from dataset.adapters.described.description import FILE
+
+    if data.is_file() or (data / MANIFEST).exists() or (data / FILE).exists():
+        return data
+    own = run_folder / FILE
+    return own if own.exists() else None
 
 
 def _changed(before: str, after: str) -> int:

@@ -114,9 +114,8 @@ VERBS = (
     Verb("ranker --compare", "retrieval", verbs.compare_rankers),
     Verb("ranker --tune", "retrieval", verbs.tune_ranker),
     Verb("seeds", "evaluate", verbs.seeds),
-    Verb(
-        "serve", None, verbs.serve, learns=False
-    ),  # the active generation, whatever is being made in the run folder
+    # The active generation, whatever is being made in the run folder.
+    Verb("serve", None, verbs.serve, learns=False),
 )
 
 

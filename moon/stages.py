@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moon.describing import described_by
+from moon.describing import described_at, described_by
 from moonstore.files import write_json
 from run import generations
 from run.artifacts import KEYS, MANIFEST, Artifact, discard, open_artifact, read_json
@@ -90,7 +90,7 @@ def is_described_anew(run: Run) -> bool:
     path, done = Path(run.data), run.folder / "dataset"
     if run.data.startswith("marketplace") or is_format(run.data) or not path.exists() or not done.exists():
         return False
-    return has_changed(described_by(path, run.folder), open_artifact(done, "dataset"))
+    return has_changed(described_at(path, run.folder) or path, open_artifact(done, "dataset"))
 
 
 def nothing_is_lost(run: Run) -> None:

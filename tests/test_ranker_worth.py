@@ -138,7 +138,7 @@ def test_worth_is_the_loss_of_going_without(tmp_path, monkeypatch):
             yield f"ctr/{name.rsplit('_', 1)[0]}/auc", scored[name]
 
     monkeypatch.setattr(ablation, "measured_rankers", measured)
-    split = SimpleNamespace(rated=False, artifact=artifact)
+    split = SimpleNamespace(shows=True, rated=False, artifact=artifact)
     found = ablation.measure_worth(tmp_path, None, split, TINY, ["segment", "age_band"], cube())
     assert list(found) == ["segment", "age_band"]
     (segment,), (age_band,) = found.values()

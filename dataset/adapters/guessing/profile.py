@@ -162,7 +162,7 @@ class Profile:
 
 NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*")
 SIGNS = "".join(
-    filter(lambda one: unicodedata.category(one) == "Sc", map(chr, range(0x10000)))
+    sign for sign in map(chr, range(0x10000)) if unicodedata.category(sign) == "Sc"
 )  # of currencies
 MONEY = re.compile(
     rf"\s*(?:(?:[A-Z]{{0,3}}[{SIGNS}]|[A-Z]{{3}}|Rs\.?)\s?)?(-?[0-9][0-9.,]*)(?:\s?(?:[{SIGNS}]|{SUFFIXES}))?\s*"
