@@ -277,14 +277,10 @@ Words = Annotated[list[Part], Field(max_length=MOST_PARTS), BeforeValidator(_wor
 Property = Annotated[str, Field(min_length=1, max_length=MOST_VALUE)]
 WordMap = Annotated[dict[Property, Property], Field(max_length=MOST_PARTS), BeforeValidator(_word_map)]
 EventType = Annotated[
-    str,
-    Field(json_schema_extra={"enum": list(EVENT_TYPES)}),
-    BeforeValidator(_one_of(EVENT_TYPES)),
+    str, Field(json_schema_extra={"enum": list(EVENT_TYPES)}), BeforeValidator(_one_of(EVENT_TYPES))
 ]
 State = Annotated[
-    str,
-    Field(json_schema_extra={"enum": list(ITEM_STATES)}),
-    BeforeValidator(_one_of(ITEM_STATES)),
+    str, Field(json_schema_extra={"enum": list(ITEM_STATES)}), BeforeValidator(_one_of(ITEM_STATES))
 ]
 
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from retrieval.jagged import best_first
-
 
 def with_rare(
     ids: np.ndarray, scores: np.ndarray, rare: np.ndarray, k: int, height: float
@@ -31,9 +29,8 @@ def with_rare(
     Returns:
         ids and their own scores of at most k, and which of them stand before a better one, bool.
     """
-    best, _ = best_first(ids, scores + np.float32(height) * rare, k)
-    order = np.argsort(ids)
-    rows = order[np.searchsorted(ids, best, sorter=order)]
-    place = np.empty(len(ids), dtype=np.int64)
-    place[np.lexsort((ids, -scores))] = np.arange(len(ids))  # by its own score
-    return best, scores[rows], rare[rows] & (place[rows] > np.arange(len(best)))
+    plainly = np.lexsort((ids, -scores))
+    raised = scores[plainly] + np.float32(height) * rare[plainly]
+    places = np.lexsort((ids[plainly], -raised))[:k]  # of the chosen in their own order
+    rows = plainly[places]
+    return ids[rows], scores[rows], rare[rows] & (places > np.arange(len(places)))

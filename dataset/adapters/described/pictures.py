@@ -132,13 +132,10 @@ class Shelf:
     @cached_property
     def files(self) -> list[Path]:
         """All picture files below, by path, those that are not opened last: they are refused where no other is."""
-        below = [path for path in (self.root / self.folder).rglob("*") if inside(self.root, path)]
-        return [
-            path
-            for endings in (ENDINGS, OTHER_ENDINGS)
-            for path in sorted(below)
-            if path.suffix.lower() in endings
-        ]
+        below = (self.root / self.folder).rglob("*")
+        known = (*ENDINGS, *OTHER_ENDINGS)
+        found = [path for path in below if path.suffix.lower() in known and inside(self.root, path)]
+        return sorted(found, key=lambda path: (path.suffix.lower() in OTHER_ENDINGS, path))
 
     @cached_property
     def _by_name(self) -> dict[str, Path]:
