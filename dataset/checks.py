@@ -62,7 +62,9 @@ def check(tables: Tables, now: datetime | None = None, known: Tables | None = No
     for field, name in NAMED.items():
         own = sieve[name].column("external_id")
         sieve[name].refuse(Rule.FOLDER.format(field), pc.is_in(own, pa.array(FOLDERS)), own)
-    _check_images(sieve["images"], _whose(sieve["items"], sieve["queries"]))
+    _check_images(
+        sieve["images"], _shown_by(sieve["images"].column("image_id"), sieve["items"], sieve["queries"])
+    )
     _check_items(sieve["items"], sieve["images"], latest)
     _check_users(sieve["users"], latest)
     _check_queries(sieve["queries"], sieve["images"])
@@ -70,10 +72,8 @@ def check(tables: Tables, now: datetime | None = None, known: Tables | None = No
     _check_judgements(sieve["judgements"], sieve)
 
     given = tables.quarantine.cast(QUARANTINE)
-    pictures_first = sorted(
-        sieve.values(), key=lambda one: one.name != "images"
-    )  # their fault is their items', too
-    for one in pictures_first if known is None else [one for one in pictures_first if one.name != "events"]:
+    judged = [one for one in sieve.values() if known is None or one.name != "events"]
+    for one in sorted(judged, key=lambda one: one.name != "images"):  # a picture's fault is its item's, too
         one.require_most(given.filter(pc.equal(given.column("table"), one.name)))
     if sieve["items"].table.num_rows == 0 and known is None:
         raise DataError(f"items: expected at least one item, found 0 rows. {AGAIN}")
@@ -165,22 +165,20 @@ def _cleaned(name: str, table: pa.Table) -> pa.Table:
     return table
 
 
-def _whose(*owners: Sieve) -> dict[str, str]:
-    """Picture -> the shop's id of the first item, or else query, that shows it."""
-    named: dict[str, str] = {}
-    for one in owners:
-        pairs = one.table.select(["image_id", "external_id"]).filter(one.column("image_id").is_valid())
-        for image_id, owner in zip(*(column.to_pylist() for column in pairs.columns), strict=True):
-            named.setdefault(image_id, owner or image_id)
-    return named
+def _shown_by(image_id: pa.ChunkedArray, *owners: Sieve) -> pa.ChunkedArray:
+    """For each picture the shop's id of the first item, or else query, that shows it; its own where none does."""
+    for one in reversed(owners):
+        pictures, ids = one.column("image_id"), one.column("external_id")
+        place = pc.index_in(image_id, value_set=pictures, skip_nulls=True)
+        image_id = pc.coalesce(ids.take(place), image_id)
+    return image_id
 
 
-def _check_images(images: Sieve, whose: dict[str, str]) -> None:
+def _check_images(images: Sieve, owner: pa.ChunkedArray) -> None:
     contents = (scalar.as_py() or b"" for scalar in images.column("bytes"))
     seen = list(inspect_pictures(contents, images.table.num_rows))
     name = images.column("image_id")
     problem = pa.array([one.problem for one in seen], pa.string())
-    owner = pa.array([whose.get(one, one) for one in name.to_pylist()], pa.string())
     shown = pc.binary_join_element_wise(owner, problem, ": ")
     other = pc.match_substring(problem, NOT_OPENED)
     images.refuse("picture of a format that is not opened", other, shown)
