@@ -167,11 +167,11 @@ def _cleaned(name: str, table: pa.Table) -> pa.Table:
 
 def _shown_by(image_id: pa.ChunkedArray, *owners: Sieve) -> pa.ChunkedArray:
     """For each picture the shop's id of the first item, or else query, that shows it; its own where none does."""
+    shown_by = image_id
     for one in reversed(owners):
-        pictures, ids = one.column("image_id"), one.column("external_id")
-        place = pc.index_in(image_id, value_set=pictures, skip_nulls=True)
-        image_id = pc.coalesce(ids.take(place), image_id)
-    return image_id
+        place = pc.index_in(image_id, value_set=one.column("image_id"), skip_nulls=True)
+        shown_by = pc.coalesce(one.column("external_id").take(place), shown_by)
+    return shown_by
 
 
 def _check_images(images: Sieve, owner: pa.ChunkedArray) -> None:
