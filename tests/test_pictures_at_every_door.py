@@ -8,10 +8,12 @@ import zlib
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from fake_shop import picture
 from PIL import Image
 
+from dataset.checks import _shown_by
 from dataset.contracts import DataError
 from dataset.importers import import_path
 from dataset.pictures import FORMATS, MEDIA_TYPES, decoded, inspect_picture, media_type, shrink
@@ -173,3 +175,14 @@ def test_a_folder_of_pictures_that_are_not_opened_is_refused_by_its_items(tmp_pa
         (tmp_path / f"p/A{number}.jpg").write_bytes(f"broken {number}".encode())
     with pytest.raises(DataError, match=r"images: .*broken or too large picture A\d: "):
         import_path(tmp_path, tmp_path / "other")
+
+
+def test_a_refused_picture_is_named_by_the_first_item_that_shows_it_or_else_by_the_query():
+    def shown(*rows):
+        ids, pictures = zip(*rows, strict=True)
+        return SimpleNamespace(column=pa.table({"external_id": ids, "image_id": pictures}).column)
+
+    items = shown(("A1", "p1"), ("A2", None), ("A3", "p2"), ("A4", "p1"))
+    queries = shown(("Q1", "p1"), ("Q2", "p3"))
+    pictures = pa.chunked_array([["p1", "p2", "p3"], ["p4", None]])
+    assert _shown_by(pictures, items, queries).to_pylist() == ["A1", "A3", "Q2", "p4", None]
